@@ -1,0 +1,80 @@
+"""The one error tree: everything distcam raises on purpose is a `DistcamError`.
+
+A message says what was expected, what came, and what to do about it. The command line prints it as one line and exits
+with status 2; a traceback is a bug.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CorruptGalleryError",
+    "DistcamError",
+    "FingerprintMismatchError",
+    "GalleryError",
+    "GalleryExistsError",
+    "GalleryLockedError",
+    "ImageError",
+    "InputError",
+    "MissingExtraError",
+    "NotAGalleryError",
+    "ShapeError",
+    "WeightsError",
+]
+
+
+class DistcamError(Exception):
+    """Root of everything distcam raises on purpose."""
+
+
+class InputError(DistcamError, ValueError):
+    """An argument, option, or listing that cannot be used as it is."""
+
+
+class ShapeError(InputError):
+    """A tensor or array whose shape is not the documented one; the message holds both."""
+
+
+class ImageError(DistcamError, ValueError):
+    """A file that is not a usable image.
+
+    Attributes:
+        path: the file, or `"<bytes>"`.
+        reason: why it was refused, without the path; this is what skip reports list.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+
+class WeightsError(DistcamError, ValueError):
+    """A weights file or checkpoint that cannot be loaded safely, fits another model, or cannot be downloaded."""
+
+
+class FingerprintMismatchError(DistcamError, ValueError):
+    """An encoder other than the one that built the gallery; the message holds both fingerprints."""
+
+
+class GalleryError(DistcamError):
+    """A gallery directory that cannot serve the request."""
+
+
+class NotAGalleryError(GalleryError, FileNotFoundError):
+    """The path holds no gallery."""
+
+
+class GalleryExistsError(GalleryError, FileExistsError):
+    """The output path is already taken."""
+
+
+class GalleryLockedError(GalleryError):
+    """Another process is writing to the gallery."""
+
+
+class CorruptGalleryError(GalleryError):
+    """A file of the gallery is missing, damaged, or holds what no gallery may hold; the message names the file."""
+
+
+class MissingExtraError(DistcamError, ImportError):
+    """An optional dependency is not installed; the message holds the `pip install` line."""
