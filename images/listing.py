@@ -1,0 +1,418 @@
+"""Which images there are: folders, glob patterns, CSV tables and lists of files behind one kind of listing.
+
+A listing is a recipe, not a list: every pass walks the folder or reads the table again, one record at a time, in the
+same order, so that a tree of millions of images costs little more memory than the names in its largest folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from ..errors import InputError
+from .loading import IMAGE_SUFFIXES
+
+__all__ = ["ImageRecord", "Listing", "list_images"]
+
+_NO_COLUMNS: Mapping[str, str] = {}  # one for all records; not a MappingProxyType, which cannot be pickled
+_WILDCARDS = frozenset("*?[")
+_Report = Callable[[str, str], None]  # path, reason
+
+
+class ImageRecord(NamedTuple):
+    """One line of a listing.
+
+    Attributes:
+        path: relative to the listing's root and with forward slashes where the file lies under the root, else absolute.
+        label: its class, or None.
+        columns: the other columns of a CSV listing, as the strings they are.
+    """
+
+    path: str
+    label: str | None = None
+    columns: Mapping[str, str] = _NO_COLUMNS
+
+
+class _Source(Protocol):
+    @property
+    def root(self) -> Path: ...
+    @property
+    def column_names(self) -> tuple[str, ...]: ...
+    def scan(self, report: _Report) -> Iterator[ImageRecord]: ...
+
+
+class Listing:
+    """The images of a folder, pattern, table or list, with labels: iterable any number of times, in the same order.
+
+    `len()` and `problems` make one full pass of their own, once; iterating does not wait for it. What changes on disk
+    between two passes changes the listing. Listings can be pickled, so data loaders' workers may hold one.
+
+    Attributes:
+        root: the absolute folder that record paths are relative to.
+        column_names: the columns of a CSV listing besides `path` and `label`, in the file's order; else empty.
+    """
+
+    def __init__(self, source: _Source, labels: _Labels) -> None:
+        self._source = source
+        self._labels = labels
+        self.root = source.root
+        self.column_names = source.column_names
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        return self._scan(lambda _path, _reason: None)
+
+    def __len__(self) -> int:
+        return self._survey[0]
+
+    def __repr__(self) -> str:
+        return f"Listing({str(self.root)!r}, labels={self._labels.kind!r})"
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What a folder walk left out and why, one printable line each: unreadable folders, broken links, odd names."""
+        return self._survey[1]
+
+    @cached_property
+    def has_labels(self) -> bool:
+        """True if at least one image has a label; looks no further than the first such image."""
+        return any(record.label is not None for record in self)
+
+    def file(self, record: ImageRecord) -> Path:
+        """Where the image of a record lies."""
+        return self.root / record.path
+
+    def _scan(self, report: _Report) -> Iterator[ImageRecord]:
+        for record in self._source.scan(report):
+            label = self._labels.of(record)
+            yield record if label == record.label else record._replace(label=label)
+
+    @cached_property
+    def _survey(self) -> tuple[int, tuple[str, ...]]:
+        problems: list[str] = []
+        count = sum(1 for _ in self._scan(lambda path, reason: problems.append(f"{_printable(path)}: {reason}")))
+        return count, tuple(problems)
+
+
+def list_images(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    labels: str | os.PathLike[str] | None = None,
+) -> Listing:
+    r"""A listing of images, which are looked up but not opened; at least one.
+
+    `source` is one of:
+
+    - a **folder**, walked with all its sub-folders in the order of the sorted paths. Files count as images by suffix
+      (`IMAGE_SUFFIXES`, any case). Hidden files and folders are skipped. A folder that can be reached twice, through
+      symbolic links or otherwise, is listed under the first path only, so links cannot loop. Sub-folders that cannot be
+      read, broken links, and names that are not UTF-8 are left out and listed in `Listing.problems`.
+    - a **glob pattern** such as `photos/**/*.jpg`, matched while walking the folder before the first wildcard under the
+      same rules; a suffix that the pattern spells out is taken as it is. A path that exists is never read as a pattern.
+    - a **CSV file** (UTF-8, commas, header) with a column `path`, and perhaps `label`; paths are relative to the file's
+      folder, may be absolute, and may lead out of it. Columns of Open Metric Learning's tables are just columns.
+    - **one image file** or a **sequence of files**, relative to the current folder. Neither the files of a sequence nor
+      those of a table are looked up: what is missing fails when it is read.
+
+    `labels` is one of:
+
+    - `"folder"`: the name of the first sub-folder under the root, none for images at the top. The default for folders
+      and patterns.
+    - `"none"`: no labels.
+    - a CSV file with the columns `path` and `label`; its paths are relative to the listing's root or to its own folder.
+    - left out: see above for folders; the column `label` for a CSV; no labels for files.
+
+    Raises:
+        InputError: the source does not exist or holds no image; a table is no UTF-8, lacks `path`, has a malformed line
+            or names a file twice; or `labels` fits no image at all.
+    """
+    resolved = _resolve(source)
+    listing = Listing(resolved, _labels(resolved, labels))
+    first = next(iter(listing), None)
+    if first is None:
+        raise InputError(_nothing_found(source, listing))
+    if listing._labels.table is not None and not listing.has_labels:
+        known = next(iter(listing._labels.table), "no labelled path")
+        raise InputError(f"{labels}: expected paths such as {first.path!r}; got {known!r}, and no image has a label")
+    return listing
+
+
+def _resolve(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> _Source:
+    if not isinstance(source, (str, os.PathLike)):
+        return _Files(Path.cwd(), tuple(os.fspath(path) for path in source))
+    text = os.fspath(source)
+    path = Path(os.path.abspath(text))  # noqa: PTH100  (no resolve(): names of links stay as the user gave them)
+    if path.is_dir() and text:
+        return _Folder(path)
+    if path.is_file():
+        return _Table.read(path) if path.suffix.lower() == ".csv" else _Files(Path.cwd(), (text,))
+    if _WILDCARDS.isdisjoint(text):
+        raise InputError(f"expected a folder, image, CSV file or pattern; nothing is at {text!r} (in {Path.cwd()})")
+    parts = path.parts
+    fixed = next(i for i, part in enumerate(parts) if not _WILDCARDS.isdisjoint(part))
+    root = Path(*parts[:fixed])
+    if not root.is_dir():
+        raise InputError(f"expected a folder before the first wildcard of {text!r}; got {str(root)!r}, which is none")
+    return _Folder(root, parts[fixed:])
+
+
+def _nothing_found(source: object, listing: Listing) -> str:
+    if isinstance(listing._source, _Folder):
+        what = f"no image in {source}; looked for the suffixes {' '.join(sorted(IMAGE_SUFFIXES))} in any case"
+    else:
+        what = f"no image in {source}: it is empty"
+    return "; ".join([what, *listing.problems[:3]])
+
+
+# --- folders and patterns ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder tree, or with `pattern` those files of it whose path matches, segment by segment."""
+
+    root: Path
+    pattern: tuple[str, ...] = ("**",)
+    column_names: tuple[str, ...] = ()
+
+    def scan(self, report: _Report) -> Iterator[ImageRecord]:
+        suffix = Path(self.pattern[-1]).suffix
+        takes_any_suffix = bool(suffix) and _WILDCARDS.isdisjoint(suffix)
+        seen: dict[tuple[int, int], str] = {}
+        pending = [""]  # folders relative to the root, each ending in a slash; the next one last
+        while pending:
+            place = pending.pop()
+            if place.endswith("/") or not place:
+                names = self._entries(place, seen, report, takes_any_suffix)
+                pending.extend(place + name for name in reversed(names))
+            elif self.pattern == ("**",) or _matches(place.split("/"), self.pattern):
+                yield ImageRecord(place)
+
+    def _entries(
+        self, place: str, seen: dict[tuple[int, int], str], report: _Report, takes_any_suffix: bool
+    ) -> list[str]:
+        """The visible images and sub-folders (ending in a slash) of a folder, sorted so that whole paths are sorted."""
+        names: list[str] = []
+        try:
+            status = os.stat(self.root / place)  # noqa: PTH116  (one call, no object)
+            if (first := seen.setdefault((status.st_dev, status.st_ino), place)) != place:
+                report(place, f"the same folder as {_printable(first) or 'the root'}, listed once")
+                return []
+            with os.scandir(self.root / place) as entries:
+                for entry in entries:
+                    try:
+                        if name := self._name(entry, place, report, takes_any_suffix):
+                            names.append(name)
+                    except OSError as error:  # such as a link to itself
+                        report(place + entry.name, f"cannot be looked up: {error.strerror}")
+        except OSError as error:
+            report(place or ".", f"folder cannot be read: {error.strerror}")
+        names.sort()
+        return names
+
+    def _name(self, entry: os.DirEntry[str], place: str, report: _Report, takes_any_suffix: bool) -> str | None:
+        name = entry.name
+        is_image = takes_any_suffix or os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  (speed)
+        if name.startswith("."):
+            return None
+        if entry.is_dir():
+            result = name + "/" if _may_contain([*place.split("/")[:-1], name], self.pattern) else None
+        else:
+            result = name if is_image else None
+        if result is None:
+            return None
+        if not _is_utf8(name):
+            report(place + name, "the name is not UTF-8, which galleries store; rename it")
+            return None
+        if result is name and not entry.is_file():
+            report(place + name, "a broken link" if entry.is_symlink() else "not a regular file")
+            return None
+        return result
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """True if path segments match a pattern's, where `**` stands for any number of segments, also none."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[skipped:], pattern[1:]) for skipped in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _may_contain(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """True if a folder can hold matching files, so that `photos/*.jpg` does not walk all of `photos`."""
+    for part, expected in zip(parts, pattern, strict=False):
+        if expected == "**":
+            return True
+        if not fnmatchcase(part, expected):
+            return False
+    return len(parts) < len(pattern)
+
+
+# --- tables and lists -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Files named one by one."""
+
+    root: Path
+    paths: tuple[str, ...]
+    column_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: dict[str, int] = {}
+        for number, path in enumerate(self.paths, 1):
+            if (first := seen.setdefault(_under(self.root, path), number)) != number:
+                raise InputError(f"expected every file once; got {_printable(path)!r} as number {first} and {number}")
+
+    def scan(self, report: _Report) -> Iterator[ImageRecord]:
+        for path in self.paths:
+            if _is_utf8(path):
+                yield ImageRecord(_under(self.root, path))
+            else:
+                report(path, "the name is not UTF-8, which galleries store; rename it")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A CSV file with a column `path`; checked from end to end by `read`, streamed by `scan`."""
+
+    table: Path
+    column_names: tuple[str, ...]
+
+    @property
+    def root(self) -> Path:
+        return self.table.parent
+
+    @classmethod
+    def read(cls, table: Path) -> _Table:
+        lines: dict[str, int] = {}
+        names: tuple[str, ...] = ()
+        for line, row in _rows(table):
+            names = tuple(row)
+            path = _under(table.parent, row["path"])
+            if (first := lines.setdefault(path, line)) != line:
+                raise InputError(f"{table}: expected every path once; got {path!r} in lines {first} and {line}")
+        return cls(table, tuple(name for name in names if name not in ("path", "label")))
+
+    def scan(self, report: _Report) -> Iterator[ImageRecord]:  # noqa: ARG002  (a table is right or refused)
+        for _, row in _rows(self.table):
+            path, label = row.pop("path"), row.pop("label", None)
+            yield ImageRecord(_under(self.root, path), label or None, row)
+
+
+def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells by column of every line of a CSV file; blank lines are skipped."""
+    line = 1
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            _check_header(header, table)
+            for cells in reader:
+                line = reader.line_num
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    raise InputError(f"{table} line {line}: expected {len(header)} cells; got {len(cells)}")
+                row = dict(zip(header, cells, strict=True))
+                if not row["path"]:
+                    raise InputError(f"{table} line {line}: expected a path; got an empty cell")
+                yield line, row
+    except UnicodeDecodeError:
+        line = _bad_line(table)
+        raise InputError(f"{table} line {line}: expected UTF-8; save the table with that encoding") from None
+    except csv.Error as error:
+        raise InputError(f"{table} line {line + 1} or after: expected comma-separated values; {error}") from None
+    except OSError as error:
+        raise InputError(f"{table}: cannot be read: {error.strerror}") from error
+
+
+def _check_header(header: list[str], table: Path) -> None:
+    if "path" not in header:
+        nearest = get_close_matches("path", header, n=1, cutoff=0.5)
+        hint = f"; rename {nearest[0]!r}, if that is it" if nearest else ""
+        if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
+            hint = "; separate the columns by commas"
+        raise InputError(f"{table} line 1: expected a column 'path'; got {', '.join(map(repr, header))}{hint}")
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise InputError(f"{table} line 1: expected every column once; got {twice!r} twice")
+
+
+def _bad_line(table: Path) -> int:
+    with table.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 1  # the file has changed meanwhile
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Where labels come from: `kind` is "folder", "none", "column", or the file that `table` was read from."""
+
+    kind: str
+    table: Mapping[str, str] | None = None
+    prefix: str = ""  # from the table's folder to the listing's root
+
+    def of(self, record: ImageRecord) -> str | None:
+        if self.table is not None:
+            return self.table.get(record.path) or self.table.get(os.path.normpath(f"{self.prefix}/{record.path}"))
+        if self.kind == "folder":
+            folder, slash, _ = record.path.partition("/")
+            return folder if slash and folder not in ("", "..") else None
+        return record.label if self.kind == "column" else None
+
+
+def _labels(source: _Source, labels: str | os.PathLike[str] | None) -> _Labels:
+    if labels is None:
+        return _Labels("folder" if isinstance(source, _Folder) else "column")
+    text = os.fspath(labels)
+    if text in ("folder", "none"):
+        return _Labels(text)
+    file = Path(text)
+    if not file.is_file():
+        raise InputError(f"expected labels to be 'folder', 'none', or a CSV file; got {text!r}, where no file is")
+    table: dict[str, str] = {}
+    for _, row in _rows(file):
+        if "label" not in row:
+            raise InputError(f"{file} line 1: expected the columns 'path' and 'label'; got {', '.join(row)}")
+        if row["label"]:
+            table[os.path.normpath(row["path"])] = row["label"]
+    return _Labels(text, table, os.path.relpath(source.root, file.parent))
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+
+def _under(root: Path, path: str) -> str:
+    """The path relative to the root with forward slashes where it lies under it, else absolute; `..` is worked out."""
+    absolute = Path(os.path.normpath(root / path))
+    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else absolute.as_posix()
+
+
+def _is_utf8(name: str) -> bool:
+    """False if the name holds bytes that Python had to smuggle in as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(path: str) -> str:
+    """The path on one line and in UTF-8, with everything else escaped."""
+    return path.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
