@@ -1,0 +1,328 @@
+"""Who is on which image, and which gallery entries count: the part of a re-identification score that is a decision.
+
+The same distances give a mAP that differs by eight points between protocols that are all called "the Market protocol".
+So every decision is a field of `Protocol`, has a name, is checked against the labels, and travels with the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import InputError, ShapeError
+
+__all__ = ["Labels", "Matching", "Protocol"]
+
+SameCamera = Literal["drop_matches", "drop_all", "keep"]
+DistractorPolicy = Literal["wrong", "ignore"]
+NoMatch = Literal["skip", "zero", "refuse"]
+MissingCamera = Literal["refuse", "distinct"]
+FalseAlarms = Literal["left_out", "unmated"]
+Identity = int | str
+MISSING = -1
+"""Code of an unknown camera, here and in integer labels; in text labels it is the empty string."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The decisions behind a re-identification score; the default is the rule of the Market-1501 evaluation.
+
+    Attributes:
+        same_camera: `"drop_matches"` ignores gallery images of the query's identity from the query's camera (the usual
+            rule); `"drop_all"` ignores every gallery image from the query's camera; `"keep"` ignores none.
+        junk: identities that are no identity: their gallery images are neither right nor wrong, they are not there.
+        distractors: identities of which two images are not the same one, such as Market's 0. They are never a match.
+        distractor_policy: distractors count as `"wrong"` answers, or are `"ignore"`d like junk.
+        no_match: a query without any match left in the gallery is left out of CMC, mAP and mINP (`"skip"`), scores
+            nothing in them (`"zero"`), or is an error (`"refuse"`).
+        missing_camera: an image without a camera is an error (`"refuse"`) or shares its camera with no other image
+            (`"distinct"`). With `same_camera="keep"` no camera is needed.
+        false_alarms: the probes whose alarm is false, for DIR@FAR: every query with its own identity taken out of the
+            gallery (`"left_out"`), or only the queries without a match (`"unmated"`).
+
+    >>> Protocol(junk=(-1,), distractors=(0,)).same_camera
+    'drop_matches'
+    """
+
+    same_camera: SameCamera = "drop_matches"
+    junk: tuple[Identity, ...] = (-1,)
+    distractors: tuple[Identity, ...] = ()
+    distractor_policy: DistractorPolicy = "wrong"
+    no_match: NoMatch = "skip"
+    missing_camera: MissingCamera = "refuse"
+    false_alarms: FalseAlarms = "left_out"
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "same_camera": SameCamera,
+            "distractor_policy": DistractorPolicy,
+            "no_match": NoMatch,
+            "missing_camera": MissingCamera,
+            "false_alarms": FalseAlarms,
+        }
+        for name, choices in allowed.items():
+            if getattr(self, name) not in get_args(choices):
+                raise InputError(f"{name} must be one of {get_args(choices)}, got {getattr(self, name)!r}")
+        for name in ("junk", "distractors"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if both := set(map(str, self.junk)) & set(map(str, self.distractors)):
+            raise InputError(f"identities {sorted(both)} are declared both junk and distractors; choose one")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        return asdict(self) | {"junk": list(self.junk), "distractors": list(self.distractors)}
+
+    def describe(self) -> list[str]:
+        """One plain line per decision."""
+        same = {
+            "drop_matches": "gallery images of the query's identity and camera are ignored",
+            "drop_all": "every gallery image from the query's camera is ignored",
+            "keep": "kept, cameras play no part",
+        }
+        skipped = {"skip": "left out of CMC, mAP and mINP", "zero": "count as 0", "refuse": "refused"}
+        alarms = {"left_out": "every query, its identity left out", "unmated": "queries without a match"}
+        missing = {"refuse": "refused", "distinct": "a camera of its own"}
+        dropped = "ignored" if self.distractor_policy == "ignore" else "count as wrong"
+        return [
+            f"same camera: {same[self.same_camera]}",
+            f"junk: {_listed(self.junk)} ignored",
+            f"distractors: {_listed(self.distractors)} {dropped}",
+            f"queries without a match: {skipped[self.no_match]}",
+            f"missing camera: {missing[self.missing_camera]}",
+            "ties: wrong answers come first; step AP takes the precision behind the whole tie",
+            f"false alarms (DIR@FAR): {alarms[self.false_alarms]}",
+        ]
+
+
+def _listed(identities: tuple[Identity, ...]) -> str:
+    return "{" + ", ".join(map(str, identities)) + "}"
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Identity of each image, and where known its camera and its name; integers or text.
+
+    A negative integer or an empty text is an unknown camera. `images` (paths, or any unique names) matter when queries
+    and gallery share images: a query never meets its own image.
+
+    >>> len(Labels([7, 7, 9], cameras=[0, 1, 1]))
+    3
+    """
+
+    identities: ArrayLike
+    cameras: ArrayLike | None = None
+    images: ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("identities", "cameras", "images"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _label_array(value, name=name))
+        for name in ("cameras", "images"):
+            value = getattr(self, name)
+            if value is not None and len(value) != len(self):
+                raise ShapeError(f"{name}: expected {len(self)} values, one per identity, got {len(value)}")
+
+    def __len__(self) -> int:
+        return len(np.asarray(self.identities))
+
+
+def _label_array(values: ArrayLike, *, name: str) -> NDArray[Any]:
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise ShapeError(f"{name}: expected one value per image (one dimension), got shape {array.shape}")
+    if array.dtype == object and all(isinstance(value, str) for value in array):
+        array = array.astype(str)
+    if array.size and array.dtype.kind not in "iuU":
+        raise InputError(f"{name}: expected integers or text, got {array.dtype}; convert them first")
+    return array if array.size else array.astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """What each query may, must not, and should find: the protocol applied to the labels.
+
+    Columns are the gallery images in use, ordered by camera so that those of one camera are neighbours. Build it with
+    `Matching.of`; everything that can be wrong with labels is refused there.
+    """
+
+    protocol: Protocol
+    columns: NDArray[np.intp]
+    """Gallery indices in use (without junk), by camera; all other fields about the gallery follow this order."""
+    query_camera: NDArray[np.intp]
+    gallery_camera: NDArray[np.intp]
+    camera_names: list[Identity]
+    is_distractor: NDArray[np.bool_]
+    gallery_identity: NDArray[np.intp]
+    counts: dict[str, int]
+    _same_identity: _Groups
+    _same_camera: _Groups
+    _same_image: _Groups | None = None
+
+    @classmethod
+    def of(cls, query: Labels, gallery: Labels, *, protocol: Protocol) -> Matching:
+        """The matching of these labels under this protocol.
+
+        Raises:
+            InputError: no query or gallery image left, junk or a distractor among the queries, a negative identity
+                that is declared neither, identities of two kinds, or a missing camera that the protocol refuses.
+        """
+        identity, names = _codes(query.identities, gallery.identities, name="identities")
+        junk, distractor = (_declared(names, labels) for labels in (protocol.junk, protocol.distractors))
+        _refuse_undeclared(names, junk | distractor)
+        _refuse_in_queries(identity[0], names, junk=junk, distractor=distractor)
+        camera, camera_names = _camera_codes(query, gallery, protocol=protocol)
+        ignored = junk | distractor if protocol.distractor_policy == "ignore" else junk
+        columns = np.flatnonzero(~ignored[identity[1]])
+        if not len(query) or not columns.size:
+            raise InputError(f"nothing to compare: {len(query)} queries, {columns.size} gallery images that count")
+        columns = columns[np.argsort(camera[1][columns], kind="stable")]
+        kept_identity, kept_camera = identity[1][columns], camera[1][columns]
+        is_distractor = distractor[kept_identity]
+        asked = np.isin(kept_identity, identity[0])
+        images = _same_image(query, gallery, columns)
+        return cls(
+            protocol=protocol,
+            columns=columns,
+            query_camera=camera[0],
+            gallery_camera=kept_camera,
+            camera_names=camera_names,
+            is_distractor=is_distractor,
+            gallery_identity=kept_identity,
+            counts={
+                "queries": len(query),
+                "gallery": len(gallery),
+                "gallery_junk": int(junk[identity[1]].sum()),
+                "gallery_distractors": int(distractor[identity[1]].sum()),
+                "gallery_without_query": int((~asked & ~is_distractor).sum()),
+                "gallery_used": int(columns.size),
+                "cameras": len(camera_names),
+                "missing_cameras": int((camera[0] == MISSING).sum() + (camera[1] == MISSING).sum()),
+            },
+            _same_identity=_Groups.of(identity[0], kept_identity),
+            _same_camera=_Groups.of(camera[0], kept_camera),
+            _same_image=images,
+        )
+
+    def relations(self, query: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Columns that are right answers to this query, and columns it must not meet; all others are wrong answers."""
+        same = self._same_identity[query]
+        camera = self.query_camera[query]
+        own_camera = (self.gallery_camera[same] == camera) & (camera != MISSING)
+        rule = self.protocol.same_camera
+        if rule == "keep" or camera == MISSING:
+            matches, ignored = same, same[:0]
+        else:
+            matches = same[~own_camera]
+            ignored = same[own_camera] if rule == "drop_matches" else self._same_camera[query]
+        if self._same_image is None:
+            return matches, ignored
+        itself = self._same_image[query]
+        return np.setdiff1d(matches, itself), np.union1d(ignored, itself)
+
+    def camera_slice(self, camera: int) -> slice:
+        """The columns of one camera."""
+        start, stop = np.searchsorted(self.gallery_camera, [camera, camera + 1])
+        return slice(int(start), int(stop))
+
+
+@dataclass(frozen=True, eq=False)
+class _Groups:
+    """For each query, the ascending columns that share its code."""
+
+    order: NDArray[np.intp]
+    start: NDArray[np.intp]
+    stop: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, query: NDArray[np.intp], gallery: NDArray[np.intp]) -> _Groups:
+        order = np.argsort(gallery, kind="stable")
+        ordered = gallery[order]
+        return cls(order, np.searchsorted(ordered, query, "left"), np.searchsorted(ordered, query, "right"))
+
+    def __getitem__(self, query: int) -> NDArray[np.intp]:
+        return self.order[self.start[query] : self.stop[query]]
+
+
+def _codes(
+    query: ArrayLike, gallery: ArrayLike, *, name: str
+) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], NDArray[Any]]:
+    """Integer codes of both sides over one list of names."""
+    first, second = np.asarray(query), np.asarray(gallery)
+    kinds = {"text" if side.dtype.kind == "U" else "integers" for side in (first, second) if side.size}
+    if len(kinds) > 1:
+        raise InputError(f"{name}: queries and gallery must both be integers or both text, got one of each")
+    if not first.size or not second.size:
+        raise InputError(f"nothing to compare: {first.size} queries, {second.size} gallery images")
+    names, codes = np.unique(np.concatenate([first, second]), return_inverse=True)
+    return (codes[: first.size], codes[first.size :]), names
+
+
+def _declared(names: NDArray[Any], identities: Sequence[Identity]) -> NDArray[np.bool_]:
+    """Which names are among these identities; text labels hold the same identities as text."""
+    return np.isin(names.astype(str), [str(identity) for identity in identities])
+
+
+def _refuse_undeclared(names: NDArray[Any], declared: NDArray[np.bool_]) -> None:
+    if names.dtype.kind == "U":
+        return
+    strange = names[(names < 0) & ~declared]
+    if strange.size:
+        raise InputError(
+            f"identity {strange[0]} is negative: declare it in the protocol, as junk (ignored) or distractor (wrong)"
+        )
+
+
+def _refuse_in_queries(
+    query: NDArray[np.intp], names: NDArray[Any], *, junk: NDArray[np.bool_], distractor: NDArray[np.bool_]
+) -> None:
+    for kind, declared in (("junk", junk), ("a distractor", distractor)):
+        bad = np.flatnonzero(declared[query])
+        if bad.size:
+            raise InputError(
+                f"query {bad[0]} has identity {names[query[bad[0]]]}, which the protocol declares {kind}: "
+                f"take {bad.size} such queries out, or change the protocol"
+            )
+
+
+def _camera_codes(
+    query: Labels, gallery: Labels, *, protocol: Protocol
+) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], list[Identity]]:
+    """Camera codes of both sides, `MISSING` where unknown, and the cameras' names."""
+    sides = []
+    for side, labels in (("query", query), ("gallery", gallery)):
+        cameras = None if labels.cameras is None else np.asarray(labels.cameras)
+        missing = np.ones(len(labels), bool) if cameras is None else _is_missing(cameras)
+        if missing.any() and protocol.missing_camera == "refuse" and protocol.same_camera != "keep":
+            raise InputError(
+                f"{int(missing.sum())} of {len(labels)} {side} images have no camera: give cameras, or choose a "
+                "protocol with missing_camera='distinct' or same_camera='keep'"
+            )
+        sides.append((cameras, missing))
+    known = [cameras[~missing] for cameras, missing in sides if cameras is not None and not missing.all()]
+    if len({array.dtype.kind == "U" for array in known}) > 1:
+        raise InputError("cameras: queries and gallery must both be integers or both text, got one of each")
+    names = np.unique(np.concatenate(known)) if known else np.empty(0, np.int64)
+    codes = []
+    for cameras, missing in sides:
+        code = np.full(missing.size, MISSING, np.intp)
+        if cameras is not None:
+            code[~missing] = np.searchsorted(names, cameras[~missing])
+        codes.append(code)
+    return (codes[0], codes[1]), names.tolist()
+
+
+def _is_missing(cameras: NDArray[Any]) -> NDArray[np.bool_]:
+    missing: NDArray[np.bool_] = cameras == "" if cameras.dtype.kind == "U" else cameras < 0
+    return missing
+
+
+def _same_image(query: Labels, gallery: Labels, columns: NDArray[np.intp]) -> _Groups | None:
+    if query.images is None or gallery.images is None:
+        return None
+    (first, second), _ = _codes(query.images, gallery.images, name="images")
+    return _Groups.of(first, second[columns])

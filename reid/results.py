@@ -1,0 +1,193 @@
+"""The result of a re-identification evaluation: numbers that never travel without the protocol behind them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .policies import Identity, Protocol
+from .verification import Identification, OperatingPoint, Verification
+
+__all__ = ["CameraPair", "Evaluation", "QueryResults"]
+
+_SHOWN_RANKS = (1, 5, 10, 20)
+
+
+@dataclass(frozen=True)
+class CameraPair:
+    """Queries from one camera against the gallery images of one camera only.
+
+    Attributes:
+        query_camera, gallery_camera: the cameras.
+        n_queries: queries with a match from that gallery camera; the means below are over these.
+        rank_1, map_step: as in `Evaluation`, in [0, 1].
+    """
+
+    query_camera: Identity
+    gallery_camera: Identity
+    n_queries: int
+    rank_1: float
+    map_step: float
+
+
+@dataclass(frozen=True, eq=False)
+class QueryResults:
+    """One value per query, in the order given; where a query has no match: 0, and NaN for `match_distance`.
+
+    Attributes:
+        n_matches: matches left in the gallery.
+        first_rank: rank of the first match.
+        ap_step, ap_trapezoid, inverse_penalty: see `RankStatistics`.
+        match_distance: distance of the nearest match.
+        wrong_distance: distance of the nearest wrong answer, NaN if there is none.
+    """
+
+    n_matches: NDArray[np.intp]
+    first_rank: NDArray[np.intp]
+    ap_step: NDArray[np.float64]
+    ap_trapezoid: NDArray[np.float64]
+    inverse_penalty: NDArray[np.float64]
+    match_distance: NDArray[np.float64]
+    wrong_distance: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What one evaluation found, and under which protocol; all rates in [0, 1].
+
+    `print` it for a table, `to_dict` it for JSON. There is no bare "mAP": `map_step` is what most papers report since
+    2018, `map_trapezoid` what the original Market-1501 code reports, up to 2.7 points lower on the same distances.
+
+    Attributes:
+        protocol: the decisions.
+        metric: which distance was ranked by.
+        counts: how many queries, gallery images, junk, distractors, pairs ignored, …
+        cmc: chance that a match is within the first 1, 2, … answers; never decreases.
+        map_step, map_trapezoid: mean average precision, two definitions.
+        minp: mean inverse negative penalty: how early the last match comes.
+        single_gallery_shot: expected CMC when each identity shows one random image (None unless asked for).
+        camera_pairs: rank-1 and mAP for each query and gallery camera.
+        verification: ROC, TAR@FAR, equal error rate (None without both kinds of pairs).
+        identification: DIR@FAR (None without probes of both kinds).
+        per_query: the values behind the means.
+    """
+
+    protocol: Protocol
+    metric: str
+    counts: dict[str, int]
+    cmc: NDArray[np.float64]
+    map_step: float
+    map_trapezoid: float
+    minp: float
+    single_gallery_shot: NDArray[np.float64] | None
+    camera_pairs: tuple[CameraPair, ...]
+    verification: Verification | None
+    identification: Identification | None
+    per_query: QueryResults = field(repr=False)
+
+    def __post_init__(self) -> None:
+        for part in (self, self.per_query, self.verification):
+            for name in () if part is None else (one.name for one in fields(part)):
+                if isinstance(value := getattr(part, name), np.ndarray):
+                    value.flags.writeable = False
+
+    def rank(self, k: int) -> float:
+        """CMC@k; ranks beyond those computed raise IndexError."""
+        if not 1 <= k <= self.cmc.size:
+            raise IndexError(f"CMC was computed for ranks 1 to {self.cmc.size}, asked for {k}")
+        return float(self.cmc[k - 1])
+
+    def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
+        """Everything as numbers, text, lists and dictionaries; NaN becomes None. Values per query only on request."""
+        result = {
+            "protocol": self.protocol.to_dict(),
+            "metric": self.metric,
+            "counts": dict(self.counts),
+            "cmc": self.cmc,
+            "map_step": self.map_step,
+            "map_trapezoid": self.map_trapezoid,
+            "minp": self.minp,
+            "single_gallery_shot": self.single_gallery_shot,
+            "camera_pairs": [asdict(pair) for pair in self.camera_pairs],
+            "verification": asdict(self.verification) if self.verification else None,
+            "identification": asdict(self.identification) if self.identification else None,
+        }
+        if per_query:
+            result["per_query"] = asdict(self.per_query)
+        return {name: _plain(value) for name, value in result.items()}
+
+    def __str__(self) -> str:
+        """A plain-text table: scores in percent, what was counted, and every decision."""
+        counts = self.counts
+        scores = {f"rank-{k}": self.rank(k) for k in _SHOWN_RANKS if k <= self.cmc.size}
+        scores |= {"mAP (step)": self.map_step, "mAP (trapezoid)": self.map_trapezoid, "mINP": self.minp}
+        lines = [*_table([list(scores), [_percent(value) for value in scores.values()]]), ""]
+        if self.single_gallery_shot is not None:
+            shot = [f"rank-{k} {_percent(self.single_gallery_shot[k - 1])}" for k in _SHOWN_RANKS if k <= self.cmc.size]
+            lines += ["single gallery shot (expected): " + ", ".join(shot)]
+        if self.verification:
+            verification = self.verification
+            lines += [
+                f"same or not, {verification.n_genuine} genuine and {verification.n_impostor} impostor pairs: equal "
+                f"error {_percent(verification.equal_error_rate)} at {verification.equal_error_threshold:.4g}",
+                *_point_lines("TAR", verification.operating_points),
+            ]
+        if self.identification:
+            known, unknown = self.identification.n_mated, self.identification.n_unmated
+            lines += [
+                f"who, if anyone, {known} known and {unknown} unknown probes:",
+                *_point_lines("DIR", self.identification.operating_points),
+            ]
+        lines += [*_camera_table(self.camera_pairs)]
+        lines += [
+            f"queries: {counts['queries']}, of which {counts['queries_without_match']} without a match; gallery: "
+            f"{counts['gallery_used']} of {counts['gallery']} used, {counts['gallery_junk']} junk, "
+            f"{counts['gallery_distractors']} distractors, {counts['gallery_without_query']} of other identities "
+            f"without a query; {counts['pairs_ignored']} pairs ignored; {counts['missing_cameras']} images without a "
+            "camera",
+            f"distance: {self.metric}",
+        ]
+        return "\n".join(lines + self.protocol.describe())
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _point_lines(name: str, points: tuple[OperatingPoint, ...]) -> list[str]:
+    lines = []
+    for point in points:
+        where = "no threshold is strict enough" if point.threshold is None else f"up to {point.threshold:.4g}"
+        note = "" if point.is_resolved else " (too few impostors to resolve this rate)"
+        lines.append(f"  {name}@FAR {point.target:g}: {_percent(point.true_accept_rate)} ({where}){note}")
+    return lines
+
+
+def _camera_table(pairs: tuple[CameraPair, ...]) -> list[str]:
+    """Rank-1 / mAP (step) with one row per query camera and one column per gallery camera."""
+    if not pairs:
+        return []
+    rows = list(dict.fromkeys(pair.query_camera for pair in pairs))
+    columns = sorted({pair.gallery_camera for pair in pairs}, key=lambda camera: (str(type(camera)), camera))
+    cell = {(p.query_camera, p.gallery_camera): f"{_percent(p.rank_1)}/{_percent(p.map_step)}" for p in pairs}
+    body = [[str(row), *(cell.get((row, column), "-") for column in columns)] for row in rows]
+    title = "rank-1/mAP (step), query camera by gallery camera:"
+    return [title, *_table([["", *map(str, columns)], *body])]
+
+
+def _plain(value: Any) -> Any:
+    """The same value without NumPy and without NaN."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(item) for item in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and np.isnan(value) else value

@@ -1,0 +1,237 @@
+"""Is it the same one, and from which distance on: accept and reject rates over all pairs, and over all probes.
+
+A threshold accepts distances that are at most it. Every reported rate is the exact share of pairs at its threshold:
+thresholds may be left out when there are too many distances to keep, rates are never interpolated (only the equal
+error rate lies between two thresholds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Identification", "OperatingPoint", "PairTally", "Verification", "identification"]
+
+_EXACT_PAIRS = 1 << 22
+"""Up to so many pairs every distance is a threshold; beyond, `_N_BINS` thresholds."""
+_N_BINS = 1 << 20
+_CURVE_POINTS = 512
+_HISTOGRAM_BINS = 64
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """The largest threshold at which at most `target` of the impostors are accepted.
+
+    Attributes:
+        target: the false accept rate asked for, in (0, 1].
+        threshold: accept distances up to here; None if even the smallest distance accepts too many.
+        true_accept_rate: share of the genuine that is accepted (for identification: and ranked first).
+        false_accept_rate: share of the impostors that is accepted, at most `target`.
+        is_resolved: whether there are enough impostors (1 / target) to tell the target from zero.
+    """
+
+    target: float
+    threshold: float | None
+    true_accept_rate: float
+    false_accept_rate: float
+    is_resolved: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Verification:
+    """Same or not, over all pairs of a query and a gallery image that the protocol lets meet.
+
+    Attributes:
+        n_genuine: pairs of one identity.
+        n_impostor: pairs of two identities (junk is none, distractors are).
+        equal_error_rate: where false accepts and false rejects are equally frequent, between two thresholds if need be.
+        equal_error_threshold: the observed distance next to it.
+        operating_points: TAR@FAR.
+        thresholds, true_accept_rate, false_accept_rate: the ROC, thinned for drawing, ascending.
+        histogram_edges, genuine_histogram, impostor_histogram: counts of pairs per interval of distance.
+    """
+
+    n_genuine: int
+    n_impostor: int
+    equal_error_rate: float
+    equal_error_threshold: float
+    operating_points: tuple[OperatingPoint, ...]
+    thresholds: NDArray[np.float64]
+    true_accept_rate: NDArray[np.float64]
+    false_accept_rate: NDArray[np.float64]
+    histogram_edges: NDArray[np.float64]
+    genuine_histogram: NDArray[np.int64]
+    impostor_histogram: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Identification:
+    """Who is it, if anyone: probes with a match against probes without one (open set).
+
+    Attributes:
+        n_mated: probes with a match in the gallery.
+        n_unmated: probes whose every alarm is false.
+        operating_points: DIR@FAR; a mated probe is identified when a match is first and near enough.
+    """
+
+    n_mated: int
+    n_unmated: int
+    operating_points: tuple[OperatingPoint, ...]
+
+
+class PairTally:
+    """Counts of genuine and impostor pairs by distance, collected block by block in bounded memory.
+
+    Up to four million pairs every distance is a threshold. Beyond, a million thresholds lie evenly within `bounds`;
+    bins are whole multiples of a power of two, so that no pair is on the wrong side of its threshold by rounding.
+    """
+
+    def __init__(self, n_pairs: int, *, bounds: tuple[float, float], dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        self._exact: list[list[NDArray[Any]]] | None = [[], [], []] if n_pairs <= _EXACT_PAIRS else None
+        low, high = bounds
+        self._exponent = _bin_exponent(low, high, dtype)
+        self._low = int(np.floor(np.ldexp(low, self._exponent)))
+        self._n_bins = int(np.floor(np.ldexp(high, self._exponent))) - self._low + 2  # the last: beyond the bounds
+        self._counts = np.zeros((3, 1 if self._exact is not None else self._n_bins), np.int64)
+        self._farthest = -np.inf
+
+    def add(self, everything: NDArray[Any], *, genuine: NDArray[Any], ignored: NDArray[Any]) -> None:
+        """Count a block: all its distances, and which of them belong to genuine and to ignored pairs."""
+        for kind, values in enumerate((everything.ravel(), genuine, ignored)):
+            if self._exact is not None:
+                self._exact[kind].append(values.copy())
+                continue
+            self._farthest = max(self._farthest, float(values.max(initial=-np.inf)))
+            for start in range(0, values.size, _EXACT_PAIRS):
+                self._counts[kind] += self._binned(values[start : start + _EXACT_PAIRS])
+
+    def _binned(self, values: NDArray[Any]) -> NDArray[np.intp]:
+        scaled = np.ldexp(values, self._exponent)  # exact, as is its floor
+        np.clip(np.floor(scaled, out=scaled), self._low, self._low + self._n_bins - 1, out=scaled)
+        return np.bincount(scaled.astype(np.intp) - self._low, minlength=self._n_bins)
+
+    def counts(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+        """Ascending thresholds, and the genuine and the impostor pairs between each and the one before."""
+        if self._exact is None:
+            everything, genuine, ignored = self._counts
+            thresholds = self._upper_ends()
+        else:
+            parts = [np.concatenate(kind) for kind in self._exact]
+            thresholds = np.unique(parts[0])
+            everything, genuine, ignored = (
+                np.bincount(np.searchsorted(thresholds, part), minlength=thresholds.size) for part in parts
+            )
+        impostor = everything - genuine - ignored
+        used = np.flatnonzero(genuine + impostor)
+        return thresholds[used].astype(np.float64), genuine[used], impostor[used]
+
+    def _upper_ends(self) -> NDArray[np.float64]:
+        """The largest number of each bin in the distances' own precision."""
+        edge = np.ldexp(self._low + np.arange(1.0, self._n_bins + 1), -self._exponent)
+        end = edge.astype(self._dtype)
+        below = np.nextafter(end, self._dtype.type(-np.inf))
+        ends: NDArray[np.float64] = np.where(end >= edge, below, end).astype(np.float64)
+        ends[-1] = max(self._farthest, ends[-1])
+        return ends
+
+    def finish(self, targets: Sequence[float]) -> Verification | None:
+        """The rates, or None where there are no genuine or no impostor pairs."""
+        thresholds, genuine, impostor = self.counts()
+        if not genuine.sum() or not impostor.sum():
+            return None
+        n_genuine, n_impostor = int(genuine.sum()), int(impostor.sum())
+        accepted, wrongly = np.cumsum(genuine) / n_genuine, np.cumsum(impostor) / n_impostor
+        rate, at = _equal_error(thresholds, accepted, wrongly)
+        shown = _thinned(accepted, wrongly)
+        edges = np.histogram_bin_edges(thresholds, _HISTOGRAM_BINS)
+        return Verification(
+            n_genuine=n_genuine,
+            n_impostor=n_impostor,
+            equal_error_rate=rate,
+            equal_error_threshold=at,
+            operating_points=_operating_points(thresholds, accepted, wrongly, targets=targets, n_impostor=n_impostor),
+            thresholds=thresholds[shown],
+            true_accept_rate=accepted[shown],
+            false_accept_rate=wrongly[shown],
+            histogram_edges=edges,
+            genuine_histogram=np.histogram(thresholds, edges, weights=genuine)[0].astype(np.int64),
+            impostor_histogram=np.histogram(thresholds, edges, weights=impostor)[0].astype(np.int64),
+        )
+
+
+def _bin_exponent(low: float, high: float, dtype: np.dtype[Any]) -> int:
+    """The power of two by which distances are multiplied so that whole numbers are bins.
+
+    No finer than the distances' own precision near the bounds, which keeps every product a whole number of 53 bits.
+    """
+    finest = np.finfo(dtype).nmant - int(np.frexp(max(abs(low), abs(high)))[1])
+    return min(finest, int(np.floor(np.log2(_N_BINS / (high - low))))) if high > low else finest
+
+
+def identification(
+    identified: NDArray[Any], alarms: NDArray[Any], *, n_mated: int, targets: Sequence[float]
+) -> Identification | None:
+    """DIR@FAR, or None without probes of both kinds.
+
+    Args:
+        identified: distance of the first match for those mated probes whose match ranks first.
+        alarms: distance of the nearest gallery image for each probe whose alarm is false.
+        n_mated: probes with a match, ranked first or not.
+        targets: false alarm rates.
+    """
+    if not n_mated or not alarms.size:
+        return None
+    thresholds = np.unique(np.concatenate([identified, alarms]).astype(np.float64))
+    found = np.searchsorted(np.sort(identified), thresholds, side="right") / n_mated
+    wrongly = np.searchsorted(np.sort(alarms), thresholds, side="right") / alarms.size
+    points = _operating_points(thresholds, found, wrongly, targets=targets, n_impostor=alarms.size)
+    return Identification(n_mated, int(alarms.size), points)
+
+
+def _operating_points(
+    thresholds: NDArray[np.float64],
+    accepted: NDArray[np.float64],
+    wrongly: NDArray[np.float64],
+    *,
+    targets: Sequence[float],
+    n_impostor: int,
+) -> tuple[OperatingPoint, ...]:
+    points = []
+    for target in targets:
+        last = int(np.searchsorted(wrongly, target, side="right")) - 1
+        resolved = n_impostor * target >= 1
+        if last < 0:
+            points.append(OperatingPoint(target, None, 0.0, 0.0, resolved))
+            continue
+        point = float(thresholds[last]), float(accepted[last]), float(wrongly[last])
+        points.append(OperatingPoint(target, *point, resolved))
+    return tuple(points)
+
+
+def _equal_error(
+    thresholds: NDArray[np.float64], accepted: NDArray[np.float64], wrongly: NDArray[np.float64]
+) -> tuple[float, float]:
+    """The rate where false accepts equal false rejects on the straight line between two thresholds, and a threshold."""
+    gap = wrongly - (1 - accepted)  # rises from −1, where nothing is accepted, to 1
+    after = int(np.argmax(gap >= 0))
+    before_gap, before_rate = (gap[after - 1], wrongly[after - 1]) if after else (-1.0, 0.0)
+    share = -before_gap / (gap[after] - before_gap)
+    rate = before_rate + share * (wrongly[after] - before_rate)
+    nearest = after if after == 0 or gap[after] <= -before_gap else after - 1
+    return float(rate), float(thresholds[nearest])
+
+
+def _thinned(accepted: NDArray[np.float64], wrongly: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Indices of about a thousand points at most: evenly in false accepts, and in their logarithm."""
+    if accepted.size <= _CURVE_POINTS:
+        return np.arange(accepted.size)
+    low = wrongly[wrongly > 0][0]
+    grid = np.concatenate([np.linspace(0, 1, _CURVE_POINTS), np.geomspace(low, 1, _CURVE_POINTS)])
+    picked = np.searchsorted(wrongly, grid, side="right") - 1
+    return np.unique(np.clip(picked, 0, accepted.size - 1))
