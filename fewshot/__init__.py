@@ -1,0 +1,40 @@
+"""Few-shot evaluation on cached features: stored episodes, batched classifiers, honest intervals, and a map per answer.
+
+episodes = sample_episodes(labels, n_way=5, n_shot=1, names=paths, seed=0)
+result = evaluate(features, episodes, Prototypes("cosine"))
+print(result.table())
+"""
+
+from __future__ import annotations
+
+from .classifiers import BDCSPN, Classifier, NearestNeighbour, Prototypes, simple_shot
+from .episodes import EpisodeManifest
+from .evaluation import Comparison, EpisodeResult, compare, evaluate
+from .explanation import DecisionMap, decision_map, episode_maps
+from .sampling import sample_episodes
+from .statistics import Interval, Intervals, required_episodes
+from .transforms import Centre, FeatureTransform, L2Normalise, PowerTransform
+
+__all__ = [
+    "BDCSPN",
+    "Centre",
+    "Classifier",
+    "Comparison",
+    "DecisionMap",
+    "EpisodeManifest",
+    "EpisodeResult",
+    "FeatureTransform",
+    "Interval",
+    "Intervals",
+    "L2Normalise",
+    "NearestNeighbour",
+    "PowerTransform",
+    "Prototypes",
+    "compare",
+    "decision_map",
+    "episode_maps",
+    "evaluate",
+    "required_episodes",
+    "sample_episodes",
+    "simple_shot",
+]

@@ -1,0 +1,241 @@
+"""Few-shot classifiers on pooled vectors, many episodes at a time.
+
+Each is a frozen recipe with two steps: `prepare` runs once on the whole bank, `logits` takes the prepared support and
+queries of b episodes. The largest logit wins. `is_transductive` says whether an answer may depend on the other queries,
+or on test data in any other way; every output carries it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..errors import InputError, ShapeError
+from .transforms import Centre, FeatureTransform, L2Normalise
+
+__all__ = ["BDCSPN", "Classifier", "NearestNeighbour", "Prototypes", "simple_shot"]
+
+Metric = Literal["l2", "cosine"]
+
+
+class Classifier(Protocol):
+    """What `evaluate` needs."""
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+
+    @property
+    def is_transductive(self) -> bool:
+        """Whether an answer may depend on other queries or other test data."""
+
+    def prepare(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """The bank as `logits` wants its rows."""
+
+    def logits(self, support: Float[Tensor, "b n k d"], query: Float[Tensor, "b m d"]) -> Float[Tensor, "b m n"]:
+        """One number per query and way for b episodes; the largest wins."""
+
+    def describe(self) -> dict[str, Any]:
+        """Name, settings and setting (inductive or transductive), JSON-able."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Recipe:
+    """What the classifiers share: a name, the steps before, the flag, and the description."""
+
+    transforms: tuple[FeatureTransform, ...] = ()
+    name: str = ""
+
+    @property
+    def is_transductive(self) -> bool:
+        """Whether an answer may depend on other queries or other test data."""
+        return any(transform.is_transductive for transform in self.transforms)
+
+    def prepare(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """The bank after the transforms."""
+        for transform in self.transforms:
+            features = transform(features)
+        return features
+
+    def describe(self) -> dict[str, Any]:
+        """Name, settings and setting (inductive or transductive), JSON-able."""
+        return {
+            "name": self.name,
+            **_settings(self),
+            "transforms": [{"name": type(step).__name__, **_settings(step)} for step in self.transforms],
+            "setting": "transductive" if self.is_transductive else "inductive",
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _ByMetric(_Recipe):
+    """A classifier that compares by squared Euclidean distance (`l2`) or by cosine."""
+
+    metric: Metric = "l2"
+
+    def __post_init__(self) -> None:
+        if self.metric not in ("l2", "cosine"):
+            raise InputError(f"metric must be 'l2' or 'cosine', got {self.metric!r}")
+        object.__setattr__(self, "name", self.name or f"{type(self).__name__.lower()}-{self.metric}")
+
+    def prepare(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """The bank after the transforms; for `l2` moved to its mean, which no distance notices but rounding does."""
+        features = super().prepare(features)
+        return features - features.mean(0) if self.metric == "l2" else features
+
+
+@dataclass(frozen=True, eq=False)
+class Prototypes(_ByMetric):
+    """Nearest class mean.
+
+    With `l2` a logit is 2 q·p − ‖p‖² = −‖q − p‖² + ‖q‖²: the negative squared distance up to a term that all ways of a
+    query share, so order, margins and softmax are those of −‖q − p‖². With `cosine` it is cos(q, p), where p is the
+    mean of the support as it is, not of unit vectors.
+
+    Source: Snell et al. 2017, arXiv:1703.05175, Eq. 1–2.
+    """
+
+    def prototypes(self, support: Float[Tensor, "b n k d"]) -> Float[Tensor, "b n d"]:
+        """The mean of each way's support."""
+        return support.mean(2)
+
+    def logits(self, support: Float[Tensor, "b n k d"], query: Float[Tensor, "b m d"]) -> Float[Tensor, "b m n"]:
+        """Closeness of each query to each prototype."""
+        _check_shapes(support, query)
+        return _closeness(query, self.prototypes(support), self.metric)
+
+
+@dataclass(frozen=True, eq=False)
+class NearestNeighbour(_ByMetric):
+    """The class of the single nearest support image; with one shot the same answer as `Prototypes`.
+
+    A logit is the closeness of the nearest of the way's K support images, in the units of `Prototypes`.
+    """
+
+    def logits(self, support: Float[Tensor, "b n k d"], query: Float[Tensor, "b m d"]) -> Float[Tensor, "b m n"]:
+        """Closeness of each query to the nearest support image of each way."""
+        _check_shapes(support, query)
+        closeness = _closeness(query, support.flatten(1, 2), self.metric)
+        return closeness.view(*closeness.shape[:2], *support.shape[1:3]).amax(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class BDCSPN(_Recipe):
+    """Prototype rectification: queries are moved to the support's mean, and confident ones join the prototypes.
+
+    Transductive: it sees all queries of an episode at once. Equally many queries per class flatter it, so look at
+    Dirichlet queries too. All vectors are brought to unit length by `prepare`. The query shift is used for the
+    pseudo-labels and for the decision; a way with fewer than `n_confident` pseudo-labelled queries takes those it has.
+
+    Attributes:
+        n_confident: pseudo-labelled queries per way that join its prototype; their Z.
+        epsilon: sharpness of the weights exp(ε·cos); their ε.
+
+    Source: Liu et al. 2020, arXiv:1911.10713, §3.
+    """
+
+    n_confident: int = 8
+    epsilon: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.n_confident < 0 or not 0 <= self.epsilon <= 50:
+            raise InputError(f"expected n_confident ≥ 0 and 0 ≤ ε ≤ 50, got {self.n_confident} and {self.epsilon}")
+        object.__setattr__(self, "name", self.name or "bd-cspn")
+
+    @property
+    def is_transductive(self) -> bool:
+        """Always."""
+        return True
+
+    def prepare(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """The bank after the transforms, at unit length."""
+        return normalize(super().prepare(features), dim=-1)
+
+    def rectify(
+        self, support: Float[Tensor, "b n k d"], query: Float[Tensor, "b m d"]
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b m d"]]:
+        """The rectified prototypes and the shifted queries."""
+        query = query + (support.mean((1, 2)) - query.mean(1))[:, None]  # cross-class bias
+        basic = normalize(support.mean(2), dim=-1)
+        support_cosine = torch.einsum("bnkd,bnd->bnk", support, basic)
+        query_cosine = _closeness(query, basic, "cosine")
+
+        # Intra-class bias: the Z most confident queries among those that a way would win.
+        confidence = query_cosine.softmax(-1)
+        is_won = torch.zeros_like(confidence, dtype=torch.bool).scatter_(2, confidence.argmax(-1, keepdim=True), True)
+        ranked = torch.where(is_won, confidence, -1.0)
+        top = ranked.topk(min(self.n_confident, query.shape[1]), dim=1).indices
+        joins = torch.zeros_like(is_won).scatter_(1, top, True) & is_won
+
+        support_weight = (self.epsilon * support_cosine).exp()
+        query_weight = (self.epsilon * query_cosine).exp() * joins
+        total = support_weight.sum(-1) + query_weight.sum(1)
+        weighted = torch.einsum("bnk,bnkd->bnd", support_weight, support) + query_weight.mT @ query
+        return weighted / total[..., None], query
+
+    def logits(self, support: Float[Tensor, "b n k d"], query: Float[Tensor, "b m d"]) -> Float[Tensor, "b m n"]:
+        """Cosine of each shifted query with each rectified prototype."""
+        _check_shapes(support, query)
+        prototypes, shifted = self.rectify(support, query)
+        return _closeness(shifted, prototypes, "cosine")
+
+
+def simple_shot(variant: Literal["UN", "L2N", "CL2N"] = "CL2N", *, mean: Centre | Tensor | None = None) -> Prototypes:
+    """Nearest class mean by squared Euclidean distance after the paper's feature transformation.
+
+    Args:
+        variant: UN leaves the features, L2N scales them to unit length, CL2N subtracts the base classes' mean first.
+        mean: for CL2N the mean feature of the base classes, or a `Centre` that says what else it is the mean of.
+
+    Raises:
+        InputError: CL2N without a mean, or a mean that would not be used.
+
+    Source: Wang et al. 2019, arXiv:1911.04623, §3.
+    """
+    if variant not in ("UN", "L2N", "CL2N"):
+        raise InputError(f"variant must be UN, L2N or CL2N, got {variant!r}")
+    if (variant == "CL2N") != (mean is not None):
+        raise InputError(
+            "CL2N needs `mean`, the mean feature of the base classes (centring by test images is transductive: "
+            f"Centre(mean, source='test')); UN and L2N take none; got variant {variant} and mean {type(mean).__name__}"
+        )
+    steps: list[FeatureTransform] = [] if variant == "UN" else [L2Normalise()]
+    if mean is not None:
+        steps.insert(0, mean if isinstance(mean, Centre) else Centre(mean))
+    return Prototypes("l2", transforms=tuple(steps), name=f"simpleshot-{variant}")
+
+
+def _closeness(
+    query: Float[Tensor, "b m d"], reference: Float[Tensor, "b r d"], metric: Metric
+) -> Float[Tensor, "b m r"]:
+    """2 q·r − ‖r‖² for l2, cos(q, r) for cosine, in one batched product."""
+    if metric == "l2":
+        square = reference.square().sum(-1)[:, None]
+        return torch.baddbmm(square, query, reference.mT, beta=-1, alpha=2)
+    length = torch.linalg.vector_norm(query, dim=-1, keepdim=True).clamp(min=1e-12)
+    cosine: Tensor = torch.bmm(query, normalize(reference, dim=-1).mT) / length
+    return cosine
+
+
+def _check_shapes(support: Tensor, query: Tensor) -> None:
+    if support.ndim != 4 or query.ndim != 3 or (len(support), support.shape[-1]) != (len(query), query.shape[-1]):
+        raise ShapeError(
+            f"expected support (b, n, k, d) and query (b, m, d), got {tuple(support.shape)} and {tuple(query.shape)}"
+        )
+
+
+def _settings(recipe: Any) -> dict[str, Any]:
+    """The fields of a recipe, a tensor as the first half of its sha256."""
+    values = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name not in ("transforms", "name")}
+    return {
+        name: hashlib.sha256(value.detach().cpu().float().numpy().tobytes()).hexdigest()[:32]
+        if isinstance(value, Tensor)
+        else value
+        for name, value in values.items()
+    }
