@@ -1,0 +1,98 @@
+"""Folding pooling and head into the feature map, so that a map explains the very vector that is searched.
+
+Pooling and head turn a feature map into an embedding. `fold` applies them position by position instead, such that the
+mean over positions is the embedding: R_j = Σ_k H_jk Q_k + b_j for an affine head. Whatever is a sum over R's channels,
+Dist-CAM above all, then speaks about the embedding, and its reference is an embedding as the gallery stores it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..encoders.heads import Affine, affine_of
+from ..encoders.pooling import GAP, GeM, Pooling
+from ..errors import InputError
+
+__all__ = ["Response", "fold"]
+
+
+@dataclass(frozen=True, eq=False)
+class Response:
+    """A map whose mean over rows and columns is the embedding.
+
+    Attributes:
+        map: one channel per embedding dimension, at the feature map's resolution.
+        is_exact: False if the head is not affine and `map` is its first-order approximation around the pooled vector.
+    """
+
+    map: Float[Tensor, "b d h w"]
+    is_exact: bool
+
+
+def fold(feature_map: Float[Tensor, "b k h w"], *, pooling: Pooling, head: nn.Module) -> Response:
+    """The response map of an encoder: pooled by a plain mean it gives the encoder's embedding.
+
+    GAP changes nothing. GeM becomes `Q^p q^(1-p)`, with q the pooled value: each position keeps its share of the p-th
+    powers. An affine head (linear, batch-norm neck, a sequence of them) is applied to every position as in evaluation
+    mode, its bias included. Of any other head the tangent at the pooled vector is applied, `is_exact` is False, and the
+    mean is still the embedding.
+
+    Args:
+        feature_map: what the pooling gets, after its activation.
+        pooling: `GAP` or `GeM`.
+        head: any module from (b, k) to (b, d); one that is not affine has to be in evaluation mode.
+
+    Raises:
+        InputError: a pooling that cannot be written as a mean, or a non-affine head in training mode.
+
+    >>> from distcam.encoders.heads import Linear
+    >>> head = Linear(2, 1)
+    >>> _ = nn.init.constant_(head.weight, 2.0), nn.init.constant_(head.bias, 1.0)
+    >>> fold(torch.tensor([[[[0.0, 4.0]], [[2.0, 0.0]]]]), pooling=GAP(), head=head).map    # mean 7 = 2·(2 + 1) + 1
+    tensor([[[[5., 9.]]]])
+    """
+    response = _unpool(feature_map, pooling)
+    affine = affine_of(head)
+    if affine is not None:
+        return Response(_at_every_position(response, affine), is_exact=True)
+    return Response(_tangent_map(response, head), is_exact=False)
+
+
+def _unpool(feature_map: Tensor, pooling: Pooling) -> Tensor:
+    """A map with the pooled vector as its mean."""
+    if isinstance(pooling, GAP):
+        return feature_map
+    if isinstance(pooling, GeM):
+        pooled: Tensor = pooling(feature_map)[..., None, None]
+        share = feature_map.clamp(min=pooling.eps) / pooled  # the ratio first: x^p alone can leave float32
+        return pooled * share.pow(pooling.p)
+    raise InputError(f"{type(pooling).__name__} cannot be folded into a map; only GAP and GeM can")
+
+
+def _at_every_position(response: Tensor, affine: Affine) -> Tensor:
+    """The affine map along the channels, without a transposed copy of the map."""
+    flat = response.flatten(-2)
+    if affine.weight is not None:
+        flat = affine.weight.to(flat) @ flat
+    elif affine.diagonal is not None:
+        flat = flat * affine.diagonal.to(flat)[:, None]
+    if affine.bias is not None:
+        flat = flat + affine.bias.to(flat)[:, None]
+    return flat.reshape(*flat.shape[:-1], *response.shape[-2:])
+
+
+def _tangent_map(response: Tensor, head: nn.Module) -> Tensor:
+    """head(F) + J(F) (R - F) at every position, with F the mean of R and J the Jacobian, which is never formed."""
+    if head.training:
+        raise InputError(f"{type(head).__name__} is in training mode and not affine; call .eval() before folding it")
+    flat = response.flatten(-2)
+    pooled = flat.mean(-1)
+    value, pull = torch.func.vjp(head, pooled)[:2]  # v → Jᵀ v
+    push = torch.func.vjp(lambda v: pull(v)[0], torch.zeros_like(value))[1]  # its transpose, x → J x
+    change: Tensor = torch.func.vmap(lambda x: push(x)[0], in_dims=-1, out_dims=-1)(flat - pooled[..., None])
+    maps: Tensor = value[..., None] + change
+    return maps.reshape(*maps.shape[:-1], *response.shape[-2:])

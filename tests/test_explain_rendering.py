@@ -1,0 +1,237 @@
+"""Colours, overlays, contours, boxes and panels, down to the pixel."""
+
+from __future__ import annotations
+
+import base64
+import doctest
+import io
+
+import distcam.explain.colours as colours_module
+import numpy as np
+import pytest
+import torch
+from distcam.errors import InputError
+from distcam.explain import (
+    COLOUR_SCALES,
+    Tile,
+    colourise,
+    contour,
+    draw_box,
+    grid,
+    legend,
+    overlay,
+    panel,
+    to_data_uri,
+    to_png_bytes,
+    upsample,
+)
+from distcam.images import Box, Transform
+from PIL import Image
+
+
+def picture(width: int = 40, height: int = 30, colour: tuple[int, int, int] = (200, 100, 50)) -> Image.Image:
+    return Image.new("RGB", (width, height), colour)
+
+
+def heat_map(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# ----------------------------------------------------------------------------------------------------- colours
+
+
+@pytest.mark.parametrize("colours", ["inferno", "viridis", "gray"])
+def test_sequential_scales_get_lighter_all_the_way(colours: str) -> None:
+    ramp = colourise(np.linspace(0, 1, 256)[None], colours=colours)[0].astype(float)
+    luminance = ramp @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(luminance) > -0.5).all()
+    assert luminance[-1] - luminance[0] > 150
+
+
+def test_the_diverging_scale_is_lightest_in_the_middle() -> None:
+    ramp = colourise(np.linspace(0, 1, 255)[None], colours="blue-orange")[0].astype(float)
+    luminance = ramp @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(luminance[:128]) > 0).all()
+    assert (np.diff(luminance[127:]) < 0).all()
+    assert ramp[0, 2] > ramp[0, 0]  # blue below
+    assert ramp[-1, 0] > ramp[-1, 2]  # orange above
+
+
+@pytest.mark.parametrize("colours", ["inferno", "viridis"])
+def test_the_named_scales_are_the_known_ones(colours: str) -> None:
+    known = {  # every 51st of the published 256 colours
+        "inferno": [(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)],
+        "viridis": [(68, 1, 84), (65, 68, 135), (42, 120, 142), (34, 168, 132), (122, 209, 81), (253, 231, 37)],
+    }
+    ramp = colourise(np.linspace(0, 1, 6)[None], colours=colours)[0]
+    np.testing.assert_allclose(ramp, known[colours], atol=1)
+
+
+def test_tensors_and_arrays_are_drawn_alike() -> None:
+    heat = heat_map(5, 6)
+    assert np.array_equal(colourise(heat), colourise(heat.numpy()))
+    assert colourise(heat.half().requires_grad_()).shape == (5, 6, 3)
+
+
+@pytest.mark.parametrize("bad", [[[0.0, 1.5]], [[-0.2, 1.0]], [[0.0, float("nan")]]])
+def test_a_raw_map_is_refused_and_the_message_says_how_to_scale_it(bad: list[list[float]]) -> None:
+    for draw in (colourise, lambda heat: overlay(picture(), heat), lambda heat: contour(picture(), heat)):
+        with pytest.raises(InputError, match=r"values in \[0, 1\].*distcam.explain.normalise"):
+            draw(torch.tensor(bad))
+
+
+# ----------------------------------------------------------------------------------------------------- overlay
+
+
+def test_opacity_zero_is_the_picture_and_one_the_colours() -> None:
+    heat = heat_map(30, 40)
+    assert np.array_equal(overlay(picture(), heat, opacity=0.0), picture())
+    assert np.array_equal(overlay(picture(), heat, opacity=1.0), colourise(heat))
+
+
+def test_half_opacity_by_hand() -> None:
+    drawn = overlay(picture(), torch.ones(1, 1), colours="gray")  # white over (200, 100, 50)
+    assert drawn.getpixel((7, 7)) == (228, 178, 152)  # halves round to even
+
+
+def test_heat_alpha_leaves_cold_parts_alone() -> None:
+    heat = torch.tensor([[0.0, 1.0]])
+    drawn = overlay(picture(40, 30), heat, alpha="heat", opacity=1.0, colours="gray")
+    assert drawn.getpixel((0, 0)) == (200, 100, 50)
+    assert drawn.getpixel((39, 0)) == (255, 255, 255)
+
+
+def test_the_map_is_enlarged_as_upsample_does() -> None:
+    heat = heat_map(7, 5)
+    drawn = overlay(picture(41, 33), heat, opacity=1.0, colours="gray")
+    expected = colourise(upsample(heat, (33, 41)), colours="gray")
+    assert np.abs(np.asarray(drawn).astype(int) - expected).max() <= 1
+
+
+def test_the_map_lies_on_the_view_and_the_rest_is_dimmed() -> None:
+    image = picture(60, 40)
+    view = Box(10, 5, 50, 35)
+    drawn = np.asarray(overlay(image, heat_map(3, 4), view=view, opacity=1.0))
+    inside = np.asarray(overlay(picture(40, 30), heat_map(3, 4), opacity=1.0))
+    assert np.array_equal(drawn[5:35, 10:50], inside)
+    assert drawn[0, 0].tolist() == [80, 40, 20]  # 0.4 of (200, 100, 50)
+    assert drawn[34, 50].tolist() == [80, 40, 20]
+
+
+def test_a_view_beyond_the_picture_shows_the_middle_of_the_map() -> None:
+    heat = torch.zeros(4, 4)
+    heat[1:3] = 1  # the picture is the middle half of the padded square
+    drawn = np.asarray(overlay(picture(40, 20), heat, view=Box(0, -10, 40, 30), opacity=1.0, colours="gray"))
+    assert (drawn[5:15] == 255).all()
+
+
+def test_the_view_of_a_transform_fits() -> None:
+    image = Image.new("RGB", (90, 60))
+    transform = Transform(32)
+    view = transform.view(*image.size)
+    drawn = np.asarray(overlay(image, torch.ones(2, 2), view=view, opacity=1.0, colours="gray"))
+    rows, columns = np.nonzero(drawn[..., 0])
+    assert (columns.min(), columns.max() + 1) == (round(view.left), round(view.right))
+    assert (rows.min(), rows.max() + 1) == (round(view.top), round(view.bottom))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_any_mode_becomes_rgb_and_the_argument_stays(mode: str) -> None:
+    image = picture().convert(mode)
+    before = image.tobytes()
+    for drawn in (
+        overlay(image, heat_map(3, 3)),
+        contour(image, heat_map(3, 3)),
+        draw_box(image, Box(2, 2, 9, 9), "cat"),
+    ):
+        assert (drawn.mode, drawn.size) == ("RGB", (40, 30))
+    assert image.mode == mode
+    assert image.tobytes() == before
+
+
+def test_unusable_options_are_refused() -> None:
+    for options, message in (
+        ({"opacity": 1.5}, "opacity=1.5 should be from 0 to 1"),
+        ({"view": Box(50, 0, 90, 30)}, "does not touch the picture of 40×30 pixels"),
+    ):
+        with pytest.raises(InputError, match=message):
+            overlay(picture(), torch.eye(3), **options)
+
+
+# ------------------------------------------------------------------------------------------- contour and boxes
+
+
+def test_the_contour_follows_the_level() -> None:
+    ramp = torch.linspace(0, 1, 101).expand(20, 101)  # value 0.3 in column 30
+    drawn = np.asarray(contour(picture(101, 20, (0, 0, 0)), ramp, 0.3, colour=(255, 255, 255)))
+    assert drawn[10, :, 0].argmax() in (29, 30, 31)
+    assert drawn[10, :25].max() == 0
+    assert drawn[10, 36:].max() == 0
+
+
+def test_a_level_that_the_map_never_has_draws_nothing() -> None:
+    assert np.array_equal(contour(picture(), torch.full((4, 4), 0.2), 0.7), picture())
+
+
+def test_the_box_is_drawn_on_its_own_edge_pixels() -> None:
+    drawn = np.asarray(draw_box(picture(40, 30), Box(10, 5, 30, 25), colour=(0, 255, 0), width=2))
+    green = (drawn == (0, 255, 0)).all(-1)
+    rows, columns = np.nonzero(green)
+    assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (10, 5, 30, 25)
+    assert not green[10:20, 15:25].any()
+
+
+def test_a_box_beyond_the_picture_and_an_empty_one_are_no_error() -> None:
+    for box in (Box(-20, -20, 90, 90), Box(100, 100, 120, 120), Box(5, 5, 5, 5)):
+        assert draw_box(picture(), box, "a label that is much longer than the picture").size == (40, 30)
+
+
+# ------------------------------------------------------------------------------------------- panels and files
+
+
+def tiles(n: int) -> list[Tile]:
+    return [
+        Tile(picture(50 + 10 * i, 60), f"{i}", "a rather long caption for so small a tile", (0, 114, 178))
+        for i in range(n)
+    ]
+
+
+def test_a_panel_has_a_row_for_matches_one_for_the_query_and_one_for_the_match() -> None:
+    two_rows = panel(Tile(picture(), "query"), tiles(3), tiles(3), tile_size=64)
+    three_rows = panel(Tile(picture(), "query"), tiles(3), tiles(3), tiles(3), tile_size=64, colours=None)
+    assert two_rows.width == three_rows.width
+    assert three_rows.height > two_rows.height + 64
+    assert two_rows.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_rows_of_other_lengths_are_refused() -> None:
+    with pytest.raises(InputError, match=r"one picture a match in every row; got rows of \[3, 2\]"):
+        panel(Tile(picture()), tiles(3), tiles(2))
+    with pytest.raises(InputError, match="at least one picture"):
+        grid([[None]])
+
+
+def test_a_tile_keeps_its_proportions_and_shows_its_frame() -> None:
+    sheet = np.asarray(grid([[Tile(picture(80, 40, (9, 9, 9)), frame=(213, 94, 0))]], tile_size=60))
+    rows, columns = np.nonzero((sheet != 255).any(-1))
+    assert (columns.max() - columns.min() + 1, rows.max() - rows.min() + 1) == (60, 30)
+    assert sheet[rows.min(), columns.min()].tolist() == [213, 94, 0]
+
+
+@pytest.mark.parametrize("colours", COLOUR_SCALES)
+def test_the_legend_runs_from_one_end_of_the_scale_to_the_other(colours: str) -> None:
+    bar = np.asarray(legend(120, colours=colours))
+    assert np.array_equal(bar[0, [0, -1]], colourise(np.array([[0.0, 1.0]]), colours=colours)[0])
+
+
+def test_png_bytes_and_data_uris_hold_the_picture() -> None:
+    image = overlay(picture(), heat_map(3, 3))
+    assert np.array_equal(Image.open(io.BytesIO(to_png_bytes(image))), image)
+    for kind in ("png", "jpeg", "webp"):
+        head, _, data = to_data_uri(image, kind).partition(",")
+        assert head == f"data:image/{kind};base64"
+        assert Image.open(io.BytesIO(base64.b64decode(data))).size == image.size
+
+
+def test_the_doctests_are_right() -> None:
+    assert doctest.testmod(colours_module).failed == 0
