@@ -1,0 +1,266 @@
+"""From images and an encoder to a gallery: the only part of `index/` that runs a network."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..encoders.encoder import Encoder
+from ..encoders.encoding import Encoding
+from ..encoders.heads import Identity
+from ..encoders.inference import Inference
+from ..errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, NotAGalleryError
+from ..images.listing import Listing, list_images
+from ..images.loading import read_image
+from .durable import LOCK_NAME, Storage, WriterLock
+from .ingest import Encoded, Offer, Progress, ingest, read_offer
+from .manifest import EncoderEntry, FileEntry, Manifest, Spec
+from .reports import AddReport, Skipped, read_skipped
+from .rows import Vectors, pack_maps
+from .search import METRICS, Metric, SearchSpec
+from .snapshot import Snapshot
+from .writer import CommitLimits, GalleryWriter
+
+__all__ = ["ImageFiles", "InferenceSettings", "Precision", "add_images", "listing_of", "opened_for_building"]
+
+Precision = Literal["auto", "fp32", "bf16"]
+ImageFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Listing
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How to run an encoder; see `Inference`. None leaves the choice to it."""
+
+    batch_size: int | None = None
+    workers: int | None = None
+    device: str = "auto"
+    precision: Precision = "auto"
+
+
+def listing_of(source: ImageFiles, labels: str | os.PathLike[str] | None) -> Listing:
+    """The listing that a user's source means; InputError when `labels` is given for a listing."""
+    if not isinstance(source, Listing):
+        return list_images(source, labels=labels)
+    if labels is not None:
+        raise InputError("labels belong to the listing; give them to list_images")
+    return source
+
+
+@contextmanager
+def opened_for_building(
+    folder: Path,
+    listing: Listing,
+    encoder: Encoder,
+    *,
+    metric: Metric,
+    index: str = "auto",
+    store_maps: bool = False,
+    overwrite: bool = False,
+    storage: Storage | None = None,
+    limits: CommitLimits | None = None,
+) -> Iterator[GalleryWriter]:
+    """A writer for a new gallery, or for an unfinished one of the same encoder and settings, holding its lock.
+
+    Raises:
+        GalleryExistsError: the folder holds a complete gallery, one with other settings, or something else.
+        FingerprintMismatchError: it holds an unfinished gallery of another encoder.
+    """
+    if metric not in METRICS:
+        raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {metric!r}")
+    if index not in ("auto", "flat"):
+        _require_index(SearchSpec(encoder.embedding_dim, metric), index)
+    storage = storage or Storage()
+    _found(folder, overwrite=overwrite)  # before a lock file gets into a folder of something else
+    storage.make_folder(folder)
+    with WriterLock(folder):
+        old = _found(folder, overwrite=overwrite)
+        manifest = Manifest(
+            spec=Spec(metric, encoder.embedding_dim, encoder.pooled_dim, None, _keeps_pooled(encoder)),
+            encoder=EncoderEntry(encoder.fingerprint, encoder.short_name, encoder.describe()),
+            root=str(listing.root.absolute()),
+            generation=0 if old is None else old.generation + 1,
+            index=index,
+        )
+        if old is not None and not overwrite:
+            _require_same(folder, old, manifest, store_maps=store_maps)
+            manifest = old
+        writer = GalleryWriter(folder, manifest, on_disk=old, storage=storage, limits=limits)
+        writer.sweep()
+        yield writer
+
+
+def add_images(
+    writer: GalleryWriter,
+    listing: Listing,
+    encoder: Encoder,
+    *,
+    settings: InferenceSettings,
+    store_maps: bool = False,
+    complete: bool = False,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> AddReport:
+    """Encode a listing's images into an open gallery.
+
+    Args:
+        writer: the gallery.
+        listing: the images.
+        encoder: the gallery's encoder.
+        settings: how to run it.
+        store_maps: keep feature maps, if the gallery is new; else it is settled.
+        complete: say afterwards that the gallery is complete.
+        strict: stop at the first file that cannot be used.
+        progress: called with the number of images done and the number in all.
+
+    Raises:
+        InputError: the gallery is new and no image could be used.
+        ImageError: with `strict`, the first file that cannot be used.
+    """
+
+    def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
+        inference = Inference(
+            encoder, device=settings.device, precision=settings.precision, batch_size=settings.batch_size
+        )
+        batches = inference.stream(
+            offers, load=lambda offer: inference.transform(read_image(read_offer(offer))), workers=settings.workers
+        )
+        for batch in batches:
+            vectors = None
+            if batch.encoding is not None:
+                if writer.is_new and not writer.has_pending:
+                    _begin(writer, encoder, batch.encoding, store_maps=store_maps)
+                vectors = to_vectors(batch.encoding, writer.manifest.spec)
+            yield Encoded(batch.items, vectors, [(failure.item, failure.error) for failure in batch.failures])
+
+    report = ingest(writer, listing, stream, strict=strict, progress=progress)
+    if writer.is_new:
+        raise InputError(_nothing_usable(report))
+    finish(writer, report, complete=complete)
+    return report
+
+
+def finish(writer: GalleryWriter, report: AddReport, *, complete: bool = False) -> None:
+    """Record what was skipped, and perhaps that the gallery is complete; merge segments that have become many."""
+    skipped = _skip_list(writer, report)
+    if skipped is not writer.manifest.skipped or (complete and not writer.manifest.complete):
+        writer.commit(skipped=skipped, complete=complete or writer.manifest.complete)
+    writer.tidy()
+
+
+def to_vectors(encoding: Encoding, spec: Spec) -> Vectors:
+    """What a gallery of this kind stores of an encoding."""
+    pooled = _numpy(encoding.pooled)
+    embedding = pooled if spec.embedding_is_pooled else _numpy(encoding.embedding)
+    if spec.map_shape is None:
+        return Vectors(pooled, embedding)
+    with np.errstate(invalid="ignore", over="ignore"):  # an image with NaN is refused by its scale
+        return Vectors(pooled, embedding, *pack_maps(_numpy(encoding.feature_map)))
+
+
+def _numpy(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+
+
+def _keeps_pooled(encoder: Encoder) -> bool:
+    return isinstance(encoder.head, (Identity, nn.Identity))
+
+
+def _begin(writer: GalleryWriter, encoder: Encoder, encoding: Encoding, *, store_maps: bool) -> None:
+    """What waits for the first encoding: the shape of the maps, and the copy of the encoder, if it can be saved."""
+    rows, columns = encoding.feature_map.shape[2:]
+    spec = dataclasses.replace(writer.manifest.spec, map_shape=(rows, columns) if store_maps else None)
+    entry = dataclasses.replace(writer.manifest.encoder, file=_copy_of(encoder, writer))
+    writer.begin(dataclasses.replace(writer.manifest, spec=spec, encoder=entry))
+
+
+def _copy_of(encoder: Encoder, writer: GalleryWriter) -> FileEntry | None:
+    def save(aside: Path) -> None:
+        checkpoint = aside.with_name(f"{aside.name}.safetensors")  # the suffix that checkpoints must have
+        encoder.save(checkpoint)
+        checkpoint.replace(aside)
+
+    try:
+        return writer.write_encoder(save)
+    except InputError:  # a network of the user's own: queries bring it along
+        return None
+
+
+def _require_index(spec: SearchSpec, factory: str) -> None:
+    """Refuse a misspelt factory string now, not after hours of encoding."""
+    from .faiss_factory import new_index
+
+    new_index(spec, factory)
+
+
+def _found(folder: Path, *, overwrite: bool) -> Manifest | None:
+    """The gallery that lies there; a new one may be where nothing is or a build left off, never among other files."""
+    if folder.exists() and not folder.is_dir():
+        raise GalleryExistsError(f"{folder}: is a file; choose another --out")
+    try:
+        return Manifest.load(folder)
+    except NotAGalleryError:
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        foreign = [name for name in names if name != LOCK_NAME and not GalleryWriter.owns(name)]
+        if foreign:
+            raise GalleryExistsError(
+                f"{folder}: holds other files, such as {min(foreign)}; choose another --out"
+            ) from None
+        return None
+    except GalleryError:
+        if overwrite:
+            return None
+        raise
+
+
+def _require_same(folder: Path, old: Manifest, new: Manifest, *, store_maps: bool) -> None:
+    if old.complete:
+        raise GalleryExistsError(
+            f"{folder}: is a complete gallery; add to it with `distcam index add`, or replace it with --overwrite"
+        )
+    if old.encoder.fingerprint != new.encoder.fingerprint:
+        raise FingerprintMismatchError(
+            f"{folder}: an unfinished gallery of {old.encoder.short_name}, the encoder given is "
+            f"{new.encoder.short_name}; continue with the same encoder, or start anew with --overwrite"
+        )
+    settings = [
+        ("images under", old.root, new.root),
+        ("metric", old.spec.metric, new.spec.metric),
+        ("index", old.index, new.index),
+        ("stored maps", old.spec.map_shape is not None, store_maps),
+    ]
+    if different := [f"{name} {found}, given {given}" for name, found, given in settings if found != given]:
+        raise GalleryExistsError(
+            f"{folder}: an unfinished gallery with {'; '.join(different)}; "
+            "continue with the same settings, or start anew with --overwrite"
+        )
+
+
+def _skip_list(writer: GalleryWriter, report: AddReport) -> FileEntry | None:
+    """The file that lists what could not be used, now and before, without what has been taken in since."""
+    old = writer.manifest.skipped
+    before: tuple[Skipped, ...] = ()
+    if old is not None:
+        try:
+            before = read_skipped(writer.folder / old.name)
+        except GalleryError:  # nothing hangs on the old list
+            before = ()
+    held = Snapshot(writer.folder, writer.manifest, verify=False).known_files() if before else {}
+    merged = {item.path: item for item in before if item.path not in held}
+    merged |= {item.path: item for item in report.skipped}
+    if tuple(merged.values()) == before:
+        return old
+    return writer.write_skipped([item.to_json() for item in merged.values()]) if merged else None
+
+
+def _nothing_usable(report: AddReport) -> str:
+    shown = "; ".join(f"{item.path}: {item.reason}" for item in report.skipped[:3])
+    return f"none of {len(report.skipped)} images could be used ({shown}); no gallery was written"

@@ -1,0 +1,232 @@
+"""The full check of a gallery, and the mending of what can be mended without its images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DistcamError
+from . import caches
+from .manifest import CacheEntry, FileEntry, Manifest
+from .prototypes import PrototypeStore
+from .reports import Problem, VerifyReport, read_skipped
+from .search import SearchSpec
+from .segments import Segment
+from .snapshot import BLOCK_BYTES, Ids, Snapshot, check_file, read_ids
+from .writer import GalleryWriter, opened_for_writing
+
+__all__ = ["verify_gallery"]
+
+_REPAIRS = {
+    "segment": "repair sets it aside; build or add its images again",
+    "tombstone": "repair drops it; images removed with it may come back",
+    "encoder": "repair drops it; name the encoder with --encoder from then on",
+    "skipped": "repair drops the list",
+    "prototypes": "repair drops it; it is computed again",
+    "index": "repair drops it; it is computed again",
+    "path": "repair keeps the newer one",
+}
+
+
+def verify_gallery(folder: Path, *, repair: bool = False) -> VerifyReport:
+    """Check every file's checksum and structure, every vector, and whether ids, paths and caches agree.
+
+    Works on galleries that are too damaged to open. Repairing sets damaged segments aside (their files get the ending
+    `.damaged`) and marks the gallery as unfinished, so that the same build encodes their images again.
+
+    Raises:
+        NotAGalleryError: there is no gallery.
+        CorruptGalleryError: the manifest itself is damaged.
+        GalleryLockedError: with `repair`, another process is writing.
+    """
+    if not repair:
+        return _Check(folder, Manifest.load(folder)).report()
+    with opened_for_writing(folder) as writer:
+        check = _Check(folder, writer.manifest)
+        check.mend(writer)
+        return check.report(repaired=True)
+
+
+class _Check:
+    """One pass over everything, collecting problems instead of raising them."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.problems: list[Problem] = []
+        self.bad: set[str] = set()
+        self.duplicates: Ids = np.empty(0, np.uint64)
+        self.images = 0
+        self._ids: Ids = np.empty(0, np.uint64)
+        for entry in manifest.files():
+            with self._noting(entry):
+                check_file(folder, entry, checksum=True)
+                self._check_contents(entry)
+        if self.bad.isdisjoint(entry.name for entry in (*manifest.segments, *manifest.tombstones)):
+            self._check_whole()
+
+    def report(self, *, repaired: bool = False) -> VerifyReport:
+        """What was found."""
+        return VerifyReport(
+            path=str(self.folder),
+            generation=self.manifest.generation,
+            images=self.images,
+            files=sum(1 for _ in self.manifest.files()),
+            problems=tuple(dataclasses.replace(problem, repaired=repaired) for problem in self.problems),
+        )
+
+    @contextmanager
+    def _noting(self, entry: FileEntry) -> Iterator[None]:
+        """Turn an exception into a problem of this file."""
+        try:
+            yield
+        except (DistcamError, OSError) as error:
+            self._note(entry, str(error).removeprefix(f"{self.folder / entry.name}: ").split(";")[0])
+
+    def _note(self, entry: FileEntry, problem: str) -> None:
+        self.bad.add(entry.name)
+        self.problems.append(Problem(entry.name, problem, _REPAIRS[entry.name.split("-")[0]]))
+
+    # --- Checking ----------------------------------------------------------------------------------------------------
+
+    def _check_contents(self, entry: FileEntry) -> None:
+        if entry in self.manifest.segments:
+            self._check_segment(entry)
+        elif entry in self.manifest.tombstones:
+            read_ids(self.folder, entry)
+        elif entry == self.manifest.skipped:
+            read_skipped(self.folder / entry.name)
+
+    def _check_segment(self, entry: FileEntry) -> None:
+        segment = Segment(self.folder / entry.name, spec=self.manifest.spec, count=entry.count)
+        if len(segment) and int(segment.ids.max()) >= self.manifest.next_id:
+            self._note(entry, "holds an id that was never given out")
+            return
+        ids = np.concatenate([self._ids, segment.ids])
+        if len(np.unique(ids)) < len(ids):
+            self._note(entry, "holds an id that occurs twice")
+            return
+        self._ids = ids
+        assert segment.columns  # reading them checks their codes and text
+        for path in segment.paths:
+            if not path or "\0" in path:
+                self._note(entry, "holds a path that no file has")
+                return
+        step = max(1, BLOCK_BYTES // max(1, segment.file.bytes // max(1, len(segment))))
+        for start in range(0, len(segment), step):
+            problem = self._vector_problem(segment, np.arange(start, min(start + step, len(segment))))
+            if problem:
+                self._note(entry, problem)
+                return
+
+    def _vector_problem(self, segment: Segment, rows: NDArray[np.int64]) -> str:
+        vectors = segment.vectors(rows)
+        arrays = [vectors.pooled, vectors.embedding, vectors.maps, vectors.map_scale]
+        if any(array is not None and not np.isfinite(array).all() for array in arrays):
+            return "holds vectors that are not finite"
+        if self.manifest.spec.metric == "cosine" and not (vectors.embedding != 0).any(1).all():
+            return "holds a zero embedding, which no cosine compares"
+        return ""
+
+    def _check_whole(self) -> None:
+        snapshot = Snapshot(self.folder, self.manifest, verify=False)
+        self.images = len(snapshot)
+        newest = snapshot.known_files()
+        kept = np.zeros(len(snapshot), bool)
+        kept[list(newest.values())] = True
+        self.duplicates = snapshot.ids[~kept]
+        for path in list(snapshot.paths(np.flatnonzero(~kept)))[:10]:
+            self.problems.append(Problem(path, "is in the gallery twice", _REPAIRS["path"]))
+        self._check_prototypes(snapshot)
+        self._check_index(snapshot)
+
+    def _check_prototypes(self, snapshot: Snapshot) -> None:
+        entry = self.manifest.prototype_cache
+        if not self._is_checkable(entry):
+            return
+        assert entry is not None
+        cached, true = caches.load_prototypes(snapshot), caches.new_store(snapshot)
+        caches.update_prototypes(true, before=None, after=snapshot)
+        if cached is None or not _agree(cached, true):
+            self._note(entry.file, "does not hold the prototypes of this gallery")
+
+    def _check_index(self, snapshot: Snapshot) -> None:
+        """An index that another user wrote is not read, and so not checked: it is never used either."""
+        entry = self.manifest.index_cache
+        data = caches.load_index_bytes(snapshot) if self._is_checkable(entry) else None
+        if entry is None or data is None:
+            return
+        from .faiss_search import FaissSearch
+
+        spec = SearchSpec(snapshot.spec.embedding_dim, snapshot.spec.metric)
+        with self._noting(entry.file):
+            search = FaissSearch.deserialise(data, spec=spec, source=snapshot.embeddings)
+            problems = search.verify()
+            if not problems and search.count() != len(snapshot):
+                problems = [f"holds {search.count()} vectors for {len(snapshot)} images"]
+            if problems:
+                self._note(entry.file, problems[0])
+
+    def _is_checkable(self, entry: CacheEntry | None) -> bool:
+        fresh = entry is not None and entry.generation == self.manifest.generation
+        return fresh and entry is not None and entry.file.name not in self.bad
+
+    # --- Mending -----------------------------------------------------------------------------------------------------
+
+    def mend(self, writer: GalleryWriter) -> None:
+        """Let the manifest name only what is sound; then remove what is there twice."""
+        if self.bad:
+            self._drop_bad_files(writer)
+        if not len(self.duplicates):
+            newest = (after := Snapshot(self.folder, writer.manifest, verify=False)).known_files()
+            self.duplicates = np.setdiff1d(after.ids, after.ids[list(newest.values())])
+        if len(self.duplicates):
+            writer.remove(self.duplicates.tolist())
+            writer.commit()
+        self.images = len(Snapshot(self.folder, writer.manifest, verify=False))
+
+    def _drop_bad_files(self, writer: GalleryWriter) -> None:
+        old = self.manifest
+        segments = tuple(entry for entry in old.segments if entry.name not in self.bad)
+        tombstones = tuple(entry for entry in old.tombstones if entry.name not in self.bad)
+        encoder = old.encoder
+        if encoder.file is not None and encoder.file.name in self.bad:
+            encoder = dataclasses.replace(encoder, file=None)
+        for entry in old.segments:
+            path = self.folder / entry.name
+            if entry.name in self.bad and path.exists():
+                path.replace(path.with_name(f"{path.name}.damaged"))
+        changed = (segments, tombstones) != (old.segments, old.tombstones)
+        writer.commit(
+            segments=segments,
+            tombstones=tombstones,
+            encoder=encoder,
+            generation=old.generation + changed,
+            complete=old.complete and segments == old.segments,
+            skipped=None if old.skipped is None or old.skipped.name in self.bad else old.skipped,
+            prototype_cache=self._sound(old.prototype_cache),
+            index_cache=self._sound(old.index_cache),
+        )
+
+    def _sound(self, cache: CacheEntry | None) -> CacheEntry | None:
+        return None if cache is None or cache.file.name in self.bad else cache
+
+
+def _agree(cached: PrototypeStore, true: PrototypeStore) -> bool:
+    """Equal up to the rounding of images that came and went."""
+    if cached.labels != true.labels or cached.counts.tolist() != true.counts.tolist():
+        return False
+    pairs = [
+        (cached.all_pooled(), true.all_pooled()),
+        (cached.all_embeddings(), true.all_embeddings()),
+        (cached.mean_pooled(), true.mean_pooled()),
+        (cached.mean_embedding(), true.mean_embedding()),
+    ]
+    return all(
+        np.allclose(one, other, rtol=1e-4, atol=1e-5 * float(np.abs(other).max(initial=1))) for one, other in pairs
+    )

@@ -1,0 +1,227 @@
+"""Class prototypes, kept as sums: images come and go without reading the others again."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, ShapeError
+from .flatfile import FlatFile, pack_strings, write_arrays
+
+__all__ = ["PrototypeStore", "unit_rows"]
+
+Floats = NDArray[np.float32]
+Sums = NDArray[np.float64]
+
+
+def unit_rows(vectors: NDArray[np.floating]) -> Sums:
+    """Each row divided by its Euclidean length, in float64; a zero row stays zero."""
+    rows = np.asarray(vectors, np.float64)
+    length = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / np.where(length > 0, length, 1)
+
+
+class PrototypeStore:
+    """Per class the sum of pooled vectors, the sum of embeddings in the space that ranks, and the number of images.
+
+    With the cosine metric the embeddings are unit vectors before they are summed, and the mean is a unit vector again.
+    All images, with a class or without, count towards the gallery's own mean. A class whose last image leaves is gone.
+
+    Source: [Dist-CAM] Eq. 7: GAP is linear, so the pooled vector of the mean feature map is the mean pooled vector.
+
+    >>> store = PrototypeStore(pooled_dim=2, embedding_dim=2, metric="l2")
+    >>> vectors = np.array([[1.0, 0.0], [3.0, 2.0], [0.0, 5.0]])
+    >>> store.add(["cat", "cat", None], vectors, vectors)
+    >>> store.pooled("cat"), store.count("cat"), len(store)
+    (array([2., 1.], dtype=float32), 2, 1)
+    """
+
+    def __init__(self, *, pooled_dim: int, embedding_dim: int, metric: str) -> None:
+        self.pooled_dim = pooled_dim
+        self.embedding_dim = embedding_dim
+        self.metric = metric
+        self._place: dict[str | None, int] = {None: 0}  # row 0 is the images without a class
+        self._count = np.zeros(1, np.int64)
+        self._pooled = np.zeros((1, pooled_dim))
+        self._embedding = np.zeros((1, embedding_dim))
+
+    # --- Changing ----------------------------------------------------------------------------------------------------
+
+    def add(self, labels: Sequence[str | None], pooled: NDArray[np.floating], embedding: NDArray[np.floating]) -> None:
+        """Count images in, given by raw vectors: pooled (n, K) and embedding (n, d)."""
+        self._change(labels, pooled, embedding, sign=1)
+
+    def subtract(
+        self, labels: Sequence[str | None], pooled: NDArray[np.floating], embedding: NDArray[np.floating]
+    ) -> None:
+        """Take images out that were counted in with the same labels and vectors.
+
+        Raises:
+            InputError: more images of a class are taken out than are in it; nothing is changed then.
+        """
+        known = {label: int(self._count[place]) for label, place in self._place.items()}
+        for label in labels:
+            known[label] = known.get(label, 0) - 1
+        if short := [label for label, count in known.items() if count < 0]:
+            raise InputError(f"more images of {short[0]!r} are taken out than were counted in")
+        self._change(labels, pooled, embedding, sign=-1)
+        self._drop_empty()
+
+    def merge(self, other: PrototypeStore) -> None:
+        """Count in all images of another store of the same kind."""
+        mine = (self.pooled_dim, self.embedding_dim, self.metric)
+        if (other.pooled_dim, other.embedding_dim, other.metric) != mine:
+            raise InputError(
+                f"prototypes of another kind: expected K={mine[0]}, d={mine[1]}, {mine[2]}, "
+                f"got K={other.pooled_dim}, d={other.embedding_dim}, {other.metric}"
+            )
+        places = self._places(list(other._place))
+        theirs = list(other._place.values())
+        self._count[places] += other._count[theirs]
+        self._pooled[places] += other._pooled[theirs]
+        self._embedding[places] += other._embedding[theirs]
+
+    def _change(
+        self, labels: Sequence[str | None], pooled: NDArray[np.floating], embedding: NDArray[np.floating], *, sign: int
+    ) -> None:
+        expected = ((len(labels), self.pooled_dim), (len(labels), self.embedding_dim))
+        if (pooled.shape, embedding.shape) != expected:
+            raise ShapeError(f"expected pooled and embedding of {expected}, got {(pooled.shape, embedding.shape)}")
+        places = self._places(labels)
+        np.add.at(self._count, places, sign)
+        np.add.at(self._pooled, places, sign * np.asarray(pooled, np.float64))
+        np.add.at(self._embedding, places, sign * self._ranking(embedding))
+
+    def _ranking(self, embedding: NDArray[np.floating]) -> Sums:
+        return unit_rows(embedding) if self.metric == "cosine" else np.asarray(embedding, np.float64)
+
+    def _places(self, labels: Sequence[str | None]) -> NDArray[np.intp]:
+        new = [label for label in dict.fromkeys(labels) if label not in self._place]
+        for label in new:
+            self._place[label] = len(self._place)
+        if new:
+            self._count = np.concatenate([self._count, np.zeros(len(new), np.int64)])
+            self._pooled = np.concatenate([self._pooled, np.zeros((len(new), self.pooled_dim))])
+            self._embedding = np.concatenate([self._embedding, np.zeros((len(new), self.embedding_dim))])
+        return np.array([self._place[label] for label in labels], np.intp)
+
+    def _drop_empty(self) -> None:
+        kept = [label for label, place in self._place.items() if label is None or self._count[place]]
+        places = [self._place[label] for label in kept]
+        self._count, self._pooled, self._embedding = (
+            self._count[places],
+            self._pooled[places],
+            self._embedding[places],
+        )
+        self._place = {label: place for place, label in enumerate(kept)}
+        if not self._count[0]:  # rounding of many additions and subtractions must not outlive the images
+            self._pooled[0] = self._embedding[0] = 0
+
+    # --- Reading -----------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Number of classes."""
+        return len(self._place) - 1
+
+    def __contains__(self, label: object) -> bool:
+        return label is not None and label in self._place
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes in alphabetical order; the order of all arrays below."""
+        return tuple(sorted(label for label in self._place if label is not None))
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Images per class."""
+        return self._count[self._order()]
+
+    @property
+    def total(self) -> int:
+        """Images counted in, with a class or without."""
+        return int(self._count.sum())
+
+    def count(self, label: str) -> int:
+        """Images of one class."""
+        return int(self._count[self._find(label)])
+
+    def pooled(self, label: str) -> Floats:
+        """Mean pooled vector of a class, (K,)."""
+        place = self._find(label)
+        return np.asarray(self._pooled[place] / self._count[place], np.float32)
+
+    def embedding(self, label: str) -> Floats:
+        """Mean embedding of a class in the space that ranks, (d,); a unit vector with the cosine metric."""
+        place = self._find(label)
+        return self._mean(self._embedding[place], self._count[place])
+
+    def all_pooled(self) -> Floats:
+        """Mean pooled vectors of all classes, (c, K)."""
+        order = self._order()
+        return (self._pooled[order] / self._count[order, None]).astype(np.float32)
+
+    def all_embeddings(self) -> Floats:
+        """Mean embeddings of all classes in the space that ranks, (c, d)."""
+        order = self._order()
+        return self._mean(self._embedding[order], self._count[order, None])
+
+    def mean_pooled(self) -> Floats:
+        """Mean pooled vector of all images, (K,); zero when there are none."""
+        return np.asarray(self._pooled.sum(0) / max(1, self.total), np.float32)
+
+    def mean_embedding(self) -> Floats:
+        """Mean of all images in the space that ranks, (d,): never made a unit vector again; zero when there are none.
+
+        This is the vector that `dot_centered` and `dist*excess` subtract.
+        """
+        return np.asarray(self._embedding.sum(0) / max(1, self.total), np.float32)
+
+    def _mean(self, total: Sums, count: NDArray[np.int64]) -> Floats:
+        mean = total / count
+        return (unit_rows(mean) if self.metric == "cosine" else mean).astype(np.float32)
+
+    def _order(self) -> list[int]:
+        return [self._place[label] for label in self.labels]
+
+    def _find(self, label: str) -> int:
+        if label not in self:
+            nearest = difflib.get_close_matches(label, self.labels, n=1)
+            hint = f", did you mean {nearest[0]!r}?" if nearest else ""
+            raise InputError(f"no class {label!r} among {len(self)}{hint}")
+        return self._place[label]
+
+    # --- Files -------------------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Write the sums; the caller sees to durability."""
+        order = [0, *self._order()]
+        write_arrays(
+            path,
+            {
+                **pack_strings("label", self.labels),
+                "counts": self._count[order],
+                "pooled_sum": self._pooled[order],
+                "embedding_sum": self._embedding[order],
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path, *, pooled_dim: int, embedding_dim: int, metric: str) -> Self:
+        """Read the sums; CorruptGalleryError when they do not fit together."""
+        file = FlatFile(path, remedy="it is rebuilt when it is deleted")
+        labels = list(file.strings("label", None))
+        n = len(labels) + 1
+        store = cls(pooled_dim=pooled_dim, embedding_dim=embedding_dim, metric=metric)
+        store._count = file.array("counts", "<i8", (n,)).astype(np.int64)
+        store._pooled = file.array("pooled_sum", "<f8", (n, pooled_dim)).astype(np.float64)
+        store._embedding = file.array("embedding_sum", "<f8", (n, embedding_dim)).astype(np.float64)
+        store._place = {label: place for place, label in enumerate([None, *labels])}
+        finite = np.isfinite(store._pooled).all() and np.isfinite(store._embedding).all()
+        if len(store._place) != n or (store._count[1:] < 1).any() or store._count[0] < 0 or not finite:
+            raise file.corrupt("holds prototypes that cannot be")
+        return store

@@ -1,0 +1,118 @@
+"""What building, adding and verifying report: frozen values that know how to become JSON or a table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ..errors import CorruptGalleryError
+
+__all__ = ["AddReport", "Problem", "Skipped", "VerifyReport", "read_skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An image that is not in the gallery, and why."""
+
+    path: str
+    reason: str
+
+    def to_json(self) -> str:
+        """One line of a skip list."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        """The inverse of `to_json`; ValueError for any other line."""
+        value = json.loads(line)
+        if not isinstance(value, dict) or not isinstance(path := value.get("path"), str):
+            raise ValueError("not a line of a skip list")
+        return cls(path, str(value.get("reason", "")))
+
+
+def read_skipped(path: Path) -> tuple[Skipped, ...]:
+    """A skip list from its file of JSON lines."""
+    try:
+        return tuple(Skipped.from_json(line) for line in path.read_text("utf-8").splitlines())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptGalleryError(f"{path}: is no skip list ({error}); add the images again") from error
+
+
+@dataclass(frozen=True)
+class AddReport:
+    """What became of the images that were offered to a gallery.
+
+    Attributes:
+        added: images under a new path.
+        replaced: images whose file, label, or columns had changed.
+        unchanged: images that were there already.
+        skipped: images that could not be used.
+    """
+
+    added: int
+    replaced: int
+    unchanged: int
+    skipped: tuple[Skipped, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        parts = [f"{self.added} added", f"{self.replaced} replaced", f"{self.unchanged} unchanged"]
+        return ", ".join([*parts, f"{len(self.skipped)} skipped"])
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with a gallery.
+
+    Attributes:
+        file: the file it is in; the folder's name when it is in none.
+        problem: what is wrong.
+        repair: what was done about it, or can be.
+        repaired: whether it was.
+    """
+
+    file: str
+    problem: str
+    repair: str
+    repaired: bool = False
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a full check of a gallery found.
+
+    Attributes:
+        path: the gallery.
+        generation: the generation that was checked.
+        images: images alive.
+        files: files whose checksum was compared.
+        problems: what is wrong, or was before the repair.
+    """
+
+    path: str
+    generation: int
+    images: int
+    files: int
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong now."""
+        return all(problem.repaired for problem in self.problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report for JSON."""
+        return {**asdict(self), "is_sound": self.is_sound}
+
+    def __str__(self) -> str:
+        head = f"{self.path}: generation {self.generation}, {self.images} images, {self.files} files checked"
+        lines = [
+            f"  {'repaired' if problem.repaired else 'PROBLEM'}: {problem.file} {problem.problem}; {problem.repair}"
+            for problem in self.problems
+        ]
+        return "\n".join([head + (", sound" if not lines else ""), *lines])

@@ -1,0 +1,332 @@
+"""Neighbour search: what every backend promises, and the exact layer that makes them answer alike.
+
+An engine (FAISS, Milvus, …) only *proposes* candidates. The layer here reads their stored vectors, computes each
+distance in float64, sorts by (distance, id) and cuts to k, so that every engine gives the same ids, the same numbers
+and the same order. Where an engine can say how near a vector it did *not* propose may be, the layer asks for more
+until nothing left out can belong to the answer: many copies of one image are a real case.
+
+Distances, smaller is nearer: cosine = 1 − cos, l2 unsquared, l1 the sum of |differences|, dot = −(x · y).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError, ShapeError
+
+__all__ = [
+    "METRICS",
+    "UNKNOWN_FLOOR",
+    "Capabilities",
+    "Engine",
+    "Hits",
+    "MemoryVectors",
+    "Metric",
+    "Proposal",
+    "Search",
+    "SearchSpec",
+    "VectorSource",
+    "check_ids",
+    "check_vectors",
+    "comparable",
+    "distances_to",
+    "first_fetch",
+    "search_exactly",
+]
+
+Metric: TypeAlias = Literal["cosine", "l2", "l1", "dot"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+Ids: TypeAlias = npt.NDArray[np.uint64]
+Vectors: TypeAlias = npt.NDArray[np.float32]
+Distances: TypeAlias = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SearchSpec:
+    """What is searched: vectors of `dim` numbers, compared by `metric`."""
+
+    dim: int
+    metric: Metric
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise InputError(f"a vector needs at least 1 dimension, got dim={self.dim}")
+        if self.metric not in METRICS:
+            raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {self.metric!r}")
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do.
+
+    Attributes:
+        metrics: those it answers, natively or through re-scoring.
+        exact: the answer is the true one, ties included; False: the engine may miss neighbours.
+        filtered: `allowed` is understood.
+        max_k: largest k of one search.
+        max_dim: longest vector.
+        persistent: what was upserted outlives the process without anybody saving it.
+    """
+
+    metrics: frozenset[Metric]
+    exact: bool
+    filtered: bool
+    max_k: int
+    max_dim: int
+    persistent: bool
+
+
+class Hits(NamedTuple):
+    """The nearest stored vectors of one query, sorted by (distance, id); fewer than k when fewer exist."""
+
+    ids: Ids
+    distances: Distances
+
+
+class VectorSource(Protocol):
+    """Reads raw stored vectors by id: float32 (n, d), in the order of `ids`."""
+
+    def __call__(self, ids: Ids, /) -> Vectors:
+        """One row for each id; there is at least one, and all are stored."""
+
+
+class Search(Protocol):
+    """A set of (id, vector) pairs that answers nearest-neighbour questions; ids are u64 chosen by the caller."""
+
+    @property
+    def spec(self) -> SearchSpec:
+        """Dimension and metric."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this backend can do."""
+
+    def upsert(self, ids: Ids, vectors: Vectors) -> None:
+        """Adds, or replaces by id; visible to the next search."""
+
+    def delete(self, ids: Ids) -> None:
+        """Removes; an id that is not there is no error."""
+
+    def get(self, ids: Ids) -> Vectors:
+        """Raw stored vectors in the order asked for; InputError names an id that is not there."""
+
+    def search(self, queries: Vectors, k: int, *, allowed: Ids | None = None) -> list[Hits]:
+        """The k nearest of each query, out of `allowed` when given (unknown ids in it are ignored)."""
+
+    def scan(self, batch_size: int = 1024) -> Iterator[tuple[Ids, Vectors]]:
+        """Everything stored, ascending by id."""
+
+    def count(self) -> int:
+        """Number of distinct ids stored."""
+
+    def verify(self) -> list[str]:
+        """What is wrong with the backend's own data, one sentence each; empty when it is sound."""
+
+    def close(self) -> None:
+        """Lets go of memory and connections; a second call does nothing."""
+
+
+def check_vectors(spec: SearchSpec, vectors: npt.ArrayLike, *, what: str = "vectors") -> Vectors:
+    """The same numbers as a C-ordered float32 (n, d) array that may be searched or stored.
+
+    Raises:
+        ShapeError: not (n, dim).
+        InputError: NaN or infinite in float32; all zeros under cosine, where a direction is needed.
+    """
+    try:
+        with np.errstate(over="ignore"):
+            array: Vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(
+            f"expected {what} of shape (n, {spec.dim}), got something that is no array of numbers"
+        ) from error
+    if array.ndim != 2 or array.shape[1] != spec.dim:
+        raise ShapeError(f"expected {what} of shape (n, {spec.dim}), got {array.shape}")
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        raise InputError(
+            f"expected finite {what}, got NaN or infinity in row {row}; encode that image again or leave it out"
+        )
+    if spec.metric == "cosine" and not array.any(axis=1).all():
+        row = int(np.flatnonzero(~array.any(axis=1))[0])
+        raise InputError(f"cosine distance needs a direction, but row {row} of the {what} is all zeros; leave it out")
+    return array
+
+
+def check_ids(ids: npt.ArrayLike, *, count: int | None = None) -> Ids:
+    """The same ids as a u64 array of one axis, `count` long when given."""
+    array = np.asarray(ids)
+    if array.size == 0:
+        array = array.astype(np.uint64)
+    if array.ndim != 1 or (count is not None and len(array) != count):
+        raise ShapeError(f"expected {'a list of' if count is None else count} ids, got shape {array.shape}")
+    if array.dtype.kind not in "ui" or (array.dtype.kind == "i" and (array < 0).any()):
+        raise InputError(f"expected ids from 0 to 2^64 − 1, got {array.dtype} values such as {array.min()}")
+    return array.astype(np.uint64, copy=False)
+
+
+def comparable(spec: SearchSpec, vectors: Vectors) -> Vectors:
+    """The form in which vectors are stored in engines and compared: of unit length for cosine, else as they are.
+
+    Lengths are taken in float64, each row by itself, so a vector has one comparable form wherever it was stored, and
+    parallel vectors nearly always share it.
+    """
+    if spec.metric != "cosine":
+        return vectors
+    unit = np.empty_like(vectors)
+    for start in range(0, len(vectors), 1024):  # the float64 copy of a block stays in the processor's cache
+        block = vectors[start : start + 1024].astype(np.float64)
+        lengths = np.sqrt(np.square(block).sum(axis=1, keepdims=True))
+        np.divide(block, lengths, out=unit[start : start + 1024], casting="same_kind")
+    return unit
+
+
+def distances_to(spec: SearchSpec, query: Vectors, vectors: Vectors) -> Distances:
+    """Distance in float64 of one query (d,) from each vector (n, d), all in `comparable` form.
+
+    A row's distance does not depend on the rows around it, so copies of a vector tie exactly; BLAS would break that.
+    Cosine is taken as ½‖x̂ − ŷ‖², which is 0 for equal directions and loses no digits near 0.
+
+    >>> spec = SearchSpec(2, "l1")
+    >>> distances_to(spec, np.float32([1, 1]), np.float32([[1, 1], [3, 0]]))
+    array([0., 3.])
+    """
+    if spec.metric == "dot":
+        products: Distances = np.multiply(vectors, query, dtype=np.float64).sum(axis=1)
+        return np.negative(products)
+    difference = np.subtract(vectors, query, dtype=np.float64)
+    if spec.metric == "l1":
+        np.abs(difference, out=difference)
+    else:
+        np.square(difference, out=difference)
+    total: Distances = difference.sum(axis=1)
+    if spec.metric == "l1":
+        return total
+    return np.sqrt(total) if spec.metric == "l2" else np.minimum(total / 2, 2.0)
+
+
+UNKNOWN_FLOOR = float(np.finfo(np.float64).max)
+
+
+class Proposal(NamedTuple):
+    """What an engine offers for one query.
+
+    Attributes:
+        ids: candidates in any order; repeats are dropped.
+        vectors: theirs, `comparable`.
+        floor: no vector left out is nearer than this; +inf when none is left out. An engine that cannot know says
+            `UNKNOWN_FLOOR`: its candidates have to do if they are enough.
+    """
+
+    ids: Ids
+    vectors: Vectors
+    floor: float
+
+
+class Engine(Protocol):
+    """One search's view of a backend: after filters and deletions."""
+
+    @property
+    def reach(self) -> int:
+        """Largest number of candidates worth asking for; beyond it, reading everything is no dearer."""
+
+    def propose(self, queries: Vectors, k: int, n: int, /) -> Iterable[Proposal]:
+        """About n candidates for each query, in the order of the queries; less those surely not among its k nearest."""
+
+    def everything(self) -> Iterator[tuple[Ids, Vectors]]:
+        """All that may be an answer, in batches, vectors `comparable`."""
+
+
+def first_fetch(k: int) -> int:
+    """Candidates to ask for first: enough that re-scoring can mend an engine's rounding.
+
+    >>> first_fetch(1), first_fetch(10)
+    (20, 28)
+    """
+    return max(2 * k + 8, 20)
+
+
+def search_exactly(spec: SearchSpec, queries: npt.ArrayLike, k: int, *, engine: Engine) -> list[Hits]:
+    """The k nearest of each query out of what `engine` proposes, in the one order (distance, id).
+
+    Raises:
+        ShapeError, InputError: queries that `check_vectors` refuses, or k below 1.
+    """
+    if k < 1:
+        raise InputError(f"expected k of at least 1, got {k}")
+    checked = comparable(spec, check_vectors(spec, queries, what="queries"))
+    answers = [_NOTHING] * len(checked)
+    pending: Sequence[int] = range(len(checked))
+    fetch = first_fetch(k)
+    while pending and fetch <= engine.reach:
+        open_questions = []
+        asked = checked if len(pending) == len(checked) else checked[pending]
+        for row, (ids, vectors, floor) in zip(pending, engine.propose(asked, k, fetch), strict=True):
+            answers[row] = hits = _nearest(k, ids, distances_to(spec, checked[row], vectors))
+            is_settled = floor == np.inf or (len(hits.ids) == k and hits.distances[-1] < floor)
+            if not is_settled:
+                open_questions.append(row)
+        pending, fetch = open_questions, fetch * 8
+    if pending:
+        _search_everything(spec, checked, k, engine=engine, pending=pending, answers=answers)
+    return answers
+
+
+_NOTHING = Hits(np.empty(0, np.uint64), np.empty(0, np.float64))
+
+
+def _search_everything(
+    spec: SearchSpec, queries: Vectors, k: int, *, engine: Engine, pending: Sequence[int], answers: list[Hits]
+) -> None:
+    """Answers the pending queries by looking at every vector; memory stays at one batch."""
+    for row in pending:
+        answers[row] = _NOTHING
+    for ids, vectors in engine.everything():
+        for row in pending:
+            best = answers[row]
+            distances = distances_to(spec, queries[row], vectors)
+            if len(best.ids) == k:  # most batches hold nothing nearer
+                near = distances <= best.distances[-1]
+                candidates, distances = ids[near], distances[near]
+            else:
+                candidates = ids
+            answers[row] = _nearest(
+                k, np.concatenate([best.ids, candidates]), np.concatenate([best.distances, distances])
+            )
+
+
+def _nearest(k: int, ids: Ids, distances: Distances) -> Hits:
+    """The first k by (distance, id), each id once."""
+    order = np.lexsort((ids, distances))
+    ids, distances = ids[order], distances[order]
+    repeated = ids[1:] == ids[:-1]  # one id has one distance, so its repeats stand side by side
+    if repeated.any():
+        first = np.concatenate([[True], ~repeated])
+        ids, distances = ids[first], distances[first]
+    return Hits(ids[:k], distances[:k])
+
+
+class MemoryVectors:
+    """Raw vectors held in memory: the `VectorSource` of an index that has no gallery behind it."""
+
+    def __init__(self) -> None:
+        self._vectors: dict[int, Vectors] = {}
+
+    def put(self, ids: Ids, vectors: Vectors) -> None:
+        """Adds or replaces."""
+        self._vectors.update(zip(ids.tolist(), vectors.copy(), strict=True))
+
+    def drop(self, ids: Ids) -> None:
+        """Forgets; unknown ids are no error."""
+        for key in ids.tolist():
+            self._vectors.pop(key, None)
+
+    def __call__(self, ids: Ids, /) -> Vectors:
+        """The vectors of `ids`, which must all be there and be at least one."""
+        return np.stack([self._vectors[key] for key in ids.tolist()])

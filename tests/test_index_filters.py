@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distcam.errors import InputError
+from distcam.index import And, Eq, Glob, In, Ne, Not, Or, Range, parse_filter
+from distcam.index.filters import Filter, matching
+from distcam.index.rows import Categorical
+
+
+class Rows:
+    """A table written row by row."""
+
+    def __init__(self, rows: list[dict[str, str]], names: tuple[str, ...] = ("path", "label", "camera")) -> None:
+        self.rows = rows
+        self.column_names = names
+
+    def column(self, name: str) -> Categorical:
+        return Categorical.of([row.get(name) for row in self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+TABLE = Rows(
+    [
+        {"path": "cat/1.jpg", "label": "cat", "camera": "1"},
+        {"path": "cat/2.jpg", "label": "cat", "camera": "2.5"},
+        {"path": "dog/1.jpg", "label": "dog", "camera": "front"},
+        {"path": "golden retriever/1.jpg", "label": "golden retriever"},
+        {"path": "5.jpg"},
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("label=cat", [0, 1]),
+        ("label == cat", [0, 1]),
+        ("label!=cat", [2, 3, 4]),  # no label is another label
+        ("label in cat,dog", [0, 1, 2]),
+        ("label in cat , 'golden retriever'", [0, 1, 3]),
+        ('label="golden retriever"', [3]),
+        ("camera<2", [0]),
+        ("camera<=2.5", [0, 1]),
+        ("camera>1", [1]),
+        ("camera>=1", [0, 1]),
+        ("path~'cat/*'", [0, 1]),
+        ("path~*/1.jpg", [0, 2, 3]),
+        ("label~[cd]*", [0, 1, 2]),
+        ("path=dog/1.jpg", [2]),
+        ("label=cat and camera>2", [1]),
+        ("label=dog or label=cat and camera>2", [1, 2]),  # "and" binds closer
+        ("(label=dog or label=cat) and camera>2", [1]),
+        ("not label=cat", [2, 3, 4]),
+        ("not (label=cat or label=dog) and path!=5.jpg", [3]),
+        ("label=unheard-of", []),
+    ],
+)
+def test_a_filter_keeps_these_rows(text: str, rows: list[int]) -> None:
+    assert np.flatnonzero(matching(parse_filter(text), TABLE)).tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "tree"),
+    [
+        ("label=cat", Eq("label", "cat")),
+        ("a!=1 and b~x*", And((Ne("a", "1"), Glob("b", "x*")))),
+        ("a in 1,2,3", In("a", ("1", "2", "3"))),
+        ("a<1 or not b>=2", Or((Range("a", high=1, high_included=False), Not(Range("b", low=2))))),
+        (r"'the \'best\' column'=\"", None),
+        (r"'the \'best\' column'=x", Eq("the 'best' column", "x")),
+        ("and=or", None),
+        ("'and'='or'", Eq("and", "or")),
+    ],
+)
+def test_a_filter_is_this_tree(text: str, tree: Filter | None) -> None:
+    if tree is not None:
+        assert parse_filter(text) == tree
+    elif "'" in text:
+        with pytest.raises(InputError):
+            parse_filter(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label=golden retriever", "unexpected 'retriever'; values with spaces need quotes"),
+        ("label", "expected a comparison such as = after 'label', got 'the end'"),
+        ("label=", "expected a value after '=', got 'the end'"),
+        ("=cat", "expected a column name, got '='"),
+        ("(label=cat", "a parenthesis is not closed"),
+        ("label<cat", "'<' compares numbers, got 'cat'"),
+        ("label in", "expected a value after 'in'"),
+        ("label='cat", "cannot read"),
+        ("", "expected a column name, got 'the end'"),
+        ("not " * 100 + "a=1", "nested more than 50 deep"),
+        ("(" * 100 + "a=1", "nested more than 50 deep"),
+    ],
+)
+def test_a_text_that_is_no_filter_is_refused_with_the_place(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        parse_filter(text)
+
+
+def test_an_unknown_column_names_the_nearest() -> None:
+    with pytest.raises(
+        InputError, match=r"no column 'lable' in this gallery, did you mean 'label'.*path, label, camera"
+    ):
+        matching(parse_filter("lable=cat"), TABLE)
+
+
+def test_an_empty_table_has_no_matches() -> None:
+    assert matching(parse_filter("label=cat and not path~*"), Rows([])).tolist() == []
+
+
+def _holds(where: Filter, row: dict[str, str]) -> bool:
+    """The slow oracle: one row at a time, straight from the definitions."""
+    match where:
+        case And(parts):
+            return all(_holds(part, row) for part in parts)
+        case Or(parts):
+            return any(_holds(part, row) for part in parts)
+        case Not(part):
+            return not _holds(part, row)
+        case Eq(column, value):
+            return row.get(column) == value
+        case Ne(column, value):
+            return row.get(column) != value
+        case In(column, values):
+            return row.get(column) in values
+        case Range(column, low, high, low_included, high_included):
+            try:
+                number = float(row.get(column, "none"))
+            except ValueError:
+                return False
+            return (low < number or (low_included and low == number)) and (
+                number < high or (high_included and number == high)
+            )
+    raise AssertionError(where)
+
+
+_columns = st.sampled_from(["path", "label", "camera"])
+_values = st.sampled_from(["1", "2", "3.5", "cat", "", "nan"])
+_numbers = st.sampled_from([0.0, 1.0, 2.0, 3.5])
+_leaves: st.SearchStrategy[Any] = (
+    st.builds(Eq, _columns, _values)
+    | st.builds(Ne, _columns, _values)
+    | st.builds(In, _columns, st.lists(_values, max_size=3).map(tuple))
+    | st.builds(Range, _columns, _numbers, _numbers, st.booleans(), st.booleans())
+)
+_trees = st.recursive(
+    _leaves,
+    lambda inner: (
+        st.builds(And, st.lists(inner, max_size=3).map(tuple))
+        | st.builds(Or, st.lists(inner, max_size=3).map(tuple))
+        | st.builds(Not, inner)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(where=_trees, rows=st.lists(st.dictionaries(_columns, _values), max_size=6))
+def test_evaluating_columns_agrees_with_evaluating_rows(where: Filter, rows: list[dict[str, str]]) -> None:
+    assert matching(where, Rows(rows)).tolist() == [_holds(where, row) for row in rows]
