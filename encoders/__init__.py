@@ -1,0 +1,73 @@
+"""From images to feature maps and vectors: backbones, pooling, heads, weights, checkpoints, and the fast path.
+
+Names load on first use, since torch and torchvision take a second to import.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backbones import available_architectures
+    from .conv4 import Conv4
+    from .encoder import Encoder, evaluating
+    from .encoding import Encoding
+    from .heads import Affine, BNNeck, Head, Identity, Linear, Sequential, affine_of
+    from .inference import Batch, Failure, Inference
+    from .pooling import GAP, GeM, Pooling
+    from .resnet12 import ResNet12
+
+_HOME = {
+    "GAP": "pooling",
+    "Affine": "heads",
+    "BNNeck": "heads",
+    "Batch": "inference",
+    "Conv4": "conv4",
+    "Encoder": "encoder",
+    "Encoding": "encoding",
+    "Failure": "inference",
+    "GeM": "pooling",
+    "Head": "heads",
+    "Identity": "heads",
+    "Inference": "inference",
+    "Linear": "heads",
+    "Pooling": "pooling",
+    "ResNet12": "resnet12",
+    "Sequential": "heads",
+    "affine_of": "heads",
+    "available_architectures": "backbones",
+    "evaluating": "encoder",
+}
+
+__all__ = [
+    "GAP",
+    "Affine",
+    "BNNeck",
+    "Batch",
+    "Conv4",
+    "Encoder",
+    "Encoding",
+    "Failure",
+    "GeM",
+    "Head",
+    "Identity",
+    "Inference",
+    "Linear",
+    "Pooling",
+    "ResNet12",
+    "Sequential",
+    "affine_of",
+    "available_architectures",
+    "evaluating",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,86 @@
+"""One file per encoder: safetensors, with the configuration as JSON in its header.
+
+Nothing in the file is code, it can be read by any safetensors reader, and it appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import InputError, WeightsError
+
+__all__ = ["read_checkpoint", "write_checkpoint"]
+
+_KEY = "distcam"
+_FORMAT = 1
+
+
+def write_checkpoint(path: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint beside its place, then move it there; an old file survives until the new one is complete.
+
+    Raises:
+        InputError: options or metadata hold what JSON cannot.
+        WeightsError: the folder is missing or cannot be written.
+    """
+    from .. import __version__  # the package's front door; importing it at the top would be circular for a reader
+
+    path = Path(path)
+    created_with = {"distcam": __version__, "torch": str(torch.__version__)}
+    try:
+        header = {_KEY: json.dumps({"format": _FORMAT, "created_with": created_with, **config}, allow_nan=False)}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a checkpoint keeps options and metadata as JSON, which these are not: {error}") from error
+    # A copy per tensor: safetensors refuses tensors that share memory, as tied weights do.
+    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(own, aside, metadata=header)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: cannot be written ({error})") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration and the tensors of a checkpoint.
+
+    Raises:
+        WeightsError: no such file, damaged, not an encoder's checkpoint, or from a newer distcam.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = _config_of(path, file.metadata() or {})
+            return config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a sound safetensors file ({error})") from error
+
+
+def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    if _KEY not in header:
+        raise WeightsError(
+            f"{path}: no encoder checkpoint of distcam (its header has no {_KEY!r}); plain weights are loaded with "
+            f"Encoder.load(ARCHITECTURE, weights={str(path)!r})"
+        )
+    try:
+        config = json.loads(header[_KEY])
+    except ValueError as error:
+        raise WeightsError(f"{path}: the configuration in its header is no JSON ({error})") from error
+    version = config.get("format") if isinstance(config, dict) else None
+    if version != _FORMAT:
+        raise WeightsError(f"{path}: checkpoint format {version!r}, this distcam reads {_FORMAT}; upgrade distcam")
+    return dict(config)

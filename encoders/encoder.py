@@ -1,0 +1,273 @@
+"""The encoder: from a batch of images to feature map, pooled vector, and embedding, and its identity."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import InputError, ShapeError, WeightsError
+from ..images.transform import Transform
+from .backbones import Backbone, available_architectures, build_backbone, require_architecture
+from .checkpoint import read_checkpoint, write_checkpoint
+from .encoding import Encoding
+from .fingerprint import FingerprintCache
+from .heads import Identity, described, head_from_dict
+from .layers import Tap
+from .pooling import Pooling, pooling_from
+from .weights import drawn_from, fetch_imagenet, load_state, read_state_dict, uninitialised
+
+__all__ = ["Encoder", "evaluating"]
+
+
+class Encoder(nn.Module):
+    """Backbone, pooling, and head, together with the transform their images must go through.
+
+    Args:
+        backbone: (b, 3, H, W) → (b, k, h, w): the last convolution after its activation.
+        transform: from an image to the backbone's input.
+        pooling: "gap", "gem", or a `Pooling`.
+        head: any module (b, k) → (b, d); without one the embedding is the pooled vector.
+        architecture: a name for messages and, together with `options`, for rebuilding the backbone.
+        layer: the layer that the feature map comes from, for messages.
+        options: what the architecture was built with; None says that only its owner's code can rebuild it.
+
+    Attributes:
+        metadata: free JSON-able notes (a training recipe, say); kept in checkpoints, no part of the fingerprint.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        transform: Transform | None = None,
+        pooling: str | Pooling = "gap",
+        head: nn.Module | None = None,
+        architecture: str = "custom",
+        layer: str = "",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = pooling_from(pooling)
+        self.head: nn.Module = Identity() if head is None else head
+        self.transform = Transform() if transform is None else transform
+        self.architecture = architecture
+        self.layer = layer
+        self.options = None if options is None else dict(options)
+        self.metadata: dict[str, Any] = {}
+        self._fingerprint = FingerprintCache()
+        self._pooled_dim = 0
+
+    def forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Encoding:
+        """The encoding of images that `transform` has normalised.
+
+        Under autocast only the backbone runs in low precision: pooling and head are float32, and so is what comes out.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ShapeError(f"expected images of shape (b, 3, h, w), got {tuple(images.shape)}")
+        feature_map: Tensor = self.backbone(images)
+        if feature_map.ndim != 4:
+            raise ShapeError(f"expected a feature map (b, k, h, w) from the backbone, got {tuple(feature_map.shape)}")
+        with torch.autocast(images.device.type, enabled=False):
+            if feature_map.dtype in (torch.bfloat16, torch.float16) and images.dtype == torch.float32:
+                feature_map = feature_map.float()
+            pooled = self.pooling(feature_map)
+            return Encoding(feature_map, pooled, self.head(pooled))
+
+    @classmethod
+    def load(
+        cls,
+        source: str | os.PathLike[str] | nn.Module,
+        *,
+        weights: str | os.PathLike[str] = "random",
+        layer: str | None = None,
+        pooling: str | Pooling = "gap",
+        head: nn.Module | None = None,
+        transform: Transform | None = None,
+        options: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> Encoder:
+        """An encoder in evaluation mode, from an architecture's name, a checkpoint, or a module of your own.
+
+        Nothing is downloaded unless `weights="imagenet"`, and no code in any file is run.
+
+        Args:
+            source: a torchvision classifier ("resnet50"), "conv4", "resnet12"; a file that `save` wrote; or a module.
+            weights: "random" (drawn from `seed`; a module of your own keeps what it has), "imagenet" (torchvision's),
+                or a file with a state_dict.
+            layer: where to read the feature map; the last convolution after its activation if left out. A module of
+                your own must return its feature map (b, k, h, w) unless a layer is named.
+            pooling: "gap", "gem", or a `Pooling`.
+            head: from the pooled vector to the embedding.
+            transform: the weights' own if left out, else ImageNet's.
+            options: for the architecture's constructor, such as `{"last_stride": 1}` for ResNets.
+            seed: of random weights; the global generator is left as it was.
+
+        Raises:
+            InputError: unknown architecture, layer, or option; the message holds the nearest names.
+            WeightsError: weights that cannot be read, do not fit, or cannot be downloaded.
+
+        >>> Encoder.load("resnet18", transform=Transform(64)).embedding_dim
+        512
+        """
+        parts = {"pooling": pooling, "head": head}
+        if isinstance(source, nn.Module):
+            if options is not None:
+                raise InputError(f"options are for named architectures; {type(source).__name__} is built already")
+            return cls._around(source, weights=weights, layer=layer, transform=transform, **parts)
+        if _is_checkpoint(source):
+            if (weights, layer, pooling, head, options) != ("random", None, "gap", None, None):
+                raise InputError(f"{source} brings its own weights, layer, pooling, head, and options; leave them out")
+            return cls._restored(source, transform)
+        name = os.fspath(source)
+        state, own_transform = _published(name, weights)
+        transform = transform or own_transform
+        with drawn_from(seed) if state is None else uninitialised():
+            built = _build(name, layer, transform, options or {})
+        if state is not None:
+            target = built.network.source if isinstance(built.network, Tap) else built.network
+            load_state(target, state, origin=f"{weights} for {name}", spare=built.spare)
+        return cls._of(name, built, options or {}, transform=transform, **parts).eval()
+
+    @classmethod
+    def _of(cls, name: str, built: Backbone, options: Mapping[str, Any], **parts: Any) -> Encoder:
+        """The encoder of a backbone that `build_backbone` can build again."""
+        return cls(built.network, architecture=name, layer=built.layer, options=options, **parts)
+
+    @classmethod
+    def _around(cls, module: nn.Module, *, weights: str | os.PathLike[str], layer: str | None, **parts: Any) -> Encoder:
+        """An encoder around the user's own module, whose mode and hooks stay as they are."""
+        name = type(module).__name__
+        if weights == "imagenet":
+            raise InputError(f"ImageNet weights are for architectures known by name; got a {name}, fill it beforehand")
+        if weights != "random":
+            load_state(module, read_state_dict(weights), origin=f"{weights} for {name}")
+        backbone = module if layer is None else Tap(module, layer)
+        return cls(backbone, architecture=name, layer=layer or "", **parts)
+
+    @classmethod
+    def _restored(cls, path: str | os.PathLike[str], transform: Transform | None) -> Encoder:
+        """The encoder of a checkpoint; another transform may replace the one it was saved with."""
+        config, tensors = read_checkpoint(path)
+        try:
+            with uninitialised():
+                transform = transform or Transform.from_dict(config["transform"])
+                built = _build(config["architecture"], config["layer"], transform, config["options"])
+                parts = {"pooling": pooling_from(config["pooling"]), "head": head_from_dict(config["head"])}
+            encoder = cls._of(config["architecture"], built, config["options"], transform=transform, **parts)
+            encoder.metadata = dict(config["metadata"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise WeightsError(f"{path}: its header does not describe an encoder ({error})") from error
+        load_state(encoder, tensors, origin=str(path))
+        return encoder.eval()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything into one `.safetensors` file that `Encoder.load` restores, fingerprint included.
+
+        Raises:
+            InputError: a part is code of your own, which no file of weights can bring back.
+            WeightsError: the file cannot be written.
+        """
+        if self.options is None:
+            raise InputError(
+                f"{self.architecture} is a network of your own, which no checkpoint can rebuild; save its state_dict() "
+                "and make the encoder again with Encoder.load(module, layer=…)"
+            )
+        config = self.describe()
+        for part in ("pooling", "head"):
+            if config[part]["type"] == "custom":
+                name = type(getattr(self, part)).__name__
+                raise InputError(f"the {part} {name} is a module of your own, which no checkpoint can rebuild")
+        if not os.fspath(path).endswith(_SUFFIX):
+            raise InputError(f"expected a file name that ends in {_SUFFIX}, got {os.fspath(path)!r}")
+        write_checkpoint(path, {**config, "metadata": self.metadata}, self.state_dict())
+
+    def describe(self) -> dict[str, Any]:
+        """What the encoder is, without its weights, as JSON can hold it."""
+        return {
+            "architecture": self.architecture,
+            "options": self.options or {},
+            "layer": self.layer,
+            "pooling": self.pooling.to_dict(),
+            "head": described(self.head),
+            "transform": self.transform.to_dict(),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """What the encoder computes, as 64 hexadecimal digits: configuration, transform, and weights.
+
+        Mode, device, precision of storage, and metadata do not count. Remembered until a weight changes.
+        """
+        return self._fingerprint.get(self.describe(), self.state_dict())
+
+    @property
+    def short_name(self) -> str:
+        """Architecture and the first eight digits of the fingerprint, as in "resnet50/ab12cd34"."""
+        return f"{self.architecture}/{self.fingerprint[:8]}"
+
+    @property
+    def pooled_dim(self) -> int:
+        """Channels of the feature map, k; found by encoding one black image."""
+        if not self._pooled_dim:
+            weight = next(self.parameters(), torch.zeros(()))
+            image = weight.new_zeros(1, 3, self.transform.height, self.transform.width)
+            with evaluating(self), torch.no_grad():
+                self._pooled_dim = self(image).pooled.shape[1]
+        return self._pooled_dim
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of the embedding, d."""
+        weight = next(self.parameters(), torch.zeros(()))
+        with evaluating(self.head), torch.no_grad():
+            embedding: Tensor = self.head(weight.new_zeros(1, self.pooled_dim))
+        return embedding.shape[1]
+
+    def __repr__(self) -> str:
+        at = f" at {self.layer}" if self.layer else ""
+        pooling, head = type(self.pooling).__name__, type(self.head).__name__
+        size = f"{self.transform.height}×{self.transform.width}"
+        return f"Encoder({self.architecture}{at}, {pooling}, {head}, {size})"
+
+
+_SUFFIX = ".safetensors"
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode; afterwards every part is in the mode it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _is_checkpoint(source: str | os.PathLike[str]) -> bool:
+    """Path objects and names with the suffix mean files; so do other strings, unless they name an architecture."""
+    if isinstance(source, str) and not source.endswith(_SUFFIX):
+        return source not in available_architectures() and Path(source).is_file()
+    return True
+
+
+def _published(name: str, weights: str | os.PathLike[str]) -> tuple[dict[str, Tensor] | None, Transform]:
+    """Weights from outside, None for random ones, and the transform that goes with them."""
+    require_architecture(name)
+    if weights == "imagenet":
+        return fetch_imagenet(name)
+    transform = Transform(84) if name in ("conv4", "resnet12") else Transform()
+    return None if weights == "random" else read_state_dict(weights), transform
+
+
+def _build(name: str, layer: str | None, transform: Transform, options: Mapping[str, Any]) -> Backbone:
+    return build_backbone(name, layer=layer, image_size=(transform.height, transform.width), options=options)

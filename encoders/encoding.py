@@ -1,0 +1,83 @@
+"""What an encoder says about a batch of images: the map, the pooled vector, and the embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import SupportsIndex
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import InputError, ShapeError
+
+__all__ = ["Encoding"]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """Three views of a batch of b images, from local to global.
+
+    Nothing here is normalised: whether vectors are compared by angle or by distance is the gallery's business.
+
+    Attributes:
+        feature_map: the last convolution after its activation; what activation maps are drawn from.
+        pooled: the feature map pooled over rows and columns (its mean, for GAP); what a reference must store.
+        embedding: the head's output, or `pooled` itself without a head; what is searched.
+    """
+
+    feature_map: Float[Tensor, "b k h w"]
+    pooled: Float[Tensor, "b k"]
+    embedding: Float[Tensor, "b d"]
+
+    def __post_init__(self) -> None:
+        ranks = (self.feature_map.ndim, self.pooled.ndim, self.embedding.ndim)
+        lengths = {len(self.feature_map), len(self.pooled), len(self.embedding)}
+        if ranks != (4, 2, 2) or len(lengths) != 1 or self.feature_map.shape[1] != self.pooled.shape[1]:
+            shapes = ", ".join(str(tuple(t.shape)) for t in (self.feature_map, self.pooled, self.embedding))
+            raise ShapeError(f"expected shapes (b, k, h, w), (b, k), (b, d), got {shapes}")
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.embedding)
+
+    def __getitem__(self, which: SupportsIndex | slice) -> Encoding:
+        """Some of the images; a single index gives a batch of one, so that every shape keeps its meaning."""
+        if not isinstance(which, slice):
+            index = which.__index__()
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"image {index} of an encoding of {len(self)} images")
+            which = slice(index, index + 1 or None)
+        return Encoding(self.feature_map[which], self.pooled[which], self.embedding[which])
+
+    def __iter__(self) -> Iterator[Encoding]:
+        """The images one by one, each a batch of one."""
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        b, k, h, w = self.feature_map.shape
+        return f"Encoding({b} images, {k} channels of {h}×{w}, embedding {self.embedding.shape[1]}-d)"
+
+    def to(self, device: torch.device | str) -> Encoding:
+        """The same values on another device."""
+        return Encoding(self.feature_map.to(device), self.pooled.to(device), self.embedding.to(device))
+
+    def detach(self) -> Encoding:
+        """The same values outside the gradient graph."""
+        return Encoding(self.feature_map.detach(), self.pooled.detach(), self.embedding.detach())
+
+    @staticmethod
+    def cat(encodings: Sequence[Encoding]) -> Encoding:
+        """One encoding of all the images, in order.
+
+        Raises:
+            InputError: there is nothing to join.
+        """
+        if not encodings:
+            raise InputError("expected at least one encoding to join, got none")
+        return Encoding(
+            torch.cat([e.feature_map for e in encodings]),
+            torch.cat([e.pooled for e in encodings]),
+            torch.cat([e.embedding for e in encodings]),
+        )

@@ -1,0 +1,201 @@
+"""From the pooled vector to the embedding, and how much of that step is plain linear algebra.
+
+A head that is affine in evaluation mode can be folded into the feature map, so that an activation map explains the
+very space that is searched; `affine_of` answers whether a head is, and with which matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+__all__ = ["Affine", "BNNeck", "Head", "Identity", "Linear", "Sequential", "affine_of", "described", "head_from_dict"]
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """The map `x → weight @ x + bias`, or `x → diagonal * x + bias`, or `x → x + bias`.
+
+    At most one of `weight` and `diagonal` is set; neither means the identity. A bias of None is zero.
+    """
+
+    weight: Float[Tensor, "d k"] | None = None
+    diagonal: Float[Tensor, " k"] | None = None
+    bias: Float[Tensor, " d"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and self.diagonal is not None:
+            raise InputError("an affine map has a weight matrix or a diagonal, not both")
+
+    def __call__(self, x: Float[Tensor, "*n k"]) -> Float[Tensor, "*n d"]:
+        """The map applied to vectors that lie along the last axis.
+
+        >>> Affine(diagonal=torch.tensor([2.0, 3.0]), bias=torch.tensor([0.0, 1.0]))(torch.tensor([[1.0, 1.0]]))
+        tensor([[2., 4.]])
+        """
+        if self.weight is not None:
+            x = x @ self.weight.mT
+        elif self.diagonal is not None:
+            x = x * self.diagonal
+        return x if self.bias is None else x + self.bias
+
+    def then(self, after: Affine) -> Affine:
+        """The one map that does this and then `after`."""
+        bias = after(self.bias) if self.bias is not None else after.bias
+        if self.weight is None and after.weight is None:
+            factors = [d for d in (self.diagonal, after.diagonal) if d is not None]
+            return Affine(diagonal=torch.stack(factors).prod(0) if factors else None, bias=bias)
+        if self.weight is None:
+            assert after.weight is not None
+            return Affine(after.weight if self.diagonal is None else after.weight * self.diagonal, bias=bias)
+        # Columns of the first matrix are vectors too: push them through the second map, without its bias.
+        return Affine(Affine(after.weight, after.diagonal)(self.weight.mT).mT, bias=bias)
+
+
+class Head(nn.Module):
+    """A head that distcam can write into a checkpoint. Any `nn.Module` from (b, k) to (b, d) serves as a head too."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `head_from_dict` reads it, unless its type is "custom"."""
+        return {"type": "custom", "class": type(self).__qualname__}
+
+    def affine(self) -> Affine | None:
+        """The head in evaluation mode as an affine map; None when it is not one."""
+        return None
+
+
+class Identity(Head):
+    """No head: the embedding is the pooled vector."""
+
+    def forward(self, pooled: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+        """The pooled vector."""
+        return pooled
+
+    def affine(self) -> Affine:
+        """The identity."""
+        return Affine()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `head_from_dict` reads it."""
+        return {"type": "identity"}
+
+
+class Linear(Head, nn.Linear):
+    """A linear projection from k to d dimensions."""
+
+    def __init__(self, in_dim: int, out_dim: int, *, bias: bool = True) -> None:
+        nn.Linear.__init__(self, in_dim, out_dim, bias=bias)
+
+    def affine(self) -> Affine:
+        """The projection itself."""
+        return Affine(self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `head_from_dict` reads it."""
+        bias = self.bias is not None
+        return {"type": "linear", "in_dim": self.in_features, "out_dim": self.out_features, "bias": bias}
+
+
+class BNNeck(Head):
+    """Batch normalisation whose shift stays 0, between the metric loss's space and the classifier's.
+
+    In evaluation mode it scales every channel and subtracts the training mean.
+
+    Source: Luo et al., Bag of Tricks and a Strong Baseline for Deep Person Re-identification, 2019, §3.5.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim)
+        self.norm.bias.requires_grad_(False)
+
+    def forward(self, pooled: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+        """The normalised vector."""
+        normalised: Tensor = self.norm(pooled)
+        return normalised
+
+    def affine(self) -> Affine:
+        """`gamma / sqrt(var + eps)` on the diagonal, and the running mean scaled by it as bias."""
+        return _batch_norm_affine(self.norm)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `head_from_dict` reads it."""
+        return {"type": "bnneck", "dim": self.norm.num_features}
+
+
+class Sequential(Head, nn.Sequential):
+    """Heads one after another."""
+
+    def affine(self) -> Affine | None:
+        """The composition, as long as every part is affine."""
+        return _composition(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `head_from_dict` reads it."""
+        heads = [described(head) for head in self]
+        is_custom = any(head["type"] == "custom" for head in heads)
+        return {"type": "custom" if is_custom else "sequential", "heads": heads}
+
+
+def described(head: nn.Module) -> dict[str, Any]:
+    """The head as JSON can hold it; a module of the user's own is only named."""
+    return head.to_dict() if isinstance(head, Head) else {"type": "custom", "class": type(head).__qualname__}
+
+
+def affine_of(head: nn.Module) -> Affine | None:
+    """The head in evaluation mode as an affine map, detached; None when it is not known to be one.
+
+    Besides distcam's heads it knows torch's own `Identity`, `Linear`, `BatchNorm1d`, and `Sequential` of these.
+    """
+    if isinstance(head, Head):
+        return head.affine()
+    if type(head) is nn.Identity:
+        return Affine()
+    if type(head) is nn.Linear:
+        return Affine(head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
+    if type(head) is nn.BatchNorm1d:
+        return _batch_norm_affine(head) if head.track_running_stats else None
+    return _composition(head) if type(head) is nn.Sequential else None
+
+
+def _composition(heads: nn.Sequential) -> Affine | None:
+    whole = Affine()
+    for head in heads:
+        part = affine_of(head)
+        if part is None:
+            return None
+        whole = whole.then(part)
+    return whole
+
+
+def _batch_norm_affine(norm: nn.BatchNorm1d) -> Affine:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach()
+    shift = -norm.running_mean * scale
+    return Affine(diagonal=scale, bias=shift if norm.bias is None else shift + norm.bias.detach())
+
+
+def head_from_dict(spec: Mapping[str, Any]) -> Head:
+    """The head that `Head.to_dict` described, with fresh weights."""
+    options = dict(spec)
+    kind = options.pop("type", None)
+    match kind:
+        case "identity":
+            return Identity()
+        case "linear":
+            return Linear(**options)
+        case "bnneck":
+            return BNNeck(**options)
+        case "sequential":
+            return Sequential(*(head_from_dict(part) for part in options["heads"]))
+    raise InputError(f"unknown head {kind!r}: expected 'identity', 'linear', 'bnneck', or 'sequential'")

@@ -1,0 +1,153 @@
+"""Reaching a layer inside a network: keep only what leads to it, and read its output as a feature map."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import InputError, ShapeError
+
+__all__ = ["Tap", "as_feature_map", "closest", "cut", "require_layer"]
+
+
+class Tap(nn.Module):
+    """A network read out at one of its layers: the layer's output as a feature map.
+
+    The network runs whole; a forward hook that lives only during the call takes the output, so hooks, mode, and
+    weights stay the owner's. Works from several threads at once.
+    """
+
+    def __init__(self, source: nn.Module, layer: str) -> None:
+        super().__init__()
+        require_layer(source, layer)
+        self.source = source
+        self.layer = layer
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k rows columns"]:
+        """The feature map of the layer.
+
+        Raises:
+            InputError: the layer did not run, or ran several times, in this forward pass.
+        """
+        outputs: list[Any] = []
+        caller = threading.get_ident()
+
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if threading.get_ident() == caller:  # another thread may be in the same module right now
+                outputs.append(output)
+
+        handle = self.source.get_submodule(self.layer).register_forward_hook(keep)
+        try:
+            self.source(images)
+        finally:
+            handle.remove()
+        if len(outputs) != 1:
+            raise InputError(f"layer {self.layer!r} ran {len(outputs)} times in one forward pass, expected once")
+        return as_feature_map(outputs[0], (images.shape[2], images.shape[3]), origin=f"layer {self.layer!r}")
+
+    def extra_repr(self) -> str:
+        """The layer, for `print(encoder)`."""
+        return f"layer={self.layer!r}"
+
+
+def require_layer(network: nn.Module, layer: str) -> None:
+    """Refuse a name that is no sub-module of the network, with the three names nearest to it.
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    names = [name for name, _ in network.named_modules() if name]
+    if layer not in names:
+        raise InputError(f"no layer {layer!r}; nearest: {closest(layer, names)}")
+
+
+def closest(name: str, names: list[str]) -> str:
+    """The three names most like `name`, for an error message."""
+    return ", ".join(repr(n) for n in difflib.get_close_matches(name, names, n=3, cutoff=0.0)) or "(none)"
+
+
+def cut(network: nn.Module, layer: str) -> nn.Module:
+    """The network up to and including a layer; parameter names stay the same.
+
+    Inside plain sequences everything behind the layer is dropped. A layer inside a block (say the second convolution of
+    a residual block) is tapped: its block still runs whole, and parameter names gain the prefix `source.`.
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    require_layer(network, layer)
+    if not isinstance(network, nn.Sequential):
+        return Tap(network, layer)
+    kept, reached = _prefix(network, layer.split("."))
+    return kept if reached else Tap(kept, layer)
+
+
+def _prefix(sequence: nn.Sequential, path: list[str]) -> tuple[nn.Sequential, bool]:
+    """The shortest beginning of the sequence that contains the path, and whether it ends exactly there."""
+    kept: OrderedDict[str, nn.Module] = OrderedDict()
+    reached = True
+    for name, child in sequence.named_children():
+        kept[name] = child
+        if name == path[0]:
+            if rest := path[1:]:
+                reached = isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward
+                if isinstance(child, nn.Sequential) and reached:
+                    kept[name], reached = _prefix(child, rest)
+            break
+    return nn.Sequential(kept), reached
+
+
+def as_feature_map(output: Any, size: tuple[int, int], *, origin: str) -> Float[Tensor, "b k h w"]:
+    """A layer's output as (b, k, h, w).
+
+    Tokens (b, n, k) become a grid with the image's proportions; what does not fit the grid (class and register tokens)
+    is dropped from the front. Maps with channels last are recognised by the image's proportions and turned round.
+
+    Args:
+        output: what the layer returned.
+        size: height and width of the image that went in.
+        origin: how an error message calls the layer.
+
+    Raises:
+        ShapeError: the output is no map, or it could be read in two ways.
+    """
+    if not isinstance(output, Tensor):
+        raise ShapeError(f"{origin} returns a {type(output).__name__}, expected one tensor; name an inner layer")
+    if output.ndim == 3:
+        return _grid_of_tokens(output, size, origin)
+    if output.ndim != 4:
+        shape = tuple(output.shape)
+        raise ShapeError(f"{origin} returns shape {shape}, expected (b, k, h, w) or (b, n, k); name an earlier layer")
+    _, one, two, three = output.shape
+    first, last = _misfit(two, three, size), _misfit(one, two, size)
+    if min(first, last) > 0.5 or (first == last and one != three):
+        raise ShapeError(
+            f"{origin} returns shape {tuple(output.shape)}, in which the channels cannot be told from the rows of a "
+            f"{size[0]}×{size[1]} image; wrap the network so that it returns (b, k, h, w) itself, without `layer`"
+        )
+    return output if first <= last else output.movedim(3, 1)
+
+
+def _misfit(rows: int, columns: int, size: tuple[int, int]) -> float:
+    """How far a map's proportions are from the image's; 0 is exact, and rounding up a stride moves it a little."""
+    return abs(math.log((rows / columns) / (size[0] / size[1])))
+
+
+def _grid_of_tokens(tokens: Float[Tensor, "b n k"], size: tuple[int, int], origin: str) -> Float[Tensor, "b k h w"]:
+    height, width = size
+    for extra in range(min(6, tokens.shape[1])):  # one class token and four registers is the most in use
+        # n = rows · columns with rows / columns = height / width, hence rows² = n · height / width.
+        n = tokens.shape[1] - extra
+        rows = round((n * height / width) ** 0.5)
+        columns = n // max(rows, 1)
+        if rows * columns == n and rows * width == columns * height:
+            return tokens[:, extra:].mT.reshape(len(tokens), -1, rows, columns)
+    raise ShapeError(
+        f"{origin} returns {tokens.shape[1]} tokens, which form no grid in proportion to a {height}×{width} image"
+    )
