@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -178,6 +178,17 @@ class Transform:
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = like.new_tensor([self.mean, self.std]).view(2, 3, 1, 1)
         return mean, std
+
+    def adapted(
+        self, *, size: int | tuple[int, int] | None = None, fit: Literal["crop", "squash", "pad"] | None = None
+    ) -> Transform:
+        """The same colours and scale for another input size, or another way to make a picture fit.
+
+        >>> Transform(224).adapted(fit="squash") == Transform(224, fit="squash")
+        True
+        """
+        same = (size is None or Transform(size).size == self.size) and (fit is None or fit == self.fit)
+        return self if same else replace(self, size=size or self.size, fit=fit or self.fit, resize=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON can hold them; `Transform.from_dict` restores an equal transform."""

@@ -36,10 +36,12 @@ __all__ = [
     "comparable",
     "distances_to",
     "first_fetch",
+    "lengths_of",
     "search_exactly",
 ]
 
 Metric: TypeAlias = Literal["cosine", "l2", "l1", "dot"]
+_BLOCK = 1024  # rows whose float64 copy stays in the processor's cache
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
 Ids: TypeAlias = npt.NDArray[np.uint64]
@@ -132,31 +134,43 @@ class Search(Protocol):
         """Lets go of memory and connections; a second call does nothing."""
 
 
-def check_vectors(spec: SearchSpec, vectors: npt.ArrayLike, *, what: str = "vectors") -> Vectors:
-    """The same numbers as a C-ordered float32 (n, d) array that may be searched or stored.
+def check_vectors(spec: SearchSpec, vectors: npt.ArrayLike, *, what: str = "vectors") -> tuple[Vectors, Distances]:
+    """The same numbers as a C-ordered float32 (n, d) array that may be searched or stored, and their lengths (n,).
 
     Raises:
         ShapeError: not (n, dim).
         InputError: NaN or infinite in float32; all zeros under cosine, where a direction is needed.
     """
-    try:
-        with np.errstate(over="ignore"):
-            array: Vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise ShapeError(
-            f"expected {what} of shape (n, {spec.dim}), got something that is no array of numbers"
-        ) from error
+    if isinstance(vectors, np.ndarray) and vectors.dtype == np.float32:
+        array = np.ascontiguousarray(vectors)
+    else:
+        try:
+            with np.errstate(over="ignore"):
+                array = np.ascontiguousarray(vectors, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ShapeError(f"expected {what} of shape (n, {spec.dim}), got something else than numbers") from error
     if array.ndim != 2 or array.shape[1] != spec.dim:
         raise ShapeError(f"expected {what} of shape (n, {spec.dim}), got {array.shape}")
-    if not np.isfinite(array).all():
-        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+    lengths = lengths_of(array)  # one pass for both checks: a length is finite, or 0, only if all of its numbers are
+    values = lengths.tolist()
+    if not sum(values) < np.inf:
+        row = int(np.flatnonzero(~np.isfinite(lengths))[0])
         raise InputError(
             f"expected finite {what}, got NaN or infinity in row {row}; encode that image again or leave it out"
         )
-    if spec.metric == "cosine" and not array.any(axis=1).all():
-        row = int(np.flatnonzero(~array.any(axis=1))[0])
+    if spec.metric == "cosine" and 0.0 in values:
+        row = int(np.flatnonzero(lengths == 0)[0])
         raise InputError(f"cosine distance needs a direction, but row {row} of the {what} is all zeros; leave it out")
-    return array
+    return array, lengths
+
+
+def lengths_of(vectors: Vectors) -> Distances:
+    """Euclidean lengths (n,) in float64, each row by itself; no float32 overflows."""
+    lengths = np.empty(len(vectors))
+    for start in range(0, len(vectors), _BLOCK):
+        block = vectors[start : start + _BLOCK].astype(np.float64)
+        np.vecdot(block, block, out=lengths[start : start + _BLOCK])
+    return np.sqrt(lengths, out=lengths)
 
 
 def check_ids(ids: npt.ArrayLike, *, count: int | None = None) -> Ids:
@@ -171,44 +185,38 @@ def check_ids(ids: npt.ArrayLike, *, count: int | None = None) -> Ids:
     return array.astype(np.uint64, copy=False)
 
 
-def comparable(spec: SearchSpec, vectors: Vectors) -> Vectors:
+def comparable(spec: SearchSpec, vectors: Vectors, lengths: Distances | None = None) -> Vectors:
     """The form in which vectors are stored in engines and compared: of unit length for cosine, else as they are.
 
-    Lengths are taken in float64, each row by itself, so a vector has one comparable form wherever it was stored, and
-    parallel vectors nearly always share it.
+    A vector has one comparable form wherever it was stored, and parallel vectors nearly always share it.
     """
     if spec.metric != "cosine":
         return vectors
     unit = np.empty_like(vectors)
-    for start in range(0, len(vectors), 1024):  # the float64 copy of a block stays in the processor's cache
-        block = vectors[start : start + 1024].astype(np.float64)
-        lengths = np.sqrt(np.square(block).sum(axis=1, keepdims=True))
-        np.divide(block, lengths, out=unit[start : start + 1024], casting="same_kind")
-    return unit
+    divisors = (lengths_of(vectors) if lengths is None else lengths)[:, None]
+    return np.divide(vectors, divisors, out=unit, dtype=np.float64, casting="same_kind")
 
 
 def distances_to(spec: SearchSpec, query: Vectors, vectors: Vectors) -> Distances:
     """Distance in float64 of one query (d,) from each vector (n, d), all in `comparable` form.
 
-    A row's distance does not depend on the rows around it, so copies of a vector tie exactly; BLAS would break that.
-    Cosine is taken as ½‖x̂ − ŷ‖², which is 0 for equal directions and loses no digits near 0.
+    A row's distance does not depend on the rows around it, so copies of a vector tie exactly; not so in a matrix
+    product. Cosine is taken as ½‖x̂ − ŷ‖², which is 0 for equal directions and loses no digits near 0.
 
     >>> spec = SearchSpec(2, "l1")
     >>> distances_to(spec, np.float32([1, 1]), np.float32([[1, 1], [3, 0]]))
     array([0., 3.])
     """
+    distances: Distances
     if spec.metric == "dot":
-        products: Distances = np.multiply(vectors, query, dtype=np.float64).sum(axis=1)
-        return np.negative(products)
+        distances = np.vecdot(vectors.astype(np.float64), query.astype(np.float64))
+        return np.negative(distances, out=distances)
     difference = np.subtract(vectors, query, dtype=np.float64)
     if spec.metric == "l1":
-        np.abs(difference, out=difference)
-    else:
-        np.square(difference, out=difference)
-    total: Distances = difference.sum(axis=1)
-    if spec.metric == "l1":
-        return total
-    return np.sqrt(total) if spec.metric == "l2" else np.minimum(total / 2, 2.0)
+        distances = np.abs(difference, out=difference).sum(axis=1)
+        return distances
+    distances = np.vecdot(difference, difference)
+    return np.sqrt(distances, out=distances) if spec.metric == "l2" else np.minimum(distances / 2, 2.0)
 
 
 UNKNOWN_FLOOR = float(np.finfo(np.float64).max)
@@ -260,7 +268,7 @@ def search_exactly(spec: SearchSpec, queries: npt.ArrayLike, k: int, *, engine: 
     """
     if k < 1:
         raise InputError(f"expected k of at least 1, got {k}")
-    checked = comparable(spec, check_vectors(spec, queries, what="queries"))
+    checked = comparable(spec, *check_vectors(spec, queries, what="queries"))
     answers = [_NOTHING] * len(checked)
     pending: Sequence[int] = range(len(checked))
     fetch = first_fetch(k)

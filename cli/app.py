@@ -1,0 +1,61 @@
+"""The command tree, and the one place where errors become a line and an exit status.
+
+Exit status: 0 done, 1 the check failed (`index verify`), 2 the user can mend it (bad option, bad file, wrong encoder),
+130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ..errors import DistcamError
+from . import demo, encode, env, index, query
+from .console import complain
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="distcam",
+    help="Image retrieval, few-shot learning and re-identification that explain every match.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(index.app, name="index")
+app.command(name="query", epilog=query.EXAMPLE)(query.query)
+app.command(name="encode", epilog=encode.EXAMPLE)(encode.encode)
+app.command(name="demo", epilog=demo.EXAMPLE)(demo.demo)
+app.command(name="env", epilog=env.EXAMPLE)(env.env)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from .. import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Image retrieval, few-shot learning and re-identification that explain every match."""
+
+
+def main() -> None:
+    """Run the command line: a `DistcamError` becomes one line on stderr and exit status 2."""
+    try:
+        app()
+    except DistcamError as error:
+        complain(str(error))
+        sys.exit(2)
+    except BrokenPipeError:  # `distcam … | head`
+        sys.stderr.close()
+        sys.exit(0)

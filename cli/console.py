@@ -1,0 +1,98 @@
+"""What every command shares: where text goes, progress bars, JSON, and the options of an encoder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..encoders import Encoder
+
+Metric = Literal["cosine", "l2", "l1", "dot"]
+Fit = Literal["crop", "squash", "pad"]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", show_default=True)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+EncoderName = Annotated[
+    str, typer.Option(help="A torchvision architecture, `resnet12`, `conv4`, or a CHECKPOINT file written by distcam.")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="A FILE of weights, `imagenet` (downloads), or `random`. Not needed with a checkpoint."),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Images per forward pass; by default chosen for the device.")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Threads that decode images; by default chosen for the machine.")
+]
+Labels = Annotated[str, typer.Option(help="`folder` (class = sub-folder), `none`, or a FILE.csv with path,label.")]
+
+out = Console()
+err = Console(stderr=True)
+
+
+def complain(message: str) -> None:
+    """One line on stderr, whatever the message holds."""
+    err.print("[bold red]error:[/] ", end="", soft_wrap=True)
+    err.print(" ".join(message.split()), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """A value as JSON on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr (a terminal only) driven by `progress(done, total)`."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def load_encoder(
+    name: str, weights: str | None, *, fit: Fit | None = None, size: int | None = None, layer: str | None = None
+) -> Encoder:
+    """The encoder that the options name; an architecture without `--weights` is an error that lists the choices."""
+    from ..encoders import Encoder
+
+    if name.endswith(".safetensors"):
+        if weights is not None or layer is not None:
+            raise InputError(
+                f"{name} is a checkpoint and brings its own weights and layer; leave --weights and --layer out"
+            )
+        encoder = Encoder.load(name)
+    elif weights is None:
+        raise InputError(f"{name} needs --weights: a FILE, `imagenet` (downloads them), or `random` (for trials)")
+    else:
+        encoder = Encoder.load(name, weights=weights, layer=layer)
+    encoder.transform = encoder.transform.adapted(size=size, fit=fit)
+    return encoder
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C says what is kept, and ends with exit status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print(
+            "stopped; everything encoded so far is kept, and the same command goes on from there", highlight=False
+        )
+        raise typer.Exit(130) from None

@@ -1,0 +1,237 @@
+"""`distcam demo`: the whole job on pictures it draws itself, in about a minute, without a network."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from .console import AsJson, out, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from ..encoders import Encoder
+    from ..explain import Weighting
+    from ..images.scenes import SceneRecord, SceneSet
+    from ..retrieval import Matches
+
+EXAMPLE = "Example: `distcam demo --out /tmp/demo`"
+MARKER = ".distcam-demo"  # only a folder that holds it is ever cleared
+
+Answers = Sequence[tuple["SceneRecord", "Matches"]]
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How much is drawn and trained; pictures are `picture` pixels wide, the network sees `side`."""
+
+    base_classes: int = 32
+    novel_classes: int = 16
+    base_images: int = 40
+    gallery_images: int = 24
+    query_images: int = 12
+    picture: int = 96
+    side: int = 64
+    epochs: int = 8
+    shown: int = 12
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What was measured, each share beside what chance and a map that ignores the match (`caam`) reach."""
+
+    novel_classes: int
+    gallery_images: int
+    queries: int
+    recall_at_1: float
+    recall_at_1_chance: float
+    nearest_prototype: float
+    peak_in_box: float
+    peak_in_box_caam: float
+    peak_in_box_chance: float
+    report: str
+    gallery: str
+    seconds: float
+
+    def lines(self) -> list[str]:
+        """The result in two sentences."""
+        return [
+            f"R@1 on {self.novel_classes} classes that the encoder never saw: {self.recall_at_1:.3f} "
+            f"(chance {self.recall_at_1_chance:.3f}; {self.gallery_images} gallery images, {self.queries} queries).",
+            f"Peak of the Dist-CAM map in the object's box: {self.peak_in_box:.3f} "
+            f"(a random place {self.peak_in_box_chance:.3f}, the class-agnostic map {self.peak_in_box_caam:.3f}).",
+        ]
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Where everything goes.")] = Path("distcam-demo"),
+    seed: Annotated[int, typer.Option(help="Of the pictures and the training.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw pictures, train a small encoder, build a gallery of classes it never saw, query it, explain every match."""
+    result = run(folder, seed=seed)
+    if as_json:
+        print_json(asdict(result))
+        return
+    for line in result.lines():
+        out.print(line, soft_wrap=True)
+    out.print(f"Report: [bold]{result.report}[/] ({result.seconds:.0f} s in all)", highlight=False, soft_wrap=True)
+    out.print("\nThe same on a folder of your own (one sub-folder per class, or no classes at all):\n")
+    for command in (
+        "distcam index build photos/ --out photos.gallery --encoder mobilenet_v2 --weights imagenet",
+        "distcam query photos.gallery probe.jpg -k 10",
+        "distcam query photos.gallery probe.jpg -k 10 --explain why.html",
+    ):
+        out.print(f"  {command}", highlight=False, soft_wrap=True)
+
+
+def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> DemoResult:
+    """The demo without its text: fills `folder` and returns what was measured.
+
+    Raises:
+        InputError: the folder holds something that no demo wrote.
+    """
+    size = size or DemoSize()
+    started = time.perf_counter()
+    _clear(folder)
+    base, novel = _draw(folder, size, seed)
+    encoder = _train(base, size, seed)
+    encoder.save(folder / "encoder.safetensors")
+    answers = _query(folder, novel, encoder)
+    measured = _measure(answers)
+    report = _report(folder / "report.html", answers, measured, size.shown)
+    return DemoResult(
+        **measured,
+        report=str(report),
+        gallery=str(folder / "novel.gallery"),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _clear(folder: Path) -> None:
+    """An earlier demo's folder is replaced; any other folder with something in it is left alone."""
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARKER).exists():
+            raise InputError(f"{folder} is not empty and was not written by the demo; pass another --out")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
+
+
+def _draw(folder: Path, size: DemoSize, seed: int) -> tuple[SceneSet, SceneSet]:
+    """Single objects of the base classes to learn from; gallery and queries of others, some with a second object."""
+    from ..images.scenes import blueprints, write_scenes
+
+    classes = blueprints(size.base_classes + size.novel_classes, seed=seed)
+    with progress_bar("drawing base classes") as progress:
+        base = write_scenes(
+            folder / "base",
+            classes=classes[: size.base_classes],
+            splits={"train": size.base_images},
+            size=size.picture,
+            two_object_share=0.0,
+            seed=seed,
+            progress=progress,
+        )
+    with progress_bar("drawing novel classes") as progress:
+        novel = write_scenes(
+            folder / "novel",
+            classes=classes[size.base_classes :],
+            splits={"gallery": size.gallery_images, "query": size.query_images},
+            size=size.picture,
+            two_object_share=0.1,
+            seed=seed,
+            progress=progress,
+        )
+    return base, novel
+
+
+def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
+    """A four-layer encoder that has seen the base classes only."""
+    import torch
+
+    from ..encoders import Encoder
+    from ..images import Transform, read_image
+    from ..training import fit
+
+    encoder = Encoder.load(
+        "conv4",
+        seed=seed,
+        transform=Transform(size=size.side, fit="squash"),
+        options={"width": 32, "last_pool": False},
+    )
+    pixels = torch.stack([encoder.transform(read_image(base.file(record))) for record in base.records])
+    with progress_bar("training") as progress:
+        fit(
+            encoder, pixels, [record.label for record in base.records], epochs=size.epochs, seed=seed, progress=progress
+        )
+    return encoder
+
+
+def _query(folder: Path, novel: SceneSet, encoder: Encoder) -> Answers:
+    """A gallery of classes the encoder never saw, and every query's matches in it."""
+    from ..index import Gallery
+    from ..retrieval import Retriever
+
+    images, out_folder = novel.folder / "gallery", folder / "novel.gallery"
+    with progress_bar("building the gallery") as progress:
+        gallery = Gallery.build(images, encoder, out=out_folder, store_maps=True, progress=progress)
+    records = novel.of_split("query")
+    results = Retriever(gallery, encoder).query([novel.file(record) for record in records], k=5)
+    return list(zip(records, results, strict=True))
+
+
+def _measure(answers: Answers) -> dict[str, Any]:
+    """R@1 and the share of map peaks in the box of the object that gives the query its label."""
+    gallery, n = answers[0][1].retriever.gallery, len(answers)
+    counts = dict(zip(gallery.prototypes.labels, gallery.prototypes.counts.tolist(), strict=True))
+    return {
+        "novel_classes": len(counts),
+        "gallery_images": len(gallery),
+        "queries": n,
+        "recall_at_1": sum(matches[0].label == record.label for record, matches in answers) / n,
+        "recall_at_1_chance": sum(counts[record.label] for record, _ in answers) / (n * len(gallery)),
+        "nearest_prototype": sum((matches.prototype or "?")[0] == record.label for record, matches in answers) / n,
+        "peak_in_box": _peaks(answers, "dist"),
+        "peak_in_box_caam": _peaks(answers, "caam"),
+        "peak_in_box_chance": sum(_area_share(record, matches) for record, matches in answers) / n,
+    }
+
+
+def _area_share(record: SceneRecord, matches: Matches) -> float:
+    image = matches.query.image
+    return record.boxes[0][1].area / (image.width * image.height)
+
+
+def _peaks(answers: Answers, weighting: Weighting) -> float:
+    """Share of queries whose map against the nearest match has its peak in the object's box."""
+    from ..explain import peak_in_box, upsample
+
+    hits = 0
+    for record, matches in answers:
+        width, height = matches.query.image.size
+        heat = upsample(matches.explain(weighting=weighting).query_maps[0], (height, width))
+        hits += peak_in_box(heat, record.boxes[0][1])
+    return hits / len(answers)
+
+
+def _report(path: Path, answers: Answers, measured: dict[str, Any], shown: int) -> Path:
+    from ..retrieval import write_report
+
+    chosen = answers[:: max(1, len(answers) // shown)][:shown]
+    sentences = DemoResult(**measured, report="", gallery="", seconds=0).lines()
+    return write_report(
+        path,
+        [matches.explain() for _, matches in chosen],
+        title="distcam demo: which of these is this, and why",
+        labels=[record.label for record, _ in chosen],
+        notes=[
+            *sentences,
+            f"{len(chosen)} queries are shown, each with its five nearest images and its nearest prototype.",
+        ],
+    )

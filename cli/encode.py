@@ -1,0 +1,67 @@
+"""`distcam encode`: feature maps' pooled vectors and embeddings of many images, in one HDF5 file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import (
+    AsJson,
+    BatchSize,
+    Device,
+    EncoderName,
+    Labels,
+    Weights,
+    Workers,
+    load_encoder,
+    out,
+    print_json,
+    progress_bar,
+)
+from .index import Fit, Images, ImageSize, Layer, Strict, report_skipped
+
+EXAMPLE = "Example: `distcam encode photos/ --out photos.h5 --encoder resnet50 --weights imagenet`"
+
+
+def encode(
+    images: Images,
+    out_file: Annotated[Path, typer.Option("--out", help="The HDF5 file to write; a stopped run resumes.")],
+    encoder: EncoderName = "resnet50",
+    weights: Weights = None,
+    layer: Layer = None,
+    labels: Labels = "folder",
+    fit: Fit = None,
+    image_size: ImageSize = None,
+    store_maps: Annotated[
+        bool, typer.Option("--store-maps", help="Keep the feature maps (half precision) as well.")
+    ] = False,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    device: Device = "auto",
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Encode images into one HDF5 file: embeddings, pooled vectors, paths, labels and content hashes."""
+    from ..index import encode_to_file
+
+    loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
+    with progress_bar("encoding") as progress:
+        report = encode_to_file(
+            images,
+            loaded,
+            out_file,
+            labels=labels,
+            store_maps=store_maps,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            strict=strict,
+            progress=progress,
+        )
+    if as_json:
+        print_json(report.to_dict())
+        return
+    out.print(f"{report.added} images encoded into {out_file} by {loaded.short_name}", highlight=False)
+    report_skipped(report.skipped)

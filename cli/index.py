@@ -1,0 +1,232 @@
+"""`distcam index …`: build a gallery, change it, and look after it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from ..errors import InputError
+from .console import (
+    AsJson,
+    BatchSize,
+    Device,
+    EncoderName,
+    Labels,
+    Metric,
+    Weights,
+    Workers,
+    err,
+    load_encoder,
+    out,
+    print_json,
+    progress_bar,
+    resumable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..index.reports import Skipped
+
+app = typer.Typer(help="Build a gallery, change it, and look after it.", no_args_is_help=True)
+
+Images = Annotated[
+    str, typer.Argument(help="A folder (class = sub-folder), a CSV with path,label,…, or a quoted glob.")
+]
+GalleryPath = Annotated[Path, typer.Argument(help="The gallery's folder.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable file instead of listing it.")]
+Layer = Annotated[str | None, typer.Option(help="Another layer for the feature map, e.g. `layer3`.")]
+Fit = Annotated[
+    Literal["crop", "squash", "pad"] | None,
+    typer.Option(
+        help="How a picture becomes square: cut the centre, squash, or pad. Default: as the weights were trained."
+    ),
+]
+ImageSize = Annotated[int | None, typer.Option(min=16, help="Side of the network's input in pixels.")]
+StoreMaps = Annotated[
+    bool, typer.Option("--store-maps", help="Keep every image's feature map: maps on matches cost no forward pass.")
+]
+
+
+@app.command(
+    epilog="Example: `distcam index build photos/ --out photos.gallery --encoder mobilenet_v2 --weights imagenet`"
+)
+def build(
+    images: Images,
+    out_path: Annotated[Path, typer.Option("--out", help="The gallery's folder; a stopped build resumes.")],
+    encoder: EncoderName = "resnet50",
+    weights: Weights = None,
+    layer: Layer = None,
+    fit: Fit = None,
+    image_size: ImageSize = None,
+    labels: Labels = "folder",
+    store_maps: StoreMaps = False,
+    metric: Metric = "cosine",
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    device: Device = "auto",
+    index: Annotated[str, typer.Option(help="`auto` (by size), `flat` (exact), or a FAISS factory string.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished gallery at --out.")] = False,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Encode images and write them, with their pooled vectors and labels, as a gallery."""
+    from ..index import Gallery
+
+    loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
+    with progress_bar("building") as progress, resumable():
+        gallery = Gallery.build(
+            images,
+            loaded,
+            out=out_path,
+            metric=metric,
+            labels=labels,
+            store_maps=store_maps,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            index=index,
+            overwrite=overwrite,
+            strict=strict,
+            progress=progress,
+        )
+    if as_json:
+        print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
+        return
+    out.print(f"{len(gallery)} images in {out_path}, encoded by {loaded.short_name}", highlight=False)
+    report_skipped(gallery.skipped)
+
+
+@app.command(epilog="Example: `distcam index add photos.gallery new_photos/`")
+def add(
+    gallery: GalleryPath,
+    images: Images,
+    encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
+    labels: Labels = "folder",
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    device: Device = "auto",
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add images: new ones are encoded, changed ones replaced, known ones left alone."""
+    from ..encoders import Encoder
+    from ..index import Gallery
+
+    opened = Gallery.open(gallery)
+    source = encoder or opened.encoder_path
+    if source is None:
+        raise InputError(f"{gallery} keeps no encoder; pass --encoder CHECKPOINT")
+    with progress_bar("adding") as progress, resumable():
+        report = opened.add(
+            images,
+            Encoder.load(source),
+            labels=labels,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            strict=strict,
+            progress=progress,
+        )
+    if as_json:
+        print_json({"gallery": str(gallery), "images": len(opened), **report.to_dict()})
+        return
+    out.print(
+        f"{report.added} added, {report.replaced} replaced, {report.unchanged} already there; now {len(opened)} images",
+        highlight=False,
+    )
+    report_skipped(report.skipped)
+
+
+@app.command(epilog="Example: `distcam index remove photos.gallery --where 'label=cat'`")
+def remove(
+    gallery: GalleryPath,
+    path: Annotated[
+        list[str] | None, typer.Option(help="Path of an image as the gallery lists it; repeatable.")
+    ] = None,
+    where: Annotated[str | None, typer.Option(help="A filter, e.g. `label=cat` or `year<2020 and camera!=3`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove images by path or by a filter; nothing is rebuilt."""
+    from ..index import Gallery
+
+    if not path and where is None:
+        raise InputError("say what to remove: --path P (repeatable) or --where FILTER")
+    opened = Gallery.open(gallery)
+    removed = opened.remove(paths=path or None, where=where)
+    if as_json:
+        print_json({"gallery": str(gallery), "removed": removed, "images": len(opened)})
+        return
+    out.print(f"{removed} removed; {len(opened)} images left", highlight=False)
+
+
+@app.command(epilog="Example: `distcam index info photos.gallery --json`")
+def info(gallery: GalleryPath, as_json: AsJson = False) -> None:
+    """Show what a gallery holds and which encoder built it."""
+    from ..index import Gallery
+
+    facts = Gallery.open(gallery, verify=False).info()
+    if as_json:
+        print_json(facts)
+        return
+    table = Table("what", "value", title=str(gallery), title_justify="left")
+    for name, value in _flat(facts):
+        table.add_row(name, value)
+    out.print(table)
+
+
+@app.command(epilog="Example: `distcam index verify photos.gallery --repair`")
+def verify(
+    gallery: GalleryPath,
+    repair: Annotated[bool, typer.Option("--repair", help="Rebuild damaged caches and sweep leftovers.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check every file of a gallery: checksums, structure, values, counts. Exit status 1 when something is wrong."""
+    from ..index import Gallery
+
+    report = Gallery.open(gallery, verify=False).verify(repair=repair)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        out.print(str(report), highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(0 if report.is_sound else 1)
+
+
+@app.command(epilog="Example: `distcam index compact photos.gallery`")
+def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
+    """Merge small segments and drop removed images from disk."""
+    from ..index import Gallery
+
+    opened = Gallery.open(gallery)
+    before = opened.info()["bytes"]
+    opened.compact()
+    after = opened.info()["bytes"]
+    if as_json:
+        print_json({"gallery": str(gallery), "images": len(opened), "bytes_before": before, "bytes": after})
+        return
+    out.print(f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {len(opened)} images", highlight=False)
+
+
+def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:
+    """List on stderr the files that could not be used, with the reasons."""
+    if not skipped:
+        return
+    err.print(f"[yellow]{len(skipped)} files skipped:[/]", highlight=False)
+    for item in skipped[:most]:
+        err.print(f"  {item.path}: {item.reason}", highlight=False, markup=False, soft_wrap=True)
+    if len(skipped) > most:
+        err.print(f"  … and {len(skipped) - most} more (all with --json)", highlight=False)
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, str(value)))
+    return rows

@@ -1,0 +1,196 @@
+"""One self-contained HTML file, or one picture: each query, its matches, and the maps on both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..explain import WEIGHTINGS, Weighting, normalise, rectify
+from ..explain.colours import colour_table
+from ..explain.inputs import NEEDS_MEAN
+from ..explain.panels import Tile, panel
+from ..explain.rendering import overlay, to_data_uri
+from ..images import Box
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .explanation import Explanation
+
+__all__ = ["panel_of", "write_report"]
+
+SIGNED = frozenset({"dot", "dot_centered", "gradcam_cos"})  # shown as what speaks for the match: negative parts cut off
+THUMBNAIL = 256  # longest side in pixels of a picture in the report
+DIGITS = 4  # significant digits of a map's values in the report
+
+
+def write_report(
+    path: str | PathLike[str],
+    explanations: Sequence[Explanation],
+    *,
+    title: str = "Which of these is this, and why",
+    notes: Sequence[str] = (),
+    labels: Sequence[str | None] | None = None,
+) -> Path:
+    """Write explanations as one HTML file that needs nothing else: no network, no server, no further file.
+
+    Every query is shown with its references, the maps on both pictures, and the map against its nearest prototype.
+    The page switches between weightings, scales and opacities. Maps are stored raw and coloured in the browser.
+
+    Args:
+        path: the file to write; an existing one is replaced.
+        explanations: one per query.
+        title: the page's heading.
+        notes: lines under the heading, as plain text.
+        labels: the true class of each query, to mark matches as same or other; None where it is not known.
+
+    Raises:
+        InputError: no explanation, or as many labels as there are not explanations.
+    """
+    if not explanations:
+        raise InputError("a report needs at least one explanation")
+    if labels is not None and len(labels) != len(explanations):
+        raise InputError(f"expected {len(explanations)} labels, one per explanation, got {len(labels)}")
+    known = [None] * len(explanations) if labels is None else labels
+    pictures: dict[str, str] = {}
+    data = {
+        "title": title,
+        "notes": list(notes),
+        "weightings": _weightings(explanations[0]),
+        "colour_map": bytes(colour_table("inferno").tobytes()).hex(),
+        "queries": [_query_data(each, label, pictures) for each, label in zip(explanations, known, strict=True)],
+        "images": pictures,
+    }
+    template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    # "</script>" in a file name must not end the data block.
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(template.replace("__DATA__", text), encoding="utf-8")
+    return path
+
+
+def panel_of(explanation: Explanation) -> Image:
+    """The query, its references and the maps on both, as one picture."""
+    query = explanation.matches.query.image
+    seen = [
+        overlay(query, heat, view=explanation.query_view)
+        for heat in _shown(explanation.query_maps, explanation.weighting)
+    ]
+    images = [explanation.reference_image(index) for index in range(len(explanation))]
+    maps = _maps_on_matches(explanation)
+    answers = [None] * len(images) if maps is None else _shown(maps, explanation.weighting)
+    return panel(
+        Tile(query, title="query", caption=Path(explanation.matches.query.name).name),
+        [_reference_tile(explanation, index, image or seen[index]) for index, image in enumerate(images)],
+        [Tile(picture) for picture in seen],
+        [
+            Tile(overlay(image, heat, view=explanation.view_of(image)))
+            for image, heat in zip(images, answers, strict=True)
+            if image is not None and heat is not None
+        ],
+    )
+
+
+def _reference_tile(explanation: Explanation, index: int, image: Image) -> Tile:
+    reference = explanation.references[index]
+    title = f"{reference.match.rank} · {reference.label or '–'}" if reference.match else reference.name
+    similarity = explanation.matches.retriever.similarity(reference.distance)
+    return Tile(image, title=title, caption=f"similarity {similarity:.3f}")
+
+
+def _shown(maps: Tensor, weighting: str) -> Tensor:
+    """Maps in [0, 1], each on its own scale; of signed ones what speaks for the match."""
+    return normalise(rectify(maps) if weighting in SIGNED else maps)
+
+
+def _weightings(explanation: Explanation) -> list[Weighting]:
+    """The explanation's own weighting first, then all others that this space can answer."""
+    gallery = explanation.matches.retriever.gallery
+    has_mean = explanation.space == "metric" or gallery.spec.embedding_is_pooled
+    return [
+        explanation.weighting,
+        *(w for w in WEIGHTINGS if w != explanation.weighting and (has_mean or w not in NEEDS_MEAN)),
+    ]
+
+
+def _query_data(explanation: Explanation, label: str | None, pictures: dict[str, str]) -> dict[str, Any]:
+    query = explanation.matches.query
+    image = query.image
+    own = f"query {len(pictures)}"
+    pictures[own] = _thumbnail(image)
+    variants = {weighting: explanation.weighted(weighting) for weighting in _weightings(explanation)}
+    references = [_reference_data(explanation, variants, index, pictures) for index in range(len(explanation))]
+    if explanation.references[0].match is not None and explanation.matches.prototype is not None:
+        prototypes = {weighting: each.against("prototype") for weighting, each in variants.items()}
+        references.append(_reference_data(prototypes[explanation.weighting], prototypes, 0, pictures))
+    sensitivity = explanation.sensitivity
+    return {
+        "name": Path(query.name).name,
+        "label": label,
+        "note": None
+        if sensitivity is None
+        else f"rank correlation of the {explanation.weighting} map with the one against a stranger: {sensitivity:.2f}"
+        " (1.00: the map does not depend on the match)",
+        "image": own,
+        "view": _fractions(explanation.query_view, image),
+        "shape": list(explanation.query_maps.shape[-2:]),
+        "references": references,
+    }
+
+
+def _reference_data(
+    explanation: Explanation, variants: dict[Weighting, Explanation], index: int, pictures: dict[str, str]
+) -> dict[str, Any]:
+    reference = explanation.references[index]
+    image = explanation.reference_image(index)
+    key = None
+    if reference.match is not None and image is not None:
+        key = f"gallery {reference.match.id}"
+        pictures.setdefault(key, _thumbnail(image))
+    similarity = explanation.matches.retriever.similarity(reference.distance)
+    maps = {name: _maps_on_matches(each) for name, each in variants.items()}
+    own = maps[explanation.weighting]
+    return {
+        "title": f"{reference.match.rank} · {reference.label or '–'}"
+        if reference.match
+        else f"prototype · {reference.label}",
+        "label": reference.label,
+        "name": reference.name,
+        "similarity": f"{similarity:.3f}",
+        "image": key,
+        "view": None if image is None else _fractions(explanation.view_of(image), image),
+        "query_maps": {name: _numbers(each.query_maps[index], name) for name, each in variants.items()},
+        "maps": None
+        if own is None
+        else {name: _numbers(each[index], name) for name, each in maps.items() if each is not None},
+        "shape": None if own is None else list(own.shape[-2:]),
+    }
+
+
+def _maps_on_matches(explanation: Explanation) -> Tensor | None:
+    """The maps on the gallery images, unless they are prototypes, or files that are gone."""
+    return explanation.reference_maps if explanation.matches.has_feature_maps else None
+
+
+def _numbers(raw: Tensor, weighting: str) -> list[float]:
+    shown = rectify(raw) if weighting in SIGNED else raw
+    return [float(f"{value:.{DIGITS}g}") for value in shown.flatten().tolist()]
+
+
+def _fractions(view: Box, image: Image) -> list[float]:
+    scaled = view.scaled(1 / image.width, 1 / image.height)
+    return [round(edge, 5) for edge in scaled]
+
+
+def _thumbnail(image: Image) -> str:
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return to_data_uri(small, "jpeg")

@@ -1,0 +1,172 @@
+"""The command line, from a temporary folder: what is printed, what is written, and how errors end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import h5py
+import pytest
+from typer.testing import CliRunner
+
+from distcam.cli import main
+from distcam.cli.app import app
+from distcam.cli.demo import DemoSize, run
+from distcam.errors import InputError
+
+ENCODER = ["--encoder", "conv4", "--weights", "random", "--image-size", "64", "--fit", "squash"]
+
+
+def distcam(*arguments, status=0):
+    """Run the command in this process; its output with the escape codes of no terminal."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exit_code != status and result.exception is not None and status == 0:
+        raise result.exception
+    assert result.exit_code == status, result.output
+    return result.stdout
+
+
+def fails(monkeypatch, capsys, *arguments):
+    """Run the command as the shell does; its one line of error."""
+    monkeypatch.setattr(sys, "argv", ["distcam", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def gallery(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "photos.gallery"
+    distcam("index", "build", photos, "--out", out, *ENCODER)
+    return out
+
+
+def test_every_command_has_help_with_an_example():
+    for command in (
+        ["index", "build"], ["index", "add"], ["index", "remove"], ["index", "info"], ["index", "verify"],
+        ["index", "compact"], ["query"], ["encode"], ["env"], ["demo"],
+    ):  # fmt: skip
+        assert f"distcam {' '.join(command)}" in " ".join(distcam(*command, "--help").split())
+
+
+def test_help_does_not_load_torch():
+    code = "import sys, distcam.cli.app; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_build_query_and_explain(gallery, photos, tmp_path):
+    queries = sorted(photos.rglob("*.jpg"))[:2]
+    answers = json.loads(distcam("query", gallery, *queries, "-k", 3, "--json"))
+    assert [len(answer["matches"]) for answer in answers] == [3, 3]
+    assert answers[0]["matches"][0]["path"] == queries[0].relative_to(photos).as_posix()
+    assert answers[0]["prototype"]["label"]
+
+    assert queries[0].parent.name in distcam("query", gallery, queries[0], "-k", 2, "--explain", tmp_path / "why.html")
+    assert "data:image/jpeg" in (tmp_path / "why.html").read_text()
+    distcam("query", gallery, *queries, "-k", 2, "--explain", tmp_path / "maps", "--weighting", "dist*s")
+    assert sorted(file.suffix for file in (tmp_path / "maps").iterdir()) == [".npz", ".npz", ".png", ".png"]
+    distcam("query", gallery, queries[0], "--against", queries[1].parent.name, "--explain", tmp_path / "class.html")
+    distcam("query", gallery, queries[0], "--against", "prototype", "--explain", tmp_path / "prototype.html")
+
+
+def test_add_remove_info_verify_compact(gallery, photos, tmp_path):
+    copy = tmp_path / "g"
+    shutil.copytree(gallery, copy)
+    more = tmp_path / "more" / "new"
+    more.mkdir(parents=True)
+    for number, file in enumerate(sorted(photos.rglob("*.jpg"))[:3]):
+        shutil.copy(file, more / f"{number}.jpg")
+    report = json.loads(distcam("index", "add", copy, more.parent, "--json"))
+    assert (report["added"], report["images"]) == (3, 27)
+    assert json.loads(distcam("index", "remove", copy, "--where", "label=new", "--json"))["removed"] == 3
+    path = sorted(photos.rglob("*.jpg"))[0].relative_to(photos)
+    assert json.loads(distcam("index", "remove", copy, "--path", path, "--json"))["images"] == 23
+    assert json.loads(distcam("index", "info", copy, "--json"))["images"] == 23
+    assert "encoder" in distcam("index", "info", copy)
+    assert json.loads(distcam("index", "compact", copy, "--json"))["images"] == 23
+    assert json.loads(distcam("index", "verify", copy, "--json"))["is_sound"]
+
+
+def test_verify_ends_with_status_1_when_a_file_is_damaged(gallery, tmp_path):
+    copy = tmp_path / "g"
+    shutil.copytree(gallery, copy)
+    segment = next(copy.glob("segment-*.h5"))
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 1
+    segment.write_bytes(data)
+    assert segment.name in distcam("index", "verify", copy, status=1)
+
+
+def test_a_table_of_images_keeps_its_columns(photos, tmp_path):
+    table = tmp_path / "photos.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "year"])
+        for year, picture in enumerate(sorted(photos.rglob("*.jpg")), start=2000):
+            writer.writerow([picture, picture.parent.name, year])
+    out = tmp_path / "g"
+    distcam("index", "build", table, "--out", out, *ENCODER)
+    query = next(photos.rglob("*.jpg"))
+    [answer] = json.loads(distcam("query", out, query, "--where", "year>=2003 and year<2006", "--json"))
+    assert sorted(int(match["columns"]["year"]) for match in answer["matches"]) == [2003, 2004, 2005]
+
+
+def test_encode_writes_one_file(photos, tmp_path):
+    report = json.loads(distcam("encode", photos, "--out", tmp_path / "photos.h5", *ENCODER, "--json"))
+    assert report["added"] == 24
+    with h5py.File(tmp_path / "photos.h5") as file:
+        assert file["pooled"].shape == (24, 64)
+
+
+def test_env_names_versions():
+    assert json.loads(distcam("env", "--json"))["torch"]
+    assert "torch" in distcam("env")
+
+
+def test_unreadable_files_are_listed_or_stop_a_strict_build(photos, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy)
+    broken = next(copy.rglob("*.jpg"))
+    broken.write_bytes(b"not a picture")
+    result = json.loads(distcam("index", "build", copy, "--out", tmp_path / "g", *ENCODER, "--json"))
+    assert (result["images"], len(result["skipped"])) == (23, 1)
+    assert result["skipped"][0]["reason"]
+    assert broken.name in fails(
+        monkeypatch, capsys, "index", "build", copy, "--out", tmp_path / "strict", *ENCODER, "--strict"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["index", "build", "nowhere", "--out", "g", *ENCODER], "nowhere"),
+        (["index", "build", ".", "--out", "g", "--encoder", "resnet18"], "--weights"),
+        (["index", "build", ".", "--out", "g", "--encoder", "resnet8", "--weights", "random"], "resnet18"),
+        (["query", "nowhere", "probe.jpg"], "nowhere"),
+        (["index", "remove", "nowhere"], "--path P"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(monkeypatch, capsys, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    text = fails(monkeypatch, capsys, *arguments)
+    assert message in text
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1
+
+
+def test_the_demo_measures_and_reports(tmp_path):
+    size = DemoSize(base_classes=3, novel_classes=3, base_images=6, gallery_images=4, query_images=2, epochs=1, shown=2)
+    result = run(tmp_path / "demo", size=size)
+    assert 0 <= result.recall_at_1 <= 1
+    assert result.recall_at_1_chance == pytest.approx(1 / 3)
+    assert 0 < result.peak_in_box_chance < 1
+    assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
+    run(tmp_path / "demo", size=size)  # replaces its own earlier folder
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(InputError, match="not empty"):
+        run(tmp_path / "mine", size=size)

@@ -1,0 +1,148 @@
+"""Explanations: the maps are Dist-CAM of the stored vectors, on both sides, in every form they can be saved in."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from distcam import Encoder, Gallery, Retriever
+from distcam.encoders import Linear
+from distcam.errors import InputError
+from distcam.explain import WEIGHTINGS, dist_cam
+from distcam.images import Transform
+from distcam.retrieval import write_report
+
+
+@pytest.fixture(scope="module")
+def matches(small_gallery, small_encoder, photos):
+    return Retriever(small_gallery, small_encoder, precision="fp32").query(sorted(photos.rglob("*.jpg"))[3], k=4)
+
+
+def test_maps_are_dist_cam_of_the_stored_vectors(matches, small_gallery):
+    explanation = matches.explain()
+    stored = torch.from_numpy(small_gallery.embeddings(matches.ids))
+    expected = dist_cam(matches.query.encoding.feature_map, stored[None])[0]
+    torch.testing.assert_close(explanation.query_maps, expected)
+    assert [reference.name for reference in explanation.references] == [match.path for match in matches]
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_every_weighting_explains_both_sides(matches, weighting):
+    explanation = matches.explain(weighting=weighting)
+    assert explanation.query_maps.shape == explanation.reference_maps.shape == (4, 4, 4)
+    assert explanation.query_maps.isfinite().all()
+    assert explanation.reference_maps.isfinite().all()
+
+
+def test_dot_maps_of_both_sides_sum_to_the_similarity(matches):
+    explanation = matches.explain(weighting="dot")
+    similarities = torch.tensor([match.similarity for match in matches])
+    torch.testing.assert_close(explanation.query_maps.sum((1, 2)), similarities, atol=2e-3, rtol=0)
+    torch.testing.assert_close(explanation.reference_maps.sum((1, 2)), similarities, atol=2e-3, rtol=0)
+
+
+def test_a_prototype_is_one_reference_without_a_picture(matches):
+    explanation = matches.explain(against="prototype")
+    assert len(explanation) == 1
+    assert explanation.references[0].label == matches.prototype[0]
+    assert explanation.references[0].distance == matches.prototype[1]
+    assert explanation.reference_maps is None
+    assert explanation.reference_image(0) is None
+
+
+def test_any_class_can_be_asked_about(matches, small_gallery):
+    label = small_gallery.labels[0]
+    assert matches.explain(against=label).references[0].name == f"prototype of {label}"
+    with pytest.raises(InputError, match="no class 'unicorn'"):
+        matches.explain(against="unicorn")
+
+
+def test_stored_maps_and_files_give_the_same_maps_on_matches(photos, small_encoder, matches, tmp_path):
+    gallery = Gallery.build(photos, small_encoder, out=tmp_path / "maps.gallery", store_maps=True, precision="fp32")
+    stored = Retriever(gallery, small_encoder, precision="fp32").query(matches.query.source, k=4).explain()
+    fresh = matches.explain().reference_maps
+    torch.testing.assert_close(stored.reference_maps[1:], fresh[1:], atol=1e-4, rtol=2e-3)
+    torch.testing.assert_close(stored.reference_maps[0], fresh[0], atol=0, rtol=0.1)  # of itself: every D is rounding
+
+
+def test_the_sensitivity_is_one_for_the_class_agnostic_map(matches):
+    assert matches.explain(weighting="caam").sensitivity == pytest.approx(1)
+    assert -1 <= matches.explain(weighting="dot_centered").sensitivity < 1
+
+
+def test_a_ranking_of_everything_has_no_stranger(small_gallery, small_encoder, photos):
+    matches = Retriever(small_gallery, small_encoder).query(next(photos.rglob("*.jpg")), k=1000)
+    assert matches.explain().sensitivity is None
+
+
+def test_a_linear_head_is_folded_and_another_head_is_called_inexact(photos, tmp_path):
+    torch.manual_seed(0)
+    query = next(photos.rglob("*.jpg"))
+    for name, head, exact in (
+        ("linear", Linear(64, 16), True),
+        ("mlp", nn.Sequential(nn.Linear(64, 16), nn.GELU()), False),
+    ):
+        encoder = Encoder.load("conv4", weights="random", head=head.eval(), transform=Transform(size=64, fit="squash"))
+        gallery = Gallery.build(photos, encoder, out=tmp_path / name)
+        matches = Retriever(gallery, encoder).query(query, k=2)
+        explanation = matches.explain(weighting="dot")
+        assert explanation.is_exact is exact
+        torch.testing.assert_close(
+            explanation.query_maps.sum((1, 2)), torch.tensor([match.similarity for match in matches]), atol=5e-3, rtol=0
+        )
+        assert matches.explain(space="backbone").query_maps.shape == (2, 4, 4)
+        with pytest.raises(InputError, match="not kept for space='backbone'"):
+            matches.explain(space="backbone", weighting="dot_centered")
+
+
+def test_explanations_are_saved_as_picture_arrays_and_page(matches, tmp_path):
+    explanation = matches.explain()
+    with Image.open(explanation.save(tmp_path / "why.png")) as image:
+        assert image.width > 500
+    with np.load(explanation.save(tmp_path / "why.npz"), allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["query_maps"], explanation.query_maps.numpy())
+    assert explanation.save(tmp_path / "why.html").stat().st_size > 10_000
+    with pytest.raises(InputError, match=r"\.png, \.jpg, \.npz or \.html"):
+        explanation.save(tmp_path / "why.txt")
+
+
+def test_a_report_is_one_file_that_asks_for_nothing(matches, tmp_path):
+    hostile = matches.explain()
+    file = write_report(tmp_path / "deep" / "report.html", [hostile], notes=["<script>alert(1)</script>"], labels=["x"])
+    text = file.read_text()
+    assert "http" not in text.split('<script type="application/json"')[0].replace("http-equiv", "")
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert data["notes"] == ["<script>alert(1)</script>"]
+    assert "<script>alert" not in text
+    query = data["queries"][0]
+    assert len(query["references"]) == len(matches) + 1  # and the prototype
+    assert set(query["references"][0]["query_maps"]) == set(WEIGHTINGS)
+    assert len(query["references"][0]["query_maps"]["dist"]) == 4 * 4
+    assert query["references"][-1]["maps"] is None
+    assert all(image.startswith("data:image/jpeg;base64,") for image in data["images"].values())
+
+
+def test_a_report_says_what_it_cannot_do(matches, tmp_path):
+    with pytest.raises(InputError, match="at least one explanation"):
+        write_report(tmp_path / "r.html", [])
+    with pytest.raises(InputError, match="expected 1 labels"):
+        write_report(tmp_path / "r.html", [matches.explain()], labels=["a", "b"])
+
+
+def test_a_match_whose_file_is_gone_is_explained_on_the_query_only(photos, small_encoder, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(photos, copy)
+    gallery = Gallery.build(copy, small_encoder, out=tmp_path / "g")
+    shutil.rmtree(copy)
+    matches = Retriever(gallery, small_encoder).query(next(photos.rglob("*.jpg")), k=2)
+    explanation = matches.explain()
+    assert explanation.query_maps.shape == (2, 4, 4)
+    with pytest.raises(InputError, match="--store-maps"):
+        _ = explanation.reference_maps
