@@ -13,7 +13,7 @@ from .maps import is_constant, normalise, rectify, spearman, upsample
 from .measures import EnergyShare, energy_in_box, match_sensitivity, peak_in_box
 from .panels import Tile, grid, legend, panel
 from .rendering import contour, draw_box, overlay, to_data_uri, to_png_bytes
-from .targets import ClassScore, PixelScore, Score, Similarity, Target
+from .targets import ClassScore, ComponentAt, PixelScore, Score, Similarity, Target
 
 __all__ = [
     "COLOUR_SCALES",
@@ -24,6 +24,7 @@ __all__ = [
     "ActivationMaps",
     "ClassScore",
     "Colours",
+    "ComponentAt",
     "EnergyShare",
     "LayerRun",
     "Metric",

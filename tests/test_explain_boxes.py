@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import doctest
 
-import distcam.explain.boxes as boxes_module
 import numpy as np
 import pytest
 import torch
-from distcam.errors import InputError
-from distcam.explain import box_from_map, boxes_from_maps, largest_component, peak, upsample
-from distcam.images import Box
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+import distcam.explain.boxes as boxes_module
+from distcam.errors import InputError
+from distcam.explain import box_from_map, boxes_from_maps, largest_component, peak, upsample
+from distcam.images import Box
 
 
 def flooded(mask: np.ndarray) -> list[set[tuple[int, int]]]:

@@ -11,12 +11,13 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from distcam.errors import InputError, ShapeError
-from distcam.explain import METRICS, NORMS, WEIGHTINGS, channel_weights, contrast, dist_cam
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
+
+from distcam.errors import InputError, ShapeError
+from distcam.explain import METRICS, NORMS, WEIGHTINGS, channel_weights, contrast, dist_cam
 
 MODULE = sys.modules["distcam.explain.dist_cam"]  # the package's attribute of this name is the function
 NORMALISED = ("dist", "dist*s", "dist*excess", "caam")

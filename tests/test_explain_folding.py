@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import doctest
 
-import distcam.explain.folding as folding
 import pytest
 import torch
+from torch import Tensor, nn
+
+import distcam.explain.folding as folding
 from distcam.encoders.heads import BNNeck, Identity, Linear, Sequential
 from distcam.encoders.pooling import GAP, GeM, Pooling
 from distcam.errors import InputError
 from distcam.explain import dist_cam, fold
-from torch import Tensor, nn
 
 
 def features(*shape: int, seed: int = 0) -> Tensor:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import doctest
 
-import distcam.explain.maps as maps_module
 import jaxtyping
 import numpy as np
 import pytest
 import torch
-from distcam.errors import InputError, ShapeError
-from distcam.explain import is_constant, normalise, rectify, spearman, upsample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+import distcam.explain.maps as maps_module
+from distcam.errors import InputError, ShapeError
+from distcam.explain import is_constant, normalise, rectify, spearman, upsample
 
 
 def random_maps(*shape: int, seed: int = 0) -> Tensor:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import doctest
 
-import distcam.explain.measures as measures
 import jaxtyping
 import pytest
 import torch
+from torch import Tensor
+
+import distcam.explain.measures as measures
 from distcam.errors import InputError, ShapeError
 from distcam.explain import dist_cam, energy_in_box, match_sensitivity, peak_in_box, spearman
 from distcam.images import Box
-from torch import Tensor
 
 
 def random_maps(*shape: int, seed: int = 0) -> Tensor:

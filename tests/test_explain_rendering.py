@@ -6,10 +6,12 @@ import base64
 import doctest
 import io
 
-import distcam.explain.colours as colours_module
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+import distcam.explain.colours as colours_module
 from distcam.errors import InputError
 from distcam.explain import (
     COLOUR_SCALES,
@@ -26,7 +28,6 @@ from distcam.explain import (
     upsample,
 )
 from distcam.images import Box, Transform
-from PIL import Image
 
 
 def picture(width: int = 40, height: int = 30, colour: tuple[int, int, int] = (200, 100, 50)) -> Image.Image:

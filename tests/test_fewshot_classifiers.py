@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from distcam.errors import InputError, ShapeError
-from distcam.fewshot import BDCSPN, Centre, L2Normalise, NearestNeighbour, PowerTransform, Prototypes, simple_shot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from torch.nn.functional import cosine_similarity, normalize
+
+from distcam.errors import InputError, ShapeError
+from distcam.fewshot import BDCSPN, Centre, L2Normalise, NearestNeighbour, PowerTransform, Prototypes, simple_shot
 
 
 def episode_tensors(b=4, n=3, k=2, m=10, d=6, seed=0):

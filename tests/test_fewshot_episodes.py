@@ -5,6 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+
 from distcam.errors import InputError, ShapeError
 from distcam.fewshot import EpisodeManifest, sample_episodes
 

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+
 from distcam.errors import InputError, ShapeError
 from distcam.fewshot import (
     BDCSPN,

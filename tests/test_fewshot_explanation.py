@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from distcam.errors import InputError, ShapeError
 from distcam.explain import dist_cam
 from distcam.fewshot import BDCSPN, Prototypes, decision_map, episode_maps

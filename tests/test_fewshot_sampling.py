@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from distcam.errors import InputError, ShapeError
-from distcam.fewshot import sample_episodes
-from distcam.fewshot.sampling import _dirichlet_sizes, _distinct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+
+from distcam.errors import InputError, ShapeError
+from distcam.fewshot import sample_episodes
+from distcam.fewshot.sampling import _dirichlet_sizes, _distinct
 
 LABELS = np.repeat([7, 30, 100, 2000], 20)  # not 0…3, and not in string order
 

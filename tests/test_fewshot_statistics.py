@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
+
 from distcam.errors import InputError
 from distcam.fewshot import required_episodes
 from distcam.fewshot.statistics import (
@@ -15,7 +17,6 @@ from distcam.fewshot.statistics import (
     student_t_quantile,
     usual_interval,
 )
-from scipy import stats
 
 
 def test_the_usual_interval_by_hand() -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distcam.errors import InputError, ShapeError
-from distcam.reid import Evaluation, Labels, Protocol, evaluate_distances, evaluate_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
+
+from distcam.errors import InputError, ShapeError
+from distcam.reid import Evaluation, Labels, Protocol, evaluate_distances, evaluate_features
 
 
 def one(distances: Any, query: tuple[Any, Any], ids: Any, cameras: Any, **options: Any) -> Evaluation:

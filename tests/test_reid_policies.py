@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from distcam.errors import InputError
 from distcam.reid import Evaluation, Labels, Protocol, evaluate_distances, evaluate_features
 

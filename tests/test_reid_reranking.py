@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distcam.errors import InputError
-from distcam.reid import Labels, evaluate_distances, rerank_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from distcam.errors import InputError
+from distcam.reid import Labels, evaluate_distances, rerank_features
 
 
 def dense_distances(query: Any, gallery: Any, *, k1: int, k2: int, share: float, metric: str = "cosine") -> Any:

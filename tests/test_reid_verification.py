@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distcam.reid import Evaluation, Labels, Protocol, evaluate_distances, verification
 from sklearn.metrics import roc_curve
+
+from distcam.reid import Evaluation, Labels, Protocol, evaluate_distances, verification
 
 
 def one(distances: Any, query: tuple[Any, Any], ids: Any, cameras: Any, **options: Any) -> Evaluation:
