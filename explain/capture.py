@@ -1,0 +1,237 @@
+"""Looking into a network at one layer, and leaving it as it was.
+
+    with capture(model, "layer4") as run:
+        output = run(images)
+        gradients = run.gradients(output[:, [3, 7]])     # of two scores, without a second forward pass
+        run.activations
+
+Only what lies behind the layer is recorded for gradients: the layer's output is handed on as a new leaf, and everything
+before it runs as in inference. Nothing is ever written to `.grad`; modes, hooks, `requires_grad`, the generator of
+random numbers, and the gradient mode are as before when the block is left, also by an exception.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..encoders.encoder import evaluating
+from ..encoders.layers import as_feature_map, require_layer
+from ..errors import InputError, ShapeError
+from .inputs import at_least_float32, refuse_non_finite
+
+__all__ = ["LayerRun", "capture", "jacobian", "undisturbed"]
+
+AT_ONCE = 32  # how many scores are differentiated together: memory grows with it
+UNRELATED = "the score does not depend on the layer; choose one that leads to the output"
+
+
+@contextmanager
+def capture(model: nn.Module, layer: str) -> Iterator[LayerRun]:
+    """A network in evaluation mode that can be run with a look at one of its layers.
+
+    Args:
+        model: any network whose rows do not depend on one another in evaluation mode.
+        layer: a name from `model.named_modules()`; its output is a map (b, k, h, w), channels last, or tokens.
+
+    Raises:
+        InputError: there is no such layer; the message holds the three nearest names.
+    """
+    require_layer(model, layer)
+    with undisturbed(model):
+        yield LayerRun(model, layer)
+
+
+class LayerRun:
+    """The runs of a network with a look at one layer; made by `capture`."""
+
+    def __init__(self, model: nn.Module, layer: str) -> None:
+        self.model = model
+        self.layer = layer
+        self.images = torch.empty(0)
+        self._leaf: Tensor | None = None
+
+    def __call__(self, images: Float[Tensor, "b c h w"]) -> Any:
+        """The network's output; gradients are recorded from the layer on.
+
+        Raises:
+            InputError: values are not finite, or the layer ran several times or not at all.
+            ShapeError: the layer's output cannot be read as a map.
+        """
+        refuse_non_finite("the images", images)
+        self.images, self._leaf = images.detach(), None
+
+        def cut_here(output: Tensor) -> Tensor:
+            torch.set_grad_enabled(True)
+            self._leaf = output.detach().clone().requires_grad_()
+            return self._leaf.clone()  # so that an operation in place behind the layer does not touch the leaf
+
+        torch.set_grad_enabled(False)
+        return self._run(self.images, cut_here)
+
+    @property
+    def activations(self) -> Float[Tensor, "b k h w"]:
+        """The layer's output for the images as they are, as a map; no gradient flows through it."""
+        maps = at_least_float32("the activations", self.as_map(self.leaf.detach()))
+        refuse_non_finite(f"the output of layer {self.layer!r}", maps)
+        return maps
+
+    @property
+    def leaf(self) -> Tensor:
+        """The layer's output in its own layout, where gradients end."""
+        if self._leaf is None:
+            raise InputError("run the images first")
+        return self._leaf
+
+    def gradients(self, scores: Float[Tensor, "b m"]) -> Float[Tensor, "b m k h w"]:
+        """The derivative of each score with respect to the layer's output, laid out as `activations` is.
+
+        All scores of all images take one backward pass (several, if there are very many).
+
+        Raises:
+            InputError: the scores do not depend on the layer, or the derivative is not finite.
+        """
+        (gradients,) = jacobian(scores, [self.leaf])
+        n_images, n_scores = scores.shape
+        maps = at_least_float32("the gradients", self.as_map(gradients.flatten(0, 1)))
+        refuse_non_finite(f"the gradients at layer {self.layer!r}", maps)
+        return maps.reshape(n_scores, n_images, *maps.shape[1:]).transpose(0, 1)
+
+    def replay(self, rows: Int[Tensor, " r"], edit: Callable[[Tensor], None], *, share: bool = False) -> Any:
+        """The network's output for some of the images when the layer's map is edited; no gradients are recorded.
+
+        Args:
+            rows: which images; one may come several times.
+            edit: changes the map (r, k, h, w) in place.
+            share: whether one image, the first of `rows`, is enough for what runs before the layer. The layer then
+                returns more rows than it was given; see `can_share`.
+        """
+        edited = self.leaf.detach()[rows].clone()
+        edit(self.as_map(edited))
+        with torch.no_grad():
+            return self._run(self.images[rows[:1] if share else rows], lambda _: edited)
+
+    def can_share(self, score: Callable[[Any, Tensor], Tensor]) -> bool:
+        """Whether `replay` may share: tried out on the first image, with its own map and with nothing but zeros.
+
+        A network in which something goes around the layer (a skip connection that is concatenated) cannot.
+        """
+        rows = torch.zeros(2, dtype=torch.long, device=self.images.device)
+
+        def empty_second(maps: Tensor) -> None:
+            maps[1] = 0
+
+        expected = score(self.replay(rows, empty_second), rows)
+        try:
+            found = score(self.replay(rows, empty_second, share=True), rows)
+        except (RuntimeError, ShapeError):
+            return False
+        change = (expected[0] - expected[1]).abs().amax()
+        return found.shape == expected.shape and bool((found - expected).abs().amax() < 1e-3 * change)
+
+    def beside_zero(self) -> Any:
+        """The output for 2b rows: the images as they are, then the images with nothing but zeros in the layer's map.
+
+        Gradients are recorded from the layer on, for both halves. Tokens that are no part of the map stay.
+        """
+        zeros = self.leaf.detach().clone()
+        self.as_map(zeros).zero_()
+        with torch.no_grad():
+            images = torch.cat([self.images, self.images])
+
+        def cut_here(_: Tensor) -> Tensor:
+            torch.set_grad_enabled(True)
+            return torch.cat([self.leaf, zeros])
+
+        torch.set_grad_enabled(False)
+        return self._run(images, cut_here)
+
+    def as_map(self, output: Any) -> Tensor:
+        """The layer's output as (b, k, h, w): always a view, so that what is written to it reaches the output."""
+        size = (self.images.shape[-2], self.images.shape[-1])
+        return as_feature_map(output, size, origin=f"layer {self.layer!r}")
+
+    def _run(self, images: Tensor, change: Callable[[Tensor], Tensor]) -> Any:
+        """The output for images when what the layer returns is changed on its way."""
+        caller, n_runs = threading.get_ident(), 0
+
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            nonlocal n_runs
+            if threading.get_ident() != caller:  # another thread may be in the same module right now
+                return output
+            n_runs += 1
+            self.as_map(output)  # refuses what is no map
+            return change(output)
+
+        handle = self.model.get_submodule(self.layer).register_forward_hook(hook)
+        try:
+            output = self.model(images)
+        finally:
+            handle.remove()
+        if n_runs != 1:
+            raise InputError(f"layer {self.layer!r} ran {n_runs} times in one forward pass, expected once")
+        return output
+
+
+def jacobian(scores: Float[Tensor, "b m"], inputs: Sequence[Tensor], *, allow_unrelated: bool = False) -> list[Tensor]:
+    """The derivatives of the m scores of each image with respect to each input, (m, *input.shape), in one sweep.
+
+    The rows of a network's output do not depend on one another, so the scores of all images can be summed; the m scores
+    of an image are a batch of backward passes over one graph.
+
+    Raises:
+        InputError: no score depends on an input, unless `allow_unrelated` lets the derivative be 0.
+    """
+    if not scores.requires_grad:
+        raise InputError(UNRELATED)
+    n_images, n_scores = scores.shape
+    one_hot = torch.eye(n_scores, dtype=scores.dtype, device=scores.device)
+    directions = one_hot[:, None].expand(-1, n_images, -1)
+    parts = [_products(scores, inputs, some, allow_unrelated) for some in torch.split(directions, AT_ONCE)]
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+
+def _products(scores: Tensor, inputs: Sequence[Tensor], directions: Tensor, allow_unrelated: bool) -> list[Tensor]:
+    """One derivative for each direction (n, b, m) and input."""
+
+    def product(direction: Tensor, *, batched: bool) -> list[Tensor]:
+        found = torch.autograd.grad(
+            scores, inputs, direction, retain_graph=True, is_grads_batched=batched, allow_unused=True
+        )
+        if not allow_unrelated and any(gradient is None for gradient in found):
+            raise InputError(UNRELATED)
+        several = direction.shape[:-2]  # (n,) for a batch of directions
+        return [
+            at.new_zeros((*several, *at.shape)) if gradient is None else gradient
+            for at, gradient in zip(inputs, found, strict=True)
+        ]
+
+    if len(directions) > 1:
+        # Some operations, a function of the model's own say, cannot be differentiated in batches; they take their turn.
+        with suppress(RuntimeError):
+            return product(directions, batched=True)
+    singly = [product(direction, batched=False) for direction in directions]
+    return [torch.stack(gradients) for gradients in zip(*singly, strict=True)]
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards modes, gradient mode, and random numbers are as they were."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    was_enabled = torch.is_grad_enabled()
+    was_fused = torch.backends.mha.get_fastpath_enabled()
+    with evaluating(model), torch.random.fork_rng(devices=list(devices)), torch.inference_mode(False):
+        torch.backends.mha.set_fastpath_enabled(
+            False
+        )  # a fused transformer layer never calls its parts, nor their hooks
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(was_fused)
+            torch.set_grad_enabled(was_enabled)

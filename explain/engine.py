@@ -1,0 +1,271 @@
+"""One door to every method: which map, of which layer, for which question."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..encoders.encoder import Encoder
+from ..encoders.layers import closest
+from ..errors import InputError, ShapeError
+from . import methods
+from .capture import LayerRun, capture
+from .deep_lift import lift_contributions
+from .dist_cam import dist_cam
+from .folding import fold
+from .full_grad import full_grad, full_gradient
+from .inputs import Norm, Weighting, refuse_non_finite
+from .maps import is_constant
+from .perturbing import ablation_weights, score_weights
+from .targets import Score, Similarity, Target, vector_of
+
+__all__ = ["METHODS", "ActivationMaps", "explain_image"]
+
+SEGMENTATION_NAMES = {"seghirescam": "hirescam", "seghiresgradcam": "hirescam"}
+ENCODERS_LAYER = "backbone"
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationMaps:
+    """The maps of b images for m questions each, raw: at the layer's resolution, unscaled.
+
+    Attributes:
+        maps: (b, m, h, w); `upsample` and `normalise` are for showing them.
+        is_constant: where a map explains nothing, because all its values are alike (often 0 behind the ReLU).
+        scores: what was asked, on the images as they are.
+        method: the method's name in `METHODS`.
+        layer: the layer whose activations were used; "" for FullGrad, which uses all.
+        target: as it was given.
+    """
+
+    maps: Float[Tensor, "b m h w"]
+    is_constant: Bool[Tensor, "b m"]
+    scores: Float[Tensor, "b m"]
+    method: str
+    layer: str
+    target: Target
+
+    def __post_init__(self) -> None:
+        if not self.maps.shape[:2] == self.is_constant.shape == self.scores.shape:
+            raise ShapeError(
+                f"maps {tuple(self.maps.shape)}, flags {tuple(self.is_constant.shape)} and scores "
+                f"{tuple(self.scores.shape)} are not of the same images and questions"
+            )
+        refuse_non_finite("the maps", self.maps)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.maps)
+
+
+def explain_image(
+    model: nn.Module,
+    images: Float[Tensor, "b c h w"],
+    *,
+    target: Target,
+    method: str = "hirescam",
+    layer: str | None = None,
+    **options: Any,
+) -> ActivationMaps:
+    """Where in each image the network sees what is asked: one map for each image and question.
+
+    The model is run in evaluation mode and left exactly as it was. Any method answers any target. Dist-CAM compares
+    pooled vectors, so for a similarity it needs the layer that is pooled; for other scores its reference is the
+    direction they take in channel space, `Σ_ij g_kij`: for a class behind average pooling the classifier's row.
+
+    Args:
+        model: a network, or an `Encoder`; its images do not depend on one another in evaluation mode.
+        images: a batch, as the model wants it.
+        target: `ClassScore`, `PixelScore`, or `Similarity`, with m questions for each image.
+        method: one of `METHODS`; case, hyphens, and underscores do not matter, and "Seg-" names are known too.
+        layer: a name from `model.named_modules()`; for an `Encoder` its feature map if left out.
+        options: `relu` (False keeps the signs) and what the method's own function takes: `window` and `pooling` for
+            Seg-XRes-CAM, `batch_size` for Ablation-CAM and Score-CAM, `weighting`, `tau`, `norm`, and `mean` for
+            Dist-CAM, `centred` for Eigen-CAM.
+
+    Raises:
+        InputError: unknown method, layer, option, or class; the message holds the nearest names.
+        ShapeError: the numbers of images and questions differ, or the output is not what the target needs.
+
+    >>> from distcam.explain import ClassScore
+    >>> net = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())    # class 1 scores the mean of channel 1
+    >>> image = torch.tensor([[[[4.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [2.0, 2.0]]]])
+    >>> explain_image(net, image, target=ClassScore(1), layer="0").maps.tolist()    # gradient 1/4 times 2
+    [[[[0.0, 0.0], [0.5, 0.5]]]]
+    """
+    name = _known(method)
+    _check_options(name, options)
+    if name == "fullgrad":  # looks at the whole network, at no layer of it
+        gradient = full_gradient(model, images, target)
+        maps = full_grad(gradient, (images.shape[-2], images.shape[-1]))
+        return ActivationMaps(maps, is_constant(maps), gradient.scores, name, "", target)
+    layer = _default_layer(model) if layer is None else layer
+    with capture(model, layer) as run:
+        view = View(run, run(images), target)
+        maps = METHODS[name].compute(view, **options).detach()
+        return ActivationMaps(maps, is_constant(maps), view.scores.detach(), name, layer, target)
+
+
+class View:
+    """What a method may look at: activations, gradients (computed when they are asked for), and the network."""
+
+    def __init__(self, run: LayerRun, output: Any, target: Target) -> None:
+        self.run = run
+        self.output = output
+        self.target = target
+        self.score: Score = target.fix(output)
+        self.scores: Tensor = self.score(output)
+
+    @cached_property
+    def activations(self) -> Float[Tensor, "b m k h w"]:
+        """The same activations for all questions about an image."""
+        return self.run.activations[:, None].expand(-1, self.scores.shape[1], -1, -1, -1)
+
+    @cached_property
+    def gradients(self) -> Float[Tensor, "b m k h w"]:
+        """The derivatives of the scores with respect to the activations."""
+        return self.run.gradients(self.scores)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method by name.
+
+    Attributes:
+        title: what its authors call it.
+        compute: (view, **options) → maps (b, m, h, w).
+        options: the names it takes.
+    """
+
+    title: str
+    compute: Callable[..., Tensor]
+    options: tuple[str, ...]
+
+
+def _method(title: str, compute: Callable[..., Tensor], function: Callable[..., Tensor] | None = None) -> Method:
+    """A method whose options are the keyword-only parameters of `function`, or else of `compute`."""
+    parameters = inspect.signature(function or compute).parameters.values()
+    return Method(title, compute, tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY))
+
+
+def _of_gradients(title: str, function: Callable[..., Tensor]) -> Method:
+    def compute(view: View, **options: Any) -> Tensor:
+        return function(view.activations, view.gradients, **options)
+
+    return _method(title, compute, function)
+
+
+def _of_activations(title: str, function: Callable[..., Tensor]) -> Method:
+    def compute(view: View, **options: Any) -> Tensor:
+        maps = function(view.run.activations, **options)  # once for an image, whatever is asked
+        return maps[:, None].expand(-1, view.scores.shape[1], -1, -1)
+
+    return _method(title, compute, function)
+
+
+def _ablation_cam(view: View, *, relu: bool = True, batch_size: int = 32) -> Tensor:
+    weights = ablation_weights(view.run, view.score, view.scores, batch_size=batch_size)
+    return methods.weighted_sum(view.activations, weights, relu=relu)
+
+
+def _score_cam(view: View, *, relu: bool = True, batch_size: int = 32) -> Tensor:
+    weights = score_weights(view.run, view.score, batch_size=batch_size)
+    return methods.weighted_sum(view.activations, weights, relu=relu)
+
+
+def _lift_cam(view: View, *, relu: bool = True) -> Tensor:
+    weights = lift_contributions(view.run, view.score).sum((-2, -1))
+    return methods.weighted_sum(view.activations, weights, relu=relu)
+
+
+def _dist_cam(
+    view: View,
+    *,
+    weighting: Weighting = "dist",
+    tau: float = 1.0,
+    norm: Norm = "sum",
+    mean: Tensor | None = None,
+) -> Tensor:
+    """Dist-CAM in the space that is searched; for other scores, against the direction they take in channel space."""
+    if isinstance(view.target, Similarity):
+        response, metric = _response(view), view.target.metric
+        references = view.target.for_images(vector_of(view.output.detach()))
+    else:
+        response, metric = view.run.activations, "cosine"
+        references = view.gradients.sum((-2, -1))
+    return dist_cam(response, references, metric=metric, weighting=weighting, tau=tau, norm=norm, mean=mean)
+
+
+def _response(view: View) -> Tensor:
+    """The map whose mean over positions is the vector that is searched.
+
+    Raises:
+        InputError: the layer is not the one that is pooled.
+    """
+    model, response = view.run.model, view.run.activations
+    if isinstance(model, Encoder) and view.run.layer == ENCODERS_LAYER:
+        response = fold(response, pooling=model.pooling, head=model.head).map
+    vectors = vector_of(view.output).detach()
+    pooled = response.mean((-2, -1)).to(vectors)
+    scale = float(vectors.abs().amax()) if vectors.numel() else 0.0
+    if pooled.shape != vectors.shape or not torch.allclose(pooled, vectors, rtol=1e-3, atol=1e-3 * scale):
+        raise InputError(
+            f"Dist-CAM compares pooled vectors, but the mean over the map of layer {view.run.layer!r} is not the "
+            "vector that the network returns; name the layer that is pooled, or put the network into an Encoder"
+        )
+    return response
+
+
+METHODS: Mapping[str, Method] = {
+    "cam": _of_gradients("CAM", methods.cam),
+    "caam": _of_activations("CAAM", methods.caam),
+    "gradcam": _of_gradients("Grad-CAM", methods.grad_cam),
+    "gradcam++": _of_gradients("Grad-CAM++", methods.grad_cam_plus_plus),
+    "xgradcam": _of_gradients("XGrad-CAM", methods.xgrad_cam),
+    "layercam": _of_gradients("LayerCAM", methods.layer_cam),
+    "hirescam": _of_gradients("HiResCAM", methods.hires_cam),
+    "segxrescam": _of_gradients("Seg-XRes-CAM", methods.seg_xres_cam),
+    "eigencam": _of_activations("Eigen-CAM", methods.eigen_cam),
+    "ablationcam": _method("Ablation-CAM", _ablation_cam),
+    "scorecam": _method("Score-CAM", _score_cam),
+    "fullgrad": Method("FullGrad", full_grad, ()),
+    "liftcam": _method("LIFT-CAM", _lift_cam),
+    "distcam": _method("Dist-CAM", _dist_cam),
+}
+
+
+def _known(method: str) -> str:
+    """The method's name in `METHODS`; "Seg-Grad-CAM" is Grad-CAM with a target of pixels, and so on."""
+    name = method.lower().replace("-", "").replace("_", "").replace(" ", "")
+    name = SEGMENTATION_NAMES.get(name, name)
+    if name not in METHODS:
+        name = name.removeprefix("seg")
+    if name not in METHODS:
+        raise InputError(f"method={method!r} is not known; nearest: {closest(name, list(METHODS))}")
+    return name
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that the method does not take."""
+    taken = METHODS[name].options
+    for option in options:
+        if option not in taken:
+            raise InputError(
+                f"{METHODS[name].title} takes no option {option!r}; it takes {', '.join(taken) or 'no options'}"
+            )
+
+
+def _default_layer(model: nn.Module) -> str:
+    """The layer of an encoder's feature map."""
+    if isinstance(model, Encoder):
+        return ENCODERS_LAYER
+    names = [name for name, part in model.named_modules() if isinstance(part, nn.Conv2d)]
+    hint = f" (its last convolution is {names[-1]!r})" if names else ""
+    raise InputError(f"name the layer of {type(model).__name__} to look at{hint}; only an Encoder has one of its own")

@@ -1,0 +1,341 @@
+"""Agreement with independent code: pytorch-grad-cam, torchcam, and captum, wherever they mean the same.
+
+pytorch-grad-cam returns maps that are rectified, scaled to [0, 1] and resized; ours go through its own scaling before
+they are compared. Where it adds a constant to a denominator, the score is large enough for the constant not to show.
+torchcam and captum return raw maps. Left out, because the peer does not compute what its paper says:
+
+- torchcam's Grad-CAM++ divides a copy, so its a_kij stays g²;
+- pytorch-grad-cam's Ablation-CAM puts a channel to -1e7 if the layer has negative values;
+- captum's DeepLIFT loses its rule for maximum pooling right behind an activation function, so one step stands between.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from distcam.explain import ClassScore, PixelScore, Similarity, capture, explain_image
+from distcam.explain.deep_lift import lift_contributions
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    peer = pytest.importorskip("pytorch_grad_cam")
+    torchcam = pytest.importorskip("torchcam.methods")
+    captum = pytest.importorskip("captum.attr")
+    from pytorch_grad_cam.utils.image import scale_cam_image
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, SemanticSegmentationTarget
+    from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
+
+VIT_LAYER = "encoder.layers.encoder_layer_1.ln_1"
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def built(make: Callable[[], nn.Module]) -> nn.Module:
+    """A network with random weights, which are the same each time, in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = make().eval()
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.running_mean, std=0.1)
+                nn.init.normal_(module.bias, std=0.1)
+    return net
+
+
+class UNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU())
+        self.deep = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, padding=1), nn.ReLU())
+        self.up = nn.Sequential(nn.Conv2d(14, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.down(x)
+        return self.up(torch.cat([fine, nn.functional.interpolate(self.deep(fine), scale_factor=2)], 1))
+
+
+@pytest.fixture(scope="module")
+def resnet() -> nn.Module:
+    return built(lambda: torchvision.models.resnet18(num_classes=7))
+
+
+@pytest.fixture(scope="module")
+def vit() -> nn.Module:
+    def make() -> nn.Module:
+        net = torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=7)
+        nn.init.normal_(net.heads.head.weight)
+        return net
+
+    return built(make)
+
+
+def grid(tokens: Tensor) -> Tensor:
+    """(b, 17, k) tokens as (b, k, 4, 4) without the class token, as the peers want to be told."""
+    return tokens[:, 1:].mT.reshape(len(tokens), -1, 4, 4)
+
+
+def as_displayed(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """What pytorch-grad-cam does to a map before it returns it: rectify, scale, resize, scale."""
+    return scale_cam_image(scale_cam_image(maps.clamp(min=0).numpy(), size))
+
+
+# One question for each of two images, in ours and in their words. The scores are large, for the peers' constants' sake.
+SHAPES = {"resnet": (64, "layer3", None), "vit": (32, VIT_LAYER, grid)}
+CLASSES = torch.tensor([2, 5])
+REFERENCES = drawn(2, 7, seed=3)
+
+
+def questions(kind: str) -> tuple[object, list[Callable[[Tensor], Tensor]]]:
+    if kind == "class":
+        ours = Similarity(1e4 * torch.eye(7)[CLASSES][:, None], "dot")  # the logit, ten thousand times
+        return ours, [lambda out, c=c: 1e4 * out[c] for c in CLASSES]
+    ours = Similarity(REFERENCES[:, None], kind)
+    measure = {
+        "cosine": lambda out, s: torch.cosine_similarity(out, s, dim=0),
+        "l2": lambda out, s: -(out - s).norm(),
+        "dot": lambda out, s: out @ s,
+    }[kind]
+    return ours, [partial(measure, s=s) for s in REFERENCES]
+
+
+@pytest.fixture(params=SHAPES)
+def network(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, str, Callable[[Tensor], Tensor] | None]:
+    size, layer, reshape = SHAPES[request.param]
+    return request.getfixturevalue(request.param), drawn(2, 3, size, size, seed=1), layer, reshape
+
+
+# ---------------------------------------------------------------------------------------------------- pytorch-grad-cam
+
+
+@pytest.mark.parametrize("kind", ["class", "cosine", "l2", "dot"])
+@pytest.mark.parametrize(
+    ("method", "theirs"), [("gradcam", peer.GradCAM), ("hirescam", peer.HiResCAM), ("layercam", peer.LayerCAM)]
+)
+def test_gradient_methods_agree_with_pytorch_grad_cam(network, method: str, theirs, kind: str) -> None:
+    net, x, layer, reshape = network
+    ours, words = questions(kind)
+    found = explain_image(net, x, target=ours, method=method, layer=layer)
+    other = copy.deepcopy(net)
+    expected = theirs(other, [other.get_submodule(layer)], reshape_transform=reshape)(x, words)
+    np.testing.assert_allclose(as_displayed(found.maps[:, 0], x.shape[2:]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "theirs"), [("gradcam++", peer.GradCAMPlusPlus), ("xgradcam", peer.XGradCAM)])
+def test_weighted_gradient_methods_agree_with_pytorch_grad_cam(resnet, method: str, theirs) -> None:
+    x = drawn(2, 3, 64, 64, seed=1)
+    ours, words = questions("class")
+    found = explain_image(resnet, x, target=ours, method=method, layer="layer3")
+    other = copy.deepcopy(resnet)
+    expected = theirs(other, [other.layer3])(x, words)
+    np.testing.assert_allclose(as_displayed(found.maps[:, 0], (64, 64)), expected, atol=1e-5)
+
+
+def test_class_scores_agree_with_pytorch_grad_cam(resnet) -> None:
+    x = drawn(2, 3, 64, 64, seed=1)
+    found = explain_image(resnet, x, target=ClassScore(CLASSES), method="hirescam", layer="layer4")
+    other = copy.deepcopy(resnet)
+    expected = peer.HiResCAM(other, [other.layer4])(x, [ClassifierOutputTarget(c) for c in CLASSES])
+    np.testing.assert_allclose(as_displayed(found.maps[:, 0], (64, 64)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("pixels", ["predicted", "mask"])
+@pytest.mark.parametrize(("method", "theirs"), [("seg-grad-cam", peer.GradCAM), ("seg-hires-grad-cam", peer.HiResCAM)])
+def test_segmentation_agrees_with_pytorch_grad_cam(method: str, theirs, pixels: str) -> None:
+    net, x = built(UNet), drawn(2, 3, 16, 16, seed=1)
+    masks = net(x).argmax(1) == 1 if pixels == "predicted" else drawn(2, 16, 16) > 0
+    target = PixelScore(1, "predicted" if pixels == "predicted" else masks)
+    found = explain_image(net, x, target=target, method=method, layer="deep")
+    words = [SemanticSegmentationTarget(1, mask.float().numpy()) for mask in masks]
+    expected = theirs(net, [net.deep])(x, words)
+    np.testing.assert_allclose(as_displayed(found.maps[:, 0], (16, 16)), expected, atol=1e-5)
+
+
+def test_eigen_cam_agrees_with_pytorch_grad_cam_but_for_the_sign(resnet) -> None:
+    net, x = copy.deepcopy(resnet).double(), drawn(2, 3, 64, 64, seed=1).double()
+    with capture(net, "layer3") as run:
+        run(x)
+        expected = torch.from_numpy(get_2d_projection(run.activations.numpy())).double()  # it returns float32
+    found = explain_image(net, x, target=ClassScore(0), method="eigencam", layer="layer3").maps[:, 0]
+    turned = expected * (expected * found).sum((1, 2), keepdim=True).sign()
+    torch.testing.assert_close(found, turned, rtol=1e-5, atol=1e-6)
+
+
+def test_ablation_cam_agrees_with_pytorch_grad_cam(resnet) -> None:
+    x = drawn(1, 3, 64, 64, seed=1)
+    found = explain_image(resnet, x, target=ClassScore(), method="ablationcam", layer="layer1")
+    assert (found.scores > 0).all()  # it divides by the score with its sign
+    other = copy.deepcopy(resnet)
+    expected = peer.AblationCAM(other, [other.layer1])(x, None)
+    np.testing.assert_allclose(as_displayed(found.maps[:, 0], (64, 64)), expected, atol=1e-5)
+
+
+def test_score_cam_agrees_with_pytorch_grad_cam_after_the_same_resize(resnet, monkeypatch) -> None:
+    x = drawn(1, 3, 64, 64, seed=1)
+    words = [lambda out: torch.cosine_similarity(out, REFERENCES[0], dim=0)]
+    # Its resize puts the corners of the small map onto the corners of the image (align_corners=True).
+    resize = partial(nn.Upsample, mode="bilinear", align_corners=False)
+    monkeypatch.setattr(nn, "UpsamplingBilinear2d", resize)
+    other = copy.deepcopy(resnet)
+    expected = peer.ScoreCAM(other, [other.layer1])(x, words)
+    found = explain_image(resnet, x, target=Similarity(REFERENCES[0]), method="scorecam", layer="layer1")
+    np.testing.assert_allclose(as_displayed(found.maps[:, 0], (64, 64)), expected, atol=1e-5)
+
+
+def test_full_grad_agrees_with_pytorch_grad_cam(resnet) -> None:
+    x = drawn(2, 3, 64, 64, seed=1)
+    ours, words = questions("class")
+    found = explain_image(resnet, x, target=ours, method="fullgrad")
+    expected = peer.FullGrad(copy.deepcopy(resnet), [])(x, words)
+    np.testing.assert_allclose(scale_cam_image(found.maps[:, 0].numpy()), expected, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------ torchcam
+
+
+@pytest.mark.parametrize("kind", ["class", "cosine", "l2", "dot"])
+@pytest.mark.parametrize(("method", "theirs"), [("gradcam", torchcam.GradCAM), ("layercam", torchcam.LayerCAM)])
+def test_gradient_methods_agree_with_torchcam(network, method: str, theirs, kind: str) -> None:
+    net, x, layer, reshape = network
+    ours, words = questions(kind)
+    found = explain_image(net, x, target=ours, method=method, layer=layer).maps[:, 0]
+    with theirs(copy.deepcopy(net), layer, reshape_transform=reshape) as extractor:
+        (expected,) = extractor(scores=extractor.model(x), targets=words, normalized=False)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.max()))
+
+
+def test_xgrad_cam_and_cam_agree_with_torchcam(resnet) -> None:
+    x = drawn(2, 3, 64, 64, seed=1)
+    ours, words = questions("class")
+    found = explain_image(resnet, x, target=ours, method="xgradcam", layer="layer3").maps[:, 0]
+    with torchcam.XGradCAM(resnet, "layer3") as extractor:
+        (expected,) = extractor(scores=resnet(x), targets=words, normalized=False)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.max()))
+    found = explain_image(resnet, x, target=ClassScore(CLASSES), method="cam", layer="layer4").maps[:, 0]
+    with torchcam.CAM(resnet, "layer4", "fc") as extractor:
+        resnet(x)
+        (expected,) = extractor(class_idx=CLASSES.tolist(), normalized=False)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["class", "segmentation"])
+def test_score_cam_agrees_with_torchcam(kind: str) -> None:
+    """It scales before it resizes; by an odd factor the centres of the cells are pixels, and the order is the same."""
+    tail = [nn.Conv2d(6, 7, 3, padding=1)] + [nn.AdaptiveAvgPool2d(1), nn.Flatten()] * (kind == "class")
+    net = built(lambda: nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3), *tail))
+    x = drawn(2, 3, 15, 15, seed=1)
+    mask = drawn(5, 5) > 0
+    ours = ClassScore(CLASSES) if kind == "class" else PixelScore(CLASSES, mask)
+    words = [lambda out, c=c: out[c] if kind == "class" else (out[c] * mask).sum() for c in CLASSES]
+    found = explain_image(net, x, target=ours, method="scorecam", layer="2").maps[:, 0]
+    with torchcam.ScoreCAM(net, "2") as extractor:
+        net(x)
+        (expected,) = extractor(targets=words, normalized=False)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+# -------------------------------------------------------------------------------------------------------------- captum
+
+
+@pytest.mark.parametrize("kind", ["class", "cosine", "l2", "dot"])
+def test_grad_cam_and_hires_cam_agree_with_captum(network, kind: str) -> None:
+    net, x, layer, reshape = network
+    ours, words = questions(kind)
+
+    def forward(images: Tensor) -> Tensor:
+        return torch.stack([word(out) for word, out in zip(words, net(images), strict=True)])
+
+    product = captum.LayerGradientXActivation(forward, net.get_submodule(layer)).attribute(x).detach()
+    expected = (reshape(product) if reshape else product).sum(1)
+    found = explain_image(net, x, target=ours, method="hirescam", layer=layer, relu=False).maps[:, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    if reshape is None:
+        expected = captum.LayerGradCam(forward, net.get_submodule(layer)).attribute(x).detach()[:, 0]
+        found = explain_image(net, x, target=ours, method="gradcam", layer=layer, relu=False).maps[:, 0]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_segmentation_agrees_with_captum() -> None:
+    net, x = built(UNet), drawn(2, 3, 16, 16, seed=1)
+
+    def forward(images: Tensor) -> Tensor:
+        return net(images)[:, 2, 3:9, 5:6].sum((1, 2))
+
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[3:9, 5:6] = True
+    for method, theirs in (("hirescam", captum.LayerGradientXActivation), ("gradcam", captum.LayerGradCam)):
+        expected = theirs(forward, net.deep).attribute(x).detach().sum(1)
+        found = explain_image(net, x, target=PixelScore(2, mask), method=method, layer="deep", relu=False).maps[:, 0]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_ablation_agrees_with_captum(vit) -> None:
+    """Every channel of the patches' tokens is left out; the class token stays."""
+    vit, x = copy.deepcopy(vit).double(), drawn(2, 3, 32, 32, seed=1).double()
+    feature = torch.arange(16).expand(1, 17, 16) + 1
+    feature = torch.where(torch.arange(17)[:, None] == 0, 0, feature)
+    lost = captum.LayerFeatureAblation(vit, vit.get_submodule(VIT_LAYER)).attribute(
+        x, layer_mask=feature, target=CLASSES.tolist()
+    )
+    found = explain_image(vit, x, target=ClassScore(CLASSES), method="ablationcam", layer=VIT_LAYER, relu=False)
+    with capture(vit, VIT_LAYER) as run:
+        run(x)
+        weights = lost[:, 1].detach() / found.scores.abs()
+        expected = torch.einsum("bk,bkhw->bhw", weights, run.activations)
+    torch.testing.assert_close(found.maps[:, 0], expected)
+
+
+@pytest.mark.parametrize("layer", ["0", "1", "3", "5"])
+def test_deep_lift_contributions_agree_with_captum(layer: str) -> None:
+    class Step(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1.0 * x
+
+    def make() -> nn.Module:
+        body = [nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), Step(), nn.MaxPool2d(2)]
+        return nn.Sequential(
+            *body, nn.Conv2d(6, 8, 3), nn.ELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 7)
+        )
+
+    net, x = built(make).double(), drawn(2, 3, 12, 12, seed=1).double()
+    with capture(net, layer) as run:
+        score = ClassScore(CLASSES).fix(run(x))
+        found, activations = lift_contributions(run, score)[:, 0], run.activations
+    tail = copy.deepcopy(net[int(layer) + 1 :])
+    expected = captum.DeepLift(tail).attribute(activations, 0 * activations, target=CLASSES.tolist())
+    torch.testing.assert_close(found, expected.detach())
+
+
+# ----------------------------------------------------------------------------------------------- torchvision's networks
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("lraspp_mobilenet_v3_large", "backbone.16"), ("deeplabv3_mobilenet_v3_large", "classifier.0")]
+)
+def test_torchvisions_segmentation_networks_are_explained(name: str, layer: str) -> None:
+    make = getattr(torchvision.models.segmentation, name)
+    net, x = built(lambda: make(weights=None, weights_backbone=None, num_classes=4)), drawn(1, 3, 64, 64, seed=1)
+    score = net(x)["out"]
+    target = PixelScore(torch.tensor([[0, 3]]), (20, 30))
+    for method in ("hirescam", "gradcam", "layercam", "liftcam"):
+        found = explain_image(net, x, target=target, method=method, layer=layer, relu=False)
+        torch.testing.assert_close(found.scores, score[:, [0, 3], 20, 30].detach())
+        assert not found.is_constant.all()
+    found = explain_image(net, x, target=PixelScore(3, (20, 30)), method="hirescam", layer=layer, relu=False)
+    expected = captum.LayerGradientXActivation(
+        lambda images: net(images)["out"][:, 3, 20, 30], net.get_submodule(layer)
+    )
+    expected = expected.attribute(x).detach().sum(1)
+    torch.testing.assert_close(found.maps[:, 0], expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
