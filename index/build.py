@@ -127,9 +127,10 @@ def add_images(
     """
 
     def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
-        inference = Inference(
-            encoder, device=settings.device, precision=settings.precision, batch_size=settings.batch_size
-        )
+        precision = settings.precision
+        if precision == "auto" and writer.manifest.encoder.precision is not None:
+            precision = writer.manifest.encoder.precision  # one gallery, one arithmetic
+        inference = Inference(encoder, device=settings.device, precision=precision, batch_size=settings.batch_size)
         batches = inference.stream(
             offers, load=lambda offer: inference.transform(read_image(read_offer(offer))), workers=settings.workers
         )
@@ -137,7 +138,7 @@ def add_images(
             vectors = None
             if batch.encoding is not None:
                 if writer.is_new and not writer.has_pending:
-                    _begin(writer, encoder, batch.encoding, store_maps=store_maps)
+                    _begin(writer, encoder, batch.encoding, precision=inference.precision, store_maps=store_maps)
                 vectors = to_vectors(batch.encoding, writer.manifest.spec)
             yield Encoded(batch.items, vectors, [(failure.item, failure.error) for failure in batch.failures])
 
@@ -174,11 +175,18 @@ def _keeps_pooled(encoder: Encoder) -> bool:
     return isinstance(encoder.head, (Identity, nn.Identity))
 
 
-def _begin(writer: GalleryWriter, encoder: Encoder, encoding: Encoding, *, store_maps: bool) -> None:
+def _begin(
+    writer: GalleryWriter,
+    encoder: Encoder,
+    encoding: Encoding,
+    *,
+    precision: Literal["fp32", "bf16"],
+    store_maps: bool,
+) -> None:
     """What waits for the first encoding: the shape of the maps, and the copy of the encoder, if it can be saved."""
     rows, columns = encoding.feature_map.shape[2:]
     spec = dataclasses.replace(writer.manifest.spec, map_shape=(rows, columns) if store_maps else None)
-    entry = dataclasses.replace(writer.manifest.encoder, file=_copy_of(encoder, writer))
+    entry = dataclasses.replace(writer.manifest.encoder, precision=precision, file=_copy_of(encoder, writer))
     writer.begin(dataclasses.replace(writer.manifest, spec=spec, encoder=entry))
 
 

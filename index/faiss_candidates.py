@@ -155,7 +155,9 @@ class Candidates:
         share = self.size / len(self.stock.book)
         if not self.stock.is_exact:
             return "all" if self.rows is None else "gather" if self.size <= _FEW else "mask"
-        if n_queries >= 8 and self.gpu is None:
+        if self.gpu is not None and share > 0.1:
+            return "all"
+        if n_queries >= (8 if self.stock.is_flat else 24):
             return "gather" if share < 0.6 or not self.stock.is_flat else "all"
         return "all" if share > (0.35 if self.stock.is_flat else 0.2) else "mask"
 

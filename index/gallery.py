@@ -96,7 +96,7 @@ class Gallery:
             batch_size: images per forward pass; see `Inference` for this and the next three.
             workers: threads that decode images.
             device: `"auto"`, `"cpu"` or `"cuda"`.
-            precision: of the arithmetic.
+            precision: of the arithmetic; remembered, so that what is added and queries are encoded alike.
             index: `"auto"`, `"flat"`, or a FAISS factory string.
             strict: stop at the first file that cannot be used.
             overwrite: start anew over an existing gallery, which stays readable until the first commit.
@@ -268,6 +268,7 @@ class Gallery:
             "maps": None if self.spec.map_shape is None else list(self.spec.map_shape),
             "encoder": manifest.encoder.short_name,
             "fingerprint": manifest.encoder.fingerprint,
+            "precision": manifest.encoder.precision,
             "encoder_copied": manifest.encoder.file is not None,
             "root": str(self.root),
             "segments": len(manifest.segments),

@@ -107,7 +107,7 @@ class Matches:
 
     @cached_property
     def feature_maps(self) -> Tensor:
-        """Feature maps "n k h w" of the matched images: as stored in the gallery, or from one forward pass over the files.
+        """Feature maps "n k h w" of the matched images: the gallery stores them, or one forward pass makes them.
 
         Raises:
             InputError: the gallery stores no maps and a file is gone.

@@ -26,7 +26,7 @@ class Retriever:
         gallery: an open gallery or its folder.
         encoder: the encoder that built it; by default the copy that the gallery keeps.
         device: "auto", "cpu", "cuda", …
-        precision: "auto", "fp32" or "bf16"; embeddings of the two differ by about 1e-5 in cosine.
+        precision: "fp32", "bf16", or "auto": the one the gallery was built with, so that an image finds itself at 0.
 
     Raises:
         FingerprintMismatchError: the encoder is not the one that built the gallery.
@@ -44,6 +44,8 @@ class Retriever:
         self.gallery = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
         self.encoder = encoder if encoder is not None else _stored_encoder(self.gallery)
         self.gallery.check_encoder(self.encoder)
+        if precision == "auto":
+            precision = self.gallery.manifest.encoder.precision or "auto"
         self.inference = Inference(self.encoder, device=device, precision=precision)
 
     @overload

@@ -27,6 +27,7 @@ from distcam.images import Transform, list_images
 from distcam.index import Gallery, Skipped, encode_to_file, ingest, read_encodings
 from distcam.index import build as building
 from distcam.index.writer import CommitLimits, GalleryWriter
+from distcam.retrieval import Retriever
 
 
 class Colours(nn.Module):
@@ -556,3 +557,9 @@ def test_a_write_protected_gallery_can_be_searched_but_not_changed(
                 gallery.remove(where="label=a")
     finally:
         (tmp_path / "g").chmod(0o755)
+
+
+def test_a_gallery_remembers_its_precision(photos: Path, small_encoder: Encoder, tmp_path: Path) -> None:
+    gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", precision="fp32")
+    assert gallery.info()["precision"] == "fp32"
+    assert Retriever(gallery, small_encoder).inference.precision == "fp32"
