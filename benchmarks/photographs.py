@@ -6,7 +6,8 @@ FOLDER holds `gallery/<class>/*.jpg`, `query/<class>/*.jpg` and `boxes.csv` (pat
 a picture may have several lines). Prints R@1, the share of maps whose peak lies in a ground-truth box and the share of
 their energy in the boxes, for every weighting, against the nearest match and the nearest class prototype, beside what
 needs no learning: a random place (the boxes' share of the area), the picture's centre, and the class-agnostic map
-(`caam`). Confidence intervals are 95 % bootstrap intervals over queries.
+(`caam`). Sensitivity is the mean rank correlation with the map against an unrelated gallery image: 1.00 means that a
+map does not depend on its reference. Confidence intervals are 95 % bootstrap intervals over queries.
 """
 
 from __future__ import annotations
@@ -101,22 +102,25 @@ def prototype_hits(results: list[Matches], labels: list[str | None]) -> list[flo
 
 def report_maps(results: list[Matches], boxes: list[list[Box]]) -> None:
     """The table of maps against boxes."""
-    print("\n| map | reference | peak in box | energy in box |\n|---|---|---:|---:|")
+    print("\n| map | reference | peak in box | energy in box | sensitivity |\n|---|---|---:|---:|---:|")
     sizes = [matches.query.image.size for matches in results]
     flat = [energy_in_box(torch.zeros(h, w), *own).chance for (w, h), own in zip(sizes, boxes, strict=True)]
     centre = [float(any(box.contains(w / 2, h / 2) for box in own)) for (w, h), own in zip(sizes, boxes, strict=True)]
-    print(f"| none: a random place | – | {interval(flat)} | {interval(flat)} |")
-    print(f"| none: the picture's centre | – | {interval(centre)} | – |")
+    print(f"| none: a random place | – | {interval(flat)} | {interval(flat)} | – |")
+    print(f"| none: the picture's centre | – | {interval(centre)} | – | – |")
     for against in ("match", "prototype"):
         for weighting, tau in (("dist", 0.0), *((weighting, 1.0) for weighting in WEIGHTINGS)):
-            peaks, energies = [], []
+            peaks, energies, sensitivities = [], [], []
             for matches, (width, height), own in zip(results, sizes, boxes, strict=True):
-                raw = matches.explain(against=against, weighting=weighting, tau=tau).query_maps[:1]
-                heat = rectify(upsample(raw, (height, width))[0])
+                explanation = matches.explain(against=against, weighting=weighting, tau=tau)
+                heat = rectify(upsample(explanation.query_maps[0], (height, width)))
+                sensitivities.append(explanation.sensitivity or 0.0)
                 peaks.append(float(peak_in_box(heat, *own)))
                 energies.append(energy_in_box(heat, *own).share)
             name = f"`{weighting}`" if tau else "`dist`, 1/D to the letter (tau = 0)"
-            print(f"| {name} | nearest {against} | {interval(peaks)} | {interval(energies)} |")
+            print(
+                f"| {name} | nearest {against} | {interval(peaks)} | {interval(energies)} | {statistics.mean(sensitivities):.2f} |"
+            )
 
 
 if __name__ == "__main__":

@@ -166,10 +166,9 @@ def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
         options={"width": 32, "last_pool": False},
     )
     pixels = torch.stack([encoder.transform(read_image(base.file(record))) for record in base.records])
+    labels = [record.label for record in base.records]
     with progress_bar("training") as progress:
-        fit(
-            encoder, pixels, [record.label for record in base.records], epochs=size.epochs, seed=seed, progress=progress
-        )
+        fit(encoder, pixels, labels, epochs=size.epochs, learning_rate=1e-2, seed=seed, progress=progress)
     return encoder
 
 
