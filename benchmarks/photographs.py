@@ -118,9 +118,8 @@ def report_maps(results: list[Matches], boxes: list[list[Box]]) -> None:
                 peaks.append(float(peak_in_box(heat, *own)))
                 energies.append(energy_in_box(heat, *own).share)
             name = f"`{weighting}`" if tau else "`dist`, 1/D to the letter (tau = 0)"
-            print(
-                f"| {name} | nearest {against} | {interval(peaks)} | {interval(energies)} | {statistics.mean(sensitivities):.2f} |"
-            )
+            sensitivity = f"{statistics.mean(sensitivities):.2f}"
+            print(f"| {name} | nearest {against} | {interval(peaks)} | {interval(energies)} | {sensitivity} |")
 
 
 if __name__ == "__main__":

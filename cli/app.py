@@ -50,7 +50,7 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line: a `DistcamError` becomes one line on stderr and exit status 2."""
+    """Run the command line: an error of distcam or of the file system is one line on stderr and exit status 2."""
     try:
         app()
     except DistcamError as error:
@@ -59,3 +59,6 @@ def main() -> None:
     except BrokenPipeError:  # `distcam … | head`
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        sys.exit(2)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from ..errors import InputError
 
@@ -34,21 +35,26 @@ BatchSize = Annotated[
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Threads that decode images; by default chosen for the machine.")
 ]
-Labels = Annotated[str, typer.Option(help="`folder` (class = sub-folder), `none`, or a FILE.csv with path,label.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="`folder` (class = sub-folder), `none`, or a FILE.csv (path,label). Default: a table's own, else `folder`."
+    ),
+]
 
-out = Console()
-err = Console(stderr=True)
+out = Console(markup=False, highlight=False)  # file names may hold [brackets]
+err = Console(stderr=True, markup=False, highlight=False)
 
 
 def complain(message: str) -> None:
     """One line on stderr, whatever the message holds."""
-    err.print("[bold red]error:[/] ", end="", soft_wrap=True)
-    err.print(" ".join(message.split()), markup=False, highlight=False, soft_wrap=True)
+    text = Text(" ".join(message.split()))
+    err.print(Text("error: ", style="bold red") + text, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
     """A value as JSON on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 @contextmanager
@@ -92,7 +98,5 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        err.print(
-            "stopped; everything encoded so far is kept, and the same command goes on from there", highlight=False
-        )
+        err.print("stopped; everything encoded so far is kept, and the same command goes on from there", soft_wrap=True)
         raise typer.Exit(130) from None

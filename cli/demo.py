@@ -80,14 +80,14 @@ def demo(
         return
     for line in result.lines():
         out.print(line, soft_wrap=True)
-    out.print(f"Report: [bold]{result.report}[/] ({result.seconds:.0f} s in all)", highlight=False, soft_wrap=True)
+    out.print(f"Report: {result.report} ({result.seconds:.0f} s in all)", soft_wrap=True)
     out.print("\nThe same on a folder of your own (one sub-folder per class, or no classes at all):\n")
     for command in (
         "distcam index build photos/ --out photos.gallery --encoder mobilenet_v2 --weights imagenet",
         "distcam query photos.gallery probe.jpg -k 10",
         "distcam query photos.gallery probe.jpg -k 10 --explain why.html",
     ):
-        out.print(f"  {command}", highlight=False, soft_wrap=True)
+        out.print(f"  {command}", soft_wrap=True)
 
 
 def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> DemoResult:

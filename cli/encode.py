@@ -19,6 +19,7 @@ from .console import (
     out,
     print_json,
     progress_bar,
+    resumable,
 )
 from .index import Fit, Images, ImageSize, Layer, Strict, report_skipped
 
@@ -31,7 +32,7 @@ def encode(
     encoder: EncoderName = "resnet50",
     weights: Weights = None,
     layer: Layer = None,
-    labels: Labels = "folder",
+    labels: Labels = None,
     fit: Fit = None,
     image_size: ImageSize = None,
     store_maps: Annotated[
@@ -40,14 +41,15 @@ def encode(
     batch_size: BatchSize = None,
     workers: Workers = None,
     device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file at --out.")] = False,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Encode images into one HDF5 file: embeddings, pooled vectors, paths, labels and content hashes."""
     from ..index import encode_to_file
 
-    loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
-    with progress_bar("encoding") as progress:
+    with resumable(), progress_bar("encoding") as progress:
+        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
         report = encode_to_file(
             images,
             loaded,
@@ -58,10 +60,11 @@ def encode(
             workers=workers,
             device=device,
             strict=strict,
+            overwrite=overwrite,
             progress=progress,
         )
     if as_json:
         print_json(report.to_dict())
         return
-    out.print(f"{report.added} images encoded into {out_file} by {loaded.short_name}", highlight=False)
+    out.print(f"{report.added} images encoded into {out_file} by {loaded.short_name}")
     report_skipped(report.skipped)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from ..errors import InputError
 from .console import (
@@ -63,7 +64,7 @@ def build(
     layer: Layer = None,
     fit: Fit = None,
     image_size: ImageSize = None,
-    labels: Labels = "folder",
+    labels: Labels = None,
     store_maps: StoreMaps = False,
     metric: Metric = "cosine",
     batch_size: BatchSize = None,
@@ -77,8 +78,8 @@ def build(
     """Encode images and write them, with their pooled vectors and labels, as a gallery."""
     from ..index import Gallery
 
-    loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
-    with progress_bar("building") as progress, resumable():
+    with resumable(), progress_bar("building") as progress:
+        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
         gallery = Gallery.build(
             images,
             loaded,
@@ -97,7 +98,7 @@ def build(
     if as_json:
         print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
         return
-    out.print(f"{len(gallery)} images in {out_path}, encoded by {loaded.short_name}", highlight=False)
+    out.print(f"{len(gallery)} images in {out_path}, encoded by {loaded.short_name}")
     report_skipped(gallery.skipped)
 
 
@@ -106,7 +107,7 @@ def add(
     gallery: GalleryPath,
     images: Images,
     encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
-    labels: Labels = "folder",
+    labels: Labels = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
     device: Device = "auto",
@@ -137,7 +138,6 @@ def add(
         return
     out.print(
         f"{report.added} added, {report.replaced} replaced, {report.unchanged} already there; now {len(opened)} images",
-        highlight=False,
     )
     report_skipped(report.skipped)
 
@@ -161,7 +161,7 @@ def remove(
     if as_json:
         print_json({"gallery": str(gallery), "removed": removed, "images": len(opened)})
         return
-    out.print(f"{removed} removed; {len(opened)} images left", highlight=False)
+    out.print(f"{removed} removed; {len(opened)} images left")
 
 
 @app.command(epilog="Example: `distcam index info photos.gallery --json`")
@@ -173,9 +173,9 @@ def info(gallery: GalleryPath, as_json: AsJson = False) -> None:
     if as_json:
         print_json(facts)
         return
-    table = Table("what", "value", title=str(gallery), title_justify="left")
+    table = Table("what", "value", title=Text(str(gallery)), title_justify="left")
     for name, value in _flat(facts):
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     out.print(table)
 
 
@@ -186,13 +186,13 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check every file of a gallery: checksums, structure, values, counts. Exit status 1 when something is wrong."""
-    from ..index import Gallery
+    from ..index import verify_gallery
 
-    report = Gallery.open(gallery, verify=False).verify(repair=repair)
+    report = verify_gallery(gallery, repair=repair)
     if as_json:
         print_json(report.to_dict())
     else:
-        out.print(str(report), highlight=False, markup=False, soft_wrap=True)
+        out.print(str(report), soft_wrap=True)
     raise typer.Exit(0 if report.is_sound else 1)
 
 
@@ -208,18 +208,18 @@ def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"gallery": str(gallery), "images": len(opened), "bytes_before": before, "bytes": after})
         return
-    out.print(f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {len(opened)} images", highlight=False)
+    out.print(f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {len(opened)} images")
 
 
 def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:
     """List on stderr the files that could not be used, with the reasons."""
     if not skipped:
         return
-    err.print(f"[yellow]{len(skipped)} files skipped:[/]", highlight=False)
+    err.print(Text(f"{len(skipped)} of the files could not be used:", style="yellow"))
     for item in skipped[:most]:
-        err.print(f"  {item.path}: {item.reason}", highlight=False, markup=False, soft_wrap=True)
+        err.print(f"  {item.path}: {item.reason}", soft_wrap=True)
     if len(skipped) > most:
-        err.print(f"  … and {len(skipped) - most} more (all with --json)", highlight=False)
+        err.print(f"  … and {len(skipped) - most} more (all with --json)")
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError
-from .console import AsJson, Device, out, print_json
+from .console import AsJson, Device, err, out, print_json
 
 if TYPE_CHECKING:
     from ..retrieval import Matches
@@ -36,14 +36,23 @@ def query(
         Path | None, typer.Option(help="Write the maps: OUT.html (one report), or a folder of PNG and NPZ files.")
     ] = None,
     encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the gallery's pictures lie now, if they were moved.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest gallery images of each query, and explain every match."""
     from ..encoders import Encoder
+    from ..index import Gallery
     from ..retrieval import Retriever
 
-    retriever = Retriever(gallery, None if encoder is None else Encoder.load(encoder), device=device)
+    if explain is None and (against, weighting, space) != ("match", "dist", "metric"):
+        raise InputError("--against, --weighting and --space say how to explain; add --explain OUT.html or a folder")
+    if explain is not None and explain.suffix.lower() not in ("", ".html"):
+        raise InputError(f"--explain writes OUT.html or a folder, not {explain.name}")
+    opened = Gallery.open(gallery, root=root)
+    if not opened.manifest.complete:
+        err.print("note: the build of this gallery is not finished; only what is encoded so far is searched")
+    retriever = Retriever(opened, None if encoder is None else Encoder.load(encoder), device=device)
     results = retriever.query([str(image) for image in images], k=k, where=where)
     written = None if explain is None else _write(results, explain, against=against, weighting=weighting, space=space)
     if as_json:
@@ -52,7 +61,7 @@ def query(
     for matches in results:
         matches.show(out)
     if written is not None:
-        out.print(f"explanations: {written}", highlight=False)
+        out.print(f"explanations: {written}")
 
 
 def _write(results: list[Matches], target: Path, **options: Any) -> Path:
@@ -61,8 +70,6 @@ def _write(results: list[Matches], target: Path, **options: Any) -> Path:
     explanations = [matches.explain(**options) for matches in results]
     if target.suffix.lower() == ".html":
         return write_report(target, explanations)
-    if target.suffix:
-        raise InputError(f"--explain writes OUT.html or a folder, not {target.name}")
     target.mkdir(parents=True, exist_ok=True)
     for number, explanation in enumerate(explanations, start=1):
         name = f"{number:03d}-{Path(explanation.matches.query.name).stem}"

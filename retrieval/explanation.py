@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..encoders.heads import Identity
-from ..errors import InputError
+from ..errors import ImageError, InputError
 from ..explain import Weighting, dist_cam, fold, spearman
 from ..explain.inputs import NEEDS_MEAN
 from ..images import Box, read_image
@@ -109,9 +109,12 @@ class Explanation:
         return self.matches.retriever.encoder.transform.view(*image.size)
 
     def reference_image(self, index: int) -> Image | None:
-        """The picture of a matched gallery image; None for a prototype or a file that is gone."""
+        """The picture of a matched gallery image; None for a prototype or a file that is gone or damaged."""
         match = self.references[index].match
-        return read_image(match.file) if match is not None and match.file.is_file() else None
+        try:
+            return read_image(match.file) if match is not None else None
+        except ImageError:
+            return None
 
     def show(self) -> Image:
         """The query, its references and the maps on both, as one picture."""
@@ -128,6 +131,7 @@ class Explanation:
         from .report import write_report
 
         path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() == ".html":
             return write_report(path, [self])
         if path.suffix.lower() in {".png", ".jpg", ".jpeg"}:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from ..encoders import Encoding
@@ -117,7 +118,7 @@ class Matches:
             gone = next((match.path for match in self.matches if not match.file.is_file()), "the match")
             raise InputError(
                 f"{gone} is not in {gallery.root} any more, and the gallery stores no feature maps: "
-                "build with --store-maps, or open the gallery with root= pointing at the images"
+                "build with --store-maps, or say where the pictures lie now (--root, or Gallery.open(…, root=…))"
             )
         if gallery.spec.map_shape is not None:
             return torch.from_numpy(gallery.maps(self.ids))
@@ -125,16 +126,17 @@ class Matches:
 
     def show(self, console: Console | None = None) -> None:
         """Print the ranking as a table."""
-        table = Table(title=f"{self.query.name}: {len(self)} nearest by {self.metric}", title_justify="left")
+        title = Text(f"{self.query.name}: {len(self)} nearest by {self.metric}")  # names may hold [brackets]
+        table = Table(title=title, title_justify="left")
         for column, justify in (("rank", "right"), ("similarity", "right"), ("label", "left"), ("path", "left")):
             table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
         for match in self.matches:
-            table.add_row(str(match.rank), f"{match.similarity:.4f}", match.label or "–", match.path)
+            table.add_row(str(match.rank), f"{match.similarity:.4f}", Text(match.label or "–"), Text(match.path))
         console = console or Console()
         console.print(table)
         if self.prototype is not None:
             label, distance = self.prototype
-            console.print(f"nearest class prototype: [bold]{label}[/] (distance {distance:.4f})", highlight=False)
+            console.print(Text(f"nearest class prototype: {label} (distance {distance:.4f})"))
 
     def explain(
         self,

@@ -9,9 +9,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL.Image import new as new_image
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import ImageError, InputError
 from ..explain import WEIGHTINGS, Weighting, normalise, rectify
 from ..explain.colours import colour_table
 from ..explain.inputs import NEEDS_MEAN
@@ -28,6 +29,7 @@ __all__ = ["panel_of", "write_report"]
 
 SIGNED = frozenset({"dot", "dot_centered", "gradcam_cos"})  # shown as what speaks for the match: negative parts cut off
 THUMBNAIL = 256  # longest side in pixels of a picture in the report
+GREY, GREY_SIZE = (214, 217, 222), (96, 96)  # stands for a picture that does not exist
 DIGITS = 4  # significant digits of a map's values in the report
 
 
@@ -70,10 +72,12 @@ def write_report(
     }
     template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     # "</script>" in a file name must not end the data block.
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(template.replace("__DATA__", text), encoding="utf-8")
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(template.replace("__DATA__", text), encoding="utf-8")
+    aside.replace(path)
     return path
 
 
@@ -89,21 +93,29 @@ def panel_of(explanation: Explanation) -> Image:
     answers = [None] * len(images) if maps is None else _shown(maps, explanation.weighting)
     return panel(
         Tile(query, title="query", caption=Path(explanation.matches.query.name).name),
-        [_reference_tile(explanation, index, image or seen[index]) for index, image in enumerate(images)],
+        [_reference_tile(explanation, index, image) for index, image in enumerate(images)],
         [Tile(picture) for picture in seen],
-        [
-            Tile(overlay(image, heat, view=explanation.view_of(image)))
-            for image, heat in zip(images, answers, strict=True)
-            if image is not None and heat is not None
-        ],
+        [_answer_tile(explanation, *pair) for pair in zip(images, answers, strict=True)] if maps is not None else [],
     )
 
 
-def _reference_tile(explanation: Explanation, index: int, image: Image) -> Tile:
+def _answer_tile(explanation: Explanation, image: Image | None, heat: Tensor | None) -> Tile:
+    """The map on a gallery image; grey where there is no picture."""
+    if image is None or heat is None:
+        return Tile(new_image("RGB", GREY_SIZE, GREY))
+    return Tile(overlay(image, heat, view=explanation.view_of(image)))
+
+
+def _reference_tile(explanation: Explanation, index: int, image: Image | None) -> Tile:
+    """The gallery image; grey for a prototype and for a picture that is gone."""
     reference = explanation.references[index]
     title = f"{reference.match.rank} · {reference.label or '–'}" if reference.match else reference.name
     similarity = explanation.matches.retriever.similarity(reference.distance)
-    return Tile(image, title=title, caption=f"similarity {similarity:.3f}")
+    caption = f"similarity {similarity:.3f}"
+    if image is None:
+        missing = "" if reference.match is None else ", picture not found"
+        return Tile(new_image("RGB", GREY_SIZE, GREY), title=title, caption=caption + missing)
+    return Tile(image, title=title, caption=caption)
 
 
 def _shown(maps: Tensor, weighting: str) -> Tensor:
@@ -130,7 +142,7 @@ def _query_data(explanation: Explanation, label: str | None, pictures: dict[str,
     references = [_reference_data(explanation, variants, index, pictures) for index in range(len(explanation))]
     if explanation.references[0].match is not None and explanation.matches.prototype is not None:
         prototypes = {weighting: each.against("prototype") for weighting, each in variants.items()}
-        references.append(_reference_data(prototypes[explanation.weighting], prototypes, 0, pictures))
+        references.insert(0, _reference_data(prototypes[explanation.weighting], prototypes, 0, pictures))
     sensitivity = explanation.sensitivity
     return {
         "name": Path(query.name).name,
@@ -176,8 +188,11 @@ def _reference_data(
 
 
 def _maps_on_matches(explanation: Explanation) -> Tensor | None:
-    """The maps on the gallery images, unless they are prototypes, or files that are gone."""
-    return explanation.reference_maps if explanation.matches.has_feature_maps else None
+    """The maps on the gallery images; None for prototypes, and for pictures that are gone."""
+    try:
+        return explanation.reference_maps if explanation.matches.has_feature_maps else None
+    except ImageError:  # a picture that was damaged since it was encoded
+        return None
 
 
 def _numbers(raw: Tensor, weighting: str) -> list[float]:

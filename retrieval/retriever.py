@@ -102,7 +102,7 @@ class Retriever:
 
     def similarity(self, distance: float) -> float:
         """Larger is more alike: the cosine or dot product itself, the negative distance for L1 and L2."""
-        return 1.0 - distance if self.gallery.metric == "cosine" else -distance
+        return (1.0 if self.gallery.metric == "cosine" else 0.0) - distance
 
     def prototype_distances(self, encoding: Encoding) -> dict[str, float]:
         """Distance of an encoding (batch of one) to every class prototype, nearest first; empty without labels."""

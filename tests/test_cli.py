@@ -113,6 +113,31 @@ def test_a_table_of_images_keeps_its_columns(photos, tmp_path):
     query = next(photos.rglob("*.jpg"))
     [answer] = json.loads(distcam("query", out, query, "--where", "year>=2003 and year<2006", "--json"))
     assert sorted(int(match["columns"]["year"]) for match in answer["matches"]) == [2003, 2004, 2005]
+    assert {match["label"] for match in answer["matches"]} <= {folder.name for folder in photos.iterdir()}
+
+
+def test_names_with_brackets_are_printed_as_they_are(photos, tmp_path):
+    folder = tmp_path / "pictures" / "z["
+    folder.mkdir(parents=True)
+    for number, file in enumerate(sorted(photos.rglob("*.jpg"))[:3]):
+        shutil.copy(file, folder / f"{number}].jpg")  # "z[/0].jpg" would close a tag that was never opened
+    out = tmp_path / "g [red]"
+    assert "g [red]" in distcam("index", "build", folder.parent, "--out", out, *ENCODER)
+    assert "z[/0].jpg" in distcam("query", out, folder / "0].jpg", "-k", 1)
+
+
+def test_options_of_an_explanation_ask_for_one(gallery, photos, monkeypatch, capsys):
+    query = next(photos.rglob("*.jpg"))
+    assert "--explain" in fails(monkeypatch, capsys, "query", gallery, query, "--against", "cat")
+    assert "not why.txt" in fails(monkeypatch, capsys, "query", gallery, query, "--explain", "why.txt")
+    assert "File exists" in fails(monkeypatch, capsys, "query", gallery, query, "--explain", query / "x.html")
+
+
+def test_pictures_that_moved_are_found_by_root(gallery, photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "moved")
+    query = next(photos.rglob("*.jpg"))
+    distcam("query", gallery, query, "--root", tmp_path / "moved", "--explain", tmp_path / "x.html")
+    assert (tmp_path / "x.html").is_file()
 
 
 def test_encode_writes_one_file(photos, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -121,9 +122,9 @@ def test_a_report_is_one_file_that_asks_for_nothing(matches, tmp_path):
     assert "<script>alert" not in text
     query = data["queries"][0]
     assert len(query["references"]) == len(matches) + 1  # and the prototype
-    assert set(query["references"][0]["query_maps"]) == set(WEIGHTINGS)
-    assert len(query["references"][0]["query_maps"]["dist"]) == 4 * 4
-    assert query["references"][-1]["maps"] is None
+    assert set(query["references"][1]["query_maps"]) == set(WEIGHTINGS)
+    assert len(query["references"][1]["query_maps"]["dist"]) == 4 * 4
+    assert query["references"][0]["maps"] is None
     assert all(image.startswith("data:image/jpeg;base64,") for image in data["images"].values())
 
 
@@ -135,8 +136,6 @@ def test_a_report_says_what_it_cannot_do(matches, tmp_path):
 
 
 def test_a_match_whose_file_is_gone_is_explained_on_the_query_only(photos, small_encoder, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(photos, copy)
     gallery = Gallery.build(copy, small_encoder, out=tmp_path / "g")
@@ -146,3 +145,20 @@ def test_a_match_whose_file_is_gone_is_explained_on_the_query_only(photos, small
     assert explanation.query_maps.shape == (2, 4, 4)
     with pytest.raises(InputError, match="--store-maps"):
         _ = explanation.reference_maps
+    assert explanation.reference_image(0) is None
+    assert explanation.save(tmp_path / "new folder" / "gone.png").is_file()
+    assert explanation.save(tmp_path / "gone.html").is_file()
+
+
+def test_a_picture_that_was_damaged_since_is_left_out_of_the_report(photos, small_encoder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(photos, copy)
+    for name, stored in (("maps", True), ("files", False)):
+        gallery = Gallery.build(copy, small_encoder, out=tmp_path / name, store_maps=stored)
+        matches = Retriever(gallery, small_encoder).query(next(photos.rglob("*.jpg")), k=3)
+        original = matches[1].file.read_bytes()
+        matches[1].file.write_bytes(b"junk")
+        explanation = matches.explain()
+        assert explanation.save(tmp_path / f"{name}.png").is_file()
+        assert explanation.save(tmp_path / f"{name}.html").is_file()
+        matches[1].file.write_bytes(original)
