@@ -46,6 +46,11 @@ out = Console(markup=False, highlight=False)  # file names may hold [brackets]
 err = Console(stderr=True, markup=False, highlight=False)
 
 
+def say(text: str) -> None:
+    """A line on standard output, as it is: nothing in it is markup, and it is not broken at the terminal's width."""
+    out.print(text, soft_wrap=True)
+
+
 def complain(message: str) -> None:
     """One line on stderr, whatever the message holds."""
     text = Text(" ".join(message.split()))

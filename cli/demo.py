@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError
-from .console import AsJson, out, print_json, progress_bar
+from .console import AsJson, print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
@@ -79,15 +79,15 @@ def demo(
         print_json(asdict(result))
         return
     for line in result.lines():
-        out.print(line, soft_wrap=True)
-    out.print(f"Report: {result.report} ({result.seconds:.0f} s in all)", soft_wrap=True)
-    out.print("\nThe same on a folder of your own (one sub-folder per class, or no classes at all):\n")
+        say(line)
+    say(f"Report: {result.report} ({result.seconds:.0f} s in all)")
+    say("\nThe same on a folder of your own (one sub-folder per class, or no classes at all):\n")
     for command in (
         "distcam index build photos/ --out photos.gallery --encoder mobilenet_v2 --weights imagenet",
         "distcam query photos.gallery probe.jpg -k 10",
         "distcam query photos.gallery probe.jpg -k 10 --explain why.html",
     ):
-        out.print(f"  {command}", soft_wrap=True)
+        say(f"  {command}")
 
 
 def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> DemoResult:

@@ -16,10 +16,10 @@ from .console import (
     Weights,
     Workers,
     load_encoder,
-    out,
     print_json,
     progress_bar,
     resumable,
+    say,
 )
 from .index import Fit, Images, ImageSize, Layer, Strict, report_skipped
 
@@ -66,5 +66,5 @@ def encode(
     if as_json:
         print_json(report.to_dict())
         return
-    out.print(f"{report.added} images encoded into {out_file} by {loaded.short_name}")
+    say(f"{report.added} images encoded into {out_file} by {loaded.short_name}")
     report_skipped(report.skipped)

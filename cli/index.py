@@ -26,6 +26,7 @@ from .console import (
     print_json,
     progress_bar,
     resumable,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def build(
     if as_json:
         print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
         return
-    out.print(f"{len(gallery)} images in {out_path}, encoded by {loaded.short_name}")
+    say(f"{len(gallery)} images in {out_path}, encoded by {loaded.short_name}")
     report_skipped(gallery.skipped)
 
 
@@ -136,7 +137,7 @@ def add(
     if as_json:
         print_json({"gallery": str(gallery), "images": len(opened), **report.to_dict()})
         return
-    out.print(
+    say(
         f"{report.added} added, {report.replaced} replaced, {report.unchanged} already there; now {len(opened)} images",
     )
     report_skipped(report.skipped)
@@ -161,7 +162,7 @@ def remove(
     if as_json:
         print_json({"gallery": str(gallery), "removed": removed, "images": len(opened)})
         return
-    out.print(f"{removed} removed; {len(opened)} images left")
+    say(f"{removed} removed; {len(opened)} images left")
 
 
 @app.command(epilog="Example: `distcam index info photos.gallery --json`")
@@ -182,7 +183,9 @@ def info(gallery: GalleryPath, as_json: AsJson = False) -> None:
 @app.command(epilog="Example: `distcam index verify photos.gallery --repair`")
 def verify(
     gallery: GalleryPath,
-    repair: Annotated[bool, typer.Option("--repair", help="Rebuild damaged caches and sweep leftovers.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Set damaged files aside, rebuild caches, sweep up.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check every file of a gallery: checksums, structure, values, counts. Exit status 1 when something is wrong."""
@@ -192,7 +195,7 @@ def verify(
     if as_json:
         print_json(report.to_dict())
     else:
-        out.print(str(report), soft_wrap=True)
+        say(str(report))
     raise typer.Exit(0 if report.is_sound else 1)
 
 
@@ -208,7 +211,7 @@ def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"gallery": str(gallery), "images": len(opened), "bytes_before": before, "bytes": after})
         return
-    out.print(f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {len(opened)} images")
+    say(f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {len(opened)} images")
 
 
 def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError
-from .console import AsJson, Device, err, out, print_json
+from .console import AsJson, Device, err, out, print_json, say
 
 if TYPE_CHECKING:
     from ..retrieval import Matches
@@ -61,7 +61,7 @@ def query(
     for matches in results:
         matches.show(out)
     if written is not None:
-        out.print(f"explanations: {written}")
+        say(f"explanations: {written}")
 
 
 def _write(results: list[Matches], target: Path, **options: Any) -> Path:

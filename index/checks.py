@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ..errors import DistcamError
 from . import caches
 from .manifest import CacheEntry, FileEntry, Manifest
 from .prototypes import PrototypeStore
-from .reports import Problem, VerifyReport, read_skipped
+from .reports import Problem, VerifyReport, counted, read_skipped
 from .search import SearchSpec
 from .segments import Segment
 from .snapshot import BLOCK_BYTES, Ids, Snapshot, check_file, read_ids
@@ -22,22 +22,20 @@ from .writer import GalleryWriter, opened_for_writing
 
 __all__ = ["verify_gallery"]
 
-_REPAIRS = {
-    "segment": "repair sets it aside; build or add its images again",
-    "tombstone": "repair drops it; images removed with it may come back",
-    "encoder": "repair drops it; name the encoder with --encoder from then on",
-    "skipped": "repair drops the list",
-    "prototypes": "repair drops it; it is computed again",
-    "index": "repair drops it; it is computed again",
-    "path": "repair keeps the newer one",
-}
+_REPAIR_OF_SEGMENT = "repair sets it aside, {lost} lost; build or add its images again"
+_REPAIR_OF_TOMBSTONE = "repair drops it; images removed with it may come back"
+_REPAIR_OF_ENCODER = "repair drops it; name the encoder with --encoder from then on"
+_REPAIR_OF_SKIPPED = "repair drops the list"
+_REPAIR_OF_CACHE = "repair drops it; it is computed again"
+_REPAIR_OF_PATH = "repair keeps the newer one"
 
 
 def verify_gallery(folder: Path, *, repair: bool = False) -> VerifyReport:
     """Check every file's checksum and structure, every vector, and whether ids, paths and caches agree.
 
     Works on galleries that are too damaged to open. Repairing sets damaged segments aside (their files get the ending
-    `.damaged`) and marks the gallery as unfinished, so that the same build encodes their images again.
+    `.damaged`), says how many images that costs, and marks the gallery as unfinished, so that the same build encodes
+    them again.
 
     Raises:
         NotAGalleryError: there is no gallery.
@@ -69,6 +67,8 @@ class _Check:
                 self._check_contents(entry)
         if self.bad.isdisjoint(entry.name for entry in (*manifest.segments, *manifest.tombstones)):
             self._check_whole()
+        else:
+            self._count_what_is_left()
 
     def report(self, *, repaired: bool = False) -> VerifyReport:
         """What was found."""
@@ -85,12 +85,24 @@ class _Check:
         """Turn an exception into a problem of this file."""
         try:
             yield
+        except FileNotFoundError:
+            self._note(entry, "is missing")
         except (DistcamError, OSError) as error:
             self._note(entry, str(error).removeprefix(f"{self.folder / entry.name}: ").split(";")[0])
 
     def _note(self, entry: FileEntry, problem: str) -> None:
         self.bad.add(entry.name)
-        self.problems.append(Problem(entry.name, problem, _REPAIRS[entry.name.split("-")[0]]))
+        self.problems.append(Problem(entry.name, problem, self._repair_of(entry)))
+
+    def _repair_of(self, entry: FileEntry) -> str:
+        """By what the manifest uses the file for: its name may be anything."""
+        if entry in self.manifest.segments:
+            return _REPAIR_OF_SEGMENT.format(lost=counted(entry.count, "image"))
+        if entry in self.manifest.tombstones:
+            return _REPAIR_OF_TOMBSTONE
+        if entry == self.manifest.encoder.file:
+            return _REPAIR_OF_ENCODER
+        return _REPAIR_OF_SKIPPED if entry == self.manifest.skipped else _REPAIR_OF_CACHE
 
     # --- Checking ----------------------------------------------------------------------------------------------------
 
@@ -141,9 +153,35 @@ class _Check:
         kept[list(newest.values())] = True
         self.duplicates = snapshot.ids[~kept]
         for path in list(snapshot.paths(np.flatnonzero(~kept)))[:10]:
-            self.problems.append(Problem(path, "is in the gallery twice", _REPAIRS["path"]))
+            self.problems.append(Problem(path, "is in the gallery twice", _REPAIR_OF_PATH))
         self._check_prototypes(snapshot)
         self._check_index(snapshot)
+
+    def _count_what_is_left(self) -> None:
+        """Count the images in sound segments, and those that are nowhere else than in a bad one."""
+        old = self.manifest
+        sound = dataclasses.replace(old, segments=self._sound(old.segments), tombstones=self._sound(old.tombstones))
+        left = Snapshot(self.folder, sound, verify=False)
+        self.images = len(left)
+        dead = np.concatenate([np.empty(0, np.uint64), *(read_ids(self.folder, entry) for entry in sound.tombstones)])
+        kept = left.known_files().keys()
+        lost = {
+            entry.name: _REPAIR_OF_SEGMENT.format(lost=counted(self._lost(entry, dead, kept), "image"))
+            for entry in old.segments
+            if entry.name in self.bad
+        }
+        self.problems = [
+            dataclasses.replace(problem, repair=lost.get(problem.file, problem.repair)) for problem in self.problems
+        ]
+
+    def _lost(self, entry: FileEntry, dead: Ids, kept: Set[str]) -> int:
+        """How many images go with a bad segment; as many as the manifest names when it cannot be read at all."""
+        try:
+            segment = Segment(self.folder / entry.name, spec=self.manifest.spec, count=entry.count)
+            alive = np.flatnonzero(~np.isin(segment.ids, dead))
+            return sum(segment.paths[row] not in kept for row in alive.tolist())
+        except (DistcamError, OSError):
+            return entry.count
 
     def _check_prototypes(self, snapshot: Snapshot) -> None:
         entry = self.manifest.prototype_cache
@@ -168,7 +206,7 @@ class _Check:
             search = FaissSearch.deserialise(data, spec=spec, source=snapshot.embeddings)
             problems = search.verify()
             if not problems and search.count() != len(snapshot):
-                problems = [f"holds {search.count()} vectors for {len(snapshot)} images"]
+                problems = [f"holds {counted(search.count(), 'vector')} for {counted(len(snapshot), 'image')}"]
             if problems:
                 self._note(entry.file, problems[0])
 
@@ -192,14 +230,14 @@ class _Check:
 
     def _drop_bad_files(self, writer: GalleryWriter) -> None:
         old = self.manifest
-        segments = tuple(entry for entry in old.segments if entry.name not in self.bad)
-        tombstones = tuple(entry for entry in old.tombstones if entry.name not in self.bad)
+        segments, tombstones = self._sound(old.segments), self._sound(old.tombstones)
         encoder = old.encoder
         if encoder.file is not None and encoder.file.name in self.bad:
             encoder = dataclasses.replace(encoder, file=None)
-        for entry in old.segments:
+        for entry in old.files():
             path = self.folder / entry.name
-            if entry.name in self.bad and path.exists():
+            is_kept = entry in old.segments or path.is_dir()  # what is in a folder is not ours to delete
+            if entry.name in self.bad and is_kept and path.exists():
                 path.replace(path.with_name(f"{path.name}.damaged"))
         changed = (segments, tombstones) != (old.segments, old.tombstones)
         writer.commit(
@@ -209,11 +247,14 @@ class _Check:
             generation=old.generation + changed,
             complete=old.complete and segments == old.segments,
             skipped=None if old.skipped is None or old.skipped.name in self.bad else old.skipped,
-            prototype_cache=self._sound(old.prototype_cache),
-            index_cache=self._sound(old.index_cache),
+            prototype_cache=self._sound_cache(old.prototype_cache),
+            index_cache=self._sound_cache(old.index_cache),
         )
 
-    def _sound(self, cache: CacheEntry | None) -> CacheEntry | None:
+    def _sound(self, entries: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
+        return tuple(entry for entry in entries if entry.name not in self.bad)
+
+    def _sound_cache(self, cache: CacheEntry | None) -> CacheEntry | None:
         return None if cache is None or cache.file.name in self.bad else cache
 
 

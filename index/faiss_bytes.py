@@ -23,6 +23,7 @@ from .faiss_candidates import Stock
 from .faiss_errors import Errors
 from .faiss_factory import Calibration, faiss_metric, inner_index
 from .faiss_rows import RowBook
+from .reports import counted
 from .search import SearchSpec
 
 __all__ = ["pack", "structure_problems", "unpack"]
@@ -126,10 +127,10 @@ def _limits(size: int, *, tables: int) -> Iterator[None]:
 def structure_problems(index: Any, *, rows: int) -> list[str]:
     """What contradicts `rows` rows numbered from 0, one sentence each."""
     if index.ntotal != rows:
-        return [f"the index holds {index.ntotal} vectors, expected {rows}"]
+        return [f"the index holds {counted(index.ntotal, 'vector')}, expected {rows}"]
     inner = inner_index(index)
     if inner.ntotal != rows:
-        return [f"the index holds {inner.ntotal} vectors under its transform, expected {rows}"]
+        return [f"the index holds {counted(inner.ntotal, 'vector')} under its transform, expected {rows}"]
     if not isinstance(inner, faiss.IndexIVF):
         return []
     seen = np.zeros(rows, np.int64)

@@ -14,6 +14,7 @@ import faiss as typed_faiss
 import numpy as np
 
 from ..errors import InputError
+from .reports import counted
 from .search import SearchSpec, Vectors, first_fetch
 
 faiss: Any = typed_faiss  # its type stubs do not know the keyword arguments of its Python layer
@@ -105,7 +106,8 @@ def train(index: Any, vectors: Vectors) -> None:
     if isinstance(inner, faiss.IndexIVF):
         if len(vectors) < inner.nlist:
             raise InputError(
-                f"an inverted file of {inner.nlist} lists needs at least as many vectors, got {len(vectors)}; use flat"
+                f"an inverted file of {counted(inner.nlist, 'list')} needs at least as many vectors, "
+                f"got {len(vectors)}; use flat"
             )
         inner.cp.min_points_per_centroid = 1  # FAISS would only print a warning
     if hasattr(inner, "pq"):
@@ -114,7 +116,8 @@ def train(index: Any, vectors: Vectors) -> None:
         index.train(vectors)
     except RuntimeError as error:
         raise InputError(
-            f"FAISS cannot train this index on {len(vectors)} vectors ({str(error).split('Error: ')[-1]}); use flat"
+            f"FAISS cannot train this index on {counted(len(vectors), 'vector')} "
+            f"({str(error).split('Error: ')[-1]}); use flat"
         ) from error
 
 

@@ -162,7 +162,7 @@ class FaissSearch:
         raw, lengths = check_vectors(self.spec, vectors)
         keys = check_ids(ids, count=len(raw))
         if len(np.unique(keys)) != len(keys):
-            raise InputError(f"expected each id once in one upsert, got {len(keys) - len(np.unique(keys))} repeats")
+            raise InputError(f"expected each id once in one upsert, but {len(keys) - len(np.unique(keys))} came again")
         if not len(keys):
             return
         stored = comparable(self.spec, raw, lengths)

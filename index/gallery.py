@@ -26,7 +26,7 @@ from . import caches
 from .filters import Filter, matching, parse_filter
 from .manifest import CacheEntry, Manifest, Spec
 from .prototypes import PrototypeStore, unit_rows
-from .reports import AddReport, Skipped, VerifyReport, read_skipped
+from .reports import AddReport, Skipped, VerifyReport, counted, read_skipped
 from .rows import Array, Record, located, stored_path
 from .search import Hits, Metric, SearchSpec
 from .snapshot import Ids, Snapshot, Verify, check_file
@@ -141,9 +141,12 @@ class Gallery:
             verify: compare every file's checksum; `"auto"` does so up to 1 GiB.
 
         Raises:
+            InputError: `root` is no folder.
             NotAGalleryError: there is no gallery.
             CorruptGalleryError: a file is missing, damaged, or holds what no gallery may hold.
         """
+        if root is not None and not Path(root).is_dir():
+            raise InputError(f"root {os.fspath(root)!r} is no folder; expected the one that the images now lie in")
         snapshot = Snapshot.open(Path(path), verify=verify)
         return cls(snapshot, root=None if root is None else Path(root).absolute(), verify=verify)
 
@@ -166,7 +169,7 @@ class Gallery:
         return len(self._snapshot)
 
     def __repr__(self) -> str:
-        return f"Gallery({str(self.folder)!r}, {len(self)} images, {self.manifest.encoder.short_name})"
+        return f"Gallery({str(self.folder)!r}, {counted(len(self), 'image')}, {self.manifest.encoder.short_name})"
 
     # --- What is in it -----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,16 @@ from typing import Any, Self
 
 from ..errors import CorruptGalleryError
 
-__all__ = ["AddReport", "Problem", "Skipped", "VerifyReport", "read_skipped"]
+__all__ = ["AddReport", "Problem", "Skipped", "VerifyReport", "counted", "read_skipped"]
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "file"), counted(2, "file")
+    ('1 file', '2 files')
+    """
+    return f"{number} {noun}" + "s" * (number != 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,7 @@ class VerifyReport:
     Attributes:
         path: the gallery.
         generation: the generation that was checked.
-        images: images alive.
+        images: images alive in sound segments: what a repair leaves.
         files: files whose checksum was compared.
         problems: what is wrong, or was before the repair.
     """
@@ -110,7 +119,8 @@ class VerifyReport:
         return {**asdict(self), "is_sound": self.is_sound}
 
     def __str__(self) -> str:
-        head = f"{self.path}: generation {self.generation}, {self.images} images, {self.files} files checked"
+        images, files = counted(self.images, "image"), counted(self.files, "file")
+        head = f"{self.path}: generation {self.generation}, {images}, {files} checked"
         lines = [
             f"  {'repaired' if problem.repaired else 'PROBLEM'}: {problem.file} {problem.problem}; {problem.repair}"
             for problem in self.problems

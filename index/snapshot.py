@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..errors import CorruptGalleryError, InputError
 from .durable import file_sha256
 from .manifest import REMEDY, FileEntry, Manifest, Spec
+from .reports import counted
 from .rows import Array, Categorical, Record, Vectors
 from .segments import Segment
 
@@ -251,5 +252,5 @@ def read_ids(folder: Path, entry: FileEntry) -> Ids:
     """The removed ids in a tombstone file: little-endian u64, nothing else."""
     data = (folder / entry.name).read_bytes()
     if len(data) != 8 * entry.count:
-        raise CorruptGalleryError(f"{folder / entry.name}: should hold {entry.count} ids; {REMEDY}")
+        raise CorruptGalleryError(f"{folder / entry.name}: should hold {counted(entry.count, 'id')}; {REMEDY}")
     return np.frombuffer(data, "<u8").astype(np.uint64)

@@ -171,7 +171,7 @@ class GalleryWriter:
         self._on_disk = new
         named = {entry.name for entry in new.files()}
         for entry in old.files() if old is not None else ():
-            if entry.name not in named:
+            if entry.name not in named and self.owns(entry.name):  # a manifest may name what is not the gallery's
                 self._storage.remove(self.folder / entry.name)
         if self._on_commit is not None:
             self._on_commit(new)
