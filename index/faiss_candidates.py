@@ -45,10 +45,12 @@ class Stock:
         self.is_native = spec.metric != "l1" or bool(index.metric_type == faiss.METRIC_L1)
         self.is_exact = is_exact(index) and self.is_native
         self.is_product = spec.metric in ("cosine", "dot")  # FAISS's numbers fall
+        self._view: Vectors | None = None
 
     def add(self, ids: Ids, vectors: Vectors) -> None:
         """Stores comparable vectors in new rows."""
         start = len(self.book)
+        self._view = None  # FAISS moves its memory as it grows
         self.index.add(vectors)
         self.book.append(ids)
         if self.is_exact:
@@ -58,9 +60,10 @@ class Stock:
     def vectors(self, rows: Rows, source: VectorSource) -> Vectors:
         """Comparable vectors of rows: out of FAISS's own memory where it holds them bit for bit."""
         if self.is_flat:
-            flat = faiss.rev_swig_ptr(self.index.get_xb(), self.index.ntotal * self.spec.dim)
-            taken: Vectors = flat.reshape(-1, self.spec.dim).take(rows, axis=0)
-            return taken
+            if self._view is None:
+                flat = faiss.rev_swig_ptr(self.index.get_xb(), self.index.ntotal * self.spec.dim)
+                self._view = flat.reshape(-1, self.spec.dim)
+            return self._view.take(rows, axis=0)
         if not len(rows):
             return np.empty((0, self.spec.dim), np.float32)
         return comparable(self.spec, source(self.book.ids[rows]))
@@ -74,7 +77,9 @@ class Stock:
         return decoded
 
     def parameters(self, selector: Any = None) -> Any:
-        """FAISS's parameters for one search on the CPU."""
+        """FAISS's parameters for one search on the CPU; None for its defaults."""
+        if selector is None and self.calibration is None:
+            return None
         effort = self.calibration.effort if self.calibration else None
         return search_parameters(self.index, effort=effort, selector=selector)
 

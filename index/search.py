@@ -313,9 +313,8 @@ def _nearest(k: int, ids: Ids, distances: Distances) -> Hits:
     """The first k by (distance, id), each id once."""
     order = np.lexsort((ids, distances))
     ids, distances = ids[order], distances[order]
-    repeated = ids[1:] == ids[:-1]  # one id has one distance, so its repeats stand side by side
-    if repeated.any():
-        first = np.concatenate([[True], ~repeated])
+    if len(set(ids.tolist())) < len(ids):
+        first = np.append(True, ids[1:] != ids[:-1])  # one id has one distance, so its repeats stand side by side
         ids, distances = ids[first], distances[first]
     return Hits(ids[:k], distances[:k])
 

@@ -1,0 +1,467 @@
+"""FAISS search: exactness where it is hard, refusals, filters, and bytes that cannot be trusted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distcam.errors import CorruptGalleryError, InputError, ShapeError
+from distcam.index import faiss_search
+from distcam.index.faiss_factory import choose_factory
+from distcam.index.faiss_search import FaissSearch
+from distcam.index.search import (
+    METRICS,
+    UNKNOWN_FLOOR,
+    Hits,
+    Metric,
+    Proposal,
+    SearchSpec,
+    comparable,
+    distances_to,
+    search_exactly,
+)
+
+EXACT = ("flat", "SQfp16")
+
+
+def ids_of(*keys: int) -> np.ndarray:
+    return np.array(keys, np.uint64)
+
+
+def build(vectors: np.ndarray, metric: Metric = "l2", factory: str = "flat", **options: object) -> FaissSearch:
+    """An index of these vectors with ids 0, 1, 2, …"""
+    batches = [(np.arange(len(vectors), dtype=np.uint64), vectors)] if len(vectors) else []
+    spec = SearchSpec(vectors.shape[1], metric)
+    options.setdefault("device", "cpu")
+    return FaissSearch.build(spec, batches, count=len(vectors), factory=factory, **options)  # type: ignore[arg-type]
+
+
+def blobs(n: int, d: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((max(n // 20, 1), d))
+    return (centres[rng.integers(0, len(centres), n)] + 0.3 * rng.standard_normal((n, d))).astype(np.float32)
+
+
+def true_hits(
+    metric: Metric, query: np.ndarray, vectors: np.ndarray, k: int, allowed: np.ndarray | None = None
+) -> Hits:
+    """All distances in float64, sorted by (distance, id): the answer every exact index has to give, bit for bit."""
+    spec = SearchSpec(vectors.shape[1], metric)
+    keys = np.arange(len(vectors)) if allowed is None else allowed.astype(np.int64)
+    distances = distances_to(spec, comparable(spec, query[None])[0], comparable(spec, vectors)[keys])
+    order = np.lexsort((keys, distances))[:k]
+    return Hits(keys[order].astype(np.uint64), distances[order])
+
+
+def assert_same(found: list[Hits], expected: list[Hits]) -> None:
+    assert len(found) == len(expected)
+    for hits, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(hits.ids, wanted.ids)
+        np.testing.assert_array_equal(hits.distances, wanted.distances)
+
+
+# --- Distances -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [("cosine", [0, 1 - 4 / 5, 1]), ("l2", [2, 18**0.5, 10**0.5]), ("l1", [2, 6, 4]), ("dot", [-3, -4, 0])],
+)
+def test_distances_by_hand(metric: Metric, expected: list[float]) -> None:
+    vectors = np.array([[3, 0], [4, 3], [0, 3]], np.float32)
+    (hits,) = build(vectors, metric).search(np.array([[1, 0]], np.float32), 3)
+    order = np.lexsort((range(3), expected))
+    assert hits.ids.tolist() == order.tolist()
+    np.testing.assert_allclose(hits.distances, np.array(expected)[order], rtol=1e-7, atol=1e-15)
+
+
+@given(st.integers(1, 70), st.sampled_from(METRICS), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_a_distance_does_not_depend_on_the_other_rows(d: int, metric: Metric, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    vectors, query = rng.standard_normal((37, d), dtype=np.float32), rng.standard_normal(d, dtype=np.float32)
+    spec = SearchSpec(d, metric)
+    unit = comparable(spec, vectors)
+    np.testing.assert_array_equal(unit[5:6], comparable(spec, vectors[5:6]))
+    together = distances_to(spec, query, unit)
+    alone = [distances_to(spec, query, unit[i : i + 1])[0] for i in range(37)]
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_cosine_of_parallel_vectors_is_zero_and_of_opposite_ones_two() -> None:
+    vectors = np.array([[1, 2, 3], [10, 20, 30], [-1, -2, -3], [1e-30, 2e-30, 3e-30]], np.float32)
+    (hits,) = build(vectors, "cosine").search(vectors[:1] * 7, 4)
+    np.testing.assert_allclose(hits.distances, [0, 0, 0, 2], atol=1e-12)
+    assert hits.distances[-1] <= 2
+
+
+# --- Exactness -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("n_queries", [1, 3, 40])
+def test_exact_kinds_give_the_true_order_under_every_filter(metric: Metric, n_queries: int) -> None:
+    vectors = blobs(3000, 24)
+    queries = vectors[:n_queries] + np.float32(0.1)
+    rng = np.random.default_rng(1)
+    for factory in EXACT if metric != "l1" else ("flat",):
+        search = build(vectors, metric, factory)
+        assert search.capabilities.exact
+        for share in (1.0, 0.9, 0.3, 0.05, 0.002):
+            allowed = rng.permutation(3000)[: int(3000 * share)].astype(np.uint64)
+            found = search.search(queries, 10, allowed=None if share == 1 else allowed)
+            assert_same(found, [true_hits(metric, query, vectors, 10, np.sort(allowed)) for query in queries])
+
+
+@pytest.mark.parametrize("factory", EXACT)
+@pytest.mark.parametrize("n_queries", [1, 30])
+def test_of_many_copies_the_smallest_ids_are_returned(factory: str, n_queries: int) -> None:
+    vectors = blobs(2500, 16)
+    vectors[1000:2000] = vectors[3]  # more copies than any first fetch
+    search = build(vectors, "cosine", factory)
+    for hits in search.search(np.repeat(vectors[3:4], n_queries, axis=0), 7):
+        assert hits.ids.tolist() == [3, 1000, 1001, 1002, 1003, 1004, 1005]
+        assert len(set(hits.distances)) == 1
+
+
+def test_ids_decide_ties_even_when_they_were_added_out_of_order() -> None:
+    keys = np.random.default_rng(0).permutation(3000).astype(np.uint64)
+    search = FaissSearch.build(
+        SearchSpec(4, "l2"), [(keys, np.ones((3000, 4), np.float32))], count=3000, factory="flat", device="cpu"
+    )
+    (hits,) = search.search(np.ones((1, 4), np.float32), 5)
+    assert hits.ids.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "dot"])
+@pytest.mark.parametrize("n_queries", [1, 40])
+def test_neighbours_closer_than_float32_can_tell_are_ordered_in_float64(metric: Metric, n_queries: int) -> None:
+    rng = np.random.default_rng(0)
+    for offset in (1, 10, 100, 1000):  # ‖x‖² + ‖y‖² − 2x·y is ever more rounding
+        vectors = (offset + 0.01 * rng.standard_normal((2000, 32))).astype(np.float32)
+        queries = vectors[:n_queries]
+        expected = [true_hits(metric, query, vectors, 10) for query in queries]
+        for factory in EXACT:  # half precision holds 1000 to the nearest half
+            assert_same(build(vectors, metric, factory).search(queries, 10), expected)
+
+
+@pytest.mark.parametrize("n_queries", [1, 40])
+@pytest.mark.parametrize("rivals", [15, 60])  # the vector is among the first candidates, or not
+def test_a_neighbour_that_half_precision_moves_away_is_not_lost(rivals: int, n_queries: int) -> None:
+    vectors = np.zeros((2000, 4), np.float32)
+    vectors[:, 0] = 3  # far away
+    vectors[7, 0] = 1 + 2**-11 + 2**-16  # 1.0005 from the origin, stored as 1 + 2^-10, which is 1.0010 away
+    vectors[100 : 100 + rivals, :2] = [[1, 0.0347 + step / 2**15] for step in range(rivals)]  # 1.0006 to 1.0007 away
+    queries = np.zeros((n_queries, 4), np.float32)
+    expected = true_hits("l2", queries[0], vectors, 10)
+    assert expected.ids[0] == 7
+    assert_same(build(vectors, "l2", "SQfp16").search(queries, 10), [expected] * n_queries)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("scale", [1e25, 1e-22, 1e-30])
+def test_numbers_whose_squares_leave_float32_are_searched_exactly(metric: Metric, scale: float) -> None:
+    vectors = blobs(1500, 8) * np.float32(scale)
+    found = build(vectors, metric).search(vectors[:5], 10)
+    assert_same(found, [true_hits(metric, query, vectors, 10) for query in vectors[:5]])
+
+
+def test_near_vectors_that_overflow_are_not_lost_behind_far_ones_that_do_not() -> None:
+    vectors = blobs(1500, 8)
+    vectors[:1000] = 5.3e18 + 1e14 * vectors[:1000]  # squared length within float32, the sum of two beyond
+    vectors[1000:] = np.linspace(5e17, 2.5e18, 500)[:, None]
+    found = build(vectors, "l2").search(vectors[:40], 5)
+    assert_same(found, [true_hits("l2", query, vectors, 5) for query in vectors[:40]])
+
+
+def test_a_filter_that_forbids_exactly_the_nearest_is_answered_from_the_rest() -> None:
+    vectors = blobs(4000, 16)
+    everything = true_hits("l2", vectors[0], vectors, 4000).ids
+    allowed = np.sort(everything[1500:])
+    (hits,) = build(vectors).search(vectors[:1], 5, allowed=allowed)
+    assert hits.ids.tolist() == everything[1500:1505].tolist()
+
+
+class Repeating:
+    """An engine that offers every id twice, and nothing beyond the first four, without knowing what it left out."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        self.vectors, self.reach = vectors, 1000
+
+    def propose(self, queries: np.ndarray, k: int, n: int) -> Iterator[Proposal]:
+        rows = np.array([3, 1, 2, 0, 1, 3, 0, 2])
+        yield from (Proposal(rows.astype(np.uint64), self.vectors[rows], UNKNOWN_FLOOR) for _ in queries)
+
+    def everything(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(self.vectors), 7):
+            batch = np.arange(start, min(start + 7, len(self.vectors)))[::-1]
+            yield batch.astype(np.uint64), self.vectors[batch]
+
+
+def test_repeats_are_dropped_and_too_few_candidates_lead_to_reading_everything() -> None:
+    vectors = blobs(60, 4)
+    spec, query = SearchSpec(4, "l2"), np.zeros((2, 4), np.float32)
+    for hits in search_exactly(spec, query, 4, engine=Repeating(vectors)):
+        assert sorted(hits.ids.tolist()) == [0, 1, 2, 3]
+    assert_same(search_exactly(spec, query, 5, engine=Repeating(vectors)), [true_hits("l2", query[0], vectors, 5)] * 2)
+
+
+# --- Edges -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_index_gives_empty_hits_and_k_may_exceed_the_count() -> None:
+    search = build(np.empty((0, 3), np.float32))
+    assert [len(hits.ids) for hits in search.search(np.ones((2, 3), np.float32), 5)] == [0, 0]
+    search.upsert(ids_of(2**64 - 1, 5), np.eye(3, dtype=np.float32)[:2])
+    (hits,) = search.search(np.array([[1, 0, 0]], np.float32), 100)
+    assert hits.ids.tolist() == [2**64 - 1, 5]
+    assert search.search(np.empty((0, 3), np.float32), 1) == []
+
+
+def test_allowed_ids_may_be_none_at_all_repeated_or_unknown() -> None:
+    search = build(blobs(50, 4))
+    query = blobs(1, 4)
+    assert len(search.search(query, 3, allowed=ids_of())[0].ids) == 0
+    assert sorted(search.search(query, 3, allowed=ids_of(7, 7, 9, 1000))[0].ids.tolist()) == [7, 9]
+
+
+def test_replacing_and_deleting_show_in_the_next_search() -> None:
+    search = build(np.eye(3, dtype=np.float32), "cosine")
+    search.upsert(ids_of(0), np.array([[0, 0, 9]], np.float32))
+    (hits,) = search.search(np.array([[0, 0, 1]], np.float32), 3)
+    assert hits.ids.tolist() == [0, 2, 1]
+    assert search.get(ids_of(0)).tolist() == [[0, 0, 9]]
+    search.delete(ids_of(0, 77))
+    assert search.search(np.array([[0, 0, 1]], np.float32), 3)[0].ids.tolist() == [2, 1]
+    assert search.count() == 2
+    with pytest.raises(InputError, match=r"1 of 2 are not, such as 0"):
+        search.get(ids_of(2, 0))
+
+
+@pytest.mark.parametrize(
+    ("vectors", "error", "message"),
+    [
+        (np.ones(3), ShapeError, r"expected queries of shape \(n, 3\), got \(3,\)"),
+        (np.ones((1, 4)), ShapeError, r"expected queries of shape \(n, 3\), got \(1, 4\)"),
+        ([["a"]], ShapeError, "something else than numbers"),
+        (np.array([[1, 1, 1], [0, np.nan, 0]]), InputError, "NaN or infinity in row 1"),
+        (np.array([[1e300, 0, 0]]), InputError, "NaN or infinity in row 0"),
+        (np.array([[1, 0, 0], [0, 0, 0]]), InputError, "row 1 of the queries is all zeros"),
+    ],
+)
+def test_vectors_are_refused_before_faiss_sees_them(vectors: object, error: type[Exception], message: str) -> None:
+    search = build(np.eye(3, dtype=np.float32), "cosine")
+    with pytest.raises(error, match=message):
+        search.search(vectors, 1)
+    assert search.count() == 3
+
+
+def test_wrong_arguments_are_refused_with_the_remedy() -> None:
+    search = build(np.eye(3, dtype=np.float32))
+    one = np.ones((1, 3), np.float32)
+    with pytest.raises(InputError, match="k of at least 1, got 0"):
+        search.search(one, 0)
+    with pytest.raises(ShapeError, match="expected 1 ids"):
+        search.upsert(ids_of(1, 2), one)
+    with pytest.raises(InputError, match=r"ids from 0 to 2\^64"):
+        search.delete(np.array([-1]))
+    with pytest.raises(InputError, match="each id once"):
+        search.upsert(ids_of(9, 9), np.ones((2, 3), np.float32))
+    with pytest.raises(InputError, match="metric out of cosine, l2, l1, dot"):
+        SearchSpec(3, "manhattan")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="half precision holds numbers up to 65504"):
+        build(np.full((1, 3), 1e6, np.float32), "l2", "SQfp16")
+
+
+# --- Kinds of index --------------------------------------------------------------------------------------------------
+
+
+def test_auto_is_exact_until_a_million_and_lists_grow_with_the_root() -> None:
+    spec = SearchSpec(512, "cosine")
+    assert [choose_factory(spec, n) for n in (0, 200_000, 200_001)] == ["Flat", "Flat", "SQfp16"]
+    assert choose_factory(spec, 10_000_000) == "IVF16384,SQfp16"
+    assert choose_factory(SearchSpec(512, "l1"), 900_000) == "Flat"
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("factory", ["IVF16,SQfp16", "HNSW16", "PCA16,IVF16,Flat"])
+def test_an_approximate_index_says_how_much_it_finds(factory: str, metric: Metric) -> None:
+    vectors = blobs(2000, 24)
+    search = build(vectors, metric, factory)
+    described = search.description
+    assert not described["exact"]
+    assert described["recall_at_10"] > 0.9
+    assert described["recall_queries"] == 200
+    assert ("nprobe" if "IVF" in factory else "ef_search") in described
+    queries = blobs(40, 24, seed=0)
+    found = search.search(queries, 10)
+    true = [true_hits(metric, query, vectors, 10) for query in queries]
+    assert np.mean([len(np.intersect1d(a.ids, b.ids)) / 10 for a, b in zip(found, true, strict=True)]) > 0.9
+    assert search.is_worth_saving
+    search.delete(found[0].ids)  # masked, also where FAISS itself cannot remove
+    assert not np.isin(search.search(queries[:1], 10)[0].ids, found[0].ids).any()
+
+
+def test_an_approximate_index_never_returns_fewer_than_there_are() -> None:
+    search = build(blobs(6000, 8), "l2", "IVF64,Flat")
+    odd = np.arange(1, 6000, 2, dtype=np.uint64)
+    assert [len(hits.ids) for hits in search.search(blobs(2, 8, seed=5), 2500)] == [2500, 2500]
+    assert len(search.search(blobs(1, 8, seed=5), 2900, allowed=odd)[0].ids) == 2900
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("IDMap,Flat", "leave out IDMap"),
+        ("Flat,RFlat", "leave out IDMap and Refine"),
+        ("nonsense", "cannot make index 'nonsense' for 8 dimensions"),
+        ("NSG16", "cannot be filled or filtered"),
+        ("IVF500,Flat", "500 lists needs at least as many vectors, got 300"),
+    ],
+)
+def test_unusable_factories_are_refused(factory: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(blobs(300, 8), "l2", factory)
+
+
+def test_building_twice_gives_the_same_index() -> None:
+    first, second = (build(blobs(2000, 8), "cosine", "IVF16,SQfp16").serialise() for _ in range(2))
+    assert first == second
+
+
+def test_search_leaves_faiss_settings_as_they_were_also_from_many_threads() -> None:
+    vectors = blobs(2000, 16)
+    search = build(vectors)
+    before = faiss.cvar.distance_compute_blas_threshold, faiss.omp_get_max_threads()
+    faiss.cvar.distance_compute_blas_threshold = 99_999  # what a user may have set
+    expected = {n: search.search(vectors[:n], 10) for n in (1, 2, 50)}
+    with ThreadPoolExecutor(4) as pool:
+        for n, found in pool.map(lambda n: (n, search.search(vectors[:n], 10)), [1, 50, 2] * 20):
+            assert_same(found, expected[n])
+    after = faiss.cvar.distance_compute_blas_threshold, faiss.omp_get_max_threads()
+    faiss.cvar.distance_compute_blas_threshold = before[0]
+    assert after == (99_999, before[1])
+
+
+def test_importing_the_protocol_loads_neither_faiss_nor_torch() -> None:
+    script = "import sys, distcam.index.search; print({'faiss', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# --- Bytes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factory", ["flat", "SQfp16", "IVF8,SQfp16", "HNSW16", "IVF8,PQ4x4"])
+def test_an_index_comes_back_from_bytes_as_it_was(factory: str) -> None:
+    vectors = blobs(700, 8)
+    search = build(vectors, "cosine", factory)
+    search.delete(ids_of(3, 4))
+    limits = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+    back = FaissSearch.deserialise(
+        search.serialise(), spec=search.spec, source=lambda ids: vectors[ids.astype(int)], device="cpu"
+    )
+    assert limits == (faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit())
+    assert_same(back.search(vectors[:9], 12), search.search(vectors[:9], 12))
+    assert back.description == search.description
+    assert back.count() == 698
+    assert back.verify() == []
+    assert back.serialise() == search.serialise()
+
+
+def no_source(ids: np.ndarray) -> np.ndarray:
+    raise AssertionError("reading the bytes does not read vectors")
+
+
+@pytest.mark.parametrize("factory", ["flat", "IVF8,SQfp16", "HNSW8"])
+def test_damaged_bytes_are_a_corrupt_gallery_or_still_an_index(factory: str) -> None:
+    data = build(blobs(120, 4), "l2", factory).serialise()
+    rng = np.random.default_rng(0)
+    for end in [0, 5, 17, 30, *rng.integers(0, len(data), 25)]:
+        with pytest.raises(CorruptGalleryError, match="rebuilt"):
+            FaissSearch.deserialise(data[:end], spec=SearchSpec(4, "l2"), source=no_source, device="cpu")
+    for place in rng.integers(0, min(len(data), 1600), 80):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        try:
+            back = FaissSearch.deserialise(bytes(damaged), spec=SearchSpec(4, "l2"), source=no_source, device="cpu")
+        except CorruptGalleryError:
+            continue
+        assert back.count() <= 120
+
+
+def test_bytes_for_another_spec_or_from_elsewhere_are_refused() -> None:
+    search = build(blobs(50, 4), "l2")
+    with pytest.raises(CorruptGalleryError, match="is for 4 dimensions and l2, expected 4 and cosine"):
+        FaissSearch.deserialise(search.serialise(), spec=SearchSpec(4, "cosine"), source=no_source)
+    foreign = faiss.serialize_index(faiss.IndexFlatL2(4)).tobytes()
+    with pytest.raises(CorruptGalleryError, match="none of distcam's"):
+        FaissSearch.deserialise(foreign, spec=SearchSpec(4, "l2"), source=no_source)
+
+
+def test_verify_names_vectors_that_are_not_the_sources() -> None:
+    vectors = blobs(100, 4)
+    for factory in EXACT:
+        search = build(vectors, "cosine", factory, source=lambda ids: vectors[ids.astype(int)])
+        assert search.verify() == []
+        kept, vectors[42] = vectors[42].copy(), -vectors[42]
+        (problem,) = search.verify()
+        assert "1 indexed vectors differ from the stored ones, the first with id 42" in problem
+        vectors[42] = kept
+
+
+# --- GPU -------------------------------------------------------------------------------------------------------------
+
+
+def test_asking_for_a_gpu_where_there_is_none_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
+    with pytest.raises(InputError, match="FAISS sees no GPU; use auto or cpu"):
+        build(blobs(10, 4), device="cuda")
+
+
+@pytest.mark.parametrize("factory", [*EXACT, "IVF16,Flat"])
+def test_what_a_gpu_proposes_goes_through_the_same_exact_layer(factory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the index stands in for the GPU; like one, it takes no filters and at most 2048 neighbours."""
+    asked: list[int] = []
+
+    class Copy:
+        def __init__(self, index: object) -> None:
+            self.index = faiss.clone_index(index)
+
+        def search(self, queries: np.ndarray, n: int) -> object:
+            assert n <= 2048
+            asked.append(n)
+            return self.index.search(queries, n)
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss_search, "to_gpu", lambda index: (None, Copy(index)))
+    vectors = blobs(3000, 12)
+    on_gpu, on_cpu = build(vectors, "l2", factory, device="cuda"), build(vectors, "l2", factory)
+    for allowed in (None, np.arange(0, 2900, dtype=np.uint64), np.arange(0, 3000, 40, dtype=np.uint64)):
+        assert_same(on_gpu.search(vectors[:6], 10, allowed=allowed), on_cpu.search(vectors[:6], 10, allowed=allowed))
+    assert asked
+    assert_same(on_gpu.search(vectors[:1], 2900), on_cpu.search(vectors[:1], 2900))
+    on_gpu.upsert(ids_of(5000), vectors[7:8])
+    assert on_gpu.search(vectors[7:8], 2)[0].ids.tolist() == [7, 5000]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("factory", EXACT)
+def test_the_gpu_gives_the_cpus_answer_bit_for_bit(factory: str, metric: Metric) -> None:
+    vectors = blobs(20_000, 64)
+    vectors[5000:5100] = vectors[0]
+    if metric == "l1" and factory != "flat":
+        pytest.skip("FAISS has no L1 on half-precision vectors")
+    on_gpu, on_cpu = build(vectors, metric, factory, device="cuda"), build(vectors, metric, factory)
+    for queries in (vectors[:1], vectors[:200]):
+        for allowed in (None, np.arange(0, 20_000, 2, dtype=np.uint64), np.arange(0, 20_000, 500, dtype=np.uint64)):
+            assert_same(on_gpu.search(queries, 10, allowed=allowed), on_cpu.search(queries, 10, allowed=allowed))
