@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ _FORMAT = 1
 def write_checkpoint(path: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write a checkpoint beside its place, then move it there; an old file survives until the new one is complete.
 
+    The umask decides who may read it, as for any new file.
+
     Raises:
         InputError: options or metadata hold what JSON cannot.
         WeightsError: the folder is missing or cannot be written.
@@ -43,7 +46,11 @@ def write_checkpoint(path: str | os.PathLike[str], config: Mapping[str, Any], te
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        aside.unlink(missing_ok=True)
+        aside.touch()
+        mode = stat.S_IMODE(aside.stat().st_mode)  # what the umask leaves of 0666
         save_file(own, aside, metadata=header)
+        aside.chmod(mode)  # safetensors has put a file there that only its owner may read
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)

@@ -18,7 +18,7 @@ from .backbones import Backbone, available_architectures, build_backbone, requir
 from .checkpoint import read_checkpoint, write_checkpoint
 from .encoding import Encoding
 from .fingerprint import FingerprintCache
-from .heads import Identity, described, head_from_dict
+from .heads import Identity, described, head_from_dict, width_behind
 from .layers import Tap
 from .pooling import Pooling, pooling_from
 from .weights import drawn_from, fetch_imagenet, load_state, read_state_dict, uninitialised
@@ -54,6 +54,8 @@ class Encoder(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if head is not None and not isinstance(head, nn.Module):
+            raise InputError(f"expected a module as head, such as Linear(64, 128), got {head!r}")
         self.backbone = backbone
         self.pooling = pooling_from(pooling)
         self.head: nn.Module = Identity() if head is None else head
@@ -79,7 +81,12 @@ class Encoder(nn.Module):
             if feature_map.dtype in (torch.bfloat16, torch.float16) and images.dtype == torch.float32:
                 feature_map = feature_map.float()
             pooled = self.pooling(feature_map)
-            return Encoding(feature_map, pooled, self.head(pooled))
+            return Encoding(feature_map, pooled, self._embedded(pooled))
+
+    def _embedded(self, pooled: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
+        width_behind(self.head, pooled.shape[-1])  # a mismatch would end in an error about matrices
+        embedding: Tensor = self.head(pooled)
+        return embedding
 
     @classmethod
     def load(
@@ -228,8 +235,7 @@ class Encoder(nn.Module):
         """Length of the embedding, d."""
         weight = next(self.parameters(), torch.zeros(()))
         with evaluating(self.head), torch.no_grad():
-            embedding: Tensor = self.head(weight.new_zeros(1, self.pooled_dim))
-        return embedding.shape[1]
+            return self._embedded(weight.new_zeros(1, self.pooled_dim)).shape[1]
 
     def __repr__(self) -> str:
         at = f" at {self.layer}" if self.layer else ""

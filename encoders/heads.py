@@ -14,9 +14,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, ShapeError
 
-__all__ = ["Affine", "BNNeck", "Head", "Identity", "Linear", "Sequential", "affine_of", "described", "head_from_dict"]
+__all__ = [
+    "Affine",
+    "BNNeck",
+    "Head",
+    "Identity",
+    "Linear",
+    "Sequential",
+    "affine_of",
+    "described",
+    "head_from_dict",
+    "width_behind",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +194,33 @@ def _batch_norm_affine(norm: nn.BatchNorm1d) -> Affine:
         scale = scale * norm.weight.detach()
     shift = -norm.running_mean * scale
     return Affine(diagonal=scale, bias=shift if norm.bias is None else shift + norm.bias.detach())
+
+
+def width_behind(head: nn.Module, width: int | None) -> int | None:
+    """Numbers per image that leave a head when `width` enter; None where only running the head would tell.
+
+    Raises:
+        ShapeError: the head, or a part of it, was built for another width.
+
+    >>> width_behind(Sequential(BNNeck(64), Linear(64, 10)), 64)
+    10
+    """
+    if type(head) is Sequential or type(head) is nn.Sequential:
+        for part in head:
+            width = width_behind(part, width)
+        return width
+    if isinstance(head, Identity | nn.Identity):
+        return width
+    inner = head.norm if type(head) is BNNeck else head
+    if type(inner) is nn.BatchNorm1d:
+        takes = gives = inner.num_features
+    elif type(inner) is Linear or type(inner) is nn.Linear:
+        takes, gives = inner.in_features, inner.out_features
+    else:
+        return None
+    if width not in (None, takes):
+        raise ShapeError(f"the head's {type(head).__name__} was built for {takes} channels, but gets {width}")
+    return gives
 
 
 def head_from_dict(spec: Mapping[str, Any]) -> Head:

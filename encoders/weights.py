@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
@@ -31,6 +32,7 @@ __all__ = ["drawn_from", "fetch_imagenet", "load_state", "read_state_dict", "uni
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "backbone.")
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
+_CODE = re.compile(r"GLOBAL ([\w.]+) (?:was not|whose module)")  # how torch's reader names what it refuses to import
 # What torch.save writes beside the pickle: raw storages and a few one-line facts. Anything else may be code.
 _PLAIN_RECORD = re.compile(
     r"[^/]+/(data\.pkl|data/\d+|version|byteorder|\.format_version|\.storage_alignment|\.data/.+)"
@@ -51,13 +53,23 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except WeightsError:
         raise
     except Exception as error:  # torch's unpickler raises whatever a broken file provokes
-        reason = str(error).partition("\n")[0]
-        raise WeightsError(f"{path}: cannot be read as weights ({type(error).__name__}: {reason})") from error
+        raise WeightsError(f"{path}: cannot be read as weights: {_why_unreadable(error)}") from error
     inner = _unwrapped(content)
     tensors = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)} if isinstance(inner, Mapping) else {}
     if not tensors:
         raise WeightsError(f"{path}: expected named tensors (a state_dict), got a {type(content).__name__} without any")
     return tensors
+
+
+def _why_unreadable(error: Exception) -> str:
+    """What went wrong in words for the file's owner; the reader's own, such as `KeyError: 174812789`, say nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if refused := _CODE.search(str(error)):
+        return f"holds {refused[1]!r}, and what is no tensor may be code; save the state_dict() alone"
+    if isinstance(error, Warning):  # where the caller made warnings errors
+        return str(error).partition("\n")[0]
+    return "damaged, incomplete, or no plain weights as torch.save writes them; fetch or save the file again"
 
 
 def _unwrapped(content: Any) -> Any:
@@ -165,7 +177,8 @@ def fetch_imagenet(name: str) -> tuple[dict[str, Tensor], Transform]:
         raise WeightsError(f"{name}: there are no ImageNet weights; use weights='random' or a file (--weights FILE)")
     weights = models.get_model_weights(name).DEFAULT
     try:
-        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        with redirect_stdout(sys.stderr):  # torch announces a download on standard output, which is for results
+            state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, HTTPException, RuntimeError, UnpicklingError) as error:  # no network, or a damaged download
         raise WeightsError(
             f"{name}: could not download {weights.url} ({error}); pass a file you have (--weights FILE), or "

@@ -24,7 +24,7 @@ from PIL import (
 )
 from PIL.JpegImagePlugin import JpegImageFile
 
-from ..errors import ImageError
+from ..errors import ImageError, InputError
 
 __all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "MIN_SIDE", "as_rgb", "read_image"]
 
@@ -104,7 +104,9 @@ def read_image(
 
     Raises:
         ImageError: the file is no usable image; `reason` says why.
+        InputError: the source is nothing to read from, such as an array.
     """
+    _require_source(source)
     name = _name(source)
     try:
         with _stream(source) as stream:
@@ -273,6 +275,16 @@ def _orientation(info: dict[str | tuple[int, int], Any]) -> int:
     except struct.error:
         pass
     return 1
+
+
+def _require_source(source: object) -> None:
+    is_binary = hasattr(source, "read") and hasattr(source, "seekable") and not isinstance(source, io.TextIOBase)
+    if not is_binary and not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+        kind = f"{type(source).__module__}.{type(source).__qualname__}".removeprefix("builtins.")
+        raise InputError(
+            "expected an image as a path, bytes, a binary file, or, where it is to be encoded, a Pillow image "
+            f"(Image.fromarray makes one of an array); got {'None' if source is None else kind}"
+        )
 
 
 @contextmanager

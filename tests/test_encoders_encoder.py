@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -293,6 +295,44 @@ def test_dimensions_follow_the_head() -> None:
     assert (encoder.pooled_dim, encoder.embedding_dim) == (64, 10)
     encoder.head = Linear(64, 3)
     assert (encoder.pooled_dim, encoder.embedding_dim) == (64, 3)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """As users run it: without the check of annotations that the tests put around every function."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("head", ["linear", Linear, 128], ids=str)
+def test_a_head_that_is_no_module_is_refused_at_once(head: Any) -> None:
+    with pytest.raises(InputError, match=r"expected a module as head, such as Linear\(64, 128\), got"):
+        Encoder.load("conv4", head=head)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (Linear(99, 32), "the head's Linear was built for 99 channels, but gets 64"),
+        (nn.Linear(99, 32), "the head's Linear was built for 99 channels, but gets 64"),
+        (BNNeck(99), "the head's BNNeck was built for 99 channels, but gets 64"),
+        (nn.BatchNorm1d(99), "the head's BatchNorm1d was built for 99 channels, but gets 64"),
+        (Sequential(BNNeck(64), Linear(64, 7), Linear(8, 2)), "the head's Linear was built for 8 channels, but gets 7"),
+    ],
+)
+def test_a_head_of_another_width_is_refused_with_both_widths(head: nn.Module, message: str) -> None:
+    encoder = Encoder.load("conv4", transform=SMALL, head=head)
+    with pytest.raises(ShapeError, match=message):
+        encoder(images())
+    with pytest.raises(ShapeError, match=message):
+        _ = encoder.embedding_dim
+
+
+def test_a_head_of_ones_own_may_change_the_width_as_it_likes() -> None:
+    halves = nn.Sequential(nn.Identity(), nn.GLU(), nn.Linear(32, 5))
+    assert Encoder.load("conv4", transform=SMALL, head=halves).embedding_dim == 5
 
 
 def test_asking_for_dimensions_changes_nothing() -> None:

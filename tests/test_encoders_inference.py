@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -259,6 +260,16 @@ def test_encoding_a_bad_image_or_none_is_refused(inference: Inference, tmp_path:
         inference.encode_images([])
     with pytest.raises(InputError, match="got an empty batch"):
         inference(pixels(0))
+
+
+@pytest.mark.parametrize("thing", [np.zeros((9, 9, 3), np.uint8), None], ids=["array", "None"])
+def test_what_is_no_image_at_all_is_refused_with_what_may_come(inference: Inference, thing: Any) -> None:
+    jaxtyping.config.update("jaxtyping_disable", True)  # as users run it: nothing checks annotations
+    try:
+        with pytest.raises(InputError, match=r"path, bytes, a binary file, or, .* Pillow image .*; got"):
+            inference.encode_images([thing])
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize(

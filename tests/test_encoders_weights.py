@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import pickle
 import urllib.error
 import zipfile
@@ -174,6 +176,23 @@ def test_truncated_files_are_refused(file: Path) -> None:
             conv4(weights=file)
 
 
+@pytest.mark.parametrize("new_format", [True, False])
+def test_what_is_said_about_a_damaged_file_is_for_its_owner(file: Path, new_format: bool) -> None:
+    torch.save(state(), file, _use_new_zipfile_serialization=new_format)
+    file.write_bytes(file.read_bytes()[:1500])
+    with pytest.raises(WeightsError) as caught:
+        read_state_dict(file)
+    reason = "damaged, incomplete, or no plain weights as torch.save writes them; fetch or save the file again"
+    assert str(caught.value) == f"{file}: cannot be read as weights: {reason}"
+    assert caught.value.__cause__ is not None
+
+
+def test_a_file_with_more_than_tensors_is_told_what_it_holds(file: Path) -> None:
+    torch.save({"state_dict": state(), "args": argparse.Namespace(epochs=3)}, file)
+    with pytest.raises(WeightsError, match=r"holds 'argparse\.Namespace'.*save the state_dict\(\) alone$"):
+        read_state_dict(file)
+
+
 def test_a_missing_file_is_said_to_be_missing() -> None:
     with pytest.raises(WeightsError, match="no such file; expected 'random', 'imagenet', or a file"):
         conv4(weights="nowhere.pth")
@@ -196,6 +215,21 @@ def test_without_a_network_the_message_names_the_other_ways(monkeypatch: pytest.
     with pytest.raises(WeightsError, match=r"could not download .*--weights FILE.*--weights random") as caught:
         Encoder.load("resnet18", weights="imagenet")
     assert isinstance(caught.value.__cause__, urllib.error.URLError)
+
+
+def test_a_download_is_announced_beside_the_results_and_not_among_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def offline(*_args: Any, **_options: Any) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    with pytest.raises(WeightsError, match="could not download"):
+        fetch_imagenet("resnet18")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Downloading" in err
 
 
 def test_imagenet_weights_bring_their_transform(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,6 +336,17 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         conv4(seed=1).save(path)
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_the_umask_decides_who_may_read_a_checkpoint(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        conv4().save(tmp_path / "encoder.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "encoder.safetensors").stat().st_mode & 0o777 == mode
 
 
 def rewritten(path: Path, **changes: Any) -> Path:

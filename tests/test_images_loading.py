@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from distcam.errors import ImageError
+from distcam.errors import ImageError, InputError
 from distcam.images import MAX_PIXELS, MIN_SIDE, as_rgb, read_image
 
 
@@ -265,6 +265,22 @@ def test_every_missing_or_odd_file_has_its_reason(tmp_path: Path, monkeypatch: p
         denied = PermissionError(13, "Permission denied")
         monkeypatch.setattr("distcam.images.loading.open", lambda *_: (_ for _ in ()).throw(denied), raising=False)
     assert refusal(tmp_path / "secret.png") == "cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        (np.zeros((9, 9, 3), np.uint8), "numpy.ndarray"),
+        (None, "None"),
+        (3, "int"),
+        (photograph(), "PIL.Image.Image"),
+        (io.StringIO("text"), "_io.StringIO"),
+    ],
+    ids=["array", "None", "number", "Pillow image", "text file"],
+)
+def test_what_cannot_be_read_from_is_refused_with_what_can(source: Any, kind: str) -> None:
+    with pytest.raises(InputError, match=rf"a path, bytes, a binary file, or, .* a Pillow image .*; got {kind}$"):
+        read_image(source)
 
 
 def test_the_error_names_the_file_printably() -> None:
