@@ -102,15 +102,15 @@ class EncoderEntry:
         fingerprint: hash over its weights and settings.
         short_name: for people, such as `"resnet50/ab12cd34"`.
         description: its settings, for people and for JSON.
-        precision: of its arithmetic, `"fp32"` or `"bf16"`; None until the first image is encoded.
         file: a copy of its checkpoint, when it can be saved.
+        precision: of its arithmetic, `"fp32"` or `"bf16"`; None until the first image is encoded.
     """
 
     fingerprint: str
     short_name: str
     description: dict[str, Any] = field(default_factory=dict)
-    precision: Literal["fp32", "bf16"] | None = None
     file: FileEntry | None = None
+    precision: Literal["fp32", "bf16"] | None = None
 
 
 @dataclass(frozen=True)
