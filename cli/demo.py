@@ -1,4 +1,4 @@
-"""`distcam demo`: the whole job on pictures it draws itself, in about a minute, without a network."""
+"""`distcam demo`: the whole job on pictures it draws itself, in less than a minute, without a network."""
 
 from __future__ import annotations
 

@@ -134,13 +134,14 @@ class Explanation:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() == ".html":
             return write_report(path, [self])
+        aside = path.with_name(f".partial.{path.name}")
         if path.suffix.lower() in {".png", ".jpg", ".jpeg"}:
-            self.show().save(path)
+            self.show().save(aside)
         elif path.suffix.lower() == ".npz":
-            np.savez_compressed(path, allow_pickle=False, **self.to_arrays())
+            np.savez_compressed(aside, allow_pickle=False, **self.to_arrays())
         else:
             raise InputError(f"{path.name}: an explanation is saved as .png, .jpg, .npz or .html")
-        return path
+        return aside.replace(path)
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """Raw maps, reference names and the views as plain arrays."""

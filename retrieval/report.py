@@ -139,10 +139,12 @@ def _query_data(explanation: Explanation, label: str | None, pictures: dict[str,
     own = f"query {len(pictures)}"
     pictures[own] = _thumbnail(image)
     variants = {weighting: explanation.weighted(weighting) for weighting in _weightings(explanation)}
-    references = [_reference_data(explanation, variants, index, pictures) for index in range(len(explanation))]
+    on_matches = _maps_on_matches(explanation)
+    answers = {} if on_matches is None else {name: each.reference_maps for name, each in variants.items()}
+    references = [_reference_data(variants, answers, index, pictures) for index in range(len(explanation))]
     if explanation.references[0].match is not None and explanation.matches.prototype is not None:
         prototypes = {weighting: each.against("prototype") for weighting, each in variants.items()}
-        references.insert(0, _reference_data(prototypes[explanation.weighting], prototypes, 0, pictures))
+        references.insert(0, _reference_data(prototypes, {}, 0, pictures))
     sensitivity = explanation.sensitivity
     return {
         "name": Path(query.name).name,
@@ -159,8 +161,13 @@ def _query_data(explanation: Explanation, label: str | None, pictures: dict[str,
 
 
 def _reference_data(
-    explanation: Explanation, variants: dict[Weighting, Explanation], index: int, pictures: dict[str, str]
+    variants: dict[Weighting, Explanation],
+    answers: dict[Weighting, Tensor | None],
+    index: int,
+    pictures: dict[str, str],
 ) -> dict[str, Any]:
+    """One reference under every weighting: the maps on the query, and on the match where `answers` has them."""
+    explanation = next(iter(variants.values()))
     reference = explanation.references[index]
     image = explanation.reference_image(index)
     key = None
@@ -168,8 +175,7 @@ def _reference_data(
         key = f"gallery {reference.match.id}"
         pictures.setdefault(key, _thumbnail(image))
     similarity = explanation.matches.retriever.similarity(reference.distance)
-    maps = {name: _maps_on_matches(each) for name, each in variants.items()}
-    own = maps[explanation.weighting]
+    maps = {name: each[index] for name, each in answers.items() if each is not None}
     return {
         "title": f"{reference.match.rank} · {reference.label or '–'}"
         if reference.match
@@ -180,10 +186,8 @@ def _reference_data(
         "image": key,
         "view": None if image is None else _fractions(explanation.view_of(image), image),
         "query_maps": {name: _numbers(each.query_maps[index], name) for name, each in variants.items()},
-        "maps": None
-        if own is None
-        else {name: _numbers(each[index], name) for name, each in maps.items() if each is not None},
-        "shape": None if own is None else list(own.shape[-2:]),
+        "maps": {name: _numbers(each, name) for name, each in maps.items()} or None,
+        "shape": list(next(iter(maps.values())).shape) if maps else None,
     }
 
 
