@@ -4,13 +4,15 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
+from distcam.encoders import Encoder
 from distcam.errors import CorruptGalleryError, InputError, NotAGalleryError
-from distcam.index import Gallery, VerifyReport, verify_gallery
+from distcam.index import Gallery, VerifyReport, checks, verify_gallery
 from distcam.index.durable import Storage
 from distcam.index.manifest import EncoderEntry, FileEntry, Manifest, Spec
 from distcam.index.rows import Entries, Vectors
@@ -228,3 +230,20 @@ def test_a_root_that_is_no_folder_is_refused(tmp_path: Path) -> None:
             Gallery.open(folder, root=root)
     assert Gallery.open(folder, root=tmp_path).root == tmp_path
     assert Gallery.open(folder).root == Path("/photos")  # what the manifest says need not be there
+
+
+def test_a_compaction_during_the_check_is_no_damage(photos: Path, small_encoder: Encoder, tmp_path: Path) -> None:
+    gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", precision="fp32")
+    gallery.remove(where="path~'*0.jpg'")
+    plain = checks.check_file
+    compactions = iter([gallery.compact])
+
+    def check_after_compaction(*arguments: Any, **options: Any) -> None:
+        next(compactions, lambda: None)()
+        plain(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "check_file", check_after_compaction)
+        report = verify_gallery(tmp_path / "g")
+    assert report.is_sound, str(report)
+    assert report.generation == gallery.manifest.generation
