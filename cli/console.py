@@ -1,4 +1,4 @@
-"""What every command shares: where text goes, progress bars, JSON, and the options of an encoder."""
+"""What every command shares: where text goes, progress bars, JSON, and loading an encoder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -17,30 +17,7 @@ from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
-
-Metric = Literal["cosine", "l2", "l1", "dot"]
-Fit = Literal["crop", "squash", "pad"]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", show_default=True)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-EncoderName = Annotated[
-    str, typer.Option(help="A torchvision architecture, `resnet12`, `conv4`, or a CHECKPOINT file written by distcam.")
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(help="A FILE of weights, `imagenet` (downloads), or `random`. Not needed with a checkpoint."),
-]
-BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Images per forward pass; by default chosen for the device.")
-]
-Workers = Annotated[
-    int | None, typer.Option(min=0, help="Threads that decode images; by default chosen for the machine.")
-]
-Labels = Annotated[
-    str | None,
-    typer.Option(
-        help="`folder` (class = sub-folder), `none`, or a FILE.csv (path,label). Default: a table's own, else `folder`."
-    ),
-]
+    from .options import FitName
 
 out = Console(markup=False, highlight=False)  # file names may hold [brackets]
 err = Console(stderr=True, markup=False, highlight=False)
@@ -78,7 +55,7 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def load_encoder(
-    name: str, weights: str | None, *, fit: Fit | None = None, size: int | None = None, layer: str | None = None
+    name: str, weights: str | None, *, fit: FitName | None = None, size: int | None = None, layer: str | None = None
 ) -> Encoder:
     """The encoder that the options name; an architecture without `--weights` is an error that lists the choices."""
     from ..encoders import Encoder

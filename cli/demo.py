@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError
-from .console import AsJson, print_json, progress_bar, say
+from .console import print_json, progress_bar, say
+from .options import AsJson
 
 if TYPE_CHECKING:
     from ..encoders import Encoder

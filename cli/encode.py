@@ -7,21 +7,23 @@ from typing import Annotated
 
 import typer
 
-from .console import (
+from .console import load_encoder, print_json, progress_bar, resumable, say
+from .index import report_skipped
+from .options import (
     AsJson,
     BatchSize,
     Device,
     EncoderName,
+    Fit,
+    Images,
+    ImageSize,
     Labels,
+    Layer,
+    StoreMaps,
+    Strict,
     Weights,
     Workers,
-    load_encoder,
-    print_json,
-    progress_bar,
-    resumable,
-    say,
 )
-from .index import Fit, Images, ImageSize, Layer, Strict, report_skipped
 
 EXAMPLE = "Example: `distcam encode photos/ --out photos.h5 --encoder resnet50 --weights imagenet`"
 
@@ -35,9 +37,7 @@ def encode(
     labels: Labels = None,
     fit: Fit = None,
     image_size: ImageSize = None,
-    store_maps: Annotated[
-        bool, typer.Option("--store-maps", help="Keep the feature maps (half precision) as well.")
-    ] = False,
+    store_maps: StoreMaps = False,
     batch_size: BatchSize = None,
     workers: Workers = None,
     device: Device = "auto",

@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from .console import AsJson, out, print_json
+from .console import out, print_json
+from .options import AsJson
 
 EXAMPLE = "Example: `distcam env --json`"
 PACKAGES = (

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
-from .console import (
+from .console import err, load_encoder, out, print_json, progress_bar, resumable, say
+from .options import (
     AsJson,
     BatchSize,
     Device,
     EncoderName,
+    Fit,
+    GalleryPath,
+    Images,
+    ImageSize,
     Labels,
+    Layer,
     Metric,
+    StoreMaps,
+    Strict,
     Weights,
     Workers,
-    err,
-    load_encoder,
-    out,
-    print_json,
-    progress_bar,
-    resumable,
-    say,
 )
 
 if TYPE_CHECKING:
@@ -35,23 +36,6 @@ if TYPE_CHECKING:
     from ..index.reports import Skipped
 
 app = typer.Typer(help="Build a gallery, change it, and look after it.", no_args_is_help=True)
-
-Images = Annotated[
-    str, typer.Argument(help="A folder (class = sub-folder), a CSV with path,label,…, or a quoted glob.")
-]
-GalleryPath = Annotated[Path, typer.Argument(help="The gallery's folder.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable file instead of listing it.")]
-Layer = Annotated[str | None, typer.Option(help="Another layer for the feature map, e.g. `layer3`.")]
-Fit = Annotated[
-    Literal["crop", "squash", "pad"] | None,
-    typer.Option(
-        help="How a picture becomes square: cut the centre, squash, or pad. Default: as the weights were trained."
-    ),
-]
-ImageSize = Annotated[int | None, typer.Option(min=16, help="Side of the network's input in pixels.")]
-StoreMaps = Annotated[
-    bool, typer.Option("--store-maps", help="Keep every image's feature map: maps on matches cost no forward pass.")
-]
 
 
 @app.command(

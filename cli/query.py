@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError
-from .console import AsJson, Device, err, out, print_json, say
+from .console import err, out, print_json, say
+from .options import AsJson, Device
 
 if TYPE_CHECKING:
     from ..retrieval import Matches

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..encoders.heads import Identity
 from ..errors import ImageError, InputError
-from ..explain import Weighting, dist_cam, fold, spearman
+from ..explain import Weighting, dist_cam, fold, match_sensitivity
 from ..explain.inputs import NEEDS_MEAN
 from ..images import Box, read_image
 from .matches import Match, Matches
@@ -77,9 +77,9 @@ class Explanation:
             return None
         retriever = self.matches.retriever
         response, _ = _response(retriever, self.matches.feature_maps, self.space)
-        query, _ = _response(retriever, self.matches.query.encoding.feature_map, self.space)
-        queries = query.mean((-2, -1)).expand(len(matched), 1, -1)
-        return dist_cam(response, queries, **self._options)[:, 0]
+        encoding = self.matches.query.encoding
+        query = (encoding.embedding if self.space == "metric" else encoding.pooled).cpu()
+        return dist_cam(response, query.expand(len(matched), 1, -1), **self._options)[:, 0]
 
     def weighted(self, weighting: Weighting) -> Explanation:
         """The same references, explained by another weighting."""
@@ -172,7 +172,7 @@ def explain(matches: Matches, *, against: str, space: Side, **options: Any) -> E
         weighting=options["weighting"],
         space=space,
         is_exact=is_exact,
-        sensitivity=float(spearman(query_maps[0], maps[-1])) if len(stranger) else None,
+        sensitivity=float(match_sensitivity(maps[[0, -1]])) if len(stranger) else None,
         _against=against,
         _options=options,
     )

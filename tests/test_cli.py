@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from typing import get_args
 
 import h5py
 import pytest
@@ -15,7 +16,9 @@ from typer.testing import CliRunner
 from distcam.cli import main
 from distcam.cli.app import app
 from distcam.cli.demo import DemoSize, run
+from distcam.cli.query import Weighting
 from distcam.errors import InputError
+from distcam.explain import WEIGHTINGS
 
 ENCODER = ["--encoder", "conv4", "--weights", "random", "--image-size", "64", "--fit", "squash"]
 
@@ -56,6 +59,10 @@ def test_every_command_has_help_with_an_example():
 def test_help_does_not_load_torch():
     code = "import sys, distcam.cli.app; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_weighting_can_be_asked_for():
+    assert get_args(Weighting) == WEIGHTINGS  # written out in the command, so that --help needs no torch
 
 
 def test_build_query_and_explain(gallery, photos, tmp_path):

@@ -1,0 +1,52 @@
+"""The options that several commands share, each with its help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+FitName = Literal["crop", "squash", "pad"]
+Metric = Literal["cosine", "l2", "l1", "dot"]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", show_default=True)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+EncoderName = Annotated[
+    str, typer.Option(help="A torchvision architecture, `resnet12`, `conv4`, or a CHECKPOINT file written by distcam.")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="A FILE of weights, `imagenet` (downloads), or `random`. Not needed with a checkpoint."),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Images per forward pass; by default chosen for the device.")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Threads that decode images; by default chosen for the machine.")
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="`folder` (class = sub-folder), `none`, or a FILE.csv (path,label). Default: a table's own, else `folder`."
+    ),
+]
+
+Images = Annotated[
+    str, typer.Argument(help="A folder (class = sub-folder), a CSV with path,label,…, or a quoted glob.")
+]
+GalleryPath = Annotated[Path, typer.Argument(help="The gallery's folder.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable file instead of listing it.")]
+Layer = Annotated[str | None, typer.Option(help="Another layer for the feature map, e.g. `layer3`.")]
+Fit = Annotated[
+    FitName | None,
+    typer.Option(
+        help="How a picture becomes square: cut the centre, squash, or pad. Default: as the weights were trained."
+    ),
+]
+ImageSize = Annotated[int | None, typer.Option(min=16, help="Side of the network's input in pixels.")]
+StoreMaps = Annotated[
+    bool,
+    typer.Option(
+        "--store-maps", help="Keep every feature map (half precision): maps on matches then cost no forward pass."
+    ),
+]
