@@ -12,7 +12,8 @@ Metric = Literal["cosine", "l2", "l1", "dot"]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", show_default=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 EncoderName = Annotated[
-    str, typer.Option(help="A torchvision architecture, `resnet12`, `conv4`, or a CHECKPOINT file written by distcam.")
+    str,
+    typer.Option(help="A torchvision architecture, `conv4`, `resnet12`, `wrn28_10`, or a CHECKPOINT file of distcam."),
 ]
 Weights = Annotated[
     str | None,

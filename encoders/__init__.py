@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backbones import available_architectures
     from .conv4 import Conv4
+    from .drop_block import DropBlock
     from .encoder import Encoder, evaluating
     from .encoding import Encoding
     from .heads import Affine, BNNeck, Head, Identity, Linear, Sequential, affine_of
     from .inference import Batch, Failure, Inference
     from .pooling import GAP, GeM, Pooling
     from .resnet12 import ResNet12
+    from .wide_resnet import WideResNet
 
 _HOME = {
     "GAP": "pooling",
@@ -24,6 +26,7 @@ _HOME = {
     "BNNeck": "heads",
     "Batch": "inference",
     "Conv4": "conv4",
+    "DropBlock": "drop_block",
     "Encoder": "encoder",
     "Encoding": "encoding",
     "Failure": "inference",
@@ -35,6 +38,7 @@ _HOME = {
     "Pooling": "pooling",
     "ResNet12": "resnet12",
     "Sequential": "heads",
+    "WideResNet": "wide_resnet",
     "affine_of": "heads",
     "available_architectures": "backbones",
     "evaluating": "encoder",
@@ -46,6 +50,7 @@ __all__ = [
     "BNNeck",
     "Batch",
     "Conv4",
+    "DropBlock",
     "Encoder",
     "Encoding",
     "Failure",
@@ -57,6 +62,7 @@ __all__ = [
     "Pooling",
     "ResNet12",
     "Sequential",
+    "WideResNet",
     "affine_of",
     "available_architectures",
     "evaluating",

@@ -22,11 +22,12 @@ from .conv4 import Conv4
 from .fingerprint import canonical_json
 from .layers import closest, cut
 from .resnet12 import ResNet12
+from .wide_resnet import WideResNet
 
 __all__ = ["Backbone", "available_architectures", "build_backbone", "require_architecture"]
 
-_OWN: dict[str, Callable[..., nn.Module]] = {"conv4": Conv4, "resnet12": ResNet12}
-_OWN_LAYERS = {"conv4": "encoder.3", "resnet12": "layer4"}
+_OWN: dict[str, Callable[..., nn.Module]] = {"conv4": Conv4, "resnet12": ResNet12, "wrn28_10": WideResNet}
+_OWN_LAYERS = {"conv4": "encoder.3", "resnet12": "layer4", "wrn28_10": "relu"}
 _BEHIND_THE_MAP = {"avgpool", "classifier", "fc", "head", "heads", "flatten", "dropout", "AuxLogits", "aux1", "aux2"}
 
 

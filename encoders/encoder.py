@@ -106,7 +106,8 @@ class Encoder(nn.Module):
         Nothing is downloaded unless `weights="imagenet"`, and no code in any file is run.
 
         Args:
-            source: a torchvision classifier ("resnet50"), "conv4", "resnet12"; a file that `save` wrote; or a module.
+            source: a torchvision classifier ("resnet50"), "conv4", "resnet12", "wrn28_10"; a file that `save` wrote; or
+                a module.
             weights: "random" (drawn from `seed`; a module of your own keeps what it has), "imagenet" (torchvision's),
                 or a file with a state_dict.
             layer: where to read the feature map; the last convolution after its activation if left out. A module of
@@ -271,7 +272,7 @@ def _published(name: str, weights: str | os.PathLike[str]) -> tuple[dict[str, Te
     require_architecture(name)
     if weights == "imagenet":
         return fetch_imagenet(name)
-    transform = Transform(84) if name in ("conv4", "resnet12") else Transform()
+    transform = Transform(84) if name in ("conv4", "resnet12", "wrn28_10") else Transform()
     return None if weights == "random" else read_state_dict(weights), transform
 
 
