@@ -11,6 +11,7 @@ from .classifiers import BDCSPN, Classifier, NearestNeighbour, Prototypes, simpl
 from .episodes import EpisodeManifest
 from .evaluation import Comparison, EpisodeResult, compare, evaluate
 from .explanation import DecisionMap, decision_map, episode_maps
+from .fine_tuning import FineTuned, baseline, baseline_plus_plus
 from .sampling import sample_episodes
 from .statistics import Interval, Intervals, required_episodes
 from .transforms import Centre, FeatureTransform, L2Normalise, PowerTransform
@@ -24,12 +25,15 @@ __all__ = [
     "EpisodeManifest",
     "EpisodeResult",
     "FeatureTransform",
+    "FineTuned",
     "Interval",
     "Intervals",
     "L2Normalise",
     "NearestNeighbour",
     "PowerTransform",
     "Prototypes",
+    "baseline",
+    "baseline_plus_plus",
     "compare",
     "decision_map",
     "episode_maps",

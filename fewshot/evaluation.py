@@ -215,7 +215,7 @@ def evaluate(
     margin = torch.empty(target.shape, dtype=torch.float32)
 
     n_items = items.shape[1]
-    budget = _BYTES_AT_A_TIME.get(bank.device.type, 2 << 20)
+    budget = max(_BYTES_AT_A_TIME.get(bank.device.type, 2 << 20), getattr(classifier, "bytes_at_a_time", 0))
     step = max(1, budget // (n_items * bank.shape[1] * bank.element_size()))
     gathered = bank.new_empty(min(step, len(items)) * n_items, bank.shape[1])
     with torch.no_grad():
