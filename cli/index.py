@@ -33,6 +33,7 @@ from .options import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..index import Gallery
     from ..index.reports import Skipped
 
 app = typer.Typer(help="Build a gallery, change it, and look after it.", no_args_is_help=True)
@@ -183,6 +184,42 @@ def verify(
     raise typer.Exit(0 if report.is_sound else 1)
 
 
+@app.command(
+    epilog="Example: `distcam index calibrate photos.gallery --queries validation/ --false-alarms 0.01`, then "
+    "`distcam query photos.gallery probe.jpg --reject`"
+)
+def calibrate(
+    gallery: GalleryPath,
+    queries: Annotated[
+        str | None,
+        typer.Option(help="Labelled images that are not in the gallery. Default: its own images, each without itself."),
+    ] = None,
+    false_alarms: Annotated[float, typer.Option(help="Share of unknown queries that may pass.")] = 0.01,
+    exclude_same: Annotated[
+        str | None, typer.Option(help="A column, e.g. `camera`: images of a query's class that share it do not count.")
+    ] = None,
+    labels: Labels = None,
+    encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the draw among the gallery's own images.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Choose from which distance on nothing is a match, and store it with its error rates in the gallery."""
+    from ..index import Gallery
+
+    opened = Gallery.open(gallery)
+    options: dict[str, Any] = {"false_alarm_rate": false_alarms, "exclude_same": exclude_same, "seed": seed}
+    if queries is not None:
+        options |= _probes(opened, queries, labels=labels, column=exclude_same, encoder=encoder, device=device)
+    rejection = opened.calibrate(**options)
+    if as_json:
+        print_json(asdict(rejection))
+        return
+    say(str(rejection))
+    if not rejection.is_resolved:
+        err.print(f"note: {rejection.n_unknown} unknown probes cannot tell {rejection.target:.2%} from none at all")
+
+
 @app.command(epilog="Example: `distcam index compact photos.gallery`")
 def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
     """Merge small segments and drop removed images from disk."""
@@ -196,6 +233,31 @@ def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
         print_json({"gallery": str(gallery), "images": len(opened), "bytes_before": before, "bytes": after})
         return
     say(f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {len(opened)} images")
+
+
+def _probes(
+    gallery: Gallery, queries: str, *, labels: str | None, column: str | None, encoder: str | None, device: str
+) -> dict[str, Any]:
+    """Labelled images, encoded as the gallery was, for `Gallery.calibrate`."""
+    from ..encoders import Encoder, Inference
+    from ..images import list_images
+
+    source = encoder or gallery.encoder_path
+    if source is None:
+        raise InputError(f"{gallery.folder} keeps no encoder; pass --encoder CHECKPOINT")
+    loaded = Encoder.load(source)
+    gallery.check_encoder(loaded)
+    listing = list_images(queries, labels=labels)
+    if column is not None and column not in listing.column_names:
+        raise InputError(f"{queries} has no column {column!r}; it has {', '.join(listing.column_names) or 'none'}")
+    inference = Inference(loaded, device=device, precision=gallery.manifest.encoder.precision or "auto")
+    encoding = inference.encode_images([listing.file(record) for record in listing])
+    return {
+        "embeddings": encoding.embedding.cpu().numpy(),
+        "labels": [record.label for record in listing],
+        "groups": None if column is None else [record.columns[column] for record in listing],
+        "source": f"{len(listing)} images of {queries}",
+    }
 
 
 def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .filters import And, Eq, Filter, Glob, In, Ne, Not, Or, Range, parse_filter
     from .gallery import Gallery
     from .prototypes import PrototypeStore
+    from .rejection import Rejection
     from .reports import AddReport, Problem, Skipped, VerifyReport
     from .rows import Record
     from .search import METRICS, Hits, Metric, Search, SearchSpec
@@ -39,6 +40,7 @@ _HOME = {
     "PrototypeStore": "prototypes",
     "Range": "filters",
     "Record": "rows",
+    "Rejection": "rejection",
     "Search": "search",
     "SearchSpec": "search",
     "Skipped": "reports",
@@ -69,6 +71,7 @@ __all__ = [
     "PrototypeStore",
     "Range",
     "Record",
+    "Rejection",
     "Search",
     "SearchSpec",
     "Skipped",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -26,6 +27,7 @@ from . import caches
 from .filters import Filter, matching, parse_filter
 from .manifest import CacheEntry, Manifest, Spec
 from .prototypes import PrototypeStore, unit_rows
+from .rejection import Rejection, choose_threshold
 from .reports import AddReport, Skipped, VerifyReport, counted, read_skipped
 from .rows import Array, Record, located, stored_path
 from .search import Hits, Metric, SearchSpec
@@ -277,6 +279,7 @@ class Gallery:
             "segments": len(manifest.segments),
             "removed_rows": sum(len(segment) for segment in snapshot.segments) - len(self),
             "skipped": 0 if manifest.skipped is None else manifest.skipped.count,
+            "rejection": None if manifest.rejection is None else asdict(manifest.rejection),
             "index": manifest.index,
             "index_cached": _is_fresh(manifest.index_cache, manifest),
             "prototypes_cached": _is_fresh(manifest.prototype_cache, manifest),
@@ -356,6 +359,51 @@ class Gallery:
         return SearchSpec(self.spec.embedding_dim, self.spec.metric)
 
     # --- Changing ----------------------------------------------------------------------------------------------------
+
+    def calibrate(
+        self,
+        embeddings: Array | None = None,
+        labels: Sequence[str | None] = (),
+        *,
+        false_alarm_rate: float = 0.01,
+        exclude_same: str | None = None,
+        groups: Sequence[str | None] | None = None,
+        source: str = "",
+        most: int = 2000,
+        seed: int = 0,
+    ) -> Rejection:
+        """Choose from which distance on nothing is a match, and keep it in the gallery.
+
+        Without probes the gallery's own labelled images ask, each without itself. Neighbours within a gallery are often
+        nearer than those of new photographs will be: probes of your own are the better measure.
+
+        Args:
+            embeddings: raw vectors (p, d) of labelled probes that are not in the gallery.
+            labels: their classes; those that the gallery does not have make unknown probes only.
+            false_alarm_rate: the share of unknown probes that may pass.
+            exclude_same: a column such as `camera`: images of a probe's class that share its value are passed over.
+            groups: the probes' values of that column.
+            source: what the probes are, kept with the threshold.
+            most: how many of the gallery's own images ask when there are no probes.
+            seed: of their draw.
+
+        Raises:
+            InputError: no labels, a column that is not there, or a rate that no threshold reaches.
+        """
+        from .calibration import nearest_of_both_kinds, own_probes, probes_of
+
+        snapshot = self._snapshot
+        if embeddings is None:
+            probes = own_probes(snapshot, most=most, seed=seed, column=exclude_same)
+            source = source or f"{len(probes.labels)} of its own {len(self)} images, each without itself"
+        else:
+            probes = probes_of(snapshot, embeddings, labels, column=exclude_same, groups=groups)
+        nearest = nearest_of_both_kinds(snapshot, probes, column=exclude_same)
+        generation = snapshot.manifest.generation
+        rejection = choose_threshold(nearest, target=false_alarm_rate, source=source, generation=generation)
+        with self._writing() as writer:
+            writer.commit(rejection=rejection)
+        return rejection
 
     def add(
         self,

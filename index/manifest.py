@@ -11,13 +11,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
 
 from ..errors import CorruptGalleryError, GalleryError, NotAGalleryError
 from .durable import Storage
+from .rejection import Rejection
 from .search import METRICS, Metric
 
 __all__ = ["MANIFEST_NAME", "CacheEntry", "EncoderEntry", "FileEntry", "Manifest", "Spec"]
@@ -129,6 +130,7 @@ class Manifest:
         tombstones: files of removed ids.
         skipped: the list of images that could not be used.
         prototype_cache, index_cache: can be computed again.
+        rejection: from which distance on nothing is a match; None until somebody calibrates.
     """
 
     spec: Spec
@@ -143,6 +145,7 @@ class Manifest:
     skipped: FileEntry | None = None
     prototype_cache: CacheEntry | None = None
     index_cache: CacheEntry | None = None
+    rejection: Rejection | None = None
 
     def __post_init__(self) -> None:
         names = [entry.name for entry in self.files()]
@@ -227,8 +230,10 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise ValueError(f"{where} should be an object")
         return value
-    if isinstance(kind, type) and issubclass(kind, (Spec, FileEntry, CacheEntry, EncoderEntry, Manifest)):
-        if not isinstance(value, dict) or set(value) != {item.name for item in fields(kind)}:
+    if isinstance(kind, type) and issubclass(kind, (Spec, FileEntry, CacheEntry, EncoderEntry, Rejection, Manifest)):
+        known = {item.name for item in fields(kind)}
+        needed = {item.name for item in fields(kind) if item.default is item.default_factory is MISSING}
+        if not isinstance(value, dict) or not needed <= set(value) <= known:
             raise ValueError(f"{where} does not have the expected fields")
         hints = get_type_hints(kind)
         return kind(**{name: _parse(hints[name], item, f"{where}.{name}") for name, item in value.items()})

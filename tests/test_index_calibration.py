@@ -1,0 +1,141 @@
+"""Rejection thresholds: chosen by what they let through, kept in the gallery."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from distcam.cli.app import app
+from distcam.errors import InputError
+from distcam.index import Gallery
+from distcam.index.calibration import nearest_of_both_kinds, own_probes, probes_of
+from distcam.index.rejection import NearestOfBothKinds, choose_threshold
+from distcam.index.search import SearchSpec, comparable, distances_to
+
+
+def chosen(same: list[float], other: list[float], target: float):
+    nearest = NearestOfBothKinds(np.array(same), np.array(other))
+    return choose_threshold(nearest, target=target, source="by hand", generation=1)
+
+
+def test_a_threshold_by_hand() -> None:
+    # Alarms at 0.3, 0.4, 0.45: up to one of three may pass, so the threshold may rise to just before 0.4.
+    rejection = chosen([0.1, 0.2, 0.5], [0.3, 0.4, 0.45], 0.4)
+    assert (rejection.threshold, rejection.false_alarm_rate) == (0.3, pytest.approx(1 / 3))
+    assert rejection.identification_rate == pytest.approx(2 / 3)  # the third is nearer to another class
+    assert rejection.closed_set_rate == pytest.approx(2 / 3)
+    assert rejection.is_resolved
+    assert not chosen([0.1, 0.2, 0.5], [0.3, 0.4, 0.45], 0.1).is_resolved  # three probes cannot tell 10 % from none
+
+
+def test_probes_without_their_class_are_unknown_only_and_ties_are_wrong() -> None:
+    rejection = chosen([np.inf, 0.2, 0.3], [0.5, 0.4, 0.3], 0.5)
+    assert (rejection.n_known, rejection.n_unknown) == (2, 3)
+    assert rejection.closed_set_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("same", "other", "target", "message"),
+    [
+        ([0.1], [0.2], 0.0, r"must lie in \(0, 1\)"),
+        ([np.inf], [0.2], 0.1, "0 probes have an image of their class"),
+        ([0.1], [np.inf], 0.1, "0 an image of another"),
+        ([0.5, 0.6], [0.1, 0.1], 0.1, "no threshold keeps false alarms at 10.00%"),
+    ],
+)
+def test_what_cannot_be_calibrated_says_why(same: list[float], other: list[float], target: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        chosen(same, other, target)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2)), min_size=3, max_size=40), st.floats(0.05, 0.95))
+def test_the_rate_is_kept_and_no_larger_observed_distance_would_keep_it(
+    pairs: list[tuple[float, float]], target: float
+) -> None:
+    same, other = (np.array(side) for side in zip(*pairs, strict=True))
+    try:
+        rejection = choose_threshold(NearestOfBothKinds(same, other), target=target, source="", generation=0)
+    except InputError:
+        assert (other <= min(same.min(), other.min())).mean() > target or (same >= other).all()
+        return
+    assert (other <= rejection.threshold).mean() == pytest.approx(rejection.false_alarm_rate)
+    assert rejection.false_alarm_rate <= target
+    larger = [d for d in (*same[same < other], *other) if d > rejection.threshold]
+    assert all((other <= d).mean() > target for d in larger)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "l1", "dot"])
+def test_the_two_distances_are_those_of_a_plain_loop(photos: Path, small_encoder, tmp_path: Path, metric: str) -> None:
+    gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", metric=metric, precision="fp32")
+    snapshot = gallery._snapshot
+    probes = own_probes(snapshot, most=10, seed=3)
+    nearest = nearest_of_both_kinds(snapshot, probes)
+    spec = SearchSpec(gallery.spec.embedding_dim, metric)
+    vectors = comparable(spec, gallery.embeddings(gallery.ids))
+    labels = np.array([record.label for record in gallery.records(gallery.ids)])
+    for row, number in enumerate(probes.ids):
+        place = int(np.flatnonzero(gallery.ids == number)[0])
+        distances = distances_to(spec, vectors[place], vectors)
+        own, is_self = labels == labels[place], gallery.ids == number
+        assert nearest.same[row] == distances[own & ~is_self].min()
+        assert nearest.other[row] == distances[~own].min()
+
+
+def test_a_group_is_passed_over_and_a_foreign_label_is_unknown(photos: Path, small_encoder, tmp_path: Path) -> None:
+    gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", precision="fp32")
+    snapshot, vectors = gallery._snapshot, gallery.embeddings(gallery.ids[:2])
+    records = gallery.records(gallery.ids[:2])
+    probes = probes_of(
+        snapshot, vectors, [records[0].label, "stranger"], column="path", groups=[record.path for record in records]
+    )
+    nearest = nearest_of_both_kinds(snapshot, probes, column="path")
+    assert nearest.same[0] > 0  # its own picture has the same path and does not count
+    assert nearest.same[1] == np.inf
+    assert nearest_of_both_kinds(snapshot, probes).same[0] == 0
+
+
+def test_the_threshold_is_kept_in_the_gallery_and_survives_changes(photos: Path, small_encoder, tmp_path: Path) -> None:
+    gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", precision="fp32")
+    assert gallery.manifest.rejection is None
+    rejection = gallery.calibrate(false_alarm_rate=0.2)
+    assert gallery.manifest.rejection == rejection
+    gallery.remove(paths=[gallery.records(gallery.ids[:1])[0].path])
+    gallery.compact()
+    again = Gallery.open(tmp_path / "g")
+    assert again.manifest.rejection == rejection
+    assert again.info()["rejection"]["threshold"] == rejection.threshold
+    assert again.verify().is_sound
+
+
+def test_a_manifest_from_before_there_were_thresholds_is_read(photos: Path, small_encoder, tmp_path: Path) -> None:
+    from distcam.index.manifest import _checksum
+
+    gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", precision="fp32")
+    gallery.close()
+    path = tmp_path / "g" / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["rejection"], content["checksum"]
+    path.write_text(json.dumps({**content, "checksum": _checksum(content)}))
+    assert Gallery.open(tmp_path / "g").manifest.rejection is None
+
+
+def test_the_command_calibrates_on_its_own_and_on_other_images(photos: Path, small_gallery, tmp_path: Path) -> None:
+    folder = tmp_path / "copy.gallery"
+    shutil.copytree(small_gallery.folder, folder)
+    command = ["index", "calibrate", str(folder), "--json", "--false-alarms", "0.3"]
+    own = CliRunner().invoke(app, command)
+    assert json.loads(own.stdout)["n_known"] == 24
+    other = CliRunner().invoke(app, [*command, "--queries", str(photos)])
+    assert json.loads(other.stdout)["source"] == f"24 images of {photos}"
+    assert Gallery.open(folder).manifest.rejection.n_known == 24
+    wrong = CliRunner().invoke(app, [*command, "--exclude-same", "camera"])
+    assert isinstance(wrong.exception, InputError)
+    assert "camera" in str(wrong.exception)
