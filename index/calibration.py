@@ -115,8 +115,8 @@ def nearest_of_both_kinds(snapshot: Snapshot, probes: Probes, *, column: str | N
 
 def _blocks(snapshot: Snapshot, column: str | None) -> Iterator[tuple[Ids, Vectors, Codes, Codes | None]]:
     """Ids, vectors in `comparable` form, class codes and group codes, a block at a time."""
-    labels = snapshot.column("label").codes
-    groups = None if column is None else snapshot.column(column).codes
+    labels = snapshot.column("label").codes.astype(np.int64)
+    groups = None if column is None else snapshot.column(column).codes.astype(np.int64)
     spec, start = _search_spec(snapshot), 0
     for ids, vectors in snapshot.blocks(block_bytes=_BLOCK_BYTES):
         here = slice(start, start + len(ids))
@@ -131,4 +131,5 @@ def _rough_distances(spec: SearchSpec, probes: Vectors, vectors: Vectors) -> NDA
     product = probes.astype(np.float64) @ vectors.astype(np.float64).T
     if spec.metric != "l2":
         return -product
-    return np.vecdot(vectors, vectors, dtype=np.float64) - 2 * product
+    squared: NDArray[np.float64] = np.vecdot(vectors, vectors, dtype=np.float64) - 2 * product
+    return squared

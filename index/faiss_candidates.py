@@ -12,6 +12,7 @@ import numpy as np
 
 from .faiss_errors import Errors, Ruler
 from .faiss_factory import Calibration, faiss_metric, is_exact, search_parameters
+from .faiss_numpy import reconstructed, searched
 from .faiss_rows import RowBook, Rows
 from .search import UNKNOWN_FLOOR, Ids, Proposal, SearchSpec, Vectors, VectorSource, comparable
 
@@ -54,7 +55,7 @@ class Stock:
         self.index.add(vectors)
         self.book.append(ids)
         if self.is_exact:
-            stored = vectors if self.is_flat else self.index.reconstruct_n(start, len(ids))
+            stored = vectors if self.is_flat else reconstructed(self.index, start, len(ids))
             self.errors = self.errors.including(vectors, stored)
 
     def vectors(self, rows: Rows, source: VectorSource) -> Vectors:
@@ -177,7 +178,7 @@ class Candidates:
             return rows, distances
         selector, _bits = row_selector(self._mask()) if way == "mask" else (None, None)
         with _Tuned(len(queries)):
-            distances, rows = stock.index.search(queries, n, params=stock.parameters(selector))
+            distances, rows = searched(stock.index, queries, n, params=stock.parameters(selector))
         return rows, distances
 
     def _gather(self, queries: Vectors, n: int) -> tuple[Rows, Any]:

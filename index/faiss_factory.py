@@ -14,6 +14,7 @@ import faiss as typed_faiss
 import numpy as np
 
 from ..errors import InputError
+from .faiss_numpy import searched
 from .reports import counted
 from .search import SearchSpec, Vectors, first_fetch
 
@@ -174,7 +175,7 @@ def calibrate(index: Any, exact: Any, *, seed: int = 0) -> Calibration:
     measured = []
     for effort in _efforts(inner_index(index)):
         parameters = search_parameters(index, effort=effort)
-        _, found = index.search(queries, min(first_fetch(k), exact.ntotal), params=parameters)
+        _, found = searched(index, queries, min(first_fetch(k), exact.ntotal), params=parameters)
         near = (_distances(queries, exact, _without(found, rows)) <= radius).sum(axis=1)
         measured.append(Calibration(effort, float(np.minimum(near, k).mean() / k), len(rows)))
         if measured[-1].recall_at_10 >= RECALL_TARGET:

@@ -14,6 +14,7 @@ from ..errors import InputError
 from . import faiss_bytes
 from .faiss_candidates import Candidates, Stock, row_selector
 from .faiss_factory import calibrate, choose_factory, inner_index, new_index, to_gpu, train, training_size
+from .faiss_numpy import reconstructed, searched
 from .search import (
     METRICS,
     Capabilities,
@@ -109,9 +110,9 @@ class FaissSearch:
         train(index, exact.reconstruct_batch(np.sort(sample)))
         try:
             for start in range(0, rows, _BLOCK):
-                index.add(exact.reconstruct_n(start, min(_BLOCK, rows - start)))
+                index.add(reconstructed(exact, start, min(_BLOCK, rows - start)))
             selector, _bits = row_selector(np.ones(rows, np.bool_))
-            index.search(np.zeros((1, self.spec.dim), np.float32), 1, params=self._stock.parameters(selector))
+            searched(index, np.zeros((1, self.spec.dim), np.float32), 1, params=self._stock.parameters(selector))
         except RuntimeError as error:
             raise InputError(
                 f"FAISS index {self.factory!r} cannot be filled or filtered ({str(error).split('Error: ')[-1]}); "

@@ -177,7 +177,7 @@ class PrototypeStore:
     def mean_embedding(self) -> Floats:
         """Mean of all images in the space that ranks, (d,): never made a unit vector again; zero when there are none.
 
-        This is the vector that `dot_centered` and `dist*excess` subtract.
+        This is the vector that `dot_centered` and `dist*excess` subtract, and that `log_ratio` divides by.
         """
         return np.asarray(self._embedding.sum(0) / max(1, self.total), np.float32)
 
