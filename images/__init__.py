@@ -1,6 +1,6 @@
 """From files to pixels: untrusted images, the network's input geometry, listings of folders and tables.
 
-`Transform` is imported on first use, so that listing and reading files do not load torch.
+`Transform` and the data sets are imported on first use, so that listing and reading files do not load torch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from .listing import ImageRecord, Listing, list_images
 from .loading import IMAGE_SUFFIXES, MAX_PIXELS, MIN_SIDE, as_rgb, read_image
 
 if TYPE_CHECKING:
+    from .datasets import Dataset, DatasetRecord, dataset_layouts, load_dataset
     from .transform import Transform
 
 __all__ = [
@@ -20,19 +21,32 @@ __all__ = [
     "MAX_PIXELS",
     "MIN_SIDE",
     "Box",
+    "Dataset",
+    "DatasetRecord",
     "ImageRecord",
     "Listing",
     "Transform",
     "as_rgb",
+    "dataset_layouts",
     "list_images",
+    "load_dataset",
     "read_image",
 ]
 
 
+_HOME = {
+    "Dataset": "datasets",
+    "DatasetRecord": "datasets",
+    "Transform": "transform",
+    "dataset_layouts": "datasets",
+    "load_dataset": "datasets",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name != "Transform":
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module(".transform", __name__).Transform
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

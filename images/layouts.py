@@ -1,0 +1,303 @@
+"""How the retrieval benchmarks' archives unpack, and how their lists are read."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ..errors import InputError, MissingExtraError
+from .listing import list_images
+
+__all__ = ["LAYOUTS", "DatasetRecord", "Layout", "Role", "Tree", "read_folders", "read_table"]
+
+Role = Literal["query", "gallery", "both"]
+_SPLITS = frozenset({"train", "val", "validation", "test"})
+_ROLES: dict[str, Role] = {"query": "query", "gallery": "gallery"}
+
+
+class DatasetRecord(NamedTuple):
+    """One image of a dataset.
+
+    Attributes:
+        path: relative to the dataset's root, with forward slashes; absolute where a table leads out of it.
+        label: its class.
+        split: `"train"`, `"test"`, …; `"all"` where the source knows no splits.
+        role: whether it is searched for, searched in, or both.
+    """
+
+    path: str
+    label: str
+    split: str
+    role: Role = "both"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A benchmark's archive.
+
+    Attributes:
+        title: the benchmark's name.
+        folder: the folder that the archive unpacks into; the user may point at it or at its parent.
+        markers: sets of files; any one complete set tells the layout.
+        counts: part (a split or role) → (split, images, classes), as published.
+        read: the records that the lists under a root name.
+    """
+
+    title: str
+    folder: str
+    markers: tuple[tuple[str, ...], ...]
+    counts: Mapping[str, tuple[str, int, int]]
+    read: Callable[[Path], tuple[DatasetRecord, ...]]
+
+    def find(self, path: Path) -> Path | None:
+        """The archive's root, at a path or in its usual sub-folder."""
+        for root in (path, path / self.folder):
+            if any(all((root / file).exists() for file in files) for files in self.markers):
+                return root
+        return None
+
+    def expected(self) -> str:
+        """The files that would have been recognised."""
+        return ", or ".join(" and ".join(files) for files in self.markers)
+
+
+class Tree(NamedTuple):
+    """What a folder or table holds; `problems` says what of it is left out or ignored."""
+
+    root: Path
+    records: tuple[DatasetRecord, ...]
+    problems: tuple[str, ...] = ()
+
+
+# --- lists of the benchmarks ------------------------------------------------------------------------------------------
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Line number and text of every line that is not blank."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: expected UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+    yield from ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _rows(file: Path, *columns: str, skip: int = 0) -> Iterator[list[str]]:
+    """The fields of every line after the first `skip`; as many as there are columns, the last may hold blanks."""
+    for number, line in list(_lines(file))[skip:]:
+        fields = line.strip().split(maxsplit=len(columns) - 1)
+        if len(fields) != len(columns):
+            raise InputError(f"{file} line {number}: expected {' '.join(columns)}; got {line.strip()[:80]!r}")
+        yield fields
+
+
+def _number(text: str, file: Path) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{file}: expected a whole number, got {text[:80]!r}") from None
+
+
+def _cub(root: Path) -> tuple[DatasetRecord, ...]:
+    images, labels = root / "images.txt", root / "image_class_labels.txt"
+    number_of = {image: _number(number, labels) for image, number in _rows(labels, "image", "class")}
+    name_of = {
+        _number(number, root / "classes.txt"): name for number, name in _rows(root / "classes.txt", "id", "name")
+    }
+    records = []
+    for image, path in _rows(images, "image", "path"):
+        number = number_of.get(image, -1)
+        if number not in name_of:
+            raise InputError(f"{images}: image {image} has no class in {labels.name}, or one that classes.txt lacks")
+        records.append(DatasetRecord(f"images/{path}", name_of[number], "train" if number <= 100 else "test"))
+    return tuple(records)
+
+
+def _sop(root: Path) -> tuple[DatasetRecord, ...]:
+    columns = ("image_id", "class_id", "super_class_id", "path")
+    return tuple(
+        DatasetRecord(path, number, split)
+        for split in ("train", "test")
+        for _, number, _, path in _rows(root / f"Ebay_{split}.txt", *columns, skip=1)
+    )
+
+
+def _inshop(root: Path) -> tuple[DatasetRecord, ...]:
+    file = next(file for place in ("Eval", "Anno", ".") if (file := root / place / "list_eval_partition.txt").exists())
+    inside = "Img/" if (root / "Img" / "img").is_dir() else ""
+    records = []
+    for path, item, status in _rows(file, "image_name", "item_id", "evaluation_status", skip=2):
+        if status not in ("train", "query", "gallery"):
+            raise InputError(f"{file}: expected train, query or gallery, got {status[:80]!r} for {path}")
+        split, role = ("train", "both") if status == "train" else ("test", _ROLES[status])
+        records.append(DatasetRecord(inside + path, item, split, role))  # type: ignore[arg-type]
+    return tuple(records)
+
+
+def _cars(root: Path) -> tuple[DatasetRecord, ...]:
+    """Classes 1–98 and 99–196; the archive's own train and test folders are another split, of the images."""
+    if (root / "names.csv").exists():
+        found = _cars_tables(root)
+    elif (root / "cars_annos.mat").exists():
+        file = root / "cars_annos.mat"
+        names = _mat(file, "class_names")
+        rows = _mat(file, "annotations")
+        found = [_car(str(row["relative_im_path"]), int(row["class"]), names, file) for row in rows]
+    else:
+        found = _cars_devkit(root)
+    ordered = sorted(found, key=lambda image: (image[1], image[0]))
+    return tuple(DatasetRecord(path, name, "train" if number <= 98 else "test") for path, number, name in ordered)
+
+
+def _cars_tables(root: Path) -> list[tuple[str, int, str]]:
+    """The Kaggle copy: tables without a header (file, box, class), and a folder for each class."""
+    names = [line.strip().strip('"') for _, line in _lines(root / "names.csv")]
+    inside = "car_data/car_data" if (root / "car_data" / "car_data").is_dir() else "car_data"
+    found = []
+    for half in ("train", "test"):
+        file = root / f"anno_{half}.csv"
+        for row in csv.reader(line for _, line in _lines(file)):
+            _, number, name = _car(row[0], _number(row[-1], file), names, file)
+            found.append((f"{inside}/{half}/{name.replace('/', '-')}/{row[0]}", number, name))
+    return found
+
+
+def _cars_devkit(root: Path) -> list[tuple[str, int, str]]:
+    """The archives `cars_train`, `cars_test` and `devkit`, with the labels of the test images beside or in the kit."""
+    kit = root / "devkit"
+    names = _mat(kit / "cars_meta.mat", "class_names")
+    labels = "cars_test_annos_withlabels.mat"
+    files = {"cars_train": kit / "cars_train_annos.mat", "cars_test": root / labels}
+    if not files["cars_test"].exists():
+        files["cars_test"] = kit / labels
+    return [
+        _car(f"{folder}/{row['fname']}", int(row["class"]), names, file)
+        for folder, file in files.items()
+        for row in _mat(file, "annotations")
+    ]
+
+
+def _car(path: str, number: int, names: Sequence[str], file: Path) -> tuple[str, int, str]:
+    """Path, class number and class name."""
+    if not 1 <= number <= len(names):
+        raise InputError(f"{file}: expected a class from 1 to {len(names)}, got {number} for {path}")
+    return path, number, str(names[number - 1])
+
+
+def _mat(file: Path, name: str) -> Any:
+    """A variable of a MATLAB file, as an array of one axis."""
+    try:
+        scipy_io = import_module("scipy.io")
+    except ImportError:
+        raise MissingExtraError(
+            f"{file}: reading MATLAB files needs SciPy: pip install scipy; or use the copy with anno_train.csv, "
+            "anno_test.csv and names.csv"
+        ) from None
+    try:
+        return np.atleast_1d(scipy_io.loadmat(file, squeeze_me=True, variable_names=[name])[name])
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise InputError(f"{file}: expected a MATLAB file with {name!r}; {error}") from error
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "cub": Layout(
+        "CUB-200-2011",
+        "CUB_200_2011",
+        (("images.txt", "image_class_labels.txt", "classes.txt"),),
+        {"train": ("train", 5_864, 100), "test": ("test", 5_924, 100)},
+        _cub,
+    ),
+    "cars": Layout(
+        "Cars196",
+        "stanford_cars",
+        (
+            ("names.csv", "anno_train.csv", "anno_test.csv"),
+            ("cars_annos.mat",),
+            ("devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"),
+            ("devkit/cars_train_annos.mat", "devkit/cars_test_annos_withlabels.mat"),
+        ),
+        {"train": ("train", 8_054, 98), "test": ("test", 8_131, 98)},
+        _cars,
+    ),
+    "sop": Layout(
+        "Stanford Online Products",
+        "Stanford_Online_Products",
+        (("Ebay_train.txt", "Ebay_test.txt"),),
+        {"train": ("train", 59_551, 11_318), "test": ("test", 60_502, 11_316)},
+        _sop,
+    ),
+    "inshop": Layout(
+        "In-Shop Clothes Retrieval",
+        "In-shop Clothes Retrieval Benchmark",
+        tuple((f"{place}list_eval_partition.txt",) for place in ("Eval/", "Anno/", "")),
+        {
+            "train": ("train", 25_882, 3_997),
+            "query": ("test", 14_218, 3_985),
+            "gallery": ("test", 12_612, 3_985),
+        },
+        _inshop,
+    ),
+}
+
+
+# --- folders and tables -----------------------------------------------------------------------------------------------
+
+
+def read_folders(folder: Path) -> Tree:
+    """One folder per class; above them perhaps one per split, or `query` and `gallery`."""
+    listing = list_images(folder)
+    parts = [record.path.split("/") for record in listing]
+    tops = {part[0] for part in parts if len(part) > 1}
+    is_split, is_role = tops <= _SPLITS, tops <= _ROLES.keys()
+    depth = 2 if is_split or is_role else 1  # folders above an image, at least
+    records = tuple(
+        DatasetRecord(
+            "/".join(part),
+            part[depth - 1],
+            part[0] if is_split else "all",
+            _ROLES[part[0]] if is_role else "both",
+        )
+        for part in parts
+        if len(part) > depth
+    )
+    if not records:
+        raise InputError(f"{folder}: expected a sub-folder for each class; its {len(parts)} images have no labels")
+    outside = len(parts) - len(records)
+    problems = [f"{outside} images lie outside of class folders and are left out"] if outside else []
+    return Tree(listing.root, records, (*problems, *listing.problems))
+
+
+def read_table(file: Path) -> Tree:
+    """A CSV file with `path` and `label`, and perhaps `split`, `is_query` and `is_gallery`."""
+    listing = list_images(file)
+    records, boxed = [], 0
+    for record in listing:
+        if record.label is None:
+            raise InputError(f"{file}: expected a label for every image; {record.path} has none")
+        query, gallery = (_flag(record.columns.get(name, ""), name, file) for name in ("is_query", "is_gallery"))
+        if not query and not gallery and (query, gallery) != (None, None):
+            raise InputError(f"{file}: {record.path} is neither query nor gallery; leave its line out")
+        role: Role = "both" if bool(query) == bool(gallery) else ("query" if query else "gallery")
+        records.append(DatasetRecord(record.path, record.label, record.columns.get("split") or "all", role))
+        boxed += bool(record.columns.get("x_1"))
+    problems = [f"the boxes of {boxed} images (x_1, x_2, y_1, y_2) are not cut out"] if boxed else []
+    return Tree(listing.root, tuple(records), tuple(problems))
+
+
+def _flag(text: str, column: str, file: Path) -> bool | None:
+    """True, False, or None where the cell is empty."""
+    value = text.strip().lower()
+    if value in ("", "nan", "none"):
+        return None
+    if value in ("true", "1", "1.0", "yes"):
+        return True
+    if value in ("false", "0", "0.0", "no"):
+        return False
+    raise InputError(f"{file}: expected True or False in the column {column}, got {text!r}")
