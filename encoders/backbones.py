@@ -24,7 +24,7 @@ from .layers import closest, cut
 from .resnet12 import ResNet12
 from .wide_resnet import WideResNet
 
-__all__ = ["Backbone", "available_architectures", "build_backbone", "require_architecture"]
+__all__ = ["Backbone", "available_architectures", "build_backbone", "last_stage", "require_architecture"]
 
 _OWN: dict[str, Callable[..., nn.Module]] = {"conv4": Conv4, "resnet12": ResNet12, "wrn28_10": WideResNet}
 _OWN_LAYERS = {"conv4": "encoder.3", "resnet12": "layer4", "wrn28_10": "relu"}
@@ -146,6 +146,17 @@ def _stages(model: nn.Module) -> OrderedDict[str, nn.Module]:
 def _last_layer(stages: Mapping[str, nn.Module]) -> str:
     name, stage = list(stages.items())[-1]
     return f"{name}.{len(stage) - 1}" if name == "features" and isinstance(stage, nn.Sequential) else name
+
+
+def last_stage(model: nn.Module) -> str:
+    """The name, inside a whole torchvision classifier, of its last layer with a map."""
+    names = dict(model.named_modules())
+    stages = _stages(model)
+    layer = _last_layer(stages)
+    if layer not in names:  # the activation that a DenseNet applies as a function
+        return list(stages)[-2]
+    part = names[layer]
+    return f"{layer}.{len(part) - 1}" if isinstance(part, nn.ModuleList) else layer
 
 
 class TransformerTrunk(nn.Module):

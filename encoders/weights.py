@@ -27,7 +27,7 @@ from torchvision.transforms import InterpolationMode
 from ..errors import WeightsError
 from ..images.transform import Transform
 
-__all__ = ["drawn_from", "fetch_imagenet", "load_state", "read_state_dict", "uninitialised"]
+__all__ = ["drawn_from", "fetch_imagenet", "fetch_published", "load_state", "read_state_dict", "uninitialised"]
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "backbone.")
@@ -176,6 +176,23 @@ def fetch_imagenet(name: str) -> tuple[dict[str, Tensor], Transform]:
     if name not in models.list_models(module=models):
         raise WeightsError(f"{name}: there are no ImageNet weights; use weights='random' or a file (--weights FILE)")
     weights = models.get_model_weights(name).DEFAULT
+    return _fetched(name, weights), _transform_of(name, weights.transforms())
+
+
+def fetch_published(name: str, *, otherwise: Transform) -> tuple[dict[str, Tensor], Transform]:
+    """Torchvision's default weights of any of its networks, and their transform; `otherwise` where that is no crop.
+
+    Raises:
+        WeightsError: there are none, or they cannot be had.
+    """
+    weights = models.get_model_weights(name).DEFAULT
+    preset = weights.transforms()
+    state = _fetched(name, weights)
+    return state, _transform_of(name, preset) if hasattr(preset, "crop_size") else otherwise
+
+
+def _fetched(name: str, weights: Any) -> dict[str, Tensor]:
+    """The tensors, downloaded or from torch's cache."""
     try:
         with redirect_stdout(sys.stderr):  # torch announces a download on standard output, which is for results
             state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
@@ -184,7 +201,7 @@ def fetch_imagenet(name: str) -> tuple[dict[str, Tensor], Transform]:
             f"{name}: could not download {weights.url} ({error}); pass a file you have (--weights FILE), or "
             "--weights random to try things out"
         ) from error
-    return state, _transform_of(name, weights.transforms())
+    return state
 
 
 def _transform_of(name: str, preset: Any) -> Transform:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError, ShapeError
 from ..images.geometry import Box
 
-__all__ = ["box_from_map", "boxes_from_maps", "largest_component", "peak"]
+__all__ = ["Components", "box_from_map", "boxes_from_maps", "components", "largest_component", "peak"]
 
 STACK = 32  # masks labelled at once: more of 224×224 leave the processor's cache and get slower
 
@@ -46,13 +46,9 @@ def boxes_from_maps(maps: Float[Tensor, "n h w"], *, threshold: float = 0.2) -> 
     values = _as_array(maps)
     if values.ndim != 3 or 0 in values.shape[1:]:
         raise ShapeError(f"maps have shape (n, rows, columns); got {values.shape}")
-    boxes: list[Box] = []
-    for first in range(0, len(values), STACK):
-        stack = values[first : first + STACK]
-        low, high = stack.min((1, 2), keepdims=True), stack.max((1, 2), keepdims=True)
-        runs = _Runs(stack - low >= threshold * (high - low))
-        boxes.extend(runs.box(own) for own in runs.largest())
-    return boxes
+    low, high = values.min((1, 2), keepdims=True), values.max((1, 2), keepdims=True)
+    found = components(values - low >= threshold * (high - low)).largest()  # no mask is empty: its maximum is in it
+    return [Box(*box) for box in found.box.tolist()]
 
 
 def largest_component(mask: Bool[Tensor, "h w"]) -> NDArray[np.bool_]:
@@ -67,6 +63,43 @@ def largest_component(mask: Bool[Tensor, "h w"]) -> NDArray[np.bool_]:
         for row, start, stop in zip(runs.row[own], runs.start[own], runs.stop[own], strict=True):
             region[row, start:stop] = True
     return region
+
+
+class Components(NamedTuple):
+    """The 8-connected regions of a stack of masks, mask by mask, each in reading order of its first pixel.
+
+    Attributes:
+        mask: which mask each region is in.
+        box: tight boxes, a row of left, top, right, bottom for each region.
+        size: pixels of each region.
+    """
+
+    mask: NDArray[np.intp]
+    box: NDArray[np.float64]
+    size: NDArray[np.intp]
+
+    def largest(self) -> Components:
+        """The largest region of each mask that has one, in the order of the masks; of equal ones the first."""
+        order = np.lexsort((-self.size, self.mask))
+        _, first = np.unique(self.mask[order], return_index=True)
+        kept = order[first]
+        return Components(self.mask[kept], self.box[kept], self.size[kept])
+
+
+def components(masks: NDArray[np.bool_]) -> Components:
+    """All regions of masks (n, rows, columns), found together; a tenth of a millisecond a mask of 224×224.
+
+    >>> components(np.array([[[True, False, True], [True, False, False]]])).box.tolist()
+    [[0.0, 0.0, 1.0, 2.0], [2.0, 0.0, 3.0, 1.0]]
+    """
+    parts = [_Runs(masks[first : first + STACK]).components(first) for first in range(0, len(masks), STACK)]
+    if not parts:
+        return Components(np.empty(0, np.intp), np.empty((0, 4)), np.empty(0, np.intp))
+    return Components(
+        np.concatenate([part.mask for part in parts]),
+        np.concatenate([part.box for part in parts]),
+        np.concatenate([part.size for part in parts]),
+    )
 
 
 def peak(heat_map: Float[Tensor, "h w"]) -> tuple[int, int]:
@@ -85,11 +118,12 @@ class _Runs:
 
     def __init__(self, masks: NDArray[np.bool_]) -> None:
         self.n, rows, columns = masks.shape
-        padded = np.zeros((self.n, rows + 1, columns + 2), dtype=np.int8)
+        padded = np.zeros((self.n, rows + 1, columns + 2), dtype=bool)
         padded[:, :rows, 1:-1] = masks
-        change = np.diff(padded.reshape(-1, columns + 2), axis=1)
-        line, self.start = np.nonzero(change == 1)
-        _, self.stop = np.nonzero(change == -1)
+        flat = padded.reshape(-1)
+        edges = np.flatnonzero(flat[1:] != flat[:-1])  # lines begin and end with 0, so starts and stops take turns
+        line, self.start = np.divmod(edges[::2], columns + 2)
+        self.stop = edges[1::2] % (columns + 2)
         self.image, self.row = np.divmod(line, rows + 1)
         self.component = _connected(len(line), *self._touching(line, columns))
 
@@ -104,10 +138,18 @@ class _Runs:
         lower = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count) + np.repeat(first, count)
         return upper, lower
 
-    def box(self, own: NDArray[np.intp]) -> Box:
-        """The tight box around these runs."""
-        left, right = self.start[own].min(), self.stop[own].max()
-        return Box(float(left), float(self.row[own].min()), float(right), float(self.row[own].max() + 1))
+    def components(self, first_mask: int) -> Components:
+        """Boxes and sizes of all regions; masks are numbered from `first_mask`."""
+        order = np.argsort(self.component, kind="stable")
+        own = self.component[order]
+        begin = np.flatnonzero(np.diff(own, prepend=-1))
+        if not len(begin):
+            return Components(np.empty(0, np.intp), np.empty((0, 4)), np.empty(0, np.intp))
+        left, right = np.minimum.reduceat(self.start[order], begin), np.maximum.reduceat(self.stop[order], begin)
+        rows = self.row[order]
+        box = np.stack([left, np.minimum.reduceat(rows, begin), right, np.maximum.reduceat(rows, begin) + 1], 1)
+        size = np.add.reduceat((self.stop - self.start)[order], begin)
+        return Components(self.image[own[begin]] + first_mask, box.astype(np.float64), size)
 
     def largest(self) -> list[NDArray[np.intp]]:
         """For each mask the indices of the runs of its largest component; the first one of several, none if empty."""

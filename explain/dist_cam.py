@@ -46,6 +46,7 @@ __all__ = ["channel_weights", "contrast", "dist_cam"]
 LINEAR = frozenset({"dot", "dot_centered", "gradcam_cos"})  # their scale has a meaning, so `norm` leaves them alone
 LITERAL_EPS = 1e-12
 ROUNDING = 1e-3  # of the mean magnitude: below this a D is the rounding of half precision, not a difference
+RARE = 0.1  # of the mean over channels: `log_ratio` treats channels the gallery has less of as equally rare
 DEAD = 1e-5  # of the largest magnitude: what counts as a channel that is zero
 NO_DIRECTION = 1e-12  # a vector no longer than this counts as zero when directions are compared
 
@@ -149,11 +150,14 @@ def channel_weights(
     - `dist`: 1 / (D + eps), the paper's.
     - `dist*s`: |s| / (D + eps), so a channel counts that the reference has, not one that both lack.
     - `dist*excess`: (s - mu)₊ / (D + eps), so a channel counts that the reference has more of than the gallery's mean.
+    - `log_ratio`: log((s + e) / (mu + e))₊ with e a tenth of the mean of mu: how many times more of a channel the
+      reference has than the gallery's mean, in logarithms (positive pointwise mutual information, with the channel as
+      the word and the reference as the text). Rare channels count as much as common ones. The query does not enter.
     - `dot`: s, the dot product's own weights; `dot_centered`: s - mu, what sets the reference apart from the gallery.
     - `gradcam_cos`: the gradient of the cosine, in closed form. It vanishes as the match gets better.
     - `caam`: one weight for all channels active in the query: the class-agnostic map, blind to the reference.
 
-    The first three take the sign of s (see the module's text) and, like `caam`, are normalised over the live channels.
+    The first four take the sign of s (see the module's text) and, like `caam`, are normalised over the live channels.
 
     `norm="softmax"` degenerates: of values that grow like 1 / D the largest takes all, one channel is left, and the map
     is empty wherever that channel is. It is offered for completeness. `sum`, `l2` and `none` give the same picture at
@@ -168,8 +172,8 @@ def channel_weights(
         weighting: one of `WEIGHTINGS`.
         tau: how soft 1/D is, in medians of D: larger goes towards `caam`, smaller towards few channels, 0 is literal.
         norm: one of `NORMS`; it does not concern `dot`, `dot_centered` and `gradcam_cos`, whose scale has a meaning.
-        mean: the gallery's mean vector, for "dist*excess" and "dot_centered". With the cosine metric it is the mean of
-            the unit vectors, not scaled to length 1 itself.
+        mean: the gallery's mean vector, for "dist*excess", "log_ratio", and "dot_centered". With the cosine metric it
+            is the mean of the unit vectors, not scaled to length 1 itself.
         live: which channels of the query's map are not zero everywhere; by default those whose pooled value is not.
 
     Raises:
@@ -194,10 +198,12 @@ def channel_weights(
         return _linear_weights(query, references, weighting=weighting, mean=mean).masked_fill(~alive, 0)
     if weighting == "caam":
         return _normalised(torch.ones_like(references), active.expand_as(alive), norm)
+    sign = torch.where(references < 0, -1.0, 1.0)
+    if weighting == "log_ratio" and mean is not None:
+        return sign * _normalised(_log_ratio(sign * references, sign * mean), alive, norm)
     distance = (references - query).abs()  # Eq. 4
     size = torch.maximum(references.abs(), query.abs())
     closeness = 1 / (distance + _eps(distance, size, alive, tau))
-    sign = torch.where(references < 0, -1.0, 1.0)
     if weighting == "dist*s":
         closeness = closeness * references.abs()
     elif weighting == "dist*excess" and mean is not None:
@@ -211,6 +217,14 @@ def _linear_weights(query: Tensor, references: Tensor, *, weighting: Weighting, 
         q, s = query / _length(query), references / _length(references)
         return (s - (s * q).sum(-1, keepdim=True) * q) / _length(query)
     return references if mean is None else references - mean
+
+
+def _log_ratio(references: Tensor, mean: Tensor) -> Tensor:
+    """How many times more each channel has than the mean, as a logarithm, 0 for less; both turned by the sign of s."""
+    mean = mean.clamp(min=0)
+    floor = RARE * mean.mean(-1, keepdim=True)
+    floor = torch.where(floor > 0, floor, _positive(references.mean(-1, keepdim=True)))
+    return torch.log((references + floor) / (mean + floor)).clamp(min=0)
 
 
 def _eps(distance: Tensor, size: Tensor, alive: Tensor, tau: float) -> Tensor | float:

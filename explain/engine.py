@@ -26,7 +26,7 @@ from .maps import is_constant
 from .perturbing import ablation_weights, score_weights
 from .targets import Score, Similarity, Target, vector_of
 
-__all__ = ["METHODS", "ActivationMaps", "explain_image"]
+__all__ = ["METHODS", "ActivationMaps", "explain_image", "method_name"]
 
 SEGMENTATION_NAMES = {"seghirescam": "hirescam", "seghiresgradcam": "hirescam"}
 ENCODERS_LAYER = "backbone"
@@ -100,7 +100,7 @@ def explain_image(
     >>> explain_image(net, image, target=ClassScore(1), layer="0").maps.tolist()    # gradient 1/4 times 2
     [[[[0.0, 0.0], [0.5, 0.5]]]]
     """
-    name = _known(method)
+    name = method_name(method)
     _check_options(name, options)
     if name == "fullgrad":  # looks at the whole network, at no layer of it
         gradient = full_gradient(model, images, target)
@@ -241,8 +241,12 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def _known(method: str) -> str:
-    """The method's name in `METHODS`; "Seg-Grad-CAM" is Grad-CAM with a target of pixels, and so on."""
+def method_name(method: str) -> str:
+    """The method's name in `METHODS`; "Seg-Grad-CAM" is Grad-CAM with a target of pixels, and so on.
+
+    Raises:
+        InputError: there is no such method; the message holds the three nearest names.
+    """
     name = method.lower().replace("-", "").replace("_", "").replace(" ", "")
     name = SEGMENTATION_NAMES.get(name, name)
     if name not in METHODS:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..encoders.heads import Affine, affine_of
 from ..encoders.pooling import GAP, GeM, Pooling
 from ..errors import InputError
+from .regions import pool_region
 
 __all__ = ["Response", "fold"]
 
@@ -33,7 +34,13 @@ class Response:
     is_exact: bool
 
 
-def fold(feature_map: Float[Tensor, "b k h w"], *, pooling: Pooling, head: nn.Module) -> Response:
+def fold(
+    feature_map: Float[Tensor, "b k h w"],
+    *,
+    pooling: Pooling,
+    head: nn.Module,
+    weights: Float[Tensor, "h w"] | None = None,
+) -> Response:
     """The response map of an encoder: pooled by a plain mean it gives the encoder's embedding.
 
     GAP changes nothing. GeM becomes `Q^p q^(1-p)`, with q the pooled value: each position keeps its share of the p-th
@@ -45,6 +52,8 @@ def fold(feature_map: Float[Tensor, "b k h w"], *, pooling: Pooling, head: nn.Mo
         feature_map: what the pooling gets, after its activation.
         pooling: `GAP` or `GeM`.
         head: any module from (b, k) to (b, d); one that is not affine has to be in evaluation mode.
+        weights: of a region's positions (`region_weights`, mean 1). The mean of the map is then the embedding of the
+            region, and the map is 0 outside.
 
     Raises:
         InputError: a pooling that cannot be written as a mean, or a non-affine head in training mode.
@@ -55,19 +64,20 @@ def fold(feature_map: Float[Tensor, "b k h w"], *, pooling: Pooling, head: nn.Mo
     >>> fold(torch.tensor([[[[0.0, 4.0]], [[2.0, 0.0]]]]), pooling=GAP(), head=head).map    # mean 7 = 2·(2 + 1) + 1
     tensor([[[[5., 9.]]]])
     """
-    response = _unpool(feature_map, pooling)
+    weights = None if weights is None else weights.to(feature_map)
+    response = _unpool(feature_map, pooling, weights)
     affine = affine_of(head)
-    if affine is not None:
-        return Response(_at_every_position(response, affine), is_exact=True)
-    return Response(_tangent_map(response, head), is_exact=False)
+    folded = _tangent_map(response, head, weights) if affine is None else _at_every_position(response, affine)
+    return Response(folded if weights is None else weights * folded, is_exact=affine is not None)
 
 
-def _unpool(feature_map: Tensor, pooling: Pooling) -> Tensor:
-    """A map with the pooled vector as its mean."""
+def _unpool(feature_map: Tensor, pooling: Pooling, weights: Tensor | None) -> Tensor:
+    """A map with the pooled vector as its (weighted) mean."""
     if isinstance(pooling, GAP):
         return feature_map
     if isinstance(pooling, GeM):
-        pooled: Tensor = pooling(feature_map)[..., None, None]
+        pooled = pooling(feature_map) if weights is None else pool_region(feature_map, weights, pooling=pooling)
+        pooled = pooled[..., None, None]
         share = feature_map.clamp(min=pooling.eps) / pooled  # the ratio first: x^p alone can leave float32
         return pooled * share.pow(pooling.p)
     raise InputError(f"{type(pooling).__name__} cannot be folded into a map; only GAP and GeM can")
@@ -85,12 +95,12 @@ def _at_every_position(response: Tensor, affine: Affine) -> Tensor:
     return flat.reshape(*flat.shape[:-1], *response.shape[-2:])
 
 
-def _tangent_map(response: Tensor, head: nn.Module) -> Tensor:
+def _tangent_map(response: Tensor, head: nn.Module, weights: Tensor | None) -> Tensor:
     """head(F) + J(F) (R - F) at every position, with F the mean of R and J the Jacobian, which is never formed."""
     if head.training:
         raise InputError(f"{type(head).__name__} is in training mode and not affine; call .eval() before folding it")
     flat = response.flatten(-2)
-    pooled = flat.mean(-1)
+    pooled = (response if weights is None else response * weights).mean((-2, -1))
     value, pull = torch.func.vjp(head, pooled)[:2]  # v → Jᵀ v
     push = torch.func.vjp(lambda v: pull(v)[0], torch.zeros_like(value))[1]  # its transpose, x → J x
     change: Tensor = torch.func.vmap(lambda x: push(x)[0], in_dims=-1, out_dims=-1)(flat - pooled[..., None])

@@ -14,13 +14,13 @@ __all__ = ["METRICS", "NORMS", "WEIGHTINGS", "Metric", "Norm", "Weighting"]
 
 Metric = Literal["cosine", "l2", "l1", "dot"]
 Norm = Literal["sum", "l2", "minmax", "softmax", "none"]
-Weighting = Literal["dist", "dist*s", "dist*excess", "dot", "dot_centered", "gradcam_cos", "caam"]
+Weighting = Literal["dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_centered", "gradcam_cos", "caam"]
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 NORMS: tuple[Norm, ...] = get_args(Norm)
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
-NEEDS_MEAN = frozenset({"dist*excess", "dot_centered"})
+NEEDS_MEAN = frozenset({"dist*excess", "log_ratio", "dot_centered"})
 
 
 def check_options(metric: str, weighting: str, norm: str, tau: float) -> None:

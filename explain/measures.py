@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from ..images.geometry import Box
 from .boxes import peak
 from .maps import is_constant, normalise, spearman
 
-__all__ = ["EnergyShare", "energy_in_box", "match_sensitivity", "peak_in_box"]
+__all__ = ["EnergyShare", "box_coverage", "energy_in_box", "energy_shares", "match_sensitivity", "peak_in_box"]
 
 
 def match_sensitivity(maps: Float[Tensor, "*b n h w"]) -> Float[Tensor, "*b"]:
@@ -68,18 +69,31 @@ def energy_in_box(heat_map: Float[Tensor, "h w"], *boxes: Box) -> EnergyShare:
     """
     if not boxes:
         raise InputError("energy_in_box needs at least one box")
-    inside = torch.stack([_coverage(box, heat_map) for box in boxes]).amax(0)
-    chance = float(inside.mean())
-    if bool(is_constant(heat_map)):
-        return EnergyShare(chance, chance)
-    energy = normalise(heat_map.double())
-    return EnergyShare(float((energy * inside).sum() / energy.sum()), chance)
+    inside = box_coverage(boxes, (heat_map.shape[0], heat_map.shape[1])).to(heat_map.device)
+    return EnergyShare(float(energy_shares(heat_map[None], inside[None])[0]), float(inside.mean()))
 
 
-def _coverage(box: Box, heat_map: Tensor) -> Tensor:
-    """The part of each pixel that the box covers, in [0, 1]."""
-    rows, columns = heat_map.shape
-    y, x = (torch.arange(n, dtype=torch.float64, device=heat_map.device) for n in (rows, columns))
-    down = ((y + 1).clamp(max=box.bottom) - y.clamp(min=box.top)).clamp(0, 1)
-    across = ((x + 1).clamp(max=box.right) - x.clamp(min=box.left)).clamp(0, 1)
-    return down[:, None] * across
+def energy_shares(maps: Float[Tensor, "n h w"], inside: Float[Tensor, "n h w"]) -> Float[Tensor, " n"]:
+    """The share of `energy_in_box` for many maps; `inside` is the part of each pixel that counts (`box_coverage`)."""
+    flat = is_constant(maps)[:, None, None]
+    energy = torch.where(flat, 1.0, normalise(maps.double()))
+    return (energy * inside).sum((-2, -1)) / energy.sum((-2, -1))
+
+
+def box_coverage(boxes: Sequence[Box], size: tuple[int, int]) -> Float[Tensor, "h w"]:
+    """The part of each pixel that the boxes cover, in [0, 1]; where boxes overlap, the larger of their parts.
+
+    Args:
+        boxes: in pixels; none cover nothing.
+        size: rows and columns.
+
+    >>> box_coverage([Box(0.5, 0, 2, 1)], (1, 3))
+    tensor([[0.5000, 1.0000, 0.0000]], dtype=torch.float64)
+    """
+    y, x = (torch.arange(n, dtype=torch.float64) for n in size)
+    covered = torch.zeros(size, dtype=torch.float64)
+    for box in boxes:
+        down = ((y + 1).clamp(max=box.bottom) - y.clamp(min=box.top)).clamp(0, 1)
+        across = ((x + 1).clamp(max=box.right) - x.clamp(min=box.left)).clamp(0, 1)
+        covered = torch.maximum(covered, down[:, None] * across)
+    return covered

@@ -40,11 +40,13 @@ def panel(
     *,
     tile_size: int = 196,
     colours: Colours | None = "inferno",
+    ends: tuple[str, str] = ("low", "high"),
 ) -> Image.Image:
     """A query with its matches side by side, and below each match what it has to do with the query.
 
     The first row is the query and its matches; the second the query once more under the map for each match; the third,
-    where given, the matches under their own maps. The second row starts with the legend of `colours`, if any.
+    where given, the matches under their own maps. The second row starts with the legend of `colours`, if any, `ends` at
+    its two sides.
 
     Raises:
         InputError: no matches, or a row that has another number of pictures than there are matches.
@@ -52,7 +54,11 @@ def panel(
     rows = [list(matches), list(query_maps), *([list(match_maps)] if match_maps else [])]
     if not matches or any(len(row) != len(matches) for row in rows):
         raise InputError(f"a panel has one picture a match in every row; got rows of {[len(row) for row in rows]}")
-    bar = Image.new("RGB", (tile_size, 1), WHITE) if colours is None else legend(tile_size, colours=colours)
+    bar = (
+        Image.new("RGB", (tile_size, 1), WHITE)
+        if colours is None
+        else legend(tile_size, colours=colours, low=ends[0], high=ends[1])
+    )
     words = Image.new("RGB", (tile_size, 1), WHITE)
     first_column = [query, Tile(bar, caption="on the query"), Tile(words, caption="on the match")]
     return grid(

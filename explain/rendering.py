@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..errors import InputError
 from ..images.geometry import Box
 from .colours import Colours, colour_table, unit_array
 
-__all__ = ["contour", "draw_box", "overlay", "to_data_uri", "to_png_bytes"]
+__all__ = ["contour", "draw_box", "draw_points", "overlay", "to_data_uri", "to_png_bytes"]
 
 Colour = tuple[int, int, int]
 
@@ -109,6 +110,22 @@ def draw_box(
     draw.rectangle((left, top, right, bottom), outline=colour, width=width)
     if label:
         _draw_label(draw, label, corner=(left, top), colour=colour, line=width)
+    return picture
+
+
+def draw_points(
+    image: Image.Image, points: Sequence[tuple[float, float]], *, colour: Colour = CYAN, radius: int | None = None
+) -> Image.Image:
+    """The picture with a disc at each point (x, y) in its pixels; several are numbered from 1."""
+    picture = image.convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    radius = max(4, round(min(picture.size) / (28 if len(points) > 1 else 40))) if radius is None else radius
+    font = text_font(max(8, round(1.5 * radius)))
+    for number, (x, y) in enumerate(points, start=1):
+        for reach, paint in ((radius + 2, SHADE), (radius, colour)):
+            draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=paint)
+        if len(points) > 1:
+            draw.text((x, y), str(number), fill=SHADE, font=font, anchor="mm")
     return picture
 
 

@@ -242,6 +242,15 @@ def _closeness(vectors: Tensor, references: Tensor, metric: Metric) -> Tensor:
     return -difference.square().sum(-1).clamp(min=1e-30).sqrt()  # the floor: no infinite slope at distance 0
 
 
+def distances(vectors: Tensor, others: Tensor, metric: Metric) -> Tensor:
+    """(b, d) against (n, d): (b, n), smaller is nearer; 1 minus the cosine, minus the dot product, L2, or L1."""
+    if metric == "cosine":
+        return 1 - functional.normalize(vectors, dim=1) @ functional.normalize(others, dim=1).T
+    if metric == "dot":
+        return -vectors @ others.T
+    return torch.cdist(vectors, others, p=1 if metric == "l1" else 2)
+
+
 def _scores(output: Any, *, n_dims: int) -> Tensor:
     """The class scores of an output, with as many dimensions as the target needs."""
     scores = output.get("out") if isinstance(output, Mapping) else output

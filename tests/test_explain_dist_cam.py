@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import math
 import sys
 from collections.abc import Iterator
 from itertools import product
@@ -20,7 +21,7 @@ from distcam.errors import InputError, ShapeError
 from distcam.explain import METRICS, NORMS, WEIGHTINGS, channel_weights, contrast, dist_cam
 
 MODULE = sys.modules["distcam.explain.dist_cam"]  # the package's attribute of this name is the function
-NORMALISED = ("dist", "dist*s", "dist*excess", "caam")
+NORMALISED = ("dist", "dist*s", "dist*excess", "log_ratio", "caam")
 
 
 def features(*shape: int, seed: int = 0, signed: bool = False, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -59,6 +60,10 @@ def slow_dist_cam(
             weight *= abs(s[k])
         elif weighting == "dist*excess":
             weight *= max(sign * (s[k] - float(mean[k])), 0)
+        elif weighting == "log_ratio":
+            turned = [max(float(mean[j]) * (-1 if s[j] < 0 else 1), 0) for j in range(n_channels)]
+            floor = 0.1 * sum(turned) / n_channels
+            weight = max(math.log((abs(s[k]) + floor) / (turned[k] + floor)), 0)
         elif weighting == "caam":
             weight, sign = float(not (response[k] == 0).all()), 1
         weights.append(0 if dead[k] else sign * weight)
@@ -125,6 +130,25 @@ def test_excess_counts_what_the_reference_has_more_of_than_the_gallery() -> None
         torch.tensor([1.0, 1.0]), torch.tensor([[3.0, 1.5]]), metric="l2", weighting="dist*excess", mean=mean
     )
     assert weights.tolist() == [[1.0, 0.0]]  # 3 - 1 is positive, 1.5 - 2 is not
+
+
+def test_log_ratio_says_how_many_times_more_than_the_mean_a_channel_has() -> None:
+    mean = torch.tensor([1.0, 2.0, 0.0])  # floor: a tenth of the mean 1, that is 0.1
+    reference = torch.tensor([[4.3, 1.0, 0.3]])
+    weights = channel_weights(torch.ones(3), reference, metric="l2", weighting="log_ratio", norm="none", mean=mean)
+    # log(4.4 / 1.1) = log 4; 1 is less than 2; log(0.4 / 0.1) = log 4: a rare channel counts as much
+    torch.testing.assert_close(weights, torch.tensor([[np.log(4), 0.0, np.log(4)]], dtype=torch.float32))
+
+
+def test_log_ratio_without_a_mean_to_compare_with_is_finite() -> None:
+    weights = channel_weights(
+        torch.ones(2), torch.tensor([[1.0, 3.0]]), metric="l2", weighting="log_ratio", mean=torch.zeros(2)
+    )
+    assert bool((weights > 0).all())
+    nothing = channel_weights(
+        torch.ones(2), torch.zeros(1, 2), metric="l2", weighting="log_ratio", mean=torch.tensor([1.0, 1.0])
+    )
+    assert nothing.tolist() == [[0.0, 0.0]]
 
 
 def test_the_doctests_are_right() -> None:

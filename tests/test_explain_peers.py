@@ -12,9 +12,12 @@ torchcam and captum return raw maps. Left out, because the peer does not compute
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -24,15 +27,16 @@ from torch import Tensor, nn
 
 from distcam.explain import ClassScore, PixelScore, Similarity, capture, explain_image
 from distcam.explain.deep_lift import lift_contributions
+from distcam.explain.full_grad import full_grad, full_gradient
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     peer = pytest.importorskip("pytorch_grad_cam")
     torchcam = pytest.importorskip("torchcam.methods")
     captum = pytest.importorskip("captum.attr")
+    from pytorch_grad_cam.ablation_layer import AblationLayer, AblationLayerVit
     from pytorch_grad_cam.utils.image import scale_cam_image
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, SemanticSegmentationTarget
-    from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
 
@@ -163,45 +167,6 @@ def test_segmentation_agrees_with_pytorch_grad_cam(method: str, theirs, pixels: 
     np.testing.assert_allclose(as_displayed(found.maps[:, 0], (16, 16)), expected, atol=1e-5)
 
 
-def test_eigen_cam_agrees_with_pytorch_grad_cam_but_for_the_sign(resnet) -> None:
-    net, x = copy.deepcopy(resnet).double(), drawn(2, 3, 64, 64, seed=1).double()
-    with capture(net, "layer3") as run:
-        run(x)
-        expected = torch.from_numpy(get_2d_projection(run.activations.numpy())).double()  # it returns float32
-    found = explain_image(net, x, target=ClassScore(0), method="eigencam", layer="layer3").maps[:, 0]
-    turned = expected * (expected * found).sum((1, 2), keepdim=True).sign()
-    torch.testing.assert_close(found, turned, rtol=1e-5, atol=1e-6)
-
-
-def test_ablation_cam_agrees_with_pytorch_grad_cam(resnet) -> None:
-    x = drawn(1, 3, 64, 64, seed=1)
-    found = explain_image(resnet, x, target=ClassScore(), method="ablationcam", layer="layer1")
-    assert (found.scores > 0).all()  # it divides by the score with its sign
-    other = copy.deepcopy(resnet)
-    expected = peer.AblationCAM(other, [other.layer1])(x, None)
-    np.testing.assert_allclose(as_displayed(found.maps[:, 0], (64, 64)), expected, atol=1e-5)
-
-
-def test_score_cam_agrees_with_pytorch_grad_cam_after_the_same_resize(resnet, monkeypatch) -> None:
-    x = drawn(1, 3, 64, 64, seed=1)
-    words = [lambda out: torch.cosine_similarity(out, REFERENCES[0], dim=0)]
-    # Its resize puts the corners of the small map onto the corners of the image (align_corners=True).
-    resize = partial(nn.Upsample, mode="bilinear", align_corners=False)
-    monkeypatch.setattr(nn, "UpsamplingBilinear2d", resize)
-    other = copy.deepcopy(resnet)
-    expected = peer.ScoreCAM(other, [other.layer1])(x, words)
-    found = explain_image(resnet, x, target=Similarity(REFERENCES[0]), method="scorecam", layer="layer1")
-    np.testing.assert_allclose(as_displayed(found.maps[:, 0], (64, 64)), expected, atol=1e-5)
-
-
-def test_full_grad_agrees_with_pytorch_grad_cam(resnet) -> None:
-    x = drawn(2, 3, 64, 64, seed=1)
-    ours, words = questions("class")
-    found = explain_image(resnet, x, target=ours, method="fullgrad")
-    expected = peer.FullGrad(copy.deepcopy(resnet), [])(x, words)
-    np.testing.assert_allclose(scale_cam_image(found.maps[:, 0].numpy()), expected, atol=1e-5)
-
-
 # ------------------------------------------------------------------------------------------------------------ torchcam
 
 
@@ -281,22 +246,6 @@ def test_segmentation_agrees_with_captum() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_ablation_agrees_with_captum(vit) -> None:
-    """Every channel of the patches' tokens is left out; the class token stays."""
-    vit, x = copy.deepcopy(vit).double(), drawn(2, 3, 32, 32, seed=1).double()
-    feature = torch.arange(16).expand(1, 17, 16) + 1
-    feature = torch.where(torch.arange(17)[:, None] == 0, 0, feature)
-    lost = captum.LayerFeatureAblation(vit, vit.get_submodule(VIT_LAYER)).attribute(
-        x, layer_mask=feature, target=CLASSES.tolist()
-    )
-    found = explain_image(vit, x, target=ClassScore(CLASSES), method="ablationcam", layer=VIT_LAYER, relu=False)
-    with capture(vit, VIT_LAYER) as run:
-        run(x)
-        weights = lost[:, 1].detach() / found.scores.abs()
-        expected = torch.einsum("bk,bkhw->bhw", weights, run.activations)
-    torch.testing.assert_close(found.maps[:, 0], expected)
-
-
 @pytest.mark.parametrize("layer", ["0", "1", "3", "5"])
 def test_deep_lift_contributions_agree_with_captum(layer: str) -> None:
     class Step(nn.Module):
@@ -316,6 +265,209 @@ def test_deep_lift_contributions_agree_with_captum(layer: str) -> None:
     tail = copy.deepcopy(net[int(layer) + 1 :])
     expected = captum.DeepLift(tail).attribute(activations, 0 * activations, target=CLASSES.tolist())
     torch.testing.assert_close(found, expected.detach())
+
+
+# ----------------------------------------------------------------- all three targets, both networks, all shared methods
+
+
+class Segmenter(nn.Module):
+    """A trunk whose map is scored position by position, and enlarged; the scores are of this size."""
+
+    def __init__(self, trunk: nn.Module, channels: int, size: int, scale: float) -> None:
+        super().__init__()
+        self.trunk, self.size = trunk, size
+        self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(channels, 4, 1))
+        nn.init.normal_(self.head[1].weight, std=scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.interpolate(self.head(self.trunk(x)), self.size, mode="bilinear", align_corners=False)
+
+
+class Patches(nn.Module):
+    """A ViT up to its last norm, as a map."""
+
+    def __init__(self, vit: nn.Module) -> None:
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.vit._process_input(x)
+        return grid(self.vit.encoder(torch.cat([self.vit.class_token.expand(len(x), -1, -1), tokens], 1)))
+
+
+class Question(NamedTuple):
+    """A network, one question for each of two images in ours and in the peers' words, and how tokens become a map."""
+
+    net: nn.Module
+    layer: str
+    images: Tensor
+    ours: object
+    words: list[Callable[[Tensor], Tensor]]
+    reshape: Callable[[Tensor], Tensor] | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.images.shape[2], self.images.shape[3]
+
+    def ask(self, method: str, **options: object) -> Tensor:
+        return explain_image(self.net, self.images, target=self.ours, method=method, layer=self.layer, **options).maps[
+            :, 0
+        ]
+
+    def peer(self, theirs: Callable[..., object], **options: object) -> np.ndarray:
+        net = copy.deepcopy(self.net)
+        return theirs(net, [net.get_submodule(self.layer)], reshape_transform=self.reshape, **options)(
+            self.images, self.words
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([word(out) for word, out in zip(self.words, self.net(images), strict=True)])
+
+
+Asker = Callable[..., Question]
+
+
+@pytest.fixture(params=["class", "segmentation", "similarity"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=SHAPES)
+def asked(request: pytest.FixtureRequest, kind: str) -> Asker:
+    """A question of this kind, with a positive score, to this network; `scale` is the size of the scores."""
+    family, trained = request.param, request.getfixturevalue(request.param)
+
+    def ask(*, scale: float = 1e4, resnet_layer: str = "layer3", dtype: torch.dtype = torch.float32) -> Question:
+        size, layer, reshape = SHAPES[family]
+        net, x = copy.deepcopy(trained), drawn(2, 3, size, size, seed=1).to(dtype)
+        layer = layer if family == "vit" else resnet_layer
+        if kind == "segmentation":
+            trunk = Patches(net) if family == "vit" else nn.Sequential(OrderedDict(list(net.named_children())[:7]))
+            net = built(lambda: Segmenter(trunk, 16 if family == "vit" else 256, size, scale))
+            layer = f"trunk.vit.{layer}" if family == "vit" else f"trunk.{layer}"
+        out = net.to(dtype)(x).detach()
+        if kind == "segmentation":
+            masks = drawn(2, size, size, seed=5) > 0
+            best = (out * masks[:, None]).sum((2, 3)).argmax(1)
+            words = [lambda out, c=c, m=mask: (out[c] * m).sum() for c, mask in zip(best, masks, strict=True)]
+            return Question(net, layer, x, PixelScore(best, masks), words, reshape)
+        towards = torch.eye(7)[out.argmax(1)] if kind == "class" else REFERENCES
+        towards = scale * towards.to(dtype) * (out * towards).sum(1, keepdim=True).sign()
+        words = [lambda out, s=s: out @ s for s in towards]
+        return Question(net, layer, x, Similarity(towards[:, None], "dot"), words, reshape)
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("method", "one", "other"),
+    [
+        ("gradcam", peer.GradCAM, torchcam.GradCAM),
+        ("layercam", peer.LayerCAM, torchcam.LayerCAM),
+        ("hirescam", peer.HiResCAM, None),
+        ("gradcam++", peer.GradCAMPlusPlus, None),
+        ("xgradcam", peer.XGradCAM, torchcam.XGradCAM),
+    ],
+)
+def test_gradient_methods_agree_for_every_target_on_both_networks(method: str, one, other, asked: Asker) -> None:
+    question = asked()
+    found = question.ask(method)
+    np.testing.assert_allclose(as_displayed(found, question.size), question.peer(one), atol=1e-5)
+    if other is not None:
+        net = copy.deepcopy(question.net)
+        with other(net, question.layer, reshape_transform=question.reshape) as extractor:
+            (raw,) = extractor(scores=net(question.images), targets=question.words, normalized=False)
+        torch.testing.assert_close(found, raw, rtol=1e-5, atol=1e-5 * float(raw.max()))
+
+
+def test_eigen_cam_agrees_for_every_target_on_both_networks_but_for_the_sign(asked: Asker) -> None:
+    """A principal component has no sign: theirs is that of the decomposition, ours that of the class-agnostic map."""
+    question = asked(dtype=torch.float64)
+    found, expected = question.ask("eigencam"), question.peer(peer.EigenCAM)
+    for one, other in zip(found, expected, strict=True):
+        either = [as_displayed(sign * one[None], question.size)[0] for sign in (1, -1)]
+        assert min(float(np.abs(shown - other).max()) for shown in either) < 1e-5
+
+
+class OneChannelOfTheMap(AblationLayerVit):
+    """Tokens with one channel of all patches put to 0, as the method is defined.
+
+    Theirs puts it to the minimum less 1e7 where there are negative values, and in the class token as well.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for row in range(len(self.activations)):
+            self.activations[row, 1:, self.indices[row]] = 0
+        return self.activations
+
+
+def test_ablation_cam_agrees_for_every_target_on_both_networks(asked: Asker) -> None:
+    question = asked(resnet_layer="layer1")
+    expected = question.peer(
+        peer.AblationCAM, ablation_layer=OneChannelOfTheMap() if question.reshape else AblationLayer()
+    )
+    np.testing.assert_allclose(as_displayed(question.ask("ablationcam"), question.size), expected, atol=1e-5)
+
+
+def test_score_cam_agrees_for_every_target_on_both_networks_after_the_same_resize(
+    asked: Asker, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Theirs puts the corners of the small map onto the corners of the image (align_corners=True)."""
+    monkeypatch.setattr(nn, "UpsamplingBilinear2d", partial(nn.Upsample, mode="bilinear", align_corners=False))
+    question = asked(resnet_layer="layer1", scale=1e-3 if kind == "segmentation" else 1)
+    expected = question.peer(peer.ScoreCAM)
+    np.testing.assert_allclose(as_displayed(question.ask("scorecam"), question.size), expected, atol=1e-5)
+
+
+def test_full_grad_agrees_for_every_target_on_both_networks(asked: Asker) -> None:
+    """Theirs sees the biases of 2-d convolutions and batch norms only: of a ViT's layers just the first."""
+    question = asked(scale=1e6)
+    net = copy.deepcopy(question.net)
+    expected = peer.FullGrad(net, [])(question.images, question.words)
+    gradient = full_gradient(question.net, question.images, question.ours)
+    if question.reshape:
+        behind = gradient.maps[-1:] * isinstance(net, Segmenter)
+        gradient = dataclasses.replace(gradient, maps=[*gradient.maps[:2], *behind])
+    else:
+        torch.testing.assert_close(full_grad(gradient, question.size), question.ask("fullgrad")[:, None])
+    found = full_grad(gradient, question.size)[:, 0]
+    np.testing.assert_allclose(scale_cam_image(found.numpy()), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "theirs"), [("hirescam", captum.LayerGradientXActivation), ("gradcam", captum.LayerGradCam)]
+)
+def test_gradient_methods_agree_with_captum_for_every_target_on_both_networks(
+    method: str, theirs, asked: Asker
+) -> None:
+    question = asked()
+    if question.reshape and method == "gradcam":
+        pytest.skip(
+            "captum's Grad-CAM means the gradient over all dimensions behind the second, of tokens the channels"
+        )
+    product = theirs(question.forward, question.net.get_submodule(question.layer)).attribute(question.images).detach()
+    expected = (question.reshape(product) if question.reshape else product).sum(1)
+    found = question.ask(method, relu=False)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_ablation_agrees_with_captum_for_every_target_on_both_networks(asked: Asker) -> None:
+    """Every channel of the map is left out; a class token stays."""
+    question = asked(resnet_layer="layer1")
+    with capture(question.net, question.layer) as run:
+        run(question.images)
+        activations, shape = run.activations, run.leaf.shape[1:]
+    channels = torch.arange(activations.shape[1]) + 1
+    if question.reshape:
+        feature = torch.where(torch.arange(shape[0])[:, None] == 0, 0, channels)[None]
+    else:
+        feature = channels[:, None, None].expand(1, *shape)
+    ablation = captum.LayerFeatureAblation(question.forward, question.net.get_submodule(question.layer))
+    lost = ablation.attribute(question.images, layer_mask=feature).detach()
+    weights = (lost[:, 1] if question.reshape else lost[:, :, 0, 0]) / question.forward(question.images)[:, None]
+    expected = torch.einsum("bk,bkhw->bhw", weights.detach(), activations)
+    found = question.ask("ablationcam", relu=False)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 # ----------------------------------------------------------------------------------------------- torchvision's networks

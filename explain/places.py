@@ -1,0 +1,84 @@
+"""Places on a picture, in its own pixels, as the pixels of a segmentation network's output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import InputError
+from ..images.geometry import Box
+from ..images.transform import Transform
+from .regions import region_mask
+from .targets import ComponentAt
+
+__all__ = ["box_in_input", "component_in_input", "mask_in_input", "point_in_input"]
+
+
+def point_in_input(point: tuple[float, float], transform: Transform, size: tuple[int, int]) -> tuple[int, int]:
+    """The (row, column) of the network's input in which a point (x, y) of a picture of `size` (width, height) lies.
+
+    Raises:
+        InputError: the network does not see that point.
+
+    >>> point_in_input((10.0, 30.0), Transform(8, fit="squash"), (80, 40))
+    (6, 1)
+    """
+    view = transform.view(*size)
+    x, y = point
+    if not (view.contains(x, y) and 0 <= x < size[0] and 0 <= y < size[1]):
+        seen = tuple(round(edge, 1) for edge in view.clipped(*size))
+        raise InputError(
+            f"the point {(x, y)} lies outside what the network sees of a picture of {size[0]}×{size[1]} pixels, "
+            f"(left, top, right, bottom) = {seen}"
+        )
+    row = int((y - view.top) / view.height * transform.height)
+    column = int((x - view.left) / view.width * transform.width)
+    return min(row, transform.height - 1), min(column, transform.width - 1)
+
+
+def component_in_input(point: tuple[float, float], transform: Transform, size: tuple[int, int]) -> ComponentAt:
+    """The region of predicted pixels at a point (x, y) of the picture."""
+    return ComponentAt(*point_in_input(point, transform, size))
+
+
+def box_in_input(box: Box, transform: Transform, size: tuple[int, int]) -> Box:
+    """A box of the picture in pixels of the network's input, clipped to it.
+
+    Raises:
+        InputError: nothing of it is seen by the network.
+    """
+    view = transform.view(*size)
+    moved = box.clipped(*size).shifted(-view.left, -view.top)
+    placed = moved.scaled(transform.width / view.width, transform.height / view.height)
+    inside = placed.clipped(transform.width, transform.height)
+    if not inside.area > 0:  # NaN fails too
+        raise InputError(
+            f"the box {tuple(box)} is empty or lies outside what the network sees of a picture of "
+            f"{size[0]}×{size[1]} pixels, (left, top, right, bottom) = {tuple(view.clipped(*size))}"
+        )
+    return inside
+
+
+def mask_in_input(
+    mask: Bool[NDArray[Any], "height width"], transform: Transform, size: tuple[int, int]
+) -> Bool[Tensor, "h w"]:
+    """A mask of the picture as one of the network's input: every pixel takes the value at its centre.
+
+    Raises:
+        ShapeError: the mask is not of the picture's size.
+        InputError: it is empty, or nothing of it is seen by the network.
+    """
+    values, view = region_mask(mask, size), transform.view(*size)
+    y = view.top + (np.arange(transform.height) + 0.5) * view.height / transform.height
+    x = view.left + (np.arange(transform.width) + 0.5) * view.width / transform.width
+    rows, columns = np.floor(y).astype(int), np.floor(x).astype(int)
+    inside = ((rows >= 0) & (rows < size[1]))[:, None] & (columns >= 0) & (columns < size[0])
+    seen = values[rows.clip(0, size[1] - 1)][:, columns.clip(0, size[0] - 1)] & inside
+    if not seen.any():
+        raise InputError("the network sees nothing of this mask: it lies outside its view, or is finer than its input")
+    return torch.from_numpy(seen)
