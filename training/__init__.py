@@ -1,5 +1,78 @@
-"""Training encoders: losses from pytorch-metric-learning, one plain loop."""
+"""Training encoders: one loop, an objective that is a weighted sum of losses, and everything a run needs besides.
 
-from .fit import LOSSES, FitResult, fit
+Names load on first use, since torch and pytorch-metric-learning take seconds to import.
+"""
 
-__all__ = ["LOSSES", "FitResult", "fit"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .classifier import load_classifier, save_classifier
+    from .distributed import World, current_world
+    from .loop import BatchSource, fit
+    from .outcome import FitResult
+    from .settings import OptimiserSettings, ScheduleSettings, Settings
+    from .step import Batch, HasClassWeights, Losses, Mix, Objective, Progress, Regions, Step, Term
+    from .terms import TERMS, TermContext, build_objective
+
+_HOME = {
+    "TERMS": "terms",
+    "Batch": "step",
+    "BatchSource": "loop",
+    "FitResult": "outcome",
+    "HasClassWeights": "step",
+    "Losses": "step",
+    "Mix": "step",
+    "Objective": "step",
+    "OptimiserSettings": "settings",
+    "Progress": "step",
+    "Regions": "step",
+    "ScheduleSettings": "settings",
+    "Settings": "settings",
+    "Step": "step",
+    "Term": "step",
+    "TermContext": "terms",
+    "World": "distributed",
+    "build_objective": "terms",
+    "current_world": "distributed",
+    "fit": "loop",
+    "load_classifier": "classifier",
+    "save_classifier": "classifier",
+}
+
+__all__ = [
+    "TERMS",
+    "Batch",
+    "BatchSource",
+    "FitResult",
+    "HasClassWeights",
+    "Losses",
+    "Mix",
+    "Objective",
+    "OptimiserSettings",
+    "Progress",
+    "Regions",
+    "ScheduleSettings",
+    "Settings",
+    "Step",
+    "Term",
+    "TermContext",
+    "World",
+    "build_objective",
+    "current_world",
+    "fit",
+    "load_classifier",
+    "save_classifier",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

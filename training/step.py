@@ -124,10 +124,10 @@ class Step:
         """The batch's encoding, float32, inside the gradient graph."""
         return self.encode(self.batch.images)
 
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Encoding:
-        """Another forward pass of the encoder, under the run's mixed precision; float32 results."""
+    def encode(self, images: Float[Tensor, "b 3 h w"], *, encoder: Encoder | None = None) -> Encoding:
+        """A forward pass of the encoder, or of a teacher, under the run's mixed precision; float32 results."""
         with self._autocast():
-            encoding = self.encoder(images)
+            encoding = (encoder or self.encoder)(images)
         return Encoding(encoding.feature_map.float(), encoding.pooled.float(), encoding.embedding.float())
 
     def need_classifier(self, who: str) -> HasClassWeights:
@@ -172,7 +172,7 @@ class Objective(nn.Module):
         if not terms:
             raise InputError("an objective needs at least one term")
         self.terms = nn.ModuleDict(terms)
-        self.weights = {name: 1.0 for name in terms} | dict(weights or {})
+        self.weights = dict.fromkeys(terms, 1.0) | dict(weights or {})
 
     @property
     def classifier(self) -> HasClassWeights | None:

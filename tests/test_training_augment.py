@@ -1,0 +1,203 @@
+"""Augmentation: repeatable per image, masks move with images, and the fast path costs next to nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as peer
+
+from distcam.errors import InputError
+from distcam.training.augment import AugmentSettings, augment, mix_images, uniforms
+from distcam.training.step import Regions
+
+
+def pictures(count=8, height=20, width=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def chance(count=8, *, seed=0, epoch=0):
+    return uniforms(seed, epoch, torch.arange(count), torch.arange(count))
+
+
+def marked(count=8, height=20, width=16):
+    """Images that are white on a rectangle, and that rectangle as their region."""
+    raster = torch.zeros(count, height, width)
+    raster[:, 6:14, 4:10] = 1
+    pixels = (raster[:, None] * 255).expand(-1, 3, -1, -1).to(torch.uint8)
+    row = torch.arange(count)
+    return pixels, Regions(row, row * 0, torch.zeros(count, dtype=torch.bool), raster)
+
+
+ALL = AugmentSettings(
+    crop=(0.4, 1.0), rotate=20, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grey=0.3, erase=0.5
+)
+
+
+def test_numbers_are_uniform_and_depend_on_every_part_of_the_key() -> None:
+    numbers = uniforms(1, 2, torch.arange(4000), torch.arange(4000))
+    assert float(numbers.min()) >= 0
+    assert float(numbers.max()) < 1
+    assert torch.histc(numbers, 20, 0, 1).sub(4000).abs().max() < 6 * 62  # 4000 a bin, σ = 62
+    assert torch.corrcoef(numbers.T).triu(1).abs().max() < 0.08
+    place, index = torch.tensor([3]), torch.tensor([4])
+    keys = [
+        (1, 2, place, index),
+        (2, 2, place, index),
+        (1, 3, place, index),
+        (1, 2, index, index),
+        (1, 2, place, place),
+    ]
+    assert len({tuple(uniforms(*key)[0].tolist()) for key in keys}) == 5
+
+
+@pytest.mark.parametrize("settings", [AugmentSettings(), ALL])
+def test_an_image_is_changed_alike_whatever_batch_it_is_in(settings) -> None:
+    pixels, numbers = pictures(), chance()
+    whole = augment(pixels, settings, numbers).pixels
+    parts = [augment(pixels[i : i + 1], settings, numbers[i : i + 1]).pixels for i in range(8)]
+    assert (whole.int() - torch.cat(parts).int()).abs().max() <= 1  # float sums may round another way
+    assert not torch.equal(whole, augment(pixels, settings, chance(epoch=1)).pixels)
+
+
+def test_nothing_is_changed_unasked() -> None:
+    pixels = pictures()
+    assert torch.equal(augment(pixels, AugmentSettings.none(), chance()).pixels, pixels)
+
+
+def test_the_callers_images_stay_as_they_are() -> None:
+    pixels = pictures()
+    augment(pixels, ALL, chance())
+    assert torch.equal(pixels, pictures())
+
+
+def test_flip_and_shift_by_hand() -> None:
+    numbers = torch.full((1, 20), 0.99)  # no flip, moved by the most: 0.25 · 4 = 1
+    pixels = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4)
+    moved = augment(pixels, AugmentSettings(shift=0.25), numbers).pixels[0, 0]
+    assert moved.tolist() == [[5, 6, 7, 7], [9, 10, 11, 11], [13, 14, 15, 15], [13, 14, 15, 15]]
+    numbers[0, 0] = 0.1
+    assert torch.equal(augment(pixels, AugmentSettings(shift=0), numbers).pixels, pixels.flip(3))
+
+
+def test_resampling_flips_and_turns_as_torchvision_does() -> None:
+    pixels, numbers = pictures(1, 16, 16), torch.full((1, 20), 0.5)
+    numbers[0, 0] = 0.1
+    flipped = augment(pixels, AugmentSettings(shift=0, rotate=1e-6), numbers).pixels
+    assert torch.equal(flipped, pixels.flip(3))
+    numbers[0, 0], numbers[0, 7] = 0.9, 1.0
+    turned = augment(pixels, AugmentSettings(flip=0, shift=0, rotate=30), numbers).pixels
+    expected = peer.rotate(pixels, 30, interpolation=peer.InterpolationMode.BILINEAR)
+    inside = (slice(None), slice(None), slice(5, 11), slice(5, 11))  # they fill the corners with black
+    assert (turned[inside].int() - expected[inside].int()).abs().max() <= 2
+
+
+def test_a_crop_equals_cutting_out_and_enlarging() -> None:
+    pixels, numbers = pictures(1, 16, 16), torch.full((1, 20), 0.5)
+    numbers[0, 5:7] = torch.tensor([0.0, 0.0])  # top left
+    cut = augment(pixels, AugmentSettings(flip=0, shift=0, crop=(0.25, 0.25)), numbers).pixels
+    expected = peer.resized_crop(pixels, 0, 0, 8, 8, [16, 16], antialias=False)
+    assert (cut[..., :-1, :-1].int() - expected[..., :-1, :-1].int()).abs().max() <= 1  # beyond lies more image
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 999), st.sampled_from([0.0, 15.0]), st.sampled_from([0.5, 1.0]))
+def test_masks_move_with_their_images(seed, rotate, crop) -> None:
+    pixels, regions = marked()
+    changed = augment(pixels, AugmentSettings(rotate=rotate, crop=(crop, 1.0)), chance(seed=seed), regions=regions)
+    assert changed.regions is not None
+    shown = changed.pixels[changed.regions.row, 0] > 127
+    differs = (shown != changed.regions.raster.bool()).float().mean((1, 2))
+    assert differs.max() < 0.05  # nearest against bilinear, at the edge
+
+
+def test_what_leaves_the_image_is_left_out() -> None:
+    _, regions = marked(2)
+    raster = torch.zeros(2, 20, 16)
+    raster[0, 0, 0], raster[1, 10, 8] = 1, 1
+    numbers = torch.full((2, 20), 0.99)
+    moved = augment(
+        pictures(2),
+        AugmentSettings(shift=0.1),
+        numbers,
+        regions=Regions(regions.row, regions.label, regions.is_box, raster),
+    ).regions
+    assert moved is not None
+    assert moved.row.tolist() == [1]
+    assert moved.raster[0, 8, 6] == 1
+
+
+def test_colours_change_by_torchvisions_formulas() -> None:
+    pixels, numbers = pictures(1), torch.full((1, 20), 0.75)  # factors 1 + 0.5 · strength
+    cases = {
+        "brightness": peer.adjust_brightness(pixels, 1.2),
+        "contrast": peer.adjust_contrast(pixels, 1.2),
+        "saturation": peer.adjust_saturation(pixels, 1.2),
+        "hue": peer.adjust_hue(pixels, 0.2),
+    }
+    for name, expected in cases.items():
+        own = augment(pixels, AugmentSettings(shift=0, flip=0, **{name: 0.4}), numbers).pixels
+        assert (own.int() - expected.int()).abs().max() <= 1, name
+    grey = augment(pixels, AugmentSettings(shift=0, flip=0, grey=1.0), numbers).pixels
+    assert (grey.int() - peer.rgb_to_grayscale(pixels, num_output_channels=3).int()).abs().max() <= 1
+
+
+def test_erasing_paints_the_mean_colour_over_a_share_of_the_area() -> None:
+    pixels = pictures(400)
+    erased = augment(pixels, AugmentSettings(flip=0, shift=0, erase=0.5), chance(400)).pixels
+    share = (erased != pixels).any(1).float().mean((1, 2))
+    assert 0.4 < float((share > 0).float().mean()) < 0.6
+    assert float(share[share > 0].min()) > 0.01
+    assert float(share.max()) < 0.36
+    first = int((share > 0).nonzero()[0])
+    where = (erased[first] != pixels[first]).any(0)
+    mean = pixels[first].float().mean((1, 2)).round().to(torch.uint8)
+    assert torch.equal(erased[first][:, where], mean[:, None].expand(-1, int(where.sum())))
+
+
+def test_mixup_blends_by_its_share() -> None:
+    images = torch.rand(6, 3, 8, 8)
+    mixed, mix, _ = mix_images(images, AugmentSettings(mixup=1.0), (0, 0, 0), regions=None)
+    assert mix is not None
+    expected = mix.share * images + (1 - mix.share) * images[mix.partner]
+    torch.testing.assert_close(mixed, expected)
+    again = mix_images(images, AugmentSettings(mixup=1.0), (0, 0, 0), regions=None)[0]
+    assert torch.equal(mixed, again)
+
+
+def test_cutmix_pastes_a_rectangle_and_says_how_much_is_left() -> None:
+    images = torch.rand(6, 3, 20, 16)
+    for step in range(10):
+        _, regions = marked(6)
+        mixed, mix, left = mix_images(images, AugmentSettings(cutmix=1.0), (0, 0, step), regions=regions)
+        own = (mixed == images).all(1)
+        moved = mix.partner != torch.arange(6)
+        assert torch.allclose(own[moved].float().mean((1, 2)), torch.tensor(mix.share), atol=1e-6)
+        shown = {int(row): raster for row, raster in zip(left.row, left.raster, strict=True)}
+        for row in range(6):
+            if moved[row]:
+                assert torch.equal(shown.get(row, torch.zeros(20, 16)), regions.raster[row] * own[row])
+
+
+def test_only_the_asked_share_of_batches_is_mixed() -> None:
+    images = torch.rand(2, 3, 4, 4)
+    settings = AugmentSettings(mixup=0.4, cutmix=1.0, mix_share=0.3)
+    mixed = [mix_images(images, settings, (0, 0, step), regions=None)[1] is not None for step in range(300)]
+    assert 0.2 < sum(mixed) / 300 < 0.4
+    assert mix_images(images, AugmentSettings(), (0,), regions=None)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"flip": 1.5}, "flip from 0 to 1, got 1.5"),
+        ({"crop": (0.8, 0.2)}, "crop as 0 < lowest <= highest <= 1, got 0.8 and 0.2"),
+        ({"hue": 0.7}, "hue from 0 to 0.5"),
+        ({"mixup": -1.0}, "mixup from 0 to inf"),
+    ],
+)
+def test_values_out_of_range_are_refused(values, message) -> None:
+    with pytest.raises(InputError, match=message):
+        AugmentSettings(**values)
