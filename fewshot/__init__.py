@@ -12,8 +12,11 @@ from .episodes import EpisodeManifest
 from .evaluation import Comparison, EpisodeResult, compare, evaluate
 from .explanation import DecisionMap, decision_map, episode_maps
 from .fine_tuning import FineTuned, baseline, baseline_plus_plus
+from .methods import classifier_of
+from .results import ResultFile, load_result
 from .sampling import sample_episodes
 from .statistics import Interval, Intervals, required_episodes
+from .support import support_quality, support_sensitivity
 from .transforms import Centre, FeatureTransform, L2Normalise, PowerTransform
 
 __all__ = [
@@ -32,13 +35,18 @@ __all__ = [
     "NearestNeighbour",
     "PowerTransform",
     "Prototypes",
+    "ResultFile",
     "baseline",
     "baseline_plus_plus",
+    "classifier_of",
     "compare",
     "decision_map",
     "episode_maps",
     "evaluate",
+    "load_result",
     "required_episodes",
     "sample_episodes",
     "simple_shot",
+    "support_quality",
+    "support_sensitivity",
 ]

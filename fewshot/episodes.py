@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError, ShapeError
 from .files import read_hdf5, write_aside
 
-__all__ = ["FORMAT", "EpisodeManifest", "as_names", "check_items"]
+__all__ = ["FORMAT", "EpisodeManifest", "as_names", "check_items", "split_hash"]
 
 FORMAT = "distcam-episodes/1"
 
@@ -127,10 +127,8 @@ class EpisodeManifest:
 
     @cached_property
     def split_hash(self) -> str:
-        """sha256 over the (name, label) pairs sorted by name: the same whatever the order of the items."""
-        order = np.argsort(self.names)
-        pairs = zip(self.names[order].tolist(), self.labels[order].tolist(), strict=True)
-        return hashlib.sha256(json.dumps(list(pairs)).encode()).hexdigest()
+        """sha256 over the (name, label) pairs: the same whatever the order of the items."""
+        return split_hash(self.names, self.labels)
 
     @cached_property
     def content_hash(self) -> str:
@@ -227,6 +225,13 @@ def as_names(values: ArrayLike | Sequence[object], what: str) -> Names:
     if absent:
         raise InputError(f"{len(absent)} of {len(listed)} {what} are missing, the first in row {absent[0]}")
     return np.array([str(value) for value in listed], dtype=np.str_)
+
+
+def split_hash(names: Names, labels: Names) -> str:
+    """sha256 over the (name, label) pairs sorted by name: the same whatever the order of the items."""
+    order = np.argsort(names)
+    pairs = zip(names[order].tolist(), labels[order].tolist(), strict=True)
+    return hashlib.sha256(json.dumps(list(pairs)).encode()).hexdigest()
 
 
 def check_items(names: Names, labels: Names) -> None:

@@ -5,7 +5,6 @@ Features come from a bank, one row per item, so the network runs once per image 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -24,7 +22,6 @@ from torch import Tensor
 from ..errors import InputError, ShapeError
 from .classifiers import Classifier, Prototypes
 from .episodes import EpisodeManifest
-from .files import read_hdf5, write_aside
 from .statistics import Intervals, Z, intervals, required_episodes
 
 __all__ = ["Comparison", "EpisodeResult", "compare", "evaluate"]
@@ -151,34 +148,21 @@ class EpisodeResult:
         return "\n".join(lines)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write answers and manifest as one HDF5 file; it appears complete or not at all."""
-        write_aside(path, self._write)
+        """Write answers and manifest as one HDF5 file, a `ResultFile` of one method."""
+        from .results import ResultFile
 
-    def _write(self, file: h5py.File) -> None:
-        file.attrs["result"] = json.dumps({"classifier": self.classifier, "encoder": self.encoder})
-        for name in ("prediction", "margin"):
-            file.create_dataset(name, data=getattr(self, name), compression="gzip", shuffle=True)
-        self.episodes.write(file.create_group("episodes"))
+        ResultFile((self,)).save(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> EpisodeResult:
-        """Read a result written by `save`.
+        """Read the result of a file that holds one method.
 
         Raises:
-            InputError: the file is missing or holds something else.
+            InputError: the file is missing, holds something else, or several methods.
         """
-        return read_hdf5(path, "a few-shot result", cls._read)
+        from .results import ResultFile
 
-    @classmethod
-    def _read(cls, file: h5py.File) -> EpisodeResult:
-        header = json.loads(file.attrs["result"])
-        return cls(
-            EpisodeManifest.read(file["episodes"]),
-            header["classifier"],
-            file["prediction"][()],
-            file["margin"][()],
-            header["encoder"],
-        )
+        return ResultFile.load(path)[None]
 
 
 def evaluate(

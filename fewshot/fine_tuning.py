@@ -65,6 +65,11 @@ class FineTuned(_Recipe):
     def logits(self, support: Float[Tensor, "b n k d"], query: Float[Tensor, "b m d"]) -> Float[Tensor, "b m n"]:
         """What each episode's own classifier says of its queries."""
         _check_shapes(support, query)
+        weight, bias = self.fit(support)
+        return torch.baddbmm(bias[:, None], self._seen(query), weight.mT)
+
+    def fit(self, support: Float[Tensor, "b n k d"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n"]]:
+        """The trained classifiers: class vectors and biases; those of `cosine` are for queries of length 1."""
         b, n, k, _ = support.shape
         labels = torch.arange(n, device=support.device).repeat_interleave(k)
         generator = torch.Generator().manual_seed(self.seed)
@@ -78,17 +83,20 @@ class FineTuned(_Recipe):
                 weight_decay=self.weight_decay,
                 foreach=True,
             )
-            vectors = self._scaled(support.flatten(1, 2))
+            vectors = self._seen(support.flatten(1, 2))
             for _ in range(self.epochs):
-                for rows in torch.randperm(n * k, generator=generator).to(support.device).split(self.batch_size):
+                order = torch.randperm(n * k, generator=generator).to(support.device)
+                for rows in torch.split(order, self.batch_size):
                     scores = self._scores(vectors[:, rows], parameters)
                     target = labels[rows].expand(b, -1)
                     loss = b * cross_entropy(scores.flatten(0, 1), target.flatten())  # the sum of the episodes' means
                     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                         parameter.grad = gradient
                     optimiser.step()
-        with torch.no_grad():
-            return self._scores(self._scaled(query), parameters)
+        weight, second = (parameter.detach() for parameter in parameters)
+        if self.head == "linear":
+            return weight, second
+        return weight * self._length(weight, second)[..., None], torch.zeros_like(second)
 
     def _initial(self, support: Tensor, generator: torch.Generator) -> list[Tensor]:
         """The weight of every class, uniform in ±1/√d as torch's linear layer, and its bias 0 or its length."""
@@ -100,14 +108,19 @@ class FineTuned(_Recipe):
             for value in (weight, second)
         ]
 
-    def _scaled(self, vectors: Tensor) -> Tensor:
-        return self.scale * normalize(vectors, dim=-1) if self.head == "cosine" else vectors
+    def _seen(self, vectors: Tensor) -> Tensor:
+        """What the class vectors are multiplied with."""
+        return normalize(vectors, dim=-1) if self.head == "cosine" else vectors
 
     def _scores(self, vectors: Tensor, parameters: list[Tensor]) -> Tensor:
         weight, second = parameters
         if self.head == "linear":
             return torch.baddbmm(second[:, None], vectors, weight.mT)
-        return (vectors @ weight.mT) * (second / weight.norm(dim=-1))[:, None]
+        return (vectors @ weight.mT) * self._length(weight, second)[:, None]
+
+    def _length(self, weight: Tensor, length: Tensor) -> Tensor:
+        """What a class vector of the cosine head is multiplied by, so that it has its own length times the scale."""
+        return self.scale * length / torch.linalg.vector_norm(weight, dim=-1)
 
 
 def baseline(**settings: Any) -> FineTuned:

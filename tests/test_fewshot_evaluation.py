@@ -164,7 +164,7 @@ def test_save_then_load_is_the_identity(bank, tmp_path) -> None:
     np.testing.assert_array_equal(loaded.margin, result.margin)
     assert compare(loaded, result).mean_difference == 0
     with h5py.File(tmp_path / "result.h5", "a") as file:
-        del file["margin"]
+        del file["answers/0/margin"]
     with pytest.raises(InputError, match="is not a few-shot result"):
         EpisodeResult.load(tmp_path / "result.h5")
 

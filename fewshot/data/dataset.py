@@ -1,0 +1,194 @@
+"""What every few-shot data set is, whatever its files look like: parts of named, labelled images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from torch import Tensor
+from torch import stack as stack_tensors
+
+from ...errors import ImageError, InputError
+from ...images import Transform, read_image
+from ..episodes import EpisodeManifest, as_names, check_items, split_hash
+
+__all__ = ["PARTS", "ArrayImages", "FewShotData", "FileImages", "Images", "Split", "data_of_files"]
+
+PARTS = ("base", "val", "novel")
+
+Names = NDArray[np.str_]
+
+
+class Images(Protocol):
+    """The images of a split, by number; reading is safe from several threads."""
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """One image, RGB."""
+
+    def content(self, index: int) -> bytes:
+        """What the image's checksum is taken of: the file, or the raw pixels."""
+
+    @property
+    def root(self) -> Path:
+        """The folder or file that the items' names refer to."""
+
+
+@dataclass(frozen=True, eq=False)
+class FileImages:
+    """Images that are files under a folder."""
+
+    root: Path
+    paths: Sequence[str]
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """The image; ImageError when the file is missing or none."""
+        return read_image(self.root / self.paths[index])
+
+    def content(self, index: int) -> bytes:
+        """The file's bytes."""
+        file = self.root / self.paths[index]
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise ImageError(file, f"cannot be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImages:
+    """Images that lie in an archive: `load` gives the pixels (rows, columns, 3) uint8 of one."""
+
+    root: Path
+    load: Callable[[int], NDArray[np.uint8]]
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """The image."""
+        return Image.fromarray(self.load(index))
+
+    def content(self, index: int) -> bytes:
+        """Shape and pixels."""
+        pixels = self.load(index)
+        return repr(pixels.shape).encode() + pixels.tobytes()
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One part of a data set: n images with unique names and class names.
+
+    Attributes:
+        name: data set, split and part, such as `omniglot:vinyals/novel`.
+        names: of the items; a manifest finds them again by these.
+        labels: class name of each item, any strings.
+        images: the images in the same order.
+    """
+
+    name: str
+    names: Names
+    labels: Names
+    images: Images = field(repr=False)
+
+    def __post_init__(self) -> None:
+        for what in ("names", "labels"):
+            object.__setattr__(self, what, as_names(getattr(self, what), what))
+        check_items(self.names, self.labels)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def class_names(self) -> Names:
+        """The class names in code-point order."""
+        return np.unique(self.labels)
+
+    @cached_property
+    def class_of(self) -> NDArray[np.int64]:
+        """Class number of each item, 0…C−1 in the order of `class_names`."""
+        number: NDArray[np.int64] = np.searchsorted(self.class_names, self.labels)
+        return number
+
+    @cached_property
+    def split_hash(self) -> str:
+        """sha256 over the (name, label) pairs: that of every manifest sampled from this part."""
+        return split_hash(self.names, self.labels)
+
+    def pixels(self, transform: Transform) -> UInt8[Tensor, "n 3 h w"]:
+        """All images decoded for a network: for training on small ones; Omniglot's are 2.4 kB each at 28 × 28."""
+        return stack_tensors([transform(self.images[index]) for index in range(len(self))])
+
+    def describe(self) -> dict[str, Any]:
+        """Name, sizes and hash, JSON-able."""
+        return {
+            "name": self.name,
+            "n_images": len(self),
+            "n_classes": len(self.class_names),
+            "split_hash": self.split_hash,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class FewShotData:
+    """A data set divided by classes into base (for training), val and novel (for the test).
+
+    Attributes:
+        name: data set and split, such as `cub:chen`.
+        parts: those of base, val and novel that exist.
+        episodes: the test's own episodes where the data set prescribes them, such as Lake's 20 runs.
+
+    Raises:
+        InputError: a class or an image is in two parts.
+    """
+
+    name: str
+    parts: Mapping[str, Split]
+    episodes: EpisodeManifest | None = None
+
+    def __post_init__(self) -> None:
+        if not self.parts or not set(self.parts) <= set(PARTS):
+            raise InputError(f"{self.name}: the parts are {', '.join(PARTS)}; got {', '.join(self.parts) or 'none'}")
+        for what in ("class_names", "names"):
+            owner: dict[str, str] = {}
+            for part, split in self.parts.items():
+                for value in getattr(split, what).tolist():
+                    if (first := owner.setdefault(value, part)) != part:
+                        kind = "class" if what == "class_names" else "image"
+                        raise InputError(f"{self.name}: the {kind} {value!r} is in {first} and in {part}")
+
+    def __getitem__(self, part: str) -> Split:
+        """One part; InputError names those that exist."""
+        if part not in self.parts:
+            raise InputError(f"{self.name} has no part {part!r}; it has {', '.join(self.parts)}")
+        return self.parts[part]
+
+    def __iter__(self) -> Iterator[Split]:
+        return iter(self.parts.values())
+
+    @cached_property
+    def split_hash(self) -> str:
+        """sha256 over the parts and their hashes: two data sets with the same one are split alike."""
+        hashes = [[part, self.parts[part].split_hash] for part in PARTS if part in self.parts]
+        return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Name, hash and parts, JSON-able."""
+        parts = {part: split.describe() for part, split in self.parts.items()}
+        return {"name": self.name, "split_hash": self.split_hash, "parts": parts}
+
+
+def data_of_files(
+    name: str, root: Path, items: Mapping[str, tuple[Sequence[str], ArrayLike | Sequence[str]]]
+) -> FewShotData:
+    """A data set of image files; `items` holds paths under `root` and labels by part. A path is the item's name."""
+    parts = {
+        part: Split(f"{name}/{part}", np.array(paths), np.array(labels), FileImages(root, tuple(paths)))
+        for part, (paths, labels) in items.items()
+        if len(paths)
+    }
+    return FewShotData(name, parts)

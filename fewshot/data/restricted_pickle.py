@@ -1,0 +1,173 @@
+"""Reading the pickles in which few-shot benchmarks were handed around, without running anything that is in them.
+
+A pickle is a program. This reader lets it build dictionaries, lists, tuples, strings, numbers and bytes, and nothing
+else: the few names that an array needs stand for inert objects of ours, which only keep what they are given, and every
+other name ends the reading. Not even NumPy's own reconstruction is called, since it trusts its arguments; arrays are
+made afterwards from their bytes, for plain number types only.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError
+
+__all__ = ["array_of", "read_pickle"]
+
+_NUMBERS = re.compile(r"[|<>=]?(b1|[iu][1248]|f[248])")
+_ARRAY_MODULES = {"numpy.core.multiarray", "numpy._core.multiarray"}
+_BUFFER_MODULES = {"numpy.core.numeric", "numpy._core.numeric"}
+
+
+class _Inert:
+    """An object that a pickle can hold, and whose state it cannot set unless a subclass allows it."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise pickle.UnpicklingError("a pickle may not change this object")
+
+
+class _Token(_Inert):
+    """Stands for a class that is only ever an argument, `numpy.ndarray`."""
+
+    __slots__ = ()
+
+
+class _Dtype:
+    """What a pickle says of a number type."""
+
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: object) -> None:
+        self.code = code
+        self.order = "|"
+
+    def __setstate__(self, state: object) -> None:
+        # (version, byte order, subarray, field names, fields, …): anything but a plain number type is refused.
+        if not isinstance(state, tuple) or len(state) < 5 or state[2:5] != (None, None, None):
+            raise pickle.UnpicklingError("only arrays of plain numbers are read")
+        self.order = str(state[1])
+
+    def resolve(self) -> np.dtype[Any]:
+        code = self.code if isinstance(self.code, str) else ""
+        if not _NUMBERS.fullmatch(code) or self.order not in ("<", ">", "=", "|"):
+            raise InputError(f"an array of type {code!r}; only plain numbers are read")
+        return np.dtype(code) if self.order == "|" else np.dtype(code).newbyteorder(self.order)  # type: ignore[arg-type]
+
+
+class _Array:
+    """What a pickle says of an array: shape, type and bytes."""
+
+    __slots__ = ("state",)
+
+    def __init__(self, state: object = None) -> None:
+        self.state = state
+
+    def __setstate__(self, state: object) -> None:
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise pickle.UnpicklingError("an array's state has five entries")
+        self.state = state[1:]
+
+    def resolve(self) -> NDArray[Any]:
+        match self.state:
+            case (tuple(shape), _Dtype() as dtype, bool() | int() as is_fortran, bytes() | bytearray() | str() as data):
+                pass
+            case _:
+                raise InputError("an array without shape, type or bytes")
+        kind = dtype.resolve()
+        raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote strings
+        if not all(isinstance(side, int) and side >= 0 for side in shape) or math.prod(shape) * kind.itemsize != len(
+            raw
+        ):
+            raise InputError(f"an array of shape {shape} with {len(raw)} bytes of {kind}")
+        return np.frombuffer(raw, kind).reshape(shape, order="F" if is_fortran else "C")
+
+
+class _Call(_Inert):
+    """A function that a pickle may call."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: object) -> object:
+        return self._function(*arguments)
+
+
+def _encode(text: object, encoding: object = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError("only latin1 text is turned into bytes")
+    return text.encode("latin1")
+
+
+def _from_buffer(buffer: object, dtype: object, shape: object, order: object) -> _Array:
+    return _Array((shape, dtype, order == "F", bytes(buffer) if isinstance(buffer, bytes | bytearray) else None))
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module in _ARRAY_MODULES and name == "_reconstruct":
+            return _Call(lambda *_: _Array())
+        if module in _BUFFER_MODULES and name == "_frombuffer":
+            return _Call(_from_buffer)
+        if module in _ARRAY_MODULES and name == "scalar":
+            return _Call(lambda dtype, data: _Array(((), dtype, False, data)))
+        if (module, name) == ("numpy", "ndarray"):
+            return _Token()
+        if (module, name) == ("numpy", "dtype"):
+            return _Call(lambda code, *_: _Dtype(code))
+        if (module, name) == ("_codecs", "encode"):
+            return _Call(_encode)
+        if (module, name) in (("builtins", "bytes"), ("__builtin__", "bytes")):
+            return _Call(lambda: b"")  # how protocol 2 writes an empty one
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def read_pickle(path: str | os.PathLike[str]) -> Any:
+    """What a pickle of plain containers and arrays holds; arrays are turned into NumPy's by `array_of`.
+
+    Raises:
+        InputError: the file is missing, damaged, or asks for anything else; nothing of it was run.
+    """
+    file = Path(path)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+    try:
+        return _Reader(io.BytesIO(data), encoding="latin1").load()
+    except Exception as error:  # a hostile program can fail in any way
+        raise InputError(
+            f"{file} is no pickle of plain arrays, lists and dictionaries ({error}); nothing of it was run. If you "
+            "trust it, convert it where it was made: numpy.savez(FILE, images=…, labels=…), or one folder per class"
+        ) from error
+
+
+def array_of(value: object, what: str) -> NDArray[Any]:
+    """A NumPy array from what `read_pickle` found: an array, or a list of numbers.
+
+    Raises:
+        InputError: it is something else.
+    """
+    try:
+        if isinstance(value, _Array):
+            return value.resolve()
+        if isinstance(value, list) and value:
+            numbers = [each.resolve().item() if isinstance(each, _Array) else each for each in value]
+            if all(isinstance(number, int | float) for number in numbers):
+                return np.array(numbers)
+    except (InputError, ValueError) as error:
+        raise InputError(f"{what}: {error}") from error
+    raise InputError(f"{what}: expected an array of numbers, got {type(value).__name__.strip('_')}")

@@ -1,0 +1,155 @@
+"""Features of a split, made once and kept in the gallery's HDF5 format: what every episode is answered from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Generator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..encoders import Encoder, Identity, Inference
+from ..errors import FingerprintMismatchError, ImageError, InputError
+from ..index import Encodings, read_encodings
+from ..index.build import InferenceSettings, to_vectors
+from ..index.durable import Storage
+from ..index.encodings import FORMAT, VERSION
+from ..index.manifest import Spec
+from ..index.rows import Entries, Vectors
+from ..index.segments import write_segment
+from .data import Split
+
+__all__ = ["cached_features", "encode_split"]
+
+Progress = Callable[[int, int], None]
+
+
+def cached_features(
+    split: Split,
+    encoder: Encoder,
+    file: str | os.PathLike[str],
+    *,
+    settings: InferenceSettings | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Encodings:
+    """The features in `file` if they are of this encoder and hold the split's items; else they are made and written.
+
+    A file that `distcam encode` wrote serves as well, if its paths are the split's names.
+
+    Raises:
+        FingerprintMismatchError: the file is of another encoder.
+        InputError: it lacks items, or labels them otherwise, or the encoder cannot be evaluated.
+    """
+    path = Path(file)
+    if overwrite or not path.exists():
+        return encode_split(split, encoder, path, settings=settings, progress=progress)
+    found = read_encodings(path)
+    if found.encoder.get("fingerprint") != encoder.fingerprint:
+        raise FingerprintMismatchError(
+            f"{path} holds features of {found.encoder.get('short_name')}, the encoder given is {encoder.short_name}; "
+            "choose another file, or --overwrite"
+        )
+    label_of = {record.path: record.label for record in found.records}
+    absent = [name for name in split.names.tolist() if name not in label_of]
+    if absent:
+        raise InputError(
+            f"{path} lacks {len(absent)} of the {len(split)} images of {split.name}, the first is {absent[0]!r}; "
+            "choose another file, or --overwrite"
+        )
+    for name, label in zip(split.names.tolist(), split.labels.tolist(), strict=True):
+        if label_of[name] != label:
+            raise InputError(f"{path} says that {name!r} is {label_of[name]!r}, {split.name} that it is {label!r}")
+    return found
+
+
+def encode_split(
+    split: Split,
+    encoder: Encoder,
+    out: str | os.PathLike[str],
+    *,
+    settings: InferenceSettings | None = None,
+    progress: Progress | None = None,
+) -> Encodings:
+    """Encode all images of a split into one file, as `distcam.index.encode_to_file` does for image files.
+
+    The file appears when it is whole. An image that cannot be read ends the work: without it, the episodes of a
+    manifest would be others.
+
+    Raises:
+        InputError: the encoder is in training mode, its batch norms use the batch's statistics, or a feature is not
+            finite.
+        ImageError: the first image that cannot be used.
+    """
+    check_evaluation_mode(encoder)
+    path, settings = Path(out), settings or InferenceSettings()
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path.parent} is not a folder; create it first")
+    inference = Inference(encoder, device=settings.device, precision=settings.precision, batch_size=settings.batch_size)
+    is_pooled = isinstance(encoder.head, (Identity, torch.nn.Identity))
+    spec = Spec("dot", encoder.embedding_dim, encoder.pooled_dim, None, embedding_is_pooled=is_pooled)
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "root": str(split.images.root.absolute()),
+        "encoder": {
+            "fingerprint": encoder.fingerprint,
+            "short_name": encoder.short_name,
+            "description": encoder.describe(),
+            "precision": inference.precision,
+        },
+    }
+    blocks = _blocks(split, inference, spec, workers=settings.workers, progress=progress)
+    with Storage().replacing(path) as aside, closing(blocks):
+        write_segment(aside, _entries(split), blocks, spec=spec, about=json.dumps(about))
+    return read_encodings(path)
+
+
+def check_evaluation_mode(encoder: torch.nn.Module) -> None:
+    """Refuse an encoder whose answer for an image would depend on the other images of its batch."""
+    if encoder.training:
+        raise InputError("the encoder is in training mode; call encoder.eval() before its features are taken")
+    for name, part in encoder.named_modules():
+        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
+            raise InputError(
+                f"the batch norm {name!r} uses the statistics of each batch, which makes every result transductive; "
+                "call eval(), or train with track_running_stats=True"
+            )
+
+
+def _entries(split: Split) -> Entries:
+    n = len(split)
+    digests, size = np.empty((n, 32), np.uint8), np.empty(n, np.uint64)
+    for row in range(n):
+        content = split.images.content(row)
+        digests[row] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+        size[row] = len(content)
+    columns: dict[str, list[str | None]] = {"label": list(split.labels.tolist())}
+    return Entries(np.arange(n, dtype=np.uint64), split.names.tolist(), digests, size, np.zeros(n, np.int64), columns)
+
+
+def _blocks(
+    split: Split, inference: Inference, spec: Spec, *, workers: int | None, progress: Progress | None
+) -> Generator[Vectors, None, None]:
+    """Vectors in the order of the items, batch by batch."""
+    done = 0
+    batches = inference.stream(range(len(split)), load=lambda row: inference.read(split.images[row]), workers=workers)
+    for batch in batches:
+        if batch.failures:
+            failure = batch.failures[0]
+            raise ImageError(split.names[failure.item], failure.error.reason)
+        assert batch.encoding is not None
+        vectors = to_vectors(batch.encoding, spec)
+        finite = np.isfinite(vectors.pooled).all(1) & np.isfinite(vectors.embedding).all(1)
+        if not finite.all():
+            name = str(split.names[batch.items[int(np.argmin(finite))]])
+            raise InputError(f"the features of {name!r} are not finite; check the encoder's weights")
+        done += len(batch.items)
+        if progress is not None:
+            progress(done, len(split))
+        yield vectors

@@ -1,0 +1,289 @@
+"""One self-contained HTML file about few-shot results: who is confused with whom, on which supports, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..explain import fold, to_data_uri
+from ..explain.colours import colour_table
+from .answers import answers_of
+from .classifiers import Classifier
+from .evaluation import EpisodeResult
+from .results import ResultFile
+from .support import SupportSensitivity, support_quality
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..encoders import Encoder, Inference
+    from .data import Split
+
+__all__ = ["Explainer", "Failure", "worst_failures", "write_report"]
+
+N_PAIRS, N_EXAMPLES, MOST_CLASSES, MOST_SUPPORTS = 15, 12, 40, 5
+THUMBNAIL = 192  # longest side in pixels of a picture in the report
+DIGITS = 4  # significant digits of a map's values
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A query that was answered wrongly: its place in the manifest."""
+
+    episode: int
+    query: int
+
+
+def worst_failures(result: EpisodeResult, n: int = N_EXAMPLES) -> list[Failure]:
+    """The n wrong answers with the largest margins against them, every query image once."""
+    wrong = np.argwhere(result.prediction != result.episodes.target)
+    order = np.argsort(result.margin[tuple(wrong.T)], kind="stable")
+    seen: set[int] = set()
+    found: list[Failure] = []
+    for episode, query in wrong[order].tolist():
+        item = int(result.episodes.query[episode, query])
+        if item not in seen and len(found) < n:
+            seen.add(item)
+            found.append(Failure(episode, query))
+    return found
+
+
+class Explainer:
+    """What a report needs to show pictures and maps: the images, the encoder that made the features, the classifiers.
+
+    Args:
+        split: the images.
+        encoder: what made the features; pictures without maps if left out.
+        classifiers: by the names of the results; others get pictures without maps.
+        device: where the encoder runs.
+        precision: of its arithmetic, that of the features.
+        features: the features by item, so that only the wrongly answered queries are encoded again.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        encoder: Encoder | None = None,
+        classifiers: dict[str, Classifier] | None = None,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        features: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> None:
+        self._features = features
+        self._row = {name: row for row, name in enumerate(split.names.tolist())}
+        self._split = split
+        self._classifiers = classifiers or {}
+        self._inference: Inference | None = None
+        if encoder is not None:
+            from ..encoders import Inference
+
+            self._inference = Inference(encoder, device=device, precision=precision)
+
+    def image(self, name: str) -> Image:
+        """The picture of an item."""
+        return self._split.images[self._row[name]]
+
+    def view(self, image: Image) -> list[float]:
+        """The part of a picture that the network sees, as fractions of its sides."""
+        if self._inference is None:
+            return [0.0, 0.0, 1.0, 1.0]
+        box = self._inference.transform.view(image.width, image.height)
+        return [round(edge, 5) for edge in box.scaled(1 / image.width, 1 / image.height)]
+
+    def explain(self, result: EpisodeResult, failure: Failure) -> dict[str, Any] | None:
+        """The maps of one wrong answer; None where there is no encoder or no exact map."""
+        classifier = self._classifiers.get(str(result.classifier["name"]))
+        if self._inference is None or classifier is None:
+            return None
+        episodes, (e, m) = result.episodes, (failure.episode, failure.query)
+        # Only a transductive answer hangs on the other queries of the episode.
+        items = episodes.query[e] if result.is_transductive else episodes.query[e, m : m + 1]
+        row = m if result.is_transductive else 0
+        support, query = (self._vectors(episodes.names[each.ravel()].tolist()) for each in (episodes.support[e], items))
+        own = self._maps([str(episodes.names[episodes.query[e, m]])])
+        query[row] = own[0].mean((-2, -1))
+        answers = answers_of(classifier, support.view(episodes.n_way, episodes.n_shot, -1), query)
+        if answers is None:
+            return None
+        answers = answers[row]
+        true, won = int(episodes.target[e, m]), int(result.prediction[e, m])
+        decision = answers.decision(own, torch.tensor([won]), torch.tensor([true]))
+        heat, logits = answers.maps(own)[0], answers.logits()[0]
+        difference = float(logits[won] - logits[true])
+        return {
+            "shape": list(own.shape[-2:]),
+            "won": _numbers(heat[won]),
+            "true": _numbers(heat[true]),
+            "decision": _numbers(decision.map[0]),
+            "constant": float(decision.constant[0]),
+            "difference": difference,
+            "error": abs(float(decision.map[0].sum() + decision.constant[0]) - difference),
+        }
+
+    def _maps(self, names: Sequence[str]) -> Tensor:
+        """Response maps, float64: the mean of a map is the embedding."""
+        assert self._inference is not None
+        encoder = self._inference.encoder
+        encoding = self._inference.encode_images([self.image(name) for name in names])
+        with torch.no_grad():
+            response = fold(encoding.feature_map, pooling=encoder.pooling, head=encoder.head)
+        return response.map.to("cpu", torch.float64)
+
+    def _vectors(self, names: Sequence[str]) -> Tensor:
+        """Embeddings, float64, stored or made now."""
+        if self._features is None:
+            return self._maps(names).mean((-2, -1))
+        return torch.from_numpy(np.stack([self._features[name] for name in names])).double()
+
+
+def write_report(
+    path: str | PathLike[str],
+    results: ResultFile,
+    *,
+    explainer: Explainer | None = None,
+    sensitivity: Mapping[str, Sequence[SupportSensitivity]] | None = None,
+    title: str = "Few-shot results",
+    notes: Sequence[str] = (),
+    n_failures: int = N_EXAMPLES,
+) -> Path:
+    """Write results as one HTML file that needs nothing else: no network, no server, no further file.
+
+    Args:
+        path: the file to write; an existing one is replaced.
+        results: the results of one manifest.
+        explainer: for pictures and maps of the worst failures; without it they are listed by name.
+        sensitivity: redrawn supports by method, from `support_sensitivity`.
+        title: the page's heading.
+        notes: lines under it, as plain text.
+        n_failures: wrong answers to show of each method.
+    """
+    pictures: dict[str, Any] = {}
+    episodes = results.episodes
+    data = {
+        "title": title,
+        "notes": [*notes, *_setting(results)],
+        "methods": [
+            _method_data(
+                result, explainer, pictures, n_failures, (sensitivity or {}).get(result.classifier["name"], ())
+            )
+            for result in results
+        ],
+        "n_classes": len(episodes.class_names),
+        "heat": bytes(colour_table("inferno").tobytes()).hex(),
+        "signed": bytes(colour_table("blue-orange").tobytes()).hex(),
+        "images": pictures,
+    }
+    template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    # "</script>" in a file name must not end the data block.
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(template.replace("__DATA__", text), encoding="utf-8", errors="backslashreplace")
+    aside.replace(path)
+    return path
+
+
+def _setting(results: ResultFile) -> list[str]:
+    episodes = results.episodes
+    queries = f"{episodes.n_query} queries per class" + ("" if episodes.is_balanced else " on average, unbalanced")
+    lines = [
+        f"{episodes.n_way}-way {episodes.n_shot}-shot, {queries}, {episodes.n_episodes:,} episodes of "
+        f"{len(episodes.class_names)} classes and {len(episodes.names):,} images",
+        f"manifest {episodes.content_hash}",
+    ]
+    known = {name: results.source.get(name) for name in ("data", "part")} | {"encoder": results.results[0].encoder}
+    return [*lines, ", ".join(f"{name} {value}" for name, value in known.items() if value)]
+
+
+def _method_data(
+    result: EpisodeResult,
+    explainer: Explainer | None,
+    pictures: dict[str, Any],
+    n_failures: int,
+    sensitivity: Sequence[SupportSensitivity],
+) -> dict[str, Any]:
+    found = result.intervals()
+    classes = sorted(result.per_class_accuracy().items(), key=lambda pair: (np.nan_to_num(pair[1], nan=2.0), pair[0]))
+    quality = support_quality(result)
+    ends = quality if len(quality) <= 16 else [*quality[:8], *quality[-8:]]
+    return {
+        "name": str(result.classifier["name"]),
+        "setting": result.classifier["setting"],
+        "encoder": result.encoder,
+        "accuracy": result.mean_accuracy,
+        "intervals": [
+            {"kind": each.kind, "low": each.low, "high": each.high, "question": each.question} for each in found
+        ],
+        "has_jackknife": found.class_jackknife is not None,
+        "classes": [[name, None if np.isnan(share) else share] for name, share in classes],
+        "pairs": [list(pair) for pair in result.hardest_pairs(N_PAIRS)],
+        "confusion": _confusion_data(result, [name for name, _ in classes]),
+        "supports": [list(each) for each in ends],
+        "n_supports": len(quality),
+        "sensitivity": [each.to_dict() for each in sensitivity],
+        "failures": [_failure_data(result, f, explainer, pictures) for f in worst_failures(result, n_failures)],
+        "n_wrong": int((result.prediction != result.episodes.target).sum()),
+        "n_asked": int(result.prediction.size),
+    }
+
+
+def _confusion_data(result: EpisodeResult, hardest_first: list[str]) -> dict[str, Any]:
+    """Rows and columns of the hardest classes; all where there are few enough."""
+    names = result.episodes.class_names.tolist()
+    chosen = sorted(hardest_first[:MOST_CLASSES], key=names.index)
+    rows = [names.index(name) for name in chosen]
+    share = result.confusion()[np.ix_(rows, rows)]
+    met = result.meetings()[np.ix_(rows, rows)]
+    return {
+        "names": chosen,
+        "share": [[None if np.isnan(v) else round(v, 4) for v in row] for row in share.tolist()],
+        "met": met.tolist(),
+    }
+
+
+def _failure_data(
+    result: EpisodeResult, failure: Failure, explainer: Explainer | None, pictures: dict[str, Any]
+) -> dict[str, Any]:
+    episodes, (e, m) = result.episodes, (failure.episode, failure.query)
+    true, won = int(episodes.target[e, m]), int(result.prediction[e, m])
+
+    def supports(way: int) -> list[str]:
+        return [str(name) for name in episodes.names[episodes.support[e, way]][:MOST_SUPPORTS]]
+
+    query = str(episodes.names[episodes.query[e, m]])
+    shown = {"query": query, "support_true": supports(true), "support_won": supports(won)}
+    if explainer is not None:
+        for name in (query, *shown["support_true"], *shown["support_won"]):
+            if name not in pictures:
+                image = explainer.image(name)
+                pictures[name] = {"uri": _thumbnail(image), "view": explainer.view(image)}
+    return {
+        **shown,
+        "episode": e,
+        "true": str(episodes.class_names[episodes.ways[e, true]]),
+        "won": str(episodes.class_names[episodes.ways[e, won]]),
+        "margin": float(result.margin[e, m]),
+        "maps": None if explainer is None else explainer.explain(result, failure),
+    }
+
+
+def _numbers(raw: Tensor) -> list[float]:
+    return [float(f"{value:.{DIGITS}g}") for value in raw.flatten().tolist()]
+
+
+def _thumbnail(image: Image) -> str:
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return to_data_uri(small, "jpeg")

@@ -1,0 +1,237 @@
+"""Training few-shot encoders on the one loop: prototypical, Baseline, Baseline++, Classifier- and Meta-Baseline.
+
+A recipe is one of `distcam.training` with two tables more:
+
+```toml
+[data]
+photographs = "omniglot:vinyals@omniglot"   # or images = "…": a data set as `distcam fewshot evaluate --data` reads it
+size = 28
+[episodes]        # EpisodeSettings; left out, batches are those of [sampler]
+[[test]]          # TestSettings; as many as wanted
+```
+
+`base` is trained on. `run.monitor = "val.accuracy"` keeps the weights with the best accuracy on stored episodes of the
+val part.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..encoders import Encoder, Inference
+from ..errors import InputError
+from ..training.data import TrainingSet
+from ..training.recipe import Recipe, RecipeFile
+from ..training.runs import RunResult, run_recipe
+from ..training.splits import DATA_VARIABLE
+from ..training.step import Term
+from ..training.tables import parse
+from ..training.terms import TERMS, Builder, TermContext, checked_term
+from .data import FewShotData, open_data
+from .data.dataset import Split
+from .episodes import EpisodeManifest
+from .evaluation import evaluate
+from .methods import classifier_of
+from .prototypical import EpisodeSettings, PrototypicalTerm, training_episodes
+from .sampling import sample_episodes
+
+__all__ = ["FEW_SHOT_TERMS", "FewShotRecipe", "TestSettings", "train"]
+
+
+def _prototypical(options: Mapping[str, Any], context: TermContext) -> Term:
+    return checked_term("prototypical", partial(PrototypicalTerm, context.dim(), context.n_classes), options)
+
+
+FEW_SHOT_TERMS: Mapping[str, Builder] = {**TERMS, "prototypical": _prototypical}
+"""All losses of `distcam.training`, and the prototypical one."""
+
+
+@dataclass(frozen=True)
+class TestSettings:
+    """Stored episodes that the trained encoder is measured on.
+
+    Attributes:
+        part: which classes: "base", "val" or "novel".
+        n_way, n_shot, n_query: of the episodes.
+        episodes: how many.
+        methods: names of `distcam fewshot evaluate --method`.
+        seed: of the list of episodes; not that of the training.
+    """
+
+    __test__ = False  # for pytest
+
+    part: str = "novel"
+    n_way: int = 5
+    n_shot: int = 1
+    n_query: int = 15
+    episodes: int = 1000
+    methods: tuple[str, ...] = ("proto",)
+    seed: int = 0
+
+    def manifest(self, split: Split) -> EpisodeManifest:
+        """The list of episodes of this part."""
+        return sample_episodes(
+            split.labels,
+            names=split.names,
+            n_way=self.n_way,
+            n_shot=self.n_shot,
+            n_query=self.n_query,
+            n_episodes=self.episodes,
+            seed=self.seed,
+        )
+
+    def name(self, method: str) -> str:
+        """How the result's accuracy is called in tables."""
+        return f"{self.part}.{self.n_way}-way {self.n_shot}-shot {method}"
+
+
+@dataclass(frozen=True)
+class FewShotRecipe:
+    """A few-shot training run, resolved.
+
+    Attributes:
+        recipe: what the training loop reads.
+        episodes: what batches are made of; None for ordinary ones.
+        test: what is measured in the end.
+        validation: what `run.monitor = "val.accuracy"` measures.
+    """
+
+    recipe: Recipe
+    episodes: EpisodeSettings | None = None
+    test: tuple[TestSettings, ...] = (TestSettings(),)
+    validation: TestSettings = field(default_factory=lambda: TestSettings(part="val", episodes=600))
+
+    @classmethod
+    def read(cls, path: str | Path, *, variant: str | None = None, changes: Sequence[str] = ()) -> FewShotRecipe:
+        """The recipe of a TOML file, with the variant and the changes of the command line.
+
+        Raises:
+            InputError: no file, no TOML, or a table, key or value that does not fit; the nearest name is given.
+        """
+        file = RecipeFile.read(path)
+        table = file.resolved(variant=variant, changes=changes)
+        own = {key: table.pop(key) for key in ("episodes", "test", "validation") if key in table}
+        return cls(
+            Recipe.from_dict(table, folder=file.folder),
+            parse(EpisodeSettings, own["episodes"], "episodes") if "episodes" in own else None,
+            tuple(parse(TestSettings, each, "test") for each in own.get("test", [{}])),
+            parse(TestSettings, {"part": "val", "episodes": 600, **own.get("validation", {})}, "validation"),
+        )
+
+    def open_data(self) -> FewShotData:
+        """The data set that `[data]` names; folders are relative to the recipe's, or to $DISTCAM_DATA.
+
+        The table of `folder:TABLE@DIR` may lie beside the recipe.
+
+        Raises:
+            InputError: it names none, or the variable is not set.
+        """
+        data = self.recipe.data
+        spec, base = data.images, self.recipe.folder
+        if data.photographs:
+            place = os.environ.get(DATA_VARIABLE)
+            if not place:
+                raise InputError(f"this recipe needs photographs: set {DATA_VARIABLE} to the folder that holds them")
+            spec, base = data.photographs, Path(place)
+        name, at, folders = spec.rpartition("@")
+        kind, _, table = name.partition(":")
+        if kind == "folder" and (self.recipe.folder / table).is_file():
+            name = f"{kind}:{self.recipe.folder / table}"
+        return open_data(name + at + ",".join(str(base / folder) for folder in folders.split(",")))
+
+
+def train(
+    recipe: FewShotRecipe,
+    *,
+    data: FewShotData | None = None,
+    folder: str | Path | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    report: Callable[[Mapping[str, float]], None] | None = None,
+) -> RunResult:
+    """Train on the base part and measure on stored episodes.
+
+    Args:
+        recipe: what to do.
+        data: opened already; `recipe.open_data()` if left out.
+        folder: where results go; None writes nothing.
+        seed: instead of the recipe's.
+        resume: go on from the checkpoint in `folder`.
+        progress: called with (batches done, batches in all).
+        report: called with every epoch's row of the log.
+
+    Raises:
+        InputError: whatever in recipe or data does not fit.
+    """
+    data = recipe.open_data() if data is None else data
+    inner = recipe.recipe if seed is None else replace(recipe.recipe, run=replace(recipe.recipe.run, seed=seed))
+    seed = inner.run.seed
+    transform = inner.encoder.build(inner.data, folder=inner.folder, seed=seed).transform
+    base = data["base"]
+    training_set = TrainingSet.from_pixels(
+        base.pixels(transform),
+        torch.from_numpy(base.class_of),
+        transform=transform,
+        class_names=base.class_names.tolist(),
+    )
+    sampler = None
+    if recipe.episodes is not None:
+        sampler = training_episodes(base.class_of, recipe.episodes, seed=seed)
+    validation = _Measure(data, [recipe.validation], named="val.accuracy") if inner.run.monitor else None
+    test = _Measure(data, recipe.test)
+    return run_recipe(
+        inner,
+        terms=FEW_SHOT_TERMS,
+        folder=folder,
+        resume=resume,
+        sets={"train": training_set},
+        sampler=sampler,
+        validate=validation,
+        evaluations=[lambda encoder, _: test(encoder)],
+        progress=progress,
+        report=report,
+    )
+
+
+class _Measure:
+    """Accuracy on stored episodes; images are decoded once and stay in memory.
+
+    Args:
+        data: the data set.
+        tests: the lists of episodes.
+        named: what the accuracy is called; by part, episodes and method if left out.
+    """
+
+    def __init__(self, data: FewShotData, tests: Sequence[TestSettings], *, named: str | None = None) -> None:
+        self._data, self._tests, self._named = data, tests, named
+        self._manifests = [test.manifest(data[test.part]) for test in tests]  # too few classes now, not after training
+        for method in {method for test in tests for method in test.methods}:
+            classifier_of(method)
+        self._pixels: dict[str, torch.Tensor] = {}
+
+    def __call__(self, encoder: Encoder) -> dict[str, float]:
+        """Mean accuracy by name, in [0, 1]."""
+        device = str(next(encoder.parameters()).device)
+        inference = Inference(encoder, device=device, batch_size=256)
+        features: dict[str, torch.Tensor] = {}
+        found = {}
+        for test, manifest in zip(self._tests, self._manifests, strict=True):
+            if test.part not in features:
+                features[test.part] = self._features(inference, test.part)
+            for method in test.methods:
+                result = evaluate(features[test.part], manifest, classifier_of(method))
+                found[self._named or test.name(method)] = result.mean_accuracy
+        return found
+
+    def _features(self, inference: Inference, part: str) -> torch.Tensor:
+        if part not in self._pixels:
+            self._pixels[part] = self._data[part].pixels(inference.encoder.transform)
+        return torch.cat([inference(pixels).embedding.cpu() for pixels in torch.split(self._pixels[part], 256)])
