@@ -1,25 +1,120 @@
-"""Re-identification: an evaluation that states its protocol with every number, and re-ranking that scales."""
+"""Re-identification: an evaluation that states its protocol with every number, and re-ranking that scales.
+
+Names load on first use: evaluating features needs neither torch nor an encoder.
+"""
 
 from __future__ import annotations
 
-from .evaluation import evaluate_distances, evaluate_features
-from .policies import Labels, Protocol
-from .reranking import Reranking, SharedNeighbours, rerank_features
-from .results import CameraPair, Evaluation, QueryResults
-from .verification import Identification, OperatingPoint, Verification
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .assessment import Assessment, assess, changed_protocol
+    from .auditing import Audit, audit
+    from .data import read_data
+    from .evaluation import evaluate_distances, evaluate_features
+    from .expansion import camera_normalised, expand_queries, pool_views
+    from .features import Features, encode_data, read_features, write_features
+    from .mistakes import Answer, Failure, Promotion
+    from .pairs import BODY_PARTS, PairExplanation, PartShare, explain_pair, pairs_panel
+    from .policies import Labels, Protocol
+    from .records import ReidData, ReidImage
+    from .refinement import Refinement
+    from .reranking import Reranking, SharedNeighbours, rerank_features
+    from .results import CameraPair, Evaluation, QueryResults
+    from .verification import Identification, OperatingPoint, Verification
+    from .walkers import WalkerSet, write_walkers
+
+_HOME = {
+    "BODY_PARTS": "pairs",
+    "Answer": "mistakes",
+    "Assessment": "assessment",
+    "Audit": "auditing",
+    "CameraPair": "results",
+    "Evaluation": "results",
+    "Failure": "mistakes",
+    "Features": "features",
+    "Identification": "verification",
+    "Labels": "policies",
+    "OperatingPoint": "verification",
+    "PairExplanation": "pairs",
+    "PartShare": "pairs",
+    "Promotion": "mistakes",
+    "Protocol": "policies",
+    "QueryResults": "results",
+    "Refinement": "refinement",
+    "ReidData": "records",
+    "ReidImage": "records",
+    "Reranking": "reranking",
+    "SharedNeighbours": "reranking",
+    "Verification": "verification",
+    "WalkerSet": "walkers",
+    "assess": "assessment",
+    "audit": "auditing",
+    "camera_normalised": "expansion",
+    "changed_protocol": "assessment",
+    "encode_data": "features",
+    "evaluate_distances": "evaluation",
+    "evaluate_features": "evaluation",
+    "expand_queries": "expansion",
+    "explain_pair": "pairs",
+    "pairs_panel": "pairs",
+    "pool_views": "expansion",
+    "read_data": "data",
+    "read_features": "features",
+    "rerank_features": "reranking",
+    "write_features": "features",
+    "write_walkers": "walkers",
+}
 
 __all__ = [
+    "BODY_PARTS",
+    "Answer",
+    "Assessment",
+    "Audit",
     "CameraPair",
     "Evaluation",
+    "Failure",
+    "Features",
     "Identification",
     "Labels",
     "OperatingPoint",
+    "PairExplanation",
+    "PartShare",
+    "Promotion",
     "Protocol",
     "QueryResults",
+    "Refinement",
+    "ReidData",
+    "ReidImage",
     "Reranking",
     "SharedNeighbours",
     "Verification",
+    "WalkerSet",
+    "assess",
+    "audit",
+    "camera_normalised",
+    "changed_protocol",
+    "encode_data",
     "evaluate_distances",
     "evaluate_features",
+    "expand_queries",
+    "explain_pair",
+    "pairs_panel",
+    "pool_views",
+    "read_data",
+    "read_features",
     "rerank_features",
+    "write_features",
+    "write_walkers",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

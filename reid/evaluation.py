@@ -48,7 +48,7 @@ def evaluate_features(
         metric: `"cosine"`, `"l2"`, `"l1"` or `"dot"`.
         protocol: the decisions; default `Protocol()`.
         max_rank: length of the CMC.
-        false_accept_rates: targets of TAR@FAR and DIR@FAR.
+        false_accept_rates: targets of TAR@FAR and DIR@FAR; with none, statistics of pairs and probes are left out.
         single_gallery_shot: also the CUHK03-style CMC with one random gallery image per identity, in expectation.
         block_bytes: size of a block of distances.
 
@@ -120,8 +120,10 @@ def _match(source: DistanceSource, query: Labels, gallery: Labels, protocol: Pro
 def _evaluate(source: DistanceSource, matching: Matching, options: _Options) -> Evaluation:
     n_queries = source.shape[0]
     _check_matches(matching, n_queries)
-    bounds = source.bounds or _bounds_of_matches(source, matching)
-    tally = PairTally(n_queries * matching.columns.size, bounds=bounds, dtype=source.dtype)
+    tally = None
+    if options.false_accept_rates:
+        bounds = source.bounds or _bounds_of_matches(source, matching)
+        tally = PairTally(n_queries * matching.columns.size, bounds=bounds, dtype=source.dtype)
     one_pass = _Pass(matching, n_queries, tally=tally)
     shot = _SingleShot(matching, options.max_rank) if options.single_gallery_shot else None
     for start, block in blocks(source, block_bytes=options.block_bytes):
@@ -156,7 +158,7 @@ def _bounds_of_matches(source: DistanceSource, matching: Matching) -> tuple[floa
 class _Pass:
     """The one pass over the distances: ranks, counts and tallies each block, and keeps a few numbers per query."""
 
-    def __init__(self, matching: Matching, n_queries: int, *, tally: PairTally) -> None:
+    def __init__(self, matching: Matching, n_queries: int, *, tally: PairTally | None) -> None:
         self.matching, self.tally = matching, tally
         self.per_query = QueryResults(
             n_matches=np.zeros(n_queries, np.intp),
@@ -178,7 +180,8 @@ class _Pass:
         genuine = [row[matches] for row, (matches, _) in zip(rows, relations, strict=True)]
         ignored = [row[unseen] for row, (_, unseen) in zip(rows, relations, strict=True)]
         distance = np.concatenate(genuine)
-        self.tally.add(rows, genuine=distance, ignored=np.concatenate(ignored))
+        if self.tally is not None:
+            self.tally.add(rows, genuine=distance, ignored=np.concatenate(ignored))
         self.pairs_ignored += sum(map(len, ignored))
         for row, (_, unseen) in zip(rows, relations, strict=True):
             row[unseen] = np.inf  # behind everything that is counted
@@ -279,8 +282,10 @@ def _result(one_pass: _Pass, options: _Options, *, shot: _SingleShot | None) -> 
         minp=float(per_query.inverse_penalty.sum() / n_scored),
         single_gallery_shot=None if shot is None else shot.cmc(n_scored),
         camera_pairs=_camera_pairs(matching, one_pass.by_camera),
-        verification=one_pass.tally.finish(options.false_accept_rates),
-        identification=identification(
+        verification=one_pass.tally.finish(options.false_accept_rates) if one_pass.tally else None,
+        identification=None
+        if not one_pass.tally
+        else identification(
             per_query.match_distance[per_query.first_rank == 1],
             alarms[~np.isnan(alarms)],
             n_mated=n_mated,

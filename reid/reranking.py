@@ -20,13 +20,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from .distances import FeatureDistances
+from .neighbours import PASS_BYTES, Images, Neighbours, nearest_neighbours
 
 __all__ = ["Reranking", "SharedNeighbours", "rerank_features"]
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
 RerankMetric = Literal["cosine", "l2"]
-PASS_BYTES = 64 << 20
 _CHUNK = 1 << 20
 """How many neighbours of neighbours are looked at together."""
 
@@ -40,6 +40,7 @@ def rerank_features(
     original_share: float = 0.3,
     metric: RerankMetric = "cosine",
     block_bytes: int = PASS_BYTES,
+    device: str | None = None,
 ) -> Reranking:
     """The re-ranked distances of all queries to all gallery images, in [0, 1], as a source of rows computed on demand.
 
@@ -55,6 +56,9 @@ def rerank_features(
         original_share: λ, what remains of the original distance: 1 keeps its order, 0 is the Jaccard distance alone.
         metric: `"cosine"` or `"l2"`; the original distance is its square (for unit vectors the two are the same).
         block_bytes: size of a block of distances.
+        device: where the neighbours are looked for, which is nearly all of the time: None is NumPy, otherwise a device
+            of torch such as "cuda". Its distances are rounded otherwise, so images that are equally far but for
+            rounding may change places.
 
     Raises:
         InputError: features that are not finite, or options out of range.
@@ -65,8 +69,8 @@ def rerank_features(
         raise InputError(
             f"expected k1 and k2 of at least 1 and original_share in [0, 1], got {k1}, {k2}, {original_share}"
         )
-    images = _Images.of(FeatureDistances(query_features, gallery_features, metric=metric))
-    neighbours = nearest_neighbours(images, min(k1, len(images) - 1) + 1, block_bytes=block_bytes)
+    images = Images.of(FeatureDistances(query_features, gallery_features, metric=metric))
+    neighbours = nearest_neighbours(images, min(k1, len(images) - 1) + 1, block_bytes=block_bytes, device=device)
     encoding = _expanded(_encoded(images, neighbours), neighbours.index[:, :k2])
     return Reranking(images, encoding, farthest=neighbours.farthest, original_share=original_share)
 
@@ -96,7 +100,7 @@ class Reranking:
 
     bounds = (0.0, 1.0)
 
-    def __init__(self, images: _Images, encoding: _Rows, *, farthest: Floats, original_share: float) -> None:
+    def __init__(self, images: Images, encoding: _Rows, *, farthest: Floats, original_share: float) -> None:
         self._images, self._encoding, self._farthest = images, encoding, farthest
         self.original_share = original_share
         self.shape: tuple[int, int] = (images.n_queries, len(images) - images.n_queries)
@@ -159,85 +163,6 @@ class Reranking:
             columns.append(found)
             overlaps.append(overlap[found].astype(self.dtype))
         return np.concatenate(rows), np.concatenate(columns), np.concatenate(overlaps)
-
-
-@dataclass(frozen=True, eq=False)
-class _Images:
-    """Queries, then gallery, as vectors whose squared distances are compared."""
-
-    vectors: Floats
-    squared_norm: Floats
-    n_queries: int
-
-    @classmethod
-    def of(cls, source: FeatureDistances) -> _Images:
-        vectors, norms = source.stacked()
-        if source.metric == "cosine":
-            vectors /= norms[:, None].astype(vectors.dtype)
-            norms = np.ones_like(norms)
-        return cls(vectors, (norms**2).astype(vectors.dtype), source.shape[0])
-
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    def squared(self, rows: slice, columns: slice) -> Floats:
-        """|x|² + |y|² − 2 x·y, at least 0."""
-        distances = self.vectors[rows] @ self.vectors[columns].T
-        distances *= -2
-        distances += self.squared_norm[rows, None]
-        distances += self.squared_norm[columns]
-        return np.maximum(distances, 0, out=distances)
-
-
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """Nearest first, (N, k) with the image itself in front; and the largest squared distance of each image."""
-
-    index: Indices
-    squared: Floats
-    farthest: Floats
-
-
-def nearest_neighbours(images: _Images, k: int, *, block_bytes: int = PASS_BYTES) -> Neighbours:
-    """The exact neighbours of every image among all, computing each distance once: d(i, j) serves row i and row j."""
-    n = len(images)
-    index, squared = np.zeros((n, k), np.int64), np.full((n, k), np.inf, images.vectors.dtype)
-    farthest = np.zeros(n, images.vectors.dtype)
-    step = max(1, block_bytes // (images.vectors.itemsize * n))
-    for start in range(0, n, step):
-        stop = min(start + step, n)
-        block = images.squared(slice(start, stop), slice(start, n))
-        np.maximum(farthest[start:stop], block.max(axis=1), out=farthest[start:stop])
-        np.maximum(farthest[start:], block.max(axis=0), out=farthest[start:])
-        np.fill_diagonal(block, -1)  # an image comes before its duplicates
-        _offer(index[start:stop], squared[start:stop], block, axis=1, first=start)
-        _offer(index[stop:], squared[stop:], block[:, stop - start :], axis=0, first=start)
-    squared[:, 0] = 0
-    return Neighbours(index, squared, np.where(farthest > 0, farthest, 1))
-
-
-def _offer(index: Indices, squared: Floats, block: Floats, *, axis: int, first: int) -> None:
-    """Merge candidates, numbered along `axis` from `first`, into the best so far; every row sees them in that order."""
-    k, n_candidates = squared.shape[1], block.shape[axis]
-    limit = squared[:, -1]
-    if limit.size and np.isinf(limit).any() and n_candidates > k:
-        limit = np.minimum(limit, np.nextafter(_kth(block, k, axis=axis), np.inf, dtype=limit.dtype))
-    better = np.divmod(np.flatnonzero(block < (limit[:, None] if axis == 1 else limit)), max(1, block.shape[1]))
-    row, candidate = better if axis == 1 else better[::-1]
-    if not row.size:
-        return
-    touched = np.flatnonzero(np.bincount(row))
-    rows = np.concatenate([np.repeat(touched, k), row])
-    values = np.concatenate([squared[touched].ravel(), block[better]])
-    names = np.concatenate([index[touched].ravel(), candidate + first])
-    order = np.lexsort((values, rows))
-    starts = np.searchsorted(rows[order], touched)
-    kept = order[starts[:, None] + np.arange(k)]
-    index[touched], squared[touched] = names[kept], values[kept]
-
-
-def _kth(block: Floats, k: int, *, axis: int) -> Floats:
-    return np.asarray(np.partition(block, k - 1, axis=axis).take(k - 1, axis=axis))
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,7 +238,7 @@ def _distinct(codes: Indices) -> Indices:
     return codes[np.diff(codes, prepend=-1) > 0]
 
 
-def _encoded(images: _Images, neighbours: Neighbours) -> _Rows:
+def _encoded(images: Images, neighbours: Neighbours) -> _Rows:
     """V: row i weighs the members of R*(i) by exp(−dn(i, j)), summing to 1."""
     n = len(images)
     members = _rows_of(_neighbourhoods(neighbours.index), np.empty(0), n=n, n_columns=n)

@@ -14,6 +14,7 @@ from .verification import Identification, OperatingPoint, Verification
 __all__ = ["CameraPair", "Evaluation", "QueryResults"]
 
 _SHOWN_RANKS = (1, 5, 10, 20)
+_MOST_CAMERAS = 24
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Evaluation:
         minp: mean inverse negative penalty: how early the last match comes.
         single_gallery_shot: expected CMC when each identity shows one random image (None unless asked for).
         camera_pairs: rank-1 and mAP for each query and gallery camera.
-        verification: ROC, TAR@FAR, equal error rate (None without both kinds of pairs).
-        identification: DIR@FAR (None without probes of both kinds).
+        verification: ROC, TAR@FAR, equal error rate (None without both kinds of pairs, or unless asked for).
+        identification: DIR@FAR (None without probes of both kinds, or unless asked for).
         per_query: the values behind the means.
     """
 
@@ -176,6 +177,8 @@ def _camera_table(pairs: tuple[CameraPair, ...]) -> list[str]:
     if not pairs:
         return []
     rows = list(dict.fromkeys(pair.query_camera for pair in pairs))
+    if len(rows) > _MOST_CAMERAS:
+        return [f"{len(rows)} query cameras: no table camera by camera (see `to_dict`)"]
     columns = sorted({pair.gallery_camera for pair in pairs}, key=lambda camera: (str(type(camera)), camera))
     cell = {(p.query_camera, p.gallery_camera): f"{_percent(p.rank_1)}/{_percent(p.map_step)}" for p in pairs}
     body = [[str(row), *(cell.get((row, column), "-") for column in columns)] for row in rows]

@@ -123,6 +123,15 @@ def test_the_camera_table_ranks_within_one_gallery_camera() -> None:
     assert table == {"b": (0, 0.5, 1), "c": (1, 1, 1), "d": (1, 1, 1)}
 
 
+def test_statistics_of_pairs_can_be_left_out() -> None:
+    whole = one([0.1, 0.2, 0.3], (1, 0), [9, 1, 8], [1, 1, 1])
+    ranking = one([0.1, 0.2, 0.3], (1, 0), [9, 1, 8], [1, 1, 1], false_accept_rates=())
+    assert whole.verification is not None
+    assert (ranking.verification, ranking.identification) == (None, None)
+    assert scores(ranking) == scores(whole)
+    assert "TAR" not in str(ranking)
+
+
 # ---- messages ------------------------------------------------------------------------------------------------------
 
 

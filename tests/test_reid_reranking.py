@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from distcam.errors import InputError
 from distcam.reid import Labels, evaluate_distances, rerank_features
+from distcam.reid.distances import FeatureDistances
+from distcam.reid.neighbours import Images, nearest_neighbours
 
 
 def dense_distances(query: Any, gallery: Any, *, k1: int, k2: int, share: float, metric: str = "cosine") -> Any:
@@ -176,3 +178,33 @@ def test_options_out_of_range_are_refused() -> None:
         rerank_features(query, gallery, metric="dot")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="not finite"):
         rerank_features(query * np.nan, gallery)
+
+
+@pytest.mark.parametrize("k", [1, 4, 30])
+@pytest.mark.parametrize("block_bytes", [1, 4000, 1 << 20])
+def test_torch_finds_the_same_neighbours_in_the_same_order(k: int, block_bytes: int) -> None:
+    random = np.random.default_rng(0)
+    points = random.integers(0, 3, (60, 3)).astype(np.float32)  # few places, so ties everywhere; exact in any order
+    images = Images.of(FeatureDistances(points[:10], points[10:], metric="l2"))
+    plain = nearest_neighbours(images, k, block_bytes=block_bytes)
+    by_torch = nearest_neighbours(images, k, block_bytes=block_bytes, device="cpu")
+    squared = ((points[:, None] - points) ** 2).sum(axis=2)
+    by_hand = np.argsort(np.where(np.eye(60) > 0, -1, squared), axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(plain.index, by_hand)
+    for name in ("index", "squared", "farthest"):
+        np.testing.assert_array_equal(getattr(by_torch, name), getattr(plain, name))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_reranking_on_a_device_gives_the_same_distances(device: str, metric: Any) -> None:
+    query, gallery = random_features(5)
+    plain = rerank_features(query, gallery, k1=7, k2=3, metric=metric)
+    there = rerank_features(query, gallery, k1=7, k2=3, metric=metric, device=device, block_bytes=2000)
+    np.testing.assert_allclose(there.rows(0, 12), plain.rows(0, 12), atol=1e-12)
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    query, gallery = random_features(6)
+    with pytest.raises(InputError, match="no device 'gpu'"):
+        rerank_features(query, gallery, device="gpu")

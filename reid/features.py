@@ -1,0 +1,182 @@
+"""Feature vectors of a data set's images: encoded now, or read from a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .records import ReidData, ReidImage
+
+if TYPE_CHECKING:  # encoding imports torch, which everything else here does without
+    from torch import Tensor
+
+    from ..encoders import Encoder
+
+__all__ = ["Features", "encode_data", "read_features", "write_features"]
+
+FORMAT, VERSION = "distcam-reid-features", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """One vector per image of a data set.
+
+    Attributes:
+        vectors: (images, dimensions), as the encoder gave them.
+        paths: of the images, as the data set writes them.
+        about: what made them: encoder, flipping, …; goes into reports.
+    """
+
+    vectors: NDArray[np.floating[Any]]
+    paths: tuple[str, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or len(self.vectors) != len(self.paths):
+            raise InputError(f"expected one vector per image, got {self.vectors.shape} for {len(self.paths)} images")
+        object.__setattr__(self, "_row", {path: row for row, path in enumerate(self.paths)})
+
+    def of(self, images: Iterable[ReidImage]) -> NDArray[np.floating[Any]]:
+        """The vectors of some images, in their order.
+
+        Raises:
+            InputError: an image has none.
+        """
+        rows: dict[str, int] = self.__dict__["_row"]
+        paths = [image.path for image in images]
+        missing = [path for path in paths if path not in rows]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of {len(paths)} images have no features, first: {missing[0]}; encode all of them"
+            )
+        return self.vectors[[rows[path] for path in paths]]
+
+
+def encode_data(
+    images: Iterable[ReidImage],
+    data: ReidData,
+    encoder: Encoder,
+    *,
+    flip: bool = False,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> Features:
+    """The embeddings of some images of a data set.
+
+    Args:
+        images: which; usually `data.queries + data.gallery`. An image that is listed twice is encoded once.
+        data: the set they belong to.
+        encoder: what encodes.
+        flip: the mean of each image's embedding and its mirror image's.
+        batch_size: images per forward pass.
+        workers: decoding threads.
+        device: as `Inference` takes it.
+        precision: likewise.
+        progress: called with (images encoded, images in all).
+
+    Raises:
+        InputError: an image cannot be read; a score without it would not be comparable.
+    """
+    from ..encoders import Inference
+
+    listed = list({image.path: image for image in images}.values())
+    inference = Inference(encoder, device=device, precision=precision, batch_size=batch_size)
+    items = [(image, mirrored) for image in listed for mirrored in ((False, True) if flip else (False,))]
+
+    def load(item: tuple[ReidImage, bool]) -> Tensor:
+        pixels = inference.read(data.file(item[0]))
+        return pixels.flip(-1) if item[1] else pixels
+
+    vectors: list[NDArray[np.float32]] = []
+    done = 0
+    for batch in inference.stream(items, load=load, workers=workers):
+        if batch.failures:
+            raise InputError(f"{batch.failures[0].error}; a score without this image means nothing, see `reid audit`")
+        if batch.encoding is not None:
+            vectors.append(batch.encoding.embedding.cpu().numpy())
+            done += len(batch.items)
+            if progress is not None:
+                progress(done, len(items))
+    if not vectors:
+        raise InputError("expected at least one image to encode, got none")
+    found = np.concatenate(vectors)
+    found = found.reshape(len(listed), -1, found.shape[1]).mean(axis=1)
+    height, width = encoder.transform.height, encoder.transform.width
+    about = {
+        "encoder": encoder.short_name,
+        "fingerprint": encoder.fingerprint,
+        "input": f"{height}x{width}, {encoder.transform.fit}",
+        "flip": flip,
+    }
+    return Features(found, tuple(image.path for image in listed), about)
+
+
+def write_features(
+    file: str | os.PathLike[str], features: Features, *, results: Mapping[str, Any] | None = None
+) -> Path:
+    """An HDF5 file with the vectors, their images, and if given what an evaluation of them found."""
+    target = Path(file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.partial")
+    with h5py.File(aside, "w") as stream:
+        stream.attrs["format"], stream.attrs["version"] = FORMAT, VERSION
+        stream.attrs["about"] = json.dumps(dict(features.about))
+        stream["features"] = features.vectors
+        stream.create_dataset("paths", data=list(features.paths), dtype=h5py.string_dtype())
+        if results is not None:
+            stream.create_dataset("results", data=json.dumps(results), dtype=h5py.string_dtype())
+    aside.replace(target)
+    return target
+
+
+def read_features(file: str | os.PathLike[str], data: ReidData) -> Features:
+    """The vectors in a file that `distcam reid evaluate --out` or `distcam encode` wrote, for a data set's images.
+
+    Raises:
+        InputError: the file is neither, or it is damaged.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with h5py.File(path) as stream:
+            if stream.attrs.get("format") == FORMAT:
+                about = json.loads(stream.attrs["about"])
+                names = tuple(name.decode() for name in stream["paths"][()])
+                return Features(stream["features"][()], names, about)
+    except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: expected features written by `distcam reid evaluate --out`; {error}") from error
+    return _from_encodings(path, data)
+
+
+def _from_encodings(path: Path, data: ReidData) -> Features:
+    """Joined by where the images lie, since the two files may count their paths from different folders."""
+    from ..index.encodings import read_encodings
+
+    encodings = read_encodings(path)
+    place = {_absolute(encodings.file_of(record)): row for row, record in enumerate(encodings.records)}
+    found = [(image.path, row) for image in data.images if (row := place.get(_absolute(data.file(image)))) is not None]
+    if not found:
+        example = data.file(data.images[0])
+        raise InputError(f"{path} knows none of the images, such as {example}; encode the folder they lie in")
+    about = {
+        "encoder": encodings.encoder.get("short_name", ""),
+        "fingerprint": encodings.encoder.get("fingerprint", ""),
+    }
+    return Features(np.asarray(encodings.embeddings)[[row for _, row in found]], tuple(p for p, _ in found), about)
+
+
+def _absolute(file: Path) -> str:
+    return os.path.normpath(file.absolute())

@@ -1,0 +1,190 @@
+"""Data sets that come with lists: MSMT17, VehicleID, and any CSV table with an identity and a camera."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..images import list_images
+from .policies import Identity, Protocol
+from .records import ReidData, ReidImage, Role
+
+__all__ = ["read_csv", "read_msmt17", "read_vehicleid"]
+
+_MSMT17 = {"train images": 32_621, "train identities": 1_041, "query images": 11_659, "gallery images": 82_161}
+_MSMT17_FOLDERS = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2")}
+_MSMT17_LISTS: dict[str, tuple[Role, int]] = {
+    "train": ("train", 0),
+    "val": ("train", 0),
+    "query": ("query", 1),
+    "gallery": ("gallery", 1),
+}
+_MSMT17_NAME = re.compile(r"(\d+)_(\d+)_(\d+)_(\d+)([a-z]+)?_.*")
+_IDENTITY, _CAMERA, _ROLE = ("identity", "label", "pid"), ("camera", "camid", "photo_id"), ("role", "split")
+_ROLE_NAMES: dict[str, Role] = {
+    "train": "train",
+    "query": "query",
+    "gallery": "gallery",
+    "test": "test",
+    "val": "test",
+    "validation": "test",
+    "multi_query": "multi_query",
+}
+
+
+def _lines(file: Path) -> list[list[str]]:
+    """The fields of every line that has any."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: expected UTF-8 text") from None
+    return [fields for line in text.splitlines() if (fields := line.split())]
+
+
+def _number(text: str, file: Path, line: int) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{file} line {line}: expected an identity as a number, got {text!r}") from None
+
+
+def read_msmt17(root: Path) -> ReidData:
+    """MSMT17, either version: `list_{train,val,query,gallery}.txt` beside `train`, `test` or their masked copies.
+
+    `list_train` and `list_val` both are training images, told apart by the column `list`. Identity 0 is a person here,
+    and train and test count their identities independently. A third field per line (the camera) is allowed.
+    """
+    version = "v2" if (root / _MSMT17_FOLDERS["v2"][0]).is_dir() else "v1"
+    images: list[ReidImage] = []
+    for name, (role, side) in _MSMT17_LISTS.items():
+        file = root / f"list_{name}.txt"
+        if not file.is_file():
+            if name == "val":
+                continue
+            raise InputError(
+                f"{root}: expected list_train.txt, list_query.txt and list_gallery.txt; {file.name} is missing"
+            )
+        for line, fields in enumerate(_lines(file), 1):
+            if len(fields) < 2:
+                raise InputError(f"{file} line {line}: expected a path and an identity, got {' '.join(fields)!r}")
+            identity = _number(fields[1], file, line)
+            images.append(_msmt17_image(fields[0], identity, role, _MSMT17_FOLDERS[version][side], name, (file, line)))
+    notes = (f"version {version[1]}", "train holds list_train and list_val; some codes train on list_train alone")
+    return ReidData("msmt17", root, tuple(images), Protocol(), known=_MSMT17, notes=notes, has_common_identities=False)
+
+
+def _msmt17_image(path: str, identity: int, role: Role, folder: str, listed: str, place: tuple[Path, int]) -> ReidImage:
+    """`0001/0001_019_07_0303morning_0020_1.jpg`: the camera is the third field of the name."""
+    found = _MSMT17_NAME.fullmatch(Path(path).name)
+    if found is None:
+        file, line = place
+        raise InputError(
+            f"{file} line {line}: expected a name such as 0001_019_07_0303morning_0020_1.jpg, got {path!r}"
+        )
+    time = found[4] + (found[5] or "")
+    return ReidImage(f"{folder}/{path}", identity, int(found[3]) - 1, role, None, time, {"list": listed})
+
+
+def read_vehicleid(root: Path, *, test: str = "800", seed: int | None = 0) -> ReidData:
+    """VehicleID: `image/`, `train_test_split/train_list.txt` and `test_list_{800,1600,2400}.txt`; no cameras.
+
+    Its protocol draws one gallery image per identity at random and asks with all others, so a score depends on the
+    draw. `seed` fixes one. None draws nothing: every image asks and answers, and the single-gallery-shot CMC of the
+    evaluation is the exact mean over all draws.
+    """
+    lists = root / "train_test_split"
+    tested = lists / f"test_list_{test}.txt"
+    if not tested.is_file():
+        there = sorted(file.stem.removeprefix("test_list_") for file in lists.glob("test_list_*.txt"))
+        raise InputError(f"{lists}: expected {tested.name}; there are lists for {', '.join(there) or 'nothing'}")
+    train = _vehicles(lists / "train_list.txt", lambda _: "train")
+    if seed is None:
+        images = train + _vehicles(tested, lambda _: "test")
+        note = "no gallery drawn: read the single-gallery-shot CMC"
+    else:
+        listed = _vehicles(tested, lambda _: "test")
+        drawn = _drawn([image.identity for image in listed], seed)
+        images = train + _vehicles(tested, lambda i: "gallery" if i in drawn else "query")
+        note = f"one gallery image per identity drawn with seed {seed}; other draws give other scores"
+    return ReidData("vehicleid", root, tuple(images), Protocol(same_camera="keep"), notes=(f"test {test}", note))
+
+
+def _vehicles(file: Path, role: Callable[[int], Role]) -> list[ReidImage]:
+    images = []
+    for line, fields in enumerate(_lines(file) if file.is_file() else [], 1):
+        if len(fields) != 2:
+            raise InputError(f"{file} line {line}: expected an image and an identity, got {' '.join(fields)!r}")
+        name = fields[0] if fields[0].endswith(".jpg") else f"{fields[0]}.jpg"
+        images.append(ReidImage(f"image/{name}", _number(fields[1], file, line), None, role(line - 1)))
+    return images
+
+
+def _drawn(identities: list[Identity], seed: int) -> set[int]:
+    """One position per identity."""
+    generator = np.random.default_rng(seed)
+    places: dict[Identity, list[int]] = {}
+    for place, identity in enumerate(identities):
+        places.setdefault(identity, []).append(place)
+    return {int(generator.choice(found)) for found in places.values()}
+
+
+def read_csv(
+    table: Path, *, identity: str | None = None, camera: str | None = None, role: str | None = None
+) -> ReidData:
+    """A table with `path`, an identity, and perhaps a camera and a role; all other columns are kept.
+
+    Roles are train, query, gallery, and test (`val`, `validation`): query and gallery at once. Without a column of
+    roles every image is `test`. What stands in the camera's column is what a query must not be answered from, so a
+    photograph's number does as well as a camera's.
+
+    Args:
+        table: the CSV file; paths are relative to its folder.
+        identity: name of the column; `identity`, `label` or `pid` if left out.
+        camera: `camera`, `camid` or `photo_id` if left out; an empty cell is an unknown camera.
+        role: `role` or `split` if left out.
+    """
+    listing = list_images(table)
+    names = (*listing.column_names, *(("label",) if listing.has_labels else ()))
+    columns = {
+        "identity": _column(table, names, identity, _IDENTITY, required=True),
+        "camera": _column(table, names, camera, _CAMERA),
+        "role": _column(table, names, role, _ROLE),
+    }
+    images = []
+    for record in listing:
+        cells = {**record.columns, **({} if record.label is None else {"label": record.label})}
+        images.append(_table_image(table, record.path, cells, columns))
+    images.sort(key=lambda image: list(_ROLE_NAMES.values()).index(image.role))  # stable: else as listed
+    notes = [f"{name}: column {column!r}" for name, column in columns.items() if column is not None]
+    if columns["camera"] is None:
+        notes.append("no cameras: choose same_camera=keep, or missing_camera=distinct")
+    return ReidData("csv", listing.root, tuple(images), Protocol(), notes=tuple(notes))
+
+
+def _table_image(table: Path, path: str, cells: Mapping[str, str], columns: Mapping[str, str | None]) -> ReidImage:
+    def cell(name: str) -> str:
+        column = columns[name]
+        return "" if column is None else cells.get(column, "").strip()
+
+    if not cell("identity"):
+        raise InputError(f"{table}: {path} has no {columns['identity']}; every image needs an identity")
+    role = cell("role").lower() or "test"
+    if role not in _ROLE_NAMES:
+        raise InputError(f"{table}: {path} has the role {role!r}; there are {', '.join(_ROLE_NAMES)}")
+    others = {name: value for name, value in cells.items() if name not in columns.values()}
+    return ReidImage(path, cell("identity"), cell("camera") or None, _ROLE_NAMES[role], columns=others)
+
+
+def _column(
+    table: Path, names: tuple[str, ...], asked: str | None, usual: tuple[str, ...], *, required: bool = False
+) -> str | None:
+    if asked is not None and asked not in names:
+        raise InputError(f"{table}: no column {asked!r}; there are {', '.join(names)}")
+    found = asked or next((name for name in usual if name in names), None)
+    if found is None and required:
+        raise InputError(f"{table}: expected a column {' or '.join(usual)}; there are {', '.join(names)}")
+    return found

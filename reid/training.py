@@ -1,0 +1,223 @@
+"""Training re-identification encoders on the one training loop, and measuring them the same way every time.
+
+A recipe is one of `distcam.training` with two tables more:
+
+```toml
+[data]
+images = "walkers"            # or photographs = "…": a data set as `distcam reid evaluate` reads it
+size = [128, 64]
+[walkers]                     # draw that folder first, see `write_walkers`; left out, it has to be there
+[test]                        # TestSettings
+```
+
+The strong baseline is `recipes/reid_walkers.toml`: batch-norm neck, last stride 1, label smoothing, batch-hard triplet
+and center loss on the features before the neck, random erasing, warm-up, and full epochs of P × K batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from ..encoders import Encoder, Encoding, Inference
+from ..errors import InputError
+from ..images import Transform, list_images
+from ..training.data import TrainingSet
+from ..training.recipe import Recipe, RecipeFile
+from ..training.runs import RunResult, run_recipe
+from ..training.splits import DATA_VARIABLE
+from ..training.tables import parse
+from .assessment import Refinement, assess
+from .data import ReidData, read_data
+from .distances import Metric
+from .features import Features
+from .pair_energy import pair_energy
+from .walkers import WalkerSet, write_walkers
+
+__all__ = ["ReidRecipe", "TestSettings", "WalkerSettings", "train"]
+
+CLOTHES = ("top", "bottom", "shoes")
+
+
+@dataclass(frozen=True)
+class WalkerSettings:
+    """The synthetic set that a recipe draws for itself; see `write_walkers`."""
+
+    identities: int = 100
+    cameras: int = 4
+    images_per_camera: int = 3
+    look_alikes: float = 0.4
+    distractors: float = 0.2
+    junk: float = 0.2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TestSettings:
+    """What is measured on queries and gallery after training.
+
+    Attributes:
+        format: of the data set, or "auto".
+        options: of the format: `{ camera = "photo_id" }` for a table, for example.
+        metric: that ranks.
+        rerank: k1, k2, and the original distance's share of a second measurement; empty for none.
+        before_neck: measure the features before the head as well.
+        parts: walkers only: groups of a walker's parts whose share of the pair maps' energy is measured.
+    """
+
+    __test__ = False  # for pytest
+
+    format: str = "auto"
+    options: Mapping[str, str] = field(default_factory=dict)
+    metric: Metric = "cosine"
+    rerank: tuple[float, ...] = ()
+    before_neck: bool = False
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"clothes": CLOTHES, "bag": ("bag",)})
+
+    def __post_init__(self) -> None:
+        if len(self.rerank) not in (0, 3):
+            raise InputError(f"rerank takes k1, k2 and a share such as [20, 6, 0.3], got {list(self.rerank)}")
+
+
+@dataclass(frozen=True)
+class ReidRecipe:
+    """A re-identification run, resolved."""
+
+    recipe: Recipe
+    walkers: WalkerSettings | None = None
+    test: TestSettings = field(default_factory=TestSettings)
+
+    @classmethod
+    def read(cls, path: str | Path, *, variant: str | None = None, changes: Sequence[str] = ()) -> ReidRecipe:
+        """The recipe of a TOML file, with the variant and the changes of the command line.
+
+        Raises:
+            InputError: no file, no TOML, or a table, key or value that does not fit; the nearest name is given.
+        """
+        file = RecipeFile.read(path)
+        table = file.resolved(variant=variant, changes=changes)
+        own = {key: table.pop(key) for key in ("walkers", "test") if key in table}
+        return cls(
+            Recipe.from_dict(table, folder=file.folder),
+            parse(WalkerSettings, own["walkers"], "walkers") if "walkers" in own else None,
+            parse(TestSettings, own.get("test", {}), "test"),
+        )
+
+    def open_data(self, *, cache: Path) -> ReidData:
+        """The data set that `[data]` names, drawn into `cache` if it is one of walkers.
+
+        Raises:
+            InputError: it is not there.
+        """
+        data = self.recipe.data
+        if self.walkers is not None:
+            folder = cache / f"walkers-{hashlib.sha256(repr(self.walkers).encode()).hexdigest()[:8]}"
+            if not (folder / "walkers.csv").is_file():
+                write_walkers(folder, **vars(self.walkers))
+            return WalkerSet.read(folder).data
+        base = self.recipe.folder
+        if data.photographs:
+            place = os.environ.get(DATA_VARIABLE)
+            if not place:
+                raise InputError(f"this recipe needs photographs: set {DATA_VARIABLE} to the folder that holds them")
+            base = Path(place)
+        return read_data(base / (data.photographs or data.images), format=self.test.format, **self.test.options)
+
+
+def train(
+    recipe: ReidRecipe,
+    *,
+    folder: str | Path | None = None,
+    cache: str | Path | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    report: Callable[[Mapping[str, float]], None] | None = None,
+) -> RunResult:
+    """Train on the training identities, and evaluate queries against the gallery.
+
+    Args:
+        recipe: what to do.
+        folder: where results go; None writes nothing.
+        cache: where walkers are drawn, once for all runs that share it; in `folder` if left out.
+        seed: instead of the recipe's.
+        resume: go on from the checkpoint in `folder`.
+        progress: called with (batches done, batches in all).
+        report: called with every epoch's row of the log.
+
+    Raises:
+        InputError: whatever in recipe or data does not fit.
+    """
+    inner = recipe.recipe if seed is None else replace(recipe.recipe, run=replace(recipe.recipe.run, seed=seed))
+    with ExitStack() as stack:
+        place = cache or folder or stack.enter_context(tempfile.TemporaryDirectory())
+        Path(place).mkdir(parents=True, exist_ok=True)
+        data = recipe.open_data(cache=Path(place))
+        transform = inner.encoder.build(inner.data, folder=inner.folder, seed=inner.run.seed).transform
+        return run_recipe(
+            inner,
+            folder=folder,
+            resume=resume,
+            sets={"train": training_set(data, transform)},
+            evaluations=[lambda encoder, _: measured(encoder, data, recipe.test)],
+            progress=progress,
+            report=report,
+        )
+
+
+def training_set(data: ReidData, transform: Transform) -> TrainingSet:
+    """The training images of a data set, labelled by identity.
+
+    Raises:
+        InputError: it has none.
+    """
+    images = data.of("train")
+    if not images:
+        raise InputError(f"{data.root}: no training images")
+    listing = list_images([data.file(image) for image in images])
+    records = [record._replace(label=str(image.identity)) for record, image in zip(listing, images, strict=True)]
+    return TrainingSet.from_listing(listing, transform, records=records)
+
+
+def measured(encoder: Encoder, data: ReidData, test: TestSettings) -> dict[str, float]:
+    """Rank-1, mAP (step) and mINP of the embeddings, re-ranked and before the head if asked for; and pair maps."""
+    device = next(encoder.parameters()).device
+    inference = Inference(encoder, device=str(device), batch_size=64)
+    images = list({image.path: image for image in (*data.queries, *data.gallery)}.values())
+    parts = [
+        inference.encode_images([data.file(image) for image in images[start : start + 256]])
+        for start in range(0, len(images), 256)
+    ]
+    paths = tuple(image.path for image in images)
+    vectors = {"": torch.cat([part.embedding for part in parts])}
+    if test.before_neck:
+        vectors["before neck "] = torch.cat([part.pooled for part in parts])
+    found: dict[str, float] = {}
+    for name, rows in vectors.items():
+        features = Features(rows.float().cpu().numpy(), paths)
+        found |= _scores(name, data, features, test, None)
+    if test.rerank:
+        k1, k2, share = test.rerank
+        features = Features(vectors[""].float().cpu().numpy(), paths)
+        found |= _scores("re-ranked ", data, features, test, Refinement(reranking=(int(k1), int(k2), share)))
+    if (data.root / "walkers.csv").is_file():
+        found |= pair_energy(inference.encoder, WalkerSet(data.root), Encoding.cat(parts), paths, parts=test.parts)
+    return found
+
+
+def _scores(
+    name: str, data: ReidData, features: Features, test: TestSettings, refinement: Refinement | None
+) -> dict[str, float]:
+    evaluation = assess(data, features, metric=test.metric, refinement=refinement).evaluation
+    return {
+        f"{name}rank-1": evaluation.rank(1),
+        f"{name}mAP": evaluation.map_step,
+        f"{name}mINP": evaluation.minp,
+    }
