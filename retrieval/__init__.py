@@ -1,8 +1,40 @@
-"""Query a gallery, explain every match, and report both."""
+"""Query a gallery, explain every match, report both; and evaluate encoders on retrieval benchmarks."""
 
+from .benchmarks import EncodingSettings, default_protocol, evaluate_dataset, evaluate_encodings, evaluate_gallery
+from .correspondence import PictureCorrespondence, PlacePair
+from .evaluation import evaluate_embeddings
 from .explanation import Explanation, Reference
+from .localisation import localise
+from .localisation_references import References, read_classifier
+from .localisation_results import LocalisationTable
 from .matches import Match, Matches, Query
+from .protocols import Protocol
 from .report import write_report
 from .retriever import Retriever
+from .scores import Evaluation, Origin, Score
 
-__all__ = ["Explanation", "Match", "Matches", "Query", "Reference", "Retriever", "write_report"]
+__all__ = [
+    "EncodingSettings",
+    "Evaluation",
+    "Explanation",
+    "LocalisationTable",
+    "Match",
+    "Matches",
+    "Origin",
+    "PictureCorrespondence",
+    "PlacePair",
+    "Protocol",
+    "Query",
+    "Reference",
+    "References",
+    "Retriever",
+    "Score",
+    "default_protocol",
+    "evaluate_dataset",
+    "evaluate_embeddings",
+    "evaluate_encodings",
+    "evaluate_gallery",
+    "localise",
+    "read_classifier",
+    "write_report",
+]

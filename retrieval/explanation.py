@@ -14,19 +14,23 @@ from torch import Tensor
 
 from ..encoders.heads import Identity
 from ..errors import ImageError, InputError
-from ..explain import Weighting, dist_cam, fold, match_sensitivity
+from ..explain import Weighting, contrast, dist_cam, fold, match_sensitivity
 from ..explain.inputs import NEEDS_MEAN
+from ..explain.regions import region_mask
+from ..explain.rendering import contour, draw_box
 from ..images import Box, read_image
 from .matches import Match, Matches
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..explain.display import Look
     from .retriever import Retriever
 
 __all__ = ["Explanation", "Reference", "Side", "explain"]
 
 Side = Literal["metric", "backbone"]
+SIGNED = frozenset({"dot", "dot_centered", "gradcam_cos"})  # weightings whose negative values speak against the match
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Explanation:
     Attributes:
         query_maps: Float "n h w", raw: neither rectified nor normalised, so maps of one query share one scale.
         references: the n references, in the order of the maps.
+        versus: what each of them is set against in a contrast ("why A and not B"), else None.
         is_exact: False when a non-linear head could only be unfolded to first order.
         sensitivity: Spearman correlation of the first map with the map against a random gallery image; 1 means that the
             map does not depend on the match at all. None when the gallery holds no further image.
@@ -58,7 +63,9 @@ class Explanation:
     space: Side
     is_exact: bool
     sensitivity: float | None
-    _against: str = field(repr=False)
+    versus: Reference | None
+    _against: str | int = field(repr=False)
+    _versus: str | int | None = field(repr=False)
     _options: dict[str, Any] = field(repr=False)
 
     def __len__(self) -> int:
@@ -72,32 +79,52 @@ class Explanation:
         the same similarity. Feature maps that the gallery stores are used as they are; otherwise the n gallery images
         are encoded once, together.
         """
-        matched = [reference.match for reference in self.references if reference.match is not None]
+        matched = [reference.match.rank - 1 for reference in self.references if reference.match is not None]
         if not matched:
             return None
-        retriever = self.matches.retriever
-        response, _ = _response(retriever, self.matches.feature_maps, self.space)
+        response, _ = response_of(self.matches.retriever, self.matches.feature_maps[matched], self.space)
         encoding = self.matches.query.encoding
         query = (encoding.embedding if self.space == "metric" else encoding.pooled).cpu()
-        return dist_cam(response, query.expand(len(matched), 1, -1), **self._options)[:, 0]
+        query = query.expand(len(matched), 1, -1)
+        if self._versus is None:
+            return dist_cam(response, query, **self._options)[:, 0]
+        _, opposite = _references(self.matches, self._versus, self.space)
+        return contrast(response, query, opposite.expand(len(matched), 1, -1), **self._options)[:, 0]
 
     def weighted(self, weighting: Weighting) -> Explanation:
         """The same references, explained by another weighting."""
         return self if weighting == self.weighting else self._again(weighting=weighting)
 
-    def against(self, against: str) -> Explanation:
-        """The same weighting, against other references: "match", "prototype", or a class label."""
+    def against(self, against: str | int) -> Explanation:
+        """The same weighting, against other references and without a contrast: see `Matches.explain`."""
         return self._again(against=against)
 
-    def _again(self, *, weighting: Weighting | None = None, against: str | None = None) -> Explanation:
+    def _again(self, *, weighting: Weighting | None = None, against: str | int | None = None) -> Explanation:
         return explain(
             self.matches,
-            against=against or self._against,
+            against=self._against if against is None else against,
+            versus=self._versus if against is None else None,
             space=self.space,
             weighting=weighting or self.weighting,
             tau=self._options["tau"],
             norm=self._options["norm"],
         )
+
+    @property
+    def is_signed(self) -> bool:
+        """True if negative values of the maps speak against the reference, so that 0 is the middle of the scale."""
+        return self.weighting in SIGNED or self.versus is not None
+
+    @property
+    def marked_query(self) -> Image:
+        """The query picture, with the outline of the region that was searched for, if any."""
+        query = self.matches.query
+        if query.region is None:
+            return query.image
+        if isinstance(query.region, Box):
+            return draw_box(query.image, query.region)
+        mask = region_mask(query.region, query.image.size).astype(float)
+        return contour(query.image, mask)
 
     @property
     def query_view(self) -> Box:
@@ -116,14 +143,16 @@ class Explanation:
         except ImageError:
             return None
 
-    def show(self) -> Image:
-        """The query, its references and the maps on both, as one picture."""
+    def show(self, look: Look | None = None) -> Image:
+        """The query, its references and the maps on both, as one picture; `look` says on which scale and how drawn."""
         from .report import panel_of
 
-        return panel_of(self)
+        return panel_of(self, look)
 
-    def save(self, path: str | PathLike[str]) -> Path:
+    def save(self, path: str | PathLike[str], look: Look | None = None) -> Path:
         """Write the explanation: `.png`/`.jpg` a panel, `.npz` the raw arrays, `.html` an interactive report.
+
+        The report has its own switches for scale and opacity; `look` is for the panel.
 
         Raises:
             InputError: any other ending.
@@ -136,7 +165,7 @@ class Explanation:
             return write_report(path, [self])
         aside = path.with_name(f".partial.{path.name}")
         if path.suffix.lower() in {".png", ".jpg", ".jpeg"}:
-            self.show().save(aside)
+            self.show(look).save(aside)
         elif path.suffix.lower() == ".npz":
             np.savez_compressed(aside, allow_pickle=False, **self.to_arrays())
         else:
@@ -151,48 +180,83 @@ class Explanation:
             "distances": np.array([reference.distance for reference in self.references]),
             "query_view": np.array(self.query_view),
         }
+        if self.versus is not None:
+            arrays["versus"] = np.array(self.versus.name)
+        if self.matches.query.weights is not None:
+            arrays["region_weights"] = self.matches.query.weights.cpu().numpy()
         return arrays if self.reference_maps is None else arrays | {"reference_maps": self.reference_maps.numpy()}
 
 
-def explain(matches: Matches, *, against: str, space: Side, **options: Any) -> Explanation:
-    """Dist-CAM of one query against its matches, its nearest prototype, or a named class; see `Matches.explain`."""
+def explain(
+    matches: Matches, *, against: str | int, versus: str | int | None = None, space: Side, **options: Any
+) -> Explanation:
+    """Dist-CAM of one query against matches, a prototype, or a named class; see `Matches.explain`."""
     if space not in ("metric", "backbone"):
         raise InputError(f"space must be 'metric' or 'backbone', got {space!r}")
     retriever = matches.retriever
     options |= {"metric": retriever.gallery.metric, "mean": _mean(retriever, options["weighting"], space)}
     references, vectors = _references(matches, against, space)
+    opposite = None if versus is None else _opposite(matches, versus, space)
     stranger = _stranger(matches, space)
-    response, is_exact = _response(retriever, matches.query.encoding.feature_map, space)
-    maps = dist_cam(response, torch.cat([vectors, stranger])[None], **options)[0]
-    query_maps = maps[: len(references)]
+    response, is_exact = query_response(matches, space)
+    asked = torch.cat([vectors, stranger])[None]
+    if opposite is None:
+        maps = dist_cam(response, asked, **options)[0]
+    else:
+        maps = contrast(response, asked, opposite[1][None], **options)[0]
     return Explanation(
         matches=matches,
         references=references,
-        query_maps=query_maps,
+        query_maps=maps[: len(references)],
         weighting=options["weighting"],
         space=space,
         is_exact=is_exact,
         sensitivity=float(match_sensitivity(maps[[0, -1]])) if len(stranger) else None,
+        versus=None if opposite is None else opposite[0],
         _against=against,
+        _versus=versus,
         _options=options,
     )
 
 
-def _references(matches: Matches, against: str, space: Side) -> tuple[tuple[Reference, ...], Tensor]:
+def _references(matches: Matches, against: str | int, space: Side) -> tuple[tuple[Reference, ...], Tensor]:
     """What is compared with, and its vectors "n d" in the space of the map."""
     gallery = matches.retriever.gallery
-    if against == "match":
+    rank = _rank(against)
+    if against == "match" or rank is not None:
         if not len(matches):
             raise InputError(f"{matches.query.name} has no match to explain: the gallery or the filter is empty")
-        rows = gallery.embeddings(matches.ids) if space == "metric" else gallery.pooled(matches.ids)
-        return tuple(Reference(m.path, m.label, m.distance, m) for m in matches), torch.from_numpy(rows)
+        chosen = tuple(matches) if rank is None else (matches.at_rank(rank),)
+        ids = np.array([match.id for match in chosen], dtype=np.uint64)
+        rows = gallery.embeddings(ids) if space == "metric" else gallery.pooled(ids)
+        return tuple(Reference(m.path, m.label, m.distance, m) for m in chosen), torch.from_numpy(rows)
     distances = matches.retriever.prototype_distances(matches.query.encoding)
     if not distances:
         raise InputError(f"{gallery.folder} has no labels, so it has no class prototypes; explain against 'match'")
-    label = next(iter(distances)) if against == "prototype" else against
+    label = next(iter(distances)) if against == "prototype" else str(against).removeprefix("label:")
     store = gallery.prototypes
     vector = store.embedding(label) if space == "metric" else store.pooled(label)
     return (Reference(f"prototype of {label}", label, distances[label]),), torch.from_numpy(vector)[None]
+
+
+def _opposite(matches: Matches, versus: str | int, space: Side) -> tuple[Reference, Tensor]:
+    """The one reference that a contrast is set against, and its vector "1 d"."""
+    if versus == "match":
+        raise InputError("versus='match' would be all matches; name one by its rank, such as versus=2 or 'rank:2'")
+    references, vectors = _references(matches, versus, space)
+    return references[0], vectors
+
+
+def _rank(name: str | int) -> int | None:
+    """The rank that 3 or "rank:3" stands for; None for any other name."""
+    if isinstance(name, int):
+        return name
+    digits = name.removeprefix("rank:")
+    if digits == name:
+        return None
+    if not digits.isdecimal():
+        raise InputError(f"expected a rank such as rank:3, got {name!r}; a class of that name is 'label:{name}'")
+    return int(digits)
 
 
 def _stranger(matches: Matches, space: Side) -> Tensor:
@@ -206,11 +270,19 @@ def _stranger(matches: Matches, space: Side) -> Tensor:
     return torch.from_numpy(vectors)
 
 
-def _response(retriever: Retriever, feature_maps: Tensor, space: Side) -> tuple[Tensor, bool]:
+def query_response(matches: Matches, space: Side) -> tuple[Tensor, bool]:
+    """The query's response map "1 d h w"; of a region query 0 outside the region."""
+    query = matches.query
+    return response_of(matches.retriever, query.encoding.feature_map, space, weights=query.weights)
+
+
+def response_of(
+    retriever: Retriever, feature_maps: Tensor, space: Side, *, weights: Tensor | None = None
+) -> tuple[Tensor, bool]:
     """The map "n d h w" whose spatial mean is what is compared, on the CPU, and whether that is exact."""
     encoder = retriever.inference.encoder
     head = encoder.head if space == "metric" else Identity()
-    folded = fold(feature_maps.float(), pooling=encoder.pooling, head=head)
+    folded = fold(feature_maps.float(), pooling=encoder.pooling, head=head, weights=weights)
     return folded.map.cpu(), folded.is_exact
 
 

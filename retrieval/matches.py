@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..explain import Norm, Weighting
+    from ..explain.regions import Region
+    from ..index.rejection import Rejection
+    from .correspondence import PictureCorrespondence
     from .explanation import Explanation, Side
     from .retriever import Retriever
 
@@ -31,7 +35,11 @@ __all__ = ["Match", "Matches", "Query"]
 
 @dataclass(frozen=True)
 class Match:
-    """One gallery image in a ranking; rank 1 is the nearest, a smaller distance is nearer whatever the metric."""
+    """One gallery image in a ranking; rank 1 is the nearest, a smaller distance is nearer whatever the metric.
+
+    Attributes:
+        is_accepted: whether it is as near as the query asked for; None if it asked for nothing.
+    """
 
     rank: int
     id: int
@@ -41,6 +49,7 @@ class Match:
     distance: float
     similarity: float
     file: Path
+    is_accepted: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The match as JSON-able values."""
@@ -51,17 +60,26 @@ class Match:
             "label": self.label,
             "distance": self.distance,
             "similarity": self.similarity,
+            **({} if self.is_accepted is None else {"is_accepted": self.is_accepted}),
             **({"columns": dict(self.columns)} if self.columns else {}),
         }
 
 
 @dataclass(frozen=True)
 class Query:
-    """The query image: its name, where it came from, and its encoding (a batch of one)."""
+    """The query image: its name, where it came from, and its encoding (a batch of one).
+
+    Attributes:
+        region: the part of the picture that was searched for, in its pixels; None for all of it.
+        weights: of the positions of the feature map, with mean 1, where there is a region. Pooled vector and embedding
+            are then those of the region; the feature map is the whole picture's.
+    """
 
     name: str
     source: Any = field(repr=False)
     encoding: Encoding = field(repr=False)
+    region: Region | None = field(default=None, repr=False, compare=False)
+    weights: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def image(self) -> Image:
@@ -74,12 +92,18 @@ class Matches:
     """The k nearest gallery images of one query, nearest first; equal distances are ordered by id.
 
     Iterating yields `Match` values; `show` prints them, `explain` says where in the pictures the similarity lies.
+
+    Attributes:
+        max_distance: how far a match may be, if the query asked; farther images are still listed, but not accepted.
+        rejection: the gallery's threshold, with its error rates, if `max_distance` is that.
     """
 
     query: Query
     matches: tuple[Match, ...]
     metric: str
     retriever: Retriever = field(repr=False, compare=False)
+    max_distance: float | None = None
+    rejection: Rejection | None = None
 
     def __len__(self) -> int:
         return len(self.matches)
@@ -89,6 +113,32 @@ class Matches:
 
     def __getitem__(self, rank_from_zero: int) -> Match:
         return self.matches[rank_from_zero]
+
+    def at_rank(self, rank: int) -> Match:
+        """The match of a rank, counted from 1.
+
+        Raises:
+            InputError: there are fewer matches.
+        """
+        if not 1 <= rank <= len(self):
+            raise InputError(f"there is no rank {rank}: {self.query.name} has {len(self)} matches, ranks from 1")
+        return self.matches[rank - 1]
+
+    def within(self, max_distance: float, *, rejection: Rejection | None = None) -> Matches:
+        """The same ranking, whose matches are accepted up to a distance; `rejection` says where it is from.
+
+        Raises:
+            InputError: a distance that is no number.
+        """
+        if math.isnan(max_distance):
+            raise InputError("expected a largest distance, got NaN")
+        judged = tuple(replace(match, is_accepted=match.distance <= max_distance) for match in self.matches)
+        return replace(self, matches=judged, max_distance=max_distance, rejection=rejection)
+
+    @property
+    def is_known(self) -> bool | None:
+        """Whether the nearest image is near enough to be a match; None if the query did not ask."""
+        return None if self.max_distance is None else any(match.is_accepted for match in self.matches)
 
     @property
     def ids(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
@@ -130,18 +180,35 @@ class Matches:
         table = Table(title=title, title_justify="left")
         for column, justify in (("rank", "right"), ("similarity", "right"), ("label", "left"), ("path", "left")):
             table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        if self.max_distance is not None:
+            table.add_column("match")
         for match in self.matches:
-            table.add_row(str(match.rank), f"{match.similarity:.4f}", Text(match.label or "–"), Text(match.path))
+            verdict = () if match.is_accepted is None else ("yes" if match.is_accepted else "too far",)
+            names = Text(match.label or "–"), Text(match.path)
+            table.add_row(str(match.rank), f"{match.similarity:.4f}", *names, *verdict)
         console = console or Console()
         console.print(table)
+        if self.max_distance is not None:
+            console.print(Text(self._verdict))
         if self.prototype is not None:
-            label, distance = self.prototype
-            console.print(Text(f"nearest class prototype: {label} (distance {distance:.4f})"))
+            nearest, distance = self.prototype
+            console.print(Text(f"nearest class prototype: {nearest} (distance {distance:.4f})"))
+
+    @property
+    def _verdict(self) -> str:
+        accepted = sum(match.is_accepted is True for match in self.matches)
+        if accepted:
+            return f"{accepted} within distance {self.max_distance:.4g}"
+        nearest = (
+            f"the nearest image is {self.matches[0].distance:.4g} away" if self.matches else "no image was searched"
+        )
+        return f"no match: {nearest}, at most {self.max_distance:.4g} was allowed"
 
     def explain(
         self,
         *,
-        against: str = "match",
+        against: str | int = "match",
+        versus: str | int | None = None,
         weighting: Weighting = "dist",
         space: Side = "metric",
         tau: float = 1.0,
@@ -150,21 +217,37 @@ class Matches:
         """Dist-CAM maps of the query, one per reference, from the one forward pass the query already had.
 
         Args:
-            against: "match" (every match), "prototype" (the nearest class prototype), or a class label ("why not that
-                class?").
+            against: "match" (every match), a rank (3 or "rank:3"), "prototype" (the nearest class prototype), or a
+                class label ("why not that class?"). "label:match" is a class that is called match.
+            versus: another rank, prototype, or label: the maps then show what pulls the query to `against` rather than
+                to this one, positive where it does and negative where it does the opposite.
             weighting: how channels are weighted, see `distcam.explain.channel_weights`.
             space: "metric" explains the space that ranks; "backbone" the pooled features before the head.
             tau: softness of 1/D in units of the median distance; 0 is the paper's formula to the letter.
             norm: normalisation of the weights.
 
         Raises:
-            InputError: an unknown label, a gallery without labels, an empty ranking.
+            InputError: an unknown label or rank, a gallery without labels, an empty ranking.
 
         Source: [Dist-CAM] Eq. 4–7.
         """
         from .explanation import explain
 
-        return explain(self, against=against, weighting=weighting, space=space, tau=tau, norm=norm)
+        return explain(self, against=against, versus=versus, weighting=weighting, space=space, tau=tau, norm=norm)
+
+    def correspondence(self, rank: int = 1, *, space: Side = "metric") -> PictureCorrespondence:
+        """Which place of the query belongs to which place of a match: its similarity divided among pairs of places.
+
+        Args:
+            rank: of the match, from 1.
+            space: "metric" divides the similarity that ranks; "backbone" that of the pooled features before the head.
+
+        Raises:
+            InputError: no such rank, a gallery that ranks by l1 (which does not divide), or a file that is gone.
+        """
+        from .correspondence import correspondence
+
+        return correspondence(self, rank, space=space)
 
     def to_dict(self) -> dict[str, Any]:
         """The ranking as JSON-able values."""
@@ -172,6 +255,8 @@ class Matches:
         return {
             "query": self.query.name,
             "metric": self.metric,
+            **({} if self.max_distance is None else {"max_distance": self.max_distance, "is_known": self.is_known}),
+            **({} if self.rejection is None else {"rejection": asdict(self.rejection)}),
             "matches": [match.to_dict() for match in self.matches],
             "prototype": None if nearest is None else {"label": nearest[0], "distance": nearest[1]},
         }

@@ -13,11 +13,12 @@ from PIL.Image import new as new_image
 from torch import Tensor
 
 from ..errors import ImageError, InputError
-from ..explain import WEIGHTINGS, Weighting, normalise, rectify
+from ..explain import WEIGHTINGS, Weighting, rectify
 from ..explain.colours import colour_table
+from ..explain.display import Look, map_tiles, scaled
 from ..explain.inputs import NEEDS_MEAN
 from ..explain.panels import Tile, panel
-from ..explain.rendering import overlay, to_data_uri
+from ..explain.rendering import to_data_uri
 from ..images import Box
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["panel_of", "write_report"]
 
-SIGNED = frozenset({"dot", "dot_centered", "gradcam_cos"})  # shown as what speaks for the match: negative parts cut off
 THUMBNAIL = 256  # longest side in pixels of a picture in the report
 GREY, GREY_SIZE = (214, 217, 222), (96, 96)  # stands for a picture that does not exist
 DIGITS = 4  # significant digits of a map's values in the report
@@ -81,29 +81,44 @@ def write_report(
     return path
 
 
-def panel_of(explanation: Explanation) -> Image:
+def panel_of(explanation: Explanation, look: Look | None = None) -> Image:
     """The query, its references and the maps on both, as one picture."""
-    query = explanation.matches.query.image
-    seen = [
-        overlay(query, heat, view=explanation.query_view)
-        for heat in _shown(explanation.query_maps, explanation.weighting)
-    ]
-    images = [explanation.reference_image(index) for index in range(len(explanation))]
-    maps = _maps_on_matches(explanation)
-    answers = [None] * len(images) if maps is None else _shown(maps, explanation.weighting)
+    look = look or default_look(explanation)
+    query, indices = explanation.marked_query, range(len(explanation))
+    maps = _shown(explanation.query_maps, explanation, look)
+    views = [explanation.query_view for _ in indices]
+    seen = map_tiles([query for _ in indices], maps, views=views, look=look)
+    images = [explanation.reference_image(index) for index in indices]
+    answers = _maps_on_matches(explanation)
+    low, high = scaled(maps, look)[1][0] if look.scale == "shared" or len(explanation) == 1 else (None, None)
     return panel(
         Tile(query, title="query", caption=Path(explanation.matches.query.name).name),
         [_reference_tile(explanation, index, image) for index, image in enumerate(images)],
-        [Tile(picture) for picture in seen],
-        [_answer_tile(explanation, *pair) for pair in zip(images, answers, strict=True)] if maps is not None else [],
+        seen,
+        [] if answers is None else _answer_tiles(explanation, images, _shown(answers, explanation, look), look),
+        colours=look.colours if look.style == "overlay" else None,
+        ends=_words(look) if low is None else (f"{low:.3g}", f"{high:.3g}"),
     )
 
 
-def _answer_tile(explanation: Explanation, image: Image | None, heat: Tensor | None) -> Tile:
-    """The map on a gallery image; grey where there is no picture."""
-    if image is None or heat is None:
-        return Tile(new_image("RGB", GREY_SIZE, GREY))
-    return Tile(overlay(image, heat, view=explanation.view_of(image)))
+def default_look(explanation: Explanation) -> Look:
+    """Sequential colours; for a contrast those with a middle."""
+    return Look() if explanation.versus is None else Look(colours="blue-orange")
+
+
+def _words(look: Look) -> tuple[str, str]:
+    return ("-", "+") if look.colours == "blue-orange" else ("low", "high")
+
+
+def _answer_tiles(explanation: Explanation, images: Sequence[Image | None], maps: Tensor, look: Look) -> list[Tile]:
+    """The maps on the gallery images; grey where there is no picture."""
+    tiles = [Tile(new_image("RGB", GREY_SIZE, GREY)) for _ in images]
+    there = [index for index, image in enumerate(images) if image is not None]
+    found = [image for image in images if image is not None]
+    drawn = map_tiles(found, maps[there], views=[explanation.view_of(image) for image in found], look=look)
+    for index, tile in zip(there, drawn, strict=True):
+        tiles[index] = tile
+    return tiles
 
 
 def _reference_tile(explanation: Explanation, index: int, image: Image | None) -> Tile:
@@ -118,9 +133,9 @@ def _reference_tile(explanation: Explanation, index: int, image: Image | None) -
     return Tile(image, title=title, caption=caption)
 
 
-def _shown(maps: Tensor, weighting: str) -> Tensor:
-    """Maps in [0, 1], each on its own scale; of signed ones what speaks for the match."""
-    return normalise(rectify(maps) if weighting in SIGNED else maps)
+def _shown(maps: Tensor, explanation: Explanation, look: Look) -> Tensor:
+    """Of signed maps what speaks for the match, unless the colours have a middle."""
+    return rectify(maps) if explanation.is_signed and look.colours != "blue-orange" else maps
 
 
 def _weightings(explanation: Explanation) -> list[Weighting]:
@@ -135,7 +150,7 @@ def _weightings(explanation: Explanation) -> list[Weighting]:
 
 def _query_data(explanation: Explanation, label: str | None, pictures: dict[str, str]) -> dict[str, Any]:
     query = explanation.matches.query
-    image = query.image
+    image = explanation.marked_query
     own = f"query {len(pictures)}"
     pictures[own] = _thumbnail(image)
     variants = {weighting: explanation.weighted(weighting) for weighting in _weightings(explanation)}
@@ -145,19 +160,30 @@ def _query_data(explanation: Explanation, label: str | None, pictures: dict[str,
     if explanation.references[0].match is not None and explanation.matches.prototype is not None:
         prototypes = {weighting: each.against("prototype") for weighting, each in variants.items()}
         references.insert(0, _reference_data(prototypes, {}, 0, pictures))
-    sensitivity = explanation.sensitivity
     return {
         "name": Path(query.name).name,
         "label": label,
-        "note": None
-        if sensitivity is None
-        else f"rank correlation of the {explanation.weighting} map with the one against a stranger: {sensitivity:.2f}"
-        " (1.00: the map does not depend on the match)",
+        "note": " · ".join(_notes(explanation)) or None,
         "image": own,
         "view": _fractions(explanation.query_view, image),
         "shape": list(explanation.query_maps.shape[-2:]),
         "references": references,
     }
+
+
+def _notes(explanation: Explanation) -> list[str]:
+    """What is to be known about a query's maps, as short phrases."""
+    notes = []
+    if explanation.versus is not None:
+        notes.append(f"shown is what speaks for each reference rather than for {explanation.versus.name}")
+    if explanation.matches.query.region is not None:
+        notes.append("only the region marked on the query was searched for")
+    if explanation.sensitivity is not None:
+        notes.append(
+            f"rank correlation of the {explanation.weighting} map with the one against a stranger: "
+            f"{explanation.sensitivity:.2f} (1.00: the map does not depend on the match)"
+        )
+    return notes
 
 
 def _reference_data(
@@ -185,8 +211,8 @@ def _reference_data(
         "similarity": f"{similarity:.3f}",
         "image": key,
         "view": None if image is None else _fractions(explanation.view_of(image), image),
-        "query_maps": {name: _numbers(each.query_maps[index], name) for name, each in variants.items()},
-        "maps": {name: _numbers(each, name) for name, each in maps.items()} or None,
+        "query_maps": {name: _numbers(each.query_maps[index], each) for name, each in variants.items()},
+        "maps": {name: _numbers(each, variants[name]) for name, each in maps.items()} or None,
         "shape": list(next(iter(maps.values())).shape) if maps else None,
     }
 
@@ -199,8 +225,8 @@ def _maps_on_matches(explanation: Explanation) -> Tensor | None:
         return None
 
 
-def _numbers(raw: Tensor, weighting: str) -> list[float]:
-    shown = rectify(raw) if weighting in SIGNED else raw
+def _numbers(raw: Tensor, explanation: Explanation) -> list[float]:
+    shown = rectify(raw) if explanation.is_signed else raw
     return [float(f"{value:.{DIGITS}g}") for value in shown.flatten().tolist()]
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from types import NoneType
 from typing import Any, overload
 
 import numpy as np
+import torch
 
 from ..encoders import Encoder, Encoding, Inference
 from ..errors import GalleryError, InputError
+from ..explain.regions import Region, coverage, pool_region, region_weights
+from ..images import Box
 from ..index import Gallery
+from ..index.rejection import Rejection
 from ..index.search import Hits, SearchSpec, comparable, distances_to
 from .matches import Match, Matches, Query
 
@@ -49,22 +55,63 @@ class Retriever:
         self.inference = Inference(self.encoder, device=device, precision=precision)
 
     @overload
-    def query(self, images: str | PathLike[str] | bytes, *, k: int = 10, where: str | None = None) -> Matches: ...
+    def query(
+        self,
+        images: str | PathLike[str] | bytes,
+        *,
+        k: int = 10,
+        where: str | None = None,
+        region: Region | None = None,
+        reject: bool = False,
+        max_distance: float | None = None,
+    ) -> Matches: ...
     @overload
-    def query(self, images: Sequence[Any], *, k: int = 10, where: str | None = None) -> list[Matches]: ...
+    def query(
+        self,
+        images: Sequence[Any],
+        *,
+        k: int = 10,
+        where: str | None = None,
+        region: Region | Sequence[Region | None] | None = None,
+        reject: bool = False,
+        max_distance: float | None = None,
+    ) -> list[Matches]: ...
     @overload
-    def query(self, images: Any, *, k: int = 10, where: str | None = None) -> Matches: ...
+    def query(
+        self,
+        images: Any,
+        *,
+        k: int = 10,
+        where: str | None = None,
+        region: Region | None = None,
+        reject: bool = False,
+        max_distance: float | None = None,
+    ) -> Matches: ...
 
-    def query(self, images: Any, *, k: int = 10, where: str | None = None) -> Matches | list[Matches]:
+    def query(
+        self,
+        images: Any,
+        *,
+        k: int = 10,
+        where: str | None = None,
+        region: Region | Sequence[Region | None] | None = None,
+        reject: bool = False,
+        max_distance: float | None = None,
+    ) -> Matches | list[Matches]:
         """The k nearest gallery images of an image, or of each image of a sequence (encoded in batches).
 
         Args:
             images: a path, encoded bytes or a Pillow image; or a sequence of them, which gives a list.
             k: how many matches; fewer come back when the gallery (or the filter) holds fewer.
             where: a filter such as `label=cat` or `year>=2020 and camera!=3`.
+            region: search for a part of the picture only, and explain with that: a `Box` in pixels of the picture, or
+                a boolean array of its size. For several images one for all, or a sequence with one (or None) for each.
+            reject: accept only what is as near as the gallery's own threshold says, see `Gallery.calibrate`.
+            max_distance: the same with a threshold of yours, in units of the gallery's metric.
 
         Raises:
-            InputError: k < 1, an empty sequence, a filter that does not parse.
+            InputError: k < 1, an empty sequence, a filter that does not parse, a region that is empty or outside; two
+                thresholds, or none in the gallery.
             ImageError: a file that is not a usable image.
         """
         if k < 1:
@@ -73,12 +120,49 @@ class Retriever:
         sources = list(images) if many else [images]
         if not sources:
             raise InputError("no query images were given")
-        results = self._rank(sources, self.inference.encode_images(sources), k, where)
+        rejection = self._rejection(max_distance) if reject else None
+        limit = max_distance if rejection is None else rejection.threshold
+        encoding = self.inference.encode_images(sources)
+        queries = [Query(_name(source, i), source, encoding[i]) for i, source in enumerate(sources)]
+        if region is not None:
+            regions = _one_each(region, len(queries))
+            queries = [
+                query if part is None else self._focused(query, part)
+                for query, part in zip(queries, regions, strict=True)
+            ]
+        results = [
+            matches if limit is None else matches.within(limit, rejection=rejection)
+            for matches in self._rank(queries, k, where)
+        ]
         return results if many else results[0]
 
-    def _rank(self, sources: list[Any], encoding: Encoding, k: int, where: str | None) -> list[Matches]:
-        hits = self.gallery.search(encoding.embedding.cpu().numpy(), k, where=where)
-        queries = (Query(_name(source, i), source, encoding[i]) for i, source in enumerate(sources))
+    def _rejection(self, max_distance: float | None) -> Rejection:
+        """The threshold that the gallery keeps."""
+        if max_distance is not None:
+            raise InputError("the gallery's threshold and a largest distance of yours exclude one another; give one")
+        rejection = self.gallery.manifest.rejection
+        if rejection is None:
+            raise InputError(
+                f"{self.gallery.folder} keeps no threshold to reject by; choose one with `distcam index calibrate` "
+                "(Gallery.calibrate), or give a largest distance"
+            )
+        return rejection
+
+    def _focused(self, query: Query, region: Region) -> Query:
+        """The query pooled over the region alone."""
+        encoder, feature_map = self.inference.encoder, query.encoding.feature_map
+        size = query.image.size
+        rows, columns = feature_map.shape[-2:]
+        shares = coverage(region, size=size, view=encoder.transform.view(*size), shape=(rows, columns))
+        weights = region_weights(shares).to(feature_map.device)
+        with torch.no_grad():
+            pooled = pool_region(feature_map, weights, pooling=encoder.pooling)
+            encoding = Encoding(feature_map, pooled, encoder.head(pooled))
+        return replace(query, encoding=encoding, region=region, weights=weights)
+
+    def _rank(self, queries: list[Query], k: int, where: str | None) -> list[Matches]:
+        vectors = torch.cat([query.encoding.embedding for query in queries])
+        hits = self.gallery.search(vectors.cpu().numpy(), k, where=where)
         return [
             Matches(query, self._matches(hit), self.gallery.metric, self)
             for query, hit in zip(queries, hits, strict=True)
@@ -126,6 +210,17 @@ def _stored_encoder(gallery: Gallery) -> Encoder:
             f"{gallery.folder} keeps no encoder (it was built with a module of your own); pass `encoder`"
         )
     return Encoder.load(gallery.encoder_path)
+
+
+def _one_each(region: Any, n_queries: int) -> Sequence[Region | None]:
+    """The region of each query: one for all of them, or as many as there are."""
+    if isinstance(region, (Box, np.ndarray)):
+        return [region] * n_queries
+    if not isinstance(region, Sequence) or any(not isinstance(part, (Box, np.ndarray, NoneType)) for part in region):
+        raise InputError(f"a region is a Box or a boolean array, or a sequence with one for each image; got {region!r}")
+    if len(region) != n_queries:
+        raise InputError(f"expected {n_queries} regions, one for each image (None for all of it); got {len(region)}")
+    return region
 
 
 def _name(source: Any, position: int) -> str:

@@ -138,3 +138,49 @@ def test_an_unlabelled_gallery_has_no_prototypes(photos, small_encoder, tmp_path
     assert matches.prototype is None
     with pytest.raises(InputError, match="no labels"):
         matches.explain(against="prototype")
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "l1", "dot"])
+def test_a_largest_distance_accepts_the_matches_up_to_it(photos, small_encoder, tmp_path, metric):
+    gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", metric=metric, precision="fp32")
+    retriever = Retriever(gallery, small_encoder, precision="fp32")
+    plain = retriever.query(picture(photos), k=5)
+    assert (plain.is_known, plain[0].is_accepted, plain.max_distance) == (None, None, None)
+    limit = plain[2].distance  # itself included
+    judged = retriever.query(picture(photos), k=5, max_distance=limit)
+    assert [match.is_accepted for match in judged] == [match.distance <= limit for match in plain]
+    assert [match.id for match in judged] == [match.id for match in plain]
+    assert judged.is_known
+    nearer = np.nextafter(plain[0].distance, -np.inf)
+    assert retriever.query(picture(photos), k=5, max_distance=nearer).is_known is False
+
+
+def test_the_gallery_rejects_by_the_threshold_it_was_calibrated_to(photos, small_encoder, tmp_path, capsys):
+    gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", precision="fp32")
+    retriever = Retriever(gallery, small_encoder, precision="fp32")
+    with pytest.raises(InputError, match=r"keeps no threshold.*distcam index calibrate"):
+        retriever.query(picture(photos), reject=True)
+    rejection = gallery.calibrate(false_alarm_rate=0.2)
+    matches = retriever.query([picture(photos), picture(photos, 9)], k=24, reject=True)
+    for each in matches:
+        assert each.rejection == rejection
+        assert [m.is_accepted for m in each] == [m.distance <= rejection.threshold for m in each]
+    found = json.loads(json.dumps(matches[0].to_dict()))
+    assert (found["max_distance"], found["is_known"]) == (rejection.threshold, True)
+    assert found["rejection"]["source"] == rejection.source
+    assert {match["is_accepted"] for match in found["matches"]} == {True, False}
+    matches[0].show()
+    shown = capsys.readouterr().out
+    assert "too far" in shown
+    assert "within distance" in shown
+    retriever.query(picture(photos), k=2, max_distance=-1.0).show()
+    assert "no match: the nearest image is" in capsys.readouterr().out
+    with pytest.raises(InputError, match="give one"):
+        retriever.query(picture(photos), reject=True, max_distance=0.1)
+    with pytest.raises(InputError, match="NaN"):
+        retriever.query(picture(photos), max_distance=float("nan"))
+
+
+def test_an_empty_ranking_has_no_match(retriever, photos):
+    matches = retriever.query(picture(photos), where="label=nobody", max_distance=1.0)
+    assert (len(matches), matches.is_known) == (0, False)

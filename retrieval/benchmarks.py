@@ -1,0 +1,207 @@
+"""Encoders evaluated on retrieval: data sets, files of encodings, and galleries, under one protocol.
+
+dataset = load_dataset("CUB_200_2011", split="test")
+print(evaluate_dataset(dataset, encoder))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..encoders import Encoder
+from ..errors import FingerprintMismatchError, InputError
+from ..images.datasets import Dataset
+from ..index import Encodings, Gallery, encode_to_file, read_encodings
+from .evaluation import Progress, evaluate_embeddings
+from .protocols import RECALL_AT, Protocol
+from .scores import Evaluation, Origin
+
+__all__ = ["EncodingSettings", "default_protocol", "evaluate_dataset", "evaluate_encodings", "evaluate_gallery"]
+
+
+@dataclass(frozen=True)
+class EncodingSettings:
+    """How to run the encoder; see `encode_to_file`."""
+
+    batch_size: int | None = None
+    workers: int | None = None
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    strict: bool = False
+
+
+def evaluate_encodings(
+    encodings: Encodings,
+    *,
+    protocol: Protocol | None = None,
+    origin: Origin | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Every measure, from a file of encodings; its column `role` says what is query, gallery, or (default) both."""
+    roles = np.array([record.columns.get("role", "both") for record in encodings.records])
+    origin = origin or _origin(encodings.encoder, encodings.file.name)
+    if (roles == "both").all():
+        return evaluate_embeddings(
+            encodings.embeddings, encodings.labels, protocol=protocol, origin=origin, progress=progress
+        )
+    asked, searched = np.flatnonzero(roles != "gallery"), np.flatnonzero(roles != "query")
+    if not asked.size or not searched.size:
+        raise InputError(f"{encodings.file}: expected queries and a gallery; all images are {roles[0]}")
+    place = np.full(len(roles), -1)
+    place[searched] = np.arange(len(searched))
+    labels = np.array(encodings.labels, object)
+    return evaluate_embeddings(
+        encodings.embeddings[asked],
+        labels[asked],
+        gallery=encodings.embeddings[searched],
+        gallery_labels=labels[searched],
+        own=place[asked],
+        protocol=protocol,
+        origin=origin,
+        progress=progress,
+    )
+
+
+def evaluate_gallery(
+    gallery: Gallery,
+    queries: Encodings | None = None,
+    *,
+    protocol: Protocol | None = None,
+    origin: Origin | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Every measure of a gallery: its images search one another, or encoded `queries` search it.
+
+    A query whose file is in the gallery does not find itself. Equal distances are ordered by id, as in searches. The
+    default protocol has the gallery's metric.
+
+    Raises:
+        FingerprintMismatchError: another encoder encoded the queries.
+    """
+    protocol = protocol or Protocol(metric=gallery.metric)
+    entry = gallery.manifest.encoder
+    known = {"fingerprint": entry.fingerprint, "short_name": entry.short_name, "description": entry.description}
+    origin = origin or _origin(known, gallery.folder.name)
+    records, vectors = gallery.records(gallery.ids), gallery.embeddings(gallery.ids)
+    labels = [record.label for record in records]
+    if queries is None:
+        return evaluate_embeddings(vectors, labels, protocol=protocol, origin=origin, progress=progress)
+    if queries.encoder["fingerprint"] != entry.fingerprint:
+        raise FingerprintMismatchError(
+            f"{gallery.folder} was built with {entry.short_name}, {queries.file} with "
+            f"{queries.encoder['short_name']}; encode the queries again with the gallery's encoder"
+        )
+    row_of = {gallery.file(record): row for row, record in enumerate(records)}
+    asked = [row for row, record in enumerate(queries.records) if record.columns.get("role") != "gallery"]
+    return evaluate_embeddings(
+        queries.embeddings[asked],
+        [queries.records[row].label for row in asked],
+        gallery=vectors,
+        gallery_labels=labels,
+        own=[row_of.get(queries.file_of(queries.records[row]), -1) for row in asked],
+        protocol=protocol,
+        origin=origin,
+        progress=progress,
+    )
+
+
+def default_protocol(dataset: Dataset, gallery: Gallery | None = None) -> Protocol:
+    """The k of R@k that papers report on this benchmark, and the gallery's metric, else the cosine."""
+    return Protocol(
+        metric="cosine" if gallery is None else gallery.metric, recall_at=RECALL_AT.get(dataset.layout, (1, 2, 4, 8))
+    )
+
+
+def evaluate_dataset(
+    dataset: Dataset,
+    encoder: Encoder,
+    *,
+    gallery: Gallery | None = None,
+    protocol: Protocol | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    settings: EncodingSettings | None = None,
+    progress: Progress | None = None,
+    ranking_progress: Progress | None = None,
+) -> Evaluation:
+    """Encode a data set (one split of it, usually) and evaluate; nothing is left on disk without `cache`.
+
+    Args:
+        dataset: its records say what is query and what is gallery.
+        encoder: what is evaluated.
+        gallery: search this gallery instead of the data set's own; its precision is used.
+        protocol: the decisions; by default the k of R@k that papers report on this benchmark.
+        cache: a file for the encodings: written, and continued after an interruption, or read if it is there.
+        settings: how to run the encoder; full precision by default, so that numbers repeat across machines.
+        progress: called with the number of images encoded and the number in all.
+        ranking_progress: the same for queries ranked.
+
+    Raises:
+        FingerprintMismatchError: `cache` or `gallery` is another encoder's.
+        InputError: `cache` holds other images, labels or roles.
+    """
+    settings = settings or EncodingSettings()
+    protocol = protocol or default_protocol(dataset, gallery)
+    if gallery is not None:
+        gallery.check_encoder(encoder)
+        settings = dataclasses.replace(settings, precision=gallery.manifest.encoder.precision or settings.precision)
+        queries = tuple(record for record in dataset.records if record.role != "gallery")
+        dataset = dataclasses.replace(dataset, records=queries)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "encodings.h5" if cache is None else Path(cache)
+        encodings, notes = _encoded(dataset, encoder, file, settings=settings, progress=progress)
+        against = () if gallery is None else (f"searched in the gallery {gallery.folder}",)
+        split = dataset.splits[0] if len(dataset.splits) == 1 else None
+        origin = _origin(encodings.encoder, dataset.title, split, notes=(*dataset.problems, *notes, *against))
+        if dataset.shared_classes:
+            shared = f"{dataset.shared_classes} of these classes also occur in other splits: not an unseen-class result"
+            origin = dataclasses.replace(origin, notes=(*origin.notes, shared))
+        if gallery is not None:
+            return evaluate_gallery(gallery, encodings, protocol=protocol, origin=origin, progress=ranking_progress)
+        return evaluate_encodings(encodings, protocol=protocol, origin=origin, progress=ranking_progress)
+
+
+def _encoded(
+    dataset: Dataset, encoder: Encoder, file: Path, *, settings: EncodingSettings, progress: Progress | None
+) -> tuple[Encodings, tuple[str, ...]]:
+    """The data set's encodings, made now or read, and what to say about them."""
+    if file.exists():
+        encodings, made = _cached(dataset, encoder, file), "cached encodings"
+    else:
+        encode_to_file(dataset.listing(), encoder, file, **dataclasses.asdict(settings), progress=progress)
+        encodings, made = read_encodings(file), f"encoded in {settings.precision} precision"
+    lost = len(dataset) - len(encodings)
+    return encodings, (made, *([f"{lost} of {len(dataset)} images could not be read and are left out"] if lost else []))
+
+
+def _cached(dataset: Dataset, encoder: Encoder, file: Path) -> Encodings:
+    encodings = read_encodings(file)
+    if encodings.encoder["fingerprint"] != encoder.fingerprint:
+        raise FingerprintMismatchError(
+            f"{file} holds encodings of {encodings.encoder['short_name']}, the encoder given is {encoder.short_name}; "
+            "choose another --cache"
+        )
+    ours = {(record.path, record.label, record.split, record.role) for record in dataset.records}
+    for record in encodings.records:
+        if (record.path, record.label, record.columns.get("split"), record.columns.get("role")) not in ours:
+            raise InputError(
+                f"{file} holds other images, labels or roles, such as {record.path}; choose another --cache"
+            )
+    return encodings
+
+
+def _origin(known: Any, dataset: str, split: str | None = None, *, notes: tuple[str, ...] = ()) -> Origin:
+    return Origin(
+        dataset=dataset,
+        split=split,
+        encoder=known.get("short_name"),
+        fingerprint=known.get("fingerprint"),
+        description=known.get("description") or {},
+        notes=notes,
+    )

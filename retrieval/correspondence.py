@@ -1,0 +1,176 @@
+"""Pairs of places on two pictures: what of a match's similarity lies between this point here and that one there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import InputError
+from ..explain.correspondence import Correspondence
+from ..explain.correspondence import correspondence as divide
+from ..explain.display import Look, map_tiles
+from ..explain.maps import rectify
+from ..explain.panels import Tile, grid
+from ..explain.rendering import draw_points
+from ..images import Box, read_image
+from .matches import Match, Matches
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .explanation import Side
+
+__all__ = ["PictureCorrespondence", "PlacePair", "correspondence"]
+
+Point = tuple[float, float]
+
+
+class PlacePair(NamedTuple):
+    """A point (x, y) on the query and its partner on the match, in pixels of each picture, and their share."""
+
+    query: Point
+    match: Point
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
+class PictureCorrespondence:
+    """The similarity of a query and a match, divided among all pairs of places.
+
+    Attributes:
+        match: the gallery image.
+        parts: the shares in positions of the two feature maps, with their total and residual.
+        query_view: the rectangle of the query picture that its positions divide evenly, in its pixels.
+        match_view: that of the match.
+        is_exact: False when a non-linear head could only be unfolded to first order; the total is exact even so.
+    """
+
+    match: Match
+    parts: Correspondence
+    query_view: Box
+    match_view: Box
+    is_exact: bool
+    _matches: Matches = field(repr=False)
+
+    def on_match(self, point: Point) -> Tensor:
+        """Float "u v", raw: where on the match lies what this point (x, y) of the query picture contributes.
+
+        Raises:
+            InputError: the encoder does not see that point.
+        """
+        return self.parts.on_match(position_at(point, self.query_view, self.parts.shares.shape[:2]))
+
+    def on_query(self, point: Point) -> Tensor:
+        """Float "h w", raw: where on the query lies what this point (x, y) of the match contributes.
+
+        Raises:
+            InputError: the encoder does not see that point.
+        """
+        return self.parts.on_query(position_at(point, self.match_view, self.parts.shares.shape[2:]))
+
+    def pairs(self, limit: int = 10) -> list[PlacePair]:
+        """The places that are each other's best partner, as the middles of their positions; largest share first."""
+        shape = self.parts.shares.shape
+        return [
+            PlacePair(
+                middle_of(pair.query, self.query_view, shape[:2]),
+                middle_of(pair.match, self.match_view, shape[2:]),
+                pair.share,
+            )
+            for pair in self.parts.mutual_pairs(limit)
+        ]
+
+    def show(self, point: Point | None = None, *, limit: int = 6, look: Look | None = None) -> Image:
+        """The query with a point and the match under the map for it; without a point the best pairs, numbered alike."""
+        query, match = self._matches.query.image, read_image(self.match.file)
+        total = f"{self.parts.total:.3f}, residual {self.parts.residual:.0e}"
+        if point is None:
+            pairs = self.pairs(limit)
+            return grid(
+                [
+                    [
+                        Tile(draw_points(query, [pair.query for pair in pairs]), title="query", caption=total),
+                        Tile(draw_points(match, [pair.match for pair in pairs]), title=self._title),
+                    ]
+                ],
+                tile_size=320,
+            )
+        heat = rectify(self.on_match(point))[None]
+        mark = (float(point[0]), float(point[1]))
+        (tile,) = map_tiles([match], heat, views=[self.match_view], look=look, title=self._title)
+        return grid(
+            [[Tile(draw_points(query, [mark]), title="query", caption=total), tile]],
+            tile_size=320,
+        )
+
+    def save(self, path: str | PathLike[str], point: Point | None = None) -> Path:
+        """Write what `show` draws (`.png`, `.jpg`), or the shares as arrays (`.npz`).
+
+        Raises:
+            InputError: any other ending.
+        """
+        path = Path(path)
+        kind = path.suffix.lower()
+        if kind not in (".png", ".jpg", ".jpeg", ".npz"):
+            raise InputError(f"{path.name}: a correspondence is saved as .png, .jpg or .npz")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".partial.{path.name}")
+        if kind == ".npz":
+            np.savez_compressed(
+                aside,
+                shares=self.parts.shares.numpy(),
+                total=np.array(self.parts.total),
+                query_view=np.array(self.query_view),
+                match_view=np.array(self.match_view),
+            )
+        else:
+            self.show(point).save(aside)
+        return aside.replace(path)
+
+    @property
+    def _title(self) -> str:
+        return f"{self.match.rank} · {self.match.label or '–'}"
+
+
+def correspondence(matches: Matches, rank: int, *, space: Side) -> PictureCorrespondence:
+    """The pairs of places of a query and one of its matches; see `Matches.correspondence`."""
+    from .explanation import query_response, response_of
+
+    match = matches.at_rank(rank)
+    metric = matches.retriever.gallery.metric
+    query, is_exact = query_response(matches, space)
+    other, _ = response_of(matches.retriever, matches.feature_maps[rank - 1 : rank], space)
+    transform = matches.retriever.encoder.transform
+    return PictureCorrespondence(
+        match=match,
+        parts=divide(query[0], other[0], metric=metric),
+        query_view=transform.view(*matches.query.image.size),
+        match_view=transform.view(*read_image(match.file).size),
+        is_exact=is_exact,
+        _matches=matches,
+    )
+
+
+def position_at(point: Point, view: Box, shape: tuple[int, ...]) -> tuple[int, int]:
+    """The position (row, column) of a map over `view` that a point (x, y) of the picture lies in."""
+    x, y = point
+    if not view.contains(x, y):
+        seen = tuple(round(edge, 1) for edge in view)
+        raise InputError(f"the point {(x, y)} lies outside what the encoder sees, (left, top, right, bottom) = {seen}")
+    row = int((y - view.top) / view.height * shape[0])
+    column = int((x - view.left) / view.width * shape[1])
+    return min(row, shape[0] - 1), min(column, shape[1] - 1)
+
+
+def middle_of(position: tuple[int, int], view: Box, shape: tuple[int, ...]) -> Point:
+    """The middle (x, y) of a position's area, in pixels of the picture."""
+    row, column = position
+    return (
+        view.left + (column + 0.5) * view.width / shape[1],
+        view.top + (row + 0.5) * view.height / shape[0],
+    )

@@ -1,0 +1,144 @@
+"""The result of a retrieval evaluation: numbers that never travel without their protocol and their error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .measures import QueryMeasures
+from .protocols import Protocol
+
+__all__ = ["Evaluation", "Origin", "Score"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measure with its standard errors, all in [0, 1]; None where there is no such error.
+
+    Attributes:
+        value: the mean over the queries that have a relevant image.
+        query_error: had other images of these classes been asked for.
+        class_error: had the classes been others; the one that matters for "unseen classes".
+    """
+
+    value: float
+    query_error: float | None = None
+    class_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the vectors come from.
+
+    Attributes:
+        dataset: the data set's title, or a file's or folder's name.
+        split: which of its splits, None where there is only one kind.
+        encoder: short name, as in "resnet50/ab12cd34".
+        fingerprint: of the encoder.
+        description: the encoder's settings, with its transform.
+        notes: what else a reader of the numbers must know.
+    """
+
+    dataset: str | None = None
+    split: str | None = None
+    encoder: str | None = None
+    fingerprint: str | None = None
+    description: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def describe(self) -> list[str]:
+        """One line for each thing known."""
+        lines = []
+        if self.dataset is not None:
+            lines.append(f"data: {self.dataset}" + ("" if self.split is None else f", split {self.split}"))
+        if self.encoder is not None:
+            rest = {name: value for name, value in self.description.items() if name in ("layer", "pooling", "head")}
+            lines.append(f"encoder: {self.encoder}" + "".join(f", {name} {_short(rest[name])}" for name in rest))
+        if "transform" in self.description:
+            lines.append(f"transform: {_short(self.description['transform'])}")
+        return [*lines, *(f"note: {note}" for note in self.notes)]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What one evaluation found, and under which protocol; `print` it for a table, `to_dict` it for JSON.
+
+    Attributes:
+        scores: by name, such as "R@1", "MAP@R", "R-precision", "mAP", "NMI".
+        protocol: the decisions.
+        counts: queries, those scored and those left out and why, gallery images, classes.
+        origin: data, encoder, transform.
+        per_query: the values behind the means, in the order of the queries.
+    """
+
+    scores: Mapping[str, Score]
+    protocol: Protocol
+    counts: Mapping[str, int]
+    origin: Origin
+    per_query: QueryMeasures = field(repr=False)
+
+    def __post_init__(self) -> None:
+        for values in self.per_query:
+            values.flags.writeable = False
+
+    def __getitem__(self, name: str) -> float:
+        """The value of a score; KeyError names those that there are."""
+        if name not in self.scores:
+            raise KeyError(f"no score {name!r}; there are {', '.join(self.scores)}")
+        return self.scores[name].value
+
+    def table(self) -> str:
+        """A plain-text table in percent with everything that the numbers depend on below it."""
+        rows = [["", "%", "± queries", "± classes"]]
+        rows += [
+            [name, *map(_percent, (score.value, score.query_error, score.class_error))]
+            for name, score in self.scores.items()
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+            for row in rows
+        ]
+        return "\n".join([*lines, "", self._counted(), *self.protocol.describe(), *self.origin.describe()])
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def _counted(self) -> str:
+        counts = self.counts
+        gallery = "all others" if counts["gallery_is_queries"] else f"{counts['gallery']:,} images"
+        return (
+            f"{counts['queries_scored']:,} of {counts['queries']:,} queries of {counts['classes']:,} classes against "
+            f"{gallery}; left out: {counts['queries_without_relevant']:,} without a relevant image, "
+            f"{counts['queries_without_label']:,} without a label"
+        )
+
+    def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
+        """Everything for JSON; values per query only on request, None where a query has no relevant image."""
+        result = {
+            "scores": {name: asdict(score) for name, score in self.scores.items()},
+            "counts": dict(self.counts),
+            "protocol": self.protocol.to_dict(),
+            "origin": asdict(self.origin),
+        }
+        if per_query:
+            is_scored = self.per_query.n_relevant > 0
+            result["per_query"] = {
+                name: [value if scored else None for value, scored in zip(values.tolist(), is_scored, strict=True)]
+                for name, values in self.per_query._asdict().items()
+            }
+        return result
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def _short(value: Any) -> str:
+    """Settings on one line."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={_short(item)}" for name, item in value.items() if item is not None)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(map(_short, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,256 @@
+"""Localisation tables on drawn scenes: the floors, the geometry, references, classifiers, and what is refused."""
+
+from __future__ import annotations
+
+import doctest
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import distcam.retrieval.localisation as localisation
+import distcam.retrieval.localisation_maps as localisation_maps
+from distcam.encoders import Encoder, Inference
+from distcam.errors import InputError
+from distcam.explain import box_coverage
+from distcam.explain.targets import distances
+from distcam.images import Box, Transform, list_images
+from distcam.images.boxes_files import BoxedImage, BoxedImages, boxed_images, read_boxes
+from distcam.images.scenes import blueprints, write_scenes
+from distcam.retrieval import LocalisationTable, References, localise, read_classifier
+from distcam.retrieval.localisation import project
+from distcam.retrieval.localisation_maps import parse_methods
+from distcam.retrieval.localisation_references import LinearClassifier, linear_probe
+
+METHODS = ("cam_probe", "dist", "log_ratio", "dot_centered", "hirescam")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("localisation")
+    classes = blueprints(3)
+    write_scenes(folder / "one", classes=classes, splits={"gallery": 3}, size=64, two_object_share=0.0)
+    write_scenes(folder / "two", classes=classes, splits={"query": 2}, size=64, two_object_share=1.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def boxed(scenes: Path) -> BoxedImages:
+    return boxed_images(list_images(scenes / "two" / "query"), read_boxes(scenes / "two" / "boxes.csv"))
+
+
+@pytest.fixture(scope="module")
+def references(scenes: Path, small_encoder: Encoder) -> References:
+    return References.encode(list_images(scenes / "one" / "gallery"), Inference(small_encoder, precision="fp32"))
+
+
+@pytest.fixture(scope="module")
+def table(boxed: BoxedImages, small_encoder: Encoder, references: References) -> LocalisationTable:
+    return localise(boxed, small_encoder, references, methods=METHODS, precision="fp32", n_samples=200)
+
+
+def test_the_floors_are_in_every_table(table: LocalisationTable) -> None:
+    assert [row.method for row in table.rows] == [*METHODS, "caam", "random", "centre", "full"]
+    assert len(table) == 6
+    assert table["caam"].sensitivity.value == pytest.approx(1)
+    assert table["caam"].two_objects is not None
+    assert table["caam"].two_objects.value == pytest.approx(0.5)
+    assert table["full"].energy.value == pytest.approx(float(table.energy_chance.mean()))
+    assert abs(table["random"].sensitivity.value) < 0.7
+    assert table["dot_centered"].sensitivity.value < table["dist"].sensitivity.value < 1
+
+
+def test_the_whole_picture_and_a_centred_box_by_hand(table: LocalisationTable, boxed: BoxedImages) -> None:
+    # the pyramid is (2i + 1) / 64 at pixel i of the left half, scaled (2i + 1 - 1) / 62: at least .2 from i = 7 on
+    whole, middle = Box(0, 0, 64, 64), Box(7, 7, 57, 57)
+    for name, guess in (("full", whole), ("centre", middle)):
+        best = [max(guess.iou(box) for box in image.boxes_of(image.label, 64, 64)) for image in boxed]
+        np.testing.assert_allclose(table.scores[name].overlaps.at(0.2), best, atol=1e-9)
+
+
+def test_the_table_shows_itself(table: LocalisationTable) -> None:
+    text = table.table()
+    assert text.splitlines()[0].startswith("conv4/")
+    assert "| `caam` |" in text
+    assert "two objects" in text
+    assert "PxAP" not in text
+    content = json.loads(json.dumps(table.to_dict()))
+    assert content["images"] == 6
+    row = content["rows"][0]
+    assert row["max_box_acc"]["low"] <= row["max_box_acc"]["value"] <= row["max_box_acc"]["high"]
+    assert row["gt_known_error_best"]["value"] == pytest.approx(1 - row["max_box_acc"]["value"])
+    with pytest.raises(InputError, match="no method 'cam'"):
+        table["cam"]
+
+
+def test_differences_are_paired(table: LocalisationTable) -> None:
+    assert table.difference("dist", "dist") == (0, 0, 0)
+    found = table.difference("dist", "full", "energy")
+    assert found.value == pytest.approx(table["dist"].energy.value - table["full"].energy.value)
+    assert found.low <= found.value <= found.high
+    with pytest.raises(InputError, match="measure='speed'"):
+        table.difference("dist", "full", "speed")
+
+
+def test_the_same_seed_gives_the_same_table(
+    boxed: BoxedImages, small_encoder: Encoder, references: References, table: LocalisationTable
+) -> None:
+    again = localise(boxed, small_encoder, references, methods=METHODS, precision="fp32", n_samples=200, batch_size=4)
+    for row, other in zip(table.rows, again.rows, strict=True):
+        if row.method != "random":  # drawn batch by batch
+            assert other.max_box_acc.value == pytest.approx(row.max_box_acc.value)
+            assert other.energy.value == pytest.approx(row.energy.value, abs=1e-4)
+
+
+def test_masks_add_pixel_precision(
+    scenes: Path, boxed: BoxedImages, small_encoder: Encoder, references: References
+) -> None:
+    def masks(image: BoxedImage) -> np.ndarray:
+        return (box_coverage(image.boxes_of(image.label, 64, 64), (64, 64)) > 0.5).numpy()
+
+    found = localise(
+        boxed,
+        small_encoder,
+        references,
+        methods=["dist"],
+        masks=masks,
+        reference="nearest",
+        precision="fp32",
+        n_samples=20,
+    )
+    chance = float(table_chance(masks, boxed))
+    assert found["full"].pxap is not None
+    assert found["full"].pxap.value == pytest.approx(chance)
+    assert "PxAP" in found.table()
+
+
+def table_chance(masks: object, boxed: BoxedImages) -> float:
+    return float(np.mean([masks(image).mean() for image in boxed]))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
+@pytest.mark.parametrize("size", [(100, 60), (60, 100), (64, 64)])
+def test_projection_undoes_locate(fit: str, size: tuple[int, int]) -> None:
+    transform = Transform(32, fit=fit)
+    box = Box(12, 10, 20, 22)
+    there = transform.locate(box, *size)
+    np.testing.assert_allclose(project(there, transform, size), box, atol=1e-9)
+
+
+def test_an_image_is_not_its_own_reference(references: References) -> None:
+    files = list(references.files[:2])
+    found = references.of_classes(
+        references.embeddings[:2], references.classes[:2, None], reference="nearest", files=files
+    )
+    assert not torch.equal(found[0, 0], references.embeddings[0])
+    own = references.of_classes(references.embeddings[:2], references.classes[:2, None], reference="nearest")
+    torch.testing.assert_close(own[:, 0], references.embeddings[:2])
+
+
+def test_references_by_hand() -> None:
+    vectors = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]])
+    references = References.of(["a", "a", "b"], vectors, vectors, metric="l2")
+    torch.testing.assert_close(references.prototypes, torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
+    torch.testing.assert_close(references.mean, torch.tensor([4 / 3, 2 / 3]))
+    query = torch.tensor([[0.9, 1.0]])
+    assert references.predicted(query, reference="prototypes").tolist() == [1]
+    assert references.predicted(query, reference="nearest").tolist() == [0]
+    asked = references.of_classes(query, torch.tensor([[1, 0]]), reference="nearest")
+    assert asked.tolist() == [[[0, 2], [1, 0]]]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l1", "l2"])
+def test_distances_are_what_they_say(metric: str) -> None:
+    one, other = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 8.0]])
+    expected = {"cosine": 0.2, "dot": -32.0, "l1": 7.0, "l2": 5.0}[metric]
+    assert distances(one, other, metric).item() == pytest.approx(expected)
+
+
+def test_the_probe_separates_what_can_be_separated() -> None:
+    vectors = torch.tensor([[1.0, 0.0, 5.0], [2.0, 0.0, 5.0], [0.0, 1.0, 5.0], [0.0, 2.0, 5.0]])
+    references = References.of(["a", "a", "b", "b"], vectors, vectors)
+    probe = linear_probe(references)
+    assert probe.predicted(vectors).tolist() == [0, 0, 1, 1]
+    assert bool(probe.weight.isfinite().all())  # the third channel is constant
+
+
+def test_a_classifiers_rows_are_found_by_vote() -> None:
+    vectors = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    references = References.of(["a", "a", "b"], vectors, vectors)
+    classifier = LinearClassifier(torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.zeros(3))
+    rows = classifier.for_references(references)
+    assert rows.weight.tolist() == [[1, 0], [0, 1]]
+    blind = LinearClassifier(torch.zeros(3, 2), torch.tensor([0.0, 1.0, 0.0]))
+    with pytest.raises(InputError, match="calls 'a' and 'b' the same"):
+        blind.for_references(references)
+
+
+def test_a_classifier_is_read_where_it_fits(tmp_path: Path) -> None:
+    state = {"module.fc.weight": torch.ones(7, 4), "module.fc.bias": torch.ones(7), "conv.weight": torch.ones(4, 4)}
+    torch.save(state, tmp_path / "weights.pth")
+    found = read_classifier("x", tmp_path / "weights.pth", pooled_dim=4)
+    assert found is not None
+    assert found.weight.shape == (7, 4)
+    assert read_classifier("x", tmp_path / "weights.pth", pooled_dim=5) is None
+    assert read_classifier("x", "random", pooled_dim=4) is None
+
+
+def test_cam_uses_the_networks_own_classifier(
+    boxed: BoxedImages, small_encoder: Encoder, references: References
+) -> None:
+    probe = linear_probe(references)
+    found = localise(
+        boxed, small_encoder, references, methods=["cam", "cam_probe"], classifier=probe, precision="fp32", n_samples=0
+    )
+    assert found["cam"].max_box_acc == found["cam_probe"].max_box_acc
+    assert found["cam"].energy.low == found["cam"].energy.value  # no samples, no interval
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("distt", "no method 'distt', nearest:"),
+        ("dist@tau=-1", "a number of 0 or more"),
+        ("dist@eps=1", "expected `@tau=NUMBER`"),
+        ("hirescam@tau=1", "no method"),
+    ],
+)
+def test_unknown_methods_are_refused(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_methods([name])
+
+
+def test_what_cannot_be_measured_is_refused(
+    tmp_path: Path, boxed: BoxedImages, small_encoder: Encoder, references: References
+) -> None:
+    with pytest.raises(InputError, match="`cam` needs the network's own classifier"):
+        localise(boxed, small_encoder, references, methods=["cam"])
+    stranger = BoxedImages((BoxedImage("x", tmp_path / "x.jpg", "zebra", boxed.images[0].boxes),))
+    with pytest.raises(InputError, match="images of class 'zebra' have no reference"):
+        localise(stranger, small_encoder, references)
+    gone = BoxedImages((BoxedImage("x", tmp_path / "x.jpg", references.labels[0], boxed.images[0].boxes),))
+    with pytest.raises(InputError, match="none of the 1 images can be read"):
+        localise(gone, small_encoder, references, methods=["dist"])
+
+
+def test_an_unreadable_image_is_left_out_and_noted(
+    tmp_path: Path, boxed: BoxedImages, small_encoder: Encoder, references: References
+) -> None:
+    gone = BoxedImage("gone.jpg", tmp_path / "gone.jpg", references.labels[0], boxed.images[0].boxes)
+    found = localise(
+        BoxedImages((gone, *boxed.images[:2])),
+        small_encoder,
+        references,
+        methods=["dist"],
+        precision="fp32",
+        n_samples=0,
+    )
+    assert len(found) == 2
+    assert "gone.jpg" in found.notes[0]
+
+
+def test_the_doctests_are_right() -> None:
+    assert doctest.testmod(localisation).failed == 0
+    assert doctest.testmod(localisation_maps).failed == 0
