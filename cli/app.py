@@ -12,7 +12,21 @@ from typing import Annotated
 import typer
 
 from ..errors import DistcamError
-from . import demo, encode, env, index, query
+from . import (
+    demo,
+    encode,
+    env,
+    evaluate,
+    explain,
+    fewshot,
+    index,
+    localize,
+    query,
+    reid,
+    reid_explain,
+    task_train,
+    train,
+)
 from .console import complain
 
 __all__ = ["app", "main"]
@@ -26,8 +40,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(index.app, name="index")
+app.add_typer(fewshot.app, name="fewshot")
+app.add_typer(reid.app, name="reid")
+reid.app.command(name="explain", epilog=reid_explain.EXAMPLE)(reid_explain.explain)
+reid.app.command(name="train", epilog=task_train.REID_EXAMPLE)(task_train.reid_train)
+fewshot.app.command(name="train", epilog=task_train.FEWSHOT_EXAMPLE)(task_train.fewshot_train)
+app.command(name="explain", epilog=explain.EXAMPLE)(explain.explain)
 app.command(name="query", epilog=query.EXAMPLE)(query.query)
 app.command(name="encode", epilog=encode.EXAMPLE)(encode.encode)
+app.command(name="evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command(name="localize", epilog=localize.EXAMPLE)(localize.localize)
+app.command(name="train", epilog=train.EXAMPLE)(train.train)
 app.command(name="demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command(name="env", epilog=env.EXAMPLE)(env.env)
 

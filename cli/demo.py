@@ -154,22 +154,24 @@ def _draw(folder: Path, size: DemoSize, seed: int) -> tuple[SceneSet, SceneSet]:
 
 def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
     """A four-layer encoder that has seen the base classes only."""
-    import torch
-
     from ..encoders import Encoder
-    from ..images import Transform, read_image
-    from ..training import fit
+    from ..images import Transform
+    from ..training import OptimiserSettings, ScheduleSettings, Settings, fit
+    from ..training.augment import AugmentSettings
+    from ..training.batches import TrainingBatches
+    from ..training.data import TrainingSet
+    from ..training.sampling import Shuffled
+    from ..training.terms import TermContext, build_objective
 
-    encoder = Encoder.load(
-        "conv4",
-        seed=seed,
-        transform=Transform(size=size.side, fit="squash"),
-        options={"width": 32, "last_pool": False},
-    )
-    pixels = torch.stack([encoder.transform(read_image(base.file(record))) for record in base.records])
-    labels = [record.label for record in base.records]
+    transform = Transform(size=size.side, fit="squash")
+    encoder = Encoder.load("conv4", seed=seed, transform=transform, options={"width": 32, "last_pool": False})
+    data = TrainingSet.from_scenes(base, "train", transform)
+    batches = TrainingBatches(data, Shuffled(len(data), batch_size=64, seed=seed), augment=AugmentSettings(), seed=seed)
+    loss = {"kind": "normalized_softmax", "temperature": 0.1}
+    objective = build_objective([loss], TermContext(encoder, data.class_names), seed=seed)
+    settings = Settings(size.epochs, OptimiserSettings(learning_rate=1e-2), ScheduleSettings("one_cycle"), seed=seed)
     with progress_bar("training") as progress:
-        fit(encoder, pixels, labels, epochs=size.epochs, learning_rate=1e-2, seed=seed, progress=progress)
+        fit(encoder, batches, objective, settings, progress=progress)
     return encoder
 
 

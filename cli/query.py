@@ -10,12 +10,14 @@ import typer
 from ..errors import InputError
 from .console import err, out, print_json, say
 from .options import AsJson, Device
+from .places import read_box, read_mask, read_point
 
 if TYPE_CHECKING:
+    from ..explain.regions import Region
     from ..retrieval import Matches
 
 EXAMPLE = "Example: `distcam query photos.gallery probe.jpg -k 5 --explain why.html`"
-Weighting = Literal["dist", "dist*s", "dist*excess", "dot", "dot_centered", "gradcam_cos", "caam"]
+Weighting = Literal["dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_centered", "gradcam_cos", "caam"]
 
 
 def query(
@@ -25,9 +27,29 @@ def query(
     where: Annotated[
         str | None, typer.Option(help="Only gallery images that fit, e.g. `label=cat and year>=2020`.")
     ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(help="Search for a part of each query only: `x1,y1,x2,y2` in its pixels, or `mask:FILE`."),
+    ] = None,
+    reject: Annotated[
+        bool, typer.Option("--reject", help='Say "no match" beyond the threshold of `distcam index calibrate`.')
+    ] = False,
+    max_distance: Annotated[float | None, typer.Option(help="The same with another threshold.")] = None,
     against: Annotated[
-        str, typer.Option(help="Explain against every `match`, the nearest class `prototype`, or a class LABEL.")
+        str,
+        typer.Option(
+            help="Explain against every `match`, one (`rank:2`), the nearest class `prototype`, or a class LABEL "
+            "(`label:match` if it is called match)."
+        ),
     ] = "match",
+    versus: Annotated[
+        str | None,
+        typer.Option(help="Show what speaks for --against rather than for this `rank:2`, `prototype`, or LABEL."),
+    ] = None,
+    point: Annotated[
+        str | None,
+        typer.Option(help="With a folder: where each match answers the point `x,y` of the query, in its pixels."),
+    ] = None,
     weighting: Annotated[Weighting, typer.Option(help="How channels are weighted; `dist` is Dist-CAM.")] = "dist",
     space: Annotated[
         Literal["metric", "backbone"],
@@ -35,6 +57,16 @@ def query(
     ] = "metric",
     explain: Annotated[
         Path | None, typer.Option(help="Write the maps: OUT.html (one report), or a folder of PNG and NPZ files.")
+    ] = None,
+    style: Annotated[
+        Literal["overlay", "contour", "box"], typer.Option(help="With a folder: how maps are drawn.")
+    ] = "overlay",
+    scale: Annotated[
+        Literal["each", "shared"], typer.Option(help="With a folder: each map on its own scale, or one for all.")
+    ] = "each",
+    colours: Annotated[
+        Literal["inferno", "viridis", "gray", "blue-orange"] | None,
+        typer.Option(help="With a folder. `blue-orange` has 0 in the middle and is what --versus takes."),
     ] = None,
     encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where the gallery's pictures lie now, if they were moved.")] = None,
@@ -46,16 +78,32 @@ def query(
     from ..index import Gallery
     from ..retrieval import Retriever
 
-    if explain is None and (against, weighting, space) != ("match", "dist", "metric"):
-        raise InputError("--against, --weighting and --space say how to explain; add --explain OUT.html or a folder")
+    is_plain = (against, versus, weighting, space, point) == ("match", None, "dist", "metric", None)
+    is_plain = is_plain and (style, scale, colours) == ("overlay", "each", None)
+    if explain is None and not is_plain:
+        raise InputError(
+            "--against, --versus, --weighting, --space, --point, --style, --scale and --colours say how to explain; "
+            "add --explain OUT.html or a folder"
+        )
     if explain is not None and explain.suffix.lower() not in ("", ".html"):
         raise InputError(f"--explain writes OUT.html or a folder, not {explain.name}")
+    if explain is not None and explain.suffix and (point, style, scale, colours) != (None, "overlay", "each", None):
+        raise InputError("--point, --style, --scale and --colours are for pictures; give --explain a folder")
     opened = Gallery.open(gallery, root=root)
     if not opened.manifest.complete:
         err.print("note: the build of this gallery is not finished; only what is encoded so far is searched")
+    rejection = opened.manifest.rejection
+    if reject and rejection is not None and rejection.generation != opened.manifest.generation:
+        err.print("note: the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")
     retriever = Retriever(opened, None if encoder is None else Encoder.load(encoder), device=device)
-    results = retriever.query([str(image) for image in images], k=k, where=where)
-    written = None if explain is None else _write(results, explain, against=against, weighting=weighting, space=space)
+    area = None if region is None else _region(region)
+    limits: dict[str, Any] = {"reject": reject, "max_distance": max_distance}
+    results = retriever.query([str(image) for image in images], k=k, where=where, region=area, **limits)
+    written = None
+    if explain is not None:
+        options = {"against": against, "versus": versus, "weighting": weighting, "space": space}
+        look = {"style": style, "scale": scale, "colours": colours or ("inferno" if versus is None else "blue-orange")}
+        written = _write(results, explain, look, None if point is None else read_point(point), **options)
     if as_json:
         print_json([matches.to_dict() for matches in results])
         return
@@ -65,7 +113,16 @@ def query(
         say(f"explanations: {written}")
 
 
-def _write(results: list[Matches], target: Path, **options: Any) -> Path:
+def _region(text: str) -> Region:
+    """A box, or the mask in a file."""
+    kind, _, file = text.partition(":")
+    return read_mask(file) if kind == "mask" and file else read_box(text)
+
+
+def _write(
+    results: list[Matches], target: Path, look: dict[str, Any], point: tuple[float, float] | None, **options: Any
+) -> Path:
+    from ..explain import Look
     from ..retrieval import write_report
 
     explanations = [matches.explain(**options) for matches in results]
@@ -74,6 +131,14 @@ def _write(results: list[Matches], target: Path, **options: Any) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     for number, explanation in enumerate(explanations, start=1):
         name = f"{number:03d}-{Path(explanation.matches.query.name).stem}"
-        explanation.save(target / f"{name}.png")
+        explanation.save(target / f"{name}.png", Look(**look))
         explanation.save(target / f"{name}.npz")
+        for match in explanation.matches if point is not None else ():
+            pairs = explanation.matches.correspondence(match.rank, space=options["space"])
+            pairs.save(target / f"{name}-rank{match.rank}-point.png", point)
+            err.print(  # standard output may hold JSON
+                f"{name}, rank {match.rank}: the shares of all pairs of places sum to {pairs.parts.total:.6f}, "
+                f"residual {pairs.parts.residual:.1e}",
+                soft_wrap=True,
+            )
     return target

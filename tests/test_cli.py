@@ -202,3 +202,21 @@ def test_the_demo_measures_and_reports(tmp_path):
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(InputError, match="not empty"):
         run(tmp_path / "mine", size=size)
+
+
+def test_query_rejects_by_the_stored_threshold_or_by_another(gallery, photos, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / "copy.gallery"
+    shutil.copytree(gallery, copy)
+    file = str(sorted(photos.rglob("*.jpg"))[0])
+    assert "distcam index calibrate" in fails(monkeypatch, capsys, "query", copy, file, "--reject")
+    distcam("index", "calibrate", copy, "--false-alarms", "0.2")
+    (found,) = json.loads(distcam("query", copy, file, "--reject", "--json"))
+    assert found["is_known"] is True
+    accepted = [match["is_accepted"] for match in found["matches"]]
+    assert accepted == [match["distance"] <= found["max_distance"] for match in found["matches"]]
+    assert "too far" in distcam("query", copy, file, "-k", 24, "--reject")
+    assert "no match: the nearest image is" in distcam("query", copy, file, "--max-distance", "-1")
+    assert "give one" in fails(monkeypatch, capsys, "query", copy, file, "--reject", "--max-distance", "1")
+    distcam("index", "remove", copy, "--where", f"label={sorted(folder.name for folder in photos.iterdir())[-1]}")
+    changed = CliRunner().invoke(app, ["query", str(copy), file, "--reject"])
+    assert "the gallery has changed since its threshold was chosen" in " ".join(changed.stderr.split())

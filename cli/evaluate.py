@@ -1,0 +1,182 @@
+"""`distcam evaluate`: R@k, MAP@R, R-precision, mAP and NMI of an encoder, on a benchmark or on any labelled images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ..errors import InputError
+from .console import err, load_encoder, print_json, progress_bar, resumable, say
+from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Weights, Workers
+
+if TYPE_CHECKING:
+    from ..encoders import Encoder
+    from ..images import Dataset
+    from ..index import Gallery
+    from ..retrieval import EncodingSettings, Evaluation
+
+EXAMPLE = "Example: `distcam evaluate CUB_200_2011/ --encoder resnet50 --weights imagenet`"
+LayoutName = Literal["auto", "cub", "cars", "sop", "inshop", "folder", "csv"]
+Precision = Literal["fp32", "bf16", "auto"]
+
+
+def evaluate(
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            help="An unpacked benchmark, a folder of classes, a CSV (path,label[,split,is_query,is_gallery]), a "
+            "gallery, or a file written by `distcam encode`."
+        ),
+    ],
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="A torchvision architecture, `resnet12`, `conv4`, or a CHECKPOINT. Galleries bring theirs."),
+    ] = None,
+    weights: Weights = None,
+    layer: Layer = None,
+    protocol: Annotated[
+        LayoutName, typer.Option(help="The benchmark; `auto` recognises CUB, Cars, SOP and In-Shop by their files.")
+    ] = "auto",
+    split: Annotated[str | None, typer.Option(help="Default: `test`, or the only one.")] = None,
+    metric: Annotated[
+        Metric | None, typer.Option(help="What ranks. Default: the gallery's metric, else cosine.")
+    ] = None,
+    recall_at: Annotated[
+        str | None, typer.Option(help="The k of R@k, e.g. `1,5,10`. Default: as published, else 1,2,4,8.")
+    ] = None,
+    nmi: Annotated[
+        bool, typer.Option("--nmi/--no-nmi", help="Cluster for NMI, which takes longest by far with many classes.")
+    ] = True,
+    gallery: Annotated[
+        Path | None, typer.Option(help="Search this gallery for DATASET's images, with the gallery's encoder.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep the encodings in this HDF5 file, or use those that it holds.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the JSON, with every query's values, to this file.")
+    ] = None,
+    fit: Fit = None,
+    image_size: ImageSize = None,
+    precision: Annotated[
+        Precision, typer.Option(help="Of the arithmetic; fp32 repeats across machines. A --gallery has its own.")
+    ] = "fp32",
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    device: Device = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop if the copy is not the official one, or an image cannot be read.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the clustering and the bootstrap.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate an encoder on retrieval; every number comes with its error and its protocol."""
+    from ..retrieval import EncodingSettings
+
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"--out {out}: there is no such folder")
+    chosen: dict[str, Any] = {"clusters": nmi, "seed": seed}
+    chosen |= {} if metric is None else {"metric": metric}
+    chosen |= {} if recall_at is None else {"recall_at": _numbers(recall_at)}
+    with resumable():
+        if _is_encoded(dataset):
+            given = {"encoder": encoder, "weights": weights, "gallery": gallery, "cache": cache, "split": split}
+            if unused := [f"--{name}" for name, value in given.items() if value is not None]:
+                raise InputError(f"{dataset} is encoded already; leave {', '.join(unused)} out")
+            result = _evaluate_encoded(dataset, chosen)
+        else:
+            images = _load(dataset, protocol, split=split, strict=strict)
+            searched = None if gallery is None else _open(gallery)
+            name = _encoder_of(searched) if searched is not None and encoder is None else encoder
+            if name is None:
+                raise InputError("say what to evaluate: --encoder NAME --weights FILE, or --encoder CHECKPOINT")
+            loaded = load_encoder(name, weights, fit=fit, size=image_size, layer=layer)
+            settings = EncodingSettings(batch_size, workers, device, precision, strict)
+            result = _evaluate_images(images, loaded, searched, cache=cache, settings=settings, chosen=chosen)
+    if out is not None:
+        out.write_text(json.dumps(result.to_dict(per_query=True), indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        say(result.table())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--recall-at: expected numbers separated by commas, such as 1,5,10; got {text!r}") from None
+
+
+def _is_encoded(path: Path) -> bool:
+    """True for a gallery's folder, or a file of encodings."""
+    from ..index.manifest import MANIFEST_NAME
+
+    return (path / MANIFEST_NAME).is_file() or (path.is_file() and path.suffix.lower() in (".h5", ".hdf5"))
+
+
+def _evaluate_encoded(path: Path, chosen: dict[str, Any]) -> Evaluation:
+    from ..index import read_encodings
+    from ..retrieval import Protocol, evaluate_encodings, evaluate_gallery
+
+    with progress_bar("ranking") as progress:
+        if path.is_dir():
+            gallery = _open(path)
+            protocol = Protocol(**({"metric": gallery.metric} | chosen))
+            return evaluate_gallery(gallery, protocol=protocol, progress=progress)
+        return evaluate_encodings(read_encodings(path), protocol=Protocol(**chosen), progress=progress)
+
+
+def _evaluate_images(
+    images: Dataset,
+    encoder: Encoder,
+    gallery: Gallery | None,
+    *,
+    cache: Path | None,
+    settings: EncodingSettings,
+    chosen: dict[str, Any],
+) -> Evaluation:
+    from ..retrieval import default_protocol, evaluate_dataset
+
+    with progress_bar("encoding") as encoding, progress_bar("ranking") as ranking:
+        return evaluate_dataset(
+            images,
+            encoder,
+            gallery=gallery,
+            protocol=dataclasses.replace(default_protocol(images, gallery), **chosen),
+            cache=cache,
+            settings=settings,
+            progress=encoding,
+            ranking_progress=ranking,
+        )
+
+
+def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Dataset:
+    """The split asked for, else the only one or `test`; other splits are not compared with the official counts."""
+    from ..images import load_dataset
+
+    if split is None:
+        splits = load_dataset(path, layout=layout).splits
+        split = splits[0] if len(splits) == 1 else "test"
+        if split not in splits:
+            raise InputError(f"{path} has the splits {', '.join(splits)}; choose one with --split")
+    return load_dataset(path, layout=layout, split=split, strict=strict)
+
+
+def _open(folder: Path) -> Gallery:
+    from ..index import Gallery
+
+    gallery = Gallery.open(folder)
+    if not gallery.manifest.complete:
+        err.print("note: the build of this gallery is not finished; only what is encoded so far is searched")
+    return gallery
+
+
+def _encoder_of(gallery: Gallery) -> str:
+    if gallery.encoder_path is None:
+        raise InputError(f"{gallery.folder} keeps no encoder; pass --encoder CHECKPOINT")
+    return str(gallery.encoder_path)

@@ -1,0 +1,161 @@
+"""`distcam localize`: do maps that were learnt without boxes find the objects?"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ..errors import InputError
+from .console import load_encoder, print_json, progress_bar, say
+from .options import AsJson, BatchSize, Device, EncoderName, Fit, Images, ImageSize, Layer, Metric, Weights
+from .places import read_mask
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..encoders import Encoder
+    from ..images.boxes_files import BoxedImage, BoxedImages
+    from ..retrieval import LocalisationTable
+    from ..retrieval.localisation_references import LinearClassifier
+
+EXAMPLE = (
+    "Example: `distcam localize photos/query --boxes photos/boxes.csv --references photos/gallery "
+    "--encoder mobilenet_v2 --weights imagenet --fit squash`"
+)
+
+
+def localize(
+    images: Images,
+    boxes: Annotated[
+        Path,
+        typer.Option(help="A CSV (path,x1,y1,x2,y2[,label]), the folder of CUB-200-2011, or a folder of ILSVRC's XML."),
+    ],
+    references: Annotated[
+        str, typer.Option(help="Labelled images to compare with: a folder of class folders, or a CSV with path,label.")
+    ],
+    encoder: EncoderName = "resnet50",
+    weights: Weights = None,
+    reference: Annotated[
+        Literal["prototypes", "nearest"], typer.Option(help="Compare with class prototypes, or with the nearest image.")
+    ] = "prototypes",
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Separated by commas, e.g. `cam,dist,dist@tau=0.1,hirescam`. The class-agnostic map, a random one, a "
+            "centred box, and the whole picture are always there."
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="`folder`, `none`, a FILE.csv (path,label), or ILSVRC's list of synsets (.txt).")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="A FOLDER with a mask for each image (same path, .png, not black): adds PxAP.")
+    ] = None,
+    split: Annotated[Literal["train", "test", "all"], typer.Option(help="Which part of CUB-200-2011.")] = "test",
+    layer: Layer = None,
+    fit: Fit = None,
+    image_size: ImageSize = None,
+    metric: Annotated[Metric, typer.Option(help="How embeddings are compared.")] = "cosine",
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of the random map, the other class, and the intervals.")] = 0,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="Also write the table: FILE.csv, FILE.json, or FILE.md.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure weakly supervised localisation: box errors, pointing, energy, and whether a map knows the class."""
+    from ..encoders import Inference
+    from ..images import list_images
+    from ..images.boxes_files import boxed_images, read_boxes, read_synsets
+    from ..retrieval import References, localise
+
+    if out_file is not None and out_file.suffix.lower() not in (".csv", ".json", ".md"):
+        raise InputError(f"--out writes FILE.csv, FILE.json or FILE.md, not {out_file.name}")
+    synsets = labels if labels is not None and labels.lower().endswith(".txt") else None
+    listing = list_images(images, labels=labels if synsets is None else None)
+    boxed = boxed_images(
+        listing, read_boxes(boxes, split=split), labels=None if synsets is None else read_synsets(synsets)
+    )
+    loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
+    classifier = _classifier(loaded, encoder, weights)
+    with progress_bar("references") as progress:
+        inference = Inference(loaded, device=device, batch_size=batch_size)
+        known = References.encode(list_images(references), inference, metric=metric, progress=progress)
+    with progress_bar("images with boxes") as progress:
+        table = localise(
+            boxed,
+            loaded,
+            known,
+            methods=None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
+            reference=reference,
+            classifier=classifier,
+            masks=None if masks is None else _mask_reader(masks, boxed),
+            device=device,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
+    if out_file is not None:
+        _write(table, out_file)
+    if as_json:
+        print_json(table.to_dict())
+        return
+    say(table.table())
+    if out_file is not None:
+        say(f"\nwritten: {out_file}")
+
+
+def _classifier(loaded: Encoder, name: str, weights: str | None) -> LinearClassifier | None:
+    """The classifier in the file of weights, where there is one for this layer."""
+    from ..retrieval import read_classifier
+
+    return None if weights is None else read_classifier(name, weights, pooled_dim=loaded.pooled_dim)
+
+
+def _mask_reader(folder: Path, images: BoxedImages) -> Callable[[BoxedImage], NDArray[np.bool_]]:
+    """What reads the object's pixels of an image; all files have to be there."""
+
+    def mask_file(image: BoxedImage) -> Path:
+        path = Path(image.path)
+        return (folder / (path.name if path.is_absolute() else path)).with_suffix(".png")
+
+    for image in images:
+        if not mask_file(image).is_file():
+            raise InputError(f"{image.path} has no mask; expected {mask_file(image)}")
+    return lambda image: read_mask(str(mask_file(image)))
+
+
+def _write(table: LocalisationTable, path: Path) -> None:
+    """The table as CSV (a line for each method), JSON, or Markdown; written aside, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".partial.{path.name}")
+    content = table.to_dict()
+    if path.suffix.lower() == ".md":
+        aside.write_text(f"{table.table()}\n", encoding="utf-8")
+    elif path.suffix.lower() == ".json":
+        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    else:
+        rows = [_flat(row) for row in content["rows"]]
+        with aside.open("w", encoding="utf-8", newline="") as lines:
+            writer = csv.DictWriter(lines, list(dict.fromkeys(key for row in rows for key in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+    aside.replace(path)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """One line: an estimate becomes three columns, its own name for the value."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, dict):
+            flat |= {key: value["value"], f"{key}_low": value["low"], f"{key}_high": value["high"]}
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,118 @@
+"""`distcam train`: encoders from a recipe, one or several, and a table of what they are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ..errors import InputError
+from .console import err, out, print_json, progress_bar, say
+from .options import AsJson
+
+if TYPE_CHECKING:
+    from ..training.runs import Comparison
+
+EXAMPLE = "Example: `distcam train recipes/bias.toml --variant all --seeds 0,1,2 --set run.epochs=10`"
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file: data, encoder, losses, and the rest.")],
+    out_path: Annotated[
+        Path | None, typer.Option("--out", help="Where runs go. Default: runs/NAME, after the recipe's file.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="One of the recipe's variants, several a,b, or `all`.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0,1,2. Default: the recipe's own.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another value, such as run.epochs=3 or loss.gain.weight=2."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with runs that were stopped.")] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, … Default: the recipe's own.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where drawn scenes are kept for other runs. Default: in --out.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the recipe with every default filled in; train nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train encoders as a recipe says; several variants and seeds end in one table, mean ± standard deviation."""
+    from ..training.recipe import RecipeFile
+
+    file = RecipeFile.read(recipe)
+    chosen = chosen_variants(variant, file.variants)
+    every_change = [*(changes or []), *([f'run.device="{device}"'] if device else [])]
+    if dry_run:
+        resolved = {name or "": file.recipe(variant=name, changes=every_change).to_dict() for name in chosen}
+        print_json(resolved if variant else resolved[""])
+        return
+    from ..training.distributed import current_world
+    from ..training.runs import run_variants
+
+    folder = out_path or Path("runs") / recipe.stem
+    own_seed = file.recipe(variant=chosen[0], changes=every_change).run.seed
+    with resumable_runs(folder):
+        comparison = run_variants(
+            file,
+            variants=chosen,
+            seeds=chosen_seeds(seeds) if seeds else [own_seed],
+            changes=every_change,
+            folder=folder,
+            cache=cache,
+            resume=resume,
+            watch=lambda name, seed: progress_bar(" ".join(filter(None, (name, f"seed {seed}")))),
+        )
+    if not current_world().is_first:
+        return
+    if as_json:
+        print_json(comparison.to_dict())
+        return
+    out.print(comparison_table(comparison))
+    say(f"Encoders, logs, and resolved recipes: {folder}")
+
+
+def chosen_variants(text: str | None, known: tuple[str, ...]) -> list[str | None]:
+    """The variants that the option names; None is the recipe without any."""
+    if text is None:
+        return [None]
+    if text != "all":
+        return list(text.split(","))
+    if not known:
+        raise InputError("the recipe has no [variants.NAME]; leave --variant out")
+    return list(known)
+
+
+def chosen_seeds(text: str) -> list[int]:
+    """The whole numbers of `0,1,2`."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise InputError(f"expected --seeds as whole numbers such as 0,1,2; got {text!r}")
+    return [int(part) for part in parts]
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The terminal's table of a comparison: a row per variant, a column per score."""
+    header, *rows = comparison.rows()
+    count = len(comparison.seeds)
+    spread = f"mean ± standard deviation over {count} seeds" if count > 1 else f"seed {comparison.seeds[0]}"
+    table = Table(title=f"{comparison.name}: {spread}", title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=not number)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+@contextmanager
+def resumable_runs(folder: Path) -> Iterator[None]:
+    """Ctrl-C says what is kept and how to go on, and ends with exit status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print(f"stopped; {folder} keeps every epoch, and the same command with --resume goes on", soft_wrap=True)
+        raise typer.Exit(130) from None

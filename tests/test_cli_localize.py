@@ -1,0 +1,92 @@
+"""`distcam localize` from a folder, a table of boxes and references to a table, a CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distcam.cli import main
+from distcam.encoders import Encoder
+from distcam.images.scenes import blueprints, write_scenes
+
+
+@pytest.fixture(scope="module")
+def arguments(small_encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("localize")
+    classes = blueprints(2)
+    write_scenes(
+        folder / "set", classes=classes, splits={"gallery": 2, "query": 2}, size=64, two_object_share=0.0, masks=True
+    )
+    small_encoder.save(folder / "encoder.safetensors")
+    return [
+        *("localize", str(folder / "set" / "query"), "--boxes", str(folder / "set" / "boxes.csv")),
+        *("--references", str(folder / "set" / "gallery"), "--encoder", str(folder / "encoder.safetensors")),
+    ]
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit status and the two streams of the command, run as the shell does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["distcam", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_table_and_its_files(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "new" / "table.csv"
+    code, out, _ = run([*arguments, "--methods", "dist, dist@tau=0", "--out", str(target)], capsys)
+    assert code == 0
+    assert "| `dist@tau=0` |" in out
+    assert "| `random` |" in out
+    rows = list(csv.DictReader(target.read_text().splitlines()))
+    assert [row["method"] for row in rows] == ["dist", "dist@tau=0", "caam", "random", "centre", "full"]
+    assert {"max_box_acc", "max_box_acc_low", "max_box_acc_high"} <= set(rows[0])
+    assert [path.name for path in target.parent.iterdir()] == ["table.csv"]
+
+
+def test_json_and_the_nearest_image(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run([*arguments, "--methods", "dot", "--reference", "nearest", "--json"], capsys)
+    assert code == 0
+    content = json.loads(out)
+    assert content["reference"] == "nearest"
+    assert content["images"] == 4
+
+
+def test_masks_add_pixel_precision(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    masks = Path(arguments[1]).parent / "masks" / "query"
+    code, out, _ = run([*arguments, "--methods", "dist", "--masks", str(masks), "--json"], capsys)
+    assert code == 0
+    rows = {row["method"]: row for row in json.loads(out)["rows"]}
+    shown = np.mean([np.asarray(Image.open(file)) > 0 for file in masks.rglob("*.png")])
+    assert rows["full"]["pxap"]["value"] == pytest.approx(shown)  # the whole picture has the objects' share
+    assert 0 < rows["dist"]["pxap"]["value"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "dits"], "no method 'dits', nearest:"),
+        (["--methods", "cam"], "`cam` needs the network's own classifier"),
+        (["--out", "table.xlsx"], "--out writes FILE.csv"),
+        (["--masks", "nowhere"], "has no mask; expected nowhere"),
+        (["--boxes", "nothing.csv"], "no such file or folder of boxes"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    arguments: list[str], more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run([*arguments, *more], capsys)
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
