@@ -1,18 +1,28 @@
-"""The price of explaining ten matches, in plain forward passes: distcam beside pytorch-grad-cam, torchcam and captum.
+"""The price of maps: ten matches in plain forward passes, 32 targets in forward and backward passes, and peak memory.
 
     pip install '.[bench]'
     python benchmarks/explain.py
 
-One process, one thread, ResNet-50 with random weights at 224×224, one query, ten stored gallery vectors. Every method
-returns ten maps of 224×224. The peers explain the cosine similarity to each stored vector with Grad-CAM at `layer4`,
-each in the fastest way that its documentation shows (batch of copies, or one forward and ten gradients).
+One process, one thread, random weights, 224×224.
+
+1. ResNet-50, one query, ten stored gallery vectors; every method returns ten maps of 224×224. The peers explain the
+   cosine similarity to each stored vector with Grad-CAM at `layer4`, each in the fastest way that its documentation
+   shows (batch of copies, or one forward and ten gradients); xaitk-saliency by its sliding window of 144 masks, which
+   serve all ten.
+2. A classifier (`--classifier`) and a batch of 32 images, each with a class of its own: one map each, in forward and
+   backward passes of that batch.
+3. Peak memory of each method, in a process of its own, beyond what the process held when the networks were built.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from machine import describe_machine, interleave, ratio_table
@@ -20,7 +30,11 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from distcam.encoders import Encoder
-from distcam.explain import WEIGHTINGS, dist_cam, upsample
+from distcam.encoders.networks import load_network
+from distcam.explain import WEIGHTINGS, ClassScore, dist_cam, explain_image, upsample
+
+GRADIENT_METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam", "hirescam", "segxrescam")
+Methods = dict[str, Callable[[], object]]
 
 
 class CosineTo:
@@ -53,9 +67,9 @@ def ours(encoder: Encoder, image: Tensor, references: Tensor, weighting: str) ->
     return run
 
 
-def peers(model: nn.Module, image: Tensor, references: Tensor) -> dict[str, Callable[[], object]]:
+def peers(model: nn.Module, image: Tensor, references: Tensor) -> Methods:
     """Every peer that is installed."""
-    methods: dict[str, Callable[[], object]] = {}
+    methods: Methods = {}
     targets = [CosineTo(reference) for reference in references]
     copies = image.repeat(len(references), 1, 1, 1)
     layer = model.get_submodule("layer4")
@@ -93,18 +107,26 @@ def peers(model: nn.Module, image: Tensor, references: Tensor) -> dict[str, Call
         methods["pytorch-grad-cam, batch of ten"] = grad_cam
     except ImportError as error:
         print(f"pytorch-grad-cam left out: {error}")
+    try:
+        from xaitk_saliency.impls.gen_descriptor_sim_sal.similarity_scoring import SimilarityScoring
+        from xaitk_saliency.impls.perturb_image.sliding_window import SlidingWindow
+
+        @torch.inference_mode()
+        def xaitk() -> object:
+            masks = SlidingWindow().perturb(np.zeros((224, 224, 3), dtype=np.uint8))
+            own = model(image)[0].numpy()
+            visible = torch.from_numpy(masks.astype(np.float32))[:, None]
+            perturbed = torch.cat([model(image * some) for some in visible.split(16)]).numpy()
+            return SimilarityScoring("cosine").generate(own, references.numpy(), perturbed, masks)
+
+        methods["xaitk-saliency, 144 masks for all ten"] = xaitk
+    except ImportError as error:
+        print(f"xaitk-saliency left out: {error}")
     return methods
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--matches", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-
-    torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
+def for_matches(options: argparse.Namespace) -> Methods:
+    """One query and ten matches; the plain forward pass first."""
     model = plain_model()
     encoder = Encoder.load("resnet50", weights="random", seed=options.seed).eval()
     image = torch.randn(1, 3, 224, 224)
@@ -114,14 +136,86 @@ def main() -> None:
     def plain() -> Tensor:
         return model(image)
 
-    methods: dict[str, Callable[[], object]] = {"plain forward": plain}
-    methods |= {f"distcam `{weighting}`": ours(encoder, image, references, weighting) for weighting in WEIGHTINGS}
-    methods |= peers(model, image, references)
+    own = {f"distcam `{weighting}`": ours(encoder, image, references, weighting) for weighting in WEIGHTINGS}
+    return {"plain forward": plain, **own, **peers(model, image, references)}
+
+
+def for_classes(options: argparse.Namespace) -> Methods:
+    """A batch of images with a class each; one forward and backward pass of the batch first."""
+    network = load_network(options.classifier, seed=options.seed)
+    model, layer = network.model, network.layer
+    images, classes = torch.randn(options.batch, 3, 224, 224), torch.arange(options.batch)
+
+    def plain() -> object:
+        model.zero_grad()
+        model(images).gather(1, classes[:, None]).sum().backward()
+        return None
+
+    def explained(method: str) -> Callable[[], object]:
+        return lambda: explain_image(model, images, target=ClassScore(classes), method=method, layer=layer)
+
+    methods: Methods = {"forward + backward": plain}
+    return methods | {f"distcam {method}": explained(method) for method in options.methods.split(",")}
+
+
+def memory_table(options: argparse.Namespace, tables: dict[str, Methods]) -> str:
+    """A Markdown table of peak memory; every method runs in a new process."""
+    lines = ["| method | MiB |", "|---|---:|"]
+    for table, methods in tables.items():
+        for name in methods:
+            given = [
+                "--classifier",
+                options.classifier,
+                "--batch",
+                str(options.batch),
+                "--matches",
+                str(options.matches),
+                "--methods",
+                options.methods,
+            ]
+            command = [sys.executable, __file__, *given, "--memory-of", table, name]
+            run = subprocess.run(command, capture_output=True, text=True, check=True)
+            lines.append(f"| {name} | {float(run.stdout.split()[-1]):.0f} |")
+    return "\n".join(lines)
+
+
+def peak_of(methods: Methods, name: str) -> float:
+    """MiB by which one run of a method raises this process's peak."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    methods[name]()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--matches", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--classifier", default="resnet50")
+    parser.add_argument("--methods", default=",".join(GRADIENT_METHODS), help="of part 2, with commas between them")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=["matches", "classes", "memory"], nargs="+")
+    parser.add_argument("--memory-of", nargs=2, metavar=("TABLE", "METHOD"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    makers = {"matches": for_matches, "classes": for_classes}
+    if options.memory_of:
+        table, name = options.memory_of
+        print(peak_of(makers[table](options), name))
+        return
+    parts = options.only or ["matches", "classes", "memory"]
     print(
-        describe_machine("torch", "torchcam", "captum", "grad-cam"),
+        describe_machine("torch", "torchcam", "captum", "grad-cam", "xaitk-saliency"),
         f"1 thread, seed {options.seed}, {options.rounds} rounds, CPU time",
     )
-    print(ratio_table(interleave(methods, rounds=options.rounds), base="plain forward"))
+    tables = {name: make(options) for name, make in makers.items() if name in parts or "memory" in parts}
+    for name, methods in tables.items():
+        if name in parts:
+            print(f"\n{ratio_table(interleave(methods, rounds=options.rounds), base=next(iter(methods)))}")
+    if "memory" in parts:
+        print(f"\n{memory_table(options, tables)}")
 
 
 if __name__ == "__main__":
