@@ -137,7 +137,8 @@ def for_matches(options: argparse.Namespace) -> Methods:
         return model(image)
 
     own = {f"distcam `{weighting}`": ours(encoder, image, references, weighting) for weighting in WEIGHTINGS}
-    return {"plain forward": plain, **own, **peers(model, image, references)}
+    others = {} if options.no_peers else peers(model, image, references)
+    return {"plain forward": plain, **own, **others}
 
 
 def for_classes(options: argparse.Namespace) -> Methods:
@@ -194,6 +195,7 @@ def main() -> None:
     parser.add_argument("--classifier", default="resnet50")
     parser.add_argument("--methods", default=",".join(GRADIENT_METHODS), help="of part 2, with commas between them")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-peers", action="store_true", help="part 1 with our methods alone, for more rounds")
     parser.add_argument("--only", choices=["matches", "classes", "memory"], nargs="+")
     parser.add_argument("--memory-of", nargs=2, metavar=("TABLE", "METHOD"), help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -2,11 +2,11 @@
 
 pytorch-grad-cam returns maps that are rectified, scaled to [0, 1] and resized; ours go through its own scaling before
 they are compared. Where it adds a constant to a denominator, the score is large enough for the constant not to show.
-torchcam and captum return raw maps. Left out, because the peer does not compute what its paper says:
+torchcam and captum return raw maps. Where a peer computes something else, the test says so; left out are
 
-- torchcam's Grad-CAM++ divides a copy, so its a_kij stays g²;
-- pytorch-grad-cam's Ablation-CAM puts a channel to -1e7 if the layer has negative values;
-- captum's DeepLIFT loses its rule for maximum pooling right behind an activation function, so one step stands between.
+- torchcam's Grad-CAM++, which divides a copy, so its a_kij stays g²;
+- captum's Grad-CAM on tokens, which averages gradients over the channels;
+- captum's rule for maximum pooling right behind an activation function, which DeepLIFT loses; one step stands between.
 """
 
 from __future__ import annotations
@@ -442,9 +442,7 @@ def test_gradient_methods_agree_with_captum_for_every_target_on_both_networks(
 ) -> None:
     question = asked()
     if question.reshape and method == "gradcam":
-        pytest.skip(
-            "captum's Grad-CAM means the gradient over all dimensions behind the second, of tokens the channels"
-        )
+        pytest.skip("captum averages the gradient over all dimensions behind the second: of tokens over the channels")
     product = theirs(question.forward, question.net.get_submodule(question.layer)).attribute(question.images).detach()
     expected = (question.reshape(product) if question.reshape else product).sum(1)
     found = question.ask(method, relu=False)
