@@ -50,6 +50,11 @@ def timed(run: Callable[[], object], rounds: int) -> tuple[float, float]:
     return statistics.median(s[0] for s in spent), statistics.median(s[1] for s in spent)
 
 
+def peak_mib() -> float:
+    """Peak memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def bare_easyfsl(method: torch.nn.Module, features: torch.Tensor, episodes: EpisodeManifest) -> np.ndarray:
     """Predicted ways of easyfsl's classifier on these episodes, (E, M)."""
     support_labels = torch.arange(episodes.n_way).repeat_interleave(episodes.n_shot)
@@ -136,6 +141,7 @@ def main() -> None:
     episodes, few = (sample_episodes(labels, n_episodes=n) for n in (options.episodes, options.peer_episodes))
 
     rows: dict[str, tuple[int, float, float]] = {}
+    before = peak_mib()
 
     def measure(name: str, n: int, run: Callable[[], object]) -> None:
         run()  # warm
@@ -146,7 +152,7 @@ def main() -> None:
         options.episodes,
         lambda: evaluate(features, sample_episodes(labels, n_episodes=options.episodes)).episodes.content_hash,
     )
-    base = rows[next(iter(rows))]
+    base, more = rows[next(iter(rows))], peak_mib() - before
     simple = simple_shot("CL2N", mean=mean)
     for classifier in (Prototypes(), Prototypes("cosine"), simple, NearestNeighbour(), BDCSPN()):
         measure(f"distcam, {classifier.name}", options.episodes, lambda c=classifier: evaluate(features, episodes, c))
@@ -199,7 +205,10 @@ def main() -> None:
         f"Dist-CAM maps of 75 queries × 5 prototypes, {DIMENSION} channels, 5×5: {1000 * wall:.1f} ms wall, "
         f"{100 * wall / forward:.2f} % of ResNet-12's forward pass of the queries"
     )
-    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    print(
+        f"peak memory: {before:.0f} MiB with torch, features ({features.nbytes >> 20} MiB) and episodes, "
+        f"{more:.0f} MiB more while distcam evaluates, {peak_mib():.0f} MiB at the end of everything"
+    )
 
 
 if __name__ == "__main__":

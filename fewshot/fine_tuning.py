@@ -120,7 +120,8 @@ class FineTuned(_Recipe):
 
     def _length(self, weight: Tensor, length: Tensor) -> Tensor:
         """What a class vector of the cosine head is multiplied by, so that it has its own length times the scale."""
-        return self.scale * length / torch.linalg.vector_norm(weight, dim=-1)
+        factor: Tensor = self.scale * length / torch.linalg.vector_norm(weight, dim=-1)
+        return factor
 
 
 def baseline(**settings: Any) -> FineTuned:

@@ -16,6 +16,7 @@ val part.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,11 +29,13 @@ import torch
 from ..encoders import Encoder, Inference
 from ..errors import InputError
 from ..training.data import TrainingSet
+from ..training.distributed import current_world
+from ..training.logs import write_json
 from ..training.recipe import Recipe, RecipeFile
 from ..training.runs import RunResult, run_recipe
 from ..training.splits import DATA_VARIABLE
 from ..training.step import Term
-from ..training.tables import parse
+from ..training.tables import parse, plain
 from ..training.terms import TERMS, Builder, TermContext, checked_term
 from .data import FewShotData, open_data
 from .data.dataset import Split
@@ -49,6 +52,7 @@ def _prototypical(options: Mapping[str, Any], context: TermContext) -> Term:
     return checked_term("prototypical", partial(PrototypicalTerm, context.dim(), context.n_classes), options)
 
 
+SETTINGS_NAME = "few_shot.json"  # in a run's folder: the tables of a recipe that only few-shot training knows
 FEW_SHOT_TERMS: Mapping[str, Builder] = {**TERMS, "prototypical": _prototypical}
 """All losses of `distcam.training`, and the prototypical one."""
 
@@ -164,7 +168,7 @@ def train(
         data: opened already; `recipe.open_data()` if left out.
         folder: where results go; None writes nothing.
         seed: instead of the recipe's.
-        resume: go on from the checkpoint in `folder`.
+        resume: go on from the checkpoint in `folder`; with the same episodes, or it is refused.
         progress: called with (batches done, batches in all).
         report: called with every epoch's row of the log.
 
@@ -187,6 +191,8 @@ def train(
         sampler = training_episodes(base.class_of, recipe.episodes, seed=seed)
     validation = _Measure(data, [recipe.validation], named="val.accuracy") if inner.run.monitor else None
     test = _Measure(data, recipe.test)
+    if folder is not None:
+        _keep_tables(recipe, Path(folder), resume=resume)
     return run_recipe(
         inner,
         terms=FEW_SHOT_TERMS,
@@ -201,6 +207,22 @@ def train(
     )
 
 
+def _keep_tables(recipe: FewShotRecipe, folder: Path, *, resume: bool) -> None:
+    """Few-shot's own tables, beside the rest of the resolved recipe. A run goes on with the episodes it began with."""
+    tables = plain({"episodes": recipe.episodes, "validation": recipe.validation, "test": recipe.test})
+    file = folder / SETTINGS_NAME
+    if resume and file.is_file():
+        began = json.loads(file.read_text(encoding="utf-8"))["episodes"]
+        if began != tables["episodes"]:
+            raise InputError(
+                f"{folder}: the run began with [episodes] {began}, the recipe has {tables['episodes']}; choose another "
+                "folder, or leave --resume out"
+            )
+    if current_world().is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, tables)
+
+
 class _Measure:
     """Accuracy on stored episodes; images are decoded once and stay in memory.
 
@@ -213,6 +235,10 @@ class _Measure:
     def __init__(self, data: FewShotData, tests: Sequence[TestSettings], *, named: str | None = None) -> None:
         self._data, self._tests, self._named = data, tests, named
         self._manifests = [test.manifest(data[test.part]) for test in tests]  # too few classes now, not after training
+        names = [named or test.name(method) for test in tests for method in test.methods]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"{name} is measured twice; a [[test]] needs other settings, [validation] one method")
         for method in {method for test in tests for method in test.methods}:
             classifier_of(method)
         self._pixels: dict[str, torch.Tensor] = {}

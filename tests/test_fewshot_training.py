@@ -137,6 +137,17 @@ def test_a_stopped_run_goes_on_to_the_same_encoder(place, tmp_path) -> None:
     assert rows[-1]["epoch"] == 3
 
 
+def test_the_folder_keeps_the_episodes_and_a_run_goes_on_with_no_others(place, tmp_path) -> None:
+    recipe = recipe_of(place, LOSSES["prototypical"], "run.epochs=1")
+    train(recipe, folder=tmp_path)
+    kept = json.loads((tmp_path / "few_shot.json").read_text())
+    assert kept["episodes"] == {"n_way": 3, "n_shot": 1, "n_query": 3, "per_epoch": 4}
+    assert kept["test"][0]["methods"] == ["proto", "baseline++"]
+    changed = recipe_of(place, LOSSES["prototypical"], "run.epochs=1", "episodes.n_way=4")
+    with pytest.raises(InputError, match=r"the run began with \[episodes\] \{'n_way': 3.*leave --resume out"):
+        train(changed, folder=tmp_path, resume=True)
+
+
 @pytest.mark.parametrize(
     ("text", "changes", "message"),
     [
@@ -144,6 +155,8 @@ def test_a_stopped_run_goes_on_to_the_same_encoder(place, tmp_path) -> None:
         (LOSSES["baseline"], ['test.0.methods=["prot"]'], "no few-shot method 'prot'; did you mean proto?"),
         (LOSSES["baseline"], ['test.0.methods=["simpleshot-cl2n"]'], "needs the mean feature of the base classes"),
         (LOSSES["baseline"], ["test.0.ways=4"], "n_way"),
+        (LOSSES["baseline"], ['test.0.methods=["nn", "nn"]'], "novel.3-way 1-shot nn is measured twice"),
+        (LOSSES["baseline"], ["run.monitor=val.accuracy", 'validation.methods=["nn", "proto"]'], r"\[validation\] one"),
         (LOSSES["baseline"], ["test.0.part=all"], "has no part 'all'; it has base, val, novel"),
         ('[[loss]]\nkind = "prototypical"\n', [], r"the batch is no episode.*\[episodes\]"),
         (LOSSES["prototypical"], ["episodes.n_way=9"], "an episode of 9 ways needs as many classes, got 5"),
