@@ -2,6 +2,7 @@
 
     python benchmarks/reid.py --small        # a minute: the same code on an eighth of the images
     python benchmarks/reid.py                # Market-1501's size: 3,368 by 15,913 images, 2,048 dimensions
+    python benchmarks/reid.py --only rerank rerank_dense
     python benchmarks/reid.py --msmt17       # also MSMT17's size, 11,659 by 82,161, re-ranked in one process of its own
 
 Features are seeded: one direction per identity, one per camera, and noise. The references are written here, plainly:
@@ -265,6 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--msmt17", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="Leave the other parts out.")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--size", choices=SIZES, default="market", help=argparse.SUPPRESS)
     parser.add_argument("--dimension", type=int, default=DIMENSION)
@@ -274,9 +276,10 @@ def main() -> None:
         return
     print(describe_machine("distcam", "numpy", "torchreid"))
     size = "small" if options.small else "market"
-    evaluation = tuple(part for part in PARTS if part.startswith("evaluate"))
-    report(size, options.dimension, evaluation)
-    report(size, options.dimension, ("rerank", "rerank_dense"))
+    for kind in ("evaluate", "rerank"):
+        parts = tuple(part for part in options.only if part.startswith(kind))
+        if parts:
+            report(size, options.dimension, parts)
     if options.msmt17:
         report("msmt17", options.dimension, ("rerank",))
 

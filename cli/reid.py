@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from ..reid.features import Features
     from ..reid.records import ReidData
 
-app = typer.Typer(help="Re-identification: audit, synthetic walkers, evaluation.", no_args_is_help=True)
+app = typer.Typer(
+    help="Re-identification: audit, synthetic walkers, training, evaluation, and why two pictures match.",
+    no_args_is_help=True,
+)
 
 FormatChoice = Literal["auto", "market", "duke", "msmt17", "cuhk03", "veri", "vehicleid", "csv"]
 Data = Annotated[Path, typer.Argument(help="The data set's folder, or a CSV with path, identity and camera.")]

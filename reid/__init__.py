@@ -1,4 +1,4 @@
-"""Re-identification: an evaluation that states its protocol with every number, and re-ranking that scales.
+"""Re-identification: an evaluation that states its protocol with every number, re-ranking that scales, and training.
 
 Names load on first use: evaluating features needs neither torch nor an encoder.
 """
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from .features import Features, encode_data, read_features, write_features
     from .mistakes import Answer, Failure, Promotion
     from .pairs import BODY_PARTS, PairExplanation, PartShare, explain_pair, pairs_panel
+    from .part_energy import pair_energy
     from .policies import Labels, Protocol
     from .records import ReidData, ReidImage
     from .refinement import Refinement
     from .reranking import Reranking, SharedNeighbours, rerank_features
     from .results import CameraPair, Evaluation, QueryResults
+    from .training import ReidRecipe, TestSettings, WalkerSettings, train
     from .verification import Identification, OperatingPoint, Verification
     from .walkers import WalkerSet, write_walkers
 
@@ -45,10 +47,13 @@ _HOME = {
     "Refinement": "refinement",
     "ReidData": "records",
     "ReidImage": "records",
+    "ReidRecipe": "training",
     "Reranking": "reranking",
     "SharedNeighbours": "reranking",
+    "TestSettings": "training",
     "Verification": "verification",
     "WalkerSet": "walkers",
+    "WalkerSettings": "training",
     "assess": "assessment",
     "audit": "auditing",
     "camera_normalised": "expansion",
@@ -58,11 +63,13 @@ _HOME = {
     "evaluate_features": "evaluation",
     "expand_queries": "expansion",
     "explain_pair": "pairs",
+    "pair_energy": "part_energy",
     "pairs_panel": "pairs",
     "pool_views": "expansion",
     "read_data": "data",
     "read_features": "features",
     "rerank_features": "reranking",
+    "train": "training",
     "write_features": "features",
     "write_walkers": "walkers",
 }
@@ -87,10 +94,13 @@ __all__ = [
     "Refinement",
     "ReidData",
     "ReidImage",
+    "ReidRecipe",
     "Reranking",
     "SharedNeighbours",
+    "TestSettings",
     "Verification",
     "WalkerSet",
+    "WalkerSettings",
     "assess",
     "audit",
     "camera_normalised",
@@ -100,11 +110,13 @@ __all__ = [
     "evaluate_features",
     "expand_queries",
     "explain_pair",
+    "pair_energy",
     "pairs_panel",
     "pool_views",
     "read_data",
     "read_features",
     "rerank_features",
+    "train",
     "write_features",
     "write_walkers",
 ]

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -38,7 +39,7 @@ from .assessment import Refinement, assess
 from .data import ReidData, read_data
 from .distances import Metric
 from .features import Features
-from .pair_energy import pair_energy
+from .part_energy import pair_energy
 from .walkers import WalkerSet, write_walkers
 
 __all__ = ["ReidRecipe", "TestSettings", "WalkerSettings", "train"]
@@ -165,22 +166,28 @@ def train(
             inner,
             folder=folder,
             resume=resume,
-            sets={"train": training_set(data, transform)},
+            sets={"train": training_set(data, transform, least=2 if inner.sampler.kind.startswith("pk") else 1)},
             evaluations=[lambda encoder, _: measured(encoder, data, recipe.test)],
             progress=progress,
             report=report,
         )
 
 
-def training_set(data: ReidData, transform: Transform) -> TrainingSet:
+def training_set(data: ReidData, transform: Transform, *, least: int = 1) -> TrainingSet:
     """The training images of a data set, labelled by identity.
 
+    Args:
+        data: the set.
+        transform: the encoder's.
+        least: identities with fewer images are left out; one with a single image makes no pair.
+
     Raises:
-        InputError: it has none.
+        InputError: no image is left.
     """
-    images = data.of("train")
+    count = Counter(image.identity for image in data.of("train"))
+    images = [image for image in data.of("train") if count[image.identity] >= least]
     if not images:
-        raise InputError(f"{data.root}: no training images")
+        raise InputError(f"{data.root}: no training images" + (f" of identities with {least} or more" if count else ""))
     listing = list_images([data.file(image) for image in images])
     records = [record._replace(label=str(image.identity)) for record, image in zip(listing, images, strict=True)]
     return TrainingSet.from_listing(listing, transform, records=records)

@@ -15,9 +15,8 @@ from distcam.cli import main
 from distcam.cli.app import app
 from distcam.encoders import Encoder, Inference
 from distcam.errors import InputError
-from distcam.reid import WalkerSet, assess, encode_data, write_walkers
+from distcam.reid import WalkerSet, assess, encode_data, pair_energy, read_data, write_walkers
 from distcam.reid.bodies import PARTS
-from distcam.reid.pair_energy import pair_energy
 from distcam.reid.training import ReidRecipe, train, training_set
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -74,10 +73,10 @@ def walkers(tmp_path_factory: pytest.TempPathFactory) -> WalkerSet:
 
 
 def test_a_run_measures_what_an_evaluation_of_its_encoder_finds(recipe: Path, tmp_path: Path) -> None:
-    result = train(ReidRecipe.read(recipe), folder=tmp_path / "run", cache=tmp_path)
+    result = train(ReidRecipe.read(recipe, changes=["run.device=cpu"]), folder=tmp_path / "run", cache=tmp_path)
     data = WalkerSet.read(next(tmp_path.glob("walkers-*"))).data
     encoder = Encoder.load(tmp_path / "run" / "encoder.safetensors")
-    features = encode_data([*data.queries, *data.gallery], data, encoder, device="cpu", precision="fp32")
+    features = encode_data([*data.queries, *data.gallery], data, encoder, device="cpu")
     found = assess(data, features).evaluation
     for name, value in (("rank-1", found.rank(1)), ("mAP", found.map_step), ("mINP", found.minp)):
         assert result.metrics[name] == pytest.approx(value, abs=1e-9)
@@ -97,6 +96,19 @@ def test_training_identities_are_the_classes_and_no_tested_one_is_among_them(wal
     assert set(found.class_names) == {str(image.identity) for image in walkers.data.of("train")}
     assert not set(found.class_names) & {str(image.identity) for image in walkers.data.queries}
     assert len(found) == len(walkers.data.of("train"))
+
+
+def test_an_identity_with_a_single_image_makes_no_pair_and_is_left_out(walkers: WalkerSet, tmp_path: Path) -> None:
+    files = sorted((walkers.folder / "bounding_box_train").iterdir())
+    alone = [file for file in files if file.name[:4] != files[0].name[:4]] + files[:1]
+    rows = [f"{file},{file.name[:4]},{file.name[6]},train" for file in alone]
+    (tmp_path / "images.csv").write_text("\n".join(["path,identity,camera,role", *rows]))
+    data = read_data(tmp_path)
+    transform = Encoder.load("conv4", weights="random").transform.adapted(size=(48, 24), fit="squash")
+    assert len(training_set(data, transform)) == len(alone)
+    assert len(training_set(data, transform, least=2)) == len(alone) - 1
+    with pytest.raises(InputError, match="no training images of identities with 99 or more"):
+        training_set(data, transform, least=99)
 
 
 def test_the_energy_on_all_parts_and_the_background_adds_up_to_one(walkers: WalkerSet) -> None:
