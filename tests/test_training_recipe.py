@@ -14,6 +14,7 @@ from PIL import Image
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
+from distcam.training.classifier import load_classifier
 from distcam.training.data import TrainingSet
 from distcam.training.recipe import EncoderSettings, Recipe, RecipeFile, parse_change
 from distcam.training.runs import Comparison, run_recipe, run_variants
@@ -319,8 +320,20 @@ def test_a_run_leaves_its_recipe_its_encoder_and_its_metrics(file, cache, tmp_pa
     encoder = Encoder.load(tmp_path / "run" / "encoder.safetensors")
     assert encoder.fingerprint == result.encoder.fingerprint
     assert "cross_entropy" in json.dumps(encoder.metadata)
+    _, names, fingerprint = load_classifier(tmp_path / "run" / "classifier.safetensors")
+    assert (len(names), fingerprint) == (3, encoder.fingerprint)
+    assert not any(name.isdecimal() for name in names)
     row = result.fit.metrics
     assert row["usual.accuracy"] == pytest.approx(result.metrics["usual.accuracy"])
+
+
+def test_every_batch_can_have_outlined_images_to_learn_from(file, cache) -> None:
+    gain = "loss.gain={kind='gain', mining=0}"
+    changes = ["sampler.outlined=6", gain, "data.regions.share=0.04", "run.monitor='loss'"]  # one mask of 24 images
+    result = run_recipe(file.recipe(changes=changes), cache=cache)
+    assert all(row["attention_masks"] > 0 for row in result.fit.history)
+    with pytest.raises(InputError, match="no image has any"):
+        run_recipe(file.recipe(changes=["sampler.outlined=6", "data.regions.kind='none'"]), cache=cache)
 
 
 def test_the_same_seed_gives_the_same_weights_and_a_run_can_be_taken_up_again(file, cache, tmp_path) -> None:

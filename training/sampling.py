@@ -72,9 +72,7 @@ class SamplerSettings:
         if self.batch_size < 1:
             raise InputError(f"expected a batch size of 1 or more, got {self.batch_size}")
         if not 0 <= self.outlined < self.batch_size:
-            raise InputError(
-                f"expected fewer outlined images than batch_size = {self.batch_size}, got {self.outlined}"
-            )
+            raise InputError(f"expected fewer outlined images than batch_size = {self.batch_size}, got {self.outlined}")
 
 
 def make_sampler(
