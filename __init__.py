@@ -7,10 +7,10 @@ Public names load on first use, so `import distcam` costs nothing and the comman
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import DistcamError
+from .lazy import lazily
 
 if TYPE_CHECKING:
     from .encoders import Encoder, Encoding
@@ -28,12 +28,4 @@ _HOME = {
     "Retriever": "retrieval",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'distcam' has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOME, __all__)

@@ -116,7 +116,8 @@ class FineTuned(_Recipe):
         weight, second = parameters
         if self.head == "linear":
             return torch.baddbmm(second[:, None], vectors, weight.mT)
-        return (vectors @ weight.mT) * self._length(weight, second)[:, None]
+        scores: Tensor = (vectors @ weight.mT) * self._length(weight, second)[:, None]
+        return scores
 
     def _length(self, weight: Tensor, length: Tensor) -> Tensor:
         """What a class vector of the cosine head is multiplied by, so that it has its own length times the scale."""

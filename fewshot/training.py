@@ -17,7 +17,6 @@ val part.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,7 +32,6 @@ from ..training.distributed import current_world
 from ..training.logs import write_json
 from ..training.recipe import Recipe, RecipeFile
 from ..training.runs import RunResult, run_recipe
-from ..training.splits import DATA_VARIABLE
 from ..training.step import Term
 from ..training.tables import parse, plain
 from ..training.terms import TERMS, Builder, TermContext, checked_term
@@ -137,13 +135,7 @@ class FewShotRecipe:
         Raises:
             InputError: it names none, or the variable is not set.
         """
-        data = self.recipe.data
-        spec, base = data.images, self.recipe.folder
-        if data.photographs:
-            place = os.environ.get(DATA_VARIABLE)
-            if not place:
-                raise InputError(f"this recipe needs photographs: set {DATA_VARIABLE} to the folder that holds them")
-            spec, base = data.photographs, Path(place)
+        spec, base = self.recipe.data.source(self.recipe.folder)
         name, at, folders = spec.rpartition("@")
         kind, _, table = name.partition(":")
         if kind == "folder" and (self.recipe.folder / table).is_file():

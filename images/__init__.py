@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..lazy import lazily
 from .geometry import Box
 from .listing import ImageRecord, Listing, list_images
 from .loading import IMAGE_SUFFIXES, MAX_PIXELS, MIN_SIDE, as_rgb, read_image
@@ -42,12 +42,4 @@ _HOME = {
     "load_dataset": "datasets",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOME, __all__)

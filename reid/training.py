@@ -17,7 +17,6 @@ and center loss on the features before the neck, random erasing, warm-up, and fu
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +32,6 @@ from ..images import Transform, list_images
 from ..training.data import TrainingSet
 from ..training.recipe import Recipe, RecipeFile
 from ..training.runs import RunResult, run_recipe
-from ..training.splits import DATA_VARIABLE
 from ..training.tables import parse
 from .assessment import Refinement, assess
 from .data import ReidData, read_data
@@ -117,19 +115,13 @@ class ReidRecipe:
         Raises:
             InputError: it is not there.
         """
-        data = self.recipe.data
         if self.walkers is not None:
             folder = cache / f"walkers-{hashlib.sha256(repr(self.walkers).encode()).hexdigest()[:8]}"
             if not (folder / "walkers.csv").is_file():
                 write_walkers(folder, **vars(self.walkers))
             return WalkerSet.read(folder).data
-        base = self.recipe.folder
-        if data.photographs:
-            place = os.environ.get(DATA_VARIABLE)
-            if not place:
-                raise InputError(f"this recipe needs photographs: set {DATA_VARIABLE} to the folder that holds them")
-            base = Path(place)
-        return read_data(base / (data.photographs or data.images), format=self.test.format, **self.test.options)
+        name, base = self.recipe.data.source(self.recipe.folder)
+        return read_data(base / name, format=self.test.format, **self.test.options)
 
 
 def train(

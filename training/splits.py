@@ -143,6 +143,14 @@ class DataSettings:
         if len(named) != 1:
             raise InputError(f"expected one of images, photographs, scenes; got {' and '.join(named) or 'none'}")
 
+    def source(self, folder: Path) -> tuple[str, Path]:
+        """What `images` or `photographs` names, and the folder it is relative to; `folder` is the recipe's.
+
+        Raises:
+            InputError: photographs, and the environment variable names no folder.
+        """
+        return (self.photographs, _photographs_folder()) if self.photographs else (self.images, folder)
+
 
 def load_splits(
     settings: DataSettings, transform: Transform, *, folder: Path, cache: Path, progress: Progress | None = None
@@ -231,8 +239,8 @@ def _backgrounds(part: ScenePart, classes: Sequence[Blueprint]) -> dict[str, tup
 def _listed_splits(
     settings: DataSettings, transform: Transform, folder: Path, progress: Progress | None
 ) -> dict[str, TrainingSet]:
-    base = _photographs_folder() if settings.photographs else folder
-    listing = list_images(base / (settings.photographs or settings.images), labels=settings.labels or None)
+    name, base = settings.source(folder)
+    listing = list_images(base / name, labels=settings.labels or None)
     annotations = annotations_of(listing)
     if settings.boxes:
         annotations |= boxes_from(base / settings.boxes, listing)
