@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from ..index import Encodings
 
 app = typer.Typer(
-    help="Evaluate few-shot classifiers, compare them in pairs, and explain their errors.", no_args_is_help=True
+    help="Train few-shot encoders, evaluate classifiers, compare them in pairs, explain their errors.",
+    no_args_is_help=True,
 )
 
 _DATA_HELP = (

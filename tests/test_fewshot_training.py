@@ -177,7 +177,7 @@ def test_photographs_need_the_variable(place, monkeypatch) -> None:
     )
     recipe = FewShotRecipe.read(place / "photographs.toml")
     monkeypatch.delenv("DISTCAM_DATA", raising=False)
-    with pytest.raises(InputError, match="set DISTCAM_DATA to the folder that holds them"):
+    with pytest.raises(InputError, match="environment variable DISTCAM_DATA"):
         recipe.open_data()
     monkeypatch.setenv("DISTCAM_DATA", str(place / "scenes"))
     assert recipe.open_data()["val"].describe()["n_classes"] == 2

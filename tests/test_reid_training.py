@@ -172,7 +172,7 @@ def test_missing_photographs_and_missing_training_images_are_named(
     file = tmp_path / "animals.toml"
     file.write_text(plain[: plain.index("[unused]")] + plain[plain.index("[encoder]") :])
     monkeypatch.delenv("DISTCAM_DATA", raising=False)
-    with pytest.raises(InputError, match="set DISTCAM_DATA"):
+    with pytest.raises(InputError, match="environment variable DISTCAM_DATA"):
         train(ReidRecipe.read(file))
     monkeypatch.setenv("DISTCAM_DATA", str(tmp_path))
     with pytest.raises(InputError, match="no such folder or table"):
