@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,19 +168,10 @@ def train(
         InputError: whatever in recipe or data does not fit.
     """
     data = recipe.open_data() if data is None else data
-    inner = recipe.recipe if seed is None else replace(recipe.recipe, run=replace(recipe.recipe.run, seed=seed))
-    seed = inner.run.seed
-    transform = inner.encoder.build(inner.data, folder=inner.folder, seed=seed).transform
-    base = data["base"]
-    training_set = TrainingSet.from_pixels(
-        base.pixels(transform),
-        torch.from_numpy(base.class_of),
-        transform=transform,
-        class_names=base.class_names.tolist(),
-    )
+    inner, base = recipe.recipe.with_seed(seed), data["base"]
     sampler = None
     if recipe.episodes is not None:
-        sampler = training_episodes(base.class_of, recipe.episodes, seed=seed)
+        sampler = training_episodes(base.class_of, recipe.episodes, seed=inner.run.seed)
     validation = _Measure(data, [recipe.validation], named="val.accuracy") if inner.run.monitor else None
     test = _Measure(data, recipe.test)
     if folder is not None:
@@ -190,13 +181,18 @@ def train(
         terms=FEW_SHOT_TERMS,
         folder=folder,
         resume=resume,
-        sets={"train": training_set},
+        sets=lambda transform: {"train": _training_set(base, transform)},
         sampler=sampler,
         validate=validation,
         evaluations=[lambda encoder, _: test(encoder)],
         progress=progress,
         report=report,
     )
+
+
+def _training_set(base: Split, transform: Transform) -> TrainingSet:
+    labels, names = torch.from_numpy(base.class_of), base.class_names.tolist()
+    return TrainingSet.from_pixels(base.pixels(transform), labels, transform=transform, class_names=names)
 
 
 def _keep_tables(recipe: FewShotRecipe, folder: Path, *, resume: bool) -> None:

@@ -21,7 +21,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -148,17 +148,17 @@ def train(
     Raises:
         InputError: whatever in recipe or data does not fit.
     """
-    inner = recipe.recipe if seed is None else replace(recipe.recipe, run=replace(recipe.recipe.run, seed=seed))
+    inner = recipe.recipe.with_seed(seed)
+    least = 2 if inner.sampler.kind.startswith("pk") else 1
     with ExitStack() as stack:
         place = cache or folder or stack.enter_context(tempfile.TemporaryDirectory())
         Path(place).mkdir(parents=True, exist_ok=True)
         data = recipe.open_data(cache=Path(place))
-        transform = inner.encoder.build(inner.data, folder=inner.folder, seed=inner.run.seed).transform
         return run_recipe(
             inner,
             folder=folder,
             resume=resume,
-            sets={"train": training_set(data, transform, least=2 if inner.sampler.kind.startswith("pk") else 1)},
+            sets=lambda transform: {"train": training_set(data, transform, least=least)},
             evaluations=[lambda encoder, _: measured(encoder, data, recipe.test)],
             progress=progress,
             report=report,

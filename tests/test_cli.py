@@ -11,9 +11,9 @@ from typing import get_args
 
 import h5py
 import pytest
+from commands import distcam, fails
 from typer.testing import CliRunner
 
-from distcam.cli import main
 from distcam.cli.app import app
 from distcam.cli.demo import DemoSize, run
 from distcam.cli.query import Weighting
@@ -21,24 +21,6 @@ from distcam.errors import InputError
 from distcam.explain import WEIGHTINGS
 
 ENCODER = ["--encoder", "conv4", "--weights", "random", "--image-size", "64", "--fit", "squash"]
-
-
-def distcam(*arguments, status=0):
-    """Run the command in this process; its output with the escape codes of no terminal."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exit_code != status and result.exception is not None and status == 0:
-        raise result.exception
-    assert result.exit_code == status, result.output
-    return result.stdout
-
-
-def fails(monkeypatch, capsys, *arguments):
-    """Run the command as the shell does; its one line of error."""
-    monkeypatch.setattr(sys, "argv", ["distcam", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

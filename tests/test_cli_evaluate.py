@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
-from typer.testing import CliRunner
+from commands import distcam, fails
 
-from distcam.cli import main
-from distcam.cli.app import app
 from distcam.cli.evaluate import LayoutName
 from distcam.images import dataset_layouts
 
 ENCODER = ["--encoder", "conv4", "--weights", "random", "--image-size", "64", "--fit", "squash"]
 QUICK = ["--no-nmi", "--json"]
-
-
-def distcam(*arguments):
-    """Run the command in this process; what it prints on standard output."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None:
-        raise result.exception
-    return result.stdout
-
-
-def fails(monkeypatch, capsys, *arguments):
-    """Run the command as the shell does; its one line of error."""
-    monkeypatch.setattr(sys, "argv", ["distcam", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
+from commands import distcam, fails
 from PIL import Image
 from typer.testing import CliRunner
 
-from distcam.cli import main
 from distcam.cli.app import app
 from distcam.encoders.networks import find_class, load_network
 from distcam.errors import InputError, WeightsError
@@ -21,25 +20,6 @@ from distcam.images import Box, read_image
 CLASSIFIER = ["--encoder", "resnet18", "--weights", "random", "--image-size", "64", "--fit", "squash"]
 SEGMENTER = ["--encoder", "lraspp_mobilenet_v3_large", "--weights", "random", "--image-size", "64", "--fit", "squash"]
 ENCODER = ["--encoder", "conv4", "--weights", "random", "--image-size", "64", "--fit", "squash"]
-
-
-def distcam(*arguments):
-    """Run the command in this process; what it prints on standard output."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None:
-        raise result.exception
-    return result.stdout
-
-
-def fails(monkeypatch, capsys, *arguments):
-    """Run the command as the shell does; its one line of error."""
-    monkeypatch.setattr(sys, "argv", ["distcam", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
-    text = capsys.readouterr().err
-    assert text.count("\n") == 1
-    return text
 
 
 @pytest.fixture(scope="module")

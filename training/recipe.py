@@ -156,6 +156,10 @@ class Recipe:
         recipe = parse(cls, {**rest, "folder": folder}, "recipe", is_root=True)
         return dataclasses.replace(recipe, run=_run(table))
 
+    def with_seed(self, seed: int | None) -> Recipe:
+        """The same recipe with another seed of the run; None keeps its own."""
+        return self if seed is None else dataclasses.replace(self, run=dataclasses.replace(self.run, seed=seed))
+
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe with every default filled in, as JSON can hold it; `from_dict` restores it."""
         table: dict[str, Any] = plain({f.name: getattr(self, f.name) for f in dataclasses.fields(self)[:-1]})

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..encoders import Encoder
 from ..errors import InputError
+from ..images import Transform
 from .batches import TrainingBatches
 from .data import TrainingSet
 from .distributed import World, current_world
@@ -80,7 +81,7 @@ def run_recipe(
     seed: int | None = None,
     resume: bool = False,
     cache: str | Path | None = None,
-    sets: Mapping[str, TrainingSet] | None = None,
+    sets: Mapping[str, TrainingSet] | Callable[[Transform], Mapping[str, TrainingSet]] | None = None,
     sampler: Sampler | None = None,
     validate: Callable[[Encoder], Mapping[str, float]] | None = None,
     evaluations: Sequence[Evaluation] = (),
@@ -96,7 +97,8 @@ def run_recipe(
         seed: instead of the recipe's.
         resume: go on from the checkpoint in `folder`, if there is one.
         cache: where scenes are drawn; in `folder` if left out, and for this run only without either.
-        sets: images by split instead of the recipe's `[data]`; "train" among them.
+        sets: images by split instead of the recipe's `[data]`, "train" among them; or what makes them from the
+            encoder's transform.
         sampler: instead of the recipe's `[sampler]`: few-shot episodes, for example.
         validate: what `run.monitor` looks at, instead of a metric of `[evaluation]`.
         evaluations: further measures of the trained encoder, from the sets by split.
@@ -108,12 +110,13 @@ def run_recipe(
         ImageError: an image that cannot be read.
     """
     started = time.perf_counter()
-    if seed is not None:
-        recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, seed=seed))
+    recipe = recipe.with_seed(seed)
     seed, world = recipe.run.seed, current_world()
     encoder = recipe.encoder.build(recipe.data, folder=recipe.folder, seed=seed)
     if sets is None:
         sets = _sets(recipe, encoder, cache or folder, world)
+    elif callable(sets):
+        sets = sets(encoder.transform)
     data = sets["train"]
     data.require_trainable()
     context = TermContext(encoder, data.class_names, multi_label=data.is_multi_label, folder=recipe.folder)
