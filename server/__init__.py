@@ -1,0 +1,1 @@
+"""A gallery in service: a REST API that answers queries and explains them, and the page on top of it."""
