@@ -74,7 +74,7 @@ class Storage:
 
     def remove(self, path: Path) -> None:
         """Delete a file if it is there and nobody holds it; what stays is an orphan for the next writer."""
-        with suppress(FileNotFoundError, PermissionError):
+        with suppress(OSError):
             path.unlink()
 
     @contextmanager
@@ -136,8 +136,9 @@ class WriterLock:
             raise GalleryError(
                 f"{self._path}: this file system cannot lock files ({error.strerror}); keep the gallery on a local disk"
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        with suppress(OSError):  # on a full disk the lock holds all the same, without its holder's name
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
         self._descriptor = descriptor
         return self
 

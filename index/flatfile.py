@@ -7,6 +7,7 @@ checks that, closes HDF5, and maps the bytes from the offsets it found, so no ar
 
 from __future__ import annotations
 
+import io
 import mmap
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,12 +41,54 @@ class Layout(NamedTuple):
 
 @contextmanager
 def create(path: Path, layouts: Mapping[str, Layout]) -> Iterator[dict[str, Any]]:
-    """A new flat file with datasets of known size, to be filled inside the `with` block, in any order and in pieces."""
-    with h5py.File(path, "w", locking=False, alignment_threshold=512, alignment_interval=64) as file:
-        yield {
-            name: file.create_dataset(name, shape=layout.shape, dtype=layout.dtype, fill_time="never")
-            for name, layout in layouts.items()
-        }
+    """A new flat file with datasets of known size, to be filled inside the `with` block, in any order and in pieces.
+
+    Raises:
+        OSError: the file system refuses, such as a full disk; what is there then is no flat file.
+    """
+    with path.open("w+b", buffering=0) as raw:
+        disk = _Disk(raw)
+        try:
+            with h5py.File(disk, "w", alignment_threshold=512, alignment_interval=64) as file:
+                yield {
+                    name: file.create_dataset(name, shape=layout.shape, dtype=layout.dtype, fill_time="never")
+                    for name, layout in layouts.items()
+                }
+        finally:
+            if disk.error is not None:
+                raise disk.error
+
+
+class _Disk(io.RawIOBase):
+    """A file that remembers a refused write instead of raising it.
+
+    HDF5 does not get over a failed write: it keeps the file open, tries again when the process ends, and takes the
+    process down with it.
+    """
+
+    def __init__(self, raw: io.FileIO) -> None:
+        self._raw = raw
+        self.error: OSError | None = None
+        self.seek, self.tell, self.readinto = raw.seek, raw.tell, raw.readinto  # type: ignore[method-assign]
+
+    def write(self, data: Any) -> int:
+        """Writes all of `data`, or nothing any more after the first refusal."""
+        view = memoryview(data).cast("B")
+        left = view if self.error is None else view[:0]
+        try:
+            while left:
+                left = left[self._raw.write(left) :]
+        except OSError as error:
+            self.error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Sets the length of the file."""
+        try:
+            return self._raw.truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
