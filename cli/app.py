@@ -20,10 +20,15 @@ from . import (
     explain,
     fewshot,
     index,
+    index_interop,
+    index_sync,
+    index_tune,
     localize,
     query,
     reid,
     reid_explain,
+    segment,
+    serve,
     task_train,
     train,
 )
@@ -40,17 +45,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(index.app, name="index")
+index.app.command(name="tune", epilog=index_tune.EXAMPLE)(index_tune.tune)
+index.app.command(name="sync", epilog=index_sync.EXAMPLE)(index_sync.sync)
+index.app.command(name="import", epilog=index_interop.IMPORT_EXAMPLE)(index_interop.import_)
+index.app.command(name="export", epilog=index_interop.EXPORT_EXAMPLE)(index_interop.export)
 app.add_typer(fewshot.app, name="fewshot")
 app.add_typer(reid.app, name="reid")
 reid.app.command(name="explain", epilog=reid_explain.EXAMPLE)(reid_explain.explain)
 reid.app.command(name="train", epilog=task_train.REID_EXAMPLE)(task_train.reid_train)
 fewshot.app.command(name="train", epilog=task_train.FEWSHOT_EXAMPLE)(task_train.fewshot_train)
+app.add_typer(segment.app, name="segment")
 app.command(name="explain", epilog=explain.EXAMPLE)(explain.explain)
 app.command(name="query", epilog=query.EXAMPLE)(query.query)
 app.command(name="encode", epilog=encode.EXAMPLE)(encode.encode)
 app.command(name="evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(name="localize", epilog=localize.EXAMPLE)(localize.localize)
 app.command(name="train", epilog=train.EXAMPLE)(train.train)
+app.command(name="serve", epilog=serve.EXAMPLE)(serve.serve)
 app.command(name="demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command(name="env", epilog=env.EXAMPLE)(env.env)
 

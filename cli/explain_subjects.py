@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
+    from ..encoders.networks import Network
     from ..explain import Target
     from ..images import Transform
 
@@ -127,24 +128,53 @@ def network_subject(
     asked: Asked, name: str | None, weights: str | None, classes: Path | None, *, fit: Any, size: int | None
 ) -> NetworkSubject:
     """The classifier or segmentation network, and the class asked for."""
-    from ..encoders.networks import available_networks, find_class, load_network
+    from ..encoders.networks import find_class
 
-    kind: Literal["classifier", "segmenter"] = "classifier" if asked.kind == "class" else "segmenter"
-    if name is None or weights is None:
-        raise InputError(f"--target {asked.kind} needs --encoder NAME and --weights FILE, `imagenet`, or `random`")
-    if name.endswith(".safetensors") or name not in available_networks(kind):
-        other = "a checkpoint holds no classes" if name.endswith(".safetensors") else f"{name} is none"
-        raise InputError(
-            f"--target {asked.kind} needs a torchvision {kind}, and {other}; "
-            f"some are {', '.join(available_networks(kind)[:4])}, …"
-        )
-    network = load_network(name, weights=weights, classes=None if classes is None else class_names(classes))
+    if asked.kind == "segment" and name is not None and (own := _segmenter_file(name)) is not None:
+        network = _own_segmenter(own, weights, classes)
+    else:
+        network = _torchvisions(asked, name, weights, classes)
     category = find_class(asked.value, network.classes, network.n_classes) if asked.value else None
     transform = network.transform.adapted(size=size, fit=fit)
     fixed = getattr(network.model, "image_size", None)  # a ViT is built for one size
     if isinstance(fixed, int) and (transform.height, transform.width) != (fixed, fixed):
         raise InputError(f"{name} takes pictures of {fixed}×{fixed} pixels only; leave --image-size out")
     return NetworkSubject(network.model, transform, network.layer, asked, network.classes, category, {})
+
+
+def _torchvisions(asked: Asked, name: str | None, weights: str | None, classes: Path | None) -> Network:
+    """A network of torchvision's, by its name."""
+    from ..encoders.networks import available_networks, load_network
+
+    kind: Literal["classifier", "segmenter"] = "classifier" if asked.kind == "class" else "segmenter"
+    if name is None or weights is None:
+        own = "" if kind == "classifier" else ", or --encoder FILE.safetensors or RUN of `distcam segment train`"
+        raise InputError(f"--target {asked.kind} needs --encoder NAME and --weights FILE, `imagenet`, or `random`{own}")
+    if name.endswith(".safetensors") or name not in available_networks(kind):
+        other = "a checkpoint holds no classes" if name.endswith(".safetensors") else f"{name} is none"
+        raise InputError(
+            f"--target {asked.kind} needs a torchvision {kind}, and {other}; "
+            f"some are {', '.join(available_networks(kind)[:4])}, …"
+        )
+    return load_network(name, weights=weights, classes=None if classes is None else class_names(classes))
+
+
+def _segmenter_file(name: str) -> str | None:
+    """The file of a segmentation network of our own: itself, or that of a run's folder."""
+    if name.endswith(".safetensors"):
+        return name
+    file = Path(name) / "segmenter.safetensors"
+    return str(file) if file.is_file() else None
+
+
+def _own_segmenter(name: str, weights: str | None, classes: Path | None) -> Network:
+    """A segmentation network that `distcam segment train` left, with its weights and the names of its classes."""
+    from ..segmentation.segmenter import load_segmenter
+
+    for option, given in {"--weights": weights, "--classes": classes}.items():
+        if given is not None:
+            raise InputError(f"{name} brings its own weights and classes; leave {option} out")
+    return load_segmenter(name).network()
 
 
 def encoder_subject(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -23,6 +23,8 @@ from .options import (
     ImageSize,
     Labels,
     Layer,
+    MaskClass,
+    Masks,
     Metric,
     StoreMaps,
     Strict,
@@ -52,18 +54,35 @@ def build(
     image_size: ImageSize = None,
     labels: Labels = None,
     store_maps: StoreMaps = False,
+    masks: Masks = None,
+    mask_class: MaskClass = None,
     metric: Metric = "cosine",
     batch_size: BatchSize = None,
     workers: Workers = None,
     device: Device = "auto",
     index: Annotated[str, typer.Option(help="`auto` (by size), `flat` (exact), or a FAISS factory string.")] = "auto",
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep vectors and metadata in Milvus: `milvus://HOST:19530/COLLECTION` (or `milvus+tls://…`). "
+            "The token comes from DISTCAM_MILVUS_TOKEN=TOKEN@HOST."
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished gallery at --out.")] = False,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="`ray` encodes on a cluster (pip install 'distcam[ray]').")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="With --engine ray: the cluster, e.g. `auto`. Default: Ray on this machine.")
+    ] = None,
+    ray_workers: Annotated[int | None, typer.Option(min=1, help="With --engine ray: encoders at work at once.")] = None,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Encode images and write them, with their pooled vectors and labels, as a gallery."""
     from ..index import Gallery
 
+    options = _engine(engine, ray_address, ray_workers)
     with resumable(), progress_bar("building") as progress:
         loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
         gallery = Gallery.build(
@@ -73,18 +92,24 @@ def build(
             metric=metric,
             labels=labels,
             store_maps=store_maps,
+            masks=masks,
+            mask_class=mask_class,
             batch_size=batch_size,
             workers=workers,
             device=device,
             index=index,
+            backend=backend,
             overwrite=overwrite,
             strict=strict,
             progress=progress,
+            **options,
         )
     if as_json:
         print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
         return
     say(f"{len(gallery)} images in {out_path}, encoded by {loaded.short_name}")
+    if (pooled := gallery.info()["masks"]) is not None:
+        say(f"vectors are pooled under masks: {pooled['images']} of them have one in {pooled['folder']}")
     report_skipped(gallery.skipped)
 
 
@@ -126,6 +151,8 @@ def add(
         f"{report.added} added, {report.replaced} replaced, {report.unchanged} already there; now {len(opened)} images",
     )
     report_skipped(report.skipped)
+    if opened.is_tuning_due:
+        err.print(f"note: the index was tuned for a gallery of another size; run `distcam index tune {gallery}` again")
 
 
 @app.command(epilog="Example: `distcam index remove photos.gallery --where 'label=cat'`")
@@ -233,6 +260,17 @@ def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
         print_json({"gallery": str(gallery), "images": len(opened), "bytes_before": before, "bytes": after})
         return
     say(f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {len(opened)} images")
+
+
+def _engine(name: str, address: str | None, workers: int | None) -> dict[str, Any]:
+    """What `Gallery.build` is told about where to encode."""
+    if name == "ray":
+        from ..index.ray_engine import RayEngine
+
+        return {"engine": RayEngine(address, workers)}
+    if address is not None or workers is not None:
+        raise InputError("--ray-address and --ray-workers belong to --engine ray; add it")
+    return {}
 
 
 def _probes(

@@ -57,6 +57,12 @@ def localize(
     masks: Annotated[
         Path | None, typer.Option(help="A FOLDER with a mask for each image (same path, .png, not black): adds PxAP.")
     ] = None,
+    reference_masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="A FOLDER with masks of the references (same path, .png): prototypes of objects, not pictures."
+        ),
+    ] = None,
     split: Annotated[Literal["train", "test", "all"], typer.Option(help="Which part of CUB-200-2011.")] = "test",
     layer: Layer = None,
     fit: Fit = None,
@@ -74,6 +80,7 @@ def localize(
     from ..encoders import Inference
     from ..images import list_images
     from ..images.boxes_files import boxed_images, read_boxes, read_synsets
+    from ..images.masks import MaskFolder
     from ..retrieval import References, localise
 
     if out_file is not None and out_file.suffix.lower() not in (".csv", ".json", ".md"):
@@ -87,7 +94,8 @@ def localize(
     classifier = _classifier(loaded, encoder, weights)
     with progress_bar("references") as progress:
         inference = Inference(loaded, device=device, batch_size=batch_size)
-        known = References.encode(list_images(references), inference, metric=metric, progress=progress)
+        pooled = None if reference_masks is None else MaskFolder.given(reference_masks)
+        known = References.encode(list_images(references), inference, metric=metric, masks=pooled, progress=progress)
     with progress_bar("images with boxes") as progress:
         table = localise(
             boxed,

@@ -37,6 +37,17 @@ Images = Annotated[
 ]
 GalleryPath = Annotated[Path, typer.Argument(help="The gallery's folder.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable file instead of listing it.")]
+Masks = Annotated[
+    Path | None,
+    typer.Option(
+        help="A FOLDER with a mask for each image (same path, .png): vectors are pooled under the masks, of images "
+        "without one over the whole picture (with --strict an error)."
+    ),
+]
+MaskClass = Annotated[
+    int | None,
+    typer.Option(min=0, max=255, help="The number that marks the object in the masks. Default: all that is not black."),
+]
 Layer = Annotated[str | None, typer.Option(help="Another layer for the feature map, e.g. `layer3`.")]
 Fit = Annotated[
     FitName | None,

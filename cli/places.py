@@ -32,9 +32,9 @@ def read_point(text: str) -> tuple[float, float]:
 
 def read_mask(path: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """A picture as a mask: everything that is not black."""
-    from ..images import read_image
+    from ..images.masks import read_mask
 
-    return np.asarray(np.asarray(read_image(path)).any(-1))
+    return read_mask(path)
 
 
 def class_names(path: Path) -> list[str]:

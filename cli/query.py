@@ -13,7 +13,7 @@ from .options import AsJson, Device
 from .places import read_box, read_mask, read_point
 
 if TYPE_CHECKING:
-    from ..explain.regions import Region
+    from ..encoders.regions import Region
     from ..retrieval import Matches
 
 EXAMPLE = "Example: `distcam query photos.gallery probe.jpg -k 5 --explain why.html`"
@@ -22,7 +22,13 @@ Weighting = Literal["dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_ce
 
 def query(
     gallery: Annotated[Path, typer.Argument(help="The gallery's folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Query images; several are encoded in one batch.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Query images; several are encoded in one batch.", show_default=False)
+    ] = None,
+    ids: Annotated[
+        list[int] | None,
+        typer.Option("--id", min=0, help="Ask with an image of the gallery instead; may be given several times."),
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many matches.")] = 10,
     where: Annotated[
         str | None, typer.Option(help="Only gallery images that fit, e.g. `label=cat and year>=2020`.")
@@ -30,6 +36,14 @@ def query(
     region: Annotated[
         str | None,
         typer.Option(help="Search for a part of each query only: `x1,y1,x2,y2` in its pixels, or `mask:FILE`."),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Search for what a mask marks: MASK.png, or a FOLDER with NAME.png for each query NAME.jpg."),
+    ] = None,
+    mask_class: Annotated[
+        int | None,
+        typer.Option(min=0, max=255, help="The number that marks the object in the mask. Default: all but black."),
     ] = None,
     reject: Annotated[
         bool, typer.Option("--reject", help='Say "no match" beyond the threshold of `distcam index calibrate`.')
@@ -78,6 +92,10 @@ def query(
     from ..index import Gallery
     from ..retrieval import Retriever
 
+    if bool(images) == bool(ids):
+        raise InputError("expected query images, or --id for images of the gallery; give one of both")
+    if ids and mask is not None and mask.is_dir():
+        raise InputError("--id asks with images of the gallery; give them one --mask FILE, not a folder")
     is_plain = (against, versus, weighting, space, point) == ("match", None, "dist", "metric", None)
     is_plain = is_plain and (style, scale, colours) == ("overlay", "each", None)
     if explain is None and not is_plain:
@@ -96,14 +114,17 @@ def query(
     if reject and rejection is not None and rejection.generation != opened.manifest.generation:
         err.print("note: the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")
     retriever = Retriever(opened, None if encoder is None else Encoder.load(encoder), device=device)
-    area = None if region is None else _region(region)
-    limits: dict[str, Any] = {"reject": reject, "max_distance": max_distance}
-    results = retriever.query([str(image) for image in images], k=k, where=where, region=area, **limits)
+    area = _area(images or [], region, mask, mask_class)
+    options: dict[str, Any] = {"k": k, "where": where, "region": area, "reject": reject, "max_distance": max_distance}
+    if ids:
+        results = [retriever.query_stored(image, **options) for image in ids]
+    else:
+        results = retriever.query([str(image) for image in images or ()], **options)
     written = None
     if explain is not None:
-        options = {"against": against, "versus": versus, "weighting": weighting, "space": space}
+        asked = {"against": against, "versus": versus, "weighting": weighting, "space": space}
         look = {"style": style, "scale": scale, "colours": colours or ("inferno" if versus is None else "blue-orange")}
-        written = _write(results, explain, look, None if point is None else read_point(point), **options)
+        written = _write(results, explain, look, None if point is None else read_point(point), **asked)
     if as_json:
         print_json([matches.to_dict() for matches in results])
         return
@@ -111,6 +132,27 @@ def query(
         matches.show(out)
     if written is not None:
         say(f"explanations: {written}")
+
+
+def _area(
+    images: list[Path], region: str | None, mask: Path | None, mask_class: int | None
+) -> Region | list[Region] | None:
+    """What of the queries is searched for: all of them, a box, or what one mask or one for each marks."""
+    from ..retrieval.masking import region_of_file
+
+    if mask is None:
+        if mask_class is not None:
+            raise InputError("--mask-class says what a mask marks; add --mask FILE or FOLDER")
+        return None if region is None else _region(region)
+    if region is not None:
+        raise InputError("--region and --mask both say which part to search for; give one of them")
+    if not mask.is_dir():
+        return region_of_file(mask, category=mask_class)
+    files = [mask / f"{image.stem}.png" for image in images]
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise InputError(f"{mask} holds no mask {missing.name}; every query needs one")
+    return [region_of_file(file, category=mask_class) for file in files]
 
 
 def _region(text: str) -> Region:

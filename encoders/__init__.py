@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .inference import Batch, Failure, Inference
     from .pooling import GAP, GeM, Pooling
     from .resnet12 import ResNet12
+    from .resnet38 import ResNet38
     from .wide_resnet import WideResNet
 
 _HOME = {
@@ -38,6 +39,7 @@ _HOME = {
     "Linear": "heads",
     "Pooling": "pooling",
     "ResNet12": "resnet12",
+    "ResNet38": "resnet38",
     "Sequential": "heads",
     "WideResNet": "wide_resnet",
     "affine_of": "heads",
@@ -62,6 +64,7 @@ __all__ = [
     "Linear",
     "Pooling",
     "ResNet12",
+    "ResNet38",
     "Sequential",
     "WideResNet",
     "affine_of",

@@ -19,15 +19,23 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from ..errors import InputError, ShapeError
 from .conv4 import Conv4
+from .dilation import dilate
 from .fingerprint import canonical_json
 from .layers import closest, cut
 from .resnet12 import ResNet12
+from .resnet38 import RESNET38_SPARE, ResNet38
 from .wide_resnet import WideResNet
 
 __all__ = ["Backbone", "available_architectures", "build_backbone", "last_stage", "require_architecture"]
 
-_OWN: dict[str, Callable[..., nn.Module]] = {"conv4": Conv4, "resnet12": ResNet12, "wrn28_10": WideResNet}
-_OWN_LAYERS = {"conv4": "encoder.3", "resnet12": "layer4", "wrn28_10": "relu"}
+_OWN: dict[str, Callable[..., nn.Module]] = {
+    "conv4": Conv4,
+    "resnet12": ResNet12,
+    "resnet38": ResNet38,
+    "wrn28_10": WideResNet,
+}
+_OWN_LAYERS = {"conv4": "encoder.3", "resnet12": "layer4", "resnet38": "relu7", "wrn28_10": "relu"}
+_OWN_SPARE = {"resnet38": RESNET38_SPARE}
 _BEHIND_THE_MAP = {"avgpool", "classifier", "fc", "head", "heads", "flatten", "dropout", "AuxLogits", "aux1", "aux2"}
 
 
@@ -72,7 +80,8 @@ def build_backbone(
         layer: where to read the feature map; the last convolution after its activation if left out.
         image_size: height and width of the images, for the transformers that are built for one size.
         options: for the constructor. ResNets also take `last_stride=1`: their fourth stage keeps the third's
-            resolution, as the strong re-identification baseline does.
+            resolution, as the strong re-identification baseline does. ResNets and MobileNets take `output_stride`, 8
+            or 16 for segmentation: finer maps from the same weights, see `dilate`.
 
     Raises:
         InputError: unknown name, option, or layer.
@@ -87,13 +96,15 @@ def build_backbone(
 def _whole(name: str, image_size: tuple[int, int], options: Mapping[str, Any]) -> Backbone:
     """The network up to its default layer."""
     if name in _OWN:
-        return Backbone(_construct(_OWN[name], name, options), _OWN_LAYERS[name])
+        return Backbone(_construct(_OWN[name], name, options), _OWN_LAYERS[name], _OWN_SPARE.get(name, frozenset()))
     options = {**_fixed_options(name, image_size), **options}
-    last_stride = options.pop("last_stride", None)
+    last_stride, output_stride = options.pop("last_stride", None), options.pop("output_stride", None)
     model = _construct(models.get_model_builder(name), name, options)
     spare = frozenset(model.state_dict())
     if last_stride is not None:
         _set_last_stride(model, last_stride)
+    if output_stride is not None:
+        dilate(model, output_stride)
     if isinstance(model, VisionTransformer):
         return Backbone(TransformerTrunk(model), "encoder", spare)
     stages = _stages(model)

@@ -194,13 +194,13 @@ def _dist_cam(
     mean: Tensor | None = None,
 ) -> Tensor:
     """Dist-CAM in the space that is searched; for other scores, against the direction they take in channel space."""
+    options: dict[str, Any] = {"weighting": weighting, "tau": tau, "norm": norm, "mean": mean}
     if isinstance(view.target, Similarity):
-        response, metric = _response(view), view.target.metric
         references = view.target.for_images(vector_of(view.output.detach()))
-    else:
-        response, metric = view.run.activations, "cosine"
-        references = view.gradients.sum((-2, -1))
-    return dist_cam(response, references, metric=metric, weighting=weighting, tau=tau, norm=norm, mean=mean)
+        return dist_cam(_response(view), references, metric=view.target.metric, **options)
+    maps = dist_cam(view.run.activations, view.gradients.sum((-2, -1)), metric="cosine", **options)
+    is_asked = (view.gradients != 0).any(-1).any(-1).any(-1)  # not of an empty set of pixels, which has no direction
+    return maps * is_asked[..., None, None]
 
 
 def _response(view: View) -> Tensor:

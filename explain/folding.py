@@ -39,7 +39,7 @@ def fold(
     *,
     pooling: Pooling,
     head: nn.Module,
-    weights: Float[Tensor, "h w"] | None = None,
+    weights: Float[Tensor, "*n h w"] | None = None,
 ) -> Response:
     """The response map of an encoder: pooled by a plain mean it gives the encoder's embedding.
 
@@ -52,8 +52,8 @@ def fold(
         feature_map: what the pooling gets, after its activation.
         pooling: `GAP` or `GeM`.
         head: any module from (b, k) to (b, d); one that is not affine has to be in evaluation mode.
-        weights: of a region's positions (`region_weights`, mean 1). The mean of the map is then the embedding of the
-            region, and the map is 0 outside.
+        weights: of a region's positions (`region_weights`, mean 1), (h, w) for all images or (b, h, w). The mean of the
+            map is then the embedding of the region, and the map is 0 outside.
 
     Raises:
         InputError: a pooling that cannot be written as a mean, or a non-affine head in training mode.
@@ -65,6 +65,8 @@ def fold(
     tensor([[[[5., 9.]]]])
     """
     weights = None if weights is None else weights.to(feature_map)
+    if weights is not None and weights.ndim == 3:
+        weights = weights[:, None]
     response = _unpool(feature_map, pooling, weights)
     affine = affine_of(head)
     folded = _tangent_map(response, head, weights) if affine is None else _at_every_position(response, affine)
@@ -76,11 +78,16 @@ def _unpool(feature_map: Tensor, pooling: Pooling, weights: Tensor | None) -> Te
     if isinstance(pooling, GAP):
         return feature_map
     if isinstance(pooling, GeM):
-        pooled = pooling(feature_map) if weights is None else pool_region(feature_map, weights, pooling=pooling)
+        pooled = pooling(feature_map) if weights is None else pool_region(feature_map, _plain(weights), pooling=pooling)
         pooled = pooled[..., None, None]
         share = feature_map.clamp(min=pooling.eps) / pooled  # the ratio first: x^p alone can leave float32
         return pooled * share.pow(pooling.p)
     raise InputError(f"{type(pooling).__name__} cannot be folded into a map; only GAP and GeM can")
+
+
+def _plain(weights: Tensor) -> Tensor:
+    """Without the axis that stands for the channels."""
+    return weights if weights.ndim == 2 else weights[:, 0]
 
 
 def _at_every_position(response: Tensor, affine: Affine) -> Tensor:

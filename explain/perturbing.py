@@ -55,7 +55,8 @@ def score_weights(run: LayerRun, score: Score, *, batch_size: int = 32) -> Float
 
     The image is multiplied by the channel's map, first resized to the image (bilinear, align_corners=False) and then
     scaled to [0, 1]; a constant map shows nothing of the image. The paper subtracts the score of a baseline image,
-    which is the same for all channels and so leaves the softmax as it is.
+    which is the same for all channels and so leaves the softmax as it is. Where all channels score exactly alike,
+    nothing of the image was asked about (an empty set of pixels), and the weights are 0.
 
     Source: Wang et al., Score-CAM, 2020, Eq. 5-7.
     """
@@ -67,7 +68,9 @@ def score_weights(run: LayerRun, score: Score, *, batch_size: int = 32) -> Float
         with torch.no_grad():
             return run.model(images * masks[:, None].to(images))
 
-    return _for_each_channel(run, score, seen_through, batch_size=batch_size).softmax(-1)
+    scores = _for_each_channel(run, score, seen_through, batch_size=batch_size)
+    is_asked = (scores != scores[..., :1]).any(-1, keepdim=True) | (scores.shape[-1] == 1)
+    return scores.softmax(-1) * is_asked
 
 
 def _for_each_channel(

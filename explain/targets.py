@@ -100,7 +100,8 @@ class ClassScore:
 class PixelScore:
     """The scores (logits) of a class summed over a set of pixels, from an output (b, c, h, w) or {"out": (b, c, h, w)}.
 
-    An empty set of pixels (nothing of the class was predicted) has the score 0, and its maps are constant.
+    An empty set of pixels (nothing of the class was predicted) has the score 0, and every map that depends on the
+    question is 0.
 
     Attributes:
         category: the class, as in `ClassScore.index`, but never None.

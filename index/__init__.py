@@ -15,11 +15,18 @@ if TYPE_CHECKING:
     from .faiss_search import FaissSearch
     from .filters import And, Eq, Filter, Glob, In, Ne, Not, Or, Range, parse_filter
     from .gallery import Gallery
+    from .interop_export import export_gallery
+    from .interop_import import import_gallery
     from .prototypes import PrototypeStore
+    from .ray_engine import RayEngine
     from .rejection import Rejection
     from .reports import AddReport, Problem, Skipped, VerifyReport
     from .rows import Record
     from .search import METRICS, Hits, Metric, Search, SearchSpec
+    from .sync import SyncReport
+    from .tuned import Tuning
+    from .tuning import TuningReport
+    from .watch import watch_folder
 
 _HOME = {
     "METRICS": "search",
@@ -40,16 +47,23 @@ _HOME = {
     "Problem": "reports",
     "PrototypeStore": "prototypes",
     "Range": "filters",
+    "RayEngine": "ray_engine",
     "Record": "rows",
     "Rejection": "rejection",
     "Search": "search",
     "SearchSpec": "search",
     "Skipped": "reports",
+    "SyncReport": "sync",
+    "Tuning": "tuned",
+    "TuningReport": "tuning",
     "VerifyReport": "reports",
     "encode_to_file": "encodings",
+    "export_gallery": "interop_export",
+    "import_gallery": "interop_import",
     "parse_filter": "filters",
     "read_encodings": "encodings",
     "verify_gallery": "checks",
+    "watch_folder": "watch",
 }
 
 __all__ = [
@@ -71,16 +85,23 @@ __all__ = [
     "Problem",
     "PrototypeStore",
     "Range",
+    "RayEngine",
     "Record",
     "Rejection",
     "Search",
     "SearchSpec",
     "Skipped",
+    "SyncReport",
+    "Tuning",
+    "TuningReport",
     "VerifyReport",
     "encode_to_file",
+    "export_gallery",
+    "import_gallery",
     "parse_filter",
     "read_encodings",
     "verify_gallery",
+    "watch_folder",
 ]
 
 __getattr__, __dir__ = lazily(__name__, _HOME, __all__)

@@ -18,12 +18,14 @@ from ..encoders.encoder import Encoder
 from ..encoders.encoding import Encoding
 from ..encoders.heads import Identity
 from ..encoders.inference import Inference
+from ..encoders.regions import MaskPooling, pooled_under
 from ..errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, NotAGalleryError
 from ..images.listing import Listing, list_images
 from ..images.loading import read_image
+from ..images.masks import MaskFolder
 from .durable import LOCK_NAME, Storage, WriterLock
 from .ingest import Encoded, Offer, Progress, ingest, read_offer
-from .manifest import EncoderEntry, FileEntry, Manifest, Spec
+from .manifest import BackendEntry, EncoderEntry, FileEntry, Manifest, MaskEntry, Spec
 from .reports import AddReport, Skipped, read_skipped
 from .rows import Vectors, pack_maps
 from .search import METRICS, Metric, SearchSpec
@@ -64,6 +66,8 @@ def opened_for_building(
     metric: Metric,
     index: str = "auto",
     store_maps: bool = False,
+    masks: MaskFolder | None = None,
+    backend: str | None = None,
     overwrite: bool = False,
     storage: Storage | None = None,
     limits: CommitLimits | None = None,
@@ -76,7 +80,9 @@ def opened_for_building(
     """
     if metric not in METRICS:
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {metric!r}")
-    if index not in ("auto", "flat"):
+    if backend is not None:
+        _require_index_of_backend(index, store_maps=store_maps)
+    elif index not in ("auto", "flat"):
         _require_index(SearchSpec(encoder.embedding_dim, metric), index)
     storage = storage or Storage()
     _found(folder, overwrite=overwrite)  # before a lock file gets into a folder of something else
@@ -89,13 +95,16 @@ def opened_for_building(
             root=str(listing.root.absolute()),
             generation=0 if old is None else old.generation + 1,
             index=index,
+            backend=None if backend is None else _backend_entry(backend, old),
+            masks=None if masks is None else MaskEntry(str(masks.folder), masks.category),
         )
         if old is not None and not overwrite:
             _require_same(folder, old, manifest, store_maps=store_maps)
             manifest = old
-        writer = GalleryWriter(folder, manifest, on_disk=old, storage=storage, limits=limits)
+        writer = GalleryWriter.at(folder, manifest, on_disk=old, storage=storage, limits=limits)
         writer.sweep()
         yield writer
+        writer.carry_out()
 
 
 def add_images(
@@ -109,7 +118,7 @@ def add_images(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> AddReport:
-    """Encode a listing's images into an open gallery.
+    """Encode a listing's images into an open gallery, under masks if it pools under masks.
 
     Args:
         writer: the gallery.
@@ -118,35 +127,70 @@ def add_images(
         settings: how to run it.
         store_maps: keep feature maps, if the gallery is new; else it is settled.
         complete: say afterwards that the gallery is complete.
-        strict: stop at the first file that cannot be used.
+        strict: stop at the first file that cannot be used, or that has no mask where the gallery pools under masks.
         progress: called with the number of images done and the number in all.
 
     Raises:
-        InputError: the gallery is new and no image could be used.
+        InputError: the gallery is new and no image could be used; or its folder of masks is not there.
         ImageError: with `strict`, the first file that cannot be used.
     """
+    masks = _masks_of(writer.manifest)
 
     def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
         precision = settings.precision
         if precision == "auto" and writer.manifest.encoder.precision is not None:
             precision = writer.manifest.encoder.precision  # one gallery, one arithmetic
         inference = Inference(encoder, device=settings.device, precision=precision, batch_size=settings.batch_size)
-        batches = inference.stream(
-            offers, load=lambda offer: inference.transform(read_image(read_offer(offer))), workers=settings.workers
-        )
-        for batch in batches:
+        under = None if masks is None else MaskPooling.of(masks, inference.encoder, strict=strict)
+        weights: dict[int, Tensor | None] = {}  # of the offers that are on their way
+
+        def load(offer: Offer) -> Tensor:
+            image = read_image(read_offer(offer))
+            if under is not None:
+                weights[id(offer)] = under.weights(offer.path, image.size)
+            return inference.transform(image)
+
+        for batch in inference.stream(offers, load=load, workers=settings.workers):
             vectors = None
             if batch.encoding is not None:
                 if writer.is_new and not writer.has_pending:
                     _begin(writer, encoder, batch.encoding, precision=inference.precision, store_maps=store_maps)
-                vectors = to_vectors(batch.encoding, writer.manifest.spec)
+                own = [weights.pop(id(offer), None) for offer in batch.items]
+                encoding = pooled_under(inference.encoder, batch.encoding, own)
+                vectors = to_vectors(encoding, writer.manifest.spec)
             yield Encoded(batch.items, vectors, [(failure.item, failure.error) for failure in batch.failures])
 
-    report = ingest(writer, listing, stream, strict=strict, progress=progress)
-    if writer.is_new:
+    report = ingest(writer, listing, stream, masks=masks, strict=strict, progress=progress)
+    if writer.is_new or not writer.manifest.next_id:
         raise InputError(_nothing_usable(report))
     finish(writer, report, complete=complete)
     return report
+
+
+def given_masks(masks: MaskFolder | str | os.PathLike[str] | None, category: int | None = None) -> MaskFolder | None:
+    """The folder of masks that a user's options mean; InputError when a class is named without one."""
+    if masks is not None:
+        return MaskFolder.given(masks, category)
+    if category is not None:
+        raise InputError("the number of a class in the masks belongs to a folder of masks; give that too")
+    return None
+
+
+def _masks_of(manifest: Manifest) -> MaskFolder | None:
+    """The folder of masks that a gallery pools under.
+
+    Raises:
+        InputError: it is not there any more.
+    """
+    if manifest.masks is None:
+        return None
+    folder = Path(manifest.masks.folder)
+    if not folder.is_dir():
+        raise InputError(
+            f"this gallery pools its images under the masks in {folder}, which is not there; "
+            "put the masks back, or build the gallery again with `distcam index build --masks`"
+        )
+    return MaskFolder(folder, manifest.masks.category)
 
 
 def finish(writer: GalleryWriter, report: AddReport, *, complete: bool = False) -> None:
@@ -209,6 +253,22 @@ def _require_index(spec: SearchSpec, factory: str) -> None:
     new_index(spec, factory)
 
 
+def _require_index_of_backend(index: str, *, store_maps: bool) -> None:
+    from .milvus_gallery import require_index
+
+    if store_maps:
+        raise InputError(
+            "feature maps are not kept in Milvus; leave --store-maps out, maps are then made from the images"
+        )
+    require_index(index)
+
+
+def _backend_entry(backend: str, old: Manifest | None) -> BackendEntry:
+    from .milvus_gallery import backend_entry
+
+    return backend_entry(backend, old)
+
+
 def _found(folder: Path, *, overwrite: bool) -> Manifest | None:
     """The gallery that lies there; a new one may be where nothing is or a build left off, never among other files."""
     if folder.exists() and not folder.is_dir():
@@ -244,6 +304,8 @@ def _require_same(folder: Path, old: Manifest, new: Manifest, *, store_maps: boo
         ("metric", old.spec.metric, new.spec.metric),
         ("index", old.index, new.index),
         ("stored maps", old.spec.map_shape is not None, store_maps),
+        ("masks", old.masks, new.masks),
+        ("rows in", *(entry.backend.address if entry.backend else "the folder" for entry in (old, new))),
     ]
     if different := [f"{name} {found}, given {given}" for name, found, given in settings if found != given]:
         raise GalleryExistsError(
@@ -261,7 +323,10 @@ def _skip_list(writer: GalleryWriter, report: AddReport) -> FileEntry | None:
             before = read_skipped(writer.folder / old.name)
         except GalleryError:  # nothing hangs on the old list
             before = ()
-    held = Snapshot(writer.folder, writer.manifest, verify=False).known_files() if before else {}
+    held: dict[str, int] = {}
+    if before:
+        now = Snapshot.at(writer.folder, writer.manifest, verify=False)
+        held = now.known_files(among=[item.path for item in before])
     merged = {item.path: item for item in before if item.path not in held}
     merged |= {item.path: item for item in report.skipped}
     if tuple(merged.values()) == before:

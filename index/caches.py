@@ -4,6 +4,11 @@ A cache that is missing, stale, damaged, or foreign is passed over without an er
 C++ that was not made for hostile input, so an index file is read only when this user wrote it: the manifest holds an
 HMAC over its contents, keyed with a secret in the user's state folder. Whoever sends a gallery around sends an index
 that others ignore.
+
+Large indexes are mapped, not copied. The file is opened once; its owner and mode, its hash, and the mapping are all
+taken from that one open file, so replacing or renaming it changes nothing. It is mapped only where nobody but this
+user may write to it; what others may write to is copied into memory first, and the copy is what is hashed and used.
+What remains is this user changing the file in place, as no part of distcam does.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import mmap
 import os
 import secrets
 import stat
@@ -94,25 +100,42 @@ def index_tag(snapshot: Snapshot, sha256: str) -> str | None:
     return hmac.new(secret, json.dumps(state, sort_keys=True).encode(), "sha256").hexdigest()
 
 
-def load_index_bytes(snapshot: Snapshot) -> bytes | None:
-    """The contents of the cached FAISS index, if this user wrote it for this very state of the gallery."""
+def load_index_bytes(snapshot: Snapshot) -> bytes | mmap.mmap | None:
+    """The contents of the cached FAISS index, if this user wrote it for this very state of the gallery.
+
+    Mapped where only this user may write to the file, else copied; hashing reads all of it once, at over 1 GB/s.
+    """
     entry = snapshot.manifest.index_cache
     if entry is None or entry.tag is None or entry.generation != snapshot.manifest.generation:
         return None
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # ValueError: an empty file cannot be mapped
         path = snapshot.folder / entry.file.name
-        if path.is_symlink() or path.stat().st_size != entry.file.bytes:
-            return None
-        data = path.read_bytes()  # what is checked is what is used: the file is not read again
-        expected = index_tag(snapshot, hashlib.sha256(data).hexdigest())
+        flags = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")  # no links, no waiting for the other end of a pipe
+        descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, name, 0) for name in flags))
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(file.fileno())
+            if path.is_symlink() or not stat.S_ISREG(status.st_mode) or status.st_size != entry.file.bytes:
+                return None
+            data: bytes | mmap.mmap
+            if _is_only_ours(status):
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                data = mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_READ)
+            else:
+                data = file.read()
+                sha256 = hashlib.sha256(data).hexdigest()
+        expected = index_tag(snapshot, sha256)
         return data if expected is not None and hmac.compare_digest(expected, entry.tag) else None
     return None
 
 
+def _is_only_ours(status: os.stat_result) -> bool:
+    """Whether nobody but this user (and the system's administrator) may write to the file."""
+    return sys.platform != "win32" and status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
 def _count(store: PrototypeStore, snapshot: Snapshot, *, places: Array, out: bool) -> None:
-    labels = snapshot.column("label")
     for ids, vectors in snapshot.blocks(places):
-        of_block = [labels[place] for place in snapshot.places(ids)]
+        of_block = snapshot.values("label", snapshot.places(ids))
         (store.subtract if out else store.add)(of_block, vectors.pooled, vectors.embedding)
 
 

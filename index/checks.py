@@ -20,7 +20,7 @@ from .segments import Segment
 from .snapshot import BLOCK_BYTES, Ids, Snapshot, check_file, read_ids
 from .writer import GalleryWriter, opened_for_writing
 
-__all__ = ["verify_gallery"]
+__all__ = ["Check", "verify_gallery"]
 
 _REPAIR_OF_SEGMENT = "repair sets it aside, {lost} lost; build or add its images again"
 _REPAIR_OF_TOMBSTONE = "repair drops it; images removed with it may come back"
@@ -45,7 +45,7 @@ def verify_gallery(folder: Path, *, repair: bool = False) -> VerifyReport:
     if not repair:
         return _check_unlocked(folder)
     with opened_for_writing(folder) as writer:
-        check = _Check(folder, writer.manifest)
+        check = _checked(folder, writer.manifest)
         check.mend(writer)
         return check.report(repaired=True)
 
@@ -55,7 +55,7 @@ def _check_unlocked(folder: Path) -> VerifyReport:
     while True:
         manifest = Manifest.load(folder)
         try:
-            report = _Check(folder, manifest).report()
+            report = _checked(folder, manifest).report()
         except FileNotFoundError:
             if Manifest.load(folder) == manifest:
                 raise
@@ -64,7 +64,16 @@ def _check_unlocked(folder: Path) -> VerifyReport:
             return report
 
 
-class _Check:
+def _checked(folder: Path, manifest: Manifest) -> Check:
+    """The check of this generation, wherever its rows lie."""
+    if manifest.backend is None:
+        return Check(folder, manifest)
+    from .milvus_checks import MilvusCheck
+
+    return MilvusCheck(folder, manifest)
+
+
+class Check:
     """One pass over everything, collecting problems instead of raising them."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -160,7 +169,8 @@ class _Check:
         return ""
 
     def _check_whole(self) -> None:
-        snapshot = Snapshot(self.folder, self.manifest, verify=False)
+        """Look at all rows together."""
+        snapshot = Snapshot.at(self.folder, self.manifest, verify=False)
         self.images = len(snapshot)
         newest = snapshot.known_files()
         kept = np.zeros(len(snapshot), bool)
@@ -175,7 +185,7 @@ class _Check:
         """Count the images in sound segments, and those that are nowhere else than in a bad one."""
         old = self.manifest
         sound = dataclasses.replace(old, segments=self._sound(old.segments), tombstones=self._sound(old.tombstones))
-        left = Snapshot(self.folder, sound, verify=False)
+        left = Snapshot.at(self.folder, sound, verify=False)
         self.images = len(left)
         dead = np.concatenate([np.empty(0, np.uint64), *(read_ids(self.folder, entry) for entry in sound.tombstones)])
         kept = left.known_files().keys()
@@ -235,12 +245,12 @@ class _Check:
         if self.bad:
             self._drop_bad_files(writer)
         if not len(self.duplicates):
-            newest = (after := Snapshot(self.folder, writer.manifest, verify=False)).known_files()
+            newest = (after := Snapshot.at(self.folder, writer.manifest, verify=False)).known_files()
             self.duplicates = np.setdiff1d(after.ids, after.ids[list(newest.values())])
         if len(self.duplicates):
             writer.remove(self.duplicates.tolist())
             writer.commit()
-        self.images = len(Snapshot(self.folder, writer.manifest, verify=False))
+        self.images = len(Snapshot.at(self.folder, writer.manifest, verify=False))
 
     def _drop_bad_files(self, writer: GalleryWriter) -> None:
         old = self.manifest

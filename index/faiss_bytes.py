@@ -3,30 +3,40 @@
 FAISS's reader is not made for hostile bytes. The gallery authenticates them first; here the sizes they claim are
 bounded by their length, and what was read is checked against the header. Whatever is wrong ends in CorruptGalleryError,
 after which the index is rebuilt from the stored vectors.
+
+Nothing is copied: writing goes to a file block by block, and an index that is read looks into the bytes it is given,
+which may be a file mapped into memory. Only codes and lists, the bulk, stay there; centroids and headers are copied.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import mmap
 import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
-import faiss
+import faiss as typed_faiss
 import numpy as np
 
 from ..errors import CorruptGalleryError
 from .faiss_candidates import Stock
 from .faiss_errors import Errors
-from .faiss_factory import Calibration, faiss_metric, inner_index
+from .faiss_factory import faiss_metric, inner_index
+from .faiss_recall import Calibration
 from .faiss_rows import RowBook
 from .reports import counted
 from .search import SearchSpec
 
-__all__ = ["pack", "structure_problems", "unpack"]
+faiss: Any = typed_faiss
+
+__all__ = ["Buffer", "pack", "structure_problems", "unpack", "write"]
+
+Buffer: TypeAlias = bytes | mmap.mmap
 
 _MAGIC = b"distcam faiss 1\n"
 _LENGTH = struct.Struct("<Q")
@@ -35,8 +45,8 @@ _PQ_TABLES_MAX = 2**31  # FAISS computes such tables on reading, up to this size
 _limits_lock = threading.Lock()
 
 
-def pack(stock: Stock, *, factory: str) -> bytes:
-    """All of a stock, without the raw vectors."""
+def write(stock: Stock, file: BinaryIO, *, factory: str) -> None:
+    """All of a stock, without the raw vectors, into a file."""
     header = {
         "dim": stock.spec.dim,
         "metric": stock.spec.metric,
@@ -46,20 +56,21 @@ def pack(stock: Stock, *, factory: str) -> bytes:
         "calibration": asdict(stock.calibration) if stock.calibration else None,
     }
     text = json.dumps(header).encode()
-    return b"".join(
-        [
-            _MAGIC,
-            _LENGTH.pack(len(text)),
-            text,
-            stock.book.ids.astype("<u8").tobytes(),
-            np.packbits(stock.book.live).tobytes(),
-            faiss.serialize_index(stock.index).tobytes(),
-        ]
-    )
+    file.write(_MAGIC + _LENGTH.pack(len(text)) + text)
+    file.write(stock.book.ids.astype("<u8").tobytes())
+    file.write(np.packbits(stock.book.live).tobytes())
+    faiss.write_index(stock.index, faiss.PyCallbackIOWriter(file.write))
 
 
-def unpack(data: bytes, spec: SearchSpec) -> tuple[Stock, str]:
-    """The stock and its factory string.
+def pack(stock: Stock, *, factory: str) -> bytes:
+    """The same as bytes."""
+    file = io.BytesIO()
+    write(stock, file, factory=factory)
+    return file.getvalue()
+
+
+def unpack(data: Buffer, spec: SearchSpec) -> tuple[Stock, str]:
+    """The stock, which goes on looking into `data`, and its factory string.
 
     Raises:
         CorruptGalleryError: damaged bytes, another spec, or sizes beyond the bytes.
@@ -72,7 +83,7 @@ def unpack(data: bytes, spec: SearchSpec) -> tuple[Stock, str]:
         raise _corrupt(f"cannot be read ({type(error).__name__})") from error
 
 
-def _unpack(data: bytes, spec: SearchSpec) -> tuple[Stock, str]:
+def _unpack(data: Buffer, spec: SearchSpec) -> tuple[Stock, str]:
     if data[: len(_MAGIC)] != _MAGIC:
         raise _corrupt("is none of distcam's")
     (length,) = _LENGTH.unpack_from(data, len(_MAGIC))
@@ -92,7 +103,8 @@ def _unpack(data: bytes, spec: SearchSpec) -> tuple[Stock, str]:
         raise _corrupt("holds an id twice")
     factory = str(header["factory"])
     tables = _PQ_TABLES_MAX if "PQ" in factory else 0
-    index = _read_index(np.frombuffer(data, np.uint8, offset=start + 8 * rows + len(packed)), tables=tables)
+    part = np.frombuffer(data, np.uint8, offset=start + 8 * rows + len(packed))
+    index = _read_index(part, tables=tables)
     problems = structure_problems(index, rows=rows)
     if index.d != spec.dim or index.metric_type != faiss_metric(spec, factory) or not index.is_trained:
         problems.append("the index is of another dimension or metric than its header says")
@@ -101,13 +113,37 @@ def _unpack(data: bytes, spec: SearchSpec) -> tuple[Stock, str]:
     calibration = Calibration(**header["calibration"]) if header["calibration"] else None
     errors = Errors(**{name: float(value) for name, value in header["errors"].items()})
     book = RowBook.restore(ids, live)
-    return Stock(spec, index, book=book, errors=errors, calibration=calibration), factory
+    stock = Stock(
+        spec,
+        index,
+        book=book,
+        errors=errors,
+        calibration=calibration,
+        buffer=part,
+        own_copy=lambda: _read_index(part, tables=tables, copy=True),
+    )
+    return stock, factory
 
 
-def _read_index(data: Any, *, tables: int) -> Any:
+def _read_index(part: Any, *, tables: int, copy: bool = False) -> Any:
     """FAISS's part; nothing in it may claim to be longer than the bytes there are, save the tables FAISS adds."""
-    with _limits(len(data), tables=tables):
-        return faiss.deserialize_index(data)
+    with _limits(len(part), tables=tables):
+        if not copy:
+            return faiss.read_index(faiss.ZeroCopyIOReader(faiss.swig_ptr(part), len(part)))
+        return faiss.read_index(faiss.PyCallbackIOReader(_Stream(part).read))
+
+
+class _Stream:
+    """Bytes read one piece after the other, out of memory that is not copied as a whole."""
+
+    def __init__(self, part: Any) -> None:
+        self.part, self.place = part, 0
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes, fewer at the end."""
+        piece: bytes = self.part[self.place : self.place + size].tobytes()
+        self.place += len(piece)
+        return piece
 
 
 @contextmanager

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -11,22 +10,38 @@ import faiss
 import numpy as np
 
 from .faiss_errors import Errors, Ruler
-from .faiss_factory import Calibration, faiss_metric, is_exact, search_parameters
+from .faiss_factory import faiss_metric, inner_index, is_exact, search_parameters
+from .faiss_gpu import GPU_MAX_K, GpuIndex
 from .faiss_numpy import reconstructed, searched
-from .faiss_rows import RowBook, Rows
-from .search import UNKNOWN_FLOOR, Ids, Proposal, SearchSpec, Vectors, VectorSource, comparable
+from .faiss_recall import STAND_IN, Calibration
+from .faiss_rows import Mask, RowBook, Rows
+from .faiss_threads import Tuned
+from .search import (
+    UNKNOWN_FLOOR,
+    Ids,
+    Proposal,
+    SearchSpec,
+    Vectors,
+    VectorSource,
+    comparable,
+    first_fetch,
+)
 
-__all__ = ["GPU_MAX_K", "Candidates", "Stock", "row_selector"]
+__all__ = ["Candidates", "Stock", "row_selector"]
 
-GPU_MAX_K = 2048
 _BLOCK = 2048  # gathered rows that are compared at once: they stay in the processor's cache
+_READ_TOGETHER = 1024  # rows: their float64 copies stay in the processor's cache
+_MOST_EFFORT = 4096  # efSearch, where a filter leaves few of the vertices that are visited
 _FEW = 4096  # allowed rows for which an approximate index is not asked
 
 Way: TypeAlias = Literal["all", "gather", "mask"]
 
 
 class Stock:
-    """An index with its row book, and where the true vectors are read."""
+    """An index with its row book, and how to search it.
+
+    `buffer` is the memory that an index read without copying looks into; `own_copy` then reads one that can grow.
+    """
 
     def __init__(
         self,
@@ -36,6 +51,8 @@ class Stock:
         book: RowBook | None = None,
         errors: Errors | None = None,
         calibration: Calibration | None = None,
+        buffer: Any = None,
+        own_copy: Callable[[], Any] | None = None,
     ) -> None:
         self.spec = spec
         self.index = index
@@ -47,12 +64,26 @@ class Stock:
         self.is_exact = is_exact(index) and self.is_native
         self.is_product = spec.metric in ("cosine", "dot")  # FAISS's numbers fall
         self._view: Vectors | None = None
+        self._buffer = buffer
+        self._own_copy = own_copy
 
-    def add(self, ids: Ids, vectors: Vectors) -> None:
-        """Stores comparable vectors in new rows."""
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the index lies in a file that is mapped into memory."""
+        return self._buffer is not None
+
+    def add(self, ids: Ids, vectors: Vectors, *, lists: Rows | None = None) -> None:
+        """Stores comparable vectors in new rows; of an inverted file into these lists, where they are known."""
+        if self._own_copy is not None:  # FAISS ends the process when it is told to add to memory that is not its own
+            self.index, self._own_copy = self._own_copy(), None
+            self._buffer = None
         start = len(self.book)
         self._view = None  # FAISS moves its memory as it grows
-        self.index.add(vectors)
+        if lists is None:
+            self.index.add(vectors)
+        else:
+            rows = np.arange(start, start + len(ids))
+            self.index.add_core(len(ids), *(faiss.swig_ptr(array) for array in (vectors, rows, lists)))
         self.book.append(ids)
         if self.is_exact:
             stored = vectors if self.is_flat else reconstructed(self.index, start, len(ids))
@@ -77,25 +108,42 @@ class Stock:
         decoded: Vectors = self.index.sa_decode(codes.reshape(-1, self.index.code_size).take(rows, axis=0))
         return decoded
 
-    def parameters(self, selector: Any = None) -> Any:
-        """FAISS's parameters for one search on the CPU; None for its defaults."""
-        if selector is None and self.calibration is None:
+    @property
+    def overfetch(self) -> int:
+        """How many times the usual number of candidates to re-score."""
+        return self.calibration.overfetch if self.calibration else 1
+
+    def parameters(self, selector: Any = None, *, effort: int | None = None, growth: float = 1.0) -> Any:
+        """FAISS's parameters for one search on the CPU; None for its defaults.
+
+        `growth` multiplies the effort, which is the calibrated one unless another is given.
+        """
+        effort = effort or (self.calibration.effort if self.calibration else None)
+        if effort is not None and growth > 1:
+            inner = inner_index(self.index)
+            effort = min(round(effort * growth), int(getattr(inner, "nlist", max(_MOST_EFFORT, effort))))
+        if selector is None and effort is None:
             return None
-        effort = self.calibration.effort if self.calibration else None
         return search_parameters(self.index, effort=effort, selector=selector)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The `Engine` of one search: a stock, and the rows that may be returned (None: all).
+    """The `Engine` of one search.
 
-    `gpu` is the index's copy on a GPU, or None.
+    Attributes:
+        stock: the index.
+        source: reads the true vectors.
+        rows: those that may be returned; None: all.
+        gpu: the index's copy on GPUs, or None.
+        mask: the rows once more, as a mask, if it is there already.
     """
 
     stock: Stock
     source: VectorSource
     rows: Rows | None = None
-    gpu: Any = None
+    gpu: GpuIndex | None = None
+    mask: Mask | None = None
 
     @property
     def size(self) -> int:
@@ -114,40 +162,72 @@ class Candidates:
             yield self._read(rows[start : start + 512])
 
     def propose(self, queries: Vectors, k: int, n: int, /) -> Iterator[Proposal]:
-        """Of the first n candidates for each query, those that may be among its k nearest as far as FAISS can tell."""
+        """Of the first n candidates for each query, those that may be among its k nearest as far as FAISS can tell.
+
+        An approximate index gives more of them where it was measured to need that.
+        """
         stock = self.stock
+        growth = n / first_fetch(k)  # above 1, what was asked for at first has not been enough
         if not stock.is_native:
-            n *= 4  # neighbours by a stand-in metric; the true ten were always among the first fifty
+            n *= STAND_IN
+        n = max(n, min(n * stock.overfetch, self.reach))
         if n >= self.size:
             everything = Proposal(*self._read(np.arange(self.size) if self.rows is None else self.rows), np.inf)
             yield from (everything for _ in range(len(queries)))
             return
         way = self._way(len(queries))
-        found, distances = self._gather(queries, n) if way == "gather" else self._ask_index(queries, n, way=way)
+        if way == "gather":
+            found, distances = self._gather(queries, n)
+        else:
+            found, distances = self._ask_index(queries, n, way=way, growth=growth)
         keep = self._mask() if way == "all" and self.rows is not None else None
         ruler = self._ruler(queries)
+        floors, kept = [], []
         for rows, numbers in zip(found, distances, strict=True):
-            floor = ruler.floor(float(numbers[-1])) if ruler else UNKNOWN_FLOOR
+            floors.append(ruler.floor(float(numbers[-1])) if ruler else UNKNOWN_FLOOR)
             if keep is not None or rows[-1] < 0:
                 wanted = rows >= 0 if keep is None else (rows >= 0) & keep[rows]
                 rows, numbers = rows[wanted], numbers[wanted]
             if ruler and len(rows) > k:
                 cut = ruler.cut(float(numbers[k - 1]))
                 rows = rows[: np.count_nonzero(numbers >= cut if stock.is_product else numbers <= cut)]
-            yield Proposal(*self._read(rows), floor)
+            kept.append(rows)
+        for (ids, vectors), floor in zip(self.read_all(kept), floors, strict=True):
+            yield Proposal(ids, vectors, floor)
+
+    def read_all(self, lists: Sequence[Rows]) -> Iterator[tuple[Ids, Vectors]]:
+        """Ids and comparable vectors of each list of rows; short lists are read from the source together."""
+        first = 0
+        while first < len(lists):
+            last, total = first + 1, len(lists[first])
+            while last < len(lists) and total + len(lists[last]) <= _READ_TOGETHER:
+                total += len(lists[last])
+                last += 1
+            ids, vectors = self._read(lists[first] if last == first + 1 else np.concatenate(lists[first:last]))
+            start = 0
+            for rows in lists[first:last]:
+                stop = start + len(rows)
+                yield ids[start:stop], vectors[start:stop]
+                start = stop
+            first = last
 
     def _ruler(self, queries: Vectors) -> Ruler | None:
         """None for an approximate index, of which nothing is known."""
-        stock = self.stock
+        stock, errors = self.stock, self.stock.errors
         if not stock.is_exact:
             return None
-        is_rounded = self.gpu is not None and not stock.is_flat  # a GPU rounds queries as it stores vectors
-        return Ruler(stock.spec, stock.errors, queries, rounding=2.0**-10 if is_rounded else 0.0)
+        if self.gpu is None or (stock.is_flat and not self.gpu.is_half):
+            return Ruler(stock.spec, errors, queries)
+        if stock.is_flat:
+            errors = errors.in_half_precision(stock.spec.dim)
+        return Ruler(stock.spec, errors, queries, rounding=2.0**-10)  # a GPU rounds queries as it stores vectors
 
     def _read(self, rows: Rows) -> tuple[Ids, Vectors]:
         return self.stock.book.ids[rows], self.stock.vectors(rows, self.source)
 
-    def _mask(self) -> Any:
+    def _mask(self) -> Mask:
+        if self.mask is not None:
+            return self.mask
         mask = np.zeros(len(self.stock.book), np.bool_)
         mask[self.rows] = True
         return mask
@@ -160,25 +240,32 @@ class Candidates:
         """
         share = self.size / len(self.stock.book)
         if not self.stock.is_exact:
-            return "all" if self.rows is None else "gather" if self.size <= _FEW else "mask"
+            return "all" if share > 0.9 else "gather" if self.size <= _FEW else "mask"
         if self.gpu is not None and share > 0.1:
             return "all"
         if n_queries >= (8 if self.stock.is_flat else 24):
             return "gather" if share < 0.6 or not self.stock.is_flat else "all"
         return "all" if share > (0.35 if self.stock.is_flat else 0.2) else "mask"
 
-    def _ask_index(self, queries: Vectors, n: int, *, way: Way) -> tuple[Rows, Any]:
-        """Rows from near to far (q, n), −1 where there is none, and FAISS's numbers for them."""
+    def _ask_index(self, queries: Vectors, n: int, *, way: Way, growth: float = 1.0) -> tuple[Rows, Any]:
+        """Rows from near to far (q, n), −1 where there is none, and FAISS's numbers for them.
+
+        Where a filter forbids most rows, or not enough were found before, an approximate index looks into more lists,
+        so that about as many allowed rows are compared.
+        """
         stock = self.stock
         total = len(stock.book)
         if way == "all" and self.rows is not None:
             n = min(total, round(n * total / self.size) + 8)
-        if way == "all" and self.gpu is not None and n <= GPU_MAX_K:
+        if way == "all" and self.gpu is not None and n <= GPU_MAX_K and (growth <= 1 or stock.is_exact):
             distances, rows = self.gpu.search(queries, n)
             return rows, distances
         selector, _bits = row_selector(self._mask()) if way == "mask" else (None, None)
-        with _Tuned(len(queries)):
-            distances, rows = searched(stock.index, queries, n, params=stock.parameters(selector))
+        growth *= total / self.size
+        with Tuned(len(queries)):
+            distances, rows = searched(
+                stock.index, queries, n, params=stock.parameters(selector, growth=1.0 if stock.is_exact else growth)
+            )
         return rows, distances
 
     def _gather(self, queries: Vectors, n: int) -> tuple[Rows, Any]:
@@ -186,7 +273,7 @@ class Candidates:
         stock = self.stock
         metric = faiss_metric(stock.spec, "Flat")
         parts = []
-        with _Tuned(len(queries)):
+        with Tuned(len(queries)):
             for start in range(0, self.size, _BLOCK):
                 stop = min(start + _BLOCK, self.size)
                 block = np.arange(start, stop) if self.rows is None else self.rows[start:stop]
@@ -202,35 +289,3 @@ def row_selector(mask: Any) -> tuple[Any, Any]:
     """FAISS's selector of the rows where the mask holds, and the bits it points to, which have to outlive it."""
     bits = np.packbits(mask, bitorder="little")
     return faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits)), bits
-
-
-_blas_lock = threading.Lock()
-
-
-class _Tuned:
-    """FAISS's thread count and its switch to matrix products, as they are best for so many queries, for a while.
-
-    One query: one thread, since FAISS splits work by query and idle threads only get in the way; this setting is the
-    calling thread's own. A batch: matrix products from 4 queries per thread, long before FAISS's default of
-    128,000 / d; that setting is the process's, so it is held under a lock and put back.
-    """
-
-    def __init__(self, n_queries: int) -> None:
-        self.threads = faiss.omp_get_max_threads()
-        self.is_single = n_queries == 1 and self.threads > 1
-        self.is_batch = n_queries >= 4 * self.threads
-
-    def __enter__(self) -> None:
-        if self.is_single:
-            faiss.omp_set_num_threads(1)
-        elif self.is_batch:
-            _blas_lock.acquire()
-            self.threshold = faiss.cvar.distance_compute_blas_threshold
-            faiss.cvar.distance_compute_blas_threshold = 1
-
-    def __exit__(self, *_: object) -> None:
-        if self.is_single:
-            faiss.omp_set_num_threads(self.threads)
-        elif self.is_batch:
-            faiss.cvar.distance_compute_blas_threshold = self.threshold
-            _blas_lock.release()

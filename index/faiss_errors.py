@@ -32,6 +32,11 @@ class Errors:
         distortion = 0.0 if stored is vectors else float(lengths_of(stored - vectors).max()) * (1 + 1e-6)
         return Errors(max(self.distortion, distortion), max(self.radius, radius))
 
+    def in_half_precision(self, dim: int) -> Errors:
+        """The bounds once the stored vectors are rounded to half precision, none of whose numbers overflows."""
+        rounding = 2.0**-11 * self.radius + math.sqrt(dim) * 2.0**-25  # of normal numbers, and of the smallest
+        return Errors(self.distortion + rounding * (1 + 1e-6), self.radius)
+
 
 class Ruler:
     """Reads FAISS's numbers of one search: products for cosine and dot, squares for l2, sums for l1.

@@ -1,45 +1,48 @@
-"""Which FAISS index a gallery gets, how it is trained, and how many candidates it is measured to find.
+"""Which FAISS index a gallery gets, what it takes, and how it is trained.
 
 Exact indexes as long as they are quick enough: `Flat` (float32), then `SQfp16` (half the memory, over twice the speed).
-Beyond a million vectors an inverted file whose `nprobe` is not guessed but measured on the gallery's own vectors.
+Beyond a million vectors an inverted file whose `nprobe` is not guessed but measured on the gallery's own vectors
+(`faiss_recall.py`).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import faiss as typed_faiss
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import InputError
-from .faiss_numpy import searched
+from .faiss_numpy import reconstructed
 from .reports import counted
-from .search import SearchSpec, Vectors, first_fetch
+from .search import SearchSpec, Vectors
 
 faiss: Any = typed_faiss  # its type stubs do not know the keyword arguments of its Python layer
 
 __all__ = [
-    "Calibration",
-    "calibrate",
+    "Coarse",
     "choose_factory",
+    "coarse_of",
+    "efforts_of",
     "faiss_metric",
+    "index_bytes",
     "inner_index",
+    "is_coarse",
     "is_exact",
+    "list_count",
     "new_index",
     "search_parameters",
-    "to_gpu",
     "train",
     "training_size",
 ]
 
 FLAT_UP_TO = 200_000
 HALF_UP_TO = 1_000_000
-RECALL_TARGET = 0.99
-GPU_SCRATCH_BYTES = 256 * 2**20
-_TRAINING_PER_LIST = 64
-_CALIBRATION_QUERIES = 200
+_TRAINING_PER_LIST = 64  # or code; FAISS warns below 39
+_TRAINING_LEAST = 65_536  # what FAISS's product quantisers take at most
+_TABLES_MAX = 2**31  # FAISS computes tables for products of residuals up to this size
 
 
 def choose_factory(spec: SearchSpec, count: int) -> str:
@@ -52,7 +55,16 @@ def choose_factory(spec: SearchSpec, count: int) -> str:
         return "Flat"
     if count <= HALF_UP_TO:
         return "SQfp16"
-    return f"IVF{2 ** round(np.log2(4 * np.sqrt(count)))},SQfp16"
+    return f"IVF{list_count(count)},SQfp16"
+
+
+def list_count(count: int) -> int:
+    """Lists of an inverted file over `count` vectors: a power of two near 4√n, as FAISS's authors advise.
+
+    >>> list_count(2_000_000)
+    4096
+    """
+    return int(2 ** round(np.log2(4 * np.sqrt(max(count, 1)))))
 
 
 def faiss_metric(spec: SearchSpec, factory: str) -> int:
@@ -68,12 +80,14 @@ def new_index(spec: SearchSpec, factory: str) -> Any:
     """An empty index.
 
     Raises:
-        InputError: FAISS does not know the factory string, or it wraps ids or re-ranking, which distcam does itself.
+        InputError: FAISS does not know the factory string, it cuts vectors into parts of unequal length, or it wraps
+            ids or re-ranking, which distcam does itself.
     """
     if re.search(r"IDMap|Refine|RFlat", factory):
         raise InputError(
             f"FAISS factory {factory!r}: leave out IDMap and Refine, ids and exact re-scoring are built in"
         )
+    _check_parts(spec.dim, factory)
     try:
         index = faiss.index_factory(spec.dim, factory, faiss_metric(spec, factory))
     except RuntimeError as error:
@@ -82,7 +96,28 @@ def new_index(spec: SearchSpec, factory: str) -> Any:
             f"FAISS cannot make index {factory!r} for {spec.dim} dimensions ({reason}); "
             "expected auto, flat, or a factory string such as HNSW32 or IVF1024,SQ8"
         ) from error
+    if hasattr(inner := inner_index(index), "do_polysemous_training"):
+        inner.do_polysemous_training = False  # minutes spent on ordering codes for a kind of search not used here
     return index
+
+
+def _check_parts(dim: int, factory: str) -> None:
+    """Products of quantisers need vectors that can be cut into so many equal parts; FAISS says so late, or dies."""
+    for part in factory.split(","):
+        rotation = re.fullmatch(r"(OPQ)(\d+)(?:_(\d+))?|(?:PCA[WR]*|RR)(\d+)", part)
+        if rotation:
+            dim = int(rotation[3] or rotation[4] or dim)
+        cut = re.match(r"O?PQ(\d+)", part)
+        if cut is None:
+            continue
+        parts = int(cut[1])
+        if not 1 <= parts <= dim or dim % parts:
+            divisors = [m for m in range(1, dim + 1) if dim % m == 0]
+            near = [*[m for m in divisors if m < parts][-1:], *[m for m in divisors if m > parts][:1]]
+            raise InputError(
+                f"FAISS factory {factory!r}: {part} cuts vectors into {parts} equal parts, which does not divide {dim} "
+                f"dimensions; use {' or '.join(map(str, near))}"
+            )
 
 
 def inner_index(index: Any) -> Any:
@@ -112,7 +147,15 @@ def train(index: Any, vectors: Vectors) -> None:
             )
         inner.cp.min_points_per_centroid = 1  # FAISS would only print a warning
     if hasattr(inner, "pq"):
+        if len(vectors) < inner.pq.ksub:
+            raise InputError(
+                f"a product quantiser of {inner.pq.nbits} bits learns {inner.pq.ksub} codes from at least as many "
+                f"vectors, got {len(vectors)}; use flat, or fewer bits such as PQ{inner.pq.M}x4"
+            )
         inner.pq.cp.min_points_per_centroid = 1
+        inner.pq.cp.max_points_per_centroid = _TRAINING_PER_LIST  # FAISS's 256 take ten times as long
+        inner.pq.cp.niter = 12
+    kept = [_quicken(transform) for transform in _rotations(index)]
     try:
         index.train(vectors)
     except RuntimeError as error:
@@ -120,12 +163,86 @@ def train(index: Any, vectors: Vectors) -> None:
             f"FAISS cannot train this index on {counted(len(vectors), 'vector')} "
             f"({str(error).split('Error: ')[-1]}); use flat"
         ) from error
+    del kept
+
+
+def _rotations(index: Any) -> list[Any]:
+    """The rotations that are learned for products of quantisers (OPQ)."""
+    if not isinstance(index, faiss.IndexPreTransform):
+        return []
+    transforms = [faiss.downcast_VectorTransform(index.chain.at(number)) for number in range(index.chain.size())]
+    return [transform for transform in transforms if isinstance(transform, faiss.OPQMatrix)]
+
+
+def _quicken(rotation: Any) -> Any:
+    """A fifth of FAISS's rounds on a quarter of its points; returns what has to live until it is trained."""
+    rotation.niter, rotation.max_train_points = 10, _TRAINING_PER_LIST * 256
+    rotation.pq = quantiser = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
+    quantiser.cp.min_points_per_centroid = 1
+    return quantiser
+
+
+class Coarse(NamedTuple):
+    """The lists of an inverted file: their centroids (l, d), and the list of each row (n,).
+
+    Indexes that differ only in their codes share them, and with them most of the time that building takes.
+    """
+
+    centroids: Vectors
+    assignment: npt.NDArray[np.int64]
+
+
+def coarse_of(index: Any) -> Coarse | None:
+    """The lists of an index; None when it has none, or rotates vectors before it sorts them into lists."""
+    if not isinstance(index, faiss.IndexIVF) or not isinstance(index.quantizer, faiss.IndexFlat):
+        return None
+    assignment = np.empty(index.ntotal, np.int64)
+    for number in range(index.nlist):
+        if size := index.invlists.list_size(number):
+            assignment[faiss.rev_swig_ptr(index.invlists.get_ids(number), size)] = number
+    return Coarse(reconstructed(index.quantizer, 0, index.nlist), assignment)
 
 
 def training_size(index: Any, count: int) -> int:
-    """How many of `count` vectors to train on."""
+    """How many of `count` vectors to train on: enough for every list, and for every code."""
     lists = int(getattr(inner_index(index), "nlist", 0))
-    return min(count, max(_TRAINING_PER_LIST * lists, 65_536))
+    return min(count, max(_TRAINING_PER_LIST * lists, _TRAINING_LEAST))
+
+
+def index_bytes(index: Any, count: int) -> int:
+    """Memory of an index, trained or not, over `count` vectors: codes, row numbers, centroids, links and tables."""
+    inner = inner_index(index)
+    if isinstance(inner, faiss.IndexHNSW):
+        links = 4 * int(inner.hnsw.nb_neighbors(0)) + 20  # above the ground floor there are few
+        return count * (int(faiss.downcast_index(inner.storage).code_size) + links)
+    total = count * int(getattr(inner, "code_size", None) or inner.sa_code_size())
+    if hasattr(inner, "pq"):
+        total += 4 * int(inner.pq.ksub) * int(inner.d)
+    if isinstance(inner, faiss.IndexIVF):
+        total += count * 8 + 4 * int(inner.nlist) * int(inner.d)
+        if isinstance(inner, faiss.IndexIVFPQ) and inner.by_residual and inner.metric_type == faiss.METRIC_L2:
+            tables = 4 * int(inner.nlist) * int(inner.pq.M) * int(inner.pq.ksub)
+            total += tables if tables <= _TABLES_MAX else 0
+    return total
+
+
+def is_coarse(index: Any) -> bool:
+    """Codes of less than a byte for each dimension: their order is rough, and many have to be re-scored."""
+    inner = inner_index(index)
+    if isinstance(inner, faiss.IndexHNSW):
+        inner = faiss.downcast_index(inner.storage)
+    size = int(getattr(inner, "code_size", None) or inner.sa_code_size())
+    return bool(size < index.d or inner.d < index.d)
+
+
+def efforts_of(index: Any) -> list[int | None]:
+    """The settings of its knob, nprobe or efSearch, rising; [None] where it has none."""
+    inner = inner_index(index)
+    if isinstance(inner, faiss.IndexIVF):
+        return [2**power for power in range(int(np.log2(inner.nlist)))] + [int(inner.nlist)]
+    if isinstance(inner, faiss.IndexHNSW):
+        return [64, 128, 256, 512]
+    return [None]
 
 
 def search_parameters(index: Any, *, effort: int | None = None, selector: Any = None) -> Any:
@@ -141,86 +258,3 @@ def search_parameters(index: Any, *, effort: int | None = None, selector: Any = 
     else:
         parameters = faiss.SearchParameters(sel=selector)
     return parameters if inner is index else faiss.SearchParametersPreTransform(index_params=parameters)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How well an approximate index finds what the exact one finds.
-
-    Attributes:
-        effort: nprobe (inverted file) or efSearch (HNSW) to search with; None where there is no such knob.
-        recall_at_10: share of the true ten neighbours that are left after exact re-scoring, in [0, 1].
-        queries: number of stored vectors it was measured on, each without itself.
-    """
-
-    effort: int | None
-    recall_at_10: float
-    queries: int
-
-
-def calibrate(index: Any, exact: Any, *, seed: int = 0) -> Calibration:
-    """The least effort that finds 99 % of the true neighbours, with what was measured.
-
-    Where no effort reaches that, it is the least that is half a per cent short of the best. Both indexes hold the same
-    vectors in the same rows.
-    """
-    rows = np.sort(np.random.default_rng(seed).permutation(exact.ntotal)[:_CALIBRATION_QUERIES])
-    k = min(10, exact.ntotal - 1)
-    if k < 1:
-        return Calibration(None, 1.0, 0)
-    queries = exact.reconstruct_batch(rows)
-    _, found = exact.search(queries, k + 1)
-    truth = np.sort(_distances(queries, exact, _without(found, rows)), axis=1)[:, k - 1 : k]
-    radius = truth + 1e-5 * np.abs(truth) + 1e-12  # of the k-th neighbour: copies of it count as found
-    measured = []
-    for effort in _efforts(inner_index(index)):
-        parameters = search_parameters(index, effort=effort)
-        _, found = searched(index, queries, min(first_fetch(k), exact.ntotal), params=parameters)
-        near = (_distances(queries, exact, _without(found, rows)) <= radius).sum(axis=1)
-        measured.append(Calibration(effort, float(np.minimum(near, k).mean() / k), len(rows)))
-        if measured[-1].recall_at_10 >= RECALL_TARGET:
-            return measured[-1]
-    enough = max(calibration.recall_at_10 for calibration in measured) - 0.005
-    return next(calibration for calibration in measured if calibration.recall_at_10 >= enough)
-
-
-def _without(found: Any, rows: Any) -> Any:
-    """Found rows, −1 where a vector found itself."""
-    return np.where(found == rows[:, None], -1, found)
-
-
-def _efforts(inner: Any) -> list[int | None]:
-    """The knob's settings, rising."""
-    if isinstance(inner, faiss.IndexIVF):
-        return [2**power for power in range(int(np.log2(inner.nlist)))] + [int(inner.nlist)]
-    if isinstance(inner, faiss.IndexHNSW):
-        return [64, 128, 256, 512]
-    return [None]
-
-
-def _distances(queries: Vectors, exact: Any, rows: Any) -> Any:
-    """FAISS's own kind of distance of each query from its rows, smaller is nearer, inf for row −1."""
-    distances = np.full(rows.shape, np.inf)
-    for query, found, row in zip(queries, rows, distances, strict=True):
-        vectors = exact.reconstruct_batch(found[found >= 0])
-        if exact.metric_type == faiss.METRIC_INNER_PRODUCT:
-            row[found >= 0] = -(vectors * query).sum(axis=1)
-        elif exact.metric_type == faiss.METRIC_L1:
-            row[found >= 0] = np.abs(vectors - query).sum(axis=1)
-        else:
-            row[found >= 0] = np.square(vectors - query).sum(axis=1)
-    return distances
-
-
-def to_gpu(index: Any) -> tuple[Any, Any] | None:
-    """(resources, copy on the first GPU), or None where FAISS has no GPU kind of this index or the memory is short.
-
-    Scratch memory is bounded: FAISS alone would take 1.5 GB before the first vector. The resources have to outlive the
-    copy.
-    """
-    resources = faiss.StandardGpuResources()
-    resources.setTempMemory(GPU_SCRATCH_BYTES)
-    try:
-        return resources, faiss.index_cpu_to_gpu(resources, 0, index)
-    except RuntimeError:
-        return None

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .search import Ids
 
-__all__ = ["RowBook", "Rows"]
+__all__ = ["Mask", "RowBook", "Rows"]
 
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -28,6 +28,7 @@ class RowBook:
         self._size = 0
         self._largest = -1
         self._lookup: tuple[Ids, Rows] | None = None
+        self._live_rows: Rows | None = None
         self.live_count = 0
 
     @classmethod
@@ -66,7 +67,7 @@ class RowBook:
         self._size = end
         self._largest = max(self._largest, int(ids.max(initial=0)))
         self.live_count += len(ids)
-        self._lookup = None
+        self._lookup = self._live_rows = None
 
     def drop(self, ids: Ids) -> None:
         """Masks the live rows of `ids`; unknown ids are no error."""
@@ -74,6 +75,7 @@ class RowBook:
             return  # the usual batch: ids ascend, so none can be known
         rows = self.rows_of(ids)
         self._live[rows] = False
+        self._live_rows = None
         self.live_count -= len(rows)
 
     def rows_of(self, ids: Ids) -> Rows:
@@ -107,7 +109,10 @@ class RowBook:
 
     def all_live(self) -> Rows | None:
         """The live rows, None where that is every row."""
-        return None if self.live_count == self._size else np.flatnonzero(self.live).astype(np.int64, copy=False)
+        if self.live_count == self._size:
+            return None
+        rows = self._live_rows = np.flatnonzero(self.live) if self._live_rows is None else self._live_rows
+        return rows
 
     def ascending(self) -> Rows:
         """The live rows, ascending by id."""

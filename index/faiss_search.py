@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, TypeAlias
+from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -12,9 +13,21 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from . import faiss_bytes
-from .faiss_candidates import Candidates, Stock, row_selector
-from .faiss_factory import calibrate, choose_factory, inner_index, new_index, to_gpu, train, training_size
-from .faiss_numpy import reconstructed, searched
+from .faiss_bytes import Buffer
+from .faiss_candidates import Candidates, Stock
+from .faiss_factory import (
+    Coarse,
+    choose_factory,
+    coarse_of,
+    index_bytes,
+    inner_index,
+    new_index,
+)
+from .faiss_fill import check_range, fill
+from .faiss_gpu import GpuIndex, check_device, copy_to_gpus
+from .faiss_numpy import searched
+from .faiss_recall import RECALL_TARGET, Calibration, Truth, calibrations, enough, ground_truth
+from .faiss_threads import Tuned
 from .search import (
     METRICS,
     Capabilities,
@@ -31,13 +44,11 @@ from .search import (
     search_exactly,
 )
 
-__all__ = ["Device", "FaissSearch"]
+__all__ = ["FaissSearch"]
 
-Device: TypeAlias = Literal["auto", "cpu", "cuda"]
-
-_HALF_MAX = 65504.0
 _GPU_FROM = 10_000  # vectors; fewer are answered before a GPU starts
 _BLOCK = 8192
+_CALIBRATION_QUERIES = 200
 
 
 class FaissSearch:
@@ -46,20 +57,14 @@ class FaissSearch:
     Searches may run in several threads at once; `upsert`, `delete` and `close` may not run beside them.
     """
 
-    def __init__(
-        self, stock: Stock, *, factory: str, device: Device = "auto", source: VectorSource | None = None
-    ) -> None:
-        if device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"expected device auto, cpu or cuda, got {device!r}")
-        if device == "cuda" and not faiss.get_num_gpus():
-            raise InputError("device cuda was asked for, but FAISS sees no GPU; use auto or cpu")
+    def __init__(self, stock: Stock, *, factory: str, device: str = "auto", source: VectorSource | None = None) -> None:
         self.spec = stock.spec
         self.factory = factory
         self._stock = stock
         self._memory = MemoryVectors()  # stays empty where a source reads the vectors
         self._source: VectorSource = source or self._memory
-        self._device: Device = device if device != "cpu" and faiss.get_num_gpus() else "cpu"
-        self._gpu: tuple[Any, Any] | None = None
+        self._device = check_device(device) if device != "auto" or faiss.get_num_gpus() else "cpu"
+        self._gpu: GpuIndex | None = None
         self._gpu_lock = threading.Lock()
 
     @classmethod
@@ -70,58 +75,122 @@ class FaissSearch:
         *,
         count: int,
         factory: str = "auto",
-        device: Device = "auto",
+        device: str = "auto",
         source: VectorSource | None = None,
         seed: int = 0,
     ) -> FaissSearch:
         """An index over all `batches` of (ids, raw vectors), read once.
 
+        An approximate kind is trained on a sample and filled a block at a time from what `source` reads back; see
+        `from_source`, which spares reading the batches.
+
         Args:
             spec: dimension and metric.
-            batches: what to store; only the index itself is held in memory (twice while an approximate one is trained).
+            batches: what to store.
             count: how many vectors to expect; chooses the kind for "auto".
             factory: "auto", "flat", or a FAISS factory string such as "HNSW32".
-            device: "auto" takes a GPU when FAISS sees one and the index is large enough.
+            device: "auto" takes a GPU when FAISS sees one and the index is large enough; "cpu"; "cuda" is the first
+                GPU, "cuda:1" the second, "cuda:all" all of them.
             source: reads raw stored vectors back; without one they are kept in memory.
             seed: of the training and calibration samples.
 
         Raises:
-            InputError: an unusable factory string, too few vectors to train it, or `device="cuda"` without a GPU.
+            InputError: an unusable factory string, too few vectors to train it, or a GPU that is not there.
         """
-        wanted = {"auto": choose_factory(spec, count), "flat": "Flat"}.get(factory, factory)
-        stock = Stock(spec, new_index(spec, wanted))
-        search = cls(stock, factory=wanted, device=device, source=source)
-        if stock.is_exact:
+        search = cls._empty(spec, count, factory=factory, device=device, source=source)
+        if search._stock.is_exact:
             for ids, vectors in batches:
                 search.upsert(ids, vectors)
             return search
-        staged_spec = spec if stock.is_native else SearchSpec(spec.dim, "l2")
-        staging = choose_factory(staged_spec, min(count, 1_000_000))
-        staged = cls(Stock(staged_spec, new_index(staged_spec, staging)), factory=staging, device="cpu", source=source)
+        keys = [np.empty(0, np.uint64)]
         for ids, vectors in batches:
-            staged.upsert(ids, vectors)
-        search._adopt(staged, seed=seed)
+            raw, _ = check_vectors(spec, vectors)
+            keys.append(check_ids(ids, count=len(raw)))
+            if search._source is search._memory:
+                search._memory.put(keys[-1], raw)
+        fill(search._stock, np.unique(np.concatenate(keys)), search._source, factory=search.factory, seed=seed)
+        search.calibrate(seed=seed)
         return search
 
-    def _adopt(self, staged: FaissSearch, *, seed: int) -> None:
-        """Trains on a sample of the staged vectors, takes them over row by row, and measures the recall."""
-        index, exact, rows = self._stock.index, staged._stock.index, len(staged._stock.book)
-        sample = np.random.default_rng(seed).permutation(rows)[: training_size(index, rows)]
-        train(index, exact.reconstruct_batch(np.sort(sample)))
-        try:
-            for start in range(0, rows, _BLOCK):
-                index.add(reconstructed(exact, start, min(_BLOCK, rows - start)))
-            selector, _bits = row_selector(np.ones(rows, np.bool_))
-            searched(index, np.zeros((1, self.spec.dim), np.float32), 1, params=self._stock.parameters(selector))
-        except RuntimeError as error:
-            raise InputError(
-                f"FAISS index {self.factory!r} cannot be filled or filtered ({str(error).split('Error: ')[-1]}); "
-                "use auto, flat, HNSW or IVF"
-            ) from error
-        self._stock.book, self._memory, self._source = staged._stock.book, staged._memory, staged._source
-        self._stock.calibration = calibration = calibrate(index, exact, seed=seed)
-        if isinstance(inner := inner_index(index), faiss.IndexIVF):
-            inner.nprobe = calibration.effort or inner.nprobe  # a copy on the GPU takes it from here
+    @classmethod
+    def from_source(
+        cls,
+        spec: SearchSpec,
+        ids: Ids,
+        source: VectorSource,
+        *,
+        factory: str = "auto",
+        device: str = "auto",
+        seed: int = 0,
+        calibration: Calibration | None = None,
+        coarse: Coarse | None = None,
+    ) -> FaissSearch:
+        """An index over stored vectors: in memory are the index, a training sample, and a block of vectors, no more.
+
+        Args:
+            spec: dimension and metric.
+            ids: what to store, each once.
+            source: reads raw vectors, again and again.
+            factory: as in `build`, like the next two.
+            device: "auto", "cpu", "cuda", "cuda:N", "cuda:all".
+            seed: of the training and calibration samples.
+            calibration: how to search an approximate kind, where it was measured before; None measures it now.
+            coarse: the lists of an inverted file with as many that was built before, over the same ids.
+
+        Raises:
+            InputError: as in `build`.
+        """
+        search = cls._empty(spec, len(ids), factory=factory, device=device, source=source)
+        fill(search._stock, ids, source, factory=search.factory, seed=seed, coarse=coarse)
+        if search._stock.is_exact:
+            return search
+        if calibration is None:
+            search.calibrate(seed=seed)
+        else:
+            search.use(calibration)
+        return search
+
+    @classmethod
+    def _empty(
+        cls, spec: SearchSpec, count: int, *, factory: str, device: str, source: VectorSource | None
+    ) -> FaissSearch:
+        wanted = {"auto": choose_factory(spec, count), "flat": "Flat"}.get(factory, factory)
+        return cls(Stock(spec, new_index(spec, wanted)), factory=wanted, device=device, source=source)
+
+    def calibrate(self, truth: Truth | None = None, *, target: float = RECALL_TARGET, seed: int = 0) -> Calibration:
+        """The least effort that reaches `target` of the true ten neighbours; searches go by it from now on.
+
+        `truth` is measured on stored vectors where it is not given, which reads everything once.
+        """
+        if truth is None:
+            ids = self._stock.book.ids[self._stock.book.ascending()]
+            truth = ground_truth(self.spec, ids, self._source, queries=_CALIBRATION_QUERIES, k=10, seed=seed)
+        self.use(found := enough(self.efforts(truth, target=target), target=target))
+        return found
+
+    def efforts(self, truth: Truth, *, target: float = RECALL_TARGET) -> Iterator[Calibration]:
+        """What each setting of an approximate index finds, from the least to the most effort."""
+        stock = self._stock
+        engine = Candidates(stock, self._source)
+
+        def propose(queries: Vectors, n: int, effort: int | None) -> Iterator[tuple[Ids, Vectors]]:
+            with Tuned(len(queries)):
+                parameters = stock.parameters(effort=effort)
+                _, rows = searched(stock.index, queries, min(n, len(stock.book)), params=parameters)
+            return engine.read_all([found[found >= 0] for found in rows])
+
+        return calibrations(stock.index, self.spec, truth, propose, target=target)
+
+    def read_from(self, source: VectorSource) -> None:
+        """Reads raw vectors there from now on."""
+        self._source = source
+
+    def use(self, calibration: Calibration) -> None:
+        """Searches an approximate index this way from now on."""
+        self._stock.calibration = calibration
+        self._gpu = None
+        if isinstance(inner := inner_index(self._stock.index), faiss.IndexIVF):
+            inner.nprobe = calibration.effort or inner.nprobe  # a copy on a GPU takes it from here
 
     @property
     def capabilities(self) -> Capabilities:
@@ -143,6 +212,8 @@ class FaissSearch:
         if calibration is not None:
             described["recall_at_10"] = round(calibration.recall_at_10, 4)
             described["recall_queries"] = calibration.queries
+            if calibration.overfetch > 1:
+                described["overfetch"] = calibration.overfetch
             if calibration.effort is not None:
                 is_ivf = isinstance(inner_index(self._stock.index), faiss.IndexIVF)
                 described["nprobe" if is_ivf else "ef_search"] = calibration.effort
@@ -167,10 +238,7 @@ class FaissSearch:
         if not len(keys):
             return
         stored = comparable(self.spec, raw, lengths)
-        if "fp16" in self.factory and (largest := float(np.abs(stored).max())) > _HALF_MAX:
-            raise InputError(
-                f"half precision holds numbers up to {_HALF_MAX:.0f}, got {largest:.4g}; build with --index flat"
-            )
+        check_range(self.factory, stored)
         self._stock.add(keys, stored)
         self._gpu = None
         if self._source is self._memory:
@@ -202,11 +270,9 @@ class FaissSearch:
         """
         book = self._stock.book
         rows = book.all_live() if allowed is None else book.rows_of(check_ids(allowed))
-        engine = Candidates(self._stock, self._source, rows, self._on_gpu())
-        if engine.gpu is None:
-            return search_exactly(self.spec, queries, k, engine=engine)
-        with self._gpu_lock:  # FAISS's GPU resources serve one thread at a time
-            return search_exactly(self.spec, queries, k, engine=engine)
+        mask = book.live if allowed is None and rows is not None else None
+        engine = Candidates(self._stock, self._source, rows, self._on_gpu(), mask)
+        return search_exactly(self.spec, queries, k, engine=engine)
 
     def scan(self, batch_size: int = 1024) -> Iterator[tuple[Ids, Vectors]]:
         """Every (ids, raw vectors), ascending by id."""
@@ -243,15 +309,41 @@ class FaissSearch:
         self._stock, self.factory, self._gpu = Stock(self.spec, new_index(self.spec, "Flat")), "Flat", None
         self._memory = MemoryVectors()
 
+    @property
+    def device(self) -> str:
+        """Where it is searched: `"cpu"`, or the GPU that was asked for and used."""
+        return "cpu" if self._gpu is None else "cuda" if self._device == "auto" else self._device
+
+    @property
+    def coarse(self) -> Coarse | None:
+        """The lists of an inverted file, for building another with the same."""
+        return coarse_of(self._stock.index)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the index and of its ids, in bytes; mapped from a file or not."""
+        rows = len(self._stock.book)
+        return index_bytes(self._stock.index, rows) + 17 * rows  # id, live or not, and the row of each id
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the index lies in a file that is mapped into memory, and is read as far as searches touch it."""
+        return self._stock.is_mapped
+
     def serialise(self) -> bytes:
         """The index as bytes; the raw vectors stay where `source` reads them."""
         return faiss_bytes.pack(self._stock, factory=self.factory)
 
+    def save(self, path: Path) -> None:
+        """Writes the same to a file, without a second copy in memory."""
+        with path.open("wb") as file:
+            faiss_bytes.write(self._stock, file, factory=self.factory)
+
     @classmethod
-    def deserialise(
-        cls, data: bytes, *, spec: SearchSpec, source: VectorSource, device: Device = "auto"
-    ) -> FaissSearch:
-        """The index that `serialise` wrote; the caller has made sure that the bytes are its own.
+    def deserialise(cls, data: Buffer, *, spec: SearchSpec, source: VectorSource, device: str = "auto") -> FaissSearch:
+        """The index that `serialise` or `save` wrote; the caller has made sure that the bytes are its own.
+
+        The index goes on looking into `data`, until the first `upsert` copies it: a mapped file must not change.
 
         Raises:
             CorruptGalleryError: bytes that are damaged, were made for another spec, or claim more than they hold.
@@ -259,16 +351,18 @@ class FaissSearch:
         stock, factory = faiss_bytes.unpack(data, spec)
         return cls(stock, factory=factory, device=device, source=source)
 
-    def _on_gpu(self) -> Any:
-        """The copy on the GPU, made on first use after a change; None where the CPU answers."""
+    def _on_gpu(self) -> GpuIndex | None:
+        """The copy on GPUs, made on first use after a change; None where the CPU answers."""
         if self._device == "cpu" or (self._device == "auto" and len(self._stock.book) < _GPU_FROM):
             return None
         with self._gpu_lock:
             if self._gpu is None:
-                self._gpu = to_gpu(self._stock.index)
-            if self._gpu is None and self._device == "cuda":
-                raise InputError(f"FAISS cannot hold {self.factory!r} on this GPU; use device auto, or index flat")
+                self._gpu = copy_to_gpus(self._stock.index, device=self._device, radius=self._stock.errors.radius)
+            if self._gpu is None and self._device != "auto":
+                raise InputError(
+                    f"FAISS cannot hold {self.factory!r} on {self._device}: too little memory, or no such index "
+                    "on GPUs; use device auto, or another index"
+                )
             if self._gpu is None:
                 self._device = "cpu"
-                return None
-            return self._gpu[1]
+            return self._gpu

@@ -17,27 +17,33 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DistcamError, FingerprintMismatchError, InputError
+from ..errors import CorruptGalleryError, DistcamError, FingerprintMismatchError, InputError
 from . import caches
-from .filters import Filter, matching, parse_filter
+from .filters import Filter, parse_filter
+from .ingest import MASK_COLUMN, NO_MASK
 from .manifest import CacheEntry, Manifest, Spec
 from .prototypes import PrototypeStore, unit_rows
 from .rejection import Rejection, choose_threshold
 from .reports import AddReport, Skipped, VerifyReport, counted, read_skipped
 from .rows import Array, Record, located, stored_path
-from .search import Hits, Metric, SearchSpec
+from .search import Hits, Metric, Search, SearchSpec
 from .snapshot import Ids, Snapshot, Verify, check_file
 from .writer import GalleryWriter, opened_for_writing
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
+    from ..images.masks import MaskFolder
     from .build import ImageFiles, Precision
     from .faiss_search import FaissSearch
+    from .milvus_search import MilvusSearch
+    from .ray_engine import RayEngine
+    from .sync import LazyEncoder, SyncReport
+    from .tuning import TuningReport
 
 __all__ = ["Gallery"]
 
@@ -60,7 +66,7 @@ class Gallery:
         self._snapshot = snapshot
         self._verify: Verify = verify
         self._prototypes: PrototypeStore | None = None
-        self._search: FaissSearch | None = None
+        self._search: FaissSearch | MilvusSearch | None = None
         self._encoder_checked = False
         self.report: AddReport | None = None
 
@@ -74,13 +80,17 @@ class Gallery:
         metric: Metric = "cosine",
         labels: str | os.PathLike[str] | None = None,
         store_maps: bool = False,
+        masks: MaskFolder | str | os.PathLike[str] | None = None,
+        mask_class: int | None = None,
         batch_size: int | None = None,
         workers: int | None = None,
         device: str = "auto",
         precision: Precision = "auto",
         index: str = "auto",
+        backend: str | None = None,
         strict: bool = False,
         overwrite: bool = False,
+        engine: Literal["local", "ray"] | RayEngine = "local",
         progress: Progress | None = None,
     ) -> Self:
         """Encode images into a new gallery, or go on with a build that was interrupted.
@@ -95,13 +105,21 @@ class Gallery:
             metric: `"cosine"`, `"l2"`, `"l1"` or `"dot"`.
             labels: `"folder"`, `"none"`, or a CSV; see `list_images`.
             store_maps: keep the feature maps, to explain the gallery's side of a match without the image.
+            masks: a folder with a PNG for each image under the same path: vectors are pooled under the masks, of images
+                without one over the whole image. The folder is remembered, for what is added later too; the column
+                `mask` says under which mask an image was pooled, and a changed mask counts as a changed image.
+            mask_class: the number that marks the object in the masks; by default everything that is not black.
             batch_size: images per forward pass; see `Inference` for this and the next three.
             workers: threads that decode images.
             device: `"auto"`, `"cpu"` or `"cuda"`.
             precision: of the arithmetic; remembered, so that what is added and queries are encoded alike.
             index: `"auto"`, `"flat"`, or a FAISS factory string.
-            strict: stop at the first file that cannot be used.
+            backend: where the rows lie instead of in the folder: `"milvus://HOST:19530/COLLECTION"`, see
+                `milvus_address.py`; from then on the gallery is used as any other.
+            strict: stop at the first file that cannot be used, or that has no mask where masks are given.
             overwrite: start anew over an existing gallery, which stays readable until the first commit.
+            engine: `"ray"`, or a `RayEngine` that says where, encodes on many machines; the writer stays here, and all
+                else is as it is locally.
             progress: called with the number of images done and the number in all.
 
         Raises:
@@ -109,12 +127,24 @@ class Gallery:
             FingerprintMismatchError: `out` holds an unfinished gallery of another encoder.
             ImageError: with `strict`, the first file that cannot be used.
         """
-        from .build import InferenceSettings, add_images, listing_of, opened_for_building
+        from .build import InferenceSettings, add_images, given_masks, listing_of, opened_for_building
 
+        if engine != "local":
+            from .ray_engine import adding_with
+
+            add_images = adding_with(engine)
         folder, listing = Path(out), listing_of(source, labels)
         settings = InferenceSettings(batch_size, workers, device, precision)
         with opened_for_building(
-            folder, listing, encoder, metric=metric, index=index, store_maps=store_maps, overwrite=overwrite
+            folder,
+            listing,
+            encoder,
+            metric=metric,
+            index=index,
+            store_maps=store_maps,
+            masks=given_masks(masks, mask_class),
+            backend=backend,
+            overwrite=overwrite,
         ) as writer:
             report = add_images(
                 writer,
@@ -203,6 +233,8 @@ class Gallery:
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes in alphabetical order."""
+        if self.manifest.backend is not None:  # reading every row takes long; the classes have prototypes
+            return self.prototypes.labels
         column = self._snapshot.column("label")
         present = np.unique(column.codes)
         return tuple(column.values[code] for code in present if code >= 0)
@@ -245,7 +277,7 @@ class Gallery:
     def ids_where(self, where: str | Filter) -> Ids:
         """The ids of the images that a filter keeps, ascending."""
         tree = parse_filter(where) if isinstance(where, str) else where
-        return self.ids[matching(tree, self._snapshot)]
+        return self._snapshot.ids_where(tree)
 
     @property
     def prototypes(self) -> PrototypeStore:
@@ -277,14 +309,33 @@ class Gallery:
             "encoder_copied": manifest.encoder.file is not None,
             "root": str(self.root),
             "segments": len(manifest.segments),
-            "removed_rows": sum(len(segment) for segment in snapshot.segments) - len(self),
+            "backend": None if manifest.backend is None else manifest.backend.address,
+            "removed_rows": snapshot.removed_rows,
             "skipped": 0 if manifest.skipped is None else manifest.skipped.count,
+            "masks": None if manifest.masks is None else {**asdict(manifest.masks), "images": self._under_masks()},
             "rejection": None if manifest.rejection is None else asdict(manifest.rejection),
             "index": manifest.index,
+            "tuning": None if manifest.tuning is None else {**asdict(manifest.tuning), "is_due": self.is_tuning_due},
             "index_cached": _is_fresh(manifest.index_cache, manifest),
             "prototypes_cached": _is_fresh(manifest.prototype_cache, manifest),
             "bytes": sum(entry.bytes for entry in manifest.files()),
         }
+
+    @property
+    def masks(self) -> MaskFolder | None:
+        """The folder of masks that vectors are pooled under; None when whole images are pooled."""
+        from ..images.masks import MaskFolder
+
+        entry = self.manifest.masks
+        return None if entry is None else MaskFolder(Path(entry.folder), entry.category)
+
+    def _under_masks(self) -> int:
+        """How many images have a mask file; one without a pixel counts, though it pools the whole image."""
+        codes = self._snapshot.column(MASK_COLUMN) if MASK_COLUMN in self.column_names else None
+        if codes is None:
+            return 0
+        without = [number for number, value in enumerate(codes.values) if value == NO_MASK]
+        return int(((codes.codes >= 0) & ~np.isin(codes.codes, without)).sum())
 
     # --- Its encoder -------------------------------------------------------------------------------------------------
 
@@ -296,6 +347,11 @@ class Gallery:
         """
         mine = self.manifest.encoder
         if encoder.fingerprint != mine.fingerprint:
+            if "imported" in mine.description:
+                raise FingerprintMismatchError(
+                    f"{self.folder} holds imported vectors, and which encoder made them is not known: stored images "
+                    "and vectors can be queried, other images cannot; if you know it, import again with --encoder"
+                )
             raise FingerprintMismatchError(
                 f"{self.folder} was built with {mine.short_name}, the encoder given is {encoder.short_name}; "
                 "leave --encoder out to use the gallery's own, or build the gallery again"
@@ -326,22 +382,35 @@ class Gallery:
             k: at least 1.
             where: only among the images that this filter keeps.
         """
-        allowed = None if where is None else self.ids_where(where)
-        return self.searcher.search(embeddings, k, allowed=allowed)
+        if where is None:
+            return self.searcher.search(embeddings, k)
+        tree = parse_filter(where) if isinstance(where, str) else where
+        return self.searcher.search(embeddings, k, **self._snapshot.search_limits(tree))
 
     @property
-    def searcher(self) -> FaissSearch:
-        """The search index; read from the cache when this user made it, else built on first use."""
+    def searcher(self) -> FaissSearch | MilvusSearch:
+        """The search index; read from the cache when this user made it, else built on first use; or Milvus."""
+        if self._search is None and self.manifest.backend is not None:
+            from .milvus_gallery import MilvusSnapshot
+
+            assert isinstance(self._snapshot, MilvusSnapshot)
+            self._search = self._snapshot.search()
         if self._search is None:
             self._search = self._cached_search() or self._new_search()
         return self._search
 
     def _new_search(self) -> FaissSearch:
         from .faiss_search import FaissSearch
+        from .tuning import settings_of
 
-        batches = ((ids, vectors.embedding) for ids, vectors in self._snapshot.blocks())
-        return FaissSearch.build(
-            self._search_spec, batches, count=len(self), factory=self.manifest.index, source=self.embeddings
+        tuning = self.manifest.tuning
+        return FaissSearch.from_source(
+            self._search_spec,
+            self.ids,
+            self.embeddings,
+            factory=self.manifest.index,
+            seed=0 if tuning is None else tuning.seed,
+            calibration=settings_of(tuning),
         )
 
     def _cached_search(self) -> FaissSearch | None:
@@ -353,6 +422,11 @@ class Gallery:
         with suppress(DistcamError):
             return FaissSearch.deserialise(data, spec=self._search_spec, source=self.embeddings)
         return None
+
+    @property
+    def is_tuning_due(self) -> bool:
+        """Whether the gallery has grown or shrunk so much since it was tuned that its index should be chosen anew."""
+        return self.manifest.tuning is not None and self.manifest.tuning.is_due(len(self))
 
     @property
     def _search_spec(self) -> SearchSpec:
@@ -405,6 +479,67 @@ class Gallery:
             writer.commit(rejection=rejection)
         return rejection
 
+    def tune(
+        self,
+        *,
+        recall: float = 0.97,
+        memory: int | None = None,
+        latency_ms: float | None = None,
+        candidates: Sequence[str] | None = None,
+        queries: int = 500,
+        seed: int = 0,
+        device: str = "auto",
+        dry_run: bool = False,
+        progress: Progress | None = None,
+    ) -> TuningReport:
+        """Choose the index by measuring on the gallery's own vectors, and keep it, what was measured, and its settings.
+
+        Other processes may read and change the gallery meanwhile.
+
+        Args:
+            recall: share of the true ten neighbours that have to be found, in (0, 1].
+            memory: bytes that index and ids may take; by default half of what the machine has.
+            latency_ms: what a single query may take (median); by default the quickest index is taken.
+            candidates: FAISS factory strings; by default a choice for this many vectors.
+            queries: how many stored vectors ask, each without itself.
+            seed: of their draw and of the training.
+            device: `"auto"`, `"cpu"`, `"cuda"`, `"cuda:1"`, `"cuda:all"`.
+            dry_run: measure only.
+            progress: called with the number of candidates done and the number in all.
+
+        Raises:
+            InputError: no candidate keeps within the budgets; the message holds the best that was found.
+            GalleryLockedError: another process is writing when the choice is to be stored.
+        """
+        from .tuning import Budget, tune
+
+        self._require_segments("tune")
+        known, budget = self.ids, Budget.of(recall=recall, memory=memory, latency_ms=latency_ms)
+        snapshot = self._snapshot  # others may change the gallery while this goes on
+        report, search = tune(
+            self._search_spec,
+            known,
+            snapshot.embeddings,
+            budget=budget,
+            candidates=candidates,
+            queries=queries,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+        if not dry_run:
+            with self._writing() as writer:
+                before, now = snapshot.manifest, writer.manifest
+                if now.encoder.fingerprint != before.encoder.fingerprint or now.generation < before.generation:
+                    raise InputError(f"{self.folder} was built anew meanwhile; tune it again")
+                writer.commit(index=report.index, tuning=report.tuning, index_cache=None)
+                self._refresh()
+                search.read_from(self.embeddings)
+                self._bring_up_to_date(search, known)
+                self._search = search
+            self.close()  # the next search maps the index that was stored
+        return report
+
     def add(
         self,
         source: ImageFiles,
@@ -434,6 +569,64 @@ class Gallery:
         self.report = report
         return report
 
+    def sync(
+        self,
+        folder: str | os.PathLike[str],
+        encoder: Encoder | LazyEncoder | str | os.PathLike[str] | None = None,
+        *,
+        labels: str | os.PathLike[str] | None = None,
+        checksum: bool = False,
+        keep_missing: bool = False,
+        max_vanishing: float = 0.5,
+        force: bool = False,
+        settle: float = 0.0,
+        strict: bool = False,
+        dry_run: bool = False,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        device: str = "auto",
+        progress: Progress | None = None,
+    ) -> SyncReport:
+        """Make the gallery hold what a folder holds; images of other folders are none of its business.
+
+        Contents decide: a file that was renamed or copied is not encoded again. Files that cannot be used are listed,
+        and what the gallery had under their paths is kept.
+
+        Args:
+            folder: where the images lie.
+            encoder: needed only when there are new images and the gallery keeps no encoder: one, or its checkpoint.
+            labels: `"folder"`, `"none"`, or a CSV, for all images; None: images keep their labels, new ones are called
+                after their folders if the gallery has labels.
+            checksum: read every file instead of trusting size and time of change.
+            keep_missing: images whose files are gone stay.
+            max_vanishing: the share of the folder's images that may leave at once, 0 … 1.
+            force: let any number leave, and all if the folder is empty.
+            settle: seconds that a file must have been left alone; younger ones are counted as `busy`.
+            strict: stop at the first file that cannot be used.
+            dry_run: only say what would happen.
+            batch_size: images per forward pass; see `Inference` for this and the next two.
+            workers: threads that decode images.
+            device: `"auto"`, `"cpu"` or `"cuda"`.
+            progress: called with files looked at, and then with files encoded.
+
+        Raises:
+            InputError: no such folder, too many images would leave, or there is no encoder for new ones.
+            FingerprintMismatchError: another encoder built the gallery.
+            GalleryLockedError: another process is writing to it.
+        """
+        from .sync import LazyEncoder, SyncSettings, inference_settings, plan_sync, sync_folder
+        from .sync_plan import Place
+
+        self._require_segments("sync")
+        settings = SyncSettings(labels, checksum, keep_missing, max_vanishing, force, settle, strict)
+        place = Place(Path(folder), self.root)
+        load = encoder if isinstance(encoder, LazyEncoder) else LazyEncoder(self, encoder)
+        if dry_run:
+            return plan_sync(Snapshot.open(self.folder, verify=False), place, settings, progress=progress)
+        inference = inference_settings(batch_size, workers, device)
+        with self._writing() as writer:
+            return sync_folder(writer, place, load, settings=settings, inference=inference, progress=progress)
+
     def remove(
         self, *, paths: Iterable[str | os.PathLike[str]] | None = None, where: str | Filter | None = None
     ) -> int:
@@ -457,13 +650,25 @@ class Gallery:
         return len(ids)
 
     def _ids_of(self, paths: Sequence[str | os.PathLike[str]]) -> Ids:
-        known = self._snapshot.known_files()
-        places = [known.get(os.fspath(path), known.get(stored_path(path, self.root))) for path in paths]
+        stored = [stored_path(path, self.root) for path in paths]
+        known = self._snapshot.known_files(among=[*(os.fspath(path) for path in paths), *stored])
+        places = [known.get(os.fspath(path), known.get(other)) for path, other in zip(paths, stored, strict=True)]
         missing = [os.fspath(path) for path, place in zip(paths, places, strict=True) if place is None]
         if missing:
             shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
             raise InputError(f"not in {self.folder}: {shown}; nothing was removed")
         return np.unique(self.ids[[place for place in places if place is not None]])
+
+    def refresh(self) -> bool:
+        """Move to the newest generation on the disk; says whether there was another. No search may run beside it."""
+        before = self.manifest
+        self._refresh()
+        return self.manifest != before
+
+    def save_caches(self) -> None:
+        """Store what the next reader would otherwise compute: prototypes, and an index that is slow to build."""
+        with self._writing():
+            pass  # they are renewed at the end of every change
 
     def compact(self) -> None:
         """Merge all segments and give the room of removed images back; readers go on undisturbed."""
@@ -500,37 +705,58 @@ class Gallery:
         if before.spec != after.spec or before.manifest.encoder.fingerprint != after.manifest.encoder.fingerprint:
             self.close()  # somebody built it anew
             self._prototypes = None
+        if (before.manifest.index, before.manifest.tuning) != (after.manifest.index, after.manifest.tuning):
+            self.close()
+        if after.manifest.backend is not None:
+            self.close()  # Milvus has what came, and the new generation says what of it counts
         if self._prototypes is not None:
-            caches.update_prototypes(self._prototypes, before=before, after=after)
+            try:
+                caches.update_prototypes(self._prototypes, before=before, after=after)
+            except CorruptGalleryError:
+                if after.manifest.backend is None:
+                    raise
+                self._prototypes = None  # another writer has deleted the rows of what left; the cache knows the outcome
         self._snapshot = after
         if self._search is not None:
-            self._search.delete(np.setdiff1d(before.ids, after.ids, assume_unique=True))
-            for ids, vectors in after.blocks(np.flatnonzero(~np.isin(after.ids, before.ids))):
-                self._search.upsert(ids, vectors.embedding)
+            self._bring_up_to_date(self._search, before.ids)
+
+    def _bring_up_to_date(self, search: Search, known: Ids) -> None:
+        """Take what left out of a search index over the ids in `known`, and put in what came."""
+        search.delete(np.setdiff1d(known, self.ids, assume_unique=True))
+        for ids, vectors in self._snapshot.blocks(np.flatnonzero(~np.isin(self.ids, known))):
+            search.upsert(ids, vectors.embedding)
 
     def _renew_caches(self, writer: GalleryWriter) -> None:
         """Store prototypes, and the search index if it costs more to build than to read."""
         if not _is_fresh(self.manifest.prototype_cache, self.manifest):
             writer.store_cache("prototypes", self.prototypes.save, count=len(self.prototypes))
         if not _is_fresh(self.manifest.index_cache, self.manifest) and self._has_slow_index():
-            data = self.searcher.serialise()
+            from .faiss_search import FaissSearch
+
+            search = self.searcher
+            assert isinstance(search, FaissSearch)
             writer.store_cache(
                 "index",
-                lambda path: _write(path, data),
+                search.save,
                 count=len(self),
                 tag=lambda file: caches.index_tag(self._snapshot, file.sha256),
             )
         self._refresh()
 
+    def _require_segments(self, command: str) -> None:
+        if self.manifest.backend is not None:
+            raise InputError(
+                f"`{command}` is for galleries whose rows are in their folder; {self.folder} has them in Milvus: "
+                "use `add` and `remove`, and choose the index with `build --index`"
+            )
+
     def _has_slow_index(self) -> bool:
-        if self.manifest.index == "flat" or (self.manifest.index == "auto" and len(self) < _FAST_INDEX):
+        if self.manifest.backend is not None:
+            return False
+        if self.manifest.index in ("flat", "SQfp16") or (self.manifest.index == "auto" and len(self) < _FAST_INDEX):
             return False
         return self.searcher.is_worth_saving
 
 
 def _is_fresh(cache: CacheEntry | None, manifest: Manifest) -> bool:
     return cache is not None and cache.generation == manifest.generation
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)

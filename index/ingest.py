@@ -2,7 +2,8 @@
 
 Nothing here knows what an encoder is: a `Stream` turns offers into vectors, and `build.py` makes one from an encoder.
 Each file is read once; its checksum is taken from the same bytes that are decoded. Memory holds a batch, and the
-known paths.
+known paths. Where a gallery pools under masks, the column `mask` says under which: the first digits of the mask file's
+checksum, so that another mask is news as another picture is, or "none" for the whole picture.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ import numpy as np
 
 from ..errors import ImageError, InputError
 from ..images.listing import Listing
+from ..images.masks import MaskFolder
 from .reports import AddReport, Skipped
 from .rows import Array, Entries, Vectors, stored_path
 from .segments import MAX_COLUMNS
 from .snapshot import Snapshot
 from .writer import GalleryWriter
 
-__all__ = ["Encoded", "Offer", "Progress", "Stream", "ingest", "read_offer"]
+__all__ = ["MASK_COLUMN", "NO_MASK", "Encoded", "Offer", "Progress", "Stream", "ingest", "read_offer"]
 
 MAX_FILE_BYTES = 1 << 30
+MASK_COLUMN, NO_MASK = "mask", "none"
 Progress = Callable[[int, int], None]  # images done, images in all
 
 
@@ -99,7 +102,13 @@ def read_offer(offer: Offer) -> bytes:
 
 
 def ingest(
-    writer: GalleryWriter, images: Listing, stream: Stream, *, strict: bool = False, progress: Progress | None = None
+    writer: GalleryWriter,
+    images: Listing,
+    stream: Stream,
+    *,
+    masks: MaskFolder | None = None,
+    strict: bool = False,
+    progress: Progress | None = None,
 ) -> AddReport:
     """Bring a listing's images into the gallery, all but those that are there already.
 
@@ -107,9 +116,12 @@ def ingest(
 
     Raises:
         ImageError: with `strict`, the first file that cannot be used.
+        InputError: too many columns, or one called "mask" where masks are given.
     """
     _check_columns(writer, images)
-    intake = _Intake(writer, images, strict=strict, progress=progress)
+    if masks is not None and MASK_COLUMN in images.column_names:
+        raise InputError("with masks the column `mask` says under which each image was pooled; rename yours")
+    intake = _Intake(writer, images, masks, strict=strict, progress=progress)
     try:
         intake.run(stream)
         writer.commit()
@@ -122,9 +134,18 @@ def ingest(
 class _Intake:
     """One pass over a listing: the counts, and the offers between listing and commit."""
 
-    def __init__(self, writer: GalleryWriter, images: Listing, *, strict: bool, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        writer: GalleryWriter,
+        images: Listing,
+        masks: MaskFolder | None,
+        *,
+        strict: bool,
+        progress: Progress | None,
+    ) -> None:
         self.writer = writer
         self.images = images
+        self.masks = masks
         self.strict = strict
         self.added = self.replaced = self.unchanged = 0
         self.skipped: list[Skipped] = []
@@ -156,8 +177,8 @@ class _Intake:
         """What the listing offers, without files whose size and time of change say that they are known."""
         manifest = self.writer.manifest
         root = Path(manifest.root)
-        snapshot = Snapshot(self.writer.folder, manifest, verify=False)
-        known = snapshot.known_files()
+        snapshot = Snapshot.at(self.writer.folder, manifest, verify=False)
+        known = snapshot.known_files(among=(stored_path(self.images.file(record), root) for record in self.images))
         seen: set[str] = set()
         for record in self.images:
             file = self.images.file(record)
@@ -166,10 +187,24 @@ class _Intake:
                 self.unchanged += 1
                 continue
             seen.add(offer.path)
+            if self.masks is not None and not self._note_mask(offer, self.masks):
+                continue
             if offer.path in known and not self._is_news(offer, snapshot, place=known[offer.path]):
                 self.unchanged += 1
                 continue
             yield offer
+
+    def _note_mask(self, offer: Offer, masks: MaskFolder) -> bool:
+        """Write into the columns which mask the image has; False if it cannot be used, or has none and must."""
+        try:
+            digest = masks.digest(offer.path)
+            if digest is None and self.strict:
+                raise ImageError(offer.path, f"it has no mask; expected {masks.file(offer.path)}")
+        except ImageError as error:
+            self._refuse(offer, error)
+            return False
+        offer.columns = {**offer.columns, MASK_COLUMN: digest or NO_MASK}
+        return True
 
     def _is_news(self, offer: Offer, snapshot: Snapshot, *, place: int) -> bool:
         """Whether the file must be read; notes what it would replace.
@@ -180,7 +215,7 @@ class _Intake:
         sha256, size, mtime_ns = snapshot.file_state(place)
         said = {name: value for name, value in {"label": offer.label, **offer.columns}.items() if value is not None}
         names = snapshot.column_names
-        if any(name not in names or snapshot.column(name)[place] != value for name, value in said.items()):
+        if any(name not in names or snapshot.value(name, place) != value for name, value in said.items()):
             return True
         offer.known_sha256 = sha256
         try:
@@ -222,7 +257,7 @@ class _Intake:
 
 def _check_columns(writer: GalleryWriter, images: Listing) -> None:
     """Refuse now what could not be read again later."""
-    names = {*Snapshot(writer.folder, writer.manifest, verify=False).column_names, *images.column_names}
+    names = {*Snapshot.at(writer.folder, writer.manifest, verify=False).column_names, *images.column_names}
     if len(names) > MAX_COLUMNS:
         raise InputError(f"a gallery holds up to {MAX_COLUMNS} columns, with these images it would have {len(names)}")
 

@@ -20,8 +20,9 @@ from ..errors import CorruptGalleryError, GalleryError, NotAGalleryError
 from .durable import Storage
 from .rejection import Rejection
 from .search import METRICS, Metric
+from .tuned import Tuning
 
-__all__ = ["MANIFEST_NAME", "CacheEntry", "EncoderEntry", "FileEntry", "Manifest", "Spec"]
+__all__ = ["MANIFEST_NAME", "BackendEntry", "CacheEntry", "EncoderEntry", "FileEntry", "Manifest", "MaskEntry", "Spec"]
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "distcam-gallery"
@@ -115,6 +116,36 @@ class EncoderEntry:
 
 
 @dataclass(frozen=True)
+class MaskEntry:
+    """Under which masks the vectors were pooled.
+
+    Attributes:
+        folder: the absolute folder of the masks, beside the root's pictures.
+        category: the number that marks the object in them; None for everything that is not black.
+    """
+
+    folder: str
+    category: int | None = None
+
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """Where the rows lie when they are not in the folder.
+
+    Attributes:
+        address: of the collection in Milvus, without secrets.
+        owner: a random id that the collection carries too.
+        columns: the names of the user's columns.
+        settled: of how many tombstone files the rows have been deleted.
+    """
+
+    address: str
+    owner: str
+    columns: tuple[str, ...] = ()
+    settled: int = 0
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A gallery's state, complete and consistent; a commit replaces it by another.
 
@@ -131,6 +162,9 @@ class Manifest:
         skipped: the list of images that could not be used.
         prototype_cache, index_cache: can be computed again.
         rejection: from which distance on nothing is a match; None until somebody calibrates.
+        backend: where the rows lie when there are no segments; None when they are in segments.
+        masks: under which masks the vectors were pooled; None when whole pictures were.
+        tuning: what was measured when `index` was chosen by tuning; None until somebody tunes.
     """
 
     spec: Spec
@@ -146,11 +180,18 @@ class Manifest:
     prototype_cache: CacheEntry | None = None
     index_cache: CacheEntry | None = None
     rejection: Rejection | None = None
+    backend: BackendEntry | None = None
+    masks: MaskEntry | None = None
+    tuning: Tuning | None = None
 
     def __post_init__(self) -> None:
         names = [entry.name for entry in self.files()]
         if len(set(names)) != len(names):
             raise ValueError("two entries name the same file")
+        if self.backend is not None and (self.segments or not 0 <= self.backend.settled <= len(self.tombstones)):
+            raise ValueError(
+                "rows are in Milvus, but the manifest speaks of segments or of tombstones that are not there"
+            )
         if self.generation < 0 or not 0 <= self.next_id < 1 << 63:
             raise ValueError("a counter is out of range")
 
@@ -230,7 +271,9 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise ValueError(f"{where} should be an object")
         return value
-    if isinstance(kind, type) and issubclass(kind, (Spec, FileEntry, CacheEntry, EncoderEntry, Rejection, Manifest)):
+    if isinstance(kind, type) and issubclass(
+        kind, (Spec, FileEntry, CacheEntry, EncoderEntry, BackendEntry, MaskEntry, Rejection, Tuning, Manifest)
+    ):
         known = {item.name for item in fields(kind)}
         needed = {item.name for item in fields(kind) if item.default is item.default_factory is MISSING}
         if not isinstance(value, dict) or not needed <= set(value) <= known:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptGalleryError, InputError
 from .durable import file_sha256
+from .filters import Filter, matching
 from .manifest import REMEDY, FileEntry, Manifest, Spec
 from .reports import counted
 from .rows import Array, Categorical, Record, Vectors
@@ -26,6 +27,7 @@ __all__ = ["BLOCK_BYTES", "Ids", "Snapshot", "Verify", "check_file", "read_ids"]
 AUTO_VERIFY_BYTES = 1 << 30
 BLOCK_BYTES = 16 << 20
 _ATTEMPTS = 10
+_FEW_ROWS = 256
 
 Ids: TypeAlias = NDArray[np.uint64]
 Verify: TypeAlias = bool | Literal["auto"]
@@ -45,6 +47,7 @@ class Snapshot:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, *, verify: Verify = "auto") -> None:
+        assert manifest.backend is None
         self.folder = folder
         self.manifest = manifest
         files = (*manifest.segments, *manifest.tombstones)
@@ -60,6 +63,15 @@ class Snapshot:
         self._columns: dict[str, Categorical] = {}
 
     @classmethod
+    def at(cls, folder: Path, manifest: Manifest, *, verify: Verify = "auto") -> Snapshot:
+        """This generation, wherever its rows lie."""
+        if manifest.backend is None:
+            return cls(folder, manifest, verify=verify)
+        from .milvus_gallery import MilvusSnapshot
+
+        return MilvusSnapshot(folder, manifest, verify=verify)
+
+    @classmethod
     def open(cls, folder: Path, *, verify: Verify = "auto") -> Snapshot:
         """The newest generation.
 
@@ -69,7 +81,7 @@ class Snapshot:
         manifest = Manifest.load(folder)
         for _ in range(_ATTEMPTS):
             try:
-                return cls(folder, manifest, verify=verify)
+                return cls.at(folder, manifest, verify=verify)
             except (FileNotFoundError, CorruptGalleryError) as error:
                 newer = Manifest.load(folder)
                 if newer != manifest:
@@ -99,6 +111,11 @@ class Snapshot:
             alive = ~np.isin(ids, np.concatenate(removed))
             ids, order = ids[alive], order[alive]
         return ids.astype(np.uint64, copy=False), order
+
+    @property
+    def removed_rows(self) -> int:
+        """Rows of removed images that still take room."""
+        return sum(len(segment) for segment in self.segments) - len(self)
 
     # --- Which images ------------------------------------------------------------------------------------------------
 
@@ -145,6 +162,23 @@ class Snapshot:
                 new = np.array([*(number[value] for value in part.values), -1], np.int32)
                 codes.append(new[part.codes])
         return Categorical(values, np.concatenate(codes)[self._positions])
+
+    def values(self, name: str, places: Array) -> list[str | None]:
+        """One column of some images."""
+        column = self.column(name)
+        return [column[place] for place in places.tolist()]
+
+    def value(self, name: str, place: int) -> str | None:
+        """One column of one image."""
+        return self.column(name)[place]
+
+    def ids_where(self, where: Filter) -> Ids:
+        """The ids of the images that a filter keeps, ascending."""
+        return self.ids[matching(where, self)]
+
+    def search_limits(self, where: Filter) -> dict[str, Any]:
+        """How a search is told about a filter."""
+        return {"allowed": self.ids_where(where)}
 
     def paths(self, places: Array) -> Iterator[str]:
         """The stored paths of images given by place."""
@@ -200,6 +234,11 @@ class Snapshot:
             return np.asarray(arrays[0][positions])
         out = np.empty((len(positions), *shape), np.float32)
         numbers = np.searchsorted(self._starts, positions, side="right") - 1
+        if len(positions) <= _FEW_ROWS:  # the candidates of one query, spread over all segments
+            rows = (positions - self._starts[numbers]).tolist()
+            for at, (number, row) in enumerate(zip(numbers.tolist(), rows, strict=True)):
+                out[at] = arrays[number][row]
+            return out
         for number in np.unique(numbers).tolist():
             here = numbers == number
             out[here] = arrays[number][positions[here] - self._starts[number]]
@@ -220,8 +259,9 @@ class Snapshot:
         parts = [(segment, np.flatnonzero(np.isin(segment.ids, self.ids))) for segment in self.segments]
         return [(segment, rows) for segment, rows in parts if len(rows)]
 
-    def known_files(self) -> dict[str, int]:
-        """Each image's place by its path."""
+    def known_files(self, among: Iterable[str] | None = None) -> dict[str, int]:
+        """Each image's place by its path; of those `among` at least."""
+        del among  # all are at hand
         return {path: place for place, path in enumerate(self.all_paths())}
 
     def file_state(self, place: int) -> tuple[bytes, int, int]:

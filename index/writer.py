@@ -90,6 +90,15 @@ class GalleryWriter:
         self._on_disk = on_disk
         self._pending_since = time.monotonic()
 
+    @staticmethod
+    def at(folder: Path, manifest: Manifest, **options: Any) -> GalleryWriter:
+        """The writer for a gallery, wherever its rows lie; options as above."""
+        if manifest.backend is None:
+            return GalleryWriter(folder, manifest, **options)
+        from .milvus_writer import MilvusWriter
+
+        return MilvusWriter(folder, manifest, **options)
+
     @property
     def manifest(self) -> Manifest:
         """The state as of the last commit."""
@@ -243,6 +252,9 @@ class GalleryWriter:
         with suppress(OSError):
             self.folder.rmdir()
 
+    def carry_out(self) -> None:
+        """Do what had to wait until nobody here reads removed images any more: nothing, where rows are in segments."""
+
     # --- Merging -----------------------------------------------------------------------------------------------------
 
     def tidy(self) -> None:
@@ -327,6 +339,7 @@ def opened_for_writing(folder: Path, **options: Any) -> Iterator[GalleryWriter]:
     manifest = Manifest.load(folder)  # before the lock, which would leave a lock file in a folder that is no gallery
     with WriterLock(folder):
         manifest = Manifest.load(folder)
-        writer = GalleryWriter(folder, manifest, on_disk=manifest, **options)
+        writer = GalleryWriter.at(folder, manifest, on_disk=manifest, **options)
         writer.sweep()
         yield writer
+        writer.carry_out()

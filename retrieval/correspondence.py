@@ -139,12 +139,12 @@ class PictureCorrespondence:
 
 def correspondence(matches: Matches, rank: int, *, space: Side) -> PictureCorrespondence:
     """The pairs of places of a query and one of its matches; see `Matches.correspondence`."""
-    from .explanation import query_response, response_of
+    from .explanation import match_response, query_response
 
     match = matches.at_rank(rank)
     metric = matches.retriever.gallery.metric
     query, is_exact = query_response(matches, space)
-    other, _ = response_of(matches.retriever, matches.feature_maps[rank - 1 : rank], space)
+    other, _ = match_response(matches, [rank - 1], space)
     transform = matches.retriever.encoder.transform
     return PictureCorrespondence(
         match=match,

@@ -19,6 +19,7 @@ from ..explain.inputs import NEEDS_MEAN
 from ..explain.regions import region_mask
 from ..explain.rendering import contour, draw_box
 from ..images import Box, read_image
+from .masking import gallery_weights
 from .matches import Match, Matches
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Explanation:
         matched = [reference.match.rank - 1 for reference in self.references if reference.match is not None]
         if not matched:
             return None
-        response, _ = response_of(self.matches.retriever, self.matches.feature_maps[matched], self.space)
+        response, _ = match_response(self.matches, matched, self.space)
         encoding = self.matches.query.encoding
         query = (encoding.embedding if self.space == "metric" else encoding.pooled).cpu()
         query = query.expand(len(matched), 1, -1)
@@ -129,7 +130,7 @@ class Explanation:
     @property
     def query_view(self) -> Box:
         """The rectangle of the query picture (in its pixels) that the encoder saw and the maps cover."""
-        return self.view_of(self.matches.query.image)
+        return self.matches.retriever.encoder.transform.view(*self.matches.query.size)
 
     def view_of(self, image: Image) -> Box:
         """The rectangle of a picture, in its pixels, that the encoder sees."""
@@ -276,13 +277,22 @@ def query_response(matches: Matches, space: Side) -> tuple[Tensor, bool]:
     return response_of(matches.retriever, query.encoding.feature_map, space, weights=query.weights)
 
 
+def match_response(matches: Matches, places: list[int], space: Side) -> tuple[Tensor, bool]:
+    """The response maps of some matches, counted from 0; of a gallery that pools under masks 0 outside of them."""
+    retriever, maps = matches.retriever, matches.feature_maps[places]
+    shape = (maps.shape[-2], maps.shape[-1])
+    weights = gallery_weights(retriever.gallery, retriever.encoder, [matches[place] for place in places], shape)
+    return response_of(retriever, maps, space, weights=weights)
+
+
 def response_of(
     retriever: Retriever, feature_maps: Tensor, space: Side, *, weights: Tensor | None = None
 ) -> tuple[Tensor, bool]:
     """The map "n d h w" whose spatial mean is what is compared, on the CPU, and whether that is exact."""
     encoder = retriever.inference.encoder
     head = encoder.head if space == "metric" else Identity()
-    folded = fold(feature_maps.float(), pooling=encoder.pooling, head=head, weights=weights)
+    feature_maps = feature_maps.to(retriever.inference.device, torch.float32)
+    folded = fold(feature_maps, pooling=encoder.pooling, head=head, weights=weights)
     return folded.map.cpu(), folded.is_exact
 
 

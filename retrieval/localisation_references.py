@@ -18,7 +18,9 @@ from ..errors import InputError, WeightsError
 from ..explain import Metric
 from ..explain.targets import distances
 from ..images import Listing
+from ..images.masks import MaskFolder
 from ..index.prototypes import PrototypeStore
+from .masking import encode_both_ways
 
 __all__ = ["LinearClassifier", "Reference", "References", "linear_probe", "read_classifier"]
 
@@ -59,13 +61,24 @@ class References:
         inference: Inference,
         *,
         metric: Metric = "cosine",
+        masks: MaskFolder | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> References:
         """The labelled images of a listing, one forward pass each.
 
+        Args:
+            listing: images without a label are passed over.
+            inference: the encoder.
+            metric: how embeddings are compared.
+            masks: pool each image under its mask, so that prototypes are those of the objects and not of the pictures;
+                an image without a mask is pooled as a whole.
+            progress: called with the number of images done and the number in all.
+
         Raises:
             InputError: fewer than two classes are left.
         """
+        if masks is not None:
+            return cls._under_masks(listing, inference, masks, metric=metric, progress=progress)
         label_of = {listing.file(record): record.label for record in listing if record.label is not None}
         files: list[Path] = []
         pooled, embeddings, skipped = [], [], []
@@ -78,10 +91,33 @@ class References:
             if progress is not None:
                 progress(len(files) + len(skipped), len(label_of))
         names = [label_of[file] or "" for file in files]
-        labels = tuple(sorted(set(names)))
-        if len(labels) < 2:
-            raise InputError(f"the references in {listing.root} have {len(labels)} classes; at least two are compared")
+        cls._check(names, listing)
         return cls.of(names, torch.cat(pooled), torch.cat(embeddings), metric=metric, files=files, skipped=skipped)
+
+    @classmethod
+    def _under_masks(
+        cls,
+        listing: Listing,
+        inference: Inference,
+        masks: MaskFolder,
+        *,
+        metric: Metric,
+        progress: Callable[[int, int], None] | None,
+    ) -> References:
+        label_of = {listing.file(record): record.label for record in listing if record.label is not None}
+        images = [(listing.file(record), record.path) for record in listing if record.label is not None]
+        report = None if progress is None else lambda done: progress(done, len(images))
+        found = encode_both_ways(images, inference, masks, progress=report)
+        names = [label_of[file] or "" for file in found.files]
+        cls._check(names, listing)
+        return cls.of(names, *found.masked, metric=metric, files=found.files, skipped=found.skipped)
+
+    @staticmethod
+    def _check(names: Sequence[str], listing: Listing) -> None:
+        if len(set(names)) < 2:
+            raise InputError(
+                f"the references in {listing.root} have {len(set(names))} classes; at least two are compared"
+            )
 
     @classmethod
     def of(

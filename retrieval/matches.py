@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .correspondence import PictureCorrespondence
     from .explanation import Explanation, Side
     from .retriever import Retriever
+    from .stored import BareVector, StoredEncoding
 
 __all__ = ["Match", "Matches", "Query"]
 
@@ -70,21 +71,36 @@ class Query:
     """The query image: its name, where it came from, and its encoding (a batch of one).
 
     Attributes:
+        source: a path, bytes or a Pillow image; None when only the encoding is left, or for a bare vector.
         region: the part of the picture that was searched for, in its pixels; None for all of it.
         weights: of the positions of the feature map, with mean 1, where there is a region. Pooled vector and embedding
             are then those of the region; the feature map is the whole picture's.
+        known_size: width and height of the upright picture, where they are known without reading it.
     """
 
     name: str
     source: Any = field(repr=False)
-    encoding: Encoding = field(repr=False)
+    encoding: Encoding | StoredEncoding | BareVector = field(repr=False)
     region: Region | None = field(default=None, repr=False, compare=False)
     weights: Tensor | None = field(default=None, repr=False, compare=False)
+    known_size: tuple[int, int] | None = field(default=None, repr=False, compare=False)
 
     @property
     def image(self) -> Image:
-        """The picture in RGB, read again from its source: rankings of thousands of queries hold no pictures."""
+        """The picture in RGB, read again from its source: rankings of thousands of queries hold no pictures.
+
+        Raises:
+            InputError: the query has no picture.
+            ImageError: the file is gone or damaged.
+        """
+        if self.source is None:
+            raise InputError(f"{self.name} has no picture: only its encoding was given")
         return self.source if hasattr(self.source, "getbands") else read_image(self.source)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture, which is read for it unless `known_size` says."""
+        return self.known_size or self.image.size
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from types import NoneType
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
@@ -20,9 +19,21 @@ from ..images import Box
 from ..index import Gallery
 from ..index.rejection import Rejection
 from ..index.search import Hits, SearchSpec, comparable, distances_to
+from .masking import stored_weights
 from .matches import Match, Matches, Query
+from .stored import BareVector, StoredEncoding
 
-__all__ = ["Retriever"]
+__all__ = ["Encodes", "Retriever"]
+
+
+class Encodes(Protocol):
+    """What a retriever needs of an `Inference`; a server puts its own queue in place of it."""
+
+    encoder: Encoder
+    device: torch.device
+
+    def encode_images(self, images: Sequence[Any]) -> Encoding:
+        """The encoding of files, bytes or Pillow images."""
 
 
 class Retriever:
@@ -33,6 +44,7 @@ class Retriever:
         encoder: the encoder that built it; by default the copy that the gallery keeps.
         device: "auto", "cpu", "cuda", …
         precision: "fp32", "bf16", or "auto": the one the gallery was built with, so that an image finds itself at 0.
+        inference: encodes in place of an `Inference` that would be made of the encoder by the last two.
 
     Raises:
         FingerprintMismatchError: the encoder is not the one that built the gallery.
@@ -46,13 +58,15 @@ class Retriever:
         *,
         device: str = "auto",
         precision: str = "auto",
+        inference: Encodes | None = None,
     ) -> None:
         self.gallery = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
         self.encoder = encoder if encoder is not None else _stored_encoder(self.gallery)
         self.gallery.check_encoder(self.encoder)
         if precision == "auto":
             precision = self.gallery.manifest.encoder.precision or "auto"
-        self.inference = Inference(self.encoder, device=device, precision=precision)
+        self.inference: Encodes = inference or Inference(self.encoder, device=device, precision=precision)
+        self._kept_prototypes: tuple[int, tuple[str, ...], np.ndarray[Any, np.dtype[np.float32]]] | None = None
 
     @overload
     def query(
@@ -114,27 +128,114 @@ class Retriever:
                 thresholds, or none in the gallery.
             ImageError: a file that is not a usable image.
         """
-        if k < 1:
-            raise InputError(f"k must be at least 1, got {k}")
         many = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
         sources = list(images) if many else [images]
         if not sources:
             raise InputError("no query images were given")
-        rejection = self._rejection(max_distance) if reject else None
-        limit = max_distance if rejection is None else rejection.threshold
+        self._check(k, reject=reject, max_distance=max_distance)
         encoding = self.inference.encode_images(sources)
         queries = [Query(_name(source, i), source, encoding[i]) for i, source in enumerate(sources)]
         if region is not None:
             regions = _one_each(region, len(queries))
             queries = [
-                query if part is None else self._focused(query, part)
+                query if part is None else self.focused(query, part)
                 for query, part in zip(queries, regions, strict=True)
             ]
-        results = [
-            matches if limit is None else matches.within(limit, rejection=rejection)
-            for matches in self._rank(queries, k, where)
-        ]
+        results = self.rank(queries, k=k, where=where, reject=reject, max_distance=max_distance)
         return results if many else results[0]
+
+    def query_stored(
+        self,
+        image: int,
+        *,
+        k: int = 10,
+        where: str | None = None,
+        region: Region | None = None,
+        reject: bool = False,
+        max_distance: float | None = None,
+        include_self: bool = False,
+    ) -> Matches:
+        """The k images nearest to one that the gallery holds: no forward pass, no file is opened.
+
+        Only a region, or a map of a gallery that keeps none, needs the picture itself.
+
+        Args:
+            image: its id.
+            k: as for `query`, and so are the next four.
+            where: see `query`.
+            region: see `query`.
+            reject: see `query`.
+            max_distance: see `query`.
+            include_self: let the image find itself.
+
+        Raises:
+            InputError: no such image, or what `query` refuses.
+            ImageError: the picture is needed, and its file is gone or damaged.
+        """
+        self._check(k, reject=reject, max_distance=max_distance)
+        query = self.stored(image)
+        if region is not None:
+            query = self.focused(query, region)
+        without = None if include_self else image
+        (matches,) = self.rank([query], k=k, where=where, reject=reject, max_distance=max_distance, without=without)
+        return matches
+
+    def stored(self, image: int, *, known_size: tuple[int, int] | None = None) -> Query:
+        """An image of the gallery, given by its id, as a query; InputError when it is not there."""
+        gallery = self.gallery
+        record = gallery.records([image])[0]
+        file = gallery.file(record)
+
+        def feature_map() -> torch.Tensor:
+            if gallery.spec.map_shape is not None:
+                return torch.from_numpy(gallery.maps([image]))
+            return self.inference.encode_images([file]).feature_map
+
+        pooled = torch.from_numpy(gallery.pooled([image]))
+        weights = stored_weights(gallery, self.inference.encoder, record)
+        same = gallery.spec.embedding_is_pooled
+        embedding = pooled if same else torch.from_numpy(gallery.embeddings([image]))
+        encoding = StoredEncoding(pooled, embedding, feature_map)
+        return Query(record.path, file, encoding, weights=weights, known_size=known_size)
+
+    def rank(
+        self,
+        queries: Sequence[Query],
+        *,
+        k: int = 10,
+        where: str | None = None,
+        reject: bool = False,
+        max_distance: float | None = None,
+        without: int | None = None,
+    ) -> list[Matches]:
+        """The k nearest gallery images of queries that are encoded already; see `query`.
+
+        Args:
+            queries: at least one.
+            k: as for `query`, and so are the next three.
+            where: see `query`.
+            reject: see `query`.
+            max_distance: see `query`.
+            without: the id of an image that is no answer.
+
+        Raises:
+            InputError: what `query` refuses, or vectors that do not fit the gallery.
+        """
+        rejection = self._check(k, reject=reject, max_distance=max_distance)
+        limit = max_distance if rejection is None else rejection.threshold
+        vectors = torch.cat([query.encoding.embedding for query in queries]).cpu().numpy()
+        found = self.gallery.search(vectors, k if without is None else k + 1, where=where)
+        ranked = [
+            Matches(query, self._matches(_first(hits, k, without)), self.gallery.metric, self)
+            for query, hits in zip(queries, found, strict=True)
+        ]
+        return ranked if limit is None else [matches.within(limit, rejection=rejection) for matches in ranked]
+
+    def _check(self, k: int, *, reject: bool, max_distance: float | None) -> Rejection | None:
+        """The gallery's threshold if it is asked for, after a look at what can be refused before any work."""
+        if k < 1:
+            raise InputError(f"k must be at least 1, got {k}")
+        return self._rejection(max_distance) if reject else None
 
     def _rejection(self, max_distance: float | None) -> Rejection:
         """The threshold that the gallery keeps."""
@@ -148,10 +249,14 @@ class Retriever:
             )
         return rejection
 
-    def _focused(self, query: Query, region: Region) -> Query:
-        """The query pooled over the region alone."""
-        encoder, feature_map = self.inference.encoder, query.encoding.feature_map
-        size = query.image.size
+    def focused(self, query: Query, region: Region) -> Query:
+        """The query pooled over a region alone.
+
+        Raises:
+            InputError: a region that is empty or outside, or a query that has no picture.
+        """
+        encoder, feature_map = self.inference.encoder, query.encoding.feature_map.to(self.inference.device)
+        size = query.size
         rows, columns = feature_map.shape[-2:]
         shares = coverage(region, size=size, view=encoder.transform.view(*size), shape=(rows, columns))
         weights = region_weights(shares).to(feature_map.device)
@@ -159,14 +264,6 @@ class Retriever:
             pooled = pool_region(feature_map, weights, pooling=encoder.pooling)
             encoding = Encoding(feature_map, pooled, encoder.head(pooled))
         return replace(query, encoding=encoding, region=region, weights=weights)
-
-    def _rank(self, queries: list[Query], k: int, where: str | None) -> list[Matches]:
-        vectors = torch.cat([query.encoding.embedding for query in queries])
-        hits = self.gallery.search(vectors.cpu().numpy(), k, where=where)
-        return [
-            Matches(query, self._matches(hit), self.gallery.metric, self)
-            for query, hit in zip(queries, hits, strict=True)
-        ]
 
     def _matches(self, hits: Hits) -> tuple[Match, ...]:
         records = self.gallery.records(hits.ids)
@@ -188,9 +285,9 @@ class Retriever:
         """Larger is more alike: the cosine or dot product itself, the negative distance for L1 and L2."""
         return (1.0 if self.gallery.metric == "cosine" else 0.0) - distance
 
-    def prototype_distances(self, encoding: Encoding) -> dict[str, float]:
+    def prototype_distances(self, encoding: Encoding | StoredEncoding | BareVector) -> dict[str, float]:
         """Distance of an encoding (batch of one) to every class prototype, nearest first; empty without labels."""
-        labels, vectors = self._prototypes
+        labels, vectors = self._prototypes()
         if not labels:
             return {}
         spec = SearchSpec(vectors.shape[1], self.gallery.spec.metric)
@@ -198,10 +295,13 @@ class Retriever:
         distances = distances_to(spec, query, vectors)
         return {labels[i]: float(distances[i]) for i in np.argsort(distances, kind="stable")}
 
-    @cached_property
     def _prototypes(self) -> tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float32]]]:
-        store = self.gallery.prototypes
-        return store.labels, store.all_embeddings()
+        """Labels and vectors, computed anew when the gallery has moved on."""
+        generation, kept = self.gallery.manifest.generation, self._kept_prototypes
+        if kept is None or kept[0] != generation:
+            store = self.gallery.prototypes
+            kept = self._kept_prototypes = (generation, store.labels, store.all_embeddings())
+        return kept[1:]
 
 
 def _stored_encoder(gallery: Gallery) -> Encoder:
@@ -210,6 +310,14 @@ def _stored_encoder(gallery: Gallery) -> Encoder:
             f"{gallery.folder} keeps no encoder (it was built with a module of your own); pass `encoder`"
         )
     return Encoder.load(gallery.encoder_path)
+
+
+def _first(hits: Hits, k: int, without: int | None) -> Hits:
+    """The first k hits, one id passed over."""
+    if without is None:
+        return hits
+    kept = np.flatnonzero(hits.ids != without)[:k]
+    return Hits(hits.ids[kept], hits.distances[kept])
 
 
 def _one_each(region: Any, n_queries: int) -> Sequence[Region | None]:

@@ -118,4 +118,4 @@ def test_what_is_no_region_is_refused():
 
 
 def test_the_doctests_are_right():
-    assert doctest.testmod(sys.modules["distcam.explain.regions"]).failed == 0
+    assert doctest.testmod(sys.modules["distcam.encoders.regions"]).failed == 0

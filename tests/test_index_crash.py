@@ -7,12 +7,10 @@ names that were not synced are there or not, in any combination. The second part
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from killing import kill_at_random, sha256_of, start
 
 from distcam.errors import GalleryLockedError, NotAGalleryError
 from distcam.images import list_images
@@ -161,8 +160,8 @@ def _live(folder: Path, storage: Recorder) -> None:
     limits = CommitLimits(images=2, files=2, segment_images=100)
     writer = GalleryWriter(folder, manifest, on_disk=None, storage=storage, limits=limits)
     model: Model = {}
-    for start in range(0, 6, 2):  # three segments, by the limit on images
-        new = {f"c{number}": float(number) for number in range(start, start + 2)}
+    for first in range(0, 6, 2):  # three segments, by the limit on images
+        new = {f"c{number}": float(number) for number in range(first, first + 2)}
         writer.append(*_rows(new))
         model |= new
         storage.acknowledge(model)
@@ -359,21 +358,7 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def _start(photographs: Path, gallery: Path, job: str, seed: int) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", CHILD, str(photographs), str(gallery), job, str(seed)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def _kill_at_random(child: subprocess.Popen[str], chance: random.Random, *, lines: int, at_most: float) -> list[Any]:
-    """Let it say some lines and work on for a random time, and kill it; returns all that it said."""
-    assert child.stdout is not None
-    assert child.stderr is not None
-    said = [child.stdout.readline() for _ in range(lines)]
-    time.sleep(chance.random() * at_most)
-    child.kill()
-    rest, errors = child.communicate()
-    assert child.returncode in (-9, 0), errors
-    lines = "".join([*said, rest]).splitlines()
-    return [json.loads(line) for line in lines if line.endswith("]]")]  # the last may be cut
+    return start(CHILD, photographs, gallery, job, seed)
 
 
 def _check(folder: Path, photographs: Path, *, at_least: set[str], allowed: list[set[str]] | None = None) -> None:
@@ -390,11 +375,7 @@ def _check(folder: Path, photographs: Path, *, at_least: set[str], allowed: list
     assert at_least <= paths
     assert allowed is None or paths in allowed
     for record, vector in zip(records, gallery.pooled(gallery.ids), strict=True):
-        assert vector.astype(np.uint8).tobytes() == _sha256(photographs / record.path)
-
-
-def _sha256(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
+        assert vector.astype(np.uint8).tobytes() == sha256_of(photographs / record.path)
 
 
 def _kill_builds(tmp_path: Path, photographs: Path, times: int) -> None:
@@ -402,7 +383,7 @@ def _kill_builds(tmp_path: Path, photographs: Path, times: int) -> None:
     acknowledged = 0
     everything = {record.path for record in list_images(photographs)}
     for attempt in range(times):
-        said = _kill_at_random(_start(photographs, folder, "build", attempt), chance, lines=1, at_most=0.08)
+        said = kill_at_random(_start(photographs, folder, "build", attempt), chance, lines=1, at_most=0.08)
         kept |= {path for kind, paths in said if kind == "done" for path in paths}
         acknowledged += sum(kind == "done" for kind, _ in said)
         _check(folder, photographs, at_least=kept)
@@ -422,7 +403,7 @@ def _kill_changes(tmp_path: Path, photographs: Path, times: int) -> None:
     unfinished = finished = 0
     for attempt in range(times):
         child = _start(photographs, folder, "change", attempt)
-        said = _kill_at_random(child, chance, lines=2, at_most=0.15)  # the clock starts when the gallery is complete
+        said = kill_at_random(child, chance, lines=2, at_most=0.15)  # the clock starts when the gallery is complete
         steps = [(kind, set(paths)) for kind, paths in said if kind != "ready"]
         done = [paths for kind, paths in steps if kind == "done"]
         last_kind, last = steps[-1]  # perhaps only begun

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import mmap
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_answers import EXACT, assert_same, blobs, build, ids_of, true_hits
 
 from distcam.errors import CorruptGalleryError, InputError, ShapeError
-from distcam.index import faiss_search
+from distcam.index import faiss_bytes
 from distcam.index.faiss_factory import choose_factory
 from distcam.index.faiss_search import FaissSearch
 from distcam.index.search import (
     METRICS,
     UNKNOWN_FLOOR,
-    Hits,
     Metric,
     Proposal,
     SearchSpec,
@@ -28,45 +31,6 @@ from distcam.index.search import (
     distances_to,
     search_exactly,
 )
-
-EXACT = ("flat", "SQfp16")
-
-
-def ids_of(*keys: int) -> np.ndarray:
-    return np.array(keys, np.uint64)
-
-
-def build(vectors: np.ndarray, metric: Metric = "l2", factory: str = "flat", **options: object) -> FaissSearch:
-    """An index of these vectors with ids 0, 1, 2, …"""
-    batches = [(np.arange(len(vectors), dtype=np.uint64), vectors)] if len(vectors) else []
-    spec = SearchSpec(vectors.shape[1], metric)
-    options.setdefault("device", "cpu")
-    return FaissSearch.build(spec, batches, count=len(vectors), factory=factory, **options)  # type: ignore[arg-type]
-
-
-def blobs(n: int, d: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((max(n // 20, 1), d))
-    return (centres[rng.integers(0, len(centres), n)] + 0.3 * rng.standard_normal((n, d))).astype(np.float32)
-
-
-def true_hits(
-    metric: Metric, query: np.ndarray, vectors: np.ndarray, k: int, allowed: np.ndarray | None = None
-) -> Hits:
-    """All distances in float64, sorted by (distance, id): the answer every exact index has to give, bit for bit."""
-    spec = SearchSpec(vectors.shape[1], metric)
-    keys = np.arange(len(vectors)) if allowed is None else allowed.astype(np.int64)
-    distances = distances_to(spec, comparable(spec, query[None])[0], comparable(spec, vectors)[keys])
-    order = np.lexsort((keys, distances))[:k]
-    return Hits(keys[order].astype(np.uint64), distances[order])
-
-
-def assert_same(found: list[Hits], expected: list[Hits]) -> None:
-    assert len(found) == len(expected)
-    for hits, wanted in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(hits.ids, wanted.ids)
-        np.testing.assert_array_equal(hits.distances, wanted.distances)
-
 
 # --- Distances -------------------------------------------------------------------------------------------------------
 
@@ -325,6 +289,12 @@ def test_an_approximate_index_never_returns_fewer_than_there_are() -> None:
         ("nonsense", "cannot make index 'nonsense' for 8 dimensions"),
         ("NSG16", "cannot be filled or filtered"),
         ("IVF500,Flat", "500 lists needs at least as many vectors, got 300"),
+        ("IVF4,PQ3", "PQ3 cuts vectors into 3 equal parts, which does not divide 8 dimensions; use 2 or 4"),
+        ("PQ16", "PQ16 cuts vectors into 16 equal parts, which does not divide 8 dimensions; use 8"),
+        ("OPQ3,IVF4,PQ2", "OPQ3 cuts vectors into 3 equal parts"),
+        ("OPQ2_6,IVF4,PQ4", "PQ4 cuts vectors into 4 equal parts, which does not divide 6 dimensions; use 3 or 6"),
+        ("PCA6,IVF4,PQ4", "which does not divide 6 dimensions"),
+        ("IVF4,PQ4x10", "10 bits learns 1024 codes from at least as many vectors, got 300"),
     ],
 )
 def test_unusable_factories_are_refused(factory: str, message: str) -> None:
@@ -418,50 +388,42 @@ def test_verify_names_vectors_that_are_not_the_sources() -> None:
         vectors[42] = kept
 
 
-# --- GPU -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("factory", ["flat", "SQfp16", "IVF8,SQfp16", "IVF8,PQ4x4", "HNSW16", "PCA4,IVF8,Flat"])
+def test_an_index_mapped_from_a_file_is_not_copied_until_something_is_added(factory: str, tmp_path: Path) -> None:
+    vectors = blobs(900, 8)
+
+    def source(ids: np.ndarray) -> np.ndarray:
+        return vectors[ids.astype(int)]
+
+    search = build(vectors[:700], "l2", factory)
+    search.save(tmp_path / "index")
+    assert (tmp_path / "index").read_bytes() == search.serialise()
+    with (tmp_path / "index").open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    back = FaissSearch.deserialise(mapped, spec=search.spec, source=source, device="cpu")
+    assert back.is_mapped
+    assert_same(back.search(vectors[:9], 12), search.search(vectors[:9], 12))
+    back.delete(ids_of(3, 4))
+    assert back.is_mapped
+    new = np.arange(700, 900, dtype=np.uint64)
+    back.upsert(new, vectors[700:])  # FAISS itself would end the process here
+    search.delete(ids_of(3, 4))
+    search.upsert(new, vectors[700:])
+    assert not back.is_mapped
+    del mapped
+    if "HNSW" not in factory:  # a graph draws the levels of its vertices anew
+        assert_same(back.search(vectors[690:720], 12), search.search(vectors[690:720], 12))
+        assert back.serialise() == search.serialise()
+    assert back.count() == 898
 
 
-def test_asking_for_a_gpu_where_there_is_none_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
-    with pytest.raises(InputError, match="FAISS sees no GPU; use auto or cpu"):
-        build(blobs(10, 4), device="cuda")
+def test_a_disk_that_fills_up_while_an_index_is_saved_is_an_os_error(tmp_path: Path) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            if self.tell() > 3000:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
 
-
-@pytest.mark.parametrize("factory", [*EXACT, "IVF16,Flat"])
-def test_what_a_gpu_proposes_goes_through_the_same_exact_layer(factory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of the index stands in for the GPU; like one, it takes no filters and at most 2048 neighbours."""
-    asked: list[int] = []
-
-    class Copy:
-        def __init__(self, index: object) -> None:
-            self.index = faiss.clone_index(index)
-
-        def search(self, queries: np.ndarray, n: int) -> object:
-            assert n <= 2048
-            asked.append(n)
-            return self.index.search(queries, n)
-
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
-    monkeypatch.setattr(faiss_search, "to_gpu", lambda index: (None, Copy(index)))
-    vectors = blobs(3000, 12)
-    on_gpu, on_cpu = build(vectors, "l2", factory, device="cuda"), build(vectors, "l2", factory)
-    for allowed in (None, np.arange(0, 2900, dtype=np.uint64), np.arange(0, 3000, 40, dtype=np.uint64)):
-        assert_same(on_gpu.search(vectors[:6], 10, allowed=allowed), on_cpu.search(vectors[:6], 10, allowed=allowed))
-    assert asked
-    assert_same(on_gpu.search(vectors[:1], 2900), on_cpu.search(vectors[:1], 2900))
-    on_gpu.upsert(ids_of(5000), vectors[7:8])
-    assert on_gpu.search(vectors[7:8], 2)[0].ids.tolist() == [7, 5000]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("factory", EXACT)
-def test_the_gpu_gives_the_cpus_answer_bit_for_bit(factory: str, metric: Metric) -> None:
-    vectors = blobs(20_000, 64)
-    vectors[5000:5100] = vectors[0]
-    if metric == "l1" and factory != "flat":
-        pytest.skip("FAISS has no L1 on half-precision vectors")
-    on_gpu, on_cpu = build(vectors, metric, factory, device="cuda"), build(vectors, metric, factory)
-    for queries in (vectors[:1], vectors[:200]):
-        for allowed in (None, np.arange(0, 20_000, 2, dtype=np.uint64), np.arange(0, 20_000, 500, dtype=np.uint64)):
-            assert_same(on_gpu.search(queries, 10, allowed=allowed), on_cpu.search(queries, 10, allowed=allowed))
+    search = build(blobs(2000, 8), "l2", "IVF8,SQfp16")
+    with pytest.raises(OSError, match="No space left"):
+        faiss_bytes.write(search._stock, Full(), factory=search.factory)

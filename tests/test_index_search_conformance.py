@@ -1,15 +1,21 @@
 """What every search backend promises, checked by random operations against a dictionary and plain numpy.
 
-A further backend joins by adding itself to `BACKENDS`: a function from (spec, batches, source) to a `Search`.
+FAISS and milvus-lite always, and the Milvus server that DISTCAM_MILVUS_URI names (`milvus://HOST:19530/any_name`);
+`test_index_milvus_server.py` sets it to one of its own. A further backend joins by another `Backend`.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib.util
+import os
+import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -29,7 +35,78 @@ def with_faiss(factory: str) -> Make:
     return make
 
 
-BACKENDS: dict[str, Make] = {"flat": with_faiss("flat"), "half": with_faiss("SQfp16"), "hnsw": with_faiss("HNSW8")}
+@dataclass(frozen=True)
+class Backend:
+    """How to make a search; for one that outlives its process, how to open it again; and how much to ask of it."""
+
+    make: Make
+    reopen: Callable[[Search], Search] = lambda search: search
+    drop: Callable[[Search], None] = lambda search: None
+    examples: int = 20
+    max_id: int = 2**64 - 1
+
+
+def with_milvus(address: str, examples: int) -> Backend:
+    from distcam.index.milvus_address import Address
+    from distcam.index.milvus_search import MilvusSearch
+    from distcam.index.milvus_table import MilvusTable, TableSpec
+
+    def make(spec: SearchSpec, batches: Batches, source: VectorSource | None) -> Search:
+        owner = f"x{uuid.uuid4().hex}"
+        place = Address.parse(address.format(owner))
+        table = MilvusTable(place, TableSpec(spec.dim, spec.metric, None, owner))
+        table.create()
+        search = MilvusSearch(spec, table)
+        for keys, stored in batches:
+            search.upsert(keys, stored)
+        return search
+
+    def reopen(search: Search) -> Search:
+        assert isinstance(search, MilvusSearch)
+        table = MilvusTable(search._table.address, search._table.spec)
+        table.open()
+        return MilvusSearch(search.spec, table)
+
+    def drop(search: Search) -> None:
+        assert isinstance(search, MilvusSearch)
+        search._table.drop()
+
+    return Backend(make, reopen, drop, examples, max_id=2**63 - 2)
+
+
+BACKENDS = {
+    name: Backend(with_faiss(factory)) for name, factory in [("flat",) * 2, ("half", "SQfp16"), ("hnsw", "HNSW8")]
+}
+MILVUS = [
+    "milvus-lite",
+    pytest.param("milvus-lite at length", marks=pytest.mark.slow),
+    pytest.param("milvus server", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(scope="module")
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterable[dict[str, Backend]]:
+    backends = {}
+    has_client = importlib.util.find_spec("pymilvus") is not None
+    if has_client and (uri := os.environ.get("DISTCAM_MILVUS_URI")):
+        backends["milvus server"] = with_milvus(uri.rpartition("/")[0] + "/{}", 3)
+    if has_client and importlib.util.find_spec("milvus_lite") is not None:
+        file = tmp_path_factory.mktemp("milvus") / "rows.db"
+        backends["milvus-lite"] = with_milvus(f"milvus+lite://{file}?collection={{}}", 1)
+        backends["milvus-lite at length"] = with_milvus(f"milvus+lite://{file}?collection={{}}", 40)
+    yield backends
+    gc.collect()  # the connection closes with its last user
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Backend:
+    if request.param in BACKENDS:
+        return BACKENDS[request.param]
+    known = request.getfixturevalue("milvus")
+    if request.param not in known:
+        wanted = "DISTCAM_MILVUS_URI" if "server" in request.param else "pip install milvus-lite"
+        pytest.skip(f"{request.param} needs pip install 'distcam[milvus]' and {wanted}")
+    return known[request.param]
 
 
 def distances(metric: Metric, query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -78,10 +155,11 @@ def exactly_equal(stored: dict[int, np.ndarray], a: int, b: int) -> bool:
 # Small whole numbers: copies, parallel vectors and ties everywhere.
 vectors = st.lists(st.integers(-2, 2), min_size=DIM, max_size=DIM).filter(any).map(lambda v: np.array(v, np.float32))
 ids = st.integers(0, 40)
-far_ids = st.sampled_from([2**40 + 3, 2**63 + 1, 2**64 - 1])
 
 
-def machine(make: Make, metric: Metric) -> type[RuleBasedStateMachine]:
+def machine(backend: Backend, metric: Metric) -> type[RuleBasedStateMachine]:
+    far_ids = st.sampled_from([2**40 + 3, 2**62 + 1, backend.max_id])
+
     class Model(RuleBasedStateMachine):
         """Any order of calls: the backend answers like the dictionary."""
 
@@ -95,7 +173,7 @@ def machine(make: Make, metric: Metric) -> type[RuleBasedStateMachine]:
 
         @initialize(reads_back=st.booleans())
         def open(self, reads_back: bool) -> None:
-            self.search = make(self.spec, [], self.read if reads_back else None)
+            self.search = backend.make(self.spec, [], self.read if reads_back else None)
 
         @rule(batch=st.dictionaries(ids | far_ids, vectors, max_size=8))
         def upsert(self, batch: dict[int, np.ndarray]) -> None:
@@ -142,6 +220,10 @@ def machine(make: Make, metric: Metric) -> type[RuleBasedStateMachine]:
                 assert 0 < len(keys) <= batch_size
                 np.testing.assert_array_equal(found, self.read(keys))
 
+        @rule()
+        def reopen(self) -> None:
+            self.search = backend.reopen(self.search)
+
         @invariant()
         def counts(self) -> None:
             if hasattr(self, "search"):
@@ -150,6 +232,7 @@ def machine(make: Make, metric: Metric) -> type[RuleBasedStateMachine]:
         def teardown(self) -> None:
             if hasattr(self, "search"):
                 assert self.search.verify() == []
+                backend.drop(self.search)
                 self.search.close()
                 self.search.close()
 
@@ -157,12 +240,13 @@ def machine(make: Make, metric: Metric) -> type[RuleBasedStateMachine]:
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_backend_answers_like_a_dictionary_whatever_is_done_to_it(backend: str, metric: Metric) -> None:
+@pytest.mark.parametrize("backend", [*BACKENDS, *MILVUS], indirect=True)
+def test_a_backend_answers_like_a_dictionary_whatever_is_done_to_it(backend: Backend, metric: Metric) -> None:
     run_state_machine_as_test(
-        machine(BACKENDS[backend], metric),
+        machine(backend, metric),
         settings=settings(
-            max_examples=20,
+            max_examples=backend.examples,
+            phases=[Phase.generate] if backend.max_id < 2**63 else Phase,  # a server is too slow to shrink with
             stateful_step_count=15,
             deadline=None,
             database=None,
@@ -172,16 +256,18 @@ def test_a_backend_answers_like_a_dictionary_whatever_is_done_to_it(backend: str
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_all_backends_give_the_same_bits_in_the_same_order(metric: Metric) -> None:
+def test_all_backends_give_the_same_bits_in_the_same_order(metric: Metric, milvus: dict[str, Backend]) -> None:
     rng = np.random.default_rng(0)
     stored = rng.standard_normal((300, 8)).astype(np.float32)
     stored[100:140] = stored[7]  # one image forty times
     keys = rng.permutation(300).astype(np.uint64)
     queries = np.concatenate([stored[:5], stored[7:8], rng.standard_normal((5, 8)).astype(np.float32)])
     answers = []
-    for make in (*BACKENDS.values(), with_faiss("IVF4,Flat")):
-        search = make(SearchSpec(8, metric), [(keys, stored)], None)
+    others = [backend for name, backend in milvus.items() if name != "milvus-lite at length"]
+    for backend in (*BACKENDS.values(), Backend(with_faiss("IVF4,Flat")), *others):
+        search = backend.make(SearchSpec(8, metric), [(keys, stored)], None)
         answers.append(search.search(queries, 20, allowed=keys[:250]))
+        backend.drop(search)
     for other in answers[1:]:
         for hits, same in zip(answers[0], other, strict=True):
             np.testing.assert_array_equal(hits.ids, same.ids)

@@ -1,0 +1,128 @@
+"""`distcam serve`: a gallery as a web page and a REST API."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError, MissingExtraError
+from .console import err, say
+from .options import Device, GalleryPath
+
+EXAMPLE = "Example: `distcam serve photos.gallery --open`"
+TOKEN_VARIABLE = "DISTCAM_TOKEN"
+_MEGABYTE = 1 << 20
+
+
+def serve(
+    gallery: GalleryPath,
+    host: Annotated[str, typer.Option(help="Address to listen on; `0.0.0.0` lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    writable: Annotated[
+        bool, typer.Option("--writable", help="Let whoever has the token add and remove images.")
+    ] = False,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help=f"The token's FILE; else the variable {TOKEN_VARIABLE}, else one is made and printed once."),
+    ] = None,
+    uploads: Annotated[
+        Path | None, typer.Option(help="Folder for pictures that are added. Default: `GALLERY.uploads` beside it.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name that browsers call this server by; may be given several times.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Images of one forward pass.")] = 16,
+    window_ms: Annotated[
+        float, typer.Option(min=0, help="How long a batch waits for pictures that are on their way.")
+    ] = 3.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time; more are answered with 429.")] = 64,
+    rate: Annotated[float, typer.Option(min=0, help="Requests a second of one client; 0 sets no limit.")] = 100.0,
+    max_upload_mb: Annotated[float, typer.Option(min=0.001, help="Largest picture, in MiB.")] = 20.0,
+    encoder: Annotated[
+        Path | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the gallery's pictures lie now, if they were moved.")] = None,
+    device: Device = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the arithmetic on a CPU. Default: one for each core.")
+    ] = None,
+    access_log: Annotated[bool, typer.Option("--access-log", help="A line of JSON for every request.")] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Search, explain and look around in a gallery with a browser, or over REST (`/api/v1/openapi.json`)."""
+    if not writable and (token_file is not None or uploads is not None):
+        raise InputError("--token-file and --uploads are for a server that is --writable")
+    try:
+        from ..server.app import create_app
+        from ..server.running import bound_socket, run, url_of
+        from ..server.settings import Settings
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"the server needs {error.name}, which is not installed: pip install 'distcam[serve]'"
+        ) from error
+
+    token, is_new = _token(token_file) if writable else (None, False)
+    settings = Settings(
+        gallery=gallery,
+        encoder=encoder,
+        root=root,
+        device=device,
+        threads=threads or _cores(),
+        max_batch=max_batch,
+        window_ms=window_ms,
+        concurrency=concurrency,
+        rate=rate,
+        max_upload_bytes=int(max_upload_mb * _MEGABYTE),
+        token=token,
+        uploads=uploads,
+        allowed_hosts=frozenset(name.lower() for name in (*(allow_host or ()), host)),
+    )
+    bound = bound_socket(host, port)
+    url = url_of(bound)
+    try:
+        app = create_app(settings)
+    except BaseException:
+        bound.close()
+        raise
+
+    def ready() -> None:
+        with app.state.service.live.reading() as retriever:
+            images, is_complete = len(retriever.gallery), retriever.gallery.manifest.complete
+        if not is_complete:
+            err.print("note: the build of this gallery is not finished; only what is encoded so far is searched")
+        say(f"{gallery.name}: {images} image{'' if images == 1 else 's'} at {url}, until Ctrl-C")
+        if is_new:
+            say(f"token for adding and removing, shown this once: {token}")
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            err.print(
+                f"note: whoever reaches {host} can query; the connection is not encrypted, so put a proxy with TLS "
+                "before it",
+                soft_wrap=True,
+            )
+        if open_page:
+            typer.launch(url)
+
+    run(app, bound, access_log=access_log, on_ready=ready)
+
+
+def _token(file: Path | None) -> tuple[str, bool]:
+    """The token, and whether it was made just now."""
+    if file is not None:
+        try:
+            return file.read_text("utf-8").strip(), False
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: expected a file with the token ({error})") from error
+    if given := os.environ.get(TOKEN_VARIABLE, "").strip():
+        return given, False
+    return secrets.token_urlsafe(32), True
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,225 @@
+"""A part of a picture as the question: how much of each position of a feature map it covers, and pooling over it.
+
+A region is given in pixels of the picture as it was taken. What the network saw of that picture is its `view`, and the
+positions of the feature map divide the view evenly, so each position is covered by a share of its area, 0 to 1. Pooling
+with these shares as weights gives the vector of the region, and `fold` with them gives the response map of which that
+vector is the mean: a region is then searched for and explained by everything that takes a whole picture. `MaskPooling`
+does so for a stream of pictures, each with a mask in a folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import ImageError, InputError, ShapeError
+from ..images.geometry import Box
+from ..images.masks import MaskFolder
+from .encoder import Encoder
+from .encoding import Encoding
+from .pooling import GAP, GeM, Pooling
+
+__all__ = [
+    "MaskPooling",
+    "Region",
+    "coverage",
+    "pool_region",
+    "pooled_under",
+    "region_mask",
+    "region_weights",
+    "weights_of",
+]
+
+Region = Box | NDArray[np.bool_]
+
+
+def coverage(
+    region: Box | Bool[NDArray[Any], "height width"], *, size: tuple[int, int], view: Box, shape: tuple[int, int]
+) -> Float[Tensor, "h w"]:
+    """How much of each position's area the region covers, in [0, 1].
+
+    Args:
+        region: a `Box` in pixels of the picture, clipped to it; or a boolean mask with a value for each of its pixels.
+        size: (width, height) of the picture.
+        view: the rectangle of the picture that the network saw, `Transform.view(*size)`.
+        shape: rows and columns of the feature map.
+
+    Raises:
+        ShapeError: a mask that is not of the picture's size.
+        InputError: the region is empty, or lies outside what the network saw.
+
+    >>> coverage(Box(0, 0, 3, 2), size=(4, 4), view=Box(0, 0, 4, 4), shape=(2, 2))
+    tensor([[1.0000, 0.5000],
+            [0.0000, 0.0000]])
+    """
+    width, height = size
+    if isinstance(region, Box):
+        mask, rows, columns = _box(region, size)
+    else:
+        mask = region_mask(region, size).astype(np.float64)
+        rows, columns = np.arange(height + 1.0), np.arange(width + 1.0)
+    down = _overlap(rows, shape[0], begin=float(view.top), end=float(view.bottom))
+    across = _overlap(columns, shape[1], begin=float(view.left), end=float(view.right))
+    shares = (down @ mask @ across.T) * (shape[0] * shape[1] / view.area)
+    if shares.max() < 1e-6:
+        seen = tuple(round(edge, 1) for edge in view.clipped(*size))
+        raise InputError(
+            f"the region lies outside what the encoder sees of this picture of {width}×{height} pixels, which is "
+            f"(left, top, right, bottom) = {seen}; an encoder whose transform has fit='pad' or 'squash' sees all"
+        )
+    return torch.from_numpy(shares.clip(0, 1)).float()
+
+
+def region_mask(region: Box | NDArray[Any], size: tuple[int, int]) -> Bool[NDArray[Any], "height width"]:
+    """The region as a boolean array of the picture's size; of a box the pixels with their centre inside.
+
+    Raises:
+        ShapeError: a mask that is not boolean or not of the picture's size.
+        InputError: a mask without any pixel.
+    """
+    width, height = size
+    if isinstance(region, Box):
+        x, y = np.arange(width) + 0.5, (np.arange(height) + 0.5)[:, None]
+        inside: NDArray[np.bool_] = (x >= region.left) & (x < region.right) & (y >= region.top) & (y < region.bottom)
+        return inside
+    mask = np.asarray(region)
+    if mask.shape != (height, width) or mask.dtype != np.bool_:
+        raise ShapeError(
+            f"a region's mask is boolean and as large as the picture, (rows, columns) = ({height}, {width}); "
+            f"got {mask.dtype} {mask.shape}"
+        )
+    if not mask.any():
+        raise InputError("the region's mask holds no pixel")
+    return mask
+
+
+def region_weights(shares: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
+    """Shares of coverage as weights with mean 1: `weights · map` then has the region's mean as its plain mean."""
+    return shares / shares.mean()
+
+
+def weights_of(region: Region, *, size: tuple[int, int], encoder: Encoder, shape: tuple[int, int]) -> Tensor:
+    """The weights (h, w), with mean 1, that a region of a picture of `size` (width, height) gives an encoder's map.
+
+    Raises:
+        InputError, ShapeError: as `coverage`.
+    """
+    return region_weights(coverage(region, size=size, view=encoder.transform.view(*size), shape=shape))
+
+
+def pool_region(
+    feature_map: Float[Tensor, "b k h w"], weights: Float[Tensor, "*n h w"], *, pooling: Pooling
+) -> Float[Tensor, "b k"]:
+    """The pooled vector of a region: mean or generalised mean over the positions, each with its weight (mean 1).
+
+    The weights are one region's for all images, (h, w), or (b, h, w).
+
+    Raises:
+        InputError: a pooling of which no weighted version is known.
+
+    >>> pool_region(torch.tensor([[[[1.0, 5.0]]]]), torch.tensor([[0.0, 2.0]]), pooling=GAP())
+    tensor([[5.]])
+    """
+    weights = weights if weights.ndim == 2 else weights[:, None]
+    if isinstance(pooling, GAP):
+        return (feature_map * weights).mean((-2, -1))
+    if isinstance(pooling, GeM):
+        powers = feature_map.clamp(min=pooling.eps).pow(pooling.p)
+        return (powers * weights).mean((-2, -1)).pow(1 / pooling.p)
+    raise InputError(f"{type(pooling).__name__} cannot be taken over a region; only GAP and GeM can")
+
+
+def pooled_under(encoder: Encoder, encoding: Encoding, weights: Sequence[Tensor | None]) -> Encoding:
+    """The encoding with each image pooled under its own weights; None leaves an image as it is.
+
+    The feature map stays the whole picture's; pooled vector and embedding are those of the region.
+
+    Raises:
+        ShapeError: not as many weights as images.
+    """
+    if len(weights) != len(encoding):
+        raise ShapeError(f"{len(encoding)} images need as many weights (None for the whole image); got {len(weights)}")
+    own = [row for row, each in enumerate(weights) if each is not None]
+    if not own:
+        return encoding
+    given = torch.stack([each for each in weights if each is not None]).to(encoding.feature_map)
+    with torch.no_grad():
+        region = pool_region(encoding.feature_map[own], given, pooling=encoder.pooling)
+        pooled, embedding = encoding.pooled.clone(), encoding.embedding.clone()
+        pooled[own], embedding[own] = region, encoder.head(region)
+    return Encoding(encoding.feature_map, pooled, embedding)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskPooling:
+    """Pooling of pictures under the masks of a folder.
+
+    A picture without a mask, with an empty one, or with one that lies outside what the encoder sees, is pooled as a
+    whole; with `strict` it is an error.
+
+    Attributes:
+        masks: the folder.
+        encoder: in evaluation mode.
+        shape: rows and columns of its feature map.
+        strict: whether every picture must have a mask that it can be pooled under.
+    """
+
+    masks: MaskFolder
+    encoder: Encoder
+    shape: tuple[int, int]
+    strict: bool = False
+
+    @classmethod
+    def of(cls, masks: MaskFolder, encoder: Encoder, *, strict: bool = False) -> MaskPooling:
+        """With the shape of the feature map, which one empty picture tells."""
+        transform, parameter = encoder.transform, next(encoder.parameters(), torch.empty(0))
+        blank = torch.zeros(1, 3, transform.height, transform.width, device=parameter.device, dtype=parameter.dtype)
+        with torch.no_grad():
+            rows, columns = encoder(blank).feature_map.shape[2:]
+        return cls(masks, encoder, (rows, columns), strict)
+
+    def weights(self, path: str | Path, size: tuple[int, int]) -> Float[Tensor, "h w"] | None:
+        """The weights of the picture of `size` (width, height) that is known by this path; None for all of it.
+
+        Raises:
+            ImageError: its mask cannot be read or is not of its size; with `strict`, it has none.
+        """
+        mask = self.masks.read(path, size)
+        if mask is None:
+            reason = f"it has no mask; expected {self.masks.file(path)}"
+        elif not mask.any():
+            reason = f"its mask holds no pixel: {self.masks.file(path)}"
+        else:
+            try:
+                return weights_of(mask, size=size, encoder=self.encoder, shape=self.shape)
+            except InputError as error:
+                reason = f"its mask: {error}"
+        if self.strict:
+            raise ImageError(path, reason)
+        return None
+
+
+def _box(box: Box, size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The box as one cell of ones between its own edges."""
+    visible = box.clipped(*size)
+    if not visible.area > 0:  # NaN fails too
+        raise InputError(f"the region {tuple(box)} is empty or lies outside the picture of {size[0]}×{size[1]} pixels")
+    top, bottom, left, right = (float(e) for e in (visible.top, visible.bottom, visible.left, visible.right))
+    return np.ones((1, 1)), np.array([top, bottom]), np.array([left, right])
+
+
+def _overlap(edges: NDArray[np.float64], cells: int, *, begin: float, end: float) -> NDArray[np.float64]:
+    """Length that each of the cells spread from `begin` to `end` shares with each interval between two edges."""
+    borders = np.linspace(begin, end, cells + 1)
+    low = np.maximum(borders[:-1, None], edges[:-1])
+    high = np.minimum(borders[1:, None], edges[1:])
+    lengths: NDArray[np.float64] = (high - low).clip(min=0)
+    return lengths

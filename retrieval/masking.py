@@ -1,0 +1,240 @@
+"""Retrieval meets segmentation: vectors pooled under masks, and masks made of maps.
+
+A gallery that was built with masks holds the vectors of its objects, not of its pictures. What explains a match on the
+gallery's side then has to look under the same mask. `encode_both_ways` gives every picture's vector with and without
+its mask from one forward pass, for whoever wants to know what the masks are worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ..encoders import Encoder, Encoding, Inference
+from ..encoders.regions import MaskPooling, pooled_under, weights_of
+from ..errors import ImageError, InputError, ShapeError
+from ..explain import is_constant, normalise, rectify, upsample
+from ..images import Transform, read_image
+from ..images.masks import MaskFolder, read_mask
+from ..index.ingest import MASK_COLUMN, NO_MASK
+
+if TYPE_CHECKING:
+    from ..index import Gallery, Record
+    from .matches import Match
+
+__all__ = [
+    "EncodedBothWays",
+    "encode_both_ways",
+    "gallery_weights",
+    "mask_of_map",
+    "region_of_file",
+    "stored_weights",
+    "write_mask",
+]
+
+Images = Iterable[tuple[Path, str]]
+
+
+def region_of_file(file: str | PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:
+    """A mask file as the region of a query: everything that is not black, or the pixels with a class's number.
+
+    Raises:
+        ImageError: it is no usable mask.
+        InputError: it holds no pixel of that kind.
+    """
+    mask = read_mask(file, category=category)
+    if not mask.any():
+        what = "nothing but black" if category is None else f"no pixel with the number {category}"
+        raise InputError(f"{file}: the mask holds {what}, so there is nothing to search for")
+    return mask
+
+
+def mask_of_map(
+    heat: Float[Tensor, "h w"], *, threshold: float, transform: Transform, size: tuple[int, int]
+) -> Bool[NDArray[Any], "height width"]:
+    """Where a map is at least `threshold` of its range, in pixels of a picture of `size` (width, height).
+
+    The map covers what the network saw, `transform.view(*size)`; beyond it the mask is empty. Negative values of the
+    map count as 0. The mask of a constant map is empty: it points nowhere.
+
+    Args:
+        heat: of any resolution, a classifier's map for the picture's class, say.
+        threshold: a fraction of the map's range, from 0 to 1.
+        transform: the encoder's.
+        size: of the picture.
+    """
+    if not 0 <= threshold <= 1:
+        raise InputError(f"the threshold is a fraction of the map's range, from 0 to 1; got {threshold}")
+    width, height = size
+    if bool(is_constant(heat)):
+        return np.zeros((height, width), dtype=bool)
+    seen = normalise(rectify(upsample(heat, (transform.height, transform.width))))
+    view = transform.view(width, height)
+    rows = np.floor((np.arange(height) + 0.5 - view.top) / view.height * transform.height).astype(int)
+    columns = np.floor((np.arange(width) + 0.5 - view.left) / view.width * transform.width).astype(int)
+    inside = ((rows >= 0) & (rows < transform.height))[:, None] & (columns >= 0) & (columns < transform.width)
+    values = seen.numpy()[rows.clip(0, transform.height - 1)[:, None], columns.clip(0, transform.width - 1)]
+    return np.asarray((values >= threshold) & inside)
+
+
+def write_mask(mask: Bool[NDArray[Any], "height width"], file: Path) -> Path:
+    """The mask as a PNG of one bit per pixel; written aside, then renamed."""
+    if mask.ndim != 2 or mask.dtype != np.bool_:
+        raise ShapeError(f"a mask is a boolean array (rows, columns); got {mask.dtype} {mask.shape}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".partial.{file.name}")
+    Image.fromarray(mask).save(aside, format="PNG")
+    return aside.replace(file)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedBothWays:
+    """Pictures as a whole and under their masks, from the same feature maps.
+
+    Attributes:
+        files: of the n pictures that could be read.
+        whole: pooled vectors (n, k) and embeddings (n, d) of whole pictures.
+        masked: the same under the masks; of a picture without one as in `whole`.
+        has_mask: (n,), whether a mask was applied.
+        skipped: pictures that could not be used, with the reason.
+    """
+
+    files: tuple[Path, ...]
+    whole: tuple[Tensor, Tensor]
+    masked: tuple[Tensor, Tensor]
+    has_mask: Bool[Tensor, " n"]
+    skipped: tuple[str, ...] = ()
+
+
+def encode_both_ways(
+    images: Images,
+    inference: Inference,
+    masks: MaskFolder,
+    *,
+    strict: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> EncodedBothWays:
+    """Each picture encoded once and pooled twice: over all of it, and under its mask.
+
+    Args:
+        images: file, and the path by which the folder of masks knows it.
+        inference: the encoder.
+        masks: see `MaskFolder`.
+        strict: whether every picture must have a usable mask.
+        progress: called with the number of pictures done.
+
+    Raises:
+        InputError: no picture could be used.
+        ImageError: with `strict`, the first without a mask.
+    """
+    under = MaskPooling.of(masks, inference.encoder, strict=strict)
+    weights: dict[Path, Tensor | None] = {}
+    files: list[Path] = []
+    whole: list[Encoding] = []
+    masked: list[Encoding] = []
+    has_mask: list[bool] = []
+    skipped: list[str] = []
+
+    def load(item: tuple[Path, str]) -> Tensor:
+        file, path = item
+        image = read_image(file)
+        weights[file] = under.weights(path, image.size)
+        return inference.transform(image)
+
+    for batch in inference.stream(images, load=load):
+        for failure in batch.failures:
+            if strict:
+                raise failure.error
+            skipped.append(f"{failure.item[0]}: {failure.error.reason}")
+        if batch.encoding is not None:
+            own = [weights.pop(file) for file, _ in batch.items]
+            encoding = batch.encoding
+            files += [file for file, _ in batch.items]
+            has_mask += [each is not None for each in own]
+            masked.append(_vectors(pooled_under(inference.encoder, encoding, own)))
+            whole.append(_vectors(encoding))
+        if progress is not None:
+            progress(len(files) + len(skipped))
+    if not files:
+        raise InputError(
+            f"none of the pictures could be used; the first: {skipped[0] if skipped else 'there are none'}"
+        )
+    return EncodedBothWays(
+        files=tuple(files),
+        whole=_joined(whole),
+        masked=_joined(masked),
+        has_mask=torch.tensor(has_mask),
+        skipped=tuple(skipped),
+    )
+
+
+def _vectors(encoding: Encoding) -> Encoding:
+    """Without the feature map, which thousands of pictures would not fit into memory with."""
+    pooled, embedding = encoding.pooled.cpu(), encoding.embedding.cpu()
+    return Encoding(pooled[..., None, None], pooled, embedding)
+
+
+def _joined(parts: Sequence[Encoding]) -> tuple[Tensor, Tensor]:
+    encoding = Encoding.cat(parts)
+    return encoding.pooled, encoding.embedding
+
+
+def gallery_weights(
+    gallery: Gallery, encoder: Encoder, images: Sequence[Record | Match], shape: tuple[int, int]
+) -> Float[Tensor, "n h w"] | None:
+    """The weights under which a gallery pooled these images of its own; None where it pools whole images.
+
+    Args:
+        gallery: where they are from.
+        encoder: the gallery's.
+        images: their paths and columns.
+        shape: rows and columns of the feature map.
+
+    Raises:
+        InputError: a mask is gone, or is another one than the vectors were pooled under.
+    """
+    masks = gallery.masks
+    if masks is None:
+        return None
+    return torch.stack([_stored_weights(image, masks, encoder, shape) for image in images])
+
+
+def stored_weights(gallery: Gallery, encoder: Encoder, image: Record) -> Float[Tensor, "h w"] | None:
+    """The weights of one image of the gallery, whose feature map is not at hand; None where it pools whole images."""
+    masks = gallery.masks
+    if masks is None:
+        return None
+    shape = gallery.spec.map_shape or MaskPooling.of(masks, encoder).shape
+    return _stored_weights(image, masks, encoder, shape)
+
+
+def _stored_weights(
+    image: Record | Match, masks: MaskFolder, encoder: Encoder, shape: tuple[int, int]
+) -> Float[Tensor, "h w"]:
+    digest = image.columns.get(MASK_COLUMN, NO_MASK)
+    whole = torch.ones(shape)
+    if digest == NO_MASK:
+        return whole
+    if masks.digest(image.path) != digest:
+        raise InputError(
+            f"{image.path} was pooled under a mask that is not at {masks.file(image.path)} any more, so this side "
+            "cannot be explained; put it back, or renew the gallery with `distcam index add`"
+        )
+    try:
+        mask = read_mask(masks.file(image.path), category=masks.category)
+        size = (mask.shape[1], mask.shape[0])
+        return weights_of(mask, size=size, encoder=encoder, shape=shape) if mask.any() else whole
+    except ImageError as error:
+        raise InputError(f"{image.path}: its mask: {error.reason}") from error
+    except InputError:  # nothing of the mask is seen: pooled as a whole
+        return whole

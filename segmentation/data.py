@@ -1,0 +1,454 @@
+"""Pictures with masks, or with no more than the classes they show: the data of weakly supervised segmentation.
+
+In a mask 0 is background, c + 1 is class c, and 255 is void: pixels that nobody has decided about, which neither teach
+nor count. Files may number their classes otherwise; they are renumbered when they are read, and a number that stands
+for nothing is an error that names the file.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..errors import InputError
+from ..images import Transform, list_images, read_image
+from ..images.masks import read_class_numbers
+from ..training.data import RegionTable, TrainingSet
+from .mask_files import VOID, Mask, MaskIds, boxes_around, label_map, read_names
+
+if TYPE_CHECKING:
+    from ..images.scenes import SceneSet
+
+__all__ = [
+    "CAMVID_CLASSES",
+    "VOC_CLASSES",
+    "VOID",
+    "Mask",
+    "MaskIds",
+    "MaskedImages",
+    "label_map",
+    "read_names",
+]
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"),
+    *("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+CAMVID_CLASSES = (
+    *("sky", "building", "pole", "road", "pavement", "tree"),
+    *("signsymbol", "fence", "car", "pedestrian", "bicyclist"),
+)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One picture: a name for files and messages, its file, and what is known about it."""
+
+    name: str
+    image: Path
+    mask: Path | None = None
+    shown: tuple[int, ...] | None = None
+
+
+class MaskedImages:
+    """Pictures in a fixed order, each with a mask, with the classes it shows, with both, or with neither.
+
+    Attributes:
+        class_names: of the foreground; class c is c + 1 in the masks.
+        has_background: False if every pixel belongs to a class or is void, as in street scenes.
+    """
+
+    def __init__(
+        self,
+        entries: Iterable[_Entry],
+        class_names: Sequence[str],
+        *,
+        ids: MaskIds | None = None,
+    ) -> None:
+        self._entries = tuple(entries)
+        self.class_names = tuple(class_names)
+        self._ids = ids or MaskIds()
+        self.has_background = self._ids.first > 0
+        self._found: dict[int, tuple[int, ...]] = {}
+        if not self._entries:
+            raise InputError("expected one picture or more, got none")
+        if not 1 <= len(self.class_names) <= VOID - self._ids.first:
+            raise InputError(f"expected 1 to {VOID - self._ids.first} classes, got {len(self.class_names)}")
+        twice = [name for name in self.class_names if self.class_names.count(name) > 1]
+        if twice:
+            raise InputError(f"expected classes with different names, got {twice[0]!r} twice")
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        masks = sum(entry.mask is not None for entry in self._entries)
+        return f"MaskedImages({len(self)} pictures, {masks} with masks, {len(self.class_names)} classes)"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each picture is called in lists and output folders: its path without the suffix."""
+        return tuple(entry.name for entry in self._entries)
+
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        """By number in the masks: "background", then the classes."""
+        return ("background", *self.class_names)
+
+    def file(self, i: int) -> Path:
+        """Where picture i lies."""
+        return self._entries[i].image
+
+    def image(self, i: int) -> Image.Image:
+        """Picture i, RGB.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return read_image(self._entries[i].image)
+
+    def has_mask(self, i: int) -> bool:
+        """Whether picture i comes with a mask."""
+        return self._entries[i].mask is not None
+
+    def mask(self, i: int) -> Mask | None:
+        """The mask of picture i at its size; None if it has none.
+
+        Raises:
+            ImageError: the file is no readable mask.
+            InputError: it is not of the picture's size, or holds a number that stands for nothing.
+        """
+        entry = self._entries[i]
+        if entry.mask is None:
+            return None
+        values = read_class_numbers(entry.mask)
+        width, height = read_image(entry.image).size
+        if values.shape != (height, width):
+            raise InputError(
+                f"{entry.mask}: expected a mask in the size of its picture, {width} x {height}; "
+                f"got {values.shape[1]} x {values.shape[0]}"
+            )
+        return self._ids.renumbered(values, len(self.class_names), entry.mask)
+
+    def labels(self, i: int) -> tuple[int, ...]:
+        """The classes that picture i shows, in rising order; without a list of its own, those of its mask.
+
+        Raises:
+            InputError: nothing says what it shows.
+        """
+        entry = self._entries[i]
+        if entry.shown is not None:
+            return entry.shown
+        if i not in self._found:
+            mask = self.mask(i)
+            if mask is None:
+                raise InputError(
+                    f"{entry.image}: nothing says which classes the picture shows; give a mask, or a table with the "
+                    "columns path and labels (names between semicolons)"
+                )
+            self._found[i] = tuple(int(value) - 1 for value in np.unique(mask) if value not in (0, VOID))
+        return self._found[i]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether every picture says which classes it shows."""
+        return all(entry.shown is not None or entry.mask is not None for entry in self._entries)
+
+    def subset(self, index: Iterable[int]) -> MaskedImages:
+        """Some of the pictures, in this order."""
+        return MaskedImages([self._entries[i] for i in index], self.class_names, ids=self._ids)
+
+    def without_masks(self) -> MaskedImages:
+        """The same pictures with the classes they show and nothing else: what weak supervision may see."""
+        entries = [replace(entry, mask=None, shown=self.labels(i)) for i, entry in enumerate(self._entries)]
+        return MaskedImages(entries, self.class_names, ids=self._ids)
+
+    def with_masks(self, folder: str | Path) -> MaskedImages:
+        """The same pictures with other masks: `FOLDER/NAME.png`, as `write_masks` leaves them, pseudo masks say.
+
+        Raises:
+            InputError: one is missing.
+        """
+        entries = []
+        for i, entry in enumerate(self._entries):
+            mask = Path(folder) / f"{entry.name}.png"
+            if not mask.is_file():
+                raise InputError(f"{entry.name} has no mask; expected {mask}")
+            entries.append(replace(entry, mask=mask, shown=self.labels(i)))
+        return MaskedImages(entries, self.class_names)
+
+    def choose(self, count: int, *, seed: int = 0) -> tuple[int, ...]:
+        """That many pictures with masks by chance, classes taking turns; a larger choice contains the smaller one.
+
+        Raises:
+            InputError: fewer pictures have masks.
+        """
+        usable = [i for i in range(len(self)) if self.has_mask(i) and self.labels(i)]
+        if not 0 <= count <= len(usable):
+            raise InputError(f"expected 0 to {len(usable)} pictures with masks, got {count}")
+        generator = np.random.default_rng([0x5E6, seed])
+        of_class: dict[int, list[int]] = {}
+        for i in generator.permutation(usable).tolist():
+            of_class.setdefault(self.labels(i)[0], []).append(i)
+        order = generator.permutation(sorted(of_class)).tolist()
+        rounds = max(map(len, of_class.values()), default=0)
+        dealt = [of_class[c][turn] for turn in range(rounds) for c in order if turn < len(of_class[c])]
+        return tuple(sorted(dealt[:count]))
+
+    # ---- for training
+
+    def training_set(
+        self,
+        transform: Transform,
+        *,
+        masks_for: Sequence[int] = (),
+        kind: Literal["mask", "box"] = "mask",
+        progress: Progress | None = None,
+    ) -> TrainingSet:
+        """The pictures with one 0/1 column per class, in memory; what trains an encoder from image-level labels.
+
+        Args:
+            transform: the encoder's.
+            masks_for: the pictures whose masks may be used, as regions of their classes (GAIN-ext).
+            kind: whether a region is the mask itself, or the boxes around its connected parts.
+            progress: called with (pictures decoded, pictures in all).
+
+        Raises:
+            ImageError: a picture cannot be read.
+            InputError: a picture without labels; one of `masks_for` without a mask.
+        """
+        columns = torch.zeros(len(self), len(self.class_names))
+        for i in range(len(self)):
+            columns[i, list(self.labels(i))] = 1
+        pixels = torch.empty(len(self), 3, transform.height, transform.width, dtype=torch.uint8)
+        for i in range(len(self)):
+            pixels[i] = transform(self.image(i))
+            if progress is not None:
+                progress(i + 1, len(self))
+        regions = self._regions(sorted(set(masks_for)), transform, kind) if len(masks_for) else None
+        return TrainingSet.from_pixels(
+            pixels, columns, transform=transform, class_names=self.class_names, regions=regions
+        )
+
+    def _regions(self, chosen: Sequence[int], transform: Transform, kind: Literal["mask", "box"]) -> RegionTable:
+        image, label, raster = [], [], []
+        for i in chosen:
+            mask = self.mask(i)
+            if mask is None:
+                raise InputError(f"{self._entries[i].name} has no mask, but its mask was to be used")
+            for c in self.labels(i):
+                marked = mask == c + 1
+                marked = boxes_around(marked) if kind == "box" else marked
+                seen = label_map(marked.astype(np.uint8), transform, outside=0)
+                if seen.any():
+                    image.append(i)
+                    label.append(c)
+                    raster.append(torch.from_numpy(seen))
+        blank = torch.zeros(0, transform.height, transform.width, dtype=torch.uint8)
+        return RegionTable(
+            torch.tensor(image, dtype=torch.long),
+            torch.tensor(label, dtype=torch.long),
+            torch.full((len(image),), kind == "box"),
+            torch.stack(raster) if raster else blank,
+        )
+
+    # ---- where pictures come from
+
+    @classmethod
+    def from_voc(cls, root: str | Path, split: str = "train", *, class_names: Sequence[str] | None = None) -> Self:
+        """Pictures of a folder in the layout of PASCAL VOC.
+
+        `JPEGImages/NAME.jpg`, `SegmentationClass/NAME.png` (palette images; a picture without one has no mask), and
+        `ImageSets/Segmentation/SPLIT.txt` with a name per line. Of a development kit the year's folder counts
+        (`VOCdevkit/VOC2012`). A file `classes.txt` names the classes, as `read_names` reads it; without it they are
+        VOC's twenty.
+
+        Raises:
+            InputError: a folder, list, or picture is missing.
+        """
+        root = Path(root)
+        if (root / "VOCdevkit").is_dir():
+            root = root / "VOCdevkit"
+        years = sorted(root.glob("VOC[0-9]*"))
+        root = years[-1] if years and not (root / "JPEGImages").is_dir() else root
+        lists = root / "ImageSets" / "Segmentation"
+        chosen = lists / f"{split}.txt"
+        if not chosen.is_file():
+            there = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
+            raise InputError(f"{root}: no list of the split {split!r} in ImageSets/Segmentation; there are {there}")
+        if class_names is None:
+            own = root / "classes.txt"
+            class_names = read_names(own) if own.is_file() else VOC_CLASSES
+        entries = []
+        for name in (line.strip() for line in chosen.read_text(encoding="utf-8").splitlines()):
+            if name:
+                image = next((p for p in (root / "JPEGImages" / f"{name}{s}" for s in _SUFFIXES) if p.is_file()), None)
+                if image is None:
+                    raise InputError(f"{chosen}: {name} has no picture in {root / 'JPEGImages'}")
+                mask = root / "SegmentationClass" / f"{name}.png"
+                entries.append(_Entry(name, image, mask if mask.is_file() else None))
+        if not entries:
+            raise InputError(f"{chosen} lists no picture")
+        return cls(entries, class_names)
+
+    @classmethod
+    def from_camvid(cls, root: str | Path, split: str = "train") -> Self:
+        """Street scenes of CamVid with 11 classes and no background: `SPLIT/`, and `SPLIT_masks/` or `SPLITannot/`.
+
+        Raises:
+            InputError: a folder or mask is missing.
+        """
+        root = Path(root)
+        masks = next((p for p in (root / f"{split}_masks", root / f"{split}annot") if p.is_dir()), None)
+        if masks is None or not (root / split).is_dir():
+            raise InputError(f"{root}: expected the folders {split} and {split}_masks or {split}annot")
+        ids = MaskIds(first=0, void=len(CAMVID_CLASSES))
+        return cls.from_folder(root / split, masks, CAMVID_CLASSES, ids=ids)
+
+    @classmethod
+    def from_folder(
+        cls,
+        images: str | Path,
+        masks: str | Path | None,
+        names: str | Path | Sequence[str],
+        *,
+        labels: str | Path | None = None,
+        ids: MaskIds | None = None,
+    ) -> Self:
+        """A folder, pattern, or table of pictures, and a folder with `NAME.png` for each that has a mask.
+
+        Args:
+            images: as `list_images` takes it; NAME is the path below its folder, without the suffix.
+            masks: None if there are none.
+            names: of the classes, or a file with them; see `read_names`.
+            labels: a table with the columns path and labels (names between semicolons).
+            ids: how the masks number the classes.
+
+        Raises:
+            InputError: a folder is missing, no picture has a mask, or a label is no class.
+        """
+        listing = list_images(images, labels="none")
+        names = read_names(names) if isinstance(names, str | Path) else tuple(names)
+        if masks is not None and not Path(masks).is_dir():
+            raise InputError(f"expected a folder of masks, and nothing is at {masks}")
+        shown = {} if labels is None else _labels_of_table(labels, names)
+        entries = []
+        for record in listing:
+            name = _stem(record.path)
+            mask = None if masks is None else Path(masks) / f"{name}.png"
+            mask = mask if mask is not None and mask.is_file() else None
+            entries.append(_Entry(name, listing.file(record), mask, shown.get(record.path)))
+        if masks is not None and not any(entry.mask for entry in entries):
+            raise InputError(
+                f"none of the {len(entries)} pictures has a mask in {masks}; expected {entries[0].name}.png"
+            )
+        return cls(entries, names, ids=ids)
+
+    @classmethod
+    def from_table(
+        cls,
+        table: str | Path,
+        names: str | Path | Sequence[str] | None = None,
+        *,
+        split: str | None = None,
+        ids: MaskIds | None = None,
+    ) -> Self:
+        """A CSV with the column `path`, and `mask`, `labels` (names between semicolons) or one 0/1 column per class.
+
+        Args:
+            table: paths are relative to its folder.
+            names: of the classes, or a file with them; left out, the 0/1 columns.
+            split: only the rows whose column `split` says so.
+            ids: how the masks number the classes.
+
+        Raises:
+            InputError: no such table, split, or class.
+        """
+        listing = list_images(table)
+        columns = [name for name in listing.column_names if name not in ("mask", "split", "labels")]
+        if names is None:
+            records = list(listing)
+            names = [name for name in columns if all(record.columns[name] in ("0", "1") for record in records)]
+        else:
+            names = read_names(names) if isinstance(names, str | Path) else tuple(names)
+        if not names:
+            raise InputError(f"{table}: nothing says which classes there are; add 0/1 columns, or give their names")
+        entries = []
+        for record in listing:
+            if split is None or record.columns.get("split") == split:
+                mask = record.columns.get("mask")
+                entries.append(
+                    _Entry(
+                        _stem(record.path),
+                        listing.file(record),
+                        listing.root / mask if mask else None,
+                        _shown_in(record.columns, names, f"{table}: {record.path}"),
+                    )
+                )
+        if not entries:
+            raise InputError(f"{table}: no row has {split!r} in the column split")
+        return cls(entries, names, ids=ids)
+
+    @classmethod
+    def from_scenes(cls, scenes: SceneSet, split: str = "train") -> Self:
+        """Drawn scenes of one split, written with `masks=True`; a scene shows the classes of all its objects.
+
+        Raises:
+            InputError: no such split, or the set was written without masks.
+        """
+        number = {label: c for c, label in enumerate(scenes.labels)}
+        entries = []
+        for record in scenes.of_split(split):
+            mask = scenes.mask_file(record)
+            if not mask.is_file():
+                raise InputError(f"{scenes.folder} holds no masks; write the scenes with masks=True")
+            shown = tuple(sorted({number[label] for label, _ in record.boxes}))
+            entries.append(_Entry(Path(record.path).with_suffix("").as_posix(), scenes.file(record), mask, shown))
+        return cls(entries, scenes.labels)
+
+
+_SUFFIXES = (".jpg", ".png", ".jpeg")
+
+
+def _stem(path: str) -> str:
+    """The path without its suffix; of a file outside the listing's root its name alone."""
+    relative = Path(path)
+    return (Path(relative.name) if relative.is_absolute() else relative).with_suffix("").as_posix()
+
+
+def _labels_of_table(table: str | Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    try:
+        with Path(table).open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{table}: cannot be read ({error})") from None
+    if not rows or not {"path", "labels"} <= rows[0].keys():
+        raise InputError(f"{table}: expected the columns path and labels; got {', '.join(rows[0]) if rows else 'none'}")
+    found = {row["path"]: _shown_in(row, names, f"{table}: {row['path']}") for row in rows}
+    return {path: shown for path, shown in found.items() if shown is not None}
+
+
+def _shown_in(cells: Mapping[str, str], names: Sequence[str], where: str) -> tuple[int, ...] | None:
+    """The classes that a row speaks of; None if it says nothing."""
+    if cells.get("labels"):
+        shown = [name for name in map(str.strip, cells["labels"].split(";")) if name]
+    elif all(name in cells for name in names):
+        wrong = next((name for name in names if cells[name] not in ("0", "1")), None)
+        if wrong is not None:
+            raise InputError(f"{where}: expected 0 or 1 in the column {wrong!r}, got {cells[wrong]!r}")
+        shown = [name for name in names if cells[name] == "1"]
+    else:
+        return None
+    unknown = next((name for name in shown if name not in names), None)
+    if unknown is not None:
+        raise InputError(f"{where}: the label {unknown!r} is none of the {len(names)} classes {', '.join(names[:8])}")
+    return tuple(sorted({names.index(name) for name in shown}))

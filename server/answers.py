@@ -1,0 +1,156 @@
+"""From what the library returns to what the API says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import PurePosixPath
+
+from torch import Tensor
+
+from ..explain import WEIGHTINGS
+from ..images import Box
+from ..index import Gallery, Record
+from ..retrieval import Explanation, Match, Matches, Reference, Retriever
+from ..retrieval.explanation import SIGNED
+from . import schemas
+from .pictures import upright_size
+from .settings import Settings
+
+__all__ = ["WEIGHTING_HELP", "explanation_answer", "gallery_answer", "image_answer", "search_answer"]
+
+_SHOWN_PROTOTYPES = 10
+WEIGHTING_HELP: Mapping[str, str] = {
+    "dist": "Dist-CAM: channels in which both are close",
+    "dist*s": "close channels, by how strong they are in the reference",
+    "dist*excess": "close channels of which the reference has more than the gallery's mean",
+    "log_ratio": "what the reference has many times more of than the gallery's mean",
+    "dot": "the parts of the similarity itself; they sum to it",
+    "dot_centered": "the same, of what sets the reference apart from the gallery's mean",
+    "gradcam_cos": "Grad-CAM of the cosine: what would raise it",
+    "caam": "every channel alike: what the query shows, whatever the reference",
+}
+
+
+def gallery_answer(retriever: Retriever, settings: Settings) -> schemas.GalleryAnswer:
+    """What is in the gallery."""
+    gallery = retriever.gallery
+    rejection = gallery.manifest.rejection
+    return schemas.GalleryAnswer(
+        name=gallery.folder.name,
+        images=len(gallery),
+        classes=len(gallery.prototypes),
+        metric=gallery.metric,
+        columns=gallery.column_names,
+        encoder=gallery.manifest.encoder.short_name,
+        fingerprint=gallery.manifest.encoder.fingerprint,
+        writable=settings.is_writable,
+        stores_maps=gallery.spec.map_shape is not None,
+        weightings=[
+            schemas.WeightingAnswer(name=name, description=WEIGHTING_HELP[name], is_signed=name in SIGNED)
+            for name in WEIGHTINGS
+        ],
+        rejection=None if rejection is None else schemas.Calibration(**asdict(rejection)),
+        limits=schemas.Limits(image_bytes=settings.max_upload_bytes, pixels=settings.max_pixels, k=schemas.MAX_K),
+    )
+
+
+def shown_path(path: str) -> str:
+    """A stored path for clients: of one outside the gallery's root only the end, not where this machine keeps it.
+
+    >>> shown_path("cat/1.jpg"), shown_path("/home/ada/photographs/cat/1.jpg")
+    ('cat/1.jpg', '…/cat/1.jpg')
+    """
+    parts = PurePosixPath(path)
+    return f"…/{'/'.join(parts.parts[-2:])}" if parts.is_absolute() else path
+
+
+def image_answer(gallery: Gallery, record: Record) -> schemas.ImageAnswer:
+    """One image."""
+    return schemas.ImageAnswer(
+        id=record.id,
+        path=shown_path(record.path),
+        label=record.label,
+        columns=record.columns,
+        has_picture=gallery.file(record).is_file(),
+    )
+
+
+def search_answer(matches: Matches, query: schemas.QueryAnswer, timings: schemas.Timings) -> schemas.SearchAnswer:
+    """A ranking."""
+    retriever = matches.retriever
+    distances = retriever.prototype_distances(matches.query.encoding)
+    nearest = list(distances.items())[:_SHOWN_PROTOTYPES]
+    return schemas.SearchAnswer(
+        query=query,
+        metric=matches.metric,
+        matches=[_match(match) for match in matches],
+        prototypes=[
+            schemas.NearestPrototype(label=label, distance=distance, similarity=retriever.similarity(distance))
+            for label, distance in nearest
+        ],
+        max_distance=matches.max_distance,
+        is_known=matches.is_known,
+        timings_ms=timings,
+    )
+
+
+def _match(match: Match) -> schemas.MatchAnswer:
+    return schemas.MatchAnswer(
+        rank=match.rank,
+        id=match.id,
+        path=shown_path(match.path),
+        label=match.label,
+        columns=match.columns,
+        distance=match.distance,
+        similarity=match.similarity,
+        is_accepted=match.is_accepted,
+        has_picture=match.file.is_file(),
+    )
+
+
+def explanation_answer(explanation: Explanation, *, both_sides: bool) -> schemas.ExplanationAnswer:
+    """Maps of a query and, where asked for and to be had, of its matches."""
+    matches = explanation.matches
+    has_other_side = both_sides and explanation.references[0].match is not None and matches.has_feature_maps
+    others = explanation.reference_maps if has_other_side else None
+    size = matches.query.known_size
+    return schemas.ExplanationAnswer(
+        weighting=explanation.weighting,
+        is_signed=explanation.is_signed,
+        is_exact=explanation.is_exact,
+        sensitivity=explanation.sensitivity,
+        versus=None if explanation.versus is None else _name(explanation.versus),
+        query=schemas.ExplainedQuery(size=size, view=None if size is None else _view(matches.retriever, size)),
+        references=[_reference(explanation, index, others) for index in range(len(explanation))],
+    )
+
+
+def _reference(explanation: Explanation, index: int, others: Tensor | None) -> schemas.ReferenceAnswer:
+    reference = explanation.references[index]
+    match = reference.match
+    size = None if match is None else upright_size(match.file)
+    return schemas.ReferenceAnswer(
+        name=_name(reference),
+        label=reference.label,
+        distance=reference.distance,
+        rank=None if match is None else match.rank,
+        id=None if match is None else match.id,
+        query_map=_map(explanation.query_maps[index]),
+        match_map=None if others is None else _map(others[index]),
+        match_size=size,
+        match_view=None if size is None else _view(explanation.matches.retriever, size),
+    )
+
+
+def _name(reference: Reference) -> str:
+    return reference.name if reference.match is None else shown_path(reference.name)
+
+
+def _map(values: Tensor) -> schemas.MapAnswer:
+    rows, columns = values.shape
+    return schemas.MapAnswer(rows=rows, columns=columns, values=values.flatten().tolist())
+
+
+def _view(retriever: Retriever, size: tuple[int, int]) -> Box:
+    return Box(*(float(edge) for edge in retriever.encoder.transform.view(*size)))

@@ -1,0 +1,136 @@
+"""The application: routes, errors, and what holds them together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from .. import __version__
+from ..errors import DistcamError
+from . import browsing, changing, schemas, searching
+from .guard import Guard, Traffic, refusal_response
+from .refusals import Refusal, refusal_of
+from .service import Service
+from .settings import Settings
+
+__all__ = ["create_app"]
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The server as an ASGI application; `app.state.service` and `app.state.traffic` are what it runs on.
+
+    Raises:
+        DistcamError: the gallery or its encoder cannot be used.
+    """
+    service = Service(settings)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="distcam",
+        version=__version__,
+        description="Image retrieval that explains every match.",
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,  # both pages load their scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.service, app.state.traffic = service, Traffic()
+    for router in (searching.router, browsing.router, changing.router):
+        app.include_router(router)
+    _add_operation(app, service)
+    _add_page(app, settings)
+    _add_errors(app, service)
+    app.add_middleware(Guard, settings=settings, metrics=service.metrics, traffic=app.state.traffic)
+    return app
+
+
+def _add_operation(app: FastAPI, service: Service) -> None:
+    @app.get("/health", response_model=schemas.HealthAnswer, responses={503: {"model": schemas.ErrorAnswer}})
+    async def health() -> Response:
+        """The server answers; how many images it knows, and of which generation."""
+        gallery = await service.read(lambda retriever: (len(retriever.gallery), retriever.gallery.manifest.generation))
+        return searching.json_answer(schemas.HealthAnswer(status="ok", images=gallery[0], generation=gallery[1]))
+
+    @app.get("/ready", response_model=schemas.HealthAnswer, responses={503: {"model": schemas.ErrorAnswer}})
+    async def ready(request: Request) -> Response:
+        """New requests are taken: 503 while the server shuts down, or the gallery cannot be used."""
+        if request.app.state.traffic.is_draining:
+            raise Refusal(503, "the server is shutting down", reason="draining", retry_after=5)
+        return await health()
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """What Prometheus reads."""
+        return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _add_page(app: FastAPI, settings: Settings) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return _file(settings, "index.html")
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def favicon() -> Response:
+        return _file(settings, "favicon.ico", "favicon.svg", "favicon.png")
+
+    app.mount("/static", StaticFiles(directory=settings.static, check_dir=False), name="static")
+
+
+def _file(settings: Settings, *names: str) -> Response:
+    for name in names:
+        if (settings.static / name).is_file():
+            return FileResponse(settings.static / name)
+    raise HTTPException(404, "there is no such page")
+
+
+def _add_errors(app: FastAPI, service: Service) -> None:
+    places = {str(service.settings.gallery): "the gallery", str(service.settings.gallery.absolute()): "the gallery"}
+
+    async def refused(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, DistcamError)
+        refusal = refusal_of(error)
+        if refusal.status >= 500 and not isinstance(error, Refusal):
+            _log.warning("%s", error)
+        service.metrics.refused.labels(refusal.reason).inc()
+        detail = refusal.detail
+        for place, name in places.items():  # clients need not know where on this machine it lies
+            detail = detail.replace(place, name)
+        return refusal_response(Refusal(refusal.status, detail, reason=refusal.reason, retry_after=refusal.retry_after))
+
+    async def malformed(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        service.metrics.refused.labels("malformed").inc()
+        return refusal_response(Refusal(422, _sentence(error), reason="malformed"))
+
+    async def http_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        response = refusal_response(Refusal(error.status_code, str(error.detail), reason="http"))
+        response.headers.update(error.headers or {})
+        return response
+
+    app.add_exception_handler(DistcamError, refused)
+    app.add_exception_handler(RequestValidationError, malformed)
+    app.add_exception_handler(HTTPException, http_error)
+
+
+def _sentence(error: RequestValidationError) -> str:
+    """The first thing that is wrong, without repeating what was sent."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][:4])
+    return f"{place}: {first['msg']}"

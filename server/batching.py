@@ -1,0 +1,174 @@
+"""Requests that arrive together share a forward pass: a small queue between the event loop and one thread.
+
+A batch starts as soon as the network is free. Only when it was idle, and others are known to be on their way (their
+pictures are being received or decoded), does the first image wait for them, a few milliseconds at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from .refusals import Refusal
+
+__all__ = ["Batcher", "Done"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Done(Generic[R]):
+    """What became of one item.
+
+    Attributes:
+        result: of the work.
+        queue_s: seconds it waited.
+        work_s: seconds its batch took.
+    """
+
+    result: R
+    queue_s: float
+    work_s: float
+
+
+@dataclass(eq=False)
+class _Waiting(Generic[T, R]):
+    item: T
+    since: float
+    future: asyncio.Future[Done[R]]
+
+
+class Batcher(Generic[T, R]):
+    """A bounded queue whose items are worked on in batches, by one thread; it belongs to the running event loop.
+
+    Whoever is cancelled while waiting is left out of the batch. An exception of the work reaches everyone in it.
+
+    Args:
+        work: from a batch of items to one result for each; runs in the thread.
+        max_batch: items of one batch.
+        window_s: how long an idle queue waits for items on their way.
+        capacity: items that may wait.
+        on_batch: called with the size of each batch, and the seconds it took.
+        initialise: called once in the thread.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[list[T]], Sequence[R]],
+        *,
+        max_batch: int,
+        window_s: float,
+        capacity: int,
+        on_batch: Callable[[int, float], None] = lambda _size, _seconds: None,
+        initialise: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._work = work
+        self._max_batch = max_batch
+        self._window_s = window_s
+        self._capacity = capacity
+        self._on_batch = on_batch
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="distcam-encode", initializer=initialise)
+        self._waiting: deque[_Waiting[T, R]] = deque()
+        self._on_their_way = 0
+        self._is_closing = False
+        self._news = asyncio.Event()  # something arrived, left, or the end has come
+        self._runner = asyncio.get_running_loop().create_task(self._run())
+
+    def __len__(self) -> int:
+        """Items that wait."""
+        return len(self._waiting)
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """While this is open, somebody is about to submit an item; it is left right before `submit`."""
+        self._on_their_way += 1
+        try:
+            yield
+        finally:
+            self._on_their_way -= 1
+            self._news.set()
+
+    async def submit(self, item: T) -> Done[R]:
+        """The result of one item.
+
+        Raises:
+            Refusal: 503, when too many wait, or no more are taken.
+        """
+        if self._is_closing:
+            raise Refusal(503, "the server is shutting down; ask again", reason="draining", retry_after=5)
+        if len(self._waiting) >= self._capacity:
+            raise Refusal(
+                503,
+                f"{len(self._waiting)} pictures wait to be encoded already; ask again",
+                reason="queue",
+                retry_after=1,
+            )
+        waiting: _Waiting[T, R] = _Waiting(item, time.perf_counter(), asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._news.set()
+        try:
+            return await waiting.future
+        finally:
+            if not waiting.future.done() or waiting.future.cancelled():
+                self._leave(waiting)
+
+    def _leave(self, waiting: _Waiting[T, R]) -> None:
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+
+    async def close(self) -> None:
+        """Take no more items, finish those that wait, and end the thread."""
+        self._is_closing = True
+        self._news.set()
+        await self._runner
+        self._thread.shutdown(wait=True)
+
+    async def _run(self) -> None:
+        while True:
+            if not self._waiting:
+                if self._is_closing:
+                    return
+                await self._next_news()
+                await self._gather()
+            if batch := self._take():
+                await self._process(batch)
+
+    async def _next_news(self) -> None:
+        self._news.clear()
+        await self._news.wait()
+
+    async def _gather(self) -> None:
+        """Wait for those on their way, as long as the batch has room and the window is open."""
+        try:
+            async with asyncio.timeout(self._window_s):
+                while 0 < len(self._waiting) < self._max_batch and self._on_their_way and not self._is_closing:
+                    await self._next_news()
+        except TimeoutError:
+            pass
+
+    def _take(self) -> list[_Waiting[T, R]]:
+        return [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+
+    async def _process(self, batch: list[_Waiting[T, R]]) -> None:
+        start = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        try:
+            results = await loop.run_in_executor(self._thread, self._work, [waiting.item for waiting in batch])
+            seconds = time.perf_counter() - start
+            self._on_batch(len(batch), seconds)
+            pairs = list(zip(batch, results, strict=True))
+        except Exception as error:
+            for waiting in batch:
+                if not waiting.future.done():
+                    waiting.future.set_exception(error)
+            return
+        for waiting, result in pairs:
+            if not waiting.future.done():
+                waiting.future.set_result(Done(result, start - waiting.since, seconds))

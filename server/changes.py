@@ -1,0 +1,91 @@
+"""One image more or less in a gallery: the smallest commits there are, which leave the caches to a quieter hour."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from ..encoders import Encoding
+from ..images.listing import ImageRecord
+from ..index.build import finish, to_vectors
+from ..index.ingest import Encoded, Offer, ingest, read_offer
+from ..index.rows import stored_path
+from ..index.snapshot import Snapshot
+from ..index.writer import GalleryWriter, opened_for_writing
+from .refusals import Refusal
+
+__all__ = ["NewImage", "add_image", "remove_image"]
+
+
+class NewImage(NamedTuple):
+    """A file to be added, and what is said about it."""
+
+    file: Path
+    label: str | None
+    columns: Mapping[str, str]
+
+
+def add_image(folder: Path, image: NewImage, encoding: Encoding) -> int:
+    """The id of a new image of the gallery, given by its file and its encoding; durable when the call returns.
+
+    Raises:
+        Refusal: 409, the gallery has the picture already; 400, it has no features to compare.
+        GalleryLockedError: another process is writing to the gallery.
+    """
+    with opened_for_writing(folder) as writer:
+        _require_new(writer, image.file)
+        new = writer.manifest.next_id
+
+        def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
+            for offer in offers:
+                read_offer(offer)
+                yield Encoded([offer], to_vectors(encoding, writer.manifest.spec), [])
+
+        report = ingest(writer, _One(image), stream)  # type: ignore[arg-type]
+        if not report.added:
+            reason = report.skipped[0].reason if report.skipped else "the gallery did not take it"
+            raise Refusal(400, f"the picture cannot be added: {reason}", reason="features")
+        finish(writer, report)
+    return new
+
+
+def remove_image(folder: Path, image: int) -> bool:
+    """Let an image leave the gallery, durably; False if somebody else removed it before.
+
+    Raises:
+        GalleryLockedError: another process is writing to the gallery.
+    """
+    with opened_for_writing(folder) as writer:
+        if image not in Snapshot.at(folder, writer.manifest, verify=False).ids:
+            return False
+        writer.remove([image])
+        writer.commit()
+        writer.tidy()
+    return True
+
+
+def _require_new(writer: GalleryWriter, file: Path) -> None:
+    snapshot = Snapshot.at(writer.folder, writer.manifest, verify=False)
+    place = snapshot.known_files().get(stored_path(file, Path(writer.manifest.root)))
+    if place is not None:
+        raise Refusal(409, f"the gallery has this picture already, as image {snapshot.ids[place]}", reason="known")
+
+
+class _One:
+    """A listing of one file."""
+
+    def __init__(self, image: NewImage) -> None:
+        self._image = image
+        self.root = image.file.parent
+        self.column_names = tuple(image.columns)
+        self.problems: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        yield ImageRecord(self._image.file.name, self._image.label, self._image.columns)
+
+    def file(self, record: ImageRecord) -> Path:
+        return self.root / record.path

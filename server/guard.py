@@ -1,0 +1,218 @@
+"""What stands before every request: host, origin, rates, sizes, time; and the headers of every answer.
+
+Pure ASGI: the body is counted while it comes in, so that what is too large is refused before it is stored anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from .limits import RateLimit, client_key
+from .metrics import Metrics
+from .refusals import Refusal
+from .settings import Settings
+
+__all__ = ["Guard", "Traffic", "refusal_response"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_log = logging.getLogger(__name__)
+_access = logging.getLogger("distcam.access")
+
+API = "/api/v1/"
+FORM_BYTES = 64 << 10  # what a form adds to a picture: boundaries, headers, columns
+JSON_BYTES = 1 << 20
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
+)
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": _PAGE_POLICY,
+}
+
+
+def refusal_response(refusal: Refusal) -> JSONResponse:
+    """The answer to a request that is refused; a lone surrogate in a message must not break its encoding."""
+    detail = refusal.detail.encode("utf-8", "replace").decode()
+    return JSONResponse({"detail": detail}, refusal.status, headers=refusal.headers)
+
+
+@dataclass
+class Traffic:
+    """What goes through a server at the moment, and whether it still takes more.
+
+    Attributes:
+        is_draining: the server is about to end: new requests are refused, those at work are finished.
+        at_work: requests of the API that are being answered.
+        log_requests: write a line of JSON to the log for every request.
+    """
+
+    is_draining: bool = False
+    at_work: int = 0
+    log_requests: bool = False
+
+
+class Guard:
+    """The middleware around the whole application."""
+
+    def __init__(self, app: Application, *, settings: Settings, metrics: Metrics, traffic: Traffic) -> None:
+        self._app = app
+        self._settings = settings
+        self._metrics = metrics
+        self._rate = RateLimit(settings.rate)
+        self._traffic = traffic
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:  # there are no web sockets
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start, status = time.perf_counter(), 0
+        is_api = scope["path"].startswith(API)
+
+        async def send_guarded(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Cache-Control", "no-store" if is_api else "no-cache")
+                if self._traffic.is_draining or status == 413:  # what is still to come of the body is not waited for
+                    headers["Connection"] = "close"
+            await send(message)
+
+        self._traffic.at_work += is_api
+        try:
+            self._admit(scope, is_api=is_api)
+            async with asyncio.timeout(self._settings.time_limit_s):
+                await self._app(scope, self._counted(scope, receive), send_guarded)
+        except Refusal as refusal:
+            self._metrics.refused.labels(refusal.reason).inc()
+            await refusal_response(refusal)(scope, receive, send_guarded)
+        except TimeoutError:
+            if status:  # the answer has begun
+                raise
+            self._metrics.refused.labels("time").inc()
+            late = Refusal(503, "this took too long; ask again, for less", reason="time", retry_after=5)
+            await refusal_response(late)(scope, receive, send_guarded)
+        except Exception:
+            _log.exception("a request to %s failed", route_of(scope))
+            if status:
+                raise
+            failure = Refusal(500, "the server failed; its log says how", reason="failure")
+            await refusal_response(failure)(scope, receive, send_guarded)
+        finally:
+            self._traffic.at_work -= is_api
+            self._note(scope, status or 500, time.perf_counter() - start)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count the request, and log it if asked to; never what was searched for, nor a token."""
+        route = route_of(scope)
+        self._metrics.answered(route, status, seconds)
+        if self._traffic.log_requests:
+            client = (scope.get("client") or ("unknown",))[0]
+            line = {"client": client, "method": scope["method"], "route": route, "status": status}
+            _access.info(json.dumps(line | {"ms": round(1000 * seconds, 1)}))
+
+    # --- What must hold before anybody looks at the request ----------------------------------------------------------
+
+    def _admit(self, scope: Scope, *, is_api: bool) -> None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if not is_own_name(host, self._settings.allowed_hosts):
+            raise Refusal(400, "the Host header names another server; see --allow-host", reason="host")
+        origin = headers.get("origin")
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS") and origin is not None and not _is_same(origin, host):
+            raise Refusal(403, "requests from pages of other servers are not answered", reason="origin")
+        if not is_api:
+            return
+        if self._traffic.is_draining:
+            raise Refusal(503, "the server is shutting down; ask again", reason="draining", retry_after=5)
+        client = scope.get("client") or ("unknown", 0)
+        if wait := self._rate.wait_for(client_key(client[0])):
+            raise Refusal(429, f"more than {self._settings.rate:g} requests a second", reason="rate", retry_after=wait)
+        if self._traffic.at_work > self._settings.concurrency:
+            raise Refusal(
+                429, f"{self._traffic.at_work - 1} requests are at work already", reason="concurrency", retry_after=1
+            )
+        limit = self._limit(scope)
+        if (length := headers.get("content-length", "0")).isdecimal() and int(length[:20]) > limit:
+            raise Refusal(413, _too_large(limit), reason="bytes")
+
+    def _limit(self, scope: Scope) -> int:
+        is_form = Headers(scope=scope).get("content-type", "").lower().startswith("multipart/form-data")
+        return self._settings.max_upload_bytes + FORM_BYTES if is_form else JSON_BYTES
+
+    def _counted(self, scope: Scope, receive: Receive) -> Receive:
+        """The body as it comes in, up to the limit."""
+        limit, received = self._limit(scope), 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                self._metrics.refused.labels("bytes").inc()
+                raise HTTPException(413, _too_large(limit))  # FastAPI takes anything else for a malformed body
+            return message
+
+        return receive_counted
+
+
+def route_of(scope: Scope) -> str:
+    """The pattern that the request's path fits, so that there are as many as routes, whatever clients ask for."""
+    return str(getattr(scope.get("route"), "path", "other"))
+
+
+def is_own_name(host: str, allowed: Iterable[str]) -> bool:
+    """Whether a Host header may name this server.
+
+    An address or `localhost` always may; any other name only if it was allowed: with a name of his own that suddenly
+    means 127.0.0.1, a stranger's page would otherwise be let in (DNS rebinding).
+
+    >>> is_own_name("127.0.0.1:8000", ()), is_own_name("[::1]:8000", ()), is_own_name("evil.example", ())
+    (True, True, False)
+    """
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    name = name.strip("[]").lower()
+    if name == "localhost" or name in allowed:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_same(origin: str, host: str) -> bool:
+    return origin.partition("://")[2].lower() == host.lower()
+
+
+def _too_large(limit: int) -> str:
+    return f"the request is too large: more than {limit:,} bytes"

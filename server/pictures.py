@@ -1,0 +1,96 @@
+"""Pictures that come in from strangers, and pictures that go out: always decoded here, never passed on as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from ..errors import ImageError
+from ..images import read_image
+from .refusals import Refusal
+
+__all__ = ["UPLOAD_TYPES", "Upload", "etag_of", "read_upload", "thumbnail", "upload_suffix", "upright_size"]
+
+UPLOAD_TYPES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
+_SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
+_ORIENTATION = 274
+
+
+class Upload(NamedTuple):
+    """A picture that was sent, read and found to be one."""
+
+    picture: Image.Image
+    suffix: str
+
+
+def upload_suffix(data: bytes) -> str:
+    """`.jpg`, `.png` or `.webp` by content; names and headers are what the client likes them to be.
+
+    Raises:
+        Refusal: 415, it is none of these.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        return ".jpg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return ".png"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return ".webp"
+    what = "nothing" if not data else "something else"
+    raise Refusal(415, f"expected a picture as JPEG, PNG or WebP, got {what}", reason="type")
+
+
+def read_upload(data: bytes, *, max_pixels: int) -> Upload:
+    """A picture that was sent; only these three decoders ever see what strangers send.
+
+    Raises:
+        Refusal: 413, it has too many pixels, which its header tells before anything is decoded; 415, it is no picture.
+    """
+    suffix = upload_suffix(data)
+    try:
+        return Upload(read_image(data, max_pixels=max_pixels), suffix)
+    except ImageError as error:
+        if "exceed the limit" in error.reason:
+            raise Refusal(413, f"the picture is too large: more than {max_pixels:,} pixels", reason="pixels") from error
+        raise Refusal(415, f"not a usable picture: {error.reason}", reason="damaged") from error
+
+
+def thumbnail(file: Path, *, side: int) -> bytes:
+    """A gallery picture as JPEG without metadata, upright, its longer side at most `side` pixels.
+
+    Raises:
+        Refusal: 404, the file is gone or no picture any more.
+    """
+    try:
+        picture = read_image(file)
+    except ImageError as error:
+        raise Refusal(404, "the picture of this image is gone", reason="gone") from error
+    picture.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=88)
+    return stream.getvalue()
+
+
+def etag_of(file: Path, *, side: int) -> str | None:
+    """What changes when a thumbnail would; None when the file is gone."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    state = f"{file}\0{status.st_mtime_ns}\0{status.st_size}\0{side}"
+    return f'"{hashlib.sha256(state.encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
+
+
+def upright_size(file: Path) -> tuple[int, int] | None:
+    """Width and height of a gallery picture as `read_image` gives it, from its header; None when it is gone."""
+    try:
+        with Image.open(file) as opened:
+            exif = Image.Exif()
+            exif.load(opened.info.get("exif") or b"")  # what XMP claims does not count; TIFFs are upright already
+            width, height = opened.size
+    except Exception:  # decoders raise whatever they like
+        return None
+    return (height, width) if exif.get(_ORIENTATION) in _SIDEWAYS else (width, height)

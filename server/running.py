@@ -1,0 +1,110 @@
+"""Running the application with uvicorn, and ending it without dropping what is being answered."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from ..errors import InputError
+
+__all__ = ["bound_socket", "run", "server_of", "url_of"]
+
+_GRACE_S = 30  # for requests at work when the server is told to end
+
+
+class _Server(uvicorn.Server):
+    """Refuses new requests from the moment it is told to end; those at work are finished."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._app = app
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._app.state.traffic.is_draining = True
+        super().handle_exit(sig, frame)
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A listening place, taken before anything is loaded, so that a port in use is noticed at once.
+
+    Raises:
+        InputError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else asyncio leaves Nagle's delays on
+    try:
+        if os.name == "posix":  # elsewhere this option means something else
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port") from error
+    return bound
+
+
+def url_of(bound: socket.socket) -> str:
+    """Where a browser on this machine finds the server."""
+    host, port = bound.getsockname()[:2]
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
+    return f"http://{name}:{port}"
+
+
+def _log_requests(app: FastAPI) -> None:
+    log = logging.getLogger("distcam.access")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(logging.StreamHandler())
+    app.state.traffic.log_requests = True
+
+
+def server_of(app: FastAPI, *, on_ready: Callable[[], None] = lambda: None) -> uvicorn.Server:
+    """The server that `run` runs; its `should_exit` ends it."""
+    options: dict[str, Any] = {
+        "log_level": "warning",
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,  # a client could name any address as its own
+        "limit_concurrency": 1000,  # connections
+        "timeout_keep_alive": 10,
+        "timeout_graceful_shutdown": _GRACE_S,
+        "ws": "none",
+        "lifespan": "on",
+    }
+    return _Server(uvicorn.Config(app, **options), app, on_ready)
+
+
+def run(
+    app: FastAPI, bound: socket.socket, *, access_log: bool = False, on_ready: Callable[[], None] = lambda: None
+) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what is being answered, and return.
+
+    Args:
+        app: what `create_app` returned.
+        bound: where to listen.
+        access_log: a line of JSON on standard error for every request.
+        on_ready: called when requests are answered.
+    """
+    if access_log:
+        _log_requests(app)
+    # uvicorn raises the signals once more when it is done, for whoever was asked before; that is nobody
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server_of(app, on_ready=on_ready).run(sockets=[bound])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        bound.close()

@@ -1,0 +1,319 @@
+"""What goes in and out of the API, exactly; the OpenAPI schema is made of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
+
+__all__ = [
+    "Box4",
+    "Calibration",
+    "ErrorAnswer",
+    "ExplainRequest",
+    "ExplanationAnswer",
+    "GalleryAnswer",
+    "HealthAnswer",
+    "ImageAnswer",
+    "ImagesAnswer",
+    "LabelCount",
+    "LabelsAnswer",
+    "Limits",
+    "MapAnswer",
+    "MatchAnswer",
+    "NearestPrototype",
+    "PrototypesAnswer",
+    "QueryAnswer",
+    "ReferenceAnswer",
+    "SearchAnswer",
+    "StoredRequest",
+    "Timings",
+    "VectorRequest",
+    "WeightingAnswer",
+]
+
+MAX_K = 100
+MAX_ID = (1 << 63) - 1
+MAX_FILTER = 2000
+
+K = Annotated[int, Field(ge=1, le=MAX_K, description="How many matches.")]
+ImageId = Annotated[int, Field(ge=0, le=MAX_ID)]
+Text = Annotated[str, StringConstraints(max_length=MAX_FILTER)]
+Box4 = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+Reference = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=300),
+    Field(description="`match`, `prototype`, `rank:3`, or `label:cat`."),
+]
+WeightingName = Literal["dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_centered", "gradcam_cos", "caam"]
+
+
+class Answer(BaseModel):
+    """What the server says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Request(BaseModel):
+    """What a client says; a field nobody knows is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ErrorAnswer(Answer):
+    """One sentence."""
+
+    detail: str
+
+
+# --- The gallery -----------------------------------------------------------------------------------------------------
+
+
+class WeightingAnswer(Answer):
+    """How channels of a map may be weighted."""
+
+    name: str
+    description: str
+    is_signed: bool
+
+
+class Calibration(Answer):
+    """The gallery's threshold, and what it did to the probes it was chosen on."""
+
+    threshold: float
+    target: float
+    false_alarm_rate: float
+    identification_rate: float
+    closed_set_rate: float
+    n_known: int
+    n_unknown: int
+    is_resolved: bool
+    source: str
+    generation: int
+
+
+class Limits(Answer):
+    """What is refused beyond these."""
+
+    image_bytes: int
+    pixels: int
+    k: int
+
+
+class GalleryAnswer(Answer):
+    """What is in the gallery, and what the server can do with it."""
+
+    name: str
+    images: int
+    classes: int
+    metric: Literal["cosine", "l2", "l1", "dot"]
+    columns: Sequence[str]
+    encoder: str
+    fingerprint: str
+    writable: bool
+    stores_maps: bool
+    weightings: Sequence[WeightingAnswer]
+    rejection: Calibration | None
+    limits: Limits
+
+
+class LabelCount(Answer):
+    """A class and its size."""
+
+    label: str
+    images: int
+
+
+class LabelsAnswer(Answer):
+    """Classes in alphabetical order; `total` counts those that fit, shown or not."""
+
+    labels: Sequence[LabelCount]
+    total: int
+
+
+class PrototypesAnswer(Answer):
+    """Class prototypes in alphabetical order."""
+
+    prototypes: Sequence[LabelCount]
+    total: int
+
+
+class ImageAnswer(Answer):
+    """One image of the gallery."""
+
+    id: int
+    path: str
+    label: str | None
+    columns: Mapping[str, str]
+    has_picture: bool
+
+
+class ImagesAnswer(Answer):
+    """Images in the order of ids; `total` counts those that fit."""
+
+    images: Sequence[ImageAnswer]
+    total: int
+
+
+class HealthAnswer(Answer):
+    """The server is up."""
+
+    status: Literal["ok"]
+    images: int
+    generation: int
+
+
+# --- Searching -------------------------------------------------------------------------------------------------------
+
+
+class StoredRequest(Request):
+    """Which images are nearest to one of the gallery's."""
+
+    id: ImageId
+    k: K = 10
+    where: Text | None = None
+    box: Box4 | None = None
+    reject: bool = False
+    max_distance: FiniteFloat | None = None
+    include_self: bool = False
+
+
+class VectorRequest(Request):
+    """Which images are nearest to an embedding, raw as the encoder gives it."""
+
+    vector: Annotated[list[FiniteFloat], Field(min_length=1, max_length=65_536)]
+    k: K = 10
+    where: Text | None = None
+    reject: bool = False
+    max_distance: FiniteFloat | None = None
+
+
+class QueryAnswer(Answer):
+    """What was asked for.
+
+    `token` names an uploaded picture for `/explain`, for a while.
+    """
+
+    token: str | None
+    id: int | None
+    name: str
+    size: tuple[int, int] | None
+    box: Box4 | None
+
+
+class MatchAnswer(Answer):
+    """One image of the ranking."""
+
+    rank: int
+    id: int
+    path: str
+    label: str | None
+    columns: Mapping[str, str]
+    distance: float
+    similarity: float
+    is_accepted: bool | None
+    has_picture: bool
+
+
+class NearestPrototype(Answer):
+    """A class, and how far its prototype is."""
+
+    label: str
+    distance: float
+    similarity: float
+
+
+class Timings(Answer):
+    """Milliseconds."""
+
+    decode: float
+    queue: float
+    encode: float
+    search: float
+    total: float
+
+
+class SearchAnswer(Answer):
+    """The ranking."""
+
+    query: QueryAnswer
+    metric: str
+    matches: Sequence[MatchAnswer]
+    prototypes: Sequence[NearestPrototype]
+    max_distance: float | None
+    is_known: bool | None
+    timings_ms: Timings
+
+
+# --- Explaining ------------------------------------------------------------------------------------------------------
+
+
+class ExplainRequest(Request):
+    """Where the similarity of a query lies.
+
+    The query is named by the token of a search, or by the id of an image of the gallery, and ranked anew.
+    """
+
+    token: Annotated[str, StringConstraints(max_length=100)] | None = None
+    id: ImageId | None = None
+    k: K = 10
+    where: Text | None = None
+    box: Box4 | None = None
+    against: Reference = "match"
+    versus: Reference | None = None
+    weighting: WeightingName = "dist"
+    space: Literal["metric", "backbone"] = "metric"
+    tau: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    both_sides: bool = True
+    include_self: bool = False
+
+
+class MapAnswer(Answer):
+    """A raw map, row by row; all maps of one answer share one scale."""
+
+    rows: int
+    columns: int
+    values: Sequence[float]
+
+
+class ExplainedQuery(Answer):
+    """The query picture's size, and the rectangle of it (left, top, right, bottom) that its maps cover.
+
+    Both are null when the picture of a stored image is gone.
+    """
+
+    size: tuple[int, int] | None
+    view: Box4 | None
+
+
+class ReferenceAnswer(Answer):
+    """What the query is compared with, and the maps on both sides."""
+
+    name: str
+    label: str | None
+    distance: float
+    rank: int | None
+    id: int | None
+    query_map: MapAnswer
+    match_map: MapAnswer | None
+    match_size: tuple[int, int] | None
+    match_view: Box4 | None
+
+
+class ExplanationAnswer(Answer):
+    """The maps of a query, one for each reference."""
+
+    weighting: str
+    is_signed: bool
+    is_exact: bool
+    sensitivity: float | None
+    versus: str | None
+    query: ExplainedQuery
+    references: Sequence[ReferenceAnswer]
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for the errors that a route can give, besides those that every route can."""
+    every = (400, 403, 413, 422, 429, 503)
+    return {status: {"model": ErrorAnswer} for status in sorted({*every, *statuses})}

@@ -1,0 +1,169 @@
+"""What the routes share: the gallery in service, the queue to the network, kept queries, threads, and numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..encoders import Encoder, Encoding, Inference
+from ..errors import GalleryError
+from ..index import Gallery
+from ..retrieval import Retriever
+from .batching import Batcher, Done
+from .kept import KeptQueries
+from .live import LiveGallery
+from .metrics import Metrics
+from .settings import Settings
+
+__all__ = ["Service"]
+
+T = TypeVar("T")
+_DECODERS = max(2, min(8, os.cpu_count() or 2))  # threads
+_WORKERS = 4  # threads that search and explain
+
+
+class QueuedInference:
+    """Stands in for an `Inference` where threads need a forward pass: it goes through the same queue as all others."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
+        self.encoder = inference.encoder
+        self.device = inference.device
+        self._encode: Callable[[Tensor], Awaitable[Done[Encoding]]] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def connect(self, encode: Callable[[Tensor], Awaitable[Done[Encoding]]]) -> None:
+        """Give it the queue of the running event loop."""
+        self._encode, self._loop = encode, asyncio.get_running_loop()
+
+    def encode_images(self, images: Sequence[Any]) -> Encoding:
+        """Wait, in a thread that is not the event loop's, until the images are encoded."""
+        encode, loop = self._encode, self._loop
+        assert encode is not None
+        assert loop is not None
+
+        async def all_of(pixels: Sequence[Tensor]) -> list[Done[Encoding]]:
+            return await asyncio.gather(*map(encode, pixels))
+
+        pixels = [self._inference.read(image) for image in images]
+        done = asyncio.run_coroutine_threadsafe(all_of(pixels), loop).result()
+        return Encoding.cat([one.result for one in done])
+
+
+class Service:
+    """A gallery in service; `start` and `stop` are called by the application, in its event loop.
+
+    Raises:
+        DistcamError: the gallery or its encoder cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.kept = KeptQueries(max_bytes=settings.kept_bytes, max_age_s=settings.kept_s)
+        self.encoder, precision = _encoder_of(settings)
+        self.inference = Inference(
+            self.encoder, device=settings.device, precision=precision, batch_size=settings.max_batch
+        )
+        self._queued = QueuedInference(self.inference)
+        self.live = LiveGallery(
+            settings.gallery, self.encoder, self._queued, root=settings.root, on_change=self.metrics.gallery_changed
+        )
+        self.changing = asyncio.Lock()
+        self.has_changed = False
+        self._batcher: Batcher[Tensor, Encoding] | None = None
+        self._decoders: ThreadPoolExecutor | None = None
+        self._workers: ThreadPoolExecutor | None = None
+
+    async def start(self) -> None:
+        """Take up work."""
+        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="distcam-decode")
+        self._workers = ThreadPoolExecutor(_WORKERS, "distcam-search", initializer=_one_thread_each)
+        self._batcher = batcher = Batcher(
+            self._encode_batch,
+            max_batch=self.settings.max_batch,
+            window_s=self.settings.window_ms / 1000,
+            capacity=self.settings.queue,
+            on_batch=self.metrics.batch_done,
+            initialise=self._prepare_thread,
+        )
+        self._queued.connect(batcher.submit)
+        self.metrics.watch(lambda: len(batcher), lambda: self.kept.nbytes)
+
+    async def stop(self) -> None:
+        """Finish what waits, and let go of everything."""
+        assert self._batcher is not None
+        await self._batcher.close()
+        for pool in (self._decoders, self._workers):
+            assert pool is not None
+            await asyncio.to_thread(pool.shutdown)  # a thread may be waiting for this very loop
+        self.live.close(save_caches=self.has_changed)
+
+    # --- Work --------------------------------------------------------------------------------------------------------
+
+    async def encode(self, read: Callable[[], tuple[T, Tensor]]) -> tuple[T, float, Done[Encoding]]:
+        """Decode in one of the decoding threads, then wait for a forward pass.
+
+        Returns what `read` returned besides the pixels, the seconds that decoding took, and the encoding.
+        """
+        assert self._batcher is not None
+        start = time.perf_counter()
+        with self._batcher.expecting():
+            rest, pixels = await asyncio.get_running_loop().run_in_executor(self._decoders, read)
+        seconds = time.perf_counter() - start
+        self.metrics.steps.labels("decode").observe(seconds)
+        done = await self._batcher.submit(pixels)
+        self.metrics.steps.labels("queue").observe(done.queue_s)
+        return rest, seconds, done
+
+    async def read(self, work: Callable[[Retriever], T], *, step: str = "read") -> T:
+        """What some work on the newest generation returns; done in a thread."""
+
+        def in_thread() -> T:
+            start = time.perf_counter()
+            with self.live.reading() as retriever:
+                result = work(retriever)
+            self.metrics.steps.labels(step).observe(time.perf_counter() - start)
+            return result
+
+        return await self.in_thread(in_thread)
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """What some other work returns; done in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+
+    def _encode_batch(self, pixels: list[Tensor]) -> list[Encoding]:
+        return list(self.inference(torch.stack(pixels)).to("cpu"))
+
+    def _prepare_thread(self) -> None:
+        if self.settings.threads is not None:
+            torch.set_num_threads(self.settings.threads)
+
+
+def _encoder_of(settings: Settings) -> tuple[Encoder, str]:
+    """The gallery's encoder, and the precision it was used with."""
+    with Gallery.open(settings.gallery, root=settings.root, verify=False) as gallery:
+        precision = gallery.manifest.encoder.precision or "auto"
+        path = settings.encoder or gallery.encoder_path
+        if path is None:
+            raise GalleryError(
+                f"{gallery.folder} keeps no encoder (it was built with a module of your own); "
+                "a server needs one in a checkpoint: give it with --encoder"
+            )
+        encoder = Encoder.load(path)
+        gallery.check_encoder(encoder)
+    return encoder, precision
+
+
+def _one_thread_each() -> None:
+    """One query is searched fastest by one thread, and several are searched side by side anyway."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)

@@ -1,0 +1,89 @@
+"""What a server is told before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import InputError
+from ..images.loading import MAX_PIXELS
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that `create_app` needs; every limit is per server, and the command's options have the same names.
+
+    Attributes:
+        gallery: its folder.
+        encoder: a checkpoint, for a gallery that keeps none.
+        root: where the gallery's pictures lie now, if they were moved.
+        device: "auto", "cpu", "cuda", …
+        threads: of the arithmetic; None leaves torch's setting alone.
+        max_batch: images of one forward pass.
+        window_ms: how long the first image of a batch waits for others that are on their way.
+        queue: images that may wait for the network; one more is answered with 503.
+        concurrency: requests of the API at the same time; one more is answered with 429.
+        rate: requests a second of one client, which may save up twice as many; 0 sets no limit.
+        max_upload_bytes: largest picture.
+        max_pixels: largest picture once decoded.
+        time_limit_s: for one request, from its first byte to its answer.
+        kept_bytes, kept_s: how much memory the queries that can still be explained take, and for how long.
+        token: whoever has it may add and remove images; None makes a server that only reads.
+        uploads: where added pictures are put; by default `GALLERY.uploads` beside the gallery.
+        allowed_hosts: names that a request may call the server by, besides `localhost` and any IP address.
+        static: the page's folder.
+    """
+
+    gallery: Path
+    encoder: Path | None = None
+    root: Path | None = None
+    device: str = "auto"
+    threads: int | None = None
+    max_batch: int = 16
+    window_ms: float = 3.0
+    queue: int = 64
+    concurrency: int = 64
+    rate: float = 100.0
+    max_upload_bytes: int = 20 << 20
+    max_pixels: int = MAX_PIXELS
+    time_limit_s: float = 60.0
+    kept_bytes: int = 256 << 20
+    kept_s: float = 900.0
+    token: str | None = field(default=None, repr=False)
+    uploads: Path | None = None
+    allowed_hosts: frozenset[str] = frozenset()
+    static: Path = Path(__file__).parent / "static"
+
+    def __post_init__(self) -> None:
+        least = {
+            "max_batch": 1,
+            "window_ms": 0,
+            "queue": 1,
+            "concurrency": 1,
+            "rate": 0,
+            "max_upload_bytes": 1,
+            "max_pixels": 64,
+        }
+        for name, low in least.items():
+            if not getattr(self, name) >= low:
+                raise InputError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.token is not None and (
+            len(self.token) < 16 or not self.token.isascii() or not self.token.isprintable()
+        ):
+            raise InputError(
+                "the token needs at least 16 printable ASCII characters; `python -c 'import secrets; "
+                "print(secrets.token_urlsafe(32))'` makes one"
+            )
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether images may be added and removed."""
+        return self.token is not None
+
+    @property
+    def uploads_folder(self) -> Path:
+        """Where added pictures are put."""
+        folder = self.gallery.absolute()
+        return self.uploads.absolute() if self.uploads is not None else folder.with_name(f"{folder.name}.uploads")

@@ -1,0 +1,99 @@
+"""Cues and pseudo masks from class scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from distcam.errors import InputError
+from distcam.segmentation.cues import (
+    CueSettings,
+    background_score,
+    border_contrast,
+    foreground_cues,
+    make_cues,
+    pseudo_mask,
+)
+
+scores_of_two = arrays(np.float64, (2, 4, 5), elements=st.integers(0, 100).map(lambda value: value / 100))
+
+
+def test_pixels_above_a_fifth_of_the_maximum_are_cues() -> None:
+    scores = np.array([[[0.5, 0.11, 0.1, 0.02, 0.0]]])
+    assert make_cues(scores).tolist() == [[1, 1, 255, 0, 0]]  # 0.1 is a fifth, 0.02 below a twentieth of 0.5
+
+
+def test_the_smaller_region_wins_and_the_score_if_asked() -> None:
+    scores = np.array([[[1.0, 0.9, 0.8, 0.7]], [[0.0, 0.5, 1.0, 0.0]]])
+    assert foreground_cues(scores).tolist() == [[1, 2, 2, 1]]
+    assert foreground_cues(scores, conflicts="score").tolist() == [[1, 1, 2, 1]]
+
+
+def test_a_class_that_is_not_shown_gets_nothing() -> None:
+    assert (make_cues(np.zeros((2, 3, 3)), settings=CueSettings(background="none")) == 255).all()
+    assert (make_cues(np.zeros((2, 3, 3))) == 0).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(scores_of_two, st.sampled_from(["smaller", "score"]))
+def test_every_cue_is_above_its_threshold_and_every_pixel_above_one_is_a_cue(scores, conflicts) -> None:
+    cues = foreground_cues(scores, conflicts=conflicts)
+    inside = scores > 0.2 * scores.max((1, 2), keepdims=True)
+    assert np.array_equal(cues != 255, inside.any(0))
+    rows, columns = np.nonzero(cues != 255)
+    assert inside[cues[rows, columns] - 1, rows, columns].all()
+
+
+@settings(deadline=None, max_examples=15)
+@given(scores_of_two, st.integers(-3, 3))
+def test_cues_do_not_depend_on_the_scale_of_the_scores(scores, power) -> None:
+    assert np.array_equal(foreground_cues(scores), foreground_cues(scores * 2.0**power))
+
+
+def test_saliency_gives_the_background_a_share_of_the_pixels() -> None:
+    scores = np.zeros((1, 10, 10))
+    scores[0, 4:6, 4:6] = 1
+    saliency = np.arange(100.0).reshape(10, 10)
+    cues = make_cues(scores, settings=CueSettings(background="saliency", share=0.1), saliency=saliency)
+    assert (cues[0] == 0).all()
+    assert (cues == 0).sum() == 10
+    assert (cues == 1).sum() == 4
+    with pytest.raises(InputError, match="needs the picture, or a map of what stands out"):
+        make_cues(scores, settings=CueSettings(background="saliency"))
+
+
+def test_what_differs_from_the_border_stands_out() -> None:
+    values = np.full((60, 80, 3), 40, np.uint8)
+    values[20:40, 30:50] = (200, 30, 30)
+    contrast = border_contrast(Image.fromarray(values))
+    assert contrast.shape == (60, 80)
+    assert contrast[30, 40] == pytest.approx(1, abs=1e-3)
+    assert contrast[5, 5] == pytest.approx(0, abs=1e-6)
+    cues = make_cues(
+        np.zeros((1, 60, 80)), image=Image.fromarray(values), settings=CueSettings(background="saliency", share=0.5)
+    )
+    assert (cues[22:38, 32:48] == 255).all()
+
+
+def test_a_pseudo_mask_is_an_argmax_with_a_margin_of_doubt() -> None:
+    scores = np.array([[[0.9, 0.35, 0.1]], [[0.0, 0.3, 0.5]]])
+    assert pseudo_mask(scores, beta=0.3).tolist() == [[1, 1, 2]]
+    assert pseudo_mask(scores, beta=0.3, margin=0.1).tolist() == [[1, 255, 2]]
+    assert pseudo_mask(scores, beta=background_score(scores)).tolist() == [[1, 0, 0]]
+
+
+def test_a_larger_power_leaves_less_to_the_background() -> None:
+    scores = np.array([[[0.25, 1.0]]])
+    assert background_score(scores).tolist() == [[0.75, 0.0]]
+    assert background_score(scores, power=2).tolist() == [[0.5625, 0.0]]
+
+
+def test_shares_outside_their_range_are_refused() -> None:
+    with pytest.raises(InputError, match=r"expected foreground as a share from 0 to below 1, got 1.5"):
+        CueSettings(foreground=1.5)
+    with pytest.raises(InputError, match=r"low = 0.3 lies above foreground = 0.2; pixels would be both"):
+        CueSettings(low=0.3)

@@ -1,0 +1,236 @@
+"""Adding and removing through the server, and changes that others make while it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+
+import pytest
+from serving import BEARER, TOKEN, picture_bytes, served, upload
+
+from distcam.encoders import Encoder
+from distcam.errors import FingerprintMismatchError, InputError
+from distcam.images import Transform
+from distcam.index import Gallery
+from distcam.index.durable import WriterLock
+from distcam.server import Settings, create_app
+
+
+@pytest.fixture
+def gallery(small_gallery, tmp_path):
+    shutil.copytree(small_gallery.folder, tmp_path / "a.gallery")
+    return Gallery.open(tmp_path / "a.gallery")
+
+
+@pytest.fixture
+def client(gallery):
+    with served(gallery.folder, token=TOKEN) as client:
+        yield client
+
+
+def add(client, data, **params):
+    return client.post("/api/v1/images", params=params, files=upload(data), headers=BEARER)
+
+
+def found(client, data, k=100):
+    return client.post("/api/v1/search", params={"k": k}, files=upload(data)).json()["matches"]
+
+
+def test_an_added_picture_is_found_at_once_explained_and_shown(client, gallery):
+    data = picture_bytes((90, 60), seed=1)
+    response = client.post(
+        "/api/v1/images",
+        params={"label": "<b>new</b>"},
+        files=upload(data, name="../../etc/passwd"),
+        data={"columns": json.dumps({"camera": "3"})},
+        headers=BEARER,
+    )
+    assert response.status_code == 201, response.text
+    answer = response.json()
+    assert (answer["id"], answer["label"], answer["columns"]) == (24, "<b>new</b>", {"camera": "3"})
+    assert response.headers["location"] == "/api/v1/images/24"
+    nearest = found(client, data)[0]
+    assert (nearest["id"], nearest["has_picture"]) == (24, True)
+    assert nearest["distance"] < 1e-6
+    assert client.get("/api/v1/images/24/picture").status_code == 200
+    assert client.post("/api/v1/explain", json={"id": 24, "against": "label:<b>new</b>"}).status_code == 200
+    assert client.get("/api/v1/images", params={"where": "camera=3"}).json()["total"] == 1
+    assert client.get("/health").json()["images"] == 25
+
+
+def test_a_picture_is_kept_as_it_came_under_a_name_of_its_contents(client, gallery):
+    data = picture_bytes(kind="PNG", seed=2)
+    add(client, data)
+    digest = hashlib.sha256(data).hexdigest()
+    folder = gallery.folder.with_name(f"{gallery.folder.name}.uploads")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files == [folder / digest[:2] / f"{digest}.png"]  # the client said .jpg
+    assert files[0].read_bytes() == data
+    assert str(folder.parent) not in client.get("/api/v1/images/24").text
+
+
+def test_the_same_picture_twice_is_a_conflict_and_changes_nothing(client):
+    data = picture_bytes(seed=3)
+    assert add(client, data, label="a").status_code == 201
+    again = add(client, data, label="b")
+    assert (again.status_code, again.json()["detail"]) == (409, "the gallery has this picture already, as image 24")
+    assert client.get("/api/v1/images/24").json()["label"] == "a"
+    client.delete("/api/v1/images/24", headers=BEARER)
+    assert add(client, data, label="b").json()["id"] == 25  # an id is never given out again
+
+
+def test_a_removed_image_never_comes_back(client, gallery):
+    record = gallery.records([5])[0]
+    data = gallery.file(record).read_bytes()
+    assert found(client, data)[0]["id"] == 5
+    assert client.delete("/api/v1/images/5", headers=BEARER).status_code == 204
+    assert 5 not in [match["id"] for match in found(client, data)]
+    assert 5 not in [image["id"] for image in client.get("/api/v1/images").json()["images"]]
+    for path in ("/api/v1/images/5", "/api/v1/images/5/picture"):
+        assert client.get(path).status_code == 404
+    assert client.post("/api/v1/search/stored", json={"id": 5}).status_code == 404
+    assert client.delete("/api/v1/images/5", headers=BEARER).status_code == 404
+    assert gallery.file(record).is_file()  # the user's own file stays
+
+
+def test_who_has_no_token_changes_nothing_and_is_told_before_he_uploads(client, gallery):
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}, {"Authorization": "é"}):
+        headers = {name: value.encode("latin-1") for name, value in headers.items()}
+        for response in (
+            client.post("/api/v1/images", content=b"not even a form", headers=headers),
+            client.delete("/api/v1/images/1", headers=headers),
+        ):
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"] == "Bearer"
+    assert client.get("/health").json()["images"] == 24
+    with served(gallery.folder) as reader:
+        for response in (add(reader, picture_bytes()), reader.delete("/api/v1/images/1", headers=BEARER)):
+            assert response.status_code == 403
+            assert "--writable" in response.json()["detail"]
+
+
+def test_labels_and_columns_are_short_and_printable(client):
+    for params, columns in (
+        ({"label": ""}, "{}"),
+        ({"label": "x" * 201}, "{}"),
+        ({"label": "a\x00b"}, "{}"),
+        ({}, "[]"),
+        ({}, "{"),
+        ({}, '{"a": 1}'),
+        ({}, '{"path": "x"}'),
+        ({}, '{"label": "x"}'),
+        ({}, '{"": "x"}'),
+        ({}, json.dumps({str(i): "x" for i in range(33)})),
+        ({}, "[" * 15000),
+        ({}, '{"a": "\\ud800"}'),
+    ):
+        response = client.post(
+            "/api/v1/images", params=params, files=upload(picture_bytes()), data={"columns": columns}, headers=BEARER
+        )
+        assert response.status_code == 422, (params, columns[:20], response.text)
+    assert client.get("/health").json()["images"] == 24
+
+
+def test_what_another_process_changes_is_seen_by_the_next_query(client, gallery, small_encoder, tmp_path):
+    data = gallery.file(3).read_bytes()
+    assert found(client, data)[0]["id"] == 3
+    other = Gallery.open(gallery.folder)
+    other.remove(paths=[gallery.records([3])[0].path])
+    assert 3 not in [match["id"] for match in found(client, data)]
+    new = tmp_path / "new.png"
+    new.write_bytes(picture_bytes(kind="PNG", seed=9))
+    other.add([new], small_encoder)
+    assert found(client, new.read_bytes())[0]["id"] == 24
+    other.compact()
+    assert found(client, new.read_bytes())[0]["id"] == 24
+    assert client.get("/health").json() == {
+        "status": "ok",
+        "images": 24,
+        "generation": other.manifest.generation,
+    }
+
+
+def test_another_encoder_under_the_gallery_is_refused_until_the_right_one_is_back(gallery, small_encoder):
+    pictures = gallery.root
+    stranger = Encoder.load("conv4", weights="random", seed=5, transform=Transform(size=64, fit="squash"))
+    with served(gallery.folder) as client:
+        Gallery.build(pictures, stranger, out=gallery.folder, precision="fp32", overwrite=True)
+        for _ in range(2):
+            response = client.post("/api/v1/search", files=upload(picture_bytes()))
+            assert response.status_code == 503
+            assert "built anew with conv4/" in response.json()["detail"]
+        assert client.get("/ready").status_code == 503
+        Gallery.build(pictures, small_encoder, out=gallery.folder, precision="fp32", overwrite=True)
+        assert client.post("/api/v1/search", files=upload(picture_bytes())).status_code == 200
+
+
+def test_a_damaged_gallery_is_refused_not_answered_wrongly(gallery):
+    with served(gallery.folder) as client:
+        manifest = gallery.folder / "manifest.json"
+        good = manifest.read_bytes()
+        manifest.write_bytes(good[:-20])
+        response = client.get("/api/v1/gallery")
+        assert response.status_code == 503
+        assert response.headers["retry-after"]
+        manifest.write_bytes(good)
+        assert client.get("/api/v1/gallery").status_code == 200
+
+
+def test_while_somebody_else_writes_adding_is_refused_and_searching_is_not(client, gallery):
+    with WriterLock(gallery.folder):
+        response = add(client, picture_bytes(seed=4))
+        assert response.status_code == 503
+        assert "is writing" in response.json()["detail"]
+        assert found(client, picture_bytes(seed=4))
+    assert add(client, picture_bytes(seed=4)).status_code == 201
+
+
+def test_searching_beside_changes_gives_no_error_and_no_removed_image(client):
+    problems, stop = [], threading.Event()
+    gone: set[int] = set()
+
+    def ask():
+        data = picture_bytes(seed=50)
+        while not stop.is_set():
+            before = set(gone)
+            response = client.post("/api/v1/search", params={"k": 50}, files=upload(data))
+            if response.status_code != 200:
+                problems.append(response.text)
+            elif before & {match["id"] for match in response.json()["matches"]}:
+                problems.append("a removed image came back")
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for seed in range(60, 66):
+        new = add(client, picture_bytes(seed=seed)).json()["id"]
+        if seed % 2:
+            assert client.delete(f"/api/v1/images/{new}", headers=BEARER).status_code == 204
+            gone.add(new)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not problems
+
+
+def test_the_caches_are_renewed_when_a_server_that_wrote_ends(gallery):
+    with served(gallery.folder, token=TOKEN) as client:
+        add(client, picture_bytes(seed=7))
+        assert not Gallery.open(gallery.folder).info()["prototypes_cached"]
+    after = Gallery.open(gallery.folder)
+    assert after.info()["prototypes_cached"]
+    assert not after.verify().problems
+
+
+def test_what_cannot_be_served_is_said_before_it_starts(gallery, tmp_path):
+    stranger = Encoder.load("conv4", weights="random", seed=5, transform=Transform(size=64, fit="squash"))
+    stranger.save(tmp_path / "stranger.safetensors")
+    with pytest.raises(FingerprintMismatchError, match="leave --encoder out"):
+        create_app(Settings(gallery.folder, encoder=tmp_path / "stranger.safetensors"))
+    with pytest.raises(InputError, match="at least 16"):
+        Settings(gallery.folder, token="short")
+    with pytest.raises(InputError, match="max_batch must be at least 1"):
+        Settings(gallery.folder, max_batch=0)
+    assert TOKEN not in repr(Settings(gallery.folder, token=TOKEN))
