@@ -471,6 +471,7 @@ def test_a_watching_command_ends_cleanly(conv4_gallery: Path, photos_of_scenes: 
     child = subprocess.Popen(
         [sys.executable, "-m", "distcam", "index", "sync", str(conv4_gallery), str(photos_of_scenes), "--watch"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit a deaf one
     )  # fmt: skip
     assert child.stdout is not None
     assert "unchanged" in child.stdout.readline()

@@ -66,7 +66,7 @@ def test_a_mask_is_what_is_not_black_or_what_has_a_number(tmp_path):
 
 def test_what_is_no_mask_is_refused(tmp_path):
     Image.new("RGB", (12, 12), "red").save(tmp_path / "c.png")
-    with pytest.raises(ImageError, match="holds colours"):
+    with pytest.raises(ImageError, match="expected a mask of class numbers"):
         read_mask(tmp_path / "c.png", category=1)
     (tmp_path / "x.png").write_bytes(b"no picture")
     for category in (None, 3):
