@@ -102,7 +102,7 @@ def scenes(options: argparse.Namespace) -> Iterator[tuple[str, LocalisationTable
         encoder = Encoder.load(
             "conv4", seed=options.seed, transform=transform, options={"width": 32, "last_pool": False}
         )
-        _train(encoder, TrainingSet.from_scenes(base, "train", transform), seed=options.seed)
+        train_encoder(encoder, TrainingSet.from_scenes(base, "train", transform), seed=options.seed)
         boxed = boxed_images(list_images(Path(work, "query", "query")), read_boxes(Path(work, "query", "boxes.csv")))
         for kind in ("prototypes", "nearest"):
             methods = [method for method in CLOSED if method != "cam"]
@@ -119,7 +119,7 @@ def scenes(options: argparse.Namespace) -> Iterator[tuple[str, LocalisationTable
             yield "conv4 on scenes with two objects", table
 
 
-def _train(encoder: Encoder, data: TrainingSet, *, seed: int) -> None:
+def train_encoder(encoder: Encoder, data: TrainingSet, *, seed: int) -> None:
     """Eight epochs of the normalised softmax loss, as in `distcam demo`."""
     batches = TrainingBatches(data, Shuffled(len(data), batch_size=64, seed=seed), augment=AugmentSettings(), seed=seed)
     loss = {"kind": "normalized_softmax", "temperature": 0.1}

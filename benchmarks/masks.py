@@ -22,14 +22,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from localisation import _train as train_encoder
+from localisation import train_encoder
 from machine import describe_machine
 from torch import Tensor
 
 from distcam.encoders import Encoder, Inference
 from distcam.explain.targets import distances
 from distcam.images import Transform, list_images, read_image
-from distcam.images.boxes_files import BoxedImages, boxed_images, read_boxes
+from distcam.images.boxes_files import BoxedImage, BoxedImages, boxed_images, read_boxes
 from distcam.images.masks import MaskFolder, read_mask
 from distcam.images.scenes import SceneSet, blueprints, write_scenes
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
@@ -71,15 +71,20 @@ def true_masks(scenes: SceneSet, split: str, folder: Path) -> Path:
     return folder
 
 
+def filled_boxes(image: BoxedImage, size: tuple[int, int]) -> np.ndarray:
+    """The boxes of a picture's class, filled: a boolean mask for a picture of `size` (width, height)."""
+    mask = np.zeros((size[1], size[0]), dtype=bool)
+    for box in image.boxes_of(image.label, *size):
+        left, top, right, bottom = (round(edge) for edge in box.clipped(*size))
+        mask[top:bottom, left:right] = True
+    return mask
+
+
 def box_masks(images: BoxedImages, side: Side, folder: Path) -> Path:
     """Each picture's boxes of its class, filled."""
     path = dict(zip(side.files, side.paths, strict=True))
     for image in images:
-        width, height = read_image(image.file).size
-        mask = np.zeros((height, width), dtype=bool)
-        for box in image.boxes_of(image.label, width, height):
-            left, top, right, bottom = (round(edge) for edge in box.clipped(width, height))
-            mask[top:bottom, left:right] = True
+        mask = filled_boxes(image, read_image(image.file).size)
         write_mask(mask, (folder / path[image.file]).with_suffix(".png"))
     return folder
 

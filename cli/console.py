@@ -75,10 +75,12 @@ def load_encoder(
 
 
 @contextmanager
-def resumable() -> Iterator[None]:
+def resumable(
+    kept: str = "everything encoded so far is kept, and the same command goes on from there",
+) -> Iterator[None]:
     """Ctrl-C says what is kept, and ends with exit status 130."""
     try:
         yield
     except KeyboardInterrupt:
-        err.print("stopped; everything encoded so far is kept, and the same command goes on from there", soft_wrap=True)
+        err.print(f"stopped; {kept}", soft_wrap=True)
         raise typer.Exit(130) from None

@@ -36,8 +36,8 @@ def explain(
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="A torchvision classifier (`class`), a segmentation network or what `distcam segment train` left "
-            "(`segment`), or any encoder or CHECKPOINT (`match`, `prototype`)."
+            help="A torchvision classifier (`class`) or segmentation network (`segment`), the file or RUN that "
+            "training left of either, or any encoder or CHECKPOINT (`match`, `prototype`)."
         ),
     ] = None,
     weights: Annotated[

@@ -130,10 +130,8 @@ def network_subject(
     """The classifier or segmentation network, and the class asked for."""
     from ..encoders.networks import find_class
 
-    if asked.kind == "segment" and name is not None and (own := _segmenter_file(name)) is not None:
-        network = _own_segmenter(own, weights, classes)
-    else:
-        network = _torchvisions(asked, name, weights, classes)
+    own = None if name is None else _trained_file(asked, name)
+    network = _torchvisions(asked, name, weights, classes) if own is None else _trained(asked, own, weights, classes)
     category = find_class(asked.value, network.classes, network.n_classes) if asked.value else None
     transform = network.transform.adapted(size=size, fit=fit)
     fixed = getattr(network.model, "image_size", None)  # a ViT is built for one size
@@ -148,33 +146,50 @@ def _torchvisions(asked: Asked, name: str | None, weights: str | None, classes: 
 
     kind: Literal["classifier", "segmenter"] = "classifier" if asked.kind == "class" else "segmenter"
     if name is None or weights is None:
-        own = "" if kind == "classifier" else ", or --encoder FILE.safetensors or RUN of `distcam segment train`"
-        raise InputError(f"--target {asked.kind} needs --encoder NAME and --weights FILE, `imagenet`, or `random`{own}")
-    if name.endswith(".safetensors") or name not in available_networks(kind):
-        other = "a checkpoint holds no classes" if name.endswith(".safetensors") else f"{name} is none"
         raise InputError(
-            f"--target {asked.kind} needs a torchvision {kind}, and {other}; "
+            f"--target {asked.kind} needs --encoder NAME and --weights FILE, `imagenet`, or `random`; or as --encoder "
+            "the FILE.safetensors or RUN that training left"
+        )
+    if name not in available_networks(kind):
+        raise InputError(
+            f"--target {asked.kind} needs a torchvision {kind}, and {name} is none; "
             f"some are {', '.join(available_networks(kind)[:4])}, …"
         )
     return load_network(name, weights=weights, classes=None if classes is None else class_names(classes))
 
 
-def _segmenter_file(name: str) -> str | None:
-    """The file of a segmentation network of our own: itself, or that of a run's folder."""
+def _trained_file(asked: Asked, name: str) -> Path | None:
+    """What training left: a file, or in a run's folder what answers such a question."""
+    path = Path(name)
     if name.endswith(".safetensors"):
-        return name
-    file = Path(name) / "segmenter.safetensors"
-    return str(file) if file.is_file() else None
+        return path
+    if asked.kind == "segment":
+        inside = [path / "segmenter.safetensors", path / "weak_segmenter.safetensors"]
+    else:
+        folders = (path / "weak", path)
+        inside = [folder / f"{part}.safetensors" for folder in folders for part in ("weak_segmenter", "encoder")]
+    return next((file for file in inside if file.is_file()), None)
 
 
-def _own_segmenter(name: str, weights: str | None, classes: Path | None) -> Network:
-    """A segmentation network that `distcam segment train` left, with its weights and the names of its classes."""
-    from ..segmentation.segmenter import load_segmenter
+def _trained(asked: Asked, file: Path, weights: str | None, classes: Path | None) -> Network:
+    """A network of our own, with its weights and the names of its classes: one that scores pixels, or pictures."""
+    from ..encoders.checkpoint import read_checkpoint
+    from ..segmentation import load_segmenter, load_source, network_of
 
     for option, given in {"--weights": weights, "--classes": classes}.items():
         if given is not None:
-            raise InputError(f"{name} brings its own weights and classes; leave {option} out")
-    return load_segmenter(name).network()
+            raise InputError(f"{file} brings its own weights and classes; leave {option} out")
+    kind = read_checkpoint(file)[0].get("kind")
+    if asked.kind == "segment":
+        if kind == "weak segmenter":
+            raise InputError(
+                f"{file} learnt from labels alone and scores whole pictures: ask for --target class:{asked.value}, or "
+                "about a network that was trained on its masks"
+            )
+        return load_segmenter(file).network()
+    if kind == "segmenter":
+        raise InputError(f"{file} scores pixels: ask for --target segment:{asked.value or 'CLASS'}@PLACE")
+    return network_of(load_source(file))
 
 
 def encoder_subject(

@@ -151,8 +151,7 @@ def add(
         f"{report.added} added, {report.replaced} replaced, {report.unchanged} already there; now {len(opened)} images",
     )
     report_skipped(report.skipped)
-    if opened.is_tuning_due:
-        err.print(f"note: the index was tuned for a gallery of another size; run `distcam index tune {gallery}` again")
+    note_what_is_due(opened)
 
 
 @app.command(epilog="Example: `distcam index remove photos.gallery --where 'label=cat'`")
@@ -175,6 +174,7 @@ def remove(
         print_json({"gallery": str(gallery), "removed": removed, "images": len(opened)})
         return
     say(f"{removed} removed; {len(opened)} images left")
+    note_what_is_due(opened)
 
 
 @app.command(epilog="Example: `distcam index info photos.gallery --json`")
@@ -196,11 +196,14 @@ def info(gallery: GalleryPath, as_json: AsJson = False) -> None:
 def verify(
     gallery: GalleryPath,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Set damaged files aside, rebuild caches, sweep up.")
+        bool, typer.Option("--repair", help="Set damaged files aside, drop damaged caches, sweep up.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check every file of a gallery: checksums, structure, values, counts. Exit status 1 when something is wrong."""
+    """Check every file of a gallery: checksums, structure, values, counts.
+
+    Exit status 1 when something is wrong; with --repair, when it could not be mended without loss.
+    """
     from ..index import verify_gallery
 
     report = verify_gallery(gallery, repair=repair)
@@ -208,7 +211,7 @@ def verify(
         print_json(report.to_dict())
     else:
         say(str(report))
-    raise typer.Exit(0 if report.is_sound else 1)
+    raise typer.Exit(0 if report.is_sound and not report.has_losses else 1)
 
 
 @app.command(
@@ -296,6 +299,15 @@ def _probes(
         "groups": None if column is None else [record.columns[column] for record in listing],
         "source": f"{len(listing)} images of {queries}",
     }
+
+
+def note_what_is_due(gallery: Gallery) -> None:
+    """Say on stderr when what was measured on the gallery does not fit it any more."""
+    if gallery.is_tuning_due:
+        err.print(
+            f"note: the index was tuned for a gallery of another size; run `distcam index tune {gallery.folder}` again",
+            soft_wrap=True,
+        )
 
 
 def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:

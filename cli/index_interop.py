@@ -44,7 +44,7 @@ def import_(
     """Make a gallery of vectors that another tool made."""
     from ..index.interop_import import import_gallery
 
-    with resumable(), progress_bar("importing") as progress:
+    with resumable("the same command starts the import anew"), progress_bar("importing") as progress:
         gallery = import_gallery(
             source,
             out_path,
@@ -88,7 +88,7 @@ def export(
     from ..index import Gallery
     from ..index.interop_export import export_gallery
 
-    with progress_bar("exporting") as progress:
+    with resumable("nothing was written"), progress_bar("exporting") as progress:
         written = export_gallery(
             Gallery.open(gallery), out_path, index=index, rows_per_file=rows_per_file, half=half, progress=progress
         )

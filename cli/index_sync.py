@@ -15,12 +15,13 @@ import typer
 
 from ..errors import DistcamError, InputError
 from .console import complain, err, print_json, progress_bar, resumable, say
+from .index import note_what_is_due
 from .options import AsJson, BatchSize, Device, GalleryPath, Labels, Strict, Workers
 
 if TYPE_CHECKING:
     from ..index import Gallery
     from ..index.reports import Skipped
-    from ..index.sync import SyncReport
+    from ..index.sync_report import SyncReport
 
 EXAMPLE = "Example: `distcam index sync photos.gallery photos/ --dry-run`, then without; `--watch` goes on for ever"
 _SHOWN = 10
@@ -87,6 +88,8 @@ def sync(
         print_json({"gallery": str(gallery), "folder": str(folder), **report.to_dict()})
         return
     _show(report)
+    if not dry_run:
+        note_what_is_due(opened)
 
 
 def _show(report: SyncReport) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
-from .console import out, print_json, progress_bar, say
+from .console import out, print_json, progress_bar, resumable, say
 from .options import AsJson, Device, GalleryPath
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def tune(
     from ..index import Gallery
 
     opened = Gallery.open(gallery)
-    with progress_bar("trying indexes") as progress:
+    with resumable("the gallery is as it was"), progress_bar("trying indexes") as progress:
         report = opened.tune(
             recall=recall,
             memory=None if memory is None else read_size(memory),

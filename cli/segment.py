@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..segmentation.data import Mask, MaskedImages
-    from ..segmentation.inference import ClassMapSource, InferenceSettings, Known
+    from ..segmentation.inference import InferenceSettings, Known
+    from ..segmentation.sources import ClassMapSource
     from ..training.runs import RunResult
 
 app = typer.Typer(help="Weakly supervised segmentation: masks from the classes that a picture shows.")

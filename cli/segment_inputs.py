@@ -10,8 +10,9 @@ from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..segmentation.data import Mask, MaskedImages
-    from ..segmentation.inference import ClassMapSource, InferenceSettings
+    from ..segmentation.inference import InferenceSettings
     from ..segmentation.segmenter import Segmenter
+    from ..segmentation.sources import ClassMapSource
 
 __all__ = ["Layout", "inference_settings", "is_model", "mask_pairs", "open_data", "open_model"]
 
@@ -26,8 +27,8 @@ def is_model(path: Path) -> bool:
 def open_model(path: Path) -> ClassMapSource | Segmenter:
     """A segmentation network, or what gives class maps."""
     from ..encoders.checkpoint import read_checkpoint
-    from ..segmentation.inference import load_source
     from ..segmentation.segmenter import load_segmenter
+    from ..segmentation.sources import load_source
 
     whole = path / "segmenter.safetensors" if path.is_dir() else path
     if whole.is_file() and read_checkpoint(whole)[0].get("kind") == "segmenter":
@@ -132,6 +133,11 @@ def mask_pairs(
             if not other.is_file():
                 raise InputError(f"{file.relative_to(root)} has no counterpart; expected {other}")
             true, guess = (ids.renumbered(read_class_numbers(each), len(class_names), each) for each in (file, other))
+            if true.shape != guess.shape:
+                (height, width), (rows, columns) = true.shape, guess.shape
+                raise InputError(
+                    f"{other}: expected a mask of {width} x {height} pixels as {file}; got {columns} x {rows}"
+                )
             yield true, guess
 
     return read(), ("background", *class_names)

@@ -40,8 +40,9 @@ def serve(
         float, typer.Option(min=0, help="How long a batch waits for pictures that are on their way.")
     ] = 3.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time; more are answered with 429.")] = 64,
+    client_concurrency: Annotated[int, typer.Option(min=1, help="How many of them one client may have.")] = 32,
     rate: Annotated[float, typer.Option(min=0, help="Requests a second of one client; 0 sets no limit.")] = 100.0,
-    max_upload_mb: Annotated[float, typer.Option(min=0.001, help="Largest picture, in MiB.")] = 20.0,
+    max_upload_mb: Annotated[float, typer.Option(min=0.001, max=100_000, help="Largest picture, in MiB.")] = 20.0,
     encoder: Annotated[
         Path | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")
     ] = None,
@@ -60,6 +61,7 @@ def serve(
         from ..server.app import create_app
         from ..server.running import bound_socket, run, url_of
         from ..server.settings import Settings
+        from ..server.unknown import UnknownInference
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"the server needs {error.name}, which is not installed: pip install 'distcam[serve]'"
@@ -75,6 +77,7 @@ def serve(
         max_batch=max_batch,
         window_ms=window_ms,
         concurrency=concurrency,
+        client_concurrency=client_concurrency,
         rate=rate,
         max_upload_bytes=int(max_upload_mb * _MEGABYTE),
         token=token,
@@ -94,6 +97,12 @@ def serve(
             images, is_complete = len(retriever.gallery), retriever.gallery.manifest.complete
         if not is_complete:
             err.print("note: the build of this gallery is not finished; only what is encoded so far is searched")
+        if isinstance(app.state.service.inference, UnknownInference):
+            err.print(
+                "note: the gallery's encoder is not known: its own images and vectors can be searched for, but no "
+                "picture can be encoded or explained; --encoder CHECKPOINT names one",
+                soft_wrap=True,
+            )
         say(f"{gallery.name}: {images} image{'' if images == 1 else 's'} at {url}, until Ctrl-C")
         if is_new:
             say(f"token for adding and removing, shown this once: {token}")

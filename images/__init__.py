@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 from .geometry import Box
 from .listing import ImageRecord, Listing, list_images
-from .loading import IMAGE_SUFFIXES, MAX_PIXELS, MIN_SIDE, as_rgb, read_image
+from .loading import IMAGE_SUFFIXES, MAX_PIXELS, MIN_SIDE, as_rgb, image_size, read_image
 
 if TYPE_CHECKING:
     from .datasets import Dataset, DatasetRecord, dataset_layouts, load_dataset
@@ -28,6 +28,7 @@ __all__ = [
     "Transform",
     "as_rgb",
     "dataset_layouts",
+    "image_size",
     "list_images",
     "load_dataset",
     "read_image",

@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Final, cast
@@ -26,7 +27,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import ImageError, InputError
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "MIN_SIDE", "as_rgb", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "MIN_SIDE", "as_rgb", "image_size", "read_image"]
 
 MAX_PIXELS: Final = 64_000_000  # under Pillow's own limit; a 48-megapixel phone photograph passes
 MIN_SIDE: Final = 8  # spacers and tracking pixels of web crawls are smaller, the thumbnails of CIFAR and MNIST are not
@@ -108,13 +109,19 @@ def read_image(
     """
     _require_source(source)
     name = _name(source)
+    with _readable(name), _stream(source) as stream:
+        opened = _open(stream, max_pixels, name)
+        _check_size(opened.size, max_pixels, name)
+        opened.load()
+        orientation = 1 if opened.format == "TIFF" else _orientation(opened.info)  # Pillow turns TIFFs by itself
+        return _bare(as_rgb(opened, background=background, name=name), orientation)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turns whatever Pillow and the disk raise into an `ImageError`."""
     try:
-        with _stream(source) as stream:
-            opened = _open(stream, max_pixels, name)
-            _check_size(opened.size, max_pixels, name)
-            opened.load()
-            orientation = 1 if opened.format == "TIFF" else _orientation(opened.info)  # Pillow turns TIFFs by itself
-            return _bare(as_rgb(opened, background=background, name=name), orientation)
+        yield
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:  # WebP's decoder compares with Pillow's own, larger limit
@@ -123,6 +130,23 @@ def read_image(
         raise ImageError(name, _os_reason(error)) from error
     except Exception as error:  # decoders raise whatever they like: SyntaxError, struct.error, KeyError, …
         raise ImageError(name, f"damaged: {error or type(error).__name__}") from error
+
+
+def image_size(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[int, int]:
+    """Width and height of the image that `read_image` makes of a file, from its header; nothing is decoded.
+
+    No limit applies, and what lies behind the header may still be damaged.
+
+    Raises:
+        ImageError: the header is none of an image that `read_image` knows.
+        InputError: the source is nothing to read from, such as an array.
+    """
+    _require_source(source)
+    name = _name(source)
+    with _readable(name), _stream(source) as stream:
+        opened = _open(stream, sys.maxsize, name)
+        orientation = 1 if opened.format == "TIFF" else _orientation(opened.info)
+        return opened.size if orientation < 5 or orientation > 8 else (opened.height, opened.width)
 
 
 def as_rgb(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .reports import AddReport, Problem, Skipped, VerifyReport
     from .rows import Record
     from .search import METRICS, Hits, Metric, Search, SearchSpec
-    from .sync import SyncReport
+    from .sync_report import SyncReport
     from .tuned import Tuning
     from .tuning import TuningReport
     from .watch import watch_folder
@@ -53,7 +53,7 @@ _HOME = {
     "Search": "search",
     "SearchSpec": "search",
     "Skipped": "reports",
-    "SyncReport": "sync",
+    "SyncReport": "sync_report",
     "Tuning": "tuned",
     "TuningReport": "tuning",
     "VerifyReport": "reports",

@@ -19,20 +19,33 @@ from ..encoders.encoding import Encoding
 from ..encoders.heads import Identity
 from ..encoders.inference import Inference
 from ..encoders.regions import MaskPooling, pooled_under
-from ..errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, NotAGalleryError
+from ..errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError
 from ..images.listing import Listing, list_images
 from ..images.loading import read_image
 from ..images.masks import MaskFolder
-from .durable import LOCK_NAME, Storage, WriterLock
-from .ingest import Encoded, Offer, Progress, ingest, read_offer
-from .manifest import BackendEntry, EncoderEntry, FileEntry, Manifest, MaskEntry, Spec
+from .creating import existing_gallery, new_birth, require_index, write_encoder_copy
+from .durable import Storage, WriterLock
+from .ingest import Encoded, Offer, Progress, Stream, ingest, read_offer
+from .manifest import BackendEntry, EncoderEntry, Manifest, MaskEntry, Spec
 from .reports import AddReport, Skipped, read_skipped
 from .rows import Vectors, pack_maps
 from .search import METRICS, Metric, SearchSpec
 from .snapshot import Snapshot
 from .writer import CommitLimits, GalleryWriter
 
-__all__ = ["ImageFiles", "InferenceSettings", "Precision", "add_images", "listing_of", "opened_for_building"]
+__all__ = [
+    "ImageFiles",
+    "InferenceSettings",
+    "Precision",
+    "add_images",
+    "encoding_stream",
+    "finish",
+    "given_masks",
+    "listing_of",
+    "opened_for_building",
+    "require_usable",
+    "to_vectors",
+]
 
 Precision = Literal["auto", "fp32", "bf16"]
 ImageFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Listing
@@ -82,13 +95,13 @@ def opened_for_building(
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {metric!r}")
     if backend is not None:
         _require_index_of_backend(index, store_maps=store_maps)
-    elif index not in ("auto", "flat"):
-        _require_index(SearchSpec(encoder.embedding_dim, metric), index)
+    else:
+        require_index(SearchSpec(encoder.embedding_dim, metric), index)
     storage = storage or Storage()
-    _found(folder, overwrite=overwrite)  # before a lock file gets into a folder of something else
+    existing_gallery(folder, overwrite=overwrite)  # before a lock file gets into a folder of something else
     storage.make_folder(folder)
     with WriterLock(folder):
-        old = _found(folder, overwrite=overwrite)
+        old = existing_gallery(folder, overwrite=overwrite)
         manifest = Manifest(
             spec=Spec(metric, encoder.embedding_dim, encoder.pooled_dim, None, _keeps_pooled(encoder)),
             encoder=EncoderEntry(encoder.fingerprint, encoder.short_name, encoder.describe()),
@@ -97,6 +110,7 @@ def opened_for_building(
             index=index,
             backend=None if backend is None else _backend_entry(backend, old),
             masks=None if masks is None else MaskEntry(str(masks.folder), masks.category),
+            birth=new_birth(),
         )
         if old is not None and not overwrite:
             _require_same(folder, old, manifest, store_maps=store_maps)
@@ -135,6 +149,23 @@ def add_images(
         ImageError: with `strict`, the first file that cannot be used.
     """
     masks = _masks_of(writer.manifest)
+    stream = encoding_stream(writer, encoder, settings, masks=masks, store_maps=store_maps, strict=strict)
+    report = ingest(writer, listing, stream, masks=masks, strict=strict, progress=progress)
+    require_usable(writer, report)
+    finish(writer, report, complete=complete)
+    return report
+
+
+def encoding_stream(
+    writer: GalleryWriter,
+    encoder: Encoder,
+    settings: InferenceSettings,
+    *,
+    masks: MaskFolder | None = None,
+    store_maps: bool = False,
+    strict: bool = False,
+) -> Stream:
+    """What turns offers into vectors, as `ingest` wants it; the first ones settle what a new gallery starts from."""
 
     def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
         precision = settings.precision
@@ -160,11 +191,7 @@ def add_images(
                 vectors = to_vectors(encoding, writer.manifest.spec)
             yield Encoded(batch.items, vectors, [(failure.item, failure.error) for failure in batch.failures])
 
-    report = ingest(writer, listing, stream, masks=masks, strict=strict, progress=progress)
-    if writer.is_new or not writer.manifest.next_id:
-        raise InputError(_nothing_usable(report))
-    finish(writer, report, complete=complete)
-    return report
+    return stream
 
 
 def given_masks(masks: MaskFolder | str | os.PathLike[str] | None, category: int | None = None) -> MaskFolder | None:
@@ -230,63 +257,24 @@ def _begin(
     """What waits for the first encoding: the shape of the maps, and the copy of the encoder, if it can be saved."""
     rows, columns = encoding.feature_map.shape[2:]
     spec = dataclasses.replace(writer.manifest.spec, map_shape=(rows, columns) if store_maps else None)
-    entry = dataclasses.replace(writer.manifest.encoder, precision=precision, file=_copy_of(encoder, writer))
+    entry = dataclasses.replace(writer.manifest.encoder, precision=precision, file=write_encoder_copy(encoder, writer))
     writer.begin(dataclasses.replace(writer.manifest, spec=spec, encoder=entry))
 
 
-def _copy_of(encoder: Encoder, writer: GalleryWriter) -> FileEntry | None:
-    def save(aside: Path) -> None:
-        checkpoint = aside.with_name(f"{aside.name}.safetensors")  # the suffix that checkpoints must have
-        encoder.save(checkpoint)
-        checkpoint.replace(aside)
-
-    try:
-        return writer.write_encoder(save)
-    except InputError:  # a network of the user's own: queries bring it along
-        return None
-
-
-def _require_index(spec: SearchSpec, factory: str) -> None:
-    """Refuse a misspelt factory string now, not after hours of encoding."""
-    from .faiss_factory import new_index
-
-    new_index(spec, factory)
-
-
 def _require_index_of_backend(index: str, *, store_maps: bool) -> None:
-    from .milvus_gallery import require_index
+    from .milvus_gallery import require_index as require_index_of_milvus
 
     if store_maps:
         raise InputError(
             "feature maps are not kept in Milvus; leave --store-maps out, maps are then made from the images"
         )
-    require_index(index)
+    require_index_of_milvus(index)
 
 
 def _backend_entry(backend: str, old: Manifest | None) -> BackendEntry:
     from .milvus_gallery import backend_entry
 
     return backend_entry(backend, old)
-
-
-def _found(folder: Path, *, overwrite: bool) -> Manifest | None:
-    """The gallery that lies there; a new one may be where nothing is or a build left off, never among other files."""
-    if folder.exists() and not folder.is_dir():
-        raise GalleryExistsError(f"{folder}: is a file; choose another --out")
-    try:
-        return Manifest.load(folder)
-    except NotAGalleryError:
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        foreign = [name for name in names if name != LOCK_NAME and not GalleryWriter.owns(name)]
-        if foreign:
-            raise GalleryExistsError(
-                f"{folder}: holds other files, such as {min(foreign)}; choose another --out"
-            ) from None
-        return None
-    except GalleryError:
-        if overwrite:
-            return None
-        raise
 
 
 def _require_same(folder: Path, old: Manifest, new: Manifest, *, store_maps: bool) -> None:
@@ -334,6 +322,8 @@ def _skip_list(writer: GalleryWriter, report: AddReport) -> FileEntry | None:
     return writer.write_skipped([item.to_json() for item in merged.values()]) if merged else None
 
 
-def _nothing_usable(report: AddReport) -> str:
-    shown = "; ".join(f"{item.path}: {item.reason}" for item in report.skipped[:3])
-    return f"none of {len(report.skipped)} images could be used ({shown}); no gallery was written"
+def require_usable(writer: GalleryWriter, report: AddReport) -> None:
+    """InputError when a new gallery has got no image at all."""
+    if writer.is_new or not writer.manifest.next_id:
+        shown = "; ".join(f"{item.path}: {item.reason}" for item in report.skipped[:3])
+        raise InputError(f"none of {len(report.skipped)} images could be used ({shown}); no gallery was written")

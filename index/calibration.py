@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import ShapeError
 from .rejection import NearestOfBothKinds
-from .search import Ids, SearchSpec, Vectors, check_vectors, comparable, distances_to
+from .search import Ids, Vectors, check_vectors, comparable, distances_to
 from .snapshot import Snapshot
 
 __all__ = ["Probes", "nearest_of_both_kinds", "own_probes", "probes_of"]
@@ -76,12 +76,8 @@ def _codes(snapshot: Snapshot, column: str, values: Sequence[str | None]) -> Cod
 
 
 def _ranking_form(snapshot: Snapshot, embeddings: npt.ArrayLike) -> Vectors:
-    spec = _search_spec(snapshot)
+    spec = snapshot.search_spec
     return comparable(spec, *check_vectors(spec, embeddings, what="probes"))
-
-
-def _search_spec(snapshot: Snapshot) -> SearchSpec:
-    return SearchSpec(snapshot.spec.embedding_dim, snapshot.spec.metric)
 
 
 def nearest_of_both_kinds(snapshot: Snapshot, probes: Probes, *, column: str | None = None) -> NearestOfBothKinds:
@@ -95,7 +91,7 @@ def nearest_of_both_kinds(snapshot: Snapshot, probes: Probes, *, column: str | N
         probes: who asks.
         column: the gallery's column that `probes.groups` are the codes of.
     """
-    spec = _search_spec(snapshot)
+    spec = snapshot.search_spec
     same, other = (np.full(len(probes.labels), np.inf) for _ in range(2))
     for ids, vectors, labels, groups in _blocks(snapshot, column):
         rough = _rough_distances(spec, probes.vectors, vectors)
@@ -117,7 +113,7 @@ def _blocks(snapshot: Snapshot, column: str | None) -> Iterator[tuple[Ids, Vecto
     """Ids, vectors in `comparable` form, class codes and group codes, a block at a time."""
     labels = snapshot.column("label").codes.astype(np.int64)
     groups = None if column is None else snapshot.column(column).codes.astype(np.int64)
-    spec, start = _search_spec(snapshot), 0
+    spec, start = snapshot.search_spec, 0
     for ids, vectors in snapshot.blocks(block_bytes=_BLOCK_BYTES):
         here = slice(start, start + len(ids))
         yield ids, comparable(spec, vectors.embedding), labels[here], None if groups is None else groups[here]

@@ -15,7 +15,6 @@ from . import caches
 from .manifest import CacheEntry, FileEntry, Manifest
 from .prototypes import PrototypeStore
 from .reports import Problem, VerifyReport, counted, read_skipped
-from .search import SearchSpec
 from .segments import Segment
 from .snapshot import BLOCK_BYTES, Ids, Snapshot, check_file, read_ids
 from .writer import GalleryWriter, opened_for_writing
@@ -115,7 +114,7 @@ class Check:
 
     def _note(self, entry: FileEntry, problem: str) -> None:
         self.bad.add(entry.name)
-        self.problems.append(Problem(entry.name, problem, self._repair_of(entry)))
+        self.problems.append(Problem(entry.name, problem, self._repair_of(entry), is_loss=self._is_loss(entry)))
 
     def _repair_of(self, entry: FileEntry) -> str:
         """By what the manifest uses the file for: its name may be anything."""
@@ -126,6 +125,10 @@ class Check:
         if entry == self.manifest.encoder.file:
             return _REPAIR_OF_ENCODER
         return _REPAIR_OF_SKIPPED if entry == self.manifest.skipped else _REPAIR_OF_CACHE
+
+    def _is_loss(self, entry: FileEntry) -> bool:
+        manifest = self.manifest
+        return entry in (*manifest.segments, *manifest.tombstones) or entry == manifest.encoder.file
 
     # --- Checking ----------------------------------------------------------------------------------------------------
 
@@ -189,13 +192,14 @@ class Check:
         self.images = len(left)
         dead = np.concatenate([np.empty(0, np.uint64), *(read_ids(self.folder, entry) for entry in sound.tombstones)])
         kept = left.known_files().keys()
-        lost = {
-            entry.name: _REPAIR_OF_SEGMENT.format(lost=counted(self._lost(entry, dead, kept), "image"))
-            for entry in old.segments
-            if entry.name in self.bad
-        }
+        lost = {entry.name: self._lost(entry, dead, kept) for entry in old.segments if entry.name in self.bad}
         self.problems = [
-            dataclasses.replace(problem, repair=lost.get(problem.file, problem.repair)) for problem in self.problems
+            problem
+            if (count := lost.get(problem.file)) is None
+            else dataclasses.replace(
+                problem, repair=_REPAIR_OF_SEGMENT.format(lost=counted(count, "image")), is_loss=count > 0
+            )
+            for problem in self.problems
         ]
 
     def _lost(self, entry: FileEntry, dead: Ids, kept: Set[str]) -> int:
@@ -225,9 +229,8 @@ class Check:
             return
         from .faiss_search import FaissSearch
 
-        spec = SearchSpec(snapshot.spec.embedding_dim, snapshot.spec.metric)
         with self._noting(entry.file):
-            search = FaissSearch.deserialise(data, spec=spec, source=snapshot.embeddings)
+            search = FaissSearch.deserialise(data, spec=snapshot.search_spec, source=snapshot.embeddings)
             problems = search.verify()
             if not problems and search.count() != len(snapshot):
                 problems = [f"holds {counted(search.count(), 'vector')} for {counted(len(snapshot), 'image')}"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -113,18 +114,23 @@ class WriterLock:
 
     The operating system lets go of it when the process ends, however it ends, so there is no stale lock to clear away.
 
+    Args:
+        folder: the gallery's.
+        patience: seconds to wait for another writer.
+
     Raises:
-        GalleryLockedError: on entering, when another writer is at work; names its process.
+        GalleryLockedError: on entering, when another writer is still at work; names its process.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, patience: float = 0.0) -> None:
         self._path = folder / LOCK_NAME
+        self._patience = patience
         self._descriptor: int | None = None
 
     def __enter__(self) -> Self:
         descriptor = self._open()
         try:
-            _lock(descriptor)
+            self._wait_for(descriptor)
         except BlockingIOError:
             holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
             os.close(descriptor)
@@ -141,6 +147,17 @@ class WriterLock:
             os.write(descriptor, f"{os.getpid()}\n".encode())
         self._descriptor = descriptor
         return self
+
+    def _wait_for(self, descriptor: int) -> None:
+        """Take the lock, or raise BlockingIOError when patience is at its end."""
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                return _lock(descriptor)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(0.1)
 
     def _open(self) -> int:
         try:

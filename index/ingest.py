@@ -28,7 +28,18 @@ from .segments import MAX_COLUMNS
 from .snapshot import Snapshot
 from .writer import GalleryWriter
 
-__all__ = ["MASK_COLUMN", "NO_MASK", "Encoded", "Offer", "Progress", "Stream", "ingest", "read_offer"]
+__all__ = [
+    "MASK_COLUMN",
+    "NO_MASK",
+    "Encoded",
+    "Offer",
+    "Progress",
+    "Stream",
+    "entries_of",
+    "ingest",
+    "ingest_offers",
+    "read_offer",
+]
 
 MAX_FILE_BYTES = 1 << 30
 MASK_COLUMN, NO_MASK = "mask", "none"
@@ -121,73 +132,76 @@ def ingest(
     _check_columns(writer, images)
     if masks is not None and MASK_COLUMN in images.column_names:
         raise InputError("with masks the column `mask` says under which each image was pooled; rename yours")
-    intake = _Intake(writer, images, masks, strict=strict, progress=progress)
-    try:
-        intake.run(stream)
-        writer.commit()
-    except BaseException:  # which may have come in the middle of that commit
-        writer.commit()
-        raise
-    return intake.report()
+    intake = _Intake(writer, 0 if progress is None else len(images), strict=strict, progress=progress)
+    return intake.carry_through(stream, intake.offers_of(images, masks), images)
+
+
+def ingest_offers(
+    writer: GalleryWriter,
+    offers: Sequence[Offer],
+    stream: Stream,
+    *,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> AddReport:
+    """Bring images into the gallery that somebody has compared with it already; else as `ingest`."""
+    return _Intake(writer, len(offers), strict=strict, progress=progress).carry_through(stream, offers)
 
 
 class _Intake:
-    """One pass over a listing: the counts, and the offers between listing and commit."""
+    """One pass over some images: the counts, and the offers on their way to the commit."""
 
-    def __init__(
-        self,
-        writer: GalleryWriter,
-        images: Listing,
-        masks: MaskFolder | None,
-        *,
-        strict: bool,
-        progress: Progress | None,
-    ) -> None:
+    def __init__(self, writer: GalleryWriter, total: int, *, strict: bool, progress: Progress | None) -> None:
         self.writer = writer
-        self.images = images
-        self.masks = masks
         self.strict = strict
         self.added = self.replaced = self.unchanged = 0
         self.skipped: list[Skipped] = []
         self._progress = progress
-        self._total = len(images) if progress is not None else 0
+        self._total = total
 
-    def run(self, stream: Stream) -> None:
-        with closing(stream(self._offers())) as batches:  # its threads end before the last commit
-            for offers, vectors, failures in batches:
-                for offer, error in failures:
-                    self._refuse(offer, error)
-                if vectors is not None:
-                    self._accept(offers, vectors)
-                self._report_progress()
-        for problem in self.images.problems:
-            path, _, reason = problem.partition(": ")
-            self.skipped.append(Skipped(path, reason))
-        self._report_progress()
-
-    def report(self) -> AddReport:
+    def carry_through(self, stream: Stream, offers: Iterable[Offer], images: Listing | None = None) -> AddReport:
+        """Encode and commit, whatever happens on the way."""
+        try:
+            self._run(stream, offers)
+            for problem in () if images is None else images.problems:
+                path, _, reason = problem.partition(": ")
+                self.skipped.append(Skipped(path, reason))
+            self._report_progress()
+            self.writer.commit()
+        except BaseException:  # which may have come in the middle of that commit
+            self.writer.commit()
+            raise
         return AddReport(self.added, self.replaced, self.unchanged, tuple(self.skipped))
+
+    def _run(self, stream: Stream, offers: Iterable[Offer]) -> None:
+        with closing(stream(offers)) as batches:  # its threads end before the last commit
+            for batch in batches:
+                for offer, error in batch.failures:
+                    self._refuse(offer, error)
+                if batch.vectors is not None:
+                    self._accept(batch.offers, batch.vectors)
+                self._report_progress()
 
     def _report_progress(self) -> None:
         if self._progress is not None:
             done = self.added + self.replaced + self.unchanged + len(self.skipped)
             self._progress(min(done, self._total), self._total)
 
-    def _offers(self) -> Iterator[Offer]:
+    def offers_of(self, images: Listing, masks: MaskFolder | None) -> Iterator[Offer]:
         """What the listing offers, without files whose size and time of change say that they are known."""
         manifest = self.writer.manifest
         root = Path(manifest.root)
         snapshot = Snapshot.at(self.writer.folder, manifest, verify=False)
-        known = snapshot.known_files(among=(stored_path(self.images.file(record), root) for record in self.images))
+        known = snapshot.known_files(among=(stored_path(images.file(record), root) for record in images))
         seen: set[str] = set()
-        for record in self.images:
-            file = self.images.file(record)
+        for record in images:
+            file = images.file(record)
             offer = Offer(file, stored_path(file, root), record.label, record.columns)
             if offer.path in seen:  # one file under two names
                 self.unchanged += 1
                 continue
             seen.add(offer.path)
-            if self.masks is not None and not self._note_mask(offer, self.masks):
+            if masks is not None and not self._note_mask(offer, masks):
                 continue
             if offer.path in known and not self._is_news(offer, snapshot, place=known[offer.path]):
                 self.unchanged += 1
@@ -249,7 +263,7 @@ class _Intake:
         taken = [offers[row] for row in rows.tolist()]
         replaced = [offer.replaces for offer in taken if offer.replaces is not None]
         self.writer.append(
-            _entries(taken), vectors if len(rows) == len(offers) else _some(vectors, rows), replaces=replaced
+            entries_of(taken), vectors if len(rows) == len(offers) else _some(vectors, rows), replaces=replaced
         )
         self.added += len(taken) - len(replaced)
         self.replaced += len(replaced)
@@ -262,7 +276,8 @@ def _check_columns(writer: GalleryWriter, images: Listing) -> None:
         raise InputError(f"a gallery holds up to {MAX_COLUMNS} columns, with these images it would have {len(names)}")
 
 
-def _entries(offers: Sequence[Offer]) -> Entries:
+def entries_of(offers: Sequence[Offer]) -> Entries:
+    """Offers as rows of a gallery, without their ids."""
     names = dict.fromkeys(name for offer in offers for name in offer.columns)
     return Entries(
         ids=np.zeros(len(offers), np.uint64),  # given out by the commit

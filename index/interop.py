@@ -6,72 +6,26 @@ and a shape that a file claims is compared with what it holds before anything is
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, MissingExtraError
+from ..errors import InputError
 from ..images.listing import list_images
-from .rows import Array, Entries, Vectors, stored_path
+from .interop_clip import open_clip_retrieval
+from .interop_rows import BLOCK_ROWS, Source, TableReader, checked_matrix, read_matrix
+from .rows import Array, Entries, Vectors
 
-__all__ = ["EXPORT_FILE", "Kind", "Source", "open_source", "parquet"]
+__all__ = ["Kind", "open_source"]
 
 Kind = Literal["auto", "clip-retrieval", "oml", "hloc"]
-EXPORT_FILE = "export.json"
-BLOCK_ROWS = 4096
-MAX_JSON_BYTES = 16 << 20
 _ARRAYS = (".npy", ".pt", ".pth")
-_PATH_COLUMNS = ("image_path", "path", "file", "url", "key")
-_STATE_COLUMNS = ("id", "sha256", "size", "mtime_ns")  # in the tables of `distcam index export`
-
-
-@dataclass(frozen=True)
-class Source:
-    """What another tool left behind.
-
-    Attributes:
-        kind: which tool's layout it is.
-        place: the folder or file.
-        root: the folder that relative image paths refer to.
-        count: rows.
-        embedding_dim, pooled_dim: lengths of the vectors; `pooled_dim` is None when there are embeddings only.
-        blocks: reads all rows from the first on, a bounded number at a time.
-        about: what `distcam index export` wrote of the gallery; empty for everybody else's.
-    """
-
-    kind: str
-    place: Path
-    root: Path
-    count: int
-    embedding_dim: int
-    blocks: Callable[[], Iterator[tuple[Entries, Vectors]]]
-    pooled_dim: int | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-
-def parquet() -> tuple[ModuleType, ModuleType]:
-    """`pyarrow` and `pyarrow.parquet`.
-
-    Raises:
-        MissingExtraError: they are not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError("Parquet tables need pyarrow: pip install 'distcam[parquet]'") from error
-    return pyarrow, pyarrow.parquet
 
 
 def open_source(
@@ -99,7 +53,7 @@ def open_source(
         raise InputError(f"nothing is at {place}")
     chosen = _kind_of(place) if kind == "auto" else kind
     if chosen == "clip-retrieval":
-        return _clip_retrieval(place, root=root, label_column=label_column)
+        return open_clip_retrieval(place, root=root, label_column=label_column)
     if chosen == "hloc":
         return _hloc(place, root or place.parent)
     return _oml(place, embeddings, root=root, label_column=label_column)
@@ -118,216 +72,6 @@ def _kind_of(place: Path) -> str:
     )
 
 
-# --- clip-retrieval, and our own export -------------------------------------------------------------------------------
-
-
-def _clip_retrieval(place: Path, *, root: Path | None, label_column: str | None) -> Source:
-    """`img_emb/img_emb_<n>.npy` and `metadata/metadata_<n>.parquet`, row by row; rows are numbered through."""
-    about = _about(place)
-    shards = _numbered(place / "img_emb", ".npy")
-    if not shards:
-        raise InputError(f"{place / 'img_emb'}: holds no .npy file")
-    tables = dict(_numbered(place / "metadata", ".parquet"))
-    pooled = dict(_numbered(place / "pooled", ".npy"))
-    arrays = [_Shard(_matrix(file), tables.get(number), _optional(pooled.get(number)), file) for number, file in shards]
-    dims = {(array.embedding.shape[1], None if array.pooled is None else array.pooled.shape[1]) for array in arrays}
-    if len(dims) > 1:
-        raise InputError(f"{place}: its arrays have different widths, {sorted(map(str, dims))}")
-    for array in arrays:
-        array.check()
-    own_root = Path(about["root"]) if "root" in about else place.absolute()
-    reader = _TableReader(
-        root=own_root if root is None else root.absolute(),
-        label=label_column or "label",
-        columns=about.get("columns"),
-    )
-
-    def blocks() -> Iterator[tuple[Entries, Vectors]]:
-        for shard in arrays:
-            yield from reader.blocks(shard)
-
-    (dim, pooled_dim) = dims.pop()
-    count = sum(len(array.embedding) for array in arrays)
-    return Source("clip-retrieval", place, reader.root, count, dim, blocks, pooled_dim, about)
-
-
-def _about(place: Path) -> dict[str, Any]:
-    """What our own export says of itself, checked; nothing when somebody else wrote the folder."""
-    file = place / EXPORT_FILE
-    if not file.is_file():
-        return {}
-    try:
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError("too long")
-        about = json.loads(file.read_bytes())
-        if about.get("format") != "distcam-export" or about.get("version") != 1:
-            raise ValueError("another format, or a newer version")
-        kinds = {"root": str, "metric": str, "columns": dict, "encoder": dict}
-        if wrong := [name for name, kind in kinds.items() if not isinstance(about.get(name), kind)]:
-            raise ValueError(f"no {', '.join(wrong)}")
-        encoder = about["encoder"]
-        if not isinstance(encoder.get("description"), dict) or not all(
-            isinstance(encoder.get(name), str) for name in ("fingerprint", "short_name")
-        ):
-            raise ValueError("its encoder is not described")
-    except (ValueError, AttributeError, RecursionError, OSError) as error:
-        raise InputError(f"{file}: is not what `distcam index export` writes ({error}); export again") from error
-    return dict(about)
-
-
-def _numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:
-    """Files by the number that their names end in: `img_emb_2` comes before `img_emb_10`."""
-    found = []
-    for path in folder.glob(f"*{suffix}") if folder.is_dir() else ():
-        number = re.search(r"(\d+)$", path.stem)
-        found.append((int(number[1]) if number else 0, path))
-    found.sort()
-    numbers = [number for number, _ in found]
-    if len(set(numbers)) < len(numbers):
-        raise InputError(
-            f"{folder}: two files have the same number, so nothing says which table belongs to which array"
-        )
-    return found
-
-
-def _matrix(file: Path) -> Array:
-    """An array of one row per image, mapped into memory."""
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{file}: is no readable .npy array without pickle ({error})") from error
-    return _checked(file, array)
-
-
-def _checked(file: Path, array: Any) -> Array:
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f" or not array.shape[1]:
-        shape, kind = getattr(array, "shape", "?"), getattr(array, "dtype", type(array).__name__)
-        raise InputError(f"{file}: expected one row of floating-point numbers per image, got {kind} of shape {shape}")
-    return array
-
-
-def _optional(file: Path | None) -> Array | None:
-    return None if file is None else _matrix(file)
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """One array of embeddings, and what belongs to it row by row."""
-
-    embedding: Array
-    table: Path | None
-    pooled: Array | None
-    file: Path
-
-    def check(self) -> None:
-        rows = {len(self.embedding), *(() if self.pooled is None else (len(self.pooled),))}
-        if self.table is not None:
-            _, pq = parquet()
-            try:
-                rows.add(pq.read_metadata(self.table).num_rows)
-            except (OSError, ValueError) as error:
-                raise InputError(f"{self.table}: cannot be read as Parquet ({error})") from error
-        if len(rows) > 1:
-            raise InputError(f"{self.file}: the files of this number have {sorted(rows)} rows; they must have the same")
-
-
-@dataclass(frozen=True)
-class _TableReader:
-    """Turns rows of a table into entries.
-
-    Attributes:
-        root: what relative paths refer to.
-        label: the column with the classes.
-        columns: of our own export: the gallery's name of each column of the table; None in everybody else's.
-    """
-
-    root: Path
-    label: str
-    columns: Mapping[str, str] | None
-
-    def blocks(self, shard: _Shard) -> Iterator[tuple[Entries, Vectors]]:
-        start = 0
-        for table in self._tables(shard):
-            stop = start + len(next(iter(table.values())))
-            embedding = np.array(shard.embedding[start:stop], np.float32)
-            pooled = embedding if shard.pooled is None else np.array(shard.pooled[start:stop], np.float32)
-            yield self.entries(table, f"{shard.file.stem}/", start), Vectors(pooled, embedding)
-            start = stop
-
-    def _tables(self, shard: _Shard) -> Iterator[dict[str, list[Any]]]:
-        if shard.table is None:
-            for start in range(0, len(shard.embedding), BLOCK_ROWS):
-                yield {"": [None] * min(BLOCK_ROWS, len(shard.embedding) - start)}
-            return
-        _, pq = parquet()
-        try:
-            with pq.ParquetFile(shard.table) as file:
-                for batch in file.iter_batches(batch_size=BLOCK_ROWS):
-                    names = map(str, batch.schema.names)
-                    yield {name: column.to_pylist() for name, column in zip(names, batch.columns, strict=True)}
-        except (OSError, ValueError) as error:
-            raise InputError(f"{shard.table}: cannot be read as Parquet ({error})") from error
-
-    def entries(self, table: dict[str, list[Any]], prefix: str, start: int) -> Entries:
-        count = len(next(iter(table.values())))
-        state = {name: table.pop(name) for name in _STATE_COLUMNS if name in table} if self.columns is not None else {}
-        own = "path" if self.columns is not None else next((name for name in _PATH_COLUMNS if name in table), None)
-        paths = _texts(table.pop(own, [None] * count)) if own is not None else [None] * count
-        if self.columns is not None:
-            table.pop("image_path", None)
-        labels = _texts(table.pop(self.label, [None] * count))
-        names = self.columns or {}
-        columns = {names.get(name, _free(name)): _texts(values) for name, values in table.items() if name}
-        return Entries(
-            ids=np.zeros(count, np.uint64),
-            paths=[
-                _stored(f"{prefix}{start + row:08d}" if path is None else path, self.root)
-                for row, path in enumerate(paths)
-            ],
-            sha256=_checksums(state.get("sha256", [None] * count)),
-            size=_numbers(state.get("size", [None] * count), np.uint64),
-            mtime_ns=_numbers(state.get("mtime_ns", [None] * count), np.int64),
-            columns={"label": labels, **columns},
-        )
-
-
-def _free(name: str) -> str:
-    """A column's name in the gallery, where `path` and `label` are taken."""
-    return f"{name}_" if name in ("path", "label") else name
-
-
-def _texts(values: Sequence[Any]) -> list[str | None]:
-    return [_text(value) for value in values]
-
-
-def _text(value: Any) -> str | None:
-    """A cell as a gallery stores it: text, or nothing."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, (dict, list)):
-        return json.dumps(value, default=str)
-    return value.hex() if isinstance(value, bytes) else str(value)
-
-
-def _checksums(values: Sequence[Any]) -> NDArray[np.uint8]:
-    """Checksums as bytes; zeros, which no file has, where there is none."""
-    known = [isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in values]
-    data = b"".join(bytes.fromhex(value) if is_one else bytes(32) for value, is_one in zip(values, known, strict=True))
-    return np.frombuffer(data, np.uint8).reshape(len(values), 32)
-
-
-def _numbers(values: Sequence[Any], kind: type[np.integer[Any]]) -> Array:
-    """Whole numbers; 0 where there is none, or one that does not fit."""
-    limits = np.iinfo(kind)
-    fits = (isinstance(value, int) and limits.min <= value <= limits.max for value in values)
-    return np.array([value if is_one else 0 for value, is_one in zip(values, fits, strict=True)], kind)
-
-
-def _stored(path: str, root: Path) -> str:
-    """The path under which the gallery will know an image; addresses stay as they are."""
-    return path if "://" in path or not path or "\0" in path else stored_path(root / path, root)
-
-
 # --- Open Metric Learning ---------------------------------------------------------------------------------------------
 
 
@@ -336,13 +80,13 @@ def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_colum
     table = _only(place, "*.csv") if place.is_dir() else place
     file = embeddings or _only(table.parent, *(f"*{suffix}" for suffix in _ARRAYS))
     listing = list_images(table)
-    matrix = _matrix(file) if file.suffix == ".npy" else _tensor(file)
+    matrix = read_matrix(file) if file.suffix == ".npy" else _tensor(file)
     if len(listing) != len(matrix):
         raise InputError(
             f"{table} has {len(listing)} lines and {file.name} {len(matrix)} rows; they must have the same"
         )
     own_root = (root or listing.root).absolute()
-    reader = _TableReader(root=own_root, label=label_column or "label", columns=None)
+    reader = TableReader(root=own_root, label=label_column or "label", columns=None)
 
     def blocks() -> Iterator[tuple[Entries, Vectors]]:
         records, start = iter(listing), 0
@@ -382,7 +126,7 @@ def _tensor(file: Path) -> Array:
         raise InputError(f"{file}: says it has {tuple(tensor.shape)} numbers, more than it holds")
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
-    return _checked(file, tensor.detach().numpy())
+    return checked_matrix(file, tensor.detach().numpy())
 
 
 # --- hloc -------------------------------------------------------------------------------------------------------------
@@ -393,7 +137,7 @@ def _hloc(place: Path, root: Path) -> Source:
     names, dim = _with_hloc(place, _descriptors)
     if not names:
         raise InputError(f"{place}: no group in it holds a global_descriptor")
-    reader = _TableReader(root=root.absolute(), label="label", columns=None)
+    reader = TableReader(root=root.absolute(), label="label", columns=None)
 
     def blocks() -> Iterator[tuple[Entries, Vectors]]:
         for start in range(0, len(names), BLOCK_ROWS):

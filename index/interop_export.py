@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,11 @@ import numpy as np
 
 from ..errors import GalleryError, GalleryExistsError, InputError
 from .durable import Storage
-from .interop import EXPORT_FILE, parquet
+from .interop_clip import EXPORT_FILE
+from .interop_rows import parquet
 from .reports import counted
 from .rows import located
-from .search import SearchSpec, comparable
+from .search import comparable
 from .snapshot import Ids
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def export_gallery(
         InputError: the gallery is empty, or FAISS cannot make the index.
         MissingExtraError: pyarrow is not installed.
     """
-    gallery._require_segments("export")
+    gallery.require_segments("export")
     parquet()  # before anything is written
     if rows_per_file < 1:
         raise InputError(f"expected at least 1 row per file, got {rows_per_file}")
@@ -142,7 +143,7 @@ class _Writing:
         self._dtype = "<f2" if half else "<f4"
         names = [name for name in gallery.column_names if name not in ("path", "label")]
         self._columns = {f"column_{name}" if name in _OWN_COLUMNS else name: name for name in names}
-        self._snapshot = gallery._snapshot
+        self._snapshot = gallery.snapshot
         for name in ("img_emb", "metadata", *(() if gallery.spec.embedding_is_pooled else ("pooled",))):
             (folder / name).mkdir()
 
@@ -153,7 +154,7 @@ class _Writing:
         from .faiss_factory import choose_factory, new_index, train
 
         gallery = self._gallery
-        spec = SearchSpec(gallery.spec.embedding_dim, gallery.metric)
+        spec = self._snapshot.search_spec
         own = gallery.manifest.index
         factory = own if wanted == "auto" and own not in ("auto", "flat") else wanted
         factory = {"flat": "Flat", "auto": choose_factory(spec, len(gallery))}.get(factory, factory)
@@ -227,6 +228,7 @@ class _Writing:
             "dtype": np.dtype(self._dtype).name,
             "root": str(gallery.root),
             "columns": self._columns,
+            "masks": None if (masks := gallery.manifest.masks) is None else asdict(masks),
             "encoder": {
                 "fingerprint": encoder.fingerprint,
                 "short_name": encoder.short_name,

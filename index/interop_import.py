@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, NotAGalleryError
-from .durable import LOCK_NAME, Storage, WriterLock
-from .interop import Kind, Source, open_source
-from .manifest import EncoderEntry, FileEntry, Manifest, Spec
+from ..errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError
+from .creating import existing_gallery, new_birth, require_index, write_encoder_copy
+from .durable import Storage, WriterLock
+from .interop import Kind, open_source
+from .interop_rows import Source
+from .manifest import EncoderEntry, Manifest, MaskEntry, Spec
 from .reports import AddReport, Skipped
 from .rows import Array, Entries, Vectors, located
-from .search import METRICS, Metric
+from .search import METRICS, Metric, SearchSpec
 from .writer import GalleryWriter
 
 if TYPE_CHECKING:  # only a named encoder needs torch
@@ -97,26 +99,35 @@ def import_gallery(
         encoder=_entry(found, name or found.place.resolve().name, known),
         root=str(found.root),
         index=index,
+        masks=_masks(found),
+        birth=new_birth(),
     )
+    require_index(SearchSpec(found.embedding_dim, chosen), index)
     with _opened(Path(out), manifest, overwrite=overwrite) as writer:
         _copy(writer, found, known, progress)
         gallery = Gallery.open(out)
         gallery.report = AddReport(len(gallery), 0, 0, gallery.skipped)
-        gallery._renew_caches(writer)
+        gallery.save_caches(writer)
     return gallery
 
 
 def _entry(found: Source, name: str, known: Encoder | None) -> EncoderEntry:
-    if known is not None:
-        return EncoderEntry(known.fingerprint, known.short_name, known.describe(), precision="fp32")
     if found.about:
         claimed = found.about["encoder"]
         precision = claimed.get("precision")
         entry = EncoderEntry(claimed["fingerprint"], claimed["short_name"], claimed["description"])
         return dataclasses.replace(entry, precision=precision) if precision in ("fp32", "bf16") else entry
+    if known is not None:
+        return EncoderEntry(known.fingerprint, known.short_name, known.describe(), precision="fp32")
     fingerprint = hashlib.sha256(f"imported:{name}".encode()).hexdigest()
     description = {"imported": name, "kind": found.kind, "source": str(found.place.absolute())}
     return EncoderEntry(fingerprint, f"imported/{fingerprint[:8]}", description)
+
+
+def _masks(found: Source) -> MaskEntry | None:
+    """Under which masks an export's vectors were pooled: what is added later must be pooled alike."""
+    masks = found.about.get("masks")
+    return None if masks is None else MaskEntry(masks["folder"], masks.get("category"))
 
 
 # --- Copying ----------------------------------------------------------------------------------------------------------
@@ -125,11 +136,11 @@ def _entry(found: Source, name: str, known: Encoder | None) -> EncoderEntry:
 @contextmanager
 def _opened(folder: Path, manifest: Manifest, *, overwrite: bool) -> Iterator[GalleryWriter]:
     """A writer for a new gallery, holding its lock; what an interrupted import of the same source left is replaced."""
-    _existing(folder, manifest, overwrite=overwrite)  # before a lock file gets into a folder of something else
+    _replaceable(folder, manifest, overwrite=overwrite)  # before a lock file gets into a folder of something else
     storage = Storage()
     storage.make_folder(folder)
     with WriterLock(folder):
-        old = _existing(folder, manifest, overwrite=overwrite)
+        old = _replaceable(folder, manifest, overwrite=overwrite)
         if old is not None:
             manifest = dataclasses.replace(manifest, generation=old.generation + 1)
         writer = GalleryWriter(folder, manifest, on_disk=old, storage=storage)
@@ -137,23 +148,10 @@ def _opened(folder: Path, manifest: Manifest, *, overwrite: bool) -> Iterator[Ga
         yield writer
 
 
-def _existing(folder: Path, new: Manifest, *, overwrite: bool) -> Manifest | None:
-    if folder.exists() and not folder.is_dir():
-        raise GalleryExistsError(f"{folder}: is a file; choose another --out")
-    try:
-        old = Manifest.load(folder)
-    except NotAGalleryError:
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        if foreign := [name for name in names if name != LOCK_NAME and not GalleryWriter.owns(name)]:
-            raise GalleryExistsError(
-                f"{folder}: holds other files, such as {min(foreign)}; choose another --out"
-            ) from None
-        return None
-    except GalleryError:
-        if overwrite:
-            return None
-        raise
-    if not overwrite and (old.complete or old.encoder.fingerprint != new.encoder.fingerprint):
+def _replaceable(folder: Path, new: Manifest, *, overwrite: bool) -> Manifest | None:
+    """What lies there and may be replaced; GalleryExistsError when it may not."""
+    old = existing_gallery(folder, overwrite=overwrite)
+    if old is not None and not overwrite and (old.complete or old.encoder.fingerprint != new.encoder.fingerprint):
         raise GalleryExistsError(f"{folder}: holds a gallery; choose another --out, or replace it with --overwrite")
     return old
 
@@ -161,7 +159,7 @@ def _existing(folder: Path, new: Manifest, *, overwrite: bool) -> Manifest | Non
 def _copy(writer: GalleryWriter, found: Source, known: Encoder | None, progress: Progress | None) -> None:
     """Take every usable row over, and say that the gallery is complete."""
     if known is not None:
-        entry = dataclasses.replace(writer.manifest.encoder, file=_copy_of(writer, known))
+        entry = dataclasses.replace(writer.manifest.encoder, file=write_encoder_copy(known, writer))
         writer.begin(dataclasses.replace(writer.manifest, encoder=entry))
     skipped: list[Skipped] = []
     seen: set[str] = set()
@@ -180,15 +178,6 @@ def _copy(writer: GalleryWriter, found: Source, known: Encoder | None, progress:
     file = writer.write_skipped([item.to_json() for item in skipped]) if skipped else None
     writer.commit(skipped=file, complete=True)
     writer.tidy()
-
-
-def _copy_of(writer: GalleryWriter, encoder: Encoder) -> FileEntry | None:
-    def save(aside: Path) -> None:
-        checkpoint = aside.with_name(f"{aside.name}.safetensors")  # the suffix that checkpoints must have
-        encoder.save(checkpoint)
-        checkpoint.replace(aside)
-
-    return None if encoder.options is None else writer.write_encoder(save)
 
 
 def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skipped: list[Skipped]) -> Array:

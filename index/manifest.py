@@ -165,6 +165,7 @@ class Manifest:
         backend: where the rows lie when there are no segments; None when they are in segments.
         masks: under which masks the vectors were pooled; None when whole pictures were.
         tuning: what was measured when `index` was chosen by tuning; None until somebody tunes.
+        birth: a random name: whoever has the gallery open notices by it that another lies in its place.
     """
 
     spec: Spec
@@ -183,6 +184,7 @@ class Manifest:
     backend: BackendEntry | None = None
     masks: MaskEntry | None = None
     tuning: Tuning | None = None
+    birth: str = ""
 
     def __post_init__(self) -> None:
         names = [entry.name for entry in self.files()]
@@ -201,6 +203,10 @@ class Manifest:
         yield from self.tombstones
         yield from (entry for entry in (self.encoder.file, self.skipped) if entry is not None)
         yield from (cache.file for cache in (self.prototype_cache, self.index_cache) if cache is not None)
+
+    def is_fresh(self, cache: CacheEntry | None) -> bool:
+        """Whether a cache is there and of this generation."""
+        return cache is not None and cache.generation == self.generation
 
     def save(self, folder: Path, storage: Storage) -> None:
         """Make this the gallery's manifest: durable when the call returns, and never half there."""
@@ -241,8 +247,14 @@ class Manifest:
             if checksum != _checksum({"format": FORMAT, "version": VERSION, **content}):
                 raise ValueError("the checksum does not fit the contents")
             return cast(Self, _parse(cls, content, "manifest"))
+        except _NewerError as error:
+            raise GalleryError(f"{path}: a newer distcam wrote it ({error}); upgrade distcam") from error
         except (ValueError, RecursionError) as error:
             raise CorruptGalleryError(f"{path}: {_reason(error)}; {REMEDY}") from error
+
+
+class _NewerError(ValueError):
+    """The manifest is whole, and says what this version does not know."""
 
 
 def _reason(error: Exception) -> str:
@@ -276,10 +288,13 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     ):
         known = {item.name for item in fields(kind)}
         needed = {item.name for item in fields(kind) if item.default is item.default_factory is MISSING}
-        if not isinstance(value, dict) or not needed <= set(value) <= known:
+        if not isinstance(value, dict) or not needed <= set(value):
             raise ValueError(f"{where} does not have the expected fields")
         hints = get_type_hints(kind)
-        return kind(**{name: _parse(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+        parsed = kind(**{name: _parse(hints[name], value[name], f"{where}.{name}") for name in value if name in known})
+        if unknown := sorted(set(value) - known):  # after the rest, which damage would not spare
+            raise _NewerError(f"{where} has {', '.join(unknown)[:200]}")
+        return parsed
     if type(value) is not kind:
         raise ValueError(f"{where} should be {kind.__name__}, is {type(value).__name__}")
     return value

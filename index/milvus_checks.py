@@ -11,7 +11,7 @@ from .checks import Check
 from .manifest import Manifest
 from .milvus_gallery import MilvusSnapshot, removed_ids
 from .milvus_table import MilvusTable
-from .reports import Problem, counted
+from .reports import Problem, VerifyReport, counted
 from .snapshot import Ids
 from .writer import GalleryWriter
 
@@ -78,7 +78,12 @@ class MilvusCheck(Check):
 
     def _say(self, problem: str, repair: str) -> None:
         assert self.manifest.backend is not None
-        self.problems.append(Problem(self.manifest.backend.address, problem, repair))
+        is_loss = repair == _REPAIR_OF_LOST
+        self.problems.append(Problem(self.manifest.backend.address, problem, repair, is_loss=is_loss))
+
+    def report(self, *, repaired: bool = False) -> VerifyReport:
+        """What was found; of a server that does not answer nothing is repaired."""
+        return super().report(repaired=repaired and self.is_reachable)
 
     def mend(self, writer: GalleryWriter) -> None:
         """Take out what is lost, so that a build brings it in again; the writer has swept what is too much."""

@@ -30,7 +30,6 @@ from .milvus_index import IndexKind
 from .milvus_search import MilvusSearch, Rows
 from .milvus_table import MilvusTable, TableSpec
 from .rows import Array, Categorical, Record
-from .search import SearchSpec
 from .snapshot import Ids, Snapshot, Verify, check_file, read_ids
 
 __all__ = ["MilvusSnapshot", "backend_entry", "removed_ids", "require_index", "table_of"]
@@ -118,7 +117,7 @@ class MilvusSnapshot(Snapshot):
 
     def search(self) -> MilvusSearch:
         """The search over these rows."""
-        return MilvusSearch(SearchSpec(self.spec.embedding_dim, self.spec.metric), self.table, rows=self.rows)
+        return MilvusSearch(self.search_spec, self.table, rows=self.rows)
 
     # --- Which images ------------------------------------------------------------------------------------------------
 

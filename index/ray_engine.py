@@ -28,7 +28,7 @@ from ..encoders import Encoder, Inference
 from ..errors import GalleryError, ImageError, InputError, MissingExtraError
 from ..images.listing import Listing
 from ..images.loading import read_image
-from .build import InferenceSettings, finish, to_vectors
+from .build import InferenceSettings, finish, require_usable, to_vectors
 from .ingest import Encoded, Offer, Progress, ingest, read_offer
 from .manifest import Spec
 from .reports import AddReport
@@ -107,9 +107,7 @@ def add_images_with_ray(
                 yield encoded
 
     report = ingest(writer, listing, stream, strict=strict, progress=progress)
-    if writer.is_new:
-        reasons = "; ".join(f"{item.path}: {item.reason}" for item in report.skipped[:3])
-        raise InputError(f"none of {len(report.skipped)} images could be used ({reasons}); no gallery was written")
+    require_usable(writer, report)
     finish(writer, report, complete=complete)
     return report
 

@@ -83,12 +83,14 @@ class Problem:
         problem: what is wrong.
         repair: what was done about it, or can be.
         repaired: whether it was.
+        is_loss: whether the repair gives up what cannot be computed again: images, removals, the encoder's copy.
     """
 
     file: str
     problem: str
     repair: str
     repaired: bool = False
+    is_loss: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,14 @@ class VerifyReport:
         """Whether nothing is wrong now."""
         return all(problem.repaired for problem in self.problems)
 
+    @property
+    def has_losses(self) -> bool:
+        """Whether something is gone, or will be with the repair, that is nowhere else in the gallery."""
+        return any(problem.is_loss for problem in self.problems)
+
     def to_dict(self) -> dict[str, Any]:
         """The report for JSON."""
-        return {**asdict(self), "is_sound": self.is_sound}
+        return {**asdict(self), "is_sound": self.is_sound, "has_losses": self.has_losses}
 
     def __str__(self) -> str:
         images, files = counted(self.images, "image"), counted(self.files, "file")

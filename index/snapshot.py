@@ -20,6 +20,7 @@ from .filters import Filter, matching
 from .manifest import REMEDY, FileEntry, Manifest, Spec
 from .reports import counted
 from .rows import Array, Categorical, Record, Vectors
+from .search import SearchSpec
 from .segments import Segment
 
 __all__ = ["BLOCK_BYTES", "Ids", "Snapshot", "Verify", "check_file", "read_ids"]
@@ -96,6 +97,11 @@ class Snapshot:
     def spec(self) -> Spec:
         """What all segments have in common."""
         return self.manifest.spec
+
+    @property
+    def search_spec(self) -> SearchSpec:
+        """What a search has to know: dimension and metric."""
+        return SearchSpec(self.spec.embedding_dim, self.spec.metric)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -8,117 +8,28 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import GalleryError, ImageError, InputError
-from ..images.listing import ImageRecord, Listing
-from .ingest import Encoded, Offer, Progress, ingest, read_offer
+from .ingest import Offer, Progress, Stream, entries_of, ingest_offers
 from .reports import Skipped, counted, read_skipped
-from .rows import Entries
 from .snapshot import BLOCK_BYTES, Snapshot
-from .sync_plan import Carry, Place, Plan, SyncKind, make_plan, rows_of
+from .sync_plan import Carry, Place, Plan, make_plan, rows_of
+from .sync_report import Change, SyncReport, SyncSettings
 from .writer import GalleryWriter
 
 if TYPE_CHECKING:  # a sync that finds nothing new does without torch
     from ..encoders import Encoder
-    from .build import InferenceSettings
     from .gallery import Gallery
 
-__all__ = ["Change", "LazyEncoder", "SyncReport", "SyncSettings", "inference_settings", "plan_sync", "sync_folder"]
+__all__ = ["LazyEncoder", "plan_sync", "sync_folder"]
 
 _CARRIED_AT_ONCE = 1024  # rows
-
-
-@dataclass(frozen=True)
-class SyncSettings:
-    """What a sync may do.
-
-    Attributes:
-        labels: `"folder"`, `"none"`, or a CSV for all images; None: see `make_plan`.
-        checksum: read every file instead of trusting size and time of change.
-        keep_missing: images whose files are gone stay.
-        max_vanishing: the share of the folder's images that may leave in one sync, 0 … 1.
-        force: let any number leave.
-        settle: seconds that a file must have been left alone before it is read.
-        strict: stop at the first file that cannot be used.
-    """
-
-    labels: str | os.PathLike[str] | None = None
-    checksum: bool = False
-    keep_missing: bool = False
-    max_vanishing: float = 0.5
-    force: bool = False
-    settle: float = 0.0
-    strict: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_vanishing <= 1:
-            raise InputError(f"expected a share from 0 to 1 that may vanish, got {self.max_vanishing}")
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What happened to one image; `origin` is the path that its vectors come from when nothing was encoded."""
-
-    kind: SyncKind
-    path: str
-    origin: str | None = None
-
-
-@dataclass(frozen=True)
-class SyncReport:
-    """What a sync did, or would do.
-
-    Attributes:
-        changes: image by image.
-        unchanged: images that were as the gallery had them.
-        missing: paths whose files are gone and which stay in the gallery.
-        skipped: files that cannot be used; what the gallery had under their paths is kept.
-        busy: files left for later because they are being written.
-        images: images in the gallery afterwards.
-        is_dry_run: nothing was done.
-        refusal: why it would be refused; None if it would not.
-    """
-
-    changes: tuple[Change, ...]
-    unchanged: int
-    images: int
-    missing: tuple[str, ...] = ()
-    skipped: tuple[Skipped, ...] = ()
-    busy: int = 0
-    is_dry_run: bool = False
-    refusal: str | None = None
-
-    @property
-    def counts(self) -> Counter[SyncKind]:
-        """How many images were added, changed, and so on."""
-        return Counter(change.kind for change in self.changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report for JSON."""
-        counts = self.counts
-        return {"counts": {kind: counts[kind] for kind in _KINDS}, **asdict(self)}
-
-    def __str__(self) -> str:
-        counts = self.counts
-        parts = [f"{counts[kind]} {kind}" for kind in _KINDS if counts[kind]]
-        parts += [f"{self.unchanged} unchanged"]
-        parts += [f"{len(self.missing)} missing but kept"] if self.missing else []
-        parts += [f"{self.busy} still being written"] if self.busy else []
-        parts += [f"{len(self.skipped)} skipped"] if self.skipped else []
-        would = "would be: " if self.is_dry_run else ""
-        return f"{would}{', '.join(parts)}; {counted(self.images, 'image')}"
-
-
-_KINDS: tuple[SyncKind, ...] = ("added", "changed", "moved", "duplicated", "relabelled", "removed")
 
 
 class LazyEncoder:
@@ -145,7 +56,8 @@ class LazyEncoder:
         Raises:
             InputError: the gallery keeps none, and none was given.
         """
-        if self._loaded is None:
+        mine = self._gallery.manifest.encoder.fingerprint  # a watch may outlive the gallery that it began with
+        if self._loaded is None or self._loaded.fingerprint != mine:
             self._loaded = self._load()
         return self._loaded
 
@@ -160,17 +72,6 @@ class LazyEncoder:
         encoder = source if isinstance(source, Encoder) else Encoder.load(source)
         self._gallery.check_encoder(encoder)
         return encoder
-
-
-def inference_settings(batch_size: int | None, workers: int | None, device: str) -> Callable[[], InferenceSettings]:
-    """How to run the encoder, made when there is something to encode: its module imports torch."""
-
-    def settings() -> InferenceSettings:
-        from .build import InferenceSettings
-
-        return InferenceSettings(batch_size, workers, device)
-
-    return settings
 
 
 def plan_sync(snapshot: Snapshot, place: Place, settings: SyncSettings, *, progress: Progress | None) -> SyncReport:
@@ -190,7 +91,6 @@ def sync_folder(
     encoder: Callable[[], Encoder],
     *,
     settings: SyncSettings,
-    inference: Callable[[], InferenceSettings],
     progress: Progress | None = None,
 ) -> SyncReport:
     """Make a gallery hold what a folder holds, as far as the folder's images are concerned.
@@ -199,8 +99,7 @@ def sync_folder(
         writer: the gallery, locked.
         place: the folder.
         encoder: called when there is something to encode.
-        settings: what may be done.
-        inference: how to run the encoder.
+        settings: what may be done, and how to run the encoder.
         progress: called with files looked at, and then with files encoded.
 
     Raises:
@@ -218,9 +117,8 @@ def sync_folder(
     _carry(writer, plan.carries)
     changes = _carried(plan.carries)
     if plan.offers:
-        stream = _stream(writer, plan.offers, encoder, inference)
-        report = ingest(
-            writer, _Prepared(place.folder, len(plan.offers)), stream, strict=settings.strict, progress=progress
+        report = ingest_offers(
+            writer, plan.offers, _stream(writer, encoder, settings), strict=settings.strict, progress=progress
         )
         refused = {item.path for item in report.skipped}
         skipped += report.skipped
@@ -236,6 +134,13 @@ def sync_folder(
     _note_skipped(writer, old_skipped, skipped, place)
     writer.tidy()
     return _report(plan, changes, skipped, images=len(Snapshot(writer.folder, writer.manifest, verify=False)))
+
+
+def _stream(writer: GalleryWriter, load_encoder: Callable[[], Encoder], settings: SyncSettings) -> Stream:
+    from .build import InferenceSettings, encoding_stream
+
+    inference = InferenceSettings(settings.batch_size, settings.workers, settings.device)
+    return encoding_stream(writer, load_encoder(), inference)
 
 
 def _plan(
@@ -280,7 +185,7 @@ def _carry(writer: GalleryWriter, carries: Iterable[Carry]) -> None:
             segment, rows = block[0].source.segment, np.array([carry.source.row for carry in block])
             offers = [carry.offer for carry in block]
             replaced = [offer.replaces for offer in offers if offer.replaces is not None]
-            writer.append(_entries(offers), segment.vectors(rows), replaces=replaced)
+            writer.append(entries_of(offers), segment.vectors(rows), replaces=replaced)
     writer.commit()
 
 
@@ -289,21 +194,6 @@ def _blocks(carries: Sequence[Carry]) -> Iterator[Sequence[Carry]]:
     row_bytes = max(1, segment.file.bytes // max(1, len(segment)))
     step = max(1, min(_CARRIED_AT_ONCE, BLOCK_BYTES // row_bytes))
     yield from (carries[start : start + step] for start in range(0, len(carries), step))
-
-
-def _entries(offers: Sequence[Offer]) -> Entries:
-    names = dict.fromkeys(name for offer in offers for name in offer.columns)
-    return Entries(
-        ids=np.zeros(len(offers), np.uint64),  # given out by the commit
-        paths=[offer.path for offer in offers],
-        sha256=np.frombuffer(b"".join(offer.sha256 for offer in offers), np.uint8).reshape(-1, 32),
-        size=np.array([offer.size for offer in offers], np.uint64),
-        mtime_ns=np.array([offer.mtime_ns for offer in offers], np.int64),
-        columns={
-            "label": [offer.label for offer in offers],
-            **{name: [offer.columns.get(name) for offer in offers] for name in names},
-        },
-    )
 
 
 def _resolve_twins(writer: GalleryWriter, plan: Plan, skipped: Sequence[Skipped]) -> tuple[list[Carry], list[Skipped]]:
@@ -320,55 +210,6 @@ def _resolve_twins(writer: GalleryWriter, plan: Plan, skipped: Sequence[Skipped]
         else:
             lonely.append(Skipped(offer.path, reasons.get(first, "changed while it was read; sync again")))
     return carries, lonely
-
-
-# --- Files that must be encoded ---------------------------------------------------------------------------------------
-
-
-class _Prepared(Listing):
-    """Stands for files whose offers the plan has made: only their number is asked for."""
-
-    def __init__(self, root: Path, count: int) -> None:
-        self.root = root
-        self.column_names = ()
-        self._count = count
-
-    def __iter__(self) -> Iterator[ImageRecord]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return self._count
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """None: the plan has them."""
-        return ()
-
-
-def _stream(
-    writer: GalleryWriter,
-    prepared: Sequence[Offer],
-    load_encoder: Callable[[], Encoder],
-    settings: Callable[[], InferenceSettings],
-) -> Callable[[Iterable[Offer]], Generator[Encoded, None, None]]:
-    """Encodes the plan's own offers."""
-
-    def stream(_offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
-        from ..encoders import Inference
-        from ..images.loading import read_image
-        from .build import to_vectors
-
-        asked = settings()
-        precision = writer.manifest.encoder.precision or asked.precision  # one gallery, one arithmetic
-        inference = Inference(load_encoder(), device=asked.device, precision=precision, batch_size=asked.batch_size)
-        batches = inference.stream(
-            prepared, load=lambda offer: inference.transform(read_image(read_offer(offer))), workers=asked.workers
-        )
-        for batch in batches:
-            vectors = None if batch.encoding is None else to_vectors(batch.encoding, writer.manifest.spec)
-            yield Encoded(batch.items, vectors, [(failure.item, failure.error) for failure in batch.failures])
-
-    return stream
 
 
 # --- Reports ----------------------------------------------------------------------------------------------------------

@@ -124,6 +124,8 @@ class Place:
         return self._within(path) is not None
 
     def _within(self, path: str) -> str | None:
+        if "://" in path:  # an address, which no folder holds
+            return None
         candidates = [path] if _is_absolute(path) else [root + path for root in self._roots]
         for candidate in candidates:
             for prefix in self._prefixes:

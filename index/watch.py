@@ -11,7 +11,8 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CorruptGalleryError, DistcamError, InputError
-from .sync import LazyEncoder, SyncReport
+from .sync import LazyEncoder
+from .sync_report import SyncReport
 
 if TYPE_CHECKING:
     from ..encoders import Encoder

@@ -334,10 +334,16 @@ def _write(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def opened_for_writing(folder: Path, **options: Any) -> Iterator[GalleryWriter]:
-    """A writer for an existing gallery, holding its lock; what an interrupted writer left behind is swept first."""
+def opened_for_writing(folder: Path, *, patience: float = 0.0, **options: Any) -> Iterator[GalleryWriter]:
+    """A writer for an existing gallery, holding its lock; what an interrupted writer left behind is swept first.
+
+    Args:
+        folder: the gallery.
+        patience: seconds to wait for another writer.
+        options: of `GalleryWriter`.
+    """
     manifest = Manifest.load(folder)  # before the lock, which would leave a lock file in a folder that is no gallery
-    with WriterLock(folder):
+    with WriterLock(folder, patience=patience):
         manifest = Manifest.load(folder)
         writer = GalleryWriter.at(folder, manifest, on_disk=manifest, **options)
         writer.sweep()

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from .crf import CrfSettings, dense_crf
     from .cues import CueSettings, make_cues, pseudo_mask
     from .data import MaskedImages, MaskIds
-    from .inference import InferenceSettings, class_scores, load_source, score_images
+    from .inference import InferenceSettings, class_scores, score_images
     from .measures import BackgroundCurve, SegmentationScore, background_curve, evaluate_masks
     from .pipeline import run_segmentation, score_segmenter
     from .random_walk import WalkSettings, refine_by_walk
     from .recipe import PipelineRecipe
     from .segmenter import Segmenter, build_segmenter, class_probabilities, load_segmenter
+    from .sources import load_source, network_of
     from .voc import VocFolder
     from .weak import WeakSegmenter
 
@@ -42,8 +43,9 @@ _HOME = {
     "dense_crf": "crf",
     "evaluate_masks": "measures",
     "load_segmenter": "segmenter",
-    "load_source": "inference",
+    "load_source": "sources",
     "make_cues": "cues",
+    "network_of": "sources",
     "pseudo_mask": "cues",
     "refine_by_walk": "random_walk",
     "run_segmentation": "pipeline",
@@ -73,6 +75,7 @@ __all__ = [
     "load_segmenter",
     "load_source",
     "make_cues",
+    "network_of",
     "pseudo_mask",
     "refine_by_walk",
     "run_segmentation",

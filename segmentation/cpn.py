@@ -109,7 +109,7 @@ def cpcr_loss(
 
     Args:
         original: Y_o with the background.
-        pair: Y_h and Y_h̄ with theirs; constants.
+        pair: Y_h and Y_h̄ with theirs; constants where they are taken away.
         refined: Ỹ_h and Ỹ_h̄.
         share: λ.
         hard_share: of each image's elements, those with the largest errors; None for all.

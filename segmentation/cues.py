@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from ..errors import InputError
+from ..errors import InputError, ShapeError
 from .data import VOID, Mask
 
 __all__ = ["CueSettings", "background_score", "border_contrast", "make_cues", "pseudo_mask"]
@@ -28,7 +28,8 @@ class CueSettings:
         conflicts: who gets a pixel that is above the threshold for several classes: the class whose own region is
             "smaller", or the one with the higher "score".
         background: where cues of the background come from. "low": pixels where no class reaches `low`. "saliency": the
-            `share` of the pixels that stand out least, among those without a cue. "none": there are none.
+            `share` of the pixels that stand out least, and all that do so as little; among those without a cue. "none":
+            there are none.
         low: share of the maps' maximum.
         share: of the picture's pixels.
 
@@ -67,6 +68,7 @@ def make_cues(
 
     Raises:
         InputError: background="saliency" without a picture or a map.
+        ShapeError: these are not of the scores' size.
     """
     settings = settings or CueSettings()
     cues = foreground_cues(scores, threshold=settings.foreground, conflicts=settings.conflicts)
@@ -78,6 +80,10 @@ def make_cues(
             if image is None:
                 raise InputError('background="saliency" needs the picture, or a map of what stands out in it')
             saliency = border_contrast(image)
+        if saliency.shape != cues.shape:
+            raise ShapeError(
+                f"expected the picture or its saliency in the scores' size {cues.shape}, got {saliency.shape}"
+            )
         count = round(settings.share * saliency.size)
         if count:
             limit = np.partition(saliency.ravel(), count - 1)[count - 1]

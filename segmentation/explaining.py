@@ -3,7 +3,7 @@
 Among several objects of one class a question is asked about one of them, by its pixels, its box, or one point in it.
 The true answer lies in that object; energy and peaks elsewhere in the class belong to the others. A map may find the
 class and not the object: the shares *among the objects of the class* tell these apart, and maps that do not know the
-question stand beside them. ROAD says whether the pixels matter to the network; `retraining.py` asks a new network.
+question stand beside them. ROAD says whether the pixels matter to the network; `roar.py` asks a new one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..explain import METHODS, PixelScore, explain_image, is_constant, normalise
 from ..explain.boxes import largest_component
 from ..explain.engine import method_name
 from ..explain.faithfulness import remove_and_debias
-from .small import PixelData, predict
+from .pixel_data import PixelData, predict
 
 __all__ = [
     "ASKS",

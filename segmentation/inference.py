@@ -1,16 +1,11 @@
-"""From an encoder's class maps to scores in a picture's own pixels: several scales, mirrored too, summed up.
-
-Whatever has `class_names`, a `transform`, and `class_maps(images, refined=…, labels=…)` can be asked: a weak
-segmenter, a classifier that `distcam train` left (CAM, or Grad-CAM in closed form), or anything of one's own.
-"""
+"""From class maps to scores in a picture's own pixels: several scales, mirrored too, summed up."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,137 +14,20 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..encoders import Encoder
-from ..encoders.encoder import evaluating
-from ..errors import InputError, WeightsError
+from ..errors import InputError
 from ..images import Transform
-from ..training.attention import gradient_weights, pooled_weights
-from ..training.classifier import load_classifier
-from ..training.labels import Targets
-from ..training.step import HasClassWeights
 from .data import MaskedImages
+from .sources import ClassMapSource
 
 __all__ = [
-    "ClassMapSource",
-    "ClassifierMaps",
     "InferenceSettings",
     "class_scores",
-    "load_source",
     "max_normalised",
     "score_images",
 ]
 
-Method = Literal["cam", "gradcam"]
 Known = Literal["known", "predicted", "all"]
-
-
-class ClassMapSource(Protocol):
-    """What gives class maps."""
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """The foreground classes, in the order of the maps."""
-
-    @property
-    def transform(self) -> Transform:
-        """What images go through; its size is the one that scale 1 stands for."""
-
-    def class_maps(
-        self, images: Float[Tensor, "b 3 rows columns"], *, refined: bool = True, labels: Tensor | None = None
-    ) -> Tensor:
-        """Raw maps (b, c, h, w) of normalised images of any size; what is below 0 speaks against the class.
-
-        `labels` are 0/1 columns, for a refinement that knows which classes are absent; None where nobody knows.
-        """
-
-
-class ClassifierMaps(nn.Module):
-    """The class maps of an encoder with a classifier.
-
-    "cam" weighs channels with the class's weights, "gradcam" with the gradient of its logit, summed over positions.
-    Behind global average pooling and a linear classifier the two are one map; behind GeM pooling or a cosine classifier
-    they are not.
-
-    Args:
-        encoder: its pooling and an affine head are folded in for "cam".
-        classifier: the class weights and their logits.
-        class_names: in the order of the class weights.
-        method: see above.
-
-    Source: Zhou et al. 2016, Eq. 2 (CAM); [GAIN] Eq. 1-2.
-    """
-
-    def __init__(
-        self, encoder: Encoder, classifier: HasClassWeights, class_names: Sequence[str], *, method: Method = "cam"
-    ) -> None:
-        super().__init__()
-        if len(classifier.class_weights()) != len(class_names):
-            raise InputError(f"{len(class_names)} names of classes for {len(classifier.class_weights())} class weights")
-        self.encoder, self.classifier = encoder, classifier
-        self.class_names, self.method = tuple(class_names), method
-
-    @property
-    def transform(self) -> Transform:
-        """The encoder's."""
-        return self.encoder.transform
-
-    @torch.no_grad()
-    def class_maps(
-        self, images: Float[Tensor, "b 3 rows columns"], *, refined: bool = True, labels: Tensor | None = None
-    ) -> Tensor:
-        """Raw maps (b, c, h, w), before the ReLU of Grad-CAM; there is nothing to refine them."""
-        del refined, labels
-        with evaluating(self.encoder):
-            feature_map = self.encoder(images).feature_map
-            if self.method == "cam":
-                weights = pooled_weights(self.encoder, self.classifier.class_weights())
-                return torch.einsum("ck,bkhw->bchw", weights, feature_map)
-            count, classes = len(images), len(self.class_names)
-            row = torch.arange(count, device=images.device).repeat_interleave(classes)
-            label = torch.arange(classes, device=images.device).repeat(count)
-            targets = Targets(row, label, torch.ones(len(row), device=images.device))
-            weights = gradient_weights(self.encoder, feature_map, self.classifier, targets)
-            positions = feature_map[0, 0].numel()  # Grad-CAM's 1/N would make a large scale count less than a small one
-            return torch.einsum("bck,bkhw->bchw", weights.view(count, classes, -1) * positions, feature_map)
-
-    @torch.no_grad()
-    def presence(self, images: Float[Tensor, "b 3 rows columns"]) -> Float[Tensor, "b c"]:
-        """The classes' logits; above 0 a class is more likely there than not."""
-        with evaluating(self.encoder):
-            return self.classifier.logits(self.encoder(images).embedding)
-
-
-def load_source(path: str | os.PathLike[str], *, method: Method = "cam") -> ClassMapSource:
-    """What gives class maps, from what training left.
-
-    Args:
-        path: the file of a `WeakSegmenter`, or a run's folder or its `encoder.safetensors` with
-            `classifier.safetensors` beside it.
-        method: of a classifier's maps.
-
-    Raises:
-        WeightsError: no such file, or one that gives no class maps.
-    """
-    from ..encoders.checkpoint import read_checkpoint
-
-    given = Path(path)
-    weak = given / "weak_segmenter.safetensors"
-    file = (weak if weak.is_file() else given / "encoder.safetensors") if given.is_dir() else given
-    config, _ = read_checkpoint(file)
-    if config.get("kind") == "weak segmenter":
-        from .weak import WeakSegmenter
-
-        return WeakSegmenter.load(file)
-    beside = file.with_name("classifier.safetensors")
-    if "architecture" not in config or not beside.is_file():
-        raise WeightsError(
-            f"{file}: gives no class maps; expected a weak segmenter, or an encoder beside classifier.safetensors"
-        )
-    encoder = Encoder.load(file)
-    classifier, names, fingerprint = load_classifier(beside)
-    if fingerprint != encoder.fingerprint:
-        raise WeightsError(f"{beside}: belongs to another encoder than {file.name} beside it; train both in one run")
-    return ClassifierMaps(encoder, classifier, names, method=method)
+_SMALL = 64  # pixels; networks halve their input up to five times
 
 
 @dataclass(frozen=True)
@@ -184,6 +62,21 @@ class InferenceSettings:
         return resized.normalise(resized(image)[None])
 
 
+@contextmanager
+def taken_by_network(pixels: Tensor, scale: float) -> Iterator[None]:
+    """Inside, a network that finds an input of a few pixels too small says so in one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        height, width = pixels.shape[-2:]
+        if min(height, width) >= _SMALL:
+            raise
+        raise InputError(
+            f"scale {scale:g} makes an input of {width} x {height} pixels, which the network does not take ({error}); "
+            "leave the scale out"
+        ) from error
+
+
 def max_normalised(maps: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
     """Each map without its negative part, divided by its maximum: in [0, 1], and 0 where nothing is positive.
 
@@ -216,6 +109,9 @@ def class_scores(
         settings: `InferenceSettings()` if left out.
         device: where the network lies.
 
+    Raises:
+        InputError: `shown` holds a number that is no class, or a scale makes an input too small for the network.
+
     Source: [CPN] §4.1 (scales 0.5, 1, 1.5, 2).
     """
     settings = settings or InferenceSettings()
@@ -223,13 +119,17 @@ def class_scores(
     total = torch.zeros(len(source.class_names), *size, device=device)
     columns: Tensor | None = None
     if shown is not None:
+        wrong = next((c for c in shown if not 0 <= c < len(total)), None)
+        if wrong is not None:
+            raise InputError(f"the picture shows class {wrong}; expected 0 to {len(total) - 1}")
         columns = torch.zeros(1, len(total), device=device)
         columns[0, list(shown)] = 1
     for scale in settings.scales:
         pixels = settings.input_of(image, source.transform, scale).to(device)
         views = torch.cat([pixels, pixels.flip(-1)]) if settings.flip else pixels
         labels = None if columns is None else columns.expand(len(views), -1)
-        maps = source.class_maps(views, refined=settings.refined, labels=labels).float().clamp(min=0)
+        with taken_by_network(pixels, scale):
+            maps = source.class_maps(views, refined=settings.refined, labels=labels).float().clamp(min=0)
         if settings.flip:
             maps = maps[:1] + maps[1:].flip(-1)
         total += functional.interpolate(maps, size, mode="bilinear", align_corners=False)[0]

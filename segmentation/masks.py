@@ -19,7 +19,6 @@ from .crf import CrfSettings, dense_crf
 from .cues import CueSettings, make_cues, pseudo_mask
 from .data import Mask, MaskedImages
 from .inference import (
-    ClassMapSource,
     InferenceSettings,
     Known,
     class_scores,
@@ -29,6 +28,7 @@ from .inference import (
 )
 from .measures import CurveCounter, SegmentationScore, confusion_matrix
 from .random_walk import WalkSettings, refine_by_walk
+from .sources import ClassMapSource
 from .voc import VocFolder
 
 __all__ = ["CueStage", "image_scores", "make_masks", "most_likely", "refined_scores"]
@@ -127,6 +127,10 @@ class _Maker:
     def __init__(self, source: ClassMapSource, data: MaskedImages, stage: CueStage, *, device: str, seed: int) -> None:
         self.source, self.data, self.stage, self.device, self.seed = source, data, stage, device, seed
         self.beta = 0.0 if stage.beta == "best" else float(stage.beta)
+        ground = (
+            stage.sure.background if data.has_background else "none"
+        )  # street scenes have no background to be sure of
+        self.sure = dataclasses.replace(stage.sure, background=ground)
         self.affinity: AffinityNet | None = None
         self.kept: dict[int, Float[np.ndarray, "c h w"]] = {}
         self.room = _KEPT_BYTES
@@ -134,7 +138,8 @@ class _Maker:
     def prepare(self, progress: Progress | None) -> dict[str, float]:
         """The best background score if the truth is known, and affinities if they are asked for."""
         has_truth = any(self.data.has_mask(i) for i in range(len(self.data)))
-        if self.stage.beta == "best" and self.stage.kind == "pseudo_masks" and not has_truth:
+        needs_beta = self.stage.kind == "pseudo_masks" or self.stage.refine == "crf"
+        if self.stage.beta == "best" and needs_beta and not has_truth:
             raise InputError('beta = "best" needs pictures with true masks to choose it by; give a number')
         needs_cues = self.stage.refine == "affinity"
         if not has_truth and not needs_cues:
@@ -146,7 +151,7 @@ class _Maker:
             if truth is not None:
                 counter.add(truth, scores)
             if needs_cues:
-                cues.append(make_cues(scores, settings=self.stage.sure, image=self.data.image(i)))
+                cues.append(make_cues(scores, settings=self.sure, image=self.data.image(i)))
             if progress is not None:
                 progress(i + 1, len(self.data))
         if needs_cues:
@@ -193,7 +198,7 @@ class _Maker:
             return most_likely(with_background, has_background=self.data.has_background)
         if with_background is not None:
             scores = with_background[1:] / max(float(with_background[1:].max()), 1e-12)
-        return make_cues(scores, settings=self.stage.sure, image=image)
+        return make_cues(scores, settings=self.sure, image=image)
 
     def refined(self, scores: Float[np.ndarray, "c h w"], image: Image.Image) -> Float[np.ndarray, "c h w"] | None:
         """Scores with the background's first after the refinement; None without one."""

@@ -48,10 +48,8 @@ def confusion_matrix(truth: Mask, prediction: Mask, n_classes: int) -> Int[np.nd
     """
     if truth.shape != prediction.shape:
         raise ShapeError(f"expected masks of the same shape, got {truth.shape} for the truth and {prediction.shape}")
-    for what, values in (("truth", truth), ("prediction", prediction)):
-        wrong = values[(values >= n_classes) & (values != VOID)]
-        if wrong.size:
-            raise InputError(f"the {what} holds the class number {wrong[0]}; expected 0 to {n_classes - 1}, or {VOID}")
+    _require_numbers("truth", truth, n_classes)
+    _require_numbers("prediction", prediction, n_classes)
     known = truth != VOID
     column = np.where(prediction[known] == VOID, n_classes, prediction[known]).astype(np.int64)
     cell = truth[known].astype(np.int64) * (n_classes + 1) + column
@@ -214,7 +212,7 @@ def background_curve(
         betas: background scores to try.
 
     Raises:
-        InputError: no pair, or no β.
+        InputError: no pair, no β, a number that is no class, or void in every pixel.
         ShapeError: scores for another number of classes or pixels.
     """
     counter = CurveCounter(class_names, betas=betas)
@@ -246,6 +244,7 @@ class CurveCounter:
         count, scores = len(self.class_names), np.asarray(scores)
         if scores.shape != (count - 1, *truth.shape):
             raise ShapeError(f"expected scores of shape {(count - 1, *truth.shape)}, got {scores.shape}")
+        _require_numbers("truth", truth, count)
         known = truth != VOID
         strongest = scores.argmax(0)[known] + 1
         below = np.searchsorted(self._levels, scores.max(0)[known])  # a tie is background, the first in the argmax
@@ -257,10 +256,12 @@ class CurveCounter:
         """The curve of the pictures so far.
 
         Raises:
-            InputError: there was none.
+            InputError: there was none, or all of their pixels are void.
         """
         if not self._images:
             raise InputError("expected one picture with a mask or more to compare with, got none")
+        if not self._pixels.any():
+            raise InputError(f"every pixel of the {self._images} masks is void, so no background score is the best one")
         count, found = len(self.class_names), []
         for number in range(len(self._levels)):
             confusion = np.zeros((count, count + 1), dtype=np.int64)
@@ -268,6 +269,12 @@ class CurveCounter:
             confusion[:, 0] += self._pixels[:, :, : number + 1].sum((1, 2))
             found.append(SegmentationScore(self.class_names, confusion, self._images))
         return BackgroundCurve(tuple(self._levels.tolist()), tuple(found))
+
+
+def _require_numbers(what: str, values: Mask, n_classes: int) -> None:
+    wrong = values[(values >= n_classes) & (values != VOID)]
+    if wrong.size:
+        raise InputError(f"the {what} holds the class number {wrong[0]}; expected 0 to {n_classes - 1}, or {VOID}")
 
 
 def _divided(

@@ -134,7 +134,7 @@ class GridPatches(Patches):
     def __init__(self, sizes: Sequence[float] = (0.125, 0.25), *, hidden: float = 0.5, share: Share = "pixels") -> None:
         super().__init__(hidden=hidden, share=share)
         self.sizes = tuple(sizes)
-        if not self.sizes or min(self.sizes) <= 0 or any(size >= 1 and size != int(size) for size in self.sizes):
+        if not self.sizes or not all(0 < size < 1 or (size >= 1 and float(size).is_integer()) for size in self.sizes):
             raise InputError(f"expected sides in whole pixels, or shares between 0 and 1, got {list(self.sizes)}")
 
     def _divided(self, images: Tensor, generator: torch.Generator | None) -> list[Tensor]:

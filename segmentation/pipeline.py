@@ -25,12 +25,13 @@ from ..training.sampling import make_sampler
 from ..training.tables import plain
 from ..training.terms import TERMS, TermContext, build_objective
 from .data import Mask, MaskedImages
-from .inference import InferenceSettings, load_source, require_classes
+from .inference import InferenceSettings, require_classes
 from .masks import make_masks, most_likely
 from .measures import SegmentationScore, evaluate_masks
 from .recipe import NetworkSettings, PipelineRecipe, located
-from .sec import SEGMENTER_TERMS, dense_training_set
 from .segmenter import Segmenter, build_segmenter, class_probabilities
+from .segmenter_losses import SEGMENTER_TERMS, dense_training_set
+from .sources import load_source
 from .voc import VocFolder
 
 __all__ = ["run_segmentation", "score_segmenter"]

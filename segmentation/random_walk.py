@@ -144,7 +144,12 @@ def refine_by_walk(
         image: the picture.
         settings: `WalkSettings()` if left out.
         features: learnt ones, on their own grid, in place of the picture's colours.
+
+    Raises:
+        ShapeError: scores of another size than the picture.
     """
+    if scores.shape[1:] != (image.height, image.width):
+        raise ShapeError(f"expected scores of {image.height} x {image.width} pixels, got {scores.shape[1:]}")
     settings = settings or WalkSettings()
     if features is None:
         features = colour_features(image, grid_size(image, settings.side), colour=settings.colour)

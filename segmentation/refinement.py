@@ -17,6 +17,8 @@ What the paper leaves open, and where the published code differs from it:
   positions ("pixel"), where it is about 1/hw everywhere, so that Y_prcm hardly counts; it divides by √(c + 1) as well.
 - The published code brings φ(Z) into shape without transposing it, which mixes classes and channels. That is not
   offered.
+- The published code keeps of the maps that come in each position's highest class only; here all of them spread, as in
+  Eq. 9.
 - Each column of J is divided by its own sum, not by that of all of J.
 """
 

@@ -4,7 +4,8 @@
     L_ecr = |A(Ỹ_1) - Y_2| + |A(Y_1) - Ỹ_2|, the hardest fifth of it              [SEAM] Eq. 5
 
 A makes the view: the image at 0.3 of its side. As in the authors' code the plain maps of L_ecr are constants of which
-each position keeps its highest class, so that L_ecr trains the refinement, and L_er the network.
+each position keeps its highest class, so that L_ecr trains the refinement, and L_er the network. Here the background
+competes, too, as in CPN's code; in SEAM's the classes compete and the background always stays.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from ..encoders.networks import Network, available_networks
 from ..encoders.weights import drawn_from, load_state, read_state_dict, uninitialised
 from ..errors import InputError, WeightsError
 from ..images import Transform
-from .inference import InferenceSettings
+from .inference import InferenceSettings, taken_by_network
 
 __all__ = ["LIGHT", "SegmentationModel", "Segmenter", "build_segmenter", "class_probabilities", "load_segmenter"]
 
@@ -289,7 +289,8 @@ def class_probabilities(
     for scale in settings.scales:
         pixels = settings.input_of(image, segmenter.transform, scale).to(device)
         for is_mirrored in (False, True)[: 1 + settings.flip]:
-            logits = segmenter(pixels.flip(-1) if is_mirrored else pixels).feature_map
+            with taken_by_network(pixels, scale):
+                logits = segmenter(pixels.flip(-1) if is_mirrored else pixels).feature_map
             logits = logits.flip(-1) if is_mirrored else logits
             enlarged = functional.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
             views.append(enlarged.softmax(1)[0])

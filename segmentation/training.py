@@ -43,9 +43,9 @@ from ..training.terms import TERMS, Builder, TermContext
 from .cpn import build_cpn
 from .data import MaskedImages, label_map
 from .inference import InferenceSettings
+from .map_measures import MeasureSettings, Truth, masks_of, measure
 from .map_term import MapTerm, build_multi_label
 from .measures import BackgroundCurve
-from .measuring import MeasureSettings, Truth, masks_of, measure
 from .seam import build_seam
 from .weak import WeakSegmenter
 

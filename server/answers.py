@@ -14,7 +14,7 @@ from ..index import Gallery, Record
 from ..retrieval import Explanation, Match, Matches, Reference, Retriever
 from ..retrieval.explanation import SIGNED
 from . import schemas
-from .pictures import upright_size
+from .pictures import is_there, upright_size
 from .settings import Settings
 
 __all__ = ["WEIGHTING_HELP", "explanation_answer", "gallery_answer", "image_answer", "search_answer"]
@@ -72,7 +72,7 @@ def image_answer(gallery: Gallery, record: Record) -> schemas.ImageAnswer:
         path=shown_path(record.path),
         label=record.label,
         columns=record.columns,
-        has_picture=gallery.file(record).is_file(),
+        has_picture=is_there(gallery.file(record)),
     )
 
 
@@ -105,7 +105,7 @@ def _match(match: Match) -> schemas.MatchAnswer:
         distance=match.distance,
         similarity=match.similarity,
         is_accepted=match.is_accepted,
-        has_picture=match.file.is_file(),
+        has_picture=is_there(match.file),
     )
 
 

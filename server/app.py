@@ -100,7 +100,8 @@ def _file(settings: Settings, *names: str) -> Response:
 
 
 def _add_errors(app: FastAPI, service: Service) -> None:
-    places = {str(service.settings.gallery): "the gallery", str(service.settings.gallery.absolute()): "the gallery"}
+    settings = service.settings
+    places = {str(settings.uploads_folder): "the uploads", str(settings.gallery): "the gallery"}
 
     async def refused(_request: Request, error: Exception) -> Response:
         assert isinstance(error, DistcamError)

@@ -94,8 +94,8 @@ async def picture(
         return retriever.gallery.file(id)
 
     file = await service.read(find)
-    etag = etag_of(file, side=side)
-    headers = {"Cache-Control": "private, max-age=60", **({} if etag is None else {"ETag": etag})}
+    etag = await service.in_thread(lambda: etag_of(file, side=side))
+    headers = {"Cache-Control": "private, no-cache", **({} if etag is None else {"ETag": etag})}
     if etag is not None and if_none_match == etag:
         return Response(status_code=304, headers=headers)
     data = await service.in_thread(lambda: thumbnail(file, side=side))

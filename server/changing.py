@@ -25,7 +25,9 @@ from .searching import PICTURE_FORM, Serving, json_answer, no_image
 
 __all__ = ["router"]
 
-_Printable = StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")
+# No control characters, line ends, or what makes later text run backwards.
+_UNPRINTABLE = "\\x00-\\x1f\\x7f-\\x9f\u2028-\u202e\u2066-\u2069"
+_Printable = StringConstraints(min_length=1, max_length=200, pattern=f"^[^{_UNPRINTABLE}]+$")
 Label = Annotated[str, _Printable]
 _COLUMNS = TypeAdapter(dict[Annotated[str, _Printable], Annotated[str, _Printable]])
 _MOST_COLUMNS = 32

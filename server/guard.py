@@ -10,8 +10,10 @@ import ipaddress
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -63,13 +65,24 @@ class Traffic:
 
     Attributes:
         is_draining: the server is about to end: new requests are refused, those at work are finished.
-        at_work: requests of the API that are being answered.
+        at_work: requests of the API that are being answered, by client.
         log_requests: write a line of JSON to the log for every request.
     """
 
     is_draining: bool = False
-    at_work: int = 0
+    at_work: Counter[str] = field(default_factory=Counter)
     log_requests: bool = False
+
+    @contextmanager
+    def of(self, client: str) -> Iterator[None]:
+        """While a request of a client is being answered."""
+        self.at_work[client] += 1
+        try:
+            yield
+        finally:
+            self.at_work[client] -= 1
+            if not self.at_work[client]:
+                del self.at_work[client]
 
 
 class Guard:
@@ -107,17 +120,17 @@ class Guard:
                     headers["Connection"] = "close"
             await send(message)
 
-        self._traffic.at_work += is_api
         try:
-            self._admit(scope, is_api=is_api)
-            async with asyncio.timeout(self._settings.time_limit_s):
-                await self._app(scope, self._counted(scope, receive), send_guarded)
+            self._admit(scope)
+            with self._admitted(scope) if is_api else nullcontext():
+                async with asyncio.timeout(self._settings.time_limit_s):
+                    await self._app(scope, self._counted(scope, receive), send_guarded)
         except Refusal as refusal:
             self._metrics.refused.labels(refusal.reason).inc()
             await refusal_response(refusal)(scope, receive, send_guarded)
         except TimeoutError:
-            if status:  # the answer has begun
-                raise
+            if status:  # the client does not take its answer; uvicorn hangs up on answers that are not finished
+                return
             self._metrics.refused.labels("time").inc()
             late = Refusal(503, "this took too long; ask again, for less", reason="time", retry_after=5)
             await refusal_response(late)(scope, receive, send_guarded)
@@ -128,7 +141,6 @@ class Guard:
             failure = Refusal(500, "the server failed; its log says how", reason="failure")
             await refusal_response(failure)(scope, receive, send_guarded)
         finally:
-            self._traffic.at_work -= is_api
             self._note(scope, status or 500, time.perf_counter() - start)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
@@ -142,7 +154,7 @@ class Guard:
 
     # --- What must hold before anybody looks at the request ----------------------------------------------------------
 
-    def _admit(self, scope: Scope, *, is_api: bool) -> None:
+    def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not is_own_name(host, self._settings.allowed_hosts):
@@ -150,20 +162,23 @@ class Guard:
         origin = headers.get("origin")
         if scope["method"] not in ("GET", "HEAD", "OPTIONS") and origin is not None and not _is_same(origin, host):
             raise Refusal(403, "requests from pages of other servers are not answered", reason="origin")
-        if not is_api:
-            return
-        if self._traffic.is_draining:
-            raise Refusal(503, "the server is shutting down; ask again", reason="draining", retry_after=5)
-        client = scope.get("client") or ("unknown", 0)
-        if wait := self._rate.wait_for(client_key(client[0])):
-            raise Refusal(429, f"more than {self._settings.rate:g} requests a second", reason="rate", retry_after=wait)
-        if self._traffic.at_work > self._settings.concurrency:
-            raise Refusal(
-                429, f"{self._traffic.at_work - 1} requests are at work already", reason="concurrency", retry_after=1
-            )
         limit = self._limit(scope)
         if (length := headers.get("content-length", "0")).isdecimal() and int(length[:20]) > limit:
             raise Refusal(413, _too_large(limit), reason="bytes")
+
+    def _admitted(self, scope: Scope) -> AbstractContextManager[None]:
+        """A place among the requests at work."""
+        traffic, settings = self._traffic, self._settings
+        if traffic.is_draining:
+            raise Refusal(503, "the server is shutting down; ask again", reason="draining", retry_after=5)
+        client = client_key((scope.get("client") or ("unknown", 0))[0])
+        if wait := self._rate.wait_for(client):
+            raise Refusal(429, f"more than {settings.rate:g} requests a second", reason="rate", retry_after=wait)
+        if (total := traffic.at_work.total()) >= settings.concurrency:
+            raise Refusal(429, f"{total} requests are at work already", reason="concurrency", retry_after=1)
+        if (own := traffic.at_work[client]) >= settings.client_concurrency:
+            raise Refusal(429, f"{own} of your requests are at work already", reason="concurrency", retry_after=1)
+        return traffic.of(client)
 
     def _limit(self, scope: Scope) -> int:
         is_form = Headers(scope=scope).get("content-type", "").lower().startswith("multipart/form-data")

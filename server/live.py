@@ -167,21 +167,24 @@ class LiveGallery:
     def _moved(self) -> Retriever:
         """The gallery at its newest generation, with everything read that readers would otherwise read on first use."""
         retriever = self._retriever
+        if retriever is not None:
+            before = retriever.gallery.manifest
+            retriever.gallery.refresh()
+            if not _continues(before, retriever.gallery.manifest):
+                self.close()
+                retriever = None
         if retriever is None:
             gallery = Gallery.open(self.folder, root=self._root)
+            self._require_same_encoder(gallery.manifest)
             retriever = Retriever(gallery, self._encoder, inference=self._inference)
-        else:
-            self._require_same_encoder()
-            gallery = retriever.gallery
-            gallery.refresh()
+        gallery = retriever.gallery
         _ = gallery.searcher, gallery.prototypes
         if gallery.manifest.backend is None:
             gallery.records(gallery.ids[:1])  # reads all columns
         return retriever
 
-    def _require_same_encoder(self) -> None:
-        """Look before moving: vectors of another encoder must not come together with these."""
-        mine, theirs = self._encoder, Manifest.load(self.folder).encoder
+    def _require_same_encoder(self, manifest: Manifest) -> None:
+        mine, theirs = self._encoder, manifest.encoder
         if theirs.fingerprint != mine.fingerprint:
             raise Refusal(
                 503,
@@ -190,3 +193,16 @@ class LiveGallery:
                 reason="encoder",
                 retry_after=60,
             )
+
+
+def _continues(before: Manifest, after: Manifest) -> bool:
+    """Whether a generation is made of another by adding, removing and merging, so that an id means the same image.
+
+    A gallery that is built anew counts its images from 0 again, and keeps no segment. A merger of all segments leaves
+    none either; then opening it anew is merely slower.
+    """
+    if before.root != after.root or before.encoder.fingerprint != after.encoder.fingerprint:
+        return False
+    if before.backend is not None or after.backend is not None:
+        return before.backend is not None and after.backend is not None and before.backend.owner == after.backend.owner
+    return not {entry.name for entry in before.segments}.isdisjoint(entry.name for entry in after.segments)

@@ -10,14 +10,12 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..errors import ImageError
-from ..images import read_image
+from ..images import image_size, read_image
 from .refusals import Refusal
 
-__all__ = ["UPLOAD_TYPES", "Upload", "etag_of", "read_upload", "thumbnail", "upload_suffix", "upright_size"]
+__all__ = ["UPLOAD_TYPES", "Upload", "etag_of", "is_there", "read_upload", "thumbnail", "upload_suffix", "upright_size"]
 
 UPLOAD_TYPES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
-_SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
-_ORIENTATION = 274
 
 
 class Upload(NamedTuple):
@@ -51,10 +49,11 @@ def read_upload(data: bytes, *, max_pixels: int) -> Upload:
     """
     suffix = upload_suffix(data)
     try:
+        width, height = image_size(data)
+        if width * height > max_pixels:
+            raise Refusal(413, f"the picture is too large: more than {max_pixels:,} pixels", reason="pixels")
         return Upload(read_image(data, max_pixels=max_pixels), suffix)
     except ImageError as error:
-        if "exceed the limit" in error.reason:
-            raise Refusal(413, f"the picture is too large: more than {max_pixels:,} pixels", reason="pixels") from error
         raise Refusal(415, f"not a usable picture: {error.reason}", reason="damaged") from error
 
 
@@ -74,6 +73,14 @@ def thumbnail(file: Path, *, side: int) -> bytes:
     return stream.getvalue()
 
 
+def is_there(file: Path) -> bool:
+    """Whether a gallery picture is where it was; also for names that no disk takes, as imported addresses may be."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
+
+
 def etag_of(file: Path, *, side: int) -> str | None:
     """What changes when a thumbnail would; None when the file is gone."""
     try:
@@ -85,12 +92,8 @@ def etag_of(file: Path, *, side: int) -> str | None:
 
 
 def upright_size(file: Path) -> tuple[int, int] | None:
-    """Width and height of a gallery picture as `read_image` gives it, from its header; None when it is gone."""
+    """Width and height of a gallery picture, from its header; None when it is gone."""
     try:
-        with Image.open(file) as opened:
-            exif = Image.Exif()
-            exif.load(opened.info.get("exif") or b"")  # what XMP claims does not count; TIFFs are upright already
-            width, height = opened.size
-    except Exception:  # decoders raise whatever they like
+        return image_size(file)
+    except ImageError:
         return None
-    return (height, width) if exif.get(_ORIENTATION) in _SIDEWAYS else (width, height)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -10,14 +11,56 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import InputError
+from .limits import client_key
 
 __all__ = ["bound_socket", "run", "server_of", "url_of"]
 
 _GRACE_S = 30  # for requests at work when the server is told to end
+_PATIENCE_S = 30.0  # with connections that ask for nothing
+_CONNECTIONS, _CLIENT_CONNECTIONS = 1000, 250
+
+
+class _Connection(H11Protocol):
+    """A connection that is hung up on when nothing happens on it: uvicorn waits for a first request for ever, and for
+    the rest of a body that nobody wants.
+
+    (h11, because it bounds the head of a request, which httptools does not.)
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch = self.loop.call_later(_PATIENCE_S, self._look, None, True)
+        own = _client_of(self)
+        if sum(_client_of(other) == own for other in self.connections) > _CLIENT_CONNECTIONS:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._watch.cancel()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state is h11.IDLE:
+            super().send_400_response(msg)
+        else:  # a body that does not parse; its request is being answered already, and one answer is enough
+            self.transport.abort()
+
+    def _look(self, last: object, was_idle: bool) -> None:
+        is_idle = self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
+        if is_idle and was_idle and self.cycle is last:
+            self.transport.abort()
+        else:
+            self._watch = self.loop.call_later(_PATIENCE_S, self._look, self.cycle, is_idle)
+
+
+def _client_of(connection: object) -> str:
+    address = getattr(connection, "client", None)
+    return client_key(address[0]) if address else ""
 
 
 class _Server(uvicorn.Server):
@@ -74,11 +117,12 @@ def _log_requests(app: FastAPI) -> None:
 def server_of(app: FastAPI, *, on_ready: Callable[[], None] = lambda: None) -> uvicorn.Server:
     """The server that `run` runs; its `should_exit` ends it."""
     options: dict[str, Any] = {
-        "log_level": "warning",
+        "log_level": "error",  # warnings are about what clients do
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,  # a client could name any address as its own
-        "limit_concurrency": 1000,  # connections
+        "http": _Connection,
+        "limit_concurrency": _CONNECTIONS,
         "timeout_keep_alive": 10,
         "timeout_graceful_shutdown": _GRACE_S,
         "ws": "none",

@@ -79,7 +79,7 @@ class SearchOptions(BaseModel):
 @router.post(
     "/search",
     response_model=schemas.SearchAnswer,
-    responses=schemas.refusals(415),
+    responses=schemas.refusals(409, 415),
     openapi_extra=PICTURE_FORM,
     summary="The images nearest to a picture that is sent",
 )
@@ -112,7 +112,7 @@ async def search(
 @router.post(
     "/search/stored",
     response_model=schemas.SearchAnswer,
-    responses=schemas.refusals(404),
+    responses=schemas.refusals(404, 409),
     summary="The images nearest to one of the gallery",
 )
 async def search_stored(service: Serving, asked: schemas.StoredRequest) -> Response:
@@ -155,7 +155,7 @@ async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Respo
 @router.post(
     "/explain",
     response_model=schemas.ExplanationAnswer,
-    responses=schemas.refusals(404, 410),
+    responses=schemas.refusals(404, 409, 410),
     summary="Where in the pictures a similarity lies",
 )
 async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..encoders import Encoder, Encoding, Inference
-from ..errors import GalleryError
 from ..index import Gallery
 from ..retrieval import Retriever
 from .batching import Batcher, Done
@@ -21,6 +20,7 @@ from .kept import KeptQueries
 from .live import LiveGallery
 from .metrics import Metrics
 from .settings import Settings
+from .unknown import UnknownInference
 
 __all__ = ["Service"]
 
@@ -32,7 +32,8 @@ _WORKERS = 4  # threads that search and explain
 class QueuedInference:
     """Stands in for an `Inference` where threads need a forward pass: it goes through the same queue as all others."""
 
-    def __init__(self, inference: Inference) -> None:
+    def __init__(self, inference: Inference | UnknownInference, *, at_once: int) -> None:
+        self._at_once = at_once
         self._inference = inference
         self.encoder = inference.encoder
         self.device = inference.device
@@ -44,7 +45,9 @@ class QueuedInference:
         self._encode, self._loop = encode, asyncio.get_running_loop()
 
     def encode_images(self, images: Sequence[Any]) -> Encoding:
-        """Wait, in a thread that is not the event loop's, until the images are encoded."""
+        """Wait, in a thread that is not the event loop's, until the images are encoded; one request never fills the
+        queue with all of its images.
+        """
         encode, loop = self._encode, self._loop
         assert encode is not None
         assert loop is not None
@@ -52,8 +55,10 @@ class QueuedInference:
         async def all_of(pixels: Sequence[Tensor]) -> list[Done[Encoding]]:
             return await asyncio.gather(*map(encode, pixels))
 
-        pixels = [self._inference.read(image) for image in images]
-        done = asyncio.run_coroutine_threadsafe(all_of(pixels), loop).result()
+        done: list[Done[Encoding]] = []
+        for start in range(0, len(images), self._at_once):
+            pixels = [self._inference.read(image) for image in images[start : start + self._at_once]]
+            done += asyncio.run_coroutine_threadsafe(all_of(pixels), loop).result()
         return Encoding.cat([one.result for one in done])
 
 
@@ -68,13 +73,10 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.kept = KeptQueries(max_bytes=settings.kept_bytes, max_age_s=settings.kept_s)
-        self.encoder, precision = _encoder_of(settings)
-        self.inference = Inference(
-            self.encoder, device=settings.device, precision=precision, batch_size=settings.max_batch
-        )
-        self._queued = QueuedInference(self.inference)
+        encoder, self.inference = _encoder_for(settings)
+        self._queued = QueuedInference(self.inference, at_once=min(settings.max_batch, settings.queue))
         self.live = LiveGallery(
-            settings.gallery, self.encoder, self._queued, root=settings.root, on_change=self.metrics.gallery_changed
+            settings.gallery, encoder, self._queued, root=settings.root, on_change=self.metrics.gallery_changed
         )
         self.changing = asyncio.Lock()
         self.has_changed = False
@@ -147,19 +149,17 @@ class Service:
             torch.set_num_threads(self.settings.threads)
 
 
-def _encoder_of(settings: Settings) -> tuple[Encoder, str]:
-    """The gallery's encoder, and the precision it was used with."""
+def _encoder_for(settings: Settings) -> tuple[Encoder, Inference | UnknownInference]:
+    """The gallery's encoder, if it keeps one or one is given, in the precision it was used with."""
     with Gallery.open(settings.gallery, root=settings.root, verify=False) as gallery:
-        precision = gallery.manifest.encoder.precision or "auto"
-        path = settings.encoder or gallery.encoder_path
+        entry, path = gallery.manifest.encoder, settings.encoder or gallery.encoder_path
         if path is None:
-            raise GalleryError(
-                f"{gallery.folder} keeps no encoder (it was built with a module of your own); "
-                "a server needs one in a checkpoint: give it with --encoder"
-            )
+            unknown = UnknownInference(entry)
+            return unknown.encoder, unknown
         encoder = Encoder.load(path)
         gallery.check_encoder(encoder)
-    return encoder, precision
+    precision = entry.precision or "auto"
+    return encoder, Inference(encoder, device=settings.device, precision=precision, batch_size=settings.max_batch)
 
 
 def _one_thread_each() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ class Settings:
     """Everything that `create_app` needs; every limit is per server, and the command's options have the same names.
 
     Attributes:
-        gallery: its folder.
+        gallery: its folder; absolute from here on.
         encoder: a checkpoint, for a gallery that keeps none.
         root: where the gallery's pictures lie now, if they were moved.
         device: "auto", "cpu", "cuda", …
@@ -25,6 +26,7 @@ class Settings:
         window_ms: how long the first image of a batch waits for others that are on their way.
         queue: images that may wait for the network; one more is answered with 503.
         concurrency: requests of the API at the same time; one more is answered with 429.
+        client_concurrency: how many of them one client may have, so that nobody has them all.
         rate: requests a second of one client, which may save up twice as many; 0 sets no limit.
         max_upload_bytes: largest picture.
         max_pixels: largest picture once decoded.
@@ -45,6 +47,7 @@ class Settings:
     window_ms: float = 3.0
     queue: int = 64
     concurrency: int = 64
+    client_concurrency: int = 32
     rate: float = 100.0
     max_upload_bytes: int = 20 << 20
     max_pixels: int = MAX_PIXELS
@@ -62,13 +65,18 @@ class Settings:
             "window_ms": 0,
             "queue": 1,
             "concurrency": 1,
+            "client_concurrency": 1,
             "rate": 0,
             "max_upload_bytes": 1,
             "max_pixels": 64,
+            "time_limit_s": 0.001,
+            "kept_bytes": 0,
+            "kept_s": 0,
         }
         for name, low in least.items():
-            if not getattr(self, name) >= low:
-                raise InputError(f"{name} must be at least {low}, got {getattr(self, name)}")
+            if not low <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be at least {low}, and finite, got {getattr(self, name)}")
+        object.__setattr__(self, "gallery", Path(self.gallery).absolute())
         if self.token is not None and (
             len(self.token) < 16 or not self.token.isascii() or not self.token.isprintable()
         ):
@@ -85,5 +93,5 @@ class Settings:
     @property
     def uploads_folder(self) -> Path:
         """Where added pictures are put."""
-        folder = self.gallery.absolute()
-        return self.uploads.absolute() if self.uploads is not None else folder.with_name(f"{folder.name}.uploads")
+        beside = self.gallery.with_name(f"{self.gallery.name}.uploads")
+        return beside if self.uploads is None else self.uploads.absolute()

@@ -96,7 +96,7 @@ def test_stored_checksum_size_and_time_are_those_of_the_file(tmp_path: Path, pho
 
     gallery = Gallery.build(photos, encoder, out=tmp_path / "g")
     file = gallery.file(4)
-    sha256, size, mtime_ns = gallery._snapshot.file_state(4)
+    sha256, size, mtime_ns = gallery.snapshot.file_state(4)
     assert sha256 == hashlib.sha256(file.read_bytes()).digest()
     assert (size, mtime_ns) == (file.stat().st_size, file.stat().st_mtime_ns)
 

@@ -75,7 +75,7 @@ def test_the_rate_is_kept_and_no_larger_observed_distance_would_keep_it(
 @pytest.mark.parametrize("metric", ["cosine", "l2", "l1", "dot"])
 def test_the_two_distances_are_those_of_a_plain_loop(photos: Path, small_encoder, tmp_path: Path, metric: str) -> None:
     gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", metric=metric, precision="fp32")
-    snapshot = gallery._snapshot
+    snapshot = gallery.snapshot
     probes = own_probes(snapshot, most=10, seed=3)
     nearest = nearest_of_both_kinds(snapshot, probes)
     spec = SearchSpec(gallery.spec.embedding_dim, metric)
@@ -91,7 +91,7 @@ def test_the_two_distances_are_those_of_a_plain_loop(photos: Path, small_encoder
 
 def test_a_group_is_passed_over_and_a_foreign_label_is_unknown(photos: Path, small_encoder, tmp_path: Path) -> None:
     gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", precision="fp32")
-    snapshot, vectors = gallery._snapshot, gallery.embeddings(gallery.ids[:2])
+    snapshot, vectors = gallery.snapshot, gallery.embeddings(gallery.ids[:2])
     records = gallery.records(gallery.ids[:2])
     probes = probes_of(
         snapshot, vectors, [records[0].label, "stranger"], column="path", groups=[record.path for record in records]

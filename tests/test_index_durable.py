@@ -167,8 +167,8 @@ def _forge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str) 
         ('"embedding_is_pooled": false', '"embedding_is_pooled": true', "their lengths differ"),
         ('"count": 5', '"count": -5', "negative size"),
         ("abababab", "ABABABAB", "is not a SHA-256"),
-        ('"root":', '"extra": 1, "root":', "does not have the expected fields"),
-        ('"segments": [', '"segments": {}, "x": [', "expected fields"),
+        ('"root":', '"boot":', "does not have the expected fields"),
+        ('"segments": [', '"segments": {}, "x": [', "should be a list"),
     ],
 )
 def test_a_forged_manifest_is_refused(

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from distcam.errors import CorruptGalleryError, FingerprintMismatchError, InputError, NotAGalleryError
 from distcam.index import Gallery, caches, verify_gallery
+from distcam.index.derived import Derived
 from distcam.index.durable import Storage
 from distcam.index.manifest import EncoderEntry, Manifest, Spec
 from distcam.index.rows import Entries, Vectors, pack_maps
@@ -441,10 +442,10 @@ def _cached(tmp_path: Path) -> Gallery:
 
 
 def _forbid_building(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Gallery) -> Any:
+    def refuse(self: Derived) -> Any:
         raise AssertionError("the index was built")
 
-    monkeypatch.setattr(Gallery, "_new_search", refuse)
+    monkeypatch.setattr(Derived, "_new_search", refuse)
 
 
 def test_a_cached_index_is_read_instead_of_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,7 +459,7 @@ def test_an_index_of_another_user_is_not_read(tmp_path: Path, monkeypatch: pytes
     folder = _cached(tmp_path).folder
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other user"))
     other = Gallery.open(folder)
-    assert caches.load_index_bytes(other._snapshot) is None
+    assert caches.load_index_bytes(other.snapshot) is None
     assert other.search(VECTORS[:1], 2)[0].ids.tolist() == [0, 1]
 
 
@@ -491,8 +492,8 @@ def test_an_index_of_another_generation_is_not_read(tmp_path: Path) -> None:
         writer.remove([0])
         writer.commit()
     stale = Gallery.open(gallery.folder)
-    assert caches.load_index_bytes(stale._snapshot) is None
-    assert caches.load_prototypes(stale._snapshot) is None
+    assert caches.load_index_bytes(stale.snapshot) is None
+    assert caches.load_prototypes(stale.snapshot) is None
     assert stale.search(VECTORS[:1], 2)[0].ids.tolist() == [1, 3]
     assert stale.prototypes.count("cat") == 1
 
@@ -505,7 +506,7 @@ def test_a_genuine_index_of_another_gallery_is_not_read(tmp_path: Path) -> None:
     entry = dataclasses.replace(one.manifest.index_cache.file, name=target.name)  # type: ignore[union-attr]
     cache = dataclasses.replace(one.manifest.index_cache, file=entry, generation=other.manifest.generation)  # type: ignore[type-var]
     dataclasses.replace(other.manifest, index_cache=cache).save(other.folder, Storage())
-    assert caches.load_index_bytes(Gallery.open(other.folder)._snapshot) is None
+    assert caches.load_index_bytes(Gallery.open(other.folder).snapshot) is None
 
 
 def test_the_secret_is_readable_by_its_owner_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -524,4 +525,4 @@ def test_without_a_place_for_the_secret_no_index_file_is_read(tmp_path: Path, mo
     gallery = _make(tmp_path / "g", index="HNSW8")
     gallery.remove(where="camera=5")
     assert gallery.search(VECTORS[:1], 2)[0].ids.tolist() == [0, 1]
-    assert caches.load_index_bytes(gallery._snapshot) is None
+    assert caches.load_index_bytes(gallery.snapshot) is None

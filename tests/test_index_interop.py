@@ -28,7 +28,7 @@ from distcam.errors import (
 )
 from distcam.images import Transform, list_images
 from distcam.index import Gallery, export_gallery, import_gallery
-from distcam.index import interop as reading
+from distcam.index import interop_clip as reading
 from distcam.index.durable import Storage
 from distcam.index.writer import GalleryWriter
 
@@ -110,8 +110,8 @@ def test_a_round_trip_changes_no_answer(
     for mine, theirs in zip(again.search(queries, 4), gallery.search(queries, 4), strict=True):
         assert [r.path for r in again.records(mine.ids)] == [r.path for r in gallery.records(theirs.ids)]
         np.testing.assert_array_equal(mine.distances, theirs.distances)
-    assert [again._snapshot.file_state(place) for place in range(9)] == [
-        gallery._snapshot.file_state(place) for place in range(9)
+    assert [again.snapshot.file_state(place) for place in range(9)] == [
+        gallery.snapshot.file_state(place) for place in range(9)
     ]
     again.check_encoder(headed)  # an export says which encoder it was
     (photos / "b" / "3.png").unlink()

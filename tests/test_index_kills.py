@@ -56,8 +56,8 @@ import distcam.index.writer as writer
 folder, images = map(Path, sys.argv[1:])
 writer.CommitLimits.__init__.__defaults__ = (6, 64 << 20, 30.0, 40, 3)
 
-def stream(writer, prepared, load_encoder, settings):
-    def encoded(_):
+def stream(writer, load_encoder, settings):
+    def encoded(prepared):
         for start in range(0, len(prepared), 3):
             batch = prepared[start : start + 3]
             for offer in batch:

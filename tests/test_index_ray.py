@@ -59,7 +59,7 @@ def test_a_worker_answers_with_the_local_engines_bits(
         for record in gallery.records(gallery.ids[:40])
     ]
     unchanged = offers[3]
-    unchanged.known_sha256 = gallery._snapshot.file_state(3)[0]
+    unchanged.known_sha256 = gallery.snapshot.file_state(3)[0]
     offers.insert(5, Offer(photos / "b" / "broken.png", "b/broken.png", replaces=12))
     spec = Spec("cosine", 8, 64)
     settings = ray_engine._settled(InferenceSettings(batch_size=4, precision="auto"))
@@ -80,7 +80,7 @@ def test_a_worker_answers_with_the_local_engines_bits(
     assert vectors[0].maps is not None
     assert vectors[0].maps.dtype == np.float16
     assert [(offer.label, offer.columns) for offer in taken[:1]] == [("a", {"camera": "7"})]
-    assert taken[0].sha256 == gallery._snapshot.file_state(0)[0]
+    assert taken[0].sha256 == gallery.snapshot.file_state(0)[0]
     (unchanged_now, error), (broken, reason) = [failure for encoded in found for failure in encoded.failures]
     assert (unchanged_now.path, type(error).__name__) == ("a/06.png", "_Unchanged")
     assert (broken.path, broken.replaces, type(reason)) == ("b/broken.png", 12, ImageError)

@@ -23,7 +23,7 @@ from distcam.encoders import Encoder
 from distcam.errors import FingerprintMismatchError, GalleryLockedError, ImageError, InputError
 from distcam.images import Transform
 from distcam.index import Gallery, SyncReport, ingest, verify_gallery, watch_folder
-from distcam.index import sync as syncing
+from distcam.index import build as building
 from distcam.index.writer import opened_for_writing
 
 
@@ -49,7 +49,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of all images that a sync encodes."""
     paths: list[str] = []
     read = ingest.read_offer
-    monkeypatch.setattr(syncing, "read_offer", lambda offer: paths.append(offer.path) or read(offer))
+    monkeypatch.setattr(building, "read_offer", lambda offer: paths.append(offer.path) or read(offer))
     return paths
 
 
@@ -371,12 +371,12 @@ def test_an_interrupted_sync_keeps_what_is_encoded_and_the_next_one_completes_it
             raise KeyboardInterrupt
         return read(offer)
 
-    monkeypatch.setattr(syncing, "read_offer", interrupted)
+    monkeypatch.setattr(building, "read_offer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         gallery.sync(photos, encoder, batch_size=2, workers=0)
     assert Gallery.open(tmp_path / "g", verify=True).verify().is_sound
     assert {"n/0.png", "n/3.png", "a/zero.png", "b/01.png"} < set(_held(gallery))
-    monkeypatch.setattr(syncing, "read_offer", read)
+    monkeypatch.setattr(building, "read_offer", read)
     report = gallery.sync(photos, encoder)
     assert (report.counts["added"], report.counts["moved"], report.counts["removed"]) == (2, 0, 1)
     _is_right(gallery, encoder, tmp_path)

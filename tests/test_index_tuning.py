@@ -391,17 +391,17 @@ def test_an_index_file_that_others_may_write_to_is_copied_before_it_is_checked(g
     entry = gallery.manifest.index_cache
     assert entry is not None
     path = gallery.folder / entry.file.name
-    assert not isinstance(caches.load_index_bytes(gallery._snapshot), bytes)
+    assert not isinstance(caches.load_index_bytes(gallery.snapshot), bytes)
     path.chmod(0o666)
-    assert isinstance(caches.load_index_bytes(gallery._snapshot), bytes)
+    assert isinstance(caches.load_index_bytes(gallery.snapshot), bytes)
     path.chmod(0o644)
     kept = path.read_bytes()
     path.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
-    assert caches.load_index_bytes(gallery._snapshot) is None
+    assert caches.load_index_bytes(gallery.snapshot) is None
     path.unlink()
     (gallery.folder.parent / "elsewhere").write_bytes(kept)
     path.symlink_to(gallery.folder.parent / "elsewhere")
-    assert caches.load_index_bytes(gallery._snapshot) is None
+    assert caches.load_index_bytes(gallery.snapshot) is None
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
@@ -412,7 +412,7 @@ def test_a_named_pipe_in_place_of_the_index_is_passed_over(gallery: Gallery) -> 
     path = gallery.folder / entry.file.name
     path.unlink()
     os.mkfifo(path)
-    assert caches.load_index_bytes(gallery._snapshot) is None
+    assert caches.load_index_bytes(gallery.snapshot) is None
 
 
 def test_a_gallery_that_was_built_anew_meanwhile_is_not_touched(
@@ -431,7 +431,7 @@ def test_a_gallery_that_was_built_anew_meanwhile_is_not_touched(
         return result
 
     monkeypatch.setattr(tuning, "tune", slow)
-    with pytest.raises(InputError, match="was built anew meanwhile; tune it again"):
+    with pytest.raises(InputError, match="was built anew meanwhile, and is left as it is; try again"):
         tune_small(gallery)
     assert Gallery.open(gallery.folder).manifest.index == "auto"
 

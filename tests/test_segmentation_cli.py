@@ -162,6 +162,9 @@ def test_what_does_not_fit_is_one_line(run, scenes, tmp_path, monkeypatch, capsy
     assert "a.png: the mask holds the class number 77, which stands for nothing" in error(
         "evaluate", bad / "1", bad / "0"
     )
+    (bad / "2").mkdir()
+    Image.fromarray(np.ones((5, 4), np.uint8)).save(bad / "2" / "a.png")
+    assert "2/a.png: expected a mask of 4 x 4 pixels as" in error("evaluate", bad / "2", bad / "0")
 
 
 def test_a_recipe_with_an_unknown_key_names_the_nearest(tmp_path, monkeypatch, capsys) -> None:

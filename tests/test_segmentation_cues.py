@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from distcam.errors import InputError
+from distcam.encoders import Encoder
+from distcam.errors import InputError, ShapeError
+from distcam.images import Transform
 from distcam.segmentation.cues import (
     CueSettings,
     background_score,
@@ -18,6 +21,10 @@ from distcam.segmentation.cues import (
     make_cues,
     pseudo_mask,
 )
+from distcam.segmentation.data import MaskedImages, MaskIds
+from distcam.segmentation.masks import CueStage, make_masks
+from distcam.segmentation.voc import VocFolder
+from distcam.segmentation.weak import WeakSegmenter
 
 scores_of_two = arrays(np.float64, (2, 4, 5), elements=st.integers(0, 100).map(lambda value: value / 100))
 
@@ -97,3 +104,38 @@ def test_shares_outside_their_range_are_refused() -> None:
         CueSettings(foreground=1.5)
     with pytest.raises(InputError, match=r"low = 0.3 lies above foreground = 0.2; pixels would be both"):
         CueSettings(low=0.3)
+
+
+def test_a_picture_of_another_size_than_the_scores_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"in the scores' size \(4, 5\)"):
+        make_cues(np.zeros((1, 4, 5)), settings=CueSettings(background="saliency"), image=Image.new("RGB", (4, 4)))
+
+
+def test_a_picture_that_shows_no_class_is_background() -> None:
+    assert make_cues(np.zeros((2, 1, 1))).tolist() == [[0]]
+
+
+def test_the_best_background_score_of_a_crf_needs_true_masks_too(tmp_path) -> None:
+    for side, name in enumerate("ab"):
+        Image.new("RGB", (8, 8), (90 * side, 0, 0)).save(tmp_path / f"{name}.png")
+    (tmp_path / "labels.csv").write_text("path,labels\na.png,cat\nb.png,dog\n")
+    data = MaskedImages.from_table(tmp_path / "labels.csv", ("cat", "dog"))
+    encoder = Encoder.load("conv4", options={"width": 4, "last_pool": False}, transform=Transform(32))
+    source = WeakSegmenter(encoder, torch.ones(2, encoder.pooled_dim), ("cat", "dog"))
+    for stage in (CueStage(refine="crf", beta="best"), CueStage("pseudo_masks", beta="best")):
+        with pytest.raises(InputError, match="needs pictures with true masks to choose it by"):
+            make_masks(source, data, VocFolder(tmp_path / "masks", ("cat", "dog")), stage=stage, device="cpu")
+
+
+def test_data_without_a_background_get_no_cues_of_it(tmp_path) -> None:
+    for folder, colour in (("images", (90, 0, 0)), ("masks", 0)):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB" if folder == "images" else "L", (8, 8), colour).save(tmp_path / folder / "a.png")
+    ids = MaskIds(first=0, void=9)
+    data = MaskedImages.from_folder(tmp_path / "images", tmp_path / "masks", ("road", "sky"), ids=ids)
+    encoder = Encoder.load("conv4", options={"width": 4, "last_pool": False}, transform=Transform(32))
+    source = WeakSegmenter(encoder, torch.zeros(2, encoder.pooled_dim), ("road", "sky"))  # maps that find nothing
+    written = VocFolder(tmp_path / "cues", ("road", "sky"))
+    metrics = make_masks(source, data, written, stage=CueStage(), device="cpu")
+    assert written.read("a").min() == 255
+    assert metrics["masks.coverage"] == 0

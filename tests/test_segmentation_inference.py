@@ -16,14 +16,13 @@ from distcam.images import Transform
 from distcam.images.scenes import blueprints, write_scenes
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.inference import (
-    ClassifierMaps,
     InferenceSettings,
     class_scores,
-    load_source,
     max_normalised,
     predicted_classes,
     score_images,
 )
+from distcam.segmentation.sources import ClassifierMaps, load_source, network_of
 from distcam.segmentation.weak import WeakSegmenter
 from distcam.training.classifier import ClassifierTerm, save_classifier
 
@@ -187,6 +186,10 @@ def test_what_training_left_is_found_again(tmp_path, scenes) -> None:
     again = load_source(tmp_path / "encoder.safetensors", method="gradcam")
     image = scenes.image(0)
     assert np.allclose(class_scores(source, image), class_scores(again, image), atol=1e-5)
+    pixels = source.transform.normalise(source.transform(image)[None])
+    assert torch.allclose(network_of(source).model(pixels), classifier.logits(encoder.eval()(pixels).embedding))
+    with pytest.raises(InputError, match="Fixed does not say which classes a picture shows"):
+        network_of(Fixed())
 
 
 def test_a_weak_segmenter_is_found_and_scores_every_picture(tmp_path, scenes) -> None:
@@ -205,3 +208,16 @@ def test_a_weak_segmenter_is_found_and_scores_every_picture(tmp_path, scenes) ->
     other = SimpleNamespace(class_names=("x", "y"))
     with pytest.raises(InputError, match="the model knows the classes x, y"):
         next(score_images(other, scenes))
+
+
+def test_a_number_that_is_no_class_is_refused(picture) -> None:
+    for wrong in (-1, 3):
+        with pytest.raises(InputError, match=f"the picture shows class {wrong}; expected 0 to 2"):
+            class_scores(Fixed(), picture, shown=[0, wrong])
+
+
+def test_a_scale_that_leaves_too_few_pixels_is_named(picture) -> None:
+    encoder = Encoder.load("conv4", options={"width": 8}, transform=Transform(32))
+    source = ClassifierMaps(encoder, ClassifierTerm(encoder.pooled_dim, 2, multi_label=True), ("a", "b"))
+    with pytest.raises(InputError, match=r"scale 0\.1 makes an input of 3 x 3 pixels"):
+        class_scores(source, picture, settings=InferenceSettings(scales=(0.1,)))

@@ -116,3 +116,15 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         background_curve([(blank, np.zeros((2, 2, 2)))], NAMES, betas=[])
     with pytest.raises(ShapeError, match=r"expected scores of shape \(2, 2, 2\), got \(3, 2, 2\)"):
         background_curve([(blank, np.zeros((3, 2, 2)))], NAMES)
+
+
+def test_a_curve_of_nothing_but_void_has_no_best_score() -> None:
+    void, scores = np.full((2, 2), 255, np.uint8), np.zeros((2, 2, 2))
+    assert np.isnan(evaluate_masks([(void, void)], NAMES).mean_iou)
+    with pytest.raises(InputError, match="every pixel of the 1 masks is void"):
+        background_curve([(void, scores)], NAMES)
+
+
+def test_a_curve_names_an_unknown_class_number() -> None:
+    with pytest.raises(InputError, match="the truth holds the class number 7; expected 0 to 2, or 255"):
+        background_curve([(np.full((2, 2), 7, np.uint8), np.zeros((2, 2, 2)))], NAMES)

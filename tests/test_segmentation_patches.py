@@ -210,6 +210,7 @@ def test_without_scikit_image_the_error_says_what_to_install(monkeypatch: pytest
         (lambda: GridPatches([]), "sides in whole pixels"),
         (lambda: GridPatches([0]), "sides in whole pixels"),
         (lambda: GridPatches([2.5]), "sides in whole pixels"),
+        (lambda: GridPatches([float("nan")]), "sides in whole pixels"),
         (lambda: GridPatches([2], hidden=1.0), "between 0 and 1"),
         (lambda: GridPatches([2], share="area"), "pixels"),
         (lambda: SuperpixelPatches(Transform(8), segments=0), "segments"),

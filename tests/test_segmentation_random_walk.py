@@ -187,3 +187,12 @@ def test_without_cues_there_is_nothing_to_learn(scenes) -> None:
         train_affinity(encoder, scenes, [np.zeros((48, 48), np.uint8)] * 6)
     with pytest.raises(InputError, match="expected radius of 1 or more, got 0"):
         WalkSettings(radius=0)
+
+
+def test_scores_of_another_size_than_the_picture_are_refused() -> None:
+    with pytest.raises(ShapeError, match="expected scores of 5 x 4 pixels"):
+        refine_by_walk(np.zeros((1, 4, 5)), Image.new("RGB", (4, 5)))
+
+
+def test_one_grey_pixel_walks_nowhere() -> None:
+    assert refine_by_walk(np.full((1, 1, 1), 0.25), Image.new("L", (1, 1))).tolist() == [[[0.75]], [[0.25]]]

@@ -21,7 +21,8 @@ from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.inference import InferenceSettings
 from distcam.segmentation.pipeline import run_segmentation, score_segmenter
 from distcam.segmentation.recipe import PipelineRecipe, is_pipeline
-from distcam.segmentation.sec import (
+from distcam.segmentation.segmenter import build_segmenter, class_probabilities, load_segmenter
+from distcam.segmentation.segmenter_losses import (
     SEGMENTER_TERMS,
     Constrain,
     Expand,
@@ -31,7 +32,6 @@ from distcam.segmentation.sec import (
     dense_training_set,
     rank_pooled,
 )
-from distcam.segmentation.segmenter import build_segmenter, class_probabilities, load_segmenter
 from distcam.training.augment import AugmentSettings
 from distcam.training.batches import TrainingBatches
 from distcam.training.loop import fit

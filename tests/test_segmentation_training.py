@@ -15,7 +15,7 @@ from distcam.images import Transform
 from distcam.images.scenes import SceneSet, blueprints, write_scenes
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.inference import InferenceSettings
-from distcam.segmentation.measuring import MeasureSettings, Truth, masks_of, measure
+from distcam.segmentation.map_measures import MeasureSettings, Truth, masks_of, measure
 from distcam.segmentation.training import SEGMENTATION_TERMS, SegmentationRecipe, train
 from distcam.segmentation.weak import WeakSegmenter
 from distcam.training.classifier import load_classifier

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from commands import distcam, fails
+from PIL import Image
 
 from distcam.encoders import Encoder
 from distcam.errors import InputError, ShapeError, WeightsError
+from distcam.explain import ClassScore, explain_image
 from distcam.images import Transform
 from distcam.segmentation.class_maps import class_maps
 from distcam.segmentation.cpn import Cpn
-from distcam.segmentation.inference import InferenceSettings, class_scores, load_source
+from distcam.segmentation.inference import InferenceSettings, class_scores
+from distcam.segmentation.sources import load_source, network_of
 from distcam.segmentation.weak import WeakSegmenter
 
 NAMES = ("cat", "dog")
@@ -67,8 +72,6 @@ def test_save_and_load_are_the_identity(
 
 
 def test_inference_takes_it_and_finds_its_file(trained: tuple[Encoder, Cpn], tmp_path: Path) -> None:
-    from PIL import Image
-
     segmenter = WeakSegmenter.of(*trained, NAMES)
     segmenter.save(tmp_path / "weak_segmenter.safetensors")
     source = load_source(tmp_path)
@@ -102,3 +105,28 @@ def test_parts_that_do_not_fit_are_refused(trained: tuple[Encoder, Cpn]) -> None
         WeakSegmenter(encoder, term.weight, ("a", "b", "c"))
     with pytest.raises(InputError, match="come together"):
         WeakSegmenter(encoder, term.weight, NAMES, refinement=term.refinement)
+
+
+def test_it_is_explained_for_a_class_by_its_file_or_its_run(
+    trained: tuple[Encoder, Cpn],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    segmenter = WeakSegmenter.of(*trained, NAMES)
+    segmenter.save(tmp_path / "weak_segmenter.safetensors")
+    picture = Image.new("RGB", (40, 30), "red")
+    picture.paste("blue", (5, 5, 20, 20))
+    picture.save(tmp_path / "picture.png")
+    pixels = segmenter.transform.normalise(segmenter.transform(picture)[None])
+    network = network_of(segmenter)
+    torch.testing.assert_close(network.model(pixels), segmenter.presence(pixels))
+    found = explain_image(network.model, pixels, target=ClassScore(1), method="hirescam", layer=network.layer)
+    plain = segmenter.class_maps(pixels, refined=False)[0, 1].clamp(min=0)
+    torch.testing.assert_close(found.maps[0, 0] * plain.numel(), plain.detach(), atol=1e-5, rtol=1e-4)  # HiResCAM = CAM
+    logit = segmenter.presence(pixels)[0, 1].detach()
+    for given in (tmp_path, tmp_path / "weak_segmenter.safetensors"):
+        said = distcam("explain", tmp_path / "picture.png", "--encoder", given, "--target", "class:dog", "--json")
+        assert json.loads(said)[0]["score"] == pytest.approx(float(logit), abs=1e-5)
+        asked = ("explain", tmp_path / "picture.png", "--encoder", given, "--target", "segment:dog@all")
+        assert "ask for --target class:dog" in fails(monkeypatch, capsys, *asked)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from serving import picture_bytes, served, upload
+from serving import BEARER, TOKEN, picture_bytes, served, upload
 
-from distcam.images import Box, read_image
+from distcam.encoders import Encoder
+from distcam.images import Box, Transform, image_size, read_image
 from distcam.index import Gallery
 from distcam.retrieval import Retriever
-from distcam.server.answers import WEIGHTING_HELP, shown_path
+from distcam.server.answers import WEIGHTING_HELP, image_answer, shown_path
 from distcam.server.guard import is_own_name
 from distcam.server.pictures import upright_size
 from distcam.server.schemas import WeightingName
@@ -95,6 +97,24 @@ def test_a_picture_is_made_anew_upright_and_can_be_cached(client, small_gallery)
     )
     assert (again.status_code, again.content) == (304, b"")
     assert client.get("/api/v1/images/3/picture").headers["etag"] != response.headers["etag"]
+
+
+def test_a_picture_in_a_browser_is_asked_for_again_before_it_is_shown(photos, small_encoder, tmp_path):
+    file = tmp_path / "pictures" / "a.jpg"
+    file.parent.mkdir()
+    file.write_bytes(picture_bytes(seed=1))
+    gallery = Gallery.build(file.parent, small_encoder, out=tmp_path / "g", precision="fp32")
+    with served(gallery.folder, token=TOKEN) as client:
+        first = client.get("/api/v1/images/0/picture")
+        assert "no-cache" in first.headers["cache-control"]
+        known = {"If-None-Match": first.headers["etag"]}
+        assert client.get("/api/v1/images/0/picture", headers=known).status_code == 304
+        file.write_bytes(picture_bytes((40, 40), seed=2))
+        replaced = client.get("/api/v1/images/0/picture", headers=known)
+        assert (replaced.status_code, replaced.content != first.content) == (200, True)
+        client.delete("/api/v1/images/0", headers=BEARER)
+        known = {"If-None-Match": replaced.headers["etag"]}
+        assert client.get("/api/v1/images/0/picture", headers=known).status_code == 404
 
 
 def test_health_readiness_and_metrics(client):
@@ -215,6 +235,11 @@ def test_explanations_are_those_of_the_library(client, retriever, against, weigh
         assert answer["references"][0]["match_view"] == [0, 0, 64, 64]
 
 
+def test_an_explanation_of_more_images_than_may_wait_does_not_fill_the_queue(small_gallery):
+    with served(small_gallery.folder, queue=2, max_batch=3) as client:
+        assert client.post("/api/v1/explain", json={"id": 4, "k": 7}).status_code == 200
+
+
 def test_a_contrast_names_what_it_is_set_against(client, retriever):
     label = retriever.gallery.labels[1]
     asked = {"id": 4, "k": 2, "against": "rank:1", "versus": f"label:{label}", "both_sides": False}
@@ -321,19 +346,30 @@ def test_too_many_requests_are_told_when_to_come_again(small_gallery):
 
 def test_no_more_requests_are_at_work_than_allowed(small_gallery):
     with served(small_gallery.folder, concurrency=2) as client:
-        client.app.state.traffic.at_work = 2
-        refused = client.get("/api/v1/gallery")
-        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-        client.app.state.traffic.at_work = 0
+        traffic = client.app.state.traffic
+        with traffic.of("somebody"), traffic.of("somebody else"):
+            refused = client.get("/api/v1/gallery")
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert client.get("/health").status_code == 200  # watching is free
         assert client.get("/api/v1/gallery").status_code == 200
-        assert client.app.state.traffic.at_work == 0
+        assert not traffic.at_work
+
+
+def test_one_client_cannot_have_all_places(small_gallery):
+    with served(small_gallery.folder, concurrency=8, client_concurrency=1) as client:
+        traffic = client.app.state.traffic
+        with traffic.of("testclient"):
+            refused = client.get("/api/v1/gallery")
+            assert (refused.status_code, "of your requests" in refused.text) == (429, True)
+        with traffic.of("somebody"):
+            assert client.get("/api/v1/gallery").status_code == 200
 
 
 def test_a_request_that_takes_too_long_is_given_up(small_gallery):
-    with served(small_gallery.folder, time_limit_s=0.2) as client:
+    with served(small_gallery.folder, time_limit_s=0.1) as client:
         inference = client.app.state.service.inference
         client.app.state.service._batcher._work = lambda pixels: (
-            __import__("time").sleep(0.6) or [inference(one[None]) for one in pixels]
+            __import__("time").sleep(0.3) or [inference(one[None]) for one in pixels]
         )
         response = client.post("/api/v1/search", files=upload(picture_bytes()))
         assert response.status_code == 503
@@ -371,10 +407,44 @@ def test_sizes_are_read_from_headers_as_they_are_decoded(tmp_path):
                 exif[274] = orientation
             file = tmp_path / f"{number}-{orientation}.{suffix}"
             file.write_bytes(picture_bytes((40, 24), kind=kind, exif=exif))
-            assert upright_size(file) == read_image(file).size, file.name
+            assert image_size(file) == image_size(file.read_bytes()) == read_image(file).size, file.name
     assert upright_size(tmp_path / "gone.jpg") is None
     (tmp_path / "text.jpg").write_text("no")
     assert upright_size(tmp_path / "text.jpg") is None
+
+
+def test_names_that_no_disk_takes_have_no_picture(small_gallery):
+    record = replace(small_gallery.records([1])[0], path="x" * 5000)
+    assert image_answer(small_gallery, record).has_picture is False
+
+
+def test_errors_call_the_gallery_by_no_place_and_change_no_other_word(small_gallery, tmp_path, monkeypatch):
+    shutil.copytree(small_gallery.folder, tmp_path / "g")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("g", tmp_path / "g"):
+        with served(folder) as client:
+            refused = client.post("/api/v1/search/stored", json={"id": 0, "reject": True}).json()["detail"]
+            assert refused.startswith("the gallery keeps no threshold to reject by; choose one with `distcam index")
+
+
+def test_a_gallery_whose_encoder_nobody_has_answers_what_needs_none(photos, tmp_path):
+    module = Encoder(torch.nn.Conv2d(3, 8, 8, 8), transform=Transform(size=32, fit="squash"))
+    gallery = Gallery.build(photos, module, out=tmp_path / "g", precision="fp32")
+    with served(gallery.folder, token=TOKEN) as client:
+        assert client.get("/api/v1/gallery").json()["images"] == 24
+        found = client.post("/api/v1/search/stored", json={"id": 3, "k": 2, "include_self": True}).json()
+        assert found["matches"][0]["id"] == 3
+        vector = gallery.embeddings([5])[0].tolist()
+        assert client.post("/api/v1/search/vector", json={"vector": vector}).json()["matches"][0]["id"] == 5
+        for response in (
+            client.post("/api/v1/search", files=upload(picture_bytes())),
+            client.post("/api/v1/images", files=upload(picture_bytes()), headers=BEARER),
+            client.post("/api/v1/search/stored", json={"id": 3, "box": [0, 0, 9, 9]}),
+            client.post("/api/v1/explain", json={"id": 3}),
+        ):
+            assert (response.status_code, "--encoder" in response.text) == (409, True)
+        assert client.delete("/api/v1/images/3", headers=BEARER).status_code == 204
+        assert client.post("/api/v1/search/stored", json={"id": 3}).status_code == 404
 
 
 def test_paths_outside_the_root_do_not_tell_where_they_lie():
@@ -387,5 +457,5 @@ def test_the_schema_lists_every_error_a_route_can_give(client):
     assert {"200", "400", "413", "415", "422", "429", "503"} <= set(paths["/api/v1/search"]["post"]["responses"])
     assert {"201", "401", "403", "409", "415"} <= set(paths["/api/v1/images"]["post"]["responses"])
     assert {"204", "401", "403", "404"} <= set(paths["/api/v1/images/{id}"]["delete"]["responses"])
-    assert {"404", "410"} <= set(paths["/api/v1/explain"]["post"]["responses"])
+    assert {"404", "409", "410"} <= set(paths["/api/v1/explain"]["post"]["responses"])
     assert explain_route.__name__ == paths["/api/v1/explain"]["post"]["operationId"]

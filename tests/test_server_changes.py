@@ -116,6 +116,8 @@ def test_labels_and_columns_are_short_and_printable(client):
         ({"label": ""}, "{}"),
         ({"label": "x" * 201}, "{}"),
         ({"label": "a\x00b"}, "{}"),
+        ({"label": "\u202egpj.exe"}, "{}"),
+        ({"label": "two\u2028lines"}, "{}"),
         ({}, "[]"),
         ({}, "{"),
         ({}, '{"a": 1}'),
@@ -164,6 +166,21 @@ def test_another_encoder_under_the_gallery_is_refused_until_the_right_one_is_bac
         assert client.get("/ready").status_code == 503
         Gallery.build(pictures, small_encoder, out=gallery.folder, precision="fp32", overwrite=True)
         assert client.post("/api/v1/search", files=upload(picture_bytes())).status_code == 200
+
+
+def test_a_gallery_built_anew_by_the_same_encoder_is_another_gallery(gallery, small_encoder, tmp_path):
+    pictures = tmp_path / "others"
+    for number in range(24):  # the ids are the same, and mean other images
+        (pictures / "new").mkdir(parents=True, exist_ok=True)
+        (pictures / "new" / f"{number:02}.png").write_bytes(picture_bytes(kind="PNG", seed=number))
+    with served(gallery.folder) as client:
+        assert client.post("/api/v1/search/stored", json={"id": 7}).json()["matches"][0]["label"] != "new"
+        Gallery.build(pictures, small_encoder, out=gallery.folder, precision="fp32", overwrite=True)
+        data = (pictures / "new" / "07.png").read_bytes()
+        answer = client.post("/api/v1/search", params={"k": 1}, files=upload(data)).json()
+        assert (answer["matches"][0]["id"], answer["matches"][0]["has_picture"]) == (7, True)
+        assert answer["matches"][0]["distance"] < 1e-6
+        assert [entry["label"] for entry in answer["prototypes"]] == ["new"]
 
 
 def test_a_damaged_gallery_is_refused_not_answered_wrongly(gallery):
@@ -231,6 +248,7 @@ def test_what_cannot_be_served_is_said_before_it_starts(gallery, tmp_path):
         create_app(Settings(gallery.folder, encoder=tmp_path / "stranger.safetensors"))
     with pytest.raises(InputError, match="at least 16"):
         Settings(gallery.folder, token="short")
-    with pytest.raises(InputError, match="max_batch must be at least 1"):
-        Settings(gallery.folder, max_batch=0)
+    for wrong in ({"max_batch": 0}, {"rate": float("nan")}, {"window_ms": float("inf")}, {"time_limit_s": 0}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))} must be at least"):
+            Settings(gallery.folder, **wrong)
     assert TOKEN not in repr(Settings(gallery.folder, token=TOKEN))

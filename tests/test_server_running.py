@@ -9,13 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
 from commands import distcam, fails
 from serving import picture_bytes, running, upload
 
-from distcam.server.running import bound_socket, url_of
+from distcam.server import Settings, create_app
+from distcam.server.running import bound_socket, server_of, url_of
 
 
 def started(gallery, *options, environment=()):
@@ -29,15 +31,15 @@ def started(gallery, *options, environment=()):
     return process, line.split(" at ")[1].split(",")[0]
 
 
-def test_sigterm_lets_requests_at_work_finish_and_ends_cleanly(small_gallery):
-    process, url = started(small_gallery)
+def ask_until_it_ends(url, end, *, size):
+    """Three clients that search until they are refused; `end` is called once some have their answers."""
     answers = []
 
     def ask():
         with httpx.Client(base_url=url, timeout=30) as client:
             for seed in range(1000):
                 try:
-                    answers.append(client.post("/api/v1/search", files=upload(picture_bytes((900, 900), seed=seed))))
+                    answers.append(client.post("/api/v1/search", files=upload(picture_bytes(size, seed=seed))))
                 except httpx.TransportError:  # the connection was closed between two requests
                     return
                 if answers[-1].status_code != 200:
@@ -48,14 +50,32 @@ def test_sigterm_lets_requests_at_work_finish_and_ends_cleanly(small_gallery):
         thread.start()
     while len(answers) < 6:
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _out, errors = process.communicate(timeout=40)
+    end()
     for thread in threads:
         thread.join(10)
-    assert process.returncode == 0
-    assert errors == ""
     assert all(answer.status_code in (200, 503) for answer in answers)
     assert all(answer.headers["retry-after"] for answer in answers if answer.status_code == 503)
+
+
+def test_a_server_that_is_told_to_end_finishes_what_it_answers(small_gallery):
+    app = create_app(Settings(small_gallery.folder, rate=0))
+    bound, is_ready = bound_socket("127.0.0.1", 0), threading.Event()
+    server = server_of(app, on_ready=is_ready.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    assert is_ready.wait(30)
+    ask_until_it_ends(url_of(bound), lambda: server.handle_exit(signal.SIGTERM, None), size=(200, 200))
+    thread.join(20)
+    bound.close()
+    assert not thread.is_alive()
+
+
+@pytest.mark.slow
+def test_sigterm_lets_requests_at_work_finish_and_ends_cleanly(small_gallery):
+    process, url = started(small_gallery)
+    ask_until_it_ends(url, lambda: process.send_signal(signal.SIGTERM), size=(900, 900))
+    _out, errors = process.communicate(timeout=40)
+    assert (process.returncode, errors) == (0, "")
 
 
 @pytest.mark.slow
@@ -102,9 +122,49 @@ def test_a_body_that_never_ends_is_refused_while_it_comes_in(small_gallery):
         assert sent < 20_000_000
 
 
+def connected(url):
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=5)
+
+
+def test_connections_on_which_nothing_happens_are_hung_up_on(small_gallery, monkeypatch, caplog):
+    monkeypatch.setattr("distcam.server.running._PATIENCE_S", 0.2)
+    refused_at_once = b"POST /api/v1/images HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with running(small_gallery.folder) as url:
+        for start in (b"", b"GET /health HTTP/1.1\r\nHost: local"):
+            with connected(url) as connection:
+                connection.sendall(start)
+                assert connection.recv(100) == b""
+        with connected(url) as connection:  # goes on sending what nobody wants
+            connection.sendall(refused_at_once)
+            assert b" 403 " in connection.recv(100)
+            chunks = 0
+            with suppress(OSError):  # reset, or a broken pipe
+                while chunks < 200:
+                    connection.sendall(b"5\r\nhello\r\n")
+                    chunks += 1
+                    time.sleep(0.02)
+            assert chunks < 200
+        with connected(url) as connection:  # a body that does not parse
+            connection.sendall(refused_at_once.replace(b"images", b"search") + b"no number\r\n")
+            with suppress(ConnectionResetError):
+                assert b" 200 " not in connection.recv(100)
+        assert httpx.get(f"{url}/health").status_code == 200
+    assert not caplog.records
+
+
+def test_one_client_cannot_have_all_connections(small_gallery, monkeypatch):
+    monkeypatch.setattr("distcam.server.running._CLIENT_CONNECTIONS", 2)
+    with ExitStack() as stack:
+        url = stack.enter_context(running(small_gallery.folder))
+        connections = [stack.enter_context(connected(url)) for _ in range(3)]
+        stack.enter_context(suppress(ConnectionResetError))
+        assert connections[-1].recv(100) == b""
+
+
 def test_many_clients_at_once_share_forward_passes(small_gallery):
     with running(small_gallery.folder, concurrency=64) as url, httpx.Client(base_url=url, timeout=30) as client:
-        pictures = [picture_bytes((40 + seed, 50), seed=seed) for seed in range(24)]
+        pictures = [picture_bytes((40 + seed, 50), seed=seed) for seed in range(12)]
         alone = [client.post("/api/v1/search", files=upload(data)).json()["matches"] for data in pictures]
         together: list = [None] * len(pictures)
 

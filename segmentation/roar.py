@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import InputError, ShapeError
 from ..explain import PixelScore, explain_image, pixel_order, rectify, upsample
 from ..explain.imputing import impute_linearly
-from .small import PixelData
+from .pixel_data import PixelData
 
 __all__ = ["remove_and_retrain", "whole_explanations"]
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 from ..errors import InputError
 from ..training.data import TrainingSet
-from .inference import ClassMapSource, InferenceSettings, class_scores
+from .inference import InferenceSettings, class_scores
 from .measures import BETAS, BackgroundCurve, background_curve
+from .sources import ClassMapSource
 
 __all__ = ["MeasureSettings", "Truth", "masks_of", "measure"]
 

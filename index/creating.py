@@ -1,0 +1,70 @@
+"""Where a new gallery may be written, and what it starts with: the same for a build and for an import."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import GalleryError, GalleryExistsError, InputError, NotAGalleryError
+from .durable import LOCK_NAME
+from .manifest import FileEntry, Manifest
+from .search import SearchSpec
+from .writer import GalleryWriter
+
+if TYPE_CHECKING:
+    from ..encoders import Encoder
+
+__all__ = ["existing_gallery", "new_birth", "require_index", "write_encoder_copy"]
+
+
+def existing_gallery(folder: Path, *, overwrite: bool) -> Manifest | None:
+    """The gallery that lies there; a new one may be where nothing is or a build left off, never among other files.
+
+    Raises:
+        GalleryExistsError: there is something else.
+        GalleryError: there is a gallery that cannot be read, and it is not to be overwritten.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise GalleryExistsError(f"{folder}: is a file; choose another --out")
+    try:
+        return Manifest.load(folder)
+    except NotAGalleryError:
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        foreign = [name for name in names if name != LOCK_NAME and not GalleryWriter.owns(name)]
+        if foreign:
+            raise GalleryExistsError(
+                f"{folder}: holds other files, such as {min(foreign)}; choose another --out"
+            ) from None
+        return None
+    except GalleryError:
+        if overwrite:
+            return None
+        raise
+
+
+def new_birth() -> str:
+    """A random name for a new gallery."""
+    return uuid.uuid4().hex
+
+
+def require_index(spec: SearchSpec, factory: str) -> None:
+    """Refuse a misspelt factory string now, not after hours of work."""
+    if factory not in ("auto", "flat"):
+        from .faiss_factory import new_index
+
+        new_index(spec, factory)
+
+
+def write_encoder_copy(encoder: Encoder, writer: GalleryWriter) -> FileEntry | None:
+    """The gallery's copy of the encoder; None for a network of the user's own, which queries bring along."""
+
+    def save(aside: Path) -> None:
+        checkpoint = aside.with_name(f"{aside.name}.safetensors")  # the suffix that checkpoints must have
+        encoder.save(checkpoint)
+        checkpoint.replace(aside)
+
+    try:
+        return writer.write_encoder(save)
+    except InputError:
+        return None

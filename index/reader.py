@@ -1,0 +1,254 @@
+"""A gallery open for reading: what is in it, what its encoder is, and which of its images are nearest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FingerprintMismatchError, InputError
+from .derived import Derived
+from .facts import facts_of
+from .filters import Filter, parse_filter
+from .manifest import FileEntry, Manifest, Spec
+from .prototypes import PrototypeStore, unit_rows
+from .reports import Skipped, counted, read_skipped
+from .rows import Array, Record, located
+from .search import Hits, Metric
+from .snapshot import Ids, Snapshot, Verify, check_file
+
+if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
+    from ..encoders import Encoder
+    from ..images.masks import MaskFolder
+    from .faiss_search import FaissSearch
+    from .milvus_search import MilvusSearch
+
+__all__ = ["GalleryReader"]
+
+
+class GalleryReader:
+    """A gallery on disk, open at one generation; `refresh` moves it to the newest.
+
+    Attributes:
+        folder: where it lies.
+        root: the folder that relative image paths refer to.
+    """
+
+    def __init__(self, snapshot: Snapshot, *, root: Path | None = None, verify: Verify = "auto") -> None:
+        self.folder = snapshot.folder
+        self.root = Path(snapshot.manifest.root) if root is None else root
+        self._derived = Derived(snapshot)
+        self._verify: Verify = verify
+        self._checked_copy: FileEntry | None = None
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None, verify: Verify = "auto"
+    ) -> Self:
+        """Open an existing gallery at its newest generation.
+
+        Args:
+            path: the gallery's folder.
+            root: where the images lie now, if they were moved.
+            verify: compare every file's checksum; `"auto"` does so up to 1 GiB.
+
+        Raises:
+            InputError: `root` is no folder.
+            NotAGalleryError: there is no gallery.
+            CorruptGalleryError: a file is missing, damaged, or holds what no gallery may hold.
+        """
+        if root is not None and not Path(root).is_dir():
+            raise InputError(f"root {os.fspath(root)!r} is no folder; expected the one that the images now lie in")
+        snapshot = Snapshot.open(Path(path), verify=verify)
+        return cls(snapshot, root=None if root is None else Path(root).absolute(), verify=verify)
+
+    def close(self) -> None:
+        """Let go of the search index; files are let go with the last array that was read from them."""
+        self._derived.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """Images alive."""
+        return len(self.snapshot)
+
+    def __repr__(self) -> str:
+        images = counted(len(self), "image")
+        return f"{type(self).__name__}({str(self.folder)!r}, {images}, {self.manifest.encoder.short_name})"
+
+    def refresh(self) -> bool:
+        """Move to the newest generation on the disk; says whether there was another. No search may run beside it."""
+        after = Snapshot.open(self.folder, verify=False)
+        if after.manifest == self.manifest:
+            return False
+        self._derived.follow(after)
+        return True
+
+    # --- What is in it ------------------------------------------------------------------------------------------------
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The generation this gallery is open at; it stays as it is when the gallery moves on."""
+        return self._derived.snapshot
+
+    @property
+    def manifest(self) -> Manifest:
+        """The generation this gallery is open at."""
+        return self.snapshot.manifest
+
+    @property
+    def spec(self) -> Spec:
+        """Metric and dimensions."""
+        return self.manifest.spec
+
+    @property
+    def metric(self) -> Metric:
+        """`"cosine"`, `"l2"`, `"l1"` or `"dot"`."""
+        return self.spec.metric
+
+    @property
+    def ids(self) -> Ids:
+        """All ids, ascending."""
+        return self.snapshot.ids
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """What a filter may name: path, label, and the user's columns."""
+        return self.snapshot.column_names
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes in alphabetical order."""
+        if self.manifest.backend is not None:  # reading every row takes long; the classes have prototypes
+            return self.prototypes.labels
+        column = self.snapshot.column("label")
+        present = np.unique(column.codes)
+        return tuple(column.values[code] for code in present if code >= 0)
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """The images that the last build or add could not use."""
+        entry = self.manifest.skipped
+        if entry is None:
+            return ()
+        check_file(self.folder, entry, checksum=True)
+        return read_skipped(self.folder / entry.name)
+
+    def records(self, ids: Iterable[int] | Array) -> list[Record]:
+        """Path, label and columns of these images; InputError for an id that is not there."""
+        return self.snapshot.records(ids)
+
+    def file(self, image: Record | int) -> Path:
+        """Where an image's file lies, or lay when it was encoded."""
+        record = image if isinstance(image, Record) else self.records([image])[0]
+        return located(record.path, self.root)
+
+    def pooled(self, ids: Iterable[int] | Array) -> NDArray[np.float32]:
+        """Raw pooled vectors, (n, K): what Dist-CAM compares."""
+        return self.snapshot.pooled(ids)
+
+    def embeddings(self, ids: Iterable[int] | Array) -> NDArray[np.float32]:
+        """Raw embeddings, (n, d)."""
+        return self.snapshot.embeddings(ids)
+
+    def ranking_vectors(self, ids: Iterable[int] | Array) -> NDArray[np.float32]:
+        """Embeddings in the space that ranks, (n, d): unit vectors with the cosine metric, else raw."""
+        raw = self.snapshot.embeddings(ids)
+        return unit_rows(raw).astype(np.float32) if self.metric == "cosine" else raw
+
+    def maps(self, ids: Iterable[int] | Array) -> NDArray[np.float32]:
+        """Feature maps, (n, K, h, w), within half precision; InputError when the gallery keeps none."""
+        return self.snapshot.maps(ids)
+
+    def ids_where(self, where: str | Filter) -> Ids:
+        """The ids of the images that a filter keeps, ascending."""
+        tree = parse_filter(where) if isinstance(where, str) else where
+        return self.snapshot.ids_where(tree)
+
+    @property
+    def prototypes(self) -> PrototypeStore:
+        """The classes' prototypes and the gallery's mean; read from the cache, or computed on first use."""
+        return self._derived.prototypes
+
+    @property
+    def masks(self) -> MaskFolder | None:
+        """The folder of masks that vectors are pooled under; None when whole images are pooled."""
+        from ..images.masks import MaskFolder
+
+        entry = self.manifest.masks
+        return None if entry is None else MaskFolder(Path(entry.folder), entry.category)
+
+    def info(self) -> dict[str, Any]:
+        """What `distcam index info` shows, for JSON."""
+        return facts_of(self)
+
+    # --- Its encoder --------------------------------------------------------------------------------------------------
+
+    def check_encoder(self, encoder: Encoder) -> None:
+        """Make sure that vectors of this encoder can be compared with the gallery's.
+
+        Raises:
+            FingerprintMismatchError: they cannot; the message names both.
+        """
+        mine = self.manifest.encoder
+        if encoder.fingerprint != mine.fingerprint:
+            if "imported" in mine.description:
+                raise FingerprintMismatchError(
+                    f"{self.folder} holds imported vectors, and which encoder made them is not known: stored images "
+                    "and vectors can be queried, other images cannot; if you know it, import again with --encoder"
+                )
+            raise FingerprintMismatchError(
+                f"{self.folder} was built with {mine.short_name}, the encoder given is {encoder.short_name}; "
+                "leave --encoder out to use the gallery's own, or build the gallery again"
+            )
+
+    @property
+    def encoder_path(self) -> Path | None:
+        """The gallery's own copy of its encoder's checkpoint; None when the encoder could not be saved.
+
+        Raises:
+            CorruptGalleryError: the copy is missing or damaged.
+        """
+        entry = self.manifest.encoder.file
+        if entry is None:
+            return None
+        if entry != self._checked_copy:
+            check_file(self.folder, entry, checksum=self._verify is not False)
+            self._checked_copy = entry
+        return self.folder / entry.name
+
+    # --- Searching ----------------------------------------------------------------------------------------------------
+
+    def search(self, embeddings: Array, k: int, *, where: str | Filter | None = None) -> list[Hits]:
+        """The k nearest images to each raw embedding (q, d), nearest first; fewer when fewer are there.
+
+        Args:
+            embeddings: raw; the gallery's metric is applied here.
+            k: at least 1.
+            where: only among the images that this filter keeps.
+        """
+        if where is None:
+            return self.searcher.search(embeddings, k)
+        tree = parse_filter(where) if isinstance(where, str) else where
+        return self.searcher.search(embeddings, k, **self.snapshot.search_limits(tree))
+
+    @property
+    def searcher(self) -> FaissSearch | MilvusSearch:
+        """The search index; read from the cache when this user made it, else built on first use; or Milvus."""
+        return self._derived.search
+
+    @property
+    def is_tuning_due(self) -> bool:
+        """Whether the gallery has grown or shrunk so much since it was tuned that its index should be chosen anew."""
+        return self.manifest.tuning is not None and self.manifest.tuning.is_due(len(self))

@@ -1,0 +1,181 @@
+"""Where pictures with masks lie: in VOC's layout, in CamVid's, in folders, in tables, or drawn.
+
+Every function finds the pictures, what is known about each, and the names of the classes; `MaskedImages` holds them.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from ..images import list_images
+from .mask_files import read_names
+
+if TYPE_CHECKING:
+    from ..images.scenes import SceneSet
+
+__all__ = ["CAMVID_CLASSES", "VOC_CLASSES", "Entry", "in_camvid", "in_folder", "in_scenes", "in_table", "in_voc"]
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"),
+    *("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+CAMVID_CLASSES = (
+    *("sky", "building", "pole", "road", "pavement", "tree"),
+    *("signsymbol", "fence", "car", "pedestrian", "bicyclist"),
+)
+_SUFFIXES = (".jpg", ".png", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture: a name for files and messages, its file, and what is known about it."""
+
+    name: str
+    image: Path
+    mask: Path | None = None
+    shown: tuple[int, ...] | None = None
+
+
+Found = tuple[list[Entry], tuple[str, ...]]  # the pictures, and the names of the classes
+
+
+def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
+    """Pictures of a folder in the layout of PASCAL VOC.
+
+    `JPEGImages/NAME.jpg`, `SegmentationClass/NAME.png` (palette images; a picture without one has no mask), and
+    `ImageSets/Segmentation/SPLIT.txt` with a name per line. Of a development kit the year's folder counts
+    (`VOCdevkit/VOC2012`). A file `classes.txt` names the classes, as `read_names` reads it; without it they are
+    VOC's twenty.
+    """
+    if (root / "VOCdevkit").is_dir():
+        root = root / "VOCdevkit"
+    years = sorted(root.glob("VOC[0-9]*"))
+    root = years[-1] if years and not (root / "JPEGImages").is_dir() else root
+    lists = root / "ImageSets" / "Segmentation"
+    chosen = lists / f"{split}.txt"
+    if not chosen.is_file():
+        there = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
+        raise InputError(f"{root}: no list of the split {split!r} in ImageSets/Segmentation; there are {there}")
+    if class_names is None:
+        own = root / "classes.txt"
+        class_names = read_names(own) if own.is_file() else VOC_CLASSES
+    entries = []
+    for name in (line.strip() for line in chosen.read_text(encoding="utf-8").splitlines()):
+        if name:
+            image = next((p for p in (root / "JPEGImages" / f"{name}{s}" for s in _SUFFIXES) if p.is_file()), None)
+            if image is None:
+                raise InputError(f"{chosen}: {name} has no picture in {root / 'JPEGImages'}")
+            mask = root / "SegmentationClass" / f"{name}.png"
+            entries.append(Entry(name, image, mask if mask.is_file() else None))
+    if not entries:
+        raise InputError(f"{chosen} lists no picture")
+    return entries, tuple(class_names)
+
+
+def in_camvid(root: Path, split: str) -> tuple[Path, Path]:
+    """The folders of a split's pictures and of its masks."""
+    masks = next((p for p in (root / f"{split}_masks", root / f"{split}annot") if p.is_dir()), None)
+    if masks is None or not (root / split).is_dir():
+        raise InputError(f"{root}: expected the folders {split} and {split}_masks or {split}annot")
+    return root / split, masks
+
+
+def in_folder(
+    images: str | Path, masks: str | Path | None, names: str | Path | Sequence[str], labels: str | Path | None
+) -> Found:
+    """A folder, pattern, or table of pictures, and a folder with `NAME.png` for each that has a mask."""
+    listing = list_images(images, labels="none")
+    names = read_names(names) if isinstance(names, str | Path) else tuple(names)
+    if masks is not None and not Path(masks).is_dir():
+        raise InputError(f"expected a folder of masks, and nothing is at {masks}")
+    shown = {} if labels is None else _labels_of_table(labels, names)
+    entries = []
+    for record in listing:
+        name = _stem(record.path)
+        mask = None if masks is None else Path(masks) / f"{name}.png"
+        mask = mask if mask is not None and mask.is_file() else None
+        entries.append(Entry(name, listing.file(record), mask, shown.get(record.path)))
+    if masks is not None and not any(entry.mask for entry in entries):
+        raise InputError(f"none of the {len(entries)} pictures has a mask in {masks}; expected {entries[0].name}.png")
+    return entries, names
+
+
+def in_table(table: str | Path, names: str | Path | Sequence[str] | None, split: str | None) -> Found:
+    """A CSV with the column `path`, and `mask`, `labels` (names between semicolons) or one 0/1 column per class."""
+    listing = list_images(table)
+    columns = [name for name in listing.column_names if name not in ("mask", "split", "labels")]
+    if names is None:
+        records = list(listing)
+        names = [name for name in columns if all(record.columns[name] in ("0", "1") for record in records)]
+    else:
+        names = read_names(names) if isinstance(names, str | Path) else tuple(names)
+    if not names:
+        raise InputError(f"{table}: nothing says which classes there are; add 0/1 columns, or give their names")
+    entries = []
+    for record in listing:
+        if split is None or record.columns.get("split") == split:
+            mask = record.columns.get("mask")
+            entries.append(
+                Entry(
+                    _stem(record.path),
+                    listing.file(record),
+                    listing.root / mask if mask else None,
+                    _shown_in(record.columns, names, f"{table}: {record.path}"),
+                )
+            )
+    if not entries:
+        raise InputError(f"{table}: no row has {split!r} in the column split")
+    return entries, tuple(names)
+
+
+def in_scenes(scenes: SceneSet, split: str) -> Found:
+    """Drawn scenes of one split; a scene shows the classes of all its objects."""
+    number = {label: c for c, label in enumerate(scenes.labels)}
+    entries = []
+    for record in scenes.of_split(split):
+        mask = scenes.mask_file(record)
+        if not mask.is_file():
+            raise InputError(f"{scenes.folder} holds no masks; write the scenes with masks=True")
+        shown = tuple(sorted({number[label] for label, _ in record.boxes}))
+        entries.append(Entry(Path(record.path).with_suffix("").as_posix(), scenes.file(record), mask, shown))
+    return entries, tuple(scenes.labels)
+
+
+def _stem(path: str) -> str:
+    """The path without its suffix; of a file outside the listing's root its name alone."""
+    relative = Path(path)
+    return (Path(relative.name) if relative.is_absolute() else relative).with_suffix("").as_posix()
+
+
+def _labels_of_table(table: str | Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    try:
+        with Path(table).open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{table}: cannot be read ({error})") from None
+    if not rows or not {"path", "labels"} <= rows[0].keys():
+        raise InputError(f"{table}: expected the columns path and labels; got {', '.join(rows[0]) if rows else 'none'}")
+    found = {row["path"]: _shown_in(row, names, f"{table}: {row['path']}") for row in rows}
+    return {path: shown for path, shown in found.items() if shown is not None}
+
+
+def _shown_in(cells: Mapping[str, str], names: Sequence[str], where: str) -> tuple[int, ...] | None:
+    """The classes that a row speaks of; None if it says nothing."""
+    if cells.get("labels"):
+        shown = [name for name in map(str.strip, cells["labels"].split(";")) if name]
+    elif all(name in cells for name in names):
+        wrong = next((name for name in names if cells[name] not in ("0", "1")), None)
+        if wrong is not None:
+            raise InputError(f"{where}: expected 0 or 1 in the column {wrong!r}, got {cells[wrong]!r}")
+        shown = [name for name in names if cells[name] == "1"]
+    else:
+        return None
+    unknown = next((name for name in shown if name not in names), None)
+    if unknown is not None:
+        raise InputError(f"{where}: the label {unknown!r} is none of the {len(names)} classes {', '.join(names[:8])}")
+    return tuple(sorted({names.index(name) for name in shown}))
