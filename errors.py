@@ -18,6 +18,7 @@ __all__ = [
     "MissingExtraError",
     "NotAGalleryError",
     "ShapeError",
+    "UnknownEncoderError",
     "WeightsError",
 ]
 
@@ -70,6 +71,10 @@ class GalleryExistsError(GalleryError, FileExistsError):
 
 class GalleryLockedError(GalleryError):
     """Another process is writing to the gallery."""
+
+
+class UnknownEncoderError(GalleryError):
+    """The gallery keeps no encoder and none was given, so nothing can be encoded or explained."""
 
 
 class CorruptGalleryError(GalleryError):

@@ -91,6 +91,7 @@ def query(
     from ..encoders import Encoder
     from ..index import Gallery
     from ..retrieval import Retriever
+    from ..retrieval.unknown import UnknownInference
 
     if bool(images) == bool(ids):
         raise InputError("expected query images, or --id for images of the gallery; give one of both")
@@ -113,7 +114,11 @@ def query(
     rejection = opened.manifest.rejection
     if reject and rejection is not None and rejection.generation != opened.manifest.generation:
         err.print("note: the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")
-    retriever = Retriever(opened, None if encoder is None else Encoder.load(encoder), device=device)
+    if ids and encoder is None and opened.encoder_path is None:
+        unknown = UnknownInference(opened.manifest.encoder)
+        retriever = Retriever(opened, unknown.encoder, inference=unknown)
+    else:
+        retriever = Retriever(opened, None if encoder is None else Encoder.load(encoder), device=device)
     area = _area(images or [], region, mask, mask_class)
     options: dict[str, Any] = {"k": k, "where": where, "region": area, "reject": reject, "max_distance": max_distance}
     if ids:

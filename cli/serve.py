@@ -57,11 +57,12 @@ def serve(
     """Search, explain and look around in a gallery with a browser, or over REST (`/api/v1/openapi.json`)."""
     if not writable and (token_file is not None or uploads is not None):
         raise InputError("--token-file and --uploads are for a server that is --writable")
+    from ..retrieval.unknown import UnknownInference
+
     try:
         from ..server.app import create_app
         from ..server.running import bound_socket, run, url_of
         from ..server.settings import Settings
-        from ..server.unknown import UnknownInference
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"the server needs {error.name}, which is not installed: pip install 'distcam[serve]'"

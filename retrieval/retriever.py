@@ -25,6 +25,8 @@ from .stored import BareVector, StoredEncoding
 
 __all__ = ["Encodes", "Retriever"]
 
+_Prototypes = tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float32]]]
+
 
 class Encodes(Protocol):
     """What a retriever needs of an `Inference`; a server puts its own queue in place of it."""
@@ -66,7 +68,7 @@ class Retriever:
         if precision == "auto":
             precision = self.gallery.manifest.encoder.precision or "auto"
         self.inference: Encodes = inference or Inference(self.encoder, device=device, precision=precision)
-        self._kept_prototypes: tuple[int, tuple[str, ...], np.ndarray[Any, np.dtype[np.float32]]] | None = None
+        self._kept_prototypes: tuple[tuple[str, int], _Prototypes] | None = None
 
     @overload
     def query(
@@ -295,13 +297,14 @@ class Retriever:
         distances = distances_to(spec, query, vectors)
         return {labels[i]: float(distances[i]) for i in np.argsort(distances, kind="stable")}
 
-    def _prototypes(self) -> tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float32]]]:
+    def _prototypes(self) -> _Prototypes:
         """Labels and vectors, computed anew when the gallery has moved on."""
-        generation, kept = self.gallery.manifest.generation, self._kept_prototypes
-        if kept is None or kept[0] != generation:
+        manifest, kept = self.gallery.manifest, self._kept_prototypes
+        state = (manifest.birth, manifest.generation)
+        if kept is None or kept[0] != state:
             store = self.gallery.prototypes
-            kept = self._kept_prototypes = (generation, store.labels, store.all_embeddings())
-        return kept[1:]
+            kept = self._kept_prototypes = (state, (store.labels, store.all_embeddings()))
+        return kept[1]
 
 
 def _stored_encoder(gallery: Gallery) -> Encoder:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..encoders import Encoding
+from ..errors import FingerprintMismatchError
 from ..images.listing import ImageRecord
 from ..index.build import finish, to_vectors
 from ..index.ingest import Encoded, Offer, ingest, read_offer
@@ -26,14 +27,17 @@ class NewImage(NamedTuple):
     columns: Mapping[str, str]
 
 
-def add_image(folder: Path, image: NewImage, encoding: Encoding) -> int:
+def add_image(folder: Path, image: NewImage, encoding: Encoding, *, fingerprint: str) -> int:
     """The id of a new image of the gallery, given by its file and its encoding; durable when the call returns.
 
     Raises:
+        FingerprintMismatchError: the gallery has been built anew with another encoder than the one with `fingerprint`.
         Refusal: 409, the gallery has the picture already; 400, it has no features to compare.
         GalleryLockedError: another process is writing to the gallery.
     """
     with opened_for_writing(folder) as writer:
+        if (mine := writer.manifest.encoder).fingerprint != fingerprint:
+            raise FingerprintMismatchError(f"the gallery was built anew with {mine.short_name}; start the server again")
         _require_new(writer, image.file)
         new = writer.manifest.next_id
 

@@ -98,7 +98,8 @@ async def add(
         if not file.is_file():
             storage.make_folder(folder)
             storage.write(file, data)
-        return add_image(service.settings.gallery, NewImage(file, label, said), done.result)
+        new_image, fingerprint = NewImage(file, label, said), service.live.fingerprint
+        return add_image(service.settings.gallery, new_image, done.result, fingerprint=fingerprint)
 
     async with service.changing:
         service.has_changed = True

@@ -152,6 +152,11 @@ class LiveGallery:
                 _log.warning("%s", error)
         gallery.close()
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder that the gallery must have been built with."""
+        return self._encoder.fingerprint
+
     def _is_current(self) -> bool:
         if self._trouble is not None and time.monotonic() - self._tried > _RETRY_S:
             return False
@@ -196,13 +201,9 @@ class LiveGallery:
 
 
 def _continues(before: Manifest, after: Manifest) -> bool:
-    """Whether a generation is made of another by adding, removing and merging, so that an id means the same image.
-
-    A gallery that is built anew counts its images from 0 again, and keeps no segment. A merger of all segments leaves
-    none either; then opening it anew is merely slower.
-    """
-    if before.root != after.root or before.encoder.fingerprint != after.encoder.fingerprint:
-        return False
-    if before.backend is not None or after.backend is not None:
-        return before.backend is not None and after.backend is not None and before.backend.owner == after.backend.owner
-    return not {entry.name for entry in before.segments}.isdisjoint(entry.name for entry in after.segments)
+    """Whether it is still the same gallery, added to, removed from and merged, so that an id means the same image."""
+    return (before.birth, before.root, before.encoder.fingerprint) == (
+        after.birth,
+        after.root,
+        after.encoder.fingerprint,
+    )

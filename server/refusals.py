@@ -9,6 +9,7 @@ from ..errors import (
     ImageError,
     InputError,
     MissingExtraError,
+    UnknownEncoderError,
     WeightsError,
 )
 
@@ -49,6 +50,8 @@ def refusal_of(error: DistcamError) -> Refusal:
         return error
     if isinstance(error, ImageError):
         return Refusal(404, f"the picture of this image is gone: {error.reason}", reason="gone")
+    if isinstance(error, UnknownEncoderError):
+        return Refusal(409, str(error), reason="encoder")
     if isinstance(error, (GalleryError, FingerprintMismatchError, WeightsError, MissingExtraError)):
         return Refusal(503, str(error), reason="gallery", retry_after=10)
     if isinstance(error, InputError):

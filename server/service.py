@@ -15,12 +15,12 @@ from torch import Tensor
 from ..encoders import Encoder, Encoding, Inference
 from ..index import Gallery
 from ..retrieval import Retriever
+from ..retrieval.unknown import UnknownInference
 from .batching import Batcher, Done
 from .kept import KeptQueries
 from .live import LiveGallery
 from .metrics import Metrics
 from .settings import Settings
-from .unknown import UnknownInference
 
 __all__ = ["Service"]
 

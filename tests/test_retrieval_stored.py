@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -13,6 +14,7 @@ from commands import distcam, fails
 from distcam.errors import ImageError, InputError
 from distcam.images import Box
 from distcam.index import Gallery
+from distcam.index.writer import opened_for_writing
 from distcam.retrieval import Retriever
 from distcam.retrieval.matches import Query
 from distcam.retrieval.stored import BareVector
@@ -139,3 +141,13 @@ def test_the_command_asks_by_id(small_gallery, monkeypatch, capsys, tmp_path):
     assert report.stat().st_size > 1000
     assert "no image with id 777" in fails(monkeypatch, capsys, "query", small_gallery.folder, "--id", 777)
     assert "or --id" in fails(monkeypatch, capsys, "query", small_gallery.folder)
+
+
+def test_a_gallery_without_its_encoder_is_asked_with_its_own_images(small_gallery, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(small_gallery.folder, tmp_path / "g")
+    with opened_for_writing(folder) as writer:
+        writer.commit(encoder=dataclasses.replace(writer.manifest.encoder, file=None))
+    answer = json.loads(distcam("query", folder, "--id", 7, "-k", 3, "--json"))
+    known = Retriever(small_gallery.folder).query_stored(7, k=3)
+    assert [match["id"] for match in answer[0]["matches"]] == known.ids.tolist()
+    assert "--encoder" in fails(monkeypatch, capsys, "query", folder, "--id", 7, "--explain", tmp_path / "why.html")

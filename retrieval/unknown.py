@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
 
 from ..encoders import Encoder, Encoding
+from ..errors import UnknownEncoderError
 from ..index.manifest import EncoderEntry
-from .refusals import Refusal
 
 __all__ = ["UnknownInference"]
 
@@ -18,7 +19,7 @@ class UnknownInference:
     """Stands in for an `Inference`; whatever needs a forward pass, or the way pictures are prepared, is refused.
 
     Raises:
-        Refusal: 409, from everything but the encoder's name.
+        UnknownEncoderError: from everything but the encoder's name.
     """
 
     device = torch.device("cpu")
@@ -31,6 +32,10 @@ class UnknownInference:
         raise _refusal()
 
     read = transform
+
+    def encode_images(self, _images: Sequence[Any]) -> Encoding:
+        """Refused."""
+        raise _refusal()
 
     def __call__(self, _pixels: Tensor) -> Encoding:
         """Refused."""
@@ -48,10 +53,8 @@ class _UnknownEncoder:
         raise _refusal()
 
 
-def _refusal() -> Refusal:
-    return Refusal(
-        409,
-        "the gallery's encoder is not known to this server: its own images and vectors can be searched for, but no "
-        "picture can be encoded or explained; start the server with --encoder",
-        reason="encoder",
+def _refusal() -> UnknownEncoderError:
+    return UnknownEncoderError(
+        "the gallery's encoder is not at hand: its own images and vectors can be searched for, but no picture can be "
+        "encoded or explained; --encoder CHECKPOINT names one"
     )
