@@ -129,7 +129,7 @@ def ingest(
         ImageError: with `strict`, the first file that cannot be used.
         InputError: too many columns, or one called "mask" where masks are given.
     """
-    _check_columns(writer, images)
+    _check_columns(writer, images.column_names)
     if masks is not None and MASK_COLUMN in images.column_names:
         raise InputError("with masks the column `mask` says under which each image was pooled; rename yours")
     intake = _Intake(writer, 0 if progress is None else len(images), strict=strict, progress=progress)
@@ -145,6 +145,7 @@ def ingest_offers(
     progress: Progress | None = None,
 ) -> AddReport:
     """Bring images into the gallery that somebody has compared with it already; else as `ingest`."""
+    _check_columns(writer, {name for offer in offers for name in offer.columns})
     return _Intake(writer, len(offers), strict=strict, progress=progress).carry_through(stream, offers)
 
 
@@ -269,9 +270,9 @@ class _Intake:
         self.replaced += len(replaced)
 
 
-def _check_columns(writer: GalleryWriter, images: Listing) -> None:
+def _check_columns(writer: GalleryWriter, new: Iterable[str]) -> None:
     """Refuse now what could not be read again later."""
-    names = {*Snapshot.at(writer.folder, writer.manifest, verify=False).column_names, *images.column_names}
+    names = {*Snapshot.at(writer.folder, writer.manifest, verify=False).column_names, *new}
     if len(names) > MAX_COLUMNS:
         raise InputError(f"a gallery holds up to {MAX_COLUMNS} columns, with these images it would have {len(names)}")
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from ..encoders import Encoding
 from ..errors import FingerprintMismatchError
-from ..images.listing import ImageRecord
 from ..index.build import finish, to_vectors
-from ..index.ingest import Encoded, Offer, ingest, read_offer
+from ..index.ingest import Encoded, Offer, ingest_offers, read_offer
 from ..index.rows import stored_path
 from ..index.snapshot import Snapshot
 from ..index.writer import GalleryWriter, opened_for_writing
@@ -38,7 +37,8 @@ def add_image(folder: Path, image: NewImage, encoding: Encoding, *, fingerprint:
     with opened_for_writing(folder) as writer:
         if (mine := writer.manifest.encoder).fingerprint != fingerprint:
             raise FingerprintMismatchError(f"the gallery was built anew with {mine.short_name}; start the server again")
-        _require_new(writer, image.file)
+        path = stored_path(image.file, Path(writer.manifest.root))
+        _require_new(writer, path)
         new = writer.manifest.next_id
 
         def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
@@ -46,7 +46,7 @@ def add_image(folder: Path, image: NewImage, encoding: Encoding, *, fingerprint:
                 read_offer(offer)
                 yield Encoded([offer], to_vectors(encoding, writer.manifest.spec), [])
 
-        report = ingest(writer, _One(image), stream)  # type: ignore[arg-type]
+        report = ingest_offers(writer, [Offer(image.file, path, image.label, image.columns)], stream)
         if not report.added:
             reason = report.skipped[0].reason if report.skipped else "the gallery did not take it"
             raise Refusal(400, f"the picture cannot be added: {reason}", reason="features")
@@ -69,27 +69,8 @@ def remove_image(folder: Path, image: int) -> bool:
     return True
 
 
-def _require_new(writer: GalleryWriter, file: Path) -> None:
+def _require_new(writer: GalleryWriter, path: str) -> None:
     snapshot = Snapshot.at(writer.folder, writer.manifest, verify=False)
-    place = snapshot.known_files().get(stored_path(file, Path(writer.manifest.root)))
+    place = snapshot.known_files([path]).get(path)
     if place is not None:
         raise Refusal(409, f"the gallery has this picture already, as image {snapshot.ids[place]}", reason="known")
-
-
-class _One:
-    """A listing of one file."""
-
-    def __init__(self, image: NewImage) -> None:
-        self._image = image
-        self.root = image.file.parent
-        self.column_names = tuple(image.columns)
-        self.problems: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[ImageRecord]:
-        yield ImageRecord(self._image.file.name, self._image.label, self._image.columns)
-
-    def file(self, record: ImageRecord) -> Path:
-        return self.root / record.path
