@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .errors import DistcamError
 from .lazy import lazily
+from .remarks import DistcamWarning
 
 if TYPE_CHECKING:
     from .encoders import Encoder, Encoding
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from .retrieval import Matches, Retriever
 
 __version__ = "0.1.0"
-__all__ = ["DistcamError", "Encoder", "Encoding", "Gallery", "Matches", "Retriever", "__version__"]
+__all__ = ["DistcamError", "DistcamWarning", "Encoder", "Encoding", "Gallery", "Matches", "Retriever", "__version__"]
 
 _HOME = {
     "Encoder": "encoders",

@@ -32,7 +32,7 @@ from . import (
     task_train,
     train,
 )
-from .console import complain
+from .console import complain, remarks
 
 __all__ = ["app", "main"]
 
@@ -86,7 +86,8 @@ def _root(
 def main() -> None:
     """Run the command line: an error of distcam or of the file system is one line on stderr and exit status 2."""
     try:
-        app()
+        with remarks():
+            app()
     except DistcamError as error:
         complain(str(error))
         sys.exit(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from ..errors import InputError
+from ..remarks import DistcamWarning
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
@@ -32,6 +34,32 @@ def complain(message: str) -> None:
     """One line on stderr, whatever the message holds."""
     text = Text(" ".join(message.split()))
     err.print(Text("error: ", style="bold red") + text, soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """One line `note: …` on stderr, whatever the message holds."""
+    err.print(f"note: {' '.join(message.split())}", soft_wrap=True)
+
+
+@contextmanager
+def remarks(*, strict: bool = False) -> Iterator[None]:
+    """Print every `DistcamWarning` as a note, each once; with `strict`, the first one is an `InputError`."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if not issubclass(category, DistcamWarning):
+            shown(message, category, *place)
+        elif str(message) not in said:
+            said.add(str(message))
+            note(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if strict else "always", DistcamWarning)
+        shown, warnings.showwarning = warnings.showwarning, show
+        try:
+            yield
+        except DistcamWarning as refused:
+            raise InputError(f"{refused} (--strict)") from None
 
 
 def print_json(value: Any) -> None:

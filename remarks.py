@@ -1,0 +1,33 @@
+"""Remarks: what a call left out, ignored or assumed, said as a warning and refused where the caller is strict."""
+
+from __future__ import annotations
+
+import warnings
+
+from .errors import InputError
+
+__all__ = ["DistcamWarning", "remark"]
+
+
+class DistcamWarning(UserWarning):
+    """Something was left out, ignored or assumed; the message says what, how much of it, and gives an example.
+
+    Turn them into errors with `warnings.simplefilter("error", DistcamWarning)`, or by `--strict` on the command line,
+    which otherwise prints each as a line `note: …` on stderr.
+    """
+
+
+def remark(message: str, *, strict: bool = False, stacklevel: int = 3) -> None:
+    """Warn with a `DistcamWarning`.
+
+    Args:
+        message: what was left out, ignored or assumed; how much of it; one example.
+        strict: raise instead.
+        stacklevel: as in `warnings.warn`; 3 names the line that called the caller.
+
+    Raises:
+        InputError: with `strict`, the message.
+    """
+    if strict:
+        raise InputError(message)
+    warnings.warn(message, DistcamWarning, stacklevel=stacklevel)
