@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError
+from .command import refuse_unused
 from .console import err, out, print_json, say
 from .explain_subjects import TARGETS, Asked, Subject, encoder_subject, network_subject
 from .options import AsJson, Fit, ImageSize, Metric
@@ -80,17 +81,20 @@ def explain(
 
     if out_file is not None and out_file.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out writes .png, .jpg, .html or .npz, not {out_file.name}")
+    if out_file is None or out_file.suffix.lower() == ".npz":
+        refuse_unused("where no picture is drawn", "style", "scale", "colours", remedy="add --out OUT.png or OUT.html")
+    if style != "overlay" and colours != "blue-orange":
+        refuse_unused(f"by the style {style}, which draws lines", "colours")
     asked = Asked.parse(target)
     subject: Subject
     if asked.kind in ("class", "segment"):
+        refuse_unused(f"by the target {asked.kind}", "gallery", "metric")
         subject = network_subject(asked, encoder, weights, classes, fit=fit, size=image_size)
-        refused = {"--gallery": gallery, "--metric": metric}
     else:
+        refuse_unused(f"by the target {asked.kind}", "classes")
+        if encoder is None:
+            refuse_unused("by the encoder that a gallery brings", "weights", "fit", "image_size")
         subject = encoder_subject(asked, encoder, weights, gallery, metric, fit=fit, size=image_size)
-        refused = {"--classes": classes}
-    for name, given in refused.items():
-        if given is not None:
-            raise InputError(f"{name} does not belong to the target {asked.kind}")
     methods = _methods(method, "hirescam" if asked.kind in ("class", "segment") else "distcam")
     options = option_values(option or [], methods, defaults=subject.method_options)
     found = [_explained(path, subject, methods, layer, options, measured=faithfulness) for path in images]

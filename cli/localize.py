@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError
+from .command import refuse_unused
 from .console import load_encoder, print_json, progress_bar, say
 from .options import AsJson, BatchSize, Device, EncoderName, Fit, Images, ImageSize, Layer, Metric, Weights
 from .places import read_mask
@@ -85,6 +86,8 @@ def localize(
 
     if out_file is not None and out_file.suffix.lower() not in (".csv", ".json", ".md"):
         raise InputError(f"--out writes FILE.csv, FILE.json or FILE.md, not {out_file.name}")
+    if not (boxes / "bounding_boxes.txt").is_file():
+        refuse_unused("by boxes that are not CUB's", "split")
     synsets = labels if labels is not None and labels.lower().endswith(".txt") else None
     listing = list_images(images, labels=labels if synsets is None else None)
     boxed = boxed_images(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import InputError
+from .command import refuse_unused
 from .console import print_json, say
 from .options import AsJson, Device, EncoderName, Layer, Weights
 from .reid import CropFit, CropSize, crop_encoder
@@ -51,6 +52,8 @@ def explain(
 
     if out_path is not None and out_path.suffix.lower() not in (".png", ".jpg", ".npz"):
         raise InputError(f"--out writes OUT.png, OUT.jpg or OUT.npz, not {out_path.name}")
+    if out_path is None:
+        refuse_unused("where no map is written", "weighting", remedy="add --out OUT.png")
     wanted = BODY_PARTS if parts is None else stripes(parts)
     inference = Inference(crop_encoder(encoder, weights, layer, image_size, fit), device=device)
     others = {f"different: {path.name}": path for path in different or ()}
