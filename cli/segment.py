@@ -157,6 +157,8 @@ def infer(
             "by a segmentation network, which knows the classes and the background itself",
             "labels", "background", "refine", "refined",
         )  # fmt: skip
+    elif refined and not getattr(loaded, "is_refined", False):
+        refuse_unused("by a model without refined maps", "refined")
     settings = inference_settings(scales, flip, base=base, refined=refined, is_network=isinstance(loaded, Segmenter))
     data = open_data(
         images, layout=layout, split=split, masks=masks, names=names, labels=labels, class_names=loaded.class_names
@@ -320,6 +322,8 @@ def _evaluate_model(
             "by a segmentation network, which knows the classes and the background itself",
             "curve", "background", "labels", "refined",
         )  # fmt: skip
+    elif refined and not getattr(model, "is_refined", False):
+        refuse_unused("by a model without refined maps", "refined")
     seen_by(model, where)
     if not any(data.has_mask(i) for i in range(len(data))):
         raise InputError("none of the pictures has a mask to compare with; give --masks FOLDER, or another --split")

@@ -81,13 +81,13 @@ def open_data(
     from ..segmentation.data import VOC_CLASSES, MaskedImages, read_names
 
     layout = _layout_of(source) if layout == "auto" else layout
-    own = None if names is None else read_names(names)
     if layout != "folder":
         refuse_unused(f"by the layout {layout}, which has its own", "masks")
         if labels not in ("known", "predicted", "all"):
             raise InputError(f"the layout {layout} says itself which classes a picture shows; leave --labels FILE out")
     if layout in ("scenes", "camvid"):
         refuse_unused(f"by the layout {layout}, which has its own", "names")
+    own = None if names is None else read_names(names)
     if layout == "scenes":
         from ..images.scenes import SceneSet
 

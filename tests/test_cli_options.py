@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 
 import pytest
@@ -156,13 +157,18 @@ ALWAYS = {
 }
 
 
-def commands(group=None, words=()):
-    """The words of every command, and the command."""
-    for name, command in (group or typer.main.get_command(app)).commands.items():
+def tree(group, words=()):
+    for name, command in group.commands.items():
         if hasattr(command, "commands"):
-            yield from commands(command, (*words, name))
+            yield from tree(command, (*words, name))
         else:
             yield " ".join((*words, name)), command
+
+
+@functools.cache
+def commands():
+    """Every command by its words."""
+    return dict(tree(typer.main.get_command(app)))
 
 
 def options_of(command):
@@ -172,7 +178,7 @@ def options_of(command):
 
 
 def command_of(line):
-    return max((words for words, _ in commands() if f"{line} ".startswith(f"{words} ")), key=len)
+    return max((words for words in commands() if f"{line} ".startswith(f"{words} ")), key=len)
 
 
 def typed(text):
@@ -229,7 +235,7 @@ def test_a_branch_refuses_an_option_that_it_does_not_use(
 
 
 def test_every_option_is_declared() -> None:
-    for words, command in commands():
+    for words, command in commands().items():
         known = set(ALWAYS.get(words, "").split())
         names = options_of(command)
         refused = {names[option[0]] for line, _, option in TRIPLES if command_of(line) == words}
@@ -238,7 +244,7 @@ def test_every_option_is_declared() -> None:
 
 
 def test_every_command_is_one_that_can_refuse() -> None:
-    assert all(isinstance(command, Command) for _, command in commands())
+    assert all(isinstance(command, Command) for command in commands().values())
 
 
 def test_a_default_that_is_typed_is_refused_as_well(places, monkeypatch, capsys) -> None:
@@ -260,4 +266,4 @@ def test_a_default_that_is_typed_is_refused_as_well(places, monkeypatch, capsys)
     ],
 )
 def test_errors_name_options_as_they_are_typed(command, message, expected) -> None:
-    assert option_names(message, dict(commands())[command]) == expected
+    assert option_names(message, commands()[command]) == expected
