@@ -33,7 +33,7 @@ TRAIN_EXAMPLE = (
 )
 INFER_EXAMPLE = (
     "Example: `distcam segment infer runs/cpn/prcm/seed-0 photos --out masks --labels photos.csv --background 0.3 "
-    "--refine walk --show`"
+    "--refine crf --show`"
 )
 EVALUATE_EXAMPLE = (
     "Example: `distcam segment evaluate masks/SegmentationClass truth --names names.txt`, or "
@@ -165,6 +165,8 @@ def infer(
     )
     if not data.has_background and refine == "none":
         refuse_unused("by data without a background", "background")
+    if refine == "walk":
+        refuse_unused("by a random walk, which has cues of the background", "background")
     require_classes(loaded.class_names, data)
     where = choose_device(device)
     seen_by(loaded, where)

@@ -166,7 +166,16 @@ def test_existing_results_and_different_manifests_are_refused(work, monkeypatch,
     data = (work / "data.txt").read_text()
     assert "is there already" in fails(monkeypatch, capsys, "evaluate", "--data", data, "--out", work / "r.h5")
     assert "nowhere.h5" in fails(
-        monkeypatch, capsys, "evaluate", *ENCODER, "--data", data, "--out", work / "bad.h5", "--episodes-file", "nowhere.h5"
+        monkeypatch,
+        capsys,
+        "evaluate",
+        *ENCODER,
+        "--data",
+        data,
+        "--out",
+        work / "bad.h5",
+        "--episodes-file",
+        "nowhere.h5",
     )
     assert "say what makes their features" in fails(
         monkeypatch, capsys, "evaluate", "--data", data, *SMALL, "--out", work / "bad.h5")  # fmt: skip

@@ -100,6 +100,8 @@ BRANCHES = [
     ),
     ("segment infer {network} {scenes} --out m", "by the layout scenes", "--masks {photos} --names n.txt"),
     ("segment infer {weak} {scenes} --out m", "", "--labels {boxes}"),
+    ("segment infer {weak} {scenes} --out m", "by a model without refined maps", "--refined"),
+    ("segment infer {weak} {scenes} --out m --refine walk", "by a random walk", "--background 0.4"),
     ("segment infer {weak} {photos} --out m", "by a folder of pictures", "--split val"),
     (
         "segment evaluate {network} {scenes}",
