@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError
+from ..files import write_text
 from .command import refuse_unused
 from .console import err, load_encoder, print_json, progress_bar, resumable, say
 from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Weights, Workers
@@ -104,7 +105,7 @@ def evaluate(
             settings = EncodingSettings(batch_size, workers, device, precision, strict)
             result = _evaluate_images(images, loaded, searched, cache=cache, settings=settings, chosen=chosen)
     if out is not None:
-        out.write_text(json.dumps(result.to_dict(per_query=True), indent=2) + "\n", encoding="utf-8")
+        write_text(out, json.dumps(result.to_dict(per_query=True), indent=2) + "\n")
     if as_json:
         print_json(result.to_dict())
     else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError
+from ..files import replacing
 from .command import refuse_unused
 from .console import err, out, print_json, say
 from .explain_subjects import TARGETS, Asked, Subject, encoder_subject, network_subject
@@ -201,22 +202,20 @@ def _write(path: Path, found: Sequence[Explained], *, target: str, look: Look) -
 
     from ..explain import METHODS, grid, sheet, write_page
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     maps = {name: torch.cat([each.maps[name].maps[:, 0] for each in found]) for name in found[0].maps}
-    aside = path.with_name(f".partial.{path.name}")
     if path.suffix.lower() == ".npz":
         arrays = {f"maps_{name}": each.numpy() for name, each in maps.items()}
         first = [next(iter(each.maps.values())) for each in found]
-        np.savez_compressed(
-            aside,
-            allow_pickle=False,
-            images=np.array([str(each.path) for each in found]),
-            targets=np.array([each.target for each in found]),
-            scores=np.array([float(maps.scores[0, 0]) for maps in first]),
-            views=np.array([each.view for each in found]),
-            **arrays,
-        )
-        aside.replace(path)
+        with replacing(path) as aside:
+            np.savez_compressed(
+                aside,
+                allow_pickle=False,
+                images=np.array([str(each.path) for each in found]),
+                targets=np.array([each.target for each in found]),
+                scores=np.array([float(maps.scores[0, 0]) for maps in first]),
+                views=np.array([each.view for each in found]),
+                **arrays,
+            )
         return
     titled = {METHODS[name].title: each for name, each in maps.items()}
     rows = sheet(
@@ -230,8 +229,8 @@ def _write(path: Path, found: Sequence[Explained], *, target: str, look: Look) -
         scores = [f"{each.path.name}: {each.target}, score {each.to_dict()['score']:.4g}" for each in found]
         write_page(path, rows, title=target, notes=scores)
     else:
-        grid(rows, tile_size=224).save(aside)
-        aside.replace(path)
+        with replacing(path) as aside:
+            grid(rows, tile_size=224).save(aside)
 
 
 def _show(found: Sequence[Explained]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError
+from ..files import write_text
 from .command import Commands, refuse_unused
 from .console import load_encoder, print_json, progress_bar, say
 from .options import AsJson, BatchSize, Device, EncoderName, FitName, Layer, Metric, Weights, Workers
@@ -264,10 +265,7 @@ def _save(out: Path, features: Features, results: dict[str, Any]) -> None:
         return
     import json
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.partial")
-    aside.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    aside.replace(out)
+    write_text(out, json.dumps(results, indent=1) + "\n")
 
 
 def _expansion(text: str | None) -> tuple[int, float] | None:

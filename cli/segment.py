@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError
+from ..files import replacing
 from .command import Commands, refuse_unused
 from .console import out, print_json, progress_bar, say
 from .options import AsJson
@@ -362,5 +363,5 @@ def _show(data: MaskedImages, i: int, written: Any) -> None:
 
     target = written.folder / "overlays" / f"{data.names[i]}.jpg"
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        overlay_mask(data.image(i), written.read(data.names[i])).save(target, quality=88)
+        with replacing(target) as aside:
+            overlay_mask(data.image(i), written.read(data.names[i])).save(aside, quality=88)
