@@ -11,6 +11,7 @@ import typer
 
 from ..errors import InputError
 from ..files import replacing
+from .checks import require_encoder, require_file, require_images
 from .command import refuse_unused
 from .console import err, out, print_json, say
 from .explain_subjects import TARGETS, Asked, Subject, encoder_subject, network_subject
@@ -78,8 +79,6 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show which part of each picture speaks for a class, for a set of pixels, or for a match."""
-    from ..explain import Look
-
     if out_file is not None and out_file.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out writes .png, .jpg, .html or .npz, not {out_file.name}")
     if out_file is None or out_file.suffix.lower() == ".npz":
@@ -87,15 +86,26 @@ def explain(
     if style != "overlay" and colours != "blue-orange":
         refuse_unused(f"by the style {style}, which draws lines", "colours")
     asked = Asked.parse(target)
+    require_images(images)
+    require_file(gallery, "--gallery")
+    require_file(classes, "--classes")
     subject: Subject
     if asked.kind in ("class", "segment"):
         refuse_unused(f"by the target {asked.kind}", "gallery", "metric")
+        if encoder is not None and weights is not None and not encoder.endswith(".safetensors"):
+            require_encoder(encoder, weights)
         subject = network_subject(asked, encoder, weights, classes, fit=fit, size=image_size)
     else:
         refuse_unused(f"by the target {asked.kind}", "classes")
         if encoder is None:
             refuse_unused("by the encoder that a gallery brings", "weights", "fit", "image_size")
+        else:
+            require_encoder(encoder, weights)
+        if asked.kind == "match":
+            require_images([asked.value])
         subject = encoder_subject(asked, encoder, weights, gallery, metric, fit=fit, size=image_size)
+    from ..explain import Look
+
     methods = _methods(method, "hirescam" if asked.kind in ("class", "segment") else "distcam")
     options = option_values(option or [], methods, defaults=subject.method_options)
     found = [_explained(path, subject, methods, layer, options, measured=faithfulness) for path in images]

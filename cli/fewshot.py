@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DistcamError, InputError
+from .checks import require_encoder, require_file
 from .command import Commands, refuse_unused
 from .console import err, load_encoder, print_json, progress_bar, say
 from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Weights, Workers
@@ -128,6 +129,14 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Encode every image once, answer the episodes with each method, and print three intervals side by side."""
+    if out_file.exists() and not overwrite:
+        raise InputError(f"{out_file}: is there already; choose another --out, or give --overwrite")
+    if encoder is not None:
+        require_encoder(encoder, weights, layer)
+    elif not data.endswith(".h5"):
+        raise InputError(f"{data} holds images; say what makes their features: --encoder and --weights")
+    _require_place(data)
+    require_file(episodes_file, "--episodes-file")
     from .. import fewshot
     from ..fewshot.methods import METHODS, classifier_of, needs_base_mean
     from ..fewshot.results import ResultFile
@@ -138,8 +147,6 @@ def evaluate(
     for name in methods:
         if not needs_base_mean(name):
             classifier_of(name)  # a misspelt name now, not after hours of encoding
-    if out_file.exists() and not overwrite:
-        raise InputError(f"{out_file}: is there already; choose another --out, or give --overwrite")
     if not any(map(needs_base_mean, methods)):
         refuse_unused(f"by {', '.join(methods)}", "base", remedy="it is for simpleshot-cl2n; leave it out")
     opened, encodings = _open(data)
@@ -149,8 +156,6 @@ def evaluate(
             f"as {data} holds features already", "encoder", "weights", "layer", "fit", "image_size", "features",
             "batch_size", "workers", "device",
         )  # fmt: skip
-    elif encoder is None:
-        raise InputError(f"{data} holds images; say what makes their features: --encoder and --weights")
     _refuse_unused_episodes(opened, part, episodes_file)
     loaded = None if encoder is None else load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
     source = _Source(loaded, features or out_file.with_suffix(".features"), batch_size, workers, device, overwrite)
@@ -267,13 +272,14 @@ def report(
     device: Device = "auto",
 ) -> None:
     """Write a page: accuracy of each class, confusion, hardest pairs, the worst failures with maps, and supports."""
-    from ..fewshot.report import write_report
-    from ..fewshot.results import ResultFile
-
+    require_file(results, "results")
     if not pictures:
         refuse_unused("with --no-pictures", "data", "encoder", "weights", "device")
     if encoder is None:
         refuse_unused("without --encoder", "weights", remedy="add --encoder")
+    from ..fewshot.report import write_report
+    from ..fewshot.results import ResultFile
+
     file = ResultFile.load(results)
     about = {**file.source, **({"data": data} if data else {})}
     if encoder is not None:
@@ -289,6 +295,14 @@ def report(
             err.print(f"note: without pictures and maps: {error}", soft_wrap=True)
     write_report(html, file, explainer=explainer, sensitivity=sensitivity, notes=notes, n_failures=failures)
     say(f"report: {html}")
+
+
+def _require_place(spec: str) -> None:
+    """Nothing, if a folder or file that `--data` names is there; InputError otherwise."""
+    place = spec if Path(spec).exists() else spec.partition("@")[2] or spec
+    missing = next((part for part in place.split(",") if not Path(part).exists()), None)
+    if missing is not None and ("@" in spec or spec.partition(":")[0] == spec):
+        raise InputError(f"--data {spec}: nothing is at {missing}")
 
 
 def _open(spec: str) -> tuple[FewShotData, Encodings | None]:
