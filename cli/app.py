@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from .._version import __version__
 from ..errors import DistcamError
 from . import (
     demo,
@@ -68,8 +69,6 @@ app.command(name="env", epilog=env.EXAMPLE)(env.env)
 
 def _version(show: bool) -> None:
     if show:
-        from .. import __version__
-
         typer.echo(__version__)
         raise typer.Exit
 
