@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ShapeError
+from ..metrics.distances import METRICS, Metric
 
 __all__ = ["BLOCK_BYTES", "DistanceSource", "FeatureDistances", "MatrixDistances", "Metric", "blocks"]
 
-Metric = Literal["cosine", "l2", "l1", "dot"]
 BLOCK_BYTES = 16 << 20
 """Size of a block of distances; one row is the least."""
 
@@ -75,8 +75,8 @@ class FeatureDistances:
     """
 
     def __init__(self, query: ArrayLike, gallery: ArrayLike, *, metric: Metric = "cosine") -> None:
-        if metric not in get_args(Metric):
-            raise InputError(f"metric must be one of {get_args(Metric)}, got {metric!r}")
+        if metric not in METRICS:
+            raise InputError(f"metric must be one of {METRICS}, got {metric!r}")
         self._query, self._gallery = np.asarray(query), np.asarray(gallery)
         _check_features(self._query, self._gallery)
         self.dtype: np.dtype[Any] = np.result_type(_float_type(self._query), _float_type(self._gallery))

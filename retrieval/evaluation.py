@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ShapeError
-from ..index.search import SearchSpec, Vectors, check_vectors, comparable
+from ..metrics.distances import SearchSpec, Vectors, check_vectors, comparable
 from .measures import QueryMeasures, bootstrap_errors, cluster, measures, normalised_mutual_information
 from .protocols import Protocol
 from .ranks import BLOCK_BYTES, Pairing, Rows, ranks_of_relevant

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import InputError
-from ..index.search import METRICS, Metric
+from ..metrics.distances import METRICS, Metric
 
 __all__ = ["RECALL_AT", "Protocol"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..index.search import Distances, SearchSpec, Vectors, distances_to
+from ..metrics.distances import Distances, SearchSpec, Vectors, distances_to
 
 __all__ = ["BLOCK_BYTES", "Pairing", "ranks_of_relevant"]
 
