@@ -6,7 +6,8 @@ Smaller is nearer: cosine = 1 − cos, l2 unsquared, l1 the sum of |differences|
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from ..errors import InputError, ShapeError
 __all__ = [
     "METRICS",
     "Distances",
+    "Distinct",
     "Metric",
     "SearchSpec",
     "Vectors",
@@ -118,3 +120,40 @@ def distances_to(spec: SearchSpec, query: Vectors, vectors: Vectors) -> Distance
         return distances
     distances = np.vecdot(difference, difference)
     return np.sqrt(distances, out=distances) if spec.metric == "l2" else np.minimum(distances / 2, 2.0)
+
+
+class Distinct(NamedTuple):
+    """The different vectors of a set, in an order that hangs on their numbers alone.
+
+    Attributes:
+        first: a row of the set for each of them.
+        number: for each row of the set, which of them it is.
+    """
+
+    first: npt.NDArray[np.intp]
+    number: npt.NDArray[np.intp]
+
+    @classmethod
+    def of(cls, vectors: npt.NDArray[Any]) -> Distinct:
+        """Those of (n, d) vectors, d at least 1.
+
+        >>> Distinct.of(np.array([[2.0], [0.0], [2.0], [-0.0]])).number.tolist()
+        [1, 0, 1, 0]
+        """
+        vectors = np.ascontiguousarray(vectors)
+        negative_zero = np.iinfo(f"i{vectors.itemsize}").min
+        if any((row.view(f"i{vectors.itemsize}") == negative_zero).any() for row in vectors):
+            vectors = vectors + 0  # −0 is 0
+        order = np.argsort(vectors.view(np.dtype((np.void, vectors.itemsize * vectors.shape[1])))[:, 0], kind="stable")
+        is_new = [True, *((vectors[a] != vectors[b]).any() for a, b in pairwise(order.tolist()))]
+        number = np.empty(len(vectors), np.intp)
+        number[order] = np.cumsum(is_new) - 1
+        return cls(order[is_new], number)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def counts(self) -> npt.NDArray[np.intp]:
+        """How often each is there."""
+        return np.bincount(self.number, minlength=len(self.first))
