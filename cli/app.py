@@ -33,11 +33,12 @@ from . import (
     task_train,
     train,
 )
+from .command import Commands
 from .console import complain, remarks
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
+app = Commands(
     name="distcam",
     help="Image retrieval, few-shot learning and re-identification that explain every match.",
     no_args_is_help=True,

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ..errors import InputError
 from ..remarks import DistcamWarning
+from .command import option_names
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
@@ -49,9 +50,9 @@ def remarks(*, strict: bool = False) -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
         if not issubclass(category, DistcamWarning):
             shown(message, category, *place)
-        elif str(message) not in said:
-            said.add(str(message))
-            note(str(message))
+        elif (text := option_names(str(message))) not in said:
+            said.add(text)
+            note(text)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error" if strict else "always", DistcamWarning)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError
+from ..files import write_text
+from .command import refuse_unused
 from .console import err, load_encoder, print_json, progress_bar, resumable, say
 from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Weights, Workers
 
@@ -84,11 +86,16 @@ def evaluate(
     chosen |= {} if recall_at is None else {"recall_at": _numbers(recall_at)}
     with resumable():
         if _is_encoded(dataset):
-            given = {"encoder": encoder, "weights": weights, "gallery": gallery, "cache": cache, "split": split}
-            if unused := [f"--{name}" for name, value in given.items() if value is not None]:
-                raise InputError(f"{dataset} is encoded already; leave {', '.join(unused)} out")
+            refuse_unused(
+                f"as {dataset} is encoded already", "encoder", "weights", "layer", "gallery", "cache", "split",
+                "protocol", "fit", "image_size", "precision", "batch_size", "workers", "device", "strict",
+            )  # fmt: skip
             result = _evaluate_encoded(dataset, chosen)
         else:
+            if gallery is not None:
+                refuse_unused("with --gallery, which has its own", "precision")
+                if encoder is None:
+                    refuse_unused("by the encoder that --gallery brings", "weights", "layer", "fit", "image_size")
             images = _load(dataset, protocol, split=split, strict=strict)
             searched = None if gallery is None else _open(gallery)
             name = _encoder_of(searched) if searched is not None and encoder is None else encoder
@@ -98,7 +105,7 @@ def evaluate(
             settings = EncodingSettings(batch_size, workers, device, precision, strict)
             result = _evaluate_images(images, loaded, searched, cache=cache, settings=settings, chosen=chosen)
     if out is not None:
-        out.write_text(json.dumps(result.to_dict(per_query=True), indent=2) + "\n", encoding="utf-8")
+        write_text(out, json.dumps(result.to_dict(per_query=True), indent=2) + "\n")
     if as_json:
         print_json(result.to_dict())
     else:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError
+from ..files import replacing
+from .command import refuse_unused
 from .console import err, out, print_json, say
 from .explain_subjects import TARGETS, Asked, Subject, encoder_subject, network_subject
 from .options import AsJson, Fit, ImageSize, Metric
@@ -80,17 +82,20 @@ def explain(
 
     if out_file is not None and out_file.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out writes .png, .jpg, .html or .npz, not {out_file.name}")
+    if out_file is None or out_file.suffix.lower() == ".npz":
+        refuse_unused("where no picture is drawn", "style", "scale", "colours", remedy="add --out OUT.png or OUT.html")
+    if style != "overlay" and colours != "blue-orange":
+        refuse_unused(f"by the style {style}, which draws lines", "colours")
     asked = Asked.parse(target)
     subject: Subject
     if asked.kind in ("class", "segment"):
+        refuse_unused(f"by the target {asked.kind}", "gallery", "metric")
         subject = network_subject(asked, encoder, weights, classes, fit=fit, size=image_size)
-        refused = {"--gallery": gallery, "--metric": metric}
     else:
+        refuse_unused(f"by the target {asked.kind}", "classes")
+        if encoder is None:
+            refuse_unused("by the encoder that a gallery brings", "weights", "fit", "image_size")
         subject = encoder_subject(asked, encoder, weights, gallery, metric, fit=fit, size=image_size)
-        refused = {"--classes": classes}
-    for name, given in refused.items():
-        if given is not None:
-            raise InputError(f"{name} does not belong to the target {asked.kind}")
     methods = _methods(method, "hirescam" if asked.kind in ("class", "segment") else "distcam")
     options = option_values(option or [], methods, defaults=subject.method_options)
     found = [_explained(path, subject, methods, layer, options, measured=faithfulness) for path in images]
@@ -197,22 +202,20 @@ def _write(path: Path, found: Sequence[Explained], *, target: str, look: Look) -
 
     from ..explain import METHODS, grid, sheet, write_page
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     maps = {name: torch.cat([each.maps[name].maps[:, 0] for each in found]) for name in found[0].maps}
-    aside = path.with_name(f".partial.{path.name}")
     if path.suffix.lower() == ".npz":
         arrays = {f"maps_{name}": each.numpy() for name, each in maps.items()}
         first = [next(iter(each.maps.values())) for each in found]
-        np.savez_compressed(
-            aside,
-            allow_pickle=False,
-            images=np.array([str(each.path) for each in found]),
-            targets=np.array([each.target for each in found]),
-            scores=np.array([float(maps.scores[0, 0]) for maps in first]),
-            views=np.array([each.view for each in found]),
-            **arrays,
-        )
-        aside.replace(path)
+        with replacing(path) as aside:
+            np.savez_compressed(
+                aside,
+                allow_pickle=False,
+                images=np.array([str(each.path) for each in found]),
+                targets=np.array([each.target for each in found]),
+                scores=np.array([float(maps.scores[0, 0]) for maps in first]),
+                views=np.array([each.view for each in found]),
+                **arrays,
+            )
         return
     titled = {METHODS[name].title: each for name, each in maps.items()}
     rows = sheet(
@@ -226,8 +229,8 @@ def _write(path: Path, found: Sequence[Explained], *, target: str, look: Look) -
         scores = [f"{each.path.name}: {each.target}, score {each.to_dict()['score']:.4g}" for each in found]
         write_page(path, rows, title=target, notes=scores)
     else:
-        grid(rows, tile_size=224).save(aside)
-        aside.replace(path)
+        with replacing(path) as aside:
+            grid(rows, tile_size=224).save(aside)
 
 
 def _show(found: Sequence[Explained]) -> None:

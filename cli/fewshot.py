@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DistcamError, InputError
+from .command import Commands, refuse_unused
 from .console import err, load_encoder, print_json, progress_bar, say
 from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Weights, Workers
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ..fewshot.support import SupportSensitivity
     from ..index import Encodings
 
-app = typer.Typer(
+app = Commands(
     help="Train few-shot encoders, evaluate classifiers, compare them in pairs, explain their errors.",
     no_args_is_help=True,
 )
@@ -47,6 +48,8 @@ EncoderChoice = Annotated[
     typer.Option(help="A torchvision architecture, `resnet12`, `conv4`, or a CHECKPOINT. Not with a FILE.h5."),
 ]
 Result = Annotated[str, typer.Argument(help="results.h5 if it holds one method, else results.h5:METHOD.")]
+
+EPISODE_OPTIONS = ("n_way", "n_shot", "n_query", "episodes", "seed", "dirichlet")  # how episodes are drawn
 
 
 @dataclass(frozen=True)
@@ -137,10 +140,18 @@ def evaluate(
             classifier_of(name)  # a misspelt name now, not after hours of encoding
     if out_file.exists() and not overwrite:
         raise InputError(f"{out_file}: is there already; choose another --out, or give --overwrite")
+    if not any(map(needs_base_mean, methods)):
+        refuse_unused(f"by {', '.join(methods)}", "base", remedy="it is for simpleshot-cl2n; leave it out")
     opened, encodings = _open(data)
     split = opened[part]
-    if encodings is not None and encoder is not None:
-        raise InputError(f"{data} holds features already; leave --encoder out")
+    if encodings is not None:
+        refuse_unused(
+            f"as {data} holds features already", "encoder", "weights", "layer", "fit", "image_size", "features",
+            "batch_size", "workers", "device",
+        )  # fmt: skip
+    elif encoder is None:
+        raise InputError(f"{data} holds images; say what makes their features: --encoder and --weights")
+    _refuse_unused_episodes(opened, part, episodes_file)
     loaded = None if encoder is None else load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
     source = _Source(loaded, features or out_file.with_suffix(".features"), batch_size, workers, device, overwrite)
     manifest = _manifest(
@@ -221,16 +232,21 @@ def episodes(
     """Show a manifest of episodes, or with --data draw one and write it, for replay on any model."""
     from ..fewshot import EpisodeManifest
 
-    if data is not None:
+    if data is None:
+        refuse_unused(
+            "where a manifest is shown", "part", *EPISODE_OPTIONS, "overwrite", remedy="add --data to draw one"
+        )
+        manifest = EpisodeManifest.load(file)
+    else:
         if file.exists() and not overwrite:
             raise InputError(f"{file}: is there already; choose another file, or give --overwrite")
+        opened = _open(data)[0]
+        _refuse_unused_episodes(opened, part, None)
         manifest = _manifest(
-            _open(data)[0], part, None,
+            opened, part, None,
             n_way=n_way, n_shot=n_shot, n_query=n_query, n_episodes=episodes, seed=seed, dirichlet=dirichlet,
         )  # fmt: skip
         manifest.save(file)
-    else:
-        manifest = EpisodeManifest.load(file)
     if as_json:
         print_json(manifest.describe())
         return
@@ -254,6 +270,10 @@ def report(
     from ..fewshot.report import write_report
     from ..fewshot.results import ResultFile
 
+    if not pictures:
+        refuse_unused("with --no-pictures", "data", "encoder", "weights", "device")
+    if encoder is None:
+        refuse_unused("without --encoder", "weights", remedy="add --encoder")
     file = ResultFile.load(results)
     about = {**file.source, **({"data": data} if data else {})}
     if encoder is not None:
@@ -296,6 +316,14 @@ def _manifest(opened: FewShotData, part: str, file: Path | None, **settings: Any
         return opened.episodes
     split = opened[part]
     return sample_episodes(split.labels, names=split.names, **settings)
+
+
+def _refuse_unused_episodes(opened: FewShotData, part: str, file: Path | None) -> None:
+    """Options of a draw of episodes, where none are drawn."""
+    if file is not None:
+        refuse_unused("with --episodes-file, which is replayed", *EPISODE_OPTIONS)
+    elif opened.episodes is not None and part == "novel":
+        refuse_unused(f"by {opened.name}, which prescribes its episodes", *EPISODE_OPTIONS)
 
 
 def _base_mean(

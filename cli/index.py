@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
+from .command import Commands, refuse_unused
 from .console import err, load_encoder, out, print_json, progress_bar, resumable, say
 from .options import (
     AsJson,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from ..index import Gallery
     from ..index.reports import Skipped
 
-app = typer.Typer(help="Build a gallery, change it, and look after it.", no_args_is_help=True)
+app = Commands(help="Build a gallery, change it, and look after it.", no_args_is_help=True)
 
 
 @app.command(
@@ -83,6 +84,8 @@ def build(
     from ..index import Gallery
 
     options = _engine(engine, ray_address, ray_workers)
+    if masks is None:
+        refuse_unused("without --masks", "mask_class", remedy="add --masks FOLDER")
     with resumable(), progress_bar("building") as progress:
         loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
         gallery = Gallery.build(
@@ -237,6 +240,10 @@ def calibrate(
     """Choose from which distance on nothing is a match, and store it with its error rates in the gallery."""
     from ..index import Gallery
 
+    if queries is None:
+        refuse_unused("by the gallery's own images", "labels", "encoder", "device", remedy="add --queries IMAGES")
+    else:
+        refuse_unused("with --queries, which all ask", "seed")
     opened = Gallery.open(gallery)
     options: dict[str, Any] = {"false_alarm_rate": false_alarms, "exclude_same": exclude_same, "seed": seed}
     if queries is not None:
@@ -271,8 +278,7 @@ def _engine(name: str, address: str | None, workers: int | None) -> dict[str, An
         from ..index.ray_engine import RayEngine
 
         return {"engine": RayEngine(address, workers)}
-    if address is not None or workers is not None:
-        raise InputError("--ray-address and --ray-workers belong to --engine ray; add it")
+    refuse_unused("by the local engine", "ray_address", "ray_workers", remedy="add --engine ray")
     return {}
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from .command import refuse_unused
 from .console import err, print_json, progress_bar, resumable, say
 from .options import AsJson, Device, GalleryPath, Metric
 
@@ -44,6 +45,10 @@ def import_(
     """Make a gallery of vectors that another tool made."""
     from ..index.interop_import import import_gallery
 
+    if encoder is None:
+        refuse_unused("where nothing is encoded", "device", remedy="add --encoder CHECKPOINT")
+    else:
+        refuse_unused("where --encoder says what made the vectors", "name")
     with resumable("the same command starts the import anew"), progress_bar("importing") as progress:
         gallery = import_gallery(
             source,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DistcamError, InputError
+from .command import refuse_unused
 from .console import complain, err, print_json, progress_bar, resumable, say
 from .index import note_what_is_due
 from .options import AsJson, BatchSize, Device, GalleryPath, Labels, Strict, Workers
@@ -67,6 +68,14 @@ def sync(
 
     if watch and dry_run:
         raise InputError("--watch does things and --dry-run does not; leave one out")
+    if not watch:
+        refuse_unused("without --watch", "every", "settle", remedy="add --watch")
+    if keep_missing:
+        refuse_unused("with --keep-missing, as no image leaves", "max_vanishing", "force")
+    if force:
+        refuse_unused("with --force, which lets any number leave", "max_vanishing")
+    if dry_run:
+        refuse_unused("with --dry-run, which encodes nothing", "encoder", "batch_size", "workers", "device", "strict")
     opened = Gallery.open(gallery, root=root)
     options: dict[str, Any] = {
         "labels": labels,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import InputError
+from ..files import write_text
+from .command import refuse_unused
 from .console import load_encoder, print_json, progress_bar, say
 from .options import AsJson, BatchSize, Device, EncoderName, Fit, Images, ImageSize, Layer, Metric, Weights
 from .places import read_mask
@@ -85,6 +88,8 @@ def localize(
 
     if out_file is not None and out_file.suffix.lower() not in (".csv", ".json", ".md"):
         raise InputError(f"--out writes FILE.csv, FILE.json or FILE.md, not {out_file.name}")
+    if not (boxes / "bounding_boxes.txt").is_file():
+        refuse_unused("by boxes that are not CUB's", "split")
     synsets = labels if labels is not None and labels.lower().endswith(".txt") else None
     listing = list_images(images, labels=labels if synsets is None else None)
     boxed = boxed_images(
@@ -141,21 +146,20 @@ def _mask_reader(folder: Path, images: BoxedImages) -> Callable[[BoxedImage], ND
 
 
 def _write(table: LocalisationTable, path: Path) -> None:
-    """The table as CSV (a line for each method), JSON, or Markdown; written aside, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".partial.{path.name}")
+    """The table as CSV (a line for each method), JSON, or Markdown."""
     content = table.to_dict()
     if path.suffix.lower() == ".md":
-        aside.write_text(f"{table.table()}\n", encoding="utf-8")
+        text = f"{table.table()}\n"
     elif path.suffix.lower() == ".json":
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2) + "\n"
     else:
         rows = [_flat(row) for row in content["rows"]]
-        with aside.open("w", encoding="utf-8", newline="") as lines:
-            writer = csv.DictWriter(lines, list(dict.fromkeys(key for row in rows for key in row)))
-            writer.writeheader()
-            writer.writerows(rows)
-    aside.replace(path)
+        lines = StringIO()
+        writer = csv.DictWriter(lines, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+        text = lines.getvalue()
+    write_text(path, text)
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

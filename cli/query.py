@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError
+from .command import refuse_unused
 from .console import err, out, print_json, say
 from .options import AsJson, Device
 from .places import read_box, read_mask, read_point
@@ -97,17 +98,7 @@ def query(
         raise InputError("expected query images, or --id for images of the gallery; give one of both")
     if ids and mask is not None and mask.is_dir():
         raise InputError("--id asks with images of the gallery; give them one --mask FILE, not a folder")
-    is_plain = (against, versus, weighting, space, point) == ("match", None, "dist", "metric", None)
-    is_plain = is_plain and (style, scale, colours) == ("overlay", "each", None)
-    if explain is None and not is_plain:
-        raise InputError(
-            "--against, --versus, --weighting, --space, --point, --style, --scale and --colours say how to explain; "
-            "add --explain OUT.html or a folder"
-        )
-    if explain is not None and explain.suffix.lower() not in ("", ".html"):
-        raise InputError(f"--explain writes OUT.html or a folder, not {explain.name}")
-    if explain is not None and explain.suffix and (point, style, scale, colours) != (None, "overlay", "each", None):
-        raise InputError("--point, --style, --scale and --colours are for pictures; give --explain a folder")
+    _refuse_unused(ids, region, mask, explain, style=style, colours=colours)
     opened = Gallery.open(gallery, root=root)
     if not opened.manifest.complete:
         err.print("note: the build of this gallery is not finished; only what is encoded so far is searched")
@@ -139,6 +130,38 @@ def query(
         say(f"explanations: {written}")
 
 
+def _refuse_unused(
+    ids: list[int] | None,
+    region: str | None,
+    mask: Path | None,
+    explain: Path | None,
+    *,
+    style: str,
+    colours: str | None,
+) -> None:
+    """Options that say how to explain without an explanation, how to draw without pictures, and the like."""
+    if explain is None:
+        refuse_unused(
+            "without --explain", "against", "versus", "weighting", "space", "point", "style", "scale", "colours",
+            remedy="add --explain OUT.html or a folder",
+        )  # fmt: skip
+        if not ids or (region is None and mask is None):
+            refuse_unused("where no picture of the gallery is opened", "root", remedy="add --explain, or leave it out")
+        if ids and region is None and mask is None:
+            refuse_unused("where nothing is encoded: the gallery keeps the vectors of its images", "device")
+    elif explain.suffix.lower() not in ("", ".html"):
+        raise InputError(f"--explain writes OUT.html or a folder, not {explain.name}")
+    elif explain.suffix:
+        refuse_unused(
+            "by the report, which has its own switches", "point", "style", "scale", "colours",
+            remedy="give --explain a folder",
+        )  # fmt: skip
+    if style != "overlay" and colours != "blue-orange":
+        refuse_unused(f"by the style {style}, which draws lines", "colours")
+    if mask is None:
+        refuse_unused("without --mask", "mask_class", remedy="add --mask FILE or FOLDER")
+
+
 def _area(
     images: list[Path], region: str | None, mask: Path | None, mask_class: int | None
 ) -> Region | list[Region] | None:
@@ -146,8 +169,6 @@ def _area(
     from ..retrieval.masking import region_of_file
 
     if mask is None:
-        if mask_class is not None:
-            raise InputError("--mask-class says what a mask marks; add --mask FILE or FOLDER")
         return None if region is None else _region(region)
     if region is not None:
         raise InputError("--region and --mask both say which part to search for; give one of them")

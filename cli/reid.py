@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError
+from ..files import write_text
+from .command import Commands, refuse_unused
 from .console import load_encoder, print_json, progress_bar, say
 from .options import AsJson, BatchSize, Device, EncoderName, FitName, Layer, Metric, Weights, Workers
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from ..reid.features import Features
     from ..reid.records import ReidData
 
-app = typer.Typer(
+app = Commands(
     help="Re-identification: audit, synthetic walkers, training, evaluation, and why two pictures match.",
     no_args_is_help=True,
 )
@@ -61,6 +63,8 @@ def audit(
     """Check a data set before computing anything from it: counts, cameras, leaks, duplicates, unreadable files."""
     from ..reid.auditing import audit as look
 
+    if quick:
+        refuse_unused("with --quick, which opens no image", "near")
     with progress_bar("opening images") as progress:
         found = look(
             _read(data, format_name, option),
@@ -168,8 +172,10 @@ def evaluate(
     read = _read(data, format_name, option)
     rule = changed_protocol(read.protocol, protocol)
     if features is not None:
-        if flip or weights is not None:
-            raise InputError("--features brings vectors that exist already; leave --weights and --flip out")
+        refuse_unused(
+            "with --features, which brings vectors", "encoder", "weights", "layer", "image_size", "fit", "flip",
+            "batch_size", "workers", *([] if rerank else ["device"]),
+        )  # fmt: skip
         from ..reid.features import read_features
 
         vectors = read_features(features, read)
@@ -259,10 +265,7 @@ def _save(out: Path, features: Features, results: dict[str, Any]) -> None:
         return
     import json
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.partial")
-    aside.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    aside.replace(out)
+    write_text(out, json.dumps(results, indent=1) + "\n")
 
 
 def _expansion(text: str | None) -> tuple[int, float] | None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import InputError
+from ..files import replacing
+from .command import refuse_unused
 from .console import print_json, say
 from .options import AsJson, Device, EncoderName, Layer, Weights
 from .reid import CropFit, CropSize, crop_encoder
@@ -15,7 +17,7 @@ from .reid import CropFit, CropSize, crop_encoder
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..reid.pairs import Part
+    from ..reid.pairs import PairExplanation, Part
 
 EXAMPLE = (
     "Example: `distcam reid explain probe.jpg match.jpg --different other.jpg --encoder reid.safetensors --out why.png`"
@@ -47,10 +49,12 @@ def explain(
 ) -> None:
     """Divide the similarity of two pictures among their places and body parts, and draw Dist-CAM on both."""
     from ..encoders import Inference
-    from ..reid.pairs import BODY_PARTS, explain_pair, pairs_panel
+    from ..reid.pairs import BODY_PARTS, explain_pair
 
     if out_path is not None and out_path.suffix.lower() not in (".png", ".jpg", ".npz"):
         raise InputError(f"--out writes OUT.png, OUT.jpg or OUT.npz, not {out_path.name}")
+    if out_path is None:
+        refuse_unused("where no map is written", "weighting", remedy="add --out OUT.png")
     wanted = BODY_PARTS if parts is None else stripes(parts)
     inference = Inference(crop_encoder(encoder, weights, layer, image_size, fit), device=device)
     others = {f"different: {path.name}": path for path in different or ()}
@@ -58,15 +62,8 @@ def explain(
     pairs = {
         title: explain_pair(inference, probe, file, parts=wanted, weighting=weighting) for title, file in files.items()
     }
-    if out_path is not None and out_path.suffix.lower() == ".npz":
-        import numpy as np
-
-        arrays = {
-            f"{number}/{name}": maps for number, p in enumerate(pairs.values()) for name, maps in p.to_arrays().items()
-        }
-        np.savez_compressed(out_path, allow_pickle=False, **arrays)
-    elif out_path is not None:
-        pairs_panel(pairs).save(out_path)
+    if out_path is not None:
+        _write(out_path, pairs)
     if as_json:
         print_json([{"title": title, "match": str(files[title]), **pair.to_dict()} for title, pair in pairs.items()])
         return
@@ -74,6 +71,22 @@ def explain(
         say(f"{title}\n{pair.table()}\n")
     if out_path is not None:
         say(f"explanation: {out_path}")
+
+
+def _write(path: Path, pairs: Mapping[str, PairExplanation]) -> None:
+    """A panel, or the raw maps as arrays."""
+    with replacing(path) as aside:
+        if path.suffix.lower() != ".npz":
+            from ..reid.pairs import pairs_panel
+
+            pairs_panel(pairs).save(aside)
+            return
+        import numpy as np
+
+        arrays = {
+            f"{number}/{name}": maps for number, p in enumerate(pairs.values()) for name, maps in p.to_arrays().items()
+        }
+        np.savez_compressed(aside, allow_pickle=False, **arrays)
 
 
 def stripes(text: str) -> Mapping[str, Part]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import InputError
+from ..files import replacing
+from .command import Commands, refuse_unused
 from .console import out, print_json, progress_bar, say
 from .options import AsJson
 from .segment_inputs import Layout, inference_settings, is_model, mask_pairs, open_data, open_model
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from ..segmentation.sources import ClassMapSource
     from ..training.runs import RunResult
 
-app = typer.Typer(help="Weakly supervised segmentation: masks from the classes that a picture shows.")
+app = Commands(help="Weakly supervised segmentation: masks from the classes that a picture shows.")
 
 TRAIN_EXAMPLE = (
     "Example: `distcam segment train recipes/segment_cues.toml --variant gain_losses,truth --seeds 0,1,2`, or "
@@ -32,7 +34,7 @@ TRAIN_EXAMPLE = (
 )
 INFER_EXAMPLE = (
     "Example: `distcam segment infer runs/cpn/prcm/seed-0 photos --out masks --labels photos.csv --background 0.3 "
-    "--refine walk --show`"
+    "--refine crf --show`"
 )
 EVALUATE_EXAMPLE = (
     "Example: `distcam segment evaluate masks/SegmentationClass truth --names names.txt`, or "
@@ -151,22 +153,31 @@ def infer(
     from ..training.environment import choose_device
 
     loaded = open_model(model)
+    if isinstance(loaded, Segmenter):
+        refuse_unused(
+            "by a segmentation network, which knows the classes and the background itself",
+            "labels", "background", "refine", "refined",
+        )  # fmt: skip
+    elif refined and not getattr(loaded, "is_refined", False):
+        refuse_unused("by a model without refined maps", "refined")
     settings = inference_settings(scales, flip, base=base, refined=refined, is_network=isinstance(loaded, Segmenter))
     data = open_data(
         images, layout=layout, split=split, masks=masks, names=names, labels=labels, class_names=loaded.class_names
     )
+    if not data.has_background and refine == "none":
+        refuse_unused("by data without a background", "background")
+    if refine == "walk":
+        refuse_unused("by a random walk, which has cues of the background", "background")
     require_classes(loaded.class_names, data)
     where = choose_device(device)
     seen_by(loaded, where)
+    of_maps = {"labels": labels, "background": background, "refine": refine, "refined": refined}
     note = {
         "model": str(model.absolute()),
-        "labels": labels,
-        "background": background,
-        "refine": refine,
         "scales": list(settings.scales),
         "flip": settings.flip,
         "base": base,
-        "refined": refined,
+        **({} if isinstance(loaded, Segmenter) else of_maps),
     }
     written = VocFolder(folder, data.class_names, settings=note)
     if isinstance(loaded, Segmenter):
@@ -244,8 +255,10 @@ def evaluate(
             as_json=as_json,
         )
         return
-    if curve or background is not None:
-        raise InputError("--curve and --background are for models; masks have their background already")
+    refuse_unused(
+        "where masks are compared with masks", "curve", "background", "labels", "scales", "flip", "base", "refined",
+        "device",
+    )  # fmt: skip
     from ..segmentation.measures import evaluate_masks
 
     pairs, mask_names = mask_pairs(found, truth, layout=layout, split=split, masks=masks, names=names)
@@ -307,14 +320,19 @@ def _evaluate_model(
     from ..training.environment import choose_device
 
     model, where = open_model(path), choose_device(device)
+    if isinstance(model, Segmenter):
+        refuse_unused(
+            "by a segmentation network, which knows the classes and the background itself",
+            "curve", "background", "labels", "refined",
+        )  # fmt: skip
+    elif refined and not getattr(model, "is_refined", False):
+        refuse_unused("by a model without refined maps", "refined")
     seen_by(model, where)
     if not any(data.has_mask(i) for i in range(len(data))):
         raise InputError("none of the pictures has a mask to compare with; give --masks FOLDER, or another --split")
     settings = inference_settings(scales, flip, base=base, refined=refined, is_network=isinstance(model, Segmenter))
     with progress_bar("pictures") as progress:
         if isinstance(model, Segmenter):
-            if show_curve or background is not None:
-                raise InputError("a segmentation network knows the background; leave --curve and --background out")
             score = score_segmenter(model, data, settings=settings, progress=progress)
             content: dict[str, Any] = score.to_dict()
             text = score.table()
@@ -322,6 +340,7 @@ def _evaluate_model(
             scored = score_images(model, data, labels=labels, settings=settings, device=where, progress=progress)
             pairs = ((truth, scores) for i, scores in scored if (truth := data.mask(i)) is not None)
             if not data.has_background:
+                refuse_unused("by data without a background", "background", "curve")
                 background = 0.0
             found = background_curve(pairs, data.mask_names, betas=BETAS if background is None else [background])
             content = found.to_dict() if show_curve else found.best_score.to_dict() | {"beta": found.best_beta}
@@ -344,5 +363,5 @@ def _show(data: MaskedImages, i: int, written: Any) -> None:
 
     target = written.folder / "overlays" / f"{data.names[i]}.jpg"
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        overlay_mask(data.image(i), written.read(data.names[i])).save(target, quality=88)
+        with replacing(target) as aside:
+            overlay_mask(data.image(i), written.read(data.names[i])).save(aside, quality=88)

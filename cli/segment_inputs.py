@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import InputError
+from .command import refuse_unused
 
 if TYPE_CHECKING:
     from ..segmentation.data import Mask, MaskedImages
@@ -80,6 +81,12 @@ def open_data(
     from ..segmentation.data import VOC_CLASSES, MaskedImages, read_names
 
     layout = _layout_of(source) if layout == "auto" else layout
+    if layout != "folder":
+        refuse_unused(f"by the layout {layout}, which has its own", "masks")
+        if labels not in ("known", "predicted", "all"):
+            raise InputError(f"the layout {layout} says itself which classes a picture shows; leave --labels FILE out")
+    if layout in ("scenes", "camvid"):
+        refuse_unused(f"by the layout {layout}, which has its own", "names")
     own = None if names is None else read_names(names)
     if layout == "scenes":
         from ..images.scenes import SceneSet
@@ -91,8 +98,7 @@ def open_data(
         return MaskedImages.from_camvid(source, split or "val")
     if layout == "table":
         return MaskedImages.from_table(source, own or class_names, split=split)
-    if split is not None:
-        raise InputError("a folder of pictures has no --split; name the folder of the split, or --layout")
+    refuse_unused("by a folder of pictures", "split", remedy="name the folder of the split, or --layout")
     table = None if labels in ("known", "predicted", "all") else labels
     return MaskedImages.from_folder(source, masks, own or class_names or VOC_CLASSES, labels=table)
 
@@ -119,6 +125,7 @@ def mask_pairs(
                     yield true, other
 
         return of_data(), data.mask_names
+    refuse_unused("by a folder of masks", "split", remedy="name the folder of the split, or --layout")
     listed = names or next((p for p in (found.parent / "classes.txt", found / "classes.txt") if p.is_file()), None)
     class_names = VOC_CLASSES if listed is None else read_names(listed)
     root = Path(truth) / "SegmentationClass" if (Path(truth) / "SegmentationClass").is_dir() else Path(truth)

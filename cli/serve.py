@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError, MissingExtraError
+from .command import refuse_unused
 from .console import err, say
 from .options import Device, GalleryPath
 
@@ -55,8 +56,8 @@ def serve(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Search, explain and look around in a gallery with a browser, or over REST (`/api/v1/openapi.json`)."""
-    if not writable and (token_file is not None or uploads is not None):
-        raise InputError("--token-file and --uploads are for a server that is --writable")
+    if not writable:
+        refuse_unused("by a server that only reads", "token_file", "uploads", remedy="add --writable")
     from ..retrieval.unknown import UnknownInference
 
     try:

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from ..errors import InputError
+from .command import refuse_unused
 from .console import err, out, print_json, progress_bar, say
 from .options import AsJson
 
@@ -48,6 +49,7 @@ def train(
     chosen = chosen_variants(variant, file.variants)
     every_change = [*(changes or []), *([f'run.device="{device}"'] if device else [])]
     if dry_run:
+        refuse_unused("with --dry-run, which trains nothing", "out_path", "seeds", "resume", "cache")
         resolved = {name or "": file.recipe(variant=name, changes=every_change).to_dict() for name in chosen}
         print_json(resolved if variant else resolved[""])
         return
@@ -55,12 +57,14 @@ def train(
     from ..training.runs import run_variants
 
     folder = out_path or Path("runs") / recipe.stem
-    own_seed = file.recipe(variant=chosen[0], changes=every_change).run.seed
+    first = file.recipe(variant=chosen[0], changes=every_change)
+    if first.data.scenes is None:
+        refuse_unused("by a recipe that draws no scenes", "cache")
     with resumable_runs(folder):
         comparison = run_variants(
             file,
             variants=chosen,
-            seeds=chosen_seeds(seeds) if seeds else [own_seed],
+            seeds=chosen_seeds(seeds) if seeds else [first.run.seed],
             changes=every_change,
             folder=folder,
             cache=cache,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .._version import __version__
 from ..errors import InputError, WeightsError
+from ..files import replacing
 
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
@@ -43,20 +44,19 @@ def write_checkpoint(path: str | os.PathLike[str], config: Mapping[str, Any], te
         raise InputError(f"a checkpoint keeps options and metadata as JSON, which these are not: {error}") from error
     # A copy per tensor: safetensors refuses tensors that share memory, as tied weights do.
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if not path.parent.is_dir():
+        raise WeightsError(f"{path}: cannot be written (there is no folder {path.parent})")
     try:
-        aside.unlink(missing_ok=True)
-        aside.touch()
-        mode = stat.S_IMODE(aside.stat().st_mode)  # what the umask leaves of 0666
-        save_file(own, aside, metadata=header)
-        aside.chmod(mode)  # safetensors has put a file there that only its owner may read
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
+        with replacing(path) as aside:
+            aside.touch()
+            mode = stat.S_IMODE(aside.stat().st_mode)  # what the umask leaves of 0666
+            save_file(own, aside, metadata=header)
+            aside.chmod(mode)  # safetensors has put a file there that only its owner may read
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: cannot be written ({error})") from error
-    finally:
-        aside.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise WeightsError(f"{path}: cannot be written ({reason})") from error
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

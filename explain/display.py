@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError, ShapeError
+from ..files import write_text
 from ..images.geometry import Box
 from .boxes import box_from_map
 from .colours import Colours
@@ -162,11 +163,7 @@ def write_page(
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{body}</body></html>"
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(page, encoding="utf-8")
-    return aside.replace(path)
+    return write_text(path, page)
 
 
 STYLE = (

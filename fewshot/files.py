@@ -10,6 +10,7 @@ from typing import TypeVar
 import h5py
 
 from ..errors import InputError
+from ..files import replacing
 
 __all__ = ["read_hdf5", "write_aside"]
 
@@ -19,15 +20,10 @@ T = TypeVar("T")
 def write_aside(path: str | os.PathLike[str], write: Callable[[h5py.File], None]) -> None:
     """Let `write` fill an HDF5 file under another name, then rename it: no reader ever sees half of it."""
     final = Path(path)
-    aside = final.with_name(f".{final.name}.{os.getpid()}.partial")
-    try:
-        with h5py.File(aside, "w") as file:
-            write(file)
-        aside.replace(final)
-    except FileNotFoundError as error:
-        raise InputError(f"{final.parent} is not a folder; create it first") from error
-    finally:
-        aside.unlink(missing_ok=True)
+    if not final.parent.is_dir():
+        raise InputError(f"{final.parent} is not a folder; create it first")
+    with replacing(final) as aside, h5py.File(aside, "w") as file:
+        write(file)
 
 
 def read_hdf5(path: str | os.PathLike[str], what: str, read: Callable[[h5py.File], T]) -> T:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..explain import fold, to_data_uri
 from ..explain.colours import colour_table
+from ..files import write_text
 from .answers import answers_of
 from .classifiers import Classifier
 from .evaluation import EpisodeResult
@@ -187,12 +188,7 @@ def write_report(
     template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     # "</script>" in a file name must not end the data block.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(template.replace("__DATA__", text), encoding="utf-8", errors="backslashreplace")
-    aside.replace(path)
-    return path
+    return write_text(path, template.replace("__DATA__", text))
 
 
 def _setting(results: ResultFile) -> list[str]:

@@ -47,11 +47,15 @@ def open_source(
         label_column: the column with the classes; by default `label`.
 
     Raises:
-        InputError: it is none of these, or its parts do not fit together.
+        InputError: it is none of these, its parts do not fit together, or an argument is not used by its kind.
     """
     if not place.exists():
         raise InputError(f"nothing is at {place}")
     chosen = _kind_of(place) if kind == "auto" else kind
+    if embeddings is not None and chosen != "oml":
+        raise InputError(f"{place}: `embeddings` belongs to a table; {chosen} brings its own")
+    if label_column is not None and chosen == "hloc":
+        raise InputError(f"{place}: `label_column` is not used, as hloc keeps no classes")
     if chosen == "clip-retrieval":
         return open_clip_retrieval(place, root=root, label_column=label_column)
     if chosen == "hloc":

@@ -90,6 +90,8 @@ def import_gallery(
         root=None if root is None else Path(root),
         label_column=label_column,
     )
+    if name is not None and found.about:
+        raise InputError(f"{source} says itself what made its vectors; leave `name` out")
     chosen = metric or found.about.get("metric", "cosine")
     if chosen not in METRICS:
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {chosen!r}")

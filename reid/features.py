@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..files import replacing
 from .records import ReidData, ReidImage
 
 if TYPE_CHECKING:  # encoding imports torch, which everything else here does without
@@ -128,16 +129,13 @@ def write_features(
 ) -> Path:
     """An HDF5 file with the vectors, their images, and if given what an evaluation of them found."""
     target = Path(file)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.partial")
-    with h5py.File(aside, "w") as stream:
+    with replacing(target) as aside, h5py.File(aside, "w") as stream:
         stream.attrs["format"], stream.attrs["version"] = FORMAT, VERSION
         stream.attrs["about"] = json.dumps(dict(features.about))
         stream["features"] = features.vectors
         stream.create_dataset("paths", data=list(features.paths), dtype=h5py.string_dtype())
         if results is not None:
             stream.create_dataset("results", data=json.dumps(results), dtype=h5py.string_dtype())
-    aside.replace(target)
     return target
 
 

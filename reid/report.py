@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..errors import ImageError
 from ..explain.rendering import to_data_uri
+from ..files import write_text
 from ..images import read_image
 from .assessment import Assessment
 from .charts import camera_table, curve, histogram
@@ -89,12 +90,7 @@ def write_report(
         + "\n".join(body)
         + "</main></body></html>\n"
     )
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.partial")
-    aside.write_text(page, encoding="utf-8", errors="backslashreplace")
-    aside.replace(target)
-    return target
+    return write_text(path, page)
 
 
 def _list(lines: Sequence[str]) -> str:

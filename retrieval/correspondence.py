@@ -17,6 +17,7 @@ from ..explain.display import Look, map_tiles
 from ..explain.maps import rectify
 from ..explain.panels import Tile, grid
 from ..explain.rendering import draw_points
+from ..files import replacing
 from ..images import Box, read_image
 from .matches import Match, Matches
 
@@ -118,19 +119,18 @@ class PictureCorrespondence:
         kind = path.suffix.lower()
         if kind not in (".png", ".jpg", ".jpeg", ".npz"):
             raise InputError(f"{path.name}: a correspondence is saved as .png, .jpg or .npz")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".partial.{path.name}")
-        if kind == ".npz":
-            np.savez_compressed(
-                aside,
-                shares=self.parts.shares.numpy(),
-                total=np.array(self.parts.total),
-                query_view=np.array(self.query_view),
-                match_view=np.array(self.match_view),
-            )
-        else:
-            self.show(point).save(aside)
-        return aside.replace(path)
+        with replacing(path) as aside:
+            if kind == ".npz":
+                np.savez_compressed(
+                    aside,
+                    shares=self.parts.shares.numpy(),
+                    total=np.array(self.parts.total),
+                    query_view=np.array(self.query_view),
+                    match_view=np.array(self.match_view),
+                )
+            else:
+                self.show(point).save(aside)
+        return path
 
     @property
     def _title(self) -> str:

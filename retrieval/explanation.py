@@ -18,6 +18,7 @@ from ..explain import Weighting, contrast, dist_cam, fold, match_sensitivity
 from ..explain.inputs import NEEDS_MEAN
 from ..explain.regions import region_mask
 from ..explain.rendering import contour, draw_box
+from ..files import replacing
 from ..images import Box, read_image
 from .masking import gallery_weights
 from .matches import Match, Matches
@@ -161,17 +162,16 @@ class Explanation:
         from .report import write_report
 
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() == ".html":
             return write_report(path, [self])
-        aside = path.with_name(f".partial.{path.name}")
-        if path.suffix.lower() in {".png", ".jpg", ".jpeg"}:
-            self.show(look).save(aside)
-        elif path.suffix.lower() == ".npz":
-            np.savez_compressed(aside, allow_pickle=False, **self.to_arrays())
-        else:
+        if path.suffix.lower() not in {".png", ".jpg", ".jpeg", ".npz"}:
             raise InputError(f"{path.name}: an explanation is saved as .png, .jpg, .npz or .html")
-        return aside.replace(path)
+        with replacing(path) as aside:
+            if path.suffix.lower() == ".npz":
+                np.savez_compressed(aside, allow_pickle=False, **self.to_arrays())
+            else:
+                self.show(look).save(aside)
+        return path
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """Raw maps, reference names and the views as plain arrays."""

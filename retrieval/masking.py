@@ -24,6 +24,7 @@ from ..encoders import Encoder, Encoding, Inference
 from ..encoders.regions import MaskPooling, pooled_under, weights_of
 from ..errors import ImageError, InputError, ShapeError
 from ..explain import is_constant, normalise, rectify, upsample
+from ..files import replacing
 from ..images import Transform, read_image
 from ..images.masks import MaskFolder, read_mask
 from ..index.ingest import MASK_COLUMN, NO_MASK
@@ -91,10 +92,9 @@ def write_mask(mask: Bool[NDArray[Any], "height width"], file: Path) -> Path:
     """The mask as a PNG of one bit per pixel; written aside, then renamed."""
     if mask.ndim != 2 or mask.dtype != np.bool_:
         raise ShapeError(f"a mask is a boolean array (rows, columns); got {mask.dtype} {mask.shape}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".partial.{file.name}")
-    Image.fromarray(mask).save(aside, format="PNG")
-    return aside.replace(file)
+    with replacing(file) as aside:
+        Image.fromarray(mask).save(aside, format="PNG")
+    return file
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from ..explain.display import Look, map_tiles, scaled
 from ..explain.inputs import NEEDS_MEAN
 from ..explain.panels import Tile, panel
 from ..explain.rendering import to_data_uri
+from ..files import write_text
 from ..images import Box
 
 if TYPE_CHECKING:
@@ -73,12 +74,7 @@ def write_report(
     template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     # "</script>" in a file name must not end the data block.
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(template.replace("__DATA__", text), encoding="utf-8")
-    aside.replace(path)
-    return path
+    return write_text(path, template.replace("__DATA__", text))
 
 
 def panel_of(explanation: Explanation, look: Look | None = None) -> Image:

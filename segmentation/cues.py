@@ -50,6 +50,11 @@ class CueSettings:
         if self.background == "low" and self.low > self.foreground:
             raise InputError(f"low = {self.low} lies above foreground = {self.foreground}; pixels would be both")
 
+    def unused(self) -> dict[str, str]:
+        """Keys that this source of the background's cues does not use."""
+        kinds = {"low": "low", "share": "saliency"}
+        return {key: f"background {self.background!r}" for key, kind in kinds.items() if kind != self.background}
+
 
 def make_cues(
     scores: Float[np.ndarray, "c h w"],

@@ -103,6 +103,13 @@ class DataSettings:
         if self.images and not (self.masks and self.names):
             raise InputError("images come with masks and names")
 
+    def unused(self) -> dict[str, str]:
+        """Keys that this kind of data does not use."""
+        [kind] = [name for name in ("scenes", "voc", "camvid", "table", "images") if getattr(self, name)]
+        takers = {"masks": ("images",), "names": ("table", "images"), "train": ("voc", "camvid", "table", "images")}
+        takers["test"] = takers["train"]
+        return {key: kind for key, by in takers.items() if kind not in by}
+
     def load(self, split: Literal["train", "test"], *, folder: Path, cache: Path) -> MaskedImages:
         """The pictures of a split.
 

@@ -79,7 +79,7 @@ def test_errors_are_one_line(photos, encodings, small_gallery, tmp_path, monkeyp
     assert "conv4 needs --weights" in error(photos, "--encoder", "conv4")
     assert "nothing is there" in error(tmp_path / "none", *ENCODER)
     assert "no CUB-200-2011; expected images.txt and" in error(photos, *ENCODER, "--protocol", "cub")
-    assert "is encoded already; leave --encoder, --weights out" in error(encodings, *ENCODER[:4])
+    assert "--encoder, --weights are not used as" in error(encodings, *ENCODER[:4])
     assert "numbers separated by commas" in error(encodings, "--recall-at", "1;5")
     assert "there is no such folder" in error(encodings, "--out", tmp_path / "no" / "results.json")
     assert "leave --encoder out to use the gallery's own" in error(

@@ -258,7 +258,7 @@ def test_a_query_for_a_region_with_a_contrast_and_a_point(gallery, photos, tmp_p
         ([*CLASSIFIER, "--target", "class:5", "--option", "window=3"], "takes 'window'; they take relu"),
         ([*CLASSIFIER, "--target", "class:5", "--option", "window"], "should be name=value"),
         ([*CLASSIFIER, "--target", "class:5", "--out", "x.pdf"], "--out writes .png, .jpg, .html or .npz, not x.pdf"),
-        ([*CLASSIFIER, "--target", "class:5", "--metric", "l2"], "--metric does not belong to the target class"),
+        ([*CLASSIFIER, "--target", "class:5", "--metric", "l2"], "--metric is not used by the target class"),
         ([*CLASSIFIER, "--target", "segment:5"], "needs a torchvision segmenter, and resnet18 is none"),
         (["--encoder", "resnet18", "--target", "class:5"], "--target class needs --encoder NAME and --weights"),
         ([*SEGMENTER, "--target", "segment:"], "needs a value"),

@@ -147,7 +147,6 @@ def test_report_goes_on_without_its_images_and_says_so(work, tmp_path) -> None:
         (["--method", ","], "names no method"),
         (["--part", "val"], "has no part 'val'; it has base, novel"),
         (["--data", "cub@."], "a bare CUB"),
-        (["--episodes-file", "nowhere.h5"], "nowhere.h5"),
     ],
 )
 def test_options_that_cannot_be_met_end_in_one_line(work, monkeypatch, capsys, changes, message) -> None:
@@ -166,7 +165,19 @@ def test_options_that_cannot_be_met_end_in_one_line(work, monkeypatch, capsys, c
 def test_existing_results_and_different_manifests_are_refused(work, monkeypatch, capsys) -> None:
     data = (work / "data.txt").read_text()
     assert "is there already" in fails(monkeypatch, capsys, "evaluate", "--data", data, "--out", work / "r.h5")
-    assert "say what makes the features" in fails(
+    assert "nowhere.h5" in fails(
+        monkeypatch,
+        capsys,
+        "evaluate",
+        *ENCODER,
+        "--data",
+        data,
+        "--out",
+        work / "bad.h5",
+        "--episodes-file",
+        "nowhere.h5",
+    )
+    assert "say what makes their features" in fails(
         monkeypatch, capsys, "evaluate", "--data", data, *SMALL, "--out", work / "bad.h5")  # fmt: skip
     features = work / "r.features" / "novel.h5"
     fewshot("evaluate", "--data", features, *SMALL, "--seed", 9, "--out", work / "seed9.h5")

@@ -158,7 +158,7 @@ def test_errors_are_one_line(walkers: Path, features: Path, tmp_path: Path, monk
     assert "expected a whole number" in says(*given, "--aqe", "x")
     assert "writes FILE.json or FILE.h5" in says(*given, "--out", "r.txt")
     assert "HEIGHTxWIDTH" in says("evaluate", walkers, *ENCODER[:4], "--image-size", "1x2x3")
-    assert "leave --weights and --flip out" in says(*given, "--flip")
+    assert "--flip is not used with --features" in says(*given, "--flip")
     assert "NAME=VALUE" in says("audit", walkers, "--option", "boxes")
     assert "no option boxes" in says("audit", walkers, "--option", "boxes=labeled")
 

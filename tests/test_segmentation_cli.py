@@ -148,8 +148,10 @@ def test_what_does_not_fit_is_one_line(run, scenes, tmp_path, monkeypatch, capsy
     assert "nothing says which classes the picture shows" in error(
         "infer", weak, scenes / "test", "--out", tmp_path / "n", "--labels", "known"
     )
-    assert "a segmentation network knows the background" in error("evaluate", model(run), scenes, "--curve")
-    assert "--curve and --background are for models" in error("evaluate", scenes / "masks", scenes / "masks", "--curve")
+    assert "--curve is not used by a segmentation network" in error("evaluate", model(run), scenes, "--curve")
+    assert "--curve is not used where masks are compared" in error(
+        "evaluate", scenes / "masks", scenes / "masks", "--curve"
+    )
     assert "expected a folder of masks or a model, and nothing is at" in error(
         "evaluate", tmp_path / "x", scenes / "masks"
     )

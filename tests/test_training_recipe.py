@@ -14,13 +14,17 @@ from PIL import Image
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
+from distcam.segmentation.cues import CueSettings
+from distcam.segmentation.recipe import DataSettings as PictureSettings
+from distcam.training.augment import AugmentSettings
 from distcam.training.classifier import load_classifier
 from distcam.training.data import TrainingSet
 from distcam.training.recipe import EncoderSettings, Recipe, RecipeFile, parse_change
 from distcam.training.runs import Comparison, run_recipe, run_variants
-from distcam.training.sampling import Episodes
+from distcam.training.sampling import Episodes, SamplerSettings
+from distcam.training.settings import OptimiserSettings, ScheduleSettings
 from distcam.training.splits import DataSettings, load_splits
-from distcam.training.tables import merged, parse
+from distcam.training.tables import merged, parse, plain
 from distcam.training.terms import TERMS
 
 TEXT = """
@@ -432,3 +436,30 @@ def test_a_cell_is_mean_and_spread_by_hand() -> None:
         "| k | – | nan |",
         "| seconds | 1 | 2 |",
     ]
+
+
+@pytest.mark.parametrize(
+    ("cls", "table", "key"),
+    [
+        (OptimiserSettings, {"kind": "adamw", "momentum": 0.8}, "momentum"),
+        (OptimiserSettings, {"kind": "sgd", "betas": [0.8, 0.9]}, "betas"),
+        (ScheduleSettings, {"kind": "cosine", "factor": 0.5}, "factor"),
+        (ScheduleSettings, {"kind": "constant", "end": 0.1}, "end"),
+        (ScheduleSettings, {"kind": "cosine", "peak": 0.2}, "peak"),
+        (SamplerSettings, {"kind": "shuffled", "per_class": 8}, "per_class"),
+        (SamplerSettings, {"kind": "pk", "drop_last": True}, "drop_last"),
+        (AugmentSettings, {"crop_ratio": [1.0, 1.0]}, "crop_ratio"),
+        (AugmentSettings, {"erase_area": [0.1, 0.2]}, "erase_area"),
+        (AugmentSettings, {"mix_share": 0.5}, "mix_share"),
+        (CueSettings, {"background": "none", "low": 0.1}, "low"),
+        (CueSettings, {"share": 0.2}, "share"),
+        (PictureSettings, {"scenes": {}, "names": "names.txt"}, "names"),
+        (PictureSettings, {"voc": "VOC2012", "masks": "masks"}, "masks"),
+    ],
+)
+def test_a_key_that_its_table_does_not_use_is_refused(cls, table, key) -> None:
+    with pytest.raises(InputError, match=rf"\[here\] {key} is not used by .*; leave it out"):
+        parse(cls, table, "here")
+    used = {name: value for name, value in table.items() if name != key}
+    as_written_out = plain(parse(cls, used, "here"))
+    assert plain(parse(cls, {name: each for name, each in as_written_out.items() if each is not None}, "here"))

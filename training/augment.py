@@ -76,6 +76,12 @@ class AugmentSettings:
             if not 0 < low <= high <= most:
                 raise InputError(f"expected {name} as 0 < lowest <= highest <= {most:g}, got {low} and {high}")
 
+    def unused(self) -> dict[str, str]:
+        """Keys that belong to a change that does not happen."""
+        off = {"crop_ratio": self.crop == (1.0, 1.0), "erase_area": self.erase == 0, "mix_share": not self.mixes}
+        whom = {"crop_ratio": "crop = [1, 1]", "erase_area": "erase = 0", "mix_share": "mixup = 0 and cutmix = 0"}
+        return {key: whom[key] for key, is_off in off.items() if is_off}
+
     @classmethod
     def none(cls) -> AugmentSettings:
         """Images as they are."""

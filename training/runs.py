@@ -17,6 +17,7 @@ from typing import Any
 
 from ..encoders import Encoder
 from ..errors import InputError
+from ..files import write_text
 from ..images import Transform
 from .batches import TrainingBatches
 from .data import TrainingSet
@@ -182,9 +183,7 @@ def _kept(recipe: Recipe) -> dict[str, Any]:
 
 
 def _write(file: Path, value: Mapping[str, Any]) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_text(file, json.dumps(value, indent=2) + "\n")
 
 
 def _placed(recipe: Recipe, *, out: str | Path | None, seed: int) -> Recipe:

@@ -74,6 +74,11 @@ class SamplerSettings:
         if not 0 <= self.outlined < self.batch_size:
             raise InputError(f"expected fewer outlined images than batch_size = {self.batch_size}, got {self.outlined}")
 
+    def unused(self) -> dict[str, str]:
+        """Keys that this kind of sampler does not use."""
+        keys = ["per_class"] * (not self.kind.startswith("pk")) + ["drop_last"] * (self.kind != "shuffled")
+        return dict.fromkeys(keys, f"kind {self.kind!r}")
+
 
 def make_sampler(
     settings: SamplerSettings,

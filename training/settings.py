@@ -57,6 +57,10 @@ class OptimiserSettings:
         if self.clip_norm is not None:
             _positive("optimiser.clip_norm", self.clip_norm)
 
+    def unused(self) -> dict[str, str]:
+        """Keys that this kind of optimiser does not use."""
+        return {"betas" if self.kind == "sgd" else "momentum": f"kind {self.kind!r}"}
+
 
 @dataclass(frozen=True)
 class ScheduleSettings:
@@ -93,6 +97,11 @@ class ScheduleSettings:
             raise InputError(f"schedule.milestones: expected epochs in rising order, got {self.milestones}")
         if self.kind == "one_cycle" and self.warm_up:
             raise InputError("schedule.warm_up: 'one_cycle' has a warm-up of its own; set schedule.peak instead")
+
+    def unused(self) -> dict[str, str]:
+        """Keys that this kind of schedule does not use."""
+        kinds = {"factor": "step", "end": "cosine", "peak": "one_cycle"}
+        return {key: f"kind {self.kind!r}" for key, kind in kinds.items() if kind != self.kind}
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,28 @@ def parse(cls: type[T], table: Mapping[str, Any], where: str, *, is_root: bool =
         check_name(f"key in [{where}]", key, known)
     values = {key: _converted(value, hints[key], key if is_root else f"{where}.{key}") for key, value in table.items()}
     try:
-        return cls(**values)
+        filled = cls(**values)
+        _refuse_unused(filled, values)
+        return filled
     except TypeError as error:
         raise InputError(f"[{where}] lacks a key: {error}") from None
     except InputError as error:
         message = str(error)
         raise InputError(message if is_root or message.startswith(where) else f"[{where}] {message}") from None
+
+
+def _refuse_unused(filled: Any, given: Mapping[str, Any]) -> None:
+    """InputError for a key that the table's own choices leave without use; a default that is written out may stay.
+
+    Which they are, a dataclass says by a method `unused()`: names of fields, and what does not use them.
+    """
+    unused: Mapping[str, str] = filled.unused() if hasattr(filled, "unused") else {}
+    fields = {field.name: field for field in dataclasses.fields(filled)}
+    for key, whom in unused.items():
+        field = fields[key]
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if key in given and getattr(filled, key) != default:
+            raise InputError(f"{key} is not used by {whom}; leave it out")
 
 
 def _converted(value: Any, hint: Any, where: str) -> Any:

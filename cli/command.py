@@ -1,0 +1,112 @@
+"""A command that knows what was typed: options that a branch does not use, and their names in errors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperOption
+
+from ..errors import DistcamError, InputError
+
+__all__ = ["Command", "Commands", "in_words_of", "option_names", "refuse_unused"]
+
+_RUNNING: ContextVar[typer.Context | None] = ContextVar("running", default=None)
+
+
+class Command(TyperCommand):
+    """A command whose errors name options as they are typed, and whose branches can refuse what they do not use."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        token = _RUNNING.set(ctx)
+        try:
+            with in_words_of(self):
+                return super().invoke(ctx)
+        finally:
+            _RUNNING.reset(token)
+
+
+class Commands(typer.Typer):
+    """A group of such commands."""
+
+    def command(self, *args: Any, **options: Any) -> Any:
+        """Register one."""
+        return super().command(*args, **{"cls": Command, **options})
+
+
+def refuse_unused(branch: str, *options: str, remedy: str = "") -> None:
+    """Nothing, unless the caller typed an option that this branch of the running command does not use.
+
+    Args:
+        branch: what does not use them, after "is not used": "without --explain", "by a segmentation network".
+        options: the parameters' names, such as `image_size`.
+        remedy: what to do; by default to leave them out.
+
+    Raises:
+        InputError: names the options as they were typed.
+    """
+    context = _RUNNING.get()
+    if context is None:  # called from Python
+        return
+    by_name = {parameter.name: parameter for parameter in context.command.params}
+    typed = [_as_typed(by_name[name], context) for name in options if _is_typed(name, context)]
+    if typed:
+        verb, them = ("is", "it") if len(typed) == 1 else ("are", "them")
+        raise InputError(f"{', '.join(typed)} {verb} not used {branch}; {remedy or f'leave {them} out'}")
+
+
+def _is_typed(name: str, context: typer.Context) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _as_typed(option: Any, context: typer.Context) -> str:
+    """`--flip`, or `--no-flip` if it is that which was typed."""
+    is_off = bool(option.secondary_opts) and context.params[option.name] is False
+    return str((option.secondary_opts if is_off else option.opts)[0])
+
+
+@contextmanager
+def in_words_of(command: TyperCommand) -> Iterator[None]:
+    """Inside, errors that name a parameter of Python's name the command's option instead."""
+    try:
+        yield
+    except DistcamError as error:
+        if len(error.args) == 1 and isinstance(error.args[0], str):
+            error.args = (option_names(error.args[0], command),)
+        raise
+
+
+def option_names(message: str, command: TyperCommand | None = None) -> str:
+    """A message in which the running command's options stand for the parameters of Python behind them.
+
+    Replaced are names in backticks, names with an underscore, `name=True`, and the name after "pass": words of English
+    are left alone, and so is whatever is quoted or part of a path.
+    """
+    if command is None:
+        context = _RUNNING.get()
+        if context is None:
+            return message
+        command = context.command  # type: ignore[assignment]
+    for option in command.params:  # type: ignore[union-attr]
+        if isinstance(option, TyperOption) and option.name:
+            message = _renamed(message, option.name, max(option.opts, key=len))
+    return message
+
+
+def _renamed(message: str, name: str, option: str) -> str:
+    flag = option.removeprefix("--").replace("-", "_")
+    for word in {name, flag}:
+        before, after = r"(?<![\w/.'\"=-])", r"(?![\w'\"-]|[/.]\w)"
+        message = re.sub(rf"`{word}(?:=(?:True|…))?`", option, message)
+        message = re.sub(rf"`{word}=['\"]?([\w.-]+)['\"]?`", rf"{option} \1", message)
+        message = re.sub(rf"{before}{word}=True{after}", option, message)
+        message = re.sub(rf"\bpass {word}{after}(?!=)", f"pass {option}", message)
+        if "_" in word:
+            message = re.sub(rf"{before}{word}{after}(?!=)", option, message)
+    return message
