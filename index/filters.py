@@ -15,7 +15,7 @@ import difflib
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Protocol, TypeAlias
@@ -26,7 +26,21 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .rows import Categorical
 
-__all__ = ["And", "Eq", "Filter", "Glob", "In", "Ne", "Not", "Or", "Range", "Table", "matching", "parse_filter"]
+__all__ = [
+    "And",
+    "Eq",
+    "Filter",
+    "Glob",
+    "In",
+    "Ne",
+    "Not",
+    "Or",
+    "Range",
+    "Table",
+    "hints",
+    "matching",
+    "parse_filter",
+]
 
 Mask: TypeAlias = NDArray[np.bool_]
 
@@ -129,6 +143,52 @@ def matching(where: Filter, table: Table) -> Mask:
     # The predicate sees each distinct value once; the last entry is for code -1, "no value".
     verdicts = np.array([*(holds(value) for value in column.values), isinstance(where, Ne)], bool)
     return verdicts[column.codes]
+
+
+def hints(where: Filter | str, table: Table) -> list[str]:
+    """One sentence for each value that a filter asks for and no image has, with the nearest one that some image has.
+
+    For whoever shows the answer to a person: nothing found because of a misspelt label looks like nothing there. What
+    is asked for by `!=`, by a pattern or by a range is not looked at. `Gallery.filter_hints` asks an open gallery.
+
+    Args:
+        where: the filter, or its text.
+        table: the columns, such as a snapshot.
+
+    Raises:
+        InputError: the text is no filter, or names a column that the table does not have.
+    """
+    tree = parse_filter(where) if isinstance(where, str) else where
+    said: dict[str, None] = {}
+    for column, value in _wanted(tree):
+        there = _column(column, table).values
+        if value not in there:
+            folded = {other.casefold(): other for other in there}
+            nearest = difflib.get_close_matches(value.casefold(), folded, n=1)
+            hint = f"; did you mean {folded[nearest[0]]!r}?" if nearest else _examples(there)
+            said[f"no image has {column} {value!r}{hint}"] = None
+    return list(said)
+
+
+def _wanted(where: Filter) -> Iterator[tuple[str, str]]:
+    """The (column, value) pairs that a filter asks for."""
+    match where:
+        case And(parts) | Or(parts):
+            for part in parts:
+                yield from _wanted(part)
+        case Not(part):
+            yield from _wanted(part)
+        case Eq(column, value):
+            yield column, value
+        case In(column, values):
+            yield from ((column, value) for value in values)
+
+
+def _examples(values: Sequence[str], *, most: int = 5) -> str:
+    if not values:
+        return "; no image has any"
+    rest = f" and {len(values) - most} others" if len(values) > most else ""
+    return f"; there are {', '.join(values[:most])}{rest}"
 
 
 def _column(name: str, table: Table) -> Categorical:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import FingerprintMismatchError, InputError
 from .derived import Derived
 from .facts import facts_of
-from .filters import Filter, parse_filter
+from .filters import Filter, hints, parse_filter
 from .manifest import FileEntry, Manifest, Spec
 from .prototypes import PrototypeStore, unit_rows
 from .reports import Skipped, counted, read_skipped
@@ -175,6 +175,10 @@ class GalleryReader:
         """The ids of the images that a filter keeps, ascending."""
         tree = parse_filter(where) if isinstance(where, str) else where
         return self.snapshot.ids_where(tree)
+
+    def filter_hints(self, where: str | Filter) -> list[str]:
+        """One sentence for each value that a filter asks for and no image has; see `filters.hints`."""
+        return hints(where, self.snapshot)
 
     @property
     def prototypes(self) -> PrototypeStore:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from distcam.errors import InputError
 from distcam.index import And, Eq, Glob, In, Ne, Not, Or, Range, parse_filter
-from distcam.index.filters import Filter, matching
+from distcam.index.filters import Filter, hints, matching
 from distcam.index.rows import Categorical
 
 
@@ -170,3 +170,18 @@ _trees = st.recursive(
 @given(where=_trees, rows=st.lists(st.dictionaries(_columns, _values), max_size=6))
 def test_evaluating_columns_agrees_with_evaluating_rows(where: Filter, rows: list[dict[str, str]]) -> None:
     assert matching(where, Rows(rows)).tolist() == [_holds(where, row) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("label=cat", []),
+        ("label=Cat", ["no image has label 'Cat'; did you mean 'cat'?"]),
+        ("label in cat,dogs", ["no image has label 'dogs'; did you mean 'dog'?"]),
+        ("not (label=dogs or label=dogs)", ["no image has label 'dogs'; did you mean 'dog'?"]),
+        ("camera=zoo", ["no image has camera 'zoo'; there are 1, 2.5, front"]),
+        ("label!=dogs and label~'dogs*' and camera>17", []),
+    ],
+)
+def test_a_value_that_no_image_has_is_told_with_the_nearest(text: str, said: list[str]) -> None:
+    assert hints(text, TABLE) == said
