@@ -67,6 +67,11 @@ class GalleryReader:
         snapshot = Snapshot.open(Path(path), verify=verify)
         return cls(snapshot, root=None if root is None else Path(root).absolute(), verify=verify)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied as the folder and how it was opened: whoever gets it opens the newest generation there."""
+        root = None if self.root == Path(self.manifest.root) else self.root.absolute()
+        return _opened_again, (type(self), self.folder.absolute(), root, self._verify)
+
     def close(self) -> None:
         """Let go of the search index; files are let go with the last array that was read from them."""
         self._derived.close()
@@ -256,3 +261,7 @@ class GalleryReader:
     def is_tuning_due(self) -> bool:
         """Whether the gallery has grown or shrunk so much since it was tuned that its index should be chosen anew."""
         return self.manifest.tuning is not None and self.manifest.tuning.is_due(len(self))
+
+
+def _opened_again(kind: type[GalleryReader], folder: Path, root: Path | None, verify: Verify) -> GalleryReader:
+    return kind.open(folder, root=root, verify=verify)
