@@ -18,6 +18,7 @@ __all__ = [
     "MissingExtraError",
     "NotAGalleryError",
     "ShapeError",
+    "TooFewVectorsError",
     "UnknownEncoderError",
     "WeightsError",
 ]
@@ -33,6 +34,18 @@ class InputError(DistcamError, ValueError):
 
 class ShapeError(InputError):
     """A tensor or array whose shape is not the documented one; the message holds both."""
+
+
+class TooFewVectorsError(InputError):
+    """Fewer vectors than an index needs to learn its lists and codes from.
+
+    Attributes:
+        needed: how many would do, as far as is known.
+    """
+
+    def __init__(self, message: str, needed: int) -> None:
+        super().__init__(message)
+        self.needed = needed
 
 
 class ImageError(DistcamError, ValueError):

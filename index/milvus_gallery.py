@@ -185,6 +185,9 @@ class MilvusSnapshot(Snapshot):
         """One column of an image that `known_files` has named."""
         return _value(self._known[place], name)
 
+    def preload(self) -> None:
+        """Nothing: rows stay where they are."""
+
     def file_state(self, place: int) -> tuple[bytes, int, int]:
         """SHA-256, size in bytes, and time of change in ns of the file behind an image that `known_files` has named."""
         stored = self._known[place]
