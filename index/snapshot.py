@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import CorruptGalleryError, InputError
 from .durable import REMEDY, file_sha256, read_file
-from .filters import Filter, matching
+from .filters import Filter, Verdicts, matching
 from .flatfile import StoredArray
 from .manifest import FileEntry, Manifest, Spec
 from .reports import counted
@@ -30,6 +30,7 @@ AUTO_VERIFY_BYTES = 1 << 30
 BLOCK_BYTES = 16 << 20
 _ATTEMPTS = 10
 _FEW_ROWS = 256
+_PATHS_KEPT = 2_000_000  # about 200 MB
 
 Ids: TypeAlias = NDArray[np.uint64]
 Verify: TypeAlias = bool | Literal["auto"]
@@ -61,6 +62,7 @@ class Snapshot:
         self._starts = np.cumsum([0, *(len(segment) for segment in self.segments)])
         self.ids, self._positions = self._live_rows()
         self._columns: dict[str, Categorical] = {}
+        self._verdicts = Verdicts()
 
     @classmethod
     def at(cls, folder: Path, manifest: Manifest, *, verify: Verify = "auto") -> Snapshot:
@@ -148,11 +150,15 @@ class Snapshot:
         """One column of all images, in the order of ids; InputError for an unknown one."""
         if name not in self.column_names:
             raise InputError(f"no column {name!r} in {self.folder}; there are {', '.join(self.column_names)}")
-        if name == "path":
-            return Categorical(tuple(self.all_paths()), np.arange(len(self), dtype=np.int32))
-        if name not in self._columns:
-            self._columns[name] = self._unite(name)
-        return self._columns[name]
+        if (kept := self._columns.get(name)) is not None:
+            return kept
+        if name != "path":
+            self._columns[name] = column = self._unite(name)
+            return column
+        column = Categorical(tuple(self.all_paths()), np.arange(len(self), dtype=np.int32))
+        if len(self) <= _PATHS_KEPT:
+            self._columns[name] = column
+        return column
 
     def _unite(self, name: str) -> Categorical:
         """Every segment numbers its own values; give each value one number for all."""
@@ -179,7 +185,7 @@ class Snapshot:
 
     def ids_where(self, where: Filter) -> Ids:
         """The ids of the images that a filter keeps, ascending."""
-        return self.ids[matching(where, self)]
+        return self.ids[matching(where, self, self._verdicts)]
 
     def search_limits(self, where: Filter) -> dict[str, Any]:
         """How a search is told about a filter."""
