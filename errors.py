@@ -6,6 +6,8 @@ with status 2; a traceback is a bug.
 
 from __future__ import annotations
 
+import errno
+
 __all__ = [
     "CorruptGalleryError",
     "DistcamError",
@@ -20,8 +22,11 @@ __all__ = [
     "NotAGalleryError",
     "ShapeError",
     "TooFewVectorsError",
+    "TooManyFilesError",
     "UnknownEncoderError",
     "WeightsError",
+    "is_out_of_descriptors",
+    "too_many_files",
 ]
 
 
@@ -101,3 +106,20 @@ class CorruptGalleryError(GalleryError):
 
 class MissingExtraError(DistcamError, ImportError):
     """An optional dependency is not installed; the message holds the `pip install` line."""
+
+
+class TooManyFilesError(GalleryError):
+    """The process, or the machine, has no file descriptor left; nothing is damaged."""
+
+
+def is_out_of_descriptors(error: BaseException | None) -> bool:
+    """Whether a call failed because the process, or the machine, has too many files open."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+def too_many_files(path: object) -> TooManyFilesError:
+    """The error for a file that cannot be opened any more; to be raised by the caller."""
+    return TooManyFilesError(
+        f"{path}: cannot be opened, this process has too many files open; nothing is damaged: "
+        "allow more with `ulimit -n 4096` in the shell that starts it, and do the same again"
+    )

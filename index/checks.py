@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DistcamError
+from ..errors import DistcamError, TooManyFilesError, is_out_of_descriptors, too_many_files
 from . import caches
-from .descriptors import TooManyFilesError, is_out_of_descriptors, too_many_files
 from .manifest import CacheEntry, FileEntry, Manifest
 from .prototypes import PrototypeStore
 from .reports import Problem, VerifyReport, counted, read_skipped

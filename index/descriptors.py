@@ -10,7 +10,6 @@ far as the hard one allows, up to 16,384.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import stat
@@ -21,13 +20,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import CorruptGalleryError, GalleryError
+from ..errors import CorruptGalleryError, GalleryError, is_out_of_descriptors, too_many_files
 from ..forking import ForkSafeLock
 
 if sys.platform != "win32":
     import resource
 
-__all__ = ["OpenFile", "TooManyFilesError", "is_out_of_descriptors", "too_many_files"]
+__all__ = ["OpenFile"]
 
 _LIMIT_MOST = 16_384
 _SHARE = 4  # of the soft limit; images, sockets and the rest of the process need descriptors too
@@ -38,24 +37,6 @@ _CHUNK = 1 << 20
 _held: deque[weakref.ref[OpenFile]] = deque()  # those that have a descriptor, roughly in the order of their last use
 _looking = ForkSafeLock()  # one thread hashes a file that was written to, the others wait for what it finds
 _seeking = ForkSafeLock()
-
-
-class TooManyFilesError(GalleryError):
-    """The process, or the machine, has no descriptor left."""
-
-
-def is_out_of_descriptors(error: BaseException | None) -> bool:
-    """Whether a call failed because the process, or the machine, has too many files open."""
-    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
-
-
-def too_many_files(path: object) -> TooManyFilesError:
-    """The error for a file that cannot be opened any more; to be raised by the caller."""
-    limit = f", the limit is {_limits()[0]}" if sys.platform != "win32" else ""
-    return TooManyFilesError(
-        f"{path}: cannot be opened, this process has too many files open{limit}; nothing is damaged: "
-        "allow more with `ulimit -n 4096` in the shell that starts it, and do the same again"
-    )
 
 
 class _State(NamedTuple):

@@ -19,10 +19,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..errors import CorruptGalleryError, DistcamError, GalleryError, GalleryLockedError
+from ..errors import (
+    CorruptGalleryError,
+    DistcamError,
+    GalleryError,
+    GalleryLockedError,
+    is_out_of_descriptors,
+    too_many_files,
+)
 from ..forking import in_every_child
 from ..remarks import DistcamWarning, remark
-from .descriptors import is_out_of_descriptors, too_many_files
 
 if sys.platform == "win32":
     import msvcrt

@@ -22,8 +22,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CorruptGalleryError
-from .descriptors import OpenFile, TooManyFilesError
+from ..errors import CorruptGalleryError, TooManyFilesError
+from .descriptors import OpenFile
 
 __all__ = ["FlatFile", "Layout", "StoredArray", "Strings", "create", "pack_strings", "write_arrays"]
 

@@ -19,10 +19,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ..errors import ImageError, InputError
+from ..errors import ImageError, InputError, is_out_of_descriptors, too_many_files
 from ..images.listing import Listing
 from ..images.masks import MaskFolder
-from .descriptors import is_out_of_descriptors, too_many_files
 from .reports import AddReport, Skipped
 from .rows import Array, Entries, Vectors, stored_path
 from .segments import MAX_COLUMNS
