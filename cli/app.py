@@ -22,6 +22,7 @@ from . import (
     fewshot,
     index,
     index_interop,
+    index_restore,
     index_sync,
     index_tune,
     localize,
@@ -51,6 +52,7 @@ index.app.command(name="tune", epilog=index_tune.EXAMPLE)(index_tune.tune)
 index.app.command(name="sync", epilog=index_sync.EXAMPLE)(index_sync.sync)
 index.app.command(name="import", epilog=index_interop.IMPORT_EXAMPLE)(index_interop.import_)
 index.app.command(name="export", epilog=index_interop.EXPORT_EXAMPLE)(index_interop.export)
+index.app.command(name="restore", epilog=index_restore.EXAMPLE)(index_restore.restore)
 app.add_typer(fewshot.app, name="fewshot")
 app.add_typer(reid.app, name="reid")
 reid.app.command(name="explain", epilog=reid_explain.EXAMPLE)(reid_explain.explain)

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
-from typing import BinaryIO, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ImageError, InputError
+from ..forking import make_forks_safe
 from ..images.loading import read_image
 from ..images.transform import Transform
 from .encoder import Encoder
@@ -82,6 +83,8 @@ class Inference:
         self.fingerprint = encoder.fingerprint
         self.short_name = encoder.short_name
         self.encoder = _frozen(encoder, self.device)
+        self._process = os.getpid()
+        make_forks_safe()
 
     @property
     def transform(self) -> Transform:
@@ -165,6 +168,11 @@ class Inference:
     @torch.no_grad()
     def _encode(self, pixels: Tensor) -> Encoding:
         if self.device.type == "cuda":
+            if os.getpid() != self._process:
+                raise InputError(
+                    "this process was forked after CUDA was in use, which it cannot use; start it with "
+                    'multiprocessing.get_context("spawn")'
+                )
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         images = self.transform.normalise(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -172,6 +180,11 @@ class Inference:
         return Encoding(
             encoding.feature_map.contiguous(), encoding.pooled.contiguous(), encoding.embedding.contiguous()
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._process = os.getpid()
+        make_forks_safe()
 
     def __repr__(self) -> str:
         return f"Inference({self.short_name}, {self.device}, {self.precision}, batches of {self.batch_size})"

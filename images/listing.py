@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from ..errors import InputError
+from ..errors import InputError, is_out_of_descriptors, too_many_files
 from .loading import IMAGE_SUFFIXES
 
 __all__ = ["ImageRecord", "Listing", "list_images"]
@@ -212,6 +212,8 @@ class _Folder:
                     except OSError as error:  # such as a link to itself
                         report(place + entry.name, f"cannot be looked up: {error.strerror}")
         except OSError as error:
+            if is_out_of_descriptors(error):  # says nothing of the folder
+                raise too_many_files(self.root / place) from error
             report(place or ".", f"folder cannot be read: {error.strerror}")
         names.sort()
         return names
