@@ -170,10 +170,21 @@ class Join:
         elif len(self._lacking) < _SAMPLE:
             self._lacking.append(image)
 
-    def fit(self, names: Iterable[str], *, shown: Callable[[str], str] = str) -> Fit:
-        """The report, with all names of the other side; `shown` is how a message writes one."""
+    def fit(
+        self, names: Iterable[str], *, shown: Callable[[str], str] = str, is_there: Callable[[str], bool] | None = None
+    ) -> Fit:
+        """The report.
+
+        Args:
+            names: all of the other side.
+            shown: how a message writes one.
+            is_there: whether a name is that of a file which is no image of this side. Where every image has found its
+                counterpart, such names are not missed: the other side speaks of more images than were asked about.
+        """
         listed = list(names)
         unused = [name for name in listed if name not in self._used]
+        if self.fitting == self.images and is_there is not None:
+            unused = [name for name in unused if not is_there(name)]
         pair = likely_cause(unused, self._lacking, shown=shown)
         line, image, cause = pair or (next(iter(unused), None), next(iter(self._lacking), None), "")
         return Fit(

@@ -113,8 +113,9 @@ class Listing:
         if is_table:
             tally.tell_boxes(strict=self._strict)
         if labels.table is not None:
-            where = Path(labels.kind).name
-            join.fit(labels.table).tell(what="a label", lines=f"lines of {where}", strict=self._strict)
+            file = Path(labels.kind)
+            fit = join.fit(labels.table, is_there=lambda name: _is_there(name, self.root, file.parent))
+            fit.tell(what="a label", lines=f"lines of {file.name}", strict=self._strict)
         elif isinstance(self._source, _Table) and labels.kind == "column" and not labels.is_quiet:
             where = self._source.table.name
             tally.tell_labels(where, has_column=self._source.has_labels, strict=self._strict)
@@ -404,6 +405,10 @@ def _under(root: Path, path: str) -> str:
     """The path relative to the root with forward slashes where it lies under it, else absolute; `..` is worked out."""
     absolute = Path(os.path.normpath(root / spelled(root, path)))
     return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else absolute.as_posix()
+
+
+def _is_there(path: str, *folders: Path) -> bool:
+    return any(os.path.lexists(folder / spelled(folder, path)) for folder in folders)
 
 
 def _is_utf8(name: str) -> bool:

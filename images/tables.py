@@ -93,7 +93,11 @@ class TableFormat(NamedTuple):
 
 
 def rows_of(
-    table: Path, *, needed: Sequence[str] = ("path",), form: TableFormat | None = None
+    table: Path,
+    *,
+    needed: Sequence[str] = ("path",),
+    form: TableFormat | None = None,
+    passed_over: list[str] | None = None,
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells by column of every line that is not blank; blanks around names and cells are dropped.
 
@@ -103,6 +107,7 @@ def rows_of(
         table: a CSV file with a header.
         needed: columns that must be there, `path` among them.
         form: how it is written, where that is known already; else it is looked at, and remarked on.
+        passed_over: takes what is wrong with each malformed line, which then is no error.
 
     Raises:
         InputError: the table cannot be read, lacks a column, or has a malformed line; the message names it.
@@ -120,8 +125,16 @@ def rows_of(
             _check_header(header, table, needed)
             for cells in reader:
                 line = reader.line_num + form.skipped
-                if any(cell.strip() for cell in cells):
-                    yield line, _row(header, cells, f"{table} line {line}")
+                if not any(cell.strip() for cell in cells):
+                    continue
+                try:
+                    row = _row(header, cells, f"{table} line {line}")
+                except InputError as error:
+                    if passed_over is None:
+                        raise
+                    passed_over.append(str(error))
+                else:
+                    yield line, row
     except UnicodeDecodeError as error:
         raise InputError(f"{table}: expected UTF-8; save the table with that encoding ({error.reason})") from None
     except csv.Error as error:
