@@ -128,7 +128,9 @@ class Fit:
     line: str | None = None
     cause: str = ""
 
-    def tell(self, *, what: str, lines: str, images: str = "images", strict: bool = False) -> None:
+    def tell(
+        self, *, what: str, lines: str, images: str = "images", strict: bool = False, is_needed: bool = True
+    ) -> None:
         """Say what does not fit.
 
         Args:
@@ -136,6 +138,7 @@ class Fit:
             lines: what the other side consists of and where: "lines of labels.csv".
             images: what the one side consists of.
             strict: refuse what does not fit at all.
+            is_needed: refuse a join in which nothing fits.
 
         Raises:
             InputError: nothing fits; or, with `strict`, something does not.
@@ -147,7 +150,7 @@ class Fit:
         if self.unused:
             parts.append(f"{self.unused:,} of {self.lines:,} {lines} fit no image, such as {self.line}")
         message = "; ".join([*parts, *([self.cause] if self.cause else [])])
-        if not self.fitting:
+        if not self.fitting and is_needed:
             raise InputError(message)
         remark(message, strict=strict, stacklevel=5)
 
@@ -158,17 +161,24 @@ class Join:
     def __init__(self) -> None:
         self.images = self.fitting = 0
         self._used: set[str] = set()
-        self._lacking: list[str] = []
+        self._lacking: dict[str, str] = {}  # image by the name that it wants on the other side
 
-    def add(self, image: str, key: str | None, *, is_empty: bool = False) -> None:
-        """One image, and the name on the other side that fits it, which may have nothing to say of it."""
+    def add(self, image: str, key: str | None, *, wanted: str | None = None, is_empty: bool = False) -> None:
+        """One image.
+
+        Args:
+            image: what it is called.
+            key: the name on the other side that fits it, if any.
+            wanted: the name that would fit, if it is not the image's.
+            is_empty: the other side has nothing to say under that name.
+        """
         self.images += 1
         if key is not None:
             self._used.add(key)
         if key is not None and not is_empty:
             self.fitting += 1
         elif len(self._lacking) < _SAMPLE:
-            self._lacking.append(image)
+            self._lacking[wanted or image] = image
 
     def fit(
         self, names: Iterable[str], *, shown: Callable[[str], str] = str, is_there: Callable[[str], bool] | None = None
@@ -185,14 +195,14 @@ class Join:
         unused = [name for name in listed if name not in self._used]
         if self.fitting == self.images and is_there is not None:
             unused = [name for name in unused if not is_there(name)]
-        pair = likely_cause(unused, self._lacking, shown=shown)
-        line, image, cause = pair or (next(iter(unused), None), next(iter(self._lacking), None), "")
+        pair = likely_cause(unused, list(self._lacking), shown=shown)
+        line, wanted, cause = pair or (next(iter(unused), None), next(iter(self._lacking), None), "")
         return Fit(
             images=self.images,
             fitting=self.fitting,
             lines=len(listed),
             unused=len(unused),
-            image=image,
+            image=None if wanted is None else self._lacking[wanted],
             line=None if line is None else shown(line),
             cause=cause,
         )
