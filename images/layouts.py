@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..errors import InputError, MissingExtraError
+from .labelling import box_columns, remark_on_placeholders, require_labels, uncut_boxes
 from .listing import list_images
 
 __all__ = ["LAYOUTS", "DatasetRecord", "Layout", "Role", "Tree", "read_folders", "read_table"]
@@ -276,18 +278,19 @@ def read_folders(folder: Path) -> Tree:
 
 def read_table(file: Path) -> Tree:
     """A CSV file with `path` and `label`, and perhaps `split`, `is_query` and `is_gallery`."""
-    listing = list_images(file)
-    records, boxed = [], 0
+    listing = list_images(file, labels="column")
+    require_labels(file, [record.path for record in listing if record.label is None], count=len(listing))
+    records, boxed, boxes = [], 0, box_columns(listing.column_names)
     for record in listing:
-        if record.label is None:
-            raise InputError(f"{file}: expected a label for every image; {record.path} has none")
+        assert record.label is not None, "required above"
         query, gallery = (_flag(record.columns.get(name, ""), name, file) for name in ("is_query", "is_gallery"))
         if not query and not gallery and (query, gallery) != (None, None):
             raise InputError(f"{file}: {record.path} is neither query nor gallery; leave its line out")
         role: Role = "both" if bool(query) == bool(gallery) else ("query" if query else "gallery")
         records.append(DatasetRecord(record.path, record.label, record.columns.get("split") or "all", role))
-        boxed += bool(record.columns.get("x_1"))
-    problems = [f"the boxes of {boxed} images (x_1, x_2, y_1, y_2) are not cut out"] if boxed else []
+        boxed += bool(boxes) and all(record.columns[name] for name in boxes)
+    remark_on_placeholders(Counter(record.label for record in records), file.name)
+    problems = [uncut_boxes(boxed, boxes)] if boxed else []
     return Tree(listing.root, tuple(records), tuple(problems))
 
 

@@ -192,6 +192,8 @@ def encoding_stream(
                 encoding = pooled_under(inference.encoder, batch.encoding, own)
                 vectors = to_vectors(encoding, writer.manifest.spec)
             yield Encoded(batch.items, vectors, [(failure.item, failure.error) for failure in batch.failures])
+        if under is not None:
+            under.tell()
 
     return stream
 

@@ -132,6 +132,10 @@ def ingest(
     _check_columns(writer, images.column_names)
     if masks is not None and MASK_COLUMN in images.column_names:
         raise InputError("with masks the column `mask` says under which each image was pooled; rename yours")
+    if masks is not None and not strict:  # which stops at the first image without a mask
+        root = Path(writer.manifest.root)
+        fit = masks.join(stored_path(images.file(record), root) for record in images)
+        fit.tell(what="a mask", lines=f"masks in {masks.folder}", is_needed=writer.is_new)
     intake = _Intake(writer, 0 if progress is None else len(images), strict=strict, progress=progress)
     return intake.carry_through(stream, intake.offers_of(images, masks), images)
 

@@ -10,6 +10,7 @@ import pytest
 from distcam.errors import InputError, MissingExtraError
 from distcam.images import dataset_layouts, load_dataset
 from distcam.images.layouts import LAYOUTS
+from distcam.remarks import DistcamWarning
 
 
 def touch(root, *paths):
@@ -260,25 +261,28 @@ def test_a_table_with_the_columns_of_open_metric_learning(tmp_path):
     touch(tmp_path, "1.jpg", "2.jpg", "3.jpg", "4.jpg")
     table = tmp_path / "df.csv"
     table.write_text(
-        "label,path,split,is_query,is_gallery,category,x_1\n"
-        "0,1.jpg,train,,,shoes,\n"
-        "1,2.jpg,validation,True,True,shoes,5\n"
-        "1,3.jpg,validation,1.0,False,shoes,\n"
-        "1,4.jpg,validation,False,True,shoes,\n"
+        "label,path,split,is_query,is_gallery,category,x_1,x_2,y_1,y_2\n"
+        "0,1.jpg,train,,,shoes,,,,\n"
+        "1,2.jpg,validation,True,True,shoes,5,9,1,2\n"
+        "1,3.jpg,validation,1.0,False,shoes,,,,\n"
+        "1,4.jpg,validation,False,True,shoes,,,,\n"
     )
-    found = load_dataset(table)
+    uncut = r"the boxes of 1 images \(columns x_1, y_1, x_2, y_2\) are kept as columns and NOT cut out"
+    with pytest.warns(DistcamWarning, match=uncut):
+        found = load_dataset(table)
     assert [(record.split, record.role) for record in found.records] == [
         ("train", "both"), ("validation", "both"), ("validation", "query"), ("validation", "gallery"),
     ]  # fmt: skip
-    assert found.problems == ("the boxes of 1 images (x_1, x_2, y_1, y_2) are not cut out",)
-    listed = list(load_dataset(table, split="validation").listing())
+    assert len(found.problems) == 1
+    with pytest.warns(DistcamWarning, match=uncut):
+        listed = list(load_dataset(table, split="validation").listing())
     assert listed[1].columns == {"split": "validation", "role": "query"}
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (",1.jpg,True,True", r"a label for every image; 1\.jpg has none"),
+        (",1.jpg,True,True", r"a label for every image; 1 of 1 have none, such as 1\.jpg"),
         ("a,1.jpg,False,False", r"1\.jpg is neither query nor gallery"),
         ("a,1.jpg,perhaps,True", "expected True or False in the column is_query, got 'perhaps'"),
     ],
