@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ..errors import InputError
+from ..remarks import remark
 from .loading import IMAGE_SUFFIXES
+from .splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 
 __all__ = ["ImageRecord", "Listing", "list_images"]
 
@@ -56,14 +58,17 @@ class Listing:
 
     Attributes:
         root: the absolute folder that record paths are relative to.
-        column_names: the columns of a CSV listing besides `path` and `label`, in the file's order; else empty.
+        splits: which of a folder's sub-folders are splits, if any are.
+        column_names: the columns of a CSV listing besides `path` and `label`, in the file's order; `split` where
+            folders are those of splits; else empty.
     """
 
     def __init__(self, source: _Source, labels: _Labels) -> None:
         self._source = source
         self._labels = labels
         self.root = source.root
-        self.column_names = source.column_names
+        self.splits = labels.splits if labels.splits is not None and labels.splits.names else None
+        self.column_names = (*source.column_names, *((SPLIT_COLUMN,) if self.splits is not None else ()))
 
     def __iter__(self) -> Iterator[ImageRecord]:
         return self._scan(lambda _path, _reason: None)
@@ -91,6 +96,8 @@ class Listing:
     def _scan(self, report: _Report) -> Iterator[ImageRecord]:
         for record in self._source.scan(report):
             label = self._labels.of(record)
+            if self.splits is not None:
+                record = record._replace(columns={SPLIT_COLUMN: self.splits.split_of(record.path) or ""})
             yield record if label == record.label else record._replace(label=label)
 
     @cached_property
@@ -122,16 +129,29 @@ def list_images(
 
     `labels` is one of:
 
-    - `"folder"`: the name of the first sub-folder under the root, none for images at the top. The default for folders
-      and patterns.
+    - `"folder"`: the name of the first sub-folder under the root, whatever it is; none for images at the top.
     - `"none"`: no labels.
     - a CSV file with the columns `path` and `label`; its paths are relative to the listing's root or to its own folder.
-    - left out: see above for folders; the column `label` for a CSV; no labels for files.
+    - left out: for folders and patterns as "folder", but that sub-folders such as `train` and `val` are splits (see
+      `find_split_folders`): the class is then the folder beneath, and the column `split` says which split it is; the
+      column `label` for a CSV; no labels for files.
+
+    What is taken for a split, or for a class although it is named like a split, is said in a `DistcamWarning`.
 
     Raises:
         InputError: the source does not exist or holds no image; a table is no UTF-8, lacks `path`, has a malformed line
             or names a file twice; or `labels` fits no image at all.
     """
+    listing = _listed(source, labels)
+    for sentence in () if listing._labels.splits is None else listing._labels.splits.remarks():
+        remark(sentence)
+    return listing
+
+
+def _listed(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], labels: str | os.PathLike[str] | None = None
+) -> Listing:
+    """`list_images` without its remarks about splits."""
     resolved = _resolve(source)
     listing = Listing(resolved, _labels(resolved, labels))
     first = next(iter(listing), None)
@@ -181,6 +201,10 @@ class _Folder:
     pattern: tuple[str, ...] = ("**",)
     column_names: tuple[str, ...] = ()
 
+    def can_hold(self, parts: Sequence[str]) -> bool:
+        """Whether a sub-folder can hold images of the listing."""
+        return _may_contain(parts, self.pattern)
+
     def scan(self, report: _Report) -> Iterator[ImageRecord]:
         suffix = Path(self.pattern[-1]).suffix
         takes_any_suffix = bool(suffix) and _WILDCARDS.isdisjoint(suffix)
@@ -222,7 +246,7 @@ class _Folder:
         if name.startswith("."):
             return None
         if entry.is_dir():
-            result = name + "/" if _may_contain([*place.split("/")[:-1], name], self.pattern) else None
+            result = name + "/" if self.can_hold([*place.split("/")[:-1], name]) else None
         else:
             result = name if is_image else None
         if result is None:
@@ -367,20 +391,26 @@ class _Labels:
     kind: str
     table: Mapping[str, str] | None = None
     prefix: str = ""  # from the table's folder to the listing's root
+    splits: SplitFolders | None = None
 
     def of(self, record: ImageRecord) -> str | None:
         if self.table is not None:
             return self.table.get(record.path) or self.table.get(os.path.normpath(f"{self.prefix}/{record.path}"))
         if self.kind == "folder":
+            if self.splits is not None and self.splits.names:
+                return self.splits.label_of(record.path)
             folder, slash, _ = record.path.partition("/")
             return folder if slash and folder not in ("", "..") else None
         return record.label if self.kind == "column" else None
 
 
 def _labels(source: _Source, labels: str | os.PathLike[str] | None) -> _Labels:
+    splits = find_split_folders(source.root, source.can_hold) if isinstance(source, _Folder) else None
     if labels is None:
-        return _Labels("folder" if isinstance(source, _Folder) else "column")
+        return _Labels("folder" if isinstance(source, _Folder) else "column", splits=splits)
     text = os.fspath(labels)
+    if text == "folder" and splits is not None:
+        return _Labels(text, splits=splits.overruled())
     if text in ("folder", "none"):
         return _Labels(text)
     file = Path(text)
@@ -392,7 +422,7 @@ def _labels(source: _Source, labels: str | os.PathLike[str] | None) -> _Labels:
             raise InputError(f"{file} line 1: expected the columns 'path' and 'label'; got {', '.join(row)}")
         if row["label"]:
             table[os.path.normpath(row["path"])] = row["label"]
-    return _Labels(text, table, os.path.relpath(source.root, file.parent))
+    return _Labels(text, table, os.path.relpath(source.root, file.parent), splits)
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------
