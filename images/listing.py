@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ..errors import InputError, is_out_of_descriptors, too_many_files
+from ..remarks import remark
 from .joining import Join, Names, likely_cause, spelled
 from .labelling import Tally, remark_on_placeholders
 from .loading import IMAGE_SUFFIXES
+from .splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 from .tables import TABLE_SUFFIXES, TableFormat, rows_of
 
 __all__ = ["ImageRecord", "Listing", "list_images"]
@@ -58,7 +60,9 @@ class Listing:
 
     Attributes:
         root: the absolute folder that record paths are relative to.
-        column_names: the columns of a CSV listing besides `path` and `label`, in the file's order; else empty.
+        splits: which of a folder's sub-folders are splits, if any are.
+        column_names: the columns of a CSV listing besides `path` and `label`, in the file's order; `split` where
+            folders are those of splits; else empty.
     """
 
     def __init__(self, source: _Source, labels: _Labels, *, strict: bool = False) -> None:
@@ -66,7 +70,8 @@ class Listing:
         self._labels = labels
         self._strict = strict
         self.root = source.root
-        self.column_names = source.column_names
+        self.splits = labels.splits if labels.splits is not None and labels.splits.names else None
+        self.column_names = (*source.column_names, *((SPLIT_COLUMN,) if self.splits is not None else ()))
 
     def __iter__(self) -> Iterator[ImageRecord]:
         return self._scan(lambda _path, _reason: None)
@@ -94,6 +99,8 @@ class Listing:
     def _scan(self, report: _Report) -> Iterator[ImageRecord]:
         for record in self._source.scan(report):
             label = self._labels.of(record)
+            if self.splits is not None:
+                record = record._replace(columns={SPLIT_COLUMN: self.splits.split_of(record.path) or ""})
             yield record if label == record.label else record._replace(label=label)
 
     @cached_property
@@ -148,12 +155,15 @@ def list_images(
 
     `labels` is one of:
 
-    - `"folder"`: the name of the first sub-folder under the root, none for images at the top. The default for folders
-      and patterns.
+    - `"folder"`: the name of the first sub-folder under the root, whatever it is; none for images at the top.
     - `"none"`: no labels.
     - a CSV file with the columns `path` and `label`; its paths are relative to the listing's root or to its own folder.
     - `"column"`: the column `label` of a CSV if it has one, and not a word about labels that are missing.
-    - left out: see above for folders; the column `label` for a CSV; no labels for files.
+    - left out: for folders and patterns as "folder", but that sub-folders such as `train` and `val` are splits (see
+      `find_split_folders`): the class is then the folder beneath, and the column `split` says which split it is; the
+      column `label` for a CSV; no labels for files.
+
+    What is taken for a split, or for a class although it is named like a split, is said in a `DistcamWarning`.
 
     What fits partly is remarked on, with counts and an example: images without a label, lines of a file of labels that
     fit no image, a table with `class` and without `label`, labels such as `unknown`, boxes in columns.
@@ -167,6 +177,19 @@ def list_images(
         InputError: the source does not exist or holds no image; a table cannot be read, lacks `path`, has a malformed
             line or names a file twice; or `labels` fits no image at all.
     """
+    listing = _listed(source, labels, strict=strict)
+    for sentence in () if listing._labels.splits is None else listing._labels.splits.remarks():
+        remark(sentence, strict=strict)
+    return listing
+
+
+def _listed(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    labels: str | os.PathLike[str] | None = None,
+    *,
+    strict: bool = False,
+) -> Listing:
+    """`list_images` without its remarks about splits."""
     resolved = _resolve(source)
     listing = Listing(resolved, _labels(resolved, labels), strict=strict)
     first = next(iter(listing), None)
@@ -223,6 +246,10 @@ class _Folder:
     pattern: tuple[str, ...] = ("**",)
     column_names: tuple[str, ...] = ()
 
+    def can_hold(self, parts: Sequence[str]) -> bool:
+        """Whether a sub-folder can hold images of the listing."""
+        return _may_contain(parts, self.pattern)
+
     def scan(self, report: _Report) -> Iterator[ImageRecord]:
         suffix = Path(self.pattern[-1]).suffix
         takes_any_suffix = bool(suffix) and _WILDCARDS.isdisjoint(suffix)
@@ -266,7 +293,7 @@ class _Folder:
         if name.startswith("."):
             return None
         if entry.is_dir():
-            result = name + "/" if _may_contain([*place.split("/")[:-1], name], self.pattern) else None
+            result = name + "/" if self.can_hold([*place.split("/")[:-1], name]) else None
         else:
             result = name if is_image else None
         if result is None:
@@ -368,12 +395,15 @@ class _Labels:
     prefix: str = ""  # from the table's folder to the listing's root
     root: Path = Path()
     is_quiet: bool = False  # about labels that are missing
+    splits: SplitFolders | None = None
 
     def of(self, record: ImageRecord) -> str | None:
         if self.table is not None:
             key = self.key_of(record)
             return None if key is None else self.table[key] or None
         if self.kind == "folder":
+            if self.splits is not None and self.splits.names:
+                return self.splits.label_of(record.path)
             folder, slash, _ = record.path.partition("/")
             return folder if slash and folder not in ("", "..") else None
         return record.label if self.kind == "column" else None
@@ -386,9 +416,12 @@ class _Labels:
 
 
 def _labels(source: _Source, labels: str | os.PathLike[str] | None) -> _Labels:
+    splits = find_split_folders(source.root, source.can_hold) if isinstance(source, _Folder) else None
     if labels is None:
-        return _Labels("folder" if isinstance(source, _Folder) else "column")
+        return _Labels("folder" if isinstance(source, _Folder) else "column", splits=splits)
     text = os.fspath(labels)
+    if text == "folder" and splits is not None:
+        return _Labels(text, splits=splits.overruled())
     if text in ("folder", "none"):
         return _Labels(text)
     if text == "column":
@@ -397,7 +430,7 @@ def _labels(source: _Source, labels: str | os.PathLike[str] | None) -> _Labels:
     if not file.is_file():
         raise InputError(f"expected labels to be 'folder', 'none', or a CSV file; got {text!r}, where no file is")
     table = {os.path.normpath(row["path"]): row["label"] for _, row in rows_of(file, needed=("path", "label"))}
-    return _Labels(text, Names(table), os.path.relpath(source.root, file.parent), source.root)
+    return _Labels(text, Names(table), os.path.relpath(source.root, file.parent), source.root, splits=splits)
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ def open_data(spec: str) -> FewShotData:
 
     Args:
         spec: for instance `omniglot:vinyals@data/omniglot`, `miniimagenet:ravi@data/mini`, `cub:chen@CUB_200_2011`,
-            `mini-to-cub@data/mini,CUB_200_2011`, `folder:split.csv@photos`, or `photos`.
+            `mini-to-cub@data/mini,CUB_200_2011`, `folder:split.csv@photos`, `folder:val@photos` (one of its splits),
+            `photos`, or a table `photos.csv`.
 
     Raises:
         InputError: an unknown name, a split that has to be named, or files that are not there.
@@ -49,6 +50,8 @@ def open_data(spec: str) -> FewShotData:
         near = get_close_matches(key, DATA_SETS, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(DATA_SETS)}"
         raise InputError(f"no data set {name!r}{hint}")
+    if key == "folder" and place.lower().endswith(".csv") and Path(place).is_file():
+        return folder(Path(place), split or None)
     if not place or not all(Path(part).is_dir() for part in place.split(",") if key == "mini-to-cub" or part == place):
         raise InputError(f"{spec}: {place or 'nothing'} is no folder")
     return DATA_SETS[key](Path(place), split or None)
