@@ -20,7 +20,7 @@ from .encoding import Encoding
 from .fingerprint import FingerprintCache
 from .heads import Identity, described, head_from_dict, width_behind
 from .layers import Tap
-from .pooling import Pooling, pooling_from
+from .pooling import GAP, GeM, Pooling, pooling_from
 from .weights import drawn_from, fetch_imagenet, load_state, read_state_dict, uninitialised
 
 __all__ = ["Encoder", "evaluating"]
@@ -80,12 +80,19 @@ class Encoder(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             if feature_map.dtype in (torch.bfloat16, torch.float16) and images.dtype == torch.float32:
                 feature_map = feature_map.float()
-            pooled = self.pooling(feature_map)
-            return Encoding(feature_map, pooled, self._embedded(pooled))
+            # A pooling or head of the user's own may work in place; what is handed out stays what it was.
+            own = feature_map if isinstance(self.pooling, GAP | GeM) else feature_map.clone()
+            pooled = self.pooling(own)
+            return Encoding(feature_map, pooled, self.embed(pooled))
 
-    def _embedded(self, pooled: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
+    def embed(self, pooled: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
+        """The head's answer to pooled vectors, which stay as they are.
+
+        Raises:
+            ShapeError: the head was built for another width.
+        """
         width_behind(self.head, pooled.shape[-1])  # a mismatch would end in an error about matrices
-        embedding: Tensor = self.head(pooled)
+        embedding: Tensor = pooled if isinstance(self.head, Identity) else self.head(pooled.clone())
         return embedding
 
     @classmethod
@@ -236,7 +243,7 @@ class Encoder(nn.Module):
         """Length of the embedding, d."""
         weight = next(self.parameters(), torch.zeros(()))
         with evaluating(self.head), torch.no_grad():
-            return self._embedded(weight.new_zeros(1, self.pooled_dim)).shape[1]
+            return self.embed(weight.new_zeros(1, self.pooled_dim)).shape[1]
 
     def __repr__(self) -> str:
         at = f" at {self.layer}" if self.layer else ""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, ShapeError
 
-__all__ = ["Tap", "as_feature_map", "closest", "cut", "require_layer"]
+__all__ = ["Tap", "as_feature_map", "closest", "cut", "require_layer", "returned_by"]
 
 
 class Tap(nn.Module):
@@ -40,7 +40,7 @@ class Tap(nn.Module):
 
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if threading.get_ident() == caller:  # another thread may be in the same module right now
-                outputs.append(output)
+                outputs.append(returned_by(self.layer, output))
 
         handle = self.source.get_submodule(self.layer).register_forward_hook(keep)
         try:
@@ -54,6 +54,21 @@ class Tap(nn.Module):
     def extra_repr(self) -> str:
         """The layer, for `print(encoder)`."""
         return f"layer={self.layer!r}"
+
+
+def returned_by(layer: str, output: Any) -> Tensor:
+    """A copy of what a layer returned, for keeping: gradients flow through it.
+
+    The tensor itself is the network's: an operation in place behind the layer (`out += identity`, a ReLU with
+    `inplace=True`) writes into it, and what was kept would then be another place's output. Nothing tells beforehand,
+    and tensors made in inference mode do not count their versions, so it is always copied.
+
+    Raises:
+        ShapeError: the layer returned something else than one tensor.
+    """
+    if not isinstance(output, Tensor):
+        raise ShapeError(f"layer {layer!r} returns a {type(output).__name__}, expected one tensor; name an inner layer")
+    return output.clone()
 
 
 def require_layer(network: nn.Module, layer: str) -> None:
