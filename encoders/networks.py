@@ -19,10 +19,10 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from ..errors import InputError
 from ..images.transform import Transform
-from .backbones import last_stage
+from .backbones import with_last_stage
 from .filling import load_state, say_what_is_left
 from .layers import closest
-from .weights import drawn_from, fetch_published, needs_weights, read_state_dict, uninitialised
+from .weights import drawn_from, fetch_published, needs_weights, read_state_dict, uninitialised, usual_transform
 
 __all__ = ["Network", "available_networks", "find_class", "load_network"]
 
@@ -89,7 +89,7 @@ def load_network(
     if weights is None:
         raise InputError(needs_weights(name))
     known = _known_classes(name)
-    transform = Transform(SEGMENTER_SIZE, fit="squash") if kind == "segmenter" else Transform()
+    transform = Transform(SEGMENTER_SIZE, fit="squash") if kind == "segmenter" else usual_transform(name)
     if weights in ("default", "imagenet"):
         state, transform = fetch_published(name, otherwise=transform)
         n_classes = len(known)
@@ -109,7 +109,8 @@ def load_network(
     names = tuple(classes or (known if len(known) == n_classes else ()))
     if names and len(names) != n_classes:
         raise InputError(f"{len(names)} names of classes were given, but {name} with these weights has {n_classes}")
-    return Network(model.eval(), kind, transform, _default_layer(model, kind), names, n_classes)
+    model, layer = _with_layer(model, kind)
+    return Network(model.eval(), kind, transform, layer, names, n_classes)
 
 
 def find_class(asked: str, classes: Sequence[str], n_classes: int) -> int:
@@ -176,10 +177,10 @@ def _n_classes(name: str, state: Mapping[str, Tensor]) -> int | None:
     return None if found is None or found.ndim == 0 else len(found)
 
 
-def _default_layer(model: nn.Module, kind: Kind) -> str:
+def _with_layer(model: nn.Module, kind: Kind) -> tuple[nn.Module, str]:
     """The end of a segmenter's backbone, a classifier's last map, or a transformer's input to its last attention."""
     if kind == "segmenter":
-        return f"backbone.{list(dict(model.get_submodule('backbone').named_children()))[-1]}"
+        return model, f"backbone.{list(dict(model.get_submodule('backbone').named_children()))[-1]}"
     if isinstance(model, VisionTransformer):  # behind the last attention only the class token counts
-        return f"encoder.layers.{list(dict(model.encoder.layers.named_children()))[-1]}.ln_1"
-    return last_stage(model)
+        return model, f"encoder.layers.{list(dict(model.encoder.layers.named_children()))[-1]}.ln_1"
+    return with_last_stage(model)

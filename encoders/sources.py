@@ -12,7 +12,7 @@ from ..images.transform import Transform
 from ..remarks import remark
 from .backbones import available_architectures, require_architecture
 from .matching import StateDict
-from .weights import fetch_imagenet, needs_weights, read_state_dict, transform_of_timm
+from .weights import fetch_imagenet, needs_weights, read_state_dict, transform_of_timm, usual_transform
 
 __all__ = ["CHECKPOINT_SUFFIX", "is_checkpoint", "published", "transform_for"]
 
@@ -32,9 +32,9 @@ def published(name: str, weights: str | os.PathLike[str] | None) -> tuple[StateD
     if weights is None:
         raise InputError(needs_weights(name))
     if weights == "imagenet":
-        return fetch_imagenet(name)
-    transform = Transform(84) if name in ("conv4", "resnet12", "wrn28_10") else Transform()
-    return None if weights == "random" else read_state_dict(weights), transform
+        state, transform = fetch_imagenet(name)
+        return StateDict(state), transform
+    return None if weights == "random" else read_state_dict(weights), usual_transform(name)
 
 
 def transform_for(module: nn.Module, *, is_told: bool) -> Transform:
@@ -45,6 +45,6 @@ def transform_for(module: nn.Module, *, is_told: bool) -> Transform:
         remark(
             f"what mean and std {type(module).__name__} wants is not known, so ImageNet's are taken; say them with "
             "mean= and std=, or with transform=",
-            stacklevel=4,
+            stacklevel=5,
         )
     return transform or Transform()

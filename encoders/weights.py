@@ -35,6 +35,7 @@ __all__ = [
     "read_state_dict",
     "transform_of_timm",
     "uninitialised",
+    "usual_transform",
 ]
 
 # Where training scripts keep a network, in the order in which one of several that fit is taken.
@@ -50,6 +51,7 @@ _PLACES = (
     "student",
     "ema",
 )
+_HALF = (0.5, 0.5, 0.5)
 _MOST_PLACES = 32  # of named tensors in one file
 _CODE = re.compile(r"GLOBAL ([\w.]+) (?:was not|whose module)")  # how torch's reader names what it refuses to import
 # What torch.save writes beside the pickle: raw storages and a few one-line facts. Anything else may be code.
@@ -183,13 +185,23 @@ def _fetched(name: str, weights: Any) -> dict[str, Tensor]:
     return state
 
 
+def usual_transform(name: str) -> Transform:
+    """What an architecture's weights are made for where nothing says it: ImageNet's mean and deviation, by convention.
+
+    Torchvision's files of GoogLeNet and Inception want 0.5: its own models re-normalise inside, here they do not.
+    """
+    if name in ("conv4", "resnet12", "wrn28_10"):
+        return Transform(84)
+    return Transform(mean=_HALF, std=_HALF) if name in ("googlenet", "inception_v3") else Transform()
+
+
 def _transform_of(name: str, preset: Any) -> Transform:
-    is_inception = name in ("googlenet", "inception_v3")  # torchvision's models re-normalise inside; here they do not
+    usual = usual_transform(name)
     return Transform(
         size=preset.crop_size[0],
         resize=preset.resize_size[0],
-        mean=(0.5, 0.5, 0.5) if is_inception else tuple(preset.mean),
-        std=(0.5, 0.5, 0.5) if is_inception else tuple(preset.std),
+        mean=usual.mean if usual.mean == _HALF else tuple(preset.mean),
+        std=usual.std if usual.std == _HALF else tuple(preset.std),
         interpolation="bicubic" if preset.interpolation == InterpolationMode.BICUBIC else "bilinear",
     )
 
