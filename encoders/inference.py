@@ -220,13 +220,46 @@ def _in_order(
 
 def _frozen(encoder: Encoder, device: torch.device) -> Encoder:
     """A copy for evaluation only, as fast as it gets without compiling."""
-    copy = deepcopy(encoder).eval().requires_grad_(False).to(device, torch.float32)
+    copy = _copied(encoder).eval().requires_grad_(False).to(device, torch.float32)
     for parameter in copy.parameters():
         parameter.grad = None
     transform = copy.transform
     noise = torch.randn(1, 3, transform.height, transform.width, generator=torch.Generator().manual_seed(0))
     copy.backbone = fuse_batch_norms(copy.backbone, noise.to(device))
     return copy.to(memory_format=torch.channels_last)
+
+
+def _copied(encoder: Encoder) -> Encoder:
+    """A copy of the encoder, whatever hooks have left in its parts.
+
+    Old weight and spectral norm and pruning keep a computed tensor as an attribute, which `deepcopy` refuses; the copy
+    starts with its values, and its hooks compute it anew.
+
+    Raises:
+        InputError: a part cannot be copied.
+    """
+    computed = [
+        value
+        for part in encoder.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and value.grad_fn
+    ]
+    try:
+        return deepcopy(encoder, {id(tensor): tensor.detach().clone() for tensor in computed})
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+        part = next((name for name, part in encoder.backbone.named_children() if not _is_copyable(part)), "itself")
+        raise InputError(
+            f"{encoder.architecture} cannot be copied ({part}: {str(error).splitlines()[0]}); remove what is no weight "
+            "from it, such as a lock, an open file, or a tensor kept from a forward pass"
+        ) from error
+
+
+def _is_copyable(part: torch.nn.Module) -> bool:
+    try:
+        deepcopy(part)
+    except Exception:  # whatever a part of the user's own raises
+        return False
+    return True
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -155,7 +155,7 @@ def pooled_under(encoder: Encoder, encoding: Encoding, weights: Sequence[Tensor 
     with torch.no_grad():
         region = pool_region(encoding.feature_map[own], given, pooling=encoder.pooling)
         pooled, embedding = encoding.pooled.clone(), encoding.embedding.clone()
-        pooled[own], embedding[own] = region, encoder.head(region)
+        pooled[own], embedding[own] = region, encoder.embed(region)
     return Encoding(encoding.feature_map, pooled, embedding)
 
 

@@ -279,7 +279,7 @@ class Retriever:
         weights = region_weights(shares).to(feature_map.device)
         with torch.no_grad():
             pooled = pool_region(feature_map, weights, pooling=encoder.pooling)
-            encoding = Encoding(feature_map, pooled, encoder.head(pooled))
+            encoding = Encoding(feature_map, pooled, encoder.embed(pooled))
         return replace(query, encoding=encoding, region=region, weights=weights)
 
     def _matches(self, hits: Hits) -> tuple[Match, ...]:

@@ -236,7 +236,7 @@ def test_masks_belong_to_a_build_from_its_beginning(photos, masks, small_encoder
 
 def test_the_match_is_explained_under_its_own_mask(photos, masks, tmp_path):
     torch.manual_seed(0)
-    encoder = Encoder.load("conv4", head=Linear(64, 8).eval(), transform=Transform(64, fit="squash"))
+    encoder = Encoder.load("conv4", weights="random", head=Linear(64, 8).eval(), transform=Transform(64, fit="squash"))
     for store in (False, True):
         gallery = built(photos, encoder, tmp_path / f"g{store}", masks=masks, store_maps=store)
         query = sorted(photos.rglob("0003.jpg"))[1]
@@ -277,7 +277,7 @@ def test_both_ways_are_what_two_galleries_hold(photos, masks, small_encoder, tmp
 
 
 def test_a_mask_outside_of_what_the_encoder_sees_is_as_none(tmp_path):
-    encoder = Encoder.load("conv4", transform=Transform(size=(32, 32)))  # cuts the middle out
+    encoder = Encoder.load("conv4", weights="random", transform=Transform(size=(32, 32)))  # cuts the middle out
     Image.new("RGB", (96, 32), "red").save(tmp_path / "wide.png")
     mask = np.zeros((32, 96), dtype=bool)
     mask[:, :3] = True
