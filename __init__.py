@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ._version import __version__
 from .errors import DistcamError
 from .lazy import lazily
 from .remarks import DistcamWarning
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from .index import Gallery
     from .retrieval import Matches, Retriever
 
-__version__ = "0.1.0"
 __all__ = ["DistcamError", "DistcamWarning", "Encoder", "Encoding", "Gallery", "Matches", "Retriever", "__version__"]
 
 _HOME = {

@@ -6,9 +6,12 @@ with status 2; a traceback is a bug.
 
 from __future__ import annotations
 
+import errno
+
 __all__ = [
     "CorruptGalleryError",
     "DistcamError",
+    "FilterTimeoutError",
     "FingerprintMismatchError",
     "GalleryError",
     "GalleryExistsError",
@@ -18,8 +21,12 @@ __all__ = [
     "MissingExtraError",
     "NotAGalleryError",
     "ShapeError",
+    "TooFewVectorsError",
+    "TooManyFilesError",
     "UnknownEncoderError",
     "WeightsError",
+    "is_out_of_descriptors",
+    "too_many_files",
 ]
 
 
@@ -33,6 +40,22 @@ class InputError(DistcamError, ValueError):
 
 class ShapeError(InputError):
     """A tensor or array whose shape is not the documented one; the message holds both."""
+
+
+class TooFewVectorsError(InputError):
+    """Fewer vectors than an index needs to learn its lists and codes from.
+
+    Attributes:
+        needed: how many would do, as far as is known.
+    """
+
+    def __init__(self, message: str, needed: int) -> None:
+        super().__init__(message)
+        self.needed = needed
+
+
+class FilterTimeoutError(DistcamError):
+    """A filter that took longer than whoever asked allows; see `distcam.index.filters.time_limit`."""
 
 
 class ImageError(DistcamError, ValueError):
@@ -83,3 +106,20 @@ class CorruptGalleryError(GalleryError):
 
 class MissingExtraError(DistcamError, ImportError):
     """An optional dependency is not installed; the message holds the `pip install` line."""
+
+
+class TooManyFilesError(GalleryError):
+    """The process, or the machine, has no file descriptor left; nothing is damaged."""
+
+
+def is_out_of_descriptors(error: BaseException | None) -> bool:
+    """Whether a call failed because the process, or the machine, has too many files open."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+def too_many_files(path: object) -> TooManyFilesError:
+    """The error for a file that cannot be opened any more; to be raised by the caller."""
+    return TooManyFilesError(
+        f"{path}: cannot be opened, this process has too many files open; nothing is damaged: "
+        "allow more with `ulimit -n 4096` in the shell that starts it, and do the same again"
+    )

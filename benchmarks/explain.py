@@ -143,7 +143,7 @@ def for_matches(options: argparse.Namespace) -> Methods:
 
 def for_classes(options: argparse.Namespace) -> Methods:
     """A batch of images with a class each; one forward and backward pass of the batch first."""
-    network = load_network(options.classifier, seed=options.seed)
+    network = load_network(options.classifier, weights="random", seed=options.seed)
     model, layer = network.model, network.layer
     images, classes = torch.randn(options.batch, 3, 224, 224), torch.arange(options.batch)
 

@@ -100,7 +100,7 @@ def scenes(options: argparse.Namespace) -> Iterator[tuple[str, LocalisationTable
         }
         transform = Transform(size=64, fit="squash")
         encoder = Encoder.load(
-            "conv4", seed=options.seed, transform=transform, options={"width": 32, "last_pool": False}
+            "conv4", weights="random", seed=options.seed, transform=transform, options={"width": 32, "last_pool": False}
         )
         train_encoder(encoder, TrainingSet.from_scenes(base, "train", transform), seed=options.seed)
         boxed = boxed_images(list_images(Path(work, "query", "query")), read_boxes(Path(work, "query", "boxes.csv")))

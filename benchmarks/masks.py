@@ -235,7 +235,9 @@ def scenes(options: argparse.Namespace, work: Path) -> Iterator[str]:
         masks=True,
     )
     transform = Transform(64, fit="squash")
-    encoder = Encoder.load("conv4", seed=options.seed, transform=transform, options={"width": 32, "last_pool": False})
+    encoder = Encoder.load(
+        "conv4", weights="random", seed=options.seed, transform=transform, options={"width": 32, "last_pool": False}
+    )
     train_encoder(encoder, TrainingSet.from_scenes(base, "train", transform), seed=options.seed)
     inference = Inference(encoder, precision="fp32")
     gallery, query = (Side.of(novel.folder / split) for split in ("gallery", "query"))

@@ -193,7 +193,7 @@ def main() -> None:
 
     boxed = boxed_images(list_images(options.folder / "query"), read_boxes(options.folder / "boxes.csv"))
     photographs = [Photograph.of(image, boxed.labels) for image in list(boxed)[:: options.every]]
-    network = load_network(options.encoder)
+    network = load_network(options.encoder, weights="random")
     rows = [find_class(label, network.classes, network.n_classes) for label in boxed.labels]
     plain = Encoder.load(options.encoder, weights=options.weights)
     classifier = read_classifier(options.encoder, options.weights, pooled_dim=plain.pooled_dim)

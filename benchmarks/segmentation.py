@@ -58,7 +58,7 @@ def main() -> None:
 
     transform = Transform(options.size)
     own = {} if options.architecture == "resnet38" else {"output_stride": 8}
-    encoder = Encoder.load(options.architecture, options=own, transform=transform)
+    encoder = Encoder.load(options.architecture, weights="random", options=own, transform=transform)
     encoder = encoder.to(memory_format=torch.channels_last).train()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(options.batch_size, 3, options.size, options.size, generator=generator)

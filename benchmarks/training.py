@@ -135,7 +135,7 @@ def waiting_for_files(architecture: str, *, size: int, count: int, batch_size: i
             Image.fromarray(noise).resize((500, 400)).save(folder / f"{i}.jpg", quality=90)
         transform = Transform(size)
         data = TrainingSet.from_listing(list_images(work), transform, cache="none")
-        encoder = Encoder.load(architecture, transform=transform)
+        encoder = Encoder.load(architecture, weights="random", transform=transform)
         batches = TrainingBatches(data, Shuffled(count, batch_size=batch_size), augment=AugmentSettings(), workers=1)
         objective = build_objective([{"kind": "cross_entropy"}], TermContext(encoder, data.class_names))
         result = fit(encoder, batches, objective, Settings(epochs=2, precision="fp32", device="cpu"))
@@ -161,8 +161,8 @@ def main() -> None:
     print(describe_machine("torch", "pytorch-metric-learning"), f"1 thread, {options.rounds} rounds, CPU time")
     print(f"{options.architecture}, {options.size} pixels, batches of {options.batch_size}\n")
 
-    ours = Encoder.load(options.architecture, transform=transform)
-    theirs = Encoder.load(options.architecture, transform=transform)
+    ours = Encoder.load(options.architecture, weights="random", transform=transform)
+    theirs = Encoder.load(options.architecture, weights="random", transform=transform)
     epochs = {
         "MetricLossOnly": their_epoch(theirs, data, options.batch_size),
         "our loop": our_epoch(ours, data, options.batch_size),
@@ -170,7 +170,11 @@ def main() -> None:
     print(f"An epoch of {options.images} images:\n")
     print(ratio_table(interleave(epochs, rounds=options.rounds), base="MetricLossOnly"), "\n")
 
-    encoder = Encoder.load(options.architecture, transform=transform).to(memory_format=torch.channels_last).train()
+    encoder = (
+        Encoder.load(options.architecture, weights="random", transform=transform)
+        .to(memory_format=torch.channels_last)
+        .train()
+    )
     index = torch.arange(options.batch_size)
     images = transform.normalise(pixels[index]).contiguous(memory_format=torch.channels_last)
     batch = Batch(images, data.labels[index], index)

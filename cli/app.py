@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from .._version import __version__
 from ..errors import DistcamError
 from . import (
     demo,
@@ -21,6 +22,7 @@ from . import (
     fewshot,
     index,
     index_interop,
+    index_restore,
     index_sync,
     index_tune,
     localize,
@@ -50,6 +52,7 @@ index.app.command(name="tune", epilog=index_tune.EXAMPLE)(index_tune.tune)
 index.app.command(name="sync", epilog=index_sync.EXAMPLE)(index_sync.sync)
 index.app.command(name="import", epilog=index_interop.IMPORT_EXAMPLE)(index_interop.import_)
 index.app.command(name="export", epilog=index_interop.EXPORT_EXAMPLE)(index_interop.export)
+index.app.command(name="restore", epilog=index_restore.EXAMPLE)(index_restore.restore)
 app.add_typer(fewshot.app, name="fewshot")
 app.add_typer(reid.app, name="reid")
 reid.app.command(name="explain", epilog=reid_explain.EXAMPLE)(reid_explain.explain)
@@ -69,8 +72,6 @@ app.command(name="env", epilog=env.EXAMPLE)(env.env)
 
 def _version(show: bool) -> None:
     if show:
-        from .. import __version__
-
         typer.echo(__version__)
         raise typer.Exit
 

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -48,9 +48,16 @@ def remarks(*, strict: bool = False) -> Iterator[None]:
     """Print every `DistcamWarning` as a note, each once; with `strict`, the first one is an `InputError`."""
     said: set[str] = set()
 
-    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if not issubclass(category, DistcamWarning):
-            shown(message, category, *place)
+            shown(message, category, filename, lineno, file, line)
         elif (text := option_names(str(message))) not in said:
             said.add(text)
             note(text)

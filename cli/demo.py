@@ -164,7 +164,9 @@ def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
     from ..training.terms import TermContext, build_objective
 
     transform = Transform(size=size.side, fit="squash")
-    encoder = Encoder.load("conv4", seed=seed, transform=transform, options={"width": 32, "last_pool": False})
+    encoder = Encoder.load(
+        "conv4", weights="random", seed=seed, transform=transform, options={"width": 32, "last_pool": False}
+    )
     data = TrainingSet.from_scenes(base, "train", transform)
     batches = TrainingBatches(data, Shuffled(len(data), batch_size=64, seed=seed), augment=AugmentSettings(), seed=seed)
     loss = {"kind": "normalized_softmax", "temperature": 0.1}

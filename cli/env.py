@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from .._version import __version__
 from .console import out, print_json
 from .options import AsJson
 
@@ -40,8 +41,6 @@ def env(as_json: AsJson = False) -> None:
 def _facts() -> dict[str, Any]:
     import faiss
     import torch
-
-    from .. import __version__
 
     return {
         "distcam": __version__,

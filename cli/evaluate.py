@@ -167,12 +167,14 @@ def _evaluate_images(
 def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Dataset:
     """The split asked for, else the only one or `test`; other splits are not compared with the official counts."""
     from ..images import load_dataset
+    from ..images.datasets import named_split
 
     if split is None:
-        splits = load_dataset(path, layout=layout).splits
-        split = splits[0] if len(splits) == 1 else "test"
-        if split not in splits:
-            raise InputError(f"{path} has the splits {', '.join(splits)}; choose one with --split")
+        whole = load_dataset(path, layout=layout)
+        split = whole.splits[0] if len(whole.splits) == 1 else named_split("test", whole.splits)
+        if split is None:
+            also = "".join(f"; {problem}" for problem in whole.problems[:1])
+            raise InputError(f"{path} has the splits {', '.join(whole.splits)}; choose one with --split{also}")
     return load_dataset(path, layout=layout, split=split, strict=strict)
 
 

@@ -34,6 +34,10 @@ _DATA_HELP = (
 )
 Data = Annotated[str, typer.Option("--data", help=_DATA_HELP)]
 OtherData = Annotated[str | None, typer.Option("--data", help=f"{_DATA_HELP} By default what the results name.")]
+SplitChoice = Annotated[
+    str | None,
+    typer.Option("--split", help="Of a folder or table with splits: whose classes are novel. Default: test, or val."),
+]
 Part = Annotated[str, typer.Option(help="Which classes: base, val or novel.")]
 Ways = Annotated[int, typer.Option(min=2, help="Classes in an episode.")]
 Shots = Annotated[int, typer.Option(min=1, help="Support images per class.")]
@@ -97,6 +101,7 @@ def evaluate(
     fit: Fit = None,
     image_size: ImageSize = None,
     part: Part = "novel",
+    split: SplitChoice = None,
     n_way: Ways = 5,
     n_shot: Shots = 1,
     n_query: Queries = 15,
@@ -156,8 +161,9 @@ def evaluate(
             classifier_of(name)  # a misspelt name now, not after hours of encoding
     if not any(map(needs_base_mean, methods)):
         refuse_unused(f"by {', '.join(methods)}", "base", remedy="it is for simpleshot-cl2n; leave it out")
+    data = _of_split(data, split)
     opened, encodings = _open(data)
-    split = opened[part]
+    tested = opened[part]
     if episodes_file is None:
         _refuse_prescribed(opened, part)
     loaded = None if encoder is None else load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
@@ -166,9 +172,9 @@ def evaluate(
         opened, part, episodes_file,
         n_way=n_way, n_shot=n_shot, n_query=n_query, n_episodes=episodes, seed=seed, dirichlet=dirichlet,
     )  # fmt: skip
-    manifest.rows_in(split.names)  # missing images now, not after the encoding
-    mean = _base_mean(opened, split, base, source, encodings) if any(map(needs_base_mean, methods)) else None
-    encodings = source.encodings(split) if encodings is None else encodings
+    manifest.rows_in(tested.names)  # missing images now, not after the encoding
+    mean = _base_mean(opened, tested, base, source, encodings) if any(map(needs_base_mean, methods)) else None
+    encodings = source.encodings(tested) if encodings is None else encodings
     names = [record.path for record in encodings.records]
     short_name = str(encodings.encoder.get("short_name", ""))
     results = [
@@ -178,7 +184,7 @@ def evaluate(
         for name in methods
     ]
     about = {
-        "data": data, "part": part, "split_hash": split.split_hash, "encoder": encoder, "weights": weights,
+        "data": data, "part": part, "split_hash": tested.split_hash, "encoder": encoder, "weights": weights,
         "layer": layer, "fit": fit, "image_size": image_size, "base": base, "features": str(encodings.file),
         "fingerprint": encodings.encoder.get("fingerprint"), "precision": encodings.encoder.get("precision"),
     }  # fmt: skip
@@ -306,6 +312,17 @@ def _require_place(spec: str) -> None:
     missing = next((part for part in place.split(",") if not Path(part).exists()), None)
     if missing is not None and ("@" in spec or spec.partition(":")[0] == spec):
         raise InputError(f"--data {spec}: nothing is at {missing}")
+
+
+def _of_split(spec: str, split: str | None) -> str:
+    """What names the data set when one of its splits is chosen."""
+    if split is None:
+        return spec
+    if "@" in spec and not Path(spec).exists():
+        raise InputError(f"--split {split}: {spec} says its split itself, as in NAME:SPLIT@FOLDER; leave --split out")
+    if spec.endswith(".h5"):
+        raise InputError(f"--split {split}: {spec} holds features already; encode the split alone")
+    return f"folder:{split}@{spec}"
 
 
 def _open(spec: str) -> tuple[FewShotData, Encodings | None]:

@@ -15,9 +15,8 @@ from ..errors import InputError
 from ..files import write_text
 from .checks import require_encoder, require_images
 from .command import refuse_unused
-from .console import load_encoder, print_json, progress_bar, say
+from .console import load_encoder, print_json, progress_bar, remarks, say
 from .options import AsJson, BatchSize, Device, EncoderName, Fit, Images, ImageSize, Layer, Metric, Weights
-from .places import read_mask
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,6 +74,9 @@ def localize(
     batch_size: BatchSize = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of the random map, the other class, and the intervals.")] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at what would be left out: an image, a box, a mask, a class.")
+    ] = False,
     out_file: Annotated[
         Path | None, typer.Option("--out", help="Also write the table: FILE.csv, FILE.json, or FILE.md.")
     ] = None,
@@ -95,31 +97,35 @@ def localize(
     from ..images.masks import MaskFolder
     from ..retrieval import References, localise
 
-    synsets = labels if labels is not None and labels.lower().endswith(".txt") else None
-    listing = list_images(images, labels=labels if synsets is None else None)
-    boxed = boxed_images(
-        listing, read_boxes(boxes, split=split), labels=None if synsets is None else read_synsets(synsets)
-    )
-    loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
-    classifier = _classifier(loaded, encoder, weights)
-    with progress_bar("references") as progress:
-        inference = Inference(loaded, device=device, batch_size=batch_size)
-        pooled = None if reference_masks is None else MaskFolder.given(reference_masks)
-        known = References.encode(list_images(references), inference, metric=metric, masks=pooled, progress=progress)
-    with progress_bar("images with boxes") as progress:
-        table = localise(
-            boxed,
-            loaded,
-            known,
-            methods=None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
-            reference=reference,
-            classifier=classifier,
-            masks=None if masks is None else _mask_reader(masks, boxed),
-            device=device,
-            batch_size=batch_size,
-            seed=seed,
-            progress=progress,
-        )
+    with remarks(strict=strict):
+        synsets = labels if labels is not None and labels.lower().endswith(".txt") else None
+        listing = list_images(images, labels=labels if synsets is None else None)
+        known_classes = None if synsets is None else read_synsets(synsets)
+        boxed = boxed_images(listing, read_boxes(boxes, split=split), labels=known_classes)
+        reader = None if masks is None else _mask_reader(masks, boxed)
+        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
+        classifier = _classifier(loaded, encoder, weights)
+        with progress_bar("references") as progress:
+            inference = Inference(loaded, device=device, batch_size=batch_size)
+            pooled = None if reference_masks is None else MaskFolder.given(reference_masks)
+            known = References.encode(
+                list_images(references), inference, metric=metric, masks=pooled, strict=strict, progress=progress
+            )
+        with progress_bar("images with boxes") as progress:
+            table = localise(
+                boxed,
+                loaded,
+                known,
+                methods=None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
+                reference=reference,
+                classifier=classifier,
+                masks=reader,
+                device=device,
+                batch_size=batch_size,
+                seed=seed,
+                strict=strict,
+                progress=progress,
+            )
     if out_file is not None:
         _write(table, out_file)
     if as_json:
@@ -138,16 +144,22 @@ def _classifier(loaded: Encoder, name: str, weights: str | None) -> LinearClassi
 
 
 def _mask_reader(folder: Path, images: BoxedImages) -> Callable[[BoxedImage], NDArray[np.bool_]]:
-    """What reads the object's pixels of an image; all files have to be there."""
+    """What reads the object's pixels of an image; says how many images have a mask."""
+    from ..images.masks import MaskFolder, read_mask
 
-    def mask_file(image: BoxedImage) -> Path:
-        path = Path(image.path)
-        return (folder / (path.name if path.is_absolute() else path)).with_suffix(".png")
+    masks = MaskFolder.given(folder)
+    masks.join(image.path for image in images).tell(what="a mask", lines=f"masks in {folder}")
 
-    for image in images:
-        if not mask_file(image).is_file():
-            raise InputError(f"{image.path} has no mask; expected {mask_file(image)}")
-    return lambda image: read_mask(str(mask_file(image)))
+    def read(image: BoxedImage) -> NDArray[np.bool_]:
+        file = masks.file(image.path)
+        if not file.is_file():
+            raise InputError(f"expected at {file}, where none is")
+        mask = read_mask(file)
+        if not mask.any():
+            raise InputError(f"{file} is all background")
+        return mask
+
+    return read
 
 
 def _write(table: LocalisationTable, path: Path) -> None:

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..metrics.distances import Metric as Metric
+
 FitName = Literal["crop", "squash", "pad"]
-Metric = Literal["cosine", "l2", "l1", "dot"]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", show_default=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 EncoderName = Annotated[

@@ -240,8 +240,7 @@ def _require_place(target: Path, queries: int) -> None:
 
 def _note_filter(gallery: Gallery, where: str | None) -> None:
     """What a filter asks for and no image has."""
-    hints = getattr(gallery, "filter_hints", None)
-    for hint in hints(where) if hints and where is not None else ():
+    for hint in gallery.filter_hints(where) if where is not None else ():
         note(hint)
 
 

@@ -26,7 +26,7 @@ from .resnet12 import ResNet12
 from .resnet38 import RESNET38_SPARE, ResNet38
 from .wide_resnet import WideResNet
 
-__all__ = ["Backbone", "available_architectures", "build_backbone", "last_stage", "require_architecture"]
+__all__ = ["Backbone", "available_architectures", "build_backbone", "require_architecture", "with_last_stage"]
 
 _OWN: dict[str, Callable[..., nn.Module]] = {
     "conv4": Conv4,
@@ -159,15 +159,19 @@ def _last_layer(stages: Mapping[str, nn.Module]) -> str:
     return f"{name}.{len(stage) - 1}" if name == "features" and isinstance(stage, nn.Sequential) else name
 
 
-def last_stage(model: nn.Module) -> str:
-    """The name, inside a whole torchvision classifier, of its last layer with a map."""
-    names = dict(model.named_modules())
+def with_last_stage(model: nn.Module) -> tuple[nn.Module, str]:
+    """A whole torchvision classifier, and in it the name of the layer that an encoder of it takes as feature map.
+
+    A DenseNet applies the activation between its features and its pooling as a function, which no name reaches. Its
+    parts are put into a row with that activation among them: the same answers, and weights under the same names.
+    """
     stages = _stages(model)
     layer = _last_layer(stages)
-    if layer not in names:  # the activation that a DenseNet applies as a function
-        return list(stages)[-2]
-    part = names[layer]
-    return f"{layer}.{len(part) - 1}" if isinstance(part, nn.ModuleList) else layer
+    if isinstance(model, models.DenseNet):
+        ending = {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "classifier": model.classifier}
+        return nn.Sequential(OrderedDict([*stages.items(), *ending.items()])), layer
+    part = model.get_submodule(layer)
+    return model, f"{layer}.{len(part) - 1}" if isinstance(part, nn.ModuleList) else layer
 
 
 class TransformerTrunk(nn.Module):

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .._version import __version__
 from ..errors import InputError, WeightsError
 from ..files import replacing
 
@@ -35,8 +36,6 @@ def write_checkpoint(path: str | os.PathLike[str], config: Mapping[str, Any], te
         InputError: options or metadata hold what JSON cannot.
         WeightsError: the folder is missing or cannot be written.
     """
-    from .. import __version__  # the package's front door; importing it at the top would be circular for a reader
-
     path = Path(path)
     created_with = {"distcam": __version__, "torch": str(torch.__version__)}
     try:

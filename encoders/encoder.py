@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from functools import wraps
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,16 +14,41 @@ from torch import Tensor, nn
 
 from ..errors import InputError, ShapeError, WeightsError
 from ..images.transform import Transform
-from .backbones import Backbone, available_architectures, build_backbone, require_architecture
+from ..remarks import remark
+from .backbones import Backbone, build_backbone
 from .checkpoint import read_checkpoint, write_checkpoint
 from .encoding import Encoding
+from .filling import load_state, say_what_is_left
 from .fingerprint import FingerprintCache
-from .heads import Identity, described, head_from_dict, width_behind
-from .layers import Tap
-from .pooling import Pooling, pooling_from
-from .weights import drawn_from, fetch_imagenet, load_state, read_state_dict, uninitialised
+from .heads import BNNeck, Identity, described, head_from_dict, width_behind
+from .layers import Tap, require_feature_map
+from .matching import StateDict, neck_among
+from .pooling import GAP, GeM, Pooling, pooling_from
+from .sources import CHECKPOINT_SUFFIX, is_checkpoint, published, transform_for
+from .weights import drawn_from, read_state_dict, uninitialised
+from .wrapping import find_layer, require_usable, unwrapped
 
 __all__ = ["Encoder", "evaluating"]
+
+T = TypeVar("T")
+
+
+class _Colours(TypedDict):
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+
+
+def telling(read: Callable[[Any], T]) -> Callable[[Any], T]:
+    """A property of a module whose own AttributeError is told: `nn.Module` would say that there is no such property."""
+
+    @wraps(read)
+    def told(self: Any) -> T:
+        try:
+            return read(self)
+        except AttributeError as error:
+            raise InputError(f"{read.__name__} of {type(self).__name__} cannot be found: {error}") from error
+
+    return told
 
 
 class Encoder(nn.Module):
@@ -56,9 +81,11 @@ class Encoder(nn.Module):
         super().__init__()
         if head is not None and not isinstance(head, nn.Module):
             raise InputError(f"expected a module as head, such as Linear(64, 128), got {head!r}")
-        self.backbone = backbone
+        self.backbone = unwrapped(backbone)
         self.pooling = pooling_from(pooling)
-        self.head: nn.Module = Identity() if head is None else head
+        self.head: nn.Module = Identity() if head is None else unwrapped(head)
+        for part in (self.backbone, self.head):
+            require_usable(part)
         self.transform = Transform() if transform is None else transform
         self.architecture = architecture
         self.layer = layer
@@ -80,12 +107,19 @@ class Encoder(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             if feature_map.dtype in (torch.bfloat16, torch.float16) and images.dtype == torch.float32:
                 feature_map = feature_map.float()
-            pooled = self.pooling(feature_map)
-            return Encoding(feature_map, pooled, self._embedded(pooled))
+            # A pooling or head of the user's own may work in place; what is handed out stays what it was.
+            own = feature_map if isinstance(self.pooling, GAP | GeM) else feature_map.clone()
+            pooled = self.pooling(own)
+            return Encoding(feature_map, pooled, self.embed(pooled))
 
-    def _embedded(self, pooled: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
+    def embed(self, pooled: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
+        """The head's answer to pooled vectors, which stay as they are.
+
+        Raises:
+            ShapeError: the head was built for another width.
+        """
         width_behind(self.head, pooled.shape[-1])  # a mismatch would end in an error about matrices
-        embedding: Tensor = self.head(pooled)
+        embedding: Tensor = pooled if isinstance(self.head, Identity) else self.head(pooled.clone())
         return embedding
 
     @classmethod
@@ -93,11 +127,13 @@ class Encoder(nn.Module):
         cls,
         source: str | os.PathLike[str] | nn.Module,
         *,
-        weights: str | os.PathLike[str] = "random",
+        weights: str | os.PathLike[str] | None = None,
         layer: str | None = None,
         pooling: str | Pooling = "gap",
         head: nn.Module | None = None,
         transform: Transform | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         options: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> Encoder:
@@ -108,41 +144,64 @@ class Encoder(nn.Module):
         Args:
             source: a torchvision classifier ("resnet50"), "conv4", "resnet12", "wrn28_10"; a file that `save` wrote; or
                 a module.
-            weights: "random" (drawn from `seed`; a module of your own keeps what it has), "imagenet" (torchvision's),
-                or a file with a state_dict.
+            weights: of an architecture, which has none by itself: a file with a state_dict, "imagenet" (torchvision's),
+                or "random" (drawn from `seed`). A module of your own keeps what it has, or takes a file's. What names
+                in a file begin with is found by what fits; tensors that nothing takes are a remark.
             layer: where to read the feature map; the last convolution after its activation if left out. A module of
                 your own must return its feature map (b, k, h, w) unless a layer is named.
             pooling: "gap", "gem", or a `Pooling`.
-            head: from the pooled vector to the embedding.
-            transform: the weights' own if left out, else ImageNet's.
+            head: from the pooled vector to the embedding. Left out, it is a batch-norm neck if the weights bring one.
+            transform: the published weights' colours and size if left out, those of a timm model, or ImageNet's; that
+                a module of your own wants ImageNet's is a remark. Files for an architecture are taken for ImageNet's.
+            mean: what the network's input is normalised with, in place of the transform's.
+            std: likewise.
             options: for the architecture's constructor, such as `{"last_stride": 1}` for ResNets.
             seed: of random weights; the global generator is left as it was.
 
         Raises:
-            InputError: unknown architecture, layer, or option; the message holds the nearest names.
+            InputError: unknown architecture, layer, or option (the message holds the nearest names), an architecture
+                without `weights`, or a module that returns no feature map.
             WeightsError: weights that cannot be read, do not fit, or cannot be downloaded.
 
-        >>> Encoder.load("resnet18", transform=Transform(64)).embedding_dim
+        >>> Encoder.load("resnet18", weights="random", transform=Transform(64)).embedding_dim
         512
         """
-        parts = {"pooling": pooling, "head": head}
+        colours: _Colours = {"mean": mean, "std": std}
         if isinstance(source, nn.Module):
             if options is not None:
                 raise InputError(f"options are for named architectures; {type(source).__name__} is built already")
-            return cls._around(source, weights=weights, layer=layer, transform=transform, **parts)
-        if _is_checkpoint(source):
-            if (weights, layer, pooling, head, options) != ("random", None, "gap", None, None):
+            return cls._around(source, weights, colours, layer=layer, transform=transform, pooling=pooling, head=head)
+        if is_checkpoint(source):
+            if (weights, layer, pooling, head, options) != (None, None, "gap", None, None):
                 raise InputError(f"{source} brings its own weights, layer, pooling, head, and options; leave them out")
-            return cls._restored(source, transform)
+            return cls._restored(source, transform, colours)
         name = os.fspath(source)
-        state, own_transform = _published(name, weights)
-        transform = transform or own_transform
+        state, own_transform = published(name, weights)
+        transform = (transform or own_transform).adapted(**colours)
         with drawn_from(seed) if state is None else uninitialised():
             built = _build(name, layer, transform, options or {})
+        encoder = cls._of(name, built, options or {}, transform=transform, pooling=pooling, head=head)
         if state is not None:
             target = built.network.source if isinstance(built.network, Tap) else built.network
-            load_state(target, state, origin=f"{weights} for {name}", spare=built.spare)
-        return cls._of(name, built, options or {}, transform=transform, **parts).eval()
+            encoder._fill(target, state, origin=f"{weights} for {name}", spare=built.spare, neck=head is None)
+        return encoder.eval()
+
+    def _fill(
+        self, target: nn.Module, state: StateDict, *, origin: str, spare: Collection[str] = (), neck: bool
+    ) -> None:
+        """Weights from outside into the backbone, and a batch-norm neck that they bring into the head if it is free."""
+        left = load_state(target, state, origin=origin, spare=spare)
+        place = neck_among(left)
+        if place and (neck or isinstance(self.head, BNNeck)) and self.pooled_dim == len(left[f"{place}running_mean"]):
+            head = self.head if isinstance(self.head, BNNeck) else BNNeck(self.pooled_dim)
+            own = {f"norm.{n.removeprefix(place)}": left.pop(n) for n in list(left) if n.startswith(place)}
+            load_state(head, own, origin=f"{origin}, {place}*", exact=True)
+            self.head = head.train(self.backbone.training)
+            remark(
+                f"{origin}: its {place.rstrip('.')!r} is the head (BNNeck); head=Identity() takes the pooled vector",
+                stacklevel=4,
+            )
+        say_what_is_left(left, origin=origin)
 
     @classmethod
     def _of(cls, name: str, built: Backbone, options: Mapping[str, Any], **parts: Any) -> Encoder:
@@ -150,30 +209,49 @@ class Encoder(nn.Module):
         return cls(built.network, architecture=name, layer=built.layer, options=options, **parts)
 
     @classmethod
-    def _around(cls, module: nn.Module, *, weights: str | os.PathLike[str], layer: str | None, **parts: Any) -> Encoder:
+    def _around(
+        cls,
+        module: nn.Module,
+        weights: str | os.PathLike[str] | None,
+        colours: _Colours,
+        *,
+        layer: str | None,
+        transform: Transform | None,
+        **parts: Any,
+    ) -> Encoder:
         """An encoder around the user's own module, whose mode and hooks stay as they are."""
+        module = unwrapped(module)
+        require_usable(module)
         name = type(module).__name__
         if weights == "imagenet":
             raise InputError(f"ImageNet weights are for architectures known by name; got a {name}, fill it beforehand")
-        if weights != "random":
-            load_state(module, read_state_dict(weights), origin=f"{weights} for {name}")
-        backbone = module if layer is None else Tap(module, layer)
-        return cls(backbone, architecture=name, layer=layer or "", **parts)
+        if weights == "random":
+            raise InputError(f"a {name} keeps the weights that it has; leave weights out, or name a file")
+        found, plain = ("", "") if layer is None else find_layer(module, layer)
+        backbone = module if layer is None else Tap(module, found)
+        transform = (transform or transform_for(module, is_told=None not in colours.values())).adapted(**colours)
+        encoder = cls(backbone, architecture=name, layer=plain, transform=transform, **parts)
+        if weights is not None:
+            neck = parts["head"] is None
+            encoder._fill(module, read_state_dict(weights), origin=f"{weights} for {name}", neck=neck)
+        if layer is None:
+            require_feature_map(module, (encoder.transform.height, encoder.transform.width))
+        return encoder
 
     @classmethod
-    def _restored(cls, path: str | os.PathLike[str], transform: Transform | None) -> Encoder:
+    def _restored(cls, path: str | os.PathLike[str], transform: Transform | None, colours: _Colours) -> Encoder:
         """The encoder of a checkpoint; another transform may replace the one it was saved with."""
         config, tensors = read_checkpoint(path)
         try:
             with uninitialised():
-                transform = transform or Transform.from_dict(config["transform"])
+                transform = (transform or Transform.from_dict(config["transform"])).adapted(**colours)
                 built = _build(config["architecture"], config["layer"], transform, config["options"])
                 parts = {"pooling": pooling_from(config["pooling"]), "head": head_from_dict(config["head"])}
             encoder = cls._of(config["architecture"], built, config["options"], transform=transform, **parts)
             encoder.metadata = dict(config["metadata"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise WeightsError(f"{path}: its header does not describe an encoder ({error})") from error
-        load_state(encoder, tensors, origin=str(path))
+        load_state(encoder, tensors, origin=str(path), exact=True)
         return encoder.eval()
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -193,8 +271,8 @@ class Encoder(nn.Module):
             if config[part]["type"] == "custom":
                 name = type(getattr(self, part)).__name__
                 raise InputError(f"the {part} {name} is a module of your own, which no checkpoint can rebuild")
-        if not os.fspath(path).endswith(_SUFFIX):
-            raise InputError(f"expected a file name that ends in {_SUFFIX}, got {os.fspath(path)!r}")
+        if not os.fspath(path).endswith(CHECKPOINT_SUFFIX):
+            raise InputError(f"expected a file name that ends in {CHECKPOINT_SUFFIX}, got {os.fspath(path)!r}")
         write_checkpoint(path, {**config, "metadata": self.metadata}, self.state_dict())
 
     def describe(self) -> dict[str, Any]:
@@ -209,6 +287,7 @@ class Encoder(nn.Module):
         }
 
     @property
+    @telling
     def fingerprint(self) -> str:
         """What the encoder computes, as 64 hexadecimal digits: configuration, transform, and weights.
 
@@ -217,11 +296,13 @@ class Encoder(nn.Module):
         return self._fingerprint.get(self.describe(), self.state_dict())
 
     @property
+    @telling
     def short_name(self) -> str:
         """Architecture and the first eight digits of the fingerprint, as in "resnet50/ab12cd34"."""
         return f"{self.architecture}/{self.fingerprint[:8]}"
 
     @property
+    @telling
     def pooled_dim(self) -> int:
         """Channels of the feature map, k; found by encoding one black image."""
         if not self._pooled_dim:
@@ -232,20 +313,18 @@ class Encoder(nn.Module):
         return self._pooled_dim
 
     @property
+    @telling
     def embedding_dim(self) -> int:
         """Length of the embedding, d."""
         weight = next(self.parameters(), torch.zeros(()))
         with evaluating(self.head), torch.no_grad():
-            return self._embedded(weight.new_zeros(1, self.pooled_dim)).shape[1]
+            return self.embed(weight.new_zeros(1, self.pooled_dim)).shape[1]
 
     def __repr__(self) -> str:
         at = f" at {self.layer}" if self.layer else ""
         pooling, head = type(self.pooling).__name__, type(self.head).__name__
         size = f"{self.transform.height}×{self.transform.width}"
         return f"Encoder({self.architecture}{at}, {pooling}, {head}, {size})"
-
-
-_SUFFIX = ".safetensors"
 
 
 @contextmanager
@@ -258,22 +337,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def _is_checkpoint(source: str | os.PathLike[str]) -> bool:
-    """Path objects and names with the suffix mean files; so do other strings, unless they name an architecture."""
-    if isinstance(source, str) and not source.endswith(_SUFFIX):
-        return source not in available_architectures() and Path(source).is_file()
-    return True
-
-
-def _published(name: str, weights: str | os.PathLike[str]) -> tuple[dict[str, Tensor] | None, Transform]:
-    """Weights from outside, None for random ones, and the transform that goes with them."""
-    require_architecture(name)
-    if weights == "imagenet":
-        return fetch_imagenet(name)
-    transform = Transform(84) if name in ("conv4", "resnet12", "wrn28_10") else Transform()
-    return None if weights == "random" else read_state_dict(weights), transform
 
 
 def _build(name: str, layer: str | None, transform: Transform, options: Mapping[str, Any]) -> Backbone:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .wrapping import plain_name
+
 __all__ = ["FingerprintCache", "canonical_json", "fingerprint"]
 
 
@@ -22,20 +24,16 @@ def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str
     """Sha256, in hexadecimal, of a configuration and named tensors.
 
     Two encoders that compute the same get the same: floating-point tensors count as float32 whatever they are stored
-    as; the `module.` that DataParallel puts into names and the counters of batches do not count at all.
+    as; what DataParallel and torch.compile put into names and the counters of batches do not count at all.
     """
     digest = sha256(canonical_json(config).encode())
-    named = sorted((_plain_name(name), name) for name in tensors if not name.endswith("num_batches_tracked"))
+    named = sorted((plain_name(name), name) for name in tensors if not name.endswith("num_batches_tracked"))
     for plain, name in named:
         tensor = tensors[name].detach()
         values = tensor.to("cpu", torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
         digest.update(f"\n{plain}{list(values.shape)}\n".encode())
         digest.update(values.reshape(-1).numpy().data)
     return digest.hexdigest()
-
-
-def _plain_name(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "module")
 
 
 class FingerprintCache:

@@ -41,7 +41,8 @@ def _pairs(network: nn.Module, probe: Tensor) -> list[tuple[nn.Conv2d, nn.BatchN
     inputs: list[tuple[nn.BatchNorm2d, Tensor]] = []
 
     def after(module: nn.Module, _args: Any, output: Any) -> None:
-        if type(module) is nn.Conv2d:
+        # A weight that hooks compute anew before each pass (old weight norm, pruning) is no parameter to be replaced.
+        if type(module) is nn.Conv2d and "weight" in module._parameters:
             outputs.append((module, output))
 
     def before(module: nn.Module, args: Any) -> None:

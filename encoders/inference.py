@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
-from typing import BinaryIO, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ImageError, InputError
+from ..forking import make_forks_safe
 from ..images.loading import read_image
 from ..images.transform import Transform
 from .encoder import Encoder
@@ -82,6 +83,8 @@ class Inference:
         self.fingerprint = encoder.fingerprint
         self.short_name = encoder.short_name
         self.encoder = _frozen(encoder, self.device)
+        self._process = os.getpid()
+        make_forks_safe()
 
     @property
     def transform(self) -> Transform:
@@ -165,6 +168,11 @@ class Inference:
     @torch.no_grad()
     def _encode(self, pixels: Tensor) -> Encoding:
         if self.device.type == "cuda":
+            if os.getpid() != self._process:
+                raise InputError(
+                    "this process was forked after CUDA was in use, which it cannot use; start it with "
+                    'multiprocessing.get_context("spawn")'
+                )
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         images = self.transform.normalise(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -172,6 +180,11 @@ class Inference:
         return Encoding(
             encoding.feature_map.contiguous(), encoding.pooled.contiguous(), encoding.embedding.contiguous()
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._process = os.getpid()
+        make_forks_safe()
 
     def __repr__(self) -> str:
         return f"Inference({self.short_name}, {self.device}, {self.precision}, batches of {self.batch_size})"
@@ -207,13 +220,46 @@ def _in_order(
 
 def _frozen(encoder: Encoder, device: torch.device) -> Encoder:
     """A copy for evaluation only, as fast as it gets without compiling."""
-    copy = deepcopy(encoder).eval().requires_grad_(False).to(device, torch.float32)
+    copy = _copied(encoder).eval().requires_grad_(False).to(device, torch.float32)
     for parameter in copy.parameters():
         parameter.grad = None
     transform = copy.transform
     noise = torch.randn(1, 3, transform.height, transform.width, generator=torch.Generator().manual_seed(0))
     copy.backbone = fuse_batch_norms(copy.backbone, noise.to(device))
     return copy.to(memory_format=torch.channels_last)
+
+
+def _copied(encoder: Encoder) -> Encoder:
+    """A copy of the encoder, whatever hooks have left in its parts.
+
+    Old weight and spectral norm and pruning keep a computed tensor as an attribute, which `deepcopy` refuses; the copy
+    starts with its values, and its hooks compute it anew.
+
+    Raises:
+        InputError: a part cannot be copied.
+    """
+    computed = [
+        value
+        for part in encoder.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and value.grad_fn
+    ]
+    try:
+        return deepcopy(encoder, {id(tensor): tensor.detach().clone() for tensor in computed})
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+        part = next((name for name, part in encoder.backbone.named_children() if not _is_copyable(part)), "itself")
+        raise InputError(
+            f"{encoder.architecture} cannot be copied ({part}: {str(error).splitlines()[0]}); remove what is no weight "
+            "from it, such as a lock, an open file, or a tensor kept from a forward pass"
+        ) from error
+
+
+def _is_copyable(part: torch.nn.Module) -> bool:
+    try:
+        deepcopy(part)
+    except Exception:  # whatever a part of the user's own raises
+        return False
+    return True
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -6,14 +6,25 @@ import difflib
 import math
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError, ShapeError
+from .wrapping import eagerly
 
-__all__ = ["Tap", "as_feature_map", "closest", "cut", "require_layer"]
+__all__ = [
+    "Tap",
+    "as_feature_map",
+    "closest",
+    "cut",
+    "require_feature_map",
+    "require_layer",
+    "returned_by",
+]
 
 
 class Tap(nn.Module):
@@ -40,11 +51,12 @@ class Tap(nn.Module):
 
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if threading.get_ident() == caller:  # another thread may be in the same module right now
-                outputs.append(output)
+                outputs.append(returned_by(self.layer, output))
 
         handle = self.source.get_submodule(self.layer).register_forward_hook(keep)
         try:
-            self.source(images)
+            with eagerly(self.source):
+                self.source(images)
         finally:
             handle.remove()
         if len(outputs) != 1:
@@ -56,6 +68,21 @@ class Tap(nn.Module):
         return f"layer={self.layer!r}"
 
 
+def returned_by(layer: str, output: Any) -> Tensor:
+    """A copy of what a layer returned, for keeping: gradients flow through it.
+
+    The tensor itself is the network's: an operation in place behind the layer (`out += identity`, a ReLU with
+    `inplace=True`) writes into it, and what was kept would then be another place's output. Nothing tells beforehand,
+    and tensors made in inference mode do not count their versions, so it is always copied.
+
+    Raises:
+        ShapeError: the layer returned something else than one tensor.
+    """
+    if not isinstance(output, Tensor):
+        raise ShapeError(f"layer {layer!r} returns a {type(output).__name__}, expected one tensor; name an inner layer")
+    return output.clone()
+
+
 def require_layer(network: nn.Module, layer: str) -> None:
     """Refuse a name that is no sub-module of the network, with the three names nearest to it.
 
@@ -65,6 +92,47 @@ def require_layer(network: nn.Module, layer: str) -> None:
     names = [name for name, _ in network.named_modules() if name]
     if layer not in names:
         raise InputError(f"no layer {layer!r}; nearest: {closest(layer, names)}")
+
+
+def require_feature_map(network: nn.Module, size: tuple[int, int]) -> None:
+    """Refuse a network that answers a black image of this height and width with something else than a feature map.
+
+    A network that cannot be run this way is not judged.
+
+    Raises:
+        InputError: with the last layer that does return a map.
+    """
+    parameter = next(network.parameters(), torch.zeros(()))
+    if not parameter.is_floating_point():
+        return
+    image = parameter.new_zeros(1, 3, *size)
+    maps: list[str] = []
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim in (3, 4) and output.numel() > output.shape[1]:
+                with suppress(ShapeError):
+                    as_feature_map(output, size, origin=name)
+                    maps.append(name)
+
+        return hook
+
+    modes = [(part, part.training) for part in network.modules()]
+    handles = [part.register_forward_hook(keep(name)) for name, part in network.named_modules() if name]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), eagerly(network):
+            output = network.eval()(image)
+    except Exception:  # a network of the user's own may want something else; its first use will tell
+        return
+    finally:
+        for handle in handles:
+            handle.remove()
+        for part, mode in modes:
+            part.training = mode
+    if not (isinstance(output, Tensor) and output.ndim == 4):
+        got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        hint = f"; name the layer that does, such as layer={maps[-1]!r}" if maps else "; name the layer that does"
+        raise InputError(f"{type(network).__name__} returns {got}, expected a feature map (b, k, h, w){hint}")
 
 
 def closest(name: str, names: list[str]) -> str:

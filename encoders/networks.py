@@ -19,9 +19,10 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from ..errors import InputError
 from ..images.transform import Transform
-from .backbones import last_stage
+from .backbones import with_last_stage
+from .filling import load_state, say_what_is_left
 from .layers import closest
-from .weights import drawn_from, fetch_published, load_state, read_state_dict, uninitialised
+from .weights import drawn_from, fetch_published, needs_weights, read_state_dict, uninitialised, usual_transform
 
 __all__ = ["Network", "available_networks", "find_class", "load_network"]
 
@@ -62,7 +63,7 @@ def available_networks(kind: Kind | None = None) -> list[str]:
 def load_network(
     name: str,
     *,
-    weights: str | os.PathLike[str] = "random",
+    weights: str | os.PathLike[str] | None = None,
     classes: Sequence[str] | None = None,
     n_classes: int | None = None,
     seed: int = 0,
@@ -71,22 +72,24 @@ def load_network(
 
     Args:
         name: such as "resnet50" or "deeplabv3_mobilenet_v3_large".
-        weights: "random" (drawn from `seed`), "default" or "imagenet" (torchvision's own, downloaded), or a file with a
-            state_dict, which also says how many classes there are.
+        weights: must be named: a file with a state_dict, which also says how many classes there are, "default" or
+            "imagenet" (torchvision's own, downloaded), or "random" (drawn from `seed`).
         classes: their names, in order. Left out they are torchvision's, if the number of classes is.
         n_classes: of random weights; by default as many as torchvision's own have.
         seed: of random weights.
 
     Raises:
-        InputError: an unknown name, or names of classes that are not as many as the network has.
+        InputError: an unknown name, no weights named, or names of classes that are not as many as the network has.
         WeightsError: weights that cannot be read, do not fit, or cannot be downloaded.
 
-    >>> load_network("lraspp_mobilenet_v3_large").classes[8]
+    >>> load_network("lraspp_mobilenet_v3_large", weights="random").classes[8]
     'cat'
     """
     kind = _kind_of(name)
+    if weights is None:
+        raise InputError(needs_weights(name))
     known = _known_classes(name)
-    transform = Transform(SEGMENTER_SIZE, fit="squash") if kind == "segmenter" else Transform()
+    transform = Transform(SEGMENTER_SIZE, fit="squash") if kind == "segmenter" else usual_transform(name)
     if weights in ("default", "imagenet"):
         state, transform = fetch_published(name, otherwise=transform)
         n_classes = len(known)
@@ -99,13 +102,15 @@ def load_network(
     with drawn_from(seed) if state is None else uninitialised():
         model = _built(name, kind, n_classes)
     if state is not None:
-        spare = [key for key in state if key.startswith(AUXILIARY)]
-        load_state(model, state, origin=f"{os.fspath(weights)} for {name}", spare=spare)
+        origin = f"{os.fspath(weights)} for {name}"
+        left = load_state(model, state, origin=origin)
+        say_what_is_left([key for key in left if not key.startswith(AUXILIARY)], origin=origin)
     n_classes = n_classes or _n_classes(name, model.state_dict()) or 0
     names = tuple(classes or (known if len(known) == n_classes else ()))
     if names and len(names) != n_classes:
         raise InputError(f"{len(names)} names of classes were given, but {name} with these weights has {n_classes}")
-    return Network(model.eval(), kind, transform, _default_layer(model, kind), names, n_classes)
+    model, layer = _with_layer(model, kind)
+    return Network(model.eval(), kind, transform, layer, names, n_classes)
 
 
 def find_class(asked: str, classes: Sequence[str], n_classes: int) -> int:
@@ -168,14 +173,14 @@ def _n_classes(name: str, state: Mapping[str, Tensor]) -> int | None:
     """Rows of the last layer's parameters in a state_dict; None if it has no such layer."""
     with torch.device("meta"):
         last = list(_built(name, _kind_of(name), None).state_dict())[-1]
-    found = next((tensor for key, tensor in state.items() if key.removeprefix("module.") == last), None)
+    found = next((tensor for key, tensor in state.items() if f".{key}".endswith(f".{last}")), None)
     return None if found is None or found.ndim == 0 else len(found)
 
 
-def _default_layer(model: nn.Module, kind: Kind) -> str:
+def _with_layer(model: nn.Module, kind: Kind) -> tuple[nn.Module, str]:
     """The end of a segmenter's backbone, a classifier's last map, or a transformer's input to its last attention."""
     if kind == "segmenter":
-        return f"backbone.{list(dict(model.get_submodule('backbone').named_children()))[-1]}"
+        return model, f"backbone.{list(dict(model.get_submodule('backbone').named_children()))[-1]}"
     if isinstance(model, VisionTransformer):  # behind the last attention only the class token counts
-        return f"encoder.layers.{list(dict(model.encoder.layers.named_children()))[-1]}.ln_1"
-    return last_stage(model)
+        return model, f"encoder.layers.{list(dict(model.encoder.layers.named_children()))[-1]}.ln_1"
+    return with_last_stage(model)

@@ -10,7 +10,7 @@ does so for a stream of pictures, each with a mask in a folder.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ..errors import ImageError, InputError, ShapeError
 from ..images.geometry import Box
-from ..images.masks import MaskFolder
+from ..images.masks import MaskFolder, read_class_numbers
+from ..remarks import remark
 from .encoder import Encoder
 from .encoding import Encoding
 from .pooling import GAP, GeM, Pooling
@@ -154,7 +155,7 @@ def pooled_under(encoder: Encoder, encoding: Encoding, weights: Sequence[Tensor 
     with torch.no_grad():
         region = pool_region(encoding.feature_map[own], given, pooling=encoder.pooling)
         pooled, embedding = encoding.pooled.clone(), encoding.embedding.clone()
-        pooled[own], embedding[own] = region, encoder.head(region)
+        pooled[own], embedding[own] = region, encoder.embed(region)
     return Encoding(encoding.feature_map, pooled, embedding)
 
 
@@ -170,12 +171,14 @@ class MaskPooling:
         encoder: in evaluation mode.
         shape: rows and columns of its feature map.
         strict: whether every picture must have a mask that it can be pooled under.
+        passed_over: pictures whose masks mark nothing, with the reason.
     """
 
     masks: MaskFolder
     encoder: Encoder
     shape: tuple[int, int]
     strict: bool = False
+    passed_over: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, masks: MaskFolder, encoder: Encoder, *, strict: bool = False) -> MaskPooling:
@@ -196,7 +199,7 @@ class MaskPooling:
         if mask is None:
             reason = f"it has no mask; expected {self.masks.file(path)}"
         elif not mask.any():
-            reason = f"its mask holds no pixel: {self.masks.file(path)}"
+            reason = f"its mask holds no pixel{self._numbers(path)}: {self.masks.file(path)}"
         else:
             try:
                 return weights_of(mask, size=size, encoder=self.encoder, shape=self.shape)
@@ -204,7 +207,22 @@ class MaskPooling:
                 reason = f"its mask: {error}"
         if self.strict:
             raise ImageError(path, reason)
+        if mask is not None:
+            self.passed_over.append(f"{path}: {reason}")
         return None
+
+    def tell(self) -> None:
+        """Remark on the masks that mark nothing, whose pictures are pooled as a whole."""
+        if self.passed_over:
+            count, first = len(self.passed_over), self.passed_over[0]
+            remark(f"{count:,} images are pooled as a whole, since their masks mark nothing; the first: {first}")
+
+    def _numbers(self, path: str | Path) -> str:
+        """What an empty mask holds in place of the number that was asked for."""
+        if self.masks.category is None:
+            return ""
+        there = np.unique(read_class_numbers(self.masks.file(path)))[:5].tolist()
+        return f" with the number {self.masks.category}, only {', '.join(map(str, there))}"
 
 
 def _box(box: Box, size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

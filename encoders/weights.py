@@ -1,7 +1,6 @@
-"""Weights from files and from torchvision: read without running anything, compared before anything is copied.
+"""Weights from files and from torchvision, read without running anything.
 
-A weights file is an untrusted file. Reading one never executes code, formats that carry code are refused, and no tensor
-is touched before its shape agrees with the model's: a file of a kilobyte can claim 10¹² elements.
+A weights file is an untrusted file. Reading one never executes code, and formats that carry code are refused.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from http.client import HTTPException
 from pathlib import Path
@@ -19,19 +18,41 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.transforms import InterpolationMode
 
 from ..errors import WeightsError
 from ..images.transform import Transform
+from .matching import StateDict
 
-__all__ = ["drawn_from", "fetch_imagenet", "fetch_published", "load_state", "read_state_dict", "uninitialised"]
+__all__ = [
+    "drawn_from",
+    "fetch_imagenet",
+    "fetch_published",
+    "needs_weights",
+    "read_state_dict",
+    "transform_of_timm",
+    "uninitialised",
+    "usual_transform",
+]
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "backbone.")
-_CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
+# Where training scripts keep a network, in the order in which one of several that fit is taken.
+_PLACES = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "network",
+    "net",
+    "encoder",
+    "backbone",
+    "teacher",
+    "student",
+    "ema",
+)
+_HALF = (0.5, 0.5, 0.5)
+_MOST_PLACES = 32  # of named tensors in one file
 _CODE = re.compile(r"GLOBAL ([\w.]+) (?:was not|whose module)")  # how torch's reader names what it refuses to import
 # What torch.save writes beside the pickle: raw storages and a few one-line facts. Anything else may be code.
 _PLAIN_RECORD = re.compile(
@@ -39,8 +60,10 @@ _PLAIN_RECORD = re.compile(
 )
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """The named tensors of a weights file, as they are in the file: `.safetensors`, or whatever `torch.save` wrote.
+
+    Of several dictionaries in one file (`state_dict`, `state_dict_ema`…) the first by name; its `others` are the rest.
 
     Raises:
         WeightsError: no such file, unreadable, a format that carries code, or no tensors inside.
@@ -54,11 +77,11 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise
     except Exception as error:  # torch's unpickler raises whatever a broken file provokes
         raise WeightsError(f"{path}: cannot be read as weights: {_why_unreadable(error)}") from error
-    inner = _unwrapped(content)
-    tensors = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)} if isinstance(inner, Mapping) else {}
-    if not tensors:
+    places = sorted(_places(content), key=lambda state: _rank(state.place))
+    if not places:
         raise WeightsError(f"{path}: expected named tensors (a state_dict), got a {type(content).__name__} without any")
-    return tensors
+    places[0].others = tuple(places[1:])
+    return places[0]
 
 
 def _why_unreadable(error: Exception) -> str:
@@ -72,12 +95,28 @@ def _why_unreadable(error: Exception) -> str:
     return "damaged, incomplete, or no plain weights as torch.save writes them; fetch or save the file again"
 
 
-def _unwrapped(content: Any) -> Any:
-    """What lies inside the dictionaries that training scripts put around a state_dict."""
-    for _ in range(3):  # no endless loop: a file may hold a dictionary that contains itself
-        if isinstance(content, Mapping):
-            content = next((content[w] for w in _WRAPPERS if isinstance(content.get(w), Mapping)), content)
-    return content
+def _places(content: Any) -> list[StateDict]:
+    """Every dictionary of tensors within the dictionaries that training scripts put around one."""
+    found: list[StateDict] = []
+    pending: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    while pending and len(found) < _MOST_PLACES:
+        keys, part = pending.pop(0)
+        if not isinstance(part, Mapping):
+            continue
+        if tensors := {str(k): v for k, v in part.items() if isinstance(v, Tensor)}:
+            state = StateDict(tensors)
+            state.place, versions = ".".join(keys), getattr(part, "_metadata", None)
+            state.versions = versions if isinstance(versions, Mapping) else {}
+            found.append(state)
+        if len(keys) < 3:  # no endless loop: a file may hold a dictionary that contains itself
+            pending += [((*keys, k), v) for k, v in part.items() if isinstance(k, str) and isinstance(v, Mapping)]
+    return found
+
+
+def _rank(place: str) -> tuple[int, ...]:
+    """Shallower places first only among names that nobody gives to networks."""
+    last = place.rpartition(".")[2]
+    return (_PLACES.index(last) if last in _PLACES else len(_PLACES), place.startswith("optim"))
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -104,67 +143,9 @@ def _read_torch(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor], *, origin: str, spare: Collection[str] = ()) -> None:
-    """Copy named tensors into a module, all or nothing.
-
-    Wrappers' prefixes (`module.`, `backbone.`) are ignored, and so are the weights of a classifier. Counters of
-    batches may be missing.
-
-    Args:
-        module: what to fill.
-        state: the tensors.
-        origin: what an error message calls their source.
-        spare: names that may be there and are not needed.
-
-    Raises:
-        WeightsError: a tensor is missing, superfluous, of another shape or kind, or not finite; nothing was copied.
-    """
-    expected = module.state_dict()
-    matched: dict[str, Tensor] = {}
-    superfluous = []
-    for given, tensor in state.items():
-        name = _plain_name(given, expected)
-        if name in expected:
-            matched[name] = tensor
-        elif name not in spare and not name.startswith(_CLASSIFIERS):
-            superfluous.append(given)
-    missing = [name for name in expected if name not in matched and not name.endswith("num_batches_tracked")]
-    wrong = [
-        f"{name} is {_kind(tensor)}, expected {_kind(expected[name])}"
-        for name, tensor in matched.items()
-        if not _fits(tensor, expected[name])
-    ]
-    _refuse(origin, wrong, "tensors do not fit the architecture")
-    _refuse(origin, missing, "tensors are missing; is this another architecture, or another layer?")
-    _refuse(origin, superfluous, "tensors have no place in the architecture")
-    _refuse(
-        origin, [n for n, t in matched.items() if not bool(torch.isfinite(t).all())], "tensors hold NaN or infinity"
-    )
-    with torch.no_grad():
-        for name, tensor in matched.items():
-            expected[name].copy_(tensor)
-
-
-def _plain_name(name: str, expected: Collection[str]) -> str:
-    while name not in expected and name.startswith(_PREFIXES):
-        name = name.partition(".")[2]
-    return name
-
-
-def _fits(tensor: Tensor, expected: Tensor) -> bool:
-    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-    same_kind = tensor.is_floating_point() == expected.is_floating_point() and not tensor.is_complex()
-    return is_plain and same_kind and tensor.shape == expected.shape
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-
-
-def _refuse(origin: str, names: list[str], reason: str) -> None:
-    if names:
-        some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-        raise WeightsError(f"{origin}: {len(names)} {reason} ({some})")
+def needs_weights(name: str) -> str:
+    """What is said where a network is named and its weights are not."""
+    return f"{name} needs weights: a FILE, 'imagenet' (downloads them), or 'random' (for trials)"
 
 
 def fetch_imagenet(name: str) -> tuple[dict[str, Tensor], Transform]:
@@ -204,14 +185,38 @@ def _fetched(name: str, weights: Any) -> dict[str, Tensor]:
     return state
 
 
+def usual_transform(name: str) -> Transform:
+    """What an architecture's weights are made for where nothing says it: ImageNet's mean and deviation, by convention.
+
+    Torchvision's files of GoogLeNet and Inception want 0.5: its own models re-normalise inside, here they do not.
+    """
+    if name in ("conv4", "resnet12", "wrn28_10"):
+        return Transform(84)
+    return Transform(mean=_HALF, std=_HALF) if name in ("googlenet", "inception_v3") else Transform()
+
+
 def _transform_of(name: str, preset: Any) -> Transform:
-    is_inception = name in ("googlenet", "inception_v3")  # torchvision's models re-normalise inside; here they do not
+    usual = usual_transform(name)
     return Transform(
         size=preset.crop_size[0],
         resize=preset.resize_size[0],
-        mean=(0.5, 0.5, 0.5) if is_inception else tuple(preset.mean),
-        std=(0.5, 0.5, 0.5) if is_inception else tuple(preset.std),
+        mean=usual.mean if usual.mean == _HALF else tuple(preset.mean),
+        std=usual.std if usual.std == _HALF else tuple(preset.std),
         interpolation="bicubic" if preset.interpolation == InterpolationMode.BICUBIC else "bilinear",
+    )
+
+
+def transform_of_timm(config: Any) -> Transform | None:
+    """The transform that a timm model's `pretrained_cfg` asks for; None where it says no mean and deviation."""
+    values = config if isinstance(config, Mapping) else vars(config) if hasattr(config, "__dict__") else {}
+    mean, std, size = (values.get(name) for name in ("mean", "std", "input_size"))
+    if mean is None or std is None or not len(mean) == len(std) == 3:
+        return None
+    return Transform(
+        size=224 if size is None else (int(size[-2]), int(size[-1])),
+        mean=tuple(mean),
+        std=tuple(std),
+        interpolation="bicubic" if values.get("interpolation") == "bicubic" else "bilinear",
     )
 
 

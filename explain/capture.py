@@ -73,7 +73,7 @@ class LayerRun:
             return self._leaf.clone()  # so that an operation in place behind the layer does not touch the leaf
 
         torch.set_grad_enabled(False)
-        return self._run(self.images, cut_here)
+        return self._run(self.images.clone(), cut_here)  # the network may work on its input in place
 
     @property
     def activations(self) -> Float[Tensor, "b k h w"]:

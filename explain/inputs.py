@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, ShapeError
+from ..metrics.distances import METRICS, Metric
 
 __all__ = ["METRICS", "NORMS", "WEIGHTINGS", "Metric", "Norm", "Weighting"]
 
-Metric = Literal["cosine", "l2", "l1", "dot"]
 Norm = Literal["sum", "l2", "minmax", "softmax", "none"]
 Weighting = Literal["dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_centered", "gradcam_cos", "caam"]
 
-METRICS: tuple[Metric, ...] = get_args(Metric)
 NORMS: tuple[Norm, ...] = get_args(Norm)
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 

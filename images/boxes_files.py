@@ -1,84 +1,36 @@
-"""Boxes that people drew, from the files they come in: ILSVRC's XML, CUB-200-2011's tables, or a plain CSV.
+"""Images with the boxes that people drew on them.
 
-    boxes = read_boxes("boxes.csv")
-    images = boxed_images(list_images("photos/"), boxes)
-
-A file of boxes is untrusted: sizes are limited, and XML with a document type or entities is refused before it is
-parsed.
+boxes = read_boxes("boxes.csv")
+images = boxed_images(list_images("photos/"), boxes)
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
-from xml.etree import ElementTree
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import InputError
+from ..remarks import remark
+from .box_fitting import Drawn, fitted
+from .box_formats import read_boxes, read_synsets, usable
+from .box_tables import Annotation, BoxTable, LabelledBox
 from .geometry import Box
+from .joining import Join, likely_cause
 from .listing import Listing
 
-__all__ = ["BoxTable", "BoxedImage", "BoxedImages", "LabelledBox", "boxed_images", "read_boxes", "read_synsets"]
-
-Split = Literal["train", "test", "all"]
-
-MAX_XML = 1_000_000  # bytes; ILSVRC's largest annotation has 20,000
-MAX_TABLE = 1_000_000_000
-CORNERS = ("x1", "y1", "x2", "y2")
-
-
-class LabelledBox(NamedTuple):
-    """A box and the class it was drawn around; None where the file does not say."""
-
-    box: Box
-    label: str | None = None
-
-
-class Annotation(NamedTuple):
-    """The boxes of one image.
-
-    Attributes:
-        boxes: in pixels of an image of that size.
-        size: (width, height) of the image they were drawn on; None where the file does not say.
-    """
-
-    boxes: tuple[LabelledBox, ...]
-    size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class BoxTable:
-    """Boxes by image.
-
-    Attributes:
-        source: the file or folder they come from.
-        by_file: absolute path of the image → its boxes.
-        by_stem: name of the image without folder and suffix → its boxes, for layouts that name no more.
-    """
-
-    source: Path
-    by_file: Mapping[str, Annotation] = field(default_factory=dict, repr=False)
-    by_stem: Mapping[str, Annotation] = field(default_factory=dict, repr=False)
-
-    def __len__(self) -> int:
-        """Number of images with boxes."""
-        return len(self.by_file) + len(self.by_stem)
-
-    def of(self, file: Path, *, relative: str = "") -> Annotation | None:
-        """The boxes of an image: by its absolute path, the listing's own path for it, or its stem.
-
-        Args:
-            file: where the image lies.
-            relative: what its listing calls it; fits a table whose paths were written relative to the listing's root.
-        """
-        found = self.by_file.get(_absolute(file)) or self.by_stem.get(file.stem)
-        return found or (self.by_file.get(_absolute(self.source.parent / relative)) if relative else None)
+__all__ = [
+    "BoxTable",
+    "BoxedImage",
+    "BoxedImages",
+    "LabelledBox",
+    "boxed_images",
+    "drawn_on",
+    "read_boxes",
+    "read_synsets",
+    "usable",
+]
 
 
 @dataclass(frozen=True)
@@ -140,257 +92,107 @@ class BoxedImages:
         return tuple(sorted({image.label for image in self.images}))
 
 
-def boxed_images(listing: Listing, boxes: BoxTable, *, labels: Mapping[str, str] | None = None) -> BoxedImages:
-    """The images of a listing that have boxes.
+def boxed_images(
+    listing: Listing, boxes: BoxTable, *, labels: Mapping[str, str] | None = None, strict: bool = False
+) -> BoxedImages:
+    """The images of a listing that have boxes, in pixels of the upright image, see `fitted`.
 
     An image's class is, first found: what `labels` says for its stem, the listing's label, the one class of its boxes.
+    What fits on one side only is remarked on: images without boxes, boxes without an image, boxes of other classes.
 
     Args:
         listing: the images.
         boxes: what `read_boxes` found.
         labels: stem → class, see `read_synsets`; for flat folders, whose listing knows no classes.
+        strict: refuse what would be remarked on.
 
     Raises:
         InputError: no image of the listing has boxes of its class.
     """
     found: list[BoxedImage] = []
-    without_boxes = without_label = 0
+    unlabelled: list[str] = []
+    strange: list[str] = []
+    drawn, count = drawn_on(listing, boxes, strict=strict)
+    known = {listing.file(record): record.label for record in listing}
+    if labels is not None:
+        _join_labels(known, labels, strict=strict)
+    for path, file, annotation in drawn:
+        own = {label for _, label in annotation.boxes}
+        given = (labels or {}).get(file.stem)
+        label = given or (known[file] if own == {None} or known[file] in own else None) or _only(own)
+        if label is None:
+            unlabelled.append(path)
+        elif label not in own and None not in own:
+            strange.append(
+                f"{path}, whose class is {label!r} and whose boxes are of {', '.join(sorted(map(str, own)))}"
+            )
+        else:
+            found.append(BoxedImage(path, file, label, annotation.boxes, annotation.size))
+    if not found:
+        raise InputError(_no_match(listing, boxes, unlabelled, strange))
+    if unlabelled:
+        remark(
+            f"{len(unlabelled):,} images have boxes in {boxes.source} and no class, such as {unlabelled[0]}",
+            strict=strict,
+        )
+    if strange:
+        remark(f"{len(strange):,} images have boxes of other classes only, such as {strange[0]}", strict=strict)
+    return BoxedImages(tuple(found), count - len(drawn) + len(strange), len(unlabelled))
+
+
+def drawn_on(listing: Listing, boxes: BoxTable, *, strict: bool = False) -> tuple[list[Drawn], int]:
+    """The images of a listing that have a usable box, with their boxes as `fitted` leaves them; and how many there are.
+
+    Raises:
+        InputError: no image has one; or, with `strict`, what would be remarked on.
+    """
+    join = Join()
+    drawn: list[Drawn] = []
     for record in listing:
         file = listing.file(record)
-        annotation = boxes.of(file, relative=record.path)
-        if annotation is None or not annotation.boxes:
-            without_boxes += 1
-            continue
-        drawn = {label for _, label in annotation.boxes}
-        given = (labels or {}).get(file.stem)
-        label = given or (record.label if drawn == {None} or record.label in drawn else None) or _only(drawn)
-        if label is None:
-            without_label += 1
-        elif label not in drawn and None not in drawn:
-            without_boxes += 1
-        else:
-            found.append(BoxedImage(record.path, file, label, annotation.boxes, annotation.size))
-    if not found:
-        raise InputError(_no_match(listing, boxes, without_label))
-    return BoxedImages(tuple(found), without_boxes, without_label)
+        key = boxes.key(file, relative=record.path)
+        annotation = Annotation(()) if key is None else boxes.annotation(key)
+        join.add(record.path, key, is_empty=not annotation.boxes)
+        if annotation.boxes:
+            drawn.append(Drawn(record.path, file, annotation))
+    if not drawn:
+        raise InputError(_no_match(listing, boxes, [], []))
+    fit = join.fit(boxes.names, shown=boxes.shown, is_there=os.path.lexists)
+    fit.tell(what="a box", lines=f"names in {boxes.source.name}", strict=strict)
+    own = fitted(drawn, boxes.source, strict=strict)
+    kept = [each._replace(annotation=left) for each, left in zip(drawn, own, strict=True) if left.boxes]
+    if not kept:
+        raise InputError(
+            f"{boxes.source}: no box lies in its image; see the remarks before, and whether boxes are in pixels"
+        )
+    return kept, join.images
+
+
+def _join_labels(files: Mapping[Path, str | None], labels: Mapping[str, str], *, strict: bool) -> None:
+    join = Join()
+    for file in files:
+        join.add(file.name, file.stem if file.stem in labels else None)
+    fit = join.fit(labels)
+    if fit.fitting:
+        fit.tell(what="a class in the list", lines="lines of the list of classes", strict=strict)
 
 
 def _only(labels: set[str | None]) -> str | None:
     return next(iter(labels)) if len(labels) == 1 else None
 
 
-def _no_match(listing: Listing, boxes: BoxTable, without_label: int) -> str:
-    if without_label:
+def _no_match(listing: Listing, boxes: BoxTable, unlabelled: list[str], strange: list[str]) -> str:
+    if unlabelled:
         return (
-            f"{without_label} images of {listing.root} have boxes in {boxes.source}, but no class; "
+            f"{len(unlabelled)} images of {listing.root} have boxes in {boxes.source}, but no class; "
             "put them into a folder for each class, or say which class each has"
         )
-    known = next(iter([*boxes.by_file, *boxes.by_stem]), "none at all")
-    first = next(iter(listing), None)
-    seen = "no image" if first is None else str(listing.file(first))
-    return f"{boxes.source} has boxes for {known}, …, but the images are {seen}, …: no image has a box of its class"
-
-
-def read_boxes(source: str | os.PathLike[str], *, split: Split = "all") -> BoxTable:
-    """The boxes of a file or folder; its layout is recognised.
-
-    - **CSV** with a header: `path`, `x1`, `y1`, `x2`, `y2` in pixels (edges: the first pixel is 0 to 1), and perhaps
-      `label`; a line for each box. Paths are relative to the file's folder, or to the root of the images' listing.
-    - **CUB-200-2011**: a folder with `images.txt`, `bounding_boxes.txt` (x, y, width, height),
-      `image_class_labels.txt`, `classes.txt` and `train_test_split.txt`; the images are in its `images/`.
-    - **ILSVRC** (and Pascal VOC): a folder of XML files, however deep; an image is found by its name without folder and
-      suffix, and boxes are scaled if the image has another size than its annotation says. Corners are taken as edges.
-
-    Args:
-        source: the file or folder.
-        split: which part of CUB; other layouts have none.
-
-    Raises:
-        InputError: nothing known is there, or a line is broken; the message holds file, line, and what is wrong.
-    """
-    path = Path(source)
-    if path.is_dir():
-        if (path / "bounding_boxes.txt").is_file():
-            return _read_cub(path, split)
-        if (first := next(iter(sorted(path.rglob("*.xml"))), None)) is not None:
-            return _read_xml_folder(path, first)
-        raise InputError(f"{path}: expected CUB's bounding_boxes.txt or ILSVRC's *.xml in it, found neither")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file or folder of boxes")
-    if path.suffix.lower() == ".xml":
-        return BoxTable(path, by_stem={path.stem: _read_xml(path)})
-    return _read_csv(path)
-
-
-def read_synsets(path: str | os.PathLike[str]) -> dict[str, str]:
-    """ILSVRC's list of the validation images' classes: stem → synset.
-
-    Two forms are known: a line `ILSVRC2012_val_00000001.JPEG n01751748` for each image, or the synsets alone, where
-    line i is that of `ILSVRC2012_val_%08d`.
-
-    Raises:
-        InputError: a line has neither form.
-    """
-    classes: dict[str, str] = {}
-    for number, line in _lines(Path(path)):
-        words = line.split()
-        if len(words) not in (1, 2) or not _is_synset(words[-1]):
-            raise InputError(f"{path}, line {number}: expected `IMAGE n01751748` or `n01751748`, got {line!r}")
-        stem = PurePosixPath(words[0]).stem if len(words) == 2 else f"ILSVRC2012_val_{number:08d}"
-        classes[stem] = words[-1]
-    return classes
-
-
-def _is_synset(word: str) -> bool:
-    return len(word) == 9 and word[0] == "n" and word[1:].isdecimal()
-
-
-# --- CSV -------------------------------------------------------------------------------------------------------------
-
-
-def _read_csv(path: Path) -> BoxTable:
-    reader = csv.DictReader(io.StringIO(_text(path, MAX_TABLE), newline=""))
-    columns = [name or "" for name in reader.fieldnames or ()]
-    for needed in ("path", *CORNERS):
-        if needed not in columns:
-            nearest = get_close_matches(needed, columns, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise InputError(f"{path}: expected the columns path, x1, y1, x2, y2, got {', '.join(columns)}{hint}")
-    boxes: dict[str, list[LabelledBox]] = {}
-    try:
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if not row["path"]:
-                raise InputError(f"{where}: the path is empty")
-            box = _box([row[corner] for corner in CORNERS], where)
-            file = _absolute(path.parent / row["path"])
-            boxes.setdefault(file, []).append(LabelledBox(box, row.get("label") or None))
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
-    return BoxTable(path, {file: Annotation(tuple(own)) for file, own in boxes.items()})
-
-
-def _box(corners: Sequence[str | None], where: str) -> Box:
-    """Four numbers as a box that is not empty."""
-    try:
-        numbers = [float(corner or "") for corner in corners]
-    except ValueError:
-        numbers = []
-    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
-        raise InputError(f"{where}: expected four numbers as a box, got {', '.join(map(str, corners))}")
-    box = Box(*numbers)
-    if box.area <= 0:
-        raise InputError(f"{where}: the box {tuple(numbers)} is empty; expected left < right and top < bottom")
-    return box
-
-
-def _absolute(path: Path) -> str:
-    return os.path.abspath(path)  # noqa: PTH100  (no resolve(): names of links stay as they are)
-
-
-# --- CUB-200-2011 ----------------------------------------------------------------------------------------------------
-
-
-def _read_cub(folder: Path, split: Split) -> BoxTable:
-    if split not in ("train", "test", "all"):
-        raise InputError(f"split={split!r} is not known; choose train, test, or all")
-    paths = _numbered(folder / "images.txt")
-    corners = _numbered(folder / "bounding_boxes.txt")
-    names = _numbered(folder / "classes.txt")
-    classes = _numbered(folder / "image_class_labels.txt")
-    parts = {} if split == "all" else _numbered(folder / "train_test_split.txt")
-    wanted = {"train": "1", "test": "0"}.get(split)
-    boxes = {}
-    for number, path in paths.items():
-        if wanted is not None and parts.get(number) != wanted:
-            continue
-        where = f"{folder.name}, image {number}"
-        if number not in corners or names.get(classes.get(number, "")) is None:
-            raise InputError(f"{where}: has no line in bounding_boxes.txt, image_class_labels.txt, or classes.txt")
-        left, top, right, bottom = _edges(corners[number], where)
-        box = LabelledBox(_box([left, top, right, bottom], where), names[classes[number]])
-        boxes[_absolute(folder / "images" / path)] = Annotation((box,))
-    return BoxTable(folder, boxes)
-
-
-def _edges(line: str, where: str) -> tuple[str, str, str, str]:
-    """x, y, width, height as left, top, right, bottom."""
-    try:
-        x, y, width, height = map(float, line.split())
-    except ValueError:
-        raise InputError(f"{where}: expected x, y, width, height in bounding_boxes.txt, got {line!r}") from None
-    return str(x), str(y), str(x + width), str(y + height)
-
-
-def _numbered(path: Path) -> dict[str, str]:
-    """A table of CUB's: a number, a space, the rest of the line."""
-    table = {}
-    for number, line in _lines(path):
-        key, _, value = line.partition(" ")
-        if not key.isdecimal() or not value.strip():
-            raise InputError(f"{path}, line {number}: expected a number and a value, got {line!r}")
-        table[key] = value.strip()
-    return table
-
-
-# --- ILSVRC ----------------------------------------------------------------------------------------------------------
-
-
-def _read_xml_folder(folder: Path, first: Path) -> BoxTable:
-    found: dict[str, Annotation] = {}
-    _read_xml(first)  # a folder of other XML is refused before thousands are read
-    for file in sorted(folder.rglob("*.xml")):
-        if file.stem in found:
-            raise InputError(f"{file}: a second annotation of {file.stem}; name one folder of annotations")
-        found[file.stem] = _read_xml(file)
-    return BoxTable(folder, by_stem=found)
-
-
-def _read_xml(path: Path) -> Annotation:
-    text = _text(path, MAX_XML)
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise InputError(f"{path}: has a document type or entities, which annotations never need; refused")
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise InputError(f"{path}: no sound XML ({error})") from error
-    if root.tag != "annotation":
-        raise InputError(f"{path}: expected <annotation> as ILSVRC and Pascal VOC write it, got <{root.tag}>")
-    boxes = []
-    for number, item in enumerate(root.iterfind("object"), start=1):
-        corners = [item.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
-        label = (item.findtext("name") or "").strip() or None
-        boxes.append(LabelledBox(_box(corners, f"{path}, object {number}"), label))
-    return Annotation(tuple(boxes), _size(root, path))
-
-
-def _size(root: ElementTree.Element, path: Path) -> tuple[int, int] | None:
-    given = [root.findtext(f"size/{name}") for name in ("width", "height")]
-    if None in given:
-        return None
-    try:
-        width, height = (int(value or "") for value in given)
-    except ValueError:
-        raise InputError(f"{path}: expected whole numbers as <size>, got {given}") from None
-    return (width, height) if width > 0 and height > 0 else None
-
-
-# --- Files -----------------------------------------------------------------------------------------------------------
-
-
-def _text(path: Path, limit: int) -> str:
-    """A file's text, if it is UTF-8 and not larger than it may be."""
-    try:
-        if path.stat().st_size > limit:
-            raise InputError(f"{path}: has more than {limit:,} bytes; no file of boxes is that large")
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, without the empty ones."""
-    lines = (line.strip() for line in _text(path, MAX_TABLE).splitlines())
-    return ((number, line) for number, line in enumerate(lines, start=1) if line)
+    if strange:
+        return f"{len(strange)} images have boxes of other classes only, such as {strange[0]}"
+    known = next(iter(boxes.names), "none at all")
+    paths = [record.path for record, _ in zip(listing, range(500), strict=False)]
+    seen = str(listing.root / paths[0]) if paths else "no image"
+    pair = likely_cause(map(boxes.shown, boxes.names), paths)
+    return f"{boxes.source} has boxes for {known}, …, but the images are {seen}, …: no image has a box of its class" + (
+        "" if pair is None else f"; {pair[2]}"
+    )

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from ..errors import InputError
 from .layouts import LAYOUTS, DatasetRecord, Layout, Role, read_folders, read_table
 from .listing import ImageRecord, Listing, _Labels
+from .splits import split_name
 
 __all__ = ["Dataset", "DatasetRecord", "Role", "dataset_layouts", "load_dataset"]
 
@@ -144,12 +145,22 @@ def _read(path: Path, layout: str) -> tuple[Dataset, Layout | None]:
 def _choose(whole: Dataset, split: str | None) -> Dataset:
     if split is None:
         return whole
-    records = tuple(record for record in whole.records if record.split == split)
-    if not records:
+    chosen = named_split(split, whole.splits)
+    if chosen is None:
         raise InputError(f"{whole.root}: no split {split!r}; there are {', '.join(whole.splits)}")
+    split = chosen
+    records = tuple(record for record in whole.records if record.split == split)
     others = {record.label for record in whole.records if record.split != split}
     shared = len({record.label for record in records} & others)
     return replace(whole, records=records, shared_classes=shared)
+
+
+def named_split(name: str, splits: Sequence[str]) -> str | None:
+    """The split of this name, or else the one that means the same, as `validation` and `val` do; None if none does."""
+    if name in splits:
+        return name
+    meant = split_name(name)
+    return next((split for split in splits if meant is not None and split_name(split) == meant), None)
 
 
 def _check(dataset: Dataset, official: Layout | None) -> Dataset:
@@ -158,13 +169,24 @@ def _check(dataset: Dataset, official: Layout | None) -> Dataset:
     present = tuple(record for record in records if os.path.exists(os.path.join(root, record.path)))  # noqa: PTH110, PTH118  (speed)
     problems = list(dataset.problems)
     if not present:
-        raise InputError(f"{root}: none of {len(records):,} images is there, such as {records[0].path}")
+        raise InputError(_nothing_there(dataset, official))
     if len(present) < len(records):
         first = next(record.path for record, there in _pairs(records, present) if not there)
         problems.append(f"{len(records) - len(present):,} of {len(records):,} images are missing, such as {first}")
     if official is not None:
         problems += _differences(present, official)
     return replace(dataset, records=present, problems=tuple(problems))
+
+
+def _nothing_there(dataset: Dataset, official: Layout | None) -> str:
+    """What to say where the lists are there and the images are not."""
+    first = dataset.records[0].path
+    parts = first.split("/")
+    places = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+    absent = next((place for place in places if not (dataset.root / place).is_dir()), None)
+    what = f"{dataset.root}: none of {len(dataset.records):,} images is there, such as {first}"
+    what += "" if absent is None else f": {absent}/ is not in this copy"
+    return what if official is None else f"{what}; a usable one has {official.images}"
 
 
 def _pairs(records: Sequence[DatasetRecord], present: Sequence[DatasetRecord]) -> Iterator[tuple[DatasetRecord, bool]]:

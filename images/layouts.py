@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,12 +13,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..errors import InputError, MissingExtraError
-from .listing import list_images
+from .labelling import box_columns, remark_on_placeholders, require_labels, uncut_boxes
+from .listing import ImageRecord, _listed
+from .splits import flag, split_column, split_name, split_of_row
 
 __all__ = ["LAYOUTS", "DatasetRecord", "Layout", "Role", "Tree", "read_folders", "read_table"]
 
 Role = Literal["query", "gallery", "both"]
-_SPLITS = frozenset({"train", "val", "validation", "test"})
 _ROLES: dict[str, Role] = {"query": "query", "gallery": "gallery"}
 
 
@@ -47,6 +49,7 @@ class Layout:
         markers: sets of files; any one complete set tells the layout.
         counts: part (a split or role) → (split, images, classes), as published.
         read: the records that the lists under a root name.
+        images: what a copy must hold besides the lists, for the error where no image is there.
     """
 
     title: str
@@ -54,6 +57,7 @@ class Layout:
     markers: tuple[tuple[str, ...], ...]
     counts: Mapping[str, tuple[str, int, int]]
     read: Callable[[Path], tuple[DatasetRecord, ...]]
+    images: str
 
     def find(self, path: Path) -> Path | None:
         """The archive's root, at a path or in its usual sub-folder."""
@@ -142,18 +146,28 @@ def _inshop(root: Path) -> tuple[DatasetRecord, ...]:
 
 
 def _cars(root: Path) -> tuple[DatasetRecord, ...]:
-    """Classes 1–98 and 99–196; the archive's own train and test folders are another split, of the images."""
-    if (root / "names.csv").exists():
-        found = _cars_tables(root)
-    elif (root / "cars_annos.mat").exists():
-        file = root / "cars_annos.mat"
-        names = _mat(file, "class_names")
-        rows = _mat(file, "annotations")
-        found = [_car(str(row["relative_im_path"]), int(row["class"]), names, file) for row in rows]
-    else:
-        found = _cars_devkit(root)
+    """Classes 1–98 and 99–196; the archive's own train and test folders are another split, of the images.
+
+    Copies may hold the lists of several packings; the one whose images are there is read.
+    """
+    copies: dict[str, tuple[tuple[str, ...], Callable[[Path], list[tuple[str, int, str]]]]] = {
+        "car_data": (("names.csv", "anno_train.csv", "anno_test.csv"), _cars_tables),
+        "car_ims": (("cars_annos.mat",), _cars_whole),
+        "cars_train": (("devkit/cars_train_annos.mat",), _cars_devkit),
+    }
+    listed = {folder: read for folder, (files, read) in copies.items() if all((root / file).exists() for file in files)}
+    found = next((read for folder, read in listed.items() if (root / folder).is_dir()), next(iter(listed.values())))(
+        root
+    )
     ordered = sorted(found, key=lambda image: (image[1], image[0]))
     return tuple(DatasetRecord(path, name, "train" if number <= 98 else "test") for path, number, name in ordered)
+
+
+def _cars_whole(root: Path) -> list[tuple[str, int, str]]:
+    """The one archive `car_ims`, with the labels of all images in one file."""
+    file = root / "cars_annos.mat"
+    names = _mat(file, "class_names")
+    return [_car(str(row["relative_im_path"]), int(row["class"]), names, file) for row in _mat(file, "annotations")]
 
 
 def _cars_tables(root: Path) -> list[tuple[str, int, str]]:
@@ -177,8 +191,9 @@ def _cars_devkit(root: Path) -> list[tuple[str, int, str]]:
     files = {"cars_train": kit / "cars_train_annos.mat", "cars_test": root / labels}
     if not files["cars_test"].exists():
         files["cars_test"] = kit / labels
+    inside = {name: f"{name}/{name}" if (root / name / name).is_dir() else name for name in files}  # as Kaggle packs it
     return [
-        _car(f"{folder}/{row['fname']}", int(row["class"]), names, file)
+        _car(f"{inside[folder]}/{row['fname']}", int(row["class"]), names, file)
         for folder, file in files.items()
         for row in _mat(file, "annotations")
     ]
@@ -213,6 +228,7 @@ LAYOUTS: Mapping[str, Layout] = {
         (("images.txt", "image_class_labels.txt", "classes.txt"),),
         {"train": ("train", 5_864, 100), "test": ("test", 5_924, 100)},
         _cub,
+        "images/ with a folder for each class",
     ),
     "cars": Layout(
         "Cars196",
@@ -225,6 +241,9 @@ LAYOUTS: Mapping[str, Layout] = {
         ),
         {"train": ("train", 8_054, 98), "test": ("test", 8_131, 98)},
         _cars,
+        "car_ims/ with cars_annos.mat (the archive car_ims.tgz), or car_data/ with names.csv, anno_train.csv and "
+        "anno_test.csv, or cars_train/ and cars_test/ with devkit/ and cars_test_annos_withlabels.mat; the images of "
+        "cars_train/ and cars_test/ have other numbers than those of car_ims/, so cars_annos.mat does not label them",
     ),
     "sop": Layout(
         "Stanford Online Products",
@@ -232,6 +251,7 @@ LAYOUTS: Mapping[str, Layout] = {
         (("Ebay_train.txt", "Ebay_test.txt"),),
         {"train": ("train", 59_551, 11_318), "test": ("test", 60_502, 11_316)},
         _sop,
+        "the folders of the archive, bicycle_final/ to toaster_final/",
     ),
     "inshop": Layout(
         "In-Shop Clothes Retrieval",
@@ -243,6 +263,7 @@ LAYOUTS: Mapping[str, Layout] = {
             "gallery": ("test", 12_612, 3_985),
         },
         _inshop,
+        "img/, or Img/img/, which the archive holds as img.zip",
     ),
 }
 
@@ -251,53 +272,69 @@ LAYOUTS: Mapping[str, Layout] = {
 
 
 def read_folders(folder: Path) -> Tree:
-    """One folder per class; above them perhaps one per split, or `query` and `gallery`."""
-    listing = list_images(folder)
-    parts = [record.path.split("/") for record in listing]
-    tops = {part[0] for part in parts if len(part) > 1}
-    is_split, is_role = tops <= _SPLITS, tops <= _ROLES.keys()
-    depth = 2 if is_split or is_role else 1  # folders above an image, at least
-    records = tuple(
-        DatasetRecord(
-            "/".join(part),
-            part[depth - 1],
-            part[0] if is_split else "all",
-            _ROLES[part[0]] if is_role else "both",
-        )
-        for part in parts
-        if len(part) > depth
-    )
+    """One folder per class; above them perhaps one per split, or `query` and `gallery`; see `find_split_folders`."""
+    listing = _listed(folder)
+    found = list(listing)
+    records = []
+    for record in found:
+        place = record.columns.get("split", "all")
+        if record.label is not None and place:
+            records.append(DatasetRecord(record.path, record.label, *_part(place)))
     if not records:
-        raise InputError(f"{folder}: expected a sub-folder for each class; its {len(parts)} images have no labels")
-    outside = len(parts) - len(records)
-    problems = [f"{outside} images lie outside of class folders and are left out"] if outside else []
-    return Tree(listing.root, records, (*problems, *listing.problems))
+        raise InputError(f"{folder}: expected a sub-folder for each class; its {len(found)} images have no labels")
+    taken = {record.path for record in records}
+    outside = [record.path for record in found if record.path not in taken]
+    problems = (
+        [f"{len(outside)} images lie outside of class folders and are left out, such as {outside[0]}"]
+        if outside
+        else []
+    )
+    if (splits := listing._labels.splits) is not None and splits.doubt:
+        problems.append(splits.doubt)
+    return Tree(listing.root, _without_lone_roles(records), (*problems, *listing.problems))
+
+
+def _part(split: str) -> tuple[str, Role]:
+    """The split and the role of what a folder or cell of this name stands for: query and gallery are of the test."""
+    known = split_name(split)
+    return (split, "both") if known is None or known not in _ROLES else ("test", _ROLES[known])
+
+
+def _without_lone_roles(records: Sequence[DatasetRecord]) -> tuple[DatasetRecord, ...]:
+    """Where there is nothing but queries and a gallery, there are no splits to choose from."""
+    if all(record.role != "both" for record in records):
+        return tuple(record._replace(split="all") for record in records)
+    return tuple(records)
 
 
 def read_table(file: Path) -> Tree:
-    """A CSV file with `path` and `label`, and perhaps `split`, `is_query` and `is_gallery`."""
-    listing = list_images(file)
-    records, boxed = [], 0
-    for record in listing:
-        if record.label is None:
-            raise InputError(f"{file}: expected a label for every image; {record.path} has none")
-        query, gallery = (_flag(record.columns.get(name, ""), name, file) for name in ("is_query", "is_gallery"))
+    """A CSV file with `path` and `label`, and perhaps `split`, `is_query` and `is_gallery`; see `split_of_row`."""
+    listing = _listed(file, labels="column")
+    found = list(listing)
+    require_labels(file, [record.path for record in found if record.label is None], count=len(found))
+    column = split_column([record.columns for record in found], listing.column_names)
+    records, boxed, boxes = [], 0, box_columns(listing.column_names)
+    for record in found:
+        assert record.label is not None, "required above"
+        query, gallery = (flag(record.columns.get(name, ""), name, file) for name in ("is_query", "is_gallery"))
         if not query and not gallery and (query, gallery) != (None, None):
             raise InputError(f"{file}: {record.path} is neither query nor gallery; leave its line out")
-        role: Role = "both" if bool(query) == bool(gallery) else ("query" if query else "gallery")
-        records.append(DatasetRecord(record.path, record.label, record.columns.get("split") or "all", role))
-        boxed += bool(record.columns.get("x_1"))
-    problems = [f"the boxes of {boxed} images (x_1, x_2, y_1, y_2) are not cut out"] if boxed else []
+        split, role = _part(_spelt(record, column, file))
+        if query or gallery:
+            role = "both" if query and gallery else ("query" if query else "gallery")
+        records.append(DatasetRecord(record.path, record.label, split, role))
+        boxed += bool(boxes) and all(record.columns[name] for name in boxes)
+    remark_on_placeholders(Counter(record.label for record in records), file.name)
+    problems = [uncut_boxes(boxed, boxes)] if boxed else []
+    named = {record.split for record in records}
+    if column is None and len(named) == 1:  # flags alone, on every row or on none
+        records = [record._replace(split="all") for record in records]
     return Tree(listing.root, tuple(records), tuple(problems))
 
 
-def _flag(text: str, column: str, file: Path) -> bool | None:
-    """True, False, or None where the cell is empty."""
-    value = text.strip().lower()
-    if value in ("", "nan", "none"):
-        return None
-    if value in ("true", "1", "1.0", "yes"):
-        return True
-    if value in ("false", "0", "0.0", "no"):
-        return False
-    raise InputError(f"{file}: expected True or False in the column {column}, got {text!r}")
+def _spelt(record: ImageRecord, column: str | None, file: Path) -> str:
+    """The split of a row, in the table's own spelling but for its case; "all" where nothing says."""
+    cell = record.columns.get(column, "").strip() if column is not None else ""
+    if cell:
+        return cell.lower() if split_name(cell) else cell
+    return split_of_row(record.columns, column, where=file) or "all"

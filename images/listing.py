@@ -6,18 +6,22 @@ same order, so that a tree of millions of images costs little more memory than t
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from ..errors import InputError
+from ..errors import InputError, is_out_of_descriptors, too_many_files
+from ..remarks import remark
+from .joining import Join, Names, likely_cause, spelled
+from .labelling import Tally, remark_on_placeholders
 from .loading import IMAGE_SUFFIXES
+from .splits import SPLIT_COLUMN, SplitFolders, find_split_folders
+from .tables import TABLE_SUFFIXES, TableFormat, rows_of
 
 __all__ = ["ImageRecord", "Listing", "list_images"]
 
@@ -56,14 +60,18 @@ class Listing:
 
     Attributes:
         root: the absolute folder that record paths are relative to.
-        column_names: the columns of a CSV listing besides `path` and `label`, in the file's order; else empty.
+        splits: which of a folder's sub-folders are splits, if any are.
+        column_names: the columns of a CSV listing besides `path` and `label`, in the file's order; `split` where
+            folders are those of splits; else empty.
     """
 
-    def __init__(self, source: _Source, labels: _Labels) -> None:
+    def __init__(self, source: _Source, labels: _Labels, *, strict: bool = False) -> None:
         self._source = source
         self._labels = labels
+        self._strict = strict
         self.root = source.root
-        self.column_names = source.column_names
+        self.splits = labels.splits if labels.splits is not None and labels.splits.names else None
+        self.column_names = (*source.column_names, *((SPLIT_COLUMN,) if self.splits is not None else ()))
 
     def __iter__(self) -> Iterator[ImageRecord]:
         return self._scan(lambda _path, _reason: None)
@@ -91,19 +99,42 @@ class Listing:
     def _scan(self, report: _Report) -> Iterator[ImageRecord]:
         for record in self._source.scan(report):
             label = self._labels.of(record)
+            if self.splits is not None:
+                record = record._replace(columns={SPLIT_COLUMN: self.splits.split_of(record.path) or ""})
             yield record if label == record.label else record._replace(label=label)
 
     @cached_property
     def _survey(self) -> tuple[int, tuple[str, ...]]:
         problems: list[str] = []
-        count = sum(1 for _ in self._scan(lambda path, reason: problems.append(f"{_printable(path)}: {reason}")))
-        return count, tuple(problems)
+        tally, join = Tally(self.column_names), Join()
+        for record in self._scan(lambda path, reason: problems.append(f"{_printable(path)}: {reason}")):
+            tally.add(record.path, record.label, record.columns)
+            if self._labels.table is not None:
+                join.add(record.path, self._labels.key_of(record), is_empty=record.label is None)
+        self._remark(tally, join)
+        return tally.count, tuple(problems)
+
+    def _remark(self, tally: Tally, join: Join) -> None:
+        """Say what is left open, and what of a file of labels does not fit."""
+        labels, is_table = self._labels, isinstance(self._source, _Table)
+        if is_table:
+            tally.tell_boxes(strict=self._strict)
+        if labels.table is not None:
+            file = Path(labels.kind)
+            fit = join.fit(labels.table, is_there=lambda name: _is_there(name, self.root, file.parent))
+            fit.tell(what="a label", lines=f"lines of {file.name}", strict=self._strict)
+        elif isinstance(self._source, _Table) and labels.kind == "column" and not labels.is_quiet:
+            where = self._source.table.name
+            tally.tell_labels(where, has_column=self._source.has_labels, strict=self._strict)
+        if (is_table or labels.kind != "column") and not labels.is_quiet:
+            remark_on_placeholders(tally.placeholders, str(self.root.name), strict=self._strict)
 
 
 def list_images(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     labels: str | os.PathLike[str] | None = None,
+    strict: bool = False,
 ) -> Listing:
     r"""A listing of images, which are looked up but not opened; at least one.
 
@@ -115,31 +146,65 @@ def list_images(
       read, broken links, and names that are not UTF-8 are left out and listed in `Listing.problems`.
     - a **glob pattern** such as `photos/**/*.jpg`, matched while walking the folder before the first wildcard under the
       same rules; a suffix that the pattern spells out is taken as it is. A path that exists is never read as a pattern.
-    - a **CSV file** (UTF-8, commas, header) with a column `path`, and perhaps `label`; paths are relative to the file's
-      folder, may be absolute, and may lead out of it. Columns of Open Metric Learning's tables are just columns.
+    - a **CSV file** with a header, a column `path`, and perhaps `label`; paths are relative to the file's folder, may
+      be absolute, and may lead out of it; `\` separates folders where no file of that very name is there. Semicolons,
+      tabs, `sep=;`, UTF-16 and Windows-1252 are recognised. Columns of Open Metric Learning's tables are just columns;
+      boxes in them are not cut out.
     - **one image file** or a **sequence of files**, relative to the current folder. Neither the files of a sequence nor
       those of a table are looked up: what is missing fails when it is read.
 
     `labels` is one of:
 
-    - `"folder"`: the name of the first sub-folder under the root, none for images at the top. The default for folders
-      and patterns.
+    - `"folder"`: the name of the first sub-folder under the root, whatever it is; none for images at the top.
     - `"none"`: no labels.
     - a CSV file with the columns `path` and `label`; its paths are relative to the listing's root or to its own folder.
-    - left out: see above for folders; the column `label` for a CSV; no labels for files.
+    - `"column"`: the column `label` of a CSV if it has one, and not a word about labels that are missing.
+    - left out: for folders and patterns as "folder", but that sub-folders such as `train` and `val` are splits (see
+      `find_split_folders`): the class is then the folder beneath, and the column `split` says which split it is; the
+      column `label` for a CSV; no labels for files.
+
+    What is taken for a split, or for a class although it is named like a split, is said in a `DistcamWarning`.
+
+    What fits partly is remarked on, with counts and an example: images without a label, lines of a file of labels that
+    fit no image, a table with `class` and without `label`, labels such as `unknown`, boxes in columns.
+
+    Args:
+        source: see above.
+        labels: see above.
+        strict: refuse what would be remarked on.
 
     Raises:
-        InputError: the source does not exist or holds no image; a table is no UTF-8, lacks `path`, has a malformed line
-            or names a file twice; or `labels` fits no image at all.
+        InputError: the source does not exist or holds no image; a table cannot be read, lacks `path`, has a malformed
+            line or names a file twice; or `labels` fits no image at all.
     """
+    listing = _listed(source, labels, strict=strict)
+    for sentence in () if listing._labels.splits is None else listing._labels.splits.remarks():
+        remark(sentence, strict=strict)
+    return listing
+
+
+def _listed(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    labels: str | os.PathLike[str] | None = None,
+    *,
+    strict: bool = False,
+) -> Listing:
+    """`list_images` without its remarks about splits."""
     resolved = _resolve(source)
-    listing = Listing(resolved, _labels(resolved, labels))
+    listing = Listing(resolved, _labels(resolved, labels), strict=strict)
     first = next(iter(listing), None)
     if first is None:
         raise InputError(_nothing_found(source, listing))
-    if listing._labels.table is not None and not listing.has_labels:
-        known = next(iter(listing._labels.table), "no labelled path")
-        raise InputError(f"{labels}: expected paths such as {first.path!r}; got {known!r}, and no image has a label")
+    table = listing._labels.table
+    if table is not None and not listing.has_labels:
+        known = next((name for name, label in table.items() if label), "no labelled path")
+        pair = likely_cause(table, [record.path for record in islice(listing, 500)])
+        raise InputError(
+            f"{labels}: expected paths such as {first.path!r}; got {known!r}, and no image has a label"
+            + ("" if pair is None else f"; {pair[2]}")
+        )
+    if table is not None or isinstance(resolved, _Table):
+        _ = len(listing)  # a table was read from end to end already; folders of millions wait until they are counted
     return listing
 
 
@@ -151,7 +216,7 @@ def _resolve(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     if path.is_dir() and text:
         return _Folder(path)
     if path.is_file():
-        return _Table.read(path) if path.suffix.lower() == ".csv" else _Files(Path.cwd(), (text,))
+        return _Table.read(path) if path.suffix.lower() in TABLE_SUFFIXES else _Files(Path.cwd(), (text,))
     if _WILDCARDS.isdisjoint(text):
         raise InputError(f"expected a folder, image, CSV file or pattern; nothing is at {text!r} (in {Path.cwd()})")
     parts = path.parts
@@ -180,6 +245,10 @@ class _Folder:
     root: Path
     pattern: tuple[str, ...] = ("**",)
     column_names: tuple[str, ...] = ()
+
+    def can_hold(self, parts: Sequence[str]) -> bool:
+        """Whether a sub-folder can hold images of the listing."""
+        return _may_contain(parts, self.pattern)
 
     def scan(self, report: _Report) -> Iterator[ImageRecord]:
         suffix = Path(self.pattern[-1]).suffix
@@ -212,6 +281,8 @@ class _Folder:
                     except OSError as error:  # such as a link to itself
                         report(place + entry.name, f"cannot be looked up: {error.strerror}")
         except OSError as error:
+            if is_out_of_descriptors(error):  # says nothing of the folder
+                raise too_many_files(self.root / place) from error
             report(place or ".", f"folder cannot be read: {error.strerror}")
         names.sort()
         return names
@@ -222,7 +293,7 @@ class _Folder:
         if name.startswith("."):
             return None
         if entry.is_dir():
-            result = name + "/" if _may_contain([*place.split("/")[:-1], name], self.pattern) else None
+            result = name + "/" if self.can_hold([*place.split("/")[:-1], name]) else None
         else:
             result = name if is_image else None
         if result is None:
@@ -286,6 +357,8 @@ class _Table:
 
     table: Path
     column_names: tuple[str, ...]
+    form: TableFormat
+    has_labels: bool
 
     @property
     def root(self) -> Path:
@@ -293,68 +366,21 @@ class _Table:
 
     @classmethod
     def read(cls, table: Path) -> _Table:
+        form = TableFormat.of(table)
+        form.remark_on(table)
         lines: dict[str, int] = {}
         names: tuple[str, ...] = ()
-        for line, row in _rows(table):
+        for line, row in rows_of(table, form=form):
             names = tuple(row)
             path = _under(table.parent, row["path"])
             if (first := lines.setdefault(path, line)) != line:
                 raise InputError(f"{table}: expected every path once; got {path!r} in lines {first} and {line}")
-        return cls(table, tuple(name for name in names if name not in ("path", "label")))
+        return cls(table, tuple(name for name in names if name not in ("path", "label")), form, "label" in names)
 
     def scan(self, report: _Report) -> Iterator[ImageRecord]:  # noqa: ARG002  (a table is right or refused)
-        for _, row in _rows(self.table):
+        for _, row in rows_of(self.table, form=self.form):
             path, label = row.pop("path"), row.pop("label", None)
             yield ImageRecord(_under(self.root, path), label or None, row)
-
-
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells by column of every line of a CSV file; blank lines are skipped."""
-    line = 1
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            _check_header(header, table)
-            for cells in reader:
-                line = reader.line_num
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise InputError(f"{table} line {line}: expected {len(header)} cells; got {len(cells)}")
-                row = dict(zip(header, cells, strict=True))
-                if not row["path"]:
-                    raise InputError(f"{table} line {line}: expected a path; got an empty cell")
-                yield line, row
-    except UnicodeDecodeError:
-        line = _bad_line(table)
-        raise InputError(f"{table} line {line}: expected UTF-8; save the table with that encoding") from None
-    except csv.Error as error:
-        raise InputError(f"{table} line {line + 1} or after: expected comma-separated values; {error}") from None
-    except OSError as error:
-        raise InputError(f"{table}: cannot be read: {error.strerror}") from error
-
-
-def _check_header(header: list[str], table: Path) -> None:
-    if "path" not in header:
-        nearest = get_close_matches("path", header, n=1, cutoff=0.5)
-        hint = f"; rename {nearest[0]!r}, if that is it" if nearest else ""
-        if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
-            hint = "; separate the columns by commas"
-        raise InputError(f"{table} line 1: expected a column 'path'; got {', '.join(map(repr, header))}{hint}")
-    if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise InputError(f"{table} line 1: expected every column once; got {twice!r} twice")
-
-
-def _bad_line(table: Path) -> int:
-    with table.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return number
-    return 1  # the file has changed meanwhile
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -365,34 +391,46 @@ class _Labels:
     """Where labels come from: `kind` is "folder", "none", "column", or the file that `table` was read from."""
 
     kind: str
-    table: Mapping[str, str] | None = None
+    table: Names[str] | None = None
     prefix: str = ""  # from the table's folder to the listing's root
+    root: Path = Path()
+    is_quiet: bool = False  # about labels that are missing
+    splits: SplitFolders | None = None
 
     def of(self, record: ImageRecord) -> str | None:
         if self.table is not None:
-            return self.table.get(record.path) or self.table.get(os.path.normpath(f"{self.prefix}/{record.path}"))
+            key = self.key_of(record)
+            return None if key is None else self.table[key] or None
         if self.kind == "folder":
+            if self.splits is not None and self.splits.names:
+                return self.splits.label_of(record.path)
             folder, slash, _ = record.path.partition("/")
             return folder if slash and folder not in ("", "..") else None
         return record.label if self.kind == "column" else None
 
+    def key_of(self, record: ImageRecord) -> str | None:
+        """What the table calls an image: from the listing's root, from the table's own folder, or with all folders."""
+        assert self.table is not None, "asked for only then"
+        names = (record.path, os.path.normpath(f"{self.prefix}/{record.path}"))
+        return self.table.key(*names, *([os.fspath(self.root / record.path)] if self.table.has_absolute else []))
+
 
 def _labels(source: _Source, labels: str | os.PathLike[str] | None) -> _Labels:
+    splits = find_split_folders(source.root, source.can_hold) if isinstance(source, _Folder) else None
     if labels is None:
-        return _Labels("folder" if isinstance(source, _Folder) else "column")
+        return _Labels("folder" if isinstance(source, _Folder) else "column", splits=splits)
     text = os.fspath(labels)
+    if text == "folder" and splits is not None:
+        return _Labels(text, splits=splits.overruled())
     if text in ("folder", "none"):
         return _Labels(text)
+    if text == "column":
+        return _Labels("folder" if isinstance(source, _Folder) else "column", is_quiet=True)
     file = Path(text)
     if not file.is_file():
         raise InputError(f"expected labels to be 'folder', 'none', or a CSV file; got {text!r}, where no file is")
-    table: dict[str, str] = {}
-    for _, row in _rows(file):
-        if "label" not in row:
-            raise InputError(f"{file} line 1: expected the columns 'path' and 'label'; got {', '.join(row)}")
-        if row["label"]:
-            table[os.path.normpath(row["path"])] = row["label"]
-    return _Labels(text, table, os.path.relpath(source.root, file.parent))
+    table = {os.path.normpath(row["path"]): row["label"] for _, row in rows_of(file, needed=("path", "label"))}
+    return _Labels(text, Names(table), os.path.relpath(source.root, file.parent), source.root, splits=splits)
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------
@@ -400,8 +438,12 @@ def _labels(source: _Source, labels: str | os.PathLike[str] | None) -> _Labels:
 
 def _under(root: Path, path: str) -> str:
     """The path relative to the root with forward slashes where it lies under it, else absolute; `..` is worked out."""
-    absolute = Path(os.path.normpath(root / path))
+    absolute = Path(os.path.normpath(root / spelled(root, path)))
     return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else absolute.as_posix()
+
+
+def _is_there(path: str, *folders: Path) -> bool:
+    return any(os.path.lexists(folder / spelled(folder, path)) for folder in folders)
 
 
 def _is_utf8(name: str) -> bool:

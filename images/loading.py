@@ -27,7 +27,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import ImageError, InputError
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "MIN_SIDE", "as_rgb", "image_size", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "MIN_SIDE", "as_rgb", "image_size", "orientation_of", "read_image"]
 
 MAX_PIXELS: Final = 64_000_000  # under Pillow's own limit; a 48-megapixel phone photograph passes
 MIN_SIDE: Final = 8  # spacers and tracking pixels of web crawls are smaller, the thumbnails of CIFAR and MNIST are not
@@ -147,6 +147,20 @@ def image_size(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[int, 
         opened = _open(stream, sys.maxsize, name)
         orientation = 1 if opened.format == "TIFF" else _orientation(opened.info)
         return opened.size if orientation < 5 or orientation > 8 else (opened.height, opened.width)
+
+
+def orientation_of(source: str | os.PathLike[str] | bytes | BinaryIO) -> int:
+    """EXIF's orientation that `read_image` applies to a file, 1 to 8, from its header; 1 is upright.
+
+    Raises:
+        ImageError, InputError: as `image_size`.
+    """
+    _require_source(source)
+    name = _name(source)
+    with _readable(name), _stream(source) as stream:
+        opened = _open(stream, sys.maxsize, name)
+        found = 1 if opened.format == "TIFF" else _orientation(opened.info)
+        return found if found in _UPRIGHT else 1
 
 
 def as_rgb(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ImageError, InputError
-from .loading import MAX_PIXELS, read_image
+from .joining import Fit, Join, beside
+from .loading import IMAGE_SUFFIXES, MAX_PIXELS, read_image
 
-__all__ = ["MaskFolder", "read_class_numbers", "read_mask"]
+__all__ = ["MaskFolder", "read_class_numbers", "read_mask", "wrong_size"]
 
 
 def read_mask(source: str | os.PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:
@@ -83,9 +85,17 @@ class MaskFolder:
 
     def file(self, path: str | os.PathLike[str]) -> Path:
         """Where the mask of the picture with this path is expected."""
-        plain = Path(path)
-        is_outside = plain.is_absolute() or ".." in plain.parts
-        return (self.folder / (plain.name if is_outside else plain)).with_suffix(".png")
+        return beside(self.folder, path)
+
+    def join(self, paths: Iterable[str]) -> Fit:
+        """How the masks fit the images with these paths; masks of further images are not missed."""
+        join = Join()
+        for path in paths:
+            file = self.file(path)
+            wanted = os.fspath(file.relative_to(self.folder))
+            join.add(path, wanted if file.is_file() else None, wanted=wanted)
+        masks = (file for file in sorted(self.folder.rglob("*")) if file.suffix.lower() in IMAGE_SUFFIXES)
+        return join.fit((os.fspath(file.relative_to(self.folder)) for file in masks), is_there=lambda _: True)
 
     def digest(self, path: str | os.PathLike[str]) -> str | None:
         """The first 16 hexadecimal digits of the SHA-256 of a picture's mask file; None if there is none.
@@ -113,6 +123,16 @@ class MaskFolder:
             mask = read_mask(file, category=self.category)
         except ImageError as error:
             raise ImageError(path, f"its mask {file}: {error.reason}") from error
-        if mask.shape != (size[1], size[0]):
-            raise ImageError(path, f"has {size[0]}x{size[1]} pixels, its mask {file} {mask.shape[1]}x{mask.shape[0]}")
+        if (problem := wrong_size(file, (mask.shape[1], mask.shape[0]), size)) is not None:
+            raise ImageError(path, problem)
         return mask
+
+
+def wrong_size(file: str | os.PathLike[str], mask: tuple[int, int], image: tuple[int, int]) -> str | None:
+    """What is wrong with a mask of one (width, height) for an image of another; None if they are the same."""
+    if mask == image:
+        return None
+    message = f"has {image[0]}x{image[1]} pixels, its mask {file} {mask[0]}x{mask[1]}"
+    if mask == (image[1], image[0]):
+        return f"{message}: width and height are exchanged, as for a mask of a photograph that EXIF turns upright"
+    return message if mask[0] * image[1] == mask[1] * image[0] else f"{message}, which has other proportions"

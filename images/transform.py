@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -180,15 +180,22 @@ class Transform:
         return mean, std
 
     def adapted(
-        self, *, size: int | tuple[int, int] | None = None, fit: Literal["crop", "squash", "pad"] | None = None
+        self,
+        *,
+        size: int | tuple[int, int] | None = None,
+        fit: Literal["crop", "squash", "pad"] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> Transform:
-        """The same colours and scale for another input size, or another way to make a picture fit.
+        """The same for another input size, another way to make an image fit, or another mean or deviation.
 
         >>> Transform(224).adapted(fit="squash") == Transform(224, fit="squash")
         True
         """
         same = (size is None or Transform(size).size == self.size) and (fit is None or fit == self.fit)
-        return self if same else replace(self, size=size or self.size, fit=fit or self.fit, resize=None)
+        colours: Any = {"mean": self.mean if mean is None else mean, "std": self.std if std is None else std}
+        kept = replace(self, **colours)
+        return kept if same else replace(kept, size=size or self.size, fit=fit or self.fit, resize=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The values as JSON can hold them; `Transform.from_dict` restores an equal transform."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .ray_engine import RayEngine
     from .rejection import Rejection
     from .reports import AddReport, Problem, Skipped, VerifyReport
+    from .restoring import restore_gallery
     from .rows import Record
     from .search import METRICS, Hits, Metric, Search, SearchSpec
     from .sync_report import SyncReport
@@ -62,6 +63,7 @@ _HOME = {
     "import_gallery": "interop_import",
     "parse_filter": "filters",
     "read_encodings": "encodings",
+    "restore_gallery": "restoring",
     "verify_gallery": "checks",
     "watch_folder": "watch",
 }
@@ -100,6 +102,7 @@ __all__ = [
     "import_gallery",
     "parse_filter",
     "read_encodings",
+    "restore_gallery",
     "verify_gallery",
     "watch_folder",
 ]

@@ -24,7 +24,7 @@ from ..images.listing import Listing, list_images
 from ..images.loading import read_image
 from ..images.masks import MaskFolder
 from .creating import existing_gallery, new_birth, require_index, write_encoder_copy
-from .durable import Storage, WriterLock
+from .durable import Storage, WriterLock, after_commit, refusals_named
 from .ingest import Encoded, Offer, Progress, Stream, ingest, read_offer
 from .manifest import BackendEntry, EncoderEntry, Manifest, MaskEntry, Spec
 from .reports import AddReport, Skipped, read_skipped
@@ -98,9 +98,10 @@ def opened_for_building(
     else:
         require_index(SearchSpec(encoder.embedding_dim, metric), index)
     storage = storage or Storage()
-    existing_gallery(folder, overwrite=overwrite)  # before a lock file gets into a folder of something else
+    with refusals_named(folder):
+        existing_gallery(folder, overwrite=overwrite)  # before a lock file gets into a folder of something else
     storage.make_folder(folder)
-    with WriterLock(folder):
+    with WriterLock(folder), refusals_named(folder):
         old = existing_gallery(folder, overwrite=overwrite)
         manifest = Manifest(
             spec=Spec(metric, encoder.embedding_dim, encoder.pooled_dim, None, _keeps_pooled(encoder)),
@@ -118,7 +119,8 @@ def opened_for_building(
         writer = GalleryWriter.at(folder, manifest, on_disk=old, storage=storage, limits=limits)
         writer.sweep()
         yield writer
-        writer.carry_out()
+        with after_commit(folder, "what removed images left behind"):
+            writer.carry_out()
 
 
 def add_images(
@@ -190,6 +192,8 @@ def encoding_stream(
                 encoding = pooled_under(inference.encoder, batch.encoding, own)
                 vectors = to_vectors(encoding, writer.manifest.spec)
             yield Encoded(batch.items, vectors, [(failure.item, failure.error) for failure in batch.failures])
+        if under is not None:
+            under.tell()
 
     return stream
 
@@ -222,9 +226,15 @@ def _masks_of(manifest: Manifest) -> MaskFolder | None:
 
 def finish(writer: GalleryWriter, report: AddReport, *, complete: bool = False) -> None:
     """Record what was skipped, and perhaps that the gallery is complete; merge segments that have become many."""
-    skipped = _skip_list(writer, report)
-    if skipped is not writer.manifest.skipped or (complete and not writer.manifest.complete):
-        writer.commit(skipped=skipped, complete=complete or writer.manifest.complete)
+    changes: dict[str, Any] = {}
+    with after_commit(writer.folder, "the list of images that could not be used"):
+        skipped = _skip_list(writer, report)
+        if skipped is not writer.manifest.skipped:
+            changes["skipped"] = skipped
+        if not complete or writer.manifest.complete:
+            writer.commit(**changes)
+    if complete and not writer.manifest.complete:
+        writer.commit(**changes, complete=True)
     writer.tidy()
 
 

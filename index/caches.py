@@ -5,10 +5,9 @@ C++ that was not made for hostile input, so an index file is read only when this
 HMAC over its contents, keyed with a secret in the user's state folder. Whoever sends a gallery around sends an index
 that others ignore.
 
-Large indexes are mapped, not copied. The file is opened once; its owner and mode, its hash, and the mapping are all
-taken from that one open file, so replacing or renaming it changes nothing. It is mapped only where nobody but this
-user may write to it; what others may write to is copied into memory first, and the copy is what is hashed and used.
-What remains is this user changing the file in place, as no part of distcam does.
+An index is read into memory, and a large one into a file without a name that is mapped: FAISS looks into it while it
+searches, and a file that somebody cuts under a mapping (as `cp` over a gallery in use does) ends the process. What is
+hashed and used is the copy, so replacing or changing the file changes nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +18,14 @@ import json
 import mmap
 import os
 import secrets
+import shutil
 import stat
 import sys
+import tempfile
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -36,6 +38,7 @@ from .snapshot import Snapshot
 __all__ = ["index_tag", "load_index_bytes", "load_prototypes", "new_store", "update_prototypes", "user_secret"]
 
 _SECRET_BYTES = 32
+_IN_MEMORY = 1 << 30
 
 
 def new_store(snapshot: Snapshot) -> PrototypeStore:
@@ -103,7 +106,7 @@ def index_tag(snapshot: Snapshot, sha256: str) -> str | None:
 def load_index_bytes(snapshot: Snapshot) -> bytes | mmap.mmap | None:
     """The contents of the cached FAISS index, if this user wrote it for this very state of the gallery.
 
-    Mapped where only this user may write to the file, else copied; hashing reads all of it once, at over 1 GB/s.
+    Up to 1 GiB they are in memory, else in a nameless file on the gallery's disk, which is read as far as it is used.
     """
     entry = snapshot.manifest.index_cache
     if entry is None or entry.tag is None or entry.generation != snapshot.manifest.generation:
@@ -116,21 +119,23 @@ def load_index_bytes(snapshot: Snapshot) -> bytes | mmap.mmap | None:
             status = os.fstat(file.fileno())
             if path.is_symlink() or not stat.S_ISREG(status.st_mode) or status.st_size != entry.file.bytes:
                 return None
-            data: bytes | mmap.mmap
-            if _is_only_ours(status):
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                data = mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_READ)
-            else:
-                data = file.read()
-                sha256 = hashlib.sha256(data).hexdigest()
-        expected = index_tag(snapshot, sha256)
+            data = _own_copy(file, status.st_size, snapshot.folder)
+        expected = index_tag(snapshot, hashlib.sha256(data).hexdigest())
         return data if expected is not None and hmac.compare_digest(expected, entry.tag) else None
     return None
 
 
-def _is_only_ours(status: os.stat_result) -> bool:
-    """Whether nobody but this user (and the system's administrator) may write to the file."""
-    return sys.platform != "win32" and status.st_uid == os.getuid() and not status.st_mode & 0o022
+def _own_copy(file: BinaryIO, size: int, folder: Path) -> bytes | mmap.mmap:
+    """The contents of a file where nobody else can change them."""
+    if size > _IN_MEMORY:
+        for place in (folder, None):  # the gallery may be write-protected; then where temporary files lie
+            with suppress(OSError), tempfile.TemporaryFile(dir=place) as aside:
+                file.seek(0)
+                shutil.copyfileobj(file, aside, 1 << 20)
+                aside.flush()
+                return mmap.mmap(aside.fileno(), size, access=mmap.ACCESS_READ)
+        file.seek(0)
+    return file.read()
 
 
 def _count(store: PrototypeStore, snapshot: Snapshot, *, places: Array, out: bool) -> None:

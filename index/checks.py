@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DistcamError
+from ..errors import DistcamError, TooManyFilesError, is_out_of_descriptors, too_many_files
 from . import caches
 from .manifest import CacheEntry, FileEntry, Manifest
 from .prototypes import PrototypeStore
@@ -29,7 +30,7 @@ _REPAIR_OF_CACHE = "repair drops it; it is computed again"
 _REPAIR_OF_PATH = "repair keeps the newer one"
 
 
-def verify_gallery(folder: Path, *, repair: bool = False) -> VerifyReport:
+def verify_gallery(folder: str | os.PathLike[str], *, repair: bool = False) -> VerifyReport:
     """Check every file's checksum and structure, every vector, and whether ids, paths and caches agree.
 
     Works on galleries that are too damaged to open. Repairing sets damaged segments aside (their files get the ending
@@ -41,6 +42,7 @@ def verify_gallery(folder: Path, *, repair: bool = False) -> VerifyReport:
         CorruptGalleryError: the manifest itself is damaged.
         GalleryLockedError: with `repair`, another process is writing.
     """
+    folder = Path(folder)
     if not repair:
         return _check_unlocked(folder)
     with opened_for_writing(folder) as writer:
@@ -109,7 +111,11 @@ class Check:
             yield
         except FileNotFoundError:
             self._note(entry, "is missing")
+        except TooManyFilesError:  # says nothing of the file
+            raise
         except (DistcamError, OSError) as error:
+            if is_out_of_descriptors(error):
+                raise too_many_files(self.folder / entry.name) from error
             self._note(entry, str(error).removeprefix(f"{self.folder / entry.name}: ").split(";")[0])
 
     def _note(self, entry: FileEntry, problem: str) -> None:
@@ -141,7 +147,7 @@ class Check:
             read_skipped(self.folder / entry.name)
 
     def _check_segment(self, entry: FileEntry) -> None:
-        segment = Segment(self.folder / entry.name, spec=self.manifest.spec, count=entry.count)
+        segment = Segment.of(self.folder, entry, self.manifest.spec)
         if len(segment) and int(segment.ids.max()) >= self.manifest.next_id:
             self._note(entry, "holds an id that was never given out")
             return
@@ -205,9 +211,11 @@ class Check:
     def _lost(self, entry: FileEntry, dead: Ids, kept: Set[str]) -> int:
         """How many images go with a bad segment; as many as the manifest names when it cannot be read at all."""
         try:
-            segment = Segment(self.folder / entry.name, spec=self.manifest.spec, count=entry.count)
+            segment = Segment.of(self.folder, entry, self.manifest.spec)
             alive = np.flatnonzero(~np.isin(segment.ids, dead))
             return sum(segment.paths[row] not in kept for row in alive.tolist())
+        except TooManyFilesError:
+            raise
         except (DistcamError, OSError):
             return entry.count
 

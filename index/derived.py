@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CorruptGalleryError, DistcamError
+from ..errors import CorruptGalleryError, DistcamError, InputError, TooFewVectorsError
 from . import caches
+from .durable import say_after_commit
 from .prototypes import PrototypeStore
+from .reports import counted
 from .rows import Array
 from .search import Search
 from .snapshot import Ids, Snapshot
@@ -40,9 +42,11 @@ class Derived:
         self.snapshot = snapshot
         self._prototypes: PrototypeStore | None = None
         self._search: FaissSearch | MilvusSearch | None = None
+        self._unmade: InputError | None = None  # why a flat index stands in for the gallery's
 
     def close(self) -> None:
         """Let go of the search index."""
+        self._unmade = None
         if self._search is not None:
             self._search.close()
             self._search = None
@@ -86,6 +90,18 @@ class Derived:
         return None
 
     def _new_search(self) -> FaissSearch:
+        """The gallery's index, or a flat one where FAISS cannot make that of these vectors: there may be too few."""
+        factory = self.snapshot.manifest.index
+        try:
+            return self._search_of(factory)
+        except InputError as error:
+            if factory == "flat":
+                raise
+            search = self._search_of("flat")
+            self._unmade = error
+            return search
+
+    def _search_of(self, factory: str) -> FaissSearch:
         from .faiss_search import FaissSearch
         from .tuning import settings_of
 
@@ -94,7 +110,7 @@ class Derived:
             self.snapshot.search_spec,
             self.snapshot.ids,
             self._embeddings,
-            factory=manifest.index,
+            factory=factory,
             seed=0 if manifest.tuning is None else manifest.tuning.seed,
             calibration=settings_of(manifest.tuning),
         )
@@ -111,6 +127,8 @@ class Derived:
             self.forget()  # somebody built it anew: ids mean other images
         if (old.index, old.tuning) != (new.index, new.tuning) or new.backend is not None:
             self.close()  # Milvus has what came, and the new generation says what of it counts
+        if isinstance(self._unmade, TooFewVectorsError) and len(after) >= self._unmade.needed:
+            self.close()
         self._follow_prototypes(before, after)
         self.snapshot = after
         if self._search is not None:
@@ -154,6 +172,13 @@ class Derived:
             assert isinstance(search, FaissSearch)
             writer.store_cache(
                 "index", search.save, count=len(snapshot), tag=lambda file: caches.index_tag(snapshot, file.sha256)
+            )
+
+        if self._unmade is not None:
+            reason = str(self._unmade).split(";")[0].split(", got ")[0]
+            say_after_commit(
+                f"{snapshot.folder}: is searched exactly for now, since no index {manifest.index} can be made of "
+                f"{counted(len(snapshot), 'image')} ({reason}); `distcam index tune` chooses another"
             )
 
     def _has_slow_index(self) -> bool:

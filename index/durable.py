@@ -12,22 +12,46 @@ import hashlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..errors import CorruptGalleryError, GalleryError, GalleryLockedError
+from ..errors import (
+    CorruptGalleryError,
+    DistcamError,
+    GalleryError,
+    GalleryLockedError,
+    is_out_of_descriptors,
+    too_many_files,
+)
+from ..forking import in_every_child
+from ..remarks import DistcamWarning, remark
 
 if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
 
-__all__ = ["ASIDE_SUFFIX", "LOCK_NAME", "Storage", "WriterLock", "file_sha256"]
+__all__ = [
+    "ASIDE_SUFFIX",
+    "LOCK_NAME",
+    "REMEDY",
+    "Storage",
+    "WriterLock",
+    "after_commit",
+    "file_sha256",
+    "read_file",
+    "refusals_named",
+]
 
 ASIDE_SUFFIX = ".tmp"
+REMEDY = (
+    "restore it from a copy with `distcam index restore COPY GALLERY`, "
+    "or build the gallery again with `distcam index build`"
+)
 LOCK_NAME = ".lock"
 _LOCKED_BYTE = 1 << 30  # Windows locks bytes, not files: one far behind the pid, which others must be able to read
 
@@ -45,6 +69,8 @@ class Storage:
                 path.mkdir(exist_ok=True)
                 self.sync_folder(path.parent)
         except OSError as error:
+            if is_out_of_descriptors(error):
+                raise too_many_files(folder) from error
             raise GalleryError(f"{folder}: cannot be made ({error.strerror}); choose another place") from error
 
     def sync(self, path: Path) -> None:
@@ -95,6 +121,8 @@ class Storage:
             self.sync_folder(target.parent)
         except OSError as error:
             self.remove(aside)
+            if is_out_of_descriptors(error):
+                raise too_many_files(target) from error
             reason = error.strerror or str(error)
             raise GalleryError(
                 f"{target}: cannot be written ({reason}); is the disk full or write-protected?"
@@ -126,6 +154,7 @@ class WriterLock:
         self._path = folder / LOCK_NAME
         self._patience = patience
         self._descriptor: int | None = None
+        in_every_child(self._let_go)
 
     def __enter__(self) -> Self:
         descriptor = self._open()
@@ -163,6 +192,8 @@ class WriterLock:
         try:
             return os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         except OSError as error:
+            if is_out_of_descriptors(error):
+                raise too_many_files(self._path) from error
             raise GalleryError(
                 f"{self._path.parent}: cannot be changed ({error.strerror}); is it write-protected?"
             ) from error
@@ -170,8 +201,12 @@ class WriterLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the lock file. In a forked child the parent keeps the lock, and the child does not hold it longer."""
         if self._descriptor is not None:
-            os.close(self._descriptor)  # closing lets go of the lock
+            os.close(self._descriptor)
             self._descriptor = None
 
 
@@ -189,14 +224,80 @@ def _lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's contents, as 64 hexadecimal digits."""
+@contextmanager
+def refusals_named(folder: Path) -> Iterator[None]:
+    """Turn whatever the file system refuses while a gallery is made or changed into a `GalleryError` of one line."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        yield
+    except BrokenPipeError:  # nobody reads what the caller prints
+        raise
+    except OSError as error:
+        if isinstance(error, DistcamError):
+            raise
+        place = error.filename or folder
+        if is_out_of_descriptors(error):
+            raise too_many_files(place) from error
+        raise GalleryError(
+            f"{place}: {(error.strerror or str(error)).lower()}; what was committed before is in {folder}"
+        ) from error
+
+
+@contextmanager
+def after_commit(folder: Path, what: str) -> Iterator[None]:
+    """For what follows a commit and can be made up for later: a failure is a remark, even for whoever is strict.
+
+    What was asked for is done and on the disk by then: an error would make the caller do it again.
+
+    Args:
+        folder: the gallery's.
+        what: a noun, such as "the search index".
+    """
+    try:
+        yield
+    except (DistcamError, OSError, MemoryError) as error:
+        say_after_commit(
+            f"{folder}: what was asked for is done and kept, but {what} could not be brought up to date "
+            f"({' '.join(str(error).split()) or type(error).__name__}); it is made up for by the next change"
+        )
+
+
+def say_after_commit(message: str) -> None:
+    """A remark that is no error even for whoever is strict: what was asked for is done."""
+    try:
+        remark(message)
+    except DistcamWarning as warning:
+        warnings.showwarning(warning, DistcamWarning, __file__, 0)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's contents, as 64 hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptGalleryError: it cannot be read.
+    """
+    with _reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_file(path: Path) -> bytes:
+    """The contents of a small file of a gallery.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptGalleryError: it cannot be read.
+    """
+    with _reading(path):
+        return path.read_bytes()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise CorruptGalleryError(
-            f"{path}: cannot be read ({error.strerror}); restore it or rebuild the gallery"
-        ) from error
+        if is_out_of_descriptors(error):
+            raise too_many_files(path) from error
+        raise CorruptGalleryError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import GalleryExistsError, InputError
 from .durable import Storage
-from .flatfile import FlatFile
+from .flatfile import FlatFile, StoredArray
 from .manifest import MANIFEST_NAME, Spec
 from .reports import AddReport
 from .rows import Array, Entries, Record, located, stored_path
@@ -37,7 +37,7 @@ _REMEDY = "write it again with `distcam encode`"
 
 @dataclass(frozen=True, eq=False)
 class Encodings:
-    """What an encoder said about n images; arrays are read-only and read from the file as they are used.
+    """What an encoder said about n images; vectors are in memory and read-only, maps are read when asked for.
 
     Attributes:
         file: where they were read from.
@@ -58,6 +58,10 @@ class Encodings:
 
     def __len__(self) -> int:
         return len(self.pooled)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied as the file, which is read again."""
+        return read_encodings, (self.file.absolute(),)
 
     @property
     def labels(self) -> list[str | None]:
@@ -178,7 +182,16 @@ def read_encodings(file: str | os.PathLike[str]) -> Encodings:
         Record(int(id_), image, labels[row], _values(others, row))
         for row, (id_, image) in enumerate(zip(segment.ids, segment.paths, strict=True))
     )
-    return Encodings(path, segment.pooled, segment.embedding, records, Path(about["root"]), about["encoder"], segment)
+    pooled = embeddings = _read_only(segment.pooled)
+    if not segment.spec.embedding_is_pooled:
+        embeddings = _read_only(segment.embedding)
+    return Encodings(path, pooled, embeddings, records, Path(about["root"]), about["encoder"], segment)
+
+
+def _read_only(stored: StoredArray) -> Array:
+    array = stored.read()
+    array.flags.writeable = False
+    return array
 
 
 def _values(columns: Mapping[str, list[str | None]], row: int) -> dict[str, str]:

@@ -14,7 +14,6 @@ import io
 import json
 import mmap
 import struct
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,6 +23,7 @@ import faiss as typed_faiss
 import numpy as np
 
 from ..errors import CorruptGalleryError
+from ..forking import ForkSafeLock
 from .faiss_candidates import Stock
 from .faiss_errors import Errors
 from .faiss_factory import faiss_metric, inner_index
@@ -42,7 +42,7 @@ _MAGIC = b"distcam faiss 1\n"
 _LENGTH = struct.Struct("<Q")
 _HEADER_MAX = 65_536
 _PQ_TABLES_MAX = 2**31  # FAISS computes such tables on reading, up to this size
-_limits_lock = threading.Lock()
+_limits_lock = ForkSafeLock()
 
 
 def write(stock: Stock, file: BinaryIO, *, factory: str) -> None:

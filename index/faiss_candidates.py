@@ -69,7 +69,7 @@ class Stock:
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the index lies in a file that is mapped into memory."""
+        """Whether the index looks into the bytes it was read from."""
         return self._buffer is not None
 
     def add(self, ids: Ids, vectors: Vectors, *, lists: Rows | None = None) -> None:

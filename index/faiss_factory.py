@@ -14,7 +14,7 @@ import faiss as typed_faiss
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from ..errors import InputError, TooFewVectorsError
 from .faiss_numpy import reconstructed
 from .reports import counted
 from .search import SearchSpec, Vectors
@@ -141,16 +141,18 @@ def train(index: Any, vectors: Vectors) -> None:
     inner = inner_index(index)
     if isinstance(inner, faiss.IndexIVF):
         if len(vectors) < inner.nlist:
-            raise InputError(
+            raise TooFewVectorsError(
                 f"an inverted file of {counted(inner.nlist, 'list')} needs at least as many vectors, "
-                f"got {len(vectors)}; use flat"
+                f"got {len(vectors)}; use flat",
+                inner.nlist,
             )
         inner.cp.min_points_per_centroid = 1  # FAISS would only print a warning
     if hasattr(inner, "pq"):
         if len(vectors) < inner.pq.ksub:
-            raise InputError(
+            raise TooFewVectorsError(
                 f"a product quantiser of {inner.pq.nbits} bits learns {inner.pq.ksub} codes from at least as many "
-                f"vectors, got {len(vectors)}; use flat, or fewer bits such as PQ{inner.pq.M}x4"
+                f"vectors, got {len(vectors)}; use flat, or fewer bits such as PQ{inner.pq.M}x4",
+                inner.pq.ksub,
             )
         inner.pq.cp.min_points_per_centroid = 1
         inner.pq.cp.max_points_per_centroid = _TRAINING_PER_LIST  # FAISS's 256 take ten times as long
@@ -159,9 +161,10 @@ def train(index: Any, vectors: Vectors) -> None:
     try:
         index.train(vectors)
     except RuntimeError as error:
-        raise InputError(
+        raise TooFewVectorsError(
             f"FAISS cannot train this index on {counted(len(vectors), 'vector')} "
-            f"({str(error).split('Error: ')[-1]}); use flat"
+            f"({str(error).split('Error: ')[-1]}); use flat",
+            2 * len(vectors) + 1,
         ) from error
     del kept
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..forking import ForkSafeLock, make_forks_safe
 from . import faiss_bytes
 from .faiss_bytes import Buffer
 from .faiss_candidates import Candidates, Stock
@@ -65,7 +66,9 @@ class FaissSearch:
         self._source: VectorSource = source or self._memory
         self._device = check_device(device) if device != "auto" or faiss.get_num_gpus() else "cpu"
         self._gpu: GpuIndex | None = None
-        self._gpu_lock = threading.Lock()
+        self._gpu_lock = ForkSafeLock()
+        self._process = os.getpid()
+        make_forks_safe()
 
     @classmethod
     def build(
@@ -327,7 +330,7 @@ class FaissSearch:
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the index lies in a file that is mapped into memory, and is read as far as searches touch it."""
+        """Whether the index looks into the bytes it was read from, without a copy of its own."""
         return self._stock.is_mapped
 
     def serialise(self) -> bytes:
@@ -351,9 +354,22 @@ class FaissSearch:
         stock, factory = faiss_bytes.unpack(data, spec)
         return cls(stock, factory=factory, device=device, source=source)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise InputError(
+            "a search index stays in its process: send the Gallery, which opens its folder again, or the bytes of "
+            "`serialise()`"
+        )
+
     def _on_gpu(self) -> GpuIndex | None:
         """The copy on GPUs, made on first use after a change; None where the CPU answers."""
         if self._device == "cpu" or (self._device == "auto" and len(self._stock.book) < _GPU_FROM):
+            return None
+        if os.getpid() != self._process:  # what a GPU holds does not come along into a forked process
+            if self._device != "auto":
+                raise InputError(
+                    f"this process was forked after its parent had searched on {self._device}, which it cannot use; "
+                    'start it with multiprocessing.get_context("spawn"), or search on the CPU'
+                )
             return None
         with self._gpu_lock:
             if self._gpu is None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import faiss as typed_faiss
+
+from ..forking import ForkSafeLock
 
 faiss: Any = typed_faiss
 
 __all__ = ["Tuned"]
 
-_blas_lock = threading.Lock()
+_blas_lock = ForkSafeLock()
 
 
 class Tuned:
@@ -31,7 +32,7 @@ class Tuned:
         if self.is_single:
             faiss.omp_set_num_threads(1)
         elif self.is_batch:
-            _blas_lock.acquire()
+            _blas_lock.__enter__()
             self.threshold = faiss.cvar.distance_compute_blas_threshold
             faiss.cvar.distance_compute_blas_threshold = 1
 
@@ -40,4 +41,4 @@ class Tuned:
             faiss.omp_set_num_threads(self.threads)
         elif self.is_batch:
             faiss.cvar.distance_compute_blas_threshold = self.threshold
-            _blas_lock.release()
+            _blas_lock.__exit__(None, None, None)

@@ -2,13 +2,14 @@
 
 HDF5 can name other files (external links, virtual datasets, external raw storage) and can unfold to any size. A flat
 file uses none of that: contiguous, uncompressed, little-endian datasets at the top level and nothing else. Reading
-checks that, closes HDF5, and maps the bytes from the offsets it found, so no array ever comes from outside the file.
+checks that, closes HDF5, and reads the bytes at the offsets it found, so no array ever comes from outside the file.
+
+Bytes are read, not mapped: a mapped file that somebody cuts while it is read ends the process without a word.
 """
 
 from __future__ import annotations
 
 import io
-import mmap
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +22,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CorruptGalleryError
+from ..errors import CorruptGalleryError, TooManyFilesError
+from .descriptors import OpenFile
 
-__all__ = ["FlatFile", "Layout", "Strings", "create", "pack_strings", "write_arrays"]
+__all__ = ["FlatFile", "Layout", "StoredArray", "Strings", "create", "pack_strings", "write_arrays"]
 
 MAX_DATASETS = 4096
+_ONE_READ = 8192  # bytes that are copied in the time that one more read takes
+_SPAN_MOST = 64 << 20  # bytes that are read for rows that lie scattered among them
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _DTYPES = {np.dtype(code) for code in ("<f2", "<f4", "<f8", "<i4", "<i8", "<u8", "|u1")}
 
@@ -101,40 +105,34 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 
 
 class FlatFile:
-    """The arrays of a flat file, read-only and mapped into memory: opening costs no more than looking at the headers.
+    """The arrays of a flat file, read-only: opening costs no more than looking at the headers.
 
-    Arrays stay valid after the file is deleted or replaced; the memory is let go with the last of them.
+    Arrays stay readable after the file is deleted or replaced, as long as few others are open; see `descriptors.py`.
 
     Args:
         path: the file.
         remedy: what the user can do about a damaged file; ends every message.
+        sha256: of the contents it should have, if known; only compared when the file is written to while it is open.
 
     Raises:
         FileNotFoundError: there is no such file.
         CorruptGalleryError: it is not a flat file, or holds what no flat file may hold.
     """
 
-    def __init__(self, path: Path, *, remedy: str) -> None:
+    def __init__(self, path: Path, *, remedy: str, sha256: str | None = None) -> None:
         self.path = path
-        self._remedy = remedy
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise self.corrupt("is not a plain file")
-        with path.open("rb") as file:
-            self.bytes = file.seek(0, 2)
-            if not self.bytes:
-                raise self.corrupt("is empty")
-            self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.file = OpenFile(path, remedy=remedy, sha256=sha256)
+        self.corrupt = self.file.corrupt
+        self.bytes = self.file.bytes
+        if not self.bytes:
+            raise self.corrupt("is empty")
         try:
-            with h5py.File(path, "r", locking=False) as hdf5:
+            with h5py.File(_Source(self.file), "r") as hdf5:
                 self._datasets = self._inspect(hdf5)
-        except CorruptGalleryError:
+        except (CorruptGalleryError, TooManyFilesError):
             raise
         except Exception as error:  # h5py raises nearly every kind for a damaged file
             raise self.corrupt(f"cannot be read as HDF5 ({type(error).__name__})") from error
-
-    def corrupt(self, problem: str) -> CorruptGalleryError:
-        """The error for a problem with this file; to be raised by the caller."""
-        return CorruptGalleryError(f"{self.path}: {problem}; {self._remedy}")
 
     @property
     def names(self) -> frozenset[str]:
@@ -145,8 +143,8 @@ class FlatFile:
         """The shape of an array, without looking at its contents."""
         return self._require(name).shape
 
-    def array(self, name: str, dtype: str, shape: Sequence[int | None]) -> Array:
-        """A read-only view of an array that must have this type and shape; None stands for any length."""
+    def array(self, name: str, dtype: str, shape: Sequence[int | None]) -> StoredArray:
+        """An array that must have this type and shape; None stands for any length."""
         found = self._require(name)
         fits = len(found.shape) == len(shape) and all(
             want in (None, have) for want, have in zip(shape, found.shape, strict=True)
@@ -155,19 +153,17 @@ class FlatFile:
             expected = "×".join("any" if length is None else str(length) for length in shape)
             actual = "×".join(map(str, found.shape))
             raise self.corrupt(f"{name} should be {np.dtype(dtype)} of {expected}, is {found.dtype} of {actual}")
-        count = int(np.prod(found.shape, dtype=np.int64))
-        if not count:
-            return np.empty(found.shape, found.dtype)
-        return np.frombuffer(self._memory, found.dtype, count, found.offset).reshape(found.shape)
+        return StoredArray(self.file, found.dtype, found.shape, found.offset)
 
     def strings(self, prefix: str, count: int | None) -> Strings:
         """Strings stored as `<prefix>_blob` and `<prefix>_offsets`; offsets are checked now, contents when read."""
         blob = self.array(f"{prefix}_blob", "|u1", (None,))
-        offsets = self.array(f"{prefix}_offsets", "<u8", (None if count is None else count + 1,))
+        stored = self.array(f"{prefix}_offsets", "<u8", (None if count is None else count + 1,))
+        offsets = stored.read()
         ends_meet = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == len(blob)
         if not ends_meet or bool(np.any(offsets[1:] < offsets[:-1])):
             raise self.corrupt(f"{prefix}_offsets do not cut {prefix}_blob into strings")
-        return Strings(self, prefix, blob, offsets)
+        return Strings(self, prefix, blob, stored)
 
     def _require(self, name: str) -> _Dataset:
         if name not in self._datasets:
@@ -213,27 +209,123 @@ class _Dataset(NamedTuple):
     offset: int
 
 
+class _Source(io.RawIOBase):
+    """An open file as HDF5 reads it: beyond its end there are zeros."""
+
+    def __init__(self, file: OpenFile) -> None:
+        self._file, self._place = file, 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place; HDF5 asks for the end to know the length."""
+        self._place = offset + (0, self._place, self._file.bytes)[whence]
+        return self._place
+
+    def tell(self) -> int:
+        """The place."""
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill all of the buffer."""
+        view = memoryview(buffer).cast("B")
+        there = max(0, min(len(view), self._file.bytes - self._place))
+        if there:
+            self._file.read([(self._place, view[:there])])
+        view[there:] = bytes(len(view) - there)
+        self._place += len(view)
+        return len(view)
+
+
+class StoredArray:
+    """An array in a file: what is asked for is read into memory of its own. NumPy functions take it as an array.
+
+    >>> from pathlib import Path; from tempfile import mkdtemp
+    >>> path = Path(mkdtemp()) / "numbers.h5"; write_arrays(path, {"x": np.arange(6).reshape(3, 2)})
+    >>> FlatFile(path, remedy="-").array("x", "<i8", (None, 2))[np.array([2, 0])]
+    array([[4, 5],
+           [0, 1]])
+    """
+
+    def __init__(self, file: OpenFile, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> None:
+        self._file = file
+        self._offset = offset
+        self.dtype = dtype
+        self.shape = shape
+        self.row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return self.read() if dtype is None else self.read().astype(dtype, copy=False)
+
+    def __getitem__(self, rows: int | slice | Array) -> Array:
+        """Some rows, copied: one, a run, or any in any order."""
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            assert step == 1, "runs have no gaps"
+            return self.read(start, max(start, stop))
+        if not isinstance(rows, np.ndarray):
+            row = range(len(self))[rows]
+            return np.asarray(self.read(row, row + 1)[0])
+        return self._gathered(rows)
+
+    def read(self, start: int = 0, stop: int | None = None) -> Array:
+        """The rows from `start` to before `stop`, or to the end."""
+        stop = len(self) if stop is None else stop
+        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        if out.size:
+            self._file.read([(self._offset + self.row_bytes * start, out)])
+        return out
+
+    def fill(self, out: Array, places: Sequence[int], rows: Sequence[int]) -> None:
+        """Read some rows into the places of another array; the quickest way to few rows."""
+        first, size = self._offset, self.row_bytes
+        if size:
+            self._file.read([(first + size * row, out[place]) for place, row in zip(places, rows, strict=True)])
+
+    def _gathered(self, rows: Array) -> Array:
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        if not out.size:
+            return out
+        low, high = int(rows.min()), int(rows.max())
+        if low < 0 or high >= len(self):
+            raise IndexError(f"rows {low} … {high} of {len(self)}")
+        span = self.row_bytes * (high + 1 - low)
+        if span <= min(_SPAN_MOST, len(rows) * (self.row_bytes + _ONE_READ)):
+            np.take(self.read(low, high + 1), rows - low, axis=0, out=out)
+        elif self.row_bytes:
+            self.fill(out if out.ndim > 1 else out[:, None], range(len(rows)), rows.tolist())
+        return out
+
+
 @dataclass(frozen=True)
 class Strings:
-    """Strings stored end to end in one run of UTF-8; each is decoded when asked for."""
+    """Strings stored end to end in one run of UTF-8; each is read and decoded when asked for."""
 
     file: FlatFile
     name: str
-    blob: Array
-    offsets: Array
+    blob: StoredArray
+    offsets: StoredArray
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> str:
-        start, stop = int(self.offsets[index]), int(self.offsets[index + 1])
-        return self._decode(self.blob[start:stop].tobytes())
+        start, stop = self.offsets.read(index, index + 2).tolist()
+        return self._decode(self.blob.read(start, stop).tobytes())
 
     def __iter__(self) -> Iterator[str]:
-        blob = self.blob.tobytes()
-        cuts = self.offsets.tolist()
+        blob = self.blob.read().tobytes()
+        cuts = self.offsets.read().tolist()
         for start, stop in pairwise(cuts):
             yield self._decode(blob[start:stop])
+
+    def take(self, rows: Array) -> list[str]:
+        """Those in some rows."""
+        if len(rows) * 32 < len(self):
+            return [self[row] for row in rows.tolist()]
+        strings = list(self)
+        return [strings[row] for row in rows.tolist()]
 
     def _decode(self, data: bytes) -> str:
         try:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 
 from ..errors import InputError
+from .durable import after_commit
 from .filters import Filter
 from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold
@@ -390,14 +391,23 @@ class Gallery(GalleryReader):
         """Store what the next reader would otherwise compute: prototypes, and an index that is slow to build.
 
         Args:
-            writer: of whoever holds the gallery's lock already.
+            writer: of whoever holds the gallery's lock already; what fails is then a remark, for it follows a change
+                that is done.
+
+        Raises:
+            GalleryError: without a writer, another process is writing, or the disk is full.
         """
-        if writer is None:
-            with self._writing():
-                pass  # they are stored at the end of every change
-        else:
-            self._derived.store(writer)
-            self.refresh()
+        if writer is not None:
+            with after_commit(self.folder, "what makes the next search quick"):
+                self._store_caches(writer)
+            return
+        with opened_for_writing(self.folder) as own:
+            self._store_caches(own)
+
+    def _store_caches(self, writer: GalleryWriter) -> None:
+        self.refresh()
+        self._derived.store(writer)
+        self.refresh()
 
     @contextmanager
     def _writing(self, *, patience: float = 0.0) -> Iterator[GalleryWriter]:
@@ -406,8 +416,10 @@ class Gallery(GalleryReader):
             self.refresh()
             try:
                 yield writer
-            finally:
-                self.refresh()
+            except BaseException:
+                with after_commit(self.folder, "this open gallery"):
+                    self.refresh()
+                raise
             self.save_caches(writer)
 
     def _require_same_birth(self, before: Snapshot) -> None:

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ..errors import ImageError, InputError
+from ..errors import ImageError, InputError, is_out_of_descriptors, too_many_files
 from ..images.listing import Listing
 from ..images.masks import MaskFolder
 from .reports import AddReport, Skipped
@@ -132,6 +132,10 @@ def ingest(
     _check_columns(writer, images.column_names)
     if masks is not None and MASK_COLUMN in images.column_names:
         raise InputError("with masks the column `mask` says under which each image was pooled; rename yours")
+    if masks is not None and not strict:  # which stops at the first image without a mask
+        root = Path(writer.manifest.root)
+        fit = masks.join(stored_path(images.file(record), root) for record in images)
+        fit.tell(what="a mask", lines=f"masks in {masks.folder}", is_needed=writer.is_new)
     intake = _Intake(writer, 0 if progress is None else len(images), strict=strict, progress=progress)
     return intake.carry_through(stream, intake.offers_of(images, masks), images)
 
@@ -181,6 +185,7 @@ class _Intake:
                     self._refuse(offer, error)
                 if batch.vectors is not None:
                     self._accept(batch.offers, batch.vectors)
+                    self.writer.keep_few()
                 self._report_progress()
 
     def _report_progress(self) -> None:
@@ -193,6 +198,7 @@ class _Intake:
         manifest = self.writer.manifest
         root = Path(manifest.root)
         snapshot = Snapshot.at(self.writer.folder, manifest, verify=False)
+        snapshot.preload()  # the commits to come may merge its files away
         known = snapshot.known_files(among=(stored_path(images.file(record), root) for record in images))
         seen: set[str] = set()
         for record in images:
@@ -240,6 +246,8 @@ class _Intake:
         return (status.st_size, status.st_mtime_ns) != (size, mtime_ns)
 
     def _refuse(self, offer: Offer, error: ImageError) -> None:
+        if is_out_of_descriptors(error.__cause__):  # says nothing of the image
+            raise too_many_files(offer.file) from error
         if isinstance(error, _Unchanged):
             self.unchanged += 1
         elif self.strict:

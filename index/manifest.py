@@ -17,7 +17,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
 
 from ..errors import CorruptGalleryError, GalleryError, NotAGalleryError
-from .durable import Storage
+from .durable import REMEDY, Storage, read_file
 from .rejection import Rejection
 from .search import METRICS, Metric
 from .tuned import Tuning
@@ -29,7 +29,6 @@ FORMAT = "distcam-gallery"
 VERSION = 1
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_DIMENSION = 1 << 20
-REMEDY = "restore it from a copy, or build the gallery again with `distcam index build`"
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -232,8 +231,8 @@ class Manifest:
         try:
             if path.stat().st_size > MAX_MANIFEST_BYTES:
                 raise ValueError(f"larger than {MAX_MANIFEST_BYTES} bytes")
-            content = json.loads(path.read_bytes())
-        except (ValueError, RecursionError, OSError) as error:
+            content = json.loads(read_file(path))
+        except (ValueError, RecursionError, OSError) as error:  # OSError: it was there a moment ago
             raise CorruptGalleryError(f"{path}: {_reason(error)}; {REMEDY}") from error
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise NotAGalleryError(f"{path}: belongs to something else; a gallery is a folder written by distcam")

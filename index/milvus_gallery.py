@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .filters import Filter, matching
+from .filters import Filter, Verdicts, matching
 from .manifest import BackendEntry, Manifest
 from .milvus_address import Address
 from .milvus_filters import compiled, key_of
@@ -89,6 +89,7 @@ class MilvusSnapshot(Snapshot):
             check_file(folder, entry, checksum=verify is not False)
         self.rows = Rows(manifest.next_id, removed_ids(folder, manifest))
         self._columns: dict[str, Categorical] = {}
+        self._verdicts = Verdicts()
         self._known: dict[int, dict[str, Any]] = {}
         if verify is not False and manifest.next_id:
             assert self.table
@@ -185,6 +186,9 @@ class MilvusSnapshot(Snapshot):
         """One column of an image that `known_files` has named."""
         return _value(self._known[place], name)
 
+    def preload(self) -> None:
+        """Nothing: rows stay where they are."""
+
     def file_state(self, place: int) -> tuple[bytes, int, int]:
         """SHA-256, size in bytes, and time of change in ns of the file behind an image that `known_files` has named."""
         stored = self._known[place]
@@ -216,7 +220,7 @@ class MilvusSnapshot(Snapshot):
         matching(where, _NoRows(self.column_names))  # names a column that is not there
         expression = compiled(where)
         if expression is None:
-            return self.ids[matching(where, self)]
+            return self.ids[matching(where, self, self._verdicts)]
         if not len(self):
             return self.ids
         ids = self.table.ids_where(f"{self.rows.expression} and ({expression})")

@@ -120,7 +120,10 @@ class MilvusWriter(GalleryWriter):
             tombstones = (self._write_ids(removed_ids(self.folder, self.manifest)),)
         self._save(tombstones=tombstones, backend=dataclasses.replace(self._backend, settled=len(tombstones)))
 
-    def tidy(self) -> None:
+    def _keep_few(self) -> None:
+        """Nothing: rows are not in files."""
+
+    def _tidy(self) -> None:
         """Let Milvus index the embeddings as the gallery says, for the number of images it has now."""
         count = self.manifest.next_id - len(removed_ids(self.folder, self.manifest))
         self.table.reindex(IndexKind.parse(self.manifest.index, count=count))
@@ -128,7 +131,7 @@ class MilvusWriter(GalleryWriter):
     def compact(self) -> None:
         """Delete the rows of removed images, and let Milvus give their room back."""
         self.carry_out()
-        self.tidy()
+        self._tidy()
         self.table.compact()
 
 

@@ -217,9 +217,9 @@ class PrototypeStore:
         labels = list(file.strings("label", None))
         n = len(labels) + 1
         store = cls(pooled_dim=pooled_dim, embedding_dim=embedding_dim, metric=metric)
-        store._count = file.array("counts", "<i8", (n,)).astype(np.int64)
-        store._pooled = file.array("pooled_sum", "<f8", (n, pooled_dim)).astype(np.float64)
-        store._embedding = file.array("embedding_sum", "<f8", (n, embedding_dim)).astype(np.float64)
+        store._count = file.array("counts", "<i8", (n,)).read().astype(np.int64)
+        store._pooled = file.array("pooled_sum", "<f8", (n, pooled_dim)).read().astype(np.float64)
+        store._embedding = file.array("embedding_sum", "<f8", (n, embedding_dim)).read().astype(np.float64)
         store._place = {label: place for place, label in enumerate([None, *labels])}
         finite = np.isfinite(store._pooled).all() and np.isfinite(store._embedding).all()
         if len(store._place) != n or (store._count[1:] < 1).any() or store._count[0] < 0 or not finite:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import FingerprintMismatchError, InputError
 from .derived import Derived
 from .facts import facts_of
-from .filters import Filter, parse_filter
+from .filters import Filter, hints, parse_filter
 from .manifest import FileEntry, Manifest, Spec
 from .prototypes import PrototypeStore, unit_rows
 from .reports import Skipped, counted, read_skipped
@@ -66,6 +66,11 @@ class GalleryReader:
             raise InputError(f"root {os.fspath(root)!r} is no folder; expected the one that the images now lie in")
         snapshot = Snapshot.open(Path(path), verify=verify)
         return cls(snapshot, root=None if root is None else Path(root).absolute(), verify=verify)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied as the folder and how it was opened: whoever gets it opens the newest generation there."""
+        root = None if self.root == Path(self.manifest.root) else self.root.absolute()
+        return _opened_again, (type(self), self.folder.absolute(), root, self._verify)
 
     def close(self) -> None:
         """Let go of the search index; files are let go with the last array that was read from them."""
@@ -176,6 +181,10 @@ class GalleryReader:
         tree = parse_filter(where) if isinstance(where, str) else where
         return self.snapshot.ids_where(tree)
 
+    def filter_hints(self, where: str | Filter) -> list[str]:
+        """One sentence for each value that a filter asks for and no image has; see `filters.hints`."""
+        return hints(where, self.snapshot)
+
     @property
     def prototypes(self) -> PrototypeStore:
         """The classes' prototypes and the gallery's mean; read from the cache, or computed on first use."""
@@ -252,3 +261,7 @@ class GalleryReader:
     def is_tuning_due(self) -> bool:
         """Whether the gallery has grown or shrunk so much since it was tuned that its index should be chosen anew."""
         return self.manifest.tuning is not None and self.manifest.tuning.is_due(len(self))
+
+
+def _opened_again(kind: type[GalleryReader], folder: Path, root: Path | None, verify: Verify) -> GalleryReader:
+    return kind.open(folder, root=root, verify=verify)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import CorruptGalleryError
+from .durable import read_file
 
 __all__ = ["AddReport", "Problem", "Skipped", "VerifyReport", "counted", "read_skipped"]
 
@@ -44,7 +45,7 @@ class Skipped:
 def read_skipped(path: Path) -> tuple[Skipped, ...]:
     """A skip list from its file of JSON lines."""
     try:
-        return tuple(Skipped.from_json(line) for line in path.read_text("utf-8").splitlines())
+        return tuple(Skipped.from_json(line) for line in read_file(path).decode("utf-8").splitlines())
     except (OSError, ValueError, RecursionError) as error:
         raise CorruptGalleryError(f"{path}: is no skip list ({error}); add the images again") from error
 

@@ -4,25 +4,35 @@ An engine (FAISS, Milvus, …) only *proposes* candidates. The layer here reads 
 distance in float64, sorts by (distance, id) and cuts to k, so that every engine gives the same ids, the same numbers
 and the same order. Where an engine can say how near a vector it did *not* propose may be, the layer asks for more
 until nothing left out can belong to the answer: many copies of one image are a real case.
-
-Distances, smaller is nearer: cosine = 1 − cos, l2 unsquared, l1 the sum of |differences|, dot = −(x · y).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError, ShapeError
+from ..metrics.distances import (
+    METRICS,
+    Distances,
+    Metric,
+    SearchSpec,
+    Vectors,
+    check_vectors,
+    comparable,
+    distances_to,
+    lengths_of,
+)
 
 __all__ = [
     "METRICS",
     "UNKNOWN_FLOOR",
     "Capabilities",
+    "Distances",
     "Engine",
     "Hits",
     "MemoryVectors",
@@ -31,6 +41,7 @@ __all__ = [
     "Search",
     "SearchSpec",
     "VectorSource",
+    "Vectors",
     "check_ids",
     "check_vectors",
     "comparable",
@@ -40,27 +51,7 @@ __all__ = [
     "search_exactly",
 ]
 
-Metric: TypeAlias = Literal["cosine", "l2", "l1", "dot"]
-_BLOCK = 1024  # rows whose float64 copy stays in the processor's cache
-METRICS: tuple[Metric, ...] = get_args(Metric)
-
 Ids: TypeAlias = npt.NDArray[np.uint64]
-Vectors: TypeAlias = npt.NDArray[np.float32]
-Distances: TypeAlias = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class SearchSpec:
-    """What is searched: vectors of `dim` numbers, compared by `metric`."""
-
-    dim: int
-    metric: Metric
-
-    def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise InputError(f"a vector needs at least 1 dimension, got dim={self.dim}")
-        if self.metric not in METRICS:
-            raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {self.metric!r}")
 
 
 @dataclass(frozen=True)
@@ -134,45 +125,6 @@ class Search(Protocol):
         """Lets go of memory and connections; a second call does nothing."""
 
 
-def check_vectors(spec: SearchSpec, vectors: npt.ArrayLike, *, what: str = "vectors") -> tuple[Vectors, Distances]:
-    """The same numbers as a C-ordered float32 (n, d) array that may be searched or stored, and their lengths (n,).
-
-    Raises:
-        ShapeError: not (n, dim).
-        InputError: NaN or infinite in float32; all zeros under cosine, where a direction is needed.
-    """
-    if isinstance(vectors, np.ndarray) and vectors.dtype == np.float32:
-        array = np.ascontiguousarray(vectors)
-    else:
-        try:
-            with np.errstate(over="ignore"):
-                array = np.ascontiguousarray(vectors, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise ShapeError(f"expected {what} of shape (n, {spec.dim}), got something else than numbers") from error
-    if array.ndim != 2 or array.shape[1] != spec.dim:
-        raise ShapeError(f"expected {what} of shape (n, {spec.dim}), got {array.shape}")
-    lengths = lengths_of(array)  # one pass for both checks: a length is finite, or 0, only if all of its numbers are
-    values = lengths.tolist()
-    if not sum(values) < np.inf:
-        row = int(np.flatnonzero(~np.isfinite(lengths))[0])
-        raise InputError(
-            f"expected finite {what}, got NaN or infinity in row {row}; encode that image again or leave it out"
-        )
-    if spec.metric == "cosine" and 0.0 in values:
-        row = int(np.flatnonzero(lengths == 0)[0])
-        raise InputError(f"cosine distance needs a direction, but row {row} of the {what} is all zeros; leave it out")
-    return array, lengths
-
-
-def lengths_of(vectors: Vectors) -> Distances:
-    """Euclidean lengths (n,) in float64, each row by itself; no float32 overflows."""
-    lengths = np.empty(len(vectors))
-    for start in range(0, len(vectors), _BLOCK):
-        block = vectors[start : start + _BLOCK].astype(np.float64)
-        np.vecdot(block, block, out=lengths[start : start + _BLOCK])
-    return np.sqrt(lengths, out=lengths)
-
-
 def check_ids(ids: npt.ArrayLike, *, count: int | None = None) -> Ids:
     """The same ids as a u64 array of one axis, `count` long when given."""
     array = np.asarray(ids)
@@ -183,40 +135,6 @@ def check_ids(ids: npt.ArrayLike, *, count: int | None = None) -> Ids:
     if array.dtype.kind not in "ui" or (array.dtype.kind == "i" and (array < 0).any()):
         raise InputError(f"expected ids from 0 to 2^64 − 1, got {array.dtype} values such as {array.min()}")
     return array.astype(np.uint64, copy=False)
-
-
-def comparable(spec: SearchSpec, vectors: Vectors, lengths: Distances | None = None) -> Vectors:
-    """The form in which vectors are stored in engines and compared: of unit length for cosine, else as they are.
-
-    A vector has one comparable form wherever it was stored, and parallel vectors nearly always share it.
-    """
-    if spec.metric != "cosine":
-        return vectors
-    unit = np.empty_like(vectors)
-    divisors = (lengths_of(vectors) if lengths is None else lengths)[:, None]
-    return np.divide(vectors, divisors, out=unit, dtype=np.float64, casting="same_kind")
-
-
-def distances_to(spec: SearchSpec, query: Vectors, vectors: Vectors) -> Distances:
-    """Distance in float64 of one query (d,) from each vector (n, d), all in `comparable` form.
-
-    A row's distance does not depend on the rows around it, so copies of a vector tie exactly; not so in a matrix
-    product. Cosine is taken as ½‖x̂ − ŷ‖², which is 0 for equal directions and loses no digits near 0.
-
-    >>> spec = SearchSpec(2, "l1")
-    >>> distances_to(spec, np.float32([1, 1]), np.float32([[1, 1], [3, 0]]))
-    array([0., 3.])
-    """
-    distances: Distances
-    if spec.metric == "dot":
-        distances = np.vecdot(vectors.astype(np.float64), query.astype(np.float64))
-        return np.negative(distances, out=distances)
-    difference = np.subtract(vectors, query, dtype=np.float64)
-    if spec.metric == "l1":
-        distances = np.abs(difference, out=difference).sum(axis=1)
-        return distances
-    distances = np.vecdot(difference, difference)
-    return np.sqrt(distances, out=distances) if spec.metric == "l2" else np.minimum(distances / 2, 2.0)
 
 
 UNKNOWN_FLOOR = float(np.finfo(np.float64).max)

@@ -13,13 +13,15 @@ Arrays of a segment of n images (K = pooled, d = embedding, h × w = feature map
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from . import flatfile
-from .flatfile import FlatFile, Layout, Strings, pack_strings
-from .manifest import REMEDY, Spec
+from .durable import REMEDY
+from .flatfile import FlatFile, Layout, StoredArray, Strings, pack_strings
+from .manifest import FileEntry, Spec
 from .rows import Array, Categorical, Entries, Vectors, unpack_maps
 
 __all__ = ["MAX_COLUMNS", "Segment", "write_segment"]
@@ -30,6 +32,11 @@ _FIXED = {"id", "pooled", "sha256", "size", "mtime_ns", "path_blob", "path_offse
     "column_names_offsets",
 }
 _COLUMN = re.compile(r"column_(\d{1,3})_(codes|values_blob|values_offsets)")
+_FILE_STATES: tuple[tuple[str, str, tuple[int, ...]], ...] = (
+    ("sha256", "|u1", (32,)),
+    ("size", "<u8", ()),
+    ("mtime_ns", "<i8", ()),
+)
 _OPTIONAL = {"embedding", "maps", "map_scale", "about_blob", "about_offsets"}
 
 
@@ -101,42 +108,70 @@ def _vector_arrays(block: Vectors, spec: Spec) -> dict[str, Array]:
 
 
 class Segment:
-    """A segment file, mapped into memory and checked as far as its headers say; contents are read when asked for.
+    """A segment file, checked as far as its headers say; contents are read when asked for.
 
     Args:
         path: the file.
         spec: what the gallery says of all its segments.
         count: how many images the gallery says are in it; None takes the file's word.
         remedy: what a user can do about a damaged file.
+        sha256: what the gallery says of its contents; looked at when the file is written to while it is open.
 
     Raises:
         FileNotFoundError: there is no such file.
         CorruptGalleryError: it is damaged, or not what the gallery says it is.
     """
 
-    def __init__(self, path: Path, *, spec: Spec, count: int | None = None, remedy: str = REMEDY) -> None:
-        self.file = file = FlatFile(path, remedy=remedy)
+    def __init__(
+        self, path: Path, *, spec: Spec, count: int | None = None, remedy: str = REMEDY, sha256: str | None = None
+    ) -> None:
+        self.file = file = FlatFile(path, remedy=remedy, sha256=sha256)
         self.spec = spec
         unknown = {name for name in file.names - _FIXED - _OPTIONAL if not _COLUMN.fullmatch(name)}
         if unknown:
             raise file.corrupt(f"holds {', '.join(sorted(unknown))}, which no segment has")
-        self.ids: Array = file.array("id", "<u8", (count,))
-        n = len(self.ids)
-        self.pooled: Array = file.array("pooled", "<f4", (n, spec.pooled_dim))
-        self.embedding: Array = self.pooled
+        self.stored_ids = file.array("id", "<u8", (count,))
+        n = len(self.stored_ids)
+        self.pooled = file.array("pooled", "<f4", (n, spec.pooled_dim))
+        self.embedding = self.pooled
         if not spec.embedding_is_pooled:
             self.embedding = file.array("embedding", "<f4", (n, spec.embedding_dim))
-        self.sha256: Array = file.array("sha256", "|u1", (n, 32))
-        self.size: Array = file.array("size", "<u8", (n,))
-        self.mtime_ns: Array = file.array("mtime_ns", "<i8", (n,))
         self.paths: Strings = file.strings("path", n)
-        self._maps = self._map_scale = None
+        self._maps: StoredArray | None = None
+        self._map_scale: StoredArray | None = None
         if spec.map_shape:
             self._maps = file.array("maps", "<f2", (n, spec.pooled_dim, *spec.map_shape))
             self._map_scale = file.array("map_scale", "<f4", (n,))
+        for name, dtype, width in _FILE_STATES:
+            file.array(name, dtype, (n, *width))
+
+    @classmethod
+    def of(cls, folder: Path, entry: FileEntry, spec: Spec) -> Self:
+        """A segment of a gallery, as its manifest names it."""
+        return cls(folder / entry.name, spec=spec, count=entry.count, sha256=entry.sha256)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.stored_ids)
+
+    @property
+    def ids(self) -> Array:
+        """The ids, read anew each time: what is open keeps no memory for every image of every file."""
+        return self.stored_ids.read()
+
+    @cached_property
+    def sha256(self) -> Array:
+        """The checksums of the image files, (n, 32); kept once they were asked for, like the next two."""
+        return self.file.array("sha256", "|u1", (len(self), 32)).read()
+
+    @cached_property
+    def size(self) -> Array:
+        """The lengths of the image files, in bytes."""
+        return self.file.array("size", "<u8", (len(self),)).read()
+
+    @cached_property
+    def mtime_ns(self) -> Array:
+        """When the image files were changed, in ns."""
+        return self.file.array("mtime_ns", "<i8", (len(self),)).read()
 
     @property
     def about(self) -> str | None:
@@ -144,15 +179,22 @@ class Segment:
         return self.file.strings("about", 1)[0] if "about_blob" in self.file.names else None
 
     @cached_property
-    def columns(self) -> Mapping[str, Categorical]:
-        """The label and the user's columns, by name."""
-        names = list(self.file.strings("column_names", None))
-        if names[:1] != ["label"] or len(set(names)) != len(names) or len(names) > MAX_COLUMNS:
+    def column_names(self) -> tuple[str, ...]:
+        """The label and the names of the user's columns."""
+        names = tuple(self.file.strings("column_names", None))
+        if names[:1] != ("label",) or len(set(names)) != len(names) or len(names) > MAX_COLUMNS:
             raise self.file.corrupt("column names are not unique, or too many, or do not begin with the label")
-        return {name: self._column(number) for number, name in enumerate(names)}
+        return names
 
-    def _column(self, number: int) -> Categorical:
-        codes = self.file.array(f"column_{number}_codes", "<i4", (len(self),))
+    @cached_property
+    def columns(self) -> dict[str, Categorical]:
+        """All columns by name; kept once they were asked for."""
+        return {name: self.column(name) for name in self.column_names}
+
+    def column(self, name: str) -> Categorical:
+        """One column, which must be there."""
+        number = self.column_names.index(name)
+        codes = self.file.array(f"column_{number}_codes", "<i4", (len(self),)).read()
         values = tuple(self.file.strings(f"column_{number}_values", None))
         if len(codes) and (codes.min() < -1 or codes.max() >= len(values)):
             raise self.file.corrupt(f"column_{number}_codes point outside their values")
@@ -160,10 +202,9 @@ class Segment:
 
     def entries(self, rows: Array) -> Entries:
         """What is known about the images in these rows."""
-        numbers = rows.tolist()
         return Entries(
-            ids=self.ids[rows],
-            paths=[self.paths[row] for row in numbers],
+            ids=self.stored_ids[rows],
+            paths=self.paths.take(rows),
             sha256=self.sha256[rows],
             size=self.size[rows],
             mtime_ns=self.mtime_ns[rows],

@@ -1,8 +1,8 @@
 """One generation of a gallery, open for reading: which images are alive, and where their rows lie.
 
 What stays in memory is one id and one position per image, and the codes of the columns that were asked for. Vectors
-stay in the files, mapped, and are read row by row. A snapshot never changes, and outlives the files it was opened
-from.
+stay in the files and are read row by row. A snapshot never changes. It outlives the files it was opened from, as long
+as they are not more than a process may keep open (`descriptors.py`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CorruptGalleryError, InputError
-from .durable import file_sha256
-from .filters import Filter, matching
-from .manifest import REMEDY, FileEntry, Manifest, Spec
+from .durable import REMEDY, file_sha256, read_file
+from .filters import Filter, Verdicts, matching
+from .flatfile import StoredArray
+from .manifest import FileEntry, Manifest, Spec
 from .reports import counted
 from .rows import Array, Categorical, Record, Vectors
 from .search import SearchSpec
@@ -29,6 +30,7 @@ AUTO_VERIFY_BYTES = 1 << 30
 BLOCK_BYTES = 16 << 20
 _ATTEMPTS = 10
 _FEW_ROWS = 256
+_PATHS_KEPT = 2_000_000  # about 200 MB
 
 Ids: TypeAlias = NDArray[np.uint64]
 Verify: TypeAlias = bool | Literal["auto"]
@@ -56,12 +58,11 @@ class Snapshot:
             verify = sum(entry.bytes for entry in files) <= AUTO_VERIFY_BYTES
         for entry in files:
             check_file(folder, entry, checksum=verify)
-        self.segments = tuple(
-            Segment(folder / entry.name, spec=manifest.spec, count=entry.count) for entry in manifest.segments
-        )
+        self.segments = tuple(Segment.of(folder, entry, manifest.spec) for entry in manifest.segments)
         self._starts = np.cumsum([0, *(len(segment) for segment in self.segments)])
         self.ids, self._positions = self._live_rows()
         self._columns: dict[str, Categorical] = {}
+        self._verdicts = Verdicts()
 
     @classmethod
     def at(cls, folder: Path, manifest: Manifest, *, verify: Verify = "auto") -> Snapshot:
@@ -142,22 +143,26 @@ class Snapshot:
     @property
     def column_names(self) -> tuple[str, ...]:
         """What a filter may name: path, label, and the user's columns."""
-        names = dict.fromkeys(name for segment in self.segments for name in segment.columns)
+        names = dict.fromkeys(name for segment in self.segments for name in segment.column_names)
         return ("path", *dict.fromkeys(("label", *names)))
 
     def column(self, name: str) -> Categorical:
         """One column of all images, in the order of ids; InputError for an unknown one."""
         if name not in self.column_names:
             raise InputError(f"no column {name!r} in {self.folder}; there are {', '.join(self.column_names)}")
-        if name == "path":
-            return Categorical(tuple(self.all_paths()), np.arange(len(self), dtype=np.int32))
-        if name not in self._columns:
-            self._columns[name] = self._unite(name)
-        return self._columns[name]
+        if (kept := self._columns.get(name)) is not None:
+            return kept
+        if name != "path":
+            self._columns[name] = column = self._unite(name)
+            return column
+        column = Categorical(tuple(self.all_paths()), np.arange(len(self), dtype=np.int32))
+        if len(self) <= _PATHS_KEPT:
+            self._columns[name] = column
+        return column
 
     def _unite(self, name: str) -> Categorical:
         """Every segment numbers its own values; give each value one number for all."""
-        parts = [segment.columns.get(name) for segment in self.segments]
+        parts = [segment.column(name) if name in segment.column_names else None for segment in self.segments]
         values = tuple(sorted({value for part in parts if part is not None for value in part.values}))
         number = {value: code for code, value in enumerate(values)}
         codes = [np.empty(0, np.int32)]
@@ -180,7 +185,7 @@ class Snapshot:
 
     def ids_where(self, where: Filter) -> Ids:
         """The ids of the images that a filter keeps, ascending."""
-        return self.ids[matching(where, self)]
+        return self.ids[matching(where, self, self._verdicts)]
 
     def search_limits(self, where: Filter) -> dict[str, Any]:
         """How a search is told about a filter."""
@@ -234,20 +239,25 @@ class Snapshot:
             out[at] = segment.maps(np.array([row]))[0]
         return out
 
-    def _gather(self, arrays: Sequence[Array], ids: Iterable[int] | Array, shape: tuple[int, ...]) -> Array:
+    def _gather(self, arrays: Sequence[StoredArray], ids: Iterable[int] | Array, shape: tuple[int, ...]) -> Array:
         positions = self._positions[self.places(ids)]
         if len(arrays) == 1:
-            return np.asarray(arrays[0][positions])
+            return arrays[0][positions]
         out = np.empty((len(positions), *shape), np.float32)
         numbers = np.searchsorted(self._starts, positions, side="right") - 1
         if len(positions) <= _FEW_ROWS:  # the candidates of one query, spread over all segments
             rows = (positions - self._starts[numbers]).tolist()
+            spread: dict[int, tuple[list[int], list[int]]] = {}
             for at, (number, row) in enumerate(zip(numbers.tolist(), rows, strict=True)):
-                out[at] = arrays[number][row]
+                places, here = spread.setdefault(number, ([], []))
+                places.append(at)
+                here.append(row)
+            for number, (places, here) in spread.items():
+                arrays[number].fill(out, places, here)
             return out
         for number in np.unique(numbers).tolist():
-            here = numbers == number
-            out[here] = arrays[number][positions[here] - self._starts[number]]
+            here_too = numbers == number
+            out[here_too] = arrays[number][positions[here_too] - self._starts[number]]
         return out
 
     def blocks(self, places: Array | None = None, *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[Ids, Vectors]]:
@@ -269,6 +279,13 @@ class Snapshot:
         """Each image's place by its path; of those `among` at least."""
         del among  # all are at hand
         return {path: place for place, path in enumerate(self.all_paths())}
+
+    def preload(self) -> None:
+        """Read everything that is known of the images besides vectors, before a writer merges the files away."""
+        for segment in self.segments:
+            assert len(segment.sha256) == len(segment.size) == len(segment.mtime_ns)
+        for name in self.column_names[1:]:
+            self.column(name)
 
     def file_state(self, place: int) -> tuple[bytes, int, int]:
         """SHA-256, size in bytes, and time of change in ns of the file an image was read from."""
@@ -296,7 +313,7 @@ def check_file(folder: Path, entry: FileEntry, *, checksum: bool) -> None:
 
 def read_ids(folder: Path, entry: FileEntry) -> Ids:
     """The removed ids in a tombstone file: little-endian u64, nothing else."""
-    data = (folder / entry.name).read_bytes()
+    data = read_file(folder / entry.name)
     if len(data) != 8 * entry.count:
         raise CorruptGalleryError(f"{folder / entry.name}: should hold {counted(entry.count, 'id')}; {REMEDY}")
     return np.frombuffer(data, "<u8").astype(np.uint64)

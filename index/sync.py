@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import GalleryError, ImageError, InputError
+from .durable import after_commit
 from .ingest import Offer, Progress, Stream, entries_of, ingest_offers
 from .reports import Skipped, counted, read_skipped
 from .snapshot import BLOCK_BYTES, Snapshot
@@ -131,7 +132,8 @@ def sync_folder(
         writer.remove(id_ for id_, _ in plan.removed)
         writer.commit()
         changes += _removed(plan)
-    _note_skipped(writer, old_skipped, skipped, place)
+    with after_commit(writer.folder, "the list of images that could not be used"):
+        _note_skipped(writer, old_skipped, skipped, place)
     writer.tidy()
     return _report(plan, changes, skipped, images=len(Snapshot(writer.folder, writer.manifest, verify=False)))
 

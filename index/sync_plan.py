@@ -39,7 +39,7 @@ class Row(NamedTuple):
     @property
     def id(self) -> int:
         """Its id."""
-        return int(self.segment.ids[self.row])
+        return int(self.segment.stored_ids[self.row])
 
     @property
     def sha256(self) -> bytes:
@@ -145,7 +145,11 @@ class Place:
 
 def rows_of(snapshot: Snapshot) -> dict[str, Row]:
     """Every image's row by its path."""
-    return {segment.paths[row]: Row(segment, row) for segment, rows in snapshot.live_parts() for row in rows.tolist()}
+    return {
+        path: Row(segment, row)
+        for segment, rows in snapshot.live_parts()
+        for path, row in zip(segment.paths.take(rows), rows.tolist(), strict=True)
+    }
 
 
 def make_plan(

@@ -8,6 +8,7 @@ names are swept by the next writer.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import time
 import uuid
@@ -19,7 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .durable import LOCK_NAME, Storage, WriterLock, file_sha256
+from ..errors import GalleryError
+from .durable import LOCK_NAME, Storage, WriterLock, after_commit, file_sha256, refusals_named
 from .manifest import MANIFEST_NAME, CacheEntry, FileEntry, Manifest
 from .rows import Array, Entries, Vectors
 from .segments import Segment, write_segment
@@ -89,6 +91,7 @@ class GalleryWriter:
         self._state = _State(manifest)
         self._on_disk = on_disk
         self._pending_since = time.monotonic()
+        self._process = os.getpid()
 
     @staticmethod
     def at(folder: Path, manifest: Manifest, **options: Any) -> GalleryWriter:
@@ -174,6 +177,7 @@ class GalleryWriter:
 
         Nothing may be pending that the change does not hold.
         """
+        self._require_own_process()
         old, new = self._on_disk, dataclasses.replace(self.manifest, **changes)
         new.save(self.folder, self._storage)
         self._state = _State(new)  # one step: an interruption sees the images as pending or as committed, never as both
@@ -185,10 +189,19 @@ class GalleryWriter:
         if self._on_commit is not None:
             self._on_commit(new)
 
+    def _require_own_process(self) -> None:
+        """The lock stays with the process that took it."""
+        if os.getpid() != self._process:
+            raise GalleryError(
+                f"{self.folder}: was opened for writing before this process was forked, which may not write through "
+                "it; open the gallery in this process, once the other has finished"
+            )
+
     # --- Files -------------------------------------------------------------------------------------------------------
 
     def _write_new(self, kind: str, suffix: str, fill: Callable[[Path], None], *, count: int) -> FileEntry:
         """Write a file of the gallery durably, under a new name; it belongs to the gallery when a commit names it."""
+        self._require_own_process()
         path = self.folder / f"{kind}-{uuid.uuid4().hex}.{suffix}"
         with self._storage.replacing(path) as aside:
             fill(aside)
@@ -257,8 +270,40 @@ class GalleryWriter:
 
     # --- Merging -----------------------------------------------------------------------------------------------------
 
+    def keep_few(self) -> None:
+        """Merge in the course of a long build, so that files never become many; every row is rewritten a few times.
+
+        Segments have levels: a power of `limits.files` images each. As many of one level as the limit allows, with
+        all smaller ones between them, become one of a higher level.
+        """
+        if self._state.pending or self._state.removed:  # until the next commit
+            return
+        with after_commit(self.folder, "the number of its files"):
+            self._keep_few()
+
+    def _keep_few(self) -> None:
+        base = self.limits.files
+        sizes = [entry.count for entry in self.manifest.segments]
+        start = len(sizes)
+        while start > 0 and sizes[start - 1] < self.limits.segment_images // 2:
+            start -= 1
+        levels = [_level(size, base) for size in sizes[start:]]
+        for level in sorted(set(levels)):
+            first = len(levels)
+            while first > 0 and levels[first - 1] <= level:
+                first -= 1
+            if levels[first:].count(level) >= base:
+                self._merge(list(self.manifest.segments[start + first :]))
+                return
+        if len(self.manifest.tombstones) > base:
+            self._forget_the_dead()
+
     def tidy(self) -> None:
         """Merge small segments, and tombstone files, when they have become many."""
+        with after_commit(self.folder, "the number of its files"):
+            self._tidy()
+
+    def _tidy(self) -> None:
         small = [entry for entry in self.manifest.segments if entry.count < self.limits.segment_images // 2]
         if len(small) > self.limits.files:
             self._merge(small)
@@ -270,6 +315,7 @@ class GalleryWriter:
         self._merge(list(self.manifest.segments))
 
     def _merge(self, entries: Sequence[FileEntry]) -> None:
+        assert not self._state.pending
         dead = self._dead()
         for group in self._groups(entries, dead):
             self._merge_group(group, dead)
@@ -317,7 +363,15 @@ class GalleryWriter:
         return np.concatenate([np.empty(0, np.uint64), *files])
 
     def _open(self, entry: FileEntry) -> Segment:
-        return Segment(self.folder / entry.name, spec=self.manifest.spec, count=entry.count)
+        return Segment.of(self.folder, entry, self.manifest.spec)
+
+
+def _level(count: int, base: int) -> int:
+    """How many times `count` can be divided by `base`."""
+    level = 0
+    while (count := count // base) > 0:
+        level += 1
+    return level
 
 
 def live_blocks(parts: Sequence[tuple[Segment, Array]]) -> Iterator[Vectors]:
@@ -343,9 +397,10 @@ def opened_for_writing(folder: Path, *, patience: float = 0.0, **options: Any) -
         options: of `GalleryWriter`.
     """
     manifest = Manifest.load(folder)  # before the lock, which would leave a lock file in a folder that is no gallery
-    with WriterLock(folder, patience=patience):
+    with WriterLock(folder, patience=patience), refusals_named(folder):
         manifest = Manifest.load(folder)
         writer = GalleryWriter.at(folder, manifest, on_disk=manifest, **options)
         writer.sweep()
         yield writer
-        writer.carry_out()
+        with after_commit(folder, "what removed images left behind"):
+            writer.carry_out()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ShapeError
+from ..metrics.distances import METRICS, Distinct, Metric, lengths_of
 
 __all__ = ["BLOCK_BYTES", "DistanceSource", "FeatureDistances", "MatrixDistances", "Metric", "blocks"]
 
-Metric = Literal["cosine", "l2", "l1", "dot"]
 BLOCK_BYTES = 16 << 20
 """Size of a block of distances; one row is the least."""
+_TILE_BYTES = 4 << 20  # gallery rows that are gathered at a time
 
 
 @runtime_checkable
@@ -37,12 +39,18 @@ class DistanceSource(Protocol):
         """Distances of queries `start` to `stop` (exclusive), all finite."""
 
 
-def blocks(source: DistanceSource, *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, NDArray[Any]]]:
-    """First query and distances of one block after the other."""
+def blocks(
+    source: DistanceSource, *, block_bytes: int = BLOCK_BYTES
+) -> Iterator[tuple[NDArray[np.intp], NDArray[Any]]]:
+    """Numbers of the queries and their distances, one block after the other, in the order that suits the source."""
     n_queries, n_gallery = source.shape
     size = max(1, block_bytes // (source.dtype.itemsize * max(1, n_gallery)))
+    if isinstance(source, FeatureDistances):
+        yield from source.blocks(size)
+        return
     for start in range(0, n_queries, size):
-        yield start, source.rows(start, min(start + size, n_queries))
+        stop = min(start + size, n_queries)
+        yield np.arange(start, stop), source.rows(start, stop)
 
 
 class MatrixDistances:
@@ -61,22 +69,24 @@ class MatrixDistances:
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         """See `DistanceSource.rows`."""
-        return _finite(self._matrix[start:stop].astype(self.dtype, copy=False), start)
+        return _finite(self._matrix[start:stop].astype(self.dtype, copy=False), np.arange(start, stop))
 
 
 class FeatureDistances:
     """Distances between two sets of feature vectors: cosine 1 − cos, l2 not squared, l1 the sum, dot the negative.
 
     Features stay as they are (no normalised copy is made); float64 features are compared in float64, all others in
-    float32. Equal vectors may differ by rounding from a matrix product's other columns, far below 1e-6 for cosine.
+    float32. The rounding of a matrix product hangs on where a row stands in it, so equal vectors share one row of the
+    product, and `blocks` multiplies in an order that hangs on the vectors alone: equal vectors have equal distances,
+    and no distance depends on the order of either side.
 
     Raises:
         InputError: a feature that is not finite, or a zero vector, which has no cosine.
     """
 
     def __init__(self, query: ArrayLike, gallery: ArrayLike, *, metric: Metric = "cosine") -> None:
-        if metric not in get_args(Metric):
-            raise InputError(f"metric must be one of {get_args(Metric)}, got {metric!r}")
+        if metric not in METRICS:
+            raise InputError(f"metric must be one of {METRICS}, got {metric!r}")
         self._query, self._gallery = np.asarray(query), np.asarray(gallery)
         _check_features(self._query, self._gallery)
         self.dtype: np.dtype[Any] = np.result_type(_float_type(self._query), _float_type(self._gallery))
@@ -104,11 +114,41 @@ class FeatureDistances:
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         """See `DistanceSource.rows`."""
-        query = self._query[start:stop]
+        return _finite(self._distances(np.arange(start, stop)), np.arange(start, stop))
+
+    def blocks(self, size: int) -> Iterator[tuple[NDArray[np.intp], NDArray[Any]]]:
+        """Every query's number and distances, at most `size` at a time, equal vectors side by side."""
+        asked = Distinct.of(self._query)
+        for start in range(0, len(asked), size):
+            part = slice(start, start + size)
+            distances = self._distances(asked.first[part])
+            queries = np.flatnonzero((asked.number >= start) & (asked.number < start + size))
+            for first in range(0, len(queries), size):
+                some = queries[first : first + size]
+                rows = asked.number[some] - start
+                yield some, _finite(distances[rows], some)
+
+    @cached_property
+    def _distinct(self) -> Distinct:
+        return Distinct.of(self._gallery)
+
+    def _distances(self, queries: NDArray[np.intp]) -> NDArray[Any]:
+        """Distances of some queries to the whole gallery, from products in the gallery's own order."""
+        gallery, query = self._distinct, self._query[queries]
+        distances = np.empty((len(queries), len(gallery)), self.dtype)
+        step = max(1, _TILE_BYTES // (self.dtype.itemsize * max(1, query.shape[1])))
+        for start in range(0, len(gallery), step):
+            part = slice(start, start + step)
+            distances[:, part] = self._to(query, queries, gallery.first[part])
+        return distances.take(gallery.number, axis=1)
+
+    def _to(self, query: NDArray[Any], queries: NDArray[np.intp], rows: NDArray[np.intp]) -> NDArray[Any]:
+        """Distances of queries, which are given with their numbers, to some gallery rows."""
+        gallery = self._gallery[rows]
         if self.metric == "l1":
-            return _finite(_city_block(query, self._gallery), start)
-        distances = query @ self._gallery.T
-        norms, gallery_norms = self._norms[0][start:stop, None], self._norms[1]
+            return np.stack([np.abs(gallery - vector).sum(axis=1) for vector in query])
+        distances: NDArray[Any] = query @ gallery.T
+        norms, gallery_norms = self._norms[0][queries, None], self._norms[1][rows]
         if self.metric == "cosine":  # 1 − q·g / (|q||g|), in place
             distances *= (1 / norms).astype(self.dtype)
             distances *= (-1 / gallery_norms).astype(self.dtype)
@@ -120,7 +160,7 @@ class FeatureDistances:
             np.sqrt(np.maximum(distances, 0, out=distances), out=distances)
         else:
             np.negative(distances, out=distances)
-        return _finite(distances, start)
+        return distances
 
 
 def _float_type(array: NDArray[Any]) -> np.dtype[Any]:
@@ -130,7 +170,7 @@ def _float_type(array: NDArray[Any]) -> np.dtype[Any]:
 
 def _check_features(query: NDArray[Any], gallery: NDArray[Any]) -> None:
     for name, side in (("query", query), ("gallery", gallery)):
-        if side.ndim != 2:
+        if side.ndim != 2 or not side.size:
             raise ShapeError(f"{name} features: expected (images, dimensions), got shape {side.shape}")
         if side.dtype.kind not in "iuf":
             raise InputError(f"{name} features: expected numbers, got {side.dtype}")
@@ -144,7 +184,7 @@ def _check_features(query: NDArray[Any], gallery: NDArray[Any]) -> None:
 def _norms(features: NDArray[Any], name: str, metric: Metric) -> NDArray[np.float64]:
     """Euclidean lengths in float64; a row that is not finite shows up here without a pass of its own."""
     with np.errstate(over="ignore", invalid="ignore"):
-        norms: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", features, features, dtype=np.float64))
+        norms = lengths_of(features)
     if (bad := np.flatnonzero(~np.isfinite(norms))).size:
         raise InputError(
             f"{name} features: row {bad[0]} is not finite ({bad.size} such rows); a ranking of NaN looks perfect, "
@@ -155,21 +195,11 @@ def _norms(features: NDArray[Any], name: str, metric: Metric) -> NDArray[np.floa
     return norms
 
 
-def _city_block(query: NDArray[Any], gallery: NDArray[Any]) -> NDArray[Any]:
-    step = max(1, BLOCK_BYTES // (gallery.itemsize * max(1, gallery.shape[1])))
-    distances = np.empty((len(query), len(gallery)), gallery.dtype)
-    for start in range(0, len(gallery), step):
-        part = gallery[start : start + step]
-        for row, vector in enumerate(query):
-            distances[row, start : start + step] = np.abs(part - vector).sum(axis=1)
-    return distances
-
-
-def _finite(distances: NDArray[Any], start: int) -> NDArray[Any]:
+def _finite(distances: NDArray[Any], queries: NDArray[np.intp]) -> NDArray[Any]:
     if not np.isfinite(distances).all():
         row, column = np.argwhere(~np.isfinite(distances))[0]
         raise InputError(
-            f"the distance of query {start + row} to gallery image {column} is {distances[row, column]}; "
+            f"the distance of query {queries[row]} to gallery image {column} is {distances[row, column]}; "
             "a ranking with NaN or infinity means nothing"
         )
     return distances

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ShapeError
+from ..metrics.ranking import count_not_farther, expected_single_shot_cmc, rank_measures
 from .distances import BLOCK_BYTES, DistanceSource, FeatureDistances, MatrixDistances, Metric, blocks
 from .policies import Labels, Matching, Protocol
-from .ranking_metrics import RankStatistics, count_not_farther, expected_single_shot_cmc, rank_statistics
 from .results import CameraPair, Evaluation, QueryResults
 from .verification import PairTally, identification
 
@@ -126,8 +127,8 @@ def _evaluate(source: DistanceSource, matching: Matching, options: _Options) -> 
         tally = PairTally(n_queries * matching.columns.size, bounds=bounds, dtype=source.dtype)
     one_pass = _Pass(matching, n_queries, tally=tally)
     shot = _SingleShot(matching, options.max_rank) if options.single_gallery_shot else None
-    for start, block in blocks(source, block_bytes=options.block_bytes):
-        one_pass.add(start, block.take(matching.columns, axis=1), shot=shot)
+    for queries, block in blocks(source, block_bytes=options.block_bytes):
+        one_pass.add(queries, block.take(matching.columns, axis=1), shot=shot)
     return _result(one_pass, options, shot=shot)
 
 
@@ -169,14 +170,15 @@ class _Pass:
             match_distance=np.full(n_queries, np.nan),
             wrong_distance=np.full(n_queries, np.nan),
         )
-        self.by_camera: list[RankStatistics] = []
         self.pairs_ignored = 0
+        self._n_cameras = len(matching.camera_names)
+        self.by_camera: list[tuple[NDArray[np.intp], NDArray[np.bool_], NDArray[np.float64]]] = []
         # the slice of camera c is at c + 1: the first one holds the images without a camera
-        self._slices = [matching.camera_slice(camera) for camera in range(-1, len(matching.camera_names))]
+        self._slices = [matching.camera_slice(camera) for camera in range(-1, self._n_cameras)]
 
-    def add(self, start: int, rows: FloatArray, *, shot: _SingleShot | None) -> None:
-        """Take in the queries from `start` on; `rows` holds their distances to the columns and is overwritten."""
-        relations = [self.matching.relations(start + i) for i in range(len(rows))]
+    def add(self, queries: NDArray[np.intp], rows: FloatArray, *, shot: _SingleShot | None) -> None:
+        """Take in some queries; `rows` holds their distances to the columns and is overwritten."""
+        relations = [self.matching.relations(query) for query in queries.tolist()]
         genuine = [row[matches] for row, (matches, _) in zip(rows, relations, strict=True)]
         ignored = [row[unseen] for row, (_, unseen) in zip(rows, relations, strict=True)]
         distance = np.concatenate(genuine)
@@ -186,33 +188,49 @@ class _Pass:
         for row, (_, unseen) in zip(rows, relations, strict=True):
             row[unseen] = np.inf  # behind everything that is counted
         matches = [found for found, _ in relations]
-        self._rank(start, rows, matches=matches, distance=distance)
-        for i, row in enumerate(rows):
-            if shot is not None and matches[i].size:
-                shot.add(row, start + i, matches[i])
-            row[matches[i]] = np.inf
+        self._rank(queries, rows, matches=matches, distance=distance)
+        for row, query, found in zip(rows, queries.tolist(), matches, strict=True):
+            if shot is not None and found.size:
+                shot.add(row, query, found)
+            row[found] = np.inf
         nearest = rows.min(axis=1)
-        self.per_query.wrong_distance[start : start + len(rows)] = np.where(np.isinf(nearest), np.nan, nearest)
+        self.per_query.wrong_distance[queries] = np.where(np.isinf(nearest), np.nan, nearest)
 
-    def _rank(self, start: int, rows: FloatArray, *, matches: list[NDArray[np.intp]], distance: FloatArray) -> None:
-        number = np.repeat(np.arange(start, start + len(rows)), [found.size for found in matches])
+    def _rank(
+        self, queries: NDArray[np.intp], rows: FloatArray, *, matches: list[NDArray[np.intp]], distance: FloatArray
+    ) -> None:
+        at = np.repeat(np.arange(len(rows)), [found.size for found in matches])
         camera = self.matching.gallery_camera[np.concatenate(matches)]
         counted = [
             count_not_farther(row, row[found], [self._slices[c + 1] for c in self.matching.gallery_camera[found]])
             for row, found in zip(rows, matches, strict=True)
         ]
         whole, own = (np.concatenate(counts) for counts in zip(*counted, strict=True))
-        self._record(number, distance, whole)
-        known = (camera >= 0) & (self.matching.query_camera[number] >= 0)
-        pair = number[known] * max(1, len(self.matching.camera_names)) + camera[known]
-        self.by_camera.append(rank_statistics(pair, distance[known], own[known]))
+        found, table = rank_measures(at, distance, whole, n_queries=len(rows)), self.per_query
+        table.n_matches[queries], table.first_rank[queries] = found.n_relevant, found.first_rank
+        table.ap_step[queries] = np.nan_to_num(found.average_precision)
+        table.ap_trapezoid[queries] = np.nan_to_num(found.ap_trapezoid)
+        table.inverse_penalty[queries] = np.nan_to_num(found.inverse_penalty)
+        np.fmin.at(table.match_distance, queries[at], distance)
+        known = (camera >= 0) & (self.matching.query_camera[queries[at]] >= 0)
+        self._rank_by_camera(queries, at[known], camera[known], distance=distance[known], not_farther=own[known])
 
-    def _record(self, number: NDArray[np.intp], distance: FloatArray, not_farther: NDArray[np.intp]) -> None:
-        found, table = rank_statistics(number, distance, not_farther), self.per_query
-        for name in ("first_rank", "ap_step", "ap_trapezoid", "inverse_penalty"):
-            getattr(table, name)[found.group] = getattr(found, name)
-        np.add.at(table.n_matches, number, 1)
-        np.fmin.at(table.match_distance, number, distance)
+    def _rank_by_camera(
+        self,
+        queries: NDArray[np.intp],
+        at: NDArray[np.intp],
+        camera: NDArray[np.intp],
+        *,
+        distance: FloatArray,
+        not_farther: NDArray[np.intp],
+    ) -> None:
+        """Each query against one gallery camera at a time: the pair, whether rank 1 is right, and the AP."""
+        n_cameras = self._n_cameras
+        found = rank_measures(at * n_cameras + camera, distance, not_farther, n_queries=len(queries) * n_cameras)
+        group = np.flatnonzero(found.n_relevant)
+        query, camera = np.divmod(group, max(1, n_cameras))
+        pair = self.matching.query_camera[queries[query]] * n_cameras + camera
+        self.by_camera.append((pair, found.first_rank[group] == 1, found.average_precision[group]))
 
 
 class _SingleShot:
@@ -277,9 +295,9 @@ def _result(one_pass: _Pass, options: _Options, *, shot: _SingleShot | None) -> 
             "pairs_ignored": one_pass.pairs_ignored,
         },
         cmc=np.cumsum(np.bincount(first, minlength=options.max_rank + 1)[1 : options.max_rank + 1]) / n_scored,
-        map_step=float(per_query.ap_step.sum() / n_scored),
-        map_trapezoid=float(per_query.ap_trapezoid.sum() / n_scored),
-        minp=float(per_query.inverse_penalty.sum() / n_scored),
+        map_step=math.fsum(per_query.ap_step) / n_scored,
+        map_trapezoid=math.fsum(per_query.ap_trapezoid) / n_scored,
+        minp=math.fsum(per_query.inverse_penalty) / n_scored,
         single_gallery_shot=None if shot is None else shot.cmc(n_scored),
         camera_pairs=_camera_pairs(matching, one_pass.by_camera),
         verification=one_pass.tally.finish(options.false_accept_rates) if one_pass.tally else None,
@@ -295,25 +313,14 @@ def _result(one_pass: _Pass, options: _Options, *, shot: _SingleShot | None) -> 
     )
 
 
-def _camera_pairs(matching: Matching, found: list[RankStatistics]) -> tuple[CameraPair, ...]:
-    n_cameras = len(matching.camera_names)
-    group = np.concatenate([block.group for block in found])
-    if not group.size:
-        return ()
-    query, camera = np.divmod(group, n_cameras)
-    pair = matching.query_camera[query] * n_cameras + camera
-    number = np.bincount(pair, minlength=n_cameras**2)
-    first = np.concatenate([block.first_rank for block in found]) == 1
-    precision = np.concatenate([block.ap_step for block in found])
-    firsts, precisions = (np.bincount(pair, weights=values, minlength=n_cameras**2) for values in (first, precision))
-    names = matching.camera_names
-    return tuple(
-        CameraPair(
-            names[at // n_cameras],
-            names[at % n_cameras],
-            int(number[at]),
-            float(firsts[at] / number[at]),
-            float(precisions[at] / number[at]),
-        )
-        for at in np.flatnonzero(number).tolist()
-    )
+def _camera_pairs(
+    matching: Matching, found: list[tuple[NDArray[np.intp], NDArray[np.bool_], NDArray[np.float64]]]
+) -> tuple[CameraPair, ...]:
+    pair, is_first, precision = (np.concatenate(column) for column in zip(*found, strict=True))
+    names, pairs = matching.camera_names, []
+    for at in np.unique(pair).tolist():
+        own, cameras = pair == at, (names[at // len(names)], names[at % len(names)])
+        n_queries = int(own.sum())
+        rank_1, map_step = int(is_first[own].sum()) / n_queries, math.fsum(precision[own]) / n_queries
+        pairs.append(CameraPair(*cameras, n_queries, rank_1, map_step))
+    return tuple(pairs)

@@ -71,8 +71,8 @@ def expand_queries(
     gallery = unit_rows(gallery_features, name="gallery features")
     own = _own_places(query_images, gallery_images, (len(query), len(gallery)))
     expanded = query.copy()
-    for start, block in blocks(FeatureDistances(query, gallery)):
-        for row, distance in enumerate(block, start):
+    for queries, block in blocks(FeatureDistances(query, gallery)):
+        for row, distance in zip(queries.tolist(), block, strict=True):
             distance[own[row]] = np.inf
             nearest = _nearest(distance, min(neighbours, distance.size))
             weight = np.maximum(1 - distance[nearest], 0) ** alpha  # 0⁰ = 1, as plain AQE wants it

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..images import list_images
+from ..images.splits import flag, split_name
 from .policies import Identity, Protocol
 from .records import ReidData, ReidImage, Role
 
@@ -31,7 +32,6 @@ _ROLE_NAMES: dict[str, Role] = {
     "gallery": "gallery",
     "test": "test",
     "val": "test",
-    "validation": "test",
     "multi_query": "multi_query",
 }
 
@@ -172,11 +172,22 @@ def _table_image(table: Path, path: str, cells: Mapping[str, str], columns: Mapp
 
     if not cell("identity"):
         raise InputError(f"{table}: {path} has no {columns['identity']}; every image needs an identity")
-    role = cell("role").lower() or "test"
+    role = _role_of(cell("role"), cells, table)
     if role not in _ROLE_NAMES:
         raise InputError(f"{table}: {path} has the role {role!r}; there are {', '.join(_ROLE_NAMES)}")
     others = {name: value for name, value in cells.items() if name not in columns.values()}
     return ReidImage(path, cell("identity"), cell("camera") or None, _ROLE_NAMES[role], columns=others)
+
+
+def _role_of(cell: str, cells: Mapping[str, str], table: Path) -> str:
+    """The role that a cell names; `is_query` and `is_gallery` say more of test images, and who has neither trains."""
+    named = split_name(cell) or cell.lower()
+    if named not in ("", "test", "val") or not {"is_query", "is_gallery"} & cells.keys():
+        return named or "test"
+    query, gallery = (flag(cells.get(name, ""), name, table) for name in ("is_query", "is_gallery"))
+    if query or gallery:
+        return "test" if query and gallery else "query" if query else "gallery"
+    return named or "train"
 
 
 def _column(

@@ -41,7 +41,7 @@ class QueryResults:
     Attributes:
         n_matches: matches left in the gallery.
         first_rank: rank of the first match.
-        ap_step, ap_trapezoid, inverse_penalty: see `RankStatistics`.
+        ap_step, ap_trapezoid, inverse_penalty: see `metrics.ranking.RankMeasures` (step: `average_precision`).
         match_distance: distance of the nearest match.
         wrong_distance: distance of the nearest wrong answer, NaN if there is none.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ShapeError
-from ..index.search import SearchSpec, Vectors, check_vectors, comparable
-from .measures import QueryMeasures, bootstrap_errors, cluster, measures, normalised_mutual_information
+from ..metrics.counting import BLOCK_BYTES, Pairing, Rows, measure_rankings
+from ..metrics.distances import SearchSpec, Vectors, check_vectors, comparable
+from ..metrics.ranking import RankMeasures
+from .measures import bootstrap_errors, cluster, normalised_mutual_information
 from .protocols import Protocol
-from .ranks import BLOCK_BYTES, Pairing, Rows, ranks_of_relevant
 from .scores import Evaluation, Origin, Score
 
 __all__ = ["Progress", "evaluate_embeddings"]
@@ -70,10 +72,8 @@ def evaluate_embeddings(
         raise InputError("expected gallery_labels with the gallery")
     _check_counts(len(asked), len(searched), query_labels, gallery_labels, rows)
     codes, gallery_codes = _codes(query_labels, gallery_labels)
-    ranks = ranks_of_relevant(
-        asked, searched, Pairing(codes, gallery_codes, rows), spec=spec, block_bytes=block_bytes, progress=progress
-    )
-    per_query = measures(ranks)
+    pairing = Pairing(codes, gallery_codes, rows)
+    per_query = measure_rankings(asked, searched, pairing, spec=spec, block_bytes=block_bytes, progress=progress)
     counts = _counts(per_query, codes, gallery_codes) | {"gallery_is_queries": int(gallery is None)}
     if not counts["queries_scored"]:
         raise InputError(
@@ -108,7 +108,7 @@ def _codes(query_labels: _Labels, gallery_labels: _Labels) -> tuple[Rows, Rows]:
     return coded[0], coded[1]
 
 
-def _counts(per_query: QueryMeasures, codes: Rows, gallery_codes: Rows) -> dict[str, int]:
+def _counts(per_query: RankMeasures, codes: Rows, gallery_codes: Rows) -> dict[str, int]:
     has_label, is_scored = codes >= 0, per_query.n_relevant > 0
     return {
         "queries": len(codes),
@@ -122,7 +122,7 @@ def _counts(per_query: QueryMeasures, codes: Rows, gallery_codes: Rows) -> dict[
     }
 
 
-def _scores(per_query: QueryMeasures, codes: Rows, protocol: Protocol) -> dict[str, Score]:
+def _scores(per_query: RankMeasures, codes: Rows, protocol: Protocol) -> dict[str, Score]:
     is_scored = per_query.n_relevant > 0
     columns = {f"R@{k}": (per_query.first_rank <= k).astype(np.float64) for k in protocol.recall_at}
     columns |= {
@@ -133,8 +133,9 @@ def _scores(per_query: QueryMeasures, codes: Rows, protocol: Protocol) -> dict[s
     values = np.column_stack([column[is_scored] for column in columns.values()])
     groups = (np.arange(len(values)), codes[is_scored])
     errors = [bootstrap_errors(values, own, resamples=protocol.resamples, seed=protocol.seed) for own in groups]
-    found = zip(columns, values.mean(axis=0), *errors, strict=True)
-    return {name: Score(float(mean), _known(query), _known(of_class)) for name, mean, query, of_class in found}
+    means = [math.fsum(column) / len(values) for column in values.T.tolist()]  # the same in every order of the queries
+    found = zip(columns, means, *errors, strict=True)
+    return {name: Score(mean, _known(query), _known(of_class)) for name, mean, query, of_class in found}
 
 
 def _known(value: float) -> float | None:

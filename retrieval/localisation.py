@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..encoders import Encoder, Encoding, Inference
 from ..encoders.layers import closest
-from ..errors import InputError, ShapeError
+from ..errors import ImageError, InputError
 from ..explain import (
     THRESHOLDS,
     Metric,
@@ -36,6 +36,8 @@ from ..explain import (
 )
 from ..images import Box, Listing, Transform, read_image
 from ..images.boxes_files import BoxedImage, BoxedImages
+from ..images.masks import wrong_size
+from ..remarks import remark
 from .localisation_maps import Kind, MapMaker, MapMethod, parse_methods
 from .localisation_references import LinearClassifier, Reference, References, linear_probe
 from .localisation_results import ImageScores, LocalisationTable
@@ -77,6 +79,7 @@ def localise(
     batch_size: int | None = None,
     n_samples: int = 1000,
     seed: int = 0,
+    strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> LocalisationTable:
     """How well the maps of several methods find the objects in images with boxes.
@@ -95,23 +98,26 @@ def localise(
         reference: class prototypes, or the nearest image.
         classifier: the network's own, see `read_classifier`; for "cam".
         metric: how embeddings are compared, unless `references` are encoded already.
-        masks: the object's pixels in an image, at the image's size; adds PxAP.
+        masks: the object's pixels in an image, at the image's size; adds PxAP. An image whose mask cannot be read, or
+            has another size, is left out.
         thresholds: fractions of the maps' range; .2 has to be one of them.
         device: see `Inference`.
         precision: see `Inference`.
         batch_size: see `Inference`.
         n_samples: bootstrap samples for the intervals; 0 leaves them out.
         seed: of the random map, the other class, and the bootstrap.
+        strict: stop at the first image that cannot be used, instead of leaving it out with a remark.
         progress: called with (images done, images in all).
 
     Raises:
         InputError: an unknown method, "cam" without a classifier, or a class without references.
+        ImageError: with `strict`, an image or a mask that cannot be used.
 
     Source: [Dist-CAM] Table 1; measures as in Choe et al. 2020.
     """
     inference = Inference(encoder, device=device, precision=precision, batch_size=batch_size)
     if isinstance(references, Listing):
-        references = References.encode(references, inference, metric=metric)
+        references = References.encode(references, inference, metric=metric, strict=strict)
     _check_classes(images, references)
     chosen = _chosen(methods, classifier)
     classifiers: dict[Kind, LinearClassifier] = {}
@@ -121,10 +127,12 @@ def localise(
         classifiers["probe"] = linear_probe(references)
     generator = torch.Generator().manual_seed(seed)
     maker = MapMaker(encoder, chosen, references.metric, references.mean, classifiers, generator)
-    judge = _Judge(maker, references, reference, tuple(thresholds), masks, generator)
-    parts, chances, skipped, done = [], [], list(references.skipped), 0
-    for seen, failures in _seen(images, inference):
-        skipped += failures
+    judge = _Judge(maker, references, reference, tuple(thresholds), generator)
+    parts, chances, skipped, done = [], [], [], 0
+    for seen, failures in _seen(images, inference, masks):
+        if strict and failures:
+            raise failures[0]
+        skipped += [str(failure) for failure in failures]
         done += len(failures)
         if seen is not None:
             parts.append(judge.scores(seen))
@@ -134,6 +142,8 @@ def localise(
             progress(done, len(images))
     if not parts:
         raise InputError(f"none of the {len(images)} images can be read; the first: {skipped[0]}")
+    if skipped:
+        remark(f"{len(skipped):,} of {len(images):,} images cannot be used and are left out, the first: {skipped[0]}")
     return LocalisationTable(
         scores={method.name: ImageScores.cat([part[method.name] for part in parts]) for method in chosen},
         energy_chance=torch.tensor(chances, dtype=torch.float64),
@@ -141,7 +151,7 @@ def localise(
         reference=reference,
         n_references=len(references.classes),
         n_classes=len(references.labels),
-        notes=_notes(images, skipped),
+        notes=_notes(images, [*references.skipped, *skipped]),
         n_samples=n_samples,
         seed=seed,
     )
@@ -186,6 +196,7 @@ class _Seen(NamedTuple):
         pictures: the part of the input that is picture and not margin.
         sizes: (width, height) of the files.
         pixels: (b, 3, rows, columns), grey levels.
+        masks: the objects' pixels at the files' sizes; empty if there are none.
         encoding: on the CPU.
     """
 
@@ -195,26 +206,29 @@ class _Seen(NamedTuple):
     pictures: list[Box]
     sizes: list[tuple[int, int]]
     pixels: Tensor
+    masks: list[NDArray[np.bool_]]
     encoding: Encoding
 
 
-def _seen(images: BoxedImages, inference: Inference) -> Iterator[tuple[_Seen | None, list[str]]]:
-    """The images in batches, and those that cannot be read."""
+def _seen(
+    images: BoxedImages, inference: Inference, masks: Masks | None
+) -> Iterator[tuple[_Seen | None, list[ImageError]]]:
+    """The images in batches, and those that cannot be used."""
     transform = inference.transform
-    read: dict[Path, tuple[Tensor, tuple[int, int]]] = {}
+    read: dict[Path, tuple[Tensor, tuple[int, int], NDArray[np.bool_] | None]] = {}
 
     def load(image: BoxedImage) -> Tensor:
         picture = read_image(image.file)
         pixels = transform(picture)
-        read[image.file] = (pixels, picture.size)
+        read[image.file] = (pixels, picture.size, None if masks is None else _mask_of(image, picture.size, masks))
         return pixels
 
     for batch in inference.stream(images, load=load):
-        failures = [f"{failure.item.path}: {failure.error.reason}" for failure in batch.failures]
+        failures = [ImageError(failure.item.path, failure.error.reason) for failure in batch.failures]
         if batch.encoding is None:
             yield None, failures
             continue
-        pixels, sizes = zip(*(read.pop(image.file) for image in batch.items), strict=True)
+        pixels, sizes, drawn = zip(*(read.pop(image.file) for image in batch.items), strict=True)
         known = list(zip(batch.items, sizes, strict=True))
         yield (
             _Seen(
@@ -227,10 +241,28 @@ def _seen(images: BoxedImages, inference: Inference) -> Iterator[tuple[_Seen | N
                 pictures=[project(Box(0, 0, *size), transform, size) for size in sizes],
                 sizes=list(sizes),
                 pixels=torch.stack(pixels),
+                masks=[mask for mask in drawn if mask is not None],
                 encoding=batch.encoding.to("cpu"),
             ),
             failures,
         )
+
+
+def _mask_of(image: BoxedImage, size: tuple[int, int], masks: Masks) -> NDArray[np.bool_]:
+    """The mask of an image of this (width, height).
+
+    Raises:
+        ImageError: it cannot be read, or has another size.
+    """
+    try:
+        mask = masks(image)
+    except ImageError as error:
+        raise ImageError(image.path, f"its mask: {error.reason}") from error
+    except InputError as error:
+        raise ImageError(image.path, f"its mask: {error}") from error
+    if (problem := wrong_size("", (mask.shape[1], mask.shape[0]), size)) is not None:
+        raise ImageError(image.path, problem.replace("  ", " "))
+    return mask
 
 
 def project(box: Box, transform: Transform, size: tuple[int, int]) -> Box:
@@ -255,7 +287,6 @@ class _Judge:
     references: References
     reference: Reference
     thresholds: tuple[float, ...]
-    masks: Masks | None
     generator: torch.Generator
 
     @property
@@ -294,7 +325,7 @@ class _Judge:
 
     def _measured(self, maps: Tensor, seen: _Seen, is_right: Tensor) -> ImageScores:
         heat = rectify(upsample(maps[:, 0], self.size))
-        masked = None if self.masks is None else self._pixels(heat, seen)
+        masked = self._pixels(heat, seen) if seen.masks else None
         return ImageScores(
             overlaps=box_overlaps(heat, seen.boxes, thresholds=self.thresholds, visible=seen.pictures),
             is_right=is_right,
@@ -318,12 +349,8 @@ class _Judge:
         return two_object_preference(heat[:, 0], heat[:, 1], own, other)
 
     def _pixels(self, heat: Tensor, seen: _Seen) -> PixelCounts:
-        assert self.masks is not None, "asked for only then"
         transform = self.maker.encoder.transform
-        pairs = [
-            _mask_in_input(self.masks(image), image, size, transform)
-            for image, size in zip(seen.images, seen.sizes, strict=True)
-        ]
+        pairs = [_mask_in_input(mask, size, transform) for mask, size in zip(seen.masks, seen.sizes, strict=True)]
         masks, margins = (torch.stack(side) for side in zip(*pairs, strict=True))
         return pixel_counts(heat, masks, ignore=margins)
 
@@ -332,13 +359,9 @@ def _has_second(image: BoxedImage, labels: Sequence[str]) -> bool:
     return len(image.labels) > 1 and image.labels[1] in labels
 
 
-def _mask_in_input(
-    mask: NDArray[np.bool_], image: BoxedImage, size: tuple[int, int], transform: Transform
-) -> tuple[Tensor, Tensor]:
+def _mask_in_input(mask: NDArray[np.bool_], size: tuple[int, int], transform: Transform) -> tuple[Tensor, Tensor]:
     """The mask as the network's input shows it (nearest pixel), and where the input shows margin."""
     width, height = size
-    if mask.shape != (height, width):
-        raise ShapeError(f"{image.path}: has {width}×{height} pixels, its mask {mask.shape[1]}×{mask.shape[0]}")
     view = transform.view(width, height)
     x = np.floor(view.left + (np.arange(transform.width) + 0.5) * view.width / transform.width).astype(int)
     y = np.floor(view.top + (np.arange(transform.height) + 0.5) * view.height / transform.height).astype(int)

@@ -20,6 +20,7 @@ from ..explain.targets import distances
 from ..images import Listing
 from ..images.masks import MaskFolder
 from ..index.prototypes import PrototypeStore
+from ..remarks import remark
 from .masking import encode_both_ways
 
 __all__ = ["LinearClassifier", "Reference", "References", "linear_probe", "read_classifier"]
@@ -62,27 +63,37 @@ class References:
         *,
         metric: Metric = "cosine",
         masks: MaskFolder | None = None,
+        strict: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> References:
         """The labelled images of a listing, one forward pass each.
 
         Args:
-            listing: images without a label are passed over.
+            listing: images without a label are passed over, with a remark.
             inference: the encoder.
             metric: how embeddings are compared.
             masks: pool each image under its mask, so that prototypes are those of the objects and not of the pictures;
                 an image without a mask is pooled as a whole.
+            strict: stop at the first image that cannot be used, has no label, or has no mask.
             progress: called with the number of images done and the number in all.
 
         Raises:
             InputError: fewer than two classes are left.
+            ImageError: with `strict`, an image that cannot be used.
         """
-        if masks is not None:
-            return cls._under_masks(listing, inference, masks, metric=metric, progress=progress)
         label_of = {listing.file(record): record.label for record in listing if record.label is not None}
+        if len(label_of) < len(listing):
+            bare = next(record.path for record in listing if record.label is None)
+            message = f"{len(listing) - len(label_of):,} of {len(listing):,} references have no label and are left out"
+            remark(f"{message}, such as {bare}", strict=strict)
+        if masks is not None:
+            found = cls._under_masks(listing, inference, masks, metric=metric, strict=strict, progress=progress)
+            return found._told()
         files: list[Path] = []
         pooled, embeddings, skipped = [], [], []
         for batch in inference.stream(label_of):
+            if strict and batch.failures:
+                raise batch.failures[0].error
             files += batch.items
             skipped += [f"{failure.item}: {failure.error.reason}" for failure in batch.failures]
             if batch.encoding is not None:
@@ -92,7 +103,15 @@ class References:
                 progress(len(files) + len(skipped), len(label_of))
         names = [label_of[file] or "" for file in files]
         cls._check(names, listing)
-        return cls.of(names, torch.cat(pooled), torch.cat(embeddings), metric=metric, files=files, skipped=skipped)
+        vectors = torch.cat(pooled), torch.cat(embeddings)
+        return cls.of(names, *vectors, metric=metric, files=files, skipped=skipped)._told()
+
+    def _told(self) -> References:
+        """The same; says how many images could not be used."""
+        if self.skipped:
+            count = len(self.skipped)
+            remark(f"{count:,} references cannot be used and are left out, the first: {self.skipped[0]}", stacklevel=4)
+        return self
 
     @classmethod
     def _under_masks(
@@ -102,12 +121,13 @@ class References:
         masks: MaskFolder,
         *,
         metric: Metric,
+        strict: bool,
         progress: Callable[[int, int], None] | None,
     ) -> References:
         label_of = {listing.file(record): record.label for record in listing if record.label is not None}
         images = [(listing.file(record), record.path) for record in listing if record.label is not None]
         report = None if progress is None else lambda done: progress(done, len(images))
-        found = encode_both_ways(images, inference, masks, progress=report)
+        found = encode_both_ways(images, inference, masks, strict=strict, progress=report)
         names = [label_of[file] or "" for file in found.files]
         cls._check(names, listing)
         return cls.of(names, *found.masked, metric=metric, files=found.files, skipped=found.skipped)

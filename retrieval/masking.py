@@ -137,6 +137,9 @@ def encode_both_ways(
         InputError: no picture could be used.
         ImageError: with `strict`, the first without a mask.
     """
+    listed = list(images)
+    if not strict:
+        masks.join(path for _, path in listed).tell(what="a mask", lines=f"masks in {masks.folder}")
     under = MaskPooling.of(masks, inference.encoder, strict=strict)
     weights: dict[Path, Tensor | None] = {}
     files: list[Path] = []
@@ -151,7 +154,7 @@ def encode_both_ways(
         weights[file] = under.weights(path, image.size)
         return inference.transform(image)
 
-    for batch in inference.stream(images, load=load):
+    for batch in inference.stream(listed, load=load):
         for failure in batch.failures:
             if strict:
                 raise failure.error
@@ -165,6 +168,7 @@ def encode_both_ways(
             whole.append(_vectors(encoding))
         if progress is not None:
             progress(len(files) + len(skipped))
+    under.tell()
     if not files:
         raise InputError(
             f"none of the pictures could be used; the first: {skipped[0] if skipped else 'there are none'}"

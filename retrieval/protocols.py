@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import InputError
-from ..index.search import METRICS, Metric
+from ..metrics.distances import METRICS, Metric
+from ..metrics.ranking import TIES
 
 __all__ = ["RECALL_AT", "Protocol"]
 
@@ -52,7 +53,7 @@ class Protocol:
             **asdict(self),
             "recall_at": list(self.recall_at),
             "own_image": "excluded",
-            "ties": "by gallery order",
+            "ties": TIES,
             "queries_without_relevant_image": "left out",
         }
 
@@ -60,8 +61,8 @@ class Protocol:
         """The decisions in words, one line each."""
         clustering = f"k-means (FAISS, 20 iterations, seed {self.seed}) with as many clusters as classes"
         return [
-            f"distance {self.metric}, exact; equal distances in gallery order; a query's own image is left out of its "
-            "ranking; queries without a relevant image are left out of the means",
+            f"distance {self.metric}, exact; equal distances: {TIES}",
+            "a query's own image takes no rank; queries without a relevant image are left out of the means",
             "R@k: a relevant image among the first k; R-precision, MAP@R: up to rank R, the number of relevant images; "
             "mAP: over the whole ranking",
             *([f"NMI: {clustering} over the queries, arithmetic normalisation"] if self.clusters else []),

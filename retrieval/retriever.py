@@ -68,8 +68,23 @@ class Retriever:
         if precision == "auto":
             precision = self.gallery.manifest.encoder.precision or "auto"
         self.inference: Encodes = inference or Inference(self.encoder, device=device, precision=precision)
+        self._given = (encoder, device, precision, inference is not None)
         self._kept_prototypes: tuple[tuple[str, int], _Prototypes] | None = None
         self._kept_classes: tuple[tuple[str, int, str], frozenset[str]] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied as its gallery's folder and its settings, with the encoder unless the gallery keeps it.
+
+        Raises:
+            GalleryError: it was made with an `inference` of the caller's.
+        """
+        encoder, device, precision, has_own_inference = self._given
+        if has_own_inference:
+            raise GalleryError(
+                "a retriever with an inference of its own stays in its process; in the other one, make a "
+                f"Retriever(Gallery.open({str(self.gallery.folder)!r})) with an inference of that process"
+            )
+        return _made_again, (self.gallery, encoder, device, precision)
 
     @overload
     def query(
@@ -265,7 +280,7 @@ class Retriever:
         weights = region_weights(shares).to(feature_map.device)
         with torch.no_grad():
             pooled = pool_region(feature_map, weights, pooling=encoder.pooling)
-            encoding = Encoding(feature_map, pooled, encoder.head(pooled))
+            encoding = Encoding(feature_map, pooled, encoder.embed(pooled))
         return replace(query, encoding=encoding, region=region, weights=weights)
 
     def _matches(self, hits: Hits) -> tuple[Match, ...]:
@@ -321,6 +336,10 @@ class Retriever:
             store = self.gallery.prototypes
             kept = self._kept_prototypes = (state, (store.labels, store.all_embeddings()))
         return kept[1]
+
+
+def _made_again(gallery: Gallery, encoder: Encoder | None, device: str, precision: str) -> Retriever:
+    return Retriever(gallery, encoder, device=device, precision=precision)
 
 
 def _stored_encoder(gallery: Gallery) -> Encoder:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .measures import QueryMeasures
+from ..metrics.ranking import RankMeasures
 from .protocols import Protocol
 
 __all__ = ["Evaluation", "Origin", "Score"]
@@ -76,7 +76,7 @@ class Evaluation:
     protocol: Protocol
     counts: Mapping[str, int]
     origin: Origin
-    per_query: QueryMeasures = field(repr=False)
+    per_query: RankMeasures = field(repr=False)
 
     def __post_init__(self) -> None:
         for values in self.per_query:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -35,6 +36,22 @@ class StoredEncoding:
             ImageError: the gallery keeps no maps, and the file is gone or damaged.
         """
         return self._fetch()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with its feature map: where it would be fetched from is not known elsewhere."""
+        return _with_map, (self.pooled, self.embedding, self.feature_map)
+
+
+def _with_map(pooled: Tensor, embedding: Tensor, feature_map: Tensor) -> StoredEncoding:
+    return StoredEncoding(pooled, embedding, _Kept(feature_map))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    feature_map: Tensor
+
+    def __call__(self) -> Tensor:
+        return self.feature_map
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..images import list_images
+from ..images.splits import split_column, split_name
 from .mask_files import read_names
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def in_folder(
 def in_table(table: str | Path, names: str | Path | Sequence[str] | None, split: str | None) -> Found:
     """A CSV with the column `path`, and `mask`, `labels` (names between semicolons) or one 0/1 column per class."""
     listing = list_images(table)
-    columns = [name for name in listing.column_names if name not in ("mask", "split", "labels")]
+    columns = [name for name in listing.column_names if name.lower() not in ("mask", "split", "labels")]
     if names is None:
         records = list(listing)
         names = [name for name in columns if all(record.columns[name] in ("0", "1") for record in records)]
@@ -117,8 +118,9 @@ def in_table(table: str | Path, names: str | Path | Sequence[str] | None, split:
     if not names:
         raise InputError(f"{table}: nothing says which classes there are; add 0/1 columns, or give their names")
     entries = []
+    column = split_column([record.columns for record in listing], listing.column_names)
     for record in listing:
-        if split is None or record.columns.get("split") == split:
+        if split is None or _is_of(split, record.columns.get(column or "", "")):
             mask = record.columns.get("mask")
             entries.append(
                 Entry(
@@ -131,6 +133,11 @@ def in_table(table: str | Path, names: str | Path | Sequence[str] | None, split:
     if not entries:
         raise InputError(f"{table}: no row has {split!r} in the column split")
     return entries, tuple(names)
+
+
+def _is_of(split: str, cell: str) -> bool:
+    """Whether a cell names the split, or one that means the same."""
+    return cell == split or (split_name(cell) is not None and split_name(cell) == split_name(split))
 
 
 def in_scenes(scenes: SceneSet, split: str) -> Found:

@@ -35,7 +35,7 @@ from torch.nn import functional
 
 from ..encoders import Encoder
 from ..encoders.encoder import evaluating
-from ..encoders.layers import Tap, require_layer
+from ..encoders.layers import Tap, require_layer, returned_by
 from ..errors import InputError
 from .class_maps import Scaling, scaled_maps, with_background
 
@@ -239,8 +239,8 @@ def read_stages(encoder: Encoder, layers: Sequence[str]) -> Iterator[StageReader
     reader = StageReader(layers)
 
     def keeper(layer: str):  # type: ignore[no-untyped-def]
-        def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            reader.outputs[layer] = output.detach()
+        def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+            reader.outputs[layer] = returned_by(layer, output).detach()
 
         return keep
 

@@ -24,9 +24,11 @@ from ..encoders import Encoder, Encoding
 from ..encoders.backbones import build_backbone
 from ..encoders.checkpoint import read_checkpoint, write_checkpoint
 from ..encoders.encoder import evaluating
+from ..encoders.filling import load_state, say_what_is_left
 from ..encoders.layers import closest
+from ..encoders.matching import best_match
 from ..encoders.networks import Network, available_networks
-from ..encoders.weights import drawn_from, load_state, read_state_dict, uninitialised
+from ..encoders.weights import drawn_from, needs_weights, read_state_dict, uninitialised
 from ..errors import InputError, WeightsError
 from ..images import Transform
 from .inference import InferenceSettings, taken_by_network
@@ -150,7 +152,7 @@ def build_segmenter(
     class_names: Sequence[str],
     *,
     transform: Transform,
-    weights: str | os.PathLike[str] = "random",
+    weights: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Segmenter:
@@ -160,17 +162,19 @@ def build_segmenter(
         architecture: of torchvision's segmenters, or "light".
         class_names: of the foreground.
         transform: its size is that of the training.
-        weights: "random", or of the backbone: "imagenet" (torchvision's, downloaded), a state_dict of a classifier, or,
-            for "light", a checkpoint of an encoder, whose architecture it then has. A state_dict of a segmenter with as
-            many classes fills everything.
+        weights: must be named: "random", or of the backbone: "imagenet" (torchvision's, downloaded), a state_dict of a
+            classifier, or, for "light", a checkpoint of an encoder, whose architecture it then has. A state_dict of a
+            segmenter with as many classes fills everything.
         options: of "light": `encoder` (an architecture), `encoder_options`, `layer`,
             `hidden` and `dilation` (of the head).
         seed: of random weights.
 
     Raises:
-        InputError: an unknown name or option.
+        InputError: an unknown name or option, or no weights named.
         WeightsError: weights that cannot be read or do not fit.
     """
+    if weights is None:
+        raise InputError(needs_weights(architecture))
     given = dict(options or {})
     with drawn_from(seed):
         if architecture == LIGHT:
@@ -204,7 +208,7 @@ def load_segmenter(path: str | os.PathLike[str]) -> Segmenter:
         segmenter.metadata = dict(config["metadata"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{path}: its header does not describe a segmentation network ({error})") from error
-    load_state(segmenter, tensors, origin=str(path))
+    load_state(segmenter, tensors, origin=str(path), exact=True)
     return segmenter.eval()
 
 
@@ -258,13 +262,13 @@ def _fill(segmenter: Segmenter, weights: str | os.PathLike[str]) -> None:
     """Weights of a whole segmenter, or of a classifier for the backbone."""
     state = read_state_dict(weights)
     origin = f"{os.fspath(weights)} for {segmenter.architecture}"
-    if any(key.startswith("classifier.") for key in state) and any(key.startswith("backbone.") for key in state):
-        load_state(segmenter, {k: v for k, v in state.items() if not k.startswith("aux_")}, origin=origin)
-        return
-    known = segmenter.backbone.state_dict()
-    renamed = {key.removeprefix("features."): value for key, value in state.items()}
-    own = {key: value for key, value in renamed.items() if key in known}
-    load_state(segmenter.backbone, own, origin=f"{origin} (the backbone)")
+    found = {name.partition(".")[0] for name in best_match(segmenter, state).tensors}
+    if {"backbone", "classifier"} <= found:
+        left = load_state(segmenter, state, origin=origin)
+        say_what_is_left([name for name in left if "aux_classifier." not in name], origin=origin)
+    else:
+        left = load_state(segmenter.backbone, state, origin=f"{origin} (the backbone)")
+        say_what_is_left([name for name in left if not name.startswith(("fc.", "classifier."))], origin=origin)
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import mobilenet_v2
 
-from ..encoders.weights import drawn_from, load_state, read_state_dict
+from ..encoders.filling import load_state, say_what_is_left
+from ..encoders.weights import drawn_from, read_state_dict
 from ..errors import InputError
 from .mask_files import VOID
 from .pixel_data import PixelData
@@ -65,7 +66,8 @@ class MobileSegmenter(nn.Module):
         with drawn_from(seed):
             network = mobilenet_v2(weights=None)
             if weights is not None:
-                load_state(network, read_state_dict(weights), origin=f"{os.fspath(weights)} for mobilenet_v2")
+                origin = f"{os.fspath(weights)} for mobilenet_v2"
+                say_what_is_left(load_state(network, read_state_dict(weights), origin=origin), origin=origin)
             self.fine, self.deep = network.features[:7], network.features[7:14]
             self.reduced = nn.Sequential(nn.Conv2d(96, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
             self.deep_head, self.fine_head = nn.Conv2d(64, n_classes, 1), nn.Conv2d(32, n_classes, 1)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..encoders import Encoder
 from ..encoders.checkpoint import read_checkpoint, write_checkpoint
+from ..encoders.filling import load_state
 from ..encoders.heads import head_from_dict
 from ..encoders.pooling import pooling_from
-from ..encoders.weights import load_state
 from ..errors import InputError, ShapeError, WeightsError
 from ..images import Transform
 from .class_maps import class_maps
@@ -157,7 +157,7 @@ class WeakSegmenter(nn.Module):
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise WeightsError(f"{path}: its header does not describe a weak segmenter ({error})") from error
-        load_state(segmenter, tensors, origin=str(path))
+        load_state(segmenter, tensors, origin=str(path), exact=True)
         return segmenter.eval()
 
 
@@ -165,6 +165,7 @@ def _encoder(described: Mapping[str, Any]) -> Encoder:
     """An encoder as `describe` says, with weights that are to be replaced."""
     return Encoder.load(
         described["architecture"],
+        weights="random",
         layer=described["layer"],
         pooling=pooling_from(described["pooling"]),
         head=head_from_dict(described["head"]),

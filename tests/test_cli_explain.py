@@ -58,7 +58,7 @@ def test_a_class_is_explained_by_several_methods_as_in_python(picture, tmp_path)
     (found,) = json.loads(printed)
     assert found["target"] == "281 tabby"
     assert [maps["method"] for maps in found["maps"]] == ["hirescam", "gradcam"]
-    network = load_network("resnet18")
+    network = load_network("resnet18", weights="random")
     transform = network.transform.adapted(size=64, fit="squash")
     pixels = transform.normalise(transform(read_image(picture))[None])
     expected = explain_image(network.model, pixels, target=ClassScore(281), method="hirescam", layer="layer4")
@@ -107,7 +107,7 @@ def test_options_reach_the_methods_that_take_them(picture):
 
 
 def test_a_constant_map_is_a_warning_and_no_nan(picture, tmp_path):
-    network = load_network("lraspp_mobilenet_v3_large")
+    network = load_network("lraspp_mobilenet_v3_large", weights="random")
     transform = network.transform.adapted(size=64, fit="squash")
     with torch.no_grad():
         predicted = network.model(transform.normalise(transform(read_image(picture))[None]))["out"].argmax(1)
@@ -138,7 +138,7 @@ def test_classes_are_found_by_number_or_any_spelling():
 
 
 def test_weights_from_a_file_say_how_many_classes_there_are_and_a_list_names_them(picture, tmp_path):
-    network = load_network("resnet18", n_classes=3, seed=4)
+    network = load_network("resnet18", weights="random", n_classes=3, seed=4)
     torch.save(
         {"state_dict": {f"module.{key}": value for key, value in network.model.state_dict().items()}},
         tmp_path / "w.pth",
@@ -161,7 +161,7 @@ def test_weights_from_a_file_say_how_many_classes_there_are_and_a_list_names_the
 
 
 def test_places_on_the_picture_are_pixels_of_the_network(picture, tmp_path):
-    network = load_network("lraspp_mobilenet_v3_large")
+    network = load_network("lraspp_mobilenet_v3_large", weights="random")
     transform = network.transform.adapted(size=64, fit="squash")  # a picture of 96×64 is squashed to 64×64
     pixels = transform.normalise(transform(read_image(picture))[None])
     mask = torch.zeros(64, 64, dtype=torch.bool)

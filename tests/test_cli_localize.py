@@ -79,7 +79,7 @@ def test_masks_add_pixel_precision(arguments: list[str], capsys: pytest.CaptureF
         (["--methods", "dits"], "no method 'dits', nearest:"),
         (["--methods", "cam"], "`cam` needs the network's own classifier"),
         (["--out", "table.xlsx"], "--out writes FILE.csv"),
-        (["--masks", "nowhere"], "has no mask; expected nowhere"),
+        (["--masks", "nowhere"], "expected a folder of masks, and"),
         (["--boxes", "nothing.csv"], "no such file or folder of boxes"),
     ],
 )

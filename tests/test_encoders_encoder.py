@@ -66,7 +66,7 @@ def oracle_features(name: str, model: nn.Module, x: Tensor) -> Tensor:
 
 
 def check_against_torchvision(name: str) -> None:
-    encoder = Encoder.load(name, transform=SMALL)
+    encoder = Encoder.load(name, weights="random", transform=SMALL)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         model = models.get_model(name, weights=None).eval()
@@ -106,7 +106,7 @@ def test_the_feature_map_is_what_torchvision_pools_in_more_families(name: str) -
     ],
 )
 def test_every_family_ends_in_a_map(name: str, size: int, shape: tuple[int, int, int]) -> None:
-    encoder = Encoder.load(name, transform=Transform(size))
+    encoder = Encoder.load(name, weights="random", transform=Transform(size))
     with torch.no_grad():
         assert encoder(images(1, size)).feature_map.shape[1:] == shape
 
@@ -127,7 +127,7 @@ def test_a_vision_transformer_gives_the_grid_of_its_patches() -> None:
 
 def test_a_vision_transformer_refuses_images_that_are_not_square() -> None:
     with pytest.raises(InputError, match="vit_b_32 takes square images, got 64×32"):
-        Encoder.load("vit_b_32", transform=Transform((64, 32)))
+        Encoder.load("vit_b_32", weights="random", transform=Transform((64, 32)))
 
 
 def test_few_shot_networks_have_the_parameters_of_the_literature() -> None:
@@ -142,7 +142,7 @@ def test_few_shot_networks_have_the_parameters_of_the_literature() -> None:
 @pytest.mark.parametrize(("last_pool", "side"), [(True, 5), (False, 10)])
 def test_without_the_last_pooling_few_shot_maps_are_twice_as_fine(last_pool: bool, side: int) -> None:
     for name in ("conv4", "resnet12"):
-        encoder = Encoder.load(name, options={"last_pool": last_pool})
+        encoder = Encoder.load(name, weights="random", options={"last_pool": last_pool})
         with torch.no_grad():
             assert encoder(images(1, 84)).feature_map.shape[2:] == (side, side)
 
@@ -154,8 +154,8 @@ def test_resnet12_refuses_a_wrong_number_of_widths() -> None:
 
 def test_a_resnet_with_last_stride_one_keeps_the_resolution_of_its_third_stage() -> None:
     tall = Transform((128, 64))
-    coarse = Encoder.load("resnet18", transform=tall)
-    fine = Encoder.load("resnet18", transform=tall, options={"last_stride": 1})
+    coarse = Encoder.load("resnet18", weights="random", transform=tall)
+    fine = Encoder.load("resnet18", weights="random", transform=tall, options={"last_stride": 1})
     with torch.no_grad():
         assert coarse(images(1, (128, 64))).feature_map.shape[2:] == (4, 2)
         assert fine(images(1, (128, 64))).feature_map.shape[2:] == (8, 4)
@@ -163,8 +163,8 @@ def test_a_resnet_with_last_stride_one_keeps_the_resolution_of_its_third_stage()
 
 
 def test_layers_in_front_are_reached_and_what_lies_behind_is_dropped() -> None:
-    whole = Encoder.load("resnet18", transform=SMALL)
-    third = Encoder.load("resnet18", transform=SMALL, layer="layer3")
+    whole = Encoder.load("resnet18", weights="random", transform=SMALL)
+    third = Encoder.load("resnet18", weights="random", transform=SMALL, layer="layer3")
     with torch.no_grad():
         x = images()
         for child in list(whole.backbone)[:-1]:
@@ -175,13 +175,13 @@ def test_layers_in_front_are_reached_and_what_lies_behind_is_dropped() -> None:
 
 
 def test_a_layer_inside_a_sequence_cuts_the_sequence() -> None:
-    encoder = Encoder.load("mobilenet_v2", transform=SMALL, layer="features.3")
+    encoder = Encoder.load("mobilenet_v2", weights="random", transform=SMALL, layer="features.3")
     assert len(encoder.backbone.features) == 4
     assert encoder.pooled_dim == 24
 
 
 def test_a_layer_inside_a_block_is_tapped() -> None:
-    encoder = Encoder.load("resnet18", transform=SMALL, layer="layer2.0.conv1")
+    encoder = Encoder.load("resnet18", weights="random", transform=SMALL, layer="layer2.0.conv1")
     with torch.no_grad():
         got = encoder(images()).feature_map
         stem = encoder.backbone.source
@@ -193,23 +193,23 @@ def test_a_layer_inside_a_block_is_tapped() -> None:
 
 def test_a_layer_that_does_not_exist_is_refused_with_the_nearest_three() -> None:
     with pytest.raises(InputError, match=r"no layer 'layr3'; nearest: 'layer3', '\S+', '\S+'$"):
-        Encoder.load("resnet18", layer="layr3")
+        Encoder.load("resnet18", weights="random", layer="layr3")
 
 
 def test_an_unknown_architecture_is_refused_with_the_nearest_three() -> None:
     with pytest.raises(InputError, match=r"no architecture 'resnet5', nearest: 'resnet\d+'"):
-        Encoder.load("resnet5")
+        Encoder.load("resnet5", weights="random")
 
 
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(InputError, match="resnet18 cannot be built with lats_stride=1"):
-        Encoder.load("resnet18", options={"lats_stride": 1})
+        Encoder.load("resnet18", weights="random", options={"lats_stride": 1})
     with pytest.raises(InputError, match="not JSON serializable"):
-        Encoder.load("resnet18", options={"norm_layer": nn.Identity})
+        Encoder.load("resnet18", weights="random", options={"norm_layer": nn.Identity})
     with pytest.raises(InputError, match="Toy is built already"):
         Encoder.load(Toy(), options={"width": 3})
     with pytest.raises(InputError, match="option of ResNets only"):
-        Encoder.load("mobilenet_v2", options={"last_stride": 1})
+        Encoder.load("mobilenet_v2", weights="random", options={"last_stride": 1})
 
 
 def test_architectures_are_sorted_and_hold_both_kinds() -> None:
@@ -241,8 +241,10 @@ def test_the_hook_is_gone_even_when_the_network_fails() -> None:
 
 
 def test_a_network_that_returns_no_map_is_refused() -> None:
+    with pytest.raises(InputError, match=r"Toy returns shape \(1, 10\), expected a feature map .* layer='body'"):
+        Encoder.load(Toy(), transform=SMALL)
     with pytest.raises(ShapeError, match=r"feature map \(b, k, h, w\) from the backbone, got \(2, 10\)"):
-        Encoder.load(Toy(), transform=SMALL)(images())
+        Encoder(Toy(), transform=SMALL)(images())
 
 
 def test_a_layer_that_runs_twice_is_refused() -> None:
@@ -291,7 +293,7 @@ def test_what_is_no_feature_map_is_refused(output: object, message: str) -> None
 
 
 def test_dimensions_follow_the_head() -> None:
-    encoder = Encoder.load("conv4", transform=SMALL, head=Sequential(BNNeck(64), Linear(64, 10)))
+    encoder = Encoder.load("conv4", weights="random", transform=SMALL, head=Sequential(BNNeck(64), Linear(64, 10)))
     assert (encoder.pooled_dim, encoder.embedding_dim) == (64, 10)
     encoder.head = Linear(64, 3)
     assert (encoder.pooled_dim, encoder.embedding_dim) == (64, 3)
@@ -309,7 +311,7 @@ def unchecked() -> Iterator[None]:
 @pytest.mark.parametrize("head", ["linear", Linear, 128], ids=str)
 def test_a_head_that_is_no_module_is_refused_at_once(head: Any) -> None:
     with pytest.raises(InputError, match=r"expected a module as head, such as Linear\(64, 128\), got"):
-        Encoder.load("conv4", head=head)
+        Encoder.load("conv4", weights="random", head=head)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +325,7 @@ def test_a_head_that_is_no_module_is_refused_at_once(head: Any) -> None:
     ],
 )
 def test_a_head_of_another_width_is_refused_with_both_widths(head: nn.Module, message: str) -> None:
-    encoder = Encoder.load("conv4", transform=SMALL, head=head)
+    encoder = Encoder.load("conv4", weights="random", transform=SMALL, head=head)
     with pytest.raises(ShapeError, match=message):
         encoder(images())
     with pytest.raises(ShapeError, match=message):
@@ -332,11 +334,11 @@ def test_a_head_of_another_width_is_refused_with_both_widths(head: nn.Module, me
 
 def test_a_head_of_ones_own_may_change_the_width_as_it_likes() -> None:
     halves = nn.Sequential(nn.Identity(), nn.GLU(), nn.Linear(32, 5))
-    assert Encoder.load("conv4", transform=SMALL, head=halves).embedding_dim == 5
+    assert Encoder.load("conv4", weights="random", transform=SMALL, head=halves).embedding_dim == 5
 
 
 def test_asking_for_dimensions_changes_nothing() -> None:
-    encoder = Encoder.load("conv4", transform=SMALL, head=BNNeck(64)).train()
+    encoder = Encoder.load("conv4", weights="random", transform=SMALL, head=BNNeck(64)).train()
     encoder.backbone.encoder[0].eval()
     modes = [module.training for module in encoder.modules()]
     before = copy.deepcopy(encoder.state_dict())
@@ -358,7 +360,7 @@ def test_evaluating_restores_every_mode_even_after_an_error() -> None:
 
 def test_loading_leaves_every_global_generator_alone() -> None:
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    Encoder.load("resnet18", transform=SMALL, seed=3)
+    Encoder.load("resnet18", weights="random", transform=SMALL, seed=3)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
 
@@ -370,11 +372,11 @@ def test_importing_the_package_does_not_import_torch() -> None:
 
 def test_images_of_another_shape_are_refused() -> None:
     with pytest.raises((ShapeError, TypeError)):
-        Encoder.load("conv4")(torch.zeros(3, 84, 84))
+        Encoder.load("conv4", weights="random")(torch.zeros(3, 84, 84))
 
 
 def test_the_head_and_the_pooling_stay_in_float32_under_autocast() -> None:
-    encoder = Encoder.load("conv4", transform=SMALL, pooling="gem", head=Linear(64, 8))
+    encoder = Encoder.load("conv4", weights="random", transform=SMALL, pooling="gem", head=Linear(64, 8))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         got = encoder(images())
     assert {got.feature_map.dtype, got.pooled.dtype, got.embedding.dtype} == {torch.float32}
@@ -383,7 +385,7 @@ def test_the_head_and_the_pooling_stay_in_float32_under_autocast() -> None:
 
 
 def test_gradients_reach_every_weight() -> None:
-    encoder = Encoder.load("conv4", transform=SMALL, pooling="gem", head=Linear(64, 8)).train()
+    encoder = Encoder.load("conv4", weights="random", transform=SMALL, pooling="gem", head=Linear(64, 8)).train()
     encoder(images()).embedding.square().sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in encoder.parameters())
 
@@ -392,7 +394,7 @@ def test_gradients_reach_every_weight() -> None:
 
 
 def small(**options: object) -> Encoder:
-    return Encoder.load("conv4", transform=options.pop("transform", SMALL), **options)
+    return Encoder.load("conv4", weights="random", transform=options.pop("transform", SMALL), **options)
 
 
 def test_the_same_seed_gives_the_same_fingerprint_and_another_seed_another() -> None:

@@ -23,7 +23,7 @@ def test_wrn_28_10_has_the_parameters_of_its_paper_and_a_map_of_a_quarter_of_the
 
 def test_a_wide_resnet_counts_as_an_encoder_and_survives_a_checkpoint(tmp_path: Path) -> None:
     options = {"depth": 10, "width": 1, "drop_rate": 0.2}
-    encoder = Encoder.load("wrn28_10", options=options, transform=Transform(32))
+    encoder = Encoder.load("wrn28_10", weights="random", options=options, transform=Transform(32))
     encoder.save(tmp_path / "wide.safetensors")
     assert Encoder.load(tmp_path / "wide.safetensors").fingerprint == encoder.fingerprint
 

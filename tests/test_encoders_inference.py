@@ -27,7 +27,7 @@ SMALL = Transform(64)
 
 def lived_in(name: str, **options: Any) -> Encoder:
     """An encoder whose batch norms have statistics and weights of their own."""
-    encoder = Encoder.load(name, transform=SMALL, **options)
+    encoder = Encoder.load(name, weights="random", transform=SMALL, **options)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for module in encoder.modules():
@@ -282,7 +282,7 @@ def test_what_is_no_image_at_all_is_refused_with_what_may_come(inference: Infere
 )
 def test_settings_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Inference(Encoder.load("conv4"), **options)
+        Inference(Encoder.load("conv4", weights="random"), **options)
 
 
 def test_a_negative_number_of_threads_is_refused(inference: Inference) -> None:
@@ -293,8 +293,8 @@ def test_a_negative_number_of_threads_is_refused(inference: Inference) -> None:
 def test_cuda_without_cuda_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="use 'cpu' or 'auto'"):
-        Inference(Encoder.load("conv4"), device="cuda")
-    assert Inference(Encoder.load("conv4")).device.type == "cpu"
+        Inference(Encoder.load("conv4", weights="random"), device="cuda")
+    assert Inference(Encoder.load("conv4", weights="random")).device.type == "cpu"
 
 
 @pytest.mark.gpu

@@ -75,7 +75,7 @@ def test_a_published_state_dict_loads_with_its_classifier_left_out(tmp_path: Pat
 
 
 def test_a_checkpoint_brings_it_back(tmp_path: Path) -> None:
-    encoder = Encoder.load("resnet38", options={"width": 1}, transform=Transform(32))
+    encoder = Encoder.load("resnet38", weights="random", options={"width": 1}, transform=Transform(32))
     encoder.save(tmp_path / "small.safetensors")
     assert Encoder.load(tmp_path / "small.safetensors").fingerprint == encoder.fingerprint
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from distcam import DistcamWarning
 from distcam.encoders import BNNeck, Encoder, GeM, Linear, Pooling, Sequential
 from distcam.encoders.weights import fetch_imagenet, read_state_dict
 from distcam.errors import InputError, WeightsError
@@ -25,7 +26,7 @@ SMALL = Transform(64)
 
 
 def conv4(**options: Any) -> Encoder:
-    return Encoder.load("conv4", transform=SMALL, **options)
+    return Encoder.load("conv4", **{"weights": "random", "transform": SMALL, **options})
 
 
 def state(seed: int = 9) -> dict[str, torch.Tensor]:
@@ -45,15 +46,20 @@ def file(tmp_path: Path) -> Path:
         lambda s: {"model": {"state_dict": s}},
         lambda s: {f"module.{k}": v for k, v in s.items()},
         lambda s: {f"module.backbone.{k}": v for k, v in s.items()},
-        lambda s: {**s, "fc.weight": torch.zeros(10, 64), "fc.bias": torch.zeros(10)},
         lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
         lambda s: {k: v.double() if v.is_floating_point() else v for k, v in s.items()},
     ],
-    ids=["plain", "state_dict", "nested", "module", "backbone", "classifier", "no counters", "float64"],
+    ids=["plain", "state_dict", "nested", "module", "backbone", "no counters", "float64"],
 )
 def test_weights_load_however_they_are_wrapped(file: Path, wrap: Any) -> None:
     torch.save(wrap(state()), file)
     assert conv4(weights=file).fingerprint == conv4(seed=9).fingerprint
+
+
+def test_a_classifier_that_nothing_takes_is_named(file: Path) -> None:
+    torch.save({**state(), "fc.weight": torch.zeros(10, 64), "fc.bias": torch.zeros(10)}, file)
+    with pytest.warns(DistcamWarning, match=r"2 of its tensors have no place .* such as fc\.weight, fc\.bias"):
+        assert conv4(weights=file).fingerprint == conv4(seed=9).fingerprint
 
 
 def test_safetensors_and_the_old_torch_format_load_too(tmp_path: Path) -> None:
@@ -203,7 +209,7 @@ def test_nothing_was_copied_when_weights_are_refused(file: Path) -> None:
     before = {name: tensor.clone() for name, tensor in toy.state_dict().items()}
     torch.save({**before, "0.weight": before["0.weight"] + 1, "1.weight": torch.zeros(1)}, file)
     with pytest.raises(WeightsError):
-        Encoder.load(toy, weights=file)
+        Encoder.load(toy, weights=file, transform=SMALL)
     assert all(torch.equal(tensor, before[name]) for name, tensor in toy.state_dict().items())
 
 
@@ -256,6 +262,7 @@ def test_imagenet_weights_of_a_network_of_ones_own_are_refused() -> None:
 def rich() -> Encoder:
     encoder = Encoder.load(
         "resnet18",
+        weights="random",
         transform=Transform((64, 32), fit="squash", channels="bgr"),
         layer="layer2.0.conv1",
         pooling=GeM(p=2.5),
@@ -283,7 +290,7 @@ def test_save_then_load_is_the_identity(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_vision_transformer_is_rebuilt_for_its_image_size(tmp_path: Path) -> None:
-    encoder = Encoder.load("vit_b_32", transform=SMALL)
+    encoder = Encoder.load("vit_b_32", weights="random", transform=SMALL)
     encoder.save(tmp_path / "vit.safetensors")
     assert Encoder.load(str(tmp_path / "vit.safetensors")).fingerprint == encoder.fingerprint
 
@@ -297,14 +304,14 @@ def test_a_half_precision_encoder_comes_back_with_its_fingerprint(tmp_path: Path
 def test_another_transform_may_replace_the_saved_one(tmp_path: Path) -> None:
     conv4().save(tmp_path / "encoder.safetensors")
     again = Encoder.load(tmp_path / "encoder.safetensors", transform=Transform(96))
-    assert again.fingerprint == Encoder.load("conv4", transform=Transform(96)).fingerprint
+    assert again.fingerprint == Encoder.load("conv4", weights="random", transform=Transform(96)).fingerprint
     with pytest.raises(InputError, match="brings its own weights, layer"):
         Encoder.load(tmp_path / "encoder.safetensors", layer="encoder.2")
 
 
 def test_what_only_code_can_rebuild_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Conv2d is a network of your own"):
-        Encoder.load(nn.Conv2d(3, 4, 3)).save(tmp_path / "x.safetensors")
+        Encoder.load(nn.Conv2d(3, 4, 3), transform=SMALL).save(tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="the head ReLU is a module of your own"):
         conv4(head=nn.ReLU()).save(tmp_path / "x.safetensors")
     with pytest.raises(InputError, match=r"ends in \.safetensors, got"):

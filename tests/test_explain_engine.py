@@ -243,7 +243,9 @@ def test_dist_cam_of_a_class_takes_the_classifiers_row_as_its_reference() -> Non
 @pytest.mark.parametrize("pooling", ["gap", "gem"])
 def test_an_encoder_is_explained_in_the_space_that_is_searched(pooling: str) -> None:
     torch.manual_seed(0)
-    encoder = Encoder.load("conv4", transform=Transform(32), pooling=pooling, head=Linear(64, 7)).eval()
+    encoder = Encoder.load(
+        "conv4", weights="random", transform=Transform(32), pooling=pooling, head=Linear(64, 7)
+    ).eval()
     x = drawn(2, 3, 32, 32).float()
     references = drawn(3, 7).float()
     found = explain_image(encoder, x, target=Similarity(references), method="distcam", weighting="dot")

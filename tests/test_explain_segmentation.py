@@ -212,7 +212,9 @@ def test_an_empty_set_has_the_score_0_and_a_finite_map_that_is_constant_where_it
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory):
     """What `distcam segment train` would leave, with random weights."""
-    segmenter = build_segmenter("light", ("cat", "dog"), transform=Transform(32, fit="squash"), options={"hidden": 8})
+    segmenter = build_segmenter(
+        "light", ("cat", "dog"), weights="random", transform=Transform(32, fit="squash"), options={"hidden": 8}
+    )
     file = tmp_path_factory.mktemp("segmenter") / "segmenter.safetensors"
     segmenter.save(file)
     return segmenter, file

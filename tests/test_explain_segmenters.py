@@ -44,7 +44,7 @@ def unet() -> tuple[nn.Module, str, int]:
 def torchvisions(name: str, layer: str) -> Callable[[], tuple[nn.Module, str, int]]:
     def make() -> tuple[nn.Module, str, int]:
         # the narrow layers: Ablation-CAM and Score-CAM run the network once for each of their channels
-        return load_network(name, n_classes=3).model, layer, 32
+        return load_network(name, weights="random", n_classes=3).model, layer, 32
 
     return make
 

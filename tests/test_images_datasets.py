@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from distcam.errors import InputError, MissingExtraError
 from distcam.images import dataset_layouts, load_dataset
 from distcam.images.layouts import LAYOUTS
+from distcam.remarks import DistcamWarning
 
 
 def touch(root, *paths):
@@ -229,6 +232,48 @@ def test_a_list_without_its_images_is_refused(sop):
         load_dataset(sop)
 
 
+@pytest.mark.parametrize("halves", [(), ("cars_train/cars_train/00001.jpg", "cars_test/cars_test/00001.jpg")])
+def test_cars_lists_without_their_images_say_which_files_make_a_usable_copy(tmp_path, halves):
+    io = pytest.importorskip("scipy.io")
+    images = [("car_ims/000001.jpg", 1), ("car_ims/000003.jpg", 99)]
+    touch(tmp_path, "README.txt", *halves)
+    content = {"annotations": annotations(images, "relative_im_path"), "class_names": np.array(NAMES, object)}
+    io.savemat(tmp_path / "cars_annos.mat", content)
+    with pytest.raises(
+        InputError, match=r"car_ims/ is not in this copy; a usable one has car_ims/ .* or car_data/ .*cars"
+    ):
+        load_dataset(tmp_path)
+
+
+def test_of_several_packings_of_cars_the_one_with_images_is_read(tmp_path):
+    io = pytest.importorskip("scipy.io")
+    names = np.array(NAMES, object)
+    whole = {"annotations": annotations([("car_ims/000001.jpg", 1)], "relative_im_path"), "class_names": names}
+    touch(tmp_path, "devkit/x", "cars_train/cars_train/00001.jpg", "cars_test/cars_test/00001.jpg")
+    io.savemat(tmp_path / "cars_annos.mat", whole)
+    io.savemat(tmp_path / "devkit" / "cars_meta.mat", {"class_names": names})
+    for half, number in (("train", 1), ("test", 99)):
+        rows = annotations([("00001.jpg", number)], "fname")
+        place = "devkit/cars_train_annos.mat" if half == "train" else "cars_test_annos_withlabels.mat"
+        io.savemat(tmp_path / place, {"annotations": rows})
+    paths = [record.path for record in load_dataset(tmp_path).records]
+    assert paths == ["cars_train/cars_train/00001.jpg", "cars_test/cars_test/00001.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("fixture", "folder", "hint"),
+    [("cub", "images", "images/ is not in this copy; a usable one has images/ with a folder for each class"),
+     ("sop", "bicycle_final", "bicycle_final/ is not in this copy"),
+     ("inshop", "Img", "is not in this copy; a usable one has img/, or Img/img/")],
+)  # fmt: skip
+def test_lists_without_the_folder_of_images_name_the_folder(fixture, folder, hint, request):
+    root = request.getfixturevalue(fixture)
+    for place in (path for path in list(root.iterdir()) if path.is_dir() and path.name not in ("Eval", "Anno")):
+        shutil.rmtree(place)
+    with pytest.raises(InputError, match=re.escape(hint)):
+        load_dataset(root)
+
+
 # --- folders and tables -----------------------------------------------------------------------------------------------
 
 
@@ -237,7 +282,7 @@ def test_a_folder_of_classes_has_one_split(tmp_path):
     found = load_dataset(tmp_path)
     assert (found.layout, found.splits) == ("folder", ("all",))
     assert [record.label for record in found.records] == ["cat", "cat", "dog"]
-    assert found.problems == ("1 images lie outside of class folders and are left out",)
+    assert found.problems == ("1 images lie outside of class folders and are left out, such as cover.jpg",)
 
 
 def test_folders_of_splits_and_of_roles(tmp_path):
@@ -260,25 +305,28 @@ def test_a_table_with_the_columns_of_open_metric_learning(tmp_path):
     touch(tmp_path, "1.jpg", "2.jpg", "3.jpg", "4.jpg")
     table = tmp_path / "df.csv"
     table.write_text(
-        "label,path,split,is_query,is_gallery,category,x_1\n"
-        "0,1.jpg,train,,,shoes,\n"
-        "1,2.jpg,validation,True,True,shoes,5\n"
-        "1,3.jpg,validation,1.0,False,shoes,\n"
-        "1,4.jpg,validation,False,True,shoes,\n"
+        "label,path,split,is_query,is_gallery,category,x_1,x_2,y_1,y_2\n"
+        "0,1.jpg,train,,,shoes,,,,\n"
+        "1,2.jpg,validation,True,True,shoes,5,9,1,2\n"
+        "1,3.jpg,validation,1.0,False,shoes,,,,\n"
+        "1,4.jpg,validation,False,True,shoes,,,,\n"
     )
-    found = load_dataset(table)
+    uncut = r"the boxes of 1 images \(columns x_1, y_1, x_2, y_2\) are kept as columns and NOT cut out"
+    with pytest.warns(DistcamWarning, match=uncut):
+        found = load_dataset(table)
     assert [(record.split, record.role) for record in found.records] == [
         ("train", "both"), ("validation", "both"), ("validation", "query"), ("validation", "gallery"),
     ]  # fmt: skip
-    assert found.problems == ("the boxes of 1 images (x_1, x_2, y_1, y_2) are not cut out",)
-    listed = list(load_dataset(table, split="validation").listing())
+    assert len(found.problems) == 1
+    with pytest.warns(DistcamWarning, match=uncut):
+        listed = list(load_dataset(table, split="validation").listing())
     assert listed[1].columns == {"split": "validation", "role": "query"}
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (",1.jpg,True,True", r"a label for every image; 1\.jpg has none"),
+        (",1.jpg,True,True", r"a label for every image; 1 of 1 have none, such as 1\.jpg"),
         ("a,1.jpg,False,False", r"1\.jpg is neither query nor gallery"),
         ("a,1.jpg,perhaps,True", "expected True or False in the column is_query, got 'perhaps'"),
     ],

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from distcam.errors import InputError
 from distcam.images import ImageRecord, list_images
 from distcam.images.listing import _matches
+from distcam.remarks import DistcamWarning
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -121,10 +122,11 @@ def test_a_listing_is_lazy_repeatable_and_can_be_pickled(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "scandir", lambda path: (visited.append(Path(path).name), real_scandir(path))[1])
 
     listing = list_images(tmp_path)
-    assert visited == [tmp_path.name, "a"]  # to know that there is an image
+    # is a folder, or one in the first two, named like a split? and is there an image?
+    assert visited == [tmp_path.name, "a", "b", tmp_path.name, "a"]
     passes = iter(listing)
     next(passes)
-    assert "b" not in visited
+    assert visited.count("b") == 1
     assert list(listing) == list(listing) == list(pickle.loads(pickle.dumps(listing)))
     assert pickle.loads(pickle.dumps(next(passes))) == ImageRecord("a/1.jpg", "a")
     assert (len(listing), len(list(listing))) == (9, 9)
@@ -210,7 +212,8 @@ def test_a_table_keeps_its_order_and_its_other_columns(tmp_path: Path) -> None:
         "\ufefflabel,path,split,is_query,x_1\ncat,z.jpg,train,,3\n\n,a/b.jpg,test,True,\n"
         f'dog,"{tmp_path}/a,c.jpg",test,,\nfox,../up.jpg,,,\nfox,./a/../d.jpg,,,\n',
     )
-    listing = list_images(file)
+    with pytest.warns(DistcamWarning, match=r"1 of 5 images in images.csv have no label, such as a/b.jpg"):
+        listing = list_images(file)
     assert next(iter(listing)) == ImageRecord("z.jpg", "cat", {"split": "train", "is_query": "", "x_1": "3"})
     assert [record.path for record in listing] == ["z.jpg", "a/b.jpg", "a,c.jpg", f"{tmp_path.parent}/up.jpg", "d.jpg"]
     assert [record.label for record in listing] == ["cat", None, "dog", "fox", "fox"]
@@ -228,7 +231,6 @@ def test_a_table_keeps_its_order_and_its_other_columns(tmp_path: Path) -> None:
             "paths,label\na.jpg,x\n",
             "line 1: expected a column 'path'; got 'paths', 'label'; rename 'paths', if that is it",
         ),
-        ("path;label\na.jpg;x\n", "line 1: expected a column 'path'; got 'path;label'; separate the columns by commas"),
         ("", "line 1: expected a column 'path'"),
         ("path,label,label\na.jpg,x,y\n", "line 1: expected every column once; got 'label' twice"),
         ("path,label\na.jpg,x\nb.jpg\n", "line 3: expected 2 cells; got 1"),
@@ -242,12 +244,6 @@ def test_a_table_keeps_its_order_and_its_other_columns(tmp_path: Path) -> None:
 def test_a_table_with_a_mistake_names_the_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         list_images(table(tmp_path / "images.csv", text))
-
-
-def test_a_table_that_is_not_utf8_names_the_line(tmp_path: Path) -> None:
-    (tmp_path / "images.csv").write_bytes(b"path\n" + b"a.jpg\n" + b"caf\xe9.jpg\n")
-    with pytest.raises(InputError, match="line 3: expected UTF-8; save the table with that encoding"):
-        list_images(tmp_path / "images.csv")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -277,9 +273,13 @@ def test_a_label_file_joins_by_path_from_the_root_or_from_itself(tmp_path: Path)
     photos = touch(tmp_path / "photos", "a/1.jpg", "a/2.jpg", "3.jpg")
     beside = table(tmp_path / "beside.csv", "path,label,more\nphotos/a/1.jpg,cat,\nphotos/3.jpg,dog,\n")
     inside = table(photos / "labels.csv", "path,label\n./a/1.jpg,cat\n3.jpg,dog\na/2.jpg,\nother.jpg,eel\n")
-    for file in (beside, inside, str(inside)):
-        assert labels(photos, labels=file) == ["dog", "cat", None]
-    assert labels(f"{photos}/a/*.jpg", labels=inside) == ["cat", None]
+    with pytest.warns(DistcamWarning, match=r"^2 of 3 images have a label \(a/2.jpg has none\)$"):
+        assert labels(photos, labels=beside) == ["dog", "cat", None]
+    for file in (inside, str(inside)):
+        with pytest.warns(DistcamWarning, match=r"2 of 3 .*; 1 of 4 lines of labels.csv fit no image, such as other"):
+            assert labels(photos, labels=file) == ["dog", "cat", None]
+    with pytest.warns(DistcamWarning, match="1 of 2 images have a label"):
+        assert labels(f"{photos}/a/*.jpg", labels=inside) == ["cat", None]
 
 
 def test_label_files_that_fit_nothing_are_refused(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_label_files_that_fit_nothing_are_refused(tmp_path: Path) -> None:
     other = table(tmp_path / "other.csv", "path,label\nb/1.jpg,cat\n")
     with pytest.raises(InputError, match=r"other.csv: expected paths such as 'a/1.jpg'; got 'b/1.jpg'"):
         list_images(photos, labels=other)
-    with pytest.raises(InputError, match="expected the columns 'path' and 'label'; got path, class"):
+    with pytest.raises(InputError, match="expected a column 'label'; got 'path', 'class'; rename 'class', if"):
         list_images(photos, labels=table(tmp_path / "bad.csv", "path,class\na/1.jpg,cat\n"))
     with pytest.raises(InputError, match="expected labels to be 'folder', 'none', or a CSV file; got 'folders'"):
         list_images(photos, labels="folders")

@@ -114,7 +114,7 @@ def test_maps_and_head_are_kept_when_asked_for(tmp_path: Path, photos: Path) -> 
 def test_an_encoder_that_can_be_saved_is_copied_and_one_that_cannot_is_not(
     tmp_path: Path, photos: Path, encoder: Encoder
 ) -> None:
-    conv4 = Encoder.load("conv4", transform=Transform(32))
+    conv4 = Encoder.load("conv4", weights="random", transform=Transform(32))
     gallery = Gallery.build(photos, conv4, out=tmp_path / "conv4")
     assert gallery.encoder_path is not None
     own = Encoder.load(gallery.encoder_path)
@@ -207,7 +207,7 @@ def test_no_gallery_comes_of_no_usable_image(tmp_path: Path, encoder: Encoder) -
 
 
 def test_building_does_not_change_the_encoder(tmp_path: Path, photos: Path) -> None:
-    encoder = Encoder.load("conv4", transform=Transform(32)).train()
+    encoder = Encoder.load("conv4", weights="random", transform=Transform(32)).train()
     before = encoder.fingerprint
     Gallery.build(photos, encoder, out=tmp_path / "g")
     assert encoder.training

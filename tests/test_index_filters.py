@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distcam.errors import InputError
-from distcam.index import And, Eq, Glob, In, Ne, Not, Or, Range, parse_filter
-from distcam.index.filters import Filter, matching
-from distcam.index.rows import Categorical
+from distcam.errors import FilterTimeoutError, InputError
+from distcam.index import And, Eq, Gallery, Glob, In, Ne, Not, Or, Range, filters, parse_filter
+from distcam.index.filters import Filter, Verdicts, hints, matching, time_limit
+from distcam.index.manifest import EncoderEntry, Manifest, Spec
+from distcam.index.rows import Categorical, Entries, Vectors
+from distcam.index.snapshot import Snapshot
+from distcam.index.writer import GalleryWriter
 
 
 class Rows:
@@ -36,6 +42,25 @@ TABLE = Rows(
         {"path": "5.jpg"},
     ]
 )
+
+
+def _gallery(folder: Path) -> Gallery:
+    """Three images, 0.jpg to 2.jpg."""
+    vectors = np.eye(3, dtype=np.float32)
+    manifest = Manifest(Spec("l2", 3, 3, None, True), EncoderEntry("f" * 64, "fake"), root="/photos")
+    folder.mkdir()
+    entries = Entries(
+        ids=np.zeros(3, np.uint64),
+        paths=["0.jpg", "1.jpg", "2.jpg"],
+        sha256=np.zeros((3, 32), np.uint8),
+        size=np.zeros(3, np.uint64),
+        mtime_ns=np.zeros(3, np.int64),
+        columns={"label": ["a", "b", "b"]},
+    )
+    writer = GalleryWriter(folder, manifest, on_disk=None)
+    writer.append(entries, Vectors(vectors, vectors))
+    writer.commit(complete=True)
+    return Gallery.open(folder)
 
 
 @pytest.mark.parametrize(
@@ -170,3 +195,84 @@ _trees = st.recursive(
 @given(where=_trees, rows=st.lists(st.dictionaries(_columns, _values), max_size=6))
 def test_evaluating_columns_agrees_with_evaluating_rows(where: Filter, rows: list[dict[str, str]]) -> None:
     assert matching(where, Rows(rows)).tolist() == [_holds(where, row) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("label=cat", []),
+        ("label=Cat", ["no image has label 'Cat'; did you mean 'cat'?"]),
+        ("label in cat,dogs", ["no image has label 'dogs'; did you mean 'dog'?"]),
+        ("not (label=dogs or label=dogs)", ["no image has label 'dogs'; did you mean 'dog'?"]),
+        ("camera=zoo", ["no image has camera 'zoo'; there are 1, 2.5, front"]),
+        ("label!=dogs and label~'dogs*' and camera>17", []),
+    ],
+)
+def test_a_value_that_no_image_has_is_told_with_the_nearest(text: str, said: list[str]) -> None:
+    assert hints(text, TABLE) == said
+
+
+# --- Filters from strangers -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (" or ".join(["path~'*'"] * 33), "holds 33 comparisons, up to 32 are allowed; `label in a,b,c` is one"),
+        (" and ".join(f"label={number}" for number in range(181)), "holds 181 comparisons"),
+        ("not (" * 20 + " or ".join(["label=cat"] * 40) + ")" * 20, "holds 40 comparisons"),
+        ("path~'" + "*a" * 17 + "'", "a pattern may hold up to 16 stars, this one has 17"),
+    ],
+)
+def test_a_text_may_ask_for_so_much_work_and_no_more(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        parse_filter(text)
+
+
+def test_a_list_of_values_and_a_tree_of_ones_own_may_be_as_long_as_they_like() -> None:
+    assert len(parse_filter("label in " + ",".join(map(str, range(5000)))).values) == 5000  # type: ignore[union-attr]
+    assert matching(Or(tuple(Eq("label", str(number)) for number in range(100))), TABLE).tolist() == [False] * 5
+
+
+def test_equal_comparisons_are_evaluated_once_and_remembered_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Filter] = []
+    predicate = filters._predicate
+    monkeypatch.setattr(filters, "_predicate", lambda where: asked.append(where) or predicate(where))
+    where = parse_filter("path~'cat*' or not path~'cat*' or (path~'cat*' and label=cat)")
+    verdicts = Verdicts(max_bytes=2)
+    assert matching(where, TABLE, verdicts).all()
+    assert matching(where, TABLE, verdicts).all()
+    assert asked == [Glob("path", "cat*"), Eq("label", "cat")]
+    matching(Eq("label", "dog"), TABLE, verdicts)  # the oldest makes room
+    assert verdicts.nbytes == 2
+    assert matching(Glob("path", "cat*"), TABLE, verdicts).tolist() == [True, True, False, False, False]
+    assert len(asked) == 4
+
+
+def test_the_columns_of_a_gallery_are_read_once_for_all_filters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = _gallery(tmp_path / "g")
+    reads = []
+    all_paths = Snapshot.all_paths
+    monkeypatch.setattr(Snapshot, "all_paths", lambda self: reads.append(1) or all_paths(self))
+    for _ in range(3):
+        assert gallery.ids_where("path~'*1*' or path~'*2*' or path~'*1*'").tolist() == [1, 2]
+    assert len(reads) == 1
+    assert gallery.filter_hints("label=B") == ["no image has label 'B'; did you mean 'b'?"]
+
+
+@pytest.mark.parametrize("ask", ["search", "ids_where"])
+def test_a_time_limit_ends_a_filter_and_only_in_its_block(tmp_path: Path, ask: str) -> None:
+    gallery = _gallery(tmp_path / "g")
+    query = gallery.embeddings([0])
+
+    def work() -> Any:
+        return gallery.search(query, 1, where="path~'*1*'") if ask == "search" else gallery.ids_where("path~'*1*'")
+
+    with pytest.raises(FilterTimeoutError, match="fewer or simpler comparisons"), time_limit(-1):
+        work()
+    with time_limit(60):
+        assert len(work()) == 1
+    with ThreadPoolExecutor(1) as pool, time_limit(-1):
+        assert len(pool.submit(work).result()) == 1  # another thread has its own limit

@@ -56,7 +56,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def encoder() -> Encoder:
-    return Encoder.load("conv4", transform=Transform(32, fit="squash"))
+    return Encoder.load("conv4", weights="random", transform=Transform(32, fit="squash"))
 
 
 def _vectors(count: int, dim: int = 6, seed: int = 0) -> Any:
@@ -286,14 +286,14 @@ def test_which_encoder_made_the_vectors_is_tried_on_the_images(tmp_path: Path, p
     gallery.check_encoder(encoder)
     assert gallery.encoder_path is not None
     assert gallery.records([0])[0].path == "a/0.png"  # under the root that was given
-    other = Encoder.load("conv4", transform=Transform(32, fit="squash"), seed=5)
+    other = Encoder.load("conv4", weights="random", transform=Transform(32, fit="squash"), seed=5)
     with pytest.raises(FingerprintMismatchError, match=r"did not make the vectors of .*f: encoding .* again gives one"):
         import_gallery(folder, tmp_path / "h", encoder=other)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     normalised = _clip_folder(tmp_path / "n", [unit], [paths])
     with pytest.raises(FingerprintMismatchError, match="were normalised, and explaining needs raw ones"):
         import_gallery(normalised, tmp_path / "h", encoder=encoder)
-    headed = Encoder.load("conv4", transform=Transform(32), head=Linear(64, 5))
+    headed = Encoder.load("conv4", weights="random", transform=Transform(32), head=Linear(64, 5))
     with pytest.raises(FingerprintMismatchError, match="has vectors of 64 numbers"):
         import_gallery(folder, tmp_path / "h", encoder=headed)
     shutil.rmtree(photos)
@@ -304,7 +304,7 @@ def test_which_encoder_made_the_vectors_is_tried_on_the_images(tmp_path: Path, p
 
 def test_an_export_of_another_encoder_is_refused(tmp_path: Path, photos: Path, encoder: Encoder) -> None:
     export_gallery(Gallery.build(photos, encoder, out=tmp_path / "g"), tmp_path / "e", index="none")
-    other = Encoder.load("conv4", transform=Transform(32), seed=5)
+    other = Encoder.load("conv4", weights="random", transform=Transform(32), seed=5)
     with pytest.raises(FingerprintMismatchError, match=rf"made with {encoder.short_name}, the encoder given is"):
         import_gallery(tmp_path / "e", tmp_path / "h", encoder=other)
     again = import_gallery(tmp_path / "e", tmp_path / "h", encoder=encoder)

@@ -28,7 +28,7 @@ from distcam.index.writer import opened_for_writing
 
 
 def _encoder() -> Encoder:
-    return Encoder.load("conv4", transform=Transform(32, fit="squash"), head=Linear(64, 8))
+    return Encoder.load("conv4", weights="random", transform=Transform(32, fit="squash"), head=Linear(64, 8))
 
 
 def _paint(path: Path, seed: int) -> Path:

@@ -100,7 +100,7 @@ def test_tuning_does_not_go_into_a_gallery_that_was_built_anew_meanwhile(tmp_pat
 
 
 def test_nothing_measured_or_encoded_for_the_old_gallery_goes_into_the_new_one(tmp_path: Path) -> None:
-    first, second = (Encoder.load("conv4", transform=Transform(32), seed=seed) for seed in (0, 1))
+    first, second = (Encoder.load("conv4", weights="random", transform=Transform(32), seed=seed) for seed in (0, 1))
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     opened = Gallery.build(tmp_path / "red.png", first, out=tmp_path / "g")
     load = LazyEncoder(opened, None)  # as a watch keeps it

@@ -61,14 +61,29 @@ def test_a_segment_is_read_as_it_was_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(some.embedding, written.embedding[[3, 1]])
 
 
-def test_vectors_are_mapped_from_the_file_and_cannot_be_changed(tmp_path: Path) -> None:
-    _write(tmp_path / "s.h5")
+def test_what_was_read_is_the_callers_own_and_an_open_file_outlives_its_name(tmp_path: Path) -> None:
+    written = _write(tmp_path / "s.h5")
     segment = Segment(tmp_path / "s.h5", spec=SPEC, count=5)
-    assert not segment.pooled.flags.owndata
-    with pytest.raises(ValueError, match="read-only"):
-        segment.pooled[0, 0] = 1
     (tmp_path / "s.h5").unlink()
-    assert np.isfinite(segment.pooled).all()  # an open segment outlives its name
+    segment.pooled[np.array([0])][:] = 1
+    np.testing.assert_array_equal(segment.pooled, written.pooled)
+
+
+@pytest.mark.parametrize("rows", [[3], [0, 1, 2], [4, 0, 4], [1, 3], [], [2, 2]])
+def test_rows_are_those_of_the_array_in_any_order(tmp_path: Path, rows: list[int]) -> None:
+    array = np.arange(5 * 40_000, dtype="<f4").reshape(5, -1)  # rows so far apart that each is read by itself
+    write_arrays(tmp_path / "a.h5", {"wide": array, "flat": array[:, 7].copy()})
+    file = FlatFile(tmp_path / "a.h5", remedy="-")
+    for name, truth in (("wide", array), ("flat", array[:, 7])):
+        stored = file.array(name, "<f4", truth.shape)
+        np.testing.assert_array_equal(stored[np.array(rows, np.int64)], truth[rows])
+        np.testing.assert_array_equal(stored[1:4], truth[1:4])
+        np.testing.assert_array_equal(stored[-1], truth[-1])
+        out = np.full_like(truth, -1)
+        stored.fill(out if out.ndim > 1 else out[:, None], [4, 0], [1, 2])
+        np.testing.assert_array_equal(out[[4, 0]], truth[[1, 2]])
+        with pytest.raises(IndexError):
+            stored[np.array([5])]
 
 
 def test_an_embedding_that_is_the_pooled_vector_is_stored_once(tmp_path: Path) -> None:

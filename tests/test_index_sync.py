@@ -432,7 +432,9 @@ def test_a_watch_says_once_that_a_folder_is_gone_and_goes_on_when_it_is_back(
 @pytest.fixture(scope="module")
 def conv4_gallery(tmp_path_factory: pytest.TempPathFactory, photos_of_scenes: Path) -> Path:
     out = tmp_path_factory.mktemp("cli") / "g"
-    Gallery.build(photos_of_scenes, Encoder.load("conv4", transform=Transform(32, fit="squash")), out=out)
+    Gallery.build(
+        photos_of_scenes, Encoder.load("conv4", weights="random", transform=Transform(32, fit="squash")), out=out
+    )
     return out
 
 

@@ -386,16 +386,27 @@ def test_a_manifest_with_an_impossible_tuning_is_damaged(gallery: Gallery, chang
         dataclasses.replace(tune_small(gallery, dry_run=True).tuning, **change)
 
 
-def test_an_index_file_that_others_may_write_to_is_copied_before_it_is_checked(gallery: Gallery) -> None:
+@pytest.mark.parametrize("in_memory", [1 << 30, 100])
+def test_an_index_is_used_from_a_copy_that_nobody_else_can_change(
+    gallery: Gallery, in_memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caches, "_IN_MEMORY", in_memory)
     tune_small(gallery)
+    names = sorted(gallery.folder.iterdir())
     entry = gallery.manifest.index_cache
     assert entry is not None
     path = gallery.folder / entry.file.name
-    assert not isinstance(caches.load_index_bytes(gallery.snapshot), bytes)
-    path.chmod(0o666)
-    assert isinstance(caches.load_index_bytes(gallery.snapshot), bytes)
-    path.chmod(0o644)
+    query = gallery.embeddings(gallery.ids[:1])
+    again = Gallery.open(gallery.folder)
+    before = again.search(query, 3)[0].ids.tolist()
+    assert sorted(gallery.folder.iterdir()) == names
+    data = caches.load_index_bytes(gallery.snapshot)
+    assert isinstance(data, bytes) == (in_memory > 100)
     kept = path.read_bytes()
+    assert data is not None
+    os.truncate(path, 10)
+    assert data[:] == kept  # not SIGBUS
+    assert again.search(query, 3)[0].ids.tolist() == before
     path.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
     assert caches.load_index_bytes(gallery.snapshot) is None
     path.unlink()

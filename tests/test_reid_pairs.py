@@ -18,7 +18,7 @@ from distcam.reid.pairs import BODY_PARTS, part_weights
 
 def tall_encoder(head=None) -> Encoder:
     """A Conv-4 for pictures of 64×32 pixels, with a neck that has seen data."""
-    encoder = Encoder.load("conv4", transform=Transform((64, 32), fit="squash"), head=head)
+    encoder = Encoder.load("conv4", weights="random", transform=Transform((64, 32), fit="squash"), head=head)
     encoder.train()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

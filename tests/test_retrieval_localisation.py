@@ -13,12 +13,13 @@ import torch
 import distcam.retrieval.localisation as localisation
 import distcam.retrieval.localisation_maps as localisation_maps
 from distcam.encoders import Encoder, Inference
-from distcam.errors import InputError
+from distcam.errors import ImageError, InputError
 from distcam.explain import box_coverage
 from distcam.explain.targets import distances
 from distcam.images import Box, Transform, list_images
 from distcam.images.boxes_files import BoxedImage, BoxedImages, boxed_images, read_boxes
 from distcam.images.scenes import blueprints, write_scenes
+from distcam.remarks import DistcamWarning
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
 from distcam.retrieval.localisation import project
 from distcam.retrieval.localisation_maps import parse_methods
@@ -124,6 +125,26 @@ def test_masks_add_pixel_precision(
     assert found["full"].pxap is not None
     assert found["full"].pxap.value == pytest.approx(chance)
     assert "PxAP" in found.table()
+
+
+@pytest.mark.parametrize("kind", ["of another size", "turned", "unreadable", "missing"])
+def test_an_image_with_a_bad_mask_is_left_out_and_noted(
+    boxed: BoxedImages, small_encoder: Encoder, references: References, kind: str
+) -> None:
+    def masks(image: BoxedImage) -> np.ndarray:
+        if image == boxed.images[0]:
+            if kind == "unreadable":
+                raise ImageError("m.png", "damaged")
+            if kind == "missing":
+                raise InputError("expected at m.png")
+            return np.ones((32, 64) if kind == "turned" else (9, 9), dtype=bool)
+        return np.ones((64, 64), dtype=bool)
+
+    some = BoxedImages(boxed.images[:3])
+    with pytest.warns(DistcamWarning, match=r"1 of 3 images cannot be used .*its mask"):
+        found = localise(some, small_encoder, references, methods=["dist"], masks=masks, n_samples=0)
+    assert len(found) == 2
+    assert found["full"].pxap is not None
 
 
 def table_chance(masks: object, boxed: BoxedImages) -> float:
@@ -239,14 +260,11 @@ def test_an_unreadable_image_is_left_out_and_noted(
     tmp_path: Path, boxed: BoxedImages, small_encoder: Encoder, references: References
 ) -> None:
     gone = BoxedImage("gone.jpg", tmp_path / "gone.jpg", references.labels[0], boxed.images[0].boxes)
-    found = localise(
-        BoxedImages((gone, *boxed.images[:2])),
-        small_encoder,
-        references,
-        methods=["dist"],
-        precision="fp32",
-        n_samples=0,
-    )
+    some = BoxedImages((gone, *boxed.images[:2]))
+    with pytest.warns(DistcamWarning, match=r"1 of 3 images cannot be used .*, the first: gone.jpg: no such file"):
+        found = localise(some, small_encoder, references, methods=["dist"], precision="fp32", n_samples=0)
+    with pytest.raises(ImageError, match=r"gone.jpg: no such file"):
+        localise(some, small_encoder, references, methods=["dist"], strict=True)
     assert len(found) == 2
     assert "gone.jpg" in found.notes[0]
 

@@ -17,8 +17,11 @@ from distcam.errors import GalleryExistsError, ImageError, InputError, ShapeErro
 from distcam.explain import fold
 from distcam.images import Box, Transform, list_images
 from distcam.images.masks import MaskFolder, read_mask
+from distcam.remarks import DistcamWarning
 from distcam.retrieval import References
 from distcam.retrieval.masking import encode_both_ways, mask_of_map, region_of_file, write_mask
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:20 of 24 images have a mask")  # as the masks here are
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +176,10 @@ def test_with_strict_every_image_needs_a_mask_with_a_pixel(photos, masks, small_
         write_mask(np.zeros((64, 64), dtype=bool), masks / file.relative_to(photos).with_suffix(".png"))
     with pytest.raises(ImageError, match="its mask holds no pixel"):
         built(photos, small_encoder, tmp_path / "h", masks=masks, strict=True)
-    empty = built(photos, small_encoder, tmp_path / "i", masks=masks)  # as if it had none
+    with pytest.warns(
+        DistcamWarning, match=r"4 images are pooled as a whole, .*; the first: .*0000.jpg: its mask holds"
+    ):
+        empty = built(photos, small_encoder, tmp_path / "i", masks=masks)  # as if it had none
     whole = built(photos, small_encoder, tmp_path / "w")
     ids = [int(i) for i in empty.ids if empty.records([i])[0].path.endswith("0000.jpg")]
     np.testing.assert_allclose(empty.pooled(ids), whole.pooled(ids), atol=1e-6)
@@ -186,7 +192,29 @@ def test_a_mask_of_another_size_is_listed_among_what_could_not_be_used(photos, m
     assert len(gallery) == 23
     (skipped,) = gallery.skipped
     assert "64x64 pixels, its mask" in skipped.reason
-    assert skipped.reason.endswith("9x12")
+    assert skipped.reason.endswith("9x12, which has other proportions")
+
+
+def test_masks_that_fit_partly_are_counted_with_the_likely_cause(photos, masks, small_encoder, tmp_path):
+    odd = sorted(masks.rglob("*.png"))[0]
+    odd.rename(odd.with_suffix(".PNG"))
+    (masks / "strange.png").touch()
+    with pytest.warns(DistcamWarning) as said:
+        built(photos, small_encoder, tmp_path / "g", masks=masks)
+    (text,) = (str(one.message) for one in said)
+    assert text.startswith("19 of 24 images have a mask (")
+    assert f"2 of 21 masks in {masks} fit no image, such as" in text
+    assert "differ in upper and lower case" in text
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="0 of 24 images have a mask"):
+        built(photos, small_encoder, tmp_path / "h", masks=tmp_path / "none")
+
+
+def test_a_number_that_no_mask_holds_is_named_with_those_it_holds(photos, masks, small_encoder, tmp_path):
+    with pytest.warns(DistcamWarning) as said:
+        built(photos, small_encoder, tmp_path / "g", masks=masks, mask_class=3)
+    assert "20 images are pooled as a whole" in str(said[-1].message)
+    assert "no pixel with the number 3, only 0, 255" in str(said[-1].message)
 
 
 def test_masks_belong_to_a_build_from_its_beginning(photos, masks, small_encoder, tmp_path):
@@ -208,7 +236,7 @@ def test_masks_belong_to_a_build_from_its_beginning(photos, masks, small_encoder
 
 def test_the_match_is_explained_under_its_own_mask(photos, masks, tmp_path):
     torch.manual_seed(0)
-    encoder = Encoder.load("conv4", head=Linear(64, 8).eval(), transform=Transform(64, fit="squash"))
+    encoder = Encoder.load("conv4", weights="random", head=Linear(64, 8).eval(), transform=Transform(64, fit="squash"))
     for store in (False, True):
         gallery = built(photos, encoder, tmp_path / f"g{store}", masks=masks, store_maps=store)
         query = sorted(photos.rglob("0003.jpg"))[1]
@@ -249,7 +277,7 @@ def test_both_ways_are_what_two_galleries_hold(photos, masks, small_encoder, tmp
 
 
 def test_a_mask_outside_of_what_the_encoder_sees_is_as_none(tmp_path):
-    encoder = Encoder.load("conv4", transform=Transform(size=(32, 32)))  # cuts the middle out
+    encoder = Encoder.load("conv4", weights="random", transform=Transform(size=(32, 32)))  # cuts the middle out
     Image.new("RGB", (96, 32), "red").save(tmp_path / "wide.png")
     mask = np.zeros((32, 96), dtype=bool)
     mask[:, :3] = True

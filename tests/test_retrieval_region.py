@@ -69,7 +69,9 @@ def test_a_region_is_explained_inside_itself_and_dot_maps_still_sum_to_the_simil
 def test_a_head_and_gem_pooling_take_part(photos, files, tmp_path, fit):
     torch.manual_seed(0)
     transform = Transform(size=(48, 64), fit=fit)
-    encoder = Encoder.load("conv4", pooling=GeM(p=2.0), head=Linear(64, 8).eval(), transform=transform)
+    encoder = Encoder.load(
+        "conv4", weights="random", pooling=GeM(p=2.0), head=Linear(64, 8).eval(), transform=transform
+    )
     retriever = Retriever(Gallery.build(photos, encoder, out=tmp_path / "g", precision="fp32"), encoder)
     matches = retriever.query(files[0], k=2, region=Box(10, 20, 40, 60))
     maps = matches.explain(weighting="dot").query_maps

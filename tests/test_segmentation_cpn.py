@@ -23,7 +23,9 @@ CLASSES = 3
 
 
 def make_encoder(**options: object) -> Encoder:
-    return Encoder.load("conv4", options={"width": 8, "last_pool": False, **options}, transform=Transform(32), seed=1)
+    return Encoder.load(
+        "conv4", weights="random", options={"width": 8, "last_pool": False, **options}, transform=Transform(32), seed=1
+    )
 
 
 def make_batch(count: int = 4, seed: int = 0) -> Batch:
@@ -317,7 +319,7 @@ def test_settings_that_do_not_fit_are_refused(options: dict[str, object], messag
 def test_a_head_a_single_label_and_blended_images_are_refused(kind: str) -> None:
     from distcam.encoders import Linear
 
-    headed = Encoder.load("conv4", options={"width": 8}, transform=Transform(32), head=Linear(32, 4))
+    headed = Encoder.load("conv4", weights="random", options={"width": 8}, transform=Transform(32), head=Linear(32, 4))
     context = TermContext(headed, ["a", "b", "c"], multi_label=True)
     with pytest.raises(InputError, match="leave head out"):
         build_objective([{"kind": kind}], context, terms=SEGMENTATION_TERMS)

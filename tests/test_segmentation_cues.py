@@ -120,7 +120,7 @@ def test_the_best_background_score_of_a_crf_needs_true_masks_too(tmp_path) -> No
         Image.new("RGB", (8, 8), (90 * side, 0, 0)).save(tmp_path / f"{name}.png")
     (tmp_path / "labels.csv").write_text("path,labels\na.png,cat\nb.png,dog\n")
     data = MaskedImages.from_table(tmp_path / "labels.csv", ("cat", "dog"))
-    encoder = Encoder.load("conv4", options={"width": 4, "last_pool": False}, transform=Transform(32))
+    encoder = Encoder.load("conv4", weights="random", options={"width": 4, "last_pool": False}, transform=Transform(32))
     source = WeakSegmenter(encoder, torch.ones(2, encoder.pooled_dim), ("cat", "dog"))
     for stage in (CueStage(refine="crf", beta="best"), CueStage("pseudo_masks", beta="best")):
         with pytest.raises(InputError, match="needs pictures with true masks to choose it by"):
@@ -133,7 +133,7 @@ def test_data_without_a_background_get_no_cues_of_it(tmp_path) -> None:
         Image.new("RGB" if folder == "images" else "L", (8, 8), colour).save(tmp_path / folder / "a.png")
     ids = MaskIds(first=0, void=9)
     data = MaskedImages.from_folder(tmp_path / "images", tmp_path / "masks", ("road", "sky"), ids=ids)
-    encoder = Encoder.load("conv4", options={"width": 4, "last_pool": False}, transform=Transform(32))
+    encoder = Encoder.load("conv4", weights="random", options={"width": 4, "last_pool": False}, transform=Transform(32))
     source = WeakSegmenter(encoder, torch.zeros(2, encoder.pooled_dim), ("road", "sky"))  # maps that find nothing
     written = VocFolder(tmp_path / "cues", ("road", "sky"))
     metrics = make_masks(source, data, written, stage=CueStage(), device="cpu")

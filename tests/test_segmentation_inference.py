@@ -62,7 +62,9 @@ def scenes(tmp_path_factory):
 
 
 def trained(*, pooling="gap", head="linear"):
-    encoder = Encoder.load("conv4", transform=Transform(32, fit="squash"), pooling=pooling, options={"width": 8})
+    encoder = Encoder.load(
+        "conv4", weights="random", transform=Transform(32, fit="squash"), pooling=pooling, options={"width": 8}
+    )
     with torch.random.fork_rng():
         torch.manual_seed(1)
         classifier = ClassifierTerm(encoder.embedding_dim, 3, multi_label=True, head=head)
@@ -217,7 +219,7 @@ def test_a_number_that_is_no_class_is_refused(picture) -> None:
 
 
 def test_a_scale_that_leaves_too_few_pixels_is_named(picture) -> None:
-    encoder = Encoder.load("conv4", options={"width": 8}, transform=Transform(32))
+    encoder = Encoder.load("conv4", weights="random", options={"width": 8}, transform=Transform(32))
     source = ClassifierMaps(encoder, ClassifierTerm(encoder.pooled_dim, 2, multi_label=True), ("a", "b"))
     with pytest.raises(InputError, match=r"scale 0\.1 makes an input of 3 x 3 pixels"):
         class_scores(source, picture, settings=InferenceSettings(scales=(0.1,)))

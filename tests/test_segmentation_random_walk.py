@@ -151,7 +151,9 @@ def scenes(tmp_path_factory):
 
 
 def test_training_tells_things_apart_and_survives_its_file(scenes, tmp_path) -> None:
-    encoder = Encoder.load("conv4", transform=Transform(48, fit="squash"), options={"width": 8, "last_pool": False})
+    encoder = Encoder.load(
+        "conv4", weights="random", transform=Transform(48, fit="squash"), options={"width": 8, "last_pool": False}
+    )
     before = encoder.fingerprint
     masks = [scenes.mask(i) for i in range(len(scenes))]
     steps = []
@@ -174,13 +176,13 @@ def test_training_tells_things_apart_and_survives_its_file(scenes, tmp_path) -> 
     net.save(tmp_path / "affinity.safetensors")
     loaded = AffinityNet.load(tmp_path / "affinity.safetensors", encoder)
     assert torch.equal(loaded.features(scenes.image(1)), net.features(scenes.image(1)))
-    other = Encoder.load("conv4", transform=Transform(48), options={"width": 8}, seed=3)
+    other = Encoder.load("conv4", weights="random", transform=Transform(48), options={"width": 8}, seed=3)
     with pytest.raises(WeightsError, match="holds no affinities of the encoder conv4/"):
         AffinityNet.load(tmp_path / "affinity.safetensors", other)
 
 
 def test_without_cues_there_is_nothing_to_learn(scenes) -> None:
-    encoder = Encoder.load("conv4", transform=Transform(48, fit="squash"), options={"width": 8})
+    encoder = Encoder.load("conv4", weights="random", transform=Transform(48, fit="squash"), options={"width": 8})
     with pytest.raises(InputError, match="expected cues for each of the 6 pictures, got 1"):
         train_affinity(encoder, scenes, [np.zeros((48, 48), np.uint8)])
     with pytest.raises(InputError, match="no picture has a cue of a class"):

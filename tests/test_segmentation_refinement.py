@@ -115,7 +115,9 @@ def test_over_positions_the_gate_hardly_lets_anything_through() -> None:
 
 
 def encoder(**options: object) -> Encoder:
-    return Encoder.load("conv4", options={"width": 8, "last_pool": False, **options}, transform=Transform(32))
+    return Encoder.load(
+        "conv4", weights="random", options={"width": 8, "last_pool": False, **options}, transform=Transform(32)
+    )
 
 
 def refined(refinement: Refinement, network: Encoder, images: Tensor, maps: Tensor) -> Tensor:
@@ -164,17 +166,17 @@ def test_reading_stages_leaves_no_hook_also_after_an_error() -> None:
 def test_stages_of_the_known_networks_are_where_they_are_expected() -> None:
     assert stage_dims(encoder(), stage_layers(encoder())) == (8, 8)
     small = Transform(32)
-    resnet = Encoder.load("resnet18", transform=small)
+    resnet = Encoder.load("resnet18", weights="random", transform=small)
     assert stage_dims(resnet, stage_layers(resnet)) == (256, 512)
-    mobile = Encoder.load("mobilenet_v2", transform=small)
+    mobile = Encoder.load("mobilenet_v2", weights="random", transform=small)
     assert stage_dims(mobile, stage_layers(mobile)) == (96, 320)
-    wide = Encoder.load("resnet38", options={"width": 1}, transform=small)
+    wide = Encoder.load("resnet38", weights="random", options={"width": 1}, transform=small)
     assert stage_dims(wide, stage_layers(wide)) == (8, 16)  # at the paper's width 512 and 1024
 
 
 def test_other_networks_need_their_stages_named() -> None:
     with pytest.raises(InputError, match="Name them"):
-        stage_layers(Encoder.load("squeezenet1_1", transform=Transform(32)))
+        stage_layers(Encoder.load("squeezenet1_1", weights="random", transform=Transform(32)))
     with pytest.raises(InputError, match=r"no layer 'encoder\.7'"), read_stages(encoder(), ["encoder.7"]):
         pass
 

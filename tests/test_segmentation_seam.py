@@ -18,7 +18,9 @@ from distcam.training.terms import TermContext, build_objective
 
 @pytest.fixture
 def encoder() -> Encoder:
-    return Encoder.load("conv4", options={"width": 8, "last_pool": False}, transform=Transform(64), seed=1)
+    return Encoder.load(
+        "conv4", weights="random", options={"width": 8, "last_pool": False}, transform=Transform(64), seed=1
+    )
 
 
 def make_step(encoder: Encoder, *, epoch: int = 0) -> Step:
@@ -66,7 +68,7 @@ def test_batch_norms_can_be_kept_to_the_whole_images(encoder: Encoder) -> None:
     seen = {}
     for way in ("separate", "original"):
         network = Encoder.load(
-            "conv4", options={"width": 8, "last_pool": False}, transform=Transform(64), seed=1
+            "conv4", weights="random", options={"width": 8, "last_pool": False}, transform=Transform(64), seed=1
         ).train()
         make_term(network, batch_norm=way)(make_step(network))
         seen[way] = torch.cat([b.flatten() for n, b in network.named_buffers() if n.endswith("running_mean")])

@@ -55,7 +55,7 @@ def scenes(tmp_path_factory):
 
 
 def small(names=("cat", "dog"), **options):
-    return build_segmenter("light", names, transform=TRANSFORM, options=SMALL, **options)
+    return build_segmenter("light", names, weights="random", transform=TRANSFORM, options=SMALL, **options)
 
 
 def step_of(logits, labels, regions=None, mix=None, size=(4, 4)):
@@ -92,7 +92,9 @@ def regions_of(*masks):
 @pytest.mark.parametrize("architecture", ["light", "lraspp_mobilenet_v3_large"])
 def test_a_network_survives_its_file(architecture, tmp_path) -> None:
     options = SMALL if architecture == "light" else {}
-    segmenter = build_segmenter(architecture, ["cat", "dog"], transform=TRANSFORM, options=options, seed=3)
+    segmenter = build_segmenter(
+        architecture, ["cat", "dog"], weights="random", transform=TRANSFORM, options=options, seed=3
+    )
     segmenter.metadata = {"note": "kept"}
     segmenter.save(tmp_path / "net.safetensors")
     loaded = load_segmenter(tmp_path / "net.safetensors")
@@ -100,7 +102,7 @@ def test_a_network_survives_its_file(architecture, tmp_path) -> None:
     assert np.array_equal(class_probabilities(segmenter, image), class_probabilities(loaded, image))
     assert (loaded.class_names, loaded.metadata) == (("cat", "dog"), {"note": "kept"})
     assert loaded.fingerprint == segmenter.fingerprint
-    Encoder.load("conv4", options={"width": 8}).save(tmp_path / "encoder.safetensors")
+    Encoder.load("conv4", weights="random", options={"width": 8}).save(tmp_path / "encoder.safetensors")
     with pytest.raises(WeightsError, match="holds no segmentation network"):
         load_segmenter(tmp_path / "encoder.safetensors")
 
@@ -127,7 +129,9 @@ def test_it_can_be_explained_as_any_segmentation_network() -> None:
 
 
 def test_an_encoder_that_was_trained_gives_its_backbone(tmp_path) -> None:
-    encoder = Encoder.load("conv4", transform=TRANSFORM, options={"width": 8, "last_pool": False}, seed=5)
+    encoder = Encoder.load(
+        "conv4", weights="random", transform=TRANSFORM, options={"width": 8, "last_pool": False}, seed=5
+    )
     encoder.save(tmp_path / "encoder.safetensors")
     segmenter = build_segmenter(
         "light", ["cat", "dog"], transform=TRANSFORM, weights=tmp_path / "encoder.safetensors", options={"hidden": 8}
@@ -142,11 +146,11 @@ def test_an_encoder_that_was_trained_gives_its_backbone(tmp_path) -> None:
 
 def test_unknown_names_and_options_are_refused(tmp_path) -> None:
     with pytest.raises(InputError, match=r"no segmentation network 'deeplab'; nearest: .*deeplabv3_resnet"):
-        build_segmenter("deeplab", ["a"], transform=TRANSFORM)
+        build_segmenter("deeplab", ["a"], weights="random", transform=TRANSFORM)
     with pytest.raises(InputError, match="unknown option 'width' of 'light'; there are encoder"):
-        build_segmenter("light", ["a"], transform=TRANSFORM, options={"width": 3})
+        build_segmenter("light", ["a"], weights="random", transform=TRANSFORM, options={"width": 3})
     with pytest.raises(InputError, match="torchvision's lraspp_mobilenet_v3_large takes no options, got width"):
-        build_segmenter("lraspp_mobilenet_v3_large", ["a"], transform=TRANSFORM, options={"width": 3})
+        build_segmenter("lraspp_mobilenet_v3_large", ["a"], weights="random", transform=TRANSFORM, options={"width": 3})
     with pytest.raises(InputError, match=r"ends in \.safetensors"):
         small().save(tmp_path / "net.pt")
 

@@ -194,7 +194,9 @@ def test_a_set_without_outlines_has_no_masks() -> None:
 @pytest.mark.parametrize("name", ["cpn", "cpn_sweeps"])
 def test_every_variant_of_the_recipes_reads_and_its_losses_build(name: str) -> None:
     file = Path(__file__).parents[1] / "recipes" / f"{name}.toml"
-    encoder = Encoder.load("wrn28_10", options={"depth": 10, "width": 1, "stride": 2}, transform=Transform(96))
+    encoder = Encoder.load(
+        "wrn28_10", weights="random", options={"depth": 10, "width": 1, "stride": 2}, transform=Transform(96)
+    )
     context = TermContext(encoder, ["a", "b"], multi_label=True)
     for variant in RecipeFile.read(file).variants:
         recipe = SegmentationRecipe.read(file, variant=variant).recipe

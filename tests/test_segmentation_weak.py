@@ -25,7 +25,9 @@ NAMES = ("cat", "dog")
 
 @pytest.fixture
 def trained() -> tuple[Encoder, Cpn]:
-    encoder = Encoder.load("conv4", options={"width": 8, "last_pool": False}, transform=Transform(32), seed=2)
+    encoder = Encoder.load(
+        "conv4", weights="random", options={"width": 8, "last_pool": False}, transform=Transform(32), seed=2
+    )
     return encoder, Cpn(encoder, 2)
 
 

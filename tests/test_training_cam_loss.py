@@ -123,7 +123,7 @@ def test_channels_that_do_not_agree_are_refused() -> None:
 
 
 def encoder(head: nn.Module | None = None, *, pooling: str = "gap") -> Encoder:
-    return Encoder.load("conv4", transform=Transform(32), head=head, pooling=pooling, seed=1).train()
+    return Encoder.load("conv4", weights="random", transform=Transform(32), head=head, pooling=pooling, seed=1).train()
 
 
 def batch(labels: Tensor = LABELS, *, mix: Mix | None = None) -> Batch:

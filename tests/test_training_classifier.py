@@ -177,7 +177,7 @@ def test_what_is_no_classifier_says_so(tmp_path: Path) -> None:
         save_classifier(tmp_path / "c.safetensors", term, list("abc"), fingerprint="")
     with pytest.raises(WeightsError, match="no such checkpoint"):
         load_classifier(tmp_path / "c.safetensors")
-    Encoder.load("conv4").save(tmp_path / "e.safetensors")
+    Encoder.load("conv4", weights="random").save(tmp_path / "e.safetensors")
     with pytest.raises(WeightsError, match="holds no classifier"):
         load_classifier(tmp_path / "e.safetensors")
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from distcam.errors import ImageError, InputError, ShapeError
 from distcam.images import Box, Transform, list_images
 from distcam.images.scenes import blueprints, write_scenes
+from distcam.remarks import DistcamWarning
 from distcam.training.annotations import Annotation, RegionSettings, annotations_of, boxes_from, raster_of
 from distcam.training.augment import AugmentSettings
 from distcam.training.batches import TrainingBatches
@@ -194,15 +195,18 @@ def test_masks_and_boxes_come_from_columns_and_tables(tmp_path) -> None:
     picture(tmp_path / "a.png")
     picture(tmp_path / "m" / "a.png", box=(0, 0, 9, 9), mode="L")
     header = ["path", "label", "mask", "x1", "y1", "x2", "y2"]
-    listing = list_images(table(tmp_path / "t.csv", header, ["a.png", "cat", "m/a.png", 0, 0, 9, 9]))
+    with pytest.warns(DistcamWarning, match="NOT cut out"):
+        listing = list_images(table(tmp_path / "t.csv", header, ["a.png", "cat", "m/a.png", 0, 0, 9, 9]))
     found = annotations_of(listing)
     assert found == {tmp_path / "a.png": [Annotation(box=Box(0, 0, 9, 9), mask=tmp_path / "m" / "a.png")]}
     boxes = table(
         tmp_path / "b.csv", header[:2] + header[3:], ["a.png", "cat", 1, 2, 3, 4], ["a.png", "dog", 5, 5, 6, 6]
     )
     assert [each.label for each in boxes_from(boxes, listing)[tmp_path / "a.png"]] == ["cat", "dog"]
-    with pytest.raises(InputError, match="expected four numbers as x1, y1, x2, y2; got 0, zero, 9, 9"):
-        annotations_of(list_images(table(tmp_path / "t.csv", header, ["a.png", "cat", "", 0, "zero", 9, 9])))
+    with pytest.warns(DistcamWarning, match="NOT cut out"):
+        listing = list_images(table(tmp_path / "t.csv", header, ["a.png", "cat", "", 0, "zero", 9, 9]))
+    with pytest.raises(InputError, match=r"a.png: expected four numbers as a box, got 0, zero, 9, 9"):
+        annotations_of(listing)
     with pytest.raises(InputError, match="the table has x1, y1"):
         annotations_of(list_images(table(tmp_path / "t.csv", header[:5], ["a.png", "cat", "", 0, 0])))
 

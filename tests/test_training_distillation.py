@@ -47,13 +47,13 @@ def step_of(student: Encoder, labels: Tensor = LABELS, *, mix: Mix | None = None
 
 @pytest.fixture
 def student() -> Encoder:
-    return Encoder.load("conv4", transform=STUDENT, seed=1).train()
+    return Encoder.load("conv4", weights="random", transform=STUDENT, seed=1).train()
 
 
 @pytest.fixture
 def resnet(tmp_path: Path) -> tuple[Path, Encoder, ClassifierTerm]:
     """Another architecture, with another map size: 2×2 where the student has 4×4."""
-    encoder = Encoder.load("resnet18", transform=STUDENT, head=Linear(512, 16), seed=3)
+    encoder = Encoder.load("resnet18", weights="random", transform=STUDENT, head=Linear(512, 16), seed=3)
     return tmp_path, encoder, written(tmp_path, encoder)
 
 
@@ -88,7 +88,7 @@ def test_attention_transfer_is_zero_for_the_teacher_itself_and_needs_no_classifi
 ) -> None:
     student.eval().save(tmp_path / "encoder.safetensors")
     assert AttentionTransfer(teacher_in(tmp_path))(step_of(student)) < 1e-9
-    other = Encoder.load("conv4", transform=STUDENT, seed=2).eval()
+    other = Encoder.load("conv4", weights="random", transform=STUDENT, seed=2).eval()
     step = step_of(other)
     value = AttentionTransfer(teacher_in(tmp_path))(step)
     maps = [scaled(encoder(step.batch.images).feature_map.sum(1)) for encoder in (other, student)]
@@ -109,7 +109,7 @@ def test_ccm_is_at_most_cam_loss_of_the_teacher_plus_at(resnet, student: Encoder
 
 
 def test_kd_by_hand(tmp_path: Path, student: Encoder) -> None:
-    encoder = Encoder.load("conv4", transform=STUDENT, seed=7)
+    encoder = Encoder.load("conv4", weights="random", transform=STUDENT, seed=7)
     classifier = written(tmp_path, encoder)
     step = step_of(student)
     value = Kd(teacher_in(tmp_path), temperature=2.0)(step)
@@ -153,7 +153,7 @@ def test_terms_that_share_a_teacher_let_it_look_once(resnet, student: Encoder) -
 def test_a_teacher_sees_the_pictures_as_it_was_taught(tmp_path: Path, student: Encoder) -> None:
     pixels = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     own = Transform(64, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), channels="bgr")
-    written(tmp_path, Encoder.load("conv4", transform=own, seed=5))
+    written(tmp_path, Encoder.load("conv4", weights="random", transform=own, seed=5))
     batch = Batch(STUDENT.normalise(pixels), LABELS, torch.arange(4))
     seen = teacher_in(tmp_path).look(Step(student, batch, Progress(0, 1, 0)))
     expected = Encoder.load(tmp_path / "encoder.safetensors")(own.normalise(pixels.flip(1)))
@@ -182,7 +182,7 @@ def test_what_is_missing_or_foreign_is_found_before_training(tmp_path: Path, stu
     with pytest.raises(WeightsError, match=r"classifier\.safetensors: no such checkpoint"):
         Kd(teacher_in(tmp_path))
     written(tmp_path, student)
-    Encoder.load("conv4", transform=STUDENT, seed=8).save(tmp_path / "encoder.safetensors")
+    Encoder.load("conv4", weights="random", transform=STUDENT, seed=8).save(tmp_path / "encoder.safetensors")
     with pytest.raises(FingerprintMismatchError, match="give the teacher's own `classifier`"):
         Kd(teacher_in(tmp_path))
     written(tmp_path, student)

@@ -35,7 +35,7 @@ NOW = Progress(0, 1, 0)
 
 
 def encoder(head: nn.Module | None = None, **options: str) -> Encoder:
-    return Encoder.load("conv4", transform=Transform(48), head=head, seed=1, **options).train()
+    return Encoder.load("conv4", weights="random", transform=Transform(48), head=head, seed=1, **options).train()
 
 
 def batch(labels: Tensor = LABELS, *, regions: Regions | None = None, mix: Mix | None = None) -> Batch:

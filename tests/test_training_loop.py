@@ -390,7 +390,7 @@ def test_without_a_checkpoint_none_is_promised() -> None:
 
 
 def test_a_part_to_freeze_that_is_not_there_names_the_nearest() -> None:
-    encoder = Encoder.load("resnet18", transform=Transform(32))
+    encoder = Encoder.load("resnet18", weights="random", transform=Transform(32))
     with pytest.raises(InputError, match=r"the backbone has no part 'layer11'; nearest: 'layer1.1', 'layer1'"):
         fit(encoder, tiny.Images(), tiny.make_objective(encoder), replace(QUICK, freeze=("layer11",)))
 

@@ -31,11 +31,11 @@ TAUGHT = ("ccm", "kd", "attention_transfer")
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> TermContext:
     folder = tmp_path_factory.mktemp("teacher")
-    encoder = Encoder.load("conv4", transform=Transform(48), seed=2)
+    encoder = Encoder.load("conv4", weights="random", transform=Transform(48), seed=2)
     encoder.save(folder / "encoder.safetensors")
     classifier = ClassifierTerm(64, 3)
     save_classifier(folder / "classifier.safetensors", classifier, "abc", fingerprint=encoder.fingerprint)
-    return TermContext(Encoder.load("conv4", transform=Transform(48)), tuple("abc"), folder=folder)
+    return TermContext(Encoder.load("conv4", weights="random", transform=Transform(48)), tuple("abc"), folder=folder)
 
 
 def spec(kind: str) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def test_what_a_term_starts_from_depends_on_seed_and_name_alone(context: TermCon
 
 
 def test_terms_of_the_embedding_and_before_the_head_have_the_right_width() -> None:
-    encoder = Encoder.load("conv4", transform=Transform(48), head=Linear(64, 8))
+    encoder = Encoder.load("conv4", weights="random", transform=Transform(48), head=Linear(64, 8))
     here = TermContext(encoder, tuple("abc"))
     specs = [spec("cross_entropy"), spec("center"), spec("metric_gain"), {"kind": "arcface", "on": "pooled"}]
     objective = build_objective(specs, here)
@@ -101,7 +101,7 @@ def test_terms_of_the_embedding_and_before_the_head_have_the_right_width() -> No
 
 
 def test_the_strong_baseline_of_re_identification() -> None:
-    encoder = Encoder.load("conv4", transform=Transform(48), head=BNNeck(64))
+    encoder = Encoder.load("conv4", weights="random", transform=Transform(48), head=BNNeck(64))
     specs = [
         {"kind": "cross_entropy", "bias": False, "label_smoothing": 0.1},
         {"kind": "batch_hard_triplet", "on": "pooled"},

@@ -73,7 +73,7 @@ class Noise(Term):
 
 def make_encoder(**options: Any) -> Encoder:
     transform = Transform(size=16)
-    return Encoder.load("conv4", transform=transform, options={"width": 4, **options}, seed=3)
+    return Encoder.load("conv4", weights="random", transform=transform, options={"width": 4, **options}, seed=3)
 
 
 def make_objective(encoder: Encoder, *kinds: str) -> Objective:

@@ -16,7 +16,10 @@ from torch import Tensor
 
 from ..errors import ImageError, InputError
 from ..images import Box, Listing, Transform, read_image
-from ..images.boxes_files import read_boxes
+from ..images.box_tables import Annotation as DrawnBoxes
+from ..images.box_tables import BoxTable, LabelledBox, absolute, box_of
+from ..images.boxes_files import drawn_on, read_boxes, usable
+from ..images.joining import spelled
 
 __all__ = ["Annotation", "Annotations", "RegionSettings", "annotations_of", "boxes_from", "raster_of"]
 
@@ -69,19 +72,28 @@ class RegionSettings:
 def annotations_of(listing: Listing) -> dict[Path, list[Annotation]]:
     """What the columns `mask` and `x1`, `y1`, `x2`, `y2` of a listing say; masks lie relative to its root.
 
+    Boxes that cannot be used are left out and remarked on, as those of a file of boxes are.
+
     Raises:
-        InputError: a cell of a box is no number, or only some of the four columns exist.
+        InputError: only some of the four columns exist, or no box can be used.
     """
     has_mask = "mask" in listing.column_names
     corners = [name for name in _CORNERS if name in listing.column_names]
     if corners and len(corners) < 4:
         raise InputError(f"a box has the columns {', '.join(_CORNERS)}; the table has {', '.join(corners)}")
+    boxes = _boxes_in_columns(listing) if corners else {}
     found: dict[Path, list[Annotation]] = {}
     for record in listing if has_mask or corners else ():
-        box = _box(record.columns, record.path) if corners and record.columns["x1"] else None
-        mask = listing.root / record.columns["mask"] if has_mask and record.columns["mask"] else None
-        if box is not None or mask is not None:
-            found[listing.file(record)] = [Annotation(box=box, mask=mask)]
+        drawn = boxes.get(listing.file(record))
+        mask = (
+            listing.root / spelled(listing.root, record.columns["mask"])
+            if has_mask and record.columns["mask"]
+            else None
+        )
+        if drawn is not None:
+            found[listing.file(record)] = [Annotation(None, drawn.boxes[0].box, mask, size=drawn.size)]
+        elif mask is not None:
+            found[listing.file(record)] = [Annotation(mask=mask)]
     return found
 
 
@@ -91,24 +103,28 @@ def boxes_from(source: str | Path, listing: Listing) -> dict[Path, list[Annotati
     Raises:
         InputError: the file cannot be read, or speaks of none of the images.
     """
-    table = read_boxes(source)
-    found: dict[Path, list[Annotation]] = {}
+    drawn, _ = drawn_on(listing, read_boxes(source))
+    return {
+        file: [Annotation(label, box, size=annotation.size) for box, label in annotation.boxes]
+        for _, file, annotation in drawn
+    }
+
+
+def _boxes_in_columns(listing: Listing) -> dict[Path, DrawnBoxes]:
+    """The usable boxes of a table's own columns, by image."""
+    boxes: dict[str, DrawnBoxes] = {}
+    problems: list[str] = []
     for record in listing:
-        file = listing.file(record)
-        drawn = table.of(file, relative=record.path)
-        if drawn is not None and drawn.boxes:
-            found[file] = [Annotation(label, box, size=drawn.size) for box, label in drawn.boxes]
-    if not found:
-        raise InputError(f"{source} has boxes, but for none of the images in {listing.root}")
-    return found
-
-
-def _box(cells: Mapping[str, str], where: str) -> Box:
-    try:
-        return Box(*(float(cells[name]) for name in _CORNERS))
-    except (TypeError, ValueError):
-        got = ", ".join(str(cells[name]) for name in _CORNERS)
-        raise InputError(f"{where}: expected four numbers as x1, y1, x2, y2; got {got}") from None
+        cells = [record.columns[name] for name in _CORNERS]
+        if any(cells):
+            try:
+                boxes[absolute(listing.file(record))] = DrawnBoxes((LabelledBox(box_of(cells, record.path)),))
+            except InputError as error:
+                problems.append(str(error))
+    if not boxes and not problems:
+        return {}
+    table = usable(BoxTable(listing.root, boxes, problems=tuple(problems)))
+    return {file: annotation for _, file, annotation in drawn_on(listing, table)[0]}
 
 
 def raster_of(

@@ -105,7 +105,7 @@ def gradient_weights(
     source = encoder.pooling(maps) if is_mean else maps
     with torch.enable_grad(), evaluating(encoder.head):
         source = source if second_order else source.detach().requires_grad_()
-        logits = classifier.logits(encoder.head(source if is_mean else encoder.pooling(source)))
+        logits = classifier.logits(encoder.embed(source if is_mean else encoder.pooling(source)))
         own = logits.gather(1, targets.label[:, None])
         if score == "log_odds":
             own = own - logits.scatter(1, targets.label[:, None], -torch.inf).logsumexp(1, keepdim=True)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from .._version import __version__
 from ..encoders import Encoder
 from ..errors import InputError
 from ..index.durable import Storage
@@ -68,7 +69,6 @@ def write_outcome(
         settings: of the run.
         config: where it came from.
     """
-    from .. import __version__  # the package's front door, which imports this
     from .classifier import save_classifier  # with pytorch-metric-learning, which takes seconds to import
 
     assert result.folder is not None

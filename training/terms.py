@@ -79,7 +79,7 @@ def build_objective(
         InputError: no table, an unknown kind or option (the nearest is named), or a name that is there twice.
 
     >>> from distcam.images import Transform
-    >>> context = TermContext(Encoder.load("conv4", transform=Transform(64)), ["cat", "dog"])
+    >>> context = TermContext(Encoder.load("conv4", weights="random", transform=Transform(64)), ["cat", "dog"])
     >>> objective = build_objective([{"kind": "cross_entropy"}, {"kind": "triplet", "weight": 0.5}], context)
     >>> objective.weights
     {'cross_entropy': 1.0, 'triplet': 0.5}

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
-from ...images import list_images
+from ...images import ImageRecord, Listing, list_images
+from ...images.splits import split_column, split_name, split_of_row
+from ...remarks import remark
 from .dataset import PARTS, FewShotData, data_of_files
 
 __all__ = ["class_folders", "folder", "part_of", "read_class_lists"]
@@ -21,21 +23,33 @@ _ALIASES = {"base": "base", "train": "base", "val": "val", "valid": "val", "vali
 
 
 def folder(root: Path, split: str | None = None) -> FewShotData:
-    """A folder of class folders; without a split file all classes are novel.
+    """A folder of class folders, or a table; where nothing divides it, all classes are novel.
+
+    Folders of splits, or a table's column `split`, divide it: train is base, val is val, test (with query and gallery)
+    is novel, or val where there is no test. Classes that are in two splits make no episodes of unseen classes: then the
+    test images alone are kept, as novel, and a remark says so.
 
     Args:
-        root: the folder; the class of an image is its first sub-folder.
-        split: a table (CSV) with the columns `class,part` or `path,part`, or JSON `{"base": [classes], …}`; relative to
-            the current folder or else to `root`. Parts are base, val, novel, or train, val, test. What it does not name
-            is left out.
+        root: the folder, or a CSV file with path and label; the class of an image is its first sub-folder, or that
+            below the folder of its split.
+        split: the name of one split, whose images alone become the novel part; or a table (CSV) with the columns
+            `class,part` or `path,part`, or JSON `{"base": [classes], …}`; relative to the current folder or else to
+            `root`. Parts are base, val, novel, or train, val, test. What it does not name is left out.
+
+    Raises:
+        InputError: no image has a class, or there is no such split.
     """
     listing = list_images(root)
-    items = [(record.path, record.label) for record in listing if record.label is not None]
+    records = [record for record in listing if record.label is not None]
+    items = [(record.path, record.label) for record in records if record.label is not None]
     if not items:
         raise InputError(f"{root}: no image in a sub-folder; few-shot data has one folder per class")
-    if split is None:
-        return data_of_files(root.name, root, {"novel": ([p for p, _ in items], [label for _, label in items])})
-    file = Path(split) if Path(split).is_file() else root / split
+    file = None if split is None else Path(split) if Path(split).is_file() else root / split
+    if file is None or (not file.is_file() and split_name(file.name)):
+        by_split = _by_split(listing, records, root)
+        if split is not None or not _SPLIT_OF.keys().isdisjoint(by_split):
+            return data_of_files(root.name, listing.root, _parts(by_split, root, split))
+        return data_of_files(root.name, listing.root, {"novel": ([p for p, _ in items], [label for _, label in items])})
     by_class, by_path = _read_split(file)
     found: dict[str, tuple[list[str], list[str]]] = {part: ([], []) for part in PARTS}
     for path, label in items:
@@ -47,7 +61,60 @@ def folder(root: Path, split: str | None = None) -> FewShotData:
     missing = [name for name in by_class if name not in labels] + [name for name in by_path if name not in paths]
     if missing:
         raise InputError(f"{file}: {len(missing)} of its entries are not in {root}, the first is {missing[0]!r}")
-    return data_of_files(f"{root.name}:{file.stem}", root, found)
+    return data_of_files(f"{root.name}:{file.stem}", listing.root, found)
+
+
+_Items = tuple[list[str], list[str]]
+
+
+def _by_split(listing: Listing, records: Sequence[ImageRecord], root: Path) -> dict[str, _Items]:
+    """Paths and labels by split; under "" those that nothing says it of."""
+    column = split_column([record.columns for record in records], listing.column_names)
+    found: dict[str, _Items] = {}
+    for record in records:
+        paths, labels = found.setdefault(split_of_row(record.columns, column, where=root), ([], []))
+        paths.append(record.path)
+        labels.append(record.label or "")
+    return found
+
+
+def _parts(by_split: Mapping[str, _Items], root: Path, chosen: str | None) -> dict[str, _Items]:
+    """The parts that the splits make; at least one of them is known, or `chosen`."""
+    known = {name: _joined(by_split, name) for name in dict.fromkeys(_SPLIT_OF.values())}
+    there = [name for name, (paths, _) in known.items() if paths]
+    if left := [path for name, (paths, _) in by_split.items() if name not in _SPLIT_OF for path in paths]:
+        remark(f"{root}: {len(left)} images are of no split and are left out, such as {left[0]}")
+    if chosen is not None:
+        wanted = _SPLIT_OF.get(split_name(chosen) or "", "")
+        if wanted not in there:
+            raise InputError(f"{root}: no split {chosen!r}; there are {', '.join(there) or 'none'}")
+        return {"novel": known[wanted]}
+    tested = next(name for name in ("test", "val", "train") if name in there)
+    others = [name for name in there if name != tested]
+    labels = set(known[tested][1])
+    if seen := labels & {label for name in others for label in known[name][1]}:
+        remark(
+            f"{root}: {len(seen)} of the {len(labels)} classes of the split {tested} also occur in "
+            f"{' and '.join(others)}: the novel part is the split {tested} alone, and these are no unseen classes"
+        )
+        return {"novel": known[tested]}
+    remark(f"{root}: the novel part is the split {tested}" + (f", beside {' and '.join(others)}" if others else ""))
+    named = {"train": "base", "val": "val"} | {tested: "novel"}
+    parts = {named[name]: known[name] for name in there}
+    if parts.keys() >= {"base", "val"} and not set(parts["base"][1]).isdisjoint(parts["val"][1]):
+        remark(f"{root}: the classes of train and val overlap, so the part val is left out")
+        del parts["val"]
+    return parts
+
+
+_SPLIT_OF = {"train": "train", "base": "train", "val": "val"} | dict.fromkeys(
+    ("test", "novel", "query", "gallery"), "test"
+)
+
+
+def _joined(by_split: Mapping[str, _Items], name: str) -> _Items:
+    pairs = [own for split, own in by_split.items() if _SPLIT_OF.get(split) == name]
+    return [path for paths, _ in pairs for path in paths], [label for _, labels in pairs for label in labels]
 
 
 def part_of(name: str, where: str) -> str:

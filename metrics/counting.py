@@ -1,25 +1,28 @@
-"""Exact ranks of the right answers in the order (distance, row), without sorting the gallery and in bounded memory.
+"""Exact rankings of a gallery by its vectors, without sorting it and in bounded memory.
 
 A block of queries meets the gallery in one matrix product in double precision. Its rounding is bounded, so an item is
 surely nearer than a right answer, surely not, or among the few that are too close to tell; these alone are compared by
-their exact distances. Counting then gives the rank: no ranking is ever made.
+their exact distances, which hang on the two vectors and on no place in a block: equal vectors tie wherever they stand.
+Counting then gives the measures: no ranking is ever made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..index.search import Distances, SearchSpec, Vectors, distances_to
+from .distances import Distances, SearchSpec, Vectors, distances_to
+from .ranking import RankMeasures, rank_measures
 
-__all__ = ["BLOCK_BYTES", "Pairing", "ranks_of_relevant"]
+__all__ = ["BLOCK_BYTES", "Pairing", "measure_rankings"]
 
 BLOCK_BYTES = 64 << 20
 """Size of a block of distances; one query is the least."""
 _TILE = 4096  # gallery rows that are widened to double precision at a time
+_AT_ONCE = 1 << 18  # right answers that are measured together
 _COUNT_UP_TO = 32  # right answers up to which counting them one by one is cheaper than sorting the row
 
 Rows = NDArray[np.intp]
@@ -48,7 +51,7 @@ class Pairing:
         return others
 
 
-def ranks_of_relevant(
+def measure_rankings(
     queries: Vectors,
     gallery: Vectors,
     pairing: Pairing,
@@ -56,10 +59,10 @@ def ranks_of_relevant(
     spec: SearchSpec,
     block_bytes: int = BLOCK_BYTES,
     progress: Callable[[int, int], None] | None = None,
-) -> Iterator[NDArray[np.int64]]:
-    """The ranks, from 1, of every query's relevant gallery rows, ascending; empty where there are none.
+) -> RankMeasures:
+    """Every measure of every query against all gallery rows but its own image.
 
-    Rank counts all gallery rows but the query's own image. Equal distances are ordered by gallery row.
+    The order of rows, of the gallery or of the queries, and the size of blocks do not change a single bit.
 
     Args:
         queries: (q, d), in `comparable` form.
@@ -71,14 +74,28 @@ def ranks_of_relevant(
     """
     scores = _Scores(queries, gallery, spec)
     size = max(1, block_bytes // (8 * max(1, len(gallery))))
+    found = [rank_measures([], [], [], n_queries=0)]
+    counted: list[tuple[Distances, NDArray[np.int64]]] = []
     for start in range(0, len(queries), size):
-        block = scores.block(start, min(start + size, len(queries)))
-        for row, query in zip(block, range(start, len(queries)), strict=False):
+        stop, pending = min(start + size, len(queries)), 0
+        for query, row in enumerate(scores.block(start, stop), start):
             if pairing.own[query] >= 0:
                 row[pairing.own[query]] = np.inf
-            yield _ranks(row, query, pairing.relevant(query), scores)
+            counted.append(_not_farther(row, query, pairing.relevant(query), scores))
+            pending += len(counted[-1][0])
+            if query == stop - 1 or pending > _AT_ONCE:
+                found.append(_measured(counted))
+                counted, pending = [], 0
         if progress is not None:
-            progress(min(start + size, len(queries)), len(queries))
+            progress(stop, len(queries))
+    return RankMeasures(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def _measured(counted: list[tuple[Distances, NDArray[np.int64]]]) -> RankMeasures:
+    """The measures of some queries from what `_not_farther` says of each."""
+    number = np.repeat(np.arange(len(counted)), [len(distances) for distances, _ in counted])
+    distances, not_farther = (np.concatenate(part) for part in zip(*counted, strict=True))
+    return rank_measures(number, distances, not_farther, n_queries=len(counted))
 
 
 class _Scores:
@@ -129,22 +146,21 @@ def _half_squares(vectors: Vectors) -> Distances:
     return squares
 
 
-def _ranks(row: Distances, query: int, relevant: Rows, scores: _Scores) -> NDArray[np.int64]:
-    """Ranks of the relevant columns of one row of scores, ascending."""
+def _not_farther(row: Distances, query: int, relevant: Rows, scores: _Scores) -> tuple[Distances, NDArray[np.int64]]:
+    """The distances of the relevant columns of one row of scores, ascending, and how many are not farther than each."""
     if not relevant.size:
-        return np.empty(0, np.int64)
-    wanted = np.sort(scores.of(scores.distances(query, relevant)))
+        return np.empty(0), np.empty(0, np.int64)
+    distances = np.sort(scores.distances(query, relevant))
+    wanted = scores.of(distances)
     low, high = wanted - scores.slack[query], wanted + scores.slack[query]
     nearer, not_farther = _count(row, low, high)
     if (not_farther - nearer == 1).all():  # each is alone within its slack
-        return nearer + 1
+        return distances, not_farther
     # those that some right answer cannot be told from: `low` and `high` are sorted alike
     is_close = np.searchsorted(low, row, "right") != np.searchsorted(high, row, "left")
-    close = np.flatnonzero(is_close)
-    order = np.lexsort((close, scores.distances(query, close)))
-    places = np.flatnonzero(np.isin(close[order], relevant, assume_unique=True))
+    close = np.sort(scores.distances(query, np.flatnonzero(is_close)))
     sure, _ = _count(row[~is_close], wanted, wanted)
-    return sure + places + 1
+    return distances, sure + np.searchsorted(close, distances, "right")
 
 
 def _count(row: Distances, low: Distances, high: Distances) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -1,0 +1,219 @@
+"""Which tensor of a file belongs to which of a network's: names differ by what training scripts put around a network.
+
+No list of prefixes is kept. Every beginning of a name whose rest is a name of the network is tried, and the one wins
+with which most tensors fit, by name and shape. Networks that were renamed after their weights were published are
+brought up to date by their own code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .wrapping import plain_name
+
+__all__ = ["Match", "StateDict", "best_match", "common_beginning", "is_beside_the_network", "neck_among"]
+
+_DEEPEST = 12  # parts of a name that are tried as a prefix: a file's names are not trusted
+_COUNTER = "num_batches_tracked"
+_OLD_DENSENET = re.compile(r"\.(norm|conv)\.([12])\.")  # torchvision's files of 2017: norm.1 for norm1
+_BESIDE = re.compile(
+    r"(^|[._])(fc|classifiers?|heads?|bottleneck|bn_?neck|neck|proj\w*|predictor|logits?|aux\w*|loss\w*|criterion\w*|"
+    r"centers?|prox(y|ies)|arcface|cosface|margin|queue\w*|miner|metric\w*|teacher|momentum\w*|ema)([._]|\d|$)",
+    re.IGNORECASE,
+)
+
+
+_NECK = re.compile(r"(^|[._])(bottleneck|bn_?neck|feat_bn)[._]")  # fast-reid's, the strong baseline's, and kin
+
+
+class StateDict(dict[str, Tensor]):
+    """Named tensors of a file.
+
+    Attributes:
+        place: the keys that lead to them in the file; "" at the top.
+        others: further named tensors in the same file.
+        versions: what torch noted about each module's format, if the file says it.
+    """
+
+    place: str = ""
+    others: tuple[StateDict, ...] = ()
+    versions: Mapping[str, Mapping[str, object]] = {}
+
+
+@dataclass(frozen=True)
+class Match:
+    """Tensors of a file by the names of a network.
+
+    Attributes:
+        tensors: what the network takes, by its own names.
+        left: what is left over in the same place, by name without the prefix where it has it.
+        prefix: what the file's names have in front.
+        place: where in the file they lie.
+        rivals: other prefixes, with their place, under which a different network that fits as well lies.
+    """
+
+    tensors: dict[str, Tensor]
+    left: dict[str, Tensor]
+    prefix: str = ""
+    place: str = ""
+    rivals: tuple[str, ...] = ()
+    strays: frozenset[str] = field(default=frozenset())  # of `left`: what lies outside the prefix
+
+
+def best_match(module: nn.Module, state: Mapping[str, Tensor]) -> Match:
+    """The tensors of a file that fit a module, wherever in the file they lie and whatever their names begin with."""
+    expected = module.state_dict()
+    sources = [state, *(state.others if isinstance(state, StateDict) else ())]
+    found = [match for source in sources for match in _matches(module, expected, source)]
+    found.sort(key=lambda match: -_fitting(match, expected))  # stable: the first of equals stays first
+    best, level = found[0], _fitting(found[0], expected)
+    alike = [match for match in found[1:] if level and _fitting(match, expected) == level]
+    rivals = [match for match in alike if not _equal(match.tensors, best.tensors)]
+    names = tuple(dict.fromkeys(f"{m.place}.{m.prefix}".strip(".") or "the top" for m in rivals))
+    prefixes = tuple(match.prefix for match in alike if match.prefix and match.place == best.place)
+    left = {name: t for name, t in best.left.items() if name not in best.strays or not name.startswith(prefixes)}
+    return Match(best.tensors, left, best.prefix, best.place, names, best.strays)
+
+
+def _matches(module: nn.Module, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[Match]:
+    """One match for each prefix with which most names fit; the one without a prefix comes first among equals."""
+    names = _by_plain_name(expected)
+    counts: Counter[str] = Counter({"": 0})
+    for given, tensor in state.items():
+        parts = given.split(".")
+        for depth in range(min(len(parts), _DEEPEST)):
+            name = _known(".".join(parts[depth:]), names)
+            if name is not None:
+                prefix = ".".join(parts[:depth])
+                counts[prefix + "." if prefix else ""] += 1 + (tensor.shape == expected[name].shape)
+    most = max(counts.values())
+    chosen = [prefix for prefix, count in counts.items() if count == most]
+    place = state.place if isinstance(state, StateDict) else ""
+    return [_under(prefix, module, expected, state, place) for prefix in chosen[:4]]
+
+
+def _by_plain_name(expected: Mapping[str, Tensor]) -> dict[str, str]:
+    """The network's names by themselves and without what wrappers add, where that leaves them different."""
+    plain = {plain_name(name): name for name in expected}
+    return {**(plain if len(plain) == len(expected) else {}), **{name: name for name in expected}}
+
+
+def _known(name: str, names: Mapping[str, str]) -> str | None:
+    """The network's name for a name of the file."""
+    for candidate in (name, plain_name(name), _OLD_DENSENET.sub(r".\1\2.", name)):
+        if candidate in names:
+            return names[candidate]
+    return None
+
+
+def _under(
+    prefix: str, module: nn.Module, expected: Mapping[str, Tensor], state: Mapping[str, Tensor], place: str
+) -> Match:
+    inside = {given.removeprefix(prefix): tensor for given, tensor in state.items() if given.startswith(prefix)}
+    tensors, left = _assigned(inside, expected)
+    if left and any(name not in tensors and not name.endswith(_COUNTER) for name in expected):
+        tensors, left = _assigned(_renamed_by_its_own_code(module, inside, state), expected)
+    strays = {given: tensor for given, tensor in state.items() if not given.startswith(prefix)}
+    return Match(tensors, {**left, **strays}, prefix, place, strays=frozenset(strays))
+
+
+def _assigned(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the network takes, by its own names, and what is left."""
+    names = _by_plain_name(expected)
+    taken: dict[str, Tensor] = {}
+    left: dict[str, Tensor] = {}
+    for given, tensor in tensors.items():
+        name = _known(given, names)
+        if name is None:
+            left[plain_name(given)] = tensor
+        elif name not in taken or given == name:
+            taken[name] = tensor
+    return taken, left
+
+
+def _renamed_by_its_own_code(
+    module: nn.Module, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors under the names that modules give them when they load a file of an older release."""
+    renaming = [
+        name
+        for name, part in module.named_modules()
+        if part._load_state_dict_pre_hooks or not _is_of_torch(type(part)._load_from_state_dict)
+    ]
+    renamed = dict(tensors)
+    versions = state.versions if isinstance(state, StateDict) else {}
+    with suppress(AssertionError, KeyError, RuntimeError, TypeError, ValueError):  # a format it does not know
+        empty = deepcopy(module).to("meta") if renaming else module  # whatever is copied there goes nowhere
+        for name in renaming:
+            at = f"{name}." if name else ""
+            empty.get_submodule(name)._load_from_state_dict(renamed, at, versions.get(name, {}), False, [], [], [])
+    return renamed
+
+
+def _is_of_torch(function: Callable[..., object]) -> bool:
+    return function.__module__.startswith("torch.nn.")
+
+
+def _fitting(match: Match, expected: Mapping[str, Tensor]) -> int:
+    return sum(tensor.shape == expected[name].shape for name, tensor in match.tensors.items())
+
+
+def _equal(some: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    names = [name for name in some if not name.endswith(_COUNTER)]
+    return all(name in other and _same_values(some[name], other[name]) for name in names)
+
+
+def _same_values(one: Tensor, other: Tensor) -> bool:
+    """Compared only where both hold as many numbers as they claim."""
+    if one is other:
+        return True
+    is_honest = all(
+        t.layout == torch.strided and t.untyped_storage().nbytes() >= t.numel() * t.element_size() for t in (one, other)
+    )
+    return is_honest and one.shape == other.shape and bool(torch.equal(one, other))
+
+
+def is_beside_the_network(name: str, expected: Collection[str]) -> bool:
+    """Whether a left-over tensor looks like a head, a loss or a training aid: it is in no part of the network."""
+    first = name.partition(".")[0]
+    is_part = any(own.partition(".")[0] == first for own in expected)
+    return not is_part and _BESIDE.search(name) is not None
+
+
+def neck_among(left: Mapping[str, Tensor]) -> str:
+    """What the names of the one complete batch-norm neck among left-over tensors begin with; "" if there is none.
+
+    >>> neck_among({f"bottleneck.0.{n}": torch.ones(4) for n in ("weight", "bias", "running_mean", "running_var")})
+    'bottleneck.0.'
+    """
+    statistics = ("weight", "bias", "running_mean", "running_var")
+    places = [name.removesuffix("running_mean") for name in left if name.endswith(".running_mean")]
+    necks = [
+        place
+        for place in places
+        if _NECK.search(place)
+        and all(f"{place}{name}" in left and left[f"{place}{name}"].ndim == 1 for name in statistics)
+    ]
+    return necks[0] if len(necks) == 1 else ""
+
+
+def common_beginning(names: Collection[str]) -> str:
+    """The parts that all names of a file begin with, with the dot behind them.
+
+    >>> common_beginning(["model.net.fc.weight", "model.net.conv.bias"])
+    'model.net.'
+    """
+    split = [name.split(".")[:-1] for name in names]
+    shortest = min(split, key=len, default=[])
+    depth = next((i for i, part in enumerate(shortest) if any(s[i] != part for s in split)), len(shortest))
+    return "".join(f"{part}." for part in shortest[:depth])

@@ -1,0 +1,240 @@
+r"""Files joined with other files by name: labels, boxes and masks with the images they belong to.
+
+There is one rule and one report. A name fits if it is the same, or the same but for what computers write differently:
+`\` for `/` (Windows), é as one sign or as two (macOS), `./`, blanks around it. Upper and lower case, another suffix or
+another folder do not fit, for that would be a guess; but they are named as the likely cause. What fits on neither side
+is counted, shown with an example, and remarked on, or refused where the caller is strict.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Generic, TypeVar
+from unicodedata import normalize
+
+from ..errors import InputError
+from ..remarks import remark
+
+__all__ = ["Fit", "Join", "Names", "beside", "likely_cause", "plain", "spelled"]
+
+V = TypeVar("V")
+_SAMPLE = 500  # images without a counterpart that are looked at for likely causes
+
+
+def plain(name: str) -> str:
+    r"""A name as it is compared when it does not fit as it stands: composed signs, forward slashes, no blanks around.
+
+    >>> plain(" ./a\\b.jpg ")
+    'a/b.jpg'
+    """
+    return os.path.normpath(normalize("NFC", name).replace("\\", "/").strip())
+
+
+def is_plain(name: str) -> bool:
+    """True if a name, whose path is normal, can only fit as it stands."""
+    return name.isascii() and "\\" not in name and name == name.strip()
+
+
+def spelled(root: Path, path: str) -> str:
+    r"""A path under a folder as the disk has it: with `\` as a separator, and accents composed or not.
+
+    A file of exactly that name comes first. What is nowhere stays as it was written; nothing is looked up where there
+    is only one way to read a path.
+    """
+    if is_plain(path) or os.path.lexists(root / path):
+        return path
+    for form in dict.fromkeys((path.strip(), path.replace("\\", "/"), path.replace("\\", "/").strip())):
+        place = root
+        for part in PurePosixPath(form).parts:
+            forms = (part, normalize("NFC", part), normalize("NFD", part))
+            found = next((each for each in forms if os.path.lexists(place / each)), None)
+            if found is None:
+                break
+            place = place / found
+        else:
+            return os.fspath(place) if PurePosixPath(form).is_absolute() else os.path.relpath(place, root)
+    return path.strip()
+
+
+def beside(folder: Path, path: str | os.PathLike[str], suffix: str = ".png") -> Path:
+    """Where the counterpart of an image is expected: `cat/1.jpg` has `FOLDER/cat/1.png`.
+
+    Of an image outside of its listing's root the name alone counts: `FOLDER/1.png`.
+    """
+    own = Path(path)
+    is_outside = own.is_absolute() or ".." in own.parts
+    name = os.fspath((Path(own.name) if is_outside else own).with_suffix(suffix))
+    return folder / spelled(folder, name)
+
+
+class Names(Generic[V], Mapping[str, V]):
+    """What is known about files by their names.
+
+    Args:
+        items: by name, as the source writes it.
+    """
+
+    def __init__(self, items: Mapping[str, V]) -> None:
+        self._items = items
+        self._loose = {form: name for name in items if (form := plain(name)) != name}
+        self.has_absolute = any(name.startswith("/") for name in items)
+
+    def __getitem__(self, name: str) -> V:
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def key(self, *candidates: str) -> str | None:
+        """The name that fits one of those an image goes by: as it stands first, then as `plain` reads it."""
+        for name in candidates:
+            if name in self._items:
+                return name
+        if not self._loose and all(map(is_plain, candidates)):
+            return None
+        for form in map(plain, candidates):
+            if form in self._loose:
+                return self._loose[form]
+            if form in self._items:
+                return form
+        return None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How two sides fit.
+
+    Attributes:
+        images: how many there are.
+        fitting: how many of them have a counterpart.
+        image: one that has none.
+        lines: how many there are on the other side.
+        unused: how many of them fit no image.
+        line: one of these.
+        cause: what probably keeps them apart.
+    """
+
+    images: int
+    fitting: int
+    lines: int
+    unused: int
+    image: str | None = None
+    line: str | None = None
+    cause: str = ""
+
+    def tell(
+        self, *, what: str, lines: str, images: str = "images", strict: bool = False, is_needed: bool = True
+    ) -> None:
+        """Say what does not fit.
+
+        Args:
+            what: that an image may have, with its article: "a label".
+            lines: what the other side consists of and where: "lines of labels.csv".
+            images: what the one side consists of.
+            strict: refuse what does not fit at all.
+            is_needed: refuse a join in which nothing fits.
+
+        Raises:
+            InputError: nothing fits; or, with `strict`, something does not.
+        """
+        if self.fitting == self.images and not self.unused:
+            return
+        lacking = f" ({self.image} has none)" if self.image is not None else ""
+        parts = [f"{self.fitting:,} of {self.images:,} {images} have {what}{lacking}"]
+        if self.unused:
+            parts.append(f"{self.unused:,} of {self.lines:,} {lines} fit no image, such as {self.line}")
+        message = "; ".join([*parts, *([self.cause] if self.cause else [])])
+        if not self.fitting and is_needed:
+            raise InputError(message)
+        remark(message, strict=strict, stacklevel=5)
+
+
+class Join:
+    """Counts which images find a counterpart while they pass."""
+
+    def __init__(self) -> None:
+        self.images = self.fitting = 0
+        self._used: set[str] = set()
+        self._lacking: dict[str, str] = {}  # image by the name that it wants on the other side
+
+    def add(self, image: str, key: str | None, *, wanted: str | None = None, is_empty: bool = False) -> None:
+        """One image.
+
+        Args:
+            image: what it is called.
+            key: the name on the other side that fits it, if any.
+            wanted: the name that would fit, if it is not the image's.
+            is_empty: the other side has nothing to say under that name.
+        """
+        self.images += 1
+        if key is not None:
+            self._used.add(key)
+        if key is not None and not is_empty:
+            self.fitting += 1
+        elif len(self._lacking) < _SAMPLE:
+            self._lacking[wanted or image] = image
+
+    def fit(
+        self, names: Iterable[str], *, shown: Callable[[str], str] = str, is_there: Callable[[str], bool] | None = None
+    ) -> Fit:
+        """The report.
+
+        Args:
+            names: all of the other side.
+            shown: how a message writes one.
+            is_there: whether a name is that of a file which is no image of this side. Where every image has found its
+                counterpart, such names are not missed: the other side speaks of more images than were asked about.
+        """
+        listed = list(names)
+        unused = [name for name in listed if name not in self._used]
+        if self.fitting == self.images and is_there is not None:
+            unused = [name for name in unused if not is_there(name)]
+        pair = likely_cause(unused, list(self._lacking), shown=shown)
+        line, wanted, cause = pair or (next(iter(unused), None), next(iter(self._lacking), None), "")
+        return Fit(
+            images=self.images,
+            fitting=self.fitting,
+            lines=len(listed),
+            unused=len(unused),
+            image=None if wanted is None else self._lacking[wanted],
+            line=None if line is None else shown(line),
+            cause=cause,
+        )
+
+
+def likely_cause(
+    lines: Iterable[str], images: Sequence[str], *, shown: Callable[[str], str] = str
+) -> tuple[str, str, str] | None:
+    """A name of one side, the one of the other that it probably means, and what keeps them apart; None if nothing does.
+
+    >>> likely_cause(["b/1.JPG"], ["a/2.jpg", "b/1.jpg"])[2]
+    'b/1.JPG and b/1.jpg differ in upper and lower case'
+    """
+    kinds: tuple[tuple[str, Callable[[str], str]], ...] = (
+        ("differ in upper and lower case", str.casefold),
+        ("differ in the suffix", lambda name: os.path.splitext(name)[0].casefold()),  # noqa: PTH122  (plain text)
+    )
+    tables = [(why, key, {key(plain(image)): image for image in reversed(images)}) for why, key in kinds]
+    by_name: dict[str, list[str]] = {}
+    for image in images:
+        by_name.setdefault(plain(image).rpartition("/")[2].casefold(), []).append(image)
+    for line in lines:
+        form = plain(line)
+        for why, key, table in tables:
+            if (image := table.get(key(form))) is not None:
+                return line, image, f"{shown(line)} and {image} {why}"
+        for image in by_name.get(form.rpartition("/")[2].casefold(), ()):
+            if _ends_like(form, plain(image)):
+                return line, image, f"{shown(line)} and {image} count from different folders"
+    return None
+
+
+def _ends_like(first: str, second: str) -> bool:
+    shorter, longer = sorted((first.casefold(), second.casefold()), key=len)
+    return longer.endswith("/" + shorter.lstrip("/"))

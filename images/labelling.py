@@ -1,0 +1,157 @@
+"""What a listing's labels and columns leave open: images without a label, placeholders, boxes that nobody cuts out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from ..errors import InputError
+from ..remarks import remark
+from .tables import LABEL_NAMES, header_of, look_alike
+
+__all__ = [
+    "BOX_COLUMNS",
+    "Tally",
+    "box_columns",
+    "is_placeholder",
+    "remark_on_placeholders",
+    "require_labels",
+    "uncut_boxes",
+]
+
+# fmt: off
+_PLACEHOLDERS = frozenset({
+    "unknown", "unk", "unkn", "nan", "none", "null", "nil", "na", "n/a", "#n/a", "nat", "undefined", "undetermined",
+    "unidentified", "unid", "notidentified", "unlabeled", "unlabelled", "notlabeled", "nolabel", "tbd", "todo",
+    "missing", "empty", "noid", "noname", "unnamed", "newindividual", "notavailable", "notapplicable",
+    "?", "??", "???", "-", "--", "-1",
+})
+# fmt: on
+BOX_COLUMNS = (
+    ("x1", "y1", "x2", "y2"),
+    ("x_1", "y_1", "x_2", "y_2"),
+    ("xmin", "ymin", "xmax", "ymax"),
+    ("x_min", "y_min", "x_max", "y_max"),
+    ("left", "top", "right", "bottom"),
+    ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"),
+    ("x", "y", "w", "h"),
+    ("x", "y", "width", "height"),
+    ("bbox_x", "bbox_y", "bbox_w", "bbox_h"),
+    ("bbox_x", "bbox_y", "bbox_width", "bbox_height"),
+    ("bbox",),
+    ("box",),
+    ("bounding_box",),
+)
+"""How tables call the columns of a box: its edges, or a corner with width and height, or all in one cell."""
+
+
+@lru_cache(maxsize=4096)
+def is_placeholder(name: str) -> bool:
+    """True if a name stands for "nobody knows" rather than for a class or an individual.
+
+    >>> is_placeholder("Unknown"), is_placeholder("N/A "), is_placeholder("nanette"), is_placeholder("0")
+    (True, True, False, False)
+    """
+    text = name.strip().lower()
+    return not text or text in _PLACEHOLDERS or re.sub(r"[\s_-]", "", text) in _PLACEHOLDERS - {"1"}
+
+
+def remark_on_placeholders(counts: Mapping[str, int], where: str, *, what: str = "class", strict: bool = False) -> None:
+    """Say which labels look like placeholders, and of how many images: as labels they make one class of all of these.
+
+    Args:
+        counts: images by label.
+        where: the table or folder.
+        what: a label stands for.
+        strict: refuse.
+    """
+    found = {name: number for name, number in counts.items() if is_placeholder(name)}
+    if found:
+        listed = ", ".join(f"{name!r} ({number:,} images)" for name, number in list(found.items())[:3])
+        remark(
+            f"{where}: {listed} looks like a placeholder rather than a {what}; its images count as one {what}",
+            strict=strict,
+            stacklevel=5,
+        )
+
+
+def box_columns(names: Iterable[str]) -> tuple[str, ...]:
+    """The columns that hold a box, as they are written; empty if there are none.
+
+    >>> box_columns(["split", "X1", "y1", "x2", "y2"])
+    ('X1', 'y1', 'x2', 'y2')
+    """
+    known = {name.lower(): name for name in names}
+    return next((tuple(known[each] for each in quad) for quad in BOX_COLUMNS if all(e in known for e in quad)), ())
+
+
+def uncut_boxes(count: int, columns: Sequence[str]) -> str:
+    """What to say of boxes that stand in a table's columns and are not used as crops."""
+    return (
+        f"the boxes of {count:,} images (columns {', '.join(columns)}) are kept as columns and NOT cut out: "
+        "whole images are used; cut them out beforehand if the boxes are meant"
+    )
+
+
+def require_labels(table: Path, bare: Sequence[str], *, count: int) -> None:
+    """Refuse a table that says of some of its `count` images, `bare`, no label.
+
+    Raises:
+        InputError: it has no column `label`, and which one looks like it; or how many cells are empty.
+    """
+    if not bare:
+        return
+    names = header_of(table)
+    if "label" not in names:
+        similar = look_alike(names, LABEL_NAMES)
+        hint = "" if similar is None else f"; rename {similar!r}, if that is it"
+        raise InputError(f"{table}: expected a column 'label'; got {', '.join(map(repr, names))}{hint}")
+    raise InputError(
+        f"{table}: expected a label for every image; {len(bare):,} of {count:,} have none, such as {bare[0]}"
+    )
+
+
+class Tally:
+    """Counts what is said of images while they pass."""
+
+    def __init__(self, column_names: Iterable[str] = ()) -> None:
+        self.count = self.labelled = self.boxed = 0
+        self.placeholders: Counter[str] = Counter()
+        self.columns = tuple(column_names)
+        self._boxes = box_columns(self.columns)
+        self.unlabelled: str | None = None
+
+    def add(self, path: str, label: str | None, columns: Mapping[str, str]) -> None:
+        """One image."""
+        self.count += 1
+        if label is None:
+            self.unlabelled = self.unlabelled or path
+        else:
+            self.labelled += 1
+            if is_placeholder(label):
+                self.placeholders[label] += 1
+        if self._boxes:
+            self.boxed += all(columns.get(name) for name in self._boxes)
+
+    def tell_boxes(self, *, strict: bool = False) -> None:
+        """Say how many boxes are not cut out."""
+        if self.boxed:
+            remark(uncut_boxes(self.boxed, self._boxes), strict=strict, stacklevel=5)
+
+    def tell_labels(self, table: str, *, has_column: bool, strict: bool = False) -> None:
+        """Say how many lines of a table have no label; of a table without any, which column looks like one."""
+        similar = None if has_column or "labels" in self.columns else look_alike(self.columns, LABEL_NAMES)
+        if has_column and self.count != self.labelled:
+            lacking = self.count - self.labelled
+            message = f"{lacking:,} of {self.count:,} images in {table} have no label, such as {self.unlabelled}"
+        elif similar is not None:
+            message = (
+                f"none of the {self.count:,} images in {table} has a label: it has no column 'label'; "
+                f"{similar!r} looks like one, rename it if it is"
+            )
+        else:
+            return
+        remark(message, strict=strict, stacklevel=5)

@@ -1,0 +1,262 @@
+"""Tables as people save them: CSV with any usual separator and encoding, read line by line.
+
+Excel's "CSV" is separated by semicolons in half of the world, begins with `sep=;` now and then, and is UTF-16 or
+Windows-1252 where somebody chose so. What a file is in is looked at, not asked for, and anything but commas in UTF-8 is
+remarked on, since it was assumed.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from itertools import chain
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from ..errors import InputError
+from ..remarks import remark
+
+__all__ = [
+    "LABEL_NAMES",
+    "PATH_NAMES",
+    "TABLE_SUFFIXES",
+    "TableFormat",
+    "header_of",
+    "look_alike",
+    "rows_of",
+    "text_of",
+]
+
+TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
+PATH_NAMES = (
+    *("path", "paths", "filename", "file", "filepath", "image", "images", "imagepath", "imagename", "imagefile"),
+    *("img", "imgpath", "imgname", "imageid", "photo", "picture", "src", "url", "relpath", "fullpath"),
+)
+"""What columns of files are called elsewhere, in small letters without marks."""
+LABEL_NAMES = (
+    *("label", "class", "classname", "classlabel", "classid", "category", "categoryname", "categoryid", "identity"),
+    *("target", "species", "name", "individual", "individualid", "product", "productid", "sku", "breed", "pid"),
+    *("labelname", "labelid", "lbl", "cls", "y", "tag", "genus", "superclass", "itemid", "truth", "groundtruth"),
+)
+"""What columns of classes are called elsewhere, likewise; the likeliest first."""
+
+_SEPARATORS = ",;\t|"
+_MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_NAMES = {"cp1252": "Windows-1252", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16"}
+
+
+class TableFormat(NamedTuple):
+    """How a table is written.
+
+    Attributes:
+        encoding: as Python calls it.
+        separator: between cells.
+        skipped: lines before the header, 1 where the file begins with `sep=;`.
+    """
+
+    encoding: str
+    separator: str
+    skipped: int = 0
+
+    @classmethod
+    def of(cls, table: Path) -> TableFormat:
+        """What a file looks like.
+
+        Raises:
+            InputError: it cannot be read, or is no text.
+        """
+        encoding = _encoding(table)
+        with _opened(table, encoding) as file:
+            first = next(iter(file), "")
+            if given := re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE):
+                return cls(encoding, given[1], 1)
+        return cls(encoding, _separator(first))
+
+    def remark_on(self, table: Path) -> None:
+        """Say what was assumed, unless it is commas in UTF-8."""
+        assumed = []
+        if self.encoding not in ("utf-8", "utf-8-sig"):
+            assumed.append(f"as {_NAMES.get(self.encoding, self.encoding.upper())}")
+        if self.separator != ",":
+            assumed.append(f"with {self.separator!r} between its cells")
+        if assumed:
+            remark(f"{table.name} is read {' and '.join(assumed)}", stacklevel=4)
+
+
+def rows_of(
+    table: Path,
+    *,
+    needed: Sequence[str] = ("path",),
+    form: TableFormat | None = None,
+    passed_over: list[str] | None = None,
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells by column of every line that is not blank; blanks around names and cells are dropped.
+
+    Blanks around a path stay: a file may be called so.
+
+    Args:
+        table: a CSV file with a header.
+        needed: columns that must be there, `path` among them.
+        form: how it is written, where that is known already; else it is looked at, and remarked on.
+        passed_over: takes what is wrong with each malformed line, which then is no error.
+
+    Raises:
+        InputError: the table cannot be read, lacks a column, or has a malformed line; the message names it.
+    """
+    if form is None:
+        form = TableFormat.of(table)
+        form.remark_on(table)
+    line = 1 + form.skipped
+    try:
+        with _opened(table, form.encoding) as file:
+            for _ in range(form.skipped):
+                next(file)
+            reader = _reader(file, form.separator)
+            header = _header(next(reader, []))
+            _check_header(header, table, needed)
+            for cells in reader:
+                line = reader.line_num + form.skipped
+                if not any(cell.strip() for cell in cells):
+                    continue
+                try:
+                    row = _row(header, cells, f"{table} line {line}")
+                except InputError as error:
+                    if passed_over is None:
+                        raise
+                    passed_over.append(str(error))
+                else:
+                    yield line, row
+    except UnicodeDecodeError as error:
+        raise InputError(f"{table}: expected UTF-8; save the table with that encoding ({error.reason})") from None
+    except csv.Error as error:
+        raise InputError(f"{table} line {line + 1} or after: expected comma-separated values; {error}") from None
+    except OSError as error:
+        raise InputError(f"{table}: cannot be read: {error.strerror}") from error
+
+
+def header_of(table: Path) -> tuple[str, ...]:
+    """The names of a table's columns, without blanks around them; empty if the file is.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    form = TableFormat.of(table)
+    with _opened(table, form.encoding) as file:
+        lines = iter(file)
+        for _ in range(form.skipped):
+            next(lines)
+        return tuple(_header(next(_reader(lines, form.separator), [])))
+
+
+def text_of(file: Path) -> str:
+    """The whole text of a small file in whatever usual encoding it has; anything but UTF-8 is remarked on.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    encoding = _encoding(file)
+    TableFormat(encoding, ",").remark_on(file)
+    with _opened(file, encoding) as stream:
+        return stream.read()
+
+
+def look_alike(names: Iterable[str], wanted: Sequence[str]) -> str | None:
+    """The column that is likeliest what `PATH_NAMES` or `LABEL_NAMES` mean, whatever its case and marks.
+
+    >>> look_alike(["id", "Class Name"], LABEL_NAMES)
+    'Class Name'
+    """
+    known = {re.sub(r"[\W_]", "", name).lower(): name for name in reversed(list(names))}
+    return next((known[one] for one in wanted if one in known), None)
+
+
+# --- behind the scenes ------------------------------------------------------------------------------------------------
+
+
+def _opened(table: Path, encoding: str) -> IO[str]:
+    try:
+        return table.open(encoding=encoding, newline="")
+    except OSError as error:
+        raise InputError(f"{table}: cannot be read: {error.strerror}") from error
+
+
+def _encoding(table: Path) -> str:
+    """UTF-8 if all of the file is, else what its first bytes say, else Windows-1252."""
+    try:
+        with table.open("rb") as file:
+            head = file.read(4096)
+            for mark, name in _MARKS:
+                if head.startswith(mark):
+                    return name
+            for name, zeros in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
+                if zeros and zeros.count(0) > len(zeros) / 2:
+                    return name
+            decoder = codecs.getincrementaldecoder("utf-8")()
+            for chunk in chain([head], iter(lambda: file.read(1 << 20), b"")):
+                decoder.decode(chunk)
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return "cp1252"
+    except OSError as error:
+        raise InputError(f"{table}: cannot be read: {error.strerror}") from error
+    return "utf-8"
+
+
+def _reader(lines: Iterable[str], separator: str) -> csv._reader:
+    return csv.reader(lines, strict=True, skipinitialspace=separator != "\t", delimiter=separator)
+
+
+def _separator(header: str) -> str:
+    """The one that gives a column `path`, else the one that gives most columns; commas where it makes no difference."""
+
+    def worth(separator: str) -> tuple[bool, int]:
+        try:
+            names = next(_reader([header], separator), [])
+        except csv.Error:
+            return False, 0
+        return look_alike(names, PATH_NAMES) is not None, len(names)
+
+    return max(_SEPARATORS, key=worth)
+
+
+def _header(cells: Sequence[str]) -> list[str]:
+    """Names without blanks; Excel leaves empty ones at the end."""
+    names = [cell.strip().strip("\ufeff\u200b").strip() for cell in cells]
+    while names and not names[-1]:
+        names.pop()
+    return names
+
+
+def _row(header: Sequence[str], cells: Sequence[str], where: str) -> dict[str, str]:
+    extra = cells[len(header) :]
+    if len(cells) < len(header) or any(cell.strip() for cell in extra):
+        raise InputError(f"{where}: expected {len(header)} cells; got {len(cells)}")
+    row = {name: cell if name == "path" else cell.strip() for name, cell in zip(header, cells, strict=False)}
+    if not row["path"].strip():
+        raise InputError(f"{where}: expected a path; got an empty cell")
+    return row
+
+
+def _check_header(header: Sequence[str], table: Path, needed: Sequence[str]) -> None:
+    for name in needed:
+        if name not in header:
+            got = ", ".join(map(repr, header)) or "an empty line"
+            raise InputError(f"{table} line 1: expected a column {name!r}; got {got}{_hint(name, header)}")
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise InputError(f"{table} line 1: expected every column once; got {twice!r} twice")
+
+
+def _hint(name: str, header: Sequence[str]) -> str:
+    usual = {"path": PATH_NAMES, "label": LABEL_NAMES}.get(name, ())
+    nearest = look_alike(header, usual) or next(iter(get_close_matches(name, header, n=1, cutoff=0.5)), None)
+    return f"; rename {nearest!r}, if that is it" if nearest else ""

@@ -1,0 +1,1 @@
+"""Measures that every task shares: distances, rankings, intervals."""
