@@ -255,8 +255,10 @@ def calibrate(
     opened = Gallery.open(gallery)
     options: dict[str, Any] = {"false_alarm_rate": false_alarms, "exclude_same": exclude_same, "seed": seed}
     if queries is not None:
-        options |= _probes(opened, queries, labels=labels, column=exclude_same, encoder=encoder, device=device)
-    rejection = opened.calibrate(**options)
+        with progress_bar("encoding queries"):
+            options |= _probes(opened, queries, labels=labels, column=exclude_same, encoder=encoder, device=device)
+    with progress_bar("calibrating"):
+        rejection = opened.calibrate(**options)
     if as_json:
         print_json(asdict(rejection))
         return

@@ -150,7 +150,7 @@ ALWAYS = {
     "segment infer": "folder scales flip base layout show device as_json",
     "segment evaluate": "layout masks names as_json",
     "localize": "boxes references encoder weights reference methods labels masks reference_masks layer fit image_size "
-    "metric batch_size device seed out_file as_json",
+    "metric batch_size device seed out_file strict as_json",
     "train": "variant changes device dry_run as_json",
     "serve": "host port writable allow_host max_batch window_ms concurrency client_concurrency rate max_upload_mb "
     "encoder root device threads access_log open_page",
