@@ -15,8 +15,9 @@ from .checks import require_images, require_model
 from .command import Commands, refuse_unused
 from .console import out, print_json, progress_bar, say
 from .options import AsJson
+from .recipes import ListRecipes, RecipePath, Template, find_recipe
 from .segment_inputs import Layout, inference_settings, is_model, mask_pairs, open_data, open_model
-from .task_train import Changes, OutFolder, RecipePath, Resume, Seeds, Variant
+from .task_train import Changes, OutFolder, Resume, Seeds, Variant
 from .train import chosen_seeds, chosen_variants, comparison_table, resumable_runs
 
 if TYPE_CHECKING:
@@ -66,9 +67,12 @@ def train(
     seeds: Seeds = None,
     changes: Changes = None,
     resume: Resume = False,
+    _list: ListRecipes = False,
+    _template: Template = False,
     as_json: AsJson = False,
 ) -> None:
     """Train as a recipe says: class maps (CAM, CPN, SEAM), or all the way to a segmentation network."""
+    recipe = find_recipe(recipe)
     from ..training.recipe import RecipeFile
     from ..training.runs import compare_runs
 
