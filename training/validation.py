@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import normalize
 
 from ..encoders import Encoder, Encoding
 from ..encoders.encoder import evaluating
@@ -25,6 +25,7 @@ from ..metrics.counting import Pairing, measure_rankings
 from ..metrics.distances import SearchSpec
 from ..metrics.ranking import RankMeasures
 from .data import TrainingSet
+from .labels import is_right
 from .options import check_name
 from .step import HasClassWeights
 
@@ -189,10 +190,7 @@ class _Measured:
         assert self._classifier is not None
         device = self._classifier.class_weights().device
         logits = self._classifier.logits(self._embeddings.to(device)).cpu()
-        labels = self._data.labels
-        is_shown = labels.bool() if self._data.is_multi_label else one_hot(labels, logits.shape[1]).bool()
-        best_shown, best_other = (logits.where(some, -torch.inf).amax(1) for some in (is_shown, ~is_shown))
-        return float((best_shown > best_other).float().mean())
+        return float(is_right(logits, self._data.labels).float().mean())
 
     @cached_property
     def _ranked(self) -> RankMeasures:
