@@ -6,13 +6,12 @@ import csv
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..errors import InputError, MissingExtraError
+from ..errors import InputError
 from .labelling import box_columns, remark_on_placeholders, require_labels, uncut_boxes
 from .listing import ImageRecord, _listed
 from .splits import flag, split_column, split_name, split_of_row
@@ -208,15 +207,10 @@ def _car(path: str, number: int, names: Sequence[str], file: Path) -> tuple[str,
 
 def _mat(file: Path, name: str) -> Any:
     """A variable of a MATLAB file, as an array of one axis."""
+    from scipy.io import loadmat  # a third of a second, which most layouts can do without
+
     try:
-        scipy_io = import_module("scipy.io")
-    except ImportError:
-        raise MissingExtraError(
-            f"{file}: reading MATLAB files needs SciPy: pip install scipy; or use the copy with anno_train.csv, "
-            "anno_test.csv and names.csv"
-        ) from None
-    try:
-        return np.atleast_1d(scipy_io.loadmat(file, squeeze_me=True, variable_names=[name])[name])
+        return np.atleast_1d(loadmat(file, squeeze_me=True, variable_names=[name])[name])
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
         raise InputError(f"{file}: expected a MATLAB file with {name!r}; {error}") from error
 

@@ -161,7 +161,7 @@ def read_cuhk03(root: Path, *, boxes: str = "detected") -> ReidData:
 
 def _cuhk03_table(table: Path) -> tuple[list[str], Any, Any, dict[str, Any]]:
     """File names, identities, cameras, and the indices (from 0) of each split."""
-    from scipy.io import loadmat  # type: ignore[import-untyped]  # comes with pytorch-metric-learning
+    from scipy.io import loadmat
 
     try:
         values = loadmat(table)
