@@ -106,7 +106,9 @@ def main() -> None:
     if options.side:
         print(json.dumps(measure(options.side, options.n, options.classes, options.d)))
         return
-    print(describe_machine("numpy", "faiss-gpu", "pytorch-metric-learning", "torch"))
+    from distcam.index.faiss_install import installed
+
+    print(describe_machine("numpy", *installed(), "pytorch-metric-learning", "torch"))
     print(f"{options.d} dimensions; peak memory beyond the vectors\n")
     print("| vectors | side | wall s | CPU s | MiB | scores in % |\n|---:|---|---:|---:|---:|---|")
     sides = list(SIDES)

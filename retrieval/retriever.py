@@ -17,6 +17,7 @@ from ..errors import GalleryError, InputError
 from ..explain.regions import Region, coverage, pool_region, region_weights
 from ..images import Box
 from ..index import Gallery
+from ..index.faiss_install import note_search_on_cpu
 from ..index.rejection import Rejection
 from ..index.search import Hits, SearchSpec, comparable, distances_to
 from .masking import stored_weights
@@ -69,6 +70,8 @@ class Retriever:
             precision = self.gallery.manifest.encoder.precision or "auto"
         self.inference: Encodes = inference or Inference(self.encoder, device=device, precision=precision)
         self._given = (encoder, device, precision, inference is not None)
+        if inference is None and self.gallery.manifest.backend is None:
+            note_search_on_cpu(device)
         self._kept_prototypes: tuple[tuple[str, int], _Prototypes] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
