@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ..errors import InputError
 from ..remarks import DistcamWarning
+from .checks import require_encoder
 from .command import option_names
 
 if TYPE_CHECKING:
@@ -94,18 +95,10 @@ def load_encoder(
     name: str, weights: str | None, *, fit: FitName | None = None, size: int | None = None, layer: str | None = None
 ) -> Encoder:
     """The encoder that the options name; an architecture without `--weights` is an error that lists the choices."""
+    require_encoder(name, weights, layer)
     from ..encoders import Encoder
 
-    if name.endswith(".safetensors"):
-        if weights is not None or layer is not None:
-            raise InputError(
-                f"{name} is a checkpoint and brings its own weights and layer; leave --weights and --layer out"
-            )
-        encoder = Encoder.load(name)
-    elif weights is None:
-        raise InputError(f"{name} needs --weights: a FILE, `imagenet` (downloads them), or `random` (for trials)")
-    else:
-        encoder = Encoder.load(name, weights=weights, layer=layer)
+    encoder = Encoder.load(name) if weights is None else Encoder.load(name, weights=weights, layer=layer)
     encoder.transform = encoder.transform.adapted(size=size, fit=fit)
     return encoder
 

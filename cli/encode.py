@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .checks import require_encoder, require_images
 from .console import load_encoder, print_json, progress_bar, resumable, say
 from .index import report_skipped
 from .options import (
@@ -46,6 +47,8 @@ def encode(
     as_json: AsJson = False,
 ) -> None:
     """Encode images into one HDF5 file: embeddings, pooled vectors, paths, labels and content hashes."""
+    require_encoder(encoder, weights, layer)
+    require_images([images])
     from ..index import encode_to_file
 
     with resumable(), progress_bar("encoding") as progress:

@@ -11,6 +11,7 @@ import typer
 
 from ..errors import InputError
 from ..files import write_text
+from .checks import require_encoder
 from .command import refuse_unused
 from .console import err, load_encoder, print_json, progress_bar, resumable, say
 from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Weights, Workers
@@ -77,8 +78,6 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate an encoder on retrieval; every number comes with its error and its protocol."""
-    from ..retrieval import EncodingSettings
-
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError(f"--out {out}: there is no such folder")
     chosen: dict[str, Any] = {"clusters": nmi, "seed": seed}
@@ -101,6 +100,9 @@ def evaluate(
             name = _encoder_of(searched) if searched is not None and encoder is None else encoder
             if name is None:
                 raise InputError("say what to evaluate: --encoder NAME --weights FILE, or --encoder CHECKPOINT")
+            require_encoder(name, weights, layer)
+            from ..retrieval import EncodingSettings
+
             loaded = load_encoder(name, weights, fit=fit, size=image_size, layer=layer)
             settings = EncodingSettings(batch_size, workers, device, precision, strict)
             result = _evaluate_images(images, loaded, searched, cache=cache, settings=settings, chosen=chosen)

@@ -11,9 +11,10 @@ import typer
 
 from ..errors import InputError
 from ..files import replacing
+from .checks import require_encoder, require_file, require_images
 from .command import refuse_unused
 from .console import err, out, print_json, say
-from .explain_subjects import TARGETS, Asked, Subject, encoder_subject, network_subject
+from .explain_subjects import TARGETS, Asked, Subject, encoder_subject, network_subject, require_sources
 from .options import AsJson, Fit, ImageSize, Metric
 from .places import option_values
 
@@ -78,8 +79,6 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show which part of each picture speaks for a class, for a set of pixels, or for a match."""
-    from ..explain import Look
-
     if out_file is not None and out_file.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out writes .png, .jpg, .html or .npz, not {out_file.name}")
     if out_file is None or out_file.suffix.lower() == ".npz":
@@ -87,16 +86,27 @@ def explain(
     if style != "overlay" and colours != "blue-orange":
         refuse_unused(f"by the style {style}, which draws lines", "colours")
     asked = Asked.parse(target)
-    subject: Subject
-    if asked.kind in ("class", "segment"):
+    of_network = asked.kind in ("class", "segment")
+    if of_network:
         refuse_unused(f"by the target {asked.kind}", "gallery", "metric")
-        subject = network_subject(asked, encoder, weights, classes, fit=fit, size=image_size)
     else:
         refuse_unused(f"by the target {asked.kind}", "classes")
-        if encoder is None:
-            refuse_unused("by the encoder that a gallery brings", "weights", "fit", "image_size")
+        require_sources(asked, encoder, gallery)
+    if encoder is None:
+        refuse_unused("by the encoder that a gallery brings", "weights", "fit", "image_size")
+    elif not of_network or (weights is not None and not encoder.endswith(".safetensors")):
+        require_encoder(encoder, weights)
+    require_images([*images, *([asked.value] if asked.kind == "match" else [])])
+    require_file(gallery, "--gallery")
+    require_file(classes, "--classes")
+    subject: Subject
+    if of_network:
+        subject = network_subject(asked, encoder, weights, classes, fit=fit, size=image_size)
+    else:
         subject = encoder_subject(asked, encoder, weights, gallery, metric, fit=fit, size=image_size)
-    methods = _methods(method, "hirescam" if asked.kind in ("class", "segment") else "distcam")
+    from ..explain import Look
+
+    methods = _methods(method, "hirescam" if of_network else "distcam")
     options = option_values(option or [], methods, defaults=subject.method_options)
     found = [_explained(path, subject, methods, layer, options, measured=faithfulness) for path in images]
     if out_file is not None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..explain import Target
     from ..images import Transform
 
-__all__ = ["TARGETS", "Asked", "Subject", "encoder_subject", "network_subject"]
+__all__ = ["TARGETS", "Asked", "Subject", "encoder_subject", "network_subject", "require_sources"]
 
 TARGETS = (
     "`class:CAT` (name or number; `class` alone is the best one), `segment:CAT@PLACE` with a PLACE of `all`, "
@@ -192,6 +192,14 @@ def _trained(asked: Asked, file: Path, weights: str | None, classes: Path | None
     return network_of(load_source(file))
 
 
+def require_sources(asked: Asked, name: str | None, gallery: Path | None) -> None:
+    """InputError without what a match or a prototype needs."""
+    if gallery is None and (name is None or asked.kind == "prototype"):
+        raise InputError(
+            f"--target {asked.kind} needs " + ("--gallery" if name is not None else "--encoder or --gallery")
+        )
+
+
 def encoder_subject(
     asked: Asked,
     name: str | None,
@@ -210,10 +218,6 @@ def encoder_subject(
     from ..index import Gallery
     from ..retrieval import Retriever
 
-    if gallery is None and (name is None or asked.kind == "prototype"):
-        raise InputError(
-            f"--target {asked.kind} needs " + ("--gallery" if name is not None else "--encoder or --gallery")
-        )
     own = None if name is None else load_encoder(name, weights, fit=fit, size=size)
     opened = None if gallery is None else Gallery.open(gallery)
     if opened is not None and metric not in (None, opened.metric):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DistcamError, InputError
+from .checks import require_encoder, require_file
 from .command import Commands, refuse_unused
 from .console import err, load_encoder, print_json, progress_bar, say
 from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Weights, Workers
@@ -29,7 +30,7 @@ app = Commands(
 
 _DATA_HELP = (
     "NAME[:SPLIT]@FOLDER, with NAME out of omniglot, miniimagenet, tieredimagenet, cifar-fs, cub, mini-to-cub, folder; "
-    "a folder of class folders; or a FILE.h5 of `distcam encode`."
+    "a folder of class folders; a FILE.csv (path,label[,split]); or a FILE.h5 of `distcam encode`."
 )
 Data = Annotated[str, typer.Option("--data", help=_DATA_HELP)]
 OtherData = Annotated[str | None, typer.Option("--data", help=f"{_DATA_HELP} By default what the results name.")]
@@ -133,6 +134,21 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Encode every image once, answer the episodes with each method, and print three intervals side by side."""
+    if out_file.exists() and not overwrite:
+        raise InputError(f"{out_file}: is there already; choose another --out, or give --overwrite")
+    if data.endswith(".h5"):
+        refuse_unused(
+            f"as {data} holds features already", "encoder", "weights", "layer", "fit", "image_size", "features",
+            "batch_size", "workers", "device",
+        )  # fmt: skip
+    if episodes_file is not None:
+        refuse_unused("with --episodes-file, which is replayed", *EPISODE_OPTIONS)
+    if encoder is not None:
+        require_encoder(encoder, weights, layer)
+    elif not data.endswith(".h5"):
+        raise InputError(f"{data} holds images; say what makes their features: --encoder and --weights")
+    _require_place(data)
+    require_file(episodes_file, "--episodes-file")
     from .. import fewshot
     from ..fewshot.methods import METHODS, classifier_of, needs_base_mean
     from ..fewshot.results import ResultFile
@@ -143,21 +159,13 @@ def evaluate(
     for name in methods:
         if not needs_base_mean(name):
             classifier_of(name)  # a misspelt name now, not after hours of encoding
-    if out_file.exists() and not overwrite:
-        raise InputError(f"{out_file}: is there already; choose another --out, or give --overwrite")
     if not any(map(needs_base_mean, methods)):
         refuse_unused(f"by {', '.join(methods)}", "base", remedy="it is for simpleshot-cl2n; leave it out")
     data = _of_split(data, split)
     opened, encodings = _open(data)
     tested = opened[part]
-    if encodings is not None:
-        refuse_unused(
-            f"as {data} holds features already", "encoder", "weights", "layer", "fit", "image_size", "features",
-            "batch_size", "workers", "device",
-        )  # fmt: skip
-    elif encoder is None:
-        raise InputError(f"{data} holds images; say what makes their features: --encoder and --weights")
-    _refuse_unused_episodes(opened, part, episodes_file)
+    if episodes_file is None:
+        _refuse_prescribed(opened, part)
     loaded = None if encoder is None else load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
     source = _Source(loaded, features or out_file.with_suffix(".features"), batch_size, workers, device, overwrite)
     manifest = _manifest(
@@ -247,7 +255,7 @@ def episodes(
         if file.exists() and not overwrite:
             raise InputError(f"{file}: is there already; choose another file, or give --overwrite")
         opened = _open(data)[0]
-        _refuse_unused_episodes(opened, part, None)
+        _refuse_prescribed(opened, part)
         manifest = _manifest(
             opened, part, None,
             n_way=n_way, n_shot=n_shot, n_query=n_query, n_episodes=episodes, seed=seed, dirichlet=dirichlet,
@@ -273,13 +281,14 @@ def report(
     device: Device = "auto",
 ) -> None:
     """Write a page: accuracy of each class, confusion, hardest pairs, the worst failures with maps, and supports."""
-    from ..fewshot.report import write_report
-    from ..fewshot.results import ResultFile
-
     if not pictures:
         refuse_unused("with --no-pictures", "data", "encoder", "weights", "device")
     if encoder is None:
         refuse_unused("without --encoder", "weights", remedy="add --encoder")
+    require_file(results, "results")
+    from ..fewshot.report import write_report
+    from ..fewshot.results import ResultFile
+
     file = ResultFile.load(results)
     about = {**file.source, **({"data": data} if data else {})}
     if encoder is not None:
@@ -295,6 +304,14 @@ def report(
             err.print(f"note: without pictures and maps: {error}", soft_wrap=True)
     write_report(html, file, explainer=explainer, sensitivity=sensitivity, notes=notes, n_failures=failures)
     say(f"report: {html}")
+
+
+def _require_place(spec: str) -> None:
+    """Nothing, if a folder or file that `--data` names is there; InputError otherwise."""
+    place = spec if Path(spec).exists() else spec.partition("@")[2] or spec
+    missing = next((part for part in place.split(",") if not Path(part).exists()), None)
+    if missing is not None and ("@" in spec or spec.partition(":")[0] == spec):
+        raise InputError(f"--data {spec}: nothing is at {missing}")
 
 
 def _of_split(spec: str, split: str | None) -> str:
@@ -335,11 +352,9 @@ def _manifest(opened: FewShotData, part: str, file: Path | None, **settings: Any
     return sample_episodes(split.labels, names=split.names, **settings)
 
 
-def _refuse_unused_episodes(opened: FewShotData, part: str, file: Path | None) -> None:
-    """Options of a draw of episodes, where none are drawn."""
-    if file is not None:
-        refuse_unused("with --episodes-file, which is replayed", *EPISODE_OPTIONS)
-    elif opened.episodes is not None and part == "novel":
+def _refuse_prescribed(opened: FewShotData, part: str) -> None:
+    """Options of a draw of episodes are not used by data that prescribe them."""
+    if opened.episodes is not None and part == "novel":
         refuse_unused(f"by {opened.name}, which prescribes its episodes", *EPISODE_OPTIONS)
 
 

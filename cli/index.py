@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
+from .checks import require_encoder, require_file, require_images
 from .command import Commands, refuse_unused
 from .console import err, load_encoder, out, print_json, progress_bar, resumable, say
 from .options import (
@@ -86,6 +87,8 @@ def build(
     options = _engine(engine, ray_address, ray_workers)
     if masks is None:
         refuse_unused("without --masks", "mask_class", remedy="add --masks FOLDER")
+    require_encoder(encoder, weights, layer)
+    require_images([images])
     with resumable(), progress_bar("building") as progress:
         loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
         gallery = Gallery.build(
@@ -129,13 +132,16 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Add images: new ones are encoded, changed ones replaced, known ones left alone."""
-    from ..encoders import Encoder
     from ..index import Gallery
 
+    require_file(encoder, "--encoder")
     opened = Gallery.open(gallery)
+    require_images([images])
     source = encoder or opened.encoder_path
     if source is None:
         raise InputError(f"{gallery} keeps no encoder; pass --encoder CHECKPOINT")
+    from ..encoders import Encoder
+
     with progress_bar("adding") as progress, resumable():
         report = opened.add(
             images,
@@ -244,6 +250,8 @@ def calibrate(
         refuse_unused("by the gallery's own images", "labels", "encoder", "device", remedy="add --queries IMAGES")
     else:
         refuse_unused("with --queries, which all ask", "seed")
+        require_file(encoder, "--encoder")
+        require_images([queries])
     opened = Gallery.open(gallery)
     options: dict[str, Any] = {"false_alarm_rate": false_alarms, "exclude_same": exclude_same, "seed": seed}
     if queries is not None:

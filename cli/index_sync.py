@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DistcamError, InputError
+from .checks import require_file
 from .command import refuse_unused
 from .console import complain, err, print_json, progress_bar, resumable, say
 from .index import note_what_is_due
@@ -76,6 +77,7 @@ def sync(
         refuse_unused("with --force, which lets any number leave", "max_vanishing")
     if dry_run:
         refuse_unused("with --dry-run, which encodes nothing", "encoder", "batch_size", "workers", "device", "strict")
+    require_file(encoder, "--encoder")
     opened = Gallery.open(gallery, root=root)
     options: dict[str, Any] = {
         "labels": labels,

@@ -13,6 +13,7 @@ import typer
 
 from ..errors import InputError
 from ..files import write_text
+from .checks import require_encoder, require_images
 from .command import refuse_unused
 from .console import load_encoder, print_json, progress_bar, remarks, say
 from .options import AsJson, BatchSize, Device, EncoderName, Fit, Images, ImageSize, Layer, Metric, Weights
@@ -82,16 +83,20 @@ def localize(
     as_json: AsJson = False,
 ) -> None:
     """Measure weakly supervised localisation: box errors, pointing, energy, and whether a map knows the class."""
+    if out_file is not None and out_file.suffix.lower() not in (".csv", ".json", ".md"):
+        raise InputError(f"--out writes FILE.csv, FILE.json or FILE.md, not {out_file.name}")
+    if not (boxes / "bounding_boxes.txt").is_file():
+        refuse_unused("by boxes that are not CUB's", "split")
+    if not boxes.exists():
+        raise InputError(f"{boxes}: no such file or folder of boxes")
+    require_encoder(encoder, weights, layer)
+    require_images([images, references])
     from ..encoders import Inference
     from ..images import list_images
     from ..images.boxes_files import boxed_images, read_boxes, read_synsets
     from ..images.masks import MaskFolder
     from ..retrieval import References, localise
 
-    if out_file is not None and out_file.suffix.lower() not in (".csv", ".json", ".md"):
-        raise InputError(f"--out writes FILE.csv, FILE.json or FILE.md, not {out_file.name}")
-    if not (boxes / "bounding_boxes.txt").is_file():
-        refuse_unused("by boxes that are not CUB's", "split")
     with remarks(strict=strict):
         synsets = labels if labels is not None and labels.lower().endswith(".txt") else None
         listing = list_images(images, labels=labels if synsets is None else None)

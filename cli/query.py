@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import InputError
+from ..errors import ImageError, InputError
+from .checks import require_file
 from .command import refuse_unused
-from .console import err, out, print_json, say
+from .console import err, note, out, print_json, say
 from .options import AsJson, Device
 from .places import read_box, read_mask, read_point
 
 if TYPE_CHECKING:
     from ..encoders.regions import Region
+    from ..index import Gallery
     from ..retrieval import Matches
 
 EXAMPLE = "Example: `distcam query photos.gallery probe.jpg -k 5 --explain why.html`"
+_PICTURES = (".png", ".jpg", ".jpeg")
+_EXPLANATION = re.compile(r"\d{3,}-.*\.(png|npz)|\..*")  # a file that an earlier query may have written
 Weighting = Literal["dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_centered", "gradcam_cos", "caam"]
 
 
 def query(
     gallery: Annotated[Path, typer.Argument(help="The gallery's folder.")],
     images: Annotated[
-        list[Path] | None, typer.Argument(help="Query images; several are encoded in one batch.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            help="Query images, folders of images, CSVs with a column path, or quoted globs; all are encoded together.",
+            show_default=False,
+        ),
     ] = None,
     ids: Annotated[
         list[int] | None,
@@ -71,7 +81,11 @@ def query(
         typer.Option(help="Explain the space that ranks, or the features before the head."),
     ] = "metric",
     explain: Annotated[
-        Path | None, typer.Option(help="Write the maps: OUT.html (one report), or a folder of PNG and NPZ files.")
+        Path | None,
+        typer.Option(
+            help="Write the maps: OUT.html (one report), OUT.png or OUT.npz (of one query), or a folder of PNG and NPZ "
+            "files."
+        ),
     ] = None,
     style: Annotated[
         Literal["overlay", "contour", "box"], typer.Option(help="With a folder: how maps are drawn.")
@@ -89,33 +103,43 @@ def query(
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest gallery images of each query, and explain every match."""
-    from ..encoders import Encoder
-    from ..index import Gallery
-    from ..retrieval import Retriever
-    from ..retrieval.unknown import UnknownInference
-
     if bool(images) == bool(ids):
         raise InputError("expected query images, or --id for images of the gallery; give one of both")
     if ids and mask is not None and mask.is_dir():
         raise InputError("--id asks with images of the gallery; give them one --mask FILE, not a folder")
     _refuse_unused(ids, region, mask, explain, style=style, colours=colours)
+    require_file(encoder, "--encoder")
+    require_file(mask, "--mask", also=" or FOLDER")
+    from ..index import Gallery
+
     opened = Gallery.open(gallery, root=root)
+    probes = _listed(images or ())
+    if explain is not None:
+        _require_place(explain, len(ids or probes))
+    _note_filter(opened, where)
     if not opened.manifest.complete:
         err.print("note: the build of this gallery is not finished; only what is encoded so far is searched")
     rejection = opened.manifest.rejection
     if reject and rejection is not None and rejection.generation != opened.manifest.generation:
         err.print("note: the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")
+    from ..encoders import Encoder
+    from ..retrieval import Retriever
+    from ..retrieval.unknown import UnknownInference
+
     if ids and encoder is None and opened.encoder_path is None:
         unknown = UnknownInference(opened.manifest.encoder)
         retriever = Retriever(opened, unknown.encoder, inference=unknown)
     else:
         retriever = Retriever(opened, None if encoder is None else Encoder.load(encoder), device=device)
-    area = _area(images or [], region, mask, mask_class)
-    options: dict[str, Any] = {"k": k, "where": where, "region": area, "reject": reject, "max_distance": max_distance}
+    options: dict[str, Any] = {"k": k, "where": where, "reject": reject, "max_distance": max_distance}
     if ids:
-        results = [retriever.query_stored(image, **options) for image in ids]
+        area = _area([], region, mask, mask_class)
+        results = [retriever.query_stored(image, region=area, **options) for image in ids]
     else:
-        results = retriever.query([str(image) for image in images or ()], **options)
+        if probes != [Path(image) for image in images or ()]:  # of a folder what cannot be read is passed over
+            probes = _readable(probes)
+        area = _area(probes, region, mask, mask_class)
+        results = retriever.query([str(image) for image in probes], region=area, **options)
     written = None
     if explain is not None:
         asked = {"against": against, "versus": versus, "weighting": weighting, "space": space}
@@ -149,17 +173,75 @@ def _refuse_unused(
             refuse_unused("where no picture of the gallery is opened", "root", remedy="add --explain, or leave it out")
         if ids and region is None and mask is None:
             refuse_unused("where nothing is encoded: the gallery keeps the vectors of its images", "device")
-    elif explain.suffix.lower() not in ("", ".html"):
-        raise InputError(f"--explain writes OUT.html or a folder, not {explain.name}")
+    elif explain.suffix.lower() not in ("", ".html", *_PICTURES, ".npz"):
+        raise InputError(f"--explain writes OUT.html, OUT.png, OUT.npz or a folder, not {explain.name}")
     elif explain.suffix:
-        refuse_unused(
-            "by the report, which has its own switches", "point", "style", "scale", "colours",
-            remedy="give --explain a folder",
-        )  # fmt: skip
+        whom = "the report, which has its own switches" if explain.suffix.lower() == ".html" else "one file"
+        drawn = () if explain.suffix.lower() in _PICTURES else ("style", "scale", "colours")
+        refuse_unused(f"by {whom}", "point", *drawn, remedy="give --explain a folder")
     if style != "overlay" and colours != "blue-orange":
         refuse_unused(f"by the style {style}, which draws lines", "colours")
     if mask is None:
         refuse_unused("without --mask", "mask_class", remedy="add --mask FILE or FOLDER")
+
+
+def _listed(sources: Sequence[str]) -> list[Path]:
+    """The query images that the arguments name: files as they are, and what folders, tables and patterns hold."""
+    from ..images import list_images
+
+    found: list[Path] = []
+    for source in sources:
+        if Path(source).is_file() and not source.lower().endswith(".csv"):
+            found.append(Path(source))
+            continue
+        listing = list_images(source, labels="none")
+        found += [listing.file(record) for record in listing]
+        for problem in listing.problems:
+            note(problem)
+    return found
+
+
+def _readable(images: list[Path]) -> list[Path]:
+    """The images that can be read; the others are named on stderr.
+
+    Raises:
+        InputError: none can be read.
+    """
+    from ..images import read_image
+    from ..index.reports import Skipped
+    from .index import report_skipped
+
+    skipped: dict[Path, Skipped] = {}
+    for image in images:
+        try:
+            read_image(image)
+        except ImageError as error:
+            skipped[image] = Skipped(str(image), error.reason)
+    report_skipped(list(skipped.values()))
+    if len(skipped) == len(images):
+        raise InputError(f"none of the {len(images)} query images can be read")
+    return [image for image in images if image not in skipped]
+
+
+def _require_place(target: Path, queries: int) -> None:
+    """Nothing, if the explanations may go there: one file for one query, a report, a folder of explanations or none.
+
+    Raises:
+        InputError: several queries for one picture, or a folder with something else in it.
+    """
+    if target.suffix.lower() in (*_PICTURES, ".npz") and queries > 1:
+        raise InputError(f"{target.name} holds one query and there are {queries}; give --explain a folder or OUT.html")
+    if target.suffix or not target.is_dir():
+        return
+    other = next((entry for entry in sorted(target.iterdir()) if not _EXPLANATION.fullmatch(entry.name)), None)
+    if other is not None:
+        raise InputError(f"{target} holds something else than explanations, such as {other.name}; give a new folder")
+
+
+def _note_filter(gallery: Gallery, where: str | None) -> None:
+    """What a filter asks for and no image has."""
+    for hint in gallery.filter_hints(where) if where is not None else ():
+        note(hint)
 
 
 def _area(
@@ -196,6 +278,8 @@ def _write(
     explanations = [matches.explain(**options) for matches in results]
     if target.suffix.lower() == ".html":
         return write_report(target, explanations)
+    if target.suffix:
+        return explanations[0].save(target, Look(**look))
     target.mkdir(parents=True, exist_ok=True)
     for number, explanation in enumerate(explanations, start=1):
         name = f"{number:03d}-{Path(explanation.matches.query.name).stem}"

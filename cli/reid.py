@@ -9,6 +9,7 @@ import typer
 
 from ..errors import InputError
 from ..files import write_text
+from .checks import require_encoder
 from .command import Commands, refuse_unused
 from .console import load_encoder, print_json, progress_bar, say
 from .options import AsJson, BatchSize, Device, EncoderName, FitName, Layer, Metric, Weights, Workers
@@ -161,15 +162,17 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate in one pass: CMC, mAP (both kinds), mINP, ROC, TAR@FAR, DIR@FAR, camera by camera; policies printed."""
-    from ..reid.assessment import assess, changed_protocol
-    from ..reid.refinement import Refinement
-
     if out is not None and out.suffix.lower() not in (".json", ".h5"):
         raise InputError(f"--out writes FILE.json or FILE.h5, not {out.name}")
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--html writes FILE.html, not {html.name}")
-    refinement = Refinement(camera_norm, multi_query, _expansion(aqe), _reranking(rerank))
+    if features is None:
+        require_encoder(encoder, weights, layer)
     read = _read(data, format_name, option)
+    from ..reid.assessment import assess, changed_protocol
+    from ..reid.refinement import Refinement
+
+    refinement = Refinement(camera_norm, multi_query, _expansion(aqe), _reranking(rerank))
     rule = changed_protocol(read.protocol, protocol)
     if features is not None:
         refuse_unused(

@@ -9,6 +9,7 @@ import typer
 
 from ..errors import InputError
 from ..files import replacing
+from .checks import require_encoder, require_images
 from .command import refuse_unused
 from .console import print_json, say
 from .options import AsJson, Device, EncoderName, Layer, Weights
@@ -48,13 +49,15 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Divide the similarity of two pictures among their places and body parts, and draw Dist-CAM on both."""
-    from ..encoders import Inference
-    from ..reid.pairs import BODY_PARTS, explain_pair
-
     if out_path is not None and out_path.suffix.lower() not in (".png", ".jpg", ".npz"):
         raise InputError(f"--out writes OUT.png, OUT.jpg or OUT.npz, not {out_path.name}")
     if out_path is None:
         refuse_unused("where no map is written", "weighting", remedy="add --out OUT.png")
+    require_encoder(encoder, weights, layer)
+    require_images([probe, match, *(different or ())])
+    from ..encoders import Inference
+    from ..reid.pairs import BODY_PARTS, explain_pair
+
     wanted = BODY_PARTS if parts is None else stripes(parts)
     inference = Inference(crop_encoder(encoder, weights, layer, image_size, fit), device=device)
     others = {f"different: {path.name}": path for path in different or ()}

@@ -11,6 +11,7 @@ import typer
 
 from ..errors import InputError
 from ..files import replacing
+from .checks import require_images, require_model
 from .command import Commands, refuse_unused
 from .console import out, print_json, progress_bar, say
 from .options import AsJson
@@ -145,6 +146,8 @@ def infer(
     as_json: AsJson = False,
 ) -> None:
     """Write a mask for every picture. Several scales and mirrored by default; a trained network looks once."""
+    require_model(model)
+    require_images([images])
     from ..segmentation.inference import require_classes, seen_by
     from ..segmentation.masks import most_likely
     from ..segmentation.measures import evaluate_masks

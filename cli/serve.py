@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError, MissingExtraError
+from .checks import require_file
 from .command import refuse_unused
 from .console import err, say
 from .options import Device, GalleryPath
@@ -58,6 +59,10 @@ def serve(
     """Search, explain and look around in a gallery with a browser, or over REST (`/api/v1/openapi.json`)."""
     if not writable:
         refuse_unused("by a server that only reads", "token_file", "uploads", remedy="add --writable")
+    require_file(encoder, "--encoder")
+    from ..index import Gallery
+
+    Gallery.open(gallery, root=root, verify=False)  # what is wrong with it now, not after torch
     from ..retrieval.unknown import UnknownInference
 
     try:

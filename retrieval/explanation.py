@@ -234,7 +234,12 @@ def _references(matches: Matches, against: str | int, space: Side) -> tuple[tupl
     distances = matches.retriever.prototype_distances(matches.query.encoding)
     if not distances:
         raise InputError(f"{gallery.folder} has no labels, so it has no class prototypes; explain against 'match'")
-    label = next(iter(distances)) if against == "prototype" else str(against).removeprefix("label:")
+    if against == "prototype":
+        if matches.prototype is None:
+            raise InputError(f"no class of {gallery.folder} has an image that fits the filter {matches.where!r}")
+        label = matches.prototype[0]
+    else:
+        label = str(against).removeprefix("label:")
     store = gallery.prototypes
     vector = store.embedding(label) if space == "metric" else store.pooled(label)
     return (Reference(f"prototype of {label}", label, distances[label]),), torch.from_numpy(vector)[None]

@@ -112,6 +112,7 @@ class Matches:
     Attributes:
         max_distance: how far a match may be, if the query asked; farther images are still listed, but not accepted.
         rejection: the gallery's threshold, with its error rates, if `max_distance` is that.
+        where: the filter that the query asked with, if any.
     """
 
     query: Query
@@ -120,6 +121,7 @@ class Matches:
     retriever: Retriever = field(repr=False, compare=False)
     max_distance: float | None = None
     rejection: Rejection | None = None
+    where: str | None = None
 
     def __len__(self) -> int:
         return len(self.matches)
@@ -163,8 +165,13 @@ class Matches:
 
     @cached_property
     def prototype(self) -> tuple[str, float] | None:
-        """Label and distance of the nearest class prototype, or None when the gallery has no labels."""
-        return next(iter(self.retriever.prototype_distances(self.query.encoding).items()), None)
+        """Label and distance of the nearest class prototype among the classes that the filter keeps images of.
+
+        None when there is no such class, or the gallery has no labels.
+        """
+        distances = self.retriever.prototype_distances(self.query.encoding)
+        kept = None if self.where is None else self.retriever.classes_where(self.where)
+        return next((pair for pair in distances.items() if kept is None or pair[0] in kept), None)
 
     @property
     def has_feature_maps(self) -> bool:
@@ -192,23 +199,31 @@ class Matches:
 
     def show(self, console: Console | None = None) -> None:
         """Print the ranking as a table."""
-        title = Text(f"{self.query.name}: {len(self)} nearest by {self.metric}")  # names may hold [brackets]
+        among = "" if self.where is None else f" among {self.where}"
+        title = Text(f"{self.query.name}: {len(self)} nearest by {self.metric}{among}")  # names may hold [brackets]
         table = Table(title=title, title_justify="left")
-        for column, justify in (("rank", "right"), ("similarity", "right"), ("label", "left"), ("path", "left")):
-            table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        judged = () if self.max_distance is None else ("distance",)  # what the threshold is about
+        for column in ("rank", "similarity", *judged):
+            table.add_column(column, justify="right")
+        for column in ("label", "path"):
+            table.add_column(column, overflow="fold")
         if self.max_distance is not None:
             table.add_column("match")
         for match in self.matches:
             verdict = () if match.is_accepted is None else ("yes" if match.is_accepted else "too far",)
             names = Text(match.label or "–"), Text(match.path)
-            table.add_row(str(match.rank), f"{match.similarity:.4f}", *names, *verdict)
+            distance = () if self.max_distance is None else (f"{match.distance:.4f}",)
+            table.add_row(str(match.rank), f"{match.similarity:.4f}", *distance, *names, *verdict)
         console = console or Console()
         console.print(table)
         if self.max_distance is not None:
             console.print(Text(self._verdict))
         if self.prototype is not None:
             nearest, distance = self.prototype
-            console.print(Text(f"nearest class prototype: {nearest} (distance {distance:.4f})"))
+            similarity = self.retriever.similarity(distance)
+            console.print(
+                Text(f"nearest class prototype: {nearest} (similarity {similarity:.4f}, distance {distance:.4f})")
+            )
 
     @property
     def _verdict(self) -> str:

@@ -73,6 +73,7 @@ class Retriever:
         if inference is None and self.gallery.manifest.backend is None:
             note_search_on_cpu(device)
         self._kept_prototypes: tuple[tuple[str, int], _Prototypes] | None = None
+        self._kept_classes: tuple[tuple[str, int, str], frozenset[str]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied as its gallery's folder and its settings, with the encoder unless the gallery keeps it.
@@ -246,7 +247,7 @@ class Retriever:
         vectors = torch.cat([query.encoding.embedding for query in queries]).cpu().numpy()
         found = self.gallery.search(vectors, k if without is None else k + 1, where=where)
         ranked = [
-            Matches(query, self._matches(_first(hits, k, without)), self.gallery.metric, self)
+            Matches(query, self._matches(_first(hits, k, without)), self.gallery.metric, self, where=where)
             for query, hits in zip(queries, found, strict=True)
         ]
         return ranked if limit is None else [matches.within(limit, rejection=rejection) for matches in ranked]
@@ -314,6 +315,21 @@ class Retriever:
         query = comparable(spec, encoding.embedding.cpu().numpy())[0]
         distances = distances_to(spec, query, vectors)
         return {labels[i]: float(distances[i]) for i in np.argsort(distances, kind="stable")}
+
+    def classes_where(self, where: str) -> frozenset[str]:
+        """The classes of the images that a filter keeps.
+
+        Raises:
+            InputError: it does not parse, or names a column that the gallery does not have.
+        """
+        manifest, kept = self.gallery.manifest, self._kept_classes
+        state = (manifest.birth, manifest.generation, where)
+        if kept is None or kept[0] != state:
+            snapshot = self.gallery.snapshot
+            label = snapshot.column("label")
+            codes = np.unique(label.codes[np.isin(snapshot.ids, self.gallery.ids_where(where))])
+            kept = self._kept_classes = (state, frozenset(label.values[code] for code in codes if code >= 0))
+        return kept[1]
 
     def _prototypes(self) -> _Prototypes:
         """Labels and vectors, computed anew when the gallery has moved on."""

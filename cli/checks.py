@@ -1,0 +1,55 @@
+"""What can be refused before torch is imported, which takes seconds: missing files, missing options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import InputError
+
+__all__ = ["require_encoder", "require_file", "require_images", "require_model"]
+
+_NAMES = ("imagenet", "random", "default")  # of weights that are in no file
+
+
+def require_encoder(name: str, weights: str | None, layer: str | None = None) -> None:
+    """Nothing, if `--encoder` and `--weights` can mean an encoder.
+
+    Raises:
+        InputError: a checkpoint or a file of weights that is not there, weights beside a checkpoint, or none without.
+    """
+    if name.endswith(".safetensors"):
+        if weights is not None or layer is not None:
+            raise InputError(
+                f"{name} is a checkpoint and brings its own weights and layer; leave --weights and --layer out"
+            )
+        require_file(name, "--encoder")
+    elif weights is None:
+        raise InputError(f"{name} needs --weights: a FILE, `imagenet` (downloads them), or `random` (for trials)")
+    elif weights not in _NAMES:
+        require_file(weights, "--weights", also=f", `{_NAMES[0]}`, or `{_NAMES[1]}`")
+
+
+def require_file(path: str | Path | None, option: str, *, also: str = "") -> None:
+    """Nothing, if there is such a file or none was asked for; InputError names the option."""
+    if path is not None and not Path(path).exists():
+        raise InputError(f"{option} {path}: no such file; expected a FILE{also}")
+
+
+def require_model(path: Path) -> None:
+    """Nothing, if something is there; InputError otherwise."""
+    if not path.exists():
+        raise InputError(f"{path}: nothing is there; expected a run's folder or a file of weights")
+
+
+def require_images(sources: Iterable[str | Path]) -> None:
+    """Nothing, if each is there, or is a pattern that fits a file.
+
+    Raises:
+        InputError: nothing is there, or a pattern that fits nothing.
+    """
+    from ..images import list_images
+
+    for source in map(str, sources):
+        if not Path(source).exists():
+            list_images(source, labels="none")
