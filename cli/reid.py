@@ -10,7 +10,7 @@ import typer
 from ..errors import InputError
 from ..files import write_text
 from .command import Commands, refuse_unused
-from .console import load_encoder, print_json, progress_bar, say
+from .console import load_encoder, print_json, progress_bar, remarks, say
 from .options import AsJson, BatchSize, Device, EncoderName, FitName, Layer, Metric, Weights, Workers
 
 if TYPE_CHECKING:
@@ -158,10 +158,14 @@ def evaluate(
     batch_size: BatchSize = None,
     workers: Workers = None,
     device: Device = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at what would be left out or remarked on: images, lines, identities.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate in one pass: CMC, mAP (both kinds), mINP, ROC, TAR@FAR, DIR@FAR, camera by camera; policies printed."""
     from ..reid.assessment import assess, changed_protocol
+    from ..reid.placeholders import remark_on_placeholders
     from ..reid.refinement import Refinement
 
     if out is not None and out.suffix.lower() not in (".json", ".h5"):
@@ -169,29 +173,33 @@ def evaluate(
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--html writes FILE.html, not {html.name}")
     refinement = Refinement(camera_norm, multi_query, _expansion(aqe), _reranking(rerank))
-    read = _read(data, format_name, option)
-    rule = changed_protocol(read.protocol, protocol)
-    if features is not None:
-        refuse_unused(
-            "with --features, which brings vectors", "encoder", "weights", "layer", "image_size", "fit", "flip",
-            "batch_size", "workers", *([] if rerank else ["device"]),
-        )  # fmt: skip
-        from ..reid.features import read_features
+    with remarks(strict=strict):
+        read = _read(data, format_name, option)
+        rule = changed_protocol(read.protocol, protocol)
+        remark_on_placeholders(read, rule)
+        if features is not None:
+            refuse_unused(
+                "with --features, which brings vectors", "encoder", "weights", "layer", "image_size", "fit", "flip",
+                "batch_size", "workers", *([] if rerank else ["device"]),
+            )  # fmt: skip
+            from ..reid.features import read_features
 
-        vectors = read_features(features, read)
-    else:
-        loaded = crop_encoder(encoder, weights, layer, image_size, fit)
-        options = {"flip": flip, "batch_size": batch_size, "workers": workers, "device": device}
-        vectors = _encoded(read, loaded, junk=rule.junk, multi_query=multi_query, **options)
-    found = assess(
-        read,
-        vectors,
-        metric=metric,
-        protocol=rule,
-        refinement=refinement,
-        single_gallery_shot=single_gallery_shot,
-        device=None if refinement.reranking is None else _neighbour_device(device),
-    )
+            vectors = read_features(features, read)
+        else:
+            loaded = crop_encoder(encoder, weights, layer, image_size, fit)
+            options = {
+                "flip": flip, "batch_size": batch_size, "workers": workers, "device": device, "strict": strict,
+            }  # fmt: skip
+            vectors = _encoded(read, loaded, junk=rule.junk, multi_query=multi_query, **options)
+        found = assess(
+            read,
+            vectors,
+            metric=metric,
+            protocol=rule,
+            refinement=refinement,
+            single_gallery_shot=single_gallery_shot,
+            device=None if refinement.reranking is None else _neighbour_device(device),
+        )
     if out is not None:
         _save(out, vectors, found.to_dict(per_query=True))
     if html is not None:
@@ -243,9 +251,10 @@ def _encoded(data: ReidData, encoder: Encoder, *, junk: tuple[Any, ...], multi_q
     from ..reid.features import encode_data
 
     views = data.of("multi_query") if multi_query else ()
-    gallery = [image for image in data.gallery if str(image.identity) not in set(map(str, junk))]
+    nobody = set(map(str, junk))
+    tested = [image for image in (*data.queries, *data.gallery) if str(image.identity) not in nobody]
     with progress_bar("encoding") as progress:
-        return encode_data([*data.queries, *gallery, *views], data, encoder, progress=progress, **options)
+        return encode_data([*tested, *views], data, encoder, progress=progress, **options)
 
 
 def _neighbour_device(device: str) -> str | None:

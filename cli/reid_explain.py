@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..errors import InputError
+from ..errors import ImageError, InputError
 from ..files import replacing
+from ..remarks import remark
 from .command import refuse_unused
-from .console import print_json, say
+from .console import print_json, remarks, say
 from .options import AsJson, Device, EncoderName, Layer, Weights
 from .reid import CropFit, CropSize, crop_encoder
 
@@ -38,30 +39,42 @@ def explain(
     image_size: CropSize = None,
     parts: Annotated[
         str | None,
-        typer.Option(help="Stripes from the top, e.g. `head:0-0.2,torso:0.2-0.55`. Default: head, torso, legs, feet."),
+        typer.Option(
+            help="Stripes from the top, e.g. `head:0-0.2,torso:0.2-0.55`; or `body`: head, torso, legs, feet. Default: "
+            "body for images in the folders and names of a set of people, else four equal stripes."
+        ),
     ] = None,
     weighting: Annotated[PairWeighting, typer.Option(help="Of the Dist-CAM maps.")] = "dist",
     out_path: Annotated[
         Path | None, typer.Option("--out", help="Write OUT.png (a panel) or OUT.npz (raw maps).")
     ] = None,
     device: Device = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Stop if one of --different cannot be read.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Divide the similarity of two pictures among their places and body parts, and draw Dist-CAM on both."""
+    """Divide the similarity of two pictures among their places and parts, and draw Dist-CAM on both."""
     from ..encoders import Inference
-    from ..reid.pairs import BODY_PARTS, explain_pair
+    from ..reid.layouts import shows_people
+    from ..reid.pairs import BODY_PARTS, STRIPES, explain_pair
 
     if out_path is not None and out_path.suffix.lower() not in (".png", ".jpg", ".npz"):
         raise InputError(f"--out writes OUT.png, OUT.jpg or OUT.npz, not {out_path.name}")
     if out_path is None:
         refuse_unused("where no map is written", "weighting", remedy="add --out OUT.png")
-    wanted = BODY_PARTS if parts is None else stripes(parts)
+    is_body = parts == "body" or (parts is None and all(map(shows_people, (probe, match, *(different or ())))))
+    wanted = BODY_PARTS if is_body else STRIPES if parts is None else stripes(parts)
     inference = Inference(crop_encoder(encoder, weights, layer, image_size, fit), device=device)
     others = {f"different: {path.name}": path for path in different or ()}
     files = {"same" if others else "pair": match, **others}
-    pairs = {
-        title: explain_pair(inference, probe, file, parts=wanted, weighting=weighting) for title, file in files.items()
-    }
+    pairs = {}
+    with remarks(strict=strict):
+        for title, file in files.items():
+            try:
+                pairs[title] = explain_pair(inference, probe, file, parts=wanted, weighting=weighting)
+            except ImageError as error:
+                if title not in others or error.path == str(probe):
+                    raise
+                remark(f"{error}; it is left out")
     if out_path is not None:
         _write(out_path, pairs)
     if as_json:

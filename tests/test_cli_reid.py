@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -188,6 +189,19 @@ def test_explain_divides_the_similarity_among_the_parts(trio: list[str], tmp_pat
         assert sum(part[side] for part in pair["parts"]) == pytest.approx(pair["similarity"], abs=1e-6)
     with np.load(arrays) as saved:
         assert saved["0/probe_shares"].sum() == pytest.approx(pair["similarity"], abs=1e-5)
+
+
+def test_only_people_have_heads_and_one_bad_picture_is_left_out(
+    trio: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    assert distcam("explain", *trio[:2], *ENCODER).splitlines()[2].startswith("head ")
+    animals = [str(shutil.copy(file, tmp_path / f"nyala_{n}.jpg")) for n, file in enumerate(trio)]
+    assert distcam("explain", *animals[:2], *ENCODER).splitlines()[2].startswith("top ")
+    assert distcam("explain", *animals[:2], *ENCODER, "--parts", "body").splitlines()[2].startswith("head ")
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    given = ["explain", *animals[:2], "--different", animals[2], "--different", str(tmp_path / "bad.jpg"), *ENCODER]
+    assert [one["title"] for one in json.loads(distcam(*given, "--json"))] == ["same", "different: nyala_2.jpg"]
+    assert "bad.jpg" in fails(monkeypatch, capsys, *given, "--strict")
 
 
 def test_what_cannot_be_explained_is_one_line(trio: list[str], monkeypatch, capsys) -> None:
