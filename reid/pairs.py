@@ -2,8 +2,8 @@
 
 Two maps, for two questions. The *shares* divide the cosine itself, position by position, on either picture; with a
 batch-norm neck or any other affine head they are those of the vector that is compared. Their sums over parts of the
-picture (stripes from top to bottom, head to feet for people, or the user's) add up to the similarity. The *Dist-CAM* maps show where each picture
-has the channels in which the two are close; they explain closeness, and add up to nothing.
+picture (stripes from top to bottom, head to feet for people, or the user's) add up to the similarity. The *Dist-CAM*
+maps show where each picture has the channels in which the two are close; they explain closeness, and add up to nothing.
 
 Source: [Dist-CAM] Eq. 4–6; Stylianou, Souvenir and Pless 2019 for the decomposition, here behind a folded head.
 """
