@@ -10,7 +10,7 @@ import typer
 from ..errors import InputError
 from ..files import write_text
 from .command import Commands, refuse_unused
-from .console import load_encoder, print_json, progress_bar, remarks, say
+from .console import load_encoder, print_json, progress_bar, say
 from .options import AsJson, BatchSize, Device, EncoderName, FitName, Layer, Metric, Weights, Workers
 
 if TYPE_CHECKING:
@@ -173,33 +173,32 @@ def evaluate(
     if html is not None and html.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--html writes FILE.html, not {html.name}")
     refinement = Refinement(camera_norm, multi_query, _expansion(aqe), _reranking(rerank))
-    with remarks(strict=strict):
-        read = _read(data, format_name, option)
-        rule = changed_protocol(read.protocol, protocol)
-        remark_on_placeholders(read, rule)
-        if features is not None:
-            refuse_unused(
-                "with --features, which brings vectors", "encoder", "weights", "layer", "image_size", "fit", "flip",
-                "batch_size", "workers", *([] if rerank else ["device"]),
-            )  # fmt: skip
-            from ..reid.features import read_features
+    read = _read(data, format_name, option)
+    rule = changed_protocol(read.protocol, protocol)
+    remark_on_placeholders(read, rule)
+    if features is not None:
+        refuse_unused(
+            "with --features, which brings vectors", "encoder", "weights", "layer", "image_size", "fit", "flip",
+            "batch_size", "workers", *([] if rerank else ["device"]),
+        )  # fmt: skip
+        from ..reid.features import read_features
 
-            vectors = read_features(features, read)
-        else:
-            loaded = crop_encoder(encoder, weights, layer, image_size, fit)
-            options = {
-                "flip": flip, "batch_size": batch_size, "workers": workers, "device": device, "strict": strict,
-            }  # fmt: skip
-            vectors = _encoded(read, loaded, junk=rule.junk, multi_query=multi_query, **options)
-        found = assess(
-            read,
-            vectors,
-            metric=metric,
-            protocol=rule,
-            refinement=refinement,
-            single_gallery_shot=single_gallery_shot,
-            device=None if refinement.reranking is None else _neighbour_device(device),
-        )
+        vectors = read_features(features, read)
+    else:
+        loaded = crop_encoder(encoder, weights, layer, image_size, fit)
+        options = {
+            "flip": flip, "batch_size": batch_size, "workers": workers, "device": device, "strict": strict,
+        }  # fmt: skip
+        vectors = _encoded(read, loaded, junk=rule.junk, multi_query=multi_query, **options)
+    found = assess(
+        read,
+        vectors,
+        metric=metric,
+        protocol=rule,
+        refinement=refinement,
+        single_gallery_shot=single_gallery_shot,
+        device=None if refinement.reranking is None else _neighbour_device(device),
+    )
     if out is not None:
         _save(out, vectors, found.to_dict(per_query=True))
     if html is not None:

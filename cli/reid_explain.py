@@ -11,7 +11,7 @@ from ..errors import ImageError, InputError
 from ..files import replacing
 from ..remarks import remark
 from .command import refuse_unused
-from .console import print_json, remarks, say
+from .console import print_json, say
 from .options import AsJson, Device, EncoderName, Layer, Weights
 from .reid import CropFit, CropSize, crop_encoder
 
@@ -67,14 +67,13 @@ def explain(
     others = {f"different: {path.name}": path for path in different or ()}
     files = {"same" if others else "pair": match, **others}
     pairs = {}
-    with remarks(strict=strict):
-        for title, file in files.items():
-            try:
-                pairs[title] = explain_pair(inference, probe, file, parts=wanted, weighting=weighting)
-            except ImageError as error:
-                if title not in others or error.path == str(probe):
-                    raise
-                remark(f"{error}; it is left out")
+    for title, file in files.items():
+        try:
+            pairs[title] = explain_pair(inference, probe, file, parts=wanted, weighting=weighting)
+        except ImageError as error:
+            if title not in others or error.path == str(probe):
+                raise
+            remark(f"{error}; it is left out", strict=strict)
     if out_path is not None:
         _write(out_path, pairs)
     if as_json:

@@ -124,12 +124,7 @@ def encode_data(
         raise InputError(
             "expected at least one image to encode, got " + ("none" if first is None else ": ".join(first))
         )
-    if skipped:
-        path, reason = next(iter(skipped.items()))
-        remark(
-            f"{len(skipped):,} of {len(listed):,} images cannot be read and are left out, the first: {path}: {reason}; "
-            "the scores are not those of the whole set"
-        )
+    _tell(skipped, len(listed))
     kept = [image.path for image in listed if image.path not in skipped]
     found = np.concatenate(vectors)[[path not in skipped for path in done]]
     found = found.reshape(len(kept), -1, found.shape[1]).mean(axis=1)
@@ -141,6 +136,16 @@ def encode_data(
         "flip": flip,
     }
     return Features(found, tuple(kept), about, skipped)
+
+
+def _tell(skipped: Mapping[str, str], count: int) -> None:
+    if skipped:
+        path, reason = next(iter(skipped.items()))
+        remark(
+            f"{len(skipped):,} of {count:,} images cannot be read and are left out, the first: {path}: {reason}; "
+            "the scores are not those of the whole set",
+            stacklevel=4,
+        )
 
 
 def write_features(
@@ -174,6 +179,7 @@ def read_features(file: str | os.PathLike[str], data: ReidData) -> Features:
                 about = json.loads(stream.attrs["about"])
                 names = tuple(name.decode() for name in stream["paths"][()])
                 skipped = json.loads(stream.attrs.get("skipped", "{}"))
+                _tell(skipped, len(names) + len(skipped))
                 return Features(stream["features"][()], names, about, skipped)
     except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: expected features written by `distcam reid evaluate --out`; {error}") from error

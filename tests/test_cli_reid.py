@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from distcam import DistcamWarning
 from distcam.cli import main
 from distcam.cli.app import app
 
@@ -100,6 +101,8 @@ def test_features_of_distcam_encode_are_joined_by_file(walkers: Path, tmp_path: 
         "random",
         "--image-size",
         "64",
+        "--labels",
+        "none",
     ]
     assert CliRunner().invoke(app, [*arguments, "--fit", "squash"]).exit_code == 0
     found = json.loads(distcam("evaluate", walkers, "--features", out, "--json"))
@@ -200,7 +203,8 @@ def test_only_people_have_heads_and_one_bad_picture_is_left_out(
     assert distcam("explain", *animals[:2], *ENCODER, "--parts", "body").splitlines()[2].startswith("head ")
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     given = ["explain", *animals[:2], "--different", animals[2], "--different", str(tmp_path / "bad.jpg"), *ENCODER]
-    assert [one["title"] for one in json.loads(distcam(*given, "--json"))] == ["same", "different: nyala_2.jpg"]
+    with pytest.warns(DistcamWarning, match=r"bad.jpg: .*; it is left out"):
+        assert [one["title"] for one in json.loads(distcam(*given, "--json"))] == ["same", "different: nyala_2.jpg"]
     assert "bad.jpg" in fails(monkeypatch, capsys, *given, "--strict")
 
 
