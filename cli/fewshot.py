@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ from ..errors import DistcamError, InputError
 from .checks import require_encoder, require_file
 from .command import Commands, refuse_unused
 from .console import err, load_encoder, print_json, progress_bar, say
-from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Weights, Workers
+from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Strict, Weights, Workers
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
@@ -67,6 +68,7 @@ class _Source:
     workers: int | None
     device: str
     overwrite: bool
+    strict: bool = False
 
     def encodings(self, split: Split, *, prefix: str = "") -> Encodings:
         """The features of a split, from the folder of features if they are there."""
@@ -84,6 +86,7 @@ class _Source:
                 file,
                 settings=InferenceSettings(self.batch_size, self.workers, self.device),
                 overwrite=self.overwrite,
+                strict=self.strict,
                 progress=progress,
             )
 
@@ -131,6 +134,7 @@ def evaluate(
     workers: Workers = None,
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results and features.")] = False,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Encode every image once, answer the episodes with each method, and print three intervals side by side."""
@@ -167,14 +171,20 @@ def evaluate(
     if episodes_file is None:
         _refuse_prescribed(opened, part)
     loaded = None if encoder is None else load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
-    source = _Source(loaded, features or out_file.with_suffix(".features"), batch_size, workers, device, overwrite)
-    manifest = _manifest(
-        opened, part, episodes_file,
-        n_way=n_way, n_shot=n_shot, n_query=n_query, n_episodes=episodes, seed=seed, dirichlet=dirichlet,
-    )  # fmt: skip
+    kept_in = features or out_file.with_suffix(".features")
+    source = _Source(loaded, kept_in, batch_size, workers, device, overwrite, strict)
+    drawn = {
+        "n_way": n_way, "n_shot": n_shot, "n_query": n_query, "n_episodes": episodes, "seed": seed,
+        "dirichlet": dirichlet,
+    }  # fmt: skip
+    manifest = _manifest(opened, part, episodes_file, **drawn)
     manifest.rows_in(tested.names)  # missing images now, not after the encoding
     mean = _base_mean(opened, tested, base, source, encodings) if any(map(needs_base_mean, methods)) else None
     encodings = source.encodings(tested) if encodings is None else encodings
+    if not encodings.skipped.keys().isdisjoint(tested.names.tolist()):  # then the episodes are those of the others
+        tested = tested.without(encodings.skipped)
+        opened = dataclasses.replace(opened, parts={**opened.parts, part: tested})
+        manifest = _manifest(opened, part, episodes_file, **drawn)
     names = [record.path for record in encodings.records]
     short_name = str(encodings.encoder.get("short_name", ""))
     results = [
@@ -379,7 +389,8 @@ def _base_mean(
             f"simpleshot-cl2n centres by the mean of base classes, and {opened.name} has no base part; give --base DATA"
         )
     row = {record.path: number for number, record in enumerate(found.records)}
-    mean = torch.from_numpy(found.embeddings[[row[name] for name in split.names.tolist()]]).mean(0)
+    names = [name for name in split.names.tolist() if name not in found.skipped]
+    mean = torch.from_numpy(found.embeddings[[row[name] for name in names]]).mean(0)
     return Centre(mean, source="test" if split.split_hash == tested.split_hash else "base")
 
 

@@ -37,7 +37,9 @@ Images = Annotated[
     str, typer.Argument(help="A folder (class = sub-folder), a CSV with path,label,…, or a quoted glob.")
 ]
 GalleryPath = Annotated[Path, typer.Argument(help="The gallery's folder.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable file instead of listing it.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at what is otherwise left out or assumed: an unreadable file, a label, …")
+]
 Masks = Annotated[
     Path | None,
     typer.Option(

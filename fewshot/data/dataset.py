@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +80,27 @@ class ArrayImages:
 
 
 @dataclass(frozen=True, eq=False)
+class SomeImages:
+    """Some of the images, in another order."""
+
+    images: Images
+    rows: NDArray[np.int64]
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """The image."""
+        return self.images[int(self.rows[index])]
+
+    def content(self, index: int) -> bytes:
+        """As of the whole."""
+        return self.images.content(int(self.rows[index]))
+
+    @property
+    def root(self) -> Path:
+        """As of the whole."""
+        return self.images.root
+
+
+@dataclass(frozen=True, eq=False)
 class Split:
     """One part of a data set: n images with unique names and class names.
 
@@ -118,6 +139,15 @@ class Split:
     def split_hash(self) -> str:
         """sha256 over the (name, label) pairs: that of every manifest sampled from this part."""
         return split_hash(self.names, self.labels)
+
+    def without(self, names: Container[str]) -> Split:
+        """The part without some items, such as those that cannot be read.
+
+        Raises:
+            InputError: none is left.
+        """
+        rows = np.flatnonzero([name not in names for name in self.names.tolist()])
+        return Split(self.name, self.names[rows], self.labels[rows], SomeImages(self.images, rows))
 
     def pixels(self, transform: Transform) -> UInt8[Tensor, "n 3 h w"]:
         """All images decoded for a network: for training on small ones; Omniglot's are 2.4 kB each at 28 × 28."""
