@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from .labelling import box_columns, remark_on_placeholders, require_labels, uncut_boxes
-from .listing import ImageRecord, _listed
+from .listing import ImageRecord, quiet_listing
 from .splits import flag, split_column, split_name, split_of_row
 
 __all__ = ["LAYOUTS", "DatasetRecord", "Layout", "Role", "Tree", "read_folders", "read_table"]
@@ -267,7 +267,7 @@ LAYOUTS: Mapping[str, Layout] = {
 
 def read_folders(folder: Path) -> Tree:
     """One folder per class; above them perhaps one per split, or `query` and `gallery`; see `find_split_folders`."""
-    listing = _listed(folder)
+    listing = quiet_listing(folder)
     found = list(listing)
     records = []
     for record in found:
@@ -303,7 +303,7 @@ def _without_lone_roles(records: Sequence[DatasetRecord]) -> tuple[DatasetRecord
 
 def read_table(file: Path) -> Tree:
     """A CSV file with `path` and `label`, and perhaps `split`, `is_query` and `is_gallery`; see `split_of_row`."""
-    listing = _listed(file, labels="column")
+    listing = quiet_listing(file, labels="column")
     found = list(listing)
     require_labels(file, [record.path for record in found if record.label is None], count=len(found))
     column = split_column([record.columns for record in found], listing.column_names)

@@ -84,7 +84,8 @@ class Evaluator:
         only: names such as "test.accuracy"; all that apply if left out.
 
     Raises:
-        InputError: a split or metric that does not exist, or one that no split can give.
+        InputError: a split or metric that does not exist, or one that no split can give; but the accuracy on unseen
+            classes is left out where `[evaluation]` says nothing.
     """
 
     def __init__(
@@ -103,6 +104,10 @@ class Evaluator:
         applicable = {split: [m for m in self._settings.metrics if self._applies(m, split)] for split in wanted}
         for metric in self._settings.metrics:
             if applicable and not any(metric in own for own in applicable.values()):
+                if metric == "accuracy" and self._settings.metrics == EvaluationSettings().metrics:
+                    others = all(sets[split].class_names != sets["train"].class_names for split in wanted)
+                    if others and classifier is not None:
+                        continue  # of unseen classes there is none, and nobody has asked for it
                 raise InputError(f"the metric {metric!r} applies to none of the splits {', '.join(wanted)}: {_NEEDS}")
         self._wanted = applicable if only is None else self._named(only)
 

@@ -17,11 +17,14 @@ from PIL import Image
 from torch import Tensor
 from torch import stack as stack_tensors
 
+from ...encoders.trained_on import content_digest
 from ...errors import ImageError, InputError
 from ...images import Transform, read_image
+from ...index.reports import Skipped
+from ...training.pixels import decode
 from ..episodes import EpisodeManifest, as_names, check_items, split_hash
 
-__all__ = ["PARTS", "ArrayImages", "FewShotData", "FileImages", "Images", "Split", "data_of_files"]
+__all__ = ["PARTS", "ArrayImages", "FewShotData", "FileImages", "Images", "Split", "data_of_files", "readable"]
 
 PARTS = ("base", "val", "novel")
 
@@ -153,6 +156,17 @@ class Split:
         """All images decoded for a network: for training on small ones; Omniglot's are 2.4 kB each at 28 × 28."""
         return stack_tensors([transform(self.images[index]) for index in range(len(self))])
 
+    @cached_property
+    def digests(self) -> NDArray[np.int64]:
+        """What tells the images' contents apart, see `content_digest`."""
+        return np.array([content_digest(self.images.content(index)) for index in range(len(self))], np.int64)
+
+    def subset(self, index: Sequence[int]) -> Split:
+        """Some of the items of a split of files, in this order."""
+        assert isinstance(self.images, FileImages), "archives hold all of their images or none"
+        images = FileImages(self.images.root, tuple(self.images.paths[i] for i in index))
+        return Split(self.name, self.names[list(index)], self.labels[list(index)], images)
+
     def describe(self) -> dict[str, Any]:
         """Name, sizes and hash, JSON-able."""
         return {
@@ -210,6 +224,30 @@ class FewShotData:
         """Name, hash and parts, JSON-able."""
         parts = {part: split.describe() for part, split in self.parts.items()}
         return {"name": self.name, "split_hash": self.split_hash, "parts": parts}
+
+
+def readable(data: FewShotData) -> tuple[FewShotData, tuple[Skipped, ...]]:
+    """The data set without the image files that cannot be read, and these; every file is decoded once.
+
+    Raises:
+        InputError: the data set prescribes episodes, which need all of them; or nothing is left.
+    """
+    parts: dict[str, Split] = {}
+    skipped: list[Skipped] = []
+    for part, split in data.parts.items():
+        if not isinstance(split.images, FileImages):
+            parts[part] = split
+            continue
+        found = decode([split.images.root / path for path in split.images.paths], Transform(), cache="none")
+        skipped += [Skipped(str(split.names[i]), reason) for i, reason in found.failed]
+        if found.kept:
+            parts[part] = split.subset(found.kept) if found.failed else split
+    if not skipped:
+        return data, ()
+    if data.episodes is not None or not parts:
+        shown = "; ".join(f"{item.path} ({item.reason})" for item in skipped[:10])
+        raise InputError(f"{data.name}: {len(skipped)} images cannot be read, and its episodes need them: {shown}")
+    return FewShotData(data.name, parts), tuple(skipped)
 
 
 def data_of_files(
