@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..fewshot.report import Explainer
     from ..fewshot.results import ResultFile
     from ..fewshot.support import SupportSensitivity
+    from ..images import Transform
     from ..index import Encodings
 
 app = typer.Typer(
@@ -162,6 +163,7 @@ def evaluate(
         "data": data, "part": part, "split_hash": split.split_hash, "encoder": encoder, "weights": weights,
         "layer": layer, "fit": fit, "image_size": image_size, "base": base, "features": str(encodings.file),
         "fingerprint": encodings.encoder.get("fingerprint"), "precision": encodings.encoder.get("precision"),
+        "transform": (encodings.encoder.get("description") or {}).get("transform"),
     }  # fmt: skip
     file = ResultFile(tuple(results), about)
     file.save(out_file)
@@ -343,6 +345,7 @@ def _explainer(
             about["encoder"], about.get("weights"), fit=about.get("fit"), size=about.get("image_size"),
             layer=about.get("layer"),
         )  # fmt: skip
+        encoder.transform = _stored_transform(about, encoder)
         if about.get("fingerprint") not in (None, encoder.fingerprint):
             raise InputError(f"{encoder.short_name} is not the encoder of these results; give --encoder and --weights")
     if encodings is None and Path(about.get("features") or "").is_file():
@@ -387,6 +390,20 @@ def _row(result: EpisodeResult) -> tuple[str, ...]:
     )
 
 
+def _stored_transform(about: dict[str, Any], encoder: Encoder) -> Transform:
+    """The transform of the results; those of 0.1 do not hold it, and cropped where nothing else was said."""
+    from ..images import Transform
+
+    if about.get("transform") is not None:
+        return Transform.from_dict(about["transform"])
+    named = str(about["encoder"])
+    return (
+        encoder.transform
+        if about.get("fit") or named.endswith(".safetensors")
+        else encoder.transform.adapted(fit="crop")
+    )
+
+
 def _show(file: ResultFile) -> None:
     """All methods in one table, and what each interval answers."""
     first = next(iter(file))
@@ -395,6 +412,12 @@ def _show(file: ResultFile) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:  # not a rich table: none of this may be cut off in a narrow terminal or a log
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if (transform := file.source.get("transform")) is not None:
+        from ..images import Transform
+
+        say(
+            f"images: {Transform.from_dict(transform).summary}, {file.source.get('precision') or 'precision not known'}"
+        )
     for each in first.intervals():
         say(f"{each.kind}: {each.question}")
     if first.intervals().class_jackknife is None:
