@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -404,20 +405,23 @@ def _stored_transform(about: dict[str, Any], encoder: Encoder) -> Transform:
     )
 
 
+def _seen_as(source: Mapping[str, Any]) -> str:
+    """What images became and the precision of the arithmetic, as far as results say it."""
+    from ..images import Transform
+
+    transform = source.get("transform")
+    known = None if transform is None else f"images {Transform.from_dict(transform).summary}"
+    return ", ".join(filter(None, (known, source.get("precision"))))
+
+
 def _show(file: ResultFile) -> None:
     """All methods in one table, and what each interval answers."""
     first = next(iter(file))
-    say(first.table().splitlines()[0] + (f"; {first.encoder}" if first.encoder else ""))
+    say("; ".join(filter(None, (first.table().splitlines()[0], first.encoder, _seen_as(file.source)))))
     rows = [("method", "setting", "accuracy", "± usual", "bootstrap", "class jackknife"), *map(_row, file)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:  # not a rich table: none of this may be cut off in a narrow terminal or a log
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    if (transform := file.source.get("transform")) is not None:
-        from ..images import Transform
-
-        say(
-            f"images: {Transform.from_dict(transform).summary}, {file.source.get('precision') or 'precision not known'}"
-        )
     for each in first.intervals():
         say(f"{each.kind}: {each.question}")
     if first.intervals().class_jackknife is None:

@@ -177,14 +177,13 @@ class Ccm(Distillation):
 
 
 class AttentionTransfer(Distillation):
-    """AT: the student's class-agnostic map against the teacher's, where Eq. 9 has the maps of the image's class.
+    """AT: the student's class-agnostic map against the teacher's, where Eq. 9 has those of the image's class.
 
     Args:
         teacher: needs no classifier.
         norm: "l2", the mean of squares, is the paper's; "l1" the mean of absolute values.
 
-    Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017; the squares and the weight 10 are those of
-    [CAM-loss] Eq. 9.
+    Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017; squares and weight as in [CAM-loss] Eq. 9.
     """
 
     default_weight = 10.0
