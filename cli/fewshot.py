@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..fewshot.report import Explainer
     from ..fewshot.results import ResultFile
     from ..fewshot.support import SupportSensitivity
+    from ..images import Transform
     from ..index import Encodings
 
 app = Commands(
@@ -197,6 +199,7 @@ def evaluate(
         "data": data, "part": part, "split_hash": tested.split_hash, "encoder": encoder, "weights": weights,
         "layer": layer, "fit": fit, "image_size": image_size, "base": base, "features": str(encodings.file),
         "fingerprint": encodings.encoder.get("fingerprint"), "precision": encodings.encoder.get("precision"),
+        "transform": (encodings.encoder.get("description") or {}).get("transform"),
     }  # fmt: skip
     file = ResultFile(tuple(results), about)
     file.save(out_file)
@@ -414,6 +417,7 @@ def _explainer(
             about["encoder"], about.get("weights"), fit=about.get("fit"), size=about.get("image_size"),
             layer=about.get("layer"),
         )  # fmt: skip
+        encoder.transform = _stored_transform(about, encoder)
         if about.get("fingerprint") not in (None, encoder.fingerprint):
             raise InputError(f"{encoder.short_name} is not the encoder of these results; give --encoder and --weights")
     if encodings is None and Path(about.get("features") or "").is_file():
@@ -458,10 +462,33 @@ def _row(result: EpisodeResult) -> tuple[str, ...]:
     )
 
 
+def _stored_transform(about: dict[str, Any], encoder: Encoder) -> Transform:
+    """The transform of the results; those of 0.1 do not hold it, and cropped where nothing else was said."""
+    from ..images import Transform
+
+    if about.get("transform") is not None:
+        return Transform.from_dict(about["transform"])
+    named = str(about["encoder"])
+    return (
+        encoder.transform
+        if about.get("fit") or named.endswith(".safetensors")
+        else encoder.transform.adapted(fit="crop")
+    )
+
+
+def _seen_as(source: Mapping[str, Any]) -> str:
+    """What images became and the precision of the arithmetic, as far as results say it."""
+    from ..images import Transform
+
+    transform = source.get("transform")
+    known = None if transform is None else f"images {Transform.from_dict(transform).summary}"
+    return ", ".join(filter(None, (known, source.get("precision"))))
+
+
 def _show(file: ResultFile) -> None:
     """All methods in one table, and what each interval answers."""
     first = next(iter(file))
-    say(first.table().splitlines()[0] + (f"; {first.encoder}" if first.encoder else ""))
+    say("; ".join(filter(None, (first.table().splitlines()[0], first.encoder, _seen_as(file.source)))))
     rows = [("method", "setting", "accuracy", "± usual", "bootstrap", "class jackknife"), *map(_row, file)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:  # not a rich table: none of this may be cut off in a narrow terminal or a log

@@ -55,7 +55,7 @@ Layer = Annotated[str | None, typer.Option(help="Another layer for the feature m
 Fit = Annotated[
     FitName | None,
     typer.Option(
-        help="How a picture becomes square: cut the centre, squash, or pad. Default: as the weights were trained."
+        help="How an image fits the network: pad (default), squash, or crop the centre. A checkpoint brings its own."
     ),
 ]
 ImageSize = Annotated[int | None, typer.Option(min=16, help="Side of the network's input in pixels.")]

@@ -38,7 +38,7 @@ CropSize = Annotated[
     str | None, typer.Option(help="The network's input as HEIGHTxWIDTH, e.g. `256x128`, or one number.")
 ]
 CropFit = Annotated[
-    FitName | None, typer.Option(help="How a picture fits. Default: squash, or what a checkpoint was trained with.")
+    FitName | None, typer.Option(help="How an image fits. Default: pad, or what a checkpoint was trained with.")
 ]
 
 AUDIT_EXAMPLE = "Example: `distcam reid audit Market-1501-v15.09.15`"
@@ -237,8 +237,6 @@ def crop_encoder(name: str, weights: str | None, layer: str | None, size: str | 
         InputError: a size that is none, or what `load_encoder` refuses.
     """
     loaded = load_encoder(name, weights, layer=layer)
-    if fit is None and not name.endswith(".safetensors"):
-        fit = "squash"  # crops are boxes around somebody already
     if size is None:
         loaded.transform = loaded.transform.adapted(fit=fit)
     else:

@@ -107,4 +107,5 @@ def _run(
         print_json(comparison.to_dict())
         return
     out.print(comparison_table(comparison))
+    say(f"Images: {'; '.join(comparison.seen_as)}")
     say(f"Encoders, logs, and resolved recipes: {folder}")

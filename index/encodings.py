@@ -158,6 +158,7 @@ def _write_whole(target: Path, snapshot: Snapshot) -> None:
             "fingerprint": manifest.encoder.fingerprint,
             "short_name": manifest.encoder.short_name,
             "description": manifest.encoder.description,
+            "precision": manifest.encoder.precision,
         },
     }
     parts = snapshot.live_parts()

@@ -132,7 +132,7 @@ def encode_data(
     about = {
         "encoder": encoder.short_name,
         "fingerprint": encoder.fingerprint,
-        "input": f"{height}x{width}, {encoder.transform.fit}",
+        "input": f"{height}x{width}, {encoder.transform.fit}, {inference.precision}",
         "flip": flip,
     }
     return Features(found, tuple(kept), about, skipped)

@@ -51,7 +51,7 @@ class Retriever:
 
     Raises:
         FingerprintMismatchError: the encoder is not the one that built the gallery.
-        GalleryError: the gallery keeps no encoder (it was built with the user's own module) and none was given.
+        GalleryError: the gallery keeps no copy of its encoder and none was given.
     """
 
     def __init__(
@@ -348,7 +348,8 @@ def _made_again(gallery: Gallery, encoder: Encoder | None, device: str, precisio
 def _stored_encoder(gallery: Gallery) -> Encoder:
     if gallery.encoder_path is None:
         raise GalleryError(
-            f"{gallery.folder} keeps no encoder (it was built with a module of your own); pass `encoder`"
+            f"{gallery.folder} keeps no copy of its encoder {gallery.manifest.encoder.short_name} (a network of one's "
+            "own is not copied, and imported vectors may come without); pass encoder, the one that made its vectors"
         )
     return Encoder.load(gallery.encoder_path)
 

@@ -91,6 +91,9 @@ class SegmentationRecipe:
         table = file.resolved(variant=variant, changes=changes)
         own = table.pop("measure", {})
         table.setdefault("evaluation", {"metrics": ["accuracy"]})
+        # Segmentation looks at whole images squashed, in training as in use: masks are brought back by stretching.
+        if isinstance(data := table.get("data"), Mapping):
+            table["data"] = {"fit": "squash", **data}
         return cls(Recipe.from_dict(table, folder=file.folder), parse(MeasureSettings, own, "measure"))
 
 

@@ -75,7 +75,7 @@ def test_evaluate_prints_scores_with_the_protocol(walkers: Path) -> None:
         "same camera: gallery images of the query's identity and camera are ignored",
         "distractors: {0} count as wrong",
         "query camera by gallery camera",
-        "input: 64x32, squash",
+        "input: 64x32, pad",
         "refinement: none",
     ):
         assert part in text

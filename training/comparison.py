@@ -24,6 +24,7 @@ class Comparison:
         values: by variant and metric, one value per seed.
         seconds: by variant, the mean of a run.
         data: by variant, images and classes of the parts of the data.
+        seen_as: what images became, and the precision of the arithmetic; several where variants differ.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Comparison:
     values: Mapping[str, Mapping[str, tuple[float, ...]]]
     seconds: Mapping[str, float]
     data: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    seen_as: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> tuple[str, ...]:

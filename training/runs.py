@@ -14,7 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..encoders import Encoder
+from ..encoders.inference import resolved_precision
 from ..errors import InputError
 from ..files import write_text
 from ..images import Transform
@@ -68,6 +71,12 @@ class RunResult:
         """What everything random came from."""
         return self.recipe.run.seed
 
+    @property
+    def seen_as(self) -> str:
+        """What images became, and the precision of the arithmetic."""
+        device = next(self.encoder.parameters(), torch.empty(0)).device
+        return f"{self.encoder.transform.summary}, {resolved_precision(self.recipe.run.precision, device)}"
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it, without the recipe's content."""
         return {
@@ -75,6 +84,7 @@ class RunResult:
             "variant": self.recipe.variant,
             "seed": self.seed,
             "metrics": dict(self.metrics),
+            "images_as": self.seen_as,
             "best_epoch": self.fit.best_epoch,
             "folder": None if self.fit.folder is None else str(self.fit.folder),
             "seconds": self.seconds,
@@ -305,6 +315,7 @@ def compare_runs(
     values: dict[str, dict[str, tuple[float, ...]]] = {}
     seconds: dict[str, float] = {}
     data: dict[str, dict[str, dict[str, int]]] = {}
+    seen_as: dict[str, None] = {}
     for variant, run in runs.items():
         results = []
         for seed in seeds:
@@ -312,10 +323,11 @@ def compare_runs(
             with nullcontext(None) if watch is None else watch(variant, seed) as progress:
                 results.append(run(seed=seed, folder=place, progress=progress))
         metrics = results[0].metrics
+        seen_as |= dict.fromkeys(result.seen_as for result in results)
         values[variant] = {name: tuple(result.metrics[name] for result in results) for name in metrics}
         seconds[variant] = statistics.fmean(result.seconds for result in results)
         data[variant] = describe(results[0].parts)
-    comparison = Comparison(name, tuple(seeds), values, seconds, data)
+    comparison = Comparison(name, tuple(seeds), values, seconds, data, tuple(seen_as))
     if folder is not None and current_world().is_first:
         _write(Path(folder) / "comparison.json", comparison.to_dict())
     return comparison

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from ..errors import InputError
 from ..images import ImageRecord, Listing, Transform
 from ..images.listing import quiet_listing
+from ..images.transform import DEFAULT_FIT
 from ..index.reports import Skipped
 from ..remarks import remark
 from .annotations import Annotation, RegionSettings, annotations_of, boxes_from
@@ -96,7 +97,7 @@ class DataSettings:
         photographs: the same, relative to the folder that the environment variable DISTCAM_DATA names.
         scenes: procedural scenes.
         size: side of the network's input in pixels, or height and width.
-        fit: how a picture gets that shape.
+        fit: how an image gets that shape; see `Transform`.
         labels: "folder", "none", or a table, as in `list_images`.
         label_columns: 0/1 columns of a table, one per class, for images that show several.
         multi_label: scenes: an image shows the classes of all its objects.
@@ -112,7 +113,7 @@ class DataSettings:
     photographs: str = ""
     scenes: ScenesSettings | None = None
     size: int | tuple[int, int] = 64
-    fit: Literal["crop", "squash", "pad"] = "squash"
+    fit: Literal["crop", "squash", "pad"] = DEFAULT_FIT
     labels: str = ""
     label_columns: tuple[str, ...] = ()
     multi_label: bool = False
