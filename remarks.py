@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .errors import InputError
 
-__all__ = ["DistcamWarning", "remark"]
+__all__ = ["DistcamWarning", "refusing", "remark"]
 
 
 class DistcamWarning(UserWarning):
@@ -31,3 +33,18 @@ def remark(message: str, *, strict: bool = False, stacklevel: int = 3) -> None:
     if strict:
         raise InputError(message)
     warnings.warn(message, DistcamWarning, stacklevel=stacklevel)
+
+
+@contextmanager
+def refusing(remedy: str = "") -> Iterator[None]:
+    """Inside, the first remark is an error; for one thread at a time, as `warnings.catch_warnings`.
+
+    Raises:
+        InputError: the remark's message, and `remedy` behind it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DistcamWarning)
+        try:
+            yield
+        except DistcamWarning as refused:
+            raise InputError(f"{refused}{remedy}") from None

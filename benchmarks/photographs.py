@@ -28,6 +28,7 @@ from distcam import Encoder, Gallery, Matches, Retriever
 from distcam.encoders import Inference
 from distcam.explain import WEIGHTINGS, energy_in_box, peak_in_box, rectify, upsample
 from distcam.images import Box, list_images
+from distcam.index.faiss_install import installed
 
 
 def read_boxes(file: Path) -> dict[str, list[Box]]:
@@ -62,7 +63,7 @@ def main() -> None:
     records = list(queries)
     boxes = read_boxes(options.folder / "boxes.csv")
     precision = Inference(encoder, precision=options.precision).precision
-    machine = describe_machine("torch", "faiss-gpu")
+    machine = describe_machine("torch", *installed())
     print(f"{machine}, {torch.get_num_threads()} threads, {encoder.short_name}, {precision}")
     with tempfile.TemporaryDirectory() as work:
         start = time.perf_counter()

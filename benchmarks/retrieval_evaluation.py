@@ -61,7 +61,7 @@ def peer(vectors: np.ndarray, labels: np.ndarray, k: str | None) -> Callable[[],
 
 
 def nmi(vectors: np.ndarray, labels: np.ndarray) -> Callable[[], dict[str, float]]:
-    from distcam.retrieval.measures import cluster, normalised_mutual_information
+    from distcam.metrics.clustering import cluster, normalised_mutual_information
 
     def run() -> dict[str, float]:
         found = cluster(vectors, len(np.unique(labels)), seed=0)
@@ -106,7 +106,9 @@ def main() -> None:
     if options.side:
         print(json.dumps(measure(options.side, options.n, options.classes, options.d)))
         return
-    print(describe_machine("numpy", "faiss-gpu", "pytorch-metric-learning", "torch"))
+    from distcam.index.faiss_install import installed
+
+    print(describe_machine("numpy", *installed(), "pytorch-metric-learning", "torch"))
     print(f"{options.d} dimensions; peak memory beyond the vectors\n")
     print("| vectors | side | wall s | CPU s | MiB | scores in % |\n|---:|---|---:|---:|---:|---|")
     sides = list(SIDES)

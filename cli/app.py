@@ -13,6 +13,7 @@ import typer
 
 from .._version import __version__
 from ..errors import DistcamError
+from ..index.faiss_install import fault_behind
 from . import (
     demo,
     encode,
@@ -92,6 +93,11 @@ def main() -> None:
             app()
     except DistcamError as error:
         complain(str(error))
+        sys.exit(2)
+    except (ImportError, AttributeError) as error:
+        if (wrong := fault_behind(error)) is None:
+            raise
+        complain(wrong)
         sys.exit(2)
     except BrokenPipeError:  # `distcam … | head`
         sys.stderr.close()

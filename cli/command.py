@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from ..errors import DistcamError, InputError
+from ..remarks import refusing
 
 __all__ = ["Command", "Commands", "in_words_of", "option_names", "refuse_unused", "running_words"]
 
@@ -35,7 +36,8 @@ class Command(TyperCommand):
         """Run the command."""
         token = _RUNNING.set(ctx)
         try:
-            with in_words_of(self):
+            is_strict = bool(ctx.params.get("strict"))  # then what would be a note is an error, in every command
+            with in_words_of(self), refusing(" (--strict)") if is_strict else nullcontext():
                 return super().invoke(ctx)
         finally:
             _RUNNING.reset(token)

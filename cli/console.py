@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ..errors import InputError
-from ..remarks import DistcamWarning
+from ..remarks import DistcamWarning, refusing
 from .checks import require_encoder
 from .command import option_names
 
@@ -68,12 +67,10 @@ def remarks(*, strict: bool = False) -> Iterator[None]:
             note(text)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error" if strict else "always", DistcamWarning)
+        warnings.simplefilter("always", DistcamWarning)
         shown, warnings.showwarning = warnings.showwarning, show
-        try:
+        with refusing(" (--strict)") if strict else nullcontext():
             yield
-        except DistcamWarning as refused:
-            raise InputError(f"{refused} (--strict)") from None
 
 
 def print_json(value: Any) -> None:

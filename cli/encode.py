@@ -69,5 +69,5 @@ def encode(
     if as_json:
         print_json(report.to_dict())
         return
-    say(f"{report.added} images encoded into {out_file} by {loaded.short_name}")
+    say(f"{report.added} images encoded into {out_file} by {loaded.short_name}, {loaded.transform.summary}")
     report_skipped(report.skipped)

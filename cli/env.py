@@ -9,49 +9,68 @@ from typing import Any
 from rich.table import Table
 
 from .._version import __version__
-from .console import out, print_json
+from .console import note, out, print_json
 from .options import AsJson
 
 EXAMPLE = "Example: `distcam env --json`"
 PACKAGES = (
     "torch",
     "torchvision",
-    "faiss-gpu",
-    "faiss-cpu",
     "pytorch-metric-learning",
     "numpy",
     "h5py",
     "pillow",
     "safetensors",
+    "fastapi",
+    "milvus-lite",
+    "pyarrow",
+    "pymilvus",
+    "ray",
+    "scikit-image",
 )
 
 
 def env(as_json: AsJson = False) -> None:
     """Print versions, devices and threads: paste this into a bug report."""
     facts = _facts()
+    if facts["faiss fault"] is not None:
+        note(facts["faiss fault"])
     if as_json:
         print_json(facts)
         return
     table = Table("what", "value", title="distcam environment", title_justify="left")
     for name, value in facts.items():
-        table.add_row(name, str(value))
+        table.add_row(name, "none" if value is None else str(value))
     out.print(table)
 
 
 def _facts() -> dict[str, Any]:
-    import faiss
     import torch
 
+    from ..index import faiss_install
+
+    gpus, devices = _faiss_gpus(), [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "distcam": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: found for name in PACKAGES if (found := _version(name))},
-        "cuda devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "faiss gpus": faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0,
+        **faiss_install.installed(),
+        "cuda devices": devices,
+        "faiss gpus": gpus,
+        "faiss fault": faiss_install.why_no_gpu() if devices and not gpus else faiss_install.fault(),
         "torch threads": torch.get_num_threads(),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def _faiss_gpus() -> int:
+    try:
+        import faiss
+
+        return int(faiss.get_num_gpus())
+    except (ImportError, AttributeError):  # no FAISS, or one whose files are gone
+        return 0
 
 
 def _version(package: str) -> str | None:

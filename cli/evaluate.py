@@ -66,8 +66,12 @@ def evaluate(
     fit: Fit = None,
     image_size: ImageSize = None,
     precision: Annotated[
-        Precision, typer.Option(help="Of the arithmetic; fp32 repeats across machines. A --gallery has its own.")
-    ] = "fp32",
+        Precision,
+        typer.Option(
+            help="Of the arithmetic; auto: bf16 where the hardware has it. fp32 repeats across machines. A --gallery "
+            "has its own."
+        ),
+    ] = "auto",
     batch_size: BatchSize = None,
     workers: Workers = None,
     device: Device = "auto",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +14,7 @@ from ..errors import DistcamError, InputError
 from .checks import require_encoder, require_file
 from .command import Commands, refuse_unused
 from .console import err, load_encoder, print_json, progress_bar, say
-from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Weights, Workers
+from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Strict, Weights, Workers
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from ..fewshot.report import Explainer
     from ..fewshot.results import ResultFile
     from ..fewshot.support import SupportSensitivity
+    from ..images import Transform
     from ..index import Encodings
 
 app = Commands(
@@ -67,6 +70,7 @@ class _Source:
     workers: int | None
     device: str
     overwrite: bool
+    strict: bool = False
 
     def encodings(self, split: Split, *, prefix: str = "") -> Encodings:
         """The features of a split, from the folder of features if they are there."""
@@ -84,6 +88,7 @@ class _Source:
                 file,
                 settings=InferenceSettings(self.batch_size, self.workers, self.device),
                 overwrite=self.overwrite,
+                strict=self.strict,
                 progress=progress,
             )
 
@@ -131,6 +136,7 @@ def evaluate(
     workers: Workers = None,
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results and features.")] = False,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Encode every image once, answer the episodes with each method, and print three intervals side by side."""
@@ -167,14 +173,20 @@ def evaluate(
     if episodes_file is None:
         _refuse_prescribed(opened, part)
     loaded = None if encoder is None else load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
-    source = _Source(loaded, features or out_file.with_suffix(".features"), batch_size, workers, device, overwrite)
-    manifest = _manifest(
-        opened, part, episodes_file,
-        n_way=n_way, n_shot=n_shot, n_query=n_query, n_episodes=episodes, seed=seed, dirichlet=dirichlet,
-    )  # fmt: skip
+    kept_in = features or out_file.with_suffix(".features")
+    source = _Source(loaded, kept_in, batch_size, workers, device, overwrite, strict)
+    drawn = {
+        "n_way": n_way, "n_shot": n_shot, "n_query": n_query, "n_episodes": episodes, "seed": seed,
+        "dirichlet": dirichlet,
+    }  # fmt: skip
+    manifest = _manifest(opened, part, episodes_file, **drawn)
     manifest.rows_in(tested.names)  # missing images now, not after the encoding
     mean = _base_mean(opened, tested, base, source, encodings) if any(map(needs_base_mean, methods)) else None
     encodings = source.encodings(tested) if encodings is None else encodings
+    if not encodings.skipped.keys().isdisjoint(tested.names.tolist()):  # then the episodes are those of the others
+        tested = tested.without(encodings.skipped)
+        opened = dataclasses.replace(opened, parts={**opened.parts, part: tested})
+        manifest = _manifest(opened, part, episodes_file, **drawn)
     names = [record.path for record in encodings.records]
     short_name = str(encodings.encoder.get("short_name", ""))
     results = []
@@ -188,6 +200,7 @@ def evaluate(
         "data": data, "part": part, "split_hash": tested.split_hash, "encoder": encoder, "weights": weights,
         "layer": layer, "fit": fit, "image_size": image_size, "base": base, "features": str(encodings.file),
         "fingerprint": encodings.encoder.get("fingerprint"), "precision": encodings.encoder.get("precision"),
+        "transform": (encodings.encoder.get("description") or {}).get("transform"),
     }  # fmt: skip
     file = ResultFile(tuple(results), about)
     file.save(out_file)
@@ -380,7 +393,8 @@ def _base_mean(
             f"simpleshot-cl2n centres by the mean of base classes, and {opened.name} has no base part; give --base DATA"
         )
     row = {record.path: number for number, record in enumerate(found.records)}
-    mean = torch.from_numpy(found.embeddings[[row[name] for name in split.names.tolist()]]).mean(0)
+    names = [name for name in split.names.tolist() if name not in found.skipped]
+    mean = torch.from_numpy(found.embeddings[[row[name] for name in names]]).mean(0)
     return Centre(mean, source="test" if split.split_hash == tested.split_hash else "base")
 
 
@@ -404,6 +418,7 @@ def _explainer(
             about["encoder"], about.get("weights"), fit=about.get("fit"), size=about.get("image_size"),
             layer=about.get("layer"),
         )  # fmt: skip
+        encoder.transform = _stored_transform(about, encoder)
         if about.get("fingerprint") not in (None, encoder.fingerprint):
             raise InputError(f"{encoder.short_name} is not the encoder of these results; give --encoder and --weights")
     if encodings is None and Path(about.get("features") or "").is_file():
@@ -448,10 +463,33 @@ def _row(result: EpisodeResult) -> tuple[str, ...]:
     )
 
 
+def _stored_transform(about: dict[str, Any], encoder: Encoder) -> Transform:
+    """The transform of the results; those of 0.1 do not hold it, and cropped where nothing else was said."""
+    from ..images import Transform
+
+    if about.get("transform") is not None:
+        return Transform.from_dict(about["transform"])
+    named = str(about["encoder"])
+    return (
+        encoder.transform
+        if about.get("fit") or named.endswith(".safetensors")
+        else encoder.transform.adapted(fit="crop")
+    )
+
+
+def _seen_as(source: Mapping[str, Any]) -> str:
+    """What images became and the precision of the arithmetic, as far as results say it."""
+    from ..images import Transform
+
+    transform = source.get("transform")
+    known = None if transform is None else f"images {Transform.from_dict(transform).summary}"
+    return ", ".join(filter(None, (known, source.get("precision"))))
+
+
 def _show(file: ResultFile) -> None:
     """All methods in one table, and what each interval answers."""
     first = next(iter(file))
-    say(first.table().splitlines()[0] + (f"; {first.encoder}" if first.encoder else ""))
+    say("; ".join(filter(None, (first.table().splitlines()[0], first.encoder, _seen_as(file.source)))))
     rows = [("method", "setting", "accuracy", "± usual", "bootstrap", "class jackknife"), *map(_row, file)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:  # not a rich table: none of this may be cut off in a narrow terminal or a log

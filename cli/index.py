@@ -113,7 +113,8 @@ def build(
     if as_json:
         print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
         return
-    say(f"{len(gallery)} images in {out_path}, encoded by {loaded.short_name}")
+    seen_as = f"{loaded.transform.summary}, {gallery.info()['precision']}"
+    say(f"{len(gallery)} images in {out_path}, encoded by {loaded.short_name}; {seen_as}")
     if (pooled := gallery.info()["masks"]) is not None:
         say(f"vectors are pooled under masks: {pooled['images']} of them have one in {pooled['folder']}")
     report_skipped(gallery.skipped)

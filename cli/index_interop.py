@@ -87,6 +87,9 @@ def export(
     ] = "flat",
     rows_per_file: Annotated[int, typer.Option(min=1, help="Images in each pair of files.")] = 250_000,
     half: Annotated[bool, typer.Option("--half", help="Vectors in half precision; reading back is not exact.")] = False,
+    encoder: Annotated[
+        bool, typer.Option("--encoder/--no-encoder", help="Whether the gallery's encoder goes into the export.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Write vectors (NumPy), records (Parquet) and a FAISS index for other tools, in clip-retrieval's layout."""
@@ -95,9 +98,17 @@ def export(
 
     with resumable("nothing was written"), progress_bar("exporting") as progress:
         written = export_gallery(
-            Gallery.open(gallery), out_path, index=index, rows_per_file=rows_per_file, half=half, progress=progress
+            Gallery.open(gallery),
+            out_path,
+            index=index,
+            rows_per_file=rows_per_file,
+            half=half,
+            encoder=encoder,
+            progress=progress,
         )
     if as_json:
         print_json(asdict(written))
         return
-    say(f"{written.images} images in {out_path}: {written.files} files, {written.bytes / 2**20:.1f} MiB")
+    kept = "with" if written.encoder else "without"
+    size = written.bytes / 2**20
+    say(f"{written.images} images in {out_path}, {kept} their encoder: {written.files} files, {size:.1f} MiB")

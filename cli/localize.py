@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..files import write_text
 from .checks import require_encoder, require_images
 from .command import refuse_unused
-from .console import load_encoder, print_json, progress_bar, remarks, say
+from .console import load_encoder, print_json, progress_bar, say
 from .options import AsJson, BatchSize, Device, EncoderName, Fit, Images, ImageSize, Layer, Metric, Weights
 
 if TYPE_CHECKING:
@@ -97,35 +97,34 @@ def localize(
     from ..images.masks import MaskFolder
     from ..retrieval import References, localise
 
-    with remarks(strict=strict):
-        synsets = labels if labels is not None and labels.lower().endswith(".txt") else None
-        listing = list_images(images, labels=labels if synsets is None else None)
-        known_classes = None if synsets is None else read_synsets(synsets)
-        boxed = boxed_images(listing, read_boxes(boxes, split=split), labels=known_classes)
-        reader = None if masks is None else _mask_reader(masks, boxed)
-        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
-        classifier = _classifier(loaded, encoder, weights)
-        with progress_bar("references") as progress:
-            inference = Inference(loaded, device=device, batch_size=batch_size)
-            pooled = None if reference_masks is None else MaskFolder.given(reference_masks)
-            known = References.encode(
-                list_images(references), inference, metric=metric, masks=pooled, strict=strict, progress=progress
-            )
-        with progress_bar("images with boxes") as progress:
-            table = localise(
-                boxed,
-                loaded,
-                known,
-                methods=None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
-                reference=reference,
-                classifier=classifier,
-                masks=reader,
-                device=device,
-                batch_size=batch_size,
-                seed=seed,
-                strict=strict,
-                progress=progress,
-            )
+    synsets = labels if labels is not None and labels.lower().endswith(".txt") else None
+    listing = list_images(images, labels=labels if synsets is None else None)
+    known_classes = None if synsets is None else read_synsets(synsets)
+    boxed = boxed_images(listing, read_boxes(boxes, split=split), labels=known_classes)
+    reader = None if masks is None else _mask_reader(masks, boxed)
+    loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
+    classifier = _classifier(loaded, encoder, weights)
+    with progress_bar("references") as progress:
+        inference = Inference(loaded, device=device, batch_size=batch_size)
+        pooled = None if reference_masks is None else MaskFolder.given(reference_masks)
+        known = References.encode(
+            list_images(references), inference, metric=metric, masks=pooled, strict=strict, progress=progress
+        )
+    with progress_bar("images with boxes") as progress:
+        table = localise(
+            boxed,
+            loaded,
+            known,
+            methods=None if methods is None else [name.strip() for name in methods.split(",") if name.strip()],
+            reference=reference,
+            classifier=classifier,
+            masks=reader,
+            device=device,
+            batch_size=batch_size,
+            seed=seed,
+            strict=strict,
+            progress=progress,
+        )
     if out_file is not None:
         _write(table, out_file)
     if as_json:

@@ -37,7 +37,9 @@ Images = Annotated[
     str, typer.Argument(help="A folder (class = sub-folder), a CSV with path,label,…, or a quoted glob.")
 ]
 GalleryPath = Annotated[Path, typer.Argument(help="The gallery's folder.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable file instead of listing it.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at what is otherwise left out or assumed: an unreadable file, a label, …")
+]
 Masks = Annotated[
     Path | None,
     typer.Option(
@@ -53,7 +55,7 @@ Layer = Annotated[str | None, typer.Option(help="Another layer for the feature m
 Fit = Annotated[
     FitName | None,
     typer.Option(
-        help="How a picture becomes square: cut the centre, squash, or pad. Default: as the weights were trained."
+        help="How an image fits the network: pad (default), squash, or crop the centre. A checkpoint brings its own."
     ),
 ]
 ImageSize = Annotated[int | None, typer.Option(min=16, help="Side of the network's input in pixels.")]

@@ -60,9 +60,7 @@ def find_recipe(given: Path) -> Path:
             note(f"{given}: not here, so the recipe of that name that comes with distcam is taken")
         return FOLDER / f"{given.stem}.toml"
     near = get_close_matches(given.stem, mine, n=1)
-    hint = (
-        f"did you mean {near[0]}?" if near else "--list names those that come with distcam, --template starts one"
-    )
+    hint = f"did you mean {near[0]}?" if near else "--list names those that come with distcam, --template starts one"
     raise InputError(f"{given}: no such file or recipe; {hint}")
 
 

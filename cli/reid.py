@@ -38,7 +38,7 @@ CropSize = Annotated[
     str | None, typer.Option(help="The network's input as HEIGHTxWIDTH, e.g. `256x128`, or one number.")
 ]
 CropFit = Annotated[
-    FitName | None, typer.Option(help="How a picture fits. Default: squash, or what a checkpoint was trained with.")
+    FitName | None, typer.Option(help="How an image fits. Default: pad, or what a checkpoint was trained with.")
 ]
 
 AUDIT_EXAMPLE = "Example: `distcam reid audit Market-1501-v15.09.15`"
@@ -159,6 +159,9 @@ def evaluate(
     batch_size: BatchSize = None,
     workers: Workers = None,
     device: Device = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at what would be left out or remarked on: images, lines, identities.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate in one pass: CMC, mAP (both kinds), mINP, ROC, TAR@FAR, DIR@FAR, camera by camera; policies printed."""
@@ -170,10 +173,12 @@ def evaluate(
         require_encoder(encoder, weights, layer)
     read = _read(data, format_name, option)
     from ..reid.assessment import assess, changed_protocol
+    from ..reid.placeholders import remark_on_placeholders
     from ..reid.refinement import Refinement
 
     refinement = Refinement(camera_norm, multi_query, _expansion(aqe), _reranking(rerank))
     rule = changed_protocol(read.protocol, protocol)
+    remark_on_placeholders(read, rule)
     if features is not None:
         refuse_unused(
             "with --features, which brings vectors", "encoder", "weights", "layer", "image_size", "fit", "flip",
@@ -184,7 +189,9 @@ def evaluate(
         vectors = read_features(features, read)
     else:
         loaded = crop_encoder(encoder, weights, layer, image_size, fit)
-        options = {"flip": flip, "batch_size": batch_size, "workers": workers, "device": device}
+        options = {
+            "flip": flip, "batch_size": batch_size, "workers": workers, "device": device, "strict": strict,
+        }  # fmt: skip
         vectors = _encoded(read, loaded, junk=rule.junk, multi_query=multi_query, **options)
     found = assess(
         read,
@@ -230,8 +237,6 @@ def crop_encoder(name: str, weights: str | None, layer: str | None, size: str | 
         InputError: a size that is none, or what `load_encoder` refuses.
     """
     loaded = load_encoder(name, weights, layer=layer)
-    if fit is None and not name.endswith(".safetensors"):
-        fit = "squash"  # crops are boxes around somebody already
     if size is None:
         loaded.transform = loaded.transform.adapted(fit=fit)
     else:
@@ -246,9 +251,10 @@ def _encoded(data: ReidData, encoder: Encoder, *, junk: tuple[Any, ...], multi_q
     from ..reid.features import encode_data
 
     views = data.of("multi_query") if multi_query else ()
-    gallery = [image for image in data.gallery if str(image.identity) not in set(map(str, junk))]
+    nobody = set(map(str, junk))
+    tested = [image for image in (*data.queries, *data.gallery) if str(image.identity) not in nobody]
     with progress_bar("encoding") as progress:
-        return encode_data([*data.queries, *gallery, *views], data, encoder, progress=progress, **options)
+        return encode_data([*tested, *views], data, encoder, progress=progress, **options)
 
 
 def _neighbour_device(device: str) -> str | None:

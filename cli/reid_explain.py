@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..errors import InputError
+from ..errors import ImageError, InputError
 from ..files import replacing
+from ..remarks import remark
 from .checks import require_encoder, require_images
 from .command import refuse_unused
 from .console import print_json, say
@@ -39,16 +40,20 @@ def explain(
     image_size: CropSize = None,
     parts: Annotated[
         str | None,
-        typer.Option(help="Stripes from the top, e.g. `head:0-0.2,torso:0.2-0.55`. Default: head, torso, legs, feet."),
+        typer.Option(
+            help="Stripes from the top, e.g. `head:0-0.2,torso:0.2-0.55`; or `body`: head, torso, legs, feet. Default: "
+            "body for images in the folders and names of a set of people, else four equal stripes."
+        ),
     ] = None,
     weighting: Annotated[PairWeighting, typer.Option(help="Of the Dist-CAM maps.")] = "dist",
     out_path: Annotated[
         Path | None, typer.Option("--out", help="Write OUT.png (a panel) or OUT.npz (raw maps).")
     ] = None,
     device: Device = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Stop if one of --different cannot be read.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Divide the similarity of two pictures among their places and body parts, and draw Dist-CAM on both."""
+    """Divide the similarity of two pictures among their places and parts, and draw Dist-CAM on both."""
     if out_path is not None and out_path.suffix.lower() not in (".png", ".jpg", ".npz"):
         raise InputError(f"--out writes OUT.png, OUT.jpg or OUT.npz, not {out_path.name}")
     if out_path is None:
@@ -56,15 +61,22 @@ def explain(
     require_encoder(encoder, weights, layer)
     require_images([probe, match, *(different or ())])
     from ..encoders import Inference
-    from ..reid.pairs import BODY_PARTS, explain_pair
+    from ..reid.layouts import shows_people
+    from ..reid.pairs import BODY_PARTS, STRIPES, explain_pair
 
-    wanted = BODY_PARTS if parts is None else stripes(parts)
+    is_body = parts == "body" or (parts is None and all(map(shows_people, (probe, match, *(different or ())))))
+    wanted = BODY_PARTS if is_body else STRIPES if parts is None else stripes(parts)
     inference = Inference(crop_encoder(encoder, weights, layer, image_size, fit), device=device)
     others = {f"different: {path.name}": path for path in different or ()}
     files = {"same" if others else "pair": match, **others}
-    pairs = {
-        title: explain_pair(inference, probe, file, parts=wanted, weighting=weighting) for title, file in files.items()
-    }
+    pairs = {}
+    for title, file in files.items():
+        try:
+            pairs[title] = explain_pair(inference, probe, file, parts=wanted, weighting=weighting)
+        except ImageError as error:
+            if title not in others or error.path == str(probe):
+                raise
+            remark(f"{error}; it is left out", strict=strict)
     if out_path is not None:
         _write(out_path, pairs)
     if as_json:

@@ -13,12 +13,12 @@ from ..errors import InputError
 from ..files import replacing
 from .checks import require_images, require_model
 from .command import Commands, refuse_unused
-from .console import out, print_json, progress_bar, say
+from .console import out, print_json, progress_bar, remarks, say
 from .options import AsJson
 from .recipes import ListRecipes, RecipePath, Template, find_recipe
 from .segment_inputs import Layout, inference_settings, is_model, mask_pairs, open_data, open_model
 from .task_train import Changes, OutFolder, Resume, Seeds, Variant
-from .train import chosen_seeds, chosen_variants, comparison_table, resumable_runs
+from .train import Strict, announcer, chosen_seeds, chosen_variants, comparison_table, resumable_runs
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,6 +69,7 @@ def train(
     resume: Resume = False,
     _list: ListRecipes = False,
     _template: Template = False,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Train as a recipe says: class maps (CAM, CPN, SEAM), or all the way to a segmentation network."""
@@ -78,9 +79,10 @@ def train(
 
     folder = out_path or Path("runs") / recipe.stem
     names: Sequence[str | None] = chosen_variants(variant, RecipeFile.read(recipe).variants)
-    loaded = {name or "": _loaded(recipe, name, changes or (), resume=resume, cache=folder) for name in names}
+    options: dict[str, Any] = {"announce": announcer(), "resume": resume, "cache": folder}
+    loaded = {name or "": _loaded(recipe, name, changes or (), options) for name in names}
     title, own_seed, _ = next(iter(loaded.values()))
-    with resumable_runs(folder):
+    with resumable_runs(folder), remarks(strict=strict):
         comparison = compare_runs(
             title,
             {name: run for name, (_, _, run) in loaded.items()},
@@ -96,7 +98,7 @@ def train(
 
 
 def _loaded(
-    path: Path, variant: str | None, changes: Sequence[str], *, resume: bool, cache: Path
+    path: Path, variant: str | None, changes: Sequence[str], options: dict[str, Any]
 ) -> tuple[str, int, Callable[..., RunResult]]:
     """Name, seed, and run of a recipe: of the whole way, or of class maps alone."""
     from ..segmentation.pipeline import run_segmentation
@@ -104,12 +106,12 @@ def _loaded(
 
     if is_pipeline(path):
         whole = PipelineRecipe.read(path, variant=variant, changes=changes)
-        return whole.name, whole.seed, partial(run_segmentation, whole, resume=resume, cache=cache)
+        return whole.name, whole.seed, partial(run_segmentation, whole, **options)
     from ..segmentation.training import SegmentationRecipe
     from ..segmentation.training import train as train_maps
 
     maps = SegmentationRecipe.read(path, variant=variant, changes=changes)
-    return maps.recipe.name, maps.recipe.run.seed, partial(train_maps, maps, resume=resume, cache=cache)
+    return maps.recipe.name, maps.recipe.run.seed, partial(train_maps, maps, **options)
 
 
 @app.command("infer", epilog=INFER_EXAMPLE)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import out, print_json, progress_bar, say
+from .console import out, print_json, progress_bar, remarks, say
 from .options import AsJson
 from .recipes import ListRecipes, RecipePath, Template, find_recipe
-from .train import chosen_seeds, chosen_variants, comparison_table, resumable_runs
+from .train import Strict, announcer, chosen_seeds, chosen_variants, comparison_table, resumable_runs
 
 if TYPE_CHECKING:
     from ..training.runs import RunResult
@@ -38,17 +38,20 @@ def fewshot_train(
     resume: Resume = False,
     _list: ListRecipes = False,
     _template: Template = False,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Train an encoder on base classes, in episodes or in batches, and measure it on stored episodes of novel ones."""
     recipe = find_recipe(recipe)
     from ..fewshot.training import FewShotRecipe, train
 
+    announce = announcer()
+
     def load(name: str | None) -> tuple[str, int, Callable[..., RunResult]]:
         loaded = FewShotRecipe.read(recipe, variant=name, changes=changes or ())
-        return loaded.recipe.name, loaded.recipe.run.seed, partial(train, loaded, resume=resume)
+        return loaded.recipe.name, loaded.recipe.run.seed, partial(train, loaded, resume=resume, announce=announce)
 
-    _run(recipe, load, out_path=out_path, variant=variant, seeds=seeds, as_json=as_json)
+    _run(recipe, load, out_path=out_path, variant=variant, seeds=seeds, strict=strict, as_json=as_json)
 
 
 def reid_train(
@@ -60,19 +63,24 @@ def reid_train(
     resume: Resume = False,
     _list: ListRecipes = False,
     _template: Template = False,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a re-identification encoder, and evaluate its queries against the gallery."""
     recipe = find_recipe(recipe)
     from ..reid.training import ReidRecipe, train
 
-    cache = out_path or Path("runs") / recipe.stem
+    cache, announce = out_path or Path("runs") / recipe.stem, announcer()
 
     def load(name: str | None) -> tuple[str, int, Callable[..., RunResult]]:
         loaded = ReidRecipe.read(recipe, variant=name, changes=changes or ())
-        return loaded.recipe.name, loaded.recipe.run.seed, partial(train, loaded, resume=resume, cache=cache)
+        return (
+            loaded.recipe.name,
+            loaded.recipe.run.seed,
+            partial(train, loaded, resume=resume, cache=cache, announce=announce),
+        )
 
-    _run(recipe, load, out_path=out_path, variant=variant, seeds=seeds, as_json=as_json)
+    _run(recipe, load, out_path=out_path, variant=variant, seeds=seeds, strict=strict, as_json=as_json)
 
 
 def _run(
@@ -82,6 +90,7 @@ def _run(
     out_path: Path | None,
     variant: str | None,
     seeds: str | None,
+    strict: bool,
     as_json: bool,
 ) -> None:
     """Every chosen variant with every seed, and one table; recipes are checked before the first run starts."""
@@ -92,7 +101,7 @@ def _run(
     loaded = {name or "": load(name) for name in names}
     title, own_seed, _ = next(iter(loaded.values()))
     folder = out_path or Path("runs") / path.stem
-    with resumable_runs(folder):
+    with resumable_runs(folder), remarks(strict=strict):
         comparison = compare_runs(
             title,
             {name: run for name, (_, _, run) in loaded.items()},
@@ -104,4 +113,5 @@ def _run(
         print_json(comparison.to_dict())
         return
     out.print(comparison_table(comparison))
+    say(f"Images: {'; '.join(comparison.seen_as)}")
     say(f"Encoders, logs, and resolved recipes: {folder}")

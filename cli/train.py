@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from ..errors import InputError
 from .command import refuse_unused
-from .console import err, out, print_json, progress_bar, say
+from .console import err, note, out, print_json, progress_bar, remarks, say
 from .options import AsJson
 from .recipes import ListRecipes, RecipePath, Template, find_recipe
 
 if TYPE_CHECKING:
+    from ..training.recipe import Recipe
     from ..training.runs import Comparison
 
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop if an image cannot be read, or anything is left out or assumed.")
+]
 EXAMPLE = "Example: `distcam train recipes/bias.toml --variant all --seeds 0,1,2 --set run.epochs=10`"
 
 
@@ -43,6 +47,7 @@ def train(
     ] = False,
     _list: ListRecipes = False,
     _template: Template = False,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Train encoders as a recipe says; several variants and seeds end in one table, mean ± standard deviation."""
@@ -54,7 +59,8 @@ def train(
     every_change = [*(changes or []), *([f'run.device="{device}"'] if device else [])]
     if dry_run:
         refuse_unused("with --dry-run, which trains nothing", "out_path", "seeds", "resume", "cache")
-        resolved = {name or "": file.recipe(variant=name, changes=every_change).to_dict() for name in chosen}
+        with remarks(strict=strict):
+            resolved = {name or "": _dry(file.recipe(variant=name, changes=every_change)) for name in chosen}
         print_json(resolved if variant else resolved[""])
         return
     from ..training.distributed import current_world
@@ -64,7 +70,7 @@ def train(
     first = file.recipe(variant=chosen[0], changes=every_change)
     if first.data.scenes is None:
         refuse_unused("by a recipe that draws no scenes", "cache")
-    with resumable_runs(folder):
+    with resumable_runs(folder), remarks(strict=strict):
         comparison = run_variants(
             file,
             variants=chosen,
@@ -73,6 +79,7 @@ def train(
             folder=folder,
             cache=cache,
             resume=resume,
+            announce=announcer(),
             watch=lambda name, seed: progress_bar(" ".join(filter(None, (name, f"seed {seed}")))),
         )
     if not current_world().is_first:
@@ -81,7 +88,36 @@ def train(
         print_json(comparison.to_dict())
         return
     out.print(comparison_table(comparison))
+    say(f"Images: {'; '.join(comparison.seen_as)}")
     say(f"Encoders, logs, and resolved recipes: {folder}")
+
+
+def _dry(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe, divided as the data say if they are there; sizes and classes of the parts go to stderr."""
+    from ..training.parts import sentence
+    from ..training.splits import list_parts
+
+    try:
+        recipe = recipe.settled()
+        parts = list_parts(recipe.data, folder=recipe.folder)
+    except InputError as error:
+        note(f"the data cannot be divided now: {error}")
+        parts = {}
+    if parts:
+        announcer()(sentence(parts))
+    return recipe.to_dict()
+
+
+def announcer() -> Callable[[str], None]:
+    """Prints sizes and classes of the data's parts on stderr, each line once for all runs that share it."""
+    said: set[str] = set()
+
+    def announce(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            err.print(text, soft_wrap=True)
+
+    return announce
 
 
 def chosen_variants(text: str | None, known: tuple[str, ...]) -> list[str | None]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .pooling import GAP, GeM, Pooling
     from .resnet12 import ResNet12
     from .resnet38 import ResNet38
+    from .trained_on import Overlap, TrainedOn
     from .wide_resnet import WideResNet
 
 _HOME = {
@@ -37,10 +38,12 @@ _HOME = {
     "Identity": "heads",
     "Inference": "inference",
     "Linear": "heads",
+    "Overlap": "trained_on",
     "Pooling": "pooling",
     "ResNet12": "resnet12",
     "ResNet38": "resnet38",
     "Sequential": "heads",
+    "TrainedOn": "trained_on",
     "WideResNet": "wide_resnet",
     "affine_of": "heads",
     "available_architectures": "backbones",
@@ -62,10 +65,12 @@ __all__ = [
     "Identity",
     "Inference",
     "Linear",
+    "Overlap",
     "Pooling",
     "ResNet12",
     "ResNet38",
     "Sequential",
+    "TrainedOn",
     "WideResNet",
     "affine_of",
     "available_architectures",

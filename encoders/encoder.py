@@ -25,6 +25,7 @@ from .layers import Tap, require_feature_map
 from .matching import StateDict, neck_among
 from .pooling import GAP, GeM, Pooling, pooling_from
 from .sources import CHECKPOINT_SUFFIX, is_checkpoint, published, transform_for
+from .trained_on import TrainedOn
 from .weights import drawn_from, read_state_dict, uninitialised
 from .wrapping import find_layer, require_usable, unwrapped
 
@@ -65,6 +66,7 @@ class Encoder(nn.Module):
 
     Attributes:
         metadata: free JSON-able notes (a training recipe, say); kept in checkpoints, no part of the fingerprint.
+        trained_on: classes and images of its training, likewise; None where nothing is known.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Encoder(nn.Module):
         self.layer = layer
         self.options = None if options is None else dict(options)
         self.metadata: dict[str, Any] = {}
+        self.trained_on: TrainedOn | None = None
         self._fingerprint = FingerprintCache()
         self._pooled_dim = 0
 
@@ -249,6 +252,8 @@ class Encoder(nn.Module):
                 parts = {"pooling": pooling_from(config["pooling"]), "head": head_from_dict(config["head"])}
             encoder = cls._of(config["architecture"], built, config["options"], transform=transform, **parts)
             encoder.metadata = dict(config["metadata"])
+            if _DIGESTS in tensors:
+                encoder.trained_on = TrainedOn.from_dict(config["trained_on"], tensors.pop(_DIGESTS).numpy())
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise WeightsError(f"{path}: its header does not describe an encoder ({error})") from error
         load_state(encoder, tensors, origin=str(path), exact=True)
@@ -273,7 +278,11 @@ class Encoder(nn.Module):
                 raise InputError(f"the {part} {name} is a module of your own, which no checkpoint can rebuild")
         if not os.fspath(path).endswith(CHECKPOINT_SUFFIX):
             raise InputError(f"expected a file name that ends in {CHECKPOINT_SUFFIX}, got {os.fspath(path)!r}")
-        write_checkpoint(path, {**config, "metadata": self.metadata}, self.state_dict())
+        config, tensors = {**config, "metadata": self.metadata}, self.state_dict()
+        if self.trained_on is not None:
+            config["trained_on"] = self.trained_on.to_dict()
+            tensors[_DIGESTS] = torch.from_numpy(self.trained_on.digests)
+        write_checkpoint(path, config, tensors)
 
     def describe(self) -> dict[str, Any]:
         """What the encoder is, without its weights, as JSON can hold it."""
@@ -325,6 +334,9 @@ class Encoder(nn.Module):
         pooling, head = type(self.pooling).__name__, type(self.head).__name__
         size = f"{self.transform.height}×{self.transform.width}"
         return f"Encoder({self.architecture}{at}, {pooling}, {head}, {size})"
+
+
+_DIGESTS = "trained_on.digests"  # a tensor of the file that is no weight
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from .encoder import Encoder
 from .encoding import Encoding
 from .fusing import fuse_batch_norms
 
-__all__ = ["Batch", "Failure", "ImageSource", "Inference"]
+__all__ = ["Batch", "Failure", "ImageSource", "Inference", "has_fast_bfloat16", "resolved_precision"]
 
 T = TypeVar("T")
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
@@ -58,8 +58,8 @@ class Inference:
     Args:
         encoder: what to copy.
         device: "auto" (CUDA if there is any), or a torch device.
-        precision: of the backbone's arithmetic: "fp32", "bf16", or "auto": bfloat16 where the hardware has it. Results
-            are float32 in any case.
+        precision: of the backbone's arithmetic: "fp32", "bf16", or "auto", the one default of every command: bfloat16
+            where the hardware has it. Results are float32 in any case.
         batch_size: images per forward pass; 16 on a CPU and 64 elsewhere if left out. On a CPU larger is slower.
 
     Attributes:
@@ -78,7 +78,7 @@ class Inference:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"expected a batch size of at least 1, got {batch_size}")
         self.device = _device(device)
-        self.precision = _precision(precision, self.device)
+        self.precision = resolved_precision(precision, self.device)
         self.batch_size = batch_size or (16 if self.device.type == "cpu" else 64)
         self.fingerprint = encoder.fingerprint
         self.short_name = encoder.short_name
@@ -90,6 +90,11 @@ class Inference:
     def transform(self) -> Transform:
         """From an image to the pixels that a call takes."""
         return self.encoder.transform
+
+    @property
+    def seen_as(self) -> str:
+        """What images become and how they are computed, to be printed beside numbers: `'pad to 224×224, bf16'`."""
+        return f"{self.transform.summary}, {self.precision}"
 
     @property
     def default_workers(self) -> int:
@@ -274,7 +279,12 @@ def _device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def _precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
+def resolved_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
+    """What a choice of precision, "auto" among them, comes to on a device.
+
+    Raises:
+        InputError: another word.
+    """
     if precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"unknown precision {precision!r}: expected 'auto', 'fp32', or 'bf16'")
     if precision == "auto":

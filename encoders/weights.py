@@ -197,9 +197,8 @@ def usual_transform(name: str) -> Transform:
 
 def _transform_of(name: str, preset: Any) -> Transform:
     usual = usual_transform(name)
-    return Transform(
+    return Transform(  # their crop is not taken over: one fit for all encoders
         size=preset.crop_size[0],
-        resize=preset.resize_size[0],
         mean=usual.mean if usual.mean == _HALF else tuple(preset.mean),
         std=usual.std if usual.std == _HALF else tuple(preset.std),
         interpolation="bicubic" if preset.interpolation == InterpolationMode.BICUBIC else "bilinear",

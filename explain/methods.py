@@ -44,7 +44,7 @@ def weighted_sum(
 def caam(activations: Float[Tensor, "*b k h w"]) -> Float[Tensor, "*b h w"]:
     """The class-agnostic map, `Σ_k A_k`: the same whatever is asked, so the baseline for everything that is not.
 
-    Source: [CAM-loss] Eq. 2.
+    Source: [CAM-loss] Eq. 3.
     """
     return activations.sum(-3)
 

@@ -132,6 +132,7 @@ class BDCSPN(_Recipe):
     Transductive: it sees all queries of an episode at once. Equally many queries per class flatter it, so look at
     Dirichlet queries too. All vectors are brought to unit length by `prepare`. The query shift is used for the
     pseudo-labels and for the decision; a way with fewer than `n_confident` pseudo-labelled queries takes those it has.
+    A query that is equally near to two ways joins neither, and those equally confident as the last that joins, join.
 
     Attributes:
         n_confident: pseudo-labelled queries per way that join its prototype; their Z.
@@ -168,10 +169,12 @@ class BDCSPN(_Recipe):
 
         # Intra-class bias: the Z most confident queries among those that a way would win.
         confidence = query_cosine.softmax(-1)
-        is_won = torch.zeros_like(confidence, dtype=torch.bool).scatter_(2, confidence.argmax(-1, keepdim=True), True)
+        nearest = query_cosine.topk(min(2, query_cosine.shape[2]), dim=2).values
+        is_clear = nearest[..., 0] - nearest[..., -1] > 8 * torch.finfo(query.dtype).eps
+        is_won = (query_cosine == nearest[..., :1]) & is_clear[..., None]
         ranked = torch.where(is_won, confidence, -1.0)
-        top = ranked.topk(min(self.n_confident, query.shape[1]), dim=1).indices
-        joins = torch.zeros_like(is_won).scatter_(1, top, True) & is_won
+        top = ranked.topk(min(self.n_confident, query.shape[1]), dim=1).values
+        joins = is_won & (ranked >= top.amin(1, keepdim=True)) if self.n_confident else torch.zeros_like(is_won)
 
         support_weight = (self.epsilon * support_cosine).exp()
         query_weight = (self.epsilon * query_cosine).exp() * joins

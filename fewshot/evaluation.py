@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -36,8 +36,10 @@ class EpisodeResult:
     Attributes:
         episodes: the manifest that was run.
         classifier: name, settings, and `setting`: inductive or transductive.
-        prediction: winning way of each query, in 0…N−1, (E, M); the first way wins a tie.
-        margin: logit of the true way minus the best other logit, (E, M), in the classifier's unit; wrong below 0.
+        prediction: winning way of each query, in 0…N−1, (E, M). A tie is lost: where the true way's logit is no larger
+            than another's, up to rounding, that other way wins.
+        margin: logit of the true way minus the best other logit, (E, M), in the classifier's unit; 0 is a tie, and
+            wrong as everything below.
         encoder: what made the features, for instance an encoder's `short_name`.
     """
 
@@ -210,13 +212,24 @@ def evaluate(
             vectors = vectors.view(-1, n_items, bank.shape[1])
             support = vectors[:, :n_support].view(-1, n_way, n_shot, bank.shape[1])
             logits = classifier.logits(support, vectors[:, n_support:])
-            true = target[part][:, :, None]
-            others = logits.scatter(2, true, -torch.inf).amax(2)
-            prediction[part] = logits.argmax(2)
-            margin[part] = logits.gather(2, true)[:, :, 0] - others
+            prediction[part], margin[part] = _decide(logits, target[part])
     if not torch.isfinite(margin).all():
         raise InputError("the logits are not finite: the features are too large for their precision; scale them down")
     return EpisodeResult(episodes, classifier.describe(), prediction.numpy(), margin.numpy(), encoder)
+
+
+def _decide(logits: Float[Tensor, "b m n"], target: Int[Tensor, "b m"]) -> tuple[Tensor, Tensor]:
+    """Winning way and margin of each query; the order of the ways does not help the true one.
+
+    Logits of equal references may differ by where they stand in a product, so a margin within the rounding of the
+    episode's largest logit is a tie.
+    """
+    true = target[:, :, None]
+    best, other = logits.scatter(2, true, -torch.inf).max(2)
+    margin = logits.gather(2, true)[:, :, 0] - best
+    rounding = 8 * torch.finfo(logits.dtype).eps * logits.abs().amax((1, 2))[:, None]
+    margin = torch.where(margin.abs() <= rounding, 0.0, margin)
+    return torch.where(margin > 0, target, other).to(torch.int16), margin
 
 
 @dataclass(frozen=True, eq=False)

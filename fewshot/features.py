@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from ..index.encodings import FORMAT, VERSION
 from ..index.manifest import Spec
 from ..index.rows import Entries, Vectors
 from ..index.segments import write_segment
+from ..remarks import remark
 from .data import Split
 
 __all__ = ["cached_features", "encode_split"]
@@ -36,6 +36,7 @@ def cached_features(
     *,
     settings: InferenceSettings | None = None,
     overwrite: bool = False,
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> Encodings:
     """The features in `file` if they are of this encoder and hold the split's items; else they are made and written.
@@ -48,7 +49,7 @@ def cached_features(
     """
     path = Path(file)
     if overwrite or not path.exists():
-        return encode_split(split, encoder, path, settings=settings, progress=progress)
+        return encode_split(split, encoder, path, settings=settings, strict=strict, progress=progress)
     found = read_encodings(path)
     if found.encoder.get("fingerprint") != encoder.fingerprint:
         raise FingerprintMismatchError(
@@ -56,14 +57,15 @@ def cached_features(
             "choose another file, or --overwrite"
         )
     label_of = {record.path: record.label for record in found.records}
-    absent = [name for name in split.names.tolist() if name not in label_of]
+    _tell(found.skipped, len(split), strict=strict)
+    absent = [name for name in split.names.tolist() if name not in label_of and name not in found.skipped]
     if absent:
         raise InputError(
             f"{path} lacks {len(absent)} of the {len(split)} images of {split.name}, the first is {absent[0]!r}; "
             "choose another file, or --overwrite"
         )
     for name, label in zip(split.names.tolist(), split.labels.tolist(), strict=True):
-        if label_of[name] != label:
+        if label_of.get(name, label) != label:
             raise InputError(f"{path} says that {name!r} is {label_of[name]!r}, {split.name} that it is {label!r}")
     return found
 
@@ -74,17 +76,18 @@ def encode_split(
     out: str | os.PathLike[str],
     *,
     settings: InferenceSettings | None = None,
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> Encodings:
     """Encode all images of a split into one file, as `distcam.index.encode_to_file` does for image files.
 
-    The file appears when it is whole. An image that cannot be read ends the work: without it, the episodes of a
-    manifest would be others.
+    The file appears when it is whole. An image that cannot be read is left out with a remark, and is in
+    `Encodings.skipped`: episodes have to be drawn from the others, see `Split.without`. With `strict` it ends the work.
 
     Raises:
         InputError: the encoder is in training mode, its batch norms use the batch's statistics, or a feature is not
             finite.
-        ImageError: the first image that cannot be used.
+        ImageError: no image can be used; or, with `strict`, the first that cannot.
     """
     check_evaluation_mode(encoder)
     path, settings = Path(out), settings or InferenceSettings()
@@ -93,7 +96,7 @@ def encode_split(
     inference = Inference(encoder, device=settings.device, precision=settings.precision, batch_size=settings.batch_size)
     is_pooled = isinstance(encoder.head, (Identity, torch.nn.Identity))
     spec = Spec("dot", encoder.embedding_dim, encoder.pooled_dim, None, embedding_is_pooled=is_pooled)
-    about = {
+    about: dict[str, object] = {
         "format": FORMAT,
         "version": VERSION,
         "root": str(split.images.root.absolute()),
@@ -104,10 +107,23 @@ def encode_split(
             "precision": inference.precision,
         },
     }
-    blocks = _blocks(split, inference, spec, workers=settings.workers, progress=progress)
-    with Storage().replacing(path) as aside, closing(blocks):
-        write_segment(aside, _entries(split), blocks, spec=spec, about=json.dumps(about))
+    blocks, skipped = _blocks(split, inference, spec, workers=settings.workers, strict=strict, progress=progress)
+    _tell(skipped, len(split), strict=strict)
+    about["skipped"] = skipped
+    with Storage().replacing(path) as aside:
+        write_segment(aside, _entries(split.without(skipped)), blocks, spec=spec, about=json.dumps(about))
     return read_encodings(path)
+
+
+def _tell(skipped: Mapping[str, str], count: int, *, strict: bool) -> None:
+    if skipped:
+        name, reason = next(iter(skipped.items()))
+        remark(
+            f"{len(skipped):,} of {count:,} images cannot be used and are left out, the first: {name}: {reason}; "
+            "the episodes are drawn from the others",
+            strict=strict,
+            stacklevel=4,
+        )
 
 
 def check_evaluation_mode(encoder: torch.nn.Module) -> None:
@@ -134,22 +150,36 @@ def _entries(split: Split) -> Entries:
 
 
 def _blocks(
-    split: Split, inference: Inference, spec: Spec, *, workers: int | None, progress: Progress | None
-) -> Generator[Vectors, None, None]:
-    """Vectors in the order of the items, batch by batch."""
+    split: Split,
+    inference: Inference,
+    spec: Spec,
+    *,
+    workers: int | None,
+    strict: bool,
+    progress: Progress | None,
+) -> tuple[list[Vectors], dict[str, str]]:
+    """Vectors in the order of the items, batch by batch, and the items without one; `read_encodings` holds as much."""
+    blocks: list[Vectors] = []
+    skipped: dict[str, str] = {}
     done = 0
-    batches = inference.stream(range(len(split)), load=lambda row: inference.read(split.images[row]), workers=workers)
-    for batch in batches:
-        if batch.failures:
-            failure = batch.failures[0]
-            raise ImageError(split.names[failure.item], failure.error.reason)
-        assert batch.encoding is not None
-        vectors = to_vectors(batch.encoding, spec)
-        finite = np.isfinite(vectors.pooled).all(1) & np.isfinite(vectors.embedding).all(1)
-        if not finite.all():
-            name = str(split.names[batch.items[int(np.argmin(finite))]])
-            raise InputError(f"the features of {name!r} are not finite; check the encoder's weights")
-        done += len(batch.items)
+    for batch in inference.stream(
+        range(len(split)), load=lambda row: inference.read(split.images[row]), workers=workers
+    ):
+        for failure in batch.failures:
+            name = str(split.names[failure.item])
+            if strict:
+                raise ImageError(name, failure.error.reason)
+            skipped[name] = failure.error.reason
+        done += len(batch.items) + len(batch.failures)
+        if batch.encoding is not None:
+            vectors = to_vectors(batch.encoding, spec)
+            finite = np.isfinite(vectors.pooled).all(1) & np.isfinite(vectors.embedding).all(1)
+            if not finite.all():
+                name = str(split.names[batch.items[int(np.argmin(finite))]])
+                raise InputError(f"the features of {name!r} are not finite; check the encoder's weights")
+            blocks.append(vectors)
         if progress is not None:
             progress(done, len(split))
-        yield vectors
+    if not blocks:
+        raise ImageError(*next(iter(skipped.items())))
+    return blocks, skipped

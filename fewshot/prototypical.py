@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from ..errors import InputError
+from ..training.labels import is_right
 from ..training.sampling import Episodes
 from ..training.step import Step, Term
 
@@ -122,7 +123,7 @@ class PrototypicalTerm(Term):
         logits = self._closeness(query.flatten(0, 1), prototypes)
         target = torch.arange(len(ways), device=logits.device).repeat_interleave(query.shape[1])
         with torch.no_grad():
-            step.log["accuracy"] = float((logits.argmax(1) == target).float().mean())
+            step.log["accuracy"] = float(is_right(logits, target).float().mean())
         return cross_entropy(logits, target)
 
     def _divided(self, embedding: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

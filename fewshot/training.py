@@ -30,13 +30,15 @@ from ..errors import InputError
 from ..training.data import TrainingSet
 from ..training.distributed import current_world
 from ..training.logs import write_json
+from ..training.parts import Part
+from ..training.pixels import say_left_out
 from ..training.recipe import Recipe, RecipeFile
 from ..training.runs import RunResult, run_recipe
 from ..training.step import Term
 from ..training.tables import parse, plain
 from ..training.terms import TERMS, Builder, TermContext, checked_term
 from .data import FewShotData, open_data
-from .data.dataset import Split
+from .data.dataset import Split, readable
 from .episodes import EpisodeManifest
 from .evaluation import evaluate
 from .methods import classifier_of
@@ -150,6 +152,7 @@ def train(
     folder: str | Path | None = None,
     seed: int | None = None,
     resume: bool = False,
+    announce: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[Mapping[str, float]], None] | None = None,
 ) -> RunResult:
@@ -161,14 +164,19 @@ def train(
         folder: where results go; None writes nothing.
         seed: instead of the recipe's.
         resume: go on from the checkpoint in `folder`; with the same episodes, or it is refused.
+        announce: called before the training with sizes and classes of the parts, on one line.
         progress: called with (batches done, batches in all).
         report: called with every epoch's row of the log.
+
+    Image files that cannot be read, of any part, are left out and named before the first step; episodes are then drawn
+    from the others.
 
     Raises:
         InputError: whatever in recipe or data does not fit.
     """
-    data = recipe.open_data() if data is None else data
+    data, skipped = readable(recipe.open_data() if data is None else data)
     inner, base = recipe.recipe.with_seed(seed), data["base"]
+    say_left_out(skipped, of=sum(map(len, data)) + len(skipped), strict=inner.data.strict)
     sampler = None
     if recipe.episodes is not None:
         sampler = training_episodes(base.class_of, recipe.episodes, seed=inner.run.seed)
@@ -185,6 +193,9 @@ def train(
         sampler=sampler,
         validate=validation,
         evaluations=[lambda encoder, _: test(encoder)],
+        parts={name: Part(len(own), frozenset(own.class_names.tolist())) for name, own in data.parts.items()},
+        left_out=skipped,
+        announce=announce,
         progress=progress,
         report=report,
     )
@@ -192,7 +203,8 @@ def train(
 
 def _training_set(base: Split, transform: Transform) -> TrainingSet:
     labels, names = torch.from_numpy(base.class_of), base.class_names.tolist()
-    return TrainingSet.from_pixels(base.pixels(transform), labels, transform=transform, class_names=names)
+    pixels = base.pixels(transform)
+    return TrainingSet.from_pixels(pixels, labels, transform=transform, class_names=names, digests=base.digests)
 
 
 def _keep_tables(recipe: FewShotRecipe, folder: Path, *, resume: bool) -> None:

@@ -96,7 +96,7 @@ def load_dataset(
 
     - `cub`: CUB-200-2011, classes 1–100 are `train`, 101–200 `test` (not `train_test_split.txt`, whose halves share
       all classes). `cars`: Cars196, classes 1–98 and 99–196, from the Kaggle copy's CSV files or the official `.mat`
-      files, for which SciPy must be installed. `sop`: Stanford Online Products. `inshop`: In-Shop clothes retrieval,
+      files. `sop`: Stanford Online Products. `inshop`: In-Shop clothes retrieval,
       whose `test` split has queries and a gallery.
     - `folder`: one folder per class; above them perhaps folders of splits (`train`, `test`, …), or `query` and
       `gallery`.
@@ -110,7 +110,6 @@ def load_dataset(
 
     Raises:
         InputError: nothing fits the layout; a list is malformed; there is no such split, or no image of it is there.
-        MissingExtraError: a `.mat` file and no SciPy to read it.
     """
     path = Path(os.path.abspath(source))  # noqa: PTH100  (no resolve(): names of links stay as the user gave them)
     whole, official = _read(path, layout)

@@ -227,8 +227,8 @@ def likely_cause(
     for line in lines:
         form = plain(line)
         for why, key, table in tables:
-            if (image := table.get(key(form))) is not None:
-                return line, image, f"{shown(line)} and {image} {why}"
+            if (near := table.get(key(form))) is not None:
+                return line, near, f"{shown(line)} and {near} {why}"
         for image in by_name.get(form.rpartition("/")[2].casefold(), ()):
             if _ends_like(form, plain(image)):
                 return line, image, f"{shown(line)} and {image} count from different folders"

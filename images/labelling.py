@@ -30,7 +30,7 @@ _PLACEHOLDERS = frozenset({
     "?", "??", "???", "-", "--", "-1",
 })
 # fmt: on
-BOX_COLUMNS = (
+BOX_COLUMNS: tuple[tuple[str, ...], ...] = (
     ("x1", "y1", "x2", "y2"),
     ("x_1", "y_1", "x_2", "y_2"),
     ("xmin", "ymin", "xmax", "ymax"),

@@ -6,15 +6,14 @@ import csv
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..errors import InputError, MissingExtraError
+from ..errors import InputError
 from .labelling import box_columns, remark_on_placeholders, require_labels, uncut_boxes
-from .listing import ImageRecord, _listed
+from .listing import ImageRecord, quiet_listing
 from .splits import flag, split_column, split_name, split_of_row
 
 __all__ = ["LAYOUTS", "DatasetRecord", "Layout", "Role", "Tree", "read_folders", "read_table"]
@@ -208,15 +207,10 @@ def _car(path: str, number: int, names: Sequence[str], file: Path) -> tuple[str,
 
 def _mat(file: Path, name: str) -> Any:
     """A variable of a MATLAB file, as an array of one axis."""
+    from scipy.io import loadmat  # a third of a second, which most layouts can do without
+
     try:
-        scipy_io = import_module("scipy.io")
-    except ImportError:
-        raise MissingExtraError(
-            f"{file}: reading MATLAB files needs SciPy: pip install scipy; or use the copy with anno_train.csv, "
-            "anno_test.csv and names.csv"
-        ) from None
-    try:
-        return np.atleast_1d(scipy_io.loadmat(file, squeeze_me=True, variable_names=[name])[name])
+        return np.atleast_1d(loadmat(file, squeeze_me=True, variable_names=[name])[name])
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
         raise InputError(f"{file}: expected a MATLAB file with {name!r}; {error}") from error
 
@@ -273,7 +267,7 @@ LAYOUTS: Mapping[str, Layout] = {
 
 def read_folders(folder: Path) -> Tree:
     """One folder per class; above them perhaps one per split, or `query` and `gallery`; see `find_split_folders`."""
-    listing = _listed(folder)
+    listing = quiet_listing(folder)
     found = list(listing)
     records = []
     for record in found:
@@ -309,7 +303,7 @@ def _without_lone_roles(records: Sequence[DatasetRecord]) -> tuple[DatasetRecord
 
 def read_table(file: Path) -> Tree:
     """A CSV file with `path` and `label`, and perhaps `split`, `is_query` and `is_gallery`; see `split_of_row`."""
-    listing = _listed(file, labels="column")
+    listing = quiet_listing(file, labels="column")
     found = list(listing)
     require_labels(file, [record.path for record in found if record.label is None], count=len(found))
     column = split_column([record.columns for record in found], listing.column_names)

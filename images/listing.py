@@ -23,7 +23,7 @@ from .loading import IMAGE_SUFFIXES
 from .splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 from .tables import TABLE_SUFFIXES, TableFormat, rows_of
 
-__all__ = ["ImageRecord", "Listing", "list_images"]
+__all__ = ["ImageRecord", "Listing", "list_images", "quiet_listing"]
 
 _NO_COLUMNS: Mapping[str, str] = {}  # one for all records; not a MappingProxyType, which cannot be pickled
 _WILDCARDS = frozenset("*?[")
@@ -86,6 +86,11 @@ class Listing:
     def problems(self) -> tuple[str, ...]:
         """What a folder walk left out and why, one printable line each: unreadable folders, broken links, odd names."""
         return self._survey[1]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was taken for a split, or for a class although it is named like one; a sentence each."""
+        return () if self._labels.splits is None else tuple(self._labels.splits.remarks())
 
     @cached_property
     def has_labels(self) -> bool:
@@ -177,19 +182,19 @@ def list_images(
         InputError: the source does not exist or holds no image; a table cannot be read, lacks `path`, has a malformed
             line or names a file twice; or `labels` fits no image at all.
     """
-    listing = _listed(source, labels, strict=strict)
-    for sentence in () if listing._labels.splits is None else listing._labels.splits.remarks():
+    listing = quiet_listing(source, labels, strict=strict)
+    for sentence in listing.remarks:
         remark(sentence, strict=strict)
     return listing
 
 
-def _listed(
+def quiet_listing(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     labels: str | os.PathLike[str] | None = None,
     *,
     strict: bool = False,
 ) -> Listing:
-    """`list_images` without its remarks about splits."""
+    """`list_images` without its remarks about splits, which are in `Listing.remarks`."""
     resolved = _resolve(source)
     listing = Listing(resolved, _labels(resolved, labels), strict=strict)
     first = next(iter(listing), None)

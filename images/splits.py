@@ -1,7 +1,8 @@
 """Which images are for training and which for testing: the one recogniser of splits, in tables and in folders.
 
 Names are compared without regard to case: `train`, `training`; `val`, `valid`, `validation`; `test`, `testing`, `eval`,
-`evaluation`; `query`; `gallery`; each perhaps with a tail such as `_set`, `-images` or `2017`.
+`evaluation`; `query`; `gallery`; each perhaps with a tail such as `_set`, `-images` or `2017`, or with a head that data
+sets are known to have, as in `bounding_box_train`, `image_query`, `seg_train` and `cars_test`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ _ALIASES: dict[str, SplitName] = {
     "query": "query",
     "gallery": "gallery",
 }
-_NAME = re.compile(rf"({'|'.join(_ALIASES)})([ _-]?(set|images?|imgs?|data|split|\d{{4}}))?", re.IGNORECASE)
+_HEAD, _TAIL = r"((bounding_box|images?|seg|cars)_)?", r"([ _-]?(set|images?|imgs?|data|split|\d{4}))?"
+_NAME = re.compile(f"{_HEAD}(?P<split>{'|'.join(_ALIASES)}){_TAIL}", re.IGNORECASE)
 _COLUMNS = ("split", "subset", "partition", "set", "phase")  # all but the first only if every cell names a split
 _FLAGS = ("is_query", "is_gallery")
 _WRAPPERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "data", "dataset"})
@@ -57,7 +59,7 @@ def split_name(name: str) -> SplitName | None:
     ('train', 'val', 'train', None)
     """
     found = _NAME.fullmatch(name.strip())
-    return None if found is None else _ALIASES[found[1].lower()]
+    return None if found is None else _ALIASES[found["split"].lower()]
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

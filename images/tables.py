@@ -220,7 +220,7 @@ def _separator(header: str) -> str:
 
     def worth(separator: str) -> tuple[bool, int]:
         try:
-            names = next(_reader([header], separator), [])
+            names: list[str] = next(_reader([header], separator), [])
         except csv.Error:
             return False, 0
         return look_alike(names, PATH_NAMES) is not None, len(names)

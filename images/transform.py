@@ -18,8 +18,9 @@ from ..errors import InputError
 from .geometry import Box
 from .loading import as_rgb
 
-__all__ = ["Transform"]
+__all__ = ["DEFAULT_FIT", "Transform"]
 
+DEFAULT_FIT: Literal["pad"] = "pad"  # the one default of every command; `benchmarks/fits.py` measures it
 _CHOICES = {
     "fit": ("crop", "squash", "pad"),
     "channels": ("rgb", "bgr"),
@@ -51,10 +52,11 @@ class Transform:
 
     `fit` says what becomes of the aspect ratio:
 
+    - "pad" (default): the whole image fits inside, centred, the rest is filled with `fill`; nothing is lost, and
+      proportions stay.
+    - "squash": both sides are resized to `size`; nothing is lost, proportions change.
     - "crop": the shorter side is resized to `resize`, the middle is cut out; as torchvision's Resize and CenterCrop on
       Pillow images, to within a grey level (two where both roundings are ties).
-    - "squash": both sides are resized to `size`; nothing is lost, proportions change.
-    - "pad": the whole image fits inside, centred, the rest is filled with `fill`.
 
     Two transforms that do the same are equal: `size` is kept as (height, width), `resize` as the number in use.
 
@@ -71,7 +73,7 @@ class Transform:
     """
 
     size: int | tuple[int, int] = 224
-    fit: Literal["crop", "squash", "pad"] = "crop"
+    fit: Literal["crop", "squash", "pad"] = DEFAULT_FIT
     resize: int | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -98,7 +100,9 @@ class Transform:
         longer = max(self.height, self.width)
         if self.fit != "crop":
             if self.resize is not None:
-                raise InputError(f'resize belongs to fit="crop"; got resize={self.resize} with fit="{self.fit}"')
+                raise InputError(
+                    f'resize belongs to fit="crop"; got resize={self.resize} with fit="{self.fit}"; say fit="crop"'
+                )
             return None
         resize = round(longer * 256 / 224) if self.resize is None else self.resize
         if resize < longer:
@@ -114,6 +118,11 @@ class Transform:
     def width(self) -> int:
         """Columns of the network's input."""
         return self.size if isinstance(self.size, int) else self.size[1]
+
+    @property
+    def summary(self) -> str:
+        """What becomes of an image, to be printed beside numbers: `'pad to 224×224'`."""
+        return f"{self.fit} to {self.height}×{self.width}"
 
     def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
         """What the network sees of one image, grey levels 0 to 255; modes other than RGB pass through `as_rgb`."""
@@ -134,7 +143,7 @@ class Transform:
 
         It lies inside the image for "crop", is the image for "squash", and exceeds it by the margins for "pad".
 
-        >>> Transform(224).view(256, 512)
+        >>> Transform(224, fit="crop").view(256, 512)
         Box(left=16.0, top=144.0, right=240.0, bottom=368.0)
         """
         resized_width, resized_height, left, top = self._placement(width, height)

@@ -61,10 +61,10 @@ class InferenceSettings:
     precision: Precision = "auto"
 
 
-def listing_of(source: ImageFiles, labels: str | os.PathLike[str] | None) -> Listing:
+def listing_of(source: ImageFiles, labels: str | os.PathLike[str] | None, *, strict: bool = False) -> Listing:
     """The listing that a user's source means; InputError when `labels` is given for a listing."""
     if not isinstance(source, Listing):
-        return list_images(source, labels=labels)
+        return list_images(source, labels=labels, strict=strict)
     if labels is not None:
         raise InputError("labels belong to the listing; give them to list_images")
     return source

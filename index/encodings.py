@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ class Encodings:
         records: path, label and columns of each image.
         root: the folder that relative paths refer to.
         encoder: fingerprint, short name and description of the encoder.
+        skipped: images that were asked for and could not be used, with the reason, where the file says so.
     """
 
     file: Path
@@ -55,6 +56,7 @@ class Encodings:
     root: Path
     encoder: Mapping[str, Any]
     _segment: Segment
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -122,7 +124,7 @@ def encode_to_file(
     is_continued = (partial / MANIFEST_NAME).exists()
     if target.is_dir() or (target.exists() and not overwrite and not is_continued):
         raise GalleryExistsError(f"{target}: is there already; choose another --out, or give --overwrite")
-    listing = listing_of(source, labels)
+    listing = listing_of(source, labels, strict=strict)
     settings = InferenceSettings(batch_size, workers, device, precision)
     with opened_for_building(
         partial, listing, encoder, metric="dot", store_maps=store_maps, overwrite=overwrite
@@ -156,6 +158,7 @@ def _write_whole(target: Path, snapshot: Snapshot) -> None:
             "fingerprint": manifest.encoder.fingerprint,
             "short_name": manifest.encoder.short_name,
             "description": manifest.encoder.description,
+            "precision": manifest.encoder.precision,
         },
     }
     parts = snapshot.live_parts()
@@ -185,7 +188,8 @@ def read_encodings(file: str | os.PathLike[str]) -> Encodings:
     pooled = embeddings = _read_only(segment.pooled)
     if not segment.spec.embedding_is_pooled:
         embeddings = _read_only(segment.embedding)
-    return Encodings(path, pooled, embeddings, records, Path(about["root"]), about["encoder"], segment)
+    skipped = about.get("skipped", {})
+    return Encodings(path, pooled, embeddings, records, Path(about["root"]), about["encoder"], segment, skipped)
 
 
 def _read_only(stored: StoredArray) -> Array:
@@ -218,6 +222,8 @@ def _about(segment: Segment) -> dict[str, Any]:
             raise ValueError(f"not {FORMAT} version {VERSION}")
         if not isinstance(about.get("root"), str) or not isinstance(about.get("encoder"), dict):
             raise ValueError("root or encoder is missing")
+        if not isinstance(about.get("skipped", {}), dict):
+            raise ValueError("what was skipped is no table")
     except (ValueError, RecursionError) as error:
         raise segment.file.corrupt(f"does not say what it is ({error})") from error
     return about

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .faiss_factory import index_bytes, inner_index
+from .faiss_install import why_no_gpu
 from .faiss_numpy import reconstructed, searched
 
 faiss: Any = typed_faiss
@@ -66,7 +67,7 @@ def check_device(device: str) -> str:
     if device.startswith("cuda"):
         count = faiss.get_num_gpus()
         if not count:
-            raise InputError(f"device {device} was asked for, but FAISS sees no GPU; use auto or cpu")
+            raise InputError(f"device {device} was asked for, but FAISS sees no GPU; use auto or cpu ({why_no_gpu()})")
         number = device.partition(":")[2]
         if number.isdigit() and int(number) >= count:
             raise InputError(f"device {device} was asked for, but FAISS sees {count}, cuda:0 to cuda:{count - 1}")

@@ -119,7 +119,7 @@ class Gallery(GalleryReader):
             from .ray_engine import adding_with
 
             add_images = adding_with(engine)
-        folder, listing = Path(out), listing_of(source, labels)
+        folder, listing = Path(out), listing_of(source, labels, strict=strict)
         settings = InferenceSettings(batch_size, workers, device, precision)
         with opened_for_building(
             folder,
@@ -272,7 +272,7 @@ class Gallery(GalleryReader):
         from .build import InferenceSettings, add_images, listing_of
 
         self.check_encoder(encoder)
-        listing = listing_of(source, labels)
+        listing = listing_of(source, labels, strict=strict)
         settings = InferenceSettings(batch_size, workers, device, precision)
         with self._writing() as writer:
             self.check_encoder(encoder)  # again: somebody may have built the gallery anew since it was opened

@@ -16,9 +16,10 @@ from ..errors import InputError
 from .interop_rows import BLOCK_ROWS, Source, TableReader, parquet, read_matrix
 from .rows import Array, Entries, Vectors
 
-__all__ = ["EXPORT_FILE", "open_clip_retrieval"]
+__all__ = ["ENCODER_FILE", "EXPORT_FILE", "open_clip_retrieval"]
 
 EXPORT_FILE = "export.json"
+ENCODER_FILE = "encoder.safetensors"  # beside it, never elsewhere: what an export names is not followed
 MAX_JSON_BYTES = 16 << 20
 
 

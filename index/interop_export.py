@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import GalleryError, GalleryExistsError, InputError
+from ..remarks import remark
 from .durable import Storage
-from .interop_clip import EXPORT_FILE
+from .interop_clip import ENCODER_FILE, EXPORT_FILE
 from .interop_rows import parquet
 from .reports import counted
 from .rows import located
@@ -50,6 +51,7 @@ class Export:
         files: how many files.
         bytes: their size.
         index: the FAISS factory string; None when no index was asked for.
+        encoder: whether the encoder lies in it.
     """
 
     folder: str
@@ -57,6 +59,7 @@ class Export:
     files: int
     bytes: int
     index: str | None
+    encoder: bool = False
 
 
 def export_gallery(
@@ -66,6 +69,7 @@ def export_gallery(
     index: str = "flat",
     rows_per_file: int = ROWS_PER_FILE,
     half: bool = False,
+    encoder: bool = True,
     progress: Progress | None = None,
 ) -> Export:
     """Write a gallery's vectors and records for other tools; `import_gallery` reads them back.
@@ -78,6 +82,7 @@ def export_gallery(
         index: `"flat"`, `"auto"` (the kind that the gallery's size asks for), `"none"`, or a FAISS factory string.
         rows_per_file: images in each pair of files.
         half: vectors in half precision, as clip-retrieval's own; reading them back is then not exact.
+        encoder: also the gallery's copy of its encoder, so that the import can be queried with new images.
         progress: called with images done and images in all.
 
     Raises:
@@ -101,9 +106,11 @@ def export_gallery(
             writing.shard(
                 number, gallery.ids[start : start + rows_per_file], digits=len(str(len(starts) - 1)), done=done
             )
-        writing.describe(factory)
+        has_encoder = encoder and writing.encoder()
+        writing.describe(factory, has_encoder=has_encoder)
     files = [path for path in target.rglob("*") if path.is_file()]
-    return Export(str(target), len(gallery), len(files), sum(path.stat().st_size for path in files), factory)
+    size = sum(path.stat().st_size for path in files)
+    return Export(str(target), len(gallery), len(files), size, factory, has_encoder)
 
 
 @contextmanager
@@ -215,7 +222,19 @@ class _Writing:
             "mtime_ns": [mtime_ns for _, _, mtime_ns in states],
         }
 
-    def describe(self, factory: str | None) -> None:
+    def encoder(self) -> bool:
+        """Write the gallery's copy of its encoder; False where it keeps none."""
+        copy = self._gallery.encoder_path
+        if copy is None or not copy.is_file():
+            remark(
+                f"{self._gallery.folder} keeps no copy of its encoder {self._gallery.manifest.encoder.short_name}, so "
+                "none is exported; whoever imports this needs the encoder to ask about new images"
+            )
+            return False
+        shutil.copyfile(copy, self._folder / ENCODER_FILE)
+        return True
+
+    def describe(self, factory: str | None, *, has_encoder: bool) -> None:
         """Write what a reader has to know, for machines and for people."""
         gallery, encoder = self._gallery, self._gallery.manifest.encoder
         about = {
@@ -234,11 +253,12 @@ class _Writing:
                 "short_name": encoder.short_name,
                 "description": encoder.description,
                 "precision": encoder.precision,
+                "file": ENCODER_FILE if has_encoder else None,
             },
             "index": None if factory is None else {"file": "image.index", "factory": factory, "ids": "row numbers"},
         }
         (self._folder / EXPORT_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        (self._folder / "README.md").write_text(_readme(gallery, factory), encoding="utf-8")
+        (self._folder / "README.md").write_text(_readme(gallery, factory, has_encoder=has_encoder), encoding="utf-8")
 
 
 def _location(gallery: Gallery, path: str) -> str:
@@ -246,7 +266,7 @@ def _location(gallery: Gallery, path: str) -> str:
     return path if "://" in path else str(located(path, gallery.root))
 
 
-def _readme(gallery: Gallery, factory: str | None) -> str:
+def _readme(gallery: Gallery, factory: str | None, *, has_encoder: bool) -> str:
     told = {
         "cosine": "Inner products of unit vectors: normalise a query; distance = 1 - score.",
         "dot": "Inner products of raw vectors: distance = -score.",
@@ -260,12 +280,13 @@ def _readme(gallery: Gallery, factory: str | None) -> str:
 - `image.index`: FAISS `{factory}`, read with `faiss.read_index`. Its ids are row numbers over all files in order, from
   0. {told[gallery.metric]}"""
     )
+    also = index + (f"\n- `{ENCODER_FILE}`: the encoder, a checkpoint of distcam." if has_encoder else "")
     return f"""# {counted(len(gallery), "image")} of {gallery.folder.name}
 
 - `img_emb/img_emb_<n>.npy`: raw embeddings, one row per image, {gallery.spec.embedding_dim} numbers each.
 - `pooled/pooled_<n>.npy`: pooled vectors in the same order, where they differ from the embeddings.
 - `metadata/metadata_<n>.parquet`: the same rows: `image_path` (where it lay), `path` (relative to `root` in
-  `{EXPORT_FILE}`), `label`, the gallery's columns, its `id`, and `sha256`, `size`, `mtime_ns` of the file.{index}
+  `{EXPORT_FILE}`), `label`, the gallery's columns, its `id`, and `sha256`, `size`, `mtime_ns` of the file.{also}
 
 Encoded by {gallery.manifest.encoder.short_name}; the metric is {gallery.metric}. Read it back with
 `distcam index import`.

@@ -1,7 +1,7 @@
 """A gallery of vectors that other tools made: written by commits, as a build writes it, and as crash-safe.
 
-Which encoder made the vectors is in none of these files. Without its name the gallery answers stored images and
-vectors only; whoever names one has it checked on the images themselves.
+Which encoder made the vectors is in none of these files but our own exports, which bring it along. Without it the
+gallery answers stored images and vectors only; whoever names one has it checked on the images themselves.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError
+from ..errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, WeightsError
+from ..remarks import remark
 from .creating import existing_gallery, new_birth, require_index, write_encoder_copy
 from .durable import Storage, WriterLock
 from .interop import Kind, open_source
+from .interop_clip import ENCODER_FILE
 from .interop_rows import Source
 from .manifest import EncoderEntry, Manifest, MaskEntry, Spec
 from .reports import AddReport, Skipped
@@ -67,7 +69,8 @@ def import_gallery(
         embeddings: the file of vectors that belongs to a table.
         metric: `"cosine"` unless an export says otherwise.
         name: of whatever made the vectors; its hash is the fingerprint. The source's name if left out.
-        encoder: a checkpoint, or an encoder: some images are encoded again and must come out as they are stored.
+        encoder: a checkpoint, or an encoder: some images are encoded again and must come out as they are stored. That
+            of an export need not be named; that it brings none is a remark.
         label_column: the column with the classes.
         root: the folder that relative image paths refer to.
         index: `"auto"`, `"flat"`, or a FAISS factory string.
@@ -95,6 +98,7 @@ def import_gallery(
     chosen = metric or found.about.get("metric", "cosine")
     if chosen not in METRICS:
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {chosen!r}")
+    encoder = _brought_along(found) if encoder is None else encoder
     known = None if encoder is None else _checked_encoder(found, encoder, device)
     manifest = Manifest(
         spec=Spec(chosen, found.embedding_dim, found.pooled_dim or found.embedding_dim, None, found.pooled_dim is None),
@@ -232,6 +236,22 @@ def _some_vectors(vectors: Vectors, rows: Array) -> Vectors:
 # --- Checking an encoder ----------------------------------------------------------------------------------------------
 
 
+def _brought_along(found: Source) -> Path | None:
+    """The encoder that lies in an export; that it brings none is a remark."""
+    if not found.about:
+        return None
+    file = found.place / ENCODER_FILE
+    if file.is_file():
+        return file
+    claimed = found.about["encoder"]
+    lost = " (its description names one, which is not there)" if claimed.get("file") else ""
+    remark(
+        f"{found.place} brings no copy of {claimed['short_name']}, which made its vectors{lost}: stored images can be "
+        "queried, new ones only with that encoder given"
+    )
+    return None
+
+
 def _checked_encoder(found: Source, given: str | os.PathLike[str] | Encoder, device: str) -> Encoder:
     """The encoder, if it is the one that made the vectors: by its fingerprint, or else by trying it out.
 
@@ -241,7 +261,11 @@ def _checked_encoder(found: Source, given: str | os.PathLike[str] | Encoder, dev
     """
     from ..encoders import Encoder
 
-    encoder = given if isinstance(given, Encoder) else Encoder.load(given)
+    try:
+        encoder = given if isinstance(given, Encoder) else Encoder.load(given)
+    except WeightsError as error:
+        own = "; delete it to import without" if given == found.place / ENCODER_FILE else ""
+        raise WeightsError(f"{error}{own}") from error
     if found.about:
         claimed = found.about["encoder"]
         if encoder.fingerprint != claimed["fingerprint"]:

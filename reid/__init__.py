@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .expansion import camera_normalised, expand_queries, pool_views
     from .features import Features, encode_data, read_features, write_features
     from .mistakes import Answer, Failure, Promotion
-    from .pairs import BODY_PARTS, PairExplanation, PartShare, explain_pair, pairs_panel
+    from .pairs import BODY_PARTS, STRIPES, PairExplanation, PartShare, explain_pair, pairs_panel
     from .part_energy import pair_energy
     from .policies import Labels, Protocol
     from .records import ReidData, ReidImage
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BODY_PARTS": "pairs",
+    "STRIPES": "pairs",
     "Answer": "mistakes",
     "Assessment": "assessment",
     "Audit": "auditing",
@@ -77,6 +78,7 @@ _HOME = {
 
 __all__ = [
     "BODY_PARTS",
+    "STRIPES",
     "Answer",
     "Assessment",
     "Audit",

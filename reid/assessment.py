@@ -16,6 +16,7 @@ from .distances import DistanceSource, FeatureDistances, Metric
 from .evaluation import FALSE_ACCEPT_RATES, evaluate_distances
 from .features import Features
 from .mistakes import Answer, Failure, Promotion, causes_of
+from .placeholders import remark_on_placeholders
 from .policies import Matching, Protocol
 from .records import ReidData, ReidImage, labels_of
 from .refinement import Refinement, refined
@@ -93,6 +94,8 @@ class Assessment:
     def __str__(self) -> str:
         """The evaluation's table, what the features are, and what was done to them."""
         lines = [str(self.evaluation), *self.refinement.describe()]
+        if left_out := self.evaluation.counts["queries_left_out"]:
+            lines.append(f"left out: {left_out:,} queries that are junk or distractors by the protocol")
         if self.before is not None:
             before = self.before
             lines.append(
@@ -187,7 +190,9 @@ def assess(
     """Evaluate a data set's queries against its gallery.
 
     What the protocol ignores (junk) leaves the gallery first, so that it plays no part in statistics, expansion or
-    neighbourhoods either.
+    neighbourhoods either. Queries that are junk or distractors by the protocol ask for nobody; they are left out and
+    counted (`queries_left_out`), and so are images that could not be read. Identities that look like placeholders, such
+    as `unknown`, are remarked on.
 
     Args:
         data: which images, and who is on them.
@@ -205,7 +210,11 @@ def assess(
     """
     rule, steps = protocol or data.protocol, refinement or Refinement()
     ignored = {str(name) for name in (*rule.junk, *(rule.distractors if rule.distractor_policy == "ignore" else ()))}
-    queries, whole = data.queries, data.gallery
+    nobody = {str(name) for name in (*rule.junk, *rule.distractors)}
+    data = data.without(features.skipped)
+    remark_on_placeholders(data, rule)
+    asking, whole = data.queries, data.gallery
+    queries = tuple(image for image in asking if str(image.identity) not in nobody)
     gallery = tuple(image for image in whole if str(image.identity) not in ignored)
     if not queries or not gallery:
         raise InputError(f"nothing to evaluate: {len(queries)} queries, {len(gallery)} gallery images that count")
@@ -228,6 +237,7 @@ def assess(
     evaluation = evaluate_distances(source, metric=name, single_gallery_shot=single_gallery_shot, **options)
     counts = {
         "gallery": len(whole),
+        "queries_left_out": len(asking) - len(queries),
         "gallery_junk": sum(str(image.identity) in set(map(str, rule.junk)) for image in whole),
         "gallery_distractors": sum(str(image.identity) in set(map(str, rule.distractors)) for image in whole),
     }

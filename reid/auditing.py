@@ -6,7 +6,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..errors import ImageError, InputError
 from ..images import read_image
+from .placeholders import placeholders
 from .policies import Identity
 from .records import ReidData, ReidImage
 
@@ -64,6 +65,7 @@ class Audit:
         ignored: files beside the images whose names say nothing.
         notes: choices the reader made.
         n_opened: files that were opened; 0 when only lists were looked at.
+        placeholders: identities and cameras that look like "unknown", and how many images have them.
     """
 
     format: str
@@ -79,6 +81,7 @@ class Audit:
     ignored: tuple[str, ...]
     notes: tuple[str, ...]
     n_opened: int
+    placeholders: dict[str, int] = field(default_factory=dict)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -94,6 +97,7 @@ class Audit:
             "groups of identical files under several identities": len(wrong),
             "groups of identical files in train and in test": len(leaks),
             "pairs that look alike and should not": len(self.near_duplicates),
+            "identities or cameras that look like placeholders": len(self.placeholders),
         }
         return (*differing, *(f"{number:,} {what}" for what, number in findings.items() if number))
 
@@ -118,6 +122,8 @@ class Audit:
         lines += _listed("training identities with few images", [f"{k} ({n})" for k, n in self.few_images.items()])
         lines += _listed("queries without a match in another camera", self.without_match)
         lines += _listed("identities in train and in test", self.in_train_and_test)
+        named = [f"{name}: {n:,} images, which count as one" for name, n in self.placeholders.items()]
+        lines += _listed("look like placeholders", named)
         lines += _listed("unreadable files", [f"{path}: {why}" for path, why in self.unreadable.items()])
         lines += _listed("identical files", [" = ".join(group.paths) for group in self.duplicates])
         lines += _listed("look alike and should not", [" ~ ".join(group.paths) for group in self.near_duplicates])
@@ -174,6 +180,7 @@ def audit(
         ignored=data.ignored,
         notes=data.notes,
         n_opened=len(looks),
+        placeholders=placeholders(data, data.protocol),
     )
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..files import replacing
+from ..remarks import remark
 from .records import ReidData, ReidImage
 
 if TYPE_CHECKING:  # encoding imports torch, which everything else here does without
@@ -35,11 +36,13 @@ class Features:
         vectors: (images, dimensions), as the encoder gave them.
         paths: of the images, as the data set writes them.
         about: what made them: encoder, flipping, …; goes into reports.
+        skipped: images that could not be read, with the reason; they take no part in an assessment.
     """
 
     vectors: NDArray[np.floating[Any]]
     paths: tuple[str, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.paths):
@@ -72,6 +75,7 @@ def encode_data(
     workers: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
     """The embeddings of some images of a data set.
@@ -85,10 +89,12 @@ def encode_data(
         workers: decoding threads.
         device: as `Inference` takes it.
         precision: likewise.
+        strict: stop at the first image that cannot be read, instead of leaving it out with a remark: a score without it
+            is not comparable with one that knows it.
         progress: called with (images encoded, images in all).
 
     Raises:
-        InputError: an image cannot be read; a score without it would not be comparable.
+        InputError: no image can be read, or, with `strict`, one cannot.
     """
     from ..encoders import Inference
 
@@ -101,27 +107,45 @@ def encode_data(
         return pixels.flip(-1) if item[1] else pixels
 
     vectors: list[NDArray[np.float32]] = []
-    done = 0
+    skipped: dict[str, str] = {}
+    done: list[str] = []
     for batch in inference.stream(items, load=load, workers=workers):
-        if batch.failures:
-            raise InputError(f"{batch.failures[0].error}; a score without this image means nothing, see `reid audit`")
+        for failure in batch.failures:
+            if strict:
+                raise InputError(f"{failure.error}; a score without this image means nothing, see `reid audit`")
+            skipped[failure.item[0].path] = failure.error.reason
         if batch.encoding is not None:
             vectors.append(batch.encoding.embedding.cpu().numpy())
-            done += len(batch.items)
-            if progress is not None:
-                progress(done, len(items))
+            done += [image.path for image, _ in batch.items]
+        if progress is not None:
+            progress(len(done) + len(skipped), len(items))
     if not vectors:
-        raise InputError("expected at least one image to encode, got none")
-    found = np.concatenate(vectors)
-    found = found.reshape(len(listed), -1, found.shape[1]).mean(axis=1)
+        first = next(iter(skipped.items()), None)
+        raise InputError(
+            "expected at least one image to encode, got " + ("none" if first is None else ": ".join(first))
+        )
+    _tell(skipped, len(listed))
+    kept = [image.path for image in listed if image.path not in skipped]
+    found = np.concatenate(vectors)[[path not in skipped for path in done]]
+    found = found.reshape(len(kept), -1, found.shape[1]).mean(axis=1)
     height, width = encoder.transform.height, encoder.transform.width
     about = {
         "encoder": encoder.short_name,
         "fingerprint": encoder.fingerprint,
-        "input": f"{height}x{width}, {encoder.transform.fit}",
+        "input": f"{height}x{width}, {encoder.transform.fit}, {inference.precision}",
         "flip": flip,
     }
-    return Features(found, tuple(image.path for image in listed), about)
+    return Features(found, tuple(kept), about, skipped)
+
+
+def _tell(skipped: Mapping[str, str], count: int) -> None:
+    if skipped:
+        path, reason = next(iter(skipped.items()))
+        remark(
+            f"{len(skipped):,} of {count:,} images cannot be read and are left out, the first: {path}: {reason}; "
+            "the scores are not those of the whole set",
+            stacklevel=4,
+        )
 
 
 def write_features(
@@ -132,6 +156,7 @@ def write_features(
     with replacing(target) as aside, h5py.File(aside, "w") as stream:
         stream.attrs["format"], stream.attrs["version"] = FORMAT, VERSION
         stream.attrs["about"] = json.dumps(dict(features.about))
+        stream.attrs["skipped"] = json.dumps(dict(features.skipped))
         stream["features"] = features.vectors
         stream.create_dataset("paths", data=list(features.paths), dtype=h5py.string_dtype())
         if results is not None:
@@ -153,7 +178,9 @@ def read_features(file: str | os.PathLike[str], data: ReidData) -> Features:
             if stream.attrs.get("format") == FORMAT:
                 about = json.loads(stream.attrs["about"])
                 names = tuple(name.decode() for name in stream["paths"][()])
-                return Features(stream["features"][()], names, about)
+                skipped = json.loads(stream.attrs.get("skipped", "{}"))
+                _tell(skipped, len(names) + len(skipped))
+                return Features(stream["features"][()], names, about, skipped)
     except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: expected features written by `distcam reid evaluate --out`; {error}") from error
     return _from_encodings(path, data)

@@ -16,10 +16,11 @@ import numpy as np
 
 from ..errors import InputError
 from ..images import IMAGE_SUFFIXES
+from ..remarks import remark
 from .policies import Protocol
 from .records import FormatName, ReidData, ReidImage, Role
 
-__all__ = ["FileName", "parse_name", "read_cuhk03", "read_market", "read_veri"]
+__all__ = ["FileName", "parse_name", "read_cuhk03", "read_market", "read_veri", "shows_people"]
 
 _NAME = re.compile(r"(-?\d+)_c(\d+)(?:s(\d+))?(?:_f?(\d+))?(?:_(\d+))?[^/]*")
 _ROLES: dict[FormatName, dict[str, Role]] = {
@@ -81,6 +82,17 @@ def parse_name(name: str) -> FileName | None:
     return FileName(int(found[1]), int(found[2]) - 1, found[3], found[4])
 
 
+def shows_people(file: Path) -> bool:
+    """True for an image that lies and is called as those of Market-1501, DukeMTMC-reID, CUHK03 and MSMT17 are.
+
+    >>> shows_people(Path("market/query/0002_c1s1_000451_03.jpg")), shows_people(Path("nyala/0002.jpg"))
+    (True, False)
+    """
+    folders = {parent.name for parent in file.absolute().parents}
+    is_listed = not folders.isdisjoint(_ROLES["market"]) and parse_name(file.name) is not None
+    return is_listed or any("msmt17" in name.lower() or "cuhk03" in name.lower() for name in folders)
+
+
 def read_market(root: Path) -> ReidData:
     """A folder with `bounding_box_train`, `bounding_box_test`, `query`, and perhaps `gt_bbox` (multi-query).
 
@@ -114,6 +126,7 @@ def read_veri(root: Path) -> ReidData:
 
 
 def _folders(root: Path, roles: Mapping[str, Role]) -> tuple[tuple[ReidImage, ...], tuple[str, ...]]:
+    """The images of each role, and the files whose names say nothing; folders per identity inside are looked into."""
     images: list[ReidImage] = []
     ignored: list[str] = []
     for folder, role in roles.items():
@@ -122,14 +135,35 @@ def _folders(root: Path, roles: Mapping[str, Role]) -> tuple[tuple[ReidImage, ..
             if role != "multi_query":
                 raise InputError(f"{root}: expected the folders {', '.join(roles)}; {folder} is missing")
             continue
-        for file in sorted(place.iterdir()):
+        for file in _files_of(place):
             name = parse_name(file.name)
-            path = f"{folder}/{file.name}"
+            path = f"{folder}/{file.relative_to(place).as_posix()}"
             if name is None:
                 ignored.append(path)
-            else:
-                images.append(ReidImage(path, name.identity, name.camera, role, name.sequence, name.time))
+                continue
+            inner = file.parent.name
+            if file.parent != place and inner.lstrip("-").isdecimal() and int(inner) != name.identity:
+                raise InputError(f"{root}: {path} lies in the folder of {inner}, and its name says {name.identity}")
+            images.append(ReidImage(path, name.identity, name.camera, role, name.sequence, name.time))
+    strange = [path for path in ignored if Path(path).suffix.lower() in IMAGE_SUFFIXES]
+    if images and strange:
+        remark(
+            f"{len(strange):,} images of {root} are passed over, such as {strange[0]}: their names do not begin with "
+            "identity and camera, as 0002_c1s1_000451_03.jpg does",
+            stacklevel=5,
+        )
     return tuple(images), tuple(ignored)
+
+
+def _files_of(place: Path) -> list[Path]:
+    """The entries of a folder; of one that holds nothing but folders, as with one for each identity, theirs."""
+    entries = sorted(entry for entry in place.iterdir() if not entry.name.startswith("."))
+    inside = [entry for entry in entries if entry.is_dir()]
+    if not inside or any(parse_name(entry.name) for entry in entries):
+        return entries
+    return [entry for entry in entries if not entry.is_dir()] + [
+        file for folder in inside for file in sorted(folder.rglob("*")) if file.is_file()
+    ]
 
 
 def read_cuhk03(root: Path, *, boxes: str = "detected") -> ReidData:
@@ -161,7 +195,7 @@ def read_cuhk03(root: Path, *, boxes: str = "detected") -> ReidData:
 
 def _cuhk03_table(table: Path) -> tuple[list[str], Any, Any, dict[str, Any]]:
     """File names, identities, cameras, and the indices (from 0) of each split."""
-    from scipy.io import loadmat  # type: ignore[import-untyped]  # comes with pytorch-metric-learning
+    from scipy.io import loadmat
 
     try:
         values = loadmat(table)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import InputError
-from ..images import list_images
+from ..images import IMAGE_SUFFIXES, ImageRecord, list_images
+from ..images.joining import spelled
 from ..images.splits import flag, split_name
+from ..images.tables import LABEL_NAMES, look_alike
+from ..remarks import remark
 from .policies import Identity, Protocol
 from .records import ReidData, ReidImage, Role
 
@@ -45,6 +50,32 @@ def _lines(file: Path) -> list[list[str]]:
     return [fields for line in text.splitlines() if (fields := line.split())]
 
 
+T = TypeVar("T")
+
+
+def _usable(lines: Iterable[T], read: Callable[[T], ReidImage], problems: list[str]) -> list[ReidImage]:
+    """The images of the lines that say who is on one; what is wrong with the others becomes problems."""
+    images = []
+    for line in lines:
+        try:
+            images.append(read(line))
+        except InputError as error:
+            problems.append(str(error))
+    return images
+
+
+def _tell(problems: list[str], images: list[ReidImage]) -> None:
+    """Say what was passed over.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    if problems and not images:
+        raise InputError(problems[0])
+    if problems:
+        remark(f"{len(problems):,} lines cannot be used and are left out, the first: {problems[0]}", stacklevel=5)
+
+
 def _number(text: str, file: Path, line: int) -> int:
     try:
         return int(text)
@@ -60,6 +91,7 @@ def read_msmt17(root: Path) -> ReidData:
     """
     version = "v2" if (root / _MSMT17_FOLDERS["v2"][0]).is_dir() else "v1"
     images: list[ReidImage] = []
+    problems: list[str] = []
     for name, (role, side) in _MSMT17_LISTS.items():
         file = root / f"list_{name}.txt"
         if not file.is_file():
@@ -68,25 +100,30 @@ def read_msmt17(root: Path) -> ReidData:
             raise InputError(
                 f"{root}: expected list_train.txt, list_query.txt and list_gallery.txt; {file.name} is missing"
             )
-        for line, fields in enumerate(_lines(file), 1):
-            if len(fields) < 2:
-                raise InputError(f"{file} line {line}: expected a path and an identity, got {' '.join(fields)!r}")
-            identity = _number(fields[1], file, line)
-            images.append(_msmt17_image(fields[0], identity, role, _MSMT17_FOLDERS[version][side], name, (file, line)))
+        folder = _MSMT17_FOLDERS[version][side]
+        images += _usable(
+            enumerate(_lines(file), 1),
+            lambda numbered: _msmt17_image(numbered, file, root / folder, role=role, listed=name),  # noqa: B023  (used at once)
+            problems,
+        )
+    _tell(problems, images)
     notes = (f"version {version[1]}", "train holds list_train and list_val; some codes train on list_train alone")
     return ReidData("msmt17", root, tuple(images), Protocol(), known=_MSMT17, notes=notes, has_common_identities=False)
 
 
-def _msmt17_image(path: str, identity: int, role: Role, folder: str, listed: str, place: tuple[Path, int]) -> ReidImage:
+def _msmt17_image(numbered: tuple[int, list[str]], file: Path, folder: Path, *, role: Role, listed: str) -> ReidImage:
     """`0001/0001_019_07_0303morning_0020_1.jpg`: the camera is the third field of the name."""
-    found = _MSMT17_NAME.fullmatch(Path(path).name)
+    line, fields = numbered
+    if len(fields) < 2:
+        raise InputError(f"{file} line {line}: expected a path and an identity, got {' '.join(fields)!r}")
+    path = spelled(folder, fields[0]).replace("\\", "/")
+    found = _MSMT17_NAME.fullmatch(PurePosixPath(path).name)
     if found is None:
-        file, line = place
         raise InputError(
             f"{file} line {line}: expected a name such as 0001_019_07_0303morning_0020_1.jpg, got {path!r}"
         )
-    time = found[4] + (found[5] or "")
-    return ReidImage(f"{folder}/{path}", identity, int(found[3]) - 1, role, None, time, {"list": listed})
+    identity, time = _number(fields[1], file, line), found[4] + (found[5] or "")
+    return ReidImage(f"{folder.name}/{path}", identity, int(found[3]) - 1, role, None, time, {"list": listed})
 
 
 def read_vehicleid(root: Path, *, test: str = "800", seed: int | None = 0) -> ReidData:
@@ -101,26 +138,30 @@ def read_vehicleid(root: Path, *, test: str = "800", seed: int | None = 0) -> Re
     if not tested.is_file():
         there = sorted(file.stem.removeprefix("test_list_") for file in lists.glob("test_list_*.txt"))
         raise InputError(f"{lists}: expected {tested.name}; there are lists for {', '.join(there) or 'nothing'}")
-    train = _vehicles(lists / "train_list.txt", lambda _: "train")
+    problems: list[str] = []
+    images = [replace(image, role="train") for image in _vehicles(lists / "train_list.txt", problems)]
+    listed = _vehicles(tested, problems)
+    _tell(problems, listed)
     if seed is None:
-        images = train + _vehicles(tested, lambda _: "test")
+        images += listed
         note = "no gallery drawn: read the single-gallery-shot CMC"
     else:
-        listed = _vehicles(tested, lambda _: "test")
         drawn = _drawn([image.identity for image in listed], seed)
-        images = train + _vehicles(tested, lambda i: "gallery" if i in drawn else "query")
+        images += [replace(image, role="gallery" if i in drawn else "query") for i, image in enumerate(listed)]
         note = f"one gallery image per identity drawn with seed {seed}; other draws give other scores"
     return ReidData("vehicleid", root, tuple(images), Protocol(same_camera="keep"), notes=(f"test {test}", note))
 
 
-def _vehicles(file: Path, role: Callable[[int], Role]) -> list[ReidImage]:
-    images = []
-    for line, fields in enumerate(_lines(file) if file.is_file() else [], 1):
+def _vehicles(file: Path, problems: list[str]) -> list[ReidImage]:
+    def read(numbered: tuple[int, list[str]]) -> ReidImage:
+        line, fields = numbered
         if len(fields) != 2:
             raise InputError(f"{file} line {line}: expected an image and an identity, got {' '.join(fields)!r}")
-        name = fields[0] if fields[0].endswith(".jpg") else f"{fields[0]}.jpg"
-        images.append(ReidImage(f"image/{name}", _number(fields[1], file, line), None, role(line - 1)))
-    return images
+        name = fields[0].replace("\\", "/").removeprefix("./").removeprefix("image/")
+        name = name if Path(name).suffix.lower() in IMAGE_SUFFIXES else f"{name}.jpg"
+        return ReidImage(f"image/{name}", _number(fields[1], file, line), None, "test")
+
+    return _usable(enumerate(_lines(file) if file.is_file() else [], 1), read, problems)
 
 
 def _drawn(identities: list[Identity], seed: int) -> set[int]:
@@ -147,17 +188,16 @@ def read_csv(
         camera: `camera`, `camid` or `photo_id` if left out; an empty cell is an unknown camera.
         role: `role` or `split` if left out.
     """
-    listing = list_images(table)
+    listing = list_images(table, labels="column")
     names = (*listing.column_names, *(("label",) if listing.has_labels else ()))
     columns = {
         "identity": _column(table, names, identity, _IDENTITY, required=True),
         "camera": _column(table, names, camera, _CAMERA),
         "role": _column(table, names, role, _ROLE),
     }
-    images = []
-    for record in listing:
-        cells = {**record.columns, **({} if record.label is None else {"label": record.label})}
-        images.append(_table_image(table, record.path, cells, columns))
+    problems: list[str] = []
+    images = _usable(listing, lambda record: _table_image(table, record, columns), problems)
+    _tell(problems, images)
     images.sort(key=lambda image: list(_ROLE_NAMES.values()).index(image.role))  # stable: else as listed
     notes = [f"{name}: column {column!r}" for name, column in columns.items() if column is not None]
     if columns["camera"] is None:
@@ -165,7 +205,9 @@ def read_csv(
     return ReidData("csv", listing.root, tuple(images), Protocol(), notes=tuple(notes))
 
 
-def _table_image(table: Path, path: str, cells: Mapping[str, str], columns: Mapping[str, str | None]) -> ReidImage:
+def _table_image(table: Path, record: ImageRecord, columns: Mapping[str, str | None]) -> ReidImage:
+    path, cells = record.path, {**record.columns, **({} if record.label is None else {"label": record.label})}
+
     def cell(name: str) -> str:
         column = columns[name]
         return "" if column is None else cells.get(column, "").strip()
@@ -195,7 +237,10 @@ def _column(
 ) -> str | None:
     if asked is not None and asked not in names:
         raise InputError(f"{table}: no column {asked!r}; there are {', '.join(names)}")
-    found = asked or next((name for name in usual if name in names), None)
+    known = {name.lower(): name for name in reversed(names)}
+    found = asked or next((known[name] for name in usual if name in known), None)
     if found is None and required:
-        raise InputError(f"{table}: expected a column {' or '.join(usual)}; there are {', '.join(names)}")
+        similar = look_alike(names, LABEL_NAMES)
+        hint = f"; `--option identity={similar}` takes that one" if similar else ""
+        raise InputError(f"{table}: expected a column {' or '.join(usual)}; there are {', '.join(names)}{hint}")
     return found

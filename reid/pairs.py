@@ -2,8 +2,8 @@
 
 Two maps, for two questions. The *shares* divide the cosine itself, position by position, on either picture; with a
 batch-norm neck or any other affine head they are those of the vector that is compared. Their sums over parts of the
-picture (head, torso, legs, feet, or the user's) add up to the similarity. The *Dist-CAM* maps show where each picture
-has the channels in which the two are close; they explain closeness, and add up to nothing.
+picture (stripes from top to bottom, head to feet for people, or the user's) add up to the similarity. The *Dist-CAM*
+maps show where each picture has the channels in which the two are close; they explain closeness, and add up to nothing.
 
 Source: [Dist-CAM] Eq. 4–6; Stylianou, Souvenir and Pless 2019 for the decomposition, here behind a folded head.
 """
@@ -28,7 +28,7 @@ from ..explain.correspondence import Correspondence, correspondence
 from ..explain.display import Look, map_tiles
 from ..images import Box, read_image
 
-__all__ = ["BODY_PARTS", "PairExplanation", "PartShare", "explain_pair", "pairs_panel", "part_weights"]
+__all__ = ["BODY_PARTS", "STRIPES", "PairExplanation", "PartShare", "explain_pair", "pairs_panel", "part_weights"]
 
 Part = tuple[float, float] | np.ndarray[Any, Any]
 
@@ -38,7 +38,9 @@ BODY_PARTS: Mapping[str, Part] = {
     "legs": (0.5, 0.88),
     "feet": (0.88, 1.0),
 }
-"""Stripes of an upright person's picture, as fractions of its height from the top."""
+"""Stripes of an upright person's image, as fractions of its height from the top."""
+STRIPES: Mapping[str, Part] = {"top": (0.0, 0.25), "upper": (0.25, 0.5), "lower": (0.5, 0.75), "bottom": (0.75, 1.0)}
+"""Stripes of an image of anything else, animals and vehicles among them."""
 
 ELSEWHERE = "elsewhere"
 
@@ -131,7 +133,7 @@ def explain_pair(
     probe: Any,
     match: Any,
     *,
-    parts: Mapping[str, Part] = BODY_PARTS,
+    parts: Mapping[str, Part] = STRIPES,
     weighting: Weighting = "dist",
     mean: Float[Tensor, " d"] | None = None,
 ) -> PairExplanation:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,6 +15,15 @@ __all__ = ["FormatName", "ReidData", "ReidImage", "Role"]
 Role = Literal["train", "query", "gallery", "test", "multi_query"]
 """`test` is query and gallery at once (no query meets its own image); `multi_query` are further views of queries."""
 FormatName = Literal["market", "duke", "msmt17", "cuhk03", "veri", "vehicleid", "csv"]
+_SCHEME = "; a name begins with identity and camera, as 0002_c1s1_000451_03.jpg does, cameras from 1 on"
+_NAMES: dict[FormatName, str] = {
+    **dict.fromkeys(
+        ("market", "duke", "veri", "cuhk03"), f"{_SCHEME}. Or give a CSV with path, identity, camera, role"
+    ),
+    "msmt17": "; its lists name images such as 0001/0001_019_07_0303morning_0020_1.jpg, and an identity",
+    "vehicleid": "; its lists name an image and an identity",
+    "csv": "",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,10 @@ class ReidData:
 
     def __post_init__(self) -> None:
         if not self.images:
-            raise InputError(f"{self.root}: no image of the {self.format} format found")
+            passed = (
+                f"; {len(self.ignored):,} files were passed over, such as {self.ignored[0]}" if self.ignored else ""
+            )
+            raise InputError(f"{self.root}: no image of the {self.format} format found{passed}{_NAMES[self.format]}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -95,6 +107,14 @@ class ReidData:
     def file(self, image: ReidImage) -> Path:
         """Where an image lies."""
         return self.root / image.path
+
+    def without(self, paths: Container[str]) -> ReidData:
+        """The set without some images, such as those that cannot be read.
+
+        Raises:
+            InputError: none is left.
+        """
+        return replace(self, images=tuple(image for image in self.images if image.path not in paths))
 
 
 def labels_of(images: Iterable[ReidImage]) -> Labels:

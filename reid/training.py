@@ -21,7 +21,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,10 @@ import torch
 from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError
 from ..images import Transform, list_images
+from ..index.reports import Skipped
 from ..training.data import TrainingSet
+from ..training.parts import Part
+from ..training.pixels import decode, say_left_out
 from ..training.recipe import Recipe, RecipeFile
 from ..training.runs import RunResult, run_recipe
 from ..training.tables import parse
@@ -131,10 +134,13 @@ def train(
     cache: str | Path | None = None,
     seed: int | None = None,
     resume: bool = False,
+    announce: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[Mapping[str, float]], None] | None = None,
 ) -> RunResult:
     """Train on the training identities, and evaluate queries against the gallery.
+
+    Images that cannot be read, of any part, are left out and named before the first step.
 
     Args:
         recipe: what to do.
@@ -142,6 +148,7 @@ def train(
         cache: where walkers are drawn, once for all runs that share it; in `folder` if left out.
         seed: instead of the recipe's.
         resume: go on from the checkpoint in `folder`.
+        announce: called before the training with sizes and identities of the parts, on one line.
         progress: called with (batches done, batches in all).
         report: called with every epoch's row of the log.
 
@@ -153,16 +160,46 @@ def train(
     with ExitStack() as stack:
         place = cache or folder or stack.enter_context(tempfile.TemporaryDirectory())
         Path(place).mkdir(parents=True, exist_ok=True)
-        data = recipe.open_data(cache=Path(place))
+        data, skipped = readable(recipe.open_data(cache=Path(place)))
+        say_left_out(skipped, of=len(data) + len(skipped), strict=inner.data.strict)
         return run_recipe(
             inner,
             folder=folder,
             resume=resume,
             sets=lambda transform: {"train": training_set(data, transform, least=least)},
             evaluations=[lambda encoder, _: measured(encoder, data, recipe.test)],
+            parts=_parts(data),
+            left_out=skipped,
+            announce=announce,
             progress=progress,
             report=report,
         )
+
+
+def readable(data: ReidData) -> tuple[ReidData, tuple[Skipped, ...]]:
+    """The data set without the images that cannot be read, and these; every file is decoded once.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    found = decode([data.file(image) for image in data.images], Transform(), cache="none")
+    skipped = tuple(Skipped(data.images[i].path, reason) for i, reason in found.failed)
+    return replace(data, images=tuple(data.images[i] for i in found.kept)), skipped
+
+
+def _parts(data: ReidData) -> dict[str, Part]:
+    """Training images, queries and gallery; where train and test number identities alike, those in both show."""
+    named = {"train": data.of("train"), "query": data.queries, "gallery": data.gallery}
+    return {
+        name: Part(
+            len(images),
+            frozenset(
+                f"{'' if data.has_common_identities or name == 'train' else 'test '}{image.identity}"
+                for image in images
+            ),
+        )
+        for name, images in named.items()
+    }
 
 
 def training_set(data: ReidData, transform: Transform, *, least: int = 1) -> TrainingSet:

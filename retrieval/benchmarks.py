@@ -33,7 +33,7 @@ class EncodingSettings:
     batch_size: int | None = None
     workers: int | None = None
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     strict: bool = False
 
 
@@ -87,7 +87,7 @@ def evaluate_gallery(
     """
     protocol = protocol or Protocol(metric=gallery.metric)
     entry = gallery.manifest.encoder
-    known = {"fingerprint": entry.fingerprint, "short_name": entry.short_name, "description": entry.description}
+    known = {name: getattr(entry, name) for name in ("fingerprint", "short_name", "description", "precision")}
     origin = origin or _origin(known, gallery.folder.name)
     records, vectors = gallery.records(gallery.ids), gallery.embeddings(gallery.ids)
     labels = [record.label for record in records]
@@ -138,7 +138,7 @@ def evaluate_dataset(
         gallery: search this gallery instead of the data set's own; its precision is used.
         protocol: the decisions; by default the k of R@k that papers report on this benchmark.
         cache: a file for the encodings: written, and continued after an interruption, or read if it is there.
-        settings: how to run the encoder; full precision by default, so that numbers repeat across machines.
+        settings: how to run the encoder; `precision="fp32"` gives numbers that repeat across machines.
         progress: called with the number of images encoded and the number in all.
         ranking_progress: the same for queries ranked.
 
@@ -175,9 +175,12 @@ def _encoded(
         encodings, made = _cached(dataset, encoder, file), "cached encodings"
     else:
         encode_to_file(dataset.listing(), encoder, file, **dataclasses.asdict(settings), progress=progress)
-        encodings, made = read_encodings(file), f"encoded in {settings.precision} precision"
+        encodings, made = read_encodings(file), None
     lost = len(dataset) - len(encodings)
-    return encodings, (made, *([f"{lost} of {len(dataset)} images could not be read and are left out"] if lost else []))
+    return encodings, (
+        *filter(None, (made,)),
+        *([f"{lost} of {len(dataset)} images could not be read and are left out"] if lost else []),
+    )
 
 
 def _cached(dataset: Dataset, encoder: Encoder, file: Path) -> Encodings:
@@ -203,5 +206,6 @@ def _origin(known: Any, dataset: str, split: str | None = None, *, notes: tuple[
         encoder=known.get("short_name"),
         fingerprint=known.get("fingerprint"),
         description=known.get("description") or {},
+        precision=known.get("precision"),
         notes=notes,
     )

@@ -148,6 +148,7 @@ def localise(
         scores={method.name: ImageScores.cat([part[method.name] for part in parts]) for method in chosen},
         energy_chance=torch.tensor(chances, dtype=torch.float64),
         encoder=encoder.short_name,
+        seen_as=inference.seen_as,
         reference=reference,
         n_references=len(references.classes),
         n_classes=len(references.labels),
@@ -268,7 +269,7 @@ def _mask_of(image: BoxedImage, size: tuple[int, int], masks: Masks) -> NDArray[
 def project(box: Box, transform: Transform, size: tuple[int, int]) -> Box:
     """Where a box of an image of this (width, height) lies in the network's input, not clipped: `locate` undone.
 
-    >>> project(Box(16, 144, 240, 368), Transform(224), (256, 512))
+    >>> project(Box(16, 144, 240, 368), Transform(224, fit="crop"), (256, 512))
     Box(left=0.0, top=0.0, right=224.0, bottom=224.0)
     """
     view = transform.view(*size)

@@ -167,10 +167,18 @@ class References:
         )
 
     def predicted(self, embeddings: Tensor, *, reference: Reference, files: Sequence[Path] = ()) -> Tensor:
-        """The class of the nearest prototype, or of the nearest image, (b,); an image is not its own reference."""
+        """The class of the nearest prototype, or of the nearest image, (b,); −1 where two classes are equally near.
+
+        An image is not its own reference.
+        """
         if reference == "prototypes":
-            return distances(embeddings, self.prototypes, self.metric).argmin(1)
-        return self.classes[self._to_images(embeddings, files).argmin(1)]
+            found, classes = distances(embeddings, self.prototypes, self.metric), torch.arange(len(self.labels))
+        else:
+            found, classes = self._to_images(embeddings, files), self.classes
+        rounding = 8 * torch.finfo(found.dtype).eps * found.masked_fill(found.isinf(), 0).abs().amax(1, keepdim=True)
+        is_nearest = found <= found.amin(1, keepdim=True) + rounding
+        first, last = (torch.where(is_nearest, classes, beyond) for beyond in (len(self.labels), -1))
+        return torch.where(first.amin(1) == last.amax(1), last.amax(1), -1)
 
     def of_classes(
         self, embeddings: Tensor, classes: Tensor, *, reference: Reference, files: Sequence[Path] = ()

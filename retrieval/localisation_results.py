@@ -112,6 +112,7 @@ class LocalisationTable:
         reference: "prototypes" or "nearest".
         n_references: images behind the prototypes, or to match with.
         n_classes: of the references.
+        seen_as: what images became, and the precision of the arithmetic.
         notes: what a reader should know: left-out images, where a classifier came from.
         n_samples: bootstrap samples.
         seed: of the bootstrap, and of what was random before.
@@ -126,6 +127,7 @@ class LocalisationTable:
     notes: tuple[str, ...] = ()
     n_samples: int = 1000
     seed: int = 0
+    seen_as: str = ""
 
     def __post_init__(self) -> None:
         for name, scores in self.scores.items():
@@ -206,6 +208,7 @@ class LocalisationTable:
         """The table as JSON can hold it."""
         return {
             "encoder": self.encoder,
+            "images_as": self.seen_as,
             "reference": self.reference,
             "images": len(self),
             "references": self.n_references,
@@ -238,8 +241,8 @@ class LocalisationTable:
         lines = [f"| map | {' | '.join(shown)} |", f"|---|{'---:|' * len(shown)}"]
         lines += [f"| `{row.method}` | {' | '.join(_cell(get(row)) for get in shown.values())} |" for row in self.rows]
         heading = (
-            f"{self.encoder}, {self.reference} of {self.n_references} images in {self.n_classes} classes, "
-            f"{len(self)} images, 95 % bootstrap intervals, seed {self.seed}"
+            f"{', '.join(filter(None, (self.encoder, self.seen_as)))}, {self.reference} of {self.n_references} images "
+            f"in {self.n_classes} classes, {len(self)} images, 95 % bootstrap intervals, seed {self.seed}"
         )
         return "\n".join([heading, "", *lines, *(f"\n{note}" for note in self.notes)])
 

@@ -17,6 +17,7 @@ from ..errors import GalleryError, InputError
 from ..explain.regions import Region, coverage, pool_region, region_weights
 from ..images import Box
 from ..index import Gallery
+from ..index.faiss_install import note_search_on_cpu
 from ..index.rejection import Rejection
 from ..index.search import Hits, SearchSpec, comparable, distances_to
 from .masking import stored_weights
@@ -50,7 +51,7 @@ class Retriever:
 
     Raises:
         FingerprintMismatchError: the encoder is not the one that built the gallery.
-        GalleryError: the gallery keeps no encoder (it was built with the user's own module) and none was given.
+        GalleryError: the gallery keeps no copy of its encoder and none was given.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class Retriever:
             precision = self.gallery.manifest.encoder.precision or "auto"
         self.inference: Encodes = inference or Inference(self.encoder, device=device, precision=precision)
         self._given = (encoder, device, precision, inference is not None)
+        if inference is None and self.gallery.manifest.backend is None:
+            note_search_on_cpu(device)
         self._kept_prototypes: tuple[tuple[str, int], _Prototypes] | None = None
         self._kept_classes: tuple[tuple[str, int, str], frozenset[str]] | None = None
 
@@ -345,7 +348,8 @@ def _made_again(gallery: Gallery, encoder: Encoder | None, device: str, precisio
 def _stored_encoder(gallery: Gallery) -> Encoder:
     if gallery.encoder_path is None:
         raise GalleryError(
-            f"{gallery.folder} keeps no encoder (it was built with a module of your own); pass `encoder`"
+            f"{gallery.folder} keeps no copy of its encoder {gallery.manifest.encoder.short_name} (a network of one's "
+            "own is not copied, and imported vectors may come without); pass encoder, the one that made its vectors"
         )
     return Encoder.load(gallery.encoder_path)
 

@@ -37,6 +37,7 @@ class Origin:
         encoder: short name, as in "resnet50/ab12cd34".
         fingerprint: of the encoder.
         description: the encoder's settings, with its transform.
+        precision: of the encoder's arithmetic, "fp32" or "bf16"; None where the vectors do not say it.
         notes: what else a reader of the numbers must know.
     """
 
@@ -45,6 +46,7 @@ class Origin:
     encoder: str | None = None
     fingerprint: str | None = None
     description: Mapping[str, Any] = field(default_factory=dict)
+    precision: str | None = None
     notes: tuple[str, ...] = ()
 
     def describe(self) -> list[str]:
@@ -57,6 +59,8 @@ class Origin:
             lines.append(f"encoder: {self.encoder}" + "".join(f", {name} {_short(rest[name])}" for name in rest))
         if "transform" in self.description:
             lines.append(f"transform: {_short(self.description['transform'])}")
+        if self.encoder is not None:
+            lines.append(f"precision: {self.precision or 'not known'}")
         return [*lines, *(f"note: {note}" for note in self.notes)]
 
 

@@ -7,7 +7,9 @@ for nothing is an error that names the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -16,10 +18,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import InputError
+from ..encoders.trained_on import file_digests
+from ..errors import ImageError, InputError
 from ..images import Transform, read_image
 from ..images.masks import read_class_numbers
+from ..index.reports import Skipped
 from ..training.data import RegionTable, TrainingSet
+from ..training.pixels import say_left_out
 from . import layouts
 from .layouts import CAMVID_CLASSES, VOC_CLASSES, Entry
 from .mask_files import VOID, Mask, MaskIds, boxes_around, label_map, read_names
@@ -34,6 +39,7 @@ __all__ = [
     "Mask",
     "MaskIds",
     "MaskedImages",
+    "all_readable",
     "label_map",
     "read_names",
 ]
@@ -143,11 +149,37 @@ class MaskedImages:
     @property
     def has_labels(self) -> bool:
         """Whether every picture says which classes it shows."""
-        return all(entry.shown is not None or entry.mask is not None for entry in self._entries)
+        return all(map(self.is_labelled, range(len(self))))
 
-    def subset(self, index: Iterable[int]) -> MaskedImages:
+    def is_labelled(self, i: int) -> bool:
+        """Whether picture i says which classes it shows."""
+        return self._entries[i].shown is not None or self._entries[i].mask is not None
+
+    def readable(self) -> tuple[Self, tuple[Skipped, ...]]:
+        """The pictures that can be read, and whose masks can, and the others; every file is decoded once.
+
+        Raises:
+            InputError: nothing is left.
+        """
+
+        def problem(i: int) -> str | None:
+            try:
+                self.image(i)
+                self.mask(i)
+            except (ImageError, InputError) as error:
+                return str(error)
+            return None
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            problems = list(threads.map(problem, range(len(self))))
+        skipped = tuple(Skipped(self.names[i], text) for i, text in enumerate(problems) if text is not None)
+        if len(skipped) == len(self):
+            raise InputError(f"none of {len(self)} pictures can be used, the first: {skipped[0].reason}")
+        return self if not skipped else self.subset(i for i, text in enumerate(problems) if text is None), skipped
+
+    def subset(self, index: Iterable[int]) -> Self:
         """Some of the pictures, in this order."""
-        return MaskedImages([self._entries[i] for i in index], self.class_names, ids=self._ids)
+        return type(self)([self._entries[i] for i in index], self.class_names, ids=self._ids)
 
     def without_masks(self) -> MaskedImages:
         """The same pictures with the classes they show and nothing else: what weak supervision may see."""
@@ -218,7 +250,12 @@ class MaskedImages:
                 progress(i + 1, len(self))
         regions = self._regions(sorted(set(masks_for)), transform, kind) if len(masks_for) else None
         return TrainingSet.from_pixels(
-            pixels, columns, transform=transform, class_names=self.class_names, regions=regions
+            pixels,
+            columns,
+            transform=transform,
+            class_names=self.class_names,
+            regions=regions,
+            digests=file_digests(map(self.file, range(len(self)))),
         )
 
     def _regions(self, chosen: Sequence[int], transform: Transform, kind: Literal["mask", "box"]) -> RegionTable:
@@ -319,3 +356,15 @@ class MaskedImages:
             InputError: no such split, or the set was written without masks.
         """
         return cls(*layouts.in_scenes(scenes, split))
+
+
+def all_readable(sets: Mapping[str, MaskedImages], *, strict: bool) -> dict[str, MaskedImages]:
+    """The pictures of each split that can be used; one remark names the others.
+
+    Raises:
+        InputError: with `strict`, what the remark would say.
+    """
+    found = {name: images.readable() for name, images in sets.items()}
+    skipped = [item for _, own in found.values() for item in own]
+    say_left_out(skipped, of=sum(map(len, sets.values())), strict=strict)
+    return {name: images for name, (images, _) in found.items()}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +20,13 @@ from ..errors import InputError
 from ..training.batches import TrainingBatches
 from ..training.logs import write_json
 from ..training.loop import fit
+from ..training.parts import Part, sentence
 from ..training.recipe import EncoderSettings, Recipe
 from ..training.runs import RunResult, run_recipe
 from ..training.sampling import make_sampler
 from ..training.tables import plain
 from ..training.terms import TERMS, TermContext, build_objective
-from .data import Mask, MaskedImages
+from .data import Mask, MaskedImages, all_readable
 from .inference import InferenceSettings, require_classes
 from .masks import make_masks, most_likely
 from .measures import SegmentationScore, evaluate_masks
@@ -46,6 +48,7 @@ def run_segmentation(
     seed: int | None = None,
     resume: bool = False,
     cache: str | Path | None = None,
+    announce: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
     """Learn class maps, make masks of them, train a network on these, and measure all three.
@@ -60,6 +63,7 @@ def run_segmentation(
         seed: instead of the recipe's.
         resume: go on with a run that was stopped.
         cache: where scenes are drawn; in `folder` if left out.
+        announce: called before the training with sizes and classes of the parts, on one line.
         progress: called with (steps done, steps in all) of each stage.
 
     Raises:
@@ -71,11 +75,19 @@ def run_segmentation(
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if folder is None else Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         drawn = Path(cache) / "scenes" if cache is not None else place / "scenes"
-        train = recipe.data.load("train", folder=recipe.folder, cache=drawn)
+        sets = {"train": recipe.data.load("train", folder=recipe.folder, cache=drawn)}
+        if recipe.network is not None:
+            sets["test"] = recipe.data.load("test", folder=recipe.folder, cache=drawn)
+        sets = all_readable(sets, strict=recipe.data.strict)
+        train = sets["train"]
+        parts = {name: Part(len(own), _classes_shown(own)) for name, own in sets.items()}
+        told: dict[str, Any] = {"parts": parts, "announce": announce}
         metrics: dict[str, float] = {}
         weak: RunResult | None = None
         if recipe.weak is not None:
-            weak = _learn_maps(recipe, recipe.weak, train, place / "weak", seed=seed, resume=resume, progress=progress)
+            weak = _learn_maps(
+                recipe, recipe.weak, train, place / "weak", seed=seed, resume=resume, progress=progress, told=told
+            )
         if recipe.cues.kind != "truth":
             source = load_source(
                 place / "weak" if weak is not None else located(recipe.checkpoint, recipe.folder),
@@ -87,10 +99,17 @@ def run_segmentation(
         result = weak
         if recipe.network is not None and recipe.training is not None:
             result, found = _learn_network(
-                recipe, recipe.network, recipe.training, train, place, seed=seed, resume=resume, progress=progress
+                recipe,
+                recipe.network,
+                recipe.training,
+                train,
+                place,
+                seed=seed,
+                resume=resume,
+                progress=progress,
+                told=told,
             )
-            test = recipe.data.load("test", folder=recipe.folder, cache=drawn)
-            score = score_segmenter(found, test, settings=recipe.network.inference, progress=progress)
+            score = score_segmenter(found, sets["test"], settings=recipe.network.inference, progress=progress)
             metrics |= {"test.mean_iou": score.mean_iou, "test.pixel_accuracy": score.pixel_accuracy}
             metrics |= {
                 f"test.iou.{name}": float(value)
@@ -99,10 +118,15 @@ def run_segmentation(
             }
         if result is None:
             raise InputError("the recipe trains nothing: it has neither a [[weak.loss]] nor a [segmenter]")
-        outcome = dataclasses.replace(result, metrics=metrics, seconds=time.perf_counter() - started)
+        outcome = dataclasses.replace(result, metrics=metrics, parts=parts, seconds=time.perf_counter() - started)
         if folder is not None:
             write_json(place / "result.json", {**outcome.to_dict(), "recipe": plain(dict(recipe.table))})
     return outcome
+
+
+def _classes_shown(images: MaskedImages) -> frozenset[str]:
+    known = filter(images.is_labelled, range(len(images)))
+    return frozenset(images.class_names[c] for i in known for c in images.labels(i))
 
 
 def _learn_maps(
@@ -114,6 +138,7 @@ def _learn_maps(
     seed: int,
     resume: bool,
     progress: Progress | None,
+    told: dict[str, Any],
 ) -> RunResult:
     """An encoder and a classifier from image-level labels, and from some outlines where the recipe has them."""
     outlined = train.choose(recipe.data.outlined, seed=recipe.data.outline_seed)
@@ -126,6 +151,7 @@ def _learn_maps(
         resume=resume,
         sets=lambda transform: {"train": train.training_set(transform, masks_for=outlined, kind=kind)},
         progress=progress,
+        **told,
     )
 
 
@@ -139,6 +165,7 @@ def _learn_network(
     seed: int,
     resume: bool,
     progress: Progress | None,
+    told: dict[str, Any],
 ) -> tuple[RunResult, Segmenter]:
     """The segmentation network, trained on the masks as they are now."""
     training = training.with_seed(seed)
@@ -162,6 +189,8 @@ def _learn_network(
     objective = build_objective(training.loss, context, terms=SEGMENTER_TERMS, seed=seed)
     sampler = make_sampler(training.sampler, data.labels, seed=seed, class_names=data.class_names)
     batches = TrainingBatches(data, sampler, augment=training.augment, seed=seed)
+    if told["announce"] is not None:
+        told["announce"](sentence(told["parts"]))
     found = fit(
         segmenter,
         batches,

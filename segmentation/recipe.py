@@ -80,6 +80,7 @@ class DataSettings:
         outlined: how many training pictures may show their outline to a loss (GAIN-ext).
         outlines: whether they show a mask, or boxes around its parts.
         outline_seed: of the choice of those pictures.
+        strict: stop where a picture or its mask cannot be read, instead of leaving it out with a remark.
     """
 
     scenes: SceneSettings | None = None
@@ -95,6 +96,7 @@ class DataSettings:
     outlined: int = 0
     outlines: Literal["mask", "box"] = "mask"
     outline_seed: int = 0
+    strict: bool = False
 
     def __post_init__(self) -> None:
         given = [name for name in ("scenes", "voc", "camvid", "table", "images") if getattr(self, name)]

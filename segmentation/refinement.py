@@ -4,7 +4,7 @@ With X the picture and what two stages of the network say about it, J a matrix o
 scaled maps, background among them:
 
     J_ij = ReLU(cos(g(X)_i, g(X)_j)),   Y_pcm,i = Σ_j Y_j J_ji / Σ_j J_ji                 PCM   [CPN] Eq. 9-10
-    Z = softmax(Y) Xᵀ,   P_R = φ(Z) g(X),   Y_prcm = Y ∘ softmax(P_R)                     PRCM  [CPN] Eq. 11-12
+    Z = softmax(Y) Xᵀ,   P_R = ReLU(φ(Z)) g(X),   Y_prcm = Y ∘ softmax(P_R)               PRCM  [CPN] Eq. 11-12
     Ỹ = Y_pcm + Y_prcm
 
 X = [stage 3 → 64 channels, stage 4 → 128 channels, the picture in the maps' size]; g and φ are 1×1 convolutions to 192
@@ -20,6 +20,7 @@ What the paper leaves open, and where the published code differs from it:
 - The published code keeps of the maps that come in each position's highest class only; here all of them spread, as in
   Eq. 9.
 - Each column of J is divided by its own sum, not by that of all of J.
+- φ(Z) goes through a ReLU, as in the published code; Eq. 11 has none.
 """
 
 from __future__ import annotations

@@ -72,7 +72,12 @@ def dense_training_set(
     )
     every = torch.arange(len(data))
     return TrainingSet.from_pixels(
-        plain.pixels(every), plain.labels, transform=transform, class_names=data.class_names, regions=regions
+        plain.pixels(every),
+        plain.labels,
+        transform=transform,
+        class_names=data.class_names,
+        regions=regions,
+        digests=plain.digests,
     )
 
 

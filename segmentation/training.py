@@ -41,7 +41,7 @@ from ..training.step import Term
 from ..training.tables import parse, plain
 from ..training.terms import TERMS, Builder, TermContext
 from .cpn import build_cpn
-from .data import MaskedImages, label_map
+from .data import MaskedImages, all_readable, label_map
 from .inference import InferenceSettings
 from .map_measures import MeasureSettings, Truth, masks_of, measure
 from .map_term import MapTerm, build_multi_label
@@ -91,6 +91,9 @@ class SegmentationRecipe:
         table = file.resolved(variant=variant, changes=changes)
         own = table.pop("measure", {})
         table.setdefault("evaluation", {"metrics": ["accuracy"]})
+        # Segmentation looks at whole images squashed, in training as in use: masks are brought back by stretching.
+        if isinstance(data := table.get("data"), Mapping):
+            table["data"] = {"fit": "squash", **data}
         return cls(Recipe.from_dict(table, folder=file.folder), parse(MeasureSettings, own, "measure"))
 
 
@@ -101,6 +104,7 @@ def train(
     seed: int | None = None,
     resume: bool = False,
     cache: str | Path | None = None,
+    announce: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[Mapping[str, float]], None] | None = None,
 ) -> RunResult:
@@ -115,6 +119,7 @@ def train(
         seed: instead of the recipe's.
         resume: go on from the checkpoint in `folder`.
         cache: where scenes are drawn; in `folder` if left out.
+        announce: called before the training with sizes and classes of the parts, on one line.
         progress: called with (batches done, batches in all).
         report: called with every epoch's row of the log.
 
@@ -122,13 +127,15 @@ def train(
         InputError: whatever in recipe or data does not fit: no loss with class weights on the feature map, labels of
             one class per image, a class that no training image shows, a split without masks.
     """
-    inner = recipe.recipe.with_seed(seed)
+    inner = asked = recipe.recipe.with_seed(seed)  # what is left to the data is remarked on when they are opened
+    if (inner.data.images or inner.data.photographs).partition(":")[0] not in _SOURCES:
+        inner = inner.settled()
     built: list[Term] = []
     measured = _Measured(recipe.measure, built)
 
     def open_sets(transform: Transform) -> dict[str, TrainingSet]:
         place = cache if cache is not None else folder
-        sets, truths = _open(inner, transform, recipe.measure, None if place is None else Path(place))
+        sets, truths = _open(asked, transform, recipe.measure, None if place is None else Path(place))
         measured.truths = truths
         measured.class_names = sets["train"].class_names
         return sets
@@ -144,6 +151,7 @@ def train(
         sets=open_sets,
         validate=measured.quick if inner.run.monitor and inner.run.monitor.endswith(".miou") else None,
         evaluations=[lambda encoder, _: measured(encoder, folder)],
+        announce=announce,
         progress=progress,
         report=report,
     )
@@ -169,7 +177,10 @@ def _open(
     kind, colon, place = name.partition(":")
     if colon and kind in _SOURCES:
         wanted = settings.splits or ("val",)
-        opened = {split: _SOURCES[kind](base / place, split) for split in dict.fromkeys(("train", *wanted))}
+        opened = all_readable(
+            {split: _SOURCES[kind](base / place, split) for split in dict.fromkeys(("train", *wanted))},
+            strict=recipe.data.strict,
+        )
         sets = {split: images.training_set(transform) for split, images in opened.items()}
         masks = {split: [_mask(opened[split], i, transform) for i in range(len(opened[split]))] for split in wanted}
         return sets, {split: Truth(sets[split], np.stack(masks[split])) for split in wanted}

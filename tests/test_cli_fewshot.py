@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import h5py
 import pytest
 from typer.testing import CliRunner
 
+from distcam import DistcamWarning
 from distcam.cli import main
 from distcam.cli.app import app
 from distcam.fewshot import EpisodeManifest, EpisodeResult
@@ -198,3 +200,14 @@ def test_a_manifest_of_other_images_is_refused(work, monkeypatch, capsys) -> Non
     with h5py.File(other, "w") as file:
         file.attrs["x"] = 1
     assert "is not an episode manifest" in fails(monkeypatch, capsys, "episodes", other)
+
+
+def test_one_bad_image_is_left_out_and_stops_when_strict(photos, tmp_path, monkeypatch, capsys) -> None:
+    own = shutil.copytree(photos, tmp_path / "photos")
+    bad = sorted(own.rglob("*.jpg"))[1]
+    bad.write_bytes(b"no image")
+    given = ["evaluate", "--data", own, *ENCODER, *SMALL, "--out", tmp_path / "r.h5"]
+    with pytest.warns(DistcamWarning, match=f"1 of 24 images cannot be used and are left out, the first: .*{bad.name}"):
+        fewshot(*given)
+    assert len(ResultFile.load(tmp_path / "r.h5").episodes.names) == 23
+    assert bad.name in fails(monkeypatch, capsys, *given, "--overwrite", "--strict")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from distcam import DistcamWarning
 from distcam.cli import main
 from distcam.cli.app import app
 
@@ -73,7 +75,7 @@ def test_evaluate_prints_scores_with_the_protocol(walkers: Path) -> None:
         "same camera: gallery images of the query's identity and camera are ignored",
         "distractors: {0} count as wrong",
         "query camera by gallery camera",
-        "input: 64x32, squash",
+        "input: 64x32, pad",
         "refinement: none",
     ):
         assert part in text
@@ -99,8 +101,11 @@ def test_features_of_distcam_encode_are_joined_by_file(walkers: Path, tmp_path: 
         "random",
         "--image-size",
         "64",
+        "--labels",
+        "none",
     ]
-    assert CliRunner().invoke(app, [*arguments, "--fit", "squash"]).exit_code == 0
+    with pytest.warns(DistcamWarning, match="bounding_box_test, bounding_box_train, query are taken for splits"):
+        assert CliRunner().invoke(app, [*arguments, "--fit", "squash"]).exit_code == 0
     found = json.loads(distcam("evaluate", walkers, "--features", out, "--json"))
     assert (
         found["counts"]["queries"]
@@ -188,6 +193,20 @@ def test_explain_divides_the_similarity_among_the_parts(trio: list[str], tmp_pat
         assert sum(part[side] for part in pair["parts"]) == pytest.approx(pair["similarity"], abs=1e-6)
     with np.load(arrays) as saved:
         assert saved["0/probe_shares"].sum() == pytest.approx(pair["similarity"], abs=1e-5)
+
+
+def test_only_people_have_heads_and_one_bad_picture_is_left_out(
+    trio: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    assert distcam("explain", *trio[:2], *ENCODER).splitlines()[2].startswith("head ")
+    animals = [str(shutil.copy(file, tmp_path / f"nyala_{n}.jpg")) for n, file in enumerate(trio)]
+    assert distcam("explain", *animals[:2], *ENCODER).splitlines()[2].startswith("top ")
+    assert distcam("explain", *animals[:2], *ENCODER, "--parts", "body").splitlines()[2].startswith("head ")
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    given = ["explain", *animals[:2], "--different", animals[2], "--different", str(tmp_path / "bad.jpg"), *ENCODER]
+    with pytest.warns(DistcamWarning, match=r"bad.jpg: .*; it is left out"):
+        assert [one["title"] for one in json.loads(distcam(*given, "--json"))] == ["same", "different: nyala_2.jpg"]
+    assert "bad.jpg" in fails(monkeypatch, capsys, *given, "--strict")
 
 
 def test_what_cannot_be_explained_is_one_line(trio: list[str], monkeypatch, capsys) -> None:

@@ -244,7 +244,7 @@ def test_imagenet_weights_bring_their_transform(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_a, **_o: {})
     _, transform = fetch_imagenet("efficientnet_b1")
     preset = models.EfficientNet_B1_Weights.DEFAULT.transforms()
-    assert (transform.height, transform.resize) == (preset.crop_size[0], preset.resize_size[0])
+    assert (transform.height, transform.fit) == (preset.crop_size[0], "pad")
     assert transform.interpolation == preset.interpolation.value
     assert fetch_imagenet("googlenet")[1].mean == (0.5, 0.5, 0.5)
     with pytest.raises(WeightsError, match="no ImageNet weights"):

@@ -108,10 +108,36 @@ def test_rows_in_another_order_are_put_right_by_name(bank) -> None:
     np.testing.assert_array_equal(result.prediction, evaluate(features, episodes).prediction)
 
 
-def test_constant_features_score_chance(bank) -> None:
-    episodes = sample_episodes(bank[1], n_way=4, n_query=4, n_episodes=20)
-    for classifier in (Prototypes(), Prototypes("cosine"), BDCSPN()):
-        assert evaluate(torch.zeros(72, 3), episodes, classifier).mean_accuracy == 0.25
+@pytest.mark.parametrize("n_shot", [1, 3])
+@pytest.mark.parametrize("value", [0.0, 0.3, 1e4])
+@pytest.mark.parametrize(
+    "classifier", [Prototypes(), Prototypes("cosine"), NearestNeighbour(), NearestNeighbour("cosine"), BDCSPN()]
+)
+def test_constant_features_answer_nothing(bank, classifier, value, n_shot) -> None:
+    episodes = sample_episodes(bank[1], n_way=4, n_shot=n_shot, n_query=4, n_episodes=20)
+    for dtype in (torch.float32, torch.float64):
+        result = evaluate(torch.full((72, 19), value, dtype=dtype), episodes, classifier)
+        assert result.mean_accuracy == 0
+        assert not result.margin.any()
+
+
+@pytest.mark.parametrize(
+    "classifier", [Prototypes(), Prototypes("cosine"), NearestNeighbour(), NearestNeighbour("cosine"), BDCSPN()]
+)
+def test_copies_in_two_classes_are_lost_whichever_class_comes_first(bank, classifier) -> None:
+    features, labels = bank[0].clone(), bank[1]
+    features[12:14] = features[:2]  # the support of the second class is that of the first
+    support = np.array([[[0, 1], [12, 13], [24, 25]], [[0, 1], [12, 13], [36, 37]]])
+    query = np.array([[*range(2, 6), *range(14, 18), *range(c + 2, c + 6)] for c in (24, 36)])
+    names = np.array([f"{i:02}" for i in range(72)])
+    found = []
+    for order in ([0, 1, 2], [1, 0, 2], [2, 1, 0]):
+        result = evaluate(features, EpisodeManifest(names, labels, support[:, order], query), classifier)
+        assert not (result.prediction == result.episodes.target)[:, :8].any()
+        assert (result.margin[:, :8] <= 0).all()
+        assert (result.margin == 0).any()
+        found.append(result.per_class_accuracy())
+    np.testing.assert_equal(found[1:], [found[0]] * 2)
 
 
 def test_per_class_accuracy_is_the_diagonal_of_the_confusion(bank) -> None:

@@ -14,6 +14,7 @@ from distcam.fewshot.data import ArrayImages, FileImages, Split, open_data
 from distcam.fewshot.features import cached_features, encode_split
 from distcam.images import Transform
 from distcam.index import encode_to_file, read_encodings
+from distcam.remarks import DistcamWarning
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +83,31 @@ def test_features_that_are_not_finite_name_the_image(split, tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_image_that_cannot_be_read_ends_the_work(small_encoder, tmp_path) -> None:
-    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+def test_an_image_that_cannot_be_read_is_left_out_and_named(small_encoder, tmp_path) -> None:
+    names = ("a.png", "b.png", "c.png")
+    for name in ("a.png", "c.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
     (tmp_path / "b.png").write_bytes(b"no image")
-    split = Split("x/novel", ["a.png", "b.png"], ["a", "b"], FileImages(tmp_path, ("a.png", "b.png")))
+    split = Split("x/novel", list(names), ["a", "b", "c"], FileImages(tmp_path, names))
     with pytest.raises(ImageError, match=r"b.png"):
-        encode_split(split, small_encoder, tmp_path / "x.h5")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "b.png"]
+        encode_split(split, small_encoder, tmp_path / "x.h5", strict=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == list(names)
+    with pytest.warns(DistcamWarning, match=r"1 of 3 images cannot be used and are left out, the first: b.png: "):
+        found = encode_split(split, small_encoder, tmp_path / "x.h5")
+    assert ([record.path for record in found.records], list(found.skipped)) == (["a.png", "c.png"], ["b.png"])
+    rest = split.without(found.skipped)
+    assert (rest.names.tolist(), rest.labels.tolist(), rest.images[1].size) == (["a.png", "c.png"], ["a", "c"], (9, 9))
+    with pytest.warns(DistcamWarning, match="1 of 3 images cannot be used"):
+        again = cached_features(split, small_encoder, tmp_path / "x.h5")
+    np.testing.assert_array_equal(again.embeddings, found.embeddings)
+    with pytest.raises(InputError, match="1 of 3 images cannot be used"):
+        cached_features(split, small_encoder, tmp_path / "x.h5", strict=True)
     with pytest.raises(InputError, match="is not a folder"):
         encode_split(split, small_encoder, tmp_path / "nowhere" / "x.h5")
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "c.png").unlink()
+    with pytest.raises(ImageError, match=r"a.png"):
+        encode_split(split, small_encoder, tmp_path / "y.h5")
 
 
 def test_images_of_an_archive_are_encoded_like_files(small_encoder, tmp_path) -> None:

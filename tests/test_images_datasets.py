@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
-from distcam.errors import InputError, MissingExtraError
+from distcam.errors import InputError
 from distcam.images import dataset_layouts, load_dataset
 from distcam.images.layouts import LAYOUTS
 from distcam.remarks import DistcamWarning
@@ -173,13 +172,6 @@ def test_cars_from_the_development_kit(tmp_path, place):
         ("cars_test/00001.jpg", CARS[1], "train"),
         ("cars_train/00001.jpg", CARS[99], "test"),
     ]
-
-
-def test_matlab_files_without_scipy_say_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    touch(tmp_path, "cars_annos.mat")
-    with pytest.raises(MissingExtraError, match=r"pip install scipy; or use the copy with anno_train\.csv"):
-        load_dataset(tmp_path)
 
 
 def test_a_damaged_matlab_file_is_an_error_of_one_line(tmp_path):

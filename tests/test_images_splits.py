@@ -35,7 +35,8 @@ def table(file: Path, *lines: str) -> Path:
     [
         ("train", "train"), ("Training", "train"), ("TRAIN_SET", "train"), ("train2017", "train"), ("val", "val"),
         ("Valid", "val"), ("validation", "val"), ("test ", "test"), ("testing", "test"), ("eval", "test"),
-        ("test-images", "test"), ("Query", "query"), ("gallery", "gallery"),
+        ("test-images", "test"), ("bounding_box_train", "train"), ("image_query", "query"), ("steam_train", None),
+        ("Query", "query"), ("gallery", "gallery"),
         ("trains", None), ("trainstation", None), ("contest", None), ("a", None), ("", None), ("test7", None),
     ],
 )  # fmt: skip

@@ -44,13 +44,16 @@ def whole_then_crop(image: Image.Image, transform: Transform) -> torch.Tensor:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(500, 400), (400, 500), (257, 256), (224, 224), (64, 40), (40, 64), (1999, 301)])
 def test_crop_equals_torchvision_within_one_grey_level(size: tuple[int, int], interpolation: Any) -> None:
-    transform, image = Transform(224, interpolation=interpolation), noise(*size)
+    transform, image = Transform(224, fit="crop", interpolation=interpolation), noise(*size)
     assert (transform(image).int() - torchvision_crop(image, transform).int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("size", [(333, 500), (300, 1100)])
 def test_crop_equals_torchvision_on_tall_pictures_whatever_order_pillow_takes(size: tuple[int, int]) -> None:
-    transform, image = Transform(224), noise(*size).filter(ImageFilter.GaussianBlur(2))  # as sharp as a photograph
+    transform, image = (
+        Transform(224, fit="crop"),
+        noise(*size).filter(ImageFilter.GaussianBlur(2)),
+    )  # as sharp as a photograph
     assert (transform(image).int() - torchvision_crop(image, transform).int()).abs().max() <= 1
 
 
@@ -64,7 +67,10 @@ def test_crop_equals_torchvision_on_tall_pictures_whatever_order_pillow_takes(si
 def test_crop_equals_resizing_the_whole_for_any_size(
     size: tuple[int, int], output: tuple[int, int], extra: int, interpolation: Any
 ) -> None:
-    transform, image = Transform(output, resize=max(output) + extra, interpolation=interpolation), noise(*size)
+    transform, image = (
+        Transform(output, fit="crop", resize=max(output) + extra, interpolation=interpolation),
+        noise(*size),
+    )
     difference = (transform(image).int() - whole_then_crop(image, transform).int()).abs()
     assert difference.shape == (3, *output)
     assert difference.max() <= 2
@@ -80,7 +86,7 @@ def test_width_is_resized_before_height_whatever_the_shape(size: tuple[int, int]
 
 def test_a_long_image_is_never_resized_as_a_whole() -> None:
     image = Image.new("RGB", (200_000, 8), (9, 8, 7))  # torchvision would make 6.4 million x 256 pixels of it
-    assert Transform(224)(image).amax((1, 2)).tolist() == [9, 8, 7]
+    assert Transform(224, fit="crop")(image).amax((1, 2)).tolist() == [9, 8, 7]
 
 
 def test_squash_resizes_the_whole_image() -> None:
@@ -104,7 +110,7 @@ def test_pad_keeps_at_least_a_pixel_of_a_thin_image() -> None:
 def test_the_result_is_contiguous_bytes_that_may_be_written_to() -> None:
     image = noise(30, 30)
     before = image.tobytes()
-    seen = Transform((20, 24))(image)
+    seen = Transform((20, 24), fit="crop")(image)
     assert seen.dtype == torch.uint8
     assert seen.is_contiguous()
     seen.zero_()
@@ -127,9 +133,9 @@ def test_other_modes_are_converted_as_read_image_does() -> None:
 # --- geometry ---------------------------------------------------------------------------------------------------------
 
 TRANSFORMS = [
-    Transform(96),
-    Transform((64, 128)),
-    Transform((128, 64), resize=160),
+    Transform(96, fit="crop"),
+    Transform((64, 128), fit="crop"),
+    Transform((128, 64), fit="crop", resize=160),
     Transform(96, fit="squash"),
     Transform((64, 128), fit="pad", fill=(0, 0, 0)),
     Transform((128, 64), fit="pad", fill=(0, 0, 0)),
@@ -164,7 +170,7 @@ def test_a_rectangle_drawn_in_the_image_is_found_where_view_says(transform: Tran
 @given(width=st.integers(8, 3000), height=st.integers(8, 3000), rows=st.integers(1, 300), columns=st.integers(1, 300))
 def test_view_lies_inside_covers_or_equals_the_image(width: int, height: int, rows: int, columns: int) -> None:
     image = Box(0, 0, width, height)
-    crop = Transform((rows, columns)).view(width, height)
+    crop = Transform((rows, columns), fit="crop").view(width, height)
     assert crop == crop.clipped(width, height)
     assert crop.area > 0
     assert Transform((rows, columns), fit="squash").view(width, height) == image
@@ -174,7 +180,7 @@ def test_view_lies_inside_covers_or_equals_the_image(width: int, height: int, ro
 
 def test_view_by_hand() -> None:
     # 512 x 256: the shorter side is 256 already; 224 of 256 rows and 224 of 512 columns, from the middle
-    assert Transform(224).view(512, 256) == Box(144, 16, 368, 240)
+    assert Transform(224, fit="crop").view(512, 256) == Box(144, 16, 368, 240)
     # 100 x 50 into 20 x 20: a fifth, so 20 x 10 with 5 rows of margin, each 5 pixels of the image
     assert Transform(20, fit="pad").view(100, 50) == Box(0, -25, 100, 75)
 
@@ -218,9 +224,9 @@ def test_a_transform_survives_json_exactly(transform: Transform) -> None:
 
 
 def test_transforms_that_do_the_same_are_equal() -> None:
-    assert Transform(224) == Transform((224, 224), resize=256)
-    assert Transform(224).resize == 256
-    assert Transform((256, 128)).resize == 293  # 256 * 256 / 224 = 292.57
+    assert Transform(224, fit="crop") == Transform((224, 224), resize=256, fit="crop")
+    assert Transform(224, fit="crop").resize == 256
+    assert Transform((256, 128), fit="crop").resize == 293  # 256 * 256 / 224 = 292.57
     assert Transform(224, fit="pad").resize is None
 
 
@@ -231,7 +237,10 @@ def test_transforms_that_do_the_same_are_equal() -> None:
         ({"size": (1, 2, 3)}, "expected size as a positive number"),
         ({"fit": "stretch"}, "expected fit to be one of crop, squash, pad; got 'stretch'"),
         ({"interpolation": "nearest"}, "expected interpolation to be one of"),
-        ({"size": 224, "resize": 200}, "expected resize of at least 224, the longer side of size; got 200"),
+        (
+            {"size": 224, "fit": "crop", "resize": 200},
+            "expected resize of at least 224, the longer side of size; got 200",
+        ),
         ({"fit": "pad", "resize": 256}, 'resize belongs to fit="crop"'),
         ({"std": (1, 0, 1)}, "expected three positive numbers for std"),
         ({"mean": (1, 2)}, "expected three numbers for mean"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from killing import kill_at_random, sha256_of, start
 
 from distcam.errors import GalleryLockedError, NotAGalleryError
 from distcam.images import list_images
-from distcam.index import Gallery, verify_gallery
+from distcam.index import Gallery, restore_gallery, verify_gallery
 from distcam.index.durable import Storage
 from distcam.index.manifest import EncoderEntry, Manifest, Spec
 from distcam.index.rows import Entries, Vectors
@@ -165,6 +166,9 @@ def _live(folder: Path, storage: Recorder) -> None:
         writer.append(*_rows(new))
         model |= new
         storage.acknowledge(model)
+        writer.keep_few()  # as a build does
+        storage.acknowledge(model)
+    assert len(writer.manifest.segments) == 2
     writer.append(*_rows({"c0": 10.0}), replaces=[0])  # changed content: the old image leaves in the same commit
     writer.remove([3])
     writer.commit(complete=True)
@@ -184,6 +188,30 @@ def _live(folder: Path, storage: Recorder) -> None:
     with opened_for_writing(folder, storage=storage, limits=limits) as second:
         second.append(*_rows({"d0": 20.0, "d1": 21.0}))
         storage.acknowledge(model | {"d0": 20.0, "d1": 21.0})
+
+
+def _restored(folder: Path, storage: Recorder) -> None:
+    """Build, copy the gallery elsewhere, change it, and put the copy back."""
+    storage.make_folder(folder)
+    manifest = Manifest(SPEC, EncoderEntry("f" * 64, "fake/ffffffff"), root="/photos")
+    writer = GalleryWriter(folder, manifest, on_disk=None, storage=storage, limits=CommitLimits(images=2))
+    model: Model = {"c0": 0.0, "c1": 1.0, "c2": 2.0, "c3": 3.0}
+    for count in (2, 4):
+        known = dict([*model.items()][:count])
+        writer.append(*_rows(dict([*known.items()][-2:])))
+        storage.acknowledge(known)
+    writer.commit(complete=True)
+    storage.acknowledge(model)
+    backup = folder.parent / "backup"
+    shutil.copytree(folder, backup)
+    writer.remove([0])
+    writer.append(*_rows({"d0": 20.0, "d1": 21.0}))
+    later = {"c1": 1.0, "c2": 2.0, "c3": 3.0, "d0": 20.0, "d1": 21.0}
+    storage.acknowledge(later)
+    writer.compact()
+    storage.acknowledge(later)
+    restore_gallery(backup, folder, storage=storage)
+    storage.acknowledge(model)
 
 
 def _read(folder: Path) -> Model:
@@ -208,11 +236,17 @@ def _states(log: list[tuple[Any, ...]]) -> Iterator[tuple[dict[Path, bytes], lis
             disk.apply(*operation)
 
 
-def _count_bad_states(tmp_path: Path, storage: Recorder, *, stop_at: int | None = None) -> tuple[int, int]:
+def _count_bad_states(
+    tmp_path: Path,
+    storage: Recorder,
+    *,
+    life: Callable[[Path, Recorder], None] = _live,
+    stop_at: int | None = None,
+) -> tuple[int, int]:
     """How many crash states do not open, or have lost something; and how many there are."""
     folder = tmp_path / "recorded" / "gallery"
     folder.parent.mkdir(parents=True)
-    _live(folder, storage)
+    life(folder, storage)
     bad = total = 0
     for total, (state, allowed) in enumerate(_states(storage.log), 1):
         replayed = tmp_path / "replayed" / str(total)
@@ -236,6 +270,18 @@ def test_a_gallery_survives_every_crash_and_every_power_failure(tmp_path: Path) 
     bad, total = _count_bad_states(tmp_path, Recorder())
     assert total > 150
     assert bad == 0
+
+
+def test_a_gallery_survives_every_crash_while_it_is_restored(tmp_path: Path) -> None:
+    bad, total = _count_bad_states(tmp_path, Recorder(), life=_restored)
+    assert total > 50
+    assert bad == 0
+
+
+def test_the_crash_test_notices_a_restored_file_that_is_not_synced(tmp_path: Path) -> None:
+    hasty = Recorder(lambda path: path.name.startswith("segment"))
+    bad, _ = _count_bad_states(tmp_path, hasty, life=_restored, stop_at=1)
+    assert bad > 0
 
 
 @pytest.mark.parametrize(

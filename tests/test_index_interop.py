@@ -17,6 +17,7 @@ import torch
 from commands import distcam, fails
 from PIL import Image
 
+from distcam import DistcamWarning, Retriever
 from distcam.encoders import Encoder, Inference, Linear
 from distcam.errors import (
     FingerprintMismatchError,
@@ -25,6 +26,7 @@ from distcam.errors import (
     InputError,
     MissingExtraError,
     NotAGalleryError,
+    WeightsError,
 )
 from distcam.images import Transform, list_images
 from distcam.index import Gallery, export_gallery, import_gallery
@@ -76,6 +78,44 @@ def _clip_folder(folder: Path, shards: list[Any], tables: list[dict[str, list[An
 # --- There and back ---------------------------------------------------------------------------------------------------
 
 
+def test_an_export_may_leave_its_encoder_out_and_the_import_says_so(
+    tmp_path: Path, photos: Path, encoder: Encoder
+) -> None:
+    gallery = Gallery.build(photos, encoder, out=tmp_path / "g")
+    assert export_gallery(gallery, tmp_path / "whole").encoder
+    assert not export_gallery(gallery, tmp_path / "bare", encoder=False).encoder
+    assert not (tmp_path / "bare" / "encoder.safetensors").exists()
+    assert "the encoder" not in (tmp_path / "bare" / "README.md").read_text()
+    with pytest.warns(DistcamWarning, match=f"bare brings no copy of {encoder.short_name}, which made its vectors: "):
+        again = import_gallery(tmp_path / "bare", tmp_path / "again")
+    with pytest.raises(GalleryError, match=f"keeps no copy of its encoder {encoder.short_name} .*pass encoder"):
+        Retriever(again)
+    assert Retriever(again, encoder).query(photos / "a" / "0.png", k=1)[0].path == "a/0.png"
+    (tmp_path / "whole" / "encoder.safetensors").unlink()
+    with pytest.warns(DistcamWarning, match="its description names one, which is not there"):
+        import_gallery(tmp_path / "whole", tmp_path / "third")
+
+
+def test_an_encoder_in_an_export_is_checked_before_anything_is_imported(
+    tmp_path: Path, photos: Path, encoder: Encoder
+) -> None:
+    export_gallery(Gallery.build(photos, encoder, out=tmp_path / "g"), tmp_path / "e")
+    other = Encoder.load("conv4", weights="random", transform=encoder.transform, seed=5)
+    other.save(tmp_path / "e" / "encoder.safetensors")
+    with pytest.raises(FingerprintMismatchError, match=f"was made with {encoder.short_name}"):
+        import_gallery(tmp_path / "e", tmp_path / "again")
+    (tmp_path / "e" / "encoder.safetensors").write_bytes(b"damaged")
+    with pytest.raises(WeightsError, match=r"encoder\.safetensors: .*delete it to import without"):
+        import_gallery(tmp_path / "e", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_gallery_of_ones_own_network_is_exported_without_it(tmp_path: Path, photos: Path, encoder: Encoder) -> None:
+    gallery = Gallery.build(photos, Encoder(encoder.backbone, transform=encoder.transform), out=tmp_path / "g")
+    with pytest.warns(DistcamWarning, match="g keeps no copy of its encoder custom/.*, so none is exported"):
+        assert not export_gallery(gallery, tmp_path / "e").encoder
+
+
 @pytest.mark.parametrize(("metric", "index"), [("cosine", "flat"), ("l2", "HNSW8"), ("l1", "auto"), ("dot", "none")])
 def test_a_round_trip_changes_no_answer(
     tmp_path: Path, photos: Path, encoder: Encoder, metric: Any, index: str
@@ -86,7 +126,7 @@ def test_a_round_trip_changes_no_answer(
     ]
     table.write_text("\n".join(["path,label,id,camera", *lines]))
     headed = Encoder(encoder.backbone, transform=encoder.transform, head=Linear(64, 5))
-    headed.options, headed.architecture = encoder.options, "conv4"
+    headed.options, headed.architecture, headed.layer = encoder.options, "conv4", encoder.layer
     gallery = Gallery.build(table, headed, out=tmp_path / "g", metric=metric)
     gallery.remove(paths=["b/3.png"])
     calls: list[tuple[int, int]] = []
@@ -114,6 +154,8 @@ def test_a_round_trip_changes_no_answer(
         gallery.snapshot.file_state(place) for place in range(9)
     ]
     again.check_encoder(headed)  # an export says which encoder it was
+    assert again.encoder_path is not None  # and brings it along
+    assert Retriever(again).encoder.fingerprint == headed.fingerprint
     (photos / "b" / "3.png").unlink()
     assert again.sync(photos).changes == ()
 

@@ -14,6 +14,7 @@ from distcam.errors import InputError
 from distcam.reid import Protocol, ReidData, read_data
 from distcam.reid.layouts import parse_name
 from distcam.reid.records import labels_of
+from distcam.remarks import DistcamWarning
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -118,7 +119,10 @@ def test_msmt17_reads_both_versions_from_their_lists(tmp_path: Path) -> None:
 def test_a_damaged_list_names_its_line(tmp_path: Path) -> None:
     touch(tmp_path, "list_gallery.txt", "list_query.txt")
     (tmp_path / "list_train.txt").write_text("a/0001_019_07_0303_1.jpg 1\nalone\n")
-    with pytest.raises(InputError, match=r"list_train.txt line 2: expected a path and an identity, got 'alone'"):
+    with pytest.warns(DistcamWarning, match=r"1 lines .*list_train.txt line 2: expected a path and an identity, got"):
+        assert len(read_data(tmp_path)) == 1
+    (tmp_path / "list_train.txt").write_text("alone\n")
+    with pytest.raises(InputError, match=r"list_train.txt line 1: expected a path and an identity, got 'alone'"):
         read_data(tmp_path)
 
 

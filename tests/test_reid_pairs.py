@@ -45,7 +45,7 @@ def test_shares_add_up_to_the_cosine_of_the_embeddings(pictures: list[Path], hea
     assert sum(part.on_probe for part in pair.parts) == pytest.approx(expected, abs=1e-5)
     assert abs(pair.residual) < 1e-5
     assert pair.is_exact
-    assert [part.name for part in pair.parts] == ["head", "torso", "legs", "feet"]
+    assert [part.name for part in pair.parts] == ["top", "upper", "lower", "bottom"]
 
 
 def test_a_neck_by_hand() -> None:
@@ -112,6 +112,6 @@ def test_a_panel_shows_same_and_different_side_by_side(pictures: list[Path]) -> 
     panel = pairs_panel(pairs, tile_size=80)
     assert panel.width > 6 * 80
     assert panel.height > 2 * 80
-    assert pairs["same"].to_dict()["parts"][0]["name"] == "head"
+    assert pairs["same"].to_dict()["parts"][0]["name"] == "top"
     assert set(pairs["same"].to_arrays()) == {"probe_shares", "match_shares", "probe_dist_map", "match_dist_map"}
     assert "the parts' sums differ from it by" in pairs["same"].table()

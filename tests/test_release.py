@@ -11,6 +11,8 @@ from packaging.version import Version
 import distcam
 
 ROOT = Path(__file__).parents[1]
+HOME = "https://github.com/distcam/distcam"
+RAW = "https://raw.githubusercontent.com/distcam/distcam/main/"
 RELEASES = re.findall(
     r"^## \[(\d[^\]]*)\] - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE
 )
@@ -44,3 +46,28 @@ def test_the_version_is_written_in_one_place() -> None:
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "distcam._version.__version__"}
     modules = (*ROOT.glob("*.py"), *ROOT.glob("*/*.py"))
     assert [path.name for path in modules if "\n__version__ = " in path.read_text(encoding="utf-8")] == ["_version.py"]
+
+
+def test_the_readme_has_no_link_that_works_in_one_place_alone() -> None:
+    """A package index shows it, too: every link is absolute, every reference defined, and what it names is here."""
+    text = re.sub(r"```.*?```|`[^`]*`", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    names = dict(re.findall(r"^\[([^\]]+)\]: (\S+)$", text, flags=re.MULTILINE))
+    direct = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert [link for link in (*direct, *names.values()) if not link.startswith(("https://", "#"))] == []
+    body = re.sub(r"^\[[^\]]+\]: \S+$", "", text, flags=re.MULTILINE)
+    assert [name for name in names if f"[{name}]" not in body] == []
+    looks_like_a_link = re.findall(r"\[([a-z_]+/[\w./]*|[A-Z_]+\.\w+)\](?!\()", body)
+    assert [name for name in looks_like_a_link if name not in names] == []
+    homes = (HOME + "/blob/main/", HOME + "/tree/main/", RAW)
+    own = [link.split("#")[0] for link in (*direct, *names.values()) if link.startswith((HOME + "/", RAW))]
+    paths = [next((link.removeprefix(home) for home in homes if link.startswith(home)), None) for link in own]
+    assert [path for path in paths if path is not None and not (ROOT / path).exists()] == []
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    broken = []
+    for document in (*ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"):
+        for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+            if "://" not in link and not (document.parent / (link.split("#")[0] or document.name)).exists():
+                broken.append((document.name, link))
+    assert broken == []

@@ -17,6 +17,7 @@ from sklearn.metrics import average_precision_score, normalized_mutual_info_scor
 from distcam.errors import FingerprintMismatchError, InputError, ShapeError
 from distcam.images import load_dataset
 from distcam.index import Gallery, encode_to_file, read_encodings
+from distcam.metrics.clustering import cluster, normalised_mutual_information
 from distcam.metrics.counting import Pairing, measure_rankings
 from distcam.metrics.distances import METRICS, SearchSpec, check_vectors, comparable, distances_to
 from distcam.retrieval import (
@@ -27,7 +28,7 @@ from distcam.retrieval import (
     evaluate_encodings,
     evaluate_gallery,
 )
-from distcam.retrieval.measures import bootstrap_errors, cluster, normalised_mutual_information
+from distcam.retrieval.measures import bootstrap_errors
 
 QUICK = Protocol(clusters=False, resamples=10)
 

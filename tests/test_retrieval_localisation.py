@@ -183,6 +183,20 @@ def test_references_by_hand() -> None:
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "l1", "l2"])
+@pytest.mark.parametrize("reference", ["prototypes", "nearest"])
+def test_an_image_equally_near_to_two_classes_is_called_neither(metric: str, reference: str) -> None:
+    vectors = torch.randn(9, 33, generator=torch.Generator().manual_seed(0))
+    vectors[3:6] = vectors[:3]  # the second class is the first
+    query = torch.cat([vectors[:3] + 0.01, vectors[6:] + 0.01])
+    for names in (list("aaabbbccc"), list("bbbaaaccc"), list("cccbbbaaa")):
+        references = References.of(names, vectors, vectors, metric=metric)  # type: ignore[arg-type]
+        found = references.predicted(query, reference=reference).tolist()  # type: ignore[arg-type]
+        assert set(found) <= {-1, references.labels.index(names[-1])}
+        if metric != "dot":
+            assert found == [-1] * 3 + [references.labels.index(names[-1])] * 3
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l1", "l2"])
 def test_distances_are_what_they_say(metric: str) -> None:
     one, other = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 8.0]])
     expected = {"cosine": 0.2, "dot": -32.0, "l1": 7.0, "l2": 5.0}[metric]

@@ -299,7 +299,7 @@ def test_the_mask_of_a_map_is_where_it_is_high():
     assert not mask[:4].any()
     assert not mask[:, :8].any()
     assert not mask_of_map(torch.ones(2, 2), threshold=0.5, transform=Transform(8), size=(16, 8)).any()
-    seen = mask_of_map(torch.eye(2), threshold=0.0, transform=Transform(8, resize=8), size=(16, 8))
+    seen = mask_of_map(torch.eye(2), threshold=0.0, transform=Transform(8, fit="crop", resize=8), size=(16, 8))
     assert seen[:, 4:12].all()  # the middle, which the crop sees
     assert not seen[:, :4].any()
     with pytest.raises(InputError, match="fraction of the map's range"):

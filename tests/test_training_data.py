@@ -117,15 +117,59 @@ def test_an_image_without_a_label_is_named(tmp_path) -> None:
         TrainingSet.from_listing(list_images(tmp_path), SQUASH)
 
 
-def test_an_unreadable_file_is_named(tmp_path) -> None:
-    picture(tmp_path / "cat" / "a.png")
-    (tmp_path / "cat" / "b.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"cat/b\.png"):
+def broken_photos(folder):
+    """Two images of each of two classes, and three files that are none: truncated, empty, and text."""
+    for name in ("cat/a.png", "cat/b.png", "dog/a.png", "dog/b.png"):
+        picture(folder / name)
+    whole = picture(folder / "cat" / "c.png", (90, 70)).read_bytes()
+    (folder / "cat" / "c.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "dog" / "empty.png").write_bytes(b"")
+    (folder / "dog" / "text.png").write_bytes(b"no picture")
+    return list_images(folder)
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_unreadable_files_are_left_out_and_named_all_at_once_before_the_first_step(tmp_path, cache) -> None:
+    listing = broken_photos(tmp_path)
+    said = r"3 of 7 images cannot be read and are left out: cat/c\.png \(.*\); dog/empty\.png \(.*\); dog/text\.png \("
+    with pytest.warns(DistcamWarning, match=said):
+        data = TrainingSet.from_listing(listing, SQUASH, cache=cache)
+    assert [item.path for item in data.skipped] == ["cat/c.png", "dog/empty.png", "dog/text.png"]
+    assert data.names(range(4)) == ["cat/a.png", "cat/b.png", "dog/a.png", "dog/b.png"]
+    assert data.labels.tolist() == [0, 0, 1, 1]
+    assert next(TrainingBatches(data, Shuffled(4, batch_size=4)).epoch(0)).images.shape[0] == 4
+    with pytest.raises(InputError, match=said):
+        TrainingSet.from_listing(listing, SQUASH, cache=cache, strict=True)
+
+
+def test_where_no_image_can_be_read_there_is_nothing_to_train_on(tmp_path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.png").touch()
+    with pytest.raises(InputError, match=r"none of 1 image can be read: cat/a\.png"):
         TrainingSet.from_listing(list_images(tmp_path), SQUASH)
-    later = TrainingSet.from_listing(list_images(tmp_path), SQUASH, cache="none")
-    batches = TrainingBatches(later, Shuffled(2, batch_size=2))
-    with pytest.raises(ImageError, match=r"cat/b\.png"):
-        next(batches.epoch(0))
+
+
+def test_a_file_that_breaks_after_the_first_look_is_named(tmp_path) -> None:
+    picture(tmp_path / "cat" / "a.png")
+    data = TrainingSet.from_listing(list_images(tmp_path), SQUASH, cache="none")
+    (tmp_path / "cat" / "a.png").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"cat/a\.png"):
+        next(TrainingBatches(data, Shuffled(1, batch_size=1)).epoch(0))
+
+
+def test_an_outline_that_cannot_be_used_is_left_out_and_named(tmp_path) -> None:
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / "cat" / name, (32, 32))
+    boxes = {
+        tmp_path / "cat" / "a.png": [Annotation("cat", Box(0, 0, 8, 8))],
+        tmp_path / "cat" / "b.png": [Annotation("cat", Box(0, 0, 99, 99))],
+    }
+    options = {"annotations": boxes, "regions": RegionSettings("box", share=1.0)}
+    with pytest.warns(DistcamWarning, match=r"1 outline cannot be used and is left out: .*b\.png: the box"):
+        data = TrainingSet.from_listing(list_images(tmp_path), SQUASH, **options)
+    assert data.regions.image.tolist() == [0]
+    with pytest.raises(InputError, match="1 outline cannot be used"):
+        TrainingSet.from_listing(list_images(tmp_path), SQUASH, strict=True, **options)
 
 
 # --- regions ----------------------------------------------------------------------------------------------------------

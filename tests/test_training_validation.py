@@ -104,6 +104,43 @@ def test_neighbours_agree_with_pytorch_metric_learning() -> None:
     assert recall_at(vectors, labels, k=4, distance="l2") == pytest.approx(float(expected))
 
 
+@pytest.mark.parametrize("distance", ["cosine", "l2"])
+def test_equal_embeddings_find_nothing_first_in_whatever_order(distance) -> None:
+    labels = torch.arange(50) // 5
+    for order in (torch.arange(50), torch.randperm(50, generator=torch.Generator().manual_seed(0))):
+        for vectors in (torch.full((50, 7), 0.3), torch.zeros(50, 7)):
+            assert recall_at(vectors, labels[order], k=8, distance=distance) == 0
+            assert recall_at(vectors, labels[order], k=49, distance=distance) == 1
+
+
+@pytest.mark.parametrize("distance", ["cosine", "l2"])
+def test_the_order_of_a_split_changes_no_measure_of_neighbours(distance) -> None:
+    encoder = Encoder(nn.Identity(), transform=PLAIN)
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randint(0, 256, (40, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    pixels[20:35] = pixels[:15]  # copies, most of them in another class
+    labels = torch.randint(0, 4, (40,), generator=generator)
+    settings = EvaluationSettings(metrics=("recall_at_1", "recall_at_4", "map_at_r", "r_precision"), distance=distance)
+    found = []
+    for order in (torch.arange(40), torch.randperm(40, generator=generator)):
+        data = TrainingSet.from_pixels(pixels[order], labels[order], transform=PLAIN, class_names=("a", "b", "c", "d"))
+        found.append(Evaluator({"train": data, "test": data}, settings)(encoder))
+    assert found[0] == pytest.approx(found[1], abs=1e-12)
+
+
+def test_a_classifier_that_prefers_no_class_is_right_nowhere(seeing) -> None:
+    encoder, classifier = seeing
+    with torch.no_grad():
+        classifier.weight.zero_()
+    sets = {"train": spots(9), "test": spots(12)}
+    assert Evaluator(sets, EvaluationSettings(("accuracy",)), classifier=classifier)(encoder)["test.accuracy"] == 0
+
+
+def test_embeddings_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(InputError, match="NaN or infinite"):
+        recall_at(torch.tensor([[1.0], [torch.nan]]), torch.tensor([0, 0]), k=1)
+
+
 def test_energy_in_a_raster_is_energy_in_its_box() -> None:
     generator = torch.Generator().manual_seed(1)
     maps = torch.rand(5, 4, 4, generator=generator)

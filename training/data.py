@@ -2,84 +2,28 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import InputError, ShapeError
-from ..images import ImageRecord, Listing, Transform, read_image
-from .annotations import Annotation, Annotations, RegionSettings, raster_of
-from .step import Regions
+from ..encoders.trained_on import TrainedOn
+from ..errors import ImageError, InputError, ShapeError
+from ..images import ImageRecord, Listing, Transform
+from ..index.reports import Skipped
+from .annotations import Annotation, Annotations, RegionSettings
+from .outlines import Labels, Outlines, RegionTable
+from .pixels import MEMORY_LIMIT, Cache, InFiles, InMemory, Pixels, decode, say_left_out
 
 if TYPE_CHECKING:
     from ..images.scenes import SceneSet
 
 __all__ = ["MEMORY_LIMIT", "Cache", "RegionTable", "TrainingSet"]
-
-MEMORY_LIMIT = 2 * 1024**3  # bytes of pixels that cache="auto" keeps in memory
-
-Cache = Literal["auto", "memory", "none"]
-Labels = Int[Tensor, " n"] | Float[Tensor, "n c"]
-
-
-@dataclass(frozen=True, eq=False)
-class RegionTable:
-    """The outlined objects of a data set, ordered by image.
-
-    Attributes:
-        image: the position of the image in the data set.
-        label: the class index of the object.
-        is_box: True for boxes, False for masks.
-        raster: 1 on the object, in the pixels of the network's input.
-    """
-
-    image: Int[Tensor, " r"]
-    label: Int[Tensor, " r"]
-    is_box: Bool[Tensor, " r"]
-    raster: UInt8[Tensor, "r h w"]
-
-    def of(self, index: Int[Tensor, " b"]) -> Regions:
-        """The regions of a batch of images."""
-        first = torch.searchsorted(self.image, index)
-        count = torch.searchsorted(self.image, index, right=True) - first
-        row = torch.repeat_interleave(torch.arange(len(index)), count)
-        before = torch.cumsum(count, 0) - count
-        own = torch.arange(len(row)) - before[row] + first[row]
-        return Regions(row, self.label[own], self.is_box[own], self.raster[own].float())
-
-    def subset(self, index: Int[Tensor, " m"]) -> RegionTable:
-        """The regions of some images, which are numbered anew."""
-        chosen = self.of(index)
-        return RegionTable(chosen.row, chosen.label, chosen.is_box, chosen.raster.to(torch.uint8))
-
-
-class _Pixels(Protocol):
-    def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]: ...
-
-
-@dataclass(frozen=True, eq=False)
-class _InMemory:
-    pixels: UInt8[Tensor, "n 3 h w"]
-
-    def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
-        return self.pixels[index]
-
-
-@dataclass(frozen=True, eq=False)
-class _InFiles:
-    files: Sequence[Path]
-    transform: Transform
-
-    def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
-        return torch.stack([self.transform(read_image(self.files[i])) for i in index.tolist()])
 
 
 class TrainingSet:
@@ -90,19 +34,25 @@ class TrainingSet:
         class_names: by class index.
         transform: what made the pixels; `normalise` of it is still to come.
         regions: outlined objects; None if the data set has none.
+        digests: of the images' contents, (n,), see `content_digest`; None if they are not known.
+        skipped: images that cannot be read and are left out.
     """
 
     def __init__(
         self,
-        pixels: _Pixels,
+        pixels: Pixels,
         labels: Labels,
         class_names: Sequence[str],
         *,
         transform: Transform,
         regions: RegionTable | None = None,
         names: Sequence[str] | None = None,
+        digests: NDArray[np.int64] | None = None,
+        skipped: Sequence[Skipped] = (),
     ) -> None:
         self._pixels = pixels
+        self.digests = digests
+        self.skipped = tuple(skipped)
         self.labels = labels
         self.class_names = tuple(class_names)
         self.transform = transform
@@ -124,7 +74,7 @@ class TrainingSet:
     @property
     def in_memory(self) -> bool:
         """Whether the images are decoded already."""
-        return isinstance(self._pixels, _InMemory)
+        return isinstance(self._pixels, InMemory)
 
     def pixels(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
         """Images as the transform makes them, in grey levels; read from their files unless they are in memory.
@@ -133,6 +83,12 @@ class TrainingSet:
             ImageError: a file cannot be read; the message names it.
         """
         return self._pixels.read(index)
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """What an encoder has seen that was trained on these images."""
+        shown = [name for name, n in zip(self.class_names, self.per_class().tolist(), strict=True) if n]
+        return TrainedOn.of(shown, len(self), self.digests)
 
     def names(self, index: Sequence[int]) -> list[str]:
         """What to call images in a message."""
@@ -148,14 +104,21 @@ class TrainingSet:
         """Some of the images, in this order; with `drop_classes` also without the classes that none of them shows."""
         chosen = torch.as_tensor(index, dtype=torch.long)
         names = None if self._names is None else [self._names[i] for i in chosen.tolist()]
-        pixels: _Pixels
-        if isinstance(self._pixels, _InFiles):
-            pixels = _InFiles([self._pixels.files[i] for i in chosen.tolist()], self.transform)
+        pixels: Pixels
+        if isinstance(self._pixels, InFiles):
+            pixels = InFiles([self._pixels.files[i] for i in chosen.tolist()], self.transform)
         else:
-            pixels = _InMemory(self._pixels.read(chosen))
+            pixels = InMemory(self._pixels.read(chosen))
         regions = None if self.regions is None else self.regions.subset(chosen)
+        digests = None if self.digests is None else self.digests[chosen.numpy()]
         part = TrainingSet(
-            pixels, self.labels[chosen], self.class_names, transform=self.transform, regions=regions, names=names
+            pixels,
+            self.labels[chosen],
+            self.class_names,
+            transform=self.transform,
+            regions=regions,
+            names=names,
+            digests=digests,
         )
         return part._without_empty_classes() if drop_classes else part
 
@@ -170,7 +133,8 @@ class TrainingSet:
             own = renumbered[regions.label[known]]
             regions = RegionTable(regions.image[known], own, regions.is_box[known], regions.raster[known])
         names = [self.class_names[number] for number in kept.tolist()]
-        return TrainingSet(self._pixels, labels, names, transform=self.transform, regions=regions, names=self._names)
+        same = {"transform": self.transform, "names": self._names, "digests": self.digests}
+        return TrainingSet(self._pixels, labels, names, regions=regions, **same)  # type: ignore[arg-type]
 
     def require_trainable(self) -> None:
         """Nothing, if a classifier can learn from these images.
@@ -196,6 +160,7 @@ class TrainingSet:
         transform: Transform,
         class_names: Sequence[str] | None = None,
         regions: RegionTable | None = None,
+        digests: NDArray[np.int64] | None = None,
     ) -> TrainingSet:
         """Images that are in memory already.
 
@@ -205,6 +170,7 @@ class TrainingSet:
             transform: what made them.
             class_names: by class index; the sorted names if left out.
             regions: outlined objects, ordered by image.
+            digests: of the images' contents, see `content_digest`, for the record of a training on them.
 
         Raises:
             InputError: lengths or types that do not fit, or a label without a name.
@@ -220,7 +186,7 @@ class TrainingSet:
             numbers = labels.float() if labels.ndim == 2 else labels.long()
         else:
             names, numbers = _numbered([(label,) for label in labels], class_names, is_multi_label=False)
-        return cls(_InMemory(pixels), numbers, names, transform=transform, regions=regions)
+        return cls(InMemory(pixels), numbers, names, transform=transform, regions=regions, digests=digests)
 
     @classmethod
     def from_listing(
@@ -234,9 +200,13 @@ class TrainingSet:
         annotations: Annotations | None = None,
         regions: RegionSettings | None = None,
         cache: Cache = "auto",
+        strict: bool = False,
+        left_out: list[Skipped] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> TrainingSet:
-        """Images of a folder or table, decoded now if they fit into memory.
+        """Images of a folder or table, all decoded now, and kept if they fit into memory.
+
+        Files that cannot be read are left out and named in one remark. So are outlines that cannot be used.
 
         An image may show several classes if the table has a column `labels` with names between semicolons, or one 0/1
         column per class, named by `label_columns`. Otherwise every image needs its label.
@@ -249,25 +219,37 @@ class TrainingSet:
             class_names: by class index; the sorted names if left out.
             annotations: boxes and masks by image file; see `annotations_of` and `boxes_from`.
             regions: which of them to use; none if left out.
-            cache: "memory": decode all images now. "none": decode each when it is needed. "auto": memory up to 2 GiB.
+            cache: "memory": keep the decoded images. "none": decode each again when it is needed. "auto": memory up to
+                2 GiB.
+            strict: refuse what is otherwise left out.
+            left_out: gets the images that cannot be read, instead of a remark.
             progress: called with (images decoded, images in all).
 
         Raises:
-            ImageError: a file cannot be read.
-            InputError: an image without a label, a label without a name, or annotations that do not fit.
+            InputError: an image without a label, a label without a name, no image that can be read, or outlines none of
+                which can be used.
         """
         chosen = list(listing) if records is None else list(records)
-        files = [listing.file(record) for record in chosen]
         shown = [_labels_of(record, label_columns) for record in chosen]
+        found = decode([listing.file(record) for record in chosen], transform, cache=cache, progress=progress)
+        skipped = [Skipped(chosen[i].path, reason) for i, reason in found.failed]
+        if left_out is None or not found.kept:
+            say_left_out(skipped, of=len(chosen), strict=strict)
+        else:
+            left_out += skipped
+        chosen, shown = [chosen[i] for i in found.kept], [shown[i] for i in found.kept]
         is_multi_label = bool(label_columns) or "labels" in listing.column_names
         names, labels = _numbered(shown, class_names or tuple(label_columns) or None, is_multi_label=is_multi_label)
+        outlines = Outlines(names, labels, [listing.file(record) for record in chosen], transform)
         return cls(
-            _decoded(files, transform, cache=cache, progress=progress),
+            found.pixels,
             labels,
             names,
             transform=transform,
-            regions=_outlined(files, labels, names, transform, annotations or {}, regions or RegionSettings()),
+            regions=outlines.table(annotations or {}, regions or RegionSettings(), strict=strict),
             names=[record.path for record in chosen],
+            digests=found.digests,
+            skipped=skipped,
         )
 
     @classmethod
@@ -307,14 +289,21 @@ class TrainingSet:
                 box = next(box for name, box in record.boxes if name == label)
                 entry = Annotation(label, box, mask if mask.is_file() else None, value)
                 annotations.setdefault(scenes.file(record), []).append(entry)
-        files = [scenes.file(record) for record in records]
+        found = decode([scenes.file(record) for record in records], transform, cache="auto", progress=progress)
+        if found.failed:
+            place, reason = found.failed[0]
+            raise ImageError(
+                scenes.file(records[place]), f"{reason}; remove the folder, and the scenes are drawn again"
+            )
+        outlines = Outlines(names, labels, [scenes.file(record) for record in records], transform)
         return cls(
-            _decoded(files, transform, cache="auto", progress=progress),
+            found.pixels,
             labels,
             names,
             transform=transform,
-            regions=_outlined(files, labels, names, transform, annotations, regions or RegionSettings()),
+            regions=outlines.table(annotations, regions or RegionSettings(), strict=True),
             names=[record.path for record in records],
+            digests=found.digests,
         )
 
 
@@ -353,87 +342,3 @@ def _numbered(
     for row, own in enumerate(shown):
         columns[row, [number[name] for name in own]] = 1
     return names, columns
-
-
-# --- pixels -----------------------------------------------------------------------------------------------------------
-
-
-def _decoded(
-    files: Sequence[Path], transform: Transform, *, cache: Cache, progress: Callable[[int, int], None] | None
-) -> _Pixels:
-    """The pixels in memory, or files to be read when they are needed."""
-    needed = len(files) * 3 * transform.height * transform.width
-    if cache == "none" or (cache == "auto" and needed > MEMORY_LIMIT):
-        return _InFiles(files, transform)
-    pixels = torch.empty(len(files), 3, transform.height, transform.width, dtype=torch.uint8)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        try:
-            decoded = threads.map(lambda file: transform(read_image(file)), files)
-            for number, image in enumerate(decoded):
-                pixels[number] = image
-                if progress is not None:
-                    progress(number + 1, len(files))
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)  # the first unreadable file ends the matter
-    return _InMemory(pixels)
-
-
-# --- regions ----------------------------------------------------------------------------------------------------------
-
-
-def _outlined(
-    files: Sequence[Path],
-    labels: Labels,
-    class_names: Sequence[str],
-    transform: Transform,
-    annotations: Annotations,
-    settings: RegionSettings,
-) -> RegionTable | None:
-    """The regions of the images that the settings choose; outlines of one class in one image become one region."""
-    if settings.kind == "none":
-        return None
-    usable: dict[int, list[tuple[int, Annotation]]] = {}
-    for i, file in enumerate(files):
-        for each in annotations.get(file, ()):
-            number = _class_of(each, labels[i], class_names, file)
-            if number is not None and getattr(each, settings.kind) is not None:
-                usable.setdefault(i, []).append((number, each))
-    if not usable:
-        plural = "masks" if settings.kind == "mask" else "boxes"
-        raise InputError(f"{plural} are asked for, but none of the {len(files)} images has one")
-    rasters: dict[tuple[int, int], Tensor] = {}
-    for i in sorted(_chosen(usable, labels, settings, count=len(files))):
-        for number, annotation in usable[i]:
-            raster = raster_of(annotation, files[i], transform, kind=settings.kind)
-            if raster is not None:
-                rasters[i, number] = torch.maximum(raster, rasters.get((i, number), raster))
-    keys = torch.tensor(list(rasters), dtype=torch.long).view(-1, 2)
-    blank = torch.zeros(0, transform.height, transform.width, dtype=torch.uint8)
-    stacked = torch.stack(list(rasters.values())) if rasters else blank
-    return RegionTable(
-        keys[:, 0].contiguous(), keys[:, 1].contiguous(), torch.full((len(keys),), settings.kind == "box"), stacked
-    )
-
-
-def _class_of(annotation: Annotation, label: Tensor, class_names: Sequence[str], file: Path) -> int | None:
-    """The class index of an outlined object; None if the image's labels do not speak of it."""
-    shown = label.nonzero()[:, 0].tolist() if label.ndim else [int(label)]
-    if annotation.label is None:
-        if len(shown) != 1:
-            raise InputError(f"{file}: an outline without a label, in an image that shows {len(shown)} classes")
-        return int(shown[0])
-    number = class_names.index(annotation.label) if annotation.label in class_names else -1
-    return number if number in shown else None
-
-
-def _chosen(usable: Mapping[int, object], labels: Labels, settings: RegionSettings, *, count: int) -> list[int]:
-    """The images whose regions are used: classes take turns, so that each has its part."""
-    generator = np.random.default_rng([0x2E6, settings.seed])
-    first = labels.argmax(1) if labels.ndim == 2 else labels
-    of_class: dict[int, list[int]] = {}
-    for i in generator.permutation(sorted(usable)).tolist():
-        of_class.setdefault(int(first[i]), []).append(i)
-    order = generator.permutation(sorted(of_class)).tolist()
-    rounds = max(map(len, of_class.values()))
-    dealt = [of_class[c][turn] for turn in range(rounds) for c in order if turn < len(of_class[c])]
-    return dealt[: max(round(settings.share * count), 1)]

@@ -1,12 +1,19 @@
 """Learning from a trained teacher: its class maps (CCM), its class-agnostic maps (AT), its probabilities (KD).
 
-    L_ccm = mean |CAAM_student' - CAM_teacher,i'|                               [CAM-loss] Eq. 8, 10
-    L_at  = mean (CAAM_student' - CAAM_teacher')²                               [CAM-loss] Eq. 9
+    L_ccm = mean |CAAM_student' - CAM_teacher,i'|                               [CAM-loss] Eq. 10
+    L_at  = mean (CAAM_student' - CAAM_teacher')²                               after [CAM-loss] Eq. 9
     L_kd  = τ² KL(softmax(t / τ) ‖ softmax(s / τ))                              Hinton et al. 2015
     L     = β L_ce + (1 - β) L_kd + γ L_ccm,  β = 0.5, γ = 1, τ = 4             [CAM-loss] Eq. 12
 
 Maps are scaled to [0, 1] as in CAM-loss and compared by their mean over positions, so γ = 1 is on the scale of Eq. 4. A
 teacher may have another architecture, input statistics, and map size: its map is resized to the student's, then scaled.
+
+Where this is not what the paper prints:
+
+- Its Eq. 9 compares the maps of the image's class, CAM_student,i with CAM_teacher,i. AT here compares class-agnostic
+  maps, as attention transfer is commonly done (Zagoruyko and Komodakis); it needs no classifier of either.
+- Its Eq. 8 divides the divergence of KD by the number of classes. Here it is their sum, as Hinton et al. have it: n
+  times the print.
 
 A teacher is an encoder's checkpoint, and the classifier that training has written beside it (`save_classifier`). It
 runs in evaluation mode without gradients, in the run's mixed precision, is no part of the term's parameters or of its
@@ -151,7 +158,7 @@ class Ccm(Distillation):
         teacher: with a classifier.
         norm: "l1" is the paper's; "l2" the mean of squares.
 
-    Source: [CAM-loss] Eq. 8, 10, 12.
+    Source: [CAM-loss] Eq. 10, in the sum of Eq. 12.
     """
 
     def __init__(self, teacher: Teacher, *, norm: MapNorm = "l1") -> None:
@@ -170,13 +177,13 @@ class Ccm(Distillation):
 
 
 class AttentionTransfer(Distillation):
-    """AT: the student's class-agnostic map against the teacher's.
+    """AT: the student's class-agnostic map against the teacher's, where Eq. 9 has those of the image's class.
 
     Args:
         teacher: needs no classifier.
         norm: "l2", the mean of squares, is the paper's; "l1" the mean of absolute values.
 
-    Source: [CAM-loss] Eq. 9, with the weight 10; the idea is Zagoruyko and Komodakis 2017.
+    Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017; squares and weight as [CAM-loss] Eq. 9.
     """
 
     default_weight = 10.0
@@ -200,7 +207,8 @@ class Kd(Distillation):
         teacher: with a classifier.
         temperature: τ; the loss is multiplied by τ², so its gradients keep their size.
 
-    Source: Hinton et al., Distilling the Knowledge in a Neural Network, 2015; [CAM-loss] Eq. 12 with the weight 0.5.
+    Source: Hinton et al., Distilling the Knowledge in a Neural Network, 2015; [CAM-loss] Eq. 8, which divides by the
+    number of classes, with the weight 0.5 of Eq. 12.
     """
 
     default_weight = 0.5

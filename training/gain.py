@@ -17,6 +17,8 @@ What the paper leaves open, and where the published implementations disagree:
 - In L_p and L_bbox A^c is scaled to [0, 1] and has its own resolution, to which H and B are reduced by area. Both are
   summed over the regions of the batch and divided by the number of all images, as if every image were a step of its
   own: an image without a region contributes nothing to them. Several regions of one class in an image count as one.
+- Eq. 7 and 9 have a 1/n over the n classes of an image. It is left out here: an image with outlines of two classes
+  counts twice. (·)² is read as the mean over positions, not as their sum: at 14 × 14 a 196th of it.
 - S, the saliency within a box, is the contrast of colour with what is outside the box; see `contrast_saliency`.
 - A map without any positive value hides next to nothing and teaches nothing: that is the ReLU of Eq. 2.
 - With freeze_am="classifier" the masked pass does not train the classifier, with "all" it trains through the mask only.

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ..errors import InputError
 from .step import Batch
 
-__all__ = ["Targets", "accuracy", "single_labels", "true_classes"]
+__all__ = ["Targets", "accuracy", "is_right", "single_labels", "true_classes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +60,22 @@ def true_classes(batch: Batch) -> Targets:
     return Targets(row, label, amount[row, label])
 
 
+def is_right(logits: Float[Tensor, "b c"], labels: Tensor) -> Bool[Tensor, " b"]:
+    """Whether a class that the image shows has the largest logit; a tie with one that it does not show is lost.
+
+    >>> is_right(torch.tensor([[2.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0])).tolist()
+    [True, False]
+    """
+    is_shown = (labels if labels.ndim == 2 else one_hot(labels, logits.shape[1])) > 0
+    best_shown, best_other = (logits.where(some, -torch.inf).amax(1) for some in (is_shown, ~is_shown))
+    return best_shown > best_other
+
+
 def accuracy(logits: Float[Tensor, "b c"], batch: Batch) -> float:
     """Share of images whose largest logit is (one of) their class(es), in [0, 1]; mixed images in their shares."""
-    predicted = logits.argmax(1)
 
     def hits(labels: Tensor) -> float:
-        is_right = predicted == labels if labels.ndim == 1 else labels.gather(1, predicted[:, None]) > 0
-        return float(is_right.float().mean())
+        return float(is_right(logits, labels).float().mean())
 
     if batch.mix is None:
         return hits(batch.labels)

@@ -33,7 +33,7 @@ from .augment import AugmentSettings
 from .options import check_name
 from .sampling import SamplerSettings
 from .settings import Settings
-from .splits import DATA_VARIABLE, DataSettings
+from .splits import DATA_VARIABLE, DataSettings, settled_split
 from .tables import merged, parse, plain
 from .validation import EvaluationSettings
 
@@ -159,6 +159,15 @@ class Recipe:
     def with_seed(self, seed: int | None) -> Recipe:
         """The same recipe with another seed of the run; None keeps its own."""
         return self if seed is None else dataclasses.replace(self, run=dataclasses.replace(self.run, seed=seed))
+
+    def settled(self) -> Recipe:
+        """The same recipe with `[data.split]` as the data decide it, where it leaves anything to them.
+
+        Raises:
+            InputError: images that are not there, or a column that cannot divide them.
+        """
+        split = settled_split(self.data, folder=self.folder)
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, split=split))
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe with every default filled in, as JSON can hold it; `from_dict` restores it."""

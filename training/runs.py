@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..encoders import Encoder
+from ..encoders.inference import resolved_precision
 from ..errors import InputError
 from ..files import write_text
 from ..images import Transform
+from ..index.reports import Skipped
 from .batches import TrainingBatches
+from .comparison import Comparison
 from .data import TrainingSet
 from .distributed import World, current_world
+from .dividing import SHARES
 from .loop import fit
 from .outcome import FitResult
+from .parts import Part, describe, parts_of, sentence
 from .recipe import Recipe, RecipeFile
 from .sampling import Sampler, make_sampler
 from .splits import load_splits
-from .tables import plain
 from .terms import TERMS, Builder, TermContext, build_objective
 from .validation import Evaluator
 
@@ -35,6 +40,7 @@ __all__ = ["Comparison", "RunResult", "compare_runs", "run_recipe", "run_variant
 
 Progress = Callable[[int, int], None]
 Evaluation = Callable[[Encoder, Mapping[str, TrainingSet]], Mapping[str, float]]
+Announce = Callable[[str], None]
 Watch = Callable[[str, int], AbstractContextManager[Progress | None]]
 
 
@@ -48,6 +54,8 @@ class RunResult:
         fit: epoch by epoch.
         encoder: trained, in evaluation mode.
         seconds: with data and evaluation.
+        parts: sizes and classes of the data.
+        left_out: training and test images that cannot be read, with the reasons.
     """
 
     recipe: Recipe
@@ -55,11 +63,19 @@ class RunResult:
     fit: FitResult
     encoder: Encoder
     seconds: float
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    left_out: tuple[Skipped, ...] = ()
 
     @property
     def seed(self) -> int:
         """What everything random came from."""
         return self.recipe.run.seed
+
+    @property
+    def seen_as(self) -> str:
+        """What images became, and the precision of the arithmetic."""
+        device = next(self.encoder.parameters(), torch.empty(0)).device
+        return f"{self.encoder.transform.summary}, {resolved_precision(self.recipe.run.precision, device)}"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it, without the recipe's content."""
@@ -68,9 +84,12 @@ class RunResult:
             "variant": self.recipe.variant,
             "seed": self.seed,
             "metrics": dict(self.metrics),
+            "images_as": self.seen_as,
             "best_epoch": self.fit.best_epoch,
             "folder": None if self.fit.folder is None else str(self.fit.folder),
             "seconds": self.seconds,
+            "data": describe(self.parts),
+            "left_out": [dataclasses.asdict(item) for item in self.left_out],
         }
 
 
@@ -86,10 +105,15 @@ def run_recipe(
     sampler: Sampler | None = None,
     validate: Callable[[Encoder], Mapping[str, float]] | None = None,
     evaluations: Sequence[Evaluation] = (),
+    parts: Mapping[str, Part] | None = None,
+    left_out: Sequence[Skipped] = (),
+    announce: Announce | None = None,
     progress: Progress | None = None,
     report: Callable[[Mapping[str, float]], None] | None = None,
 ) -> RunResult:
     """Train what a recipe describes, and measure it.
+
+    The encoder's `trained_on` says afterwards which classes and images that was, beside what it said before.
 
     Args:
         recipe: from `RecipeFile.recipe` or `Recipe.from_dict`.
@@ -103,12 +127,15 @@ def run_recipe(
         sampler: instead of the recipe's `[sampler]`: few-shot episodes, for example.
         validate: what `run.monitor` looks at, instead of a metric of `[evaluation]`.
         evaluations: further measures of the trained encoder, from the sets by split.
+        parts: of the data, where the sets are not all of them.
+        left_out: images that were left out of the sets beforehand.
+        announce: called before the training with sizes and classes of the parts, on one line.
         progress: called with (batches done, batches in all).
         report: called with every epoch's row of the log.
 
     Raises:
         InputError: whatever in the recipe does not fit, and a loss that is not finite.
-        ImageError: an image that cannot be read.
+        ImageError: an image that could be read before the first step and cannot any more.
     """
     started = time.perf_counter()
     recipe = recipe.with_seed(seed)
@@ -116,10 +143,13 @@ def run_recipe(
     encoder = recipe.encoder.build(recipe.data, folder=recipe.folder, seed=seed)
     if sets is None:
         sets = _sets(recipe, encoder, cache or folder, world)
+        recipe = recipe.settled()
     elif callable(sets):
         sets = sets(encoder.transform)
     data = sets["train"]
     data.require_trainable()
+    parts = parts or parts_of(sets)
+    encoder.trained_on = data.trained_on.after(encoder.trained_on)
     context = TermContext(encoder, data.class_names, multi_label=data.is_multi_label, folder=recipe.folder)
     objective = build_objective(recipe.loss, context, terms=terms, seed=seed)
     if sampler is None:
@@ -140,6 +170,8 @@ def run_recipe(
     watched = validate
     if validate is None and monitor is not None and "." in monitor:
         watched = Evaluator(sets, recipe.evaluation, classifier=objective.classifier, only=[monitor])
+    if announce is not None and world.is_first:
+        announce(sentence(parts))
     result = fit(
         encoder,
         batches,
@@ -157,7 +189,8 @@ def run_recipe(
         metrics = final(encoder)
         for evaluation in evaluations:
             metrics |= evaluation(encoder, sets)
-    outcome = RunResult(recipe, metrics, result, encoder, time.perf_counter() - started)
+    skipped = (*left_out, *(item for own in sets.values() for item in own.skipped))
+    outcome = RunResult(recipe, metrics, result, encoder, time.perf_counter() - started, parts, skipped)
     if folder is not None and world.is_first:
         _write(Path(folder) / "result.json", outcome.to_dict())
     return outcome
@@ -179,6 +212,8 @@ def _kept(recipe: Recipe) -> dict[str, Any]:
     table = recipe.to_dict()
     for name in ("device", "checkpoint_every_steps", "tensorboard"):
         table["run"].pop(name)
+    table["data"].pop("strict")
+    table["data"]["split"]["parts"] = table["data"]["split"]["parts"] or dict(SHARES)
     return table
 
 
@@ -203,53 +238,6 @@ def _placed(recipe: Recipe, *, out: str | Path | None, seed: int) -> Recipe:
 # --- several runs -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The metrics of several variants, seed by seed.
-
-    Attributes:
-        name: the recipe's.
-        seeds: of the runs, in order.
-        values: by variant and metric, one value per seed.
-        seconds: by variant, the mean of a run.
-    """
-
-    name: str
-    seeds: tuple[int, ...]
-    values: Mapping[str, Mapping[str, tuple[float, ...]]]
-    seconds: Mapping[str, float]
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Every metric that some variant has, in the order of the first."""
-        return tuple(dict.fromkeys(metric for own in self.values.values() for metric in own))
-
-    def cell(self, variant: str, metric: str) -> str:
-        """Mean and standard deviation over the seeds (n - 1), as a table shows them; the mean alone for one seed."""
-        values = self.values[variant].get(metric, ())
-        if not values or not all(map(math.isfinite, values)):
-            return "–" if not values else "nan"
-        mean = f"{statistics.fmean(values):.3f}"
-        return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.3f}"
-
-    def rows(self) -> list[list[str]]:
-        """The table: a header with the variants, one row per metric, and the seconds of a run."""
-        header = ["", *(variant or self.name for variant in self.values)]
-        body = [[metric, *(self.cell(variant, metric) for variant in self.values)] for metric in self.metrics]
-        return [header, *body, ["seconds", *(f"{seconds:.0f}" for seconds in self.seconds.values())]]
-
-    def markdown(self) -> str:
-        """The table for a document."""
-        header, *body = self.rows()
-        rule = ["---"] + ["---:"] * (len(header) - 1)
-        return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *body))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        result: dict[str, Any] = plain(dataclasses.asdict(self))
-        return result
-
-
 def run_variants(
     file: RecipeFile,
     *,
@@ -260,6 +248,7 @@ def run_variants(
     cache: str | Path | None = None,
     resume: bool = False,
     watch: Watch | None = None,
+    announce: Announce | None = None,
     terms: Mapping[str, Builder] = TERMS,
     evaluations: Sequence[Evaluation] = (),
 ) -> Comparison:
@@ -279,6 +268,7 @@ def run_variants(
         cache: where scenes are drawn; in `folder` if left out.
         resume: as in `run_recipe`.
         watch: from (variant, seed) to a context that gives the run's progress callback.
+        announce: as in `run_recipe`.
         terms: as in `run_recipe`.
         evaluations: as in `run_recipe`.
 
@@ -291,6 +281,7 @@ def run_variants(
     if len(recipes) < len(chosen):
         raise InputError(f"expected variants, each once; got {chosen}")
     fixed: dict[str, Any] = {"terms": terms, "resume": resume, "cache": cache or folder, "evaluations": evaluations}
+    fixed["announce"] = announce
 
     def run(recipe: Recipe, *, seed: int, **options: Any) -> RunResult:
         return run_recipe(_placed(recipe, out=folder, seed=seed), seed=seed, **fixed, **options)
@@ -323,6 +314,8 @@ def compare_runs(
         raise InputError(f"expected variants and seeds, each once; got {list(runs)} and {list(seeds)}")
     values: dict[str, dict[str, tuple[float, ...]]] = {}
     seconds: dict[str, float] = {}
+    data: dict[str, dict[str, dict[str, int]]] = {}
+    seen_as: dict[str, None] = {}
     for variant, run in runs.items():
         results = []
         for seed in seeds:
@@ -330,9 +323,11 @@ def compare_runs(
             with nullcontext(None) if watch is None else watch(variant, seed) as progress:
                 results.append(run(seed=seed, folder=place, progress=progress))
         metrics = results[0].metrics
+        seen_as |= dict.fromkeys(result.seen_as for result in results)
         values[variant] = {name: tuple(result.metrics[name] for result in results) for name in metrics}
         seconds[variant] = statistics.fmean(result.seconds for result in results)
-    comparison = Comparison(name, tuple(seeds), values, seconds)
+        data[variant] = describe(results[0].parts)
+    comparison = Comparison(name, tuple(seeds), values, seconds, data, tuple(seen_as))
     if folder is not None and current_world().is_first:
         _write(Path(folder) / "comparison.json", comparison.to_dict())
     return comparison

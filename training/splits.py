@@ -10,18 +10,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from ..errors import InputError
-from ..images import ImageRecord, Listing, Transform, list_images
+from ..images import ImageRecord, Listing, Transform
+from ..images.listing import quiet_listing
+from ..images.transform import DEFAULT_FIT
+from ..index.reports import Skipped
+from ..remarks import remark
 from .annotations import Annotation, RegionSettings, annotations_of, boxes_from
-from .data import Cache, TrainingSet
+from .data import TrainingSet
+from .dividing import SplitSettings, divided, settled, shown_classes
+from .parts import Part
+from .pixels import Cache, say_left_out
 from .tables import plain
 
 if TYPE_CHECKING:
     from ..images.scenes import Blueprint
 
-__all__ = ["DATA_VARIABLE", "DataSettings", "ScenePart", "ScenesSettings", "SplitSettings", "load_splits"]
+__all__ = [
+    "DATA_VARIABLE",
+    "DataSettings",
+    "ScenePart",
+    "ScenesSettings",
+    "SplitSettings",
+    "list_parts",
+    "load_splits",
+    "settled_split",
+]
 
 DATA_VARIABLE = "DISTCAM_DATA"  # the environment variable that says where `photographs` lie
 
@@ -75,36 +89,6 @@ class ScenesSettings:
 
 
 @dataclass(frozen=True)
-class SplitSettings:
-    """How a folder or table is divided.
-
-    Attributes:
-        parts: by name. Without a column: shares of every class's images, which add up to 1 at most. With a column: the
-            values that make up each part.
-        column: of a table, such as `split`; empty for a division by chance.
-        novel: share of the classes that become a part "novel" of their own, which no training sees.
-        seed: of the division.
-    """
-
-    parts: Mapping[str, float | str] = field(default_factory=lambda: {"train": 0.7, "test": 0.3})
-    column: str = ""
-    novel: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        values = list(self.parts.values())
-        if "train" not in self.parts:
-            raise InputError(f"expected a part 'train', got {', '.join(self.parts) or 'none'}")
-        if self.column:
-            if not all(isinstance(value, str) for value in values):
-                raise InputError(f'parts of the column {self.column!r} are named by its values, such as train = "a"')
-        elif not all(isinstance(value, float) and value > 0 for value in values) or sum(map(float, values)) > 1 + 1e-9:
-            raise InputError(f"expected shares above 0 that add up to 1 at most, got {dict(self.parts)}")
-        if not 0 <= self.novel < 1:
-            raise InputError(f"expected a share of novel classes in [0, 1), got {self.novel}")
-
-
-@dataclass(frozen=True)
 class DataSettings:
     """Which images; one of `images`, `photographs`, and `scenes`.
 
@@ -113,7 +97,7 @@ class DataSettings:
         photographs: the same, relative to the folder that the environment variable DISTCAM_DATA names.
         scenes: procedural scenes.
         size: side of the network's input in pixels, or height and width.
-        fit: how a picture gets that shape.
+        fit: how an image gets that shape; see `Transform`.
         labels: "folder", "none", or a table, as in `list_images`.
         label_columns: 0/1 columns of a table, one per class, for images that show several.
         multi_label: scenes: an image shows the classes of all its objects.
@@ -122,13 +106,14 @@ class DataSettings:
         regions: which training images come with an outline. Other parts use all outlines there are, to measure maps.
         split: how images are divided; scenes are divided by their own table.
         cache: "memory", "none", or "auto": decoded images stay in memory up to 2 GiB.
+        strict: stop where an image cannot be read, or anything else would be left out or assumed with a remark.
     """
 
     images: str = ""
     photographs: str = ""
     scenes: ScenesSettings | None = None
     size: int | tuple[int, int] = 64
-    fit: Literal["crop", "squash", "pad"] = "squash"
+    fit: Literal["crop", "squash", "pad"] = DEFAULT_FIT
     labels: str = ""
     label_columns: tuple[str, ...] = ()
     multi_label: bool = False
@@ -137,6 +122,7 @@ class DataSettings:
     regions: RegionSettings = field(default_factory=RegionSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
     cache: Cache = "auto"
+    strict: bool = False
 
     def __post_init__(self) -> None:
         named = [name for name in ("images", "photographs", "scenes") if getattr(self, name)]
@@ -152,6 +138,35 @@ class DataSettings:
         return (self.photographs, _photographs_folder()) if self.photographs else (self.images, folder)
 
 
+def settled_split(settings: DataSettings, *, folder: Path) -> SplitSettings:
+    """How the images are divided, with nothing left open: by which column or in which shares, and into which parts.
+
+    Raises:
+        InputError: images that are not there, or a column that cannot divide them.
+    """
+    if settings.scenes is not None:
+        return settings.split
+    listing, place = _listed(settings, folder)
+    return settled(settings.split, list(listing), where=place, strict=False, quiet=True)
+
+
+def list_parts(settings: DataSettings, *, folder: Path) -> dict[str, Part]:
+    """Sizes and classes of the parts as the listing says them; no image is opened, and scenes have none before a run.
+
+    Raises:
+        InputError: images that are not there, or that cannot be divided so.
+    """
+    if settings.scenes is not None:
+        return {}
+    listing, place = _listed(settings, folder)
+    parts = _parts(listing, settings, place, quiet=True)
+    columns = settings.label_columns
+    return {
+        name: Part(len(own), frozenset(columns or (label for record in own for label in shown_classes(record))))
+        for name, own in parts.items()
+    }
+
+
 def load_splits(
     settings: DataSettings, transform: Transform, *, folder: Path, cache: Path, progress: Progress | None = None
 ) -> dict[str, TrainingSet]:
@@ -164,9 +179,10 @@ def load_splits(
         cache: where scenes are drawn, once for all runs with the same scenes.
         progress: called with (images drawn or decoded, images in all), anew for each split.
 
+    Files that cannot be read are left out and named, all at once; every file is decoded once to know.
+
     Raises:
-        InputError: images that are not there, or a split without images.
-        ImageError: a file that cannot be read.
+        InputError: images that are not there, or a split without images; with `strict`, a file that cannot be read.
     """
     if settings.scenes is not None:
         return _scene_splits(settings, settings.scenes, transform, cache, progress)
@@ -239,34 +255,65 @@ def _backgrounds(part: ScenePart, classes: Sequence[Blueprint]) -> dict[str, tup
 def _listed_splits(
     settings: DataSettings, transform: Transform, folder: Path, progress: Progress | None
 ) -> dict[str, TrainingSet]:
-    name, base = settings.source(folder)
-    listing = list_images(base / name, labels=settings.labels or None)
+    listing, place = _listed(settings, folder)
+    _, base = settings.source(folder)
+    if not settings.split.column:
+        for sentence in listing.remarks:
+            remark(sentence, strict=settings.strict)
     annotations = annotations_of(listing)
     if settings.boxes:
         annotations |= boxes_from(base / settings.boxes, listing)
     if settings.masks:
         annotations |= _beside(listing, base / settings.masks)
     outlined = {kind for kind in ("mask", "box") for own in annotations.values() if getattr(own[0], kind) is not None}
-    parts = _divided(list(listing), settings)
+    parts = _parts(listing, settings, place)
     known = _class_names(parts["train"], settings)
     sets: dict[str, TrainingSet] = {}
+    left_out: list[Skipped] = []
     for name, records in parts.items():
-        files = {listing.file(record) for record in records}
-        is_disjoint = not settings.label_columns and set(known).isdisjoint(_class_names(records, settings))
-        has_outlines = not files.isdisjoint(annotations)
+        has_outlines = not annotations.keys().isdisjoint(listing.file(record) for record in records)
         measured = RegionSettings("mask" if "mask" in outlined else "box" if has_outlines else "none", share=1.0)
         sets[name] = TrainingSet.from_listing(
             listing,
             transform,
             records=records,
             label_columns=settings.label_columns,
-            class_names=None if is_disjoint else known,
+            class_names=known if set(_class_names(records, settings)) <= set(known) else None,
             annotations=annotations,
             regions=settings.regions if name == "train" else measured,
             cache=settings.cache,
+            strict=settings.strict,
+            left_out=left_out,
             progress=progress,
         )
+    say_left_out(left_out, of=sum(map(len, parts.values())), strict=settings.strict)
     return sets
+
+
+def _listed(settings: DataSettings, folder: Path) -> tuple[Listing, Path]:
+    """The images, and the folder or table that they are listed in."""
+    name, base = settings.source(folder)
+    return quiet_listing(base / name, settings.labels or None, strict=settings.strict), base / name
+
+
+def _parts(
+    listing: Listing, settings: DataSettings, place: Path, *, quiet: bool = False
+) -> dict[str, list[ImageRecord]]:
+    """The records of every part; images without a label teach nothing, and are left out of all but "train"."""
+    records = list(listing)
+    split = settled(settings.split, records, where=place, strict=settings.strict, quiet=quiet)
+    parts = divided(records, split, where=place, strict=settings.strict, quiet=quiet)
+    if settings.label_columns or "labels" in listing.column_names:
+        return parts
+    for name in [name for name in parts if name != "train"]:
+        labelled = [record for record in parts[name] if record.label is not None]
+        if lost := len(parts[name]) - len(labelled):
+            first = next(record.path for record in parts[name] if record.label is None)
+            if not quiet:
+                said = f"{place}: {lost} images of the part {name} have no label and are left out, such as {first}"
+                remark(said, strict=settings.strict)
+            parts[name] = labelled
+    return {name: own for name, own in parts.items() if own}
 
 
 def _photographs_folder() -> Path:
@@ -292,62 +339,4 @@ def _beside(listing: Listing, folder: Path) -> dict[Path, list[Annotation]]:
 
 
 def _class_names(records: Sequence[ImageRecord], settings: DataSettings) -> tuple[str, ...]:
-    return tuple(settings.label_columns) or tuple(sorted({label for record in records for label in _shown(record)}))
-
-
-def _shown(record: ImageRecord) -> tuple[str, ...]:
-    if "labels" in record.columns:
-        return tuple(name for name in map(str.strip, record.columns["labels"].split(";")) if name)
-    return () if record.label is None else (record.label,)
-
-
-def _divided(records: Sequence[ImageRecord], settings: DataSettings) -> dict[str, list[ImageRecord]]:
-    """The records of every part, in the order of the listing."""
-    split = settings.split
-    generator = np.random.default_rng([0x59C, split.seed])
-    novel = _novel_classes(records, split.novel, generator)
-    parts: dict[str, list[ImageRecord]] = {name: [] for name in split.parts}
-    aside = [record for record in records if not novel.isdisjoint(_shown(record))]
-    rest = [record for record in records if novel.isdisjoint(_shown(record))]
-    if split.column:
-        part_of = {value: name for name, value in split.parts.items()}
-        for record in rest:
-            if split.column not in record.columns:
-                raise InputError(f"{record.path}: the table has no column {split.column!r} to divide it by")
-            if record.columns[split.column] in part_of:
-                parts[part_of[record.columns[split.column]]].append(record)
-    else:
-        for record, name in zip(rest, _by_chance(rest, split, generator), strict=True):
-            if name is not None:
-                parts[name].append(record)
-    if novel:
-        parts["novel"] = aside
-    empty = next((name for name, own in parts.items() if not own), None)
-    if empty is not None:
-        raise InputError(f"the part {empty!r} of the data has no images; {len(records)} were divided")
-    return parts
-
-
-def _novel_classes(records: Sequence[ImageRecord], share: float, generator: np.random.Generator) -> set[str]:
-    if not share:
-        return set()
-    names = sorted({label for record in records for label in _shown(record)})
-    count = min(max(round(share * len(names)), 1), len(names))
-    return {names[number] for number in generator.permutation(len(names))[:count]}
-
-
-def _by_chance(
-    records: Sequence[ImageRecord], split: SplitSettings, generator: np.random.Generator
-) -> list[str | None]:
-    """The part of every record: each class is divided in the same shares, an image of several classes by its first."""
-    of_class: dict[str, list[int]] = {}
-    for number, record in enumerate(records):
-        of_class.setdefault(next(iter(_shown(record)), ""), []).append(number)
-    chosen: list[str | None] = [None] * len(records)
-    names, ends = list(split.parts), np.cumsum([float(share) for share in split.parts.values()])
-    for _, members in sorted(of_class.items()):
-        order = generator.permutation(members)
-        for name, part in zip(names, np.split(order, np.rint(ends * len(order)).astype(int)), strict=False):
-            for number in part.tolist():
-                chosen[number] = name
-    return chosen
+    return tuple(settings.label_columns) or tuple(sorted({label for each in records for label in shown_classes(each)}))

@@ -10,18 +10,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
-from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-from pytorch_metric_learning.utils.inference import CustomKNN, FaissKMeans
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..encoders import Encoder, Encoding
 from ..encoders.encoder import evaluating
 from ..errors import InputError
 from ..explain import dist_cam, fold, normalise, rectify, upsample
+from ..metrics.clustering import cluster, normalised_mutual_information
+from ..metrics.counting import Pairing, measure_rankings
+from ..metrics.distances import SearchSpec
+from ..metrics.ranking import RankMeasures
 from .data import TrainingSet
+from .labels import is_right
 from .options import check_name
 from .step import HasClassWeights
 
@@ -29,7 +33,7 @@ __all__ = ["MAPS", "METRICS", "EvaluationSettings", "Evaluator", "energy_in_rast
 
 MAPS = ("caam", "cam", "gradcam", "dist_cam")
 _RECALLS = {f"recall_at_{k}": k for k in (1, 2, 4, 8, 10, 100, 1000)}
-_NEIGHBOURS = {"map_at_r": "mean_average_precision_at_r", "r_precision": "r_precision", "nmi": "NMI"}
+_NEIGHBOURS = ("map_at_r", "r_precision", "nmi")
 METRICS = (
     "accuracy",
     *_RECALLS,
@@ -45,8 +49,10 @@ class EvaluationSettings:
 
     Attributes:
         metrics: from `METRICS`. `accuracy`: of the objective's classifier; with 0/1 labels, the share of the images
-            whose highest score is a class they show. `recall_at_k`: the nearest k images of the split, itself excepted,
-            hold one of the class. `map_at_r`, `r_precision`, `nmi`: as pytorch-metric-learning defines them.
+            whose highest score is a class they show; a tie with another class is an error. `recall_at_k`: the nearest
+            k images of the split, itself excepted, hold one of the class. `map_at_r`, `r_precision`: over the images
+            that have another of their class. Equal distances count as `metrics.ranking` says. `nmi`: of k-means
+            clusters, as many as classes, with the classes.
             `energy_MAP`: share of the map, scaled to [0, 1], that lies on the object's outline, beside `energy_chance`,
             the share of its area; `peak_MAP`: share of the images whose highest pixel does. Maps: `caam`, the sum of
             the channels; `cam` of the image's own class; `gradcam`, the same without its negative part; `dist_cam`
@@ -78,7 +84,8 @@ class Evaluator:
         only: names such as "test.accuracy"; all that apply if left out.
 
     Raises:
-        InputError: a split or metric that does not exist, or one that no split can give.
+        InputError: a split or metric that does not exist, or one that no split can give; but the accuracy on unseen
+            classes is left out where `[evaluation]` says nothing.
     """
 
     def __init__(
@@ -97,6 +104,10 @@ class Evaluator:
         applicable = {split: [m for m in self._settings.metrics if self._applies(m, split)] for split in wanted}
         for metric in self._settings.metrics:
             if applicable and not any(metric in own for own in applicable.values()):
+                if metric == "accuracy" and self._settings.metrics == EvaluationSettings().metrics:
+                    others = all(sets[split].class_names != sets["train"].class_names for split in wanted)
+                    if others and classifier is not None:
+                        continue  # of unseen classes there is none, and nobody has asked for it
                 raise InputError(f"the metric {metric!r} applies to none of the splits {', '.join(wanted)}: {_NEEDS}")
         self._wanted = applicable if only is None else self._named(only)
 
@@ -150,9 +161,6 @@ class _Measured:
 
     def values(self, metrics: Sequence[str]) -> dict[str, float]:
         results: dict[str, float] = {}
-        neighbours = [name for name in metrics if name in _NEIGHBOURS]
-        if neighbours:
-            results |= self._neighbours(neighbours)
         maps = [name for name in MAPS if f"energy_{name}" in metrics or f"peak_{name}" in metrics]
         if maps:
             results |= self._energies(maps)
@@ -160,9 +168,12 @@ class _Measured:
             if name == "accuracy":
                 results[name] = self._accuracy()
             elif name in _RECALLS:
-                results[name] = recall_at(
-                    self._embeddings, self._data.labels, k=_RECALLS[name], distance=self._settings.distance
-                )
+                results[name] = _recall(self._ranked, _RECALLS[name])
+            elif name == "nmi":
+                results[name] = self._nmi()
+            elif name in _NEIGHBOURS:
+                values = getattr(self._ranked, name)[self._ranked.n_relevant > 0]
+                results[name] = float(values.mean()) if values.size else 0.0
         chances = [name for name in ("energy_chance",) if maps]
         return {name: results[name] for name in (*metrics, *chances)}
 
@@ -183,29 +194,18 @@ class _Measured:
     def _accuracy(self) -> float:
         assert self._classifier is not None
         device = self._classifier.class_weights().device
-        predicted = self._classifier.logits(self._embeddings.to(device)).argmax(1).cpu()
-        labels = self._data.labels
-        if self._data.is_multi_label:
-            return float(labels.gather(1, predicted[:, None]).float().mean())
-        return float((predicted == labels).float().mean())
+        logits = self._classifier.logits(self._embeddings.to(device)).cpu()
+        return float(is_right(logits, self._data.labels).float().mean())
 
-    def _neighbours(self, metrics: Sequence[str]) -> dict[str, float]:
-        """The measures that pytorch-metric-learning computes."""
-        names = tuple(_NEIGHBOURS[name] for name in metrics)
-        distance = CosineSimilarity() if self._settings.distance == "cosine" else LpDistance(normalize_embeddings=False)
-        cpu = torch.device("cpu")
-        calculator = AccuracyCalculator(
-            names,
-            k="max_bin_count",
-            device=cpu,
-            knn_func=CustomKNN(distance, batch_size=1024),
-            kmeans_func=FaissKMeans(min_points_per_centroid=1, seed=0),  # splits may be small
-        )
-        vectors = self._embeddings
+    @cached_property
+    def _ranked(self) -> RankMeasures:
+        return _rank_among_others(self._embeddings, self._data.labels, self._settings.distance)
+
+    def _nmi(self) -> float:
+        vectors, labels = self._embeddings, self._data.labels.numpy()
         if self._settings.distance == "cosine":
-            vectors = torch.nn.functional.normalize(vectors)  # for the clusters, which know no distance but l2
-        found = calculator.get_accuracy(vectors, self._data.labels)
-        return {name: float(found[_NEIGHBOURS[name]]) for name in metrics}
+            vectors = normalize(vectors)
+        return normalised_mutual_information(labels, cluster(vectors.numpy(), len(np.unique(labels)), seed=0))
 
     def _energies(self, maps: Sequence[str]) -> dict[str, float]:
         """Energy and peak of each map on the outlines, averaged over the outlined objects."""
@@ -295,12 +295,26 @@ def recall_at(
     >>> recall_at(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, 1]), k=1)
     0.6666666666666666
     """
-    vectors = torch.nn.functional.normalize(embeddings) if distance == "cosine" else embeddings
-    number = torch.arange(len(vectors))
-    hits = 0
-    for part in torch.split(number, 1024):
-        distances = -vectors[part] @ vectors.mT if distance == "cosine" else torch.cdist(vectors[part], vectors)
-        distances[torch.arange(len(part)), part] = torch.inf
-        nearest = distances.topk(min(k, len(vectors) - 1), largest=False).indices
-        hits += int((labels[nearest] == labels[part, None]).any(1).sum())
-    return hits / len(vectors)
+    return _recall(_rank_among_others(embeddings, labels, distance), k)
+
+
+def _recall(ranked: RankMeasures, k: int) -> float:
+    return float(((ranked.first_rank > 0) & (ranked.first_rank <= k)).mean())
+
+
+def _rank_among_others(
+    embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"], distance: Literal["cosine", "l2"]
+) -> RankMeasures:
+    """Every image a query against all others; zero vectors, which have no direction, lie together.
+
+    Raises:
+        InputError: an embedding is not finite.
+    """
+    vectors = embeddings.detach().cpu().double()
+    if distance == "cosine":
+        vectors = normalize(vectors)
+    rows, classes = vectors.float().numpy(), labels.cpu().numpy()
+    if not np.isfinite(rows).all():
+        raise InputError("an embedding is NaN or infinite, so it has no neighbours; lower the learning rate")
+    pairing = Pairing(classes, classes, np.arange(len(rows)))
+    return measure_rankings(rows, rows, pairing, spec=SearchSpec(rows.shape[1], distance))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,14 @@ from PIL import Image
 from torch import Tensor
 from torch import stack as stack_tensors
 
+from ...encoders.trained_on import content_digest
 from ...errors import ImageError, InputError
 from ...images import Transform, read_image
+from ...index.reports import Skipped
+from ...training.pixels import decode
 from ..episodes import EpisodeManifest, as_names, check_items, split_hash
 
-__all__ = ["PARTS", "ArrayImages", "FewShotData", "FileImages", "Images", "Split", "data_of_files"]
+__all__ = ["PARTS", "ArrayImages", "FewShotData", "FileImages", "Images", "Split", "data_of_files", "readable"]
 
 PARTS = ("base", "val", "novel")
 
@@ -80,6 +83,27 @@ class ArrayImages:
 
 
 @dataclass(frozen=True, eq=False)
+class SomeImages:
+    """Some of the images, in another order."""
+
+    images: Images
+    rows: NDArray[np.int64]
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """The image."""
+        return self.images[int(self.rows[index])]
+
+    def content(self, index: int) -> bytes:
+        """As of the whole."""
+        return self.images.content(int(self.rows[index]))
+
+    @property
+    def root(self) -> Path:
+        """As of the whole."""
+        return self.images.root
+
+
+@dataclass(frozen=True, eq=False)
 class Split:
     """One part of a data set: n images with unique names and class names.
 
@@ -119,9 +143,29 @@ class Split:
         """sha256 over the (name, label) pairs: that of every manifest sampled from this part."""
         return split_hash(self.names, self.labels)
 
+    def without(self, names: Container[str]) -> Split:
+        """The part without some items, such as those that cannot be read.
+
+        Raises:
+            InputError: none is left.
+        """
+        rows = np.flatnonzero([name not in names for name in self.names.tolist()])
+        return Split(self.name, self.names[rows], self.labels[rows], SomeImages(self.images, rows))
+
     def pixels(self, transform: Transform) -> UInt8[Tensor, "n 3 h w"]:
         """All images decoded for a network: for training on small ones; Omniglot's are 2.4 kB each at 28 × 28."""
         return stack_tensors([transform(self.images[index]) for index in range(len(self))])
+
+    @cached_property
+    def digests(self) -> NDArray[np.int64]:
+        """What tells the images' contents apart, see `content_digest`."""
+        return np.array([content_digest(self.images.content(index)) for index in range(len(self))], np.int64)
+
+    def subset(self, index: Sequence[int]) -> Split:
+        """Some of the items of a split of files, in this order."""
+        assert isinstance(self.images, FileImages), "archives hold all of their images or none"
+        images = FileImages(self.images.root, tuple(self.images.paths[i] for i in index))
+        return Split(self.name, self.names[list(index)], self.labels[list(index)], images)
 
     def describe(self) -> dict[str, Any]:
         """Name, sizes and hash, JSON-able."""
@@ -180,6 +224,30 @@ class FewShotData:
         """Name, hash and parts, JSON-able."""
         parts = {part: split.describe() for part, split in self.parts.items()}
         return {"name": self.name, "split_hash": self.split_hash, "parts": parts}
+
+
+def readable(data: FewShotData) -> tuple[FewShotData, tuple[Skipped, ...]]:
+    """The data set without the image files that cannot be read, and these; every file is decoded once.
+
+    Raises:
+        InputError: the data set prescribes episodes, which need all of them; or nothing is left.
+    """
+    parts: dict[str, Split] = {}
+    skipped: list[Skipped] = []
+    for part, split in data.parts.items():
+        if not isinstance(split.images, FileImages):
+            parts[part] = split
+            continue
+        found = decode([split.images.root / path for path in split.images.paths], Transform(), cache="none")
+        skipped += [Skipped(str(split.names[i]), reason) for i, reason in found.failed]
+        if found.kept:
+            parts[part] = split.subset(found.kept) if found.failed else split
+    if not skipped:
+        return data, ()
+    if data.episodes is not None or not parts:
+        shown = "; ".join(f"{item.path} ({item.reason})" for item in skipped[:10])
+        raise InputError(f"{data.name}: {len(skipped)} images cannot be read, and its episodes need them: {shown}")
+    return FewShotData(data.name, parts), tuple(skipped)
 
 
 def data_of_files(
