@@ -11,6 +11,7 @@ import typer
 
 from ..errors import InputError
 from ..files import replacing
+from ..index.reports import counted
 from .checks import require_images, require_model
 from .command import Commands, refuse_unused
 from .console import out, print_json, progress_bar, remarks, say
@@ -217,7 +218,7 @@ def infer(
         return
     if score is not None:
         say(score.table())
-    say(f"{len(data)} masks: {written.masks}")
+    say(f"{counted(len(data), 'mask')}: {written.masks}")
 
 
 @app.command("evaluate", epilog=EVALUATE_EXAMPLE)
