@@ -104,8 +104,7 @@ def test_features_of_distcam_encode_are_joined_by_file(walkers: Path, tmp_path: 
         "--labels",
         "none",
     ]
-    with pytest.warns(DistcamWarning, match="bounding_box_test, bounding_box_train, query are taken for splits"):
-        assert CliRunner().invoke(app, [*arguments, "--fit", "squash"]).exit_code == 0
+    assert CliRunner().invoke(app, [*arguments, "--fit", "squash"]).exit_code == 0
     found = json.loads(distcam("evaluate", walkers, "--features", out, "--json"))
     assert (
         found["counts"]["queries"]
