@@ -16,11 +16,12 @@ from ..errors import GalleryExistsError, InputError
 from .durable import Storage
 from .flatfile import FlatFile, StoredArray
 from .manifest import MANIFEST_NAME, Spec
+from .merging import live_blocks
 from .reports import AddReport
 from .rows import Array, Entries, Record, located, stored_path
 from .segments import Segment, write_segment
 from .snapshot import Snapshot
-from .writer import GalleryWriter, live_blocks
+from .writer import GalleryWriter
 
 if TYPE_CHECKING:  # what encodes images imports torch, which reading does without
     from ..encoders import Encoder
