@@ -22,7 +22,7 @@ from .filling import load_state, say_what_is_left
 from .fingerprint import FingerprintCache
 from .heads import BNNeck, Identity, described, head_from_dict, width_behind
 from .layers import Tap, require_feature_map
-from .matching import StateDict, neck_among
+from .matching import StateDict, neck_among, tensors_of
 from .pooling import GAP, GeM, Pooling, pooling_from
 from .sources import CHECKPOINT_SUFFIX, is_checkpoint, published, transform_for
 from .trained_on import TrainedOn
@@ -302,7 +302,7 @@ class Encoder(nn.Module):
 
         Mode, device, precision of storage, and metadata do not count. Remembered until a weight changes.
         """
-        return self._fingerprint.get(self.describe(), self.state_dict())
+        return self._fingerprint.get(self.describe(), tensors_of(self))
 
     @property
     @telling

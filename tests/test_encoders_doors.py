@@ -167,14 +167,23 @@ def scripted_part() -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.ReLU()))
 
 
+def sparse() -> nn.Module:
+    module = nn.Conv2d(3, 4, 3)
+    module.register_buffer("mask", torch.eye(4).to_sparse())
+    return module
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (traced, "TorchScript, .* hand over the eager module"),
         (scripted_part, r"Sequential \(at '1'\) is TorchScript"),
         (quantised, "ResNet .*is quantised: .* hand over the fp32 module"),
+        (lambda: nn.LazyConv2d(4, 3), "LazyConv2d has lazy parts .*; run it once"),
+        (lambda: resnet().to("meta"), r"ResNet \(at 'conv1'\) has weights on the meta device"),
+        (sparse, "Conv2d has sparse weights"),
     ],
-    ids=["traced", "a scripted part", "quantised"],
+    ids=["traced", "a scripted part", "quantised", "lazy", "meta", "sparse"],
 )
 def test_what_can_be_neither_looked_into_nor_copied_is_refused_at_the_door(
     make: Callable[[], nn.Module], message: str
@@ -190,6 +199,27 @@ def test_a_network_that_holds_something_uncopyable_is_refused_with_its_place() -
     encoder = Encoder.load(nn.Sequential(nn.Conv2d(3, 3, 1), Locked()), transform=SMALL)
     with pytest.raises(InputError, match=r"Sequential cannot be copied \(1: .*lock.*; remove what is no weight"):
         Inference(encoder, device="cpu")
+
+
+def test_a_wrapped_encoder_is_run_and_anything_else_is_refused() -> None:
+    encoder = Encoder.load(resnet(), layer="layer4", transform=SMALL)
+    assert Inference(nn.DataParallel(encoder), device="cpu").short_name == encoder.short_name
+    with pytest.raises(InputError, match=r"expected an Encoder, got a ResNet; make one with Encoder\.load"):
+        Inference(resnet())
+
+
+def test_extra_state_that_is_no_tensor_stands_in_no_way(tmp_path: Path) -> None:
+    class Noted(nn.Conv2d):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"steps": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            del state
+
+    module = Noted(3, 4, 3)
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "w.pth")
+    filled = Encoder.load(Noted(3, 4, 3), weights=tmp_path / "w.pth", transform=SMALL)
+    assert filled.fingerprint == Encoder.load(module, transform=SMALL).fingerprint
 
 
 def test_an_attribute_error_inside_a_property_is_told() -> None:
