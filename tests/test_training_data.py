@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from distcam import DistcamWarning
 from distcam.errors import ImageError, InputError, ShapeError
 from distcam.images import Box, Transform, list_images
 from distcam.images.scenes import blueprints, write_scenes
