@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..encoders.trained_on import Overlap
 from ..errors import InputError
 from ..explain.localisation import BoxOverlaps, PixelCounts
 from ..metrics.intervals import bootstrap_weights
@@ -114,6 +115,7 @@ class LocalisationTable:
         n_classes: of the references.
         seen_as: what images became, and the precision of the arithmetic.
         notes: what a reader should know: left-out images, where a classifier came from.
+        trained_on: how much of what is measured the encoder was trained on; None where that is not known.
         n_samples: bootstrap samples.
         seed: of the bootstrap, and of what was random before.
     """
@@ -125,6 +127,7 @@ class LocalisationTable:
     n_references: int
     n_classes: int
     notes: tuple[str, ...] = ()
+    trained_on: Overlap | None = None
     n_samples: int = 1000
     seed: int = 0
     seen_as: str = ""
@@ -209,6 +212,7 @@ class LocalisationTable:
             "images": len(self),
             "references": self.n_references,
             "classes": self.n_classes,
+            "trained_on": None if self.trained_on is None else self.trained_on.to_dict(),
             "energy_chance": float(self.energy_chance.mean()),
             "iou": list(IOUS),
             "seed": self.seed,
@@ -240,7 +244,10 @@ class LocalisationTable:
             f"{', '.join(filter(None, (self.encoder, self.seen_as)))}, {self.reference} of {self.n_references} images "
             f"in {self.n_classes} classes, {len(self)} images, 95 % bootstrap intervals, seed {self.seed}"
         )
-        return "\n".join([heading, "", *lines, *(f"\n{note}" for note in self.notes)])
+        return "\n".join([heading, "", *lines, *(f"\n{note}" for note in self._notes())])
+
+    def _notes(self) -> tuple[str, ...]:
+        return self.notes if not self.trained_on else (*self.notes, f"Training: {self.trained_on}.")
 
 
 def _cell(value: object) -> str:

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from distcam import DistcamWarning
 from distcam.cli import main
 from distcam.cli.app import app
 
