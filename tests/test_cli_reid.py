@@ -155,7 +155,7 @@ def test_errors_are_one_line(walkers: Path, features: Path, tmp_path: Path, monk
     given = ["evaluate", walkers, "--features", features]
     assert "no such folder or table" in says("audit", tmp_path / "none")
     assert "is taken" in says("walkers", walkers)
-    assert "needs --weights" in says("evaluate", walkers, "--encoder", "conv4")
+    assert "needs --weights" in says("evaluate", walkers, "--encoder", "resnet18")
     assert "K1,K2,LAMBDA" in says(*given, "--rerank", "20")
     assert "nearest is same_camera" in says(*given, "--protocol", "same_cameras=keep")
     assert "expected a whole number" in says(*given, "--aqe", "x")

@@ -18,6 +18,8 @@ from torchvision import models
 
 from distcam import DistcamWarning
 from distcam.encoders import BNNeck, Encoder, Identity, Inference, Linear
+from distcam.encoders.backbones import available_architectures
+from distcam.encoders.names import OWN_ARCHITECTURES
 from distcam.encoders.networks import load_network
 from distcam.errors import InputError, WeightsError
 from distcam.images import Transform
@@ -399,15 +401,25 @@ def test_a_modules_own_renaming_is_used(tmp_path: Path) -> None:
     "load",
     [
         lambda: Encoder.load("resnet50"),
-        lambda: Encoder.load("conv4", transform=SMALL),
         lambda: load_network("resnet50"),
         lambda: build_segmenter("fcn_resnet50", ["cat"], transform=SMALL),
     ],
-    ids=["encoder", "own architecture", "network", "segmenter"],
+    ids=["encoder", "network", "segmenter"],
 )
 def test_a_named_architecture_has_no_weights_by_itself(load: Callable[[], Any]) -> None:
     with pytest.raises(InputError, match=r"\w+ needs weights: a FILE, 'imagenet' \(downloads them\), or 'random'"):
         load()
+
+
+@pytest.mark.parametrize("name", OWN_ARCHITECTURES)
+def test_an_architecture_without_published_weights_is_random_and_says_so(name: str) -> None:
+    with pytest.warns(DistcamWarning, match=f"no weights of {name} to download, so they are drawn at random"):
+        Encoder.load(name, transform=SMALL)
+
+
+def test_the_names_known_without_torch_are_those_that_can_be_built() -> None:
+    assert set(OWN_ARCHITECTURES) <= set(available_architectures())
+    assert not set(OWN_ARCHITECTURES) & set(models.list_models())
 
 
 def test_a_module_of_ones_own_takes_no_random_weights() -> None:
