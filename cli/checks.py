@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..encoders.names import OWN_ARCHITECTURES, needs_weights
 from ..errors import InputError
 
 __all__ = ["require_encoder", "require_file", "require_images", "require_model"]
@@ -25,7 +26,8 @@ def require_encoder(name: str, weights: str | None, layer: str | None = None) ->
             )
         require_file(name, "--encoder")
     elif weights is None:
-        raise InputError(f"{name} needs --weights: a FILE, `imagenet` (downloads them), or `random` (for trials)")
+        if name not in OWN_ARCHITECTURES:
+            raise InputError(needs_weights(name).replace("weights", "--weights", 1))
     elif weights not in _NAMES:
         require_file(weights, "--weights", also=f", `{_NAMES[0]}`, or `{_NAMES[1]}`")
 

@@ -134,7 +134,8 @@ def load_encoder(
     require_encoder(name, weights, layer)
     from ..encoders import Encoder
 
-    encoder = Encoder.load(name) if weights is None else Encoder.load(name, weights=weights, layer=layer)
+    is_checkpoint = name.endswith(".safetensors")
+    encoder = Encoder.load(name) if is_checkpoint else Encoder.load(name, weights=weights, layer=layer)
     encoder.transform = encoder.transform.adapted(size=size, fit=fit)
     return encoder
 

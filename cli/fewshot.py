@@ -156,6 +156,8 @@ def evaluate(
     _require_place(data)
     require_file(episodes_file, "--episodes-file")
     from .. import fewshot
+    from ..encoders.trained_on import say_overlap
+    from ..fewshot.features import overlap_of
     from ..fewshot.methods import METHODS, classifier_of, needs_base_mean
     from ..fewshot.results import ResultFile
 
@@ -187,6 +189,7 @@ def evaluate(
         tested = tested.without(encodings.skipped)
         opened = dataclasses.replace(opened, parts={**opened.parts, part: tested})
         manifest = _manifest(opened, part, episodes_file, **drawn)
+    overlap = say_overlap(overlap_of(encodings, tested, loaded))
     names = [record.path for record in encodings.records]
     short_name = str(encodings.encoder.get("short_name", ""))
     results = []
@@ -201,6 +204,7 @@ def evaluate(
         "layer": layer, "fit": fit, "image_size": image_size, "base": base, "features": str(encodings.file),
         "fingerprint": encodings.encoder.get("fingerprint"), "precision": encodings.encoder.get("precision"),
         "transform": (encodings.encoder.get("description") or {}).get("transform"),
+        "trained_on": None if overlap is None else overlap.to_dict(),
     }  # fmt: skip
     file = ResultFile(tuple(results), about)
     file.save(out_file)

@@ -14,12 +14,12 @@ from ..files import replacing
 from ..index.reports import counted
 from .checks import require_images, require_model
 from .command import Commands, refuse_unused
-from .console import out, print_json, progress_bar, remarks, say
-from .options import AsJson
+from .console import out, print_json, progress_bar, say
+from .options import AsJson, Strict
 from .recipes import ListRecipes, RecipePath, Template, find_recipe
 from .segment_inputs import Layout, inference_settings, is_model, mask_pairs, open_data, open_model
 from .task_train import Changes, OutFolder, Resume, Seeds, Variant
-from .train import Strict, announcer, chosen_seeds, chosen_variants, comparison_table, resumable_runs
+from .train import announcer, changes_with, chosen_seeds, chosen_variants, comparison_table, resumable_runs
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,9 +81,9 @@ def train(
     folder = out_path or Path("runs") / recipe.stem
     names: Sequence[str | None] = chosen_variants(variant, RecipeFile.read(recipe).variants)
     options: dict[str, Any] = {"announce": announcer(), "resume": resume, "cache": folder}
-    loaded = {name or "": _loaded(recipe, name, changes or (), options) for name in names}
+    loaded = {name or "": _loaded(recipe, name, changes_with(changes, strict=strict), options) for name in names}
     title, own_seed, _ = next(iter(loaded.values()))
-    with resumable_runs(folder), remarks(strict=strict):
+    with resumable_runs(folder):
         comparison = compare_runs(
             title,
             {name: run for name, (_, _, run) in loaded.items()},

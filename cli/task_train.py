@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import out, print_json, progress_bar, remarks, say
-from .options import AsJson
+from .console import out, print_json, progress_bar, say
+from .options import AsJson, Strict
 from .recipes import ListRecipes, RecipePath, Template, find_recipe
-from .train import Strict, announcer, chosen_seeds, chosen_variants, comparison_table, resumable_runs
+from .train import announcer, changes_with, chosen_seeds, chosen_variants, comparison_table, resumable_runs
 
 if TYPE_CHECKING:
     from ..training.runs import RunResult
@@ -48,10 +48,10 @@ def fewshot_train(
     announce = announcer()
 
     def load(name: str | None) -> tuple[str, int, Callable[..., RunResult]]:
-        loaded = FewShotRecipe.read(recipe, variant=name, changes=changes or ())
+        loaded = FewShotRecipe.read(recipe, variant=name, changes=changes_with(changes, strict=strict))
         return loaded.recipe.name, loaded.recipe.run.seed, partial(train, loaded, resume=resume, announce=announce)
 
-    _run(recipe, load, out_path=out_path, variant=variant, seeds=seeds, strict=strict, as_json=as_json)
+    _run(recipe, load, out_path=out_path, variant=variant, seeds=seeds, as_json=as_json)
 
 
 def reid_train(
@@ -73,14 +73,14 @@ def reid_train(
     cache, announce = out_path or Path("runs") / recipe.stem, announcer()
 
     def load(name: str | None) -> tuple[str, int, Callable[..., RunResult]]:
-        loaded = ReidRecipe.read(recipe, variant=name, changes=changes or ())
+        loaded = ReidRecipe.read(recipe, variant=name, changes=changes_with(changes, strict=strict))
         return (
             loaded.recipe.name,
             loaded.recipe.run.seed,
             partial(train, loaded, resume=resume, cache=cache, announce=announce),
         )
 
-    _run(recipe, load, out_path=out_path, variant=variant, seeds=seeds, strict=strict, as_json=as_json)
+    _run(recipe, load, out_path=out_path, variant=variant, seeds=seeds, as_json=as_json)
 
 
 def _run(
@@ -90,7 +90,6 @@ def _run(
     out_path: Path | None,
     variant: str | None,
     seeds: str | None,
-    strict: bool,
     as_json: bool,
 ) -> None:
     """Every chosen variant with every seed, and one table; recipes are checked before the first run starts."""
@@ -101,7 +100,7 @@ def _run(
     loaded = {name or "": load(name) for name in names}
     title, own_seed, _ = next(iter(loaded.values()))
     folder = out_path or Path("runs") / path.stem
-    with resumable_runs(folder), remarks(strict=strict):
+    with resumable_runs(folder):
         comparison = compare_runs(
             title,
             {name: run for name, (_, _, run) in loaded.items()},

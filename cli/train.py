@@ -12,17 +12,14 @@ from rich.table import Table
 
 from ..errors import InputError
 from .command import refuse_unused
-from .console import err, note, out, print_json, progress_bar, remarks, say
-from .options import AsJson
+from .console import err, note, out, print_json, progress_bar, say
+from .options import AsJson, Strict
 from .recipes import ListRecipes, RecipePath, Template, find_recipe
 
 if TYPE_CHECKING:
     from ..training.recipe import Recipe
     from ..training.runs import Comparison
 
-Strict = Annotated[
-    bool, typer.Option("--strict", help="Stop if an image cannot be read, or anything is left out or assumed.")
-]
 EXAMPLE = "Example: `distcam train recipes/bias.toml --variant all --seeds 0,1,2 --set run.epochs=10`"
 
 
@@ -56,11 +53,10 @@ def train(
 
     file = RecipeFile.read(recipe)
     chosen = chosen_variants(variant, file.variants)
-    every_change = [*(changes or []), *([f'run.device="{device}"'] if device else [])]
+    every_change = [*changes_with(changes, strict=strict), *([f'run.device="{device}"'] if device else [])]
     if dry_run:
         refuse_unused("with --dry-run, which trains nothing", "out_path", "seeds", "resume", "cache")
-        with remarks(strict=strict):
-            resolved = {name or "": _dry(file.recipe(variant=name, changes=every_change)) for name in chosen}
+        resolved = {name or "": _dry(file.recipe(variant=name, changes=every_change)) for name in chosen}
         print_json(resolved if variant else resolved[""])
         return
     from ..training.distributed import current_world
@@ -70,7 +66,7 @@ def train(
     first = file.recipe(variant=chosen[0], changes=every_change)
     if first.data.scenes is None:
         refuse_unused("by a recipe that draws no scenes", "cache")
-    with resumable_runs(folder), remarks(strict=strict):
+    with resumable_runs(folder):
         comparison = run_variants(
             file,
             variants=chosen,
@@ -106,6 +102,11 @@ def _dry(recipe: Recipe) -> dict[str, Any]:
     if parts:
         announcer()(sentence(parts))
     return recipe.to_dict()
+
+
+def changes_with(changes: list[str] | None, *, strict: bool) -> list[str]:
+    """The changes of the recipe, that of `--strict` among them."""
+    return [*(changes or []), *(["data.strict=true"] if strict else [])]
 
 
 def announcer() -> Callable[[str], None]:

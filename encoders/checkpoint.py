@@ -59,8 +59,10 @@ def write_checkpoint(path: str | os.PathLike[str], config: Mapping[str, Any], te
         raise WeightsError(f"{path}: cannot be written ({reason})") from error
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The configuration and the tensors of a checkpoint.
+def read_checkpoint(
+    path: str | os.PathLike[str], *, only: str | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration and the tensors of a checkpoint; with `only` no tensor but that one is read.
 
     Raises:
         WeightsError: no such file, damaged, not an encoder's checkpoint, or from a newer distcam.
@@ -71,7 +73,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
     try:
         with safe_open(path, framework="pt") as file:
             config = _config_of(path, file.metadata() or {})
-            return config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            names = [name for name in file.keys() if only in (None, name)]  # noqa: SIM118 - no mapping
+            return config, {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a sound safetensors file ({error})") from error
 

@@ -22,10 +22,10 @@ from .filling import load_state, say_what_is_left
 from .fingerprint import FingerprintCache
 from .heads import BNNeck, Identity, described, head_from_dict, width_behind
 from .layers import Tap, require_feature_map
-from .matching import StateDict, neck_among
+from .matching import StateDict, neck_among, tensors_of
 from .pooling import GAP, GeM, Pooling, pooling_from
 from .sources import CHECKPOINT_SUFFIX, is_checkpoint, published, transform_for
-from .trained_on import TrainedOn
+from .trained_on import DIGESTS, TrainedOn
 from .weights import drawn_from, read_state_dict, uninitialised
 from .wrapping import find_layer, require_usable, unwrapped
 
@@ -252,8 +252,7 @@ class Encoder(nn.Module):
                 parts = {"pooling": pooling_from(config["pooling"]), "head": head_from_dict(config["head"])}
             encoder = cls._of(config["architecture"], built, config["options"], transform=transform, **parts)
             encoder.metadata = dict(config["metadata"])
-            if _DIGESTS in tensors:
-                encoder.trained_on = TrainedOn.from_dict(config["trained_on"], tensors.pop(_DIGESTS).numpy())
+            encoder.trained_on = TrainedOn.of_checkpoint(config, tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise WeightsError(f"{path}: its header does not describe an encoder ({error})") from error
         load_state(encoder, tensors, origin=str(path), exact=True)
@@ -281,7 +280,7 @@ class Encoder(nn.Module):
         config, tensors = {**config, "metadata": self.metadata}, self.state_dict()
         if self.trained_on is not None:
             config["trained_on"] = self.trained_on.to_dict()
-            tensors[_DIGESTS] = torch.from_numpy(self.trained_on.digests)
+            tensors[DIGESTS] = torch.from_numpy(self.trained_on.digests)
         write_checkpoint(path, config, tensors)
 
     def describe(self) -> dict[str, Any]:
@@ -302,7 +301,7 @@ class Encoder(nn.Module):
 
         Mode, device, precision of storage, and metadata do not count. Remembered until a weight changes.
         """
-        return self._fingerprint.get(self.describe(), self.state_dict())
+        return self._fingerprint.get(self.describe(), tensors_of(self))
 
     @property
     @telling
@@ -334,9 +333,6 @@ class Encoder(nn.Module):
         pooling, head = type(self.pooling).__name__, type(self.head).__name__
         size = f"{self.transform.height}×{self.transform.width}"
         return f"Encoder({self.architecture}{at}, {pooling}, {head}, {size})"
-
-
-_DIGESTS = "trained_on.digests"  # a tensor of the file that is no weight
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError
 from ..remarks import remark
-from .matching import Match, best_match, common_beginning, is_beside_the_network
+from .matching import Match, best_match, common_beginning, is_beside_the_network, tensors_of
 
 __all__ = ["load_state", "say_what_is_left"]
 
@@ -44,7 +44,7 @@ def load_state(
     Raises:
         WeightsError: a tensor is missing, superfluous, of another shape or kind, or not finite; nothing was copied.
     """
-    expected = module.state_dict()
+    expected = tensors_of(module)
     match = _exact(state, expected) if exact else best_match(module, state)
     left = {name: tensor for name, tensor in match.left.items() if name not in spare}
     superfluous = [n for n in left if exact or not (n in match.strays or is_beside_the_network(n, expected))]

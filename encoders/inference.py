@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Generic, Literal, NamedTuple, TypeVar
 import torch
 from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ImageError, InputError
 from ..forking import make_forks_safe
@@ -27,6 +27,7 @@ from ..images.transform import Transform
 from .encoder import Encoder
 from .encoding import Encoding
 from .fusing import fuse_batch_norms
+from .wrapping import unwrapped
 
 __all__ = ["Batch", "Failure", "ImageSource", "Inference", "has_fast_bfloat16", "resolved_precision"]
 
@@ -56,7 +57,7 @@ class Inference:
     Later changes to the encoder do not reach the copy; `fingerprint` says what it was made from.
 
     Args:
-        encoder: what to copy.
+        encoder: what to copy; wrapped in DataParallel or torch.compile if need be.
         device: "auto" (CUDA if there is any), or a torch device.
         precision: of the backbone's arithmetic: "fp32", "bf16", or "auto", the one default of every command: bfloat16
             where the hardware has it. Results are float32 in any case.
@@ -69,7 +70,7 @@ class Inference:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encoder | nn.Module,
         *,
         device: str | torch.device = "auto",
         precision: str = "auto",
@@ -80,6 +81,7 @@ class Inference:
         self.device = _device(device)
         self.precision = resolved_precision(precision, self.device)
         self.batch_size = batch_size or (16 if self.device.type == "cpu" else 64)
+        encoder = _whole(encoder)
         self.fingerprint = encoder.fingerprint
         self.short_name = encoder.short_name
         self.encoder = _frozen(encoder, self.device)
@@ -223,6 +225,16 @@ def _in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _whole(encoder: nn.Module) -> Encoder:
+    """The encoder, taken out of DataParallel or torch.compile."""
+    found = unwrapped(encoder)
+    if not isinstance(found, Encoder):
+        raise InputError(
+            f"expected an Encoder, got a {type(found).__name__}; make one with Encoder.load(module, layer=…)"
+        )
+    return found
+
+
 def _frozen(encoder: Encoder, device: torch.device) -> Encoder:
     """A copy for evaluation only, as fast as it gets without compiling."""
     copy = _copied(encoder).eval().requires_grad_(False).to(device, torch.float32)
@@ -259,7 +271,7 @@ def _copied(encoder: Encoder) -> Encoder:
         ) from error
 
 
-def _is_copyable(part: torch.nn.Module) -> bool:
+def _is_copyable(part: nn.Module) -> bool:
     try:
         deepcopy(part)
     except Exception:  # whatever a part of the user's own raises

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .wrapping import plain_name
 
-__all__ = ["Match", "StateDict", "best_match", "common_beginning", "is_beside_the_network", "neck_among"]
+__all__ = ["Match", "StateDict", "best_match", "common_beginning", "is_beside_the_network", "neck_among", "tensors_of"]
 
 _DEEPEST = 12  # parts of a name that are tried as a prefix: a file's names are not trusted
 _COUNTER = "num_batches_tracked"
@@ -68,9 +68,14 @@ class Match:
     strays: frozenset[str] = field(default=frozenset())  # of `left`: what lies outside the prefix
 
 
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state_dict without what is no tensor: the extra state that some modules add."""
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
 def best_match(module: nn.Module, state: Mapping[str, Tensor]) -> Match:
     """The tensors of a file that fit a module, wherever in the file they lie and whatever their names begin with."""
-    expected = module.state_dict()
+    expected = tensors_of(module)
     sources = [state, *(state.others if isinstance(state, StateDict) else ())]
     found = [match for source in sources for match in _matches(module, expected, source)]
     found.sort(key=lambda match: -_fitting(match, expected))  # stable: the first of equals stays first

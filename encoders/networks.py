@@ -22,7 +22,8 @@ from ..images.transform import Transform
 from .backbones import with_last_stage
 from .filling import load_state, say_what_is_left
 from .layers import closest
-from .weights import drawn_from, fetch_published, needs_weights, read_state_dict, uninitialised, usual_transform
+from .names import needs_weights
+from .weights import drawn_from, fetch_published, read_state_dict, uninitialised, usual_transform
 
 __all__ = ["Network", "available_networks", "find_class", "load_network"]
 

@@ -12,7 +12,8 @@ from ..images.transform import Transform
 from ..remarks import remark
 from .backbones import available_architectures, require_architecture
 from .matching import StateDict
-from .weights import fetch_imagenet, needs_weights, read_state_dict, transform_of_timm, usual_transform
+from .names import OWN_ARCHITECTURES, needs_weights
+from .weights import fetch_imagenet, read_state_dict, transform_of_timm, usual_transform
 
 __all__ = ["CHECKPOINT_SUFFIX", "is_checkpoint", "published", "transform_for"]
 
@@ -27,10 +28,21 @@ def is_checkpoint(source: str | os.PathLike[str]) -> bool:
 
 
 def published(name: str, weights: str | os.PathLike[str] | None) -> tuple[StateDict | None, Transform]:
-    """Weights from outside, None for random ones, and the transform that goes with them."""
+    """Weights from outside, None for random ones, and the transform that goes with them.
+
+    Raises:
+        InputError: no weights are named, and there are some to choose from.
+    """
     require_architecture(name)
     if weights is None:
-        raise InputError(needs_weights(name))
+        if name not in OWN_ARCHITECTURES:
+            raise InputError(needs_weights(name))
+        remark(
+            f"there are no weights of {name} to download, so they are drawn at random, which is for trials; say "
+            "weights='random' if that is meant, or name a file of weights",
+            stacklevel=5,
+        )
+        weights = "random"
     if weights == "imagenet":
         state, transform = fetch_imagenet(name)
         return StateDict(state), transform

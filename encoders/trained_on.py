@@ -6,16 +6,22 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import WeightsError
+from ..remarks import remark
 
-__all__ = ["Overlap", "TrainedOn", "content_digest", "file_digests", "short_digests"]
+if TYPE_CHECKING:  # what reads checkpoints imports torch, which comparing records does without
+    from torch import Tensor
+
+__all__ = ["DIGESTS", "Overlap", "TrainedOn", "content_digest", "file_digests", "say_overlap"]
+
+DIGESTS = "trained_on.digests"  # a tensor of a checkpoint's file that is no weight
 
 LIMIT = 1 << 20  # digests that a checkpoint keeps: 8 MB
 
@@ -36,11 +42,6 @@ def file_digests(files: Iterable[str | os.PathLike[str]]) -> NDArray[np.int64]:
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         return np.array([digest for digest in threads.map(one, files) if digest is not None], np.int64)
-
-
-def short_digests(sha256: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """`content_digest` of contents whose whole sha256 is known: (n, 32) bytes to (n,)."""
-    return np.ascontiguousarray(sha256[:, :8]).view("<i8")[:, 0].astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,24 @@ class Overlap:
         return bool(self.classes or self.images)
 
     def __str__(self) -> str:
-        classes = f"{self.classes:,} of the {self.of_classes:,} measured classes (by name)"
-        if self.images is None:
-            return f"{classes} were trained on; which images were is not known"
-        least = "at least " if self.is_sample else ""
-        return f"{classes} and {least}{self.images:,} of the {self.of_images:,} images (by content) were trained on"
+        parts = [f"{self.classes:,} of the {self.of_classes:,} classes measured (by name)"] if self.of_classes else []
+        if self.images is not None:
+            least = "at least " if self.is_sample else ""
+            parts.append(f"{least}{self.images:,} of the {self.of_images:,} images (by content)")
+        unknown = "; which images were is not known" if self.images is None else ""
+        return f"{' and '.join(parts) or 'nothing that is known'} were trained on{unknown}"
 
-    def to_dict(self) -> dict[str, int | bool | None]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return dict(vars(self))
+
+    @classmethod
+    def from_dict(cls, stored: object) -> Overlap | None:
+        """The inverse of `to_dict`; None for anything else."""
+        try:
+            return cls(**stored)  # type: ignore[arg-type]
+        except TypeError:
+            return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +100,7 @@ class TrainedOn:
 
     classes: tuple[str, ...]
     images: int
-    digests: NDArray[np.int64]
+    digests: NDArray[np.int64] = field(repr=False)
     is_sample: bool = False
 
     @classmethod
@@ -115,19 +125,47 @@ class TrainedOn:
         seen = int(np.isin(digests, self.digests).sum()) if len(self.digests) else None
         return Overlap(len(measured & set(self.classes)), len(measured), seen, len(digests), is_sample=self.is_sample)
 
+    @staticmethod
+    def short(sha256: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """`content_digest` of contents whose whole sha256 is known: (n, 32) bytes to (n,)."""
+        return np.ascontiguousarray(sha256[:, :8]).view("<i8")[:, 0].astype(np.int64)
+
     def to_dict(self) -> dict[str, Any]:
         """All but the digests, for the header of a checkpoint."""
         return {"classes": list(self.classes), "images": self.images, "is_sample": self.is_sample}
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any], digests: NDArray[np.int64]) -> TrainedOn:
-        """The inverse of `to_dict`.
+    def of_checkpoint(cls, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> TrainedOn | None:
+        """The record in a checkpoint, whose tensors are then weights alone; None in one that has none.
 
         Raises:
-            WeightsError: something else.
+            WeightsError: it cannot be one.
         """
+        found = tensors.pop(DIGESTS, None)
+        if found is None:
+            return None
         try:
-            classes = tuple(str(name) for name in config["classes"])
-            return cls(classes, int(config["images"]), np.unique(digests), bool(config["is_sample"]))
+            own = config["trained_on"]
+            classes = tuple(str(name) for name in own["classes"])
+            digests = np.unique(found.numpy().astype(np.int64).reshape(-1))
+            return cls(classes, int(own["images"]), digests, bool(own["is_sample"]))
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"the checkpoint does not say properly what it was trained on ({error})") from error
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> TrainedOn | None:
+        """The record in a checkpoint's file, without its weights; None if there is none.
+
+        Raises:
+            WeightsError: no checkpoint.
+        """
+        from .checkpoint import read_checkpoint
+
+        return cls.of_checkpoint(*read_checkpoint(path, only=DIGESTS))
+
+
+def say_overlap(overlap: Overlap | None) -> Overlap | None:
+    """The same; remarked on if anything that is measured was trained on."""
+    if overlap:
+        remark(str(overlap))
+    return overlap

@@ -31,7 +31,6 @@ __all__ = [
     "drawn_from",
     "fetch_imagenet",
     "fetch_published",
-    "needs_weights",
     "read_state_dict",
     "transform_of_timm",
     "uninitialised",
@@ -141,11 +140,6 @@ def _read_torch(path: Path) -> Any:
                 if record.compress_type != zipfile.ZIP_STORED:
                     raise WeightsError(f"{path}: compressed weights are refused; save them with torch.save")
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def needs_weights(name: str) -> str:
-    """What is said where a network is named and its weights are not."""
-    return f"{name} needs weights: a FILE, 'imagenet' (downloads them), or 'random' (for trials)"
 
 
 def fetch_imagenet(name: str) -> tuple[dict[str, Tensor], Transform]:

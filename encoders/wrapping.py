@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from ..errors import InputError
@@ -90,7 +91,7 @@ def require_usable(network: nn.Module) -> None:
     """Refuse what can be neither looked into nor copied.
 
     Raises:
-        InputError: TorchScript, or quantised parts.
+        InputError: TorchScript, quantised or lazy parts, or weights that are sparse or on no device.
     """
     for name, part in network.named_modules():
         what = f"{type(network).__name__}{f' (at {name!r})' if name else ''}"
@@ -99,9 +100,15 @@ def require_usable(network: nn.Module) -> None:
                 f"{what} is TorchScript, which can be neither copied nor read out at a layer; hand over the eager "
                 "module (before torch.jit) with the same weights"
             )
-        own = [*part._parameters.values(), *part._buffers.values()]
+        own = [tensor for tensor in (*part._parameters.values(), *part._buffers.values()) if tensor is not None]
+        if any(is_lazy(tensor) for tensor in own):
+            raise InputError(f"{what} has lazy parts that have no weights yet; run it once on an image first")
+        if any(tensor.is_meta for tensor in own):
+            raise InputError(f"{what} has weights on the meta device, without values; load them first")
+        if any(tensor.layout != torch.strided for tensor in own):
+            raise InputError(f"{what} has sparse weights, which can be neither compared nor copied; use .to_dense()")
         if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")) or any(
-            isinstance(tensor, Tensor) and tensor.is_quantized for tensor in own
+            tensor.is_quantized for tensor in own
         ):
             raise InputError(
                 f"{what} is quantised: its packed weights can be neither compared nor copied; hand over the fp32 "

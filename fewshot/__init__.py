@@ -7,6 +7,7 @@ print(result.table())
 
 from __future__ import annotations
 
+from ..metrics.intervals import Interval, Intervals, required_episodes
 from .classifiers import BDCSPN, Classifier, NearestNeighbour, Prototypes, simple_shot
 from .episodes import EpisodeManifest
 from .evaluation import Comparison, EpisodeResult, compare, evaluate
@@ -15,7 +16,6 @@ from .fine_tuning import FineTuned, baseline, baseline_plus_plus
 from .methods import classifier_of
 from .results import ResultFile, load_result
 from .sampling import sample_episodes
-from .statistics import Interval, Intervals, required_episodes
 from .support import support_quality, support_sensitivity
 from .transforms import Centre, FeatureTransform, L2Normalise, PowerTransform
 

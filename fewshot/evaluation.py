@@ -20,9 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..errors import InputError, ShapeError
+from ..metrics.intervals import Intervals, Z, intervals, required_episodes
 from .classifiers import Classifier, Prototypes
 from .episodes import EpisodeManifest
-from .statistics import Intervals, Z, intervals, required_episodes
 
 __all__ = ["Comparison", "EpisodeResult", "compare", "evaluate"]
 

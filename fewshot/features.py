@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..encoders import Encoder, Identity, Inference
+from ..encoders import Encoder, Identity, Inference, Overlap
 from ..errors import FingerprintMismatchError, ImageError, InputError
 from ..index import Encodings, read_encodings
 from ..index.build import InferenceSettings, to_vectors
@@ -24,7 +24,7 @@ from ..index.segments import write_segment
 from ..remarks import remark
 from .data import Split
 
-__all__ = ["cached_features", "encode_split"]
+__all__ = ["cached_features", "encode_split", "overlap_of"]
 
 Progress = Callable[[int, int], None]
 
@@ -124,6 +124,23 @@ def _tell(skipped: Mapping[str, str], count: int, *, strict: bool) -> None:
             strict=strict,
             stacklevel=4,
         )
+
+
+def overlap_of(encodings: Encodings, split: Split, encoder: Encoder | None) -> Overlap | None:
+    """How many of a split's classes and images the encoder was trained on; None where nobody knows.
+
+    Args:
+        encodings: of the split's images and perhaps of others; a file may know without the encoder.
+        split: what episodes are drawn from.
+        encoder: what made the features, if it is at hand.
+    """
+    if encoder is None:
+        return Overlap.from_dict(encodings.encoder.get("trained_on"))
+    if encoder.trained_on is None:
+        return None
+    names = set(split.names.tolist())
+    rows = [row for row, record in enumerate(encodings.records) if record.path in names]
+    return encoder.trained_on.overlap(split.labels.tolist(), encoder.trained_on.short(encodings.sha256[rows]))
 
 
 def check_evaluation_mode(encoder: torch.nn.Module) -> None:

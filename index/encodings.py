@@ -16,14 +16,15 @@ from ..errors import GalleryExistsError, InputError
 from .durable import Storage
 from .flatfile import FlatFile, StoredArray
 from .manifest import MANIFEST_NAME, Spec
+from .merging import live_blocks
 from .reports import AddReport
 from .rows import Array, Entries, Record, located, stored_path
 from .segments import Segment, write_segment
 from .snapshot import Snapshot
-from .writer import GalleryWriter, live_blocks
+from .writer import GalleryWriter
 
 if TYPE_CHECKING:  # what encodes images imports torch, which reading does without
-    from ..encoders import Encoder
+    from ..encoders import Encoder, TrainedOn
     from ..images import Listing
     from .build import ImageFiles, Precision
     from .ingest import Progress
@@ -69,6 +70,11 @@ class Encodings:
     def labels(self) -> list[str | None]:
         """The class of each image."""
         return [record.label for record in self.records]
+
+    @property
+    def sha256(self) -> NDArray[np.uint8]:
+        """Of each image's file, (n, 32)."""
+        return self._segment.sha256
 
     @property
     def has_maps(self) -> bool:
@@ -133,7 +139,7 @@ def encode_to_file(
             writer, listing, encoder, settings=settings, store_maps=store_maps, strict=strict, progress=progress
         )
         _forget_others(writer, listing)
-        _write_whole(target, Snapshot(partial, writer.manifest))
+        _write_whole(target, Snapshot(partial, writer.manifest), encoder.trained_on)
         writer.delete_gallery()
     return report
 
@@ -147,10 +153,10 @@ def _forget_others(writer: GalleryWriter, listing: Listing) -> None:
     writer.commit()
 
 
-def _write_whole(target: Path, snapshot: Snapshot) -> None:
+def _write_whole(target: Path, snapshot: Snapshot, trained_on: TrainedOn | None) -> None:
     """All segments of a finished gallery as one file."""
     manifest = snapshot.manifest
-    about = {
+    about: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "root": manifest.root,
@@ -163,6 +169,9 @@ def _write_whole(target: Path, snapshot: Snapshot) -> None:
     }
     parts = snapshot.live_parts()
     entries = Entries.cat([segment.entries(rows) for segment, rows in parts])
+    if trained_on is not None:
+        overlap = trained_on.overlap(entries.columns["label"], trained_on.short(entries.sha256))
+        about["encoder"]["trained_on"] = overlap.to_dict()
     with Storage().replacing(target) as aside:
         write_segment(aside, entries, live_blocks(parts), spec=snapshot.spec, about=json.dumps(about))
 

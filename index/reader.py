@@ -20,7 +20,7 @@ from .prototypes import PrototypeStore, unit_rows
 from .reports import Skipped, counted, read_skipped
 from .rows import Array, Record, located
 from .search import Hits, Metric
-from .snapshot import Ids, Snapshot, Verify, check_file
+from .snapshot import Ids, Snapshot, Verify, require_file
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
@@ -147,8 +147,7 @@ class GalleryReader:
         entry = self.manifest.skipped
         if entry is None:
             return ()
-        check_file(self.folder, entry, checksum=True)
-        return read_skipped(self.folder / entry.name)
+        return read_skipped(require_file(self.folder, entry, checksum=True))
 
     def records(self, ids: Iterable[int] | Array) -> list[Record]:
         """Path, label and columns of these images; InputError for an id that is not there."""
@@ -233,7 +232,7 @@ class GalleryReader:
         if entry is None:
             return None
         if entry != self._checked_copy:
-            check_file(self.folder, entry, checksum=self._verify is not False)
+            require_file(self.folder, entry, checksum=self._verify is not False)
             self._checked_copy = entry
         return self.folder / entry.name
 

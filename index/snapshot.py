@@ -24,7 +24,7 @@ from .rows import Array, Categorical, Record, Vectors
 from .search import SearchSpec
 from .segments import Segment
 
-__all__ = ["BLOCK_BYTES", "Ids", "Snapshot", "Verify", "check_file", "read_ids"]
+__all__ = ["BLOCK_BYTES", "Ids", "Snapshot", "Verify", "check_file", "read_ids", "require_file"]
 
 AUTO_VERIFY_BYTES = 1 << 30
 BLOCK_BYTES = 16 << 20
@@ -309,6 +309,19 @@ def check_file(folder: Path, entry: FileEntry, *, checksum: bool) -> None:
         raise CorruptGalleryError(f"{path}: has {path.stat().st_size} bytes, should have {entry.bytes}; {REMEDY}")
     if checksum and file_sha256(path) != entry.sha256:
         raise CorruptGalleryError(f"{path}: its checksum does not fit the manifest; {REMEDY}")
+
+
+def require_file(folder: Path, entry: FileEntry, *, checksum: bool) -> Path:
+    """A file of an open gallery, checked.
+
+    Raises:
+        CorruptGalleryError: it is missing, another file, or damaged.
+    """
+    try:
+        check_file(folder, entry, checksum=checksum)
+    except FileNotFoundError as error:
+        raise CorruptGalleryError(f"{folder / entry.name}: is missing; {REMEDY}") from error
+    return folder / entry.name
 
 
 def read_ids(folder: Path, entry: FileEntry) -> Ids:

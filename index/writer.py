@@ -23,11 +23,12 @@ import numpy as np
 from ..errors import GalleryError
 from .durable import LOCK_NAME, Storage, WriterLock, after_commit, file_sha256, refusals_named
 from .manifest import MANIFEST_NAME, CacheEntry, FileEntry, Manifest
-from .rows import Array, Entries, Vectors
+from .merging import groups_of, live_blocks, newest_to_merge
+from .rows import Entries, Vectors
 from .segments import Segment, write_segment
-from .snapshot import BLOCK_BYTES, Ids, read_ids
+from .snapshot import Ids, read_ids
 
-__all__ = ["CommitLimits", "GalleryWriter", "live_blocks", "opened_for_writing"]
+__all__ = ["CommitLimits", "GalleryWriter", "opened_for_writing"]
 
 _OWN_FILE = re.compile(
     r"(segment-[0-9a-f]{32}\.h5|tombstone-[0-9a-f]{32}\.u64|skipped-[0-9a-f]{32}\.jsonl|prototypes-[0-9a-f]{32}\.h5"
@@ -271,31 +272,18 @@ class GalleryWriter:
     # --- Merging -----------------------------------------------------------------------------------------------------
 
     def keep_few(self) -> None:
-        """Merge in the course of a long build, so that files never become many; every row is rewritten a few times.
-
-        Segments have levels: a power of `limits.files` images each. As many of one level as the limit allows, with
-        all smaller ones between them, become one of a higher level.
-        """
+        """Merge in the course of a long build, so that files never become many; see `merging.newest_to_merge`."""
         if self._state.pending or self._state.removed:  # until the next commit
             return
         with after_commit(self.folder, "the number of its files"):
             self._keep_few()
 
     def _keep_few(self) -> None:
-        base = self.limits.files
-        sizes = [entry.count for entry in self.manifest.segments]
-        start = len(sizes)
-        while start > 0 and sizes[start - 1] < self.limits.segment_images // 2:
-            start -= 1
-        levels = [_level(size, base) for size in sizes[start:]]
-        for level in sorted(set(levels)):
-            first = len(levels)
-            while first > 0 and levels[first - 1] <= level:
-                first -= 1
-            if levels[first:].count(level) >= base:
-                self._merge(list(self.manifest.segments[start + first :]))
-                return
-        if len(self.manifest.tombstones) > base:
+        segments, limits = self.manifest.segments, self.limits
+        count = newest_to_merge([entry.count for entry in segments], base=limits.files, most=limits.segment_images)
+        if count:
+            self._merge(list(segments[-count:]))
+        elif len(self.manifest.tombstones) > limits.files:
             self._forget_the_dead()
 
     def tidy(self) -> None:
@@ -317,25 +305,10 @@ class GalleryWriter:
     def _merge(self, entries: Sequence[FileEntry]) -> None:
         assert not self._state.pending
         dead = self._dead()
-        for group in self._groups(entries, dead):
-            self._merge_group(group, dead)
+        alive = [entry.count - int(np.isin(self._open(entry).ids, dead).sum()) for entry in entries]
+        for group in groups_of([entry.count for entry in entries], alive, most=self.limits.segment_images):
+            self._merge_group(entries[group.start : group.stop], dead)
         self._forget_the_dead()
-
-    def _groups(self, entries: Sequence[FileEntry], dead: Ids) -> Iterator[list[FileEntry]]:
-        """Neighbours that fit into one segment together; a segment that is alone and wholly alive stays as it is."""
-        group: list[FileEntry] = []
-        living = dying = 0
-        for entry in entries:
-            alive = entry.count - int(np.isin(self._open(entry).ids, dead).sum())
-            if group and living + alive > self.limits.segment_images:
-                if len(group) > 1 or dying:
-                    yield group
-                group, living, dying = [], 0, 0
-            group.append(entry)
-            living += alive
-            dying += entry.count - alive
-        if len(group) > 1 or dying:
-            yield group
 
     def _merge_group(self, group: Sequence[FileEntry], dead: Ids) -> None:
         parts = [(segment := self._open(entry), np.flatnonzero(~np.isin(segment.ids, dead))) for entry in group]
@@ -364,23 +337,6 @@ class GalleryWriter:
 
     def _open(self, entry: FileEntry) -> Segment:
         return Segment.of(self.folder, entry, self.manifest.spec)
-
-
-def _level(count: int, base: int) -> int:
-    """How many times `count` can be divided by `base`."""
-    level = 0
-    while (count := count // base) > 0:
-        level += 1
-    return level
-
-
-def live_blocks(parts: Sequence[tuple[Segment, Array]]) -> Iterator[Vectors]:
-    """The vectors of some rows of some segments, a bounded number of bytes at a time."""
-    for segment, rows in parts:
-        row_bytes = segment.file.bytes // max(1, len(segment))
-        step = max(1, BLOCK_BYTES // max(1, row_bytes))
-        for start in range(0, len(rows), step):
-            yield segment.vectors(rows[start : start + step])
 
 
 def _write(path: Path, data: bytes) -> None:

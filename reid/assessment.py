@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..encoders.trained_on import Overlap
 from ..errors import InputError
 from .distances import DistanceSource, FeatureDistances, Metric
 from .evaluation import FALSE_ACCEPT_RATES, evaluate_distances
@@ -101,7 +102,9 @@ class Assessment:
             lines.append(
                 f"before re-ranking: rank-1 {100 * before.rank(1):.2f}, mAP (step) {100 * before.map_step:.2f}"
             )
-        lines += [f"{name}: {value}" for name, value in self.about.items() if name != "fingerprint"]
+        lines += [f"{name}: {value}" for name, value in self.about.items() if name not in ("fingerprint", "trained_on")]
+        if overlap := Overlap.from_dict(self.about.get("trained_on")):
+            lines.append(f"training: {overlap}")
         return "\n".join([*lines, f"data: {self.data.format}, {self.data.root}", *self.data.notes])
 
     # --- behind the scenes ---

@@ -100,7 +100,9 @@ def _list(lines: Sequence[str]) -> str:
 def _protocol_lines(assessment: Assessment) -> list[str]:
     evaluation = assessment.evaluation
     counts = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in evaluation.counts.items())
-    about = ", ".join(f"{name} {value}" for name, value in assessment.about.items() if name != "fingerprint")
+    about = ", ".join(
+        f"{name} {value}" for name, value in assessment.about.items() if name not in ("fingerprint", "trained_on")
+    )
     steps = [*evaluation.protocol.describe(), *assessment.refinement.describe()]
     return [f"distance: {evaluation.metric}", *steps, f"features: {about or 'as given'}", f"counts: {counts}"]
 

@@ -9,16 +9,20 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ..encoders import Encoder
+from ..encoders import Encoder, Overlap, TrainedOn
+from ..encoders.trained_on import say_overlap
 from ..errors import FingerprintMismatchError, InputError
 from ..images.datasets import Dataset
+from ..images.splits import SPLIT_COLUMN
 from ..index import Encodings, Gallery, encode_to_file, read_encodings
+from ..remarks import remark
 from .evaluation import Progress, evaluate_embeddings
 from .protocols import RECALL_AT, Protocol
 from .scores import Evaluation, Origin
@@ -46,7 +50,12 @@ def evaluate_encodings(
 ) -> Evaluation:
     """Every measure, from a file of encodings; its column `role` says what is query, gallery, or (default) both."""
     roles = np.array([record.columns.get("role", "both") for record in encodings.records])
-    origin = origin or _origin(encodings.encoder, encodings.file.name)
+    origin = origin or _origin(
+        encodings.encoder,
+        encodings.file.name,
+        trained_on=Overlap.from_dict(encodings.encoder.get("trained_on")),
+        notes=_splits_measured(encodings),
+    )
     if (roles == "both").all():
         return evaluate_embeddings(
             encodings.embeddings, encodings.labels, protocol=protocol, origin=origin, progress=progress
@@ -88,7 +97,7 @@ def evaluate_gallery(
     protocol = protocol or Protocol(metric=gallery.metric)
     entry = gallery.manifest.encoder
     known = {name: getattr(entry, name) for name in ("fingerprint", "short_name", "description", "precision")}
-    origin = origin or _origin(known, gallery.folder.name)
+    origin = origin or _origin(known, gallery.folder.name, trained_on=None if queries else _overlap_of(gallery))
     records, vectors = gallery.records(gallery.ids), gallery.embeddings(gallery.ids)
     labels = [record.label for record in records]
     if queries is None:
@@ -158,7 +167,13 @@ def evaluate_dataset(
         encodings, notes = _encoded(dataset, encoder, file, settings=settings, progress=progress)
         against = () if gallery is None else (f"searched in the gallery {gallery.folder}",)
         split = dataset.splits[0] if len(dataset.splits) == 1 else None
-        origin = _origin(encodings.encoder, dataset.title, split, notes=(*dataset.problems, *notes, *against))
+        origin = _origin(
+            encodings.encoder,
+            dataset.title,
+            split,
+            notes=(*dataset.problems, *notes, *against),
+            trained_on=_overlap(encoder.trained_on, encodings),
+        )
         if dataset.shared_classes:
             shared = f"{dataset.shared_classes} of these classes also occur in other splits: not an unseen-class result"
             origin = dataclasses.replace(origin, notes=(*origin.notes, shared))
@@ -199,7 +214,39 @@ def _cached(dataset: Dataset, encoder: Encoder, file: Path) -> Encodings:
     return encodings
 
 
-def _origin(known: Any, dataset: str, split: str | None = None, *, notes: tuple[str, ...] = ()) -> Origin:
+def _overlap(record: TrainedOn | None, encodings: Encodings) -> Overlap | None:
+    """How many of these images were trained on; their digests are in the file."""
+    return None if record is None else record.overlap(encodings.labels, record.short(encodings.sha256))
+
+
+def _overlap_of(gallery: Gallery) -> Overlap | None:
+    """How many of a gallery's images its own encoder was trained on; None where no copy of it says."""
+    record = None if gallery.encoder_path is None else TrainedOn.read(gallery.encoder_path)
+    if record is None:
+        return None
+    parts = [segment.sha256[rows] for segment, rows in gallery.snapshot.live_parts()]
+    labels = [entry.label for entry in gallery.records(gallery.ids)]
+    return record.overlap(labels, record.short(np.concatenate(parts)))
+
+
+def _splits_measured(encodings: Encodings) -> tuple[str, ...]:
+    """A note where images of several splits search one another."""
+    splits = Counter(record.columns.get(SPLIT_COLUMN) or "none" for record in encodings.records)
+    if len(splits) < 2:
+        return ()
+    said = ", ".join(f"{name} {count}" for name, count in splits.items())
+    remark(f"{encodings.file}: the images of all its splits are measured together ({said}); encode the one to measure")
+    return (f"the images of all splits together: {said}",)
+
+
+def _origin(
+    known: Any,
+    dataset: str,
+    split: str | None = None,
+    *,
+    notes: tuple[str, ...] = (),
+    trained_on: Overlap | None = None,
+) -> Origin:
     return Origin(
         dataset=dataset,
         split=split,
@@ -208,4 +255,5 @@ def _origin(known: Any, dataset: str, split: str | None = None, *, notes: tuple[
         description=known.get("description") or {},
         precision=known.get("precision"),
         notes=notes,
+        trained_on=say_overlap(trained_on),
     )

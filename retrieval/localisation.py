@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..encoders import Encoder, Encoding, Inference
 from ..encoders.layers import closest
+from ..encoders.trained_on import file_digests, say_overlap
 from ..errors import ImageError, InputError
 from ..explain import (
     THRESHOLDS,
@@ -142,6 +143,10 @@ def localise(
             progress(done, len(images))
     if not parts:
         raise InputError(f"none of the {len(images)} images can be read; the first: {skipped[0]}")
+    overlap = None
+    if encoder.trained_on is not None:
+        labels = [image.label for image in images]
+        overlap = say_overlap(encoder.trained_on.overlap(labels, file_digests(image.file for image in images)))
     if skipped:
         remark(f"{len(skipped):,} of {len(images):,} images cannot be used and are left out, the first: {skipped[0]}")
     return LocalisationTable(
@@ -153,6 +158,7 @@ def localise(
         n_references=len(references.classes),
         n_classes=len(references.labels),
         notes=_notes(images, [*references.skipped, *skipped]),
+        trained_on=overlap,
         n_samples=n_samples,
         seed=seed,
     )

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..encoders.trained_on import Overlap
 from ..errors import InputError
 from ..explain.localisation import BoxOverlaps, PixelCounts
+from ..metrics.intervals import bootstrap_weights
 
 __all__ = ["Estimate", "ImageScores", "LocalisationRow", "LocalisationTable"]
 
 FIXED = 0.2  # CAM's threshold; Dist-CAM states none
 IOUS = (0.3, 0.5, 0.7)
-AT_ONCE = 50  # bootstrap samples: a matrix of so many by the number of images
 
 
 class Estimate(NamedTuple):
@@ -114,6 +115,7 @@ class LocalisationTable:
         n_classes: of the references.
         seen_as: what images became, and the precision of the arithmetic.
         notes: what a reader should know: left-out images, where a classifier came from.
+        trained_on: how much of what is measured the encoder was trained on; None where that is not known.
         n_samples: bootstrap samples.
         seed: of the bootstrap, and of what was random before.
     """
@@ -125,6 +127,7 @@ class LocalisationTable:
     n_references: int
     n_classes: int
     notes: tuple[str, ...] = ()
+    trained_on: Overlap | None = None
     n_samples: int = 1000
     seed: int = 0
     seen_as: str = ""
@@ -195,14 +198,10 @@ class LocalisationTable:
         known = preference[~preference.isnan()].double()
         if not len(known):
             return None
-        return _estimated(lambda w: w @ known, _resampled(len(known), self.n_samples, self.seed), len(known))
-
-    @cached_property
-    def _samples(self) -> Tensor:
-        return _resampled(len(self), self.n_samples, self.seed)
+        return _estimated(lambda w: w @ known, len(known), samples=self.n_samples, seed=self.seed)
 
     def _estimate(self, statistic: Callable[[Tensor], Tensor]) -> Estimate:
-        return _estimated(statistic, self._samples, len(self))
+        return _estimated(statistic, len(self), samples=self.n_samples, seed=self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON can hold it."""
@@ -213,6 +212,7 @@ class LocalisationTable:
             "images": len(self),
             "references": self.n_references,
             "classes": self.n_classes,
+            "trained_on": None if self.trained_on is None else self.trained_on.to_dict(),
             "energy_chance": float(self.energy_chance.mean()),
             "iou": list(IOUS),
             "seed": self.seed,
@@ -244,7 +244,10 @@ class LocalisationTable:
             f"{', '.join(filter(None, (self.encoder, self.seen_as)))}, {self.reference} of {self.n_references} images "
             f"in {self.n_classes} classes, {len(self)} images, 95 % bootstrap intervals, seed {self.seed}"
         )
-        return "\n".join([heading, "", *lines, *(f"\n{note}" for note in self.notes)])
+        return "\n".join([heading, "", *lines, *(f"\n{note}" for note in self._notes())])
+
+    def _notes(self) -> tuple[str, ...]:
+        return self.notes if not self.trained_on else (*self.notes, f"Training: {self.trained_on}.")
 
 
 def _cell(value: object) -> str:
@@ -269,21 +272,11 @@ _STATISTICS: dict[str, Callable[[ImageScores, Tensor], Tensor]] = {
 }
 
 
-def _resampled(n: int, samples: int, seed: int) -> Tensor:
-    """Which images each bootstrap sample holds, (samples, n), small numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(n, (samples, n), generator=generator, dtype=torch.int64 if n > 2**31 - 1 else torch.int32)
-
-
-def _estimated(statistic: Callable[[Tensor], Tensor], samples: Tensor, n: int) -> Estimate:
-    """The statistic on all images, and its 2.5 and 97.5 percentiles over the samples; weights sum to 1."""
+def _estimated(statistic: Callable[[Tensor], Tensor], n: int, *, samples: int, seed: int) -> Estimate:
+    """The statistic on all images, and its 2.5 and 97.5 percentiles over bootstrap samples; weights sum to 1."""
     value = float(statistic(torch.full((1, n), 1 / n, dtype=torch.float64))[0])
-    if not len(samples):
+    if not samples:
         return Estimate(value, value, value)
-    found = []
-    for some in torch.split(samples, AT_ONCE):
-        weights = torch.zeros(len(some), n, dtype=torch.float64)
-        weights.scatter_add_(1, some.long(), torch.full(some.shape, 1 / n, dtype=torch.float64))
-        found.append(statistic(weights))
+    found = [statistic(weights) for weights in bootstrap_weights(n, samples=samples, seed=seed)]
     low, high = torch.cat(found).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Estimate(value, low, high)

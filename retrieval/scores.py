@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..encoders.trained_on import Overlap
 from ..metrics.ranking import RankMeasures
 from .protocols import Protocol
 
@@ -39,6 +40,7 @@ class Origin:
         description: the encoder's settings, with its transform.
         precision: of the encoder's arithmetic, "fp32" or "bf16"; None where the vectors do not say it.
         notes: what else a reader of the numbers must know.
+        trained_on: how much of what is measured the encoder was trained on; None where that is not known.
     """
 
     dataset: str | None = None
@@ -48,6 +50,7 @@ class Origin:
     description: Mapping[str, Any] = field(default_factory=dict)
     precision: str | None = None
     notes: tuple[str, ...] = ()
+    trained_on: Overlap | None = None
 
     def describe(self) -> list[str]:
         """One line for each thing known."""
@@ -61,6 +64,8 @@ class Origin:
             lines.append(f"transform: {_short(self.description['transform'])}")
         if self.encoder is not None:
             lines.append(f"precision: {self.precision or 'not known'}")
+        if self.trained_on:
+            lines.append(f"training: {self.trained_on}")
         return [*lines, *(f"note: {note}" for note in self.notes)]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from ..explain import METHODS, PixelScore, explain_image, is_constant, normalise
 from ..explain.boxes import largest_component
 from ..explain.engine import method_name
 from ..explain.faithfulness import remove_and_debias
+from ..metrics.intervals import bootstrap_means
 from .pixel_data import PixelData, predict
 
 __all__ = [
@@ -247,17 +249,14 @@ class MapScores:
 
     def interval(self, measure: str, *, samples: int = 2000, seed: int = 0) -> tuple[float, float, float] | None:
         """Mean with its 95 % bootstrap interval over pictures, whose questions stay together; None without values."""
-        values = getattr(self, measure)
-        known = ~values.isnan()
-        if not bool(known.any()):
+        values = getattr(self, measure).double().numpy()
+        known = ~np.isnan(values)
+        if not known.any():
             return None
-        _, group = torch.unique(self.picture[known], return_inverse=True)
-        total = torch.zeros(int(group.max()) + 1, dtype=torch.float64).index_add_(0, group, values[known].double())
-        count = torch.bincount(group).double()
-        drawn = torch.randint(len(count), (samples, len(count)), generator=torch.Generator().manual_seed(seed))
-        means = total[drawn].sum(1) / count[drawn].sum(1)
-        low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return float(total.sum() / count.sum()), low, high
+        own, picture = values[known, None], self.picture.numpy()[known]
+        means = bootstrap_means(own, picture, samples=samples, seed=seed)
+        low, high = np.quantile(means, [0.025, 0.975]).tolist()
+        return float(own.mean()), low, high
 
 
 def judge_maps(

@@ -27,8 +27,9 @@ from ..encoders.encoder import evaluating
 from ..encoders.filling import load_state, say_what_is_left
 from ..encoders.layers import closest
 from ..encoders.matching import best_match
+from ..encoders.names import needs_weights
 from ..encoders.networks import Network, available_networks
-from ..encoders.weights import drawn_from, needs_weights, read_state_dict, uninitialised
+from ..encoders.weights import drawn_from, read_state_dict, uninitialised
 from ..errors import InputError, WeightsError
 from ..images import Transform
 from .inference import InferenceSettings, taken_by_network

@@ -76,7 +76,7 @@ def test_errors_are_one_line(photos, encodings, small_gallery, tmp_path, monkeyp
         return fails(monkeypatch, capsys, "evaluate", *arguments)
 
     assert "say what to evaluate: --encoder" in error(photos)
-    assert "conv4 needs --weights" in error(photos, "--encoder", "conv4")
+    assert "resnet18 needs --weights" in error(photos, "--encoder", "resnet18")
     assert "nothing is there" in error(tmp_path / "none", *ENCODER)
     assert "no CUB-200-2011; expected images.txt and" in error(photos, *ENCODER, "--protocol", "cub")
     assert "--encoder, --weights are not used as" in error(encodings, *ENCODER[:4])

@@ -145,7 +145,7 @@ ALWAYS = {
     "reid walkers": "identities cameras images_per_camera look_alikes distractors junk masks seed as_json",
     "reid evaluate": "strict features format_name option metric protocol rerank aqe camera_norm multi_query "
     "single_gallery_shot html out as_json",
-    "reid explain": "different encoder weights layer fit image_size parts out_path device as_json",
+    "reid explain": "strict different encoder weights layer fit image_size parts out_path device as_json",
     "reid train": "out_path variant seeds changes resume _list _template strict as_json",
     "segment train": "out_path variant seeds changes resume _list _template strict as_json",
     "segment infer": "folder scales flip base layout show device as_json",

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from distcam import DistcamWarning
 from distcam.cli import main
 from distcam.cli.app import app
 
@@ -104,8 +103,7 @@ def test_features_of_distcam_encode_are_joined_by_file(walkers: Path, tmp_path: 
         "--labels",
         "none",
     ]
-    with pytest.warns(DistcamWarning, match="bounding_box_test, bounding_box_train, query are taken for splits"):
-        assert CliRunner().invoke(app, [*arguments, "--fit", "squash"]).exit_code == 0
+    assert CliRunner().invoke(app, [*arguments, "--fit", "squash"]).exit_code == 0
     found = json.loads(distcam("evaluate", walkers, "--features", out, "--json"))
     assert (
         found["counts"]["queries"]
@@ -157,7 +155,7 @@ def test_errors_are_one_line(walkers: Path, features: Path, tmp_path: Path, monk
     given = ["evaluate", walkers, "--features", features]
     assert "no such folder or table" in says("audit", tmp_path / "none")
     assert "is taken" in says("walkers", walkers)
-    assert "needs --weights" in says("evaluate", walkers, "--encoder", "conv4")
+    assert "needs --weights" in says("evaluate", walkers, "--encoder", "resnet18")
     assert "K1,K2,LAMBDA" in says(*given, "--rerank", "20")
     assert "nearest is same_camera" in says(*given, "--protocol", "same_cameras=keep")
     assert "expected a whole number" in says(*given, "--aqe", "x")

@@ -18,6 +18,8 @@ from torchvision import models
 
 from distcam import DistcamWarning
 from distcam.encoders import BNNeck, Encoder, Identity, Inference, Linear
+from distcam.encoders.backbones import available_architectures
+from distcam.encoders.names import OWN_ARCHITECTURES
 from distcam.encoders.networks import load_network
 from distcam.errors import InputError, WeightsError
 from distcam.images import Transform
@@ -167,14 +169,23 @@ def scripted_part() -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.ReLU()))
 
 
+def sparse() -> nn.Module:
+    module = nn.Conv2d(3, 4, 3)
+    module.register_buffer("mask", torch.eye(4).to_sparse())
+    return module
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (traced, "TorchScript, .* hand over the eager module"),
         (scripted_part, r"Sequential \(at '1'\) is TorchScript"),
         (quantised, "ResNet .*is quantised: .* hand over the fp32 module"),
+        (lambda: nn.LazyConv2d(4, 3), "LazyConv2d has lazy parts .*; run it once"),
+        (lambda: resnet().to("meta"), r"ResNet \(at 'conv1'\) has weights on the meta device"),
+        (sparse, "Conv2d has sparse weights"),
     ],
-    ids=["traced", "a scripted part", "quantised"],
+    ids=["traced", "a scripted part", "quantised", "lazy", "meta", "sparse"],
 )
 def test_what_can_be_neither_looked_into_nor_copied_is_refused_at_the_door(
     make: Callable[[], nn.Module], message: str
@@ -190,6 +201,27 @@ def test_a_network_that_holds_something_uncopyable_is_refused_with_its_place() -
     encoder = Encoder.load(nn.Sequential(nn.Conv2d(3, 3, 1), Locked()), transform=SMALL)
     with pytest.raises(InputError, match=r"Sequential cannot be copied \(1: .*lock.*; remove what is no weight"):
         Inference(encoder, device="cpu")
+
+
+def test_a_wrapped_encoder_is_run_and_anything_else_is_refused() -> None:
+    encoder = Encoder.load(resnet(), layer="layer4", transform=SMALL)
+    assert Inference(nn.DataParallel(encoder), device="cpu").short_name == encoder.short_name
+    with pytest.raises(InputError, match=r"expected an Encoder, got a ResNet; make one with Encoder\.load"):
+        Inference(resnet())
+
+
+def test_extra_state_that_is_no_tensor_stands_in_no_way(tmp_path: Path) -> None:
+    class Noted(nn.Conv2d):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"steps": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            del state
+
+    module = Noted(3, 4, 3)
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "w.pth")
+    filled = Encoder.load(Noted(3, 4, 3), weights=tmp_path / "w.pth", transform=SMALL)
+    assert filled.fingerprint == Encoder.load(module, transform=SMALL).fingerprint
 
 
 def test_an_attribute_error_inside_a_property_is_told() -> None:
@@ -369,15 +401,25 @@ def test_a_modules_own_renaming_is_used(tmp_path: Path) -> None:
     "load",
     [
         lambda: Encoder.load("resnet50"),
-        lambda: Encoder.load("conv4", transform=SMALL),
         lambda: load_network("resnet50"),
         lambda: build_segmenter("fcn_resnet50", ["cat"], transform=SMALL),
     ],
-    ids=["encoder", "own architecture", "network", "segmenter"],
+    ids=["encoder", "network", "segmenter"],
 )
 def test_a_named_architecture_has_no_weights_by_itself(load: Callable[[], Any]) -> None:
     with pytest.raises(InputError, match=r"\w+ needs weights: a FILE, 'imagenet' \(downloads them\), or 'random'"):
         load()
+
+
+@pytest.mark.parametrize("name", OWN_ARCHITECTURES)
+def test_an_architecture_without_published_weights_is_random_and_says_so(name: str) -> None:
+    with pytest.warns(DistcamWarning, match=f"no weights of {name} to download, so they are drawn at random"):
+        Encoder.load(name, transform=SMALL)
+
+
+def test_the_names_known_without_torch_are_those_that_can_be_built() -> None:
+    assert set(OWN_ARCHITECTURES) <= set(available_architectures())
+    assert not set(OWN_ARCHITECTURES) & set(models.list_models())
 
 
 def test_a_module_of_ones_own_takes_no_random_weights() -> None:

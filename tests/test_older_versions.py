@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from commands import distcam
 
+from distcam import DistcamWarning
 from distcam.encoders import Encoder
 from distcam.index import Gallery
 from distcam.index.checks import verify_gallery
@@ -59,15 +60,16 @@ def test_its_encoders_load_with_the_fingerprint_they_had(old: Path, name: str) -
 
 def test_its_vectors_are_evaluated_to_the_same_recall(old: Path) -> None:
     expected = json.loads((old / "evaluate.json").read_text())
-    scores = json.loads(distcam("evaluate", old / "images.h5", "--json"))["scores"]
+    scores = json.loads(distcam("evaluate", old / "images.h5", "--json", "--no-nmi"))["scores"]
     assert {name: score["value"] for name, score in scores.items()} == pytest.approx(
-        {name: score["value"] for name, score in expected["scores"].items()}
+        {name: score["value"] for name, score in expected["scores"].items() if name != "NMI"}  # other starts
     )
 
 
 def test_its_export_is_imported(old: Path) -> None:
     pytest.importorskip("pyarrow", reason="reads parquet: pip install 'distcam[parquet]'")
-    distcam("index", "import", old / "photos.export", "--out", old / "back.gallery")
+    with pytest.warns(DistcamWarning, match="brings no copy of"):  # as exports do today
+        distcam("index", "import", old / "photos.export", "--out", old / "back.gallery")
     assert len(Gallery.open(old / "back.gallery")) == len(Gallery.open(old / "photos.gallery")) == 17
 
 

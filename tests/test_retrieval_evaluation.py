@@ -20,6 +20,7 @@ from distcam.index import Gallery, encode_to_file, read_encodings
 from distcam.metrics.clustering import cluster, normalised_mutual_information
 from distcam.metrics.counting import Pairing, measure_rankings
 from distcam.metrics.distances import METRICS, SearchSpec, check_vectors, comparable, distances_to
+from distcam.metrics.intervals import bootstrap_errors
 from distcam.retrieval import (
     Protocol,
     default_protocol,
@@ -28,7 +29,6 @@ from distcam.retrieval import (
     evaluate_encodings,
     evaluate_gallery,
 )
-from distcam.retrieval.measures import bootstrap_errors
 
 QUICK = Protocol(clusters=False, resamples=10)
 

@@ -183,7 +183,7 @@ class AttentionTransfer(Distillation):
         teacher: needs no classifier.
         norm: "l2", the mean of squares, is the paper's; "l1" the mean of absolute values.
 
-    Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017; squares and weight as [CAM-loss] Eq. 9.
+    Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017; [CAM-loss] Eq. 9 for squares and weight.
     """
 
     default_weight = 10.0

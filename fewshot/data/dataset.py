@@ -161,12 +161,6 @@ class Split:
         """What tells the images' contents apart, see `content_digest`."""
         return np.array([content_digest(self.images.content(index)) for index in range(len(self))], np.int64)
 
-    def subset(self, index: Sequence[int]) -> Split:
-        """Some of the items of a split of files, in this order."""
-        assert isinstance(self.images, FileImages), "archives hold all of their images or none"
-        images = FileImages(self.images.root, tuple(self.images.paths[i] for i in index))
-        return Split(self.name, self.names[list(index)], self.labels[list(index)], images)
-
     def describe(self) -> dict[str, Any]:
         """Name, sizes and hash, JSON-able."""
         return {
@@ -239,9 +233,10 @@ def readable(data: FewShotData) -> tuple[FewShotData, tuple[Skipped, ...]]:
             parts[part] = split
             continue
         found = decode([split.images.root / path for path in split.images.paths], Transform(), cache="none")
-        skipped += [Skipped(str(split.names[i]), reason) for i, reason in found.failed]
+        own = {str(split.names[i]): reason for i, reason in found.failed}
+        skipped += [Skipped(name, reason) for name, reason in own.items()]
         if found.kept:
-            parts[part] = split.subset(found.kept) if found.failed else split
+            parts[part] = split.without(own) if own else split
     if not skipped:
         return data, ()
     if data.episodes is not None or not parts:

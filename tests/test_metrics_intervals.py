@@ -10,11 +10,10 @@ from scipy import stats
 
 from distcam.errors import InputError
 from distcam.fewshot import required_episodes
-from distcam.fewshot.statistics import (
+from distcam.metrics.intervals import (
     bootstrap_interval,
     class_jackknife_interval,
     intervals,
-    student_t_quantile,
     usual_interval,
 )
 
@@ -25,12 +24,6 @@ def test_the_usual_interval_by_hand() -> None:
     assert found.low == pytest.approx(0.6 - 0.196)
     assert found.high == pytest.approx(0.6 + 0.196)
     assert found.half_width == pytest.approx(0.196)
-
-
-@pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 10, 19, 100, 1691])
-@pytest.mark.parametrize("probability", [0.5, 0.9, 0.975, 0.999])
-def test_student_s_quantiles_equal_scipy(df, probability) -> None:
-    assert student_t_quantile(probability, df) == pytest.approx(stats.t.ppf(probability, df), rel=1e-9, abs=1e-9)
 
 
 def test_the_bootstrap_equals_resampling_the_episodes_one_by_one() -> None:

@@ -1,4 +1,4 @@
-"""How far a mean accuracy can be trusted: three intervals, each with the question that it answers.
+"""How far a mean can be trusted: bootstraps, and three intervals of a few-shot accuracy with the question of each.
 
 The usual ± says how the mean would move with other episodes of the same classes. It shrinks to nothing as episodes are
 added, although the test classes are a small sample themselves. The class jackknife says how the mean would move with
@@ -10,24 +10,33 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
 __all__ = [
     "Interval",
     "Intervals",
+    "bootstrap_errors",
     "bootstrap_interval",
+    "bootstrap_means",
+    "bootstrap_weights",
     "class_jackknife_interval",
     "intervals",
     "required_episodes",
-    "student_t_quantile",
     "usual_interval",
 ]
 
 Z = 1.96  # the 97.5 % point of the normal distribution as the field rounds it
+
+_SAMPLES_AT_ONCE = 50  # bootstrap samples: a matrix of so many by the number of things
 
 Values = NDArray[np.float64]
 
@@ -74,6 +83,45 @@ class Intervals:
         yield self.bootstrap
         if self.class_jackknife is not None:
             yield self.class_jackknife
+
+
+def bootstrap_weights(n: int, *, samples: int, seed: int) -> Iterator[Float[Tensor, "s n"]]:
+    """The weight of each of n things in every bootstrap sample, float64, rows of sum 1, some samples at a time.
+
+    One seed gives one series of samples, so what is computed on the same n with the same seed is paired.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, samples, _SAMPLES_AT_ONCE):
+        drawn = torch.randint(n, (min(_SAMPLES_AT_ONCE, samples - start), n), generator=generator)
+        weights = torch.zeros(drawn.shape, dtype=torch.float64)
+        yield weights.scatter_add_(1, drawn, torch.full(drawn.shape, 1 / n, dtype=torch.float64))
+
+
+def bootstrap_means(values: Values, groups: NDArray[Any], *, samples: int, seed: int) -> Values:
+    """Means of the columns of (n, m) values when whole groups are drawn again, (samples, m).
+
+    Neither the order of rows nor the names of groups change the draws.
+    """
+    group = np.unique(groups, return_inverse=True)[1]
+    sums = np.column_stack([np.bincount(group), *(np.bincount(group, weights=column) for column in values.T)])
+    sums = sums[np.lexsort(np.round(sums, 9).T)]  # sums of the same values in another order differ in their last bits
+    totals = np.concatenate([part.numpy() @ sums for part in bootstrap_weights(len(sums), samples=samples, seed=seed)])
+    means: Values = totals[:, 1:] / totals[:, :1]
+    return means
+
+
+def bootstrap_errors(values: Values, groups: NDArray[Any], *, resamples: int, seed: int) -> Values:
+    """Standard errors of the means of the columns of (n, m) values when whole groups are drawn again.
+
+    A group is a query, or all queries of a class: queries of one class succeed and fail together, and another set of
+    test classes would give another number. NaN with a single group.
+    """
+    if len(np.unique(groups)) < 2:
+        return np.full(values.shape[1], np.nan)
+    errors: Values = bootstrap_means(values, groups, samples=resamples, seed=seed).std(axis=0, ddof=1)
+    return errors
 
 
 def usual_interval(values: Values) -> Interval:
@@ -128,7 +176,9 @@ def class_jackknife_interval(values: Values, ways: NDArray[np.integer]) -> Inter
     inside = np.bincount(class_of.ravel(), weights=np.repeat(values, ways.shape[1]))
     without = (values.sum() - inside) / n_without
     error = math.sqrt((n_classes - 1) / n_classes * float(np.square(without - without.mean()).sum()))
-    mean, half = float(values.mean()), student_t_quantile(0.975, n_classes - 1) * error
+    from scipy.stats import t
+
+    mean, half = float(values.mean()), float(t.ppf(0.975, n_classes - 1)) * error
     question = "Where would the mean be with other classes of the same kind?"
     return Interval("class jackknife", mean, mean - half, mean + half, question)
 
@@ -154,32 +204,6 @@ def required_episodes(standard_deviation: float, *, half_width: float) -> int:
         raise InputError(f"expected deviation ≥ 0 and half width > 0, got {standard_deviation} and {half_width}")
     exact = (Z * standard_deviation / half_width) ** 2
     return max(2, math.ceil(exact - 1e-9 * exact))  # 9604.000000000002 is 9604
-
-
-def student_t_quantile(probability: float, df: int) -> float:
-    """The t below which `probability` of Student's distribution lies, for a whole number of degrees of freedom.
-
-    >>> round(student_t_quantile(0.975, 19), 3)
-    2.093
-    """
-    if not 0.5 <= probability < 1 or df < 1:
-        raise InputError(f"expected 0.5 ≤ probability < 1 and df ≥ 1, got {probability} and {df}")
-    low, high = 0.0, math.pi / 2  # θ = atan(t/√df); the probability grows with it
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, df) < 2 * probability - 1 else (low, middle)
-    return math.tan(low) * math.sqrt(df)
-
-
-def _within(theta: float, df: int) -> float:
-    """P(|t| ≤ √df·tan θ), a finite sum. Source: Abramowitz & Stegun 1964, 26.7.3 and 26.7.4."""
-    odd = df % 2
-    term, total = (math.cos(theta) if odd else 1.0), 0.0
-    for i in range(1 + odd, df, 2):
-        total += term
-        term *= i / (i + 1) * math.cos(theta) ** 2
-    inside = math.sin(theta) * total
-    return 2 / math.pi * (theta + inside) if odd else inside
 
 
 def _check_values(values: Values) -> None:
