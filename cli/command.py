@@ -14,13 +14,23 @@ from typer.core import TyperCommand, TyperOption
 from ..errors import DistcamError, InputError
 from ..remarks import refusing
 
-__all__ = ["Command", "Commands", "in_words_of", "option_names", "refuse_unused"]
+__all__ = ["Command", "Commands", "in_words_of", "option_names", "refuse_unused", "running_words"]
 
+_WORDS: ContextVar[str] = ContextVar("words", default="")
 _RUNNING: ContextVar[typer.Context | None] = ContextVar("running", default=None)
 
 
 class Command(TyperCommand):
     """A command whose errors name options as they are typed, and whose branches can refuse what they do not use."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """The context of a call; while its options are read, it is known which command they belong to."""
+        name, parent = args[0], extra.get("parent")
+        token = _WORDS.set(" ".join(filter(None, (_words(parent), name))))
+        try:
+            return super().make_context(*args, **extra)
+        finally:
+            _WORDS.reset(token)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -39,6 +49,19 @@ class Commands(typer.Typer):
     def command(self, *args: Any, **options: Any) -> Any:
         """Register one."""
         return super().command(*args, **{"cls": Command, **options})
+
+
+def _words(context: Any) -> str:
+    """The words of a group of commands, such as `fewshot`; nothing of the root."""
+    if context is None or context.parent is None:
+        return ""
+    return " ".join(filter(None, (_words(context.parent), context.info_name)))
+
+
+def running_words() -> str:
+    """The running command, such as `fewshot train`; empty where it is called from Python."""
+    context = _RUNNING.get()
+    return _WORDS.get() if context is None else _words(context)
 
 
 def refuse_unused(branch: str, *options: str, remedy: str = "") -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,6 +23,9 @@ from .command import option_names
 if TYPE_CHECKING:
     from ..encoders import Encoder
     from .options import FitName
+
+LINE_EVERY = 10.0  # seconds
+_counting: list[list[int]] = []  # what is under way: done, and in all
 
 out = Console(markup=False, highlight=False)  # file names may hold [brackets]
 err = Console(stderr=True, markup=False, highlight=False)
@@ -75,7 +80,11 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr (a terminal only) driven by `progress(done, total)`."""
+    """A bar on stderr driven by `progress(done, total)`; a plain line every ten seconds if that is no terminal."""
+    if not err.is_terminal:
+        with progress_lines(description) as progress:
+            yield progress
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -83,9 +92,39 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+    with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def progress_lines(description: str, *, every: float | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A line on stderr every so many seconds, also while nothing is counted; none from what is done before that.
+
+    Of several at once only those that have begun to count say something.
+    """
+    started, done, over = time.monotonic(), [0, 0], threading.Event()
+    _counting.append(done)
+
+    def speak() -> None:
+        while not over.wait(LINE_EVERY if every is None else every):
+            seconds = f"{time.monotonic() - started:.0f} s"
+            if done[1]:
+                err.print(f"{description}: {done[0]:,} of {done[1]:,} ({seconds})", soft_wrap=True)
+            elif len(_counting) == 1:
+                err.print(f"{description} ({seconds})", soft_wrap=True)
+
+    def progress(count: int, total: int) -> None:
+        done[:] = count, total
+
+    speaker = threading.Thread(target=speak, name="progress", daemon=True)
+    speaker.start()
+    try:
+        yield progress
+    finally:
+        over.set()
+        speaker.join()
+        _counting.remove(done)
 
 
 def load_encoder(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..index.reports import counted
 from .checks import require_encoder, require_images
 from .console import load_encoder, print_json, progress_bar, resumable, say
 from .index import report_skipped
@@ -69,5 +70,5 @@ def encode(
     if as_json:
         print_json(report.to_dict())
         return
-    say(f"{report.added} images encoded into {out_file} by {loaded.short_name}, {loaded.transform.summary}")
+    say(f"{counted(report.added, 'image')} encoded into {out_file} by {loaded.short_name}, {loaded.transform.summary}")
     report_skipped(report.skipped)

@@ -192,12 +192,13 @@ def evaluate(
     overlap = say_overlap(overlap_of(encodings, tested, loaded))
     names = [record.path for record in encodings.records]
     short_name = str(encodings.encoder.get("short_name", ""))
-    results = [
-        fewshot.evaluate(
-            encodings.embeddings, manifest, classifier_of(name, mean=mean), names=names, encoder=short_name
-        )
-        for name in methods
-    ]
+    results = []
+    with progress_bar("methods") as progress:
+        for name in methods:
+            classifier = classifier_of(name, mean=mean)
+            found = fewshot.evaluate(encodings.embeddings, manifest, classifier, names=names, encoder=short_name)
+            results.append(found)
+            progress(len(results), len(methods))
     about = {
         "data": data, "part": part, "split_hash": tested.split_hash, "encoder": encoder, "weights": weights,
         "layer": layer, "fit": fit, "image_size": image_size, "base": base, "features": str(encodings.file),

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
+from ..index.reports import counted
 from .checks import require_encoder, require_file, require_images
 from .command import Commands, refuse_unused
-from .console import err, load_encoder, out, print_json, progress_bar, resumable, say
+from .console import err, load_encoder, note, out, print_json, progress_bar, resumable, say
 from .options import (
     AsJson,
     BatchSize,
@@ -114,7 +115,7 @@ def build(
         print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
         return
     seen_as = f"{loaded.transform.summary}, {gallery.info()['precision']}"
-    say(f"{len(gallery)} images in {out_path}, encoded by {loaded.short_name}; {seen_as}")
+    say(f"{counted(len(gallery), 'image')} in {out_path}, encoded by {loaded.short_name}; {seen_as}")
     if (pooled := gallery.info()["masks"]) is not None:
         say(f"vectors are pooled under masks: {pooled['images']} of them have one in {pooled['folder']}")
     report_skipped(gallery.skipped)
@@ -158,7 +159,8 @@ def add(
         print_json({"gallery": str(gallery), "images": len(opened), **report.to_dict()})
         return
     say(
-        f"{report.added} added, {report.replaced} replaced, {report.unchanged} already there; now {len(opened)} images",
+        f"{report.added} added, {report.replaced} replaced, {report.unchanged} already there; "
+        f"now {counted(len(opened), 'image')}",
     )
     report_skipped(report.skipped)
     note_what_is_due(opened)
@@ -167,39 +169,55 @@ def add(
 @app.command(epilog="Example: `distcam index remove photos.gallery --where 'label=cat'`")
 def remove(
     gallery: GalleryPath,
-    path: Annotated[
-        list[str] | None, typer.Option(help="Path of an image as the gallery lists it; repeatable.")
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(help="Paths of images, as the gallery lists them or where they lie.", show_default=False),
     ] = None,
+    path: Annotated[list[str] | None, typer.Option(help="The same as an option; repeatable.")] = None,
     where: Annotated[str | None, typer.Option(help="A filter, e.g. `label=cat` or `year<2020 and camera!=3`.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Remove images by path or by a filter; nothing is rebuilt."""
     from ..index import Gallery
 
-    if not path and where is None:
-        raise InputError("say what to remove: --path P (repeatable) or --where FILTER")
+    paths = [*(images or ()), *(path or ())]
+    if bool(paths) == (where is not None):
+        raise InputError("say what to remove: paths of images, or --where FILTER; one of both")
     opened = Gallery.open(gallery)
-    removed = opened.remove(paths=path or None, where=where)
+    for hint in opened.filter_hints(where) if where is not None else ():
+        note(hint)
+    removed = opened.remove(paths=paths or None, where=where)
     if as_json:
         print_json({"gallery": str(gallery), "removed": removed, "images": len(opened)})
         return
-    say(f"{removed} removed; {len(opened)} images left")
+    say(f"{removed} removed; {counted(len(opened), 'image')} left")
     note_what_is_due(opened)
 
 
 @app.command(epilog="Example: `distcam index info photos.gallery --json`")
-def info(gallery: GalleryPath, as_json: AsJson = False) -> None:
+def info(
+    gallery: GalleryPath,
+    skipped: Annotated[
+        bool, typer.Option("--skipped", help="Also list every file that could not be used, with the reason.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show what a gallery holds and which encoder built it."""
     from ..index import Gallery
 
-    facts = Gallery.open(gallery, verify=False).info()
+    opened = Gallery.open(gallery, verify=False)
+    facts, left_out = opened.info(), opened.skipped if skipped else ()
     if as_json:
-        print_json(facts)
+        print_json({**facts, **({"skipped_files": [asdict(item) for item in left_out]} if skipped else {})})
         return
     table = Table("what", "value", title=Text(str(gallery)), title_justify="left")
     for name, value in _flat(facts):
         table.add_row(name, Text(value))
     out.print(table)
+    for item in left_out:
+        say(f"{item.path}: {item.reason}")
+    if facts["skipped"] and not skipped:
+        say(f"{counted(facts['skipped'], 'file')} could not be used; --skipped lists them")
 
 
 @app.command(epilog="Example: `distcam index verify photos.gallery --repair`")
@@ -256,12 +274,19 @@ def calibrate(
     opened = Gallery.open(gallery)
     options: dict[str, Any] = {"false_alarm_rate": false_alarms, "exclude_same": exclude_same, "seed": seed}
     if queries is not None:
-        options |= _probes(opened, queries, labels=labels, column=exclude_same, encoder=encoder, device=device)
-    rejection = opened.calibrate(**options)
+        with progress_bar("encoding queries"):
+            options |= _probes(opened, queries, labels=labels, column=exclude_same, encoder=encoder, device=device)
+    with progress_bar("calibrating"):
+        rejection = opened.calibrate(**options)
     if as_json:
         print_json(asdict(rejection))
         return
     say(str(rejection))
+    if rejection.identification_rate < 0.5 * rejection.closed_set_rate:
+        note(
+            f"this threshold turns away more than half of what would be identified without one; more false alarms, "
+            f"such as --false-alarms {min(5 * rejection.target, 0.5):g}, let more of it pass"
+        )
     if not rejection.is_resolved:
         err.print(f"note: {rejection.n_unknown} unknown probes cannot tell {rejection.target:.2%} from none at all")
 
@@ -278,7 +303,7 @@ def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"gallery": str(gallery), "images": len(opened), "bytes_before": before, "bytes": after})
         return
-    say(f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {len(opened)} images")
+    say(f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {counted(len(opened), 'image')}")
 
 
 def _engine(name: str, address: str | None, workers: int | None) -> dict[str, Any]:
@@ -312,7 +337,7 @@ def _probes(
         "embeddings": encoding.embedding.cpu().numpy(),
         "labels": [record.label for record in listing],
         "groups": None if column is None else [record.columns[column] for record in listing],
-        "source": f"{len(listing)} images of {queries}",
+        "source": f"{counted(len(listing), 'image')} of {queries}",
     }
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..index.reports import counted
 from .command import refuse_unused
 from .console import err, print_json, progress_bar, resumable, say
 from .options import AsJson, Device, GalleryPath, Metric
@@ -68,7 +69,7 @@ def import_(
     if as_json:
         print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
         return
-    say(f"{len(gallery)} images in {out_path}, {len(gallery.skipped)} rows skipped")
+    say(f"{counted(len(gallery), 'image')} in {out_path}, {counted(len(gallery.skipped), 'row')} skipped")
     for item in gallery.skipped[:10]:
         err.print(f"  {item.path}: {item.reason}", soft_wrap=True)
     if "imported" in gallery.manifest.encoder.description:

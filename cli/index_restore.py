@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..index.reports import counted
 from .console import print_json, say
 from .options import AsJson
 
@@ -29,4 +30,4 @@ def restore(
     if as_json:
         print_json({"gallery": str(gallery), "from": str(source), "images": images})
         return
-    say(f"{images} images in {gallery}, as in {source}")
+    say(f"{counted(images, 'image')} in {gallery}, as in {source}")

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
+from ..index.reports import counted
 from .console import out, print_json, progress_bar, resumable, say
 from .options import AsJson, Device, GalleryPath
 
@@ -77,7 +78,7 @@ def read_size(text: str) -> int:
 
 def trials_table(report: TuningReport) -> Table:
     """One row for each candidate, the chosen one marked; bytes are per vector, milliseconds per query."""
-    title = Text(f"{report.tuning.images} images, {report.tuning.queries} queries; recall after re-scoring")
+    title = Text(f"{counted(report.tuning.images, 'image')}, {report.tuning.queries} queries; recall after re-scoring")
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("index", no_wrap=True)
     for name in ("bytes", "build s", "@1", "@10", "@100", "ms", "p95", "batch", "fetch", "effort"):

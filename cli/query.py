@@ -12,7 +12,7 @@ import typer
 from ..errors import ImageError, InputError
 from .checks import require_file
 from .command import refuse_unused
-from .console import err, note, out, print_json, say
+from .console import err, note, out, print_json, progress_bar, say
 from .options import AsJson, Device
 from .places import read_box, read_mask, read_point
 
@@ -275,7 +275,11 @@ def _write(
     from ..explain import Look
     from ..retrieval import write_report
 
-    explanations = [matches.explain(**options) for matches in results]
+    explanations = []
+    with progress_bar("explaining") as progress:
+        for matches in results:
+            explanations.append(matches.explain(**options))
+            progress(len(explanations), len(results))
     if target.suffix.lower() == ".html":
         return write_report(target, explanations)
     if target.suffix:

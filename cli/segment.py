@@ -11,12 +11,14 @@ import typer
 
 from ..errors import InputError
 from ..files import replacing
+from ..index.reports import counted
 from .checks import require_images, require_model
 from .command import Commands, refuse_unused
 from .console import out, print_json, progress_bar, say
 from .options import AsJson, Strict
+from .recipes import ListRecipes, RecipePath, Template, find_recipe
 from .segment_inputs import Layout, inference_settings, is_model, mask_pairs, open_data, open_model
-from .task_train import Changes, OutFolder, RecipePath, Resume, Seeds, Variant
+from .task_train import Changes, OutFolder, Resume, Seeds, Variant
 from .train import announcer, changes_with, chosen_seeds, chosen_variants, comparison_table, resumable_runs
 
 if TYPE_CHECKING:
@@ -66,10 +68,13 @@ def train(
     seeds: Seeds = None,
     changes: Changes = None,
     resume: Resume = False,
+    _list: ListRecipes = False,
+    _template: Template = False,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Train as a recipe says: class maps (CAM, CPN, SEAM), or all the way to a segmentation network."""
+    recipe = find_recipe(recipe)
     from ..training.recipe import RecipeFile
     from ..training.runs import compare_runs
 
@@ -213,7 +218,7 @@ def infer(
         return
     if score is not None:
         say(score.table())
-    say(f"{len(data)} masks: {written.masks}")
+    say(f"{counted(len(data), 'mask')}: {written.masks}")
 
 
 @app.command("evaluate", epilog=EVALUATE_EXAMPLE)

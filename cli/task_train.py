@@ -11,6 +11,7 @@ import typer
 
 from .console import out, print_json, progress_bar, say
 from .options import AsJson, Strict
+from .recipes import ListRecipes, RecipePath, Template, find_recipe
 from .train import announcer, changes_with, chosen_seeds, chosen_variants, comparison_table, resumable_runs
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 FEWSHOT_EXAMPLE = "Example: `distcam fewshot train recipes/omniglot_short.toml`"
 REID_EXAMPLE = "Example: `distcam reid train recipes/reid_walkers.toml --variant all --seeds 0,1,2`"
 
-RecipePath = Annotated[Path, typer.Argument(help="A TOML file: data, encoder, losses, and the task's own tables.")]
 OutFolder = Annotated[Path | None, typer.Option("--out", help="Where runs go. Default: runs/NAME, after the recipe's.")]
 Variant = Annotated[str | None, typer.Option(help="One of the recipe's variants, several a,b, or `all`.")]
 Seeds = Annotated[str | None, typer.Option(help="Such as 0,1,2. Default: the recipe's own.")]
@@ -36,10 +36,13 @@ def fewshot_train(
     seeds: Seeds = None,
     changes: Changes = None,
     resume: Resume = False,
+    _list: ListRecipes = False,
+    _template: Template = False,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Train an encoder on base classes, in episodes or in batches, and measure it on stored episodes of novel ones."""
+    recipe = find_recipe(recipe)
     from ..fewshot.training import FewShotRecipe, train
 
     announce = announcer()
@@ -58,10 +61,13 @@ def reid_train(
     seeds: Seeds = None,
     changes: Changes = None,
     resume: Resume = False,
+    _list: ListRecipes = False,
+    _template: Template = False,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a re-identification encoder, and evaluate its queries against the gallery."""
+    recipe = find_recipe(recipe)
     from ..reid.training import ReidRecipe, train
 
     cache, announce = out_path or Path("runs") / recipe.stem, announcer()

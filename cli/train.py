@@ -14,6 +14,7 @@ from ..errors import InputError
 from .command import refuse_unused
 from .console import err, note, out, print_json, progress_bar, say
 from .options import AsJson, Strict
+from .recipes import ListRecipes, RecipePath, Template, find_recipe
 
 if TYPE_CHECKING:
     from ..training.recipe import Recipe
@@ -23,7 +24,7 @@ EXAMPLE = "Example: `distcam train recipes/bias.toml --variant all --seeds 0,1,2
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A TOML file: data, encoder, losses, and the rest.")],
+    recipe: RecipePath,
     out_path: Annotated[
         Path | None, typer.Option("--out", help="Where runs go. Default: runs/NAME, after the recipe's file.")
     ] = None,
@@ -41,10 +42,13 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the recipe with every default filled in; train nothing.")
     ] = False,
+    _list: ListRecipes = False,
+    _template: Template = False,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Train encoders as a recipe says; several variants and seeds end in one table, mean ± standard deviation."""
+    recipe = find_recipe(recipe)
     from ..training.recipe import RecipeFile
 
     file = RecipeFile.read(recipe)

@@ -24,7 +24,7 @@ from .durable import after_commit
 from .filters import Filter
 from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold
-from .reports import AddReport, VerifyReport
+from .reports import AddReport, VerifyReport, counted
 from .rows import Array, stored_path
 from .search import Metric
 from .snapshot import Ids, Snapshot, Verify
@@ -182,7 +182,7 @@ class Gallery(GalleryReader):
         snapshot = self.snapshot
         if embeddings is None:
             probes = own_probes(snapshot, most=most, seed=seed, column=exclude_same)
-            source = source or f"{len(probes.labels)} of its own {len(self)} images, each without itself"
+            source = source or f"{len(probes.labels)} of its own {counted(len(self), 'image')}, each without itself"
         else:
             probes = probes_of(snapshot, embeddings, labels, column=exclude_same, groups=groups)
         nearest = nearest_of_both_kinds(snapshot, probes, column=exclude_same)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -89,7 +89,7 @@ class PictureCorrespondence:
     def show(self, point: Point | None = None, *, limit: int = 6, look: Look | None = None) -> Image:
         """The query with a point and the match under the map for it; without a point the best pairs, numbered alike."""
         query, match = self._matches.query.image, read_image(self.match.file)
-        total = f"{self.parts.total:.3f}, residual {self.parts.residual:.0e}"
+        total = f"similarity {self.parts.total:.3f}" if self._matches.metric in ("cosine", "dot") else "query"
         if point is None:
             pairs = self.pairs(limit)
             return grid(
@@ -104,8 +104,10 @@ class PictureCorrespondence:
         heat = rectify(self.on_match(point))[None]
         mark = (float(point[0]), float(point[1]))
         (tile,) = map_tiles([match], heat, views=[self.match_view], look=look, title=self._title)
+        low, _, high = tile.caption.partition(" … ")
+        tile = replace(tile, caption=f"shares of the similarity, {low} to {high}" if high else tile.caption)
         return grid(
-            [[Tile(draw_points(query, [mark]), title="query", caption=total), tile]],
+            [[Tile(draw_points(query, [mark]), title="query, with the point", caption=total), tile]],
             tile_size=320,
         )
 

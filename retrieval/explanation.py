@@ -20,6 +20,7 @@ from ..explain.regions import region_mask
 from ..explain.rendering import contour, draw_box
 from ..files import replacing
 from ..images import Box, read_image
+from ..index.filters import Eq
 from .masking import gallery_weights
 from .matches import Match, Matches
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..explain.display import Look
+    from ..index import Gallery
+    from ..index.rows import Record
     from .retriever import Retriever
 
 __all__ = ["Explanation", "Reference", "Side", "explain"]
@@ -137,6 +140,22 @@ class Explanation:
         """The rectangle of a picture, in its pixels, that the encoder sees."""
         return self.matches.retriever.encoder.transform.view(*image.size)
 
+    def nearest_member(self, index: int) -> Record | None:
+        """Of a prototype the gallery image that is nearest to it and of its class; None for a match."""
+        return self._members[index]
+
+    @cached_property
+    def _members(self) -> tuple[Record | None, ...]:
+        return tuple(_nearest_member(self.matches.retriever.gallery, reference) for reference in self.references)
+
+    def member_image(self, index: int) -> Image | None:
+        """The picture of `nearest_member`; None if there is none, or its file is gone or damaged."""
+        member = self.nearest_member(index)
+        try:
+            return None if member is None else read_image(self.matches.retriever.gallery.file(member))
+        except ImageError:
+            return None
+
     def reference_image(self, index: int) -> Image | None:
         """The picture of a matched gallery image; None for a prototype or a file that is gone or damaged."""
         match = self.references[index].match
@@ -186,6 +205,14 @@ class Explanation:
         if self.matches.query.weights is not None:
             arrays["region_weights"] = self.matches.query.weights.cpu().numpy()
         return arrays if self.reference_maps is None else arrays | {"reference_maps": self.reference_maps.numpy()}
+
+
+def _nearest_member(gallery: Gallery, reference: Reference) -> Record | None:
+    if reference.match is not None or reference.label is None:
+        return None
+    prototype = gallery.prototypes.embedding(reference.label)
+    (hits,) = gallery.search(prototype[None], 1, where=Eq("label", reference.label))
+    return next(iter(gallery.records(hits.ids)), None)
 
 
 def explain(

@@ -21,15 +21,26 @@ from ..explain.panels import Tile, panel
 from ..explain.rendering import to_data_uri
 from ..files import write_text
 from ..images import Box
+from .explanation import SIGNED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .explanation import Explanation
+    from .explanation import Explanation, Reference
 
 __all__ = ["panel_of", "write_report"]
 
-THUMBNAIL = 256  # longest side in pixels of a picture in the report
+THUMBNAIL = 320  # longest side in pixels of a picture in the report
+WORDS: dict[Weighting, str] = {
+    "dist": "Dist-CAM: where the query shows channels whose strength is close to the reference's.",
+    "dist*s": "Dist-CAM of the channels that the reference has.",
+    "dist*excess": "Dist-CAM of the channels that the reference has more of than the gallery's mean.",
+    "log_ratio": "How many times more of a channel the reference has than the gallery's mean.",
+    "dot": "What each place adds to the dot product with the reference.",
+    "dot_centered": "What each place adds to what sets the reference apart from the gallery's mean.",
+    "gradcam_cos": "The gradient of the cosine; it vanishes as the match gets better.",
+    "caam": "The class-agnostic map: the same for every reference, to compare with.",
+}
 GREY, GREY_SIZE = (214, 217, 222), (96, 96)  # stands for a picture that does not exist
 DIGITS = 4  # significant digits of a map's values in the report
 
@@ -66,8 +77,11 @@ def write_report(
     data = {
         "title": title,
         "notes": list(notes),
-        "weightings": _weightings(explanations[0]),
+        "weightings": {name: WORDS[name] for name in _weightings(explanations[0])},
+        "signed": [name for name in WEIGHTINGS if name in SIGNED or any(each.versus for each in explanations)],
+        "has_unseen": any(_has_unseen(each) for each in explanations),
         "colour_map": bytes(colour_table("inferno").tobytes()).hex(),
+        "signed_colour_map": bytes(colour_table("blue-orange").tobytes()).hex(),
         "queries": [_query_data(each, label, pictures) for each, label in zip(explanations, known, strict=True)],
         "images": pictures,
     }
@@ -93,7 +107,7 @@ def panel_of(explanation: Explanation, look: Look | None = None) -> Image:
         seen,
         [] if answers is None else _answer_tiles(explanation, images, _shown(answers, explanation, look), look),
         colours=look.colours if look.style == "overlay" else None,
-        ends=_words(look) if low is None else (f"{low:.3g}", f"{high:.3g}"),
+        ends=_words(look, explanation) if low is None else (f"{low:.3g}", f"{high:.3g}"),
     )
 
 
@@ -102,8 +116,15 @@ def default_look(explanation: Explanation) -> Look:
     return Look() if explanation.versus is None else Look(colours="blue-orange")
 
 
-def _words(look: Look) -> tuple[str, str]:
-    return ("-", "+") if look.colours == "blue-orange" else ("low", "high")
+def _words(look: Look, explanation: Explanation) -> tuple[str, str]:
+    if look.colours != "blue-orange":
+        return "low", "high"
+    return ("against it", "for it") if explanation.versus is None else (f"for {_short(explanation.versus)}", "for it")
+
+
+def _short(reference: Reference) -> str:
+    """A match by its rank, a prototype by its class."""
+    return f"match {reference.match.rank}" if reference.match else str(reference.label)
 
 
 def _answer_tiles(explanation: Explanation, images: Sequence[Image | None], maps: Tensor, look: Look) -> list[Tile]:
@@ -123,6 +144,10 @@ def _reference_tile(explanation: Explanation, index: int, image: Image | None) -
     title = f"{reference.match.rank} · {reference.label or '–'}" if reference.match else reference.name
     similarity = explanation.matches.retriever.similarity(reference.distance)
     caption = f"similarity {similarity:.3f}"
+    if explanation.versus is not None:
+        caption += f", rather than {_short(explanation.versus)}"
+    if reference.match is None and (member := explanation.member_image(index)) is not None:
+        return Tile(member, title=title, caption=f"{caption}; its nearest member")
     if image is None:
         missing = "" if reference.match is None else ", picture not found"
         return Tile(new_image("RGB", GREY_SIZE, GREY), title=title, caption=caption + missing)
@@ -175,11 +200,32 @@ def _notes(explanation: Explanation) -> list[str]:
     if explanation.matches.query.region is not None:
         notes.append("only the region marked on the query was searched for")
     if explanation.sensitivity is not None:
-        notes.append(
-            f"rank correlation of the {explanation.weighting} map with the one against a stranger: "
-            f"{explanation.sensitivity:.2f} (1.00: the map does not depend on the match)"
-        )
+        notes.append(f"{explanation.weighting}: {_sensitivity(explanation.sensitivity)}")
     return notes
+
+
+def _sensitivity(value: float) -> str:
+    """What the rank correlation with the map against an unrelated image means."""
+    means = (
+        "hardly depends on the match"
+        if value >= 0.95
+        else "depends a little on the match"
+        if value >= 0.75
+        else "depends in part on the match"
+        if value >= 0.4
+        else "depends on the match"
+    )
+    return f"the map {means} (rank correlation {value:.2f} with the one against an unrelated image)"
+
+
+def _has_unseen(explanation: Explanation) -> bool:
+    """Whether the encoder saw less than the whole of one of the pictures."""
+    images = [explanation.matches.query.image, *map(explanation.reference_image, range(len(explanation)))]
+    views = ((explanation.view_of(image), image.size) for image in images if image is not None)
+    return any(
+        view.left > 0.5 or view.top > 0.5 or view.right < width - 0.5 or view.bottom < height - 0.5
+        for view, (width, height) in views
+    )
 
 
 def _reference_data(
@@ -192,10 +238,14 @@ def _reference_data(
     explanation = next(iter(variants.values()))
     reference = explanation.references[index]
     image = explanation.reference_image(index)
+    member = explanation.nearest_member(index)
     key = None
     if reference.match is not None and image is not None:
         key = f"gallery {reference.match.id}"
         pictures.setdefault(key, _thumbnail(image))
+    elif member is not None and (shown := explanation.member_image(index)) is not None:
+        key = f"gallery {member.id}"
+        pictures.setdefault(key, _thumbnail(shown))
     similarity = explanation.matches.retriever.similarity(reference.distance)
     maps = {name: each[index] for name, each in answers.items() if each is not None}
     return {
@@ -203,12 +253,12 @@ def _reference_data(
         if reference.match
         else f"prototype · {reference.label}",
         "label": reference.label,
-        "name": reference.name,
+        "name": reference.name if member is None else f"the member nearest to it: {member.path}",
         "similarity": f"{similarity:.3f}",
         "image": key,
         "view": None if image is None else _fractions(explanation.view_of(image), image),
-        "query_maps": {name: _numbers(each.query_maps[index], each) for name, each in variants.items()},
-        "maps": {name: _numbers(each, variants[name]) for name, each in maps.items()} or None,
+        "query_maps": {name: _numbers(each.query_maps[index]) for name, each in variants.items()},
+        "maps": {name: _numbers(each) for name, each in maps.items()} or None,
         "shape": list(next(iter(maps.values())).shape) if maps else None,
     }
 
@@ -221,9 +271,8 @@ def _maps_on_matches(explanation: Explanation) -> Tensor | None:
         return None
 
 
-def _numbers(raw: Tensor, explanation: Explanation) -> list[float]:
-    shown = rectify(raw) if explanation.is_signed else raw
-    return [float(f"{value:.{DIGITS}g}") for value in shown.flatten().tolist()]
+def _numbers(raw: Tensor) -> list[float]:
+    return [float(f"{value:.{DIGITS}g}") for value in raw.flatten().tolist()]
 
 
 def _fractions(view: Box, image: Image) -> list[float]:

@@ -161,7 +161,7 @@ def test_unreadable_files_are_listed_or_stop_a_strict_build(photos, tmp_path, mo
         (["index", "build", ".", "--out", "g", "--encoder", "resnet18"], "--weights"),
         (["index", "build", ".", "--out", "g", "--encoder", "resnet8", "--weights", "random"], "resnet18"),
         (["query", "nowhere", "probe.jpg"], "nowhere"),
-        (["index", "remove", "nowhere"], "--path P"),
+        (["index", "remove", "nowhere"], "--where FILTER"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(monkeypatch, capsys, tmp_path, arguments, message):

@@ -27,9 +27,14 @@ def test_a_block_that_ends_puts_the_file_in_its_place(tmp_path) -> None:
 )
 def test_a_block_that_fails_leaves_what_was_there(tmp_path, problem) -> None:
     target = write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(type(problem)), replacing(target) as aside:  # noqa: PT012  (the block fails on purpose)
-        aside.write_text("half")
-        raise problem
+
+    def fail() -> None:
+        with replacing(target) as aside:
+            aside.write_text("half")
+            raise problem
+
+    with pytest.raises(type(problem)):
+        fail()
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
     assert target.read_text() == "old"
 

@@ -128,6 +128,48 @@ def test_a_report_is_one_file_that_asks_for_nothing(matches, tmp_path):
     assert all(image.startswith("data:image/jpeg;base64,") for image in data["images"].values())
 
 
+def test_a_report_says_what_its_colours_and_cards_mean(matches, photos, tmp_path):
+    def read(explanation):
+        text = write_report(tmp_path / "r.html", [explanation]).read_text()
+        return text, json.loads(text.split('id="data">')[1].split("</script>")[0])
+
+    text, data = read(matches.explain(weighting="dot_centered"))
+    assert next(iter(data["weightings"])) == "dot_centered"
+    assert set(data["weightings"]) == set(WEIGHTINGS)
+    assert all(data["weightings"].values())
+    assert data["signed"] == [name for name in WEIGHTINGS if name in ("dot", "dot_centered", "gradcam_cos")]
+    raw = [value for each in data["queries"][0]["references"] for value in each["query_maps"]["gradcam_cos"]]
+    assert min(raw) < 0 < max(raw)  # blue and orange need both sides
+    assert data["has_unseen"] is False
+    assert "How to read this page" in text
+    prototype = data["queries"][0]["references"][0]
+    assert prototype["name"].startswith("the member nearest to it: ")
+    assert prototype["label"] in prototype["name"]
+    assert prototype["image"] in data["images"]
+    assert set(read(matches.explain(versus=2))[1]["signed"]) == set(WEIGHTINGS)
+
+
+def test_a_report_dims_what_the_encoder_did_not_see(photos, tmp_path):
+    encoder = Encoder.load("conv4", weights="random", transform=Transform(size=64, fit="crop"))
+    with Image.open(next(photos.rglob("*.jpg"))) as image:
+        image.resize((96, 64)).save(tmp_path / "wide.jpg")
+    matches = Retriever(Gallery.build(photos, encoder, out=tmp_path / "g"), encoder).query(tmp_path / "wide.jpg", k=2)
+    text = write_report(tmp_path / "r.html", [matches.explain()]).read_text()
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert data["has_unseen"] is True
+    left, _, right, _ = data["queries"][0]["view"]
+    assert 0 < left < right < 1
+    assert 'class: "unseen"' in text
+
+
+def test_a_prototype_is_shown_by_its_nearest_member(matches):
+    explanation = matches.explain(against="prototype")
+    member = explanation.nearest_member(0)
+    assert member.label == explanation.references[0].label
+    assert explanation.member_image(0).size == (64, 64)
+    assert matches.explain().nearest_member(0) is None
+
+
 def test_a_report_says_what_it_cannot_do(matches, tmp_path):
     with pytest.raises(InputError, match="at least one explanation"):
         write_report(tmp_path / "r.html", [])

@@ -52,6 +52,9 @@ def open_data(spec: str) -> FewShotData:
         raise InputError(f"no data set {name!r}{hint}")
     if key == "folder" and place.lower().endswith(".csv") and Path(place).is_file():
         return folder(Path(place), split or None)
+    if key == "folder" and place.lower().endswith(".csv") and Path(place).is_file():
+        return folder(Path(place), split or None)
     if not place or not all(Path(part).is_dir() for part in place.split(",") if key == "mini-to-cub" or part == place):
-        raise InputError(f"{spec}: {place or 'nothing'} is no folder")
+        what = "neither a folder nor a CSV with path and label" if key == "folder" else "no folder"
+        raise InputError(f"{spec}: {place or 'nothing'} is {what}")
     return DATA_SETS[key](Path(place), split or None)
