@@ -116,6 +116,7 @@ def build(
         return
     seen_as = f"{loaded.transform.summary}, {gallery.info()['precision']}"
     say(f"{len(gallery)} images in {out_path}, encoded by {loaded.short_name}; {seen_as}")
+    say(_classes_of(gallery))
     if (pooled := gallery.info()["masks"]) is not None:
         say(f"vectors are pooled under masks: {pooled['images']} of them have one in {pooled['folder']}")
     report_skipped(gallery.skipped)
@@ -295,6 +296,16 @@ def _engine(name: str, address: str | None, workers: int | None) -> dict[str, An
         return {"engine": RayEngine(address, workers)}
     refuse_unused("by the local engine", "ray_address", "ray_workers", remedy="add --engine ray")
     return {}
+
+
+def _classes_of(gallery: Gallery) -> str:
+    """One line: how many classes, the first of them, and how many images have none."""
+    names = gallery.labels
+    if not names:
+        return "no image has a label"
+    bare = len(gallery) - int(gallery.prototypes.counts.sum())
+    more = ", …" if len(names) > 3 else ""
+    return f"{len(names)} classes ({', '.join(names[:3])}{more})" + (f", {bare} images without a label" if bare else "")
 
 
 def _probes(

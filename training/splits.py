@@ -294,7 +294,8 @@ def _listed_splits(
 def _listed(settings: DataSettings, folder: Path) -> tuple[Listing, Path]:
     """The images, and the folder or table that they are listed in."""
     name, base = settings.source(folder)
-    return quiet_listing(base / name, settings.labels or None, strict=settings.strict), base / name
+    labels = settings.labels or ("column" if settings.label_columns else None)  # then no label is missed
+    return quiet_listing(base / name, labels, strict=settings.strict), base / name
 
 
 def _parts(
