@@ -70,8 +70,8 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
     names = [name for line in text_of(chosen).splitlines() if (name := line.strip())]
     if not names:
         raise InputError(f"{chosen} lists no picture")
-    there = {file.stem: file for file in sorted((root / "JPEGImages").iterdir()) if file.suffix.lower() in _SUFFIXES}
-    images = Names(there)
+    pictures = {file.stem: file for file in sorted((root / "JPEGImages").iterdir()) if file.suffix.lower() in _SUFFIXES}
+    images = Names(pictures)
     masks = MaskFolder(root / "SegmentationClass")
     found, masked = Join(), Join()
     entries = []
@@ -81,8 +81,8 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
         if key is not None:
             mask = masks.file(f"{name}.jpg")
             masked.add(name, name if mask.is_file() else None)
-            entries.append(Entry(name, there[key], mask if mask.is_file() else None))
-    fit = replace(found.fit(there), unused=0)  # pictures of other splits lie there too
+            entries.append(Entry(name, pictures[key], mask if mask.is_file() else None))
+    fit = replace(found.fit(pictures), unused=0)  # pictures of other splits lie there too
     fit.tell(what="a file", images=f"names in {chosen.name}", lines=f"files in {root / 'JPEGImages'}")
     if any(entry.mask for entry in entries):  # a list of pictures without any mask is one to infer
         masked.fit([]).tell(what="a mask", images="pictures", lines="")
