@@ -189,7 +189,7 @@ def _notes(images: BoxedImages, skipped: Sequence[str]) -> tuple[str, ...]:
     if images.without_boxes or images.without_label:
         notes.append(f"Left out: {images.without_boxes} images without a box, {images.without_label} without a class.")
     if skipped:
-        notes.append(f"Left out as unreadable: {len(skipped)} images, the first: {skipped[0]}")
+        notes.append(f"Left out since they cannot be used: {len(skipped)} images, the first: {skipped[0]}")
     return tuple(notes)
 
 
