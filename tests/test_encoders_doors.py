@@ -21,6 +21,7 @@ from distcam.encoders import BNNeck, Encoder, Identity, Inference, Linear
 from distcam.encoders.backbones import available_architectures
 from distcam.encoders.names import OWN_ARCHITECTURES
 from distcam.encoders.networks import load_network
+from distcam.encoders.weights import usual_transform
 from distcam.errors import InputError, WeightsError
 from distcam.images import Transform
 from distcam.segmentation.segmenter import build_segmenter
@@ -444,6 +445,12 @@ def test_a_timm_model_says_what_it_wants(attribute: str) -> None:
     transform = Encoder.load(module).transform
     assert (transform.mean, transform.std, transform.size) == ((0.5, 0.5, 0.5), (0.4, 0.4, 0.4), (96, 80))
     assert transform.interpolation == "bicubic"
+
+
+def test_published_files_of_the_inceptions_want_one_half() -> None:
+    for name in ("googlenet", "inception_v3"):
+        assert usual_transform(name).mean == usual_transform(name).std == (0.5, 0.5, 0.5)
+    assert usual_transform("resnet50") == Transform()
 
 
 def test_mean_and_deviation_given_are_used_and_nothing_is_said(tmp_path: Path) -> None:
