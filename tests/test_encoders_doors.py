@@ -345,6 +345,21 @@ def test_a_batch_norm_neck_of_the_file_becomes_the_head(place: str, tmp_path: Pa
         assert isinstance(loaded(content, tmp_path, head=Identity()).head, Identity)
 
 
+def test_a_module_around_the_network_takes_the_networks_own_file(tmp_path: Path) -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    own = Around().net.state_dict()
+    torch.save({"model": under("module.", own)}, tmp_path / "w.pth")
+    encoder = Encoder.load(Around(), weights=tmp_path / "w.pth", transform=SMALL)
+    assert torch.equal(encoder.backbone.net[0].weight, own["0.weight"])
+
+
 def old_densenet(state: State) -> State:
     renamed = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): t for name, t in state.items()}
     return {name: tensor for name, tensor in renamed.items() if not name.endswith("num_batches_tracked")}
