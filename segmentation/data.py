@@ -102,7 +102,7 @@ class MaskedImages:
         Raises:
             ImageError: it cannot be read.
         """
-        return read_image(self._entries[i].image)
+        return read_image(self._entries[i].image, whole=True)
 
     def has_mask(self, i: int) -> bool:
         """Whether picture i comes with a mask."""
@@ -119,7 +119,7 @@ class MaskedImages:
         if entry.mask is None:
             return None
         values = read_class_numbers(entry.mask)
-        width, height = read_image(entry.image).size
+        width, height = read_image(entry.image, whole=True).size
         if values.shape != (height, width):
             raise InputError(
                 f"{entry.mask}: expected a mask in the size of its picture, {width} x {height}; "
