@@ -88,15 +88,15 @@ def _pixel_option() -> Any:
 
     @app.command()
     def _(
-        max_pixels: Annotated[  # noqa: ARG001 - its callback is all there is to it
+        max_pixels: Annotated[
             int | None,
             typer.Option(
                 min=64,
                 expose_value=False,
                 callback=_set_pixel_limit,
                 metavar="N",
-                help="Largest image, width × height. Default: 64 million; of JPEGs above it, up to four times as large, "
-                "the finest detail is left out.",
+                help="Largest image, width × height. Default: 64 million; JPEGs of up to four times as many "
+                "are reduced.",
             ),
         ] = None,
     ) -> None: ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from distcam import DistcamWarning
 from distcam.cli.console import remarks
 from distcam.errors import InputError
