@@ -20,6 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from .fairness import asking_client
 from .limits import RateLimit, client_key
 from .metrics import Metrics
 from .refusals import Refusal
@@ -172,6 +173,7 @@ class Guard:
         if traffic.is_draining:
             raise Refusal(503, "the server is shutting down; ask again", reason="draining", retry_after=5)
         client = client_key((scope.get("client") or ("unknown", 0))[0])
+        asking_client.set(client)
         if wait := self._rate.wait_for(client):
             raise Refusal(429, f"more than {settings.rate:g} requests a second", reason="rate", retry_after=wait)
         if (total := traffic.at_work.total()) >= settings.concurrency:

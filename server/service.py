@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
+from ..deadlines import finish_by
 from ..encoders import Encoder, Encoding, Inference
 from ..index import Gallery
 from ..retrieval import Retriever
 from ..retrieval.unknown import UnknownInference
 from .batching import Batcher, Done
+from .decoding import Decoders
+from .fairness import FairSlots
 from .kept import KeptQueries
 from .live import LiveGallery
 from .metrics import Metrics
 from .settings import Settings
 
-__all__ = ["Service"]
+__all__ = ["Read", "Service"]
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_DECODERS = max(2, min(8, os.cpu_count() or 2))  # threads
+_DECODERS = max(2, min(8, os.cpu_count() or 2))  # processes
 _WORKERS = 4  # threads that search and explain
+_LAST_S = 3.0  # that threads may still take when the server ends
+
+
+@dataclass(frozen=True)
+class Read:
+    """An upload that was read.
+
+    Attributes:
+        size: width and height of the upright picture.
+        decode_s: seconds that decoding took, waiting for a decoder included.
+        done: its encoding.
+    """
+
+    size: tuple[int, int]
+    decode_s: float
+    done: Done[Encoding]
 
 
 class QueuedInference:
@@ -81,13 +106,16 @@ class Service:
         self.changing = asyncio.Lock()
         self.has_changed = False
         self._batcher: Batcher[Tensor, Encoding] | None = None
-        self._decoders: ThreadPoolExecutor | None = None
+        self._decoders: Decoders | None = None
         self._workers: ThreadPoolExecutor | None = None
+        self._turns: FairSlots | None = None
+        self.has_hung_threads = False
 
     async def start(self) -> None:
         """Take up work."""
-        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="distcam-decode")
+        self._decoders = Decoders(_DECODERS, seconds=self.settings.decode_limit_s, max_pixels=self.settings.max_pixels)
         self._workers = ThreadPoolExecutor(_WORKERS, "distcam-search", initializer=_one_thread_each)
+        self._turns = FairSlots(_WORKERS)
         self._batcher = batcher = Batcher(
             self._encode_batch,
             max_batch=self.settings.max_batch,
@@ -100,30 +128,44 @@ class Service:
         self.metrics.watch(lambda: len(batcher), lambda: self.kept.nbytes)
 
     async def stop(self) -> None:
-        """Finish what waits, and let go of everything."""
+        """Finish what waits, and let go of everything; a thread that does not end by then is left behind.
+
+        Whoever runs the server looks at `has_hung_threads`: Python would wait for such a thread for ever.
+        """
         assert self._batcher is not None
+        assert self._workers is not None
+        assert self._decoders is not None
+        assert self._turns is not None
+        await self._decoders.close()
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        end = time.monotonic() + _LAST_S
+        while self._turns.held and time.monotonic() < end:  # in the loop: a thread may be waiting for it
+            await asyncio.sleep(0.01)
+        if self._turns.held:
+            self.has_hung_threads = True
+            _log.warning("%d threads are still at work, and are left behind", self._turns.held)
         await self._batcher.close()
-        for pool in (self._decoders, self._workers):
-            assert pool is not None
-            await asyncio.to_thread(pool.shutdown)  # a thread may be waiting for this very loop
-        self.live.close(save_caches=self.has_changed)
+        if not self.has_hung_threads:
+            self.live.close(save_caches=self.has_changed)
 
     # --- Work --------------------------------------------------------------------------------------------------------
 
-    async def encode(self, read: Callable[[], tuple[T, Tensor]]) -> tuple[T, float, Done[Encoding]]:
-        """Decode in one of the decoding threads, then wait for a forward pass.
+    async def encode(self, data: bytes) -> Read:
+        """Decode an upload in one of the decoding processes, then wait for a forward pass.
 
-        Returns what `read` returned besides the pixels, the seconds that decoding took, and the encoding.
+        Raises:
+            Refusal: 413 or 415, it is too large, or no usable picture; 503, too many wait.
         """
         assert self._batcher is not None
+        assert self._decoders is not None
         start = time.perf_counter()
         with self._batcher.expecting():
-            rest, pixels = await asyncio.get_running_loop().run_in_executor(self._decoders, read)
+            size, pixels = await self._decoders.decode(data, self._seen)
         seconds = time.perf_counter() - start
         self.metrics.steps.labels("decode").observe(seconds)
         done = await self._batcher.submit(pixels)
         self.metrics.steps.labels("queue").observe(done.queue_s)
-        return rest, seconds, done
+        return Read(size, seconds, done)
 
     async def read(self, work: Callable[[Retriever], T], *, step: str = "read") -> T:
         """What some work on the newest generation returns; done in a thread."""
@@ -138,11 +180,31 @@ class Service:
         return await self.in_thread(in_thread)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """What some other work returns; done in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+        """What some other work returns; done in a thread, when it is this client's turn, and not for ever.
+
+        Raises:
+            DeadlineError: the work looks at its deadline, and takes longer than `work_limit_s`.
+        """
+        assert self._turns is not None
+
+        loop, turns = asyncio.get_running_loop(), self._turns
+        client = await turns.take()
+
+        def timed() -> T:
+            try:
+                with finish_by(time.monotonic() + self.settings.work_limit_s):
+                    return work()
+            finally:  # not before, though nobody may wait for it any more: until now it had a thread
+                with suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(turns.leave, client)
+
+        return await asyncio.shield(loop.run_in_executor(self._workers, timed))
 
     def _encode_batch(self, pixels: list[Tensor]) -> list[Encoding]:
         return list(self.inference(torch.stack(pixels)).to("cpu"))
+
+    def _seen(self, picture: Image) -> tuple[tuple[int, int], Tensor]:
+        return picture.size, self.inference.transform(picture)
 
     def _prepare_thread(self) -> None:
         if self.settings.threads is not None:
