@@ -29,6 +29,7 @@ _START = "import sys; sys.path[:] = {path!r}; from {package}.images.decoder impo
 _PACKAGE = __name__.rpartition(".server")[0]
 _PATIENCE = 4.0  # times the processor's seconds, for a machine that is busy, or cannot count them
 _ENDING_S = 2.0
+_PIPE_BYTES = 1 << 20  # what Linux gives anybody; pixels then pass in fewer, larger pieces
 
 
 class Decoders:
@@ -164,7 +165,11 @@ def _started() -> subprocess.Popen[bytes]:
     code = _START.format(path=path, package=_PACKAGE)
     threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}  # each reserves address space
     return subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **threads}
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pipesize=_PIPE_BYTES,
+        env={**os.environ, **threads},
     )
 
 

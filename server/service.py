@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 _DECODERS = max(2, min(8, os.cpu_count() or 2))  # processes
 _WORKERS = 4  # threads that search and explain
+_LOOK_S = 0.25  # that `/health` waits for a look at the gallery
 _LAST_S = 3.0  # that threads may still take when the server ends
 
 
@@ -101,8 +102,15 @@ class Service:
         encoder, self.inference = _encoder_for(settings)
         self._queued = QueuedInference(self.inference, at_once=min(settings.max_batch, settings.queue))
         self.live = LiveGallery(
-            settings.gallery, encoder, self._queued, root=settings.root, on_change=self.metrics.gallery_changed
+            settings.gallery,
+            encoder,
+            self._queued,
+            root=settings.root,
+            uploads=settings.uploads_folder if settings.is_writable else None,
+            on_change=self.metrics.gallery_changed,
         )
+        self._following: asyncio.Future[None] | None = None
+        self._watcher: ThreadPoolExecutor | None = None
         self.changing = asyncio.Lock()
         self.has_changed = False
         self._batcher: Batcher[Tensor, Encoding] | None = None
@@ -116,6 +124,7 @@ class Service:
         self._decoders = Decoders(_DECODERS, seconds=self.settings.decode_limit_s, max_pixels=self.settings.max_pixels)
         self._workers = ThreadPoolExecutor(_WORKERS, "distcam-search", initializer=_one_thread_each)
         self._turns = FairSlots(_WORKERS)
+        self._watcher = ThreadPoolExecutor(1, "distcam-watch")
         self._batcher = batcher = Batcher(
             self._encode_batch,
             max_batch=self.settings.max_batch,
@@ -133,11 +142,12 @@ class Service:
         Whoever runs the server looks at `has_hung_threads`: Python would wait for such a thread for ever.
         """
         assert self._batcher is not None
-        assert self._workers is not None
         assert self._decoders is not None
         assert self._turns is not None
         await self._decoders.close()
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._workers, self._watcher):
+            assert pool is not None
+            pool.shutdown(wait=False, cancel_futures=True)
         end = time.monotonic() + _LAST_S
         while self._turns.held and time.monotonic() < end:  # in the loop: a thread may be waiting for it
             await asyncio.sleep(0.01)
@@ -147,6 +157,20 @@ class Service:
         await self._batcher.close()
         if not self.has_hung_threads:
             self.live.close(save_caches=self.has_changed)
+
+    async def known(self) -> tuple[int, int]:
+        """Images and generation, as they are if that can be told soon, else as they were last; for `/health`.
+
+        The look at the gallery has a thread of its own, and is not waited for while searches are at work.
+
+        Raises:
+            Refusal: 503, the gallery cannot be used.
+        """
+        if self._following is None or self._following.done():
+            loop = asyncio.get_running_loop()
+            self._following = loop.run_in_executor(self._watcher, self.live.follow)
+        await asyncio.wait({self._following}, timeout=_LOOK_S)
+        return self.live.known
 
     # --- Work --------------------------------------------------------------------------------------------------------
 
