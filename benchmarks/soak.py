@@ -396,7 +396,7 @@ def ways_of(port: int) -> dict[str, Way]:
         head = b"POST /api/v1/search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nContent-Type: "
         with connected(own) as connection:
             connection.sendall(head + FORM["Content-Type"].encode() + b"\r\n\r\n")
-            for _ in range(400):
+            for _ in range(1600):
                 connection.sendall(b"10000\r\n" + bytes(65536) + b"\r\n")
         return "never cut"
 

@@ -17,6 +17,8 @@ from typing import IO, TypeVar, cast
 
 from PIL import Image
 
+from ..errors import ImageError
+from ..images import image_size
 from ..images.decoder import ANSWER, DONE, MEMORY, REQUEST, TOO_LARGE
 from .fairness import FairSlots
 from .refusals import Refusal
@@ -29,14 +31,15 @@ _START = "import sys; sys.path[:] = {path!r}; from {package}.images.decoder impo
 _PACKAGE = __name__.rpartition(".server")[0]
 _PATIENCE = 4.0  # times the processor's seconds, for a machine that is busy, or cannot count them
 _ENDING_S = 2.0
+_LARGE_PIXELS = 25_000_000
 _PIPE_BYTES = 1 << 20  # what Linux gives anybody; pixels then pass in fewer, larger pieces
 
 
 class Decoders:
     """A few decoding processes, started when they are first needed, and again after one had to be ended.
 
-    Clients take turns, and one client never has them all. When a request is given up, by its client or its time limit,
-    the process that works for it is ended.
+    Clients take turns; one client never has them all, and neither have large pictures (`FairSlots`). When a request is
+    given up, by its client or its time limit, the process that works for it is ended.
 
     Args:
         count: processes.
@@ -58,7 +61,8 @@ class Decoders:
         Raises:
             Refusal: 413, it is too large, or takes too long or too much memory; 415, it is no usable picture.
         """
-        async with self._slots.taken():
+        is_large = await asyncio.to_thread(_is_large, data)
+        async with self._slots.taken(is_heavy=is_large):
             process = self._idle.pop()
             loop = asyncio.get_running_loop()
             stop = threading.Event()
@@ -80,6 +84,16 @@ class Decoders:
         for process in self._all:
             process.end()
         await asyncio.to_thread(self._threads.shutdown)
+
+
+def _is_large(data: bytes) -> bool:
+    """Whether a picture takes long, as far as its header tells: more pixels than most phones make, scans counted."""
+    try:
+        width, height = image_size(data)
+    except ImageError:
+        return False
+    is_progressive = data.find(b"\xff\xc2", 0, 1 << 16) >= 0
+    return width * height * (3 if is_progressive else 1) > _LARGE_PIXELS
 
 
 def _too_long() -> Refusal:

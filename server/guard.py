@@ -58,6 +58,7 @@ _HEADERS = {
 
 _OPEN_PATHS = {"/", "/favicon.ico", "/health", "/ready"}  # without a read token
 _CLOSING = {413, 431}
+_OVERFULL = 4  # times the concurrency, for clients that have less than their share of it
 _MOST_HEADERS, _HEAD_BYTES = 100, 32 << 10
 COOKIE = "distcam_reader"
 
@@ -149,9 +150,7 @@ class Guard:
                 for name, value in _HEADERS.items():
                     headers[name] = value
                 headers.setdefault("Cache-Control", "no-store" if is_api else "no-cache")
-                if (
-                    self._traffic.is_draining or status in _CLOSING or must_close
-                ):  # the rest is not waited for
+                if self._traffic.is_draining or status in _CLOSING or must_close:  # the rest is not waited for
                     headers["Connection"] = "close"
             await send(message)
 
@@ -232,9 +231,11 @@ class Guard:
         asking_client.set(client)
         if wait := self._rate.wait_for(client):
             raise Refusal(429, f"more than {settings.rate:g} requests a second", reason="rate", retry_after=wait)
-        if (total := traffic.at_work.total()) >= settings.concurrency:
+        total, own = traffic.at_work.total(), traffic.at_work[client]
+        share = settings.concurrency // len(traffic.at_work.keys() | {client})  # who has less is let in all the same
+        if total >= settings.concurrency and (own >= share or total >= _OVERFULL * settings.concurrency):
             raise Refusal(429, f"{total} requests are at work already", reason="concurrency", retry_after=1)
-        if (own := traffic.at_work[client]) >= settings.client_concurrency:
+        if own >= settings.client_concurrency:
             raise Refusal(429, f"{own} of your requests are at work already", reason="concurrency", retry_after=1)
         return traffic.of(client)
 

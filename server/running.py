@@ -145,6 +145,7 @@ def run(
         access_log: a line of JSON on standard error for every request.
         on_ready: called when requests are answered.
     """
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is none
     if access_log:
         _log_requests(app)
     # uvicorn raises the signals once more when it is done, for whoever was asked before; that is nobody

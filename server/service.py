@@ -212,7 +212,7 @@ class Service:
         assert self._turns is not None
 
         loop, turns = asyncio.get_running_loop(), self._turns
-        client = await turns.take()
+        place = await turns.take()
 
         def timed() -> T:
             try:
@@ -220,7 +220,7 @@ class Service:
                     return work()
             finally:  # not before, though nobody may wait for it any more: until now it had a thread
                 with suppress(RuntimeError):  # the loop has ended
-                    loop.call_soon_threadsafe(turns.leave, client)
+                    loop.call_soon_threadsafe(turns.leave, place)
 
         return await asyncio.shield(loop.run_in_executor(self._workers, timed))
 

@@ -26,7 +26,8 @@ class Settings:
         max_batch: images of one forward pass.
         window_ms: how long the first image of a batch waits for others that are on their way.
         queue: images that may wait for the network; one more is answered with 503.
-        concurrency: requests of the API at the same time; one more is answered with 429.
+        concurrency: requests of the API at the same time; one more is answered with 429, unless its client has less
+            than an equal share of them.
         client_concurrency: how many of them one client may have, so that nobody has them all.
         rate: requests a second of one client, which may save up twice as many; 0 sets no limit.
         max_upload_bytes: largest picture.

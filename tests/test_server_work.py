@@ -145,25 +145,42 @@ def test_the_decoding_process_does_not_import_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_places_go_round_among_clients_and_come_back():
-    order = []
+def turns(asked, *, count=1, seconds=None, cancelled=()):
+    """The order in which clients get their places: "a" light, "A" heavy; each keeps his for `seconds` of the clock."""
+    order, now = [], [0.0]
 
     async def ask(slots, client):
-        asking_client.set(client)
-        async with slots.taken():
+        asking_client.set(client.lower())
+        async with slots.taken(is_heavy=client.isupper()):
             order.append(client)
+            now[0] += (seconds or {}).get(client, 0.0)
             await asyncio.sleep(0)
 
     async def main():
-        slots = FairSlots(1)
-        tasks = [asyncio.create_task(ask(slots, client)) for client in "aaaabbc"]
+        slots = FairSlots(count, clock=lambda: now[0])
+        tasks = [asyncio.create_task(ask(slots, client)) for client in asked]
         await asyncio.sleep(0)
-        tasks[3].cancel()
+        for number in cancelled:
+            tasks[number].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert slots.held == 0
 
     asyncio.run(main())
-    assert order == ["a", "a", "b", "c", "a", "b"]  # the first came when nobody waited
+    return "".join(order)
+
+
+def test_clients_take_turns_and_whoever_leaves_is_passed_over():
+    assert turns("aaaabbc", cancelled=[3]) == "aabcab"  # the first came when nobody waited
+
+
+def test_who_has_had_least_comes_next():
+    assert turns("aaabbb", seconds={"a": 1.0, "b": 0.1}) == "abbbaa"
+
+
+def test_heavy_work_leaves_a_place_to_light_work():
+    order = turns("AABBc", count=2)
+    assert order.index("c") == 1
+    assert sorted(order) == sorted("AABBc")
 
 
 # --- Filters and searches ---------------------------------------------------------------------------------------------
