@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from distcam import DistcamWarning
 from distcam.cli.console import remarks
 from distcam.errors import InputError

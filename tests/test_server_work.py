@@ -17,7 +17,6 @@ import pytest
 from serving import picture_bytes, running, served
 from test_images_work import with_scans
 
-from distcam.deadlines import DeadlineError, check_deadline, finish_by
 from distcam.server.decoding import Decoders
 from distcam.server.fairness import FairSlots, asking_client
 from distcam.server.refusals import Refusal
@@ -184,18 +183,6 @@ def test_heavy_work_leaves_a_place_to_light_work():
 
 
 # --- Filters and searches ---------------------------------------------------------------------------------------------
-
-
-def test_a_deadline_ends_only_what_looks_at_it():
-    check_deadline()
-    with (
-        finish_by(time.monotonic() + 60),
-        finish_by(time.monotonic() - 1),
-        finish_by(time.monotonic() + 60),  # never later than around it
-        pytest.raises(DeadlineError),
-    ):
-        check_deadline()
-    check_deadline()
 
 
 def test_a_filter_that_takes_too_long_is_given_up(small_gallery):
