@@ -225,7 +225,7 @@ def _seen(
     read: dict[Path, tuple[Tensor, tuple[int, int], NDArray[np.bool_] | None]] = {}
 
     def load(image: BoxedImage) -> Tensor:
-        picture = read_image(image.file)
+        picture = read_image(image.file, whole=True)
         pixels = transform(picture)
         read[image.file] = (pixels, picture.size, None if masks is None else _mask_of(image, picture.size, masks))
         return pixels

@@ -102,7 +102,7 @@ class MaskedImages:
         Raises:
             ImageError: it cannot be read.
         """
-        return read_image(self._entries[i].image)
+        return read_image(self._entries[i].image, whole=True)
 
     def has_mask(self, i: int) -> bool:
         """Whether picture i comes with a mask."""
@@ -119,7 +119,7 @@ class MaskedImages:
         if entry.mask is None:
             return None
         values = read_class_numbers(entry.mask)
-        width, height = read_image(entry.image).size
+        width, height = read_image(entry.image, whole=True).size
         if (problem := wrong_size(entry.mask, (values.shape[1], values.shape[0]), (width, height))) is not None:
             raise InputError(f"{entry.image}: {problem}; expected a mask in the size of its picture")
         return self._ids.renumbered(values, len(self.class_names), entry.mask)
