@@ -37,6 +37,7 @@ from . import (
 )
 from .command import Commands
 from .console import complain, remarks
+from .options import ReadsImages
 
 __all__ = ["app", "main"]
 
@@ -69,6 +70,18 @@ app.command(name="train", epilog=train.EXAMPLE)(train.train)
 app.command(name="serve", epilog=serve.EXAMPLE)(serve.serve)
 app.command(name="demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command(name="env", epilog=env.EXAMPLE)(env.env)
+
+_READING = {  # the commands that read images
+    app: {"query", "explain", "encode", "evaluate", "localize", "train", "serve"},
+    index.app: {"build", "add", "calibrate", "sync"},
+    fewshot.app: {"evaluate", "report", "fewshot_train"},
+    reid.app: {"audit", "evaluate", "explain", "reid_train"},
+    segment.app: {"train", "infer", "evaluate"},
+}
+for group, functions in _READING.items():
+    for command in group.registered_commands:
+        if command.callback is not None and command.callback.__name__ in functions:
+            command.cls = ReadsImages
 
 
 def _version(show: bool) -> None:

@@ -198,13 +198,18 @@ def _measure(answers: Answers) -> dict[str, Any]:
         "novel_classes": len(counts),
         "gallery_images": len(gallery),
         "queries": n,
-        "recall_at_1": sum(matches[0].label == record.label for record, matches in answers) / n,
+        "recall_at_1": sum(_is_found(record, matches) for record, matches in answers) / n,
         "recall_at_1_chance": sum(counts[record.label] for record, _ in answers) / (n * len(gallery)),
         "nearest_prototype": sum((matches.prototype or "?")[0] == record.label for record, matches in answers) / n,
         "peak_in_box": _peaks(answers, "dist"),
         "peak_in_box_caam": _peaks(answers, "caam"),
         "peak_in_box_chance": sum(_area_share(record, matches) for record, matches in answers) / n,
     }
+
+
+def _is_found(record: SceneRecord, matches: Matches) -> bool:
+    """Whether the nearest image is of the query's class, and none of another as near."""
+    return all(match.label == record.label for match in matches if match.distance == matches[0].distance)
 
 
 def _area_share(record: SceneRecord, matches: Matches) -> float:

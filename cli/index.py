@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ..errors import InputError
 from ..index.reports import counted
+from ..remarks import remark
 from .checks import require_encoder, require_file, require_images
 from .command import Commands, refuse_unused
 from .console import err, load_encoder, note, out, print_json, progress_bar, resumable, say
@@ -116,6 +117,7 @@ def build(
         return
     seen_as = f"{loaded.transform.summary}, {gallery.info()['precision']}"
     say(f"{counted(len(gallery), 'image')} in {out_path}, encoded by {loaded.short_name}; {seen_as}")
+    say(_classes_of(gallery))
     if (pooled := gallery.info()["masks"]) is not None:
         say(f"vectors are pooled under masks: {pooled['images']} of them have one in {pooled['folder']}")
     report_skipped(gallery.skipped)
@@ -260,13 +262,16 @@ def calibrate(
     encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the draw among the gallery's own images.")] = 0,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose from which distance on nothing is a match, and store it with its error rates in the gallery."""
     from ..index import Gallery
 
     if queries is None:
-        refuse_unused("by the gallery's own images", "labels", "encoder", "device", remedy="add --queries IMAGES")
+        refuse_unused(
+            "by the gallery's own images", "labels", "encoder", "device", "strict", remedy="add --queries IMAGES"
+        )
     else:
         refuse_unused("with --queries, which all ask", "seed")
         require_file(encoder, "--encoder")
@@ -275,7 +280,9 @@ def calibrate(
     options: dict[str, Any] = {"false_alarm_rate": false_alarms, "exclude_same": exclude_same, "seed": seed}
     if queries is not None:
         with progress_bar("encoding queries"):
-            options |= _probes(opened, queries, labels=labels, column=exclude_same, encoder=encoder, device=device)
+            options |= _probes(
+                opened, queries, labels=labels, column=exclude_same, encoder=encoder, device=device, strict=strict
+            )
     with progress_bar("calibrating"):
         rejection = opened.calibrate(**options)
     if as_json:
@@ -316,10 +323,29 @@ def _engine(name: str, address: str | None, workers: int | None) -> dict[str, An
     return {}
 
 
+def _classes_of(gallery: Gallery) -> str:
+    """One line: how many classes, the first of them, and how many images have none."""
+    names = gallery.labels
+    if not names:
+        return "no image has a label"
+    bare = len(gallery) - int(gallery.prototypes.counts.sum())
+    more = ", …" if len(names) > 3 else ""
+    return f"{len(names)} classes ({', '.join(names[:3])}{more})" + (f", {bare} images without a label" if bare else "")
+
+
 def _probes(
-    gallery: Gallery, queries: str, *, labels: str | None, column: str | None, encoder: str | None, device: str
+    gallery: Gallery,
+    queries: str,
+    *,
+    labels: str | None,
+    column: str | None,
+    encoder: str | None,
+    device: str,
+    strict: bool,
 ) -> dict[str, Any]:
-    """Labelled images, encoded as the gallery was, for `Gallery.calibrate`."""
+    """Labelled images, encoded as the gallery was, for `Gallery.calibrate`; those that cannot be used are left out."""
+    import numpy as np
+
     from ..encoders import Encoder, Inference
     from ..images import list_images
 
@@ -331,13 +357,33 @@ def _probes(
     listing = list_images(queries, labels=labels)
     if column is not None and column not in listing.column_names:
         raise InputError(f"{queries} has no column {column!r}; it has {', '.join(listing.column_names) or 'none'}")
+    records = [record for record in listing if record.label is not None]
+    if len(records) < len(listing):
+        bare = next(record.path for record in listing if record.label is None)
+        remark(
+            f"{len(listing) - len(records):,} of {len(listing):,} queries have no label and are left out, as {bare}",
+            strict=strict,
+        )
     inference = Inference(loaded, device=device, precision=gallery.manifest.encoder.precision or "auto")
-    encoding = inference.encode_images([listing.file(record) for record in listing])
+    known, vectors, failures = [], [], []
+    for batch in inference.stream(records, load=lambda record: inference.read(listing.file(record))):
+        failures += [f"{failure.item.path}: {failure.error.reason}" for failure in batch.failures]
+        if batch.encoding is not None:
+            known += batch.items
+            vectors.append(batch.encoding.embedding.cpu().numpy())
+    if not known:
+        raise InputError(
+            f"none of the images of {queries} can be used; {failures[0] if failures else 'none is labelled'}"
+        )
+    if failures:
+        remark(
+            f"{len(failures):,} of {len(records):,} queries cannot be read and are left out, the first: {failures[0]}"
+        )
     return {
-        "embeddings": encoding.embedding.cpu().numpy(),
-        "labels": [record.label for record in listing],
-        "groups": None if column is None else [record.columns[column] for record in listing],
-        "source": f"{counted(len(listing), 'image')} of {queries}",
+        "embeddings": np.concatenate(vectors),
+        "labels": [record.label for record in known],
+        "groups": None if column is None else [record.columns[column] for record in known],
+        "source": f"{counted(len(known), 'image')} of {queries}",
     }
 
 

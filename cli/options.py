@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from ..metrics.distances import Metric as Metric
 
@@ -65,3 +66,39 @@ StoreMaps = Annotated[
         "--store-maps", help="Keep every feature map (half precision): maps on matches then cost no forward pass."
     ),
 ]
+
+
+class ReadsImages(TyperCommand):
+    """A command that reads images, and so has `--max-pixels`: `@app.command(cls=ReadsImages)`."""
+
+    def __init__(self, *args: Any, params: list[Any] | None = None, **options: Any) -> None:
+        super().__init__(*args, params=[*(params or []), _pixel_option()], **options)
+
+
+def _set_pixel_limit(pixels: int | None) -> None:
+    if pixels is not None:
+        from ..images import set_pixel_limit
+
+        set_pixel_limit(pixels)
+
+
+def _pixel_option() -> Any:
+    """The option as Typer makes it of a function."""
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    def _(
+        max_pixels: Annotated[
+            int | None,
+            typer.Option(
+                min=64,
+                expose_value=False,
+                callback=_set_pixel_limit,
+                metavar="N",
+                help="Largest image, width × height. Default: 64 million; JPEGs of up to four times as many "
+                "are reduced.",
+            ),
+        ] = None,
+    ) -> None: ...
+
+    return next(option for option in typer.main.get_command(app).params if option.name == "max_pixels")

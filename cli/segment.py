@@ -269,10 +269,11 @@ def evaluate(
         "where masks are compared with masks", "curve", "background", "labels", "scales", "flip", "base", "refined",
         "device",
     )  # fmt: skip
-    from ..segmentation.measures import evaluate_masks
+    from ..segmentation.measures import evaluate_masks, remark_on_shift
 
     pairs, mask_names = mask_pairs(found, truth, layout=layout, split=split, masks=masks, names=names)
     score = evaluate_masks(pairs, mask_names)
+    remark_on_shift(score)
     if as_json:
         print_json(score.to_dict())
     else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import secrets
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,11 +14,11 @@ import typer
 from ..errors import InputError, MissingExtraError
 from .checks import require_file
 from .command import refuse_unused
-from .console import err, say
+from .console import err, note, say
 from .options import Device, GalleryPath
 
 EXAMPLE = "Example: `distcam serve photos.gallery --open`"
-TOKEN_VARIABLE = "DISTCAM_TOKEN"
+TOKEN_VARIABLE, READ_TOKEN_VARIABLE = "DISTCAM_TOKEN", "DISTCAM_READ_TOKEN"
 _MEGABYTE = 1 << 20
 
 
@@ -30,6 +32,13 @@ def serve(
     token_file: Annotated[
         Path | None,
         typer.Option(help=f"The token's FILE; else the variable {TOKEN_VARIABLE}, else one is made and printed once."),
+    ] = None,
+    read_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"FILE with a token that everybody needs who looks or searches; else the variable "
+            f"{READ_TOKEN_VARIABLE}, else nobody does."
+        ),
     ] = None,
     uploads: Annotated[
         Path | None, typer.Option(help="Folder for pictures that are added. Default: `GALLERY.uploads` beside it.")
@@ -48,7 +57,13 @@ def serve(
     encoder: Annotated[
         Path | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Where the gallery's pictures lie now, if they were moved.")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder that the gallery's pictures lie in; none outside it are shown. Default: the recorded one, "
+            "if you built the gallery on this machine; else none are shown."
+        ),
+    ] = None,
     device: Device = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the arithmetic on a CPU. Default: one for each core.")
@@ -60,6 +75,7 @@ def serve(
     if not writable:
         refuse_unused("by a server that only reads", "token_file", "uploads", remedy="add --writable")
     require_file(encoder, "--encoder")
+    from ..images import pixel_limit
     from ..index import Gallery
 
     Gallery.open(gallery, root=root, verify=False)  # what is wrong with it now, not after torch
@@ -75,6 +91,7 @@ def serve(
         ) from error
 
     token, is_new = _token(token_file) if writable else (None, False)
+    read_token = _given_token(read_token_file, READ_TOKEN_VARIABLE)
     settings = Settings(
         gallery=gallery,
         encoder=encoder,
@@ -88,6 +105,8 @@ def serve(
         rate=rate,
         max_upload_bytes=int(max_upload_mb * _MEGABYTE),
         token=token,
+        read_token=read_token,
+        max_pixels=pixel_limit(),
         uploads=uploads,
         allowed_hosts=frozenset(name.lower() for name in (*(allow_host or ()), host)),
     )
@@ -102,6 +121,7 @@ def serve(
     def ready() -> None:
         with app.state.service.live.reading() as retriever:
             images, is_complete = len(retriever.gallery), retriever.gallery.manifest.complete
+            kept = retriever.gallery.manifest.root
         if not is_complete:
             err.print("note: the build of this gallery is not finished; only what is encoded so far is searched")
         if isinstance(app.state.service.inference, UnknownInference):
@@ -113,28 +133,48 @@ def serve(
         say(f"{gallery.name}: {images} image{'' if images == 1 else 's'} at {url}, until Ctrl-C")
         if is_new:
             say(f"token for adding and removing, shown this once: {token}")
-        if host not in ("127.0.0.1", "localhost", "::1"):
-            err.print(
-                f"note: whoever reaches {host} can query; the connection is not encrypted, so put a proxy with TLS "
-                "before it",
-                soft_wrap=True,
+        if not app.state.service.live.shown_roots and images:
+            note(
+                "no pictures are shown: this gallery does not come from you on this machine, and could name any file "
+                f"here as a picture; if its pictures lie where others may look, name that folder (--root {kept})"
+            )
+        if not _is_loopback(host):
+            whoever = "whoever reaches" if read_token is None else "whoever has the read token and reaches"
+            remedy = "" if read_token else "; --read-token-file FILE asks for a token"
+            note(
+                f"{whoever} {host} can see every image of this gallery, and search{remedy}. The connection is not "
+                "encrypted: put a proxy with TLS before it"
             )
         if open_page:
             typer.launch(url)
 
-    run(app, bound, access_log=access_log, on_ready=ready)
+    if not run(app, bound, access_log=access_log, on_ready=ready):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # a thread that cannot be ended would keep the process for as long as it likes
 
 
 def _token(file: Path | None) -> tuple[str, bool]:
-    """The token, and whether it was made just now."""
-    if file is not None:
-        try:
-            return file.read_text("utf-8").strip(), False
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: expected a file with the token ({error})") from error
-    if given := os.environ.get(TOKEN_VARIABLE, "").strip():
-        return given, False
-    return secrets.token_urlsafe(32), True
+    """The token for writing, and whether it was made just now."""
+    given = _given_token(file, TOKEN_VARIABLE)
+    return (secrets.token_urlsafe(32), True) if given is None else (given, False)
+
+
+def _given_token(file: Path | None, variable: str) -> str | None:
+    """A token out of a file, or out of a variable of the environment; never an argument, which others can see."""
+    if file is None:
+        return os.environ.get(variable, "").strip() or None
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: expected a file with the token ({error})") from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _cores() -> int:

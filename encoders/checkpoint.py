@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,22 @@ from .._version import __version__
 from ..errors import InputError, WeightsError
 from ..files import replacing
 
-__all__ = ["read_checkpoint", "write_checkpoint"]
+__all__ = ["built_from_header", "read_checkpoint", "write_checkpoint"]
 
 _KEY = "distcam"
 _FORMAT = 1
+_TYPES: Mapping[str, tuple[type, ...]] = {  # of what headers hold at their top, where they hold it
+    "architecture": (str,),
+    "class_names": (list,),
+    "encoder": (str, dict),
+    "head": (dict, str),
+    "kind": (str,),
+    "layer": (str, type(None)),
+    "metadata": (dict,),
+    "options": (dict,),
+    "pooling": (dict, str),
+    "transform": (dict,),
+}
 
 
 def write_checkpoint(path: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -87,9 +100,32 @@ def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
         )
     try:
         config = json.loads(header[_KEY])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: the configuration in its header is no JSON ({error})") from error
     version = config.get("format") if isinstance(config, dict) else None
     if version != _FORMAT:
         raise WeightsError(f"{path}: checkpoint format {version!r}, this distcam reads {_FORMAT}; upgrade distcam")
+    for name in config.keys() & _TYPES.keys():
+        if not isinstance(config[name], _TYPES[name]):
+            expected = " or ".join(_NAMES[kind] for kind in _TYPES[name])
+            got = _NAMES.get(type(config[name]), type(config[name]).__name__)
+            raise WeightsError(f"{path}: expected {expected} as {name} in its header, got {got}")
     return dict(config)
+
+
+_NAMES = {str: "a text", dict: "an object", list: "a list", type(None): "nothing", int: "a number", float: "a number"}
+
+
+@contextmanager
+def built_from_header(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """While something is built from what a header says: whatever fails then is the header's fault.
+
+    Raises:
+        WeightsError: in place of any other exception but running out of memory.
+    """
+    try:
+        yield
+    except (WeightsError, MemoryError):
+        raise
+    except Exception as error:  # a header can hold anything in the place of anything
+        raise WeightsError(f"{path}: its header does not describe {what} ({error or type(error).__name__})") from error

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import InputError, ShapeError, WeightsError
+from ..errors import InputError, ShapeError
 from ..images.transform import Transform
 from ..remarks import remark
 from .backbones import Backbone, build_backbone
-from .checkpoint import read_checkpoint, write_checkpoint
+from .checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from .encoding import Encoding
 from .filling import load_state, say_what_is_left
 from .fingerprint import FingerprintCache
@@ -245,7 +245,7 @@ class Encoder(nn.Module):
     def _restored(cls, path: str | os.PathLike[str], transform: Transform | None, colours: _Colours) -> Encoder:
         """The encoder of a checkpoint; another transform may replace the one it was saved with."""
         config, tensors = read_checkpoint(path)
-        try:
+        with built_from_header(path, "an encoder"):
             with uninitialised():
                 transform = (transform or Transform.from_dict(config["transform"])).adapted(**colours)
                 built = _build(config["architecture"], config["layer"], transform, config["options"])
@@ -253,8 +253,6 @@ class Encoder(nn.Module):
             encoder = cls._of(config["architecture"], built, config["options"], transform=transform, **parts)
             encoder.metadata = dict(config["metadata"])
             encoder.trained_on = TrainedOn.of_checkpoint(config, tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise WeightsError(f"{path}: its header does not describe an encoder ({error})") from error
         load_state(encoder, tensors, origin=str(path), exact=True)
         return encoder.eval()
 

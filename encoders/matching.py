@@ -106,9 +106,12 @@ def _matches(module: nn.Module, expected: Mapping[str, Tensor], state: Mapping[s
 
 
 def _by_plain_name(expected: Mapping[str, Tensor]) -> dict[str, str]:
-    """The network's names by themselves and without what wrappers add, where that leaves them different."""
-    plain = {plain_name(name): name for name in expected}
-    return {**(plain if len(plain) == len(expected) else {}), **{name: name for name in expected}}
+    """The network's names by themselves, without what wrappers add where that leaves them different, and without what
+    all of them begin with: a module of the user's own may hold the network that the file is of.
+    """
+    plain, begins = {plain_name(name): name for name in expected}, common_beginning(expected)
+    inner = {name.removeprefix(begins): name for name in expected}
+    return {**inner, **(plain if len(plain) == len(expected) else {}), **{name: name for name in expected}}
 
 
 def _known(name: str, names: Mapping[str, str]) -> str | None:

@@ -64,7 +64,7 @@ def full_gradient(model: nn.Module, images: Float[Tensor, "b c h w"], target: Ta
         entry = images.detach().clone().requires_grad_()
         with ExitStack() as stack:
             biased = [(m, stack.enter_context(_outputs_of(m))) for m in model.modules() if _bias(m) is not None]
-            output = model(entry)
+            output = model(entry.clone())  # the network may work on its input in place
         scores = target.fix(output)(output)
         met = [(module, out) for module, outputs in biased for out in outputs]
         # An auxiliary classifier's biases have no part in the score.

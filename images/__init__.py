@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 from .geometry import Box
 from .listing import ImageRecord, Listing, list_images
-from .loading import IMAGE_SUFFIXES, MAX_PIXELS, MIN_SIDE, as_rgb, image_size, read_image
+from .loading import IMAGE_SUFFIXES, MAX_PIXELS, MIN_SIDE, as_rgb, image_size, pixel_limit, read_image, set_pixel_limit
 
 if TYPE_CHECKING:
     from .datasets import Dataset, DatasetRecord, dataset_layouts, load_dataset
@@ -31,7 +31,9 @@ __all__ = [
     "image_size",
     "list_images",
     "load_dataset",
+    "pixel_limit",
     "read_image",
+    "set_pixel_limit",
 ]
 
 

@@ -86,7 +86,8 @@ class BoxTable:
 
     def shown(self, name: str) -> str:
         """A name as the source writes it, more or less."""
-        return os.path.relpath(name, self.source if self.source.is_dir() else self.source.parent)
+        folder = self.source if self.source.is_dir() else self.source.parent
+        return name if name in self.by_stem else os.path.relpath(name, folder)
 
     @cached_property
     def _files(self) -> Names[Annotation]:

@@ -152,7 +152,8 @@ def drawn_on(listing: Listing, boxes: BoxTable, *, strict: bool = False) -> tupl
         file = listing.file(record)
         key = boxes.key(file, relative=record.path)
         annotation = Annotation(()) if key is None else boxes.annotation(key)
-        join.add(record.path, key, is_empty=not annotation.boxes)
+        wanted = file.stem if boxes.by_stem else None
+        join.add(record.path, key, wanted=wanted, is_empty=not annotation.boxes)
         if annotation.boxes:
             drawn.append(Drawn(record.path, file, annotation))
     if not drawn:

@@ -18,7 +18,7 @@ from unicodedata import normalize
 from ..errors import InputError
 from ..remarks import remark
 
-__all__ = ["Fit", "Join", "Names", "beside", "likely_cause", "plain", "spelled"]
+__all__ = ["Fit", "Join", "Names", "beside", "likely_cause", "near_file", "plain", "spelled"]
 
 V = TypeVar("V")
 _SAMPLE = 500  # images without a counterpart that are looked at for likely causes
@@ -57,6 +57,37 @@ def spelled(root: Path, path: str) -> str:
         else:
             return os.fspath(place) if PurePosixPath(form).is_absolute() else os.path.relpath(place, root)
     return path.strip()
+
+
+def near_file(root: Path, path: str) -> tuple[str, str] | None:
+    r"""The file under a folder that a path which is nowhere probably means, and what keeps them apart.
+
+    Upper and lower case, another suffix, or other folders before it, as in `C:\photos\a\1.jpg`.
+    """
+    parts = [part for part in plain(path).split("/") if part not in ("", "..")]
+    for start in range(len(parts)):
+        place, why = root, "count from different folders" if start else "differ in upper and lower case"
+        for depth, part in enumerate(parts[start:], start + 1):
+            is_last = depth == len(parts)
+            names = _names_in(place)
+            found = part if part in names else next((n for n in names if n.casefold() == part.casefold()), None)
+            if found is None and is_last and not start:
+                stem = os.path.splitext(part)[0].casefold()  # noqa: PTH122  (plain text)
+                found = next((n for n in names if os.path.splitext(n)[0].casefold() == stem), None)  # noqa: PTH122
+                why = "differ in the suffix"
+            if found is None:
+                break
+            place = place / found
+        else:
+            return place.relative_to(root).as_posix(), why
+    return None
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except OSError:
+        return []
 
 
 def beside(folder: Path, path: str | os.PathLike[str], suffix: str = ".png") -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..remarks import remark
+from .joining import near_file
 from .tables import LABEL_NAMES, header_of, look_alike
 
 __all__ = [
@@ -114,6 +116,9 @@ def require_labels(table: Path, bare: Sequence[str], *, count: int) -> None:
     )
 
 
+_LOOKED_UP, _GUESSED = 200, 3  # files of a table, and those of them that are nowhere
+
+
 class Tally:
     """Counts what is said of images while they pass."""
 
@@ -123,10 +128,13 @@ class Tally:
         self.columns = tuple(column_names)
         self._boxes = box_columns(self.columns)
         self.unlabelled: str | None = None
+        self.first: list[str] = []
 
     def add(self, path: str, label: str | None, columns: Mapping[str, str]) -> None:
         """One image."""
         self.count += 1
+        if self.count <= _LOOKED_UP:
+            self.first.append(path)
         if label is None:
             self.unlabelled = self.unlabelled or path
         else:
@@ -135,6 +143,15 @@ class Tally:
                 self.placeholders[label] += 1
         if self._boxes:
             self.boxed += all(columns.get(name) for name in self._boxes)
+
+    def tell_missing(self, table: str, root: Path, *, strict: bool = False) -> None:
+        """Say which file a path of a table probably means that is nowhere; only the first paths are looked up."""
+        missing = [path for path in self.first if not os.path.lexists(root / path)]
+        for path in missing[:_GUESSED]:
+            if (near := near_file(root, path)) is not None:
+                message = f"{len(missing):,} of the first {len(self.first):,} files in {table} are not there"
+                remark(f"{message}; {path} and {near[0]}, which is, {near[1]}", strict=strict, stacklevel=5)
+                return
 
     def tell_boxes(self, *, strict: bool = False) -> None:
         """Say how many boxes are not cut out."""

@@ -122,8 +122,9 @@ class Listing:
     def _remark(self, tally: Tally, join: Join) -> None:
         """Say what is left open, and what of a file of labels does not fit."""
         labels, is_table = self._labels, isinstance(self._source, _Table)
-        if is_table:
+        if isinstance(self._source, _Table):
             tally.tell_boxes(strict=self._strict)
+            tally.tell_missing(self._source.table.name, self.root, strict=self._strict)
         if labels.table is not None:
             file = Path(labels.kind)
             fit = join.fit(labels.table, is_there=lambda name: _is_there(name, self.root, file.parent))
@@ -156,7 +157,7 @@ def list_images(
       tabs, `sep=;`, UTF-16 and Windows-1252 are recognised. Columns of Open Metric Learning's tables are just columns;
       boxes in them are not cut out.
     - **one image file** or a **sequence of files**, relative to the current folder. Neither the files of a sequence nor
-      those of a table are looked up: what is missing fails when it is read.
+      those of a table are looked up, but for a sample: what is missing fails when it is read.
 
     `labels` is one of:
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import struct
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, BinaryIO, Final, cast
+from contextlib import contextmanager, suppress
+from typing import BinaryIO, Final, cast
 
-import numpy as np
 from PIL import (
     AvifImagePlugin,  # noqa: F401  (importing a plugin registers its decoder)
     BmpImagePlugin,  # noqa: F401
@@ -26,10 +27,24 @@ from PIL import (
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import ImageError, InputError
+from ..remarks import DistcamWarning, remark
+from .upright import as_rgb, bare, stored_orientation
+from .work import gif_size, require_bounded, tiff_kind, without_text
 
-__all__ = ["IMAGE_SUFFIXES", "MAX_PIXELS", "MIN_SIDE", "as_rgb", "image_size", "orientation_of", "read_image"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "as_rgb",
+    "image_size",
+    "orientation_of",
+    "pixel_limit",
+    "read_image",
+    "set_pixel_limit",
+]
 
 MAX_PIXELS: Final = 64_000_000  # under Pillow's own limit; a 48-megapixel phone photograph passes
+_REDUCIBLE = 4  # a JPEG of so many times the limit is read at a half or a quarter of its size
 MIN_SIDE: Final = 8  # spacers and tracking pixels of web crawls are smaller, the thumbnails of CIFAR and MNIST are not
 
 # What a folder walk looks at. HEIC is among them so that it is refused with a reason, not silently left out.
@@ -41,7 +56,7 @@ IMAGE_SUFFIXES: Final = frozenset({
 # fmt: on
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-_OPTIONAL_FORMATS = ("HEIF",)  # taken when somebody registered a decoder with Pillow, as pillow-heif does
+_OPTIONAL_FORMATS = ("HEIF",)  # of pillow-heif
 
 _FOREIGN = (
     (b"%!PS", "PostScript, which would have to be executed; convert it to PNG"),
@@ -55,23 +70,42 @@ _FOREIGN = (
     (b"\xff\x0a", "JPEG XL; convert it to PNG"),
     (b"\0\0\0\x0cjxl ", "JPEG XL; convert it to PNG"),
 )
-_HEIC = "HEIC, which needs `pip install pillow-heif` and a call of `pillow_heif.register_heif_opener()`"
-_TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}  # by type
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_HEIC = "HEIC, which needs pillow-heif: pip install 'distcam[heic]'"
+_UNSUPPORTED = re.compile(
+    r"unsupported|not supported|unknown (pixel mode|compression|data organization|raw mode)|cannot handle"
+    r"|not available|samples per pixel|unable to determine|support not installed",
+    re.IGNORECASE,
+)
+_CONVERT = "save it as an 8-bit PNG or JPEG"
+
+
+class _Limit:
+    """What `set_pixel_limit` sets, for all threads."""
+
+    pixels = MAX_PIXELS
+
+
+def pixel_limit() -> int:
+    """Width times height above which `read_image` refuses a file, or reduces a JPEG, unless told otherwise."""
+    return _Limit.pixels
+
+
+def set_pixel_limit(pixels: int) -> None:
+    """Change the limit for everything that reads images in this process, as `--max-pixels` does on the command line.
+
+    Raises:
+        InputError: it is smaller than the smallest image.
+    """
+    if pixels < MIN_SIDE * MIN_SIDE:
+        raise InputError(f"expected max_pixels of at least {MIN_SIDE * MIN_SIDE}, got {pixels}")
+    _Limit.pixels = pixels
 
 
 def read_image(
     source: str | os.PathLike[str] | bytes | BinaryIO,
     *,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
+    whole: bool = False,
     background: tuple[int, int, int] = (255, 255, 255),
 ) -> Image.Image:
     """An image file as an upright, loaded, 8-bit image of mode "RGB" without metadata.
@@ -87,20 +121,26 @@ def read_image(
     | floats | multiplied by 255 and rounded when all are finite and in [0, 1], otherwise refused |
     | animation (GIF, WebP, APNG), several pages or views (TIFF, MPO) | the first |
     | wrong suffix | the content decides |
+    | JPEG of more than `max_pixels`, up to four times as many | reduced to a half or a quarter, with a remark |
     | more than `max_pixels`, or a side under `MIN_SIDE` pixels | refused before anything is decoded |
+    | more work than its pixels are worth: scans, chunks, tags (`work.py`) | refused before anything is decoded |
+    | text and colour profile of a PNG, however large | passed over |
+    | modes and compressions that Pillow does not know, such as five channels | refused for what they are |
     | truncated, damaged, empty, a folder, a device, missing, unreadable | refused |
     | SVG, EPS, PDF, and every format outside the allow list | refused; nothing external is ever started |
-    | HEIC | refused with a hint, read once pillow-heif's decoder is registered |
+    | HEIC | read where pillow-heif is installed, else refused with a hint |
 
-    Nothing global is touched, so any number of threads may call this. No warning about an image's size or its EXIF is
-    issued. (Pillow may still remark on nonsense in the tags of a TIFF or APNG, and libtiff on standard error; where
-    warnings are errors, such a file is refused.)
+    Nothing global is touched (but for pillow-heif's decoder, which is registered with the first HEIC), so any number of
+    threads may call this. No warning about an image's size or its EXIF is issued. (Pillow may still remark on nonsense
+    in the tags of a TIFF or APNG, and libtiff on standard error; where warnings are errors, such a file is refused.)
     A `MemoryError` is not turned into an `ImageError`: `max_pixels` bounds what a file can ask for, so running out of
     memory says something about the machine, and skipping good images for it would hide that.
 
     Args:
         source: a path, the file's bytes, or a binary stream, which is read from its beginning and left open.
-        max_pixels: width times height above which a file is refused; beyond 89 million, Pillow's warnings may return.
+        max_pixels: width times height above which a file is refused or reduced; `pixel_limit()` if left out. Beyond 89
+            million, Pillow's warnings may return.
+        whole: refuse a JPEG above the limit instead of reducing it, for callers that have places in its pixels.
         background: what shows through transparent pixels, (red, green, blue) from 0 to 255.
 
     Raises:
@@ -108,34 +148,57 @@ def read_image(
         InputError: the source is nothing to read from, such as an array.
     """
     _require_source(source)
-    name = _name(source)
+    name, limit = _name(source), pixel_limit() if max_pixels is None else max_pixels
     with _readable(name), _stream(source) as stream:
-        opened = _open(stream, max_pixels, name)
-        _check_size(opened.size, max_pixels, name)
+        opened = _open(stream, limit, name)
+        if not whole:
+            _reduce(opened, limit)
+        _check_size(opened.size, limit, name)
         opened.load()
-        orientation = 1 if opened.format == "TIFF" else _orientation(opened.info)  # Pillow turns TIFFs by itself
-        return _bare(as_rgb(opened, background=background, name=name), orientation)
+        orientation = 1 if opened.format == "TIFF" else stored_orientation(opened.info)  # Pillow turns TIFFs by itself
+        return bare(as_rgb(opened, background=background, name=name), orientation)
+
+
+def _reduce(opened: Image.Image, limit: int) -> None:
+    """Let the decoder of a JPEG leave out the finest detail, where all of it would be too much."""
+    width, height = opened.size
+    if opened.format != "JPEG" or not limit < width * height <= _REDUCIBLE * limit:
+        return
+    scale = next(scale for scale in (2, 4, 8) if -(-width // scale) * -(-height // scale) <= limit)
+    opened.draft(None, (width // scale, height // scale))
+    remark(
+        f"a JPEG of more than {limit:,} pixels ({width}x{height}) was read at 1/{scale} of its size; --max-pixels "
+        f"{width * height} (in Python set_pixel_limit) reads it whole",
+        stacklevel=4,
+    )
 
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Turns whatever Pillow and the disk raise into an `ImageError`."""
+    """Turns whatever Pillow and the disk raise into an `ImageError`: too large, not supported, or damaged."""
     try:
         yield
-    except (ImageError, MemoryError):
+    except (ImageError, MemoryError, DistcamWarning):
         raise
     except Image.DecompressionBombError as error:  # WebP's decoder compares with Pillow's own, larger limit
-        raise ImageError(name, str(error)) from error
+        raise ImageError(name, f"too large: {error}") from error
     except OSError as error:
         raise ImageError(name, _os_reason(error)) from error
     except Exception as error:  # decoders raise whatever they like: SyntaxError, struct.error, KeyError, …
-        raise ImageError(name, f"damaged: {error or type(error).__name__}") from error
+        raise ImageError(name, _decoder_reason(error)) from error
+
+
+def _decoder_reason(error: Exception) -> str:
+    what = str(error) or type(error).__name__
+    if isinstance(error, NotImplementedError) or _UNSUPPORTED.search(what):
+        return f"not supported ({what}); {_CONVERT}"
+    return f"too large ({what})" if "too large" in what else f"damaged: {what}"
 
 
 def image_size(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[int, int]:
     """Width and height of the image that `read_image` makes of a file, from its header; nothing is decoded.
 
-    No limit applies, and what lies behind the header may still be damaged.
+    No limit applies: a JPEG above it has the file's own size here. What lies behind the header may still be damaged.
 
     Raises:
         ImageError: the header is none of an image that `read_image` knows.
@@ -145,7 +208,7 @@ def image_size(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[int, 
     name = _name(source)
     with _readable(name), _stream(source) as stream:
         opened = _open(stream, sys.maxsize, name)
-        orientation = 1 if opened.format == "TIFF" else _orientation(opened.info)
+        orientation = 1 if opened.format == "TIFF" else stored_orientation(opened.info)
         return opened.size if orientation < 5 or orientation > 8 else (opened.height, opened.width)
 
 
@@ -159,44 +222,8 @@ def orientation_of(source: str | os.PathLike[str] | bytes | BinaryIO) -> int:
     name = _name(source)
     with _readable(name), _stream(source) as stream:
         opened = _open(stream, sys.maxsize, name)
-        found = 1 if opened.format == "TIFF" else _orientation(opened.info)
-        return found if found in _UPRIGHT else 1
-
-
-def as_rgb(
-    image: Image.Image, *, background: tuple[int, int, int] = (255, 255, 255), name: str = "<image>"
-) -> Image.Image:
-    """Any Pillow image as mode "RGB" under the rules of `read_image`; an opaque RGB image comes back as it is.
-
-    Raises:
-        ImageError: the numbers of an integer or float image have no known range; `name` stands for the file.
-    """
-    if image.mode == "F" or image.mode == "I" or image.mode.startswith("I;16"):
-        return Image.fromarray(_grey_levels(image, name)).convert("RGB")
-    if image.has_transparency_data:
-        layers = image.convert("RGBA")
-        flat = Image.new("RGB", image.size, background)
-        flat.paste(layers, mask=layers)
-        return flat
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _grey_levels(image: Image.Image, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Grey levels 0…255 of an integer or float image; `Image.convert` would saturate 16 bits and blacken [0, 1]."""
-    values = np.asarray(image)
-    low, high = values.min(), values.max()
-    if image.mode == "F":
-        if not (low >= 0 and high <= 1):  # written so that NaN is refused too
-            raise ImageError(name, f"float values outside [0, 1] ({low:g} to {high:g}); scale them or save 8 bits")
-        return np.asarray(np.rint(values * 255), np.uint8)
-    if low < 0 or high > 65535:
-        raise ImageError(name, f"integer values outside 0…65535 ({low} to {high}); save 8 or 16 bits")
-    tags = getattr(image, "tag_v2", {})
-    peak = (1 << tags.get(258, (16,))[0]) - 1 if image.mode != "I" else 65535  # tag 258: BitsPerSample
-    levels = (values.astype(np.uint32) * 255 + peak // 2) // peak
-    if tags.get(262) == 0:  # PhotometricInterpretation "white is zero", which Pillow leaves alone for 16 bits
-        levels = 255 - levels
-    return levels.astype(np.uint8)
+        found = 1 if opened.format == "TIFF" else stored_orientation(opened.info)
+        return found if 1 <= found <= 8 else 1
 
 
 class _Jpeg(JpegImageFile):
@@ -212,20 +239,25 @@ def _open(stream: BinaryIO, max_pixels: int, name: str) -> Image.Image:
     if not prefix:
         raise ImageError(name, "empty, 0 bytes")
     failure: Exception | None = None
+    is_heic = prefix[4:8] == b"ftyp" and prefix[8:10] in (b"he", b"mi", b"ms")
+    if is_heic:
+        _register_heic()
     for format_name in (*_FORMATS, *_OPTIONAL_FORMATS):
         factory, accepts = Image.OPEN.get(format_name, (None, None))
         if factory is None or accepts is None or accepts(prefix[:16]) is not True:
             continue
+        require_bounded(format_name, stream, name)
         if format_name == "GIF":
-            _check_size(_gif_size(stream), max_pixels, name)
-        if format_name == "TIFF":
-            _check_tiff(stream, name)
-        stream.seek(0)
+            _check_size(gif_size(stream, name), max_pixels, name)
+        content = without_text(stream) if format_name == "PNG" else stream
+        content.seek(0)
         try:
-            return (_Jpeg if format_name == "JPEG" else factory)(stream, "")
+            return (_Jpeg if format_name == "JPEG" else factory)(content, "")
         except (SyntaxError, IndexError, TypeError, struct.error) as error:  # how a decoder says: not mine after all
+            if format_name == "TIFF" and (isinstance(error.__cause__, KeyError) or _UNSUPPORTED.search(str(error))):
+                raise ImageError(name, f"not supported: a TIFF of {tiff_kind(stream, name)}; {_CONVERT}") from error
             failure = failure or error
-    if prefix[4:8] == b"ftyp" and prefix[8:10] in (b"he", b"mi", b"ms"):
+    if is_heic:
         raise ImageError(name, _HEIC)
     if failure is not None:
         raise failure
@@ -236,83 +268,28 @@ def _open(stream: BinaryIO, max_pixels: int, name: str) -> Image.Image:
     )
 
 
-def _gif_size(stream: BinaryIO) -> tuple[int, int]:
-    """Width and height of the canvas, enlarged to hold the first frame; Pillow does the same, but warns."""
-    stream.seek(0)
-    header = stream.read(13).ljust(13, b"\0")
-    width, height = struct.unpack_from("<HH", header, 6)
-    stream.seek(3 << (header[10] & 7) + 1 if header[10] & 128 else 0, os.SEEK_CUR)  # the palette
-    while (mark := stream.read(1)) not in (b"", b";"):
-        if mark == b"," and len(frame := stream.read(8)) == 8:
-            left, top, across, down = struct.unpack("<HHHH", frame)
-            return max(width, left + across), max(height, top + down)
-        if mark == b"!":  # an extension: one byte that names it, then blocks that start with their length
-            stream.read(1)
-            while length := int.from_bytes(stream.read(1)):
-                stream.seek(length, os.SEEK_CUR)
-    return width, height
+_registering = threading.Lock()
 
 
-def _check_tiff(stream: BinaryIO, name: str) -> None:
-    """Refuse a TIFF whose first directory reaches beyond the file, as truncation leaves it; Pillow would warn."""
-    size = stream.seek(0, os.SEEK_END)
-    stream.seek(0)
-    header = stream.read(16)
-    order, is_big = "<>"[header[:1] == b"M"], header[2:4] in (b"+\0", b"\0+")
-    number, inline, start = ("Q", 8, 8) if is_big else ("I", 4, 4)
-    try:
-        stream.seek(min(struct.unpack_from(order + number, header, start)[0], size))
-        (count,) = struct.unpack(order + "HQ"[is_big], stream.read(8 if is_big else 2))
-        entry = struct.Struct(f"{order}HH{number}{number}")
-        directory = stream.read(min(count * entry.size + inline, size))
-        for at in range(0, count * entry.size, entry.size):
-            tag, kind, values, offset = entry.unpack_from(directory, at)
-            length = values * _TIFF_BYTES.get(kind, 0)
-            if length > inline and offset + length > size:
-                raise ImageError(name, f"damaged: tag {tag} of the TIFF directory lies outside the file")
-        struct.unpack_from(order + number, directory, count * entry.size)  # where the next directory is, or 0
-    except struct.error:
-        raise ImageError(name, "damaged: the TIFF directory lies outside the file") from None
+def _register_heic() -> None:
+    """Give Pillow the decoder of pillow-heif, once, where it is installed."""
+    with _registering, suppress(ImportError):
+        if "HEIF" not in Image.OPEN:
+            from pillow_heif import register_heif_opener
+
+            register_heif_opener()
 
 
 def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
     width, height = size
     if width * height > max_pixels:
         raise ImageError(
-            name, f"{width}x{height} pixels exceed the limit of {max_pixels:,}; shrink it or raise max_pixels"
+            name,
+            f"{width}x{height} pixels exceed the limit of {max_pixels:,}; shrink it, or read it with --max-pixels "
+            f"{width * height} (in Python max_pixels)",
         )
     if min(size) < MIN_SIDE:
         raise ImageError(name, f"{width}x{height} pixels; the shorter side must have at least {MIN_SIDE}")
-
-
-def _bare(image: Image.Image, orientation: int) -> Image.Image:
-    """The image turned upright, without the metadata that would let a second reader turn it again."""
-    upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-    if upright is image and type(image) is not Image.Image:
-        upright = image.copy()  # lets go of the decoder and of the file's bytes
-    upright.info = {}
-    return upright
-
-
-def _orientation(info: dict[str | tuple[int, int], Any]) -> int:
-    """The orientation (tag 274) in the first directory of an EXIF block, 1 where there is none or it is damaged."""
-    block = info.get("exif", b"")
-    if profile := info.get("Raw profile type exif"):  # ImageMagick's PNGs: a name, a length, then hexadecimal lines
-        block = bytes.fromhex("".join(profile.split("\n")[3:]))
-    block = block.removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(f"{order}I", block, 4)
-        (count,) = struct.unpack_from(f"{order}H", block, start)
-        for entry in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(f"{order}HH", block, entry)
-            if tag == 274 and kind in (3, 4):  # SHORT by the standard, LONG by some writers
-                return int(struct.unpack_from(order + "HI"[kind - 3], block, entry + 8)[0])
-    except struct.error:
-        pass
-    return 1
 
 
 def _require_source(source: object) -> None:
@@ -355,4 +332,4 @@ def _os_reason(error: OSError) -> str:
         return "no such file"
     if error.errno is not None:
         return f"cannot be read: {cast(str, error.strerror)}"
-    return f"damaged: {error}"  # Pillow's decoders raise OSError without a number
+    return _decoder_reason(error)  # Pillow's decoders raise OSError without a number

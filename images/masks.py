@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..errors import ImageError, InputError
 from .joining import Fit, Join, beside
-from .loading import IMAGE_SUFFIXES, MAX_PIXELS, read_image
+from .loading import IMAGE_SUFFIXES, pixel_limit, read_image
 
 __all__ = ["MaskFolder", "read_class_numbers", "read_mask", "wrong_size"]
 
@@ -44,8 +44,8 @@ def read_class_numbers(source: str | os.PathLike[str]) -> UInt8[NDArray[Any], "h
         with Image.open(source, formats=("PNG",)) as image:
             if image.mode not in ("1", "L", "P"):
                 raise ImageError(source, f"expected a mask of class numbers (palette or 8-bit grey), got {image.mode}")
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(source, f"{image.width}x{image.height} pixels exceed the limit of {MAX_PIXELS:,}")
+            if image.width * image.height > pixel_limit():
+                raise ImageError(source, f"{image.width}x{image.height} pixels exceed the limit of {pixel_limit():,}")
             return np.array(image.convert("L") if image.mode == "1" else image, np.uint8)
     except ImageError:
         raise

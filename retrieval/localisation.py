@@ -189,7 +189,7 @@ def _notes(images: BoxedImages, skipped: Sequence[str]) -> tuple[str, ...]:
     if images.without_boxes or images.without_label:
         notes.append(f"Left out: {images.without_boxes} images without a box, {images.without_label} without a class.")
     if skipped:
-        notes.append(f"Left out as unreadable: {len(skipped)} images, the first: {skipped[0]}")
+        notes.append(f"Left out since they cannot be used: {len(skipped)} images, the first: {skipped[0]}")
     return tuple(notes)
 
 
@@ -225,7 +225,7 @@ def _seen(
     read: dict[Path, tuple[Tensor, tuple[int, int], NDArray[np.bool_] | None]] = {}
 
     def load(image: BoxedImage) -> Tensor:
-        picture = read_image(image.file)
+        picture = read_image(image.file, whole=True)
         pixels = transform(picture)
         read[image.file] = (pixels, picture.size, None if masks is None else _mask_of(image, picture.size, masks))
         return pixels

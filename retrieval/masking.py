@@ -150,7 +150,7 @@ def encode_both_ways(
 
     def load(item: tuple[Path, str]) -> Tensor:
         file, path = item
-        image = read_image(file)
+        image = read_image(file, whole=True)
         weights[file] = under.weights(path, image.size)
         return inference.transform(image)
 

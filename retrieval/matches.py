@@ -102,6 +102,17 @@ class Query:
         """Width and height of the picture, which is read for it unless `known_size` says."""
         return self.known_size or self.image.size
 
+    @property
+    def whole_size(self) -> tuple[int, int]:
+        """Width and height in the file's own pixels, in which regions are given.
+
+        Raises:
+            ImageError: a JPEG so large that it is read at a reduced size.
+        """
+        if self.known_size or self.source is None or hasattr(self.source, "getbands"):
+            return self.size
+        return read_image(self.source, whole=True).size
+
 
 @dataclass(frozen=True)
 class Matches:

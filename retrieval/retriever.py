@@ -277,7 +277,7 @@ class Retriever:
             InputError: a region that is empty or outside, or a query that has no picture.
         """
         encoder, feature_map = self.inference.encoder, query.encoding.feature_map.to(self.inference.device)
-        size = query.size
+        size = query.whole_size
         rows, columns = feature_map.shape[-2:]
         shares = coverage(region, size=size, view=encoder.transform.view(*size), shape=(rows, columns))
         weights = region_weights(shares).to(feature_map.device)

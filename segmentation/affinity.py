@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..encoders import Encoder
-from ..encoders.checkpoint import read_checkpoint, write_checkpoint
+from ..encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ..encoders.encoder import evaluating
 from ..encoders.weights import drawn_from
 from ..errors import InputError, WeightsError
@@ -131,8 +131,9 @@ class AffinityNet(nn.Module):
         config, tensors = read_checkpoint(path)
         if config.get("kind") != "affinity" or config.get("encoder") != encoder.fingerprint:
             raise WeightsError(f"{path}: holds no affinities of the encoder {encoder.short_name}")
-        net = cls(encoder, dim=config["dim"], side=config["side"])
-        net.embed.load_state_dict(tensors)
+        with built_from_header(path, "affinities"):
+            net = cls(encoder, dim=config["dim"], side=config["side"])
+            net.embed.load_state_dict(tensors)
         return net.eval()
 
 

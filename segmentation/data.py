@@ -21,7 +21,7 @@ from PIL import Image
 from ..encoders.trained_on import file_digests
 from ..errors import ImageError, InputError
 from ..images import Transform, read_image
-from ..images.masks import read_class_numbers
+from ..images.masks import MaskFolder, read_class_numbers, wrong_size
 from ..index.reports import Skipped
 from ..training.data import RegionTable, TrainingSet
 from ..training.pixels import say_left_out
@@ -102,7 +102,7 @@ class MaskedImages:
         Raises:
             ImageError: it cannot be read.
         """
-        return read_image(self._entries[i].image)
+        return read_image(self._entries[i].image, whole=True)
 
     def has_mask(self, i: int) -> bool:
         """Whether picture i comes with a mask."""
@@ -119,12 +119,9 @@ class MaskedImages:
         if entry.mask is None:
             return None
         values = read_class_numbers(entry.mask)
-        width, height = read_image(entry.image).size
-        if values.shape != (height, width):
-            raise InputError(
-                f"{entry.mask}: expected a mask in the size of its picture, {width} x {height}; "
-                f"got {values.shape[1]} x {values.shape[0]}"
-            )
+        width, height = read_image(entry.image, whole=True).size
+        if (problem := wrong_size(entry.mask, (values.shape[1], values.shape[0]), (width, height))) is not None:
+            raise InputError(f"{entry.image}: {problem}; expected a mask in the size of its picture")
         return self._ids.renumbered(values, len(self.class_names), entry.mask)
 
     def labels(self, i: int) -> tuple[int, ...]:
@@ -192,12 +189,17 @@ class MaskedImages:
         Raises:
             InputError: one is missing.
         """
-        entries = []
-        for i, entry in enumerate(self._entries):
-            mask = Path(folder) / f"{entry.name}.png"
-            if not mask.is_file():
-                raise InputError(f"{entry.name} has no mask; expected {mask}")
-            entries.append(replace(entry, mask=mask, shown=self.labels(i)))
+        masks = MaskFolder.given(folder)
+        files = [masks.file(f"{entry.name}.jpg") for entry in self._entries]
+        missing = [i for i, file in enumerate(files) if not file.is_file()]
+        if missing:
+            fit = masks.join(f"{entry.name}.jpg" for entry in self._entries)
+            some = f"; {fit.fitting} of {fit.images} have one" + (f"; {fit.cause}" if fit.cause else "")
+            raise InputError(f"{self._entries[missing[0]].name} has no mask; expected {files[missing[0]]}{some}")
+        entries = [
+            replace(entry, mask=file, shown=self.labels(i))
+            for i, (entry, file) in enumerate(zip(self._entries, files, strict=True))
+        ]
         return MaskedImages(entries, self.class_names)
 
     def choose(self, count: int, *, seed: int = 0) -> tuple[int, ...]:

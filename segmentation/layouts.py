@@ -5,15 +5,17 @@ Every function finds the pictures, what is known about each, and the names of th
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from ..images import list_images
+from ..images import Listing, list_images
+from ..images.joining import Join, Names, spelled
+from ..images.masks import MaskFolder
 from ..images.splits import split_column, split_name
+from ..images.tables import rows_of, text_of
 from .mask_files import read_names
 
 if TYPE_CHECKING:
@@ -65,16 +67,25 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
     if class_names is None:
         own = root / "classes.txt"
         class_names = read_names(own) if own.is_file() else VOC_CLASSES
-    entries = []
-    for name in (line.strip() for line in chosen.read_text(encoding="utf-8").splitlines()):
-        if name:
-            image = next((p for p in (root / "JPEGImages" / f"{name}{s}" for s in _SUFFIXES) if p.is_file()), None)
-            if image is None:
-                raise InputError(f"{chosen}: {name} has no picture in {root / 'JPEGImages'}")
-            mask = root / "SegmentationClass" / f"{name}.png"
-            entries.append(Entry(name, image, mask if mask.is_file() else None))
-    if not entries:
+    names = [name for line in text_of(chosen).splitlines() if (name := line.strip())]
+    if not names:
         raise InputError(f"{chosen} lists no picture")
+    pictures = {file.stem: file for file in sorted((root / "JPEGImages").iterdir()) if file.suffix.lower() in _SUFFIXES}
+    images = Names(pictures)
+    masks = MaskFolder(root / "SegmentationClass")
+    found, masked = Join(), Join()
+    entries = []
+    for name in names:
+        key = images.key(name)
+        found.add(name, key)
+        if key is not None:
+            mask = masks.file(f"{name}.jpg")
+            masked.add(name, name if mask.is_file() else None)
+            entries.append(Entry(name, pictures[key], mask if mask.is_file() else None))
+    fit = replace(found.fit(pictures), unused=0)  # pictures of other splits lie there too
+    fit.tell(what="a file", images=f"names in {chosen.name}", lines=f"files in {root / 'JPEGImages'}")
+    if any(entry.mask for entry in entries):  # a list of pictures without any mask is one to infer
+        masked.fit([]).tell(what="a mask", images="pictures", lines="")
     return entries, tuple(class_names)
 
 
@@ -92,23 +103,22 @@ def in_folder(
     """A folder, pattern, or table of pictures, and a folder with `NAME.png` for each that has a mask."""
     listing = list_images(images, labels="none")
     names = read_names(names) if isinstance(names, str | Path) else tuple(names)
-    if masks is not None and not Path(masks).is_dir():
-        raise InputError(f"expected a folder of masks, and nothing is at {masks}")
-    shown = {} if labels is None else _labels_of_table(labels, names)
+    folder = None if masks is None else MaskFolder.given(masks)
+    if folder is not None:
+        fit = folder.join(record.path for record in listing)
+        fit.tell(what="a mask", images="pictures", lines=f"masks in {masks}")
+    shown = _labels_of_table(labels, names, listing) if labels is not None else {}
     entries = []
     for record in listing:
-        name = _stem(record.path)
-        mask = None if masks is None else Path(masks) / f"{name}.png"
+        mask = None if folder is None else folder.file(record.path)
         mask = mask if mask is not None and mask.is_file() else None
-        entries.append(Entry(name, listing.file(record), mask, shown.get(record.path)))
-    if masks is not None and not any(entry.mask for entry in entries):
-        raise InputError(f"none of the {len(entries)} pictures has a mask in {masks}; expected {entries[0].name}.png")
+        entries.append(Entry(_stem(record.path), listing.file(record), mask, shown.get(record.path)))
     return entries, names
 
 
 def in_table(table: str | Path, names: str | Path | Sequence[str] | None, split: str | None) -> Found:
     """A CSV with the column `path`, and `mask`, `labels` (names between semicolons) or one 0/1 column per class."""
-    listing = list_images(table)
+    listing = list_images(table, labels="column")
     columns = [name for name in listing.column_names if name.lower() not in ("mask", "split", "labels")]
     if names is None:
         records = list(listing)
@@ -117,21 +127,26 @@ def in_table(table: str | Path, names: str | Path | Sequence[str] | None, split:
         names = read_names(names) if isinstance(names, str | Path) else tuple(names)
     if not names:
         raise InputError(f"{table}: nothing says which classes there are; add 0/1 columns, or give their names")
+    named = Join()
     entries = []
     column = split_column([record.columns for record in listing], listing.column_names)
     for record in listing:
         if split is None or _is_of(split, record.columns.get(column or "", "")):
             mask = record.columns.get("mask")
+            file = listing.root / spelled(listing.root, mask) if mask else None
+            if file is not None:
+                named.add(record.path, str(mask) if file.is_file() else None)
             entries.append(
                 Entry(
                     _stem(record.path),
                     listing.file(record),
-                    listing.root / mask if mask else None,
+                    file if file is not None and file.is_file() else None,
                     _shown_in(record.columns, names, f"{table}: {record.path}"),
                 )
             )
     if not entries:
         raise InputError(f"{table}: no row has {split!r} in the column split")
+    named.fit([]).tell(what="a mask that is there", images=f"masks named in {Path(table).name}", lines="")
     return entries, tuple(names)
 
 
@@ -159,16 +174,21 @@ def _stem(path: str) -> str:
     return (Path(relative.name) if relative.is_absolute() else relative).with_suffix("").as_posix()
 
 
-def _labels_of_table(table: str | Path, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    try:
-        with Path(table).open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{table}: cannot be read ({error})") from None
-    if not rows or not {"path", "labels"} <= rows[0].keys():
-        raise InputError(f"{table}: expected the columns path and labels; got {', '.join(rows[0]) if rows else 'none'}")
-    found = {row["path"]: _shown_in(row, names, f"{table}: {row['path']}") for row in rows}
-    return {path: shown for path, shown in found.items() if shown is not None}
+def _labels_of_table(table: str | Path, names: Sequence[str], listing: Listing) -> dict[str, tuple[int, ...]]:
+    """By path of the listing, the classes that a table says; says what fits on one side only."""
+    file = Path(table)
+    rows = Names({row["path"]: row for _, row in rows_of(file, needed=("path", "labels"))})
+    join = Join()
+    found: dict[str, tuple[int, ...]] = {}
+    for record in listing:
+        key = rows.key(record.path)
+        shown = None if key is None else _shown_in(rows[key], names, f"{table}: {key}")
+        join.add(record.path, key, is_empty=shown is None)
+        if shown is not None:
+            found[record.path] = shown
+    fit = join.fit(rows, is_there=lambda name: (listing.root / name).exists())
+    fit.tell(what="labels", images="pictures", lines=f"lines of {file.name}")
+    return found
 
 
 def _shown_in(cells: Mapping[str, str], names: Sequence[str], where: str) -> tuple[int, ...] | None:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..errors import InputError, ShapeError
+from ..remarks import remark
 from .data import VOID, Mask
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "background_curve",
     "confusion_matrix",
     "evaluate_masks",
+    "remark_on_shift",
 ]
 
 BETAS = tuple(round(0.02 * step, 2) for step in range(51))  # 0, 0.02, … 1
@@ -144,6 +146,19 @@ def evaluate_masks(pairs: Iterable[tuple[Mask, Mask]], class_names: Sequence[str
     if not images:
         raise InputError("expected one picture with a mask or more to compare with, got none")
     return SegmentationScore(tuple(class_names), total, images)
+
+
+def remark_on_shift(score: SegmentationScore) -> None:
+    """Say that masks look numbered from elsewhere: most pixels agree once every number is moved by one."""
+    confusion, count, total = score.confusion, len(score.confusion), max(int(score.confusion.sum()), 1)
+    agree = np.trace(confusion[:, :count]) / total
+    moved = {"higher": np.trace(confusion[1:, :count]) / total, "lower": np.trace(confusion[:, 1:count]) / total}
+    where, share = max(moved.items(), key=lambda item: item[1])
+    if share > 0.5 and share > 3 * agree:
+        remark(
+            f"the masks look shifted by one: {share:.1%} of the pixels agree with the truth if every number is one "
+            f"{where}, {agree:.1%} as they are; here 0 is background and the first class is 1"
+        )
 
 
 @dataclass(frozen=True, eq=False)

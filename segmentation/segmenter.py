@@ -22,7 +22,7 @@ from torchvision import models
 
 from ..encoders import Encoder, Encoding
 from ..encoders.backbones import build_backbone
-from ..encoders.checkpoint import read_checkpoint, write_checkpoint
+from ..encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ..encoders.encoder import evaluating
 from ..encoders.filling import load_state, say_what_is_left
 from ..encoders.layers import closest
@@ -197,7 +197,7 @@ def load_segmenter(path: str | os.PathLike[str]) -> Segmenter:
     config, tensors = read_checkpoint(path)
     if config.get("kind") != _KIND:
         raise WeightsError(f"{path}: holds no segmentation network; expected what `distcam segment train` leaves")
-    try:
+    with built_from_header(path, "a segmentation network"):
         names, options = [str(name) for name in config["class_names"]], config["options"]
         transform = Transform.from_dict(config["transform"])
         with uninitialised():
@@ -207,8 +207,6 @@ def load_segmenter(path: str | os.PathLike[str]) -> Segmenter:
                 model = _torchvision(config["architecture"], options, names)
         segmenter = Segmenter(model, names, transform=transform, architecture=config["architecture"], options=options)
         segmenter.metadata = dict(config["metadata"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"{path}: its header does not describe a segmentation network ({error})") from error
     load_state(segmenter, tensors, origin=str(path), exact=True)
     return segmenter.eval()
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..encoders import Encoder
-from ..encoders.checkpoint import read_checkpoint, write_checkpoint
+from ..encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ..encoders.filling import load_state
 from ..encoders.heads import head_from_dict
 from ..encoders.pooling import pooling_from
@@ -140,7 +140,7 @@ class WeakSegmenter(nn.Module):
         config, tensors = read_checkpoint(path)
         if config.get("kind") != _KIND:
             raise WeightsError(f"{path}: holds no weak segmenter; expected a file that WeakSegmenter.save wrote")
-        try:
+        with built_from_header(path, "a weak segmenter"):
             encoder = _encoder(config["encoder"])
             refinement = None
             if config["refinement"] is not None:
@@ -155,8 +155,6 @@ class WeakSegmenter(nn.Module):
                 stages=config["stages"],
                 metadata=config["metadata"],
             )
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise WeightsError(f"{path}: its header does not describe a weak segmenter ({error})") from error
         load_state(segmenter, tensors, origin=str(path), exact=True)
         return segmenter.eval()
 

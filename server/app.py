@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from .._version import __version__
 from ..errors import DistcamError
 from . import browsing, changing, schemas, searching
-from .guard import Guard, Traffic, refusal_response
+from .guard import COOKIE, Guard, Traffic, cookie_of, refusal_response
 from .refusals import Refusal, refusal_of
 from .service import Service
 from .settings import Settings
@@ -24,6 +26,7 @@ from .settings import Settings
 __all__ = ["create_app"]
 
 _log = logging.getLogger(__name__)
+_ROUTERS = (searching.router, browsing.router, changing.router)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -51,7 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.service, app.state.traffic = service, Traffic()
-    for router in (searching.router, browsing.router, changing.router):
+    for router in _ROUTERS:
         app.include_router(router)
     _add_operation(app, service)
     _add_page(app, settings)
@@ -63,9 +66,9 @@ def create_app(settings: Settings) -> FastAPI:
 def _add_operation(app: FastAPI, service: Service) -> None:
     @app.get("/health", response_model=schemas.HealthAnswer, responses={503: {"model": schemas.ErrorAnswer}})
     async def health() -> Response:
-        """The server answers; how many images it knows, and of which generation."""
-        gallery = await service.read(lambda retriever: (len(retriever.gallery), retriever.gallery.manifest.generation))
-        return searching.json_answer(schemas.HealthAnswer(status="ok", images=gallery[0], generation=gallery[1]))
+        """The server answers; how many images it knows, and of which generation. It waits for no search."""
+        images, generation = await service.known()
+        return searching.json_answer(schemas.HealthAnswer(status="ok", images=images, generation=generation))
 
     @app.get("/ready", response_model=schemas.HealthAnswer, responses={503: {"model": schemas.ErrorAnswer}})
     async def ready(request: Request) -> Response:
@@ -82,8 +85,16 @@ def _add_operation(app: FastAPI, service: Service) -> None:
 
 def _add_page(app: FastAPI, settings: Settings) -> None:
     @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return _file(settings, "index.html")
+    async def page(token: str | None = None) -> Response:
+        """The page; with `?token=`, which the page sends when it was told the read token, the cookie that it needs."""
+        if token is None or settings.read_token is None:
+            return _file(settings, "index.html")
+        if not hmac.compare_digest(token.encode("utf-8", "replace"), settings.read_token.encode()):
+            raise Refusal(401, "that is not the read token of this server", reason="token")
+        response = RedirectResponse("/", 303)
+        cookie = cookie_of(settings.read_token)
+        response.set_cookie(COOKIE, cookie, httponly=True, samesite="strict", max_age=30 * 24 * 3600)
+        return response
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def favicon() -> Response:
@@ -119,8 +130,13 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         service.metrics.refused.labels("malformed").inc()
         return refusal_response(Refusal(422, _sentence(error), reason="malformed"))
 
-    async def http_error(_request: Request, error: Exception) -> Response:
+    async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 405:
+            methods = _methods_of(request)
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers={"Allow": ", ".join([*methods, "OPTIONS"])})
+            error.headers = {**(error.headers or {}), "Allow": ", ".join(methods)}
         response = refusal_response(Refusal(error.status_code, str(error.detail), reason="http"))
         response.headers.update(error.headers or {})
         return response
@@ -130,8 +146,20 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     app.add_exception_handler(HTTPException, http_error)
 
 
+def _methods_of(request: Request) -> list[str]:
+    """All methods that the routes of a path take; each route alone only knows its own."""
+    routes = (*request.app.routes, *(route for router in _ROUTERS for route in router.routes))
+    fitting = [r for r in routes if isinstance(r, Route) and r.path_regex.match(request.scope["path"])]
+    return sorted({method for route in fitting for method in route.methods or ()})
+
+
 def _sentence(error: RequestValidationError) -> str:
-    """The first thing that is wrong, without repeating what was sent."""
+    """The first thing that is wrong, without repeating what was sent, nor how the server is written."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][:4])
-    return f"{place}: {first['msg']}"
+    message = first["msg"].removeprefix("Value error, ")
+    if "UploadFile" in message:
+        message = "expected a file, sent as multipart/form-data"
+    elif first["type"] == "string_pattern_mismatch":
+        message = "expected printable text, without line ends, control characters and marks of direction"
+    return f"{place}: {message}"

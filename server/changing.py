@@ -12,16 +12,15 @@ from fastapi import APIRouter, Depends, File, Form, Path, Query, Request, Respon
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import StringConstraints, TypeAdapter, ValidationError
-from torch import Tensor
 
 from ..index.durable import Storage
 from ..retrieval import Retriever
 from . import schemas
 from .answers import image_answer
 from .changes import NewImage, add_image, remove_image
-from .pictures import read_upload
+from .pictures import upload_suffix
 from .refusals import Refusal
-from .searching import PICTURE_FORM, Serving, json_answer, no_image
+from .searching import PICTURE_FORM, Serving, json_answer, no_image, unless_gone
 
 __all__ = ["router"]
 
@@ -75,6 +74,7 @@ router = APIRouter(prefix="/api/v1", route_class=WritingRoute, dependencies=[Dep
     summary="Add an image",
 )
 async def add(
+    request: Request,
     service: Serving,
     image: Annotated[UploadFile, File()],
     columns: Annotated[str, Form(max_length=20_000, description='A JSON object of strings: `{"camera": "3"}`.')] = "{}",
@@ -83,12 +83,8 @@ async def add(
     """The picture is kept as it was sent, under a name made of its contents; 409 if the gallery has it already."""
     said = _columns(columns)
     data = await image.read()
-
-    def read() -> tuple[str, Tensor]:
-        upload = read_upload(data, max_pixels=service.settings.max_pixels)
-        return upload.suffix, service.inference.transform(upload.picture)
-
-    suffix, _, done = await service.encode(read)
+    suffix = upload_suffix(data)
+    done = (await unless_gone(request, service.encode(data))).done
     digest = hashlib.sha256(data).hexdigest()
     folder = service.settings.uploads_folder / digest[:2]
     file = folder / f"{digest}{suffix}"

@@ -6,6 +6,7 @@ Pure ASGI: the body is counted while it comes in, so that what is too large is r
 from __future__ import annotations
 
 import asyncio
+import hmac
 import ipaddress
 import json
 import logging
@@ -18,8 +19,10 @@ from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 
+from .fairness import asking_client
 from .limits import RateLimit, client_key
 from .metrics import Metrics
 from .refusals import Refusal
@@ -51,6 +54,37 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": _PAGE_POLICY,
 }
+
+
+_OPEN_PATHS = {"/", "/favicon.ico", "/health", "/ready"}  # without a read token
+_CLOSING = {413, 431}
+_OVERFULL = 4  # times the concurrency, for clients that have less than their share of it
+_MOST_HEADERS, _HEAD_BYTES = 100, 32 << 10
+COOKIE = "distcam_reader"
+
+
+def cookie_of(token: str) -> str:
+    """What a browser keeps in place of the read token: other servers of the same host are sent it too."""
+    return hmac.new(token.encode(), b"distcam reader", "sha256").hexdigest()
+
+
+def _is_equal(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.encode("latin-1", "replace"), expected.encode())
+
+
+def _require_plain_head(scope: Scope) -> None:
+    """Refuse a head that means one thing to a proxy and another to this server, or that is larger than any browser's.
+
+    Raises:
+        Refusal: 400, two ways to tell where the body ends; 431, too many headers.
+    """
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    if len(headers) > _MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > _HEAD_BYTES:
+        raise Refusal(431, f"more than {_MOST_HEADERS} headers, or {_HEAD_BYTES:,} bytes of them", reason="head")
+    names = [name for name, _ in headers]
+    has_coding = b"transfer-encoding" in names
+    if has_coding and (b"content-length" in names or scope.get("http_version") == "1.0"):
+        raise Refusal(400, "Content-Length and Transfer-Encoding in one request", reason="framing")
 
 
 def refusal_response(refusal: Refusal) -> JSONResponse:
@@ -105,7 +139,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1000})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start, status = time.perf_counter(), 0
+        start, status, must_close = time.perf_counter(), 0, False
         is_api = scope["path"].startswith(API)
 
         async def send_guarded(message: Message) -> None:
@@ -116,7 +150,7 @@ class Guard:
                 for name, value in _HEADERS.items():
                     headers[name] = value
                 headers.setdefault("Cache-Control", "no-store" if is_api else "no-cache")
-                if self._traffic.is_draining or status == 413:  # what is still to come of the body is not waited for
+                if self._traffic.is_draining or status in _CLOSING or must_close:  # the rest is not waited for
                     headers["Connection"] = "close"
             await send(message)
 
@@ -126,6 +160,7 @@ class Guard:
                 async with asyncio.timeout(self._settings.time_limit_s):
                     await self._app(scope, self._counted(scope, receive), send_guarded)
         except Refusal as refusal:
+            must_close = refusal.reason == "framing"  # what follows may be a second request that a proxy never saw
             self._metrics.refused.labels(refusal.reason).inc()
             await refusal_response(refusal)(scope, receive, send_guarded)
         except TimeoutError:
@@ -155,6 +190,7 @@ class Guard:
     # --- What must hold before anybody looks at the request ----------------------------------------------------------
 
     def _admit(self, scope: Scope) -> None:
+        _require_plain_head(scope)
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not is_own_name(host, self._settings.allowed_hosts):
@@ -165,6 +201,26 @@ class Guard:
         limit = self._limit(scope)
         if (length := headers.get("content-length", "0")).isdecimal() and int(length[:20]) > limit:
             raise Refusal(413, _too_large(limit), reason="bytes")
+        if self._settings.read_token is not None and scope["path"] not in _OPEN_PATHS:
+            self._require_reader(scope, headers)
+
+    def _require_reader(self, scope: Scope, headers: Headers) -> None:
+        """The page and its scripts are for everybody; what they ask for is for whoever has a token.
+
+        Raises:
+            Refusal: 401, the token is missing or wrong.
+        """
+        if scope["path"].startswith("/static/"):
+            return
+        settings = self._settings
+        assert settings.read_token is not None
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        tokens = [token for token in (settings.read_token, settings.token) if token is not None]
+        if kind.lower() == "bearer" and any(_is_equal(given.strip(), token) for token in tokens):
+            return
+        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+        if not _is_equal(cookie, cookie_of(settings.read_token)):
+            raise Refusal(401, "this server asks for its read token: `Authorization: Bearer TOKEN`", reason="token")
 
     def _admitted(self, scope: Scope) -> AbstractContextManager[None]:
         """A place among the requests at work."""
@@ -172,11 +228,14 @@ class Guard:
         if traffic.is_draining:
             raise Refusal(503, "the server is shutting down; ask again", reason="draining", retry_after=5)
         client = client_key((scope.get("client") or ("unknown", 0))[0])
+        asking_client.set(client)
         if wait := self._rate.wait_for(client):
             raise Refusal(429, f"more than {settings.rate:g} requests a second", reason="rate", retry_after=wait)
-        if (total := traffic.at_work.total()) >= settings.concurrency:
+        total, own = traffic.at_work.total(), traffic.at_work[client]
+        share = settings.concurrency // len(traffic.at_work.keys() | {client})  # who has less is let in all the same
+        if total >= settings.concurrency and (own >= share or total >= _OVERFULL * settings.concurrency):
             raise Refusal(429, f"{total} requests are at work already", reason="concurrency", retry_after=1)
-        if (own := traffic.at_work[client]) >= settings.client_concurrency:
+        if own >= settings.client_concurrency:
             raise Refusal(429, f"{own} of your requests are at work already", reason="concurrency", retry_after=1)
         return traffic.of(client)
 

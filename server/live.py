@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from ..encoders import Encoder
 from ..errors import DistcamError, GalleryError
-from ..index import Gallery
+from ..index import Gallery, Record
+from ..index.creating import is_root_of_this_user
 from ..index.manifest import MANIFEST_NAME, Manifest
 from ..retrieval import Retriever
 from ..retrieval.retriever import Encodes
@@ -20,6 +22,7 @@ from .refusals import Refusal
 __all__ = ["LiveGallery", "ReadWriteLock"]
 
 _log = logging.getLogger(__name__)
+_NOWHERE = Path(os.devnull, "not shown")  # no file can be there
 _RETRY_S = 1.0  # between two looks at a gallery that could not be opened
 
 
@@ -63,6 +66,27 @@ class ReadWriteLock:
                 self._free.notify_all()
 
 
+class FencedGallery(Gallery):
+    """A gallery whose pictures are read only where whoever serves it has said that they lie.
+
+    A gallery can name any file of this machine as one of its images, and the server would show it to its clients.
+
+    Attributes:
+        shown: the folders, without links; pictures elsewhere are as if they were gone.
+    """
+
+    shown: tuple[Path, ...] = ()
+
+    def file(self, image: Record | int) -> Path:
+        """Where an image's file lies; nowhere, if that is not in one of the folders, links followed."""
+        file = super().file(image)
+        try:
+            real = file.resolve()
+        except (OSError, RuntimeError, ValueError):  # a loop of links, a name that no disk takes
+            return _NOWHERE
+        return file if any(real.is_relative_to(folder) for folder in self.shown) else _NOWHERE
+
+
 class LiveGallery:
     """The newest generation of a gallery, for any number of readers.
 
@@ -74,7 +98,9 @@ class LiveGallery:
         folder: the gallery.
         encoder: the one that built it.
         inference: encodes for all readers.
-        root: where the pictures lie now, if they were moved.
+        root: where the pictures lie; only those under it are shown. Left out, it is the recorded one, if this user
+            built the gallery; otherwise none are shown.
+        uploads: a folder of the server's own, whose pictures are shown too.
         on_change: called with the number of images and the generation.
 
     Raises:
@@ -88,9 +114,12 @@ class LiveGallery:
         inference: Encodes,
         *,
         root: Path | None = None,
+        uploads: Path | None = None,
         on_change: Callable[[int, int], None] = lambda _images, _generation: None,
     ) -> None:
         self.folder = folder
+        self._uploads = uploads
+        self._known = (0, 0)
         self._encoder = encoder
         self._inference = inference
         self._root = root
@@ -138,7 +167,25 @@ class LiveGallery:
                     _log.warning("%s", self._trouble, exc_info=not isinstance(error, (DistcamError, OSError)))
                     return
             gallery = self._retriever.gallery
-            self._on_change(len(gallery), gallery.manifest.generation)
+            self._known = len(gallery), gallery.manifest.generation
+            self._on_change(*self._known)
+
+    @property
+    def known(self) -> tuple[int, int]:
+        """Images and generation at the last look; waits for nobody.
+
+        Raises:
+            Refusal: 503, the gallery could not be used then.
+        """
+        if (trouble := self._trouble) is not None:
+            raise Refusal(503, str(trouble), reason="gallery", retry_after=10)
+        return self._known
+
+    @property
+    def shown_roots(self) -> tuple[Path, ...]:
+        """The folders whose pictures are shown."""
+        with self.reading() as retriever:
+            return getattr(retriever.gallery, "shown", ())
 
     def close(self, *, save_caches: bool = False) -> None:
         """Let go of the gallery, perhaps after a last service to the next who opens it; no reader may be at work."""
@@ -179,8 +226,11 @@ class LiveGallery:
                 self.close()
                 retriever = None
         if retriever is None:
-            gallery = Gallery.open(self.folder, root=self._root)
+            gallery = FencedGallery.open(self.folder, root=self._root)
             self._require_same_encoder(gallery.manifest)
+            is_named = self._root is not None or is_root_of_this_user(gallery.manifest)
+            roots = (gallery.root if is_named else None, self._uploads)
+            gallery.shown = tuple(folder.resolve() for folder in roots if folder is not None)
             retriever = Retriever(gallery, self._encoder, inference=self._inference)
         gallery = retriever.gallery
         _ = gallery.searcher, gallery.prototypes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 
@@ -13,20 +12,14 @@ from ..errors import ImageError
 from ..images import image_size, read_image
 from .refusals import Refusal
 
-__all__ = ["UPLOAD_TYPES", "Upload", "etag_of", "is_there", "read_upload", "thumbnail", "upload_suffix", "upright_size"]
+__all__ = ["UPLOAD_TYPES", "etag_of", "is_there", "thumbnail", "upload_suffix", "upright_size"]
 
 UPLOAD_TYPES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 
 
-class Upload(NamedTuple):
-    """A picture that was sent, read and found to be one."""
-
-    picture: Image.Image
-    suffix: str
-
-
 def upload_suffix(data: bytes) -> str:
-    """`.jpg`, `.png` or `.webp` by content; names and headers are what the client likes them to be.
+    """`.jpg`, `.png` or `.webp` by content; names and headers are what the client likes them to be. Only these three
+    decoders ever see what strangers send.
 
     Raises:
         Refusal: 415, it is none of these.
@@ -39,22 +32,6 @@ def upload_suffix(data: bytes) -> str:
         return ".webp"
     what = "nothing" if not data else "something else"
     raise Refusal(415, f"expected a picture as JPEG, PNG or WebP, got {what}", reason="type")
-
-
-def read_upload(data: bytes, *, max_pixels: int) -> Upload:
-    """A picture that was sent; only these three decoders ever see what strangers send.
-
-    Raises:
-        Refusal: 413, it has too many pixels, which its header tells before anything is decoded; 415, it is no picture.
-    """
-    suffix = upload_suffix(data)
-    try:
-        width, height = image_size(data)
-        if width * height > max_pixels:
-            raise Refusal(413, f"the picture is too large: more than {max_pixels:,} pixels", reason="pixels")
-        return Upload(read_image(data, max_pixels=max_pixels), suffix)
-    except ImageError as error:
-        raise Refusal(415, f"not a usable picture: {error.reason}", reason="damaged") from error
 
 
 def thumbnail(file: Path, *, side: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import (
     DistcamError,
+    FilterTimeoutError,
     FingerprintMismatchError,
     GalleryError,
     ImageError,
@@ -48,6 +49,8 @@ def refusal_of(error: DistcamError) -> Refusal:
     """
     if isinstance(error, Refusal):
         return error
+    if isinstance(error, FilterTimeoutError):
+        return Refusal(400, str(error), reason="work")
     if isinstance(error, ImageError):
         return Refusal(404, f"the picture of this image is gone: {error.reason}", reason="gone")
     if isinstance(error, UnknownEncoderError):

@@ -30,7 +30,7 @@ class _Connection(H11Protocol):
     """A connection that is hung up on when nothing happens on it: uvicorn waits for a first request for ever, and for
     the rest of a body that nobody wants.
 
-    (h11, because it bounds the head of a request, which httptools does not.)
+    (h11, because it bounds a head that comes in pieces, which httptools does not; the guard bounds the others.)
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -133,8 +133,11 @@ def server_of(app: FastAPI, *, on_ready: Callable[[], None] = lambda: None) -> u
 
 def run(
     app: FastAPI, bound: socket.socket, *, access_log: bool = False, on_ready: Callable[[], None] = lambda: None
-) -> None:
+) -> bool:
     """Serve until SIGINT or SIGTERM, then finish what is being answered, and return.
+
+    True if everything has ended; False if threads are still at work after the time for that, which would keep Python
+    from ending: a command then calls `os._exit`.
 
     Args:
         app: what `create_app` returned.
@@ -142,6 +145,7 @@ def run(
         access_log: a line of JSON on standard error for every request.
         on_ready: called when requests are answered.
     """
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is none
     if access_log:
         _log_requests(app)
     # uvicorn raises the signals once more when it is done, for whoever was asked before; that is nobody
@@ -152,3 +156,4 @@ def run(
         for number, handler in before.items():
             signal.signal(number, handler)
         bound.close()
+    return not app.state.service.has_hung_threads

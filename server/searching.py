@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated, Any
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
 from fastapi import APIRouter, Depends, File, Query, Request, Response, UploadFile
 from pydantic import BaseModel, FiniteFloat
-from torch import Tensor
 
 from ..encoders import Encoding
 from ..images import Box
@@ -20,11 +20,13 @@ from ..retrieval.stored import BareVector
 from . import schemas
 from .answers import explanation_answer, search_answer, shown_path
 from .batching import Done
-from .pictures import UPLOAD_TYPES, read_upload, upright_size
+from .pictures import UPLOAD_TYPES, upload_suffix, upright_size
 from .refusals import Refusal
 from .service import Service
 
-__all__ = ["PICTURE_FORM", "Serving", "json_answer", "no_image", "require_image", "router", "service_of"]
+__all__ = ["PICTURE_FORM", "Serving", "json_answer", "no_image", "require_image", "router", "service_of", "unless_gone"]
+
+T = TypeVar("T")
 
 router = APIRouter(prefix="/api/v1")
 
@@ -89,12 +91,9 @@ async def search(
     """Nearest first; the token of the answer lets `/explain` say why, for a while."""
     start = time.perf_counter()
     box, data = options.box, await image.read()
-
-    def read() -> tuple[tuple[int, int], Tensor]:
-        picture = read_upload(data, max_pixels=service.settings.max_pixels).picture
-        return picture.size, service.inference.transform(picture)
-
-    size, decode_s, done = await _unless_gone(request, service.encode(read))
+    upload_suffix(data)
+    read = await unless_gone(request, service.encode(data))
+    size, done = read.size, read.done
 
     def answer(retriever: Retriever) -> Response:
         before = time.perf_counter()
@@ -103,7 +102,7 @@ async def search(
         token = service.kept.put(done.result, size)
         now = time.perf_counter()
         said = schemas.QueryAnswer(token=token, id=None, name=query.name, size=size, box=box)
-        timings = _timings(decode_s, done, search=now - before, total=now - start)
+        timings = _timings(read.decode_s, done, search=now - before, total=now - start)
         return json_answer(search_answer(matches, said, timings))
 
     return await service.read(answer, step="search")
@@ -230,7 +229,7 @@ def _timings(decode: float, done: Done[Encoding] | None, *, search: float, total
     return schemas.Timings(**{name: round(1000 * seconds, 3) for name, seconds in parts.items()})
 
 
-async def _unless_gone(request: Request, work: Any) -> Any:
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """What some work returns; it is given up when the client hangs up meanwhile."""
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_hung_up(request))

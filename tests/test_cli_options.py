@@ -36,7 +36,11 @@ BRANCHES = [
     ("query {gallery} --id 0", "where nothing is encoded", "--device cpu"),
     ("index build {photos} --out g", "without --masks", "--mask-class 3"),
     ("index build {photos} --out g", "by the local engine", "--ray-address auto --ray-workers 2"),
-    ("index calibrate {gallery}", "by the gallery's own images", "--labels none --encoder x.safetensors --device cpu"),
+    (
+        "index calibrate {gallery}",
+        "by the gallery's own images",
+        "--labels none --encoder x.safetensors --device cpu --strict",
+    ),
     ("index calibrate {gallery} --queries {photos}", "with --queries", "--seed 3"),
     ("index sync {gallery} {photos}", "without --watch", "--every 3 --settle 1"),
     ("index sync {gallery} {photos} --keep-missing", "with --keep-missing", "--force --max-vanishing 0.1"),

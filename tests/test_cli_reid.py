@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from distcam import DistcamWarning
 from distcam.cli import main
 from distcam.cli.app import app
 

@@ -21,6 +21,7 @@ from distcam.encoders import BNNeck, Encoder, Identity, Inference, Linear
 from distcam.encoders.backbones import available_architectures
 from distcam.encoders.names import OWN_ARCHITECTURES
 from distcam.encoders.networks import load_network
+from distcam.encoders.weights import usual_transform
 from distcam.errors import InputError, WeightsError
 from distcam.images import Transform
 from distcam.segmentation.segmenter import build_segmenter
@@ -344,6 +345,21 @@ def test_a_batch_norm_neck_of_the_file_becomes_the_head(place: str, tmp_path: Pa
         assert isinstance(loaded(content, tmp_path, head=Identity()).head, Identity)
 
 
+def test_a_module_around_the_network_takes_the_networks_own_file(tmp_path: Path) -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    own = Around().net.state_dict()
+    torch.save({"model": under("module.", own)}, tmp_path / "w.pth")
+    encoder = Encoder.load(Around(), weights=tmp_path / "w.pth", transform=SMALL)
+    assert torch.equal(encoder.backbone.net[0].weight, own["0.weight"])
+
+
 def old_densenet(state: State) -> State:
     renamed = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): t for name, t in state.items()}
     return {name: tensor for name, tensor in renamed.items() if not name.endswith("num_batches_tracked")}
@@ -444,6 +460,12 @@ def test_a_timm_model_says_what_it_wants(attribute: str) -> None:
     transform = Encoder.load(module).transform
     assert (transform.mean, transform.std, transform.size) == ((0.5, 0.5, 0.5), (0.4, 0.4, 0.4), (96, 80))
     assert transform.interpolation == "bicubic"
+
+
+def test_published_files_of_the_inceptions_want_one_half() -> None:
+    for name in ("googlenet", "inception_v3"):
+        assert usual_transform(name).mean == usual_transform(name).std == (0.5, 0.5, 0.5)
+    assert usual_transform("resnet50") == Transform()
 
 
 def test_mean_and_deviation_given_are_used_and_nothing_is_said(tmp_path: Path) -> None:

@@ -162,7 +162,8 @@ def test_a_region_is_pooled_once_whatever_the_head_does() -> None:
     torch.testing.assert_close(whole.pooled, encoding.pooled)
 
 
-def test_a_network_that_works_on_its_input_in_place_does_not_change_the_images() -> None:
+@pytest.mark.parametrize("method", ["ablationcam", "scorecam", "liftcam", "gradcam", "fullgrad"])
+def test_a_network_that_works_on_its_input_in_place_does_not_change_the_images(method: str) -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -173,7 +174,7 @@ def test_a_network_that_works_on_its_input_in_place_does_not_change_the_images()
 
     x = images()
     before, model = x.clone(), Scaled()
-    once = explain_image(model, x, target=ClassScore(1), method="ablationcam", layer="conv")
-    twice = explain_image(model, x, target=ClassScore(1), method="ablationcam", layer="conv")
+    once = explain_image(model, x, target=ClassScore(1), method=method, layer="conv")
+    twice = explain_image(model, x, target=ClassScore(1), method=method, layer="conv")
     assert torch.equal(x, before)
     assert torch.equal(once.maps, twice.maps)

@@ -199,6 +199,17 @@ def test_a_european_table_of_boxes(tmp_path: Path) -> None:
         assert boxes_in(found(tmp_path, tmp_path / "boxes.csv")) == {"a": (1.5, 2, 3.25, 4)}
 
 
+def test_annotations_that_are_called_otherwise_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / f"cat/{name}.jpg")
+    folder = xml(tmp_path, {"a": (1, 2, 3, 4), "B": (1, 2, 3, 4)})
+    message = (
+        r"1 of 2 images have a box \(b.jpg has none\); 1 of 2 names in xml fit no image, such as B; B and b differ in"
+    )
+    with pytest.warns(DistcamWarning, match=message):
+        found(tmp_path, folder)
+
+
 # --- another image than the file shows --------------------------------------------------------------------------------
 
 

@@ -191,6 +191,26 @@ def test_what_does_not_fit_is_counted_with_the_likely_cause(tmp_path: Path, line
         list_images(photos, labels=file)
 
 
+@pytest.mark.parametrize("reader", [listed, of_dataset, lambda file: listed(file, labels="column")])
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("photos/a/2.JPG", "photos/a/2.jpg, which is, differ in upper and lower case"),
+        ("Photos/A/2.jpg", "photos/a/2.jpg, which is, differ in upper and lower case"),
+        ("photos/a/2.png", "photos/a/2.jpg, which is, differ in the suffix"),
+        ("C:\\mine\\photos\\a\\2.jpg", "photos/a/2.jpg, which is, count from different folders"),
+        ("/mine/photos/a/2.jpg", "photos/a/2.jpg, which is, count from different folders"),
+    ],
+)
+def test_files_that_are_probably_meant_are_named(tmp_path: Path, line: str, cause: str, reader: object) -> None:
+    touch(tmp_path / "photos", "a/1.jpg", "a/2.jpg")
+    file = tmp_path / "t.csv"
+    file.write_text(f"path,label\nphotos/a/1.jpg,cat\n{line},dog\n")
+    with pytest.warns(DistcamWarning) as said:
+        reader(file)  # type: ignore[operator]
+    assert str(said[0].message) == f"1 of the first 2 files in t.csv are not there; {line} and {cause}"
+
+
 def test_a_table_that_fits_says_nothing(tmp_path: Path) -> None:
     photos = touch(tmp_path / "photos", "a/1.jpg", "a/2.jpg")
     (tmp_path / "labels.csv").write_text("path,label\na/1.jpg,cat\na/2.jpg,dog\n")

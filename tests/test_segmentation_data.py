@@ -12,6 +12,7 @@ from PIL import Image
 from distcam.errors import ImageError, InputError
 from distcam.images import Transform
 from distcam.images.scenes import blueprints, write_scenes
+from distcam.remarks import DistcamWarning
 from distcam.segmentation.data import VOC_CLASSES, MaskedImages, MaskIds, boxes_around, label_map, read_names
 
 SIZE = (12, 8)  # width, height
@@ -93,7 +94,12 @@ def test_missing_lists_and_pictures_are_named(voc) -> None:
     with pytest.raises(InputError, match="no list of the split 'val' in ImageSets/Segmentation; there are train, weak"):
         MaskedImages.from_voc(voc, "val")
     (voc / "JPEGImages" / "a.jpg").unlink()
-    with pytest.raises(InputError, match="a has no picture in"):
+    with pytest.warns(DistcamWarning, match=r"1 of 2 names in train.txt have a file \(a has none\)$"):
+        assert MaskedImages.from_voc(voc).names == ("b",)
+    (voc / "JPEGImages" / "b.jpg").rename(voc / "JPEGImages" / "B.jpg")
+    with pytest.raises(
+        InputError, match=r"0 of 2 names in train.txt have a file .*; B and b differ in upper and lower"
+    ):
         MaskedImages.from_voc(voc)
 
 
@@ -121,14 +127,16 @@ def test_folders_of_pictures_and_masks_go_by_name(tmp_path) -> None:
     mask(tmp_path / "masks" / "pets" / "x.png", marked(2))
     names = tmp_path / "names.txt"
     names.write_text("background\ncat\ndog\n")
-    data = MaskedImages.from_folder(tmp_path / "photos", tmp_path / "masks", names)
+    with pytest.warns(DistcamWarning, match=r"1 of 2 pictures have a mask \(y.jpg has none\)"):
+        data = MaskedImages.from_folder(tmp_path / "photos", tmp_path / "masks", names)
     assert (data.names, data.class_names) == (("pets/x", "y"), ("cat", "dog"))
     assert (data.labels(0), data.has_mask(1)) == ((1,), False)
     table = tmp_path / "labels.csv"
     table.write_text("path,labels\ny.jpg,dog;cat\n")
-    labelled = MaskedImages.from_folder(tmp_path / "photos", None, ["cat", "dog"], labels=table)
+    with pytest.warns(DistcamWarning, match=r"1 of 2 pictures have labels \(pets/x.png has none\)"):
+        labelled = MaskedImages.from_folder(tmp_path / "photos", None, ["cat", "dog"], labels=table)
     assert labelled.labels(1) == (0, 1)
-    with pytest.raises(InputError, match=r"none of the 2 pictures has a mask in .*; expected pets/x.png"):
+    with pytest.raises(InputError, match=r"0 of 2 pictures have a mask .*; x.png and pets/x.png count from different"):
         MaskedImages.from_folder(tmp_path / "photos", tmp_path / "photos" / "pets", names)
 
 
@@ -179,7 +187,7 @@ def test_an_unknown_number_is_named_with_its_file(voc) -> None:
 
 def test_a_mask_of_another_size_is_named(voc) -> None:
     mask(voc / "SegmentationClass" / "a.png", np.zeros((5, 5)))
-    with pytest.raises(InputError, match=r"a.png: expected a mask in the size of its picture, 12 x 8; got 5 x 5"):
+    with pytest.raises(InputError, match=r"a.jpg: has 12x8 pixels, its mask .*a.png 5x5"):
         MaskedImages.from_voc(voc).mask(1)
 
 

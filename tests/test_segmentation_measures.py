@@ -13,7 +13,8 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import jaccard_score
 
 from distcam.errors import InputError, ShapeError
-from distcam.segmentation.measures import background_curve, confusion_matrix, evaluate_masks
+from distcam.remarks import DistcamWarning
+from distcam.segmentation.measures import background_curve, confusion_matrix, evaluate_masks, remark_on_shift
 
 NAMES = ("background", "cat", "dog")
 
@@ -128,3 +129,15 @@ def test_a_curve_of_nothing_but_void_has_no_best_score() -> None:
 def test_a_curve_names_an_unknown_class_number() -> None:
     with pytest.raises(InputError, match="the truth holds the class number 7; expected 0 to 2, or 255"):
         background_curve([(np.full((2, 2), 7, np.uint8), np.zeros((2, 2, 2)))], NAMES)
+
+
+@pytest.mark.parametrize(("moved", "where"), [(-1, "higher"), (1, "lower")])
+def test_masks_that_are_numbered_from_elsewhere_are_remarked_on(moved: int, where: str) -> None:
+    truth = np.random.default_rng(0).integers(1, 4, (20, 20)).astype(np.uint8)
+    names = ["background", "a", "b", "c", "d"]
+    shifted = evaluate_masks([(truth, (truth.astype(int) + moved).astype(np.uint8))], names)
+    with pytest.warns(DistcamWarning, match=f"shifted by one: 100.0% of the pixels .* if every number is one {where}"):
+        remark_on_shift(shifted)
+    remark_on_shift(evaluate_masks([(truth, truth)], names))
+    noise = np.random.default_rng(1).integers(0, 5, (20, 20)).astype(np.uint8)
+    remark_on_shift(evaluate_masks([(truth, noise)], names))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -353,6 +354,18 @@ def test_no_more_requests_are_at_work_than_allowed(small_gallery):
             assert client.get("/health").status_code == 200  # watching is free
         assert client.get("/api/v1/gallery").status_code == 200
         assert not traffic.at_work
+
+
+def test_who_has_less_than_an_equal_share_of_the_places_is_let_in_all_the_same(small_gallery):
+    with served(small_gallery.folder, concurrency=4) as client:
+        traffic = client.app.state.traffic
+        with ExitStack() as stack:
+            for _ in range(6):
+                stack.enter_context(traffic.of("greedy"))
+            assert client.get("/api/v1/gallery").status_code == 200
+            for _ in range(2):
+                stack.enter_context(traffic.of("testclient"))
+            assert client.get("/api/v1/gallery").status_code == 429
 
 
 def test_one_client_cannot_have_all_places(small_gallery):

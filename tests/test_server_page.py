@@ -378,7 +378,7 @@ def test_a_map_lies_on_the_part_of_the_picture_that_was_seen(visit: Visit) -> No
 def test_another_weighting_costs_one_small_request_and_signed_maps_have_their_zero_in_the_middle(
     visits: Visits,
 ) -> None:
-    visit = visits().ask(3)
+    visit = visits().ask(3, "scale=shared")
     before = visit.pixels("#query-canvas")
     asked = visits.count("/api/v1/search/stored"), visits.count("/api/v1/explain")
     visit.page.locator("#weighting").select_option("dot_centered")
@@ -395,11 +395,71 @@ def test_another_weighting_costs_one_small_request_and_signed_maps_have_their_ze
 def test_one_scale_for_all_differs_from_each_its_own(visit: Visit) -> None:
     visit.ask(3, "weighting=dot")
     visit.page.locator(".card canvas").nth(8).wait_for()
-    shared = visit.pixels(".card:nth-child(5) canvas")
-    visit.page.locator("#scale").uncheck()
+    own = visit.pixels(".card:nth-child(5) canvas")
+    visit.page.locator("#scale").check()
     visit.expect("#legend-high", "for")
-    assert np.abs(visit.pixels(".card:nth-child(5) canvas") - shared).mean() > 0.5
-    visit.page.wait_for_url("**scale=own*")  # written once the controls rest
+    assert np.abs(visit.pixels(".card:nth-child(5) canvas") - own).mean() > 0.5
+    visit.page.wait_for_url("**scale=shared*")  # written once the controls rest
+
+
+def test_a_first_hit_that_is_the_query_itself_leaves_the_others_their_maps(visit: Visit) -> None:
+    visit.ask(3, "weighting=dot_centered&box=8,8,48,48&opacity=100")
+    visit.page.locator(".card canvas").nth(8).wait_for()
+    assert not visit.page.locator("#scale").is_checked()
+    for card in (1, 2, 5, 9):  # the strongest colours of the scale are somewhere on every map
+        picture = visit.pixels(f".card:nth-child({card}) canvas")
+        assert (picture.max(-1) - picture.min(-1)).max() > 90
+
+
+def test_after_a_refused_upload_nothing_of_the_answer_before_it_is_left(visits: Visits, probe: bytes) -> None:
+    visit, visits.allowed = visits(), ("415", "404")
+    visit.open().expect("#gallery-facts", "25 images")
+    for refused in (b"no picture at all", probe[:60]):
+        visit.upload(probe)
+        assert visit.page.locator("#class-list button").count()
+        visit.page.locator("#file").set_input_files({"name": "text.jpg", "mimeType": "image/jpeg", "buffer": refused})
+        visit.page.locator("#alert-text").wait_for()
+        assert visit.text("#query-name") == "text.jpg"
+        assert visit.matches() == []
+        for selector in (
+            "#query-size",
+            "#query-note",
+            "#classes",
+            "#verdict",
+            "#legend",
+            "#box-tools",
+            "#hint",
+            "#stage",
+        ):
+            assert not visit.page.locator(selector).is_visible(), selector
+        assert visit.page.locator("#export-png").is_disabled()
+    visit.upload(probe)
+    visit.ask(3)
+    visit.page.evaluate("location.hash = '#id=4711'")
+    visit.expect("#alert", "There is no image 4711")
+    assert visit.matches() == []
+    assert not visit.page.locator("#stage-figure").is_visible()
+
+
+def test_a_server_with_a_read_token_asks_for_it_once(chromium: Any, gallery_folder: Path) -> None:
+    from distcam.server.app import create_app
+    from distcam.server.settings import Settings
+
+    with Served(create_app(Settings(gallery=gallery_folder, rate=0, read_token="a-token-to-read-with"))) as served:
+        visits = Visits(chromium, served)
+        visits.allowed = ("401",)
+        visit = visits().open()
+        visit.expect("#alert", "This server asks for its read token")
+        for token, then in (("a wrong one", "That is not the read token"), ("a-token-to-read-with", "")):
+            visit.page.locator("#token").fill(token)
+            visit.page.locator("#token-form button").click()
+            if then:
+                visit.expect("#alert", then)
+        visit.expect("#gallery-facts", "25 images")
+        visit.ask(3)
+        visit.page.locator(".card canvas").nth(4).wait_for()
+        assert "a-token" not in visit.page.url
+        visits.close()
 
 
 def test_why_not_this_class_sets_every_match_against_it(visit: Visit) -> None:

@@ -189,7 +189,7 @@ def test_the_encoder_is_built_for_the_datas_size_with_the_heads_width_filled_in(
     recipe = file.recipe()
     encoder = recipe.encoder.build(recipe.data, folder=tmp_path, seed=1)
     assert encoder.transform.size == (32, 32)
-    assert encoder.transform.fit == "squash"
+    assert encoder.transform.fit == "pad"
     assert (encoder.pooled_dim, encoder.embedding_dim) == (8, 6)
     again = recipe.encoder.build(recipe.data, folder=tmp_path, seed=1)
     assert again.fingerprint == encoder.fingerprint

@@ -136,7 +136,7 @@ def raster_of(
         ImageError: the image or the mask cannot be read.
         InputError: the box leaves the image or is empty, the mask has another size, or nothing in it is the object.
     """
-    width, height = read_image(file).size
+    width, height = read_image(file, whole=True).size
     if kind == "box":
         assert annotation.box is not None
         drawn_on = annotation.size or (width, height)

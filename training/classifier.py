@@ -18,7 +18,7 @@ from pytorch_metric_learning import distances
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..encoders.checkpoint import read_checkpoint, write_checkpoint
+from ..encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ..errors import InputError, WeightsError
 from .labels import accuracy, single_labels
 from .metric import ProxyTerm, Space, gather_vectors, vectors_of
@@ -188,7 +188,7 @@ def load_classifier(path: str | os.PathLike[str]) -> tuple[ClassifierTerm, list[
     config, tensors = read_checkpoint(path)
     if config.get("kind") != "classifier":
         raise WeightsError(f"{path}: holds no classifier; expected the file that training writes beside the encoder's")
-    try:
+    with built_from_header(path, "a classifier"):
         n_classes, dim = tensors["weight"].shape
         options: dict[str, Any] = {"head": config["head"], "multi_label": config["multi_label"]}
         with torch.random.fork_rng(devices=[]):
@@ -198,8 +198,6 @@ def load_classifier(path: str | os.PathLike[str]) -> tuple[ClassifierTerm, list[
         if len(names) != n_classes:
             raise ValueError(f"{len(names)} names for {n_classes} classes")
         return classifier.eval(), names, str(config["encoder"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"{path}: its header does not describe a classifier ({error})") from error
 
 
 @torch.no_grad()

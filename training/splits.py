@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from ..errors import InputError
 from ..images import ImageRecord, Listing, Transform
 from ..images.listing import quiet_listing
+from ..images.masks import MaskFolder
 from ..images.transform import DEFAULT_FIT
 from ..index.reports import Skipped
 from ..remarks import remark
@@ -293,7 +294,8 @@ def _listed_splits(
 def _listed(settings: DataSettings, folder: Path) -> tuple[Listing, Path]:
     """The images, and the folder or table that they are listed in."""
     name, base = settings.source(folder)
-    return quiet_listing(base / name, settings.labels or None, strict=settings.strict), base / name
+    labels = settings.labels or ("column" if settings.label_columns else None)  # then no label is missed
+    return quiet_listing(base / name, labels, strict=settings.strict), base / name
 
 
 def _parts(
@@ -327,15 +329,11 @@ def _photographs_folder() -> Path:
 
 
 def _beside(listing: Listing, folder: Path) -> dict[Path, list[Annotation]]:
-    """Masks named like their images, for those images that have one."""
-    if not folder.is_dir():
-        raise InputError(f"expected a folder of masks, and nothing is at {folder}")
-    found: dict[Path, list[Annotation]] = {}
-    for record in listing:
-        mask = (folder / record.path).with_suffix(".png")
-        if mask.is_file():
-            found[listing.file(record)] = [Annotation(mask=mask)]
-    return found
+    """Masks named like their images, for those images that have one; says how many have."""
+    masks = MaskFolder.given(folder)
+    masks.join(record.path for record in listing).tell(what="a mask", lines=f"masks in {folder}")
+    files = {listing.file(record): masks.file(record.path) for record in listing}
+    return {file: [Annotation(mask=mask)] for file, mask in files.items() if mask.is_file()}
 
 
 def _class_names(records: Sequence[ImageRecord], settings: DataSettings) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..encoders.checkpoint import read_checkpoint, write_checkpoint
+from ..encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ..errors import InputError, WeightsError
 from ..index.durable import Storage
 
@@ -59,7 +59,8 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     config, tensors = read_checkpoint(path)
     if config.get("kind") != "training run":
         raise WeightsError(f"{path}: not the state of a training run")
-    tree: dict[str, Any] = restore(config["tree"], tensors)
+    with built_from_header(path, "a training run"):
+        tree: dict[str, Any] = restore(config["tree"], tensors)
     return tree
 
 

@@ -13,6 +13,7 @@ from ...errors import InputError
 from ...images import read_image
 from .dataset import ArrayImages, FewShotData, Split
 from .restricted_pickle import array_of, read_pickle
+from .zips import Npz
 
 __all__ = ["data_of_arrays", "encoded_pngs", "first_that_exists", "read_npz", "read_pickled_images", "split_of_arrays"]
 
@@ -68,19 +69,11 @@ def read_pickled_images(file: Path) -> Archive:
 
 def read_npz(file: Path, labels: Sequence[str] | None = None) -> Archive:
     """An npz with `images` (n, rows, columns, 3) and, unless given, `labels`; nothing pickled in it is read."""
-    arrays = open_npz(file)
-    images = _images(_entry(arrays, "images", file), file)
-    if labels is None:
-        labels = [str(label) for label in _entry(arrays, "labels", file).tolist()]
+    with Npz(file) as arrays:
+        images = _images(arrays["images"], file)
+        if labels is None:
+            labels = [str(label) for label in arrays["labels"].reshape(-1).tolist()]
     return images.__getitem__, _checked(labels, images, file)
-
-
-def open_npz(file: Path) -> Any:
-    """The arrays of an npz by name, without pickles."""
-    try:
-        return np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: is no npz of plain arrays ({error})") from error
 
 
 def encoded_pngs(file: Path, labels: Sequence[str]) -> Archive:
@@ -116,14 +109,6 @@ def _images(array: NDArray[Any], file: Path) -> NDArray[np.uint8]:
     if not (low >= 0 and 1 < high <= 255):
         raise InputError(f"{file}: expected values from 0 to 255, got {low} … {high} as {array.dtype}")
     return array.astype(np.uint8)
-
-
-def _entry(arrays: Any, name: str, file: Path) -> NDArray[Any]:
-    try:
-        entry: NDArray[Any] = arrays[name]
-    except (KeyError, ValueError, OSError) as error:
-        raise InputError(f"{file}: holds no array {name!r} that can be read ({error})") from error
-    return entry
 
 
 def _checked(labels: Sequence[str], images: Sequence[Any] | NDArray[Any], file: Path) -> Sequence[str]:

@@ -6,7 +6,6 @@ Ink is white on black here (the files have black ink on white), as in the few-sh
 from __future__ import annotations
 
 import csv
-import io
 import re
 import zipfile
 from collections.abc import Iterator
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 from ...errors import InputError
 from ...images import read_image
 from ..episodes import EpisodeManifest
-from .archives import open_npz
 from .dataset import ArrayImages, FewShotData, Split
+from .zips import Npz, open_zip, read_member
 
 __all__ = ["OMNIGLOT_SPLITS", "omniglot"]
 
@@ -32,6 +31,7 @@ OMNIGLOT_SPLITS = {
     "runs": "Lake's 20 one-shot runs: 20-way 1-shot within an alphabet, 400 queries",
 }
 N_DRAWERS = 20
+_MAX_DRAWING = 1 << 20  # bytes of one drawing, or of a table; they have some hundred
 Ink = NDArray[np.bool_]  # (105, 105), True where the paper is
 
 _ENTRY = re.compile(r"images_(background|evaluation)/([^/]+)/(character\d\d)/(\d{4}_\d\d)\.png")
@@ -168,7 +168,9 @@ class _Npz:
         return ink
 
     def _read(self, file: Path, group: str) -> Ink:
-        with open_npz(file) as arrays:
+        with Npz(file) as arrays:
+            if not arrays.files:
+                raise InputError(f"{file}: is empty")
             ink: Ink = arrays[arrays.files[0]]
         n_expected = sum(own == group for own, _ in self._row.values())
         if ink.dtype != bool or ink.ndim != 4 or ink.shape[:2] != (n_expected, N_DRAWERS):
@@ -186,7 +188,7 @@ class _Zips:
         self._background: set[str] = set()
         self.files: dict[str, list[str]] = {}
         for group in ("background", "evaluation"):
-            archive = _open_zip(root / f"images_{group}.zip", "or images_background.npz and images_evaluation.npz")
+            archive = open_zip(root / f"images_{group}.zip", "it, or images_background.npz and images_evaluation.npz")
             for entry in sorted(archive.namelist()):
                 if (match := _ENTRY.fullmatch(entry)) and match[1] == group:
                     character = f"{match[2]}/{match[3]}"
@@ -200,18 +202,19 @@ class _Zips:
 
     def ink(self, drawing: _Drawing) -> Ink:
         archive, entry = self._entry[drawing.character, drawing.file]
-        return _paper(archive.read(entry))
+        return _paper(read_member(archive, entry, file=Path(f"{drawing.character}/{drawing.file}"), most=_MAX_DRAWING))
 
 
 def _runs(file: Path) -> FewShotData:
     """Each run is one episode: 20 training images, 20 test images, and a table of which belongs to which."""
-    archive = _open_zip(file, "Lake's one-shot runs")
+    archive = open_zip(file, "it, Lake's one-shot runs")
     entries = set(archive.namelist())
     names: list[str] = []
     labels: list[str] = []
     support, query = [], []
     for table in sorted(entry for entry in entries if re.fullmatch(r"run\d\d/class_labels\.txt", entry)):
-        pairs = [line.split() for line in archive.read(table).decode("utf-8", "replace").splitlines() if line.strip()]
+        text = read_member(archive, table, file=file, most=_MAX_DRAWING).decode("utf-8", "replace")
+        pairs = [line.split() for line in text.splitlines() if line.strip()]
         if not pairs or any(len(pair) != 2 or not set(pair) <= entries for pair in pairs):
             raise InputError(f"{file}: {table} should name a test and a training image of the archive in each line")
         of_class = {training: test for test, training in sorted(pairs, reverse=True)}
@@ -225,8 +228,11 @@ def _runs(file: Path) -> FewShotData:
         support.append(np.arange(start, len(names), 2)[:, None])
         query.append(np.arange(start + 1, len(names), 2))
 
+    def drawn(name: str) -> bytes:
+        return read_member(archive, name, file=file, most=_MAX_DRAWING)
+
     def load(index: int) -> NDArray[np.uint8]:
-        return np.repeat((~_paper(archive.read(names[index]))).astype(np.uint8)[:, :, None] * np.uint8(255), 3, axis=2)
+        return np.repeat((~_paper(drawn(names[index]))).astype(np.uint8)[:, :, None] * np.uint8(255), 3, axis=2)
 
     if not support or len({len(run) for run in support}) != 1:
         raise InputError(f"{file}: expected runs with equally many classes, run01/class_labels.txt and so on")
@@ -235,13 +241,6 @@ def _runs(file: Path) -> FewShotData:
         novel.names, novel.labels, np.stack(support), np.stack(query), {"generator": "given", "source": "all_runs.zip"}
     )
     return FewShotData("omniglot:runs", {"novel": novel}, episodes)
-
-
-def _open_zip(file: Path, otherwise: str) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(io.BytesIO(file.read_bytes()))
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file}: cannot be read as a zip ({error}); expected it, {otherwise}") from error
 
 
 def _paper(png: bytes) -> Ink:

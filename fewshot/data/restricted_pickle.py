@@ -4,6 +4,9 @@ A pickle is a program. This reader lets it build dictionaries, lists, tuples, st
 else: the few names that an array needs stand for inert objects of ours, which only keep what they are given, and every
 other name ends the reading. Not even NumPy's own reconstruction is called, since it trusts its arguments; arrays are
 made afterwards from their bytes, for plain number types only.
+
+Before it is run, the program is read through: nine bytes of it can name a place in its memory that costs gigabytes, and
+a tuple in a tuple, a hundred thousand times, ends the process. What it makes out of its own bytes is counted.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import io
 import math
 import os
 import pickle
+import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -116,12 +120,79 @@ def _from_buffer(buffer: object, dtype: object, shape: object, order: object) ->
     return _Array((shape, dtype, order == "F", bytes(buffer) if isinstance(buffer, bytes | bytearray) else None))
 
 
+_MAX_DEPTH = 100  # of tuples in tuples; an array has three
+_MEMORY_WRITES = {"PUT", "BINPUT", "LONG_BINPUT"}
+_MEMORY_READS = {"GET", "BINGET", "LONG_BINGET"}
+_NESTING = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}  # what Python hashes by what is inside, without end
+
+
+def _require_bounded(data: bytes) -> None:
+    """Read the program without running it: it ends, and asks for no more than a pickle of its length needs.
+
+    Raises:
+        pickle.UnpicklingError: it does not.
+        ValueError: it is cut off, or no pickle.
+    """
+    stack: list[int] = []  # how deep the values are nested; -1 is a mark
+    memory: dict[int, int] = {}
+    for number, (op, argument, _) in enumerate(pickletools.genops(data)):
+        name = op.name
+        if name in _MEMORY_WRITES or name == "MEMOIZE":
+            place = len(memory) if name == "MEMOIZE" else int(argument or 0)
+            if not 0 <= place <= number + 1:
+                raise pickle.UnpicklingError(f"it names the place {place:,} of its memory after {number:,} steps")
+            memory[place] = stack[-1] if stack else 0
+            continue
+        if name == "FRAME" and int(argument or 0) > len(data):
+            raise pickle.UnpicklingError("it is cut off")
+        if name in _MEMORY_READS:
+            stack.append(memory.get(int(argument or 0), 0))
+        else:
+            deepest = _taken(stack, op)
+            depth = deepest + 1 if name in _NESTING else 0
+            if depth > _MAX_DEPTH:
+                raise pickle.UnpicklingError(f"it nests tuples more than {_MAX_DEPTH} deep")
+            stack += [-1 if what.name == "mark" else depth for what in op.stack_after]
+
+
+def _taken(stack: list[int], op: pickletools.OpcodeInfo) -> int:
+    """Take from the stack what an operation takes; how deep the deepest of it is nested."""
+    deepest = 0
+    if any(what.name == "mark" for what in op.stack_before):
+        while stack and (depth := stack.pop()) != -1:
+            deepest = max(deepest, depth)
+        above = next(i for i, what in enumerate(op.stack_before) if what.name == "mark")
+        rest = above
+    else:
+        rest = len(op.stack_before)
+    for _ in range(min(rest, len(stack))):
+        deepest = max(deepest, stack.pop())
+    return deepest
+
+
 class _Reader(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="latin1")
+        self._left = 2 * len(data) + 1024  # bytes that it may still make out of others
+
+    def _spend(self, value: object) -> None:
+        self._left -= len(value) if isinstance(value, str | bytes | bytearray) else 0
+        if self._left < 0:
+            raise pickle.UnpicklingError("it makes more of its bytes than it has")
+
+    def _encoded(self, text: object, encoding: object = "latin1") -> bytes:
+        self._spend(text)
+        return _encode(text, encoding)
+
+    def _of_buffer(self, buffer: object, dtype: object, shape: object, order: object) -> _Array:
+        self._spend(buffer)
+        return _from_buffer(buffer, dtype, shape, order)
+
     def find_class(self, module: str, name: str) -> Any:
         if module in _ARRAY_MODULES and name == "_reconstruct":
             return _Call(lambda *_: _Array())
         if module in _BUFFER_MODULES and name == "_frombuffer":
-            return _Call(_from_buffer)
+            return _Call(self._of_buffer)
         if module in _ARRAY_MODULES and name == "scalar":
             return _Call(lambda dtype, data: _Array(((), dtype, False, data)))
         if (module, name) == ("numpy", "ndarray"):
@@ -129,7 +200,7 @@ class _Reader(pickle.Unpickler):
         if (module, name) == ("numpy", "dtype"):
             return _Call(lambda code, *_: _Dtype(code))
         if (module, name) == ("_codecs", "encode"):
-            return _Call(_encode)
+            return _Call(self._encoded)
         if (module, name) in (("builtins", "bytes"), ("__builtin__", "bytes")):
             return _Call(lambda: b"")  # how protocol 2 writes an empty one
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -147,7 +218,8 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}") from error
     try:
-        return _Reader(io.BytesIO(data), encoding="latin1").load()
+        _require_bounded(data)
+        return _Reader(data).load()
     except Exception as error:  # a hostile program can fail in any way
         raise InputError(
             f"{file} is no pickle of plain arrays, lists and dictionaries ({error}); nothing of it was run. If you "

@@ -50,6 +50,14 @@ async function refusal(response) {
 const post = (url, body, signal) =>
   ask(url, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" }, signal });
 
+/** Tell the server its read token, for which it gives a cookie; whether it was the right one. */
+export async function introduce(token) {
+  const url = new URL(document.baseURI);
+  [url.hash, url.search] = ["", ""];
+  url.searchParams.set("token", token);
+  return (await fetch(url)).ok;
+}
+
 export const gallery = () => ask(address("gallery"));
 export const labels = (prefix, signal) => ask(address("labels", { prefix, limit: 50 }), { signal });
 export const images = (query, signal) => ask(address("images", query), { signal });

@@ -75,7 +75,7 @@ async function refresh() {
   clearTimeout(timer);
   const mine = (atWork = new AbortController()), { signal } = mine;
   say(byId("alert-text"), "");
-  byId("alert").hidden = true;
+  byId("alert").hidden = byId("token-form").hidden = true;
   tools.wrongFilter("");
   try {
     if (!view.gallery) await openGallery();
@@ -111,6 +111,7 @@ async function loadQuery(signal) {
   const { state } = view;
   Object.assign(shown, { query: null, search: null, explanation: null });
   Object.assign(view, { query: null, search: null, explanation: null });
+  forgetAnswer();
   if (state.upload !== null) {
     const upload = uploads.get(state.upload);
     if (!upload) return awaitPicture();
@@ -168,8 +169,22 @@ async function explain(signal, isSecond = false) {
 
 // --- When there is no answer -------------------------------------------------------------------------------------------
 
+/** Nothing of the answer to another question may stand beside a new one, nor beside its refusal. */
+function forgetAnswer() {
+  for (const id of ["box-tools", "classes", "verdict", "hint", "legend"]) byId(id).hidden = true;
+  for (const id of ["share", "export-png", "export-json"]) byId(id).disabled = true;
+  say(byId("query-size"), "");
+  matches.clear();
+}
+
 function fail(error) {
   matches.rest();
+  if (!view.search) {
+    forgetAnswer();
+    if (!view.query) byId("stage-figure").hidden = true;
+    say(byId("query-note"), ""); // what the browser made of the picture is beside the point now
+  }
+  if (error.status === 401) byId("token-form").hidden = false;
   status(view.search ? summary() : "");
   if (!(error instanceof api.ApiError) && !error.isFinal) console.error(error);
   if (error.status === 400 && /^(filter |no column )/.test(error.message)) return tools.wrongFilter(error.message);
@@ -250,6 +265,7 @@ function showQuery() {
 function showAnswer() {
   const { search: found, query, state } = view;
   say(byId("query-size"), query.size ? `${query.size[0]} × ${query.size[1]}` : "");
+  say(byId("query-note"), query.note);
   byId("box-tools").hidden = !query.size;
   box.show(found.query.box ?? state.box, query.size);
   showVerdict();
@@ -307,6 +323,13 @@ byId("file").addEventListener("change", () => {
   const [file] = byId("file").files;
   byId("file").value = "";
   if (file) takeFile(file);
+});
+byId("token-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const known = await api.introduce(byId("token").value);
+  byId("token").value = "";
+  if (known) refresh();
+  else byId("alert-text").textContent = "That is not the read token of this server.";
 });
 byId("browse").addEventListener("click", () => shelves.open());
 byId("alert-again").addEventListener("click", () => ((tries = 0), refresh()));

@@ -36,7 +36,7 @@ export async function own(file, limits) {
   try {
     bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
-    return { blob: file, name, picture: null, size: null, note: "This browser cannot show the picture; the server may read it all the same." };
+    return { blob: file, name, picture: null, size: null, note: "This browser cannot show the picture; it is sent to the server as it is." };
   }
   try {
     const { width, height } = bitmap;

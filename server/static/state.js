@@ -13,7 +13,7 @@ export const DEFAULTS = Object.freeze({
   versus: "", // "", "label:…", "rank:…"
   space: "metric",
   opacity: 62,
-  scale: "shared",
+  scale: "own",
   match: 1, // the rank that is chosen
 });
 

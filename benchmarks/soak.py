@@ -1,0 +1,470 @@
+"""What hostile clients cost the others: `python benchmarks/soak.py [--minutes 10] [--images 100000]`.
+
+A server in a process of its own, on 127.0.0.1 alone, with its default limits and a gallery of that many images (most of
+them vectors without a picture). Honest clients, each with an address of its own (127.0.1.x), search, explain and look
+around with pauses, first by themselves, then beside hostile ones (127.0.2.x) that do everything known here, over and
+over: pictures that cost much to decode, filters that cost much to evaluate, heads and bodies that drip, end early, lie
+or never end, many connections, wrong types. Printed are the honest clients' latencies without and with them, what was
+refused, and what is left in the server afterwards: threads, processes, descriptors, memory, work.
+
+Exit status 1 if the honest clients' p99 is more than three times as long beside hostile ones, if they were refused, or
+if anything is left. Wall-clock: it wants a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import io
+import json
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+from machine import describe_machine
+from PIL import Image
+
+BOUNDARY = "distcam-soak"
+
+
+def main() -> int:
+    arguments = parsed()
+    if arguments.hostile_at:
+        return be_hostile(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        gallery = gallery_of(arguments, Path(folder))
+        print(describe_machine("torch", "fastapi", "uvicorn", "pillow"))
+        print(f"{arguments.images} images, {arguments.honest} honest and {arguments.hostile} hostile clients, "
+              f"{arguments.minutes:g} minutes, seed {arguments.seed}\n")  # fmt: skip
+        with serving(gallery) as (process, port):
+            honest(arguments, port, 5.0)  # warm
+            before = state_of(process.pid)
+            attackers = attacking(arguments, port)
+            alone = honest(arguments, port, 60 * arguments.minutes * 0.3)
+            attackers.send_signal(signal.SIGUSR1)
+            beside = honest(arguments, port, 60 * arguments.minutes * 0.7)
+            hostile = ended(attackers)
+            good = report(alone, beside, hostile)
+            time.sleep(12)  # what hostile clients left open is given up after its time
+            return 0 if left(process, before) and good else 1
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--honest", type=int, default=40)
+    parser.add_argument("--hostile", type=int, default=10)
+    parser.add_argument("--pause", type=float, default=0.8, help="seconds an honest client rests, on average")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="one of the hostile ways alone")
+    parser.add_argument("--hostile-at", type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# --- The server -------------------------------------------------------------------------------------------------------
+
+
+def gallery_of(arguments: argparse.Namespace, folder: Path) -> Path:
+    """Some pictures, and many more vectors."""
+    from distcam.encoders import Encoder
+    from distcam.images import Transform
+    from distcam.images.scenes import blueprints, write_scenes
+    from distcam.index import Gallery
+    from distcam.index.rows import Entries, Vectors
+    from distcam.index.writer import opened_for_writing
+
+    write_scenes(folder / "set", classes=blueprints(8), splits={"photos": 12}, size=96, two_object_share=0.0)
+    encoder = Encoder.load("conv4", weights="random", transform=Transform(64, fit="squash"))
+    gallery = Gallery.build(folder / "set" / "photos", encoder, out=folder / "soak.gallery", precision="fp32")
+    more, generator = max(0, arguments.images - len(gallery)), np.random.default_rng(arguments.seed)
+    with opened_for_writing(gallery.folder) as writer:
+        for start in range(0, more, 10_000):
+            count = min(10_000, more - start)
+            vectors = generator.normal(size=(count, gallery.spec.pooled_dim)).astype(np.float32)
+            entries = Entries(
+                ids=np.zeros(count, np.uint64),
+                paths=[f"made/{number % 97}/{start + number:07d}.jpg" for number in range(count)],
+                sha256=generator.integers(0, 256, (count, 32), np.uint8),
+                size=np.full(count, 1000, np.uint64),
+                mtime_ns=np.zeros(count, np.int64),
+                columns={"label": [f"class {number % 50}" for number in range(count)]},
+            )
+            writer.append(entries, Vectors(vectors, vectors))
+        writer.commit(complete=True)
+    return gallery.folder
+
+
+@contextmanager
+def serving(gallery: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    command = [sys.executable, "-m", "distcam", "serve", str(gallery), "--port", "0", "--threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        yield process, int(line.split("http://127.0.0.1:")[1].split(",")[0])
+    finally:
+        process.kill()
+        process.wait()
+
+
+def state_of(pid: int) -> dict[str, int]:
+    """Threads, processes, descriptors and memory of the server."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {
+        "threads": int(status["Threads"]),
+        "processes": len(children_of(pid)),
+        "descriptors": len(list(Path(f"/proc/{pid}/fd").iterdir())),
+        "MiB": int(status["VmRSS"].split()[0]) // 1024,
+    }
+
+
+def children_of(pid: int) -> list[int]:
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+
+
+def processor_s(pid: int) -> float:
+    """Seconds that the server and its processes have worked."""
+    total = 0
+    for each in (pid, *children_of(pid)):
+        with suppress(OSError):
+            total += sum(map(int, Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def left(process: subprocess.Popen[str], before: dict[str, int]) -> bool:
+    """Print what is left when all clients are gone, and how the server ends; whether that is nothing."""
+    after, worked = state_of(process.pid), processor_s(process.pid)
+    time.sleep(3)
+    worked = processor_s(process.pid) - worked
+    children = children_of(process.pid)
+    print("\n| in the server | before | afterwards |\n|---|---:|---:|")
+    for name, value in before.items():
+        print(f"| {name} | {value} | {after[name]} |")
+    start = time.perf_counter()
+    process.send_signal(signal.SIGTERM)
+    try:
+        status: int | str = process.wait(60)
+    except subprocess.TimeoutExpired:
+        status = "still running"
+    print(f"\nat work in three seconds of rest: {worked:.2f} s; SIGTERM: status {status} after "
+          f"{time.perf_counter() - start:.1f} s")  # fmt: skip
+    time.sleep(0.5)
+    orphans = [child for child in children if Path(f"/proc/{child}").exists()]
+    print(f"processes left: {len(orphans)}")
+    within = after["descriptors"] <= before["descriptors"] + 10 and after["threads"] <= before["threads"] + 10
+    return status == 0 and not orphans and worked < 0.5 and within
+
+
+# --- Honest clients ---------------------------------------------------------------------------------------------------
+
+
+def picture(kind: str = "JPEG", size: tuple[int, int] = (320, 240), seed: int = 0, **options: object) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (12, 16, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def form(data: bytes) -> bytes:
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n'
+    return head.encode() + b"Content-Type: image/jpeg\r\n\r\n" + data + f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
+FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+JSON = {"Content-Type": "application/json"}
+Answers = dict[str, list[tuple[int, float]]]
+
+
+def honest(arguments: argparse.Namespace, port: int, seconds: float) -> Answers:
+    """Status and seconds of each kind of request."""
+    answers: Answers = defaultdict(list)
+    lock, end = threading.Lock(), time.monotonic() + seconds
+    pictures = [form(picture(seed=seed)) for seed in range(20)]
+
+    def requests(chance: random.Random) -> tuple[str, str, str, bytes | None, dict[str, str]]:
+        image = chance.randrange(1, 90)
+        stored = json.dumps({"id": image, "k": 10}).encode()
+        return chance.choices(
+            [
+                ("stored", "POST", "/api/v1/search/stored", stored, JSON),
+                ("upload", "POST", "/api/v1/search?k=10", chance.choice(pictures), FORM),
+                ("explain", "POST", "/api/v1/explain", stored, JSON),
+                ("filter", "GET", f"/api/v1/images?limit=20&where=label%3D'class%20{image % 50}'", None, {}),
+                ("thumbnail", "GET", f"/api/v1/images/{image}/picture?side=320", None, {}),
+                ("health", "GET", "/health", None, {}),
+            ],
+            [30, 30, 10, 15, 10, 5],
+        )[0]
+
+    def client(number: int) -> None:
+        chance = random.Random(arguments.seed * 1000 + number)
+        connection = None
+        time.sleep(chance.random() * arguments.pause)
+        while time.monotonic() < end:
+            name, method, path, body, headers = requests(chance)
+            start = time.perf_counter()
+            try:
+                if connection is None:
+                    own = (f"127.0.1.{number + 1}", 0)
+                    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=90, source_address=own)
+                connection.request(method, path, body, headers)
+                response = connection.getresponse()
+                response.read()
+                status = response.status
+            except (OSError, http.client.HTTPException):
+                connection, status = None, 0
+            with lock:
+                answers[name].append((status, time.perf_counter() - start))
+            time.sleep(chance.expovariate(1 / arguments.pause))
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(arguments.honest)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def report(alone: Answers, beside: Answers, hostile: Counter[str]) -> bool:
+    """Print latencies; whether the target is met."""
+    print("| honest clients | requests | p50 alone | p99 alone | p50 beside | p99 beside | p99 ratio |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    ratio = 0.0
+    for name in [*sorted(alone), "all"]:
+        columns: list[str] = []
+        tails = []
+        for answers in (alone, beside):
+            times = [s for kind, own in answers.items() if name in (kind, "all") for status, s in own if status == 200]
+            p50, p99 = np.percentile(times, [50, 99]) * 1000 if times else (np.nan, np.nan)
+            tails.append(p99)
+            columns += [f"{p50:.0f} ms", f"{p99:.0f} ms"]
+        ratio = tails[1] / tails[0]
+        count = sum(len(own) for kind, own in beside.items() if name in (kind, "all"))
+        print(f"| {name} | {count} | {' | '.join(columns)} | {ratio:.2f} |")
+    refused = {name: Counter(status for own in answers.values() for status, _ in own if status != 200)
+               for name, answers in (("alone", alone), ("beside", beside))}  # fmt: skip
+    print("\nhonest requests without an answer of 200: " + "; ".join(f"{n} {dict(c)}" for n, c in refused.items()))
+    print("hostile: " + ", ".join(f"{what} {count}" for what, count in sorted(hostile.items())))
+    print(f"p99 beside hostile clients is {ratio:.2f} times as long (target: at most 3)")
+    return ratio <= 3 and not refused["beside"]
+
+
+# --- Hostile clients, in a process of their own -----------------------------------------------------------------------
+
+
+def attacking(arguments: argparse.Namespace, port: int) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "--hostile-at", str(port), "--hostile", str(arguments.hostile)]
+    command += ["--only", arguments.only] if arguments.only else []
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()  # its pictures are made
+    return process
+
+
+def ended(attackers: subprocess.Popen[str]) -> Counter[str]:
+    """What the hostile clients were answered, by way and status."""
+    attackers.terminate()
+    out, _ = attackers.communicate(timeout=60)
+    return Counter(json.loads(out or "{}"))
+
+
+def be_hostile(arguments: argparse.Namespace) -> int:
+    """From SIGUSR1 until SIGTERM."""
+    done: Counter[str] = Counter()
+    lock, stop, go_on = threading.Lock(), threading.Event(), threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: go_on.set())
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    ways = ways_of(arguments.hostile_at)
+    print("ready", flush=True)
+    go_on.wait()
+    if arguments.only:
+        ways = {arguments.only: ways[arguments.only]}
+
+    def client(number: int) -> None:
+        chance = random.Random(number)
+        while not stop.is_set():
+            for name in chance.sample(sorted(ways), len(ways)):
+                if stop.is_set():
+                    return
+                try:
+                    status = ways[name](f"127.0.2.{number + 1}", stop)
+                except (OSError, http.client.HTTPException):
+                    status = "cut"
+                with lock:
+                    done[f"{name}: {status}"] += 1
+
+    threads = [threading.Thread(target=client, args=(n,), daemon=True) for n in range(arguments.hostile)]
+    for thread in threads:
+        thread.start()
+    stop.wait()
+    time.sleep(0.5)
+    print(json.dumps(done), flush=True)
+    os._exit(0)
+
+
+Way = Callable[[str, threading.Event], object]
+
+
+def ways_of(port: int) -> dict[str, Way]:
+    """Everything that is known to have hurt a server, by name."""
+    bombs = {name: form(data) for name, data in bomb_pictures().items()}
+    globs = " or ".join(f"path~'*{i}'" for i in range(200))[:1980].rpartition(" or ")[0]
+
+    def ask(own: str, method: str, path: str, body: bytes | None = None, **headers: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=70, source_address=(own, 0))
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            response.read()
+            return response.status
+        finally:
+            connection.close()
+
+    def connected(own: str) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", port), timeout=20, source_address=(own, 0))
+
+    def raw(own: str, data: bytes) -> str:
+        with connected(own) as connection:
+            connection.sendall(data)
+            return connection.recv(200).split(b" ", 2)[1].decode() if data else ""
+
+    def upload(name: str) -> Way:
+        return lambda own, _stop: ask(own, "POST", "/api/v1/search", bombs[name], **FORM)
+
+    def where(text: str) -> Way:
+        from urllib.parse import quote
+
+        return lambda own, _stop: ask(own, "GET", f"/api/v1/images?where={quote(text)}")
+
+    def dripping(head: bytes, drop: bytes, seconds: float = 8.0, count: int = 20) -> Way:
+        def drip(own: str, stop: threading.Event) -> str:
+            connections = [connected(own) for _ in range(count)]
+            end = time.monotonic() + seconds
+            try:
+                for connection in connections:
+                    connection.sendall(head)
+                while time.monotonic() < end and not stop.is_set():
+                    time.sleep(0.5)
+                    for connection in connections:
+                        connection.sendall(drop)
+            finally:
+                for connection in connections:
+                    connection.close()
+            return "dripped"
+
+        return drip
+
+    def many(own: str, stop: threading.Event) -> str:
+        connections = []
+        with suppress(OSError):
+            for _ in range(300):
+                connections.append(connected(own))
+        stop.wait(2)
+        for connection in connections:
+            connection.close()
+        return str(len(connections) // 100 * 100)
+
+    def leaving(share: float) -> Way:
+        def leave(own: str, _stop: threading.Event) -> str:
+            body = bombs["many scans, but not too many"]
+            head = f"POST /api/v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+            with connected(own) as connection:
+                connection.sendall(f"{head}Content-Type: {FORM['Content-Type']}\r\n\r\n".encode())
+                connection.sendall(body[: int(share * len(body))])
+                time.sleep(0.1)
+            return "left"
+
+        return leave
+
+    def endless(own: str, _stop: threading.Event) -> str:
+        head = b"POST /api/v1/search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nContent-Type: "
+        with connected(own) as connection:
+            connection.sendall(head + FORM["Content-Type"].encode() + b"\r\n\r\n")
+            for _ in range(1600):
+                connection.sendall(b"10000\r\n" + bytes(65536) + b"\r\n")
+        return "never cut"
+
+    get = b"GET /api/v1/gallery HTTP/1.1\r\nHost: localhost\r\n"
+    post = b"POST /api/v1/search/vector HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    both = post + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + get + b"\r\n"
+    return {
+        **{f"upload, {name}": upload(name) for name in bombs},
+        "where, 180 patterns": where(globs),
+        "where, one expensive pattern": where("path~'" + "*a" * 900 + "'"),
+        "where, many values": where("label in " + ",".join(str(i) for i in range(400))),
+        "where, deep": where("(" * 49 + "label=a" + ")" * 49),
+        "where, nonsense": where("path~'" + "[" * 1900),
+        "head that drips": dripping(get, b"A: b\r\n"),
+        "body that drips": dripping(post + b"Content-Length: 5000\r\n\r\n", b"1"),
+        "no request": dripping(b"", b"", 4),
+        "head of 70 KB": lambda own, _stop: raw(own, get + b"A: " + b"b" * 70_000 + b"\r\n\r\n"),
+        "10,000 headers": lambda own, _stop: raw(own, get + b"A: b\r\n" * 10_000 + b"\r\n"),
+        "smuggling": lambda own, _stop: raw(own, both),
+        "two lengths": lambda own, _stop: raw(own, post + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}"),
+        "another host": lambda own, _stop: raw(own, get.replace(b"localhost", b"evil.example") + b"\r\n"),
+        "500 requests in a row": lambda own, _stop: raw(own, (get + b"\r\n") * 500),
+        "many connections": many,
+        "half an upload": leaving(0.5),
+        "leaving while it is decoded": leaving(1.0),
+        "body without end": endless,
+        "k of a milliard": lambda own, _stop: ask(
+            own, "POST", "/api/v1/search/stored", b'{"id": 1, "k": 1000000000}', **JSON
+        ),
+        "the largest k": lambda own, _stop: ask(own, "POST", "/api/v1/search/stored", b'{"id": 1, "k": 1000}', **JSON),
+        "deep JSON": lambda own, _stop: ask(own, "POST", "/api/v1/search/stored", b"[" * 500_000, **JSON),
+        "a vector of NaN": lambda own, _stop: ask(own, "POST", "/api/v1/search/vector", b'{"vector": [NaN]}', **JSON),
+        "the largest explanation": lambda own, _stop: ask(
+            own, "POST", "/api/v1/explain", b'{"id": 1, "k": 100, "both_sides": true}', **JSON
+        ),
+        "a list of everything": lambda own, _stop: ask(own, "GET", "/api/v1/images?limit=1000&offset=50000"),
+        "large thumbnails": lambda own, _stop: ask(own, "GET", "/api/v1/images/3/picture?side=2048"),
+        "no such method": lambda own, _stop: ask(own, "BREW", "/api/v1/images"),
+    }
+
+
+def bomb_pictures() -> dict[str, bytes]:
+    """Files that cost a decoder far more than the wire."""
+    large = picture(size=(7900, 7900), progressive=True, quality=30)
+    last, end = large.rindex(b"\xff\xda"), large.rindex(b"\xff\xd9")
+    scan = large[last:end] if end - last < 2000 else b"\xff\xda\x00\x08\x01\x01\x01\x01\x00" + b"\x00" * 20
+
+    def chunk(kind: bytes, data: bytes = b"") -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def png(width: int, height: int, *extra: bytes) -> bytes:
+        head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        rows = zlib.compress(bytes(min((1 + 3 * width) * height, 200_000_000)), 1)
+        return b"\x89PNG\r\n\x1a\n" + head + b"".join(extra) + chunk(b"IDAT", rows) + chunk(b"IEND")
+
+    jpeg = picture()
+    return {
+        "12,000 scans": large[:end] + scan * 12_000 + large[end:],
+        "many scans, but not too many": large[:end] + scan * 85 + large[end:],
+        "62 million pixels": png(7900, 7900),
+        "more pixels than allowed": png(90_000, 90_000)[:2000],
+        "100,000 chunks": png(64, 64, chunk(b"tEXt", b"a\0b") * 100_000),
+        "a text of 64 MB": png(64, 64, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(64 << 20)))),
+        "padding": jpeg[:2] + b"\xff" * 2_000_000 + jpeg[2:],
+        "half a picture": jpeg[: len(jpeg) // 2],
+        "no picture": b"<svg onload=alert(1)>",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""A process that decodes what strangers send: it may be killed, and it may take only so much memory and time.
+
+It reads requests from standard input and writes answers to standard output, one after the other, until its input ends.
+Nothing here imports torch, so that such a process is there in a moment.
+
+A request is `REQUEST` (length of the file, pixel limit, seconds of the processor), then the file. An answer is `ANSWER`
+(outcome, width, height, length), then pixels (RGB, row by row) or a message.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import sys
+from contextlib import suppress
+from typing import BinaryIO, Final
+
+from ..errors import ImageError
+from .loading import image_size, read_image
+
+__all__ = ["ANSWER", "DONE", "MEMORY", "REQUEST", "TOO_LARGE", "UNUSABLE", "main"]
+
+REQUEST: Final = struct.Struct(">QQd")
+ANSWER: Final = struct.Struct(">BIIQ")
+DONE, TOO_LARGE, UNUSABLE, MEMORY = range(4)
+
+_BYTES_PER_PIXEL = 32  # coefficients, canvas, conversions: the most that a decoder was seen to take is 24
+_OWN_BYTES = 1 << 30  # of address space, for the interpreter and the libraries
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the server, which then closes our input
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(OSError, AttributeError):
+        os.nice(5)
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # whatever a library prints must not get among the answers
+    while len(head := source.read(REQUEST.size)) == REQUEST.size:
+        length, max_pixels, seconds = REQUEST.unpack(head)
+        data = source.read(length)
+        if len(data) < length:
+            return
+        _limit(max_pixels * _BYTES_PER_PIXEL + _OWN_BYTES + length, seconds)
+        _answer(sink, *_decoded(data, max_pixels))
+
+
+def _limit(memory: int, seconds: float) -> None:
+    """Bound the address space, and the processor's time from now on; whoever exceeds the latter is ended."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, where only the server's clock counts
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    soft = int(used.ru_utime + used.ru_stime + seconds) + 1
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def _decoded(data: bytes, max_pixels: int) -> tuple[int, tuple[int, int], bytes]:
+    try:
+        width, height = image_size(data)
+        if width * height > max_pixels:
+            return TOO_LARGE, (width, height), b""
+        picture = read_image(data, max_pixels=max_pixels, whole=True)
+        return DONE, picture.size, picture.tobytes()
+    except ImageError as error:
+        return UNUSABLE, (0, 0), error.reason.encode("utf-8", "replace")
+    except MemoryError:
+        return MEMORY, (0, 0), b""
+
+
+def _answer(sink: BinaryIO, outcome: int, size: tuple[int, int], payload: bytes) -> None:
+    sink.write(ANSWER.pack(outcome, *(min(side, 2**32 - 1) for side in size), len(payload)))
+    sink.write(payload)
+    sink.flush()
+
+
+if __name__ == "__main__":
+    main()
