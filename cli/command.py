@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperOption
@@ -16,6 +16,7 @@ from ..remarks import refusing
 
 __all__ = ["Command", "Commands", "in_words_of", "option_names", "refuse_unused", "running_words"]
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 _WORDS: ContextVar[str] = ContextVar("words", default="")
 _RUNNING: ContextVar[typer.Context | None] = ContextVar("running", default=None)
 
@@ -46,7 +47,7 @@ class Command(TyperCommand):
 class Commands(typer.Typer):
     """A group of such commands."""
 
-    def command(self, *args: Any, **options: Any) -> Any:
+    def command(self, *args: Any, **options: Any) -> Callable[[Function], Function]:
         """Register one."""
         return super().command(*args, **{"cls": Command, **options})
 

@@ -134,6 +134,7 @@ def query(
     options: dict[str, Any] = {"k": k, "where": where, "reject": reject, "max_distance": max_distance}
     if ids:
         area = _area([], region, mask, mask_class)
+        assert not isinstance(area, list)  # a folder of masks was refused
         results = [retriever.query_stored(image, region=area, **options) for image in ids]
     else:
         if probes != [Path(image) for image in images or ()]:  # of a folder what cannot be read is passed over

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 app = Commands(help="Weakly supervised segmentation: masks from the classes that a picture shows.")
 
 TRAIN_EXAMPLE = (
-    "Example: `distcam segment train recipes/segment_cues.toml --variant gain_losses,truth --seeds 0,1,2`, or "
-    "`distcam segment train recipes/cpn.toml --variant all`"
+    "Example: `distcam segment train segment_cues --variant gain_losses,truth --seeds 0,1,2`, or "
+    "`distcam segment train cpn --variant all`"
 )
 INFER_EXAMPLE = (
     "Example: `distcam segment infer runs/cpn/prcm/seed-0 photos --out masks --labels photos.csv --background 0.3 "

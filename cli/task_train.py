@@ -17,8 +17,8 @@ from .train import announcer, changes_with, chosen_seeds, chosen_variants, compa
 if TYPE_CHECKING:
     from ..training.runs import RunResult
 
-FEWSHOT_EXAMPLE = "Example: `distcam fewshot train recipes/omniglot_short.toml`"
-REID_EXAMPLE = "Example: `distcam reid train recipes/reid_walkers.toml --variant all --seeds 0,1,2`"
+FEWSHOT_EXAMPLE = "Example: `distcam fewshot train omniglot_short`"
+REID_EXAMPLE = "Example: `distcam reid train reid_walkers --variant all --seeds 0,1,2`"
 
 OutFolder = Annotated[Path | None, typer.Option("--out", help="Where runs go. Default: runs/NAME, after the recipe's.")]
 Variant = Annotated[str | None, typer.Option(help="One of the recipe's variants, several a,b, or `all`.")]

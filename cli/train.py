@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..training.recipe import Recipe
     from ..training.runs import Comparison
 
-EXAMPLE = "Example: `distcam train recipes/bias.toml --variant all --seeds 0,1,2 --set run.epochs=10`"
+EXAMPLE = "Example: `distcam train bias --variant all --seeds 0,1,2 --set run.epochs=10`"
 
 
 def train(

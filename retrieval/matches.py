@@ -223,8 +223,8 @@ class Matches:
         for match in self.matches:
             verdict = () if match.is_accepted is None else ("yes" if match.is_accepted else "too far",)
             names = Text(match.label or "–"), Text(match.path)
-            distance = () if self.max_distance is None else (f"{match.distance:.4f}",)
-            table.add_row(str(match.rank), f"{match.similarity:.4f}", *distance, *names, *verdict)
+            away = () if self.max_distance is None else (f"{match.distance:.4f}",)
+            table.add_row(str(match.rank), f"{match.similarity:.4f}", *away, *names, *verdict)
         console = console or Console()
         console.print(table)
         if self.max_distance is not None:

@@ -52,7 +52,7 @@ def fails(monkeypatch, capsys, *arguments):
 
 
 def test_help_has_an_example() -> None:
-    assert "distcam train recipes/bias.toml --variant all" in " ".join(distcam("--help").stdout.split())
+    assert "distcam train bias --variant all" in " ".join(distcam("--help").stdout.split())
 
 
 def test_one_run_ends_in_a_table_and_a_folder(recipe) -> None:
