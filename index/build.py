@@ -111,7 +111,7 @@ def opened_for_building(
             index=index,
             backend=None if backend is None else _backend_entry(backend, old),
             masks=None if masks is None else MaskEntry(str(masks.folder), masks.category),
-            birth=new_birth(),
+            birth=new_birth(str(listing.root.absolute())),
         )
         if old is not None and not overwrite:
             _require_same(folder, old, manifest, store_maps=store_maps)

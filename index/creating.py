@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hmac
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import GalleryError, GalleryExistsError, InputError, NotAGalleryError
+from .caches import user_secret
 from .durable import LOCK_NAME
 from .manifest import FileEntry, Manifest
 from .search import SearchSpec
@@ -15,7 +17,7 @@ from .writer import GalleryWriter
 if TYPE_CHECKING:
     from ..encoders import Encoder
 
-__all__ = ["existing_gallery", "new_birth", "require_index", "write_encoder_copy"]
+__all__ = ["existing_gallery", "is_root_of_this_user", "new_birth", "require_index", "write_encoder_copy"]
 
 
 def existing_gallery(folder: Path, *, overwrite: bool) -> Manifest | None:
@@ -43,9 +45,24 @@ def existing_gallery(folder: Path, *, overwrite: bool) -> Manifest | None:
         raise
 
 
-def new_birth() -> str:
-    """A random name for a new gallery."""
-    return uuid.uuid4().hex
+def new_birth(root: str | None = None) -> str:
+    """A random name for a new gallery; with the root that this user named for its images, one that proves who did."""
+    name = uuid.uuid4().hex
+    tag = None if root is None else _root_tag(name, root)
+    return name if tag is None else f"{name}-{tag}"
+
+
+def is_root_of_this_user(manifest: Manifest) -> bool:
+    """Whether this user, on this machine, named the root that a gallery records; nobody else can make it seem so."""
+    name, _, given = manifest.birth.partition("-")
+    expected = _root_tag(name, manifest.root)
+    return expected is not None and hmac.compare_digest(expected.encode(), given.encode())
+
+
+def _root_tag(name: str, root: str) -> str | None:
+    secret = user_secret()
+    text = f"root\0{name}\0{root}".encode("utf-8", "surrogateescape")
+    return None if secret is None else hmac.new(secret, text, "sha256").hexdigest()
 
 
 def require_index(spec: SearchSpec, factory: str) -> None:

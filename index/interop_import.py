@@ -106,7 +106,7 @@ def import_gallery(
         root=str(found.root),
         index=index,
         masks=_masks(found),
-        birth=new_birth(),
+        birth=new_birth(None if root is None else str(found.root)),
     )
     require_index(SearchSpec(found.embedding_dim, chosen), index)
     with _opened(Path(out), manifest, overwrite=overwrite) as writer:
