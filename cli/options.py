@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperCommand
 
 from ..metrics.distances import Metric as Metric
+from .command import Command
 
 FitName = Literal["crop", "squash", "pad"]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", show_default=True)]
@@ -68,7 +68,7 @@ StoreMaps = Annotated[
 ]
 
 
-class ReadsImages(TyperCommand):
+class ReadsImages(Command):
     """A command that reads images, and so has `--max-pixels`: `@app.command(cls=ReadsImages)`."""
 
     def __init__(self, *args: Any, params: list[Any] | None = None, **options: Any) -> None:
