@@ -92,6 +92,7 @@ def evaluate(
             refuse_unused(
                 f"as {dataset} is encoded already", "encoder", "weights", "layer", "gallery", "cache", "split",
                 "protocol", "fit", "image_size", "precision", "batch_size", "workers", "device", "strict",
+                "max_pixels",
             )  # fmt: skip
             result = _evaluate_encoded(dataset, chosen)
         else:

@@ -146,7 +146,7 @@ def evaluate(
     if data.endswith(".h5"):
         refuse_unused(
             f"as {data} holds features already", "encoder", "weights", "layer", "fit", "image_size", "features",
-            "batch_size", "workers", "device",
+            "batch_size", "workers", "device", "max_pixels",
         )  # fmt: skip
     if episodes_file is not None:
         refuse_unused("with --episodes-file, which is replayed", *EPISODE_OPTIONS)
@@ -301,7 +301,7 @@ def report(
 ) -> None:
     """Write a page: accuracy of each class, confusion, hardest pairs, the worst failures with maps, and supports."""
     if not pictures:
-        refuse_unused("with --no-pictures", "data", "encoder", "weights", "device")
+        refuse_unused("with --no-pictures", "data", "encoder", "weights", "device", "max_pixels")
     if encoder is None:
         refuse_unused("without --encoder", "weights", remedy="add --encoder")
     require_file(results, "results")

@@ -273,7 +273,13 @@ def calibrate(
 
     if queries is None:
         refuse_unused(
-            "by the gallery's own images", "labels", "encoder", "device", "strict", remedy="add --queries IMAGES"
+            "by the gallery's own images",
+            "labels",
+            "encoder",
+            "device",
+            "strict",
+            "max_pixels",
+            remedy="add --queries IMAGES",
         )
     else:
         refuse_unused("with --queries, which all ask", "seed")

@@ -173,7 +173,9 @@ def _refuse_unused(
         if not ids or (region is None and mask is None):
             refuse_unused("where no picture of the gallery is opened", "root", remedy="add --explain, or leave it out")
         if ids and region is None and mask is None:
-            refuse_unused("where nothing is encoded: the gallery keeps the vectors of its images", "device")
+            refuse_unused(
+                "where nothing is encoded: the gallery keeps the vectors of its images", "device", "max_pixels"
+            )
     elif explain.suffix.lower() not in ("", ".html", *_PICTURES, ".npz"):
         raise InputError(f"--explain writes OUT.html, OUT.png, OUT.npz or a folder, not {explain.name}")
     elif explain.suffix:

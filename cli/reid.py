@@ -65,7 +65,7 @@ def audit(
     from ..reid.auditing import audit as look
 
     if quick:
-        refuse_unused("with --quick, which opens no image", "near")
+        refuse_unused("with --quick, which opens no image", "near", "max_pixels")
     with progress_bar("opening images") as progress:
         found = look(
             _read(data, format_name, option),
@@ -182,7 +182,7 @@ def evaluate(
     if features is not None:
         refuse_unused(
             "with --features, which brings vectors", "encoder", "weights", "layer", "image_size", "fit", "flip",
-            "batch_size", "workers", *([] if rerank else ["device"]),
+            "batch_size", "workers", "max_pixels", *([] if rerank else ["device"]),
         )  # fmt: skip
         from ..reid.features import read_features
 

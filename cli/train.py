@@ -55,7 +55,7 @@ def train(
     chosen = chosen_variants(variant, file.variants)
     every_change = [*changes_with(changes, strict=strict), *([f'run.device="{device}"'] if device else [])]
     if dry_run:
-        refuse_unused("with --dry-run, which trains nothing", "out_path", "seeds", "resume", "cache")
+        refuse_unused("with --dry-run, which trains nothing", "out_path", "seeds", "resume", "cache", "max_pixels")
         resolved = {name or "": _dry(file.recipe(variant=name, changes=every_change)) for name in chosen}
         print_json(resolved if variant else resolved[""])
         return

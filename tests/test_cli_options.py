@@ -33,7 +33,7 @@ BRANCHES = [
     ("query {gallery} {photo} --explain maps --style box", "by the style box", "--colours gray"),
     ("query {gallery} {photo}", "without --mask", "--mask-class 3"),
     ("query {gallery} {photo}", "where no picture of the gallery is opened", "--root ."),
-    ("query {gallery} --id 0", "where nothing is encoded", "--device cpu"),
+    ("query {gallery} --id 0", "where nothing is encoded", "--device cpu --max-pixels 999"),
     ("index build {photos} --out g", "without --masks", "--mask-class 3"),
     ("index build {photos} --out g", "by the local engine", "--ray-address auto --ray-workers 2"),
     (
@@ -57,7 +57,8 @@ BRANCHES = [
     (
         "evaluate {gallery}",
         "is encoded already",
-        f"{LOADING} {RUNNING} --gallery {{gallery}} --cache c.h5 --split test --protocol csv --precision bf16 --strict",
+        f"{LOADING} {RUNNING} --gallery {{gallery}} --cache c.h5 --split test --protocol csv --precision bf16 --strict "
+        "--max-pixels 999",
     ),
     ("evaluate {photos} --gallery {gallery}", "with --gallery", "--precision fp32"),
     ("evaluate {photos} --gallery {gallery}", "by the encoder that --gallery brings", LOADING.partition("conv4")[2]),
@@ -71,25 +72,29 @@ BRANCHES = [
     ("explain {photo} --target class", "where no picture is drawn", "--style box --scale shared --colours gray"),
     ("explain {photo} --target class --out o.npz", "where no picture is drawn", "--style box --scale each"),
     ("explain {photo} --target class --out o.png --style contour", "by the style contour", "--colours viridis"),
-    ("fewshot evaluate --data {encodings} --out r.h5", "holds features already", f"{LOADING} {RUNNING} --features f"),
+    (
+        "fewshot evaluate --data {encodings} --out r.h5",
+        "holds features already",
+        f"{LOADING} {RUNNING} --features f --max-pixels 999",
+    ),
     ("fewshot evaluate --data {encodings} --out r.h5", "by proto", "--base {encodings}"),
     ("fewshot evaluate --data {encodings} --out r.h5 --episodes-file e.h5", "with --episodes-file", DRAW),
     ("fewshot episodes e.h5", "where a manifest is shown", f"{DRAW} --part base --overwrite"),
     (
         "fewshot report r.h5 --html r.html --no-pictures",
         "with --no-pictures",
-        "--data d --encoder conv4 --weights random --device cpu",
+        "--data d --encoder conv4 --weights random --device cpu --max-pixels 999",
     ),
     ("fewshot report r.h5 --html r.html", "without --encoder", "--weights random"),
-    ("reid audit {photos} --quick", "with --quick", "--near 1"),
+    ("reid audit {photos} --quick", "with --quick", "--near 1 --max-pixels 999"),
     (
         "reid evaluate {walkers} --features {encodings}",
         "with --features",
-        f"{LOADING} {RUNNING} --flip",
+        f"{LOADING} {RUNNING} --flip --max-pixels 999",
     ),
     ("reid explain {photo} {photo}", "where no map is written", "--weighting dot"),
     ("localize {photos} --boxes {boxes} --references {photos}", "by boxes that are not CUB's", "--split train"),
-    ("train {recipe} --dry-run", "with --dry-run", "--out o --seeds 1 --resume --cache c"),
+    ("train {recipe} --dry-run", "with --dry-run", "--out o --seeds 1 --resume --cache c --max-pixels 999"),
     ("train {photos_recipe}", "by a recipe that draws no scenes", "--cache c"),
     ("serve {gallery}", "by a server that only reads", "--token-file t --uploads u"),
     (
@@ -123,9 +128,10 @@ BRANCHES = [
 # Options that every branch of their command uses; all others must stand in `BRANCHES`.
 ALWAYS = {
     "query": "ids k where region mask reject max_distance explain encoder as_json",
-    "index build": "out_path encoder weights layer fit image_size labels store_maps masks metric batch_size workers "
+    "index build": "max_pixels out_path encoder weights layer fit image_size labels store_maps masks metric "
+    "batch_size workers "
     "device index backend overwrite engine strict as_json",
-    "index add": "encoder labels batch_size workers device strict as_json",
+    "index add": "max_pixels encoder labels batch_size workers device strict as_json",
     "index remove": "path where as_json",
     "index info": "skipped as_json",
     "index restore": "as_json",
@@ -133,31 +139,34 @@ ALWAYS = {
     "index calibrate": "queries false_alarms exclude_same as_json",
     "index compact": "as_json",
     "index tune": "recall memory latency_ms queries candidates seed device dry_run as_json",
-    "index sync": "labels checksum keep_missing dry_run watch root as_json",
+    "index sync": "max_pixels labels checksum keep_missing dry_run watch root as_json",
     "index import": "out_path kind metric encoder root index overwrite as_json",
     "index export": "out_path index rows_per_file half encoder as_json",
-    "encode": "out_file encoder weights layer labels fit image_size store_maps batch_size workers device overwrite "
+    "encode": "max_pixels out_file encoder weights layer labels fit image_size store_maps batch_size workers "
+    "device overwrite "
     "strict as_json",
     "evaluate": "metric recall_at nmi out seed as_json",
-    "explain": "target encoder method layer option out_file faithfulness as_json",
+    "explain": "max_pixels target encoder method layer option out_file faithfulness as_json",
     "fewshot evaluate": "data split strict out_file part episodes_file method overwrite as_json",
     "fewshot compare": "difference as_json",
     "fewshot episodes": "data as_json",
     "fewshot report": "html failures pictures",
-    "fewshot train": "out_path variant seeds changes resume _list _template strict as_json",
+    "fewshot train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
     "reid audit": "format_name option least_images quick as_json",
     "reid walkers": "identities cameras images_per_camera look_alikes distractors junk masks seed as_json",
     "reid evaluate": "strict features format_name option metric protocol rerank aqe camera_norm multi_query "
     "single_gallery_shot html out as_json",
-    "reid explain": "strict different encoder weights layer fit image_size parts out_path device as_json",
-    "reid train": "out_path variant seeds changes resume _list _template strict as_json",
-    "segment train": "out_path variant seeds changes resume _list _template strict as_json",
-    "segment infer": "folder scales flip base layout show device as_json",
-    "segment evaluate": "layout masks names as_json",
-    "localize": "boxes references encoder weights reference methods labels masks reference_masks layer fit image_size "
+    "reid explain": "max_pixels strict different encoder weights layer fit image_size parts out_path device as_json",
+    "reid train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
+    "segment train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
+    "segment infer": "max_pixels folder scales flip base layout show device as_json",
+    "segment evaluate": "max_pixels layout masks names as_json",
+    "localize": "max_pixels boxes references encoder weights reference methods labels masks reference_masks "
+    "layer fit image_size "
     "metric batch_size device seed out_file strict as_json",
     "train": "variant changes device dry_run _list _template strict as_json",
-    "serve": "host port writable allow_host max_batch window_ms concurrency client_concurrency rate max_upload_mb "
+    "serve": "max_pixels read_token_file host port writable allow_host max_batch window_ms concurrency "
+    "client_concurrency rate max_upload_mb "
     "encoder root device threads access_log open_page",
     "demo": "folder seed as_json",
     "env": "as_json",
