@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -258,7 +259,7 @@ def test_every_missing_or_odd_file_has_its_reason(tmp_path: Path, monkeypatch: p
     assert refusal(tmp_path) == "a folder"
     assert refusal(tmp_path / "empty.png") == "empty, 0 bytes"
     assert refusal(tmp_path / "pipe.png") == "not a regular file"
-    assert refusal("nul\0byte.png") == "damaged: embedded null byte"
+    assert re.fullmatch(r"damaged: .*embedded null (byte|character).*", refusal("nul\0byte.png"))  # in Python's words
     (tmp_path / "secret.png").write_bytes(encoded(photograph(), "PNG"))
     (tmp_path / "secret.png").chmod(0)
     if os.access(tmp_path / "secret.png", os.R_OK):  # an administrator may read everything
