@@ -69,7 +69,7 @@ def answers(photos, small_gallery, tmp_path_factory):
         [sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(calls)],
         cwd=tmp_path_factory.mktemp("calls"), capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("number", range(len(CALLS)), ids=[" ".join(call) for call, _ in CALLS])
