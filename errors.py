@@ -11,7 +11,6 @@ import errno
 __all__ = [
     "CorruptGalleryError",
     "DistcamError",
-    "FilterTimeoutError",
     "FingerprintMismatchError",
     "GalleryError",
     "GalleryExistsError",
@@ -52,10 +51,6 @@ class TooFewVectorsError(InputError):
     def __init__(self, message: str, needed: int) -> None:
         super().__init__(message)
         self.needed = needed
-
-
-class FilterTimeoutError(DistcamError):
-    """A filter that took longer than whoever asked allows; see `distcam.index.filters.time_limit`."""
 
 
 class ImageError(DistcamError, ValueError):

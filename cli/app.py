@@ -51,37 +51,25 @@ app = Commands(
 )
 app.add_typer(index.app, name="index")
 index.app.command(name="tune", epilog=index_tune.EXAMPLE)(index_tune.tune)
-index.app.command(name="sync", epilog=index_sync.EXAMPLE)(index_sync.sync)
+index.app.command(name="sync", cls=ReadsImages, epilog=index_sync.EXAMPLE)(index_sync.sync)
 index.app.command(name="import", epilog=index_interop.IMPORT_EXAMPLE)(index_interop.import_)
 index.app.command(name="export", epilog=index_interop.EXPORT_EXAMPLE)(index_interop.export)
 index.app.command(name="restore", epilog=index_restore.EXAMPLE)(index_restore.restore)
 app.add_typer(fewshot.app, name="fewshot")
 app.add_typer(reid.app, name="reid")
-reid.app.command(name="explain", epilog=reid_explain.EXAMPLE)(reid_explain.explain)
-reid.app.command(name="train", epilog=task_train.REID_EXAMPLE)(task_train.reid_train)
-fewshot.app.command(name="train", epilog=task_train.FEWSHOT_EXAMPLE)(task_train.fewshot_train)
+reid.app.command(name="explain", cls=ReadsImages, epilog=reid_explain.EXAMPLE)(reid_explain.explain)
+reid.app.command(name="train", cls=ReadsImages, epilog=task_train.REID_EXAMPLE)(task_train.reid_train)
+fewshot.app.command(name="train", cls=ReadsImages, epilog=task_train.FEWSHOT_EXAMPLE)(task_train.fewshot_train)
 app.add_typer(segment.app, name="segment")
-app.command(name="explain", epilog=explain.EXAMPLE)(explain.explain)
-app.command(name="query", epilog=query.EXAMPLE)(query.query)
-app.command(name="encode", epilog=encode.EXAMPLE)(encode.encode)
-app.command(name="evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
-app.command(name="localize", epilog=localize.EXAMPLE)(localize.localize)
-app.command(name="train", epilog=train.EXAMPLE)(train.train)
-app.command(name="serve", epilog=serve.EXAMPLE)(serve.serve)
+app.command(name="explain", cls=ReadsImages, epilog=explain.EXAMPLE)(explain.explain)
+app.command(name="query", cls=ReadsImages, epilog=query.EXAMPLE)(query.query)
+app.command(name="encode", cls=ReadsImages, epilog=encode.EXAMPLE)(encode.encode)
+app.command(name="evaluate", cls=ReadsImages, epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command(name="localize", cls=ReadsImages, epilog=localize.EXAMPLE)(localize.localize)
+app.command(name="train", cls=ReadsImages, epilog=train.EXAMPLE)(train.train)
+app.command(name="serve", cls=ReadsImages, epilog=serve.EXAMPLE)(serve.serve)
 app.command(name="demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command(name="env", epilog=env.EXAMPLE)(env.env)
-
-_READING = {  # the commands that read images
-    app: {"query", "explain", "encode", "evaluate", "localize", "train", "serve"},
-    index.app: {"build", "add", "calibrate", "sync"},
-    fewshot.app: {"evaluate", "report", "fewshot_train"},
-    reid.app: {"audit", "evaluate", "explain", "reid_train"},
-    segment.app: {"train", "infer", "evaluate"},
-}
-for group, functions in _READING.items():
-    for command in group.registered_commands:
-        if command.callback is not None and command.callback.__name__ in functions:
-            command.cls = ReadsImages
 
 
 def _version(show: bool) -> None:

@@ -14,7 +14,7 @@ from ..errors import DistcamError, InputError
 from .checks import require_encoder, require_file
 from .command import Commands, refuse_unused
 from .console import err, load_encoder, print_json, progress_bar, say
-from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Strict, Weights, Workers
+from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, ReadsImages, Strict, Weights, Workers
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
@@ -94,8 +94,9 @@ class _Source:
 
 
 @app.command(
+    cls=ReadsImages,
     epilog="Example: `distcam fewshot evaluate --data omniglot:vinyals@omniglot --encoder conv4.safetensors "
-    "--method proto,bdcspn --out results.h5`"
+    "--method proto,bdcspn --out results.h5`",
 )
 def evaluate(
     data: Data,
@@ -287,7 +288,7 @@ def episodes(
         say(f"{name:13} {shown}")
 
 
-@app.command(epilog="Example: `distcam fewshot report results.h5 --html report.html`")
+@app.command(cls=ReadsImages, epilog="Example: `distcam fewshot report results.h5 --html report.html`")
 def report(
     results: Annotated[Path, typer.Argument(help="A file of `distcam fewshot evaluate`.")],
     html: Annotated[Path, typer.Option("--html", help="The page to write.")],

@@ -30,6 +30,7 @@ from .options import (
     MaskClass,
     Masks,
     Metric,
+    ReadsImages,
     StoreMaps,
     Strict,
     Weights,
@@ -46,7 +47,8 @@ app = Commands(help="Build a gallery, change it, and look after it.", no_args_is
 
 
 @app.command(
-    epilog="Example: `distcam index build photos/ --out photos.gallery --encoder mobilenet_v2 --weights imagenet`"
+    cls=ReadsImages,
+    epilog="Example: `distcam index build photos/ --out photos.gallery --encoder mobilenet_v2 --weights imagenet`",
 )
 def build(
     images: Images,
@@ -123,7 +125,7 @@ def build(
     report_skipped(gallery.skipped)
 
 
-@app.command(epilog="Example: `distcam index add photos.gallery new_photos/`")
+@app.command(cls=ReadsImages, epilog="Example: `distcam index add photos.gallery new_photos/`")
 def add(
     gallery: GalleryPath,
     images: Images,
@@ -245,8 +247,9 @@ def verify(
 
 
 @app.command(
+    cls=ReadsImages,
     epilog="Example: `distcam index calibrate photos.gallery --queries validation/ --false-alarms 0.01`, then "
-    "`distcam query photos.gallery probe.jpg --reject`"
+    "`distcam query photos.gallery probe.jpg --reject`",
 )
 def calibrate(
     gallery: GalleryPath,

@@ -12,7 +12,7 @@ from ..files import write_text
 from .checks import require_encoder
 from .command import Commands, refuse_unused
 from .console import load_encoder, print_json, progress_bar, say
-from .options import AsJson, BatchSize, Device, EncoderName, FitName, Layer, Metric, Weights, Workers
+from .options import AsJson, BatchSize, Device, EncoderName, FitName, Layer, Metric, ReadsImages, Weights, Workers
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
@@ -49,7 +49,7 @@ EVALUATE_EXAMPLE = (
 )
 
 
-@app.command(name="audit", epilog=AUDIT_EXAMPLE)
+@app.command(name="audit", cls=ReadsImages, epilog=AUDIT_EXAMPLE)
 def audit(
     data: Data,
     format_name: Format = "auto",
@@ -123,7 +123,7 @@ def walkers(
         say(f"{out}: {counts['train']} train, {counts['query']} query, {counts['gallery']} gallery images")
 
 
-@app.command(name="evaluate", epilog=EVALUATE_EXAMPLE)
+@app.command(name="evaluate", cls=ReadsImages, epilog=EVALUATE_EXAMPLE)
 def evaluate(
     data: Data,
     encoder: EncoderName = "resnet50",

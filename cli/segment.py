@@ -15,7 +15,7 @@ from ..index.reports import counted
 from .checks import require_images, require_model
 from .command import Commands, refuse_unused
 from .console import out, print_json, progress_bar, say
-from .options import AsJson, Strict
+from .options import AsJson, ReadsImages, Strict
 from .recipes import ListRecipes, RecipePath, Template, find_recipe
 from .segment_inputs import Layout, inference_settings, is_model, mask_pairs, open_data, open_model
 from .task_train import Changes, OutFolder, Resume, Seeds, Variant
@@ -60,7 +60,7 @@ Base = Annotated[
 SegmentDevice = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
 
-@app.command("train", epilog=TRAIN_EXAMPLE)
+@app.command("train", cls=ReadsImages, epilog=TRAIN_EXAMPLE)
 def train(
     recipe: RecipePath,
     out_path: OutFolder = None,
@@ -115,7 +115,7 @@ def _loaded(
     return maps.recipe.name, maps.recipe.run.seed, partial(train_maps, maps, **options)
 
 
-@app.command("infer", epilog=INFER_EXAMPLE)
+@app.command("infer", cls=ReadsImages, epilog=INFER_EXAMPLE)
 def infer(
     model: Annotated[
         Path,
@@ -221,7 +221,7 @@ def infer(
     say(f"{counted(len(data), 'mask')}: {written.masks}")
 
 
-@app.command("evaluate", epilog=EVALUATE_EXAMPLE)
+@app.command("evaluate", cls=ReadsImages, epilog=EVALUATE_EXAMPLE)
 def evaluate(
     found: Annotated[Path, typer.Argument(help="A folder of masks (NAME.png), or a model as for `infer`.")],
     truth: Annotated[str, typer.Argument(help="A folder of true masks (NAME.png), or a data set (see --layout).")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,7 +50,11 @@ def fewshot_train(
 
     def load(name: str | None) -> tuple[str, int, Callable[..., RunResult]]:
         loaded = FewShotRecipe.read(recipe, variant=name, changes=changes_with(changes, strict=strict))
-        return loaded.recipe.name, loaded.recipe.run.seed, partial(train, loaded, resume=resume, announce=announce)
+        return (
+            loaded.recipe.name,
+            loaded.recipe.run.seed,
+            partial(train, loaded, resume=resume, announce=announce, reading=reading),
+        )
 
     _run(recipe, load, out_path=out_path, variant=variant, seeds=seeds, as_json=as_json)
 
@@ -77,10 +82,15 @@ def reid_train(
         return (
             loaded.recipe.name,
             loaded.recipe.run.seed,
-            partial(train, loaded, resume=resume, cache=cache, announce=announce),
+            partial(train, loaded, resume=resume, cache=cache, announce=announce, reading=reading),
         )
 
     _run(recipe, load, out_path=out_path, variant=variant, seeds=seeds, as_json=as_json)
+
+
+def reading() -> AbstractContextManager[Callable[[int, int], None]]:
+    """The bar of reading all images once before a training."""
+    return progress_bar("reading images")
 
 
 def _run(

@@ -76,6 +76,7 @@ def train(
             cache=cache,
             resume=resume,
             announce=announcer(),
+            reading=lambda: progress_bar("reading images"),
             watch=lambda name, seed: progress_bar(" ".join(filter(None, (name, f"seed {seed}")))),
         )
     if not current_world().is_first:

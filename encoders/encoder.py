@@ -148,8 +148,9 @@ class Encoder(nn.Module):
             source: a torchvision classifier ("resnet50"), "conv4", "resnet12", "wrn28_10"; a file that `save` wrote; or
                 a module.
             weights: of an architecture, which has none by itself: a file with a state_dict, "imagenet" (torchvision's),
-                or "random" (drawn from `seed`). A module of your own keeps what it has, or takes a file's. What names
-                in a file begin with is found by what fits; tensors that nothing takes are a remark.
+                or "random" (drawn from `seed`; "conv4" and kin, of which there are none, with a remark if left out). A
+                module of your own keeps what it has, or takes a file's. What names in a file begin with is found by
+                what fits; tensors that nothing takes are a remark.
             layer: where to read the feature map; the last convolution after its activation if left out. A module of
                 your own must return its feature map (b, k, h, w) unless a layer is named.
             pooling: "gap", "gem", or a `Pooling`.

@@ -83,8 +83,12 @@ def _refuse_misfits(
         for name, tensor in matched.items()
         if not _fits(tensor, expected[name])
     ]
+    hardly = 2 * (len(matched) - len(wrong)) < len(expected)  # a few names may be alike by chance
+    advice = _why_missing(missing, match, state, by_chance=hardly)
+    if hardly:
+        _refuse(origin, missing, "tensors are missing", advice=advice)
     _refuse(origin, wrong, "tensors do not fit the architecture")
-    _refuse(origin, missing, "tensors are missing", advice=_why_missing(missing, match, state))
+    _refuse(origin, missing, "tensors are missing", advice=advice)
     _refuse(origin, superfluous, "tensors have no place in the architecture")
     _refuse(
         origin, [n for n, t in matched.items() if not bool(torch.isfinite(t).all())], "tensors hold NaN or infinity"
@@ -102,17 +106,18 @@ def say_what_is_left(left: Collection[str], *, origin: str) -> None:
         )
 
 
-def _why_missing(missing: list[str], match: Match, state: Mapping[str, Tensor]) -> str:
+def _why_missing(missing: list[str], match: Match, state: Mapping[str, Tensor], *, by_chance: bool) -> str:
     """What the file has instead of what is missing, and what to do."""
-    if match.tensors:
+    if match.tensors and not by_chance:
         at = f" (its names begin with {match.prefix!r})" if match.prefix else ""
         return f"; is this another architecture, or another layer?{at}"
     begins, first = common_beginning(state), next(iter(state), "")
-    told = f", and all of its names begin with {begins!r}" if begins else ""
-    cut = begins or f"{first.rpartition('.')[0]}."
+    there = f"it has {first!r}, expected {next(iter(missing), '')!r}"
+    if not begins:
+        return f"; hardly a name in it fits: {there}; save the state_dict() of the network itself"
     return (
-        f"; no name in it fits: it has {first!r}{told}, expected {missing[0] if missing else ''!r}; save the network "
-        f"alone, torch.save({{k.removeprefix({cut!r}): v for k, v in state.items()}}, FILE)"
+        f"; hardly a name in it fits: {there}, and all of its names begin with {begins!r}; save the network alone, "
+        f"torch.save({{k.removeprefix({begins!r}): v for k, v in state.items()}}, FILE)"
     )
 
 

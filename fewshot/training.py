@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from ..training.logs import write_json
 from ..training.parts import Part
 from ..training.pixels import say_left_out
 from ..training.recipe import Recipe, RecipeFile
-from ..training.runs import RunResult, run_recipe
+from ..training.runs import Reading, RunResult, run_recipe
 from ..training.step import Term
 from ..training.tables import parse, plain
 from ..training.terms import TERMS, Builder, TermContext, checked_term
@@ -153,6 +154,7 @@ def train(
     seed: int | None = None,
     resume: bool = False,
     announce: Callable[[str], None] | None = None,
+    reading: Reading = nullcontext,
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[Mapping[str, float]], None] | None = None,
 ) -> RunResult:
@@ -165,6 +167,7 @@ def train(
         seed: instead of the recipe's.
         resume: go on from the checkpoint in `folder`; with the same episodes, or it is refused.
         announce: called before the training with sizes and classes of the parts, on one line.
+        reading: makes a context that gives the progress callback of reading the images once before the training.
         progress: called with (batches done, batches in all).
         report: called with every epoch's row of the log.
 
@@ -174,7 +177,8 @@ def train(
     Raises:
         InputError: whatever in recipe or data does not fit.
     """
-    data, skipped = readable(recipe.open_data() if data is None else data)
+    with reading() as read:
+        data, skipped = readable(recipe.open_data() if data is None else data, progress=read)
     inner, base = recipe.recipe.with_seed(seed), data["base"]
     say_left_out(skipped, of=sum(map(len, data)) + len(skipped), strict=inner.data.strict)
     sampler = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
+from .joining import is_plain, near_file, spelled
 from .layouts import LAYOUTS, DatasetRecord, Layout, Role, read_folders, read_table
 from .listing import ImageRecord, Listing, _Labels
 from .splits import split_name
@@ -164,14 +165,21 @@ def named_split(name: str, splits: Sequence[str]) -> str | None:
 
 def _check(dataset: Dataset, official: Layout | None) -> Dataset:
     """Without files that are not there, and with what that and the official counts say about the copy."""
-    root, records = os.fspath(dataset.root), dataset.records
+    root = os.fspath(dataset.root)
+    records = tuple(
+        record if is_plain(record.path) else record._replace(path=spelled(dataset.root, record.path).replace("\\", "/"))
+        for record in dataset.records
+    )
     present = tuple(record for record in records if os.path.exists(os.path.join(root, record.path)))  # noqa: PTH110, PTH118  (speed)
     problems = list(dataset.problems)
     if not present:
         raise InputError(_nothing_there(dataset, official))
     if len(present) < len(records):
         first = next(record.path for record, there in _pairs(records, present) if not there)
-        problems.append(f"{len(records) - len(present):,} of {len(records):,} images are missing, such as {first}")
+        near = near_file(dataset.root, first)
+        probably = "" if near is None else f"; {first} and {near[0]}, which is, {near[1]}"
+        missing = len(records) - len(present)
+        problems.append(f"{missing:,} of {len(records):,} images are missing, such as {first}{probably}")
     if official is not None:
         problems += _differences(present, official)
     return replace(dataset, records=present, problems=tuple(problems))

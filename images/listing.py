@@ -65,10 +65,11 @@ class Listing:
             folders are those of splits; else empty.
     """
 
-    def __init__(self, source: _Source, labels: _Labels, *, strict: bool = False) -> None:
+    def __init__(self, source: _Source, labels: _Labels, *, strict: bool = False, has_vectors: bool = False) -> None:
         self._source = source
         self._labels = labels
         self._strict = strict
+        self._has_vectors = has_vectors
         self.root = source.root
         self.splits = labels.splits if labels.splits is not None and labels.splits.names else None
         self.column_names = (*source.column_names, *((SPLIT_COLUMN,) if self.splits is not None else ()))
@@ -123,7 +124,8 @@ class Listing:
         """Say what is left open, and what of a file of labels does not fit."""
         labels, is_table = self._labels, isinstance(self._source, _Table)
         if isinstance(self._source, _Table):
-            tally.tell_boxes(strict=self._strict)
+            if not self._has_vectors:
+                tally.tell_boxes(strict=self._strict)
             tally.tell_missing(self._source.table.name, self.root, strict=self._strict)
         if labels.table is not None:
             file = Path(labels.kind)
@@ -194,10 +196,14 @@ def quiet_listing(
     labels: str | os.PathLike[str] | None = None,
     *,
     strict: bool = False,
+    has_vectors: bool = False,
 ) -> Listing:
-    """`list_images` without its remarks about splits, which are in `Listing.remarks`."""
+    """`list_images` without its remarks about splits, which are in `Listing.remarks`.
+
+    `has_vectors`: those of a table's images come along, so nobody expects its boxes to be cut out now.
+    """
     resolved = _resolve(source)
-    listing = Listing(resolved, _labels(resolved, labels), strict=strict)
+    listing = Listing(resolved, _labels(resolved, labels), strict=strict, has_vectors=has_vectors)
     first = next(iter(listing), None)
     if first is None:
         raise InputError(_nothing_found(source, listing))

@@ -241,7 +241,7 @@ def _row(header: Sequence[str], cells: Sequence[str], where: str) -> dict[str, s
     if len(cells) < len(header) or any(cell.strip() for cell in extra):
         raise InputError(f"{where}: expected {len(header)} cells; got {len(cells)}")
     row = {name: cell if name == "path" else cell.strip() for name, cell in zip(header, cells, strict=False)}
-    if not row["path"].strip():
+    if not row.get("path", "-").strip():
         raise InputError(f"{where}: expected a path; got an empty cell")
     return row
 

@@ -100,8 +100,8 @@ class OpenFile:
         """The error for a problem with this file; to be raised by the caller."""
         return CorruptGalleryError(f"{self.path}: {problem}; {self._remedy}")
 
-    def read(self, pieces: Iterable[tuple[int, Any]]) -> None:
-        """Fill buffers with what stands at their offsets.
+    def read(self, pieces: Iterable[tuple[int, Any, int]]) -> None:
+        """Fill buffers, given with their offsets and lengths in bytes, with what stands there.
 
         Raises:
             CorruptGalleryError: the file was cut or written to since it was opened, and does not hold what it held.
@@ -112,7 +112,7 @@ class OpenFile:
             descriptor = self._descriptor or self._opened()
             self.was_used = True
             try:
-                is_whole = all(_filled(descriptor.number, buffer, offset) for offset, buffer in pieces)
+                is_whole = _fill(descriptor.number, pieces)
             except OSError as error:
                 raise self.corrupt(f"cannot be read ({error.strerror})") from error
             if is_whole and _State.of(os.fstat(descriptor.number)) == self._state:
@@ -167,19 +167,21 @@ class OpenFile:
         return descriptor
 
 
-def _filled(number: int, buffer: Any, offset: int) -> bool:
-    """Fill a buffer; False if the file ends before that."""
-    done = _read_at(number, buffer, offset)
-    size = memoryview(buffer).nbytes
-    if done == size:
-        return True
-    view = memoryview(buffer).cast("B")
-    while 0 < done < size:
-        more = _read_at(number, view[done : done + _PIECE], offset + done)
-        if not more:
+def _fill(number: int, pieces: Iterable[tuple[int, Any, int]]) -> bool:
+    """Fill buffers; False if the file ends before that."""
+    for offset, buffer, size in pieces:
+        done = _read_at(number, buffer, offset)
+        if done == size:
+            continue
+        view = memoryview(buffer).cast("B")
+        while 0 < done < size:  # systems read up to 2 GiB at once
+            more = _read_at(number, view[done : done + _PIECE], offset + done)
+            if not more:
+                return False
+            done += more
+        if done != size:
             return False
-        done += more
-    return done == size
+    return True
 
 
 if hasattr(os, "preadv"):

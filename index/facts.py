@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .ingest import MASK_COLUMN, NO_MASK
+from .manifest import EncoderEntry
 from .snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def facts_of(gallery: GalleryReader) -> dict[str, Any]:
         "encoder": manifest.encoder.short_name,
         "fingerprint": manifest.encoder.fingerprint,
         "precision": manifest.encoder.precision,
+        "images_as": _images_as(manifest.encoder),
         "encoder_copied": manifest.encoder.file is not None,
         "root": str(gallery.root),
         "segments": len(manifest.segments),
@@ -48,6 +50,16 @@ def facts_of(gallery: GalleryReader) -> dict[str, Any]:
         "prototypes_cached": manifest.is_fresh(manifest.prototype_cache),
         "bytes": sum(entry.bytes for entry in manifest.files()),
     }
+
+
+def _images_as(encoder: EncoderEntry) -> str | None:
+    """What the encoder makes of an image: `Transform.summary`, which would import torch. None for imported vectors."""
+    transform = encoder.description.get("transform")
+    if not isinstance(transform, dict):
+        return None
+    size = transform.get("size")
+    height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
+    return f"{transform.get('fit')} to {height}×{width}"
 
 
 def _rejection(snapshot: Snapshot) -> dict[str, Any] | None:

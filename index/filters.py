@@ -9,7 +9,7 @@ combined by `not`, `and`, `or` (in this order) and parentheses. Names and values
 An image without a value equals nothing and is in no range: `label=cat` leaves it out, `label!=cat` keeps it.
 
 Filters can come from strangers, and take time on many images: a text holds up to 32 comparisons, what a comparison
-keeps is remembered, and a `time_limit` ends them all.
+keeps is remembered, and a deadline (`deadlines.finish_by`) ends them all.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import reduce
 from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FilterTimeoutError, InputError
+from ..deadlines import check_deadline
+from ..errors import InputError
 from ..forking import ForkSafeLock
 from .filter_text import parse_filter
 from .filter_tree import And, Comparison, Eq, Filter, Glob, In, Ne, Not, Or, Range
@@ -49,35 +47,12 @@ __all__ = [
     "hints",
     "matching",
     "parse_filter",
-    "time_limit",
 ]
 
 Mask: TypeAlias = NDArray[np.bool_]
 
 _VERDICT_BYTES = 64 << 20
 _BLOCK = 4096  # values between two looks at the clock
-
-_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Filters that are evaluated in the `with` block, in this thread, give up after so many seconds.
-
-    Raises:
-        FilterTimeoutError: from whatever evaluates one, such as `Gallery.search` and `Gallery.ids_where`.
-    """
-    token = _deadline.set(time.monotonic() + seconds)
-    try:
-        yield
-    finally:
-        _deadline.reset(token)
-
-
-def _check_time() -> None:
-    deadline = _deadline.get()
-    if deadline is not None and time.monotonic() > deadline:
-        raise FilterTimeoutError("the filter takes too long on this many images; ask with fewer or simpler comparisons")
 
 
 class Table(Protocol):
@@ -132,8 +107,9 @@ def matching(where: Filter, table: Table, verdicts: Verdicts | None = None) -> M
 
     Raises:
         InputError: the filter names a column that the table does not have.
-        FilterTimeoutError: a `time_limit` is over.
+        DeadlineError: a deadline (`deadlines.finish_by`) is over.
     """
+    check_deadline()
     known = Verdicts() if verdicts is None else verdicts
     match where:
         case And(parts):
@@ -155,11 +131,10 @@ def _verdict(where: Comparison, column: Categorical) -> Mask:
     holds = _predicate(where)
     verdicts = np.empty(len(column.values) + 1, bool)
     verdicts[-1] = isinstance(where, Ne)
-    _check_time()
     for start in range(0, len(column.values), _BLOCK):
         some = column.values[start : start + _BLOCK]
         verdicts[start : start + len(some)] = [holds(value) for value in some]
-        _check_time()
+        check_deadline()
     return verdicts[column.codes]
 
 

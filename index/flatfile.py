@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -229,7 +229,7 @@ class _Source(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         there = max(0, min(len(view), self._file.bytes - self._place))
         if there:
-            self._file.read([(self._place, view[:there])])
+            self._file.read([(self._place, view[:there], there)])
         view[there:] = bytes(len(view) - there)
         self._place += len(view)
         return len(view)
@@ -267,34 +267,40 @@ class StoredArray:
         if not isinstance(rows, np.ndarray):
             row = range(len(self))[rows]
             return np.asarray(self.read(row, row + 1)[0])
-        return self._gathered(rows)
+        return self.gather(rows)
 
-    def read(self, start: int = 0, stop: int | None = None) -> Array:
-        """The rows from `start` to before `stop`, or to the end."""
+    def read(self, start: int = 0, stop: int | None = None, *, out: Array | None = None) -> Array:
+        """The rows from `start` to before `stop`, or to the end; into contiguous `out` where that is given."""
         stop = len(self) if stop is None else stop
-        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        if out is None:
+            out = np.empty((stop - start, *self.shape[1:]), self.dtype)
         if out.size:
-            self._file.read([(self._offset + self.row_bytes * start, out)])
+            self._file.read([(self._offset + self.row_bytes * start, out, out.nbytes)])
         return out
 
     def fill(self, out: Array, places: Sequence[int], rows: Sequence[int]) -> None:
         """Read some rows into the places of another array; the quickest way to few rows."""
         first, size = self._offset, self.row_bytes
         if size:
-            self._file.read([(first + size * row, out[place]) for place, row in zip(places, rows, strict=True)])
+            self._file.read([(first + size * row, out[place], size) for place, row in zip(places, rows, strict=True)])
 
-    def _gathered(self, rows: Array) -> Array:
-        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+    def gather(self, rows: Array, out: Array | None = None) -> Array:
+        """Rows in any order; into contiguous `out` where that is given."""
+        if out is None:
+            out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         if not out.size:
             return out
         low, high = int(rows.min()), int(rows.max())
         if low < 0 or high >= len(self):
             raise IndexError(f"rows {low} … {high} of {len(self)}")
+        if high - low + 1 == len(rows) and bool((rows[1:] > rows[:-1]).all()):
+            return self.read(low, high + 1, out=out)
         span = self.row_bytes * (high + 1 - low)
         if span <= min(_SPAN_MOST, len(rows) * (self.row_bytes + _ONE_READ)):
             np.take(self.read(low, high + 1), rows - low, axis=0, out=out)
         elif self.row_bytes:
-            self.fill(out if out.ndim > 1 else out[:, None], range(len(rows)), rows.tolist())
+            offsets = (self._offset + self.row_bytes * rows.astype(np.int64)).tolist()
+            self._file.read(zip(offsets, out if out.ndim > 1 else out[:, None], repeat(self.row_bytes)))
         return out
 
 

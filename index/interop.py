@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..images.listing import list_images
+from ..images.listing import quiet_listing
 from .interop_clip import open_clip_retrieval
 from .interop_rows import BLOCK_ROWS, Source, TableReader, checked_matrix, read_matrix
 from .rows import Array, Entries, Vectors
@@ -83,7 +83,7 @@ def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_colum
     """A table as `list_images` reads it, and a matrix or tensor with a row for each of its lines."""
     table = _only(place, "*.csv") if place.is_dir() else place
     file = embeddings or _only(table.parent, *(f"*{suffix}" for suffix in _ARRAYS))
-    listing = list_images(table)
+    listing = quiet_listing(table, "column", has_vectors=True)
     matrix = read_matrix(file) if file.suffix == ".npy" else _tensor(file)
     if len(listing) != len(matrix):
         raise InputError(

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import CorruptGalleryError, GalleryError, GalleryExistsError, InputError, NotAGalleryError
-from .creating import new_birth
+from .creating import is_root_of_this_user, new_birth
 from .durable import LOCK_NAME, REMEDY, Storage, WriterLock, file_sha256, refusals_named
 from .manifest import CacheEntry, FileEntry, Manifest
 from .segments import Segment
@@ -102,9 +102,9 @@ def _without_bad_files(source: Path, manifest: Manifest) -> Manifest:
     for entry in manifest.files():
         if not GalleryWriter.owns(entry.name):
             raise CorruptGalleryError(f"{source}: names a file {entry.name!r} that no gallery has; {REMEDY}")
-    for entry in (*manifest.segments, *manifest.tombstones, manifest.encoder.file, manifest.skipped):
-        if entry is not None:
-            check_file(source, entry, checksum=True)
+    for needed in (*manifest.segments, *manifest.tombstones, manifest.encoder.file, manifest.skipped):
+        if needed is not None:
+            check_file(source, needed, checksum=True)
     for entry in manifest.segments:
         Segment.of(source, entry, manifest.spec)
     for entry in manifest.tombstones:
@@ -195,5 +195,5 @@ def _renamed(manifest: Manifest, new: Mapping[str, FileEntry]) -> Manifest:
         skipped=None if manifest.skipped is None else new[manifest.skipped.name],
         prototype_cache=cache(manifest.prototype_cache),
         index_cache=cache(manifest.index_cache),
-        birth=new_birth(),
+        birth=new_birth(manifest.root if is_root_of_this_user(manifest) else None),
     )

@@ -249,15 +249,20 @@ class Snapshot:
             rows = (positions - self._starts[numbers]).tolist()
             spread: dict[int, tuple[list[int], list[int]]] = {}
             for at, (number, row) in enumerate(zip(numbers.tolist(), rows, strict=True)):
-                places, here = spread.setdefault(number, ([], []))
-                places.append(at)
-                here.append(row)
-            for number, (places, here) in spread.items():
-                arrays[number].fill(out, places, here)
+                to, of = spread.setdefault(number, ([], []))
+                to.append(at)
+                of.append(row)
+            for number, (to, of) in spread.items():
+                arrays[number].fill(out, to, of)
             return out
         for number in np.unique(numbers).tolist():
-            here_too = numbers == number
-            out[here_too] = arrays[number][positions[here_too] - self._starts[number]]
+            places = np.flatnonzero(numbers == number)
+            wanted = positions[places] - self._starts[number]
+            first, last = int(places[0]), int(places[-1])
+            if last - first + 1 == len(places):  # all that is read in the order of ids
+                arrays[number].gather(wanted, out[first : last + 1])
+            else:
+                out[places] = arrays[number].gather(wanted)
         return out
 
     def blocks(self, places: Array | None = None, *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[Ids, Vectors]]:

@@ -13,12 +13,14 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..errors import ImageError, InputError
 from ..images.listing import ImageRecord, Listing, list_images
 from ..images.loading import IMAGE_SUFFIXES, read_image
+from ..images.splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 from .ingest import MAX_FILE_BYTES, Offer, Progress
 from .reports import Skipped
 from .rows import stored_path
@@ -134,13 +136,35 @@ class Place:
         return None
 
     def label_of(self, path: str) -> str | None:
-        """The name of the first folder: under the gallery's root, or under the synced folder for files outside of it.
+        """The class that the folders say: under the gallery's root, or under the synced one for files outside of it.
 
-        So syncing a part of the images gives them the labels that syncing all of them would.
+        It is the first folder, or that below the folder of a split. So syncing a part of the images gives them the
+        labels that syncing all of them would.
         """
-        relative = (self._within(path) or path) if _is_absolute(path) else path
+        relative = self._relative(path)
+        splits = self._outer_splits if _is_absolute(path) else self._splits
+        if splits is not None and splits.names:
+            return splits.label_of(relative)
         folder, slash, _ = relative.partition("/")
         return folder if slash else None
+
+    def columns_of(self, path: str) -> dict[str, str]:
+        """What else the folders say: the split, where they are those of splits."""
+        splits = self._outer_splits if _is_absolute(path) else self._splits
+        if splits is None or not splits.names:
+            return {}
+        return {SPLIT_COLUMN: splits.split_of(self._relative(path)) or ""}
+
+    def _relative(self, path: str) -> str:
+        return (self._within(path) or path) if _is_absolute(path) else path
+
+    @cached_property
+    def _splits(self) -> SplitFolders | None:
+        return find_split_folders(self.root)
+
+    @cached_property
+    def _outer_splits(self) -> SplitFolders | None:
+        return find_split_folders(self.folder)
 
 
 def rows_of(snapshot: Snapshot) -> dict[str, Row]:
@@ -262,6 +286,7 @@ class _Comparison:
     def _label_new(self, offer: Offer) -> None:
         if self._follows:
             offer.label = self.place.label_of(offer.path) if self._has_labels or not self.known else None
+            offer.columns = self.place.columns_of(offer.path)
 
     def find_gone(self) -> None:
         """Images whose files are really not there any more; what cannot be looked at stays as it is."""
@@ -316,6 +341,7 @@ class _Comparison:
         if self._follows:
             came_from_folder = label is not None and label == self.place.label_of(old)
             offer.label = self.place.label_of(offer.path) if came_from_folder else label
+            held |= self.place.columns_of(offer.path)
         elif offer.label is None:
             offer.label = label
         offer.columns, offer.replaces = held, row.id

@@ -142,7 +142,8 @@ class Distinct(NamedTuple):
         """
         vectors = np.ascontiguousarray(vectors)
         negative_zero = np.iinfo(f"i{vectors.itemsize}").min
-        if any((row.view(f"i{vectors.itemsize}") == negative_zero).any() for row in vectors):
+        bits = vectors.view(f"i{vectors.itemsize}")
+        if any((bits[start : start + _BLOCK] == negative_zero).any() for start in range(0, len(bits), _BLOCK)):
             vectors = vectors + 0  # −0 is 0
         order = np.argsort(vectors.view(np.dtype((np.void, vectors.itemsize * vectors.shape[1])))[:, 0], kind="stable")
         is_new = [True, *((vectors[a] != vectors[b]).any() for a, b in pairwise(order.tolist()))]

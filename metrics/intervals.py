@@ -36,7 +36,7 @@ __all__ = [
 
 Z = 1.96  # the 97.5 % point of the normal distribution as the field rounds it
 
-_SAMPLES_AT_ONCE = 50  # bootstrap samples: a matrix of so many by the number of things
+_DRAWS_AT_ONCE = 1 << 19
 
 Values = NDArray[np.float64]
 
@@ -92,9 +92,9 @@ def bootstrap_weights(n: int, *, samples: int, seed: int) -> Iterator[Float[Tens
     """
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
-    for start in range(0, samples, _SAMPLES_AT_ONCE):
-        drawn = torch.randint(n, (min(_SAMPLES_AT_ONCE, samples - start), n), generator=generator)
+    generator, step = torch.Generator().manual_seed(seed), max(1, _DRAWS_AT_ONCE // n)
+    for start in range(0, samples, step):
+        drawn = torch.randint(n, (min(step, samples - start), n), generator=generator)
         weights = torch.zeros(drawn.shape, dtype=torch.float64)
         yield weights.scatter_add_(1, drawn, torch.full(drawn.shape, 1 / n, dtype=torch.float64))
 

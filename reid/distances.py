@@ -122,11 +122,13 @@ class FeatureDistances:
         for start in range(0, len(asked), size):
             part = slice(start, start + size)
             distances = self._distances(asked.first[part])
+            if len(asked) == self.shape[0]:
+                yield asked.first[part], _finite(distances, asked.first[part])
+                continue
             queries = np.flatnonzero((asked.number >= start) & (asked.number < start + size))
             for first in range(0, len(queries), size):
                 some = queries[first : first + size]
-                rows = asked.number[some] - start
-                yield some, _finite(distances[rows], some)
+                yield some, _finite(distances[asked.number[some] - start], some)
 
     @cached_property
     def _distinct(self) -> Distinct:

@@ -20,7 +20,7 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from ..training.data import TrainingSet
 from ..training.parts import Part
 from ..training.pixels import decode, say_left_out
 from ..training.recipe import Recipe, RecipeFile
-from ..training.runs import RunResult, run_recipe
+from ..training.runs import Reading, RunResult, run_recipe
 from ..training.tables import parse
 from .assessment import Refinement, assess
 from .data import ReidData, read_data
@@ -135,6 +135,7 @@ def train(
     seed: int | None = None,
     resume: bool = False,
     announce: Callable[[str], None] | None = None,
+    reading: Reading = nullcontext,
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[Mapping[str, float]], None] | None = None,
 ) -> RunResult:
@@ -149,6 +150,7 @@ def train(
         seed: instead of the recipe's.
         resume: go on from the checkpoint in `folder`.
         announce: called before the training with sizes and identities of the parts, on one line.
+        reading: makes a context that gives the progress callback of reading the images once before the training.
         progress: called with (batches done, batches in all).
         report: called with every epoch's row of the log.
 
@@ -160,7 +162,8 @@ def train(
     with ExitStack() as stack:
         place = cache or folder or stack.enter_context(tempfile.TemporaryDirectory())
         Path(place).mkdir(parents=True, exist_ok=True)
-        data, skipped = readable(recipe.open_data(cache=Path(place)))
+        with reading() as read:
+            data, skipped = readable(recipe.open_data(cache=Path(place)), progress=read)
         say_left_out(skipped, of=len(data) + len(skipped), strict=inner.data.strict)
         return run_recipe(
             inner,
@@ -176,13 +179,15 @@ def train(
         )
 
 
-def readable(data: ReidData) -> tuple[ReidData, tuple[Skipped, ...]]:
+def readable(
+    data: ReidData, *, progress: Callable[[int, int], None] | None = None
+) -> tuple[ReidData, tuple[Skipped, ...]]:
     """The data set without the images that cannot be read, and these; every file is decoded once.
 
     Raises:
         InputError: nothing is left.
     """
-    found = decode([data.file(image) for image in data.images], Transform(), cache="none")
+    found = decode([data.file(image) for image in data.images], Transform(), cache="none", progress=progress)
     skipped = tuple(Skipped(data.images[i].path, reason) for i, reason in found.failed)
     return replace(data, images=tuple(data.images[i] for i in found.kept)), skipped
 

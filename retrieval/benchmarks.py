@@ -10,6 +10,7 @@ import dataclasses
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +21,9 @@ from ..encoders import Encoder, Overlap, TrainedOn
 from ..encoders.trained_on import say_overlap
 from ..errors import FingerprintMismatchError, InputError
 from ..images.datasets import Dataset
-from ..images.splits import SPLIT_COLUMN
+from ..images.splits import SPLIT_COLUMN, split_name
 from ..index import Encodings, Gallery, encode_to_file, read_encodings
+from ..index.rows import Record
 from ..remarks import remark
 from .evaluation import Progress, evaluate_embeddings
 from .protocols import RECALL_AT, Protocol
@@ -54,7 +56,7 @@ def evaluate_encodings(
         encodings.encoder,
         encodings.file.name,
         trained_on=Overlap.from_dict(encodings.encoder.get("trained_on")),
-        notes=_splits_measured(encodings),
+        notes=_splits_measured(encodings.file, encodings.records),
     )
     if (roles == "both").all():
         return evaluate_embeddings(
@@ -97,9 +99,16 @@ def evaluate_gallery(
     protocol = protocol or Protocol(metric=gallery.metric)
     entry = gallery.manifest.encoder
     known = {name: getattr(entry, name) for name in ("fingerprint", "short_name", "description", "precision")}
-    origin = origin or _origin(known, gallery.folder.name, trained_on=None if queries else _overlap_of(gallery))
     records, vectors = gallery.records(gallery.ids), gallery.embeddings(gallery.ids)
     labels = [record.label for record in records]
+    if origin is None:
+        asked = queries.encoder.get("trained_on") if queries is not None else None
+        origin = _origin(
+            known,
+            gallery.folder.name,
+            notes=_splits_measured(gallery.folder, records) if queries is None else (),
+            trained_on=_overlap_of(gallery, labels) if queries is None else Overlap.from_dict(asked),
+        )
     if queries is None:
         return evaluate_embeddings(vectors, labels, protocol=protocol, origin=origin, progress=progress)
     if queries.encoder["fingerprint"] != entry.fingerprint:
@@ -219,23 +228,23 @@ def _overlap(record: TrainedOn | None, encodings: Encodings) -> Overlap | None:
     return None if record is None else record.overlap(encodings.labels, record.short(encodings.sha256))
 
 
-def _overlap_of(gallery: Gallery) -> Overlap | None:
+def _overlap_of(gallery: Gallery, labels: Sequence[str | None]) -> Overlap | None:
     """How many of a gallery's images its own encoder was trained on; None where no copy of it says."""
     record = None if gallery.encoder_path is None else TrainedOn.read(gallery.encoder_path)
     if record is None:
         return None
-    parts = [segment.sha256[rows] for segment, rows in gallery.snapshot.live_parts()]
-    labels = [entry.label for entry in gallery.records(gallery.ids)]
+    parts = [segment.sha256[rows] for segment, rows in gallery.snapshot.live_parts()] or [np.empty((0, 32), np.uint8)]
     return record.overlap(labels, record.short(np.concatenate(parts)))
 
 
-def _splits_measured(encodings: Encodings) -> tuple[str, ...]:
+def _splits_measured(place: Path, records: Sequence[Record]) -> tuple[str, ...]:
     """A note where images of several splits search one another."""
-    splits = Counter(record.columns.get(SPLIT_COLUMN) or "none" for record in encodings.records)
+    cells = (record.columns.get(SPLIT_COLUMN) or "" for record in records)
+    splits = Counter(name for name in map(split_name, cells) if name is not None)
     if len(splits) < 2:
         return ()
     said = ", ".join(f"{name} {count}" for name, count in splits.items())
-    remark(f"{encodings.file}: the images of all its splits are measured together ({said}); encode the one to measure")
+    remark(f"{place}: the images of all its splits are measured together ({said}); evaluate the data itself for one")
     return (f"the images of all splits together: {said}",)
 
 

@@ -226,12 +226,12 @@ class LiveGallery:
                 self.close()
                 retriever = None
         if retriever is None:
-            gallery = FencedGallery.open(self.folder, root=self._root)
-            self._require_same_encoder(gallery.manifest)
-            is_named = self._root is not None or is_root_of_this_user(gallery.manifest)
-            roots = (gallery.root if is_named else None, self._uploads)
-            gallery.shown = tuple(folder.resolve() for folder in roots if folder is not None)
-            retriever = Retriever(gallery, self._encoder, inference=self._inference)
+            fenced = FencedGallery.open(self.folder, root=self._root)
+            self._require_same_encoder(fenced.manifest)
+            is_named = self._root is not None or is_root_of_this_user(fenced.manifest)
+            roots = (fenced.root if is_named else None, self._uploads)
+            fenced.shown = tuple(folder.resolve() for folder in roots if folder is not None)
+            retriever = Retriever(fenced, self._encoder, inference=self._inference)
         gallery = retriever.gallery
         _ = gallery.searcher, gallery.prototypes
         if gallery.manifest.backend is None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ..deadlines import DeadlineError
 from ..errors import (
     DistcamError,
-    FilterTimeoutError,
     FingerprintMismatchError,
     GalleryError,
     ImageError,
@@ -49,7 +49,7 @@ def refusal_of(error: DistcamError) -> Refusal:
     """
     if isinstance(error, Refusal):
         return error
-    if isinstance(error, FilterTimeoutError):
+    if isinstance(error, DeadlineError):
         return Refusal(400, str(error), reason="work")
     if isinstance(error, ImageError):
         return Refusal(404, f"the picture of this image is gone: {error.reason}", reason="gone")

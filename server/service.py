@@ -16,9 +16,9 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from ..deadlines import finish_by
 from ..encoders import Encoder, Encoding, Inference
 from ..index import Gallery
-from ..index.filters import time_limit
 from ..retrieval import Retriever
 from ..retrieval.unknown import UnknownInference
 from .batching import Batcher, Done
@@ -207,7 +207,7 @@ class Service:
         """What some other work returns; done in a thread, when it is this client's turn, and not for ever.
 
         Raises:
-            FilterTimeoutError: its filter takes longer than `work_limit_s`.
+            DeadlineError: its filter takes longer than `work_limit_s`.
         """
         assert self._turns is not None
 
@@ -216,7 +216,7 @@ class Service:
 
         def timed() -> T:
             try:
-                with time_limit(self.settings.work_limit_s):
+                with finish_by(time.monotonic() + self.settings.work_limit_s):
                     return work()
             finally:  # not before, though nobody may wait for it any more: until now it had a thread
                 with suppress(RuntimeError):  # the loop has ended

@@ -24,6 +24,17 @@ def real_data() -> Path:
     return Path(folder)
 
 
+class _PlainRoot:
+    """The root is the package, and pytest would import it by its folder's name, which may be none: distcam-0.2.0."""
+
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == Path(__file__).parents[1] else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_PlainRoot())  # hooks of this file itself see what lies beside and below it
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """GPU tests skip where there is no GPU."""
     if not torch.cuda.is_available():

@@ -314,12 +314,16 @@ def test_two_copies_of_one_network_need_no_choice(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ({f"model.net.{n}x": t for n, t in trunk().items()}, r"tensors are missing .*it has 'model\.net\.conv1"),
-        ({f"model.net.{n}x": t for n, t in trunk().items()}, r"begin with 'model\.net\.', expected 'conv1\.weight'"),
+        (
+            {f"model.net.{n}x": t for n, t in trunk().items()},
+            r"expected 'conv1\.weight', and all of its names begin with 'model\.net\.'; save the network alone",
+        ),
+        ({f"{n}0.weight": torch.zeros(1) for n in "ab"}, r"hardly a name in it fits: it has 'a0\.weight'.* itself$"),
         (models.resnet34().state_dict(), r"tensors have no place in the architecture \(layer1\.2"),
         (under("model.", models.resnet34().state_dict()), r"have no place in the architecture \(layer1\.2"),
         ({**under("model."), "model.conv1.weight": torch.zeros(64, 1, 7, 7)}, "do not fit"),
     ],
-    ids=["nothing fits", "its beginning", "a larger network", "a larger network, wrapped", "shape"],
+    ids=["nothing fits", "its beginning", "no beginning", "a larger network", "a larger network, wrapped", "shape"],
 )
 def test_weights_of_another_network_are_refused_with_what_is_there(content: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=message):

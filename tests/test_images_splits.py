@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from distcam.errors import InputError
 from distcam.fewshot.data import open_data
 from distcam.images import list_images, load_dataset
 from distcam.images.splits import split_column, split_name, split_of_row
+from distcam.index import Gallery
 from distcam.reid.data import read_data
 from distcam.segmentation.data import MaskedImages
 
@@ -215,3 +217,28 @@ def test_few_shot_data_is_one_split_where_one_is_named_and_a_table_does_as_well(
         data = open_data(str(file))
     assert any("1 images are of no split and are left out, such as z.jpg" in str(each.message) for each in warned)
     assert {name: split.names.tolist() for name, split in data.parts.items()} == {"base": ["x.jpg"], "novel": ["y.jpg"]}
+
+
+# --- galleries --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", [".", "train", "val"])
+def test_syncing_split_folders_or_one_of_them_labels_by_class_as_building_does(
+    part: str, tmp_path: Path, small_encoder
+) -> None:
+    for n, name in enumerate(("train/cat/1", "train/dog/2", "val/cat/3")):
+        file = tmp_path / "ds" / f"{name}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((32, 32, 3), 40 * n + 20, np.uint8)).save(file)
+    with pytest.warns(DistcamWarning, match="taken for splits"):
+        gallery = Gallery.build(tmp_path / "ds", small_encoder, out=tmp_path / "g", metric="l2")
+    new = tmp_path / "ds" / ("val/dog" if part == "." else f"{part}/dog") / "9.jpg"
+    new.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(new)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DistcamWarning)
+        gallery.sync(tmp_path / "ds" / part, small_encoder, settle=0)
+    found = {record.path: (record.label, record.columns["split"]) for record in gallery.records(gallery.ids)}
+    assert found["train/cat/1.jpg"] == ("cat", "train")
+    assert found["val/cat/3.jpg"] == ("cat", "val")
+    assert found[new.relative_to(tmp_path / "ds").as_posix()] == ("dog", "val" if part != "train" else "train")

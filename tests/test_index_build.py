@@ -27,6 +27,7 @@ from distcam.images import Transform, list_images
 from distcam.index import Gallery, Skipped, encode_to_file, ingest, read_encodings
 from distcam.index import build as building
 from distcam.index.writer import CommitLimits, GalleryWriter
+from distcam.remarks import DistcamWarning
 from distcam.retrieval import Retriever
 
 
@@ -130,7 +131,10 @@ def test_an_encoder_that_can_be_saved_is_copied_and_one_that_cannot_is_not(
 def test_columns_of_a_table_become_columns_of_the_gallery(tmp_path: Path, photos: Path, encoder: Encoder) -> None:
     table = tmp_path / "table.csv"
     table.write_text("path,label,camera\nphotos/a/00.png,x,7\nphotos/b/01.png,,8\n")
-    gallery = Gallery.build(table, encoder, out=tmp_path / "g")
+    with pytest.warns(DistcamWarning, match="1 of 2 images in table.csv have no label, such as photos/b/01.png"):
+        gallery = Gallery.build(table, encoder, out=tmp_path / "g")
+    with pytest.raises(InputError, match="1 of 2 images"):
+        Gallery.build(table, encoder, out=tmp_path / "h", strict=True)
     first, second = gallery.records(gallery.ids)
     assert (first.path, first.label, first.columns) == ("photos/a/00.png", "x", {"camera": "7"})
     assert second.label is None

@@ -241,9 +241,9 @@ def test_files_that_were_not_read_lately_are_closed_and_opened_again(
     assert sum(file._descriptor is not None for file in files) <= 4
     for number, file in [*enumerate(files)] * 2:
         buffer = bytearray(4)
-        file.read([(2, buffer)])
+        file.read([(2, buffer, 4)])
         assert buffer == bytes([number]) * 4
     closed = next(number for number, file in enumerate(files) if file._descriptor is None)
     (tmp_path / str(closed)).unlink()
     with pytest.raises(GalleryError, match=r"was removed while the gallery was open.*open the gallery again"):
-        files[closed].read([(0, bytearray(1))])
+        files[closed].read([(0, bytearray(1), 1)])

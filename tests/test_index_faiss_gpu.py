@@ -18,6 +18,7 @@ from distcam.index.faiss_gpu import GpuIndex, Plan, check_device, gpus_of, plan_
 from distcam.index.search import METRICS, Metric, SearchSpec
 
 GIB = 1 << 30
+needs_faiss_gpu = pytest.mark.skipif(not faiss.get_num_gpus(), reason="FAISS sees no GPU; docs/install.md")
 
 
 def test_asking_for_a_gpu_where_there_is_none_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +56,7 @@ def test_what_a_gpu_proposes_goes_through_the_same_exact_layer(factory: str, mon
     assert on_gpu.search(vectors[7:8], 2)[0].ids.tolist() == [7, 5000]
 
 
+@needs_faiss_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("factory", EXACT)
@@ -69,6 +71,7 @@ def test_the_gpu_gives_the_cpus_answer_bit_for_bit(factory: str, metric: Metric)
             assert_same(on_gpu.search(queries, 10, allowed=allowed), on_cpu.search(queries, 10, allowed=allowed))
 
 
+@needs_faiss_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("factory", ["IVF64,SQfp16", "IVF64,SQ8", "IVF64,Flat", "IVF64,PQ16", "OPQ16,IVF64,PQ16"])
 @pytest.mark.parametrize("metric", METRICS)
@@ -85,6 +88,7 @@ def test_approximate_kinds_find_as_much_on_the_gpu(factory: str, metric: Metric)
     assert on_gpu.device == "cuda"
 
 
+@needs_faiss_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", ["cuda:0", "cuda:all"])
 def test_every_name_of_a_gpu_gives_the_cpus_answer_from_many_threads(device: str) -> None:
@@ -96,6 +100,7 @@ def test_every_name_of_a_gpu_gives_the_cpus_answer_from_many_threads(device: str
             assert_same(found, expected)
 
 
+@needs_faiss_gpu
 @pytest.mark.gpu
 def test_a_copy_takes_about_what_was_planned() -> None:
     import torch

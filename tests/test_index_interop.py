@@ -127,7 +127,8 @@ def test_a_round_trip_changes_no_answer(
     table.write_text("\n".join(["path,label,id,camera", *lines]))
     headed = Encoder(encoder.backbone, transform=encoder.transform, head=Linear(64, 5))
     headed.options, headed.architecture, headed.layer = encoder.options, "conv4", encoder.layer
-    gallery = Gallery.build(table, headed, out=tmp_path / "g", metric=metric)
+    with pytest.warns(DistcamWarning, match="1 of 10 images in table.csv have no label"):
+        gallery = Gallery.build(table, headed, out=tmp_path / "g", metric=metric)
     gallery.remove(paths=["b/3.png"])
     calls: list[tuple[int, int]] = []
     export = export_gallery(gallery, tmp_path / "e", index=index, rows_per_file=4, progress=lambda *a: calls.append(a))
@@ -420,7 +421,8 @@ def _oml_table(photos: Path) -> Path:
 
 
 def test_omls_table_is_a_listing_and_its_boxes_are_columns(tmp_path: Path, photos: Path, encoder: Encoder) -> None:
-    gallery = Gallery.build(_oml_table(photos), encoder, out=tmp_path / "g")
+    with pytest.warns(DistcamWarning, match="NOT cut out"):
+        gallery = Gallery.build(_oml_table(photos), encoder, out=tmp_path / "g")
     record = gallery.records([3])[0]
     assert (record.label, record.columns["category"], record.columns["sequence"]) == ("1", "bird", "seq3")
     assert [record.columns[name] for name in ("x_1", "x_2", "y_1", "y_2")] == ["1", "30", "2", "31"]

@@ -84,6 +84,8 @@ def test_retrieval_numbers_come_with_both(photos: Path, tmp_path: Path) -> None:
     assert (origin["description"]["transform"]["fit"], origin["precision"]) == (FIT, PRECISION)
     built = distcam("index", "build", photos, *ENCODER, "--out", tmp_path / "g")
     assert SEEN_AS in built
+    info = json.loads(distcam("index", "info", tmp_path / "g", "--json"))
+    assert f"{info['images_as']}, {info['precision']}" == SEEN_AS
     stored = json.loads(distcam("evaluate", tmp_path / "g", "--no-nmi", "--json"))["origin"]
     assert (stored["description"]["transform"]["fit"], stored["precision"]) == (FIT, PRECISION)
 

@@ -6,6 +6,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import distcam
@@ -13,6 +15,7 @@ import distcam
 ROOT = Path(__file__).parents[1]
 HOME = "https://github.com/distcam/distcam"
 RAW = "https://raw.githubusercontent.com/distcam/distcam/main/"
+CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
 RELEASES = re.findall(
     r"^## \[(\d[^\]]*)\] - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE
 )
@@ -71,3 +74,27 @@ def test_links_of_the_documents_lead_somewhere() -> None:
             if "://" not in link and not (document.parent / (link.split("#")[0] or document.name)).exists():
                 broken.append((document.name, link))
     assert broken == []
+
+
+def test_every_package_that_is_asked_for_is_one_that_ci_ran_with() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: needs for name, needs in project["optional-dependencies"].items() if name != "crf"}
+    asked = [
+        Requirement(text) for text in (*project["dependencies"], *(text for needs in extras.values() for text in needs))
+    ]
+    pins = [Requirement(line) for line in CONSTRAINTS.splitlines() if line and not line.startswith("#")]
+    held = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins}
+    by_platform = {"distcam", "torch", "torchvision"}  # torch's builds differ
+    assert {canonicalize_name(one.name) for one in asked} - by_platform - set(held) == set()
+    assert [
+        one for one in asked if one.name not in by_platform and held[canonicalize_name(one.name)] not in one.specifier
+    ] == []
+    assert not {name for name in held if name in by_platform or name.startswith(("nvidia-", "cuda-", "triton"))}
+    assert [name for name in held if name.startswith("faiss")] == ["faiss-cpu"]
+
+
+def test_commits_are_formatted_by_the_ruff_of_ci() -> None:
+    [hook] = re.findall(
+        r"ruff-pre-commit\n +rev: v(\S+)", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    )
+    assert f"\nruff=={hook}\n" in CONSTRAINTS

@@ -277,7 +277,7 @@ def test_both_ways_are_what_two_galleries_hold(photos, masks, small_encoder, tmp
 
 
 def test_a_mask_outside_of_what_the_encoder_sees_is_as_none(tmp_path):
-    encoder = Encoder.load("conv4", weights="random", transform=Transform(size=(32, 32)))  # cuts the middle out
+    encoder = Encoder.load("conv4", weights="random", transform=Transform((32, 32), fit="crop"))
     Image.new("RGB", (96, 32), "red").save(tmp_path / "wide.png")
     mask = np.zeros((32, 96), dtype=bool)
     mask[:, :3] = True

@@ -41,6 +41,7 @@ __all__ = ["Comparison", "RunResult", "compare_runs", "run_recipe", "run_variant
 Progress = Callable[[int, int], None]
 Evaluation = Callable[[Encoder, Mapping[str, TrainingSet]], Mapping[str, float]]
 Announce = Callable[[str], None]
+Reading = Callable[[], AbstractContextManager[Progress | None]]
 Watch = Callable[[str, int], AbstractContextManager[Progress | None]]
 
 
@@ -108,6 +109,7 @@ def run_recipe(
     parts: Mapping[str, Part] | None = None,
     left_out: Sequence[Skipped] = (),
     announce: Announce | None = None,
+    reading: Reading = nullcontext,
     progress: Progress | None = None,
     report: Callable[[Mapping[str, float]], None] | None = None,
 ) -> RunResult:
@@ -130,6 +132,7 @@ def run_recipe(
         parts: of the data, where the sets are not all of them.
         left_out: images that were left out of the sets beforehand.
         announce: called before the training with sizes and classes of the parts, on one line.
+        reading: makes a context that gives the progress callback of reading the images once before the training.
         progress: called with (batches done, batches in all).
         report: called with every epoch's row of the log.
 
@@ -142,7 +145,8 @@ def run_recipe(
     seed, world = recipe.run.seed, current_world()
     encoder = recipe.encoder.build(recipe.data, folder=recipe.folder, seed=seed)
     if sets is None:
-        sets = _sets(recipe, encoder, cache or folder, world)
+        with reading() as read:
+            sets = _sets(recipe, encoder, cache or folder, world, read)
         recipe = recipe.settled()
     elif callable(sets):
         sets = sets(encoder.transform)
@@ -249,6 +253,7 @@ def run_variants(
     resume: bool = False,
     watch: Watch | None = None,
     announce: Announce | None = None,
+    reading: Reading = nullcontext,
     terms: Mapping[str, Builder] = TERMS,
     evaluations: Sequence[Evaluation] = (),
 ) -> Comparison:
@@ -269,6 +274,7 @@ def run_variants(
         resume: as in `run_recipe`.
         watch: from (variant, seed) to a context that gives the run's progress callback.
         announce: as in `run_recipe`.
+        reading: as in `run_recipe`.
         terms: as in `run_recipe`.
         evaluations: as in `run_recipe`.
 
@@ -281,7 +287,7 @@ def run_variants(
     if len(recipes) < len(chosen):
         raise InputError(f"expected variants, each once; got {chosen}")
     fixed: dict[str, Any] = {"terms": terms, "resume": resume, "cache": cache or folder, "evaluations": evaluations}
-    fixed["announce"] = announce
+    fixed |= {"announce": announce, "reading": reading}
 
     def run(recipe: Recipe, *, seed: int, **options: Any) -> RunResult:
         return run_recipe(_placed(recipe, out=folder, seed=seed), seed=seed, **fixed, **options)

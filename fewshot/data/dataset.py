@@ -220,7 +220,9 @@ class FewShotData:
         return {"name": self.name, "split_hash": self.split_hash, "parts": parts}
 
 
-def readable(data: FewShotData) -> tuple[FewShotData, tuple[Skipped, ...]]:
+def readable(
+    data: FewShotData, *, progress: Callable[[int, int], None] | None = None
+) -> tuple[FewShotData, tuple[Skipped, ...]]:
     """The data set without the image files that cannot be read, and these; every file is decoded once.
 
     Raises:
@@ -232,7 +234,8 @@ def readable(data: FewShotData) -> tuple[FewShotData, tuple[Skipped, ...]]:
         if not isinstance(split.images, FileImages):
             parts[part] = split
             continue
-        found = decode([split.images.root / path for path in split.images.paths], Transform(), cache="none")
+        files = [split.images.root / path for path in split.images.paths]
+        found = decode(files, Transform(), cache="none", progress=progress)
         own = {str(split.names[i]): reason for i, reason in found.failed}
         skipped += [Skipped(name, reason) for name, reason in own.items()]
         if found.kept:

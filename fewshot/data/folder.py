@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 
 from ...errors import InputError
 from ...images import ImageRecord, Listing, list_images
+from ...images.joining import Names, likely_cause
 from ...images.splits import split_column, split_name, split_of_row
+from ...images.tables import header_of, rows_of
 from ...remarks import remark
 from .dataset import PARTS, FewShotData, data_of_files
 
@@ -51,16 +52,26 @@ def folder(root: Path, split: str | None = None) -> FewShotData:
             return data_of_files(root.name, listing.root, _parts(by_split, root, split))
         return data_of_files(root.name, listing.root, {"novel": ([p for p, _ in items], [label for _, label in items])})
     by_class, by_path = _read_split(file)
+    names, used = Names(by_path), {label for _, label in items}
     found: dict[str, tuple[list[str], list[str]]] = {part: ([], []) for part in PARTS}
+    left_out: list[str] = []
     for path, label in items:
-        part = by_path.get(path, by_class.get(label))
-        if part is not None:
+        key = names.key(path)
+        part = by_class.get(label) if key is None else by_path[key]
+        if part is None:
+            left_out.append(path)
+        else:
+            used.add(path if key is None else key)
             found[part][0].append(path)
             found[part][1].append(label)
-    labels, paths = {label for _, label in items}, {path for path, _ in items}
-    missing = [name for name in by_class if name not in labels] + [name for name in by_path if name not in paths]
-    if missing:
-        raise InputError(f"{file}: {len(missing)} of its entries are not in {root}, the first is {missing[0]!r}")
+    if missing := [name for name in (*by_class, *by_path) if name not in used]:
+        pair = likely_cause(missing, left_out or [path for path, _ in items[:500]])
+        raise InputError(
+            f"{file}: {len(missing)} of its entries are not in {root}, the first is {missing[0]!r}"
+            + ("" if pair is None else f"; {pair[2]}")
+        )
+    if left_out and by_path:
+        remark(f"{file.name} names no part for {len(left_out):,} of {len(items):,} images, such as {left_out[0]}")
     return data_of_files(f"{root.name}:{file.stem}", listing.root, found)
 
 
@@ -182,12 +193,11 @@ def _read_split(file: Path) -> tuple[dict[str, str], dict[str, str]]:
         pairs = [(name, part) for part, names in content.items() for name in names]
         table, column = by_class, "class"
     else:
-        rows = list(csv.DictReader(_text(file).splitlines()))
-        columns = set(rows[0]) if rows else set()
+        columns = header_of(file)
         column = "path" if "path" in columns else "class"
-        if not {column, "part"} <= columns:
+        if not {column, "part"} <= set(columns):
             raise InputError(f"{file}: expected the columns class,part or path,part; got {', '.join(sorted(columns))}")
-        pairs = [(row[column], row["part"]) for row in rows]
+        pairs = [(row[column], row["part"]) for _, row in rows_of(file, needed=(column, "part"))]
         table = by_path if column == "path" else by_class
     for name, part in pairs:
         if table.setdefault(name, part_of(part, str(file))) != part_of(part, str(file)):

@@ -1,0 +1,39 @@
+"""How long the work of this thread may still take, for loops that could be made long by whoever asked for them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from .errors import InputError
+
+__all__ = ["DeadlineError", "check_deadline", "finish_by"]
+
+_end: ContextVar[float] = ContextVar("distcam_deadline", default=math.inf)
+
+
+class DeadlineError(InputError):
+    """What was asked for takes longer than whoever asked may have."""
+
+
+@contextmanager
+def finish_by(end: float) -> Iterator[None]:
+    """Let `check_deadline` raise inside once `time.monotonic()` is past `end`; never later than around it."""
+    token = _end.set(min(end, _end.get()))
+    try:
+        yield
+    finally:
+        _end.reset(token)
+
+
+def check_deadline() -> None:
+    """Give up if there is no time left; without a deadline there always is.
+
+    Raises:
+        DeadlineError: the time is over.
+    """
+    if time.monotonic() > _end.get():
+        raise DeadlineError("this would take too long; ask for less, such as a shorter filter")
