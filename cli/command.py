@@ -128,7 +128,7 @@ def option_names(message: str, command: TyperCommand | None = None) -> str:
 def _renamed(message: str, name: str, option: str) -> str:
     flag = option.removeprefix("--").replace("-", "_")
     for word in {name, flag}:
-        before, after = r"(?<![\w/.'\"=-])", r"(?![\w'\"-]|[/.]\w)"
+        before, after = r"(?<![\w/.'\"=-])(?<!in Python )", r"(?![\w'\"-]|[/.]\w)"
         message = re.sub(rf"`{word}(?:=(?:True|…))?`", option, message)
         message = re.sub(rf"`{word}=['\"]?([\w.-]+)['\"]?`", rf"{option} \1", message)
         message = re.sub(rf"{before}{word}=True{after}", option, message)

@@ -26,13 +26,13 @@ CALLS = [
     (["encode", "{photos}", "--out", "x.h5"], "resnet50 needs --weights"),
     (["encode", "nowhere/*.jpg", "--out", "x.h5", *ENCODER], "nowhere"),
     (["evaluate", "{photos}"], "say what to evaluate"),
-    (["evaluate", "{photos}", "--encoder", "conv4"], "conv4 needs --weights"),
+    (["evaluate", "{photos}", "--encoder", "resnet18"], "resnet18 needs --weights"),
     (["evaluate", "nowhere", *ENCODER], "nothing is there"),
     (["localize", "{photos}", "--boxes", "nowhere.csv", "--references", "{photos}"], "nowhere.csv"),
     (["explain", "nowhere.jpg", "--target", "match:{photo}", *ENCODER], "nothing is at 'nowhere.jpg'"),
     (["explain", "{photo}", "--target", "match:nowhere.jpg", *ENCODER], "nothing is at 'nowhere.jpg'"),
     (["explain", "{photo}", "--target", "prototype", "--gallery", "nowhere"], "--gallery nowhere: no such file"),
-    (["explain", "{photo}", "--target", "match:{photo}", "--encoder", "conv4"], "conv4 needs --weights"),
+    (["explain", "{photo}", "--target", "match:{photo}", "--encoder", "resnet18"], "resnet18 needs --weights"),
     (["fewshot", "evaluate", "--data", "nowhere", "--out", "r.h5", *ENCODER], "--data nowhere: nothing is at nowhere"),
     (["fewshot", "evaluate", "--data", "{photos}", "--out", "r.h5"], "--encoder and --weights"),
     (["fewshot", "report", "nowhere.h5", "--html", "r.html"], "results nowhere.h5: no such file"),
@@ -69,7 +69,7 @@ def answers(photos, small_gallery, tmp_path_factory):
         [sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(calls)],
         cwd=tmp_path_factory.mktemp("calls"), capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("number", range(len(CALLS)), ids=[" ".join(call) for call, _ in CALLS])

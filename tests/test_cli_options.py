@@ -33,13 +33,13 @@ BRANCHES = [
     ("query {gallery} {photo} --explain maps --style box", "by the style box", "--colours gray"),
     ("query {gallery} {photo}", "without --mask", "--mask-class 3"),
     ("query {gallery} {photo}", "where no picture of the gallery is opened", "--root ."),
-    ("query {gallery} --id 0", "where nothing is encoded", "--device cpu --max-pixels 999"),
+    ("query {gallery} --id 0", "where nothing is encoded", "--device cpu --max-pixels 64000000"),
     ("index build {photos} --out g", "without --masks", "--mask-class 3"),
     ("index build {photos} --out g", "by the local engine", "--ray-address auto --ray-workers 2"),
     (
         "index calibrate {gallery}",
         "by the gallery's own images",
-        "--labels none --encoder x.safetensors --device cpu --strict",
+        "--labels none --encoder x.safetensors --device cpu --strict --max-pixels 64000000",
     ),
     ("index calibrate {gallery} --queries {photos}", "with --queries", "--seed 3"),
     ("index sync {gallery} {photos}", "without --watch", "--every 3 --settle 1"),
@@ -58,7 +58,7 @@ BRANCHES = [
         "evaluate {gallery}",
         "is encoded already",
         f"{LOADING} {RUNNING} --gallery {{gallery}} --cache c.h5 --split test --protocol csv --precision bf16 --strict "
-        "--max-pixels 999",
+        "--max-pixels 64000000",
     ),
     ("evaluate {photos} --gallery {gallery}", "with --gallery", "--precision fp32"),
     ("evaluate {photos} --gallery {gallery}", "by the encoder that --gallery brings", LOADING.partition("conv4")[2]),
@@ -75,7 +75,7 @@ BRANCHES = [
     (
         "fewshot evaluate --data {encodings} --out r.h5",
         "holds features already",
-        f"{LOADING} {RUNNING} --features f --max-pixels 999",
+        f"{LOADING} {RUNNING} --features f --max-pixels 64000000",
     ),
     ("fewshot evaluate --data {encodings} --out r.h5", "by proto", "--base {encodings}"),
     ("fewshot evaluate --data {encodings} --out r.h5 --episodes-file e.h5", "with --episodes-file", DRAW),
@@ -83,18 +83,18 @@ BRANCHES = [
     (
         "fewshot report r.h5 --html r.html --no-pictures",
         "with --no-pictures",
-        "--data d --encoder conv4 --weights random --device cpu --max-pixels 999",
+        "--data d --encoder conv4 --weights random --device cpu --max-pixels 64000000",
     ),
     ("fewshot report r.h5 --html r.html", "without --encoder", "--weights random"),
-    ("reid audit {photos} --quick", "with --quick", "--near 1 --max-pixels 999"),
+    ("reid audit {photos} --quick", "with --quick", "--near 1 --max-pixels 64000000"),
     (
         "reid evaluate {walkers} --features {encodings}",
         "with --features",
-        f"{LOADING} {RUNNING} --flip --max-pixels 999",
+        f"{LOADING} {RUNNING} --flip --max-pixels 64000000",
     ),
     ("reid explain {photo} {photo}", "where no map is written", "--weighting dot"),
     ("localize {photos} --boxes {boxes} --references {photos}", "by boxes that are not CUB's", "--split train"),
-    ("train {recipe} --dry-run", "with --dry-run", "--out o --seeds 1 --resume --cache c --max-pixels 999"),
+    ("train {recipe} --dry-run", "with --dry-run", "--out o --seeds 1 --resume --cache c --max-pixels 64000000"),
     ("train {photos_recipe}", "by a recipe that draws no scenes", "--cache c"),
     ("serve {gallery}", "by a server that only reads", "--token-file t --uploads u"),
     (
@@ -279,6 +279,7 @@ def test_a_default_that_is_typed_is_refused_as_well(places, monkeypatch, capsys)
         ("index build", "/data/store_maps/a.jpg, 'store_maps'", "/data/store_maps/a.jpg, 'store_maps'"),
         ("query", "the encoder and the explain folder", "the encoder and the explain folder"),
         ("index build", "a column mask_class=3", "a column mask_class=3"),
+        ("encode", "with --max-pixels 9 (in Python max_pixels)", "with --max-pixels 9 (in Python max_pixels)"),
     ],
 )
 def test_errors_name_options_as_they_are_typed(command, message, expected) -> None:
