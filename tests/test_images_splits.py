@@ -120,6 +120,14 @@ def test_labels_folder_means_the_first_folder_whatever_it_is_called_and_that_is_
     assert [record.label for record in listing] == ["train", "val"]
 
 
+def test_labels_split_asks_for_splits_beforehand_and_nothing_need_be_said(tmp_path: Path) -> None:
+    touch(tmp_path, "ds/train/cat/1.jpg", "ds/val/cat/2.jpg", "plain/cat/1.jpg")
+    listing = list_images(tmp_path / "ds", labels="split", strict=True)
+    assert [(record.label, record.columns["split"]) for record in listing] == [("cat", "train"), ("cat", "val")]
+    with pytest.raises(InputError, match="no folder in .*plain is that of a split"):
+        list_images(tmp_path / "plain", labels="split")
+
+
 def test_a_pattern_below_split_folders_and_a_table_of_labels_know_the_splits(tmp_path: Path) -> None:
     touch(tmp_path, "ds/train/cat/1.jpg", "ds/val/cat/2.jpg")
     with pytest.warns(DistcamWarning, match="taken for splits"):
