@@ -30,7 +30,8 @@ Workers = Annotated[
 Labels = Annotated[
     str | None,
     typer.Option(
-        help="`folder` (class = sub-folder), `none`, or a FILE.csv (path,label). Default: a table's own, else `folder`."
+        help="`folder` (class = sub-folder), `split` (class = folder below train, val, …), `none`, or a FILE.csv "
+        "(path,label). Default: a table's own, else folders, of which those of splits are no classes."
     ),
 ]
 

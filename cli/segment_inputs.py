@@ -78,7 +78,9 @@ def open_data(
     class_names: Sequence[str] | None,
 ) -> MaskedImages:
     """The pictures that the options name."""
+    from ..remarks import remark
     from ..segmentation.data import VOC_CLASSES, MaskedImages, read_names
+    from ..segmentation.layouts import splits_of_table
 
     layout = _layout_of(source) if layout == "auto" else layout
     if layout != "folder":
@@ -97,6 +99,8 @@ def open_data(
     if layout == "camvid":
         return MaskedImages.from_camvid(source, split or "val")
     if layout == "table":
+        if split is None and len(splits := splits_of_table(source)) > 1:
+            remark(f"{source}: the images of all its splits are used, {', '.join(splits)}; choose one with --split")
         return MaskedImages.from_table(source, own or class_names, split=split)
     refuse_unused("by a folder of pictures", "split", remedy="name the folder of the split, or --layout")
     table = None if labels in ("known", "predicted", "all") else labels

@@ -164,6 +164,7 @@ def list_images(
     `labels` is one of:
 
     - `"folder"`: the name of the first sub-folder under the root, whatever it is; none for images at the top.
+    - `"split"`: as left out, where sub-folders have to be splits and nothing need be said of it.
     - `"none"`: no labels.
     - a CSV file with the columns `path` and `label`; its paths are relative to the listing's root or to its own folder.
     - `"column"`: the column `label` of a CSV if it has one, and not a word about labels that are missing.
@@ -434,13 +435,19 @@ def _labels(source: _Source, labels: str | os.PathLike[str] | None) -> _Labels:
     text = os.fspath(labels)
     if text == "folder" and splits is not None:
         return _Labels(text, splits=splits.overruled())
+    if text == "split":
+        if splits is None or not splits.names:
+            raise InputError(f'labels "split": no folder in {source.root} is that of a split, such as train')
+        return _Labels("folder", splits=splits.asked())
     if text in ("folder", "none"):
         return _Labels(text)
     if text == "column":
         return _Labels("folder" if isinstance(source, _Folder) else "column", is_quiet=True)
     file = Path(text)
     if not file.is_file():
-        raise InputError(f"expected labels to be 'folder', 'none', or a CSV file; got {text!r}, where no file is")
+        raise InputError(
+            f"expected labels to be 'folder', 'split', 'none', or a CSV file; got {text!r}, and no file is there"
+        )
     table = {os.path.normpath(row["path"]): row["label"] for _, row in rows_of(file, needed=("path", "label"))}
     return _Labels(text, Names(table), os.path.relpath(source.root, file.parent), source.root, splits=splits)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -132,6 +132,7 @@ class SplitFolders:
         strays: how many images lie outside of the split folders.
         stray: the first of them.
         doubt: why a folder named like a split was taken for a class, for a remark.
+        is_asked: somebody has said that these are splits, so no remark need.
     """
 
     root: Path
@@ -142,6 +143,7 @@ class SplitFolders:
     strays: int = 0
     stray: str = ""
     doubt: str = ""
+    is_asked: bool = False
 
     def split_of(self, path: str) -> SplitName | None:
         """The split of the image at a path below the root; None outside of the split folders."""
@@ -170,10 +172,12 @@ class SplitFolders:
         one = "the folder {} is taken for a split and not for a class"
         many = "the folders {} are taken for splits and not for classes"
         below = "above" if self.class_first else "beneath"
-        yield (
-            f"{self.root}: {(one if len(self.names) == 1 else many).format(shown)}: the class of an image is the "
-            f"folder {below}, and the column `{SPLIT_COLUMN}` says which split it is of"
-        )
+        if not self.is_asked:
+            said = (one if len(self.names) == 1 else many).format(shown)
+            yield (
+                f"{self.root}: {said}: the class of an image is the folder {below}, and the column "
+                f'"{SPLIT_COLUMN}" says which split it is of; labels "split" asks for that'
+            )
         if outside := self.outside():
             yield f"{self.root}: {outside}"
 
@@ -184,6 +188,10 @@ class SplitFolders:
         shown = ", ".join(sorted(self.names) if not self.above else [self.above[0]])
         are = "holds splits and is made a class" if self.above else "look like splits and are made classes"
         return SplitFolders(self.root, doubt=f'{shown} {are} by labels "folder"; left out, the folders beneath are')
+
+    def asked(self) -> SplitFolders:
+        """The same where somebody has said that they are splits."""
+        return replace(self, is_asked=True)
 
     def outside(self) -> str:
         """A clause about the images outside of the split folders; empty if there are none."""

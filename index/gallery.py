@@ -89,7 +89,7 @@ class Gallery(GalleryReader):
             encoder: a copy of its checkpoint goes into the gallery when it can be saved.
             out: the gallery's folder.
             metric: `"cosine"`, `"l2"`, `"l1"` or `"dot"`.
-            labels: `"folder"`, `"none"`, or a CSV; see `list_images`.
+            labels: `"folder"`, `"split"`, `"none"`, or a CSV; see `list_images`.
             store_maps: keep the feature maps, to explain the gallery's side of a match without the image.
             masks: a folder with a PNG for each image under the same path: vectors are pooled under the masks, of images
                 without one over the whole image. The folder is remembered, for what is added later too; the column

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..images import Listing, list_images
 from ..images.joining import Join, Names, spelled
+from ..images.listing import quiet_listing
 from ..images.masks import MaskFolder
 from ..images.splits import split_column, split_name
 from ..images.tables import rows_of, text_of
@@ -148,6 +149,13 @@ def in_table(table: str | Path, names: str | Path | Sequence[str] | None, split:
         raise InputError(f"{table}: no row has {split!r} in the column split")
     named.fit([]).tell(what="a mask that is there", images=f"masks named in {Path(table).name}", lines="")
     return entries, tuple(names)
+
+
+def splits_of_table(table: str | Path) -> tuple[str, ...]:
+    """What the column of splits says, in order of appearance; nothing where there is none."""
+    listing = quiet_listing(table, labels="none")
+    column = split_column([record.columns for record in listing], listing.column_names)
+    return () if column is None else tuple(dict.fromkeys(record.columns[column] for record in listing))
 
 
 def _is_of(split: str, cell: str) -> bool:

@@ -289,5 +289,7 @@ def test_label_files_that_fit_nothing_are_refused(tmp_path: Path) -> None:
         list_images(photos, labels=other)
     with pytest.raises(InputError, match="expected a column 'label'; got 'path', 'class'; rename 'class', if"):
         list_images(photos, labels=table(tmp_path / "bad.csv", "path,class\na/1.jpg,cat\n"))
-    with pytest.raises(InputError, match="expected labels to be 'folder', 'none', or a CSV file; got 'folders'"):
+    with pytest.raises(
+        InputError, match="expected labels to be 'folder', 'split', 'none', or a CSV file; got 'folders'"
+    ):
         list_images(photos, labels="folders")

@@ -18,6 +18,7 @@ from distcam.images.splits import split_column, split_name, split_of_row
 from distcam.index import Gallery
 from distcam.reid.data import read_data
 from distcam.segmentation.data import MaskedImages
+from distcam.segmentation.layouts import splits_of_table
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -120,6 +121,14 @@ def test_labels_folder_means_the_first_folder_whatever_it_is_called_and_that_is_
     assert [record.label for record in listing] == ["train", "val"]
 
 
+def test_labels_split_asks_for_splits_beforehand_and_nothing_need_be_said(tmp_path: Path) -> None:
+    touch(tmp_path, "ds/train/cat/1.jpg", "ds/val/cat/2.jpg", "plain/cat/1.jpg")
+    listing = list_images(tmp_path / "ds", labels="split", strict=True)
+    assert [(record.label, record.columns["split"]) for record in listing] == [("cat", "train"), ("cat", "val")]
+    with pytest.raises(InputError, match=r"no folder in .*plain is that of a split"):
+        list_images(tmp_path / "plain", labels="split")
+
+
 def test_a_pattern_below_split_folders_and_a_table_of_labels_know_the_splits(tmp_path: Path) -> None:
     touch(tmp_path, "ds/train/cat/1.jpg", "ds/val/cat/2.jpg")
     with pytest.warns(DistcamWarning, match="taken for splits"):
@@ -179,6 +188,7 @@ def test_a_segmentation_table_knows_the_same_names(tmp_path: Path) -> None:
     file = table(tmp_path / "t.csv", "path,labels,Split", "1.jpg,a,Training", "2.jpg,b,Validation")
     assert MaskedImages.from_table(file, ["a", "b"], split="val").names == ("2",)
     assert len(MaskedImages.from_table(file, ["a", "b"])) == 2
+    assert splits_of_table(file) == ("Training", "Validation")
 
 
 # --- few-shot ---------------------------------------------------------------------------------------------------------

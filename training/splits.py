@@ -99,7 +99,7 @@ class DataSettings:
         scenes: procedural scenes.
         size: side of the network's input in pixels, or height and width.
         fit: how an image gets that shape; see `Transform`.
-        labels: "folder", "none", or a table, as in `list_images`.
+        labels: "folder", "split", "none", or a table, as in `list_images`.
         label_columns: 0/1 columns of a table, one per class, for images that show several.
         multi_label: scenes: an image shows the classes of all its objects.
         boxes: a table or folder of boxes beside the images, as `read_boxes` takes them.

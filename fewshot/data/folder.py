@@ -46,7 +46,7 @@ def folder(root: Path, split: str | None = None) -> FewShotData:
     if not items:
         raise InputError(f"{root}: no image in a sub-folder; few-shot data has one folder per class")
     file = None if split is None else Path(split) if Path(split).is_file() else root / split
-    if file is None or (not file.is_file() and split_name(file.name)):
+    if file is None or (not file.is_file() and not file.suffix):
         by_split = _by_split(listing, records, root)
         if split is not None or not _SPLIT_OF.keys().isdisjoint(by_split):
             return data_of_files(root.name, listing.root, _parts(by_split, root, split))
