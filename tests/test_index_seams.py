@@ -228,7 +228,7 @@ def test_an_export_remembers_the_masks_that_vectors_were_pooled_under(tmp_path: 
     pytest.importorskip("pyarrow", reason="needs pip install 'distcam[parquet]'")
     masks = MaskEntry(str(tmp_path / "masks"), 12)
     gallery = _gallery(tmp_path / "g", masks=masks)
-    export_gallery(gallery, tmp_path / "e", index="none")
+    export_gallery(gallery, tmp_path / "e", index="none", encoder=False)
     again = import_gallery(tmp_path / "e", tmp_path / "again")
     assert again.manifest.masks == masks
     assert again.info()["masks"] == {**asdict(masks), "images": 0}
@@ -240,7 +240,7 @@ def test_an_export_remembers_the_masks_that_vectors_were_pooled_under(tmp_path: 
 @pytest.mark.parametrize("masks", [{"folder": 3}, {}, [], {"folder": "/m", "category": True}])
 def test_masks_that_an_export_does_not_describe_are_refused(tmp_path: Path, masks: object) -> None:
     pytest.importorskip("pyarrow", reason="needs pip install 'distcam[parquet]'")
-    export_gallery(_gallery(tmp_path / "g"), tmp_path / "e", index="none")
+    export_gallery(_gallery(tmp_path / "g"), tmp_path / "e", index="none", encoder=False)
     file = tmp_path / "e" / "export.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "masks": masks}))
     with pytest.raises(InputError, match="export again"):
@@ -258,7 +258,7 @@ def test_an_import_checks_the_index_before_it_writes_anything(tmp_path: Path) ->
 
 def test_a_clip_retrieval_folder_that_lacks_a_table_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", reason="needs pip install 'distcam[parquet]'")
-    export_gallery(_gallery(tmp_path / "g"), tmp_path / "e", index="none", rows_per_file=15)
+    export_gallery(_gallery(tmp_path / "g"), tmp_path / "e", index="none", rows_per_file=15, encoder=False)
     (tmp_path / "e" / "metadata" / "metadata_1.parquet").unlink()
     with pytest.raises(InputError, match=r"no table .* img_emb_1\.npy"):
         import_gallery(tmp_path / "e", tmp_path / "again")
@@ -268,7 +268,7 @@ def test_an_imported_gallery_that_was_tuned_goes_out_and_in_again(tmp_path: Path
     pytest.importorskip("pyarrow", reason="needs pip install 'distcam[parquet]'")
     gallery = _gallery(tmp_path / "g")
     gallery.tune(candidates=["IVF2,SQfp16"], recall=0.5, queries=5)
-    written = export_gallery(gallery, tmp_path / "e", index="auto")
+    written = export_gallery(gallery, tmp_path / "e", index="auto", encoder=False)
     assert written.index == "IVF2,SQfp16"
     again = import_gallery(tmp_path / "e", tmp_path / "again")
     assert (again.manifest.index, again.manifest.tuning) == ("auto", None)
