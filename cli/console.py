@@ -124,7 +124,7 @@ def progress_lines(description: str, *, every: float | None = None) -> Iterator[
     finally:
         over.set()
         speaker.join()
-        _counting.remove(done)
+        _counting[:] = [each for each in _counting if each is not done]  # not one that has counted as far
 
 
 def load_encoder(
