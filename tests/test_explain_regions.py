@@ -95,7 +95,7 @@ def test_the_mean_of_the_folded_map_is_the_embedding_of_the_region_and_nothing_l
 
 @pytest.mark.usefixtures("production")
 def test_what_is_no_region_is_refused():
-    view = Transform(64).view(128, 64)
+    view = Transform(64, fit="crop").view(128, 64)
     options = {"size": (128, 64), "view": view, "shape": (4, 4)}
     for box in (Box(5, 5, 5, 9), Box(200, 0, 300, 50), Box(float("nan"), 0, 9, 9)):
         with pytest.raises(InputError, match="empty or lies outside the picture of 128×64"):

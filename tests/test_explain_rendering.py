@@ -128,7 +128,7 @@ def test_a_view_beyond_the_picture_shows_the_middle_of_the_map() -> None:
 
 def test_the_view_of_a_transform_fits() -> None:
     image = Image.new("RGB", (90, 60))
-    transform = Transform(32)
+    transform = Transform(32, fit="crop")
     view = transform.view(*image.size)
     drawn = np.asarray(overlay(image, torch.ones(2, 2), view=view, opacity=1.0, colours="gray"))
     rows, columns = np.nonzero(drawn[..., 0])

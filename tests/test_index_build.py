@@ -174,7 +174,7 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path: Path, photos: Path) -
             return torch.where(bright, images / 0.0, images)
 
     listing = list_images(photos)
-    encoder = Encoder(Overflow(), transform=Transform(16, mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0)))
+    encoder = Encoder(Overflow(), transform=Transform(16, fit="crop", mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0)))
     means = [
         float(encoder.transform.normalise(encoder.transform(Image.open(listing.file(record))).float()[None]).mean())
         for record in listing

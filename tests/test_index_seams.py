@@ -30,6 +30,9 @@ from distcam.index.rows import Entries, Vectors
 from distcam.index.sync import LazyEncoder
 from distcam.index.writer import CommitLimits, GalleryWriter, opened_for_writing
 
+# The galleries here are of vectors without an encoder, which an export and an import remark upon.
+pytestmark = pytest.mark.filterwarnings("ignore:.*no copy of.*:distcam.DistcamWarning")
+
 
 @pytest.fixture(autouse=True)
 def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
