@@ -19,6 +19,7 @@ from commands import distcam, fails
 from PIL import Image
 from torch import nn
 
+from distcam import DistcamWarning
 from distcam.encoders import Encoder
 from distcam.errors import FingerprintMismatchError, GalleryLockedError, ImageError, InputError
 from distcam.images import Transform
@@ -153,7 +154,8 @@ def test_labels_are_changed_only_when_they_are_given(
     table = tmp_path / "labels.csv"
     table.write_text("path,label\nphotos/a/00.png,zebra\nphotos/a/02.png,a\n")
     old = gallery.pooled([_id(gallery, "a/00.png")])
-    report = gallery.sync(photos, encoder, labels=table)
+    with pytest.warns(DistcamWarning, match="2 of 8 images have a label"):
+        report = gallery.sync(photos, encoder, labels=table)
     assert [(change.kind, change.path) for change in report.changes] == [("relabelled", "a/00.png")]
     assert _held(gallery)["a/00.png"] == "zebra"
     np.testing.assert_array_equal(gallery.pooled([_id(gallery, "a/00.png")]), old)
