@@ -71,7 +71,12 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
     names = [name for line in text_of(chosen).splitlines() if (name := line.strip())]
     if not names:
         raise InputError(f"{chosen} lists no picture")
-    pictures = {file.stem: file for file in sorted((root / "JPEGImages").iterdir()) if file.suffix.lower() in _SUFFIXES}
+    folder = root / "JPEGImages"
+    pictures = {
+        file.relative_to(folder).with_suffix("").as_posix(): file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in _SUFFIXES
+    }
     images = Names(pictures)
     masks = MaskFolder(root / "SegmentationClass")
     found, masked = Join(), Join()
@@ -84,7 +89,7 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
             masked.add(name, name if mask.is_file() else None)
             entries.append(Entry(name, pictures[key], mask if mask.is_file() else None))
     fit = replace(found.fit(pictures), unused=0)  # pictures of other splits lie there too
-    fit.tell(what="a file", images=f"names in {chosen.name}", lines=f"files in {root / 'JPEGImages'}")
+    fit.tell(what="a file", images=f"names in {chosen.name}", lines=f"files in {folder}")
     if any(entry.mask for entry in entries):  # a list of pictures without any mask is one to infer
         masked.fit([]).tell(what="a mask", images="pictures", lines="")
     return entries, tuple(class_names)

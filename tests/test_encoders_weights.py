@@ -376,7 +376,7 @@ def rewritten(path: Path, **changes: Any) -> Path:
         ({"architecture": "nonsense"}, "no architecture 'nonsense'"),
         ({"options": {"width": -1}}, "does not describe an encoder"),
         ({"options": {"width": 10**12}}, "does not describe an encoder"),
-        ({"options": 3}, "does not describe an encoder"),
+        ({"options": 3}, "expected an object as options in its header, got a number"),
         ({"pooling": {"type": "gem", "q": 1}}, "does not describe an encoder"),
         ({"head": {"type": "linear", "in_dim": 64, "out_dim": 10**12, "bias": True}}, "does not describe an encoder"),
         ({"head": {"type": "linear", "in_dim": 64, "out_dim": 8, "bias": True}}, "missing"),

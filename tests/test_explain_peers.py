@@ -416,7 +416,8 @@ def test_score_cam_agrees_for_every_target_on_both_networks_after_the_same_resiz
     monkeypatch.setattr(nn, "UpsamplingBilinear2d", partial(nn.Upsample, mode="bilinear", align_corners=False))
     question = asked(resnet_layer="layer1", scale=1e-3 if kind == "segmentation" else 1)
     expected = question.peer(peer.ScoreCAM)
-    np.testing.assert_allclose(as_displayed(question.ask("scorecam"), question.size), expected, atol=1e-5)
+    tolerance = 3e-5  # a softmax of sums over all pixels in float32: processors differ in the fifth digit
+    np.testing.assert_allclose(as_displayed(question.ask("scorecam"), question.size), expected, atol=tolerance)
 
 
 def test_full_grad_agrees_for_every_target_on_both_networks(asked: Asker) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from distcam.errors import CorruptGalleryError, DistcamError, GalleryError, ImageError, TooManyFilesError
 from distcam.images import list_images
-from distcam.index import Gallery, verify_gallery
+from distcam.index import Gallery, descriptors, verify_gallery
 from distcam.index.descriptors import OpenFile
 from distcam.index.durable import Storage
 from distcam.index.ingest import Encoded, ingest, read_offer
@@ -147,8 +148,9 @@ def test_merging_leaves_images_alone_that_wait_for_a_commit(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def no_descriptors() -> Iterator[None]:
-    """As if the process had used up what it may open."""
+def no_descriptors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the process had used up what it may open, with no file of a gallery among it that could be closed."""
+    monkeypatch.setattr(descriptors, "_held", deque())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.open(os.devnull, os.O_RDONLY)
     os.close(free)

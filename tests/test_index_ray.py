@@ -123,7 +123,7 @@ def test_what_the_engine_cannot_do_is_refused(
         Gallery.build(photos, _encoder(), out=tmp_path / "g", engine="dask")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at least 1 Ray worker"):
         RayEngine(workers=0)
-    assert "belong to --engine ray" in fails(
+    assert "not used by the local engine; add --engine ray" in fails(
         monkeypatch, capsys, "index", "build", photos, "--out", tmp_path / "g", "--ray-workers", 2
     )
 

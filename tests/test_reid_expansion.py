@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from distcam import DistcamWarning
 from distcam.encoders import Encoder
-from distcam.errors import InputError, ShapeError
+from distcam.errors import DistcamError, InputError, ShapeError
 from distcam.images import Transform
 from distcam.reid import (
     Features,
@@ -280,12 +281,14 @@ def test_flipping_averages_an_image_with_its_mirror_image(crowd: Any) -> None:
     assert flipped.about["flip"] is True
 
 
-def test_an_unreadable_image_stops_the_evaluation(crowd: Any) -> None:
+def test_an_unreadable_image_is_left_out_and_named_or_stops_a_strict_evaluation(crowd: Any) -> None:
     data, _ = crowd
     encoder = Encoder.load("conv4", weights="random", transform=Transform(size=(32, 16), fit="squash"))
     data.file(data.queries[1]).write_bytes(b"no image")
-    with pytest.raises(InputError, match="a score without this image means nothing"):
+    with pytest.warns(DistcamWarning, match="1 of 12 images cannot be read and are left out, the first: 1<b>0.png"):
         encode_data(data.queries, data, encoder, device="cpu")
+    with pytest.raises(DistcamError, match=r"1<b>0\.png"):
+        encode_data(data.queries, data, encoder, device="cpu", strict=True)
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------
