@@ -48,8 +48,9 @@ _NUMBERS = {
     r"IVF(\d+)": (1, 2**22, "lists"),
     r"HNSW(\d+)": (2, 512, "links of a node"),
     r"NSG(\d+)": (2, 512, "links of a node"),
-    r"\dx(\d+)": (1, 16, "bits of a code"),
+    r"(?<=\d)x(\d+)(?![\dx])": (1, 16, "bits of a code"),
     r"(?:PCA[WR]*|RR|ITQ|Pad|OPQ\d+_)(\d+)": (1, 2**14, "dimensions"),
+    r"[A-Za-z](0+)(?!\d)": (1, 2**14, "parts"),
 }
 
 
@@ -105,8 +106,10 @@ def new_index(spec: SearchSpec, factory: str) -> Any:
             f"FAISS cannot make index {factory!r} for {spec.dim} dimensions ({reason}); "
             "expected auto, flat, or a factory string such as HNSW32 or IVF1024,SQ8"
         ) from error
-    if hasattr(inner := inner_index(index), "do_polysemous_training"):
-        inner.do_polysemous_training = False  # minutes spent on ordering codes for a kind of search not used here
+    inner = inner_index(index)
+    for part in (inner, faiss.downcast_index(inner.storage) if isinstance(inner, faiss.IndexHNSW) else inner):
+        if hasattr(part, "do_polysemous_training"):
+            part.do_polysemous_training = False  # minutes spent on ordering codes for a kind of search not used here
     return index
 
 
