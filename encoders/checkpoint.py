@@ -69,7 +69,7 @@ def write_checkpoint(path: str | os.PathLike[str], config: Mapping[str, Any], te
                 os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise WeightsError(f"{path}: cannot be written ({reason})") from error
+        raise WeightsError(f"{path}: cannot be written ({reason}); is the disk full or write-protected?") from error
 
 
 def read_checkpoint(

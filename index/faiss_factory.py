@@ -43,6 +43,15 @@ HALF_UP_TO = 1_000_000
 _TRAINING_PER_LIST = 64  # or code; FAISS warns below 39
 _TRAINING_LEAST = 65_536  # what FAISS's product quantisers take at most
 _TABLES_MAX = 2**31  # FAISS computes tables for products of residuals up to this size
+# With other numbers FAISS ends the process, or takes hours and all memory; a gallery from a stranger may name any.
+_NUMBERS = {
+    r"IVF(\d+)": (1, 2**22, "lists"),
+    r"HNSW(\d+)": (2, 512, "links of a node"),
+    r"NSG(\d+)": (2, 512, "links of a node"),
+    r"(?<=\d)x(\d+)(?![\dx])": (1, 16, "bits of a code"),
+    r"(?:PCA[WR]*|RR|ITQ|Pad|OPQ\d+_)(\d+)": (1, 2**14, "dimensions"),
+    r"[A-Za-z](0+)(?!\d)": (1, 2**14, "parts"),
+}
 
 
 def choose_factory(spec: SearchSpec, count: int) -> str:
@@ -80,13 +89,14 @@ def new_index(spec: SearchSpec, factory: str) -> Any:
     """An empty index.
 
     Raises:
-        InputError: FAISS does not know the factory string, it cuts vectors into parts of unequal length, or it wraps
-            ids or re-ranking, which distcam does itself.
+        InputError: FAISS does not know the factory string, a number in it is too small or too large, it cuts vectors
+            into parts of unequal length, or it wraps ids or re-ranking, which distcam does itself.
     """
     if re.search(r"IDMap|Refine|RFlat", factory):
         raise InputError(
             f"FAISS factory {factory!r}: leave out IDMap and Refine, ids and exact re-scoring are built in"
         )
+    _check_numbers(factory)
     _check_parts(spec.dim, factory)
     try:
         index = faiss.index_factory(spec.dim, factory, faiss_metric(spec, factory))
@@ -96,9 +106,20 @@ def new_index(spec: SearchSpec, factory: str) -> Any:
             f"FAISS cannot make index {factory!r} for {spec.dim} dimensions ({reason}); "
             "expected auto, flat, or a factory string such as HNSW32 or IVF1024,SQ8"
         ) from error
-    if hasattr(inner := inner_index(index), "do_polysemous_training"):
-        inner.do_polysemous_training = False  # minutes spent on ordering codes for a kind of search not used here
+    inner = inner_index(index)
+    for part in (inner, faiss.downcast_index(inner.storage) if isinstance(inner, faiss.IndexHNSW) else inner):
+        if hasattr(part, "do_polysemous_training"):
+            part.do_polysemous_training = False  # minutes spent on ordering codes for a kind of search not used here
     return index
+
+
+def _check_numbers(factory: str) -> None:
+    for pattern, (least, most, what) in _NUMBERS.items():
+        for found in re.finditer(pattern, factory):
+            if len(found[1]) > 9 or not least <= int(found[1]) <= most:
+                raise InputError(
+                    f"FAISS factory {factory!r}: expected {least} to {most} {what}, got {found[1]} in {found[0]}"
+                )
 
 
 def _check_parts(dim: int, factory: str) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
-from .filter_tree import And, Eq, Filter, Glob, In, Ne, Not, Or, Range
+from .filter_tree import And, Eq, Filter, Glob, In, Ne, Not, Or, Range, number
 
-__all__ = ["parse_filter"]
+__all__ = ["parse_filter", "tree_of"]
 
 MAX_COMPARISONS = 32  # each may have to look at every path
 MAX_STARS = 16  # of one pattern
@@ -43,6 +43,19 @@ low_included=True, high_included=False)))
             with more than 16 stars, which take long on many images. A tree made in Python may hold any number.
     """
     return _Parser(text).parse()
+
+
+def tree_of(where: str | Filter) -> Filter:
+    """The tree of a filter, whether it comes as text or as a tree.
+
+    Raises:
+        InputError: the text is no filter, or it is something else.
+    """
+    if isinstance(where, str):
+        return parse_filter(where)
+    if not isinstance(where, Filter):
+        raise InputError(f'a filter is text such as "label=cat", or made of Eq, In, Range, …; got {where!r}')
+    return where
 
 
 class _Parser:
@@ -125,10 +138,9 @@ class _Parser:
             raise self._error(f"a pattern may hold up to {MAX_STARS} stars, this one has {value.count('*')}")
         if operator in ("!=", "~"):
             return Ne(column, value) if operator == "!=" else Glob(column, value)
-        try:
-            bound = float(value)
-        except ValueError:
-            raise self._error(f"{operator!r} compares numbers, got {value!r}") from None
+        bound = number(value)
+        if bound is None:
+            raise self._error(f"{operator!r} compares numbers, got {value!r}")
         if operator in ("<", "<="):
             return Range(column, high=bound, high_included=operator == "<=")
         return Range(column, low=bound, low_included=operator == ">=")

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from ..deadlines import check_deadline
 from ..errors import InputError
 from ..forking import ForkSafeLock
-from .filter_text import parse_filter
-from .filter_tree import And, Comparison, Eq, Filter, Glob, In, Ne, Not, Or, Range
+from .filter_text import parse_filter, tree_of
+from .filter_tree import And, Comparison, Eq, Filter, Glob, In, Ne, Not, Or, Range, number
 from .rows import Categorical
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "hints",
     "matching",
     "parse_filter",
+    "tree_of",
 ]
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -141,8 +142,9 @@ def _verdict(where: Comparison, column: Categorical) -> Mask:
 def hints(where: Filter | str, table: Table) -> list[str]:
     """One sentence for each value that a filter asks for and no image has, with the nearest one that some image has.
 
-    For whoever shows the answer to a person: nothing found because of a misspelt label looks like nothing there. What
-    is asked for by `!=`, by a pattern or by a range is not looked at. `Gallery.filter_hints` asks an open gallery.
+    For whoever shows the answer to a person: nothing found because of a misspelt label looks like nothing there. So
+    does a range of a column that holds no number. What is asked for by `!=`, by a pattern or by a range of numbers is
+    not looked at. `Gallery.filter_hints` asks an open gallery.
 
     Args:
         where: the filter, or its text.
@@ -151,30 +153,37 @@ def hints(where: Filter | str, table: Table) -> list[str]:
     Raises:
         InputError: the text is no filter, or names a column that the table does not have.
     """
-    tree = parse_filter(where) if isinstance(where, str) else where
     said: dict[str, None] = {}
-    for column, value in _wanted(tree):
-        there = _column(column, table).values
+    for comparison in _comparisons(tree_of(where)):
+        there = _column(comparison.column, table).values
+        match comparison:
+            case Eq(column, value):
+                said.update(_unknown(column, [value], there))
+            case In(column, values):
+                said.update(_unknown(column, values, there))
+            case Range(column) if all(number(value) is None for value in there):
+                said[f"no image has a number as its {column}, which a range is of{_examples(there)}"] = None
+    return list(said)
+
+
+def _comparisons(where: Filter) -> Iterator[Comparison]:
+    match where:
+        case And(parts) | Or(parts):
+            for part in parts:
+                yield from _comparisons(part)
+        case Not(part):
+            yield from _comparisons(part)
+        case _:
+            yield where
+
+
+def _unknown(column: str, values: Sequence[str], there: Sequence[str]) -> Iterator[tuple[str, None]]:
+    for value in values:
         if value not in there:
             folded = {other.casefold(): other for other in there}
             nearest = difflib.get_close_matches(value.casefold(), folded, n=1)
             hint = f"; did you mean {folded[nearest[0]]!r}?" if nearest else _examples(there)
-            said[f"no image has {column} {value!r}{hint}"] = None
-    return list(said)
-
-
-def _wanted(where: Filter) -> Iterator[tuple[str, str]]:
-    """The (column, value) pairs that a filter asks for."""
-    match where:
-        case And(parts) | Or(parts):
-            for part in parts:
-                yield from _wanted(part)
-        case Not(part):
-            yield from _wanted(part)
-        case Eq(column, value):
-            yield column, value
-        case In(column, values):
-            yield from ((column, value) for value in values)
+            yield f"no image has {column} {value!r}{hint}", None
 
 
 def _examples(values: Sequence[str], *, most: int = 5) -> str:
@@ -208,9 +217,8 @@ def _predicate(where: Eq | Ne | In | Glob | Range) -> Callable[[str], bool]:
 
 
 def _in_range(text: str, where: Range) -> bool:
-    try:
-        value = float(text)
-    except ValueError:
+    value = number(text)
+    if value is None:
         return False
     above = value >= where.low if where.low_included else value > where.low
     below = value <= where.high if where.high_included else value < where.high

@@ -176,7 +176,10 @@ class _Writing:
         try:
             faiss.write_index(index, str(self._folder / "image.index"))
         except RuntimeError as error:  # FAISS's word for a full disk
-            raise GalleryError(f"{self._folder}: FAISS cannot write the index ({error})") from error
+            reason = str(error).split("Error: ")[-1].strip()
+            raise GalleryError(
+                f"{self._folder}: FAISS cannot write the index ({reason}); is the disk full or write-protected?"
+            ) from error
         return factory
 
     def shard(self, number: int, ids: Ids, *, digits: int, done: Any) -> None:

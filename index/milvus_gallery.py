@@ -30,6 +30,7 @@ from .milvus_index import IndexKind
 from .milvus_search import MilvusSearch, Rows
 from .milvus_table import MilvusTable, TableSpec
 from .rows import Array, Categorical, Record
+from .search import check_ids
 from .snapshot import Ids, Snapshot, Verify, check_file, read_ids
 
 __all__ = ["MilvusSnapshot", "backend_entry", "removed_ids", "require_index", "table_of"]
@@ -133,7 +134,7 @@ class MilvusSnapshot(Snapshot):
 
     def _held(self, ids: Iterable[int] | Array) -> Ids:
         """The same ids, of images that are all in the gallery."""
-        wanted = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.uint64).reshape(-1)
+        wanted = check_ids(ids.reshape(-1) if isinstance(ids, np.ndarray) else ids)
         known = self.rows.hold(wanted)
         if not known.all():
             raise InputError(f"no image with id {wanted[~known][0]} in {self.folder}; it may have been removed")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import FingerprintMismatchError, InputError
 from .derived import Derived
 from .facts import facts_of
-from .filters import Filter, hints, parse_filter
+from .filters import Filter, hints, tree_of
 from .manifest import FileEntry, Manifest, Spec
 from .prototypes import PrototypeStore, unit_rows
 from .reports import Skipped, counted, read_skipped
@@ -64,13 +64,13 @@ class GalleryReader:
         """
         if root is not None and not Path(root).is_dir():
             raise InputError(f"root {os.fspath(root)!r} is no folder; expected the one that the images now lie in")
-        snapshot = Snapshot.open(Path(path), verify=verify)
+        snapshot = Snapshot.open(Path(path).absolute(), verify=verify)  # the process may change its folder
         return cls(snapshot, root=None if root is None else Path(root).absolute(), verify=verify)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied as the folder and how it was opened: whoever gets it opens the newest generation there."""
         root = None if self.root == Path(self.manifest.root) else self.root.absolute()
-        return _opened_again, (type(self), self.folder.absolute(), root, self._verify)
+        return _opened_again, (type(self), self.folder, root, self._verify)
 
     def close(self) -> None:
         """Let go of the search index; files are let go with the last array that was read from them."""
@@ -177,7 +177,7 @@ class GalleryReader:
 
     def ids_where(self, where: str | Filter) -> Ids:
         """The ids of the images that a filter keeps, ascending."""
-        tree = parse_filter(where) if isinstance(where, str) else where
+        tree = tree_of(where)
         return self.snapshot.ids_where(tree)
 
     def filter_hints(self, where: str | Filter) -> list[str]:
@@ -248,7 +248,7 @@ class GalleryReader:
         """
         if where is None:
             return self.searcher.search(embeddings, k)
-        tree = parse_filter(where) if isinstance(where, str) else where
+        tree = tree_of(where)
         return self.searcher.search(embeddings, k, **self.snapshot.search_limits(tree))
 
     @property

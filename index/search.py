@@ -125,15 +125,16 @@ class Search(Protocol):
         """Lets go of memory and connections; a second call does nothing."""
 
 
-def check_ids(ids: npt.ArrayLike, *, count: int | None = None) -> Ids:
+def check_ids(ids: npt.ArrayLike | Iterable[int], *, count: int | None = None) -> Ids:
     """The same ids as a u64 array of one axis, `count` long when given."""
-    array = np.asarray(ids)
+    array = np.asarray(list(ids) if isinstance(ids, Iterable) and not isinstance(ids, np.ndarray) else ids)
     if array.size == 0:
         array = array.astype(np.uint64)
     if array.ndim != 1 or (count is not None and len(array) != count):
         raise ShapeError(f"expected {'a list of' if count is None else count} ids, got shape {array.shape}")
     if array.dtype.kind not in "ui" or (array.dtype.kind == "i" and (array < 0).any()):
-        raise InputError(f"expected ids from 0 to 2^64 − 1, got {array.dtype} values such as {array.min()}")
+        example = array.min() if array.dtype.kind == "i" else array[0]
+        raise InputError(f"expected ids from 0 to 2^64 − 1, got {array.dtype} values such as {example}")
     return array.astype(np.uint64, copy=False)
 
 
@@ -184,8 +185,8 @@ def search_exactly(spec: SearchSpec, queries: npt.ArrayLike, k: int, *, engine: 
     Raises:
         ShapeError, InputError: queries that `check_vectors` refuses, or k below 1.
     """
-    if k < 1:
-        raise InputError(f"expected k of at least 1, got {k}")
+    if not isinstance(k, (int, np.integer)) or k < 1:
+        raise InputError(f"expected k of at least 1, a whole number, got {k!r}")
     checked = comparable(spec, *check_vectors(spec, queries, what="queries"))
     answers = [_NOTHING] * len(checked)
     pending: Sequence[int] = range(len(checked))

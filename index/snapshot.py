@@ -21,7 +21,7 @@ from .flatfile import StoredArray
 from .manifest import FileEntry, Manifest, Spec
 from .reports import counted
 from .rows import Array, Categorical, Record, Vectors
-from .search import SearchSpec
+from .search import SearchSpec, check_ids
 from .segments import Segment
 
 __all__ = ["BLOCK_BYTES", "Ids", "Snapshot", "Verify", "check_file", "read_ids", "require_file"]
@@ -132,7 +132,7 @@ class Snapshot:
         Raises:
             InputError: an id is not in the gallery.
         """
-        wanted = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.uint64).reshape(-1)
+        wanted = check_ids(ids.reshape(-1) if isinstance(ids, np.ndarray) else ids)
         places = np.searchsorted(self.ids, wanted)
         known = places < len(self.ids)
         known[known] = self.ids[places[known]] == wanted[known]

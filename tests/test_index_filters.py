@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,7 @@ def test_evaluating_columns_agrees_with_evaluating_rows(where: Filter, rows: lis
         ("not (label=dogs or label=dogs)", ["no image has label 'dogs'; did you mean 'dog'?"]),
         ("camera=zoo", ["no image has camera 'zoo'; there are 1, 2.5, front"]),
         ("label!=dogs and label~'dogs*' and camera>17", []),
+        ("label>3", ["no image has a number as its label, which a range is of; there are cat, dog, golden retriever"]),
     ],
 )
 def test_a_value_that_no_image_has_is_told_with_the_nearest(text: str, said: list[str]) -> None:
@@ -229,6 +231,41 @@ def test_a_value_that_no_image_has_is_told_with_the_nearest(text: str, said: lis
 def test_a_text_may_ask_for_so_much_work_and_no_more(text: str, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         parse_filter(text)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Eq("label", 3), "columns and values are text, write '3' for 3"),
+        (lambda: Ne("label", None), "write 'None' for None"),
+        (lambda: Eq(3, "a"), "write '3' for 3"),
+        (lambda: In("label", "cat"), "expected several texts, got 'cat'"),
+        (lambda: In("label", [1, 2]), "write '1' for 1"),
+        (lambda: Glob("path", None), "columns and values are text"),
+        (lambda: Range("camera", low="3"), "a bound is a number, got '3'"),
+        (lambda: Range("camera", high=float("nan")), "a bound is a number, got nan"),
+        (lambda: Not("label=cat"), "combines filters, got 'label=cat'"),
+        (lambda: And(("label=cat",)), "combines filters, got 'label=cat'"),
+        (lambda: Or(Eq("label", "cat")), "expected several filters"),
+        (lambda: hints({"label": "cat"}, TABLE), "a filter is text such as"),
+        (lambda: parse_filter("camera>nan"), "compares numbers, got 'nan'"),
+    ],
+)
+def test_what_would_fit_nothing_in_silence_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        make()
+
+
+def test_lists_of_values_and_of_filters_are_as_good_as_tuples() -> None:
+    assert matching(And([In("label", ["cat", "cow"]), Eq("camera", "1")]), TABLE).tolist() == [True, *4 * [False]]
+
+
+@pytest.mark.parametrize("where", [5, b"label=a", ["label=a"], {"label": "a"}, lambda record: True])
+def test_a_gallery_asked_with_something_else_than_a_filter_says_so(tmp_path: Path, where: Any) -> None:
+    gallery = _gallery(tmp_path / "g")
+    for ask in (gallery.ids_where, gallery.filter_hints, lambda other: gallery.search(np.eye(3)[:1], 1, where=other)):
+        with pytest.raises(InputError, match="a filter is text such as"):
+            ask(where)
 
 
 def test_a_list_of_values_and_a_tree_of_ones_own_may_be_as_long_as_they_like() -> None:

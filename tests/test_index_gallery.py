@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -14,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from distcam.errors import CorruptGalleryError, FingerprintMismatchError, InputError, NotAGalleryError
+from distcam.errors import CorruptGalleryError, FingerprintMismatchError, InputError, NotAGalleryError, ShapeError
 from distcam.index import Gallery, caches, verify_gallery
 from distcam.index.derived import Derived
 from distcam.index.durable import Storage
@@ -74,6 +76,36 @@ def test_a_gallery_says_what_is_in_it(gallery: Gallery) -> None:
     assert gallery.file(record) == Path("/photos/2.jpg")
     assert gallery.file(3) == Path("/photos/3.jpg")
     assert repr(gallery) == f"Gallery({str(gallery.folder)!r}, 6 images, fake/ffffffff)"
+
+
+@pytest.mark.parametrize("ids", [[-1], [0.5], ["0"], [True], [2**64], [2**70], None, 5])
+@pytest.mark.parametrize("ask", ["records", "pooled", "embeddings", "ranking_vectors"])
+def test_what_is_no_id_is_refused_and_not_rounded(gallery: Gallery, ids: Any, ask: str) -> None:
+    with pytest.raises((InputError, ShapeError), match=r"expected (ids from 0|a list of ids)"):
+        getattr(gallery, ask)(ids)
+
+
+@pytest.mark.parametrize("k", [2.5, "3", None, 0, -1])
+def test_a_number_of_matches_is_a_whole_number(gallery: Gallery, k: Any) -> None:
+    with pytest.raises(InputError, match="expected k of at least 1"):
+        gallery.search(VECTORS[:1], k)
+
+
+def test_a_gallery_opened_by_a_relative_path_stays_where_it_is(
+    gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(gallery.folder.parent)
+    opened = Gallery.open(gallery.folder.name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    gallery.remove(where="label=owl")
+    assert opened.refresh()
+    assert opened.verify().problems == ()
+    for other in (opened, pickle.loads(pickle.dumps(opened)), copy.deepcopy(opened)):
+        assert other.folder == gallery.folder
+        assert len(other) == len(gallery) < 6
+    opened.compact()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_vectors_come_raw_and_in_the_order_asked_for(gallery: Gallery) -> None:

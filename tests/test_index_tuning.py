@@ -239,6 +239,24 @@ def test_candidates_fit_the_number_of_vectors() -> None:
             new_index(SearchSpec(dim, "l2"), factory)
 
 
+@pytest.mark.parametrize(
+    "factory",
+    [
+        *("HNSW0", "HNSW1", "HNSW99999999", "HNSW0_SQ8", "HNSW999999999999", "IVF0,Flat", "IVF100000000,Flat"),
+        *("IVF4_HNSW0,Flat", "NSG0", "NSG1", "PCA0,Flat", "PCAR0,Flat", "RR0,Flat", "RR1000000,Flat", "OPQ4_0,Flat"),
+        *("PQ8x0", "PQ8x24", "IMI2x30,Flat", "IMI0x4,Flat", "RQ8x30", "RQ0x4", "PRQ2x0x4"),
+    ],
+)
+def test_numbers_that_faiss_dies_of_are_refused_before_it_sees_them(factory: str) -> None:
+    with pytest.raises(InputError, match=r"FAISS factory .*: expected \d+ to \d+ "):
+        new_index(SearchSpec(64, "cosine"), factory)
+
+
+def test_a_graph_of_product_codes_spends_no_minutes_on_their_order() -> None:
+    index = new_index(SearchSpec(16, "cosine"), "HNSW16_PQ4")
+    assert not faiss.downcast_index(index.storage).do_polysemous_training
+
+
 @pytest.mark.parametrize("factory", ["Flat", "SQfp16", "IVF16,SQ8", "IVF16,PQ4", "HNSW16", "IVF16,Flat"])
 def test_the_size_is_known_before_an_index_is_built(factory: str) -> None:
     search = build(blobs(4000, 16), "cosine", factory)
