@@ -10,14 +10,17 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision import models
 
+from distcam import Gallery, Retriever
 from distcam.encoders import Encoder
 from distcam.encoders.networks import available_networks, load_network
 from distcam.errors import DistcamError, InputError
 from distcam.explain import ClassScore, explain_image
 from distcam.images import Transform
+from distcam.index import encode_to_file
 
 SMALL = Transform(32)
 
@@ -135,3 +138,41 @@ def test_the_number_of_classes_is_read_from_the_file(name: str, tmp_path: Path) 
     )
     torch.save(model.state_dict(), tmp_path / "w.pth")
     assert load_network(name, weights=tmp_path / "w.pth").n_classes == 5
+
+
+def gallery_calls(folder: Path, given: Any) -> list[Any]:
+    images, gallery = folder / "images", folder / "g"
+    return [
+        lambda: Gallery.build(images, given, out=folder / "new"),
+        lambda: Retriever(gallery, given).query(images / "a.png", k=1),
+        lambda: Gallery.open(gallery).add(images, given),
+        lambda: encode_to_file(images, given, folder / "out.h5"),
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    Image.effect_noise((40, 40), 80).save(tmp_path / "images" / "a.png")
+    Gallery.build(tmp_path / "images", conv4(), out=tmp_path / "g")
+    return tmp_path
+
+
+def conv4() -> Encoder:
+    return Encoder.load("conv4", weights="random", transform=SMALL)
+
+
+@pytest.mark.parametrize("given", ["conv4.safetensors", Path("e.safetensors"), nn.ReLU(), 5], ids=str)
+def test_what_is_no_encoder_is_refused_wherever_one_is_taken(given: Any, folder: Path) -> None:
+    for call in gallery_calls(folder, given):
+        with pytest.raises(InputError, match=r"expected an Encoder, got a .*; make one with Encoder\.load"):
+            call()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_encoder_in_a_wrapper_is_taken_wherever_one_is_taken(folder: Path) -> None:
+    for call in gallery_calls(folder, nn.DataParallel(conv4())):
+        call()
+    Gallery.open(folder / "g").sync(folder / "images", nn.DataParallel(conv4()))
+    new, old = (Gallery.open(folder / name).manifest.encoder for name in ("new", "g"))
+    assert (new.fingerprint, new.short_name) == (old.fingerprint, old.short_name)
