@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["replacing", "write_text"]
+__all__ = ["is_file", "replacing", "write_text"]
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is there; False as well for what can be no path, such as a name of 5,000 letters."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for such names
 
 
 @contextmanager

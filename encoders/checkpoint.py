@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .._version import __version__
 from ..errors import InputError, WeightsError
-from ..files import replacing
+from ..files import is_file, replacing
 
 __all__ = ["built_from_header", "read_checkpoint", "write_checkpoint"]
 
@@ -81,7 +81,7 @@ def read_checkpoint(
         WeightsError: no such file, damaged, not an encoder's checkpoint, or from a newer distcam.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise WeightsError(f"{path}: no such checkpoint")
     try:
         with safe_open(path, framework="pt") as file:

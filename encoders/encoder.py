@@ -24,7 +24,7 @@ from .heads import BNNeck, Identity, described, head_from_dict, width_behind
 from .layers import Tap, require_feature_map
 from .matching import StateDict, neck_among, tensors_of
 from .pooling import GAP, GeM, Pooling, pooling_from
-from .sources import CHECKPOINT_SUFFIX, is_checkpoint, published, transform_for
+from .sources import CHECKPOINT_SUFFIX, is_checkpoint, published, require_parts, transform_for
 from .trained_on import DIGESTS, TrainedOn
 from .weights import drawn_from, read_state_dict, uninitialised
 from .wrapping import find_layer, require_usable, unwrapped
@@ -81,8 +81,7 @@ class Encoder(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if head is not None and not isinstance(head, nn.Module):
-            raise InputError(f"expected a module as head, such as Linear(64, 128), got {head!r}")
+        require_parts(head=head, transform=transform, options=options)
         self.backbone = unwrapped(backbone)
         self.pooling = pooling_from(pooling)
         self.head: nn.Module = Identity() if head is None else unwrapped(head)
@@ -104,7 +103,8 @@ class Encoder(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ShapeError(f"expected images of shape (b, 3, h, w), got {tuple(images.shape)}")
-        feature_map: Tensor = self.backbone(images)
+        # A backbone of the user's own may work on its input in place (`images.sub_(mean)`), which is the caller's.
+        feature_map: Tensor = self.backbone(images if self.options is not None else images.clone())
         if feature_map.ndim != 4:
             raise ShapeError(f"expected a feature map (b, k, h, w) from the backbone, got {tuple(feature_map.shape)}")
         with torch.autocast(images.device.type, enabled=False):
@@ -170,6 +170,7 @@ class Encoder(nn.Module):
         >>> Encoder.load("resnet18", weights="random", transform=Transform(64)).embedding_dim
         512
         """
+        require_parts(head=head, transform=transform, options=options)
         colours: _Colours = {"mean": mean, "std": std}
         if isinstance(source, nn.Module):
             if options is not None:
@@ -179,8 +180,7 @@ class Encoder(nn.Module):
             if (weights, layer, pooling, head, options) != (None, None, "gap", None, None):
                 raise InputError(f"{source} brings its own weights, layer, pooling, head, and options; leave them out")
             return cls._restored(source, transform, colours)
-        name = os.fspath(source)
-        state, own_transform = published(name, weights)
+        state, own_transform = published(name := os.fspath(source), weights)
         transform = (transform or own_transform).adapted(**colours)
         with drawn_from(seed) if state is None else uninitialised():
             built = _build(name, layer, transform, options or {})

@@ -97,7 +97,7 @@ def _refuse_misfits(
 
 def say_what_is_left(left: Collection[str], *, origin: str) -> None:
     """A remark about tensors of a file that nothing takes."""
-    names = [name for name in left if not name.endswith("num_batches_tracked")]
+    names = [name for name in left if not name.endswith(("num_batches_tracked", "n_averaged"))]
     if names:
         remark(
             f"{origin}: {len(names)} of its tensors have no place in the network and are left out, such as "
@@ -128,7 +128,8 @@ def _fits(tensor: Tensor, expected: Tensor) -> bool:
 
 
 def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+    kind = "quantised " * tensor.is_quantized + "sparse " * (tensor.layout != torch.strided)
+    return f"{kind}{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}{' without values' * tensor.is_meta}"
 
 
 def _refuse(origin: str, names: list[str], reason: str, *, advice: str = "") -> None:

@@ -29,7 +29,7 @@ from .encoding import Encoding
 from .fusing import fuse_batch_norms
 from .wrapping import unwrapped
 
-__all__ = ["Batch", "Failure", "ImageSource", "Inference", "has_fast_bfloat16", "resolved_precision"]
+__all__ = ["Batch", "Failure", "ImageSource", "Inference", "has_fast_bfloat16", "resolved_precision", "whole_encoder"]
 
 T = TypeVar("T")
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
@@ -81,7 +81,7 @@ class Inference:
         self.device = _device(device)
         self.precision = resolved_precision(precision, self.device)
         self.batch_size = batch_size or (16 if self.device.type == "cpu" else 64)
-        encoder = _whole(encoder)
+        encoder = whole_encoder(encoder)
         self.fingerprint = encoder.fingerprint
         self.short_name = encoder.short_name
         self.encoder = _frozen(encoder, self.device)
@@ -225,13 +225,16 @@ def _in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _whole(encoder: nn.Module) -> Encoder:
-    """The encoder, taken out of DataParallel or torch.compile."""
-    found = unwrapped(encoder)
+def whole_encoder(encoder: object) -> Encoder:
+    """The encoder, taken out of DataParallel or torch.compile.
+
+    Raises:
+        InputError: it is none.
+    """
+    found = unwrapped(encoder) if isinstance(encoder, nn.Module) else encoder
     if not isinstance(found, Encoder):
-        raise InputError(
-            f"expected an Encoder, got a {type(found).__name__}; make one with Encoder.load(module, layer=…)"
-        )
+        how = repr(str(found)) if isinstance(found, str | os.PathLike) else "module, layer=…"
+        raise InputError(f"expected an Encoder, got a {type(found).__name__}; make one with Encoder.load({how})")
     return found
 
 

@@ -89,7 +89,9 @@ def require_layer(network: nn.Module, layer: str) -> None:
     Raises:
         InputError: there is no such layer.
     """
-    names = [name for name, _ in network.named_modules() if name]
+    if not isinstance(layer, str):
+        raise InputError(f"expected a layer's name, such as 'layer4', got {type(layer).__name__}")
+    names = [name for name, _ in network.named_modules(remove_duplicate=False) if name]  # a part may have two names
     if layer not in names:
         raise InputError(f"no layer {layer!r}; nearest: {closest(layer, names)}")
 

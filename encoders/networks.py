@@ -172,10 +172,19 @@ def _built(name: str, kind: Kind, n_classes: int | None) -> nn.Module:
 
 def _n_classes(name: str, state: Mapping[str, Tensor]) -> int | None:
     """Rows of the last layer's parameters in a state_dict; None if it has no such layer."""
-    with torch.device("meta"):
-        last = list(_built(name, _kind_of(name), None).state_dict())[-1]
+    last = list(_skeleton(name).state_dict())[-1]
     found = next((tensor for key, tensor in state.items() if f".{key}".endswith(f".{last}")), None)
     return None if found is None or found.ndim == 0 else len(found)
+
+
+def _skeleton(name: str) -> nn.Module:
+    """The network for the names and shapes of its tensors, without values wherever it can be built without."""
+    try:
+        with torch.device("meta"):
+            return _built(name, _kind_of(name), None)
+    except NotImplementedError:  # RegNets compute their widths with tensors
+        with uninitialised():
+            return _built(name, _kind_of(name), None)
 
 
 def _with_layer(model: nn.Module, kind: Kind) -> tuple[nn.Module, str]:

@@ -83,6 +83,8 @@ def pooling_from(spec: str | Mapping[str, Any] | Pooling) -> Pooling:
     """The pooling that a name ("gap", "gem"), a `to_dict`, or a pooling itself stands for."""
     if isinstance(spec, Pooling):
         return spec
+    if not isinstance(spec, str | Mapping):
+        raise InputError(f"unknown pooling {spec!r}: expected 'gap', 'gem', or a Pooling")
     options = {"type": spec} if isinstance(spec, str) else dict(spec)
     kind = options.pop("type", None)
     if kind not in ("gap", "gem"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Mapping
 
 from torch import nn
 
 from ..errors import InputError
+from ..files import is_file
 from ..images.transform import Transform
 from ..remarks import remark
 from .backbones import available_architectures, require_architecture
@@ -15,16 +16,41 @@ from .matching import StateDict
 from .names import OWN_ARCHITECTURES, needs_weights
 from .weights import fetch_imagenet, read_state_dict, transform_of_timm, usual_transform
 
-__all__ = ["CHECKPOINT_SUFFIX", "is_checkpoint", "published", "transform_for"]
+__all__ = ["CHECKPOINT_SUFFIX", "is_checkpoint", "published", "require_parts", "transform_for"]
 
 CHECKPOINT_SUFFIX = ".safetensors"
 
 
 def is_checkpoint(source: str | os.PathLike[str]) -> bool:
     """Path objects and names with the suffix mean files; so do other strings, unless they name an architecture."""
+    if not isinstance(source, str | os.PathLike):
+        hint = "; call it, to have a module" if callable(source) else ""
+        raise InputError(
+            f"expected an architecture's name, a checkpoint's path or a module, got {_shown(source)}{hint}"
+        )
     if isinstance(source, str) and not source.endswith(CHECKPOINT_SUFFIX):
-        return source not in available_architectures() and Path(source).is_file()
+        return source not in available_architectures() and is_file(source)
     return True
+
+
+def require_parts(*, head: object = None, transform: object = None, options: object = None) -> None:
+    """Refuse parts of an encoder that are of another kind than they should be.
+
+    Raises:
+        InputError: what was expected, and what it is.
+    """
+    if head is not None and not isinstance(head, nn.Module):
+        raise InputError(f"expected a module as head, such as Linear(64, 128), got {_shown(head)}")
+    if transform is not None and not isinstance(transform, Transform):
+        raise InputError(f"expected a Transform as transform, such as Transform(224), got {_shown(transform)}")
+    if options is not None and not isinstance(options, Mapping):
+        raise InputError(f"expected options as a dictionary, such as {{'last_stride': 1}}, got {_shown(options)}")
+
+
+def _shown(value: object) -> str:
+    """A value in one short line of an error message."""
+    text = repr(value).partition("\n")[0]
+    return text if len(text) <= 60 else f"a {type(value).__name__}"
 
 
 def published(name: str, weights: str | os.PathLike[str] | None) -> tuple[StateDict | None, Transform]:

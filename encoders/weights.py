@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.transforms import InterpolationMode
 
-from ..errors import WeightsError
+from ..errors import InputError, WeightsError
+from ..files import is_file
 from ..images.transform import Transform
 from .matching import StateDict
 
@@ -65,10 +66,14 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     Of several dictionaries in one file (`state_dict`, `state_dict_ema`…) the first by name; its `others` are the rest.
 
     Raises:
+        InputError: no path at all.
         WeightsError: no such file, unreadable, a format that carries code, or no tensors inside.
     """
+    if not isinstance(path, str | os.PathLike):
+        got = f"a {type(path).__name__}" if isinstance(path, Mapping) else repr(path)
+        raise InputError(f"expected weights as 'random', 'imagenet', or a file's path, got {got}")
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise WeightsError(f"{path}: no such file; expected 'random', 'imagenet', or a file with weights")
     try:
         content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -216,6 +221,8 @@ def transform_of_timm(config: Any) -> Transform | None:
 @contextmanager
 def drawn_from(seed: int) -> Iterator[None]:
     """Modules built inside draw their weights from `seed`; torch's global generator is afterwards as before."""
+    if not isinstance(seed, int):
+        raise InputError(f"expected seed as a whole number, got {seed!r}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

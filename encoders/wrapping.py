@@ -53,8 +53,13 @@ def find_layer(network: nn.Module, layer: str) -> tuple[str, str]:
     """A layer's name in the network, and the name that it has without the wrappers on the way.
 
     The name may be given with the parts that a wrapper adds or without them. One that fits nothing comes back as it is.
+
+    Raises:
+        InputError: no name at all.
     """
-    names = [name for name, _ in network.named_modules() if name]
+    if not isinstance(layer, str):
+        raise InputError(f"expected a layer's name, such as 'layer4', got {type(layer).__name__}")
+    names = [name for name, _ in network.named_modules(remove_duplicate=False) if name]  # a part may have two names
     if layer in names:
         found = layer
     else:
@@ -95,6 +100,10 @@ def require_usable(network: nn.Module) -> None:
     """
     for name, part in network.named_modules():
         what = f"{type(network).__name__}{f' (at {name!r})' if name else ''}"
+        if "train" in vars(part):  # torch.export replaces it by a refusal
+            raise InputError(
+                f"{what} is an exported program, which is fixed in its mode; hand over the module it was exported from"
+            )
         if isinstance(part, torch.jit.ScriptModule):
             raise InputError(
                 f"{what} is TorchScript, which can be neither copied nor read out at a layer; hand over the eager "

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..encoders.encoder import evaluating
 from ..encoders.layers import as_feature_map, require_layer
+from ..encoders.wrapping import eagerly, find_layer
 from ..errors import InputError, ShapeError
 from .inputs import at_least_float32, refuse_non_finite
 
@@ -43,6 +44,7 @@ def capture(model: nn.Module, layer: str) -> Iterator[LayerRun]:
     Raises:
         InputError: there is no such layer; the message holds the three nearest names.
     """
+    layer = find_layer(model, layer)[0]
     require_layer(model, layer)
     with undisturbed(model):
         yield LayerRun(model, layer)
@@ -223,10 +225,16 @@ def _products(scores: Tensor, inputs: Sequence[Tensor], directions: Tensor, allo
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode; afterwards modes, gradient mode, and random numbers are as they were."""
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise InputError(
+            f"the weights of {type(model).__name__} were made within torch.inference_mode, so nothing can be "
+            "differentiated; make them outside of it"
+        )
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     was_enabled = torch.is_grad_enabled()
     was_fused = torch.backends.mha.get_fastpath_enabled()
-    with evaluating(model), torch.random.fork_rng(devices=list(devices)), torch.inference_mode(False):
+    generators = torch.random.fork_rng(devices=list(devices))
+    with evaluating(model), eagerly(model), generators, torch.inference_mode(False):
         torch.backends.mha.set_fastpath_enabled(
             False
         )  # a fused transformer layer never calls its parts, nor their hooks

@@ -46,6 +46,15 @@ def _resized(image: Image.Image, size: tuple[int, int], box: Box, interpolation:
     return narrowed.resize(size, resample, box=(0, box.top - first, width, box.bottom - first))
 
 
+def _three_numbers(values: Any) -> tuple[Any, ...] | None:
+    """Three finite numbers as Python's own, which JSON can hold, whoever's they are; None for anything else."""
+    try:
+        plain = tuple(value if type(value) in (int, float) else value.item() for value in values)
+        return plain if len(plain) == 3 and all(map(math.isfinite, plain)) else None
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
 @dataclass(frozen=True)
 class Transform:
     """The way from an image to a network's input; part of the encoder's identity, so every value is stored with it.
@@ -91,9 +100,10 @@ class Transform:
         object.__setattr__(self, "size", size)
         object.__setattr__(self, "resize", self._checked_resize())
         for name in ("mean", "std", "fill"):
-            values = tuple(getattr(self, name))
-            if len(values) != 3 or (name == "std" and min(values) <= 0):
-                raise InputError(f"expected three{' positive' * (name == 'std')} numbers for {name}; got {values!r}")
+            values = _three_numbers(getattr(self, name))
+            if values is None or (name == "std" and min(values) <= 0):
+                given = getattr(self, name)
+                raise InputError(f"expected three{' positive' * (name == 'std')} numbers for {name}; got {given!r}")
             object.__setattr__(self, name, values)
 
     def _checked_resize(self) -> int | None:

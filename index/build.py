@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..encoders.encoder import Encoder
 from ..encoders.encoding import Encoding
 from ..encoders.heads import Identity
-from ..encoders.inference import Inference
+from ..encoders.inference import Inference, whole_encoder
 from ..encoders.regions import MaskPooling, pooled_under
 from ..errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError
 from ..images.listing import Listing, list_images
@@ -91,6 +91,7 @@ def opened_for_building(
         GalleryExistsError: the folder holds a complete gallery, one with other settings, or something else.
         FingerprintMismatchError: it holds an unfinished gallery of another encoder.
     """
+    encoder = whole_encoder(encoder)
     if metric not in METRICS:
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {metric!r}")
     if backend is not None:
@@ -150,7 +151,7 @@ def add_images(
         InputError: the gallery is new and no image could be used; or its folder of masks is not there.
         ImageError: with `strict`, the first file that cannot be used.
     """
-    masks = _masks_of(writer.manifest)
+    masks, encoder = _masks_of(writer.manifest), whole_encoder(encoder)
     stream = encoding_stream(writer, encoder, settings, masks=masks, store_maps=store_maps, strict=strict)
     report = ingest(writer, listing, stream, masks=masks, strict=strict, progress=progress)
     require_usable(writer, report)

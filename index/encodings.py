@@ -123,9 +123,10 @@ def encode_to_file(
         GalleryExistsError: the file is there already, and neither `overwrite` nor an interrupted run says to replace
         it. ImageError: with `strict`, the first file that cannot be used.
     """
+    from ..encoders.inference import whole_encoder
     from .build import InferenceSettings, add_images, listing_of, opened_for_building
 
-    target = Path(out)
+    encoder, target = whole_encoder(encoder), Path(out)
     partial = target.with_name(f"{target.name}.partial")
     is_continued = (partial / MANIFEST_NAME).exists()
     if target.is_dir() or (target.exists() and not overwrite and not is_continued):

@@ -260,9 +260,10 @@ def _checked_encoder(found: Source, given: str | os.PathLike[str] | Encoder, dev
         InputError: there is no image to try it on.
     """
     from ..encoders import Encoder
+    from ..encoders.inference import whole_encoder
 
     try:
-        encoder = given if isinstance(given, Encoder) else Encoder.load(given)
+        encoder = Encoder.load(given) if isinstance(given, (str, os.PathLike)) else whole_encoder(given)
     except WeightsError as error:
         own = "; delete it to import without" if given == found.place / ENCODER_FILE else ""
         raise WeightsError(f"{error}{own}") from error

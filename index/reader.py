@@ -208,8 +208,11 @@ class GalleryReader:
 
         Raises:
             FingerprintMismatchError: they cannot; the message names both.
+            InputError: it is no encoder.
         """
-        mine = self.manifest.encoder
+        from ..encoders.inference import whole_encoder
+
+        mine, encoder = self.manifest.encoder, whole_encoder(encoder)
         if encoder.fingerprint != mine.fingerprint:
             if "imported" in mine.description:
                 raise FingerprintMismatchError(

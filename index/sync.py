@@ -64,13 +64,14 @@ class LazyEncoder:
 
     def _load(self) -> Encoder:
         from ..encoders import Encoder
+        from ..encoders.inference import whole_encoder
 
         source = self._given if self._given is not None else self._gallery.encoder_path
         if source is None:
             raise InputError(
                 f"{self._gallery.folder} keeps no encoder, and there are new images; pass --encoder CHECKPOINT"
             )
-        encoder = source if isinstance(source, Encoder) else Encoder.load(source)
+        encoder = Encoder.load(source) if isinstance(source, (str, os.PathLike)) else whole_encoder(source)
         self._gallery.check_encoder(encoder)
         return encoder
 

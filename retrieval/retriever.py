@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..encoders import Encoder, Encoding, Inference
+from ..encoders.inference import whole_encoder
 from ..errors import GalleryError, InputError
 from ..explain.regions import Region, coverage, pool_region, region_weights
 from ..images import Box
@@ -64,7 +65,7 @@ class Retriever:
         inference: Encodes | None = None,
     ) -> None:
         self.gallery = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
-        self.encoder = encoder if encoder is not None else _stored_encoder(self.gallery)
+        self.encoder = _stored_encoder(self.gallery) if encoder is None else whole_encoder(encoder)
         self.gallery.check_encoder(self.encoder)
         if precision == "auto":
             precision = self.gallery.manifest.encoder.precision or "auto"

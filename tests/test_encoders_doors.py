@@ -170,6 +170,12 @@ def scripted_part() -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 4, 3), torch.jit.script(nn.ReLU()))
 
 
+def exported() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(nn.Conv2d(3, 4, 3).eval(), (torch.zeros(1, 3, 8, 8),)).module()
+
+
 def sparse() -> nn.Module:
     module = nn.Conv2d(3, 4, 3)
     module.register_buffer("mask", torch.eye(4).to_sparse())
@@ -185,8 +191,9 @@ def sparse() -> nn.Module:
         (lambda: nn.LazyConv2d(4, 3), "LazyConv2d has lazy parts .*; run it once"),
         (lambda: resnet().to("meta"), r"ResNet \(at 'conv1'\) has weights on the meta device"),
         (sparse, "Conv2d has sparse weights"),
+        (exported, "is an exported program, .* hand over the module"),
     ],
-    ids=["traced", "a scripted part", "quantised", "lazy", "meta", "sparse"],
+    ids=["traced", "a scripted part", "quantised", "lazy", "meta", "sparse", "exported"],
 )
 def test_what_can_be_neither_looked_into_nor_copied_is_refused_at_the_door(
     make: Callable[[], nn.Module], message: str
@@ -273,8 +280,22 @@ def loaded(content: Any, folder: Path, **options: Any) -> Encoder:
         {"checkpoint": {"model_state": under("backbone.")}},
         {"optimizer": {"state": {"exp_avg": torch.zeros(5)}}, "my_network": under("")},
         {name.replace("layer4.", "layer4._orig_mod."): tensor for name, tensor in under("").items()},
+        AveragedModel(resnet(num_classes=7)).state_dict(),
     ],
-    ids=["compile", "compile, parallel", "two", "four", "lightning", "net", "unknown names", "optimizer first", "part"],
+    ids=[
+        *(
+            "compile",
+            "compile, parallel",
+            "two",
+            "four",
+            "lightning",
+            "net",
+            "unknown names",
+            "optimizer first",
+            "part",
+        ),
+        "averaged",
+    ],
 )
 def test_weights_are_found_whatever_their_names_begin_with(content: Any, tmp_path: Path) -> None:
     found, truth = loaded(content, tmp_path).backbone.state_dict(), resnet(num_classes=7).state_dict()

@@ -162,6 +162,22 @@ def test_a_region_is_pooled_once_whatever_the_head_does() -> None:
     torch.testing.assert_close(whole.pooled, encoding.pooled)
 
 
+@pytest.mark.parametrize("layer", [None, "1"])
+def test_a_backbone_that_works_on_its_input_in_place_does_not_change_the_callers_images(layer: str | None) -> None:
+    class Normalised(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sub_(0.5).div_(0.25)
+
+    encoder = Encoder.load(
+        nn.Sequential(Normalised(), nn.Conv2d(3, 4, 3)), layer=layer, transform=SMALL, mean=(0.5,) * 3
+    )
+    x = images()
+    before = x.clone()
+    once, twice = encoder(x), encoder(x)
+    assert torch.equal(x, before)
+    assert torch.equal(once.embedding, twice.embedding)
+
+
 @pytest.mark.parametrize("method", ["ablationcam", "scorecam", "liftcam", "gradcam", "fullgrad"])
 def test_a_network_that_works_on_its_input_in_place_does_not_change_the_images(method: str) -> None:
     class Scaled(nn.Module):
