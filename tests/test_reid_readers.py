@@ -13,6 +13,7 @@ from PIL import Image
 from distcam.errors import InputError
 from distcam.reid import Features, Protocol, assess, audit, encode_data, read_data
 from distcam.reid.features import read_features, write_features
+from distcam.reid.placeholders import remark_on_placeholders
 from distcam.remarks import DistcamWarning
 
 MARKET = ("bounding_box_train", "query", "bounding_box_test")
@@ -158,6 +159,20 @@ def test_placeholders_are_remarked_on_until_they_are_declared(tmp_path: Path, no
 def test_unknown_cameras_are_remarked_on(tmp_path: Path) -> None:
     found = audit(read_data(animals(tmp_path, "eva", camera="unknown")))
     assert found.placeholders == {"camera 'unknown'": 1}
+
+
+def test_individuals_and_cameras_that_are_written_in_two_ways_are_remarked_on(tmp_path: Path) -> None:
+    rows = [("1", "5"), ("1.0", "6"), ("2", "5"), ("2", "5.0")]
+    for number in range(4):
+        picture(tmp_path / f"{number}.png", number)
+    lines = [f"{number}.png,{name},{camera}" for number, (name, camera) in enumerate(rows)]
+    (tmp_path / "images.csv").write_text("path,identity,camera\n" + "\n".join(lines))
+    data = read_data(tmp_path / "images.csv")
+    with (
+        pytest.warns(DistcamWarning, match=r"individuals: 1 labels differ .*, such as '1' \(1 images\) and '1.0'"),
+        pytest.warns(DistcamWarning, match="cameras: 1 labels differ .*, such as '5' .* each counts as one camera"),
+    ):
+        remark_on_placeholders(data, data.protocol)
 
 
 def test_numbers_are_individuals_unless_they_are_suspicious(tmp_path: Path) -> None:
