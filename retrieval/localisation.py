@@ -8,7 +8,7 @@ the class-agnostic map and maps that know nothing: a random one, a centred box, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,7 +119,7 @@ def localise(
     inference = Inference(encoder, device=device, precision=precision, batch_size=batch_size)
     if isinstance(references, Listing):
         references = References.encode(references, inference, metric=metric, strict=strict)
-    _check_classes(images, references)
+    images = _with_references(images, references, strict=strict)
     chosen = _chosen(methods, classifier)
     classifiers: dict[Kind, LinearClassifier] = {}
     if classifier is not None and any(method.kind == "classifier" for method in chosen):
@@ -176,12 +176,20 @@ def _chosen(methods: Sequence[str] | None, classifier: LinearClassifier | None) 
     return chosen
 
 
-def _check_classes(images: BoxedImages, references: References) -> None:
-    for label in images.labels:
-        if label not in references.labels:
-            raise InputError(
-                f"images of class {label!r} have no reference; nearest: {closest(label, list(references.labels))}"
-            )
+def _with_references(images: BoxedImages, references: References, *, strict: bool) -> BoxedImages:
+    """The images whose class has references."""
+    strange = [image for image in images if image.label not in references.labels]
+    if not strange:
+        return images
+    kept = tuple(image for image in images if image.label in references.labels)
+    first = strange[0]
+    message = (
+        f"images of class {first.label!r} have no reference; nearest: {closest(first.label, list(references.labels))}"
+    )
+    if not kept:
+        raise InputError(message)
+    remark(f"{len(strange):,} of {len(images):,} images are left out, as {first.path}: {message}", strict=strict)
+    return replace(images, images=kept)
 
 
 def _notes(images: BoxedImages, skipped: Sequence[str]) -> tuple[str, ...]:
