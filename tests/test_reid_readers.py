@@ -75,6 +75,27 @@ def test_a_folder_that_contradicts_the_name_is_refused(tmp_path: Path) -> None:
         read_data(tmp_path)
 
 
+def test_one_image_in_the_folder_of_somebody_else_is_left_out_and_named(tmp_path: Path) -> None:
+    for folder in MARKET:
+        picture(tmp_path / folder / "0002/0002_c1s1_000451_03.jpg")
+    picture(tmp_path / MARKET[0] / "0007/0002_c1s1_000452_03.jpg")
+    with pytest.warns(DistcamWarning, match="1 images of .* are left out, the first: .* lies in the folder of 0007"):
+        assert len(read_data(tmp_path)) == len(MARKET)
+
+
+@pytest.mark.parametrize("column", ["cam", "cam_id", "Camera ID", "station"])
+def test_columns_that_look_like_cameras_and_roles_are_remarked_on(tmp_path: Path, column: str) -> None:
+    lines = [f"{number}.png,{number // 2},{number % 2},{('query', 'gallery')[number % 2]}" for number in range(4)]
+    (tmp_path / "images.csv").write_text(f"path,identity,{column},subset\n" + "\n".join(lines))
+    with (
+        pytest.warns(DistcamWarning, match=f"no column is taken as the camera; `--option camera={column}` takes"),
+        pytest.warns(DistcamWarning, match="no column is taken as the role, .*; `--option role=subset` takes 'subset'"),
+    ):
+        assert {image.role for image in read_data(tmp_path / "images.csv").images} == {"test"}
+    found = read_data(tmp_path / "images.csv", camera=column, role="subset")
+    assert [image.role for image in found.images] == ["query", "query", "gallery", "gallery"]
+
+
 # --- lists and tables -------------------------------------------------------------------------------------------------
 
 
