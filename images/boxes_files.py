@@ -155,7 +155,7 @@ def drawn_on(listing: Listing, boxes: BoxTable, *, strict: bool = False) -> tupl
         key = boxes.key(file, relative=record.path)
         annotation = Annotation(()) if key is None else boxes.annotation(key)
         wanted = file.stem if boxes.by_stem else None
-        if key in boxes.by_stem and (first := fitting.setdefault(key, record.path)) != record.path:
+        if key is not None and key in boxes.by_stem and (first := fitting.setdefault(key, record.path)) != record.path:
             shared.append((first, record.path))
         join.add(record.path, key, wanted=wanted, is_empty=not annotation.boxes)
         if annotation.boxes:

@@ -40,8 +40,8 @@ def _crowds(images: Iterable[ReidImage], *, is_numbered: bool) -> dict[str, int]
 def remark_on_placeholders(data: ReidData, protocol: Protocol, *, strict: bool = False) -> None:
     """Say which identities and cameras look like placeholders, and how to leave them out."""
     if data.format == "csv":  # elsewhere they are numbers
-        names = Counter(str(image.identity) for image in data.images)
-        remark_on_twins(names, f"{data.root}, individuals", what="individual", strict=strict)
+        people = Counter(str(image.identity) for image in data.images)
+        remark_on_twins(people, f"{data.root}, individuals", what="individual", strict=strict)
         cameras = Counter(str(image.camera) for image in data.images if image.camera is not None)
         remark_on_twins(cameras, f"{data.root}, cameras", what="camera", strict=strict)
     found = placeholders(data, protocol)
