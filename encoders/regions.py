@@ -172,6 +172,7 @@ class MaskPooling:
         shape: rows and columns of its feature map.
         strict: whether every picture must have a mask that it can be pooled under.
         passed_over: pictures whose masks mark nothing, with the reason.
+        whole: of each mask that was applied, whether it marks every pixel, and of which picture it is.
     """
 
     masks: MaskFolder
@@ -179,6 +180,7 @@ class MaskPooling:
     shape: tuple[int, int]
     strict: bool = False
     passed_over: list[str] = field(default_factory=list)
+    whole: list[tuple[bool, str]] = field(default_factory=list)
 
     @classmethod
     def of(cls, masks: MaskFolder, encoder: Encoder, *, strict: bool = False) -> MaskPooling:
@@ -201,6 +203,7 @@ class MaskPooling:
         elif not mask.any():
             reason = f"its mask holds no pixel{self._numbers(path)}: {self.masks.file(path)}"
         else:
+            self.whole.append((bool(mask.all()), str(path)))
             try:
                 return weights_of(mask, size=size, encoder=self.encoder, shape=self.shape)
             except InputError as error:
@@ -212,10 +215,16 @@ class MaskPooling:
         return None
 
     def tell(self) -> None:
-        """Remark on the masks that mark nothing, whose pictures are pooled as a whole."""
+        """Remark on the masks that mark nothing, whose pictures are pooled as a whole, and if most mark everything."""
         if self.passed_over:
             count, first = len(self.passed_over), self.passed_over[0]
             remark(f"{count:,} images are pooled as a whole, since their masks mark nothing; the first: {first}")
+        full = [path for is_whole, path in self.whole if is_whole]
+        if len(full) > max(2, len(self.whole) / 2):  # a few are close-ups
+            remark(
+                f"{len(full):,} of {len(self.whole):,} masks in {self.masks.folder} mark every pixel, as that of "
+                f"{full[0]}: no pixel of theirs is black, so they change nothing"
+            )
 
     def _numbers(self, path: str | Path) -> str:
         """What an empty mask holds in place of the number that was asked for."""

@@ -21,6 +21,7 @@ from .loading import image_size, orientation_of
 __all__ = ["Drawn", "fitted", "turned"]
 
 _SLACK = 1.0  # pixels by which a box may exceed its image: tables differ in whether the last pixel counts
+_MANY, _LARGE, _CORNER = 5, 200, 0.4  # boxes, pixels of a side, share of it: that no box goes further is no chance
 _ALIKE = 0.01  # by which proportions may differ, for sizes are rounded
 Size = tuple[int, int]
 
@@ -79,7 +80,27 @@ def fitted(drawn: Sequence[Drawn], source: object, *, strict: bool = False) -> l
         for each, frame in zip(drawn, frames, strict=True)
     ]
     said.tell()
+    _remark_on_corner([frame for frame in frames if frame is not None], source, strict=strict)
     return results
+
+
+def _remark_on_corner(frames: Sequence[_Frame], source: object, *, strict: bool) -> None:
+    """Say that all boxes lie in one corner of large images, as those of a smaller copy do, and percentages."""
+    drawn = [(box, frame) for frame in frames if frame.given in (None, frame.size) for box, _ in frame.boxes]
+    if len(drawn) < _MANY or min(min(frame.size) for _, frame in drawn) < _LARGE:
+        return
+    across = max(box.right / frame.size[0] for box, frame in drawn)
+    down = max(box.bottom / frame.size[1] for box, frame in drawn)
+    if max(across, down) <= _CORNER:
+        edge, example = max(max(box) for box, _ in drawn), drawn[0][1]
+        percent = ", or in percent," if edge <= 100 else ""
+        remark(
+            f"all {len(drawn):,} boxes of {source} lie in the first {across:.0%} of their image's width and "
+            f"{down:.0%} of its height, as boxes drawn on a smaller copy{percent} would; {example.path} has "
+            f"{example.size[0]}x{example.size[1]} pixels",
+            strict=strict,
+            stacklevel=5,
+        )
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,23 @@ from xml.etree import ElementTree
 
 from ..errors import InputError
 from ..remarks import remark
-from .box_tables import SHARES, Annotation, BoxTable, LabelledBox, absolute, as_float, box_of
+from .box_tables import (
+    SHARES,
+    Annotation,
+    BoxTable,
+    LabelledBox,
+    Size,
+    absolute,
+    are_of_boxes,
+    as_float,
+    box_of,
+    side_hint,
+    size_columns,
+    whole_size,
+)
 from .geometry import Box
 from .labelling import BOX_COLUMNS, box_columns
-from .tables import header_of, look_alike, rows_of, text_of
+from .tables import LABEL_NAMES, header_of, look_alike, rows_of, text_of
 
 __all__ = ["read_boxes", "read_synsets", "usable"]
 
@@ -35,7 +48,8 @@ def read_boxes(source: str | os.PathLike[str], *, split: Split = "all", strict: 
 
     - **CSV** with a header: `path`, `x1`, `y1`, `x2`, `y2` in pixels (edges: the first pixel is 0 to 1), and perhaps
       `label`; a line for each box. `xmin,ymin,xmax,ymax`, `x_1,…`, and `x,y,w,h` are known too. Paths are relative to
-      the file's folder, or to the root of the images' listing.
+      the file's folder, or to the root of the images' listing. Columns `width` and `height` beside corners are the size
+      of the image that the box was drawn on.
     - **CUB-200-2011**: a folder with `images.txt`, `bounding_boxes.txt` (x, y, width, height),
       `image_class_labels.txt`, `classes.txt` and `train_test_split.txt`; the images are in its `images/`.
     - **ILSVRC** (and Pascal VOC): a folder of XML files, however deep; an image is found by its name without folder and
@@ -134,19 +148,37 @@ def _read_csv(path: Path) -> BoxTable:
     _limit(path, MAX_TABLE)
     names = header_of(path)
     columns = _columns(path, names)
+    has_size = _has_size(columns)
+    _remark_on_labels(path, [name for name in names if name not in ("path", *columns)])
     problems: list[str] = []
     boxes: dict[str, list[LabelledBox]] = {}
+    sizes: dict[str, Size | None] = {}
+    given = () if has_size else size_columns(names)
     for line, row in rows_of(path, passed_over=problems):
         cells = [row[name] for name in columns]
         try:
-            box = box_of(_edges(cells, has_size=_has_size(columns)), f"{path}, line {line}")
+            box = box_of(_edges(cells, has_size=has_size), f"{path}, line {line}")
         except InputError as error:
-            problems.append(str(error))
+            problems.append(f"{error}{'' if has_size else side_hint(cells)}")
         else:
             file = absolute(path.parent / row["path"])
             boxes.setdefault(file, []).append(LabelledBox(box, row.get("label") or None))
-    found = {file: Annotation(tuple(own)) for file, own in boxes.items()}
+            sizes[file] = whole_size([row[name] for name in given])
+    if are_of_boxes(boxes, sizes):
+        sizes = {}
+    found = {file: Annotation(tuple(own), sizes.get(file)) for file, own in boxes.items()}
     return BoxTable(path, found, problems=tuple(problems))
+
+
+def _remark_on_labels(path: Path, names: Sequence[str]) -> None:
+    """Say which column might name the classes of boxes, where none is called `label`."""
+    similar = None if "label" in names else look_alike(names, LABEL_NAMES)
+    if similar is not None:
+        remark(
+            f"{path}: the boxes have no class, for there is no column 'label'; {similar!r} looks like one, rename it "
+            "if it is",
+            stacklevel=5,
+        )
 
 
 def _columns(path: Path, names: Sequence[str]) -> tuple[str, ...]:

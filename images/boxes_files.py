@@ -148,11 +148,15 @@ def drawn_on(listing: Listing, boxes: BoxTable, *, strict: bool = False) -> tupl
     """
     join = Join()
     drawn: list[Drawn] = []
+    fitting: dict[str, str] = {}
+    shared: list[tuple[str, str]] = []
     for record in listing:
         file = listing.file(record)
         key = boxes.key(file, relative=record.path)
         annotation = Annotation(()) if key is None else boxes.annotation(key)
         wanted = file.stem if boxes.by_stem else None
+        if key is not None and key in boxes.by_stem and (first := fitting.setdefault(key, record.path)) != record.path:
+            shared.append((first, record.path))
         join.add(record.path, key, wanted=wanted, is_empty=not annotation.boxes)
         if annotation.boxes:
             drawn.append(Drawn(record.path, file, annotation))
@@ -160,6 +164,12 @@ def drawn_on(listing: Listing, boxes: BoxTable, *, strict: bool = False) -> tupl
         raise InputError(_no_match(listing, boxes, [], []))
     fit = join.fit(boxes.names, shown=boxes.shown, is_there=os.path.lexists)
     fit.tell(what="a box", lines=f"names in {boxes.source.name}", strict=strict)
+    if shared:
+        remark(
+            f"{len(shared):,} images share an annotation of {boxes.source} with another of the same name, such as "
+            f"{' and '.join(shared[0])}; it can be right for one of them only",
+            strict=strict,
+        )
     own = fitted(drawn, boxes.source, strict=strict)
     kept = [each._replace(annotation=left) for each, left in zip(drawn, own, strict=True) if left.boxes]
     if not kept:
@@ -190,6 +200,8 @@ def _no_match(listing: Listing, boxes: BoxTable, unlabelled: list[str], strange:
         )
     if strange:
         return f"{len(strange)} images have boxes of other classes only, such as {strange[0]}"
+    if not any(boxes.annotation(name).boxes for name in boxes.names):
+        return f"{boxes.source}: there is no box in it, in {len(boxes):,} annotations"
     known = next(iter(boxes.names), "none at all")
     paths = [record.path for record, _ in zip(listing, range(500), strict=False)]
     seen = str(listing.root / paths[0]) if paths else "no image"

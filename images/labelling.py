@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from unicodedata import normalize
 
 from ..errors import InputError
 from ..remarks import remark
@@ -20,7 +21,9 @@ __all__ = [
     "box_columns",
     "is_placeholder",
     "remark_on_placeholders",
+    "remark_on_twins",
     "require_labels",
+    "twins",
     "uncut_boxes",
 ]
 
@@ -30,6 +33,10 @@ _PLACEHOLDERS = frozenset({
     "unidentified", "unid", "notidentified", "unlabeled", "unlabelled", "notlabeled", "nolabel", "tbd", "todo",
     "missing", "empty", "noid", "noname", "unnamed", "newindividual", "notavailable", "notapplicable",
     "?", "??", "???", "-", "--", "-1",
+    "newwhale", "unbekannt", "unbestimmt", "inconnu", "inconnue", "inconnus", "desconocido", "desconocida",
+    "desconhecido", "desconhecida", "sconosciuto", "sconosciuta", "onbekend", "okänd", "ukendt", "ukjent", "tuntematon",
+    "nieznany", "nieznana", "neznámý", "ismeretlen", "necunoscut", "bilinmeyen", "неизвестно", "неизвестный",
+    "неизвестная", "невідомо", "άγνωστο", "不明", "未知", "未詳", "알수없음", "미상", "غيرمعروف", "مجهول",
 })
 # fmt: on
 BOX_COLUMNS: tuple[tuple[str, ...], ...] = (
@@ -57,7 +64,7 @@ def is_placeholder(name: str) -> bool:
     >>> is_placeholder("Unknown"), is_placeholder("N/A "), is_placeholder("nanette"), is_placeholder("0")
     (True, True, False, False)
     """
-    text = name.strip().lower()
+    text = normalize("NFC", name).strip().lower()
     return not text or text in _PLACEHOLDERS or re.sub(r"[\s_-]", "", text) in _PLACEHOLDERS - {"1"}
 
 
@@ -75,6 +82,46 @@ def remark_on_placeholders(counts: Mapping[str, int], where: str, *, what: str =
         listed = ", ".join(f"{name!r} ({number:,} images)" for name, number in list(found.items())[:3])
         remark(
             f"{where}: {listed} looks like a placeholder rather than a {what}; its images count as one {what}",
+            strict=strict,
+            stacklevel=5,
+        )
+
+
+def twins(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of names that are probably one: `cat` and `Cat`, `3` and `3.0`, `red fox` and `red_fox`.
+
+    Single letters are no such pair, for sets of letters tell `a` from `A`.
+
+    >>> twins(["3.0", "cat", "a", "A", "3", "Cat "])
+    [('3.0', '3'), ('cat', 'Cat ')]
+    """
+    seen: dict[str, str] = {}
+    return [(first, name) for name in names if (first := seen.setdefault(_spelling(name), name)) != name]
+
+
+def _spelling(name: str) -> str:
+    text = normalize("NFC", name).strip()
+    if len(text) < 2:
+        return text
+    if number := re.fullmatch(r"([+-]?[0-9]+)(?:[.]0*)?", text):
+        return str(int(number[1])) if len(text) < 20 else text
+    return re.sub(r"[\s_-]+", " ", text.casefold())
+
+
+def remark_on_twins(counts: Mapping[str, int], where: str, *, what: str = "class", strict: bool = False) -> None:
+    """Say which labels differ in their spelling alone: each counts as a class of its own.
+
+    Args:
+        counts: images by label.
+        where: the table or folder.
+        what: a label stands for.
+        strict: refuse.
+    """
+    if found := twins(counts):
+        first, second = (f"{name!r} ({counts[name]:,} images)" for name in found[0])
+        remark(
+            f"{where}: {len(found):,} labels differ from another in their spelling alone, such as {first} and "
+            f"{second}; each counts as one {what}",
             strict=strict,
             stacklevel=5,
         )
@@ -116,6 +163,7 @@ def require_labels(table: Path, bare: Sequence[str], *, count: int) -> None:
     )
 
 
+_MOST_LABELS = 100_000  # whose spelling is compared
 _LOOKED_UP, _GUESSED = 200, 3  # files of a table, and those of them that are nowhere
 
 
@@ -124,7 +172,7 @@ class Tally:
 
     def __init__(self, column_names: Iterable[str] = ()) -> None:
         self.count = self.labelled = self.boxed = 0
-        self.placeholders: Counter[str] = Counter()
+        self.labels: Counter[str] = Counter()
         self.columns = tuple(column_names)
         self._boxes = box_columns(self.columns)
         self.unlabelled: str | None = None
@@ -139,8 +187,8 @@ class Tally:
             self.unlabelled = self.unlabelled or path
         else:
             self.labelled += 1
-            if is_placeholder(label):
-                self.placeholders[label] += 1
+            if label in self.labels or len(self.labels) < _MOST_LABELS or is_placeholder(label):
+                self.labels[label] += 1
         if self._boxes:
             self.boxed += all(columns.get(name) for name in self._boxes)
 

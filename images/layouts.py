@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from .labelling import box_columns, remark_on_placeholders, require_labels, uncut_boxes
+from .labelling import box_columns, remark_on_placeholders, remark_on_twins, require_labels, uncut_boxes
 from .listing import ImageRecord, quiet_listing
 from .splits import flag, split_column, split_name, split_of_row
 
@@ -318,7 +318,9 @@ def read_table(file: Path) -> Tree:
             role = "both" if query and gallery else ("query" if query else "gallery")
         records.append(DatasetRecord(record.path, record.label, split, role))
         boxed += bool(boxes) and all(record.columns[name] for name in boxes)
-    remark_on_placeholders(Counter(record.label for record in records), file.name)
+    counts = Counter(record.label for record in records)
+    remark_on_placeholders(counts, file.name)
+    remark_on_twins(counts, file.name)
     problems = [uncut_boxes(boxed, boxes)] if boxed else []
     named = {record.split for record in records}
     if column is None and len(named) == 1:  # flags alone, on every row or on none

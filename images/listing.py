@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 from ..errors import InputError, is_out_of_descriptors, too_many_files
 from ..remarks import remark
 from .joining import Join, Names, likely_cause, spelled
-from .labelling import Tally, remark_on_placeholders
+from .labelling import Tally, remark_on_placeholders, remark_on_twins
 from .loading import IMAGE_SUFFIXES
 from .splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 from .tables import TABLE_SUFFIXES, TableFormat, rows_of
@@ -135,7 +135,9 @@ class Listing:
             where = self._source.table.name
             tally.tell_labels(where, has_column=self._source.has_labels, strict=self._strict)
         if (is_table or labels.kind != "column") and not labels.is_quiet:
-            remark_on_placeholders(tally.placeholders, str(self.root.name), strict=self._strict)
+            named = next((each.table.name for each in (self._source,) if isinstance(each, _Table)), self.root.name)
+            remark_on_placeholders(tally.labels, named, strict=self._strict)
+            remark_on_twins(tally.labels, named, strict=self._strict)
 
 
 def list_images(

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from ..errors import ShapeError
+from ..images.labelling import twins
+from ..remarks import remark
 from .rejection import NearestOfBothKinds
 from .search import Ids, Vectors, check_vectors, comparable, distances_to
 from .snapshot import Snapshot
@@ -67,7 +69,22 @@ def probes_of(
 ) -> Probes:
     """Raw embeddings (p, d) of other images with their labels, and their values in the gallery's `column`."""
     coded = None if groups is None or column is None else _codes(snapshot, column, groups)
+    _remark_on_spelling(snapshot.column("label").values, labels)
     return Probes(_ranking_form(snapshot, embeddings), _codes(snapshot, "label", labels), groups=coded)
+
+
+def _remark_on_spelling(known: Sequence[str], labels: Sequence[str | None]) -> None:
+    """Say which classes of probes the gallery has under another spelling, for they count as unknown to it."""
+    own = set(known)
+    strange = dict.fromkeys(label for label in labels if label is not None and label not in own)
+    found = [(first, name) for first, name in twins([*known, *strange]) if name in strange and first in own]
+    if found:
+        count = sum(label == found[0][1] for label in labels)
+        remark(
+            f"{len(found):,} classes of the probes differ from the gallery's in their spelling alone, such as "
+            f"{found[0][1]!r} ({count:,} images) and {found[0][0]!r}; they count as unknown to the gallery",
+            stacklevel=4,
+        )
 
 
 def _codes(snapshot: Snapshot, column: str, values: Sequence[str | None]) -> Codes:

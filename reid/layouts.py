@@ -129,6 +129,7 @@ def _folders(root: Path, roles: Mapping[str, Role]) -> tuple[tuple[ReidImage, ..
     """The images of each role, and the files whose names say nothing; folders per identity inside are looked into."""
     images: list[ReidImage] = []
     ignored: list[str] = []
+    misplaced: list[str] = []
     for folder, role in roles.items():
         place = root / folder
         if not place.is_dir():
@@ -143,8 +144,13 @@ def _folders(root: Path, roles: Mapping[str, Role]) -> tuple[tuple[ReidImage, ..
                 continue
             inner = file.parent.name
             if file.parent != place and inner.lstrip("-").isdecimal() and int(inner) != name.identity:
-                raise InputError(f"{root}: {path} lies in the folder of {inner}, and its name says {name.identity}")
+                misplaced.append(f"{path} lies in the folder of {inner}, and its name says {name.identity}")
+                continue
             images.append(ReidImage(path, name.identity, name.camera, role, name.sequence, name.time))
+    if misplaced and len(misplaced) >= len(images):  # folders that are no identities, rather than images astray
+        raise InputError(f"{root}: {misplaced[0]}")
+    if misplaced:
+        remark(f"{len(misplaced):,} images of {root} are left out, the first: {misplaced[0]}", stacklevel=5)
     strange = [path for path in ignored if Path(path).suffix.lower() in IMAGE_SUFFIXES]
     if images and strange:
         remark(

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..errors import InputError
-from ..images import IMAGE_SUFFIXES, ImageRecord, list_images
+from ..images import IMAGE_SUFFIXES, ImageRecord, Listing, list_images
 from ..images.joining import spelled
 from ..images.splits import flag, split_name
 from ..images.tables import LABEL_NAMES, look_alike
@@ -31,6 +31,19 @@ _MSMT17_LISTS: dict[str, tuple[Role, int]] = {
 }
 _MSMT17_NAME = re.compile(r"(\d+)_(\d+)_(\d+)_(\d+)([a-z]+)?_.*")
 _IDENTITY, _CAMERA, _ROLE = ("identity", "label", "pid"), ("camera", "camid", "photo_id"), ("role", "split")
+_CAMERA_LIKE = (
+    "cam",
+    "camid",
+    "cameraid",
+    "cameraname",
+    "cameranumber",
+    "camname",
+    "camnr",
+    "camno",
+    "cameratrap",
+    "station",
+)
+_ROLE_LIKE = ("role", "split", "subset", "partition", "set", "phase", "part", "usage", "mode")
 _ROLE_NAMES: dict[str, Role] = {
     "train": "train",
     "query": "query",
@@ -195,6 +208,7 @@ def read_csv(
         "camera": _column(table, names, camera, _CAMERA),
         "role": _column(table, names, role, _ROLE),
     }
+    _remark_on_columns(table, listing, columns)
     problems: list[str] = []
     images = _usable(listing, lambda record: _table_image(table, record, columns), problems)
     _tell(problems, images)
@@ -203,6 +217,19 @@ def read_csv(
     if columns["camera"] is None:
         notes.append("no cameras: choose same_camera=keep, or missing_camera=distinct")
     return ReidData("csv", listing.root, tuple(images), Protocol(), notes=tuple(notes))
+
+
+def _remark_on_columns(table: Path, listing: Listing, columns: Mapping[str, str | None]) -> None:
+    """Say which columns look like cameras or roles and are not taken as such."""
+    names = listing.column_names
+    if columns["camera"] is None and (camera := look_alike(names, _CAMERA_LIKE)) is not None:
+        remark(f"{table}: no column is taken as the camera; `--option camera={camera}` takes {camera!r}", stacklevel=4)
+    if columns["role"] is not None or (role := look_alike(names, _ROLE_LIKE)) is None:
+        return
+    cells = {record.columns[role].strip() for record in listing} - {""}
+    if cells and all((split_name(cell) or cell.lower()) in _ROLE_NAMES for cell in cells):
+        message = f"{table}: no column is taken as the role, so every image is query and gallery at once"
+        remark(f"{message}; `--option role={role}` takes {role!r}", stacklevel=4)
 
 
 def _table_image(table: Path, record: ImageRecord, columns: Mapping[str, str | None]) -> ReidImage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from ..images.labelling import is_placeholder
+from ..images.labelling import is_placeholder, remark_on_twins
 from ..remarks import remark
 from .policies import Protocol
 from .records import ReidData, ReidImage
@@ -39,6 +39,11 @@ def _crowds(images: Iterable[ReidImage], *, is_numbered: bool) -> dict[str, int]
 
 def remark_on_placeholders(data: ReidData, protocol: Protocol, *, strict: bool = False) -> None:
     """Say which identities and cameras look like placeholders, and how to leave them out."""
+    if data.format == "csv":  # elsewhere they are numbers
+        people = Counter(str(image.identity) for image in data.images)
+        remark_on_twins(people, f"{data.root}, individuals", what="individual", strict=strict)
+        cameras = Counter(str(image.camera) for image in data.images if image.camera is not None)
+        remark_on_twins(cameras, f"{data.root}, cameras", what="camera", strict=strict)
     found = placeholders(data, protocol)
     if found:
         listed = ", ".join(f"{name} ({n:,} images)" for name, n in list(found.items())[:4])

@@ -8,7 +8,7 @@ the class-agnostic map and maps that know nothing: a random one, a centred box, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,7 +119,7 @@ def localise(
     inference = Inference(encoder, device=device, precision=precision, batch_size=batch_size)
     if isinstance(references, Listing):
         references = References.encode(references, inference, metric=metric, strict=strict)
-    _check_classes(images, references)
+    images = _with_references(images, references, strict=strict)
     chosen = _chosen(methods, classifier)
     classifiers: dict[Kind, LinearClassifier] = {}
     if classifier is not None and any(method.kind == "classifier" for method in chosen):
@@ -130,7 +130,8 @@ def localise(
     maker = MapMaker(encoder, chosen, references.metric, references.mean, classifiers, generator)
     judge = _Judge(maker, references, reference, tuple(thresholds), generator)
     parts, chances, skipped, done = [], [], [], 0
-    for seen, failures in _seen(images, inference, masks):
+    astray: list[tuple[bool, str]] = []
+    for seen, failures in _seen(images, inference, masks, astray):
         if strict and failures:
             raise failures[0]
         skipped += [str(failure) for failure in failures]
@@ -143,6 +144,7 @@ def localise(
             progress(done, len(images))
     if not parts:
         raise InputError(f"none of the {len(images)} images can be read; the first: {skipped[0]}")
+    _remark_on_masks(astray, strict=strict)
     overlap = None
     if encoder.trained_on is not None:
         labels = [image.label for image in images]
@@ -176,12 +178,20 @@ def _chosen(methods: Sequence[str] | None, classifier: LinearClassifier | None) 
     return chosen
 
 
-def _check_classes(images: BoxedImages, references: References) -> None:
-    for label in images.labels:
-        if label not in references.labels:
-            raise InputError(
-                f"images of class {label!r} have no reference; nearest: {closest(label, list(references.labels))}"
-            )
+def _with_references(images: BoxedImages, references: References, *, strict: bool) -> BoxedImages:
+    """The images whose class has references."""
+    strange = [image for image in images if image.label not in references.labels]
+    if not strange:
+        return images
+    kept = tuple(image for image in images if image.label in references.labels)
+    first = strange[0]
+    message = (
+        f"images of class {first.label!r} have no reference; nearest: {closest(first.label, list(references.labels))}"
+    )
+    if not kept:
+        raise InputError(message)
+    remark(f"{len(strange):,} of {len(images):,} images are left out, as {first.path}: {message}", strict=strict)
+    return replace(images, images=kept)
 
 
 def _notes(images: BoxedImages, skipped: Sequence[str]) -> tuple[str, ...]:
@@ -218,7 +228,7 @@ class _Seen(NamedTuple):
 
 
 def _seen(
-    images: BoxedImages, inference: Inference, masks: Masks | None
+    images: BoxedImages, inference: Inference, masks: Masks | None, astray: list[tuple[bool, str]]
 ) -> Iterator[tuple[_Seen | None, list[ImageError]]]:
     """The images in batches, and those that cannot be used."""
     transform = inference.transform
@@ -227,7 +237,11 @@ def _seen(
     def load(image: BoxedImage) -> Tensor:
         picture = read_image(image.file, whole=True)
         pixels = transform(picture)
-        read[image.file] = (pixels, picture.size, None if masks is None else _mask_of(image, picture.size, masks))
+        read[image.file] = (
+            pixels,
+            picture.size,
+            None if masks is None else _mask_of(image, picture.size, masks, astray),
+        )
         return pixels
 
     for batch in inference.stream(images, load=load):
@@ -255,8 +269,10 @@ def _seen(
         )
 
 
-def _mask_of(image: BoxedImage, size: tuple[int, int], masks: Masks) -> NDArray[np.bool_]:
-    """The mask of an image of this (width, height).
+def _mask_of(
+    image: BoxedImage, size: tuple[int, int], masks: Masks, astray: list[tuple[bool, str]]
+) -> NDArray[np.bool_]:
+    """The mask of an image of this (width, height); notes in `astray` whether most of it is outside of its boxes.
 
     Raises:
         ImageError: it cannot be read, or has another size.
@@ -269,7 +285,22 @@ def _mask_of(image: BoxedImage, size: tuple[int, int], masks: Masks) -> NDArray[
         raise ImageError(image.path, f"its mask: {error}") from error
     if (problem := wrong_size("", (mask.shape[1], mask.shape[0]), size)) is not None:
         raise ImageError(image.path, problem.replace("  ", " "))
+    outside = mask.copy()
+    for box in image.boxes_of(image.label, *size):
+        outside[round(box.top) : round(box.bottom), round(box.left) : round(box.right)] = False
+    astray.append((2 * int(outside.sum()) > int(mask.sum()), image.path))
     return mask
+
+
+def _remark_on_masks(astray: Sequence[tuple[bool, str]], *, strict: bool) -> None:
+    """Say if most masks contradict the boxes."""
+    found = [path for is_astray, path in astray if is_astray]
+    if len(found) > max(2, len(astray) / 2):
+        remark(
+            f"{len(found):,} of {len(astray):,} masks mark more outside of the boxes than inside, as that of "
+            f"{found[0]}: masks may be inverted (what is not black is the object) or those of other images",
+            strict=strict,
+        )
 
 
 def project(box: Box, transform: Transform, size: tuple[int, int]) -> Box:

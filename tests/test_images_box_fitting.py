@@ -297,3 +297,57 @@ def test_outlines_for_training_are_fitted_alike(tmp_path: Path) -> None:
     with pytest.warns(DistcamWarning) as said:
         assert boxes_from(table, listing) == {file: [Annotation("cat", Box(1, 2, 30, 20))] for file in expected}
     assert "lie outside" in " ".join(str(one.message) for one in said)
+
+
+# --- tables of boxes that say more, or less, than their corners -------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", ["width,height", "image_width,image_height", "ImageWidth,ImageHeight"])
+def test_columns_of_sizes_are_those_of_the_image_that_was_drawn_on(tmp_path: Path, columns: str) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / f"cat/{name}.jpg")
+    table = tmp_path / "boxes.csv"
+    table.write_text(f"path,{columns},x1,y1,x2,y2\ncat/a.jpg,120,80,2,4,60,40\ncat/b.jpg,60,40,1,2,30,20\n")
+    assert boxes_in(found(tmp_path, table)) == {"a": (1, 2, 30, 20), "b": (1, 2, 30, 20)}
+    table.write_text(f"path,{columns},x1,y1,x2,y2\ncat/a.jpg,58,36,2,4,60,40\ncat/b.jpg,29,18,1,2,30,20\n")
+    assert boxes_in(found(tmp_path, table)) == {"a": (2, 4, 60, 40), "b": (1, 2, 30, 20)}  # the boxes' own
+
+
+@pytest.mark.parametrize("column", ["class", "Label", "category", "species"])
+def test_a_column_that_looks_like_the_boxes_class_is_remarked_on(tmp_path: Path, column: str) -> None:
+    picture(tmp_path / "cat/a.jpg")
+    (tmp_path / "boxes.csv").write_text(f"path,x1,y1,x2,y2,{column}\ncat/a.jpg,1,2,30,40,dog\n")
+    with pytest.warns(DistcamWarning, match=f"there is no column 'label'; '{column}' looks like one"):
+        read_boxes(tmp_path / "boxes.csv")
+
+
+def test_sides_taken_for_corners_are_suspected(tmp_path: Path) -> None:
+    picture(tmp_path / "cat/a.jpg")
+    with pytest.raises(InputError, match="if the last two are width and height, call the columns x, y, w, h"):
+        read_boxes(csv(tmp_path, {"a": (40, 30, 20, 10)}))
+
+
+@pytest.mark.parametrize(("edge", "said"), [(90, "smaller copy, or in percent, would"), (120, "smaller copy would")])
+def test_boxes_that_all_lie_in_one_corner_of_large_images_are_remarked_on(tmp_path: Path, edge: int, said: str) -> None:
+    for name in "abcde":
+        picture(tmp_path / f"cat/{name}.jpg", (400, 300))
+    boxes = {name: (5, 5, edge, 60 + place) for place, name in enumerate("abcde")}
+    with pytest.warns(DistcamWarning, match=said):
+        found(tmp_path, csv(tmp_path, boxes))
+    found(tmp_path, csv(tmp_path, boxes | {"a": (5, 5, 180, 60)}))  # one that goes further says that they are pixels
+
+
+def test_images_that_share_an_annotation_by_name_are_remarked_on(tmp_path: Path) -> None:
+    for name in ("cat/1.jpg", "dog/1.jpg", "dog/2.jpg"):
+        picture(tmp_path / name)
+    folder = xml(tmp_path, {"1": (1, 2, 30, 20), "2": (1, 2, 30, 20)})
+    with pytest.warns(DistcamWarning, match=r"1 images share an annotation .*, such as cat/1.jpg and dog/1.jpg"):
+        boxed_images(list_images(tmp_path, labels="none"), read_boxes(folder))
+
+
+def test_annotations_without_any_box_are_called_so(tmp_path: Path) -> None:
+    picture(tmp_path / "cat/a.jpg")
+    (tmp_path / "xml").mkdir()
+    (tmp_path / "xml/a.xml").write_text("<annotation></annotation>")
+    with pytest.raises(InputError, match="there is no box in it, in 1 annotations"):
+        found(tmp_path, tmp_path / "xml")

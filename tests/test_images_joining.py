@@ -12,7 +12,7 @@ import pytest
 from distcam.errors import InputError
 from distcam.images import joining, labelling, list_images, load_dataset, tables
 from distcam.images.joining import Names, beside, likely_cause, plain, spelled
-from distcam.images.labelling import BOX_COLUMNS, is_placeholder
+from distcam.images.labelling import BOX_COLUMNS, is_placeholder, twins
 from distcam.remarks import DistcamWarning
 
 Seen = list[tuple[str, str | None]]
@@ -238,6 +238,37 @@ def test_a_folder_called_unknown_is_remarked_on_when_it_is_counted(tmp_path: Pat
     listing = list_images(touch(tmp_path, "unknown/a.jpg", "cat/b.jpg"))
     with pytest.warns(DistcamWarning, match=r"'unknown' \(1 images\) looks like a placeholder"):
         assert len(listing) == 2
+
+
+@pytest.mark.parametrize("nobody", ["Unbekannt", "inconnu", "Desconhecida", "НЕИЗВЕСТНО", "不明", "new_whale", "Okänd"])
+def test_placeholders_are_known_in_other_languages(nobody: str) -> None:
+    assert is_placeholder(nobody)
+    assert is_placeholder(normalize("NFD", nobody))
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("3", "3.0"),
+        ("7", "007"),
+        ("cat", "Cat"),
+        ("red fox", "red_fox"),
+        (normalize("NFC", "käfer"), normalize("NFD", "käfer")),
+    ],
+)
+def test_labels_that_differ_in_spelling_alone_are_remarked_on(
+    tmp_path: Path, reader: str, first: str, second: str
+) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    table = tmp_path / "table.csv"
+    table.write_text(f"path,label\na.jpg,{first}\nb.jpg,{second}\nc.jpg,{first}\n", "utf-8")
+    with pytest.warns(DistcamWarning, match="1 labels differ from another in their spelling alone, such as .* and "):
+        assert {label for _, label in READERS[reader](table)} == {first, second}
+
+
+def test_labels_that_are_others_are_no_twins() -> None:
+    assert not twins(["a", "A", "1", "2", "1.5", "10", "class 1", "class 11", "cat", "cats", "-1", ""])
 
 
 def test_names_are_no_placeholders() -> None:

@@ -18,6 +18,7 @@ from distcam.index import Gallery
 from distcam.index.calibration import nearest_of_both_kinds, own_probes, probes_of
 from distcam.index.rejection import NearestOfBothKinds, choose_threshold
 from distcam.index.search import SearchSpec, comparable, distances_to
+from distcam.remarks import DistcamWarning
 
 
 def chosen(same: list[float], other: list[float], target: float):
@@ -100,6 +101,17 @@ def test_a_group_is_passed_over_and_a_foreign_label_is_unknown(photos: Path, sma
     assert nearest.same[0] > 0  # its own picture has the same path and does not count
     assert nearest.same[1] == np.inf
     assert nearest_of_both_kinds(snapshot, probes).same[0] == 0
+
+
+def test_probes_whose_classes_the_gallery_spells_otherwise_are_remarked_on(
+    photos: Path, small_encoder, tmp_path: Path
+) -> None:
+    gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", precision="fp32")
+    label = gallery.records(gallery.ids[:1])[0].label
+    vectors = gallery.embeddings(gallery.ids[:2])
+    with pytest.warns(DistcamWarning, match=f"1 classes of the probes .*, such as '{label.upper()}' .* and '{label}'"):
+        probes_of(gallery.snapshot, vectors, [label.upper(), "stranger"])
+    probes_of(gallery.snapshot, vectors, [label, "stranger"])
 
 
 def test_the_threshold_is_kept_in_the_gallery_and_survives_changes(photos: Path, small_encoder, tmp_path: Path) -> None:

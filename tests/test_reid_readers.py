@@ -13,6 +13,7 @@ from PIL import Image
 from distcam.errors import InputError
 from distcam.reid import Features, Protocol, assess, audit, encode_data, read_data
 from distcam.reid.features import read_features, write_features
+from distcam.reid.placeholders import remark_on_placeholders
 from distcam.remarks import DistcamWarning
 
 MARKET = ("bounding_box_train", "query", "bounding_box_test")
@@ -72,6 +73,27 @@ def test_a_folder_that_contradicts_the_name_is_refused(tmp_path: Path) -> None:
         picture(tmp_path / folder / "0007/0002_c1s1_000451_03.jpg")
     with pytest.raises(InputError, match="lies in the folder of 0007, and its name says 2"):
         read_data(tmp_path)
+
+
+def test_one_image_in_the_folder_of_somebody_else_is_left_out_and_named(tmp_path: Path) -> None:
+    for folder in MARKET:
+        picture(tmp_path / folder / "0002/0002_c1s1_000451_03.jpg")
+    picture(tmp_path / MARKET[0] / "0007/0002_c1s1_000452_03.jpg")
+    with pytest.warns(DistcamWarning, match="1 images of .* are left out, the first: .* lies in the folder of 0007"):
+        assert len(read_data(tmp_path)) == len(MARKET)
+
+
+@pytest.mark.parametrize("column", ["cam", "cam_id", "Camera ID", "station"])
+def test_columns_that_look_like_cameras_and_roles_are_remarked_on(tmp_path: Path, column: str) -> None:
+    lines = [f"{number}.png,{number // 2},{number % 2},{('query', 'gallery')[number % 2]}" for number in range(4)]
+    (tmp_path / "images.csv").write_text(f"path,identity,{column},subset\n" + "\n".join(lines))
+    with (
+        pytest.warns(DistcamWarning, match=f"no column is taken as the camera; `--option camera={column}` takes"),
+        pytest.warns(DistcamWarning, match="no column is taken as the role, .*; `--option role=subset` takes 'subset'"),
+    ):
+        assert {image.role for image in read_data(tmp_path / "images.csv").images} == {"test"}
+    found = read_data(tmp_path / "images.csv", camera=column, role="subset")
+    assert [image.role for image in found.images] == ["query", "query", "gallery", "gallery"]
 
 
 # --- lists and tables -------------------------------------------------------------------------------------------------
@@ -158,6 +180,20 @@ def test_placeholders_are_remarked_on_until_they_are_declared(tmp_path: Path, no
 def test_unknown_cameras_are_remarked_on(tmp_path: Path) -> None:
     found = audit(read_data(animals(tmp_path, "eva", camera="unknown")))
     assert found.placeholders == {"camera 'unknown'": 1}
+
+
+def test_individuals_and_cameras_that_are_written_in_two_ways_are_remarked_on(tmp_path: Path) -> None:
+    rows = [("1", "5"), ("1.0", "6"), ("2", "5"), ("2", "5.0")]
+    for number in range(4):
+        picture(tmp_path / f"{number}.png", number)
+    lines = [f"{number}.png,{name},{camera}" for number, (name, camera) in enumerate(rows)]
+    (tmp_path / "images.csv").write_text("path,identity,camera\n" + "\n".join(lines))
+    data = read_data(tmp_path / "images.csv")
+    with (
+        pytest.warns(DistcamWarning, match=r"individuals: 1 labels differ .*, such as '1' \(1 images\) and '1.0'"),
+        pytest.warns(DistcamWarning, match="cameras: 1 labels differ .*, such as '5' .* each counts as one camera"),
+    ):
+        remark_on_placeholders(data, data.protocol)
 
 
 def test_numbers_are_individuals_unless_they_are_suspicious(tmp_path: Path) -> None:

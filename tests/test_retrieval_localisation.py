@@ -265,6 +265,11 @@ def test_what_cannot_be_measured_is_refused(
     stranger = BoxedImages((BoxedImage("x", tmp_path / "x.jpg", "zebra", boxed.images[0].boxes),))
     with pytest.raises(InputError, match="images of class 'zebra' have no reference"):
         localise(stranger, small_encoder, references)
+    mixed = BoxedImages((*boxed.images[:2], *stranger.images))
+    with pytest.warns(DistcamWarning, match="1 of 3 images are left out, as x: images of class 'zebra' have no"):
+        localise(mixed, small_encoder, references, methods=["dist"], n_samples=0)
+    with pytest.raises(InputError, match="images of class 'zebra' have no reference"):
+        localise(mixed, small_encoder, references, methods=["dist"], strict=True)
     gone = BoxedImages((BoxedImage("x", tmp_path / "x.jpg", references.labels[0], boxed.images[0].boxes),))
     with pytest.raises(InputError, match="none of the 1 images can be read"):
         localise(gone, small_encoder, references, methods=["dist"])

@@ -16,9 +16,10 @@ from distcam.encoders.regions import MaskPooling, pooled_under, region_weights
 from distcam.errors import GalleryExistsError, ImageError, InputError, ShapeError
 from distcam.explain import fold
 from distcam.images import Box, Transform, list_images
+from distcam.images.boxes_files import BoxedImage, BoxedImages, LabelledBox
 from distcam.images.masks import MaskFolder, read_mask
 from distcam.remarks import DistcamWarning
-from distcam.retrieval import References
+from distcam.retrieval import References, localise
 from distcam.retrieval.masking import encode_both_ways, mask_of_map, region_of_file, write_mask
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:20 of 24 images have a mask")  # as the masks here are
@@ -208,6 +209,36 @@ def test_masks_that_fit_partly_are_counted_with_the_likely_cause(photos, masks, 
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="0 of 24 images have a mask"):
         built(photos, small_encoder, tmp_path / "h", masks=tmp_path / "none")
+
+
+def test_masks_that_mark_everything_are_remarked_on(photos, masks, small_encoder, tmp_path):
+    for place, file in enumerate(sorted(masks.rglob("*.png"))):
+        if place:
+            Image.new("L", (64, 64), 3 if place % 2 else 255).save(file)
+    with pytest.warns(DistcamWarning, match="19 of 20 masks in .* mark every pixel, as that of .* they change nothing"):
+        built(photos, small_encoder, tmp_path / "g", masks=masks)
+
+
+@pytest.mark.parametrize("kind", ["inverted", "full", "palette"])
+def test_masks_that_contradict_the_boxes_are_remarked_on(photos, masks, small_encoder, kind):
+    listing = list_images(photos)
+    images = BoxedImages(
+        tuple(
+            BoxedImage(record.path, listing.file(record), record.label, (LabelledBox(Box(0, 0, 32, 32)),))
+            for record in listing
+        )
+    )
+    pixels = Image.fromarray(quarter().astype(np.uint8))
+    if kind == "palette":  # 0 is white and 1 is black
+        pixels.putpalette([255, 255, 255, 0, 0, 0])
+    else:
+        pixels = Image.fromarray(~quarter() | (kind == "full"))
+    pixels.save(masks / "wrong.png")
+    wrong, right = (lambda _: read_mask(masks / "wrong.png")), (lambda _: quarter())
+    options = {"methods": ["dist"], "n_samples": 0, "precision": "fp32"}
+    with pytest.warns(DistcamWarning, match="24 of 24 masks mark more outside of the boxes than inside, as that of"):
+        localise(images, small_encoder, listing, masks=wrong, **options)
+    localise(images, small_encoder, listing, masks=right, **options)
 
 
 def test_a_number_that_no_mask_holds_is_named_with_those_it_holds(photos, masks, small_encoder, tmp_path):
