@@ -14,10 +14,11 @@ from typer.core import TyperCommand, TyperOption
 from ..errors import DistcamError, InputError
 from ..remarks import refusing
 
-__all__ = ["Command", "Commands", "in_words_of", "option_names", "refuse_unused", "running_words"]
+__all__ = ["Command", "Commands", "in_words_of", "option_names", "refuse_beside", "refuse_unused", "running_words"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _WORDS: ContextVar[str] = ContextVar("words", default="")
+_TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 _RUNNING: ContextVar[typer.Context | None] = ContextVar("running", default=None)
 
 
@@ -28,9 +29,11 @@ class Command(TyperCommand):
         """The context of a call; while its options are read, it is known which command they belong to."""
         name, parent = args[0], extra.get("parent")
         token = _WORDS.set(" ".join(filter(None, (_words(parent), name))))
+        typed = _TYPED.set(tuple(args[1]))
         try:
             return super().make_context(*args, **extra)
         finally:
+            _TYPED.reset(typed)
             _WORDS.reset(token)
 
     def invoke(self, ctx: Any) -> Any:
@@ -63,6 +66,18 @@ def running_words() -> str:
     """The running command, such as `fewshot train`; empty where it is called from Python."""
     context = _RUNNING.get()
     return _WORDS.get() if context is None else _words(context)
+
+
+def refuse_beside(option: str) -> None:
+    """Nothing, unless other options were typed beside one that is answered before any other is looked at.
+
+    Raises:
+        InputError: names them as they were typed.
+    """
+    others = dict.fromkeys(word.partition("=")[0] for word in _TYPED.get() if word.startswith("-") and word != option)
+    if others:
+        verb, them = ("is", "it") if len(others) == 1 else ("are", "them")
+        raise InputError(f"{', '.join(others)} {verb} not used with {option}; leave {them} out")
 
 
 def refuse_unused(branch: str, *options: str, remedy: str = "") -> None:
@@ -132,6 +147,7 @@ def _renamed(message: str, name: str, option: str) -> str:
         message = re.sub(rf"`{word}(?:=(?:True|…))?`", option, message)
         message = re.sub(rf"`{word}=['\"]?([\w.-]+)['\"]?`", rf"{option} \1", message)
         message = re.sub(rf"{before}{word}=True{after}", option, message)
+        message = re.sub(rf"{before}{word}=('[^']*') is not known", rf"{option} \1 is not known", message)
         message = re.sub(rf"\bpass {word}{after}(?!=)", f"pass {option}", message)
         if "_" in word:
             message = re.sub(rf"{before}{word}{after}(?!=)", option, message)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .command import running_words
+from .command import refuse_beside, running_words
 from .console import note, say
 
 __all__ = ["ListRecipes", "RecipePath", "Template", "find_recipe"]
@@ -66,6 +66,7 @@ def find_recipe(given: Path) -> Path:
 
 def _list(show: bool) -> None:
     if show:
+        refuse_beside("--list")
         words = running_words()
         mine = [recipe for recipe in shipped().values() if recipe.command == words]
         width = max(len(recipe.name) for recipe in mine)
@@ -77,6 +78,7 @@ def _list(show: bool) -> None:
 
 def _template(show: bool) -> None:
     if show:
+        refuse_beside("--template")
         task = (running_words() or "train").partition(" ")[0]
         typer.echo((FOLDER / "templates" / f"{task}.toml").read_text(encoding="utf-8"), nl=False)
         raise typer.Exit

@@ -232,6 +232,8 @@ def _resolve(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
         return _Folder(path)
     if path.is_file():
         return _Table.read(path) if path.suffix.lower() in TABLE_SUFFIXES else _Files(Path.cwd(), (text,))
+    if text and path.exists():
+        raise InputError(f"expected a folder, image, CSV file or pattern; {text!r} is not a regular file")
     if _WILDCARDS.isdisjoint(text):
         raise InputError(f"expected a folder, image, CSV file or pattern; nothing is at {text!r} (in {Path.cwd()})")
     parts = path.parts

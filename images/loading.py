@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import re
@@ -261,7 +262,7 @@ def _open(stream: BinaryIO, max_pixels: int, name: str) -> Image.Image:
         raise ImageError(name, _HEIC)
     if failure is not None:
         raise failure
-    start = prefix.lstrip().lower()
+    start = prefix.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     kind = next((kind for magic, kind in _FOREIGN if start.startswith(magic.lower())), None)
     raise ImageError(
         name, f"expected one of {', '.join(_FORMATS)}; got " + (kind or f"a file that starts with {prefix[:12]!r}")

@@ -72,7 +72,10 @@ def stored_orientation(info: dict[str | tuple[int, int], Any]) -> int:
     """The orientation (tag 274) in the first directory of an EXIF block, 1 where there is none or it is damaged."""
     block = info.get("exif") or b""
     if profile := info.get("Raw profile type exif"):  # ImageMagick's PNGs: a name, a length, then hexadecimal lines
-        block = bytes.fromhex("".join(profile.split("\n")[3:]))
+        try:
+            block = bytes.fromhex("".join(profile.split("\n")[3:]))
+        except ValueError:
+            return 1
     block = block.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None:

@@ -29,6 +29,7 @@ _MAX_TAGS, _MAX_STRIPS = 4_096, 65_536  # of a TIFF directory; strips or tiles o
 _MAX_SLOW_BYTES = 8 << 20  # of a run-length BMP, which Pillow decodes in Python
 _MAX_SLOW_SAMPLES = 16_000_000  # of a PPM that Pillow decodes in Python
 _MAX_PPM_HEAD = 65_536
+_MAX_COMMENTS = 1_000  # of a PPM in plain text; Pillow copies all that follows for each
 _MAX_TEXT = 1 << 20  # of a PNG's text once unpacked; Pillow refuses the whole file beyond that
 
 _SEQUENTIAL, _PROGRESSIVE = {0xC0, 0xC1, 0xC9}, {0xC2, 0xCA}
@@ -248,10 +249,21 @@ def _require_bounded_ppm(stream: BinaryIO, name: str) -> None:
         return
     is_plain = kind in (b"P1", b"P2", b"P3")
     is_quick = kind == b"P4" or numbers[-1] == 255 or (kind == b"P5" and numbers[-1] == 65535)
+    if is_plain and _count(b"#", stream, _MAX_COMMENTS) > _MAX_COMMENTS:
+        raise _too_much(name, f"a PPM in plain text with more than {_MAX_COMMENTS:,} comments", _MAX_COMMENTS)
     samples = numbers[0] * numbers[1] * (3 if kind in (b"P3", b"P6") else 1)
     if kind[:1] == b"P" and kind[1:].isdigit() and (is_plain or not is_quick) and samples > _MAX_SLOW_SAMPLES:
         what = "in plain text" if is_plain else f"up to {numbers[-1]}"
         raise _too_much(name, f"a PPM of {samples:,} samples {what}", _MAX_SLOW_SAMPLES)
+
+
+def _count(what: bytes, stream: BinaryIO, most: int) -> int:
+    """How often a byte comes in a file, counted until it is more often than `most`."""
+    stream.seek(0)
+    found = 0
+    while found <= most and (block := stream.read(1 << 20)):
+        found += block.count(what)
+    return found
 
 
 # --- TIFF -------------------------------------------------------------------------------------------------------------

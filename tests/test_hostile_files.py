@@ -40,6 +40,14 @@ PICKLES = {
     "a number of a million digits": b"L" + b"9" * 1_000_000 + b"L\n.",
     "tuples in tuples as a key": b"}" + b")" + b"\x85" * 200_000 + b"Ns.",
     "tuples through the memory": b"})q\x00" + b"0h\x00\x85q\x00" * 200 + b"h\x00Ns.",
+    "a key that is a tuple in itself, twice, and so on": b"}N" + b"2\x86" * 60 + b"Ns.",
+    "the same through the memory": b"}Nq\x00" + b"h\x00\x86q\x00".replace(b"h\x00", b"h\x00h\x00") * 60 + b"h\x00Ns.",
+    "the same in a set": b"\x80\x04\x8f(N" + b"2\x86" * 60 + b"\x90.",
+    "copied tuples in tuples as a key": b"}N" + b"2\x86" * 200_000 + b"Ns.",
+    "keys of one hash": b"}("
+    + b"".join(b"\x8a\x0b" + (i * (2**61 - 1)).to_bytes(11, "little") + b"N" for i in range(20_000)) + b"u.",
+    "many tuples as keys": b"}("
+    + b"".join(b"M" + struct.pack("<H", i) + b"\x85N" for i in range(20_000)) + b"u.",
     "a text made into bytes over and over": b"(" + TEXT + b"q\x00"
     + call("_codecs", "encode", b"h\x00", b"X\x06\0\0\0latin1") * 50 + b"t.",
     "an array made of a buffer over and over": b"(" + BUFFER + b"q\x00"
@@ -63,6 +71,19 @@ def test_a_small_pickle_stays_small(tmp_path, name):
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_what_a_pickle_is_refused_for_is_said_briefly(tmp_path):
+    (tmp_path / "x.pkl").write_bytes(b"F" + b"9" * 1_000_000 + b"x\n.")
+    with pytest.raises(InputError) as caught:
+        read_pickle(tmp_path / "x.pkl")
+    assert len(str(caught.value)) < 1_000 + len(str(tmp_path))
+
+
+def test_tuples_are_keys_where_they_are_few(tmp_path):
+    value = {("a", 1): [1, 2], frozenset({("b", 2)}): (3, (4, 5))}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(value))
+    assert read_pickle(tmp_path / "x.pkl") == value
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -123,6 +123,13 @@ def test_damaged_exif_is_ignored_in_silence() -> None:
         assert read_image(jpeg[:app0] + jpeg[app0 + 18 :]).size in ((48, 40), (40, 48))
 
 
+@pytest.mark.parametrize("text", ["", "\nexif\n 5\nzz", "\nexif\n 5\nabc", "\nexif\n 8\n49492a0008000000"])
+def test_damaged_exif_in_the_text_of_a_png_is_ignored_as_well(text: str) -> None:
+    png = encoded(photograph(), "PNG")
+    block = chunk(b"tEXt", b"Raw profile type exif\0" + text.encode())
+    assert read_image(png[:33] + block + png[33:]).size == (48, 40)
+
+
 # --- modes ------------------------------------------------------------------------------------------------------------
 
 RAMP = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
@@ -304,6 +311,7 @@ def test_the_error_names_the_file_printably() -> None:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
         (b"%PDF-1.7\n", "a PDF document"),
         (b"<!DOCTYPE html><title>404</title>", "a web page; the download probably failed"),
+        (b"\xef\xbb\xbf<!doctype html><title>404</title>", "a web page; the download probably failed"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "pip install 'distcam[heic]'"),
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "pip install 'distcam[heic]'"),

@@ -175,6 +175,8 @@ BOMBS: dict[str, tuple[Callable[[int], bytes], int, int, str]] = {
     "tags that share their data": (lambda n: tiff_with_tags(n, 100_000), 1, 1_000, "claims"),
     "strips of a TIFF": (tiff_with_strips, 16, 200_000, "strips"),
     "bytes of a run-length BMP": (run_length_bmp, 1_000, 9 << 20, "run-length"),
+    "comments between samples": (lambda n: b"P3 8 8 255\n" + b"#\n" * n + b"9 " * 192, 500, 100_000, "comments"),
+    "comments between bits": (lambda n: b"P1 8 8\n" + b"#\n" * n + b"1" * 64, 500, 100_000, "comments"),
     "samples in plain text": (lambda n: plain_ppm(n, n), 64, 7_000, "samples in plain text"),
 }
 HEADERS = {

@@ -6,7 +6,8 @@ other name ends the reading. Not even NumPy's own reconstruction is called, sinc
 made afterwards from their bytes, for plain number types only.
 
 Before it is run, the program is read through: nine bytes of it can name a place in its memory that costs gigabytes, and
-a tuple in a tuple, a hundred thousand times, ends the process. What it makes out of its own bytes is counted.
+a tuple in a tuple, a hundred thousand times, ends the process, and hashing a key that is made of shared tuples, or many
+keys of one hash, never ends. What it makes out of its own bytes is counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from ...errors import InputError
 
 __all__ = ["array_of", "read_pickle"]
 
+_MAX_REASON = 200
 _NUMBERS = re.compile(r"[|<>=]?(b1|[iu][1248]|f[248])")
 _ARRAY_MODULES = {"numpy.core.multiarray", "numpy._core.multiarray"}
 _BUFFER_MODULES = {"numpy.core.numeric", "numpy._core.numeric"}
@@ -120,10 +122,22 @@ def _from_buffer(buffer: object, dtype: object, shape: object, order: object) ->
     return _Array((shape, dtype, order == "F", bytes(buffer) if isinstance(buffer, bytes | bytearray) else None))
 
 
+class _Value(NamedTuple):
+    """What is known of a value before there is one: how deep tuples are nested in it, and what hashing it visits."""
+
+    depth: int = 0
+    weight: int = 1
+
+
+_PLAIN, _MARK = _Value(), _Value(-1, 0)
 _MAX_DEPTH = 100  # of tuples in tuples; an array has three
+_MAX_HASHED = 10_000  # visited for all keys that are tuples; they may share parts, and all have one hash
+_MAX_BITS = 64  # of a whole number; larger ones can have all one hash
 _MEMORY_WRITES = {"PUT", "BINPUT", "LONG_BINPUT"}
 _MEMORY_READS = {"GET", "BINGET", "LONG_BINGET"}
 _NESTING = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}  # what Python hashes by what is inside, without end
+_KEYS = {"SETITEM": slice(-2, -1), "SETITEMS": slice(0, None, 2), "DICT": slice(0, None, 2)}
+_KEYS |= {"FROZENSET": slice(None), "ADDITEMS": slice(None)}  # which of the values that an operation takes are hashed
 
 
 def _require_bounded(data: bytes) -> None:
@@ -133,41 +147,58 @@ def _require_bounded(data: bytes) -> None:
         pickle.UnpicklingError: it does not.
         ValueError: it is cut off, or no pickle.
     """
-    stack: list[int] = []  # how deep the values are nested; -1 is a mark
-    memory: dict[int, int] = {}
+    stack: list[_Value] = []
+    memory: dict[int, _Value] = {}
+    hashed = 0
     for number, (op, argument, _) in enumerate(pickletools.genops(data)):
         name = op.name
         if name in _MEMORY_WRITES or name == "MEMOIZE":
             place = len(memory) if name == "MEMOIZE" else int(argument or 0)
             if not 0 <= place <= number + 1:
                 raise pickle.UnpicklingError(f"it names the place {place:,} of its memory after {number:,} steps")
-            memory[place] = stack[-1] if stack else 0
-            continue
-        if name == "FRAME" and int(argument or 0) > len(data):
+            memory[place] = stack[-1] if stack else _PLAIN
+        elif name == "FRAME" and int(argument or 0) > len(data):
             raise pickle.UnpicklingError("it is cut off")
-        if name in _MEMORY_READS:
-            stack.append(memory.get(int(argument or 0), 0))
+        elif isinstance(argument, int) and argument.bit_length() > _MAX_BITS and name != "FRAME":
+            raise pickle.UnpicklingError(f"it holds a whole number of more than {_MAX_BITS} bits")
+        elif name in _MEMORY_READS:
+            stack.append(memory.get(int(argument or 0), _PLAIN))
+        elif name == "DUP":
+            stack.append(stack[-1] if stack else _PLAIN)
         else:
-            deepest = _taken(stack, op)
-            depth = deepest + 1 if name in _NESTING else 0
-            if depth > _MAX_DEPTH:
-                raise pickle.UnpicklingError(f"it nests tuples more than {_MAX_DEPTH} deep")
-            stack += [-1 if what.name == "mark" else depth for what in op.stack_after]
+            taken = _taken(stack, op)
+            hashed += sum(key.weight for key in taken[_KEYS.get(name, slice(0))] if key.depth > 0)
+            if hashed > _MAX_HASHED:
+                raise pickle.UnpicklingError(f"its keys are tuples of more than {_MAX_HASHED:,} parts together")
+            made = _nested(taken) if name in _NESTING else _PLAIN
+            stack += [_MARK if what.name == "mark" else made for what in op.stack_after]
 
 
-def _taken(stack: list[int], op: pickletools.OpcodeInfo) -> int:
-    """Take from the stack what an operation takes; how deep the deepest of it is nested."""
-    deepest = 0
-    if any(what.name == "mark" for what in op.stack_before):
-        while stack and (depth := stack.pop()) != -1:
-            deepest = max(deepest, depth)
-        above = next(i for i, what in enumerate(op.stack_before) if what.name == "mark")
-        rest = above
-    else:
-        rest = len(op.stack_before)
-    for _ in range(min(rest, len(stack))):
-        deepest = max(deepest, stack.pop())
-    return deepest
+def _nested(parts: list[_Value]) -> _Value:
+    """A tuple of these.
+
+    Raises:
+        pickle.UnpicklingError: it is nested too deep.
+    """
+    depth = 1 + max((part.depth for part in parts), default=0)
+    if depth > _MAX_DEPTH:
+        raise pickle.UnpicklingError(f"it nests tuples more than {_MAX_DEPTH} deep")
+    return _Value(depth, 1 + sum(part.weight for part in parts))
+
+
+def _taken(stack: list[_Value], op: pickletools.OpcodeInfo) -> list[_Value]:
+    """Take from the stack what an operation takes; the values above its mark, or all where it needs none."""
+    names = [what.name for what in op.stack_before]
+    if "mark" not in names:
+        start = max(0, len(stack) - len(names))
+        taken = stack[start:]
+        del stack[start:]
+        return taken
+    above = []
+    while stack and (value := stack.pop()) is not _MARK:
+        above.append(value)
+    del stack[max(0, len(stack) - names.index("mark")) :]
+    return above[::-1]
 
 
 class _Reader(pickle.Unpickler):
@@ -221,8 +252,9 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
         _require_bounded(data)
         return _Reader(data).load()
     except Exception as error:  # a hostile program can fail in any way
+        reason = str(error)[:_MAX_REASON]  # Python quotes a number however long it is
         raise InputError(
-            f"{file} is no pickle of plain arrays, lists and dictionaries ({error}); nothing of it was run. If you "
+            f"{file} is no pickle of plain arrays, lists and dictionaries ({reason}); nothing of it was run. If you "
             "trust it, convert it where it was made: numpy.savez(FILE, images=…, labels=…), or one folder per class"
         ) from error
 
