@@ -1,8 +1,8 @@
 """Which images are for training and which for testing: the one recogniser of splits, in tables and in folders.
 
 Names are compared without regard to case: `train`, `training`, `trainval`; `val`, `valid`, `validation`, `dev`;
-`test`, `testing`, `eval`, `evaluation`, `holdout`; `query`; `gallery`; each perhaps with a tail such as `_set`, `-images`
-or `2017`, or with a head that data sets are known to have, as in `bounding_box_train`, `seg_train` and `cars_test`.
+`test`, `testing`, `eval`, `evaluation`, `holdout`; `query`; `gallery`; each perhaps with a tail such as `_set` or
+`2017`, or with a head that data sets are known to have, as in `bounding_box_train`, `seg_train` and `cars_test`.
 """
 
 from __future__ import annotations

@@ -166,6 +166,10 @@ def evaluate_dataset(
     """
     settings = settings or EncodingSettings()
     protocol = protocol or default_protocol(dataset, gallery)
+    roles = {record.role for record in dataset.records}
+    if len(roles) == 1 and "both" not in roles and (gallery is None or roles == {"gallery"}):
+        also = "".join(f"; {problem}" for problem in dataset.problems[:2])
+        raise InputError(f"{dataset.root}: expected queries and a gallery; all images are {roles.pop()}{also}")
     if gallery is not None:
         gallery.check_encoder(encoder)
         settings = dataclasses.replace(settings, precision=gallery.manifest.encoder.precision or settings.precision)
