@@ -170,16 +170,21 @@ def _evaluate_images(
 
 
 def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Dataset:
-    """The split asked for, else the only one or `test`; other splits are not compared with the official counts."""
+    """The split asked for, else the only one or `test`; other splits are not compared with the official counts.
+
+    Splits whose images are all missing count too: nobody wants the training images measured instead.
+    """
     from ..images import load_dataset
-    from ..images.datasets import named_split
+    from ..images.datasets import listed_splits, named_split
 
     if split is None:
-        whole = load_dataset(path, layout=layout)
-        split = whole.splits[0] if len(whole.splits) == 1 else named_split("test", whole.splits)
+        listed, problems = listed_splits(path, layout=layout)
+        if len(listed) == 1:
+            return load_dataset(path, layout=layout, strict=strict)
+        split = named_split("test", listed)
         if split is None:
-            also = "".join(f"; {problem}" for problem in whole.problems[:1])
-            raise InputError(f"{path} has the splits {', '.join(whole.splits)}; choose one with --split{also}")
+            also = "".join(f"; {problem}" for problem in problems[:1])
+            raise InputError(f"{path} has the splits {', '.join(listed)}; choose one with --split{also}")
     return load_dataset(path, layout=layout, split=split, strict=strict)
 
 

@@ -121,6 +121,18 @@ def load_dataset(
     return dataset
 
 
+def listed_splits(source: str | os.PathLike[str], *, layout: str = "auto") -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The splits that the lists of a data set name, whether their images are there or not; and its problems.
+
+    Raises:
+        InputError: as `load_dataset`.
+    """
+    whole, _ = _read(Path(os.path.abspath(source)), layout)  # noqa: PTH100  (as `load_dataset`)
+    if not whole.records:
+        raise InputError(_nothing_there(whole, None))
+    return whole.splits, whole.problems
+
+
 def _read(path: Path, layout: str) -> tuple[Dataset, Layout | None]:
     """Everything that the lists name, and the benchmark's layout."""
     if layout not in ("auto", *dataset_layouts()):
@@ -139,7 +151,28 @@ def _read(path: Path, layout: str) -> tuple[Dataset, Layout | None]:
         known = LAYOUTS[layout]
         raise InputError(f"{path}: no {known.title}; expected {known.expected()} in it")
     found = read_folders(path)
-    return Dataset("folder", path.name, found.root, found.records, found.problems), None
+    problems = (*_half_a_benchmark(path), *_one_class(found.records), *found.problems)
+    return Dataset("folder", path.name, found.root, found.records, problems), None
+
+
+def _half_a_benchmark(path: Path) -> Iterator[str]:
+    """What to say of a folder that has some of a benchmark's lists and not the others."""
+    for known in LAYOUTS.values():
+        for root in (path, path / known.folder):
+            for files in known.markers:
+                lacking = [file for file in files if not (root / file).exists()]
+                if 0 < len(lacking) <= len(files) / 2:
+                    yield (
+                        f"{root} looks like {known.title}, but has no {' and no '.join(lacking)}: its lists are not "
+                        "read, and the folders are the classes"
+                    )
+                    return
+
+
+def _one_class(records: Sequence[DatasetRecord]) -> Iterator[str]:
+    """What to say where there is nothing to tell apart."""
+    if len(records) > 1 and len({record.label for record in records}) == 1:
+        yield f"all {len(records):,} images are of the one class {records[0].label!r}, so every answer is right"
 
 
 def _choose(whole: Dataset, split: str | None) -> Dataset:
@@ -187,6 +220,8 @@ def _check(dataset: Dataset, official: Layout | None) -> Dataset:
 
 def _nothing_there(dataset: Dataset, official: Layout | None) -> str:
     """What to say where the lists are there and the images are not."""
+    if not dataset.records:
+        return f"{dataset.root}: the lists of {dataset.title} name no image"
     first = dataset.records[0].path
     parts = first.split("/")
     places = ["/".join(parts[:depth]) for depth in range(1, len(parts))]

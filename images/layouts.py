@@ -14,7 +14,8 @@ import numpy as np
 from ..errors import InputError
 from .labelling import box_columns, remark_on_placeholders, remark_on_twins, require_labels, uncut_boxes
 from .listing import ImageRecord, quiet_listing
-from .splits import flag, split_column, split_name, split_of_row
+from .overlooked import overlooked_column
+from .splits import flags_of, split_column, split_name, split_of_row
 
 __all__ = ["LAYOUTS", "DatasetRecord", "Layout", "Role", "Tree", "read_folders", "read_table"]
 
@@ -303,17 +304,16 @@ def _without_lone_roles(records: Sequence[DatasetRecord]) -> tuple[DatasetRecord
 
 def read_table(file: Path) -> Tree:
     """A CSV file with `path` and `label`, and perhaps `split`, `is_query` and `is_gallery`; see `split_of_row`."""
-    listing = quiet_listing(file, labels="column")
-    found = list(listing)
+    found = list(listing := quiet_listing(file, labels="column"))
     require_labels(file, [record.path for record in found if record.label is None], count=len(found))
     column = split_column([record.columns for record in found], listing.column_names)
-    records, boxed, boxes = [], 0, box_columns(listing.column_names)
+    records, boxed, boxes, spellings = [], 0, box_columns(listing.column_names), dict[str, str]()
     for record in found:
         assert record.label is not None, "required above"
-        query, gallery = (flag(record.columns.get(name, ""), name, file) for name in ("is_query", "is_gallery"))
+        query, gallery = map(flags_of(record.columns, file).get, ("is_query", "is_gallery"))
         if not query and not gallery and (query, gallery) != (None, None):
             raise InputError(f"{file}: {record.path} is neither query nor gallery; leave its line out")
-        split, role = _part(_spelt(record, column, file))
+        split, role = _part(_spelt(record, column, file, spellings))
         if query or gallery:
             role = "both" if query and gallery else ("query" if query else "gallery")
         records.append(DatasetRecord(record.path, record.label, split, role))
@@ -322,15 +322,31 @@ def read_table(file: Path) -> Tree:
     remark_on_placeholders(counts, file.name)
     remark_on_twins(counts, file.name)
     problems = [uncut_boxes(boxed, boxes)] if boxed else []
+    problems += _of_no_split(records, found, listing.column_names, is_divided=column is not None)
     named = {record.split for record in records}
     if column is None and len(named) == 1:  # flags alone, on every row or on none
         records = [record._replace(split="all") for record in records]
     return Tree(listing.root, tuple(records), tuple(problems))
 
 
-def _spelt(record: ImageRecord, column: str | None, file: Path) -> str:
-    """The split of a row, in the table's own spelling but for its case; "all" where nothing says."""
+def _of_no_split(
+    records: Sequence[DatasetRecord], found: Sequence[ImageRecord], names: Sequence[str], *, is_divided: bool
+) -> Iterator[str]:
+    """What to say of images that the table's splits leave out, or of a table whose splits nobody asked for."""
+    known = any(split_name(record.split) for record in records)
+    if is_divided and known:
+        if left := [record for record in records if not split_name(record.split)]:
+            said = Counter("empty" if record.split == "all" else record.split for record in left)
+            shown = ", ".join(f"{name} {count}" for name, count in said.most_common(5))
+            yield f"{len(left):,} images are of no known split ({shown}), such as {left[0].path}"
+    elif not is_divided and not known and (doubt := overlooked_column([each.columns for each in found], names)):
+        yield f"all images are taken together, but {doubt}; name the column split"
+
+
+def _spelt(record: ImageRecord, column: str | None, file: Path, spellings: dict[str, str]) -> str:
+    """The split of a row as the table spells it first, but for its case; "all" where nothing says."""
     cell = record.columns.get(column, "").strip() if column is not None else ""
     if cell:
-        return cell.lower() if split_name(cell) else cell
+        known = split_name(cell)
+        return cell if known is None else spellings.setdefault(known, cell.lower())
     return split_of_row(record.columns, column, where=file) or "all"

@@ -1,8 +1,8 @@
 """Which images are for training and which for testing: the one recogniser of splits, in tables and in folders.
 
-Names are compared without regard to case: `train`, `training`; `val`, `valid`, `validation`; `test`, `testing`, `eval`,
-`evaluation`; `query`; `gallery`; each perhaps with a tail such as `_set`, `-images` or `2017`, or with a head that data
-sets are known to have, as in `bounding_box_train`, `image_query`, `seg_train` and `cars_test`.
+Names are compared without regard to case: `train`, `training`, `trainval`; `val`, `valid`, `validation`, `dev`;
+`test`, `testing`, `eval`, `evaluation`, `holdout`; `query`; `gallery`; each perhaps with a tail such as `_set` or
+`2017`, or with a head that data sets are known to have, as in `bounding_box_train`, `seg_train` and `cars_test`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ __all__ = [
     "SplitName",
     "find_split_folders",
     "flag",
+    "flags_of",
     "split_column",
     "split_name",
     "split_of_row",
@@ -31,21 +32,17 @@ __all__ = [
 SplitName = Literal["train", "val", "test", "query", "gallery"]
 SPLIT_COLUMN = "split"  # what the folder says is listed under this name
 _ALIASES: dict[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
+    **dict.fromkeys(("train", "training", "trainval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation", "holdout", "hold_out", "hold-out", "heldout"), "test"),
     "query": "query",
     "gallery": "gallery",
 }
 _HEAD, _TAIL = r"((bounding_box|images?|seg|cars)_)?", r"([ _-]?(set|images?|imgs?|data|split|\d{4}))?"
 _NAME = re.compile(f"{_HEAD}(?P<split>{'|'.join(_ALIASES)}){_TAIL}", re.IGNORECASE)
-_COLUMNS = ("split", "subset", "partition", "set", "phase")  # all but the first only if every cell names a split
+_FOLD = re.compile(r"(k|cv)?folds?[ _-]?\d+", re.IGNORECASE)
+# all but the first only if every cell names a split
+_COLUMNS = ("split", "subset", "partition", "set", "phase", "usage", "data_split", "dataset_split", "image_set")
 _FLAGS = ("is_query", "is_gallery")
 _WRAPPERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "data", "dataset"})
 _DEPTH = 3  # folders above those of the splits, at most
@@ -94,10 +91,18 @@ def split_of_row(row: Mapping[str, str], column: str | None, *, where: object = 
     """
     if column is not None and (cell := row.get(column, "").strip()):
         return split_name(cell) or cell
-    present = [name for name in _FLAGS if name in row]
-    if not present or column is not None:
-        return ""
-    return "test" if any(flag(row[name], name, where) is not None for name in present) else "train"
+    said = {} if column is not None else flags_of(row, where)
+    return "" if not said else "test" if any(value is not None for value in said.values()) else "train"
+
+
+def flags_of(row: Mapping[str, str], where: object) -> dict[str, bool | None]:
+    """What the flags `is_query` and `is_gallery`, in any case, say in a row; those alone that its table has.
+
+    Raises:
+        InputError: one that is neither true nor false.
+    """
+    present = {name.strip().lower(): name for name in row}
+    return {name: flag(row[present[name]], name, where) for name in _FLAGS if name in present}
 
 
 def flag(text: str, column: str, where: object) -> bool | None:
@@ -234,7 +239,12 @@ class _Look:
         wrapped = [name for name in folders if name.lower() in _WRAPPERS and self.holds((*above, name))]
         if len(wrapped) == 1 and (found := self.below((*above, *wrapped))) and found.names:
             return found
-        if any(self.named((*above, name)) for name in folders[:2]):  # else a folder of classes, perhaps of very many
+        folds = [name for name in folders if _FOLD.fullmatch(name)]
+        if not above and len(folds) > 1 and self.has_inner((folds[0],)):
+            doubt = f"{', '.join(folds[:3])} are named like folds of a cross-validation and are taken for classes"
+            return SplitFolders(self.root, doubt=doubt)
+        # else a folder of classes, perhaps of very many
+        if len(folders) == 1 or any(self.named((*above, name)) for name in folders[:2]):
             return self.beneath(above, [name for name in folders if self.holds((*above, name))])
         return None
 
@@ -266,7 +276,7 @@ class _Look:
         if len(folders) == 1:
             found = self.below((*above, *folders))
             is_class = found is not None and not above and not any(
-                self.has_inner((*folders, name)) for name in found.names
+                self.has_inner((*found.above, name)) for name in found.names
             )  # fmt: skip
             if found is not None and found.names and not is_class:
                 return found

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..images import IMAGE_SUFFIXES, ImageRecord, Listing, list_images
 from ..images.joining import spelled
-from ..images.splits import flag, split_name
+from ..images.splits import flags_of, split_column, split_name
 from ..images.tables import LABEL_NAMES, look_alike
 from ..remarks import remark
 from .policies import Identity, Protocol
@@ -206,7 +206,7 @@ def read_csv(
     columns = {
         "identity": _column(table, names, identity, _IDENTITY, required=True),
         "camera": _column(table, names, camera, _CAMERA),
-        "role": _column(table, names, role, _ROLE),
+        "role": _column(table, names, role, _ROLE) or split_column([each.columns for each in listing], names),
     }
     _remark_on_columns(table, listing, columns)
     problems: list[str] = []
@@ -251,9 +251,9 @@ def _table_image(table: Path, record: ImageRecord, columns: Mapping[str, str | N
 def _role_of(cell: str, cells: Mapping[str, str], table: Path) -> str:
     """The role that a cell names; `is_query` and `is_gallery` say more of test images, and who has neither trains."""
     named = split_name(cell) or cell.lower()
-    if named not in ("", "test", "val") or not {"is_query", "is_gallery"} & cells.keys():
+    if named not in ("", "test", "val") or not (said := flags_of(cells, table)):
         return named or "test"
-    query, gallery = (flag(cells.get(name, ""), name, table) for name in ("is_query", "is_gallery"))
+    query, gallery = map(said.get, ("is_query", "is_gallery"))
     if query or gallery:
         return "test" if query and gallery else "query" if query else "gallery"
     return named or "train"

@@ -21,7 +21,7 @@ from ..encoders import Encoder, Overlap, TrainedOn
 from ..encoders.trained_on import say_overlap
 from ..errors import FingerprintMismatchError, InputError
 from ..images.datasets import Dataset
-from ..images.splits import SPLIT_COLUMN, split_name
+from ..images.splits import split_column, split_name
 from ..index import Encodings, Gallery, encode_to_file, read_encodings
 from ..index.rows import Record
 from ..remarks import remark
@@ -166,6 +166,10 @@ def evaluate_dataset(
     """
     settings = settings or EncodingSettings()
     protocol = protocol or default_protocol(dataset, gallery)
+    roles = {record.role for record in dataset.records}
+    if len(roles) == 1 and "both" not in roles and (gallery is None or roles == {"gallery"}):
+        also = "".join(f"; {problem}" for problem in dataset.problems[:2])
+        raise InputError(f"{dataset.root}: expected queries and a gallery; all images are {roles.pop()}{also}")
     if gallery is not None:
         gallery.check_encoder(encoder)
         settings = dataclasses.replace(settings, precision=gallery.manifest.encoder.precision or settings.precision)
@@ -239,8 +243,9 @@ def _overlap_of(gallery: Gallery, labels: Sequence[str | None]) -> Overlap | Non
 
 def _splits_measured(place: Path, records: Sequence[Record]) -> tuple[str, ...]:
     """A note where images of several splits search one another."""
-    cells = (record.columns.get(SPLIT_COLUMN) or "" for record in records)
-    splits = Counter(name for name in map(split_name, cells) if name is not None)
+    rows = [{name: cell or "" for name, cell in record.columns.items()} for record in records]
+    column = split_column(rows, list(dict.fromkeys(name for row in rows for name in row)))
+    splits = Counter(name for row in rows if (name := split_name(row.get(column or "", ""))) is not None)
     if len(splits) < 2:
         return ()
     said = ", ".join(f"{name} {count}" for name, count in splits.items())

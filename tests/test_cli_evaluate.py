@@ -90,3 +90,25 @@ def test_errors_are_one_line(photos, encodings, small_gallery, tmp_path, monkeyp
     (tmp_path / "a.jpg").touch()
     (tmp_path / "b.jpg").touch()
     assert "has the splits train, validation; choose one with --split" in error(tmp_path / "set.csv", *ENCODER)
+
+
+def test_a_benchmark_without_its_test_images_is_not_measured_on_those_it_trains_on(tmp_path, monkeypatch, capsys):
+    lists = {"images": "1 a/1.jpg\n2 a/2.jpg\n3 b/1.jpg\n", "image_class_labels": "1 1\n2 1\n3 101\n"}
+    for name, text in {**lists, "classes": "1 a\n101 b\n"}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / "images" / "a" / name).touch()
+    said = fails(monkeypatch, capsys, "evaluate", tmp_path, "--encoder", "conv4", "--weights", "random")
+    assert "none of 1 images is there" in said
+
+
+def test_queries_without_a_gallery_are_refused_by_the_name_of_the_data(photos, tmp_path, monkeypatch, capsys):
+    image = next(file for file in photos.rglob("*") if file.suffix in (".jpg", ".png"))
+    (tmp_path / "t.csv").write_text(f"path,label,is_query,is_gallery\n{image},a,1,0\n{tmp_path}/gone.jpg,a,0,1\n")
+    said = fails(
+        monkeypatch, capsys, "evaluate", tmp_path / "t.csv", "--encoder", "conv4", "--weights", "random", "--no-nmi"
+    )
+    assert "expected queries and a gallery; all images are query" in said
+    assert "1 of 2 images are missing" in said
+    assert "encodings.h5" not in said

@@ -384,3 +384,31 @@ def test_an_unknown_status_and_an_unknown_class_are_refused(inshop, cars_tables)
 
 def test_every_layout_has_a_name():
     assert dataset_layouts() == ("cub", "cars", "sop", "inshop", "folder", "csv")
+
+
+@pytest.mark.parametrize(
+    ("there", "lacking"),
+    [
+        (("images.txt", "image_class_labels.txt"), "looks like CUB-200-2011, but has no classes.txt"),
+        (("Ebay_test.txt",), "looks like Stanford Online Products, but has no Ebay_train.txt"),
+        (("devkit/cars_train_annos.mat",), "looks like Cars196, but has no cars_test_annos_withlabels.mat"),
+    ],
+)
+def test_half_of_a_benchmarks_lists_is_said_and_refused_when_strict(
+    there: tuple[str, ...], lacking: str, tmp_path: Path
+) -> None:
+    for name in (*there, "images/a/1.jpg", "images/b/2.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = load_dataset(tmp_path)
+    assert found.layout == "folder"
+    assert any(lacking in problem for problem in found.problems)
+    assert any("all 2 images are of the one class 'images'" in problem for problem in found.problems)
+    with pytest.raises(InputError, match="looks like"):
+        load_dataset(tmp_path, strict=True)
+
+
+def test_lists_that_name_no_image_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "list_eval_partition.txt").write_text("0\nimage_name item_id evaluation_status\n")
+    with pytest.raises(InputError, match="the lists of In-Shop Clothes Retrieval name no image"):
+        load_dataset(tmp_path)

@@ -14,11 +14,13 @@ from distcam import DistcamWarning
 from distcam.errors import InputError
 from distcam.fewshot.data import open_data
 from distcam.images import list_images, load_dataset
+from distcam.images.overlooked import overlooked_column
 from distcam.images.splits import split_column, split_name, split_of_row
 from distcam.index import Gallery
 from distcam.reid.data import read_data
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.layouts import splits_of_table
+from distcam.training.dividing import SplitSettings, divided, settled
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -37,7 +39,9 @@ def table(file: Path, *lines: str) -> Path:
     ("name", "split"),
     [
         ("train", "train"), ("Training", "train"), ("TRAIN_SET", "train"), ("train2017", "train"), ("val", "val"),
-        ("Valid", "val"), ("validation", "val"), ("test ", "test"), ("testing", "test"), ("eval", "test"),
+        ("Valid", "val"), ("validation", "val"), ("dev", "val"), ("Dev_Set", "val"), ("trainval", "train"),
+        ("device", None),
+        ("holdout", "test"), ("hold-out", "test"), ("test ", "test"), ("testing", "test"), ("eval", "test"),
         ("test-images", "test"), ("bounding_box_train", "train"), ("image_query", "query"), ("steam_train", None),
         ("Query", "query"), ("gallery", "gallery"),
         ("trains", None), ("trainstation", None), ("contest", None), ("a", None), ("", None), ("test7", None),
@@ -55,6 +59,8 @@ FOLDERS = {
     "synonyms": (["testing/cat/1.jpg", "training/cat/2.jpg"], [("cat", "test"), ("cat", "train")]),
     "valid": (["train/cat/1.jpg", "valid/cat/2.jpg"], [("cat", "train"), ("cat", "val")]),
     "roles": (["gallery/cat/1.jpg", "query/cat/2.jpg"], [("cat", "gallery"), ("cat", "query")]),
+    "deep": (["x/y/train/cat/1.jpg", "x/y/test/dog/2.jpg"], [("dog", "test"), ("cat", "train")]),
+    "held out": (["holdout/cat/1.jpg", "train/dog/2.jpg"], [("cat", "test"), ("dog", "train")]),
     "one split alone": (["train/cat/1.jpg", "train/dog/2.jpg"], [("cat", "train"), ("dog", "train")]),
     "ultralytics": (["images/train/cat/1.jpg", "images/val/cat/2.jpg", "labels/train/1.txt"],
                     [("cat", "train"), ("cat", "val")]),
@@ -151,7 +157,9 @@ def test_a_pattern_below_split_folders_and_a_table_of_labels_know_the_splits(tmp
         ("split", ["query", "gallery", "train", "valid"], ["query", "gallery", "train", "val"]),
         ("is_query,is_gallery", ["True,False", "0,1", ",", "nan,nan"], ["test", "test", "train", "train"]),
         ("split,is_query", ["train,", "test,1", "test,0", "val,"], ["train", "test", "test", "val"]),
+        ("Is_Query,IS_GALLERY", ["True,False", "0,1", ",", "nan,nan"], ["test", "test", "train", "train"]),
         ("subset", ["train", "test", "test", "train"], ["train", "test", "test", "train"]),
+        ("data_split", ["train", "holdout", "dev", "train"], ["train", "test", "val", "train"]),
         ("subset", ["a", "train", "test", "b"], ["", "", "", ""]),
         ("colour", ["train", "test", "test", "train"], ["", "", "", ""]),
     ],
@@ -161,6 +169,74 @@ def test_what_a_table_says_of_splits(header: str, cells: list[str], expected: li
     rows = [dict(zip(names, cell.split(","), strict=True)) for cell in cells]
     column = split_column(rows, names)
     assert [split_of_row(row, column) for row in rows] == expected
+
+
+OVERLOOKED = {
+    "some cells of a usual column": ("subset", "train", "test", "extra", "train"),
+    "half the cells of one": ("phase", "train", "", "", "train"),
+    "a column of another name": ("colour", "train", "test", "test", "train"),
+    "a flag": ("is_train", "1", "0", "0", "1"),
+    "folds": ("fold", "0", "1", "2", "0"),
+    "numbers": ("partition", "0", "1", "2", "0"),
+}
+
+
+@pytest.mark.parametrize("column", OVERLOOKED.values(), ids=OVERLOOKED)
+def test_a_column_that_may_divide_a_table_and_is_not_asked_is_named_by_every_task(
+    column: tuple[str, ...], tmp_path: Path
+) -> None:
+    name, *cells = column
+    rows = [f"{n}.jpg,{'ab'[n % 2]},{cell}" for n, cell in enumerate(cells)]
+    file = table(touch(tmp_path, "0.jpg", "1.jpg", "2.jpg", "3.jpg") / "t.csv", f"path,label,{name}", *rows)
+    assert any(f"the column '{name}'" in problem for problem in load_dataset(file).problems)
+    with pytest.warns(DistcamWarning, match=f"all classes are taken for novel, but the column '{name}'"):
+        open_data(str(file))
+    records, settings = list(list_images(file)), SplitSettings()
+    with pytest.warns(DistcamWarning, match=f"divided by chance, but the column '{name}'"):
+        settled(settings, records, where=file, strict=False)
+    with pytest.raises(InputError, match=f"the column '{name}'"):
+        settled(settings, records, where=file, strict=True)
+
+
+@pytest.mark.parametrize("header", ["breed,year,score", "role,x,y", "setting,unfolded,training_time"])
+def test_other_columns_of_a_table_raise_no_doubt(header: str) -> None:
+    rows = [dict(zip(header.split(","), (cell, str(n), f"{n}.5"), strict=True)) for n, cell in enumerate("abcabc")]
+    assert overlooked_column(rows, header.split(",")) is None
+
+
+def test_spellings_of_one_split_are_one_split_and_what_is_of_none_is_counted(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{n}.jpg" for n in range(6)))
+    cells = ("Train", "TEST", "testing", "test_set", "", "tset")
+    rows = [f"{n}.jpg,a,{cell}" for n, cell in enumerate(cells)]
+    file = table(tmp_path / "t.csv", "path,label,split", *rows)
+    found = load_dataset(file, split="test")
+    assert [record.path for record in found.records] == ["1.jpg", "2.jpg", "3.jpg"]
+    assert found.problems == ("2 images are of no known split (empty 1, tset 1), such as 4.jpg",)
+    with pytest.raises(InputError, match="2 images are of no known split"):
+        load_dataset(file, split="test", strict=True)
+
+
+def test_a_few_shot_table_whose_splits_are_all_unknown_is_not_undivided_in_silence(tmp_path: Path) -> None:
+    touch(tmp_path, "0.jpg", "1.jpg")
+    file = table(tmp_path / "t.csv", "path,label,split", "0.jpg,a,A", "1.jpg,b,B")
+    with pytest.warns(DistcamWarning, match="the column of splits says A, B, none of which is a known split"):
+        open_data(str(file))
+
+
+def test_folders_of_folds_are_named_as_the_classes_they_become(tmp_path: Path) -> None:
+    touch(tmp_path, "fold1/cat/1.jpg", "fold2/cat/2.jpg")
+    with pytest.warns(DistcamWarning, match="fold1, fold2 are named like folds"):
+        assert list_images(tmp_path).splits is None
+
+
+def test_a_flag_in_capitals_divides_a_training_again_when_its_recipe_is_read_again(tmp_path: Path) -> None:
+    touch(tmp_path, "0.jpg", "1.jpg", "2.jpg")
+    file = table(tmp_path / "t.csv", "path,label,Is_Query", "0.jpg,a,", "1.jpg,b,1", "2.jpg,b,0")
+    records = list(list_images(file))
+    first = settled(SplitSettings(), records, where=file, strict=True)
+    assert settled(first, records, where=file, strict=True) == first
+    parts = divided(records, first, where=file, strict=True)
+    assert {name: len(own) for name, own in parts.items()} == {"train": 1, "test": 2}
 
 
 def test_evaluation_knows_splits_by_what_they_mean(tmp_path: Path) -> None:
@@ -180,6 +256,13 @@ def test_a_re_identification_table_knows_the_same_names_and_flags(tmp_path: Path
     assert {image.path: image.role for image in data.images} == {
         "1.jpg": "train", "2.jpg": "query", "3.jpg": "test", "4.jpg": "test",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["Role", "Subset", "partition", "data_split"])
+def test_a_re_identification_table_is_divided_by_the_same_columns(name: str, tmp_path: Path) -> None:
+    rows = ("1.jpg,1,a,train", "2.jpg,2,b,query", "3.jpg,2,c,gallery")
+    data = read_data(table(tmp_path / "t.csv", f"path,pid,camera,{name}", *rows))
+    assert [image.role for image in data.images] == ["train", "query", "gallery"]
 
 
 def test_a_segmentation_table_knows_the_same_names(tmp_path: Path) -> None:
@@ -225,7 +308,9 @@ def test_few_shot_data_is_one_split_where_one_is_named_and_a_table_does_as_well(
     file = table(tmp_path / "t.csv", "path,label,split", "x.jpg,a,train", "y.jpg,b,test", "z.jpg,c,")
     with pytest.warns(DistcamWarning) as warned:
         data = open_data(str(file))
-    assert any("1 images are of no split and are left out, such as z.jpg" in str(each.message) for each in warned)
+    assert any(
+        "1 images are of no known split (empty) and are left out, such as z.jpg" in str(each.message) for each in warned
+    )
     assert {name: split.names.tolist() for name, split in data.parts.items()} == {"base": ["x.jpg"], "novel": ["y.jpg"]}
 
 

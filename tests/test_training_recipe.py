@@ -272,7 +272,7 @@ def test_a_table_is_divided_by_its_column_and_other_classes_get_numbers_of_their
     sets = load_splits(parse(DataSettings, table, "data"), SMALL, folder=tmp_path, cache=tmp_path)
     assert {name: own.class_names for name, own in sets.items()} == {"train": ("0", "1"), "test": ("2",)}
     table["split"]["column"] = "prat"
-    with pytest.raises(InputError, match="the table has no column 'prat'"):
+    with pytest.raises(InputError, match="expected a column 'prat' to divide it by; there are part"):
         load_splits(parse(DataSettings, table, "data"), SMALL, folder=tmp_path, cache=tmp_path)
 
 

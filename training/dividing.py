@@ -9,7 +9,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..images import ImageRecord
-from ..images.splits import split_column, split_name, split_of_row
+from ..images.overlooked import overlooked_column
+from ..images.splits import flags_of, split_column, split_name, split_of_row
 from ..remarks import remark
 
 __all__ = ["SHARES", "SplitSettings", "divided", "settled", "shown_classes"]
@@ -69,10 +70,12 @@ def settled(
         InputError: a column that is not there, or none of whose values means training.
     """
     names = list(dict.fromkeys(name for record in records for name in record.columns))
-    own = split_column([record.columns for record in records], names) or (_FLAG if _FLAG in names else None)
-    if split.column and split.column not in names:
-        record = records[0].path if records else where
-        raise InputError(f"{record}: the table has no column {split.column!r} to divide it by")
+    rows = [record.columns for record in records]
+    has_flags = bool(flags_of(dict.fromkeys(names, ""), where))
+    own = split_column(rows, names) or (_FLAG if has_flags else None)
+    if split.column and split.column not in names and not (has_flags and split.column == _FLAG):
+        there = ", ".join(names) or "none besides path and label"
+        raise InputError(f"{where}: expected a column {split.column!r} to divide it by; there are {there}")
     if split.parts:
         if own is not None and not split.column and not quiet:
             said = ", ".join(f"{value or 'nothing'} {count}" for value, count in _counts(records, own).items())
@@ -84,6 +87,12 @@ def settled(
         return split
     column = split.column or own
     if column is None:
+        if not quiet and (doubt := overlooked_column(rows, names)) is not None:
+            remark(
+                f"{where}: the images are divided by chance, but {doubt}; name the column split, or say "
+                "[data.split] column and parts",
+                strict=strict,
+            )
         return replace(split, parts=SHARES)
     return replace(split, column=column, parts=_parts(_counts(records, column), column, where, all_=bool(split.column)))
 

@@ -10,6 +10,7 @@ from typing import Any
 from ...errors import InputError
 from ...images import ImageRecord, Listing, list_images
 from ...images.joining import Names, likely_cause
+from ...images.overlooked import overlooked_column
 from ...images.splits import split_column, split_name, split_of_row
 from ...images.tables import header_of, rows_of
 from ...remarks import remark
@@ -50,6 +51,7 @@ def folder(root: Path, split: str | None = None) -> FewShotData:
         by_split = _by_split(listing, records, root)
         if split is not None or not _SPLIT_OF.keys().isdisjoint(by_split):
             return data_of_files(root.name, listing.root, _parts(by_split, root, split))
+        _tell_undivided(by_split, listing, root)
         return data_of_files(root.name, listing.root, {"novel": ([p for p, _ in items], [label for _, label in items])})
     by_class, by_path = _read_split(file)
     names, used = Names(by_path), {label for _, label in items}
@@ -89,12 +91,24 @@ def _by_split(listing: Listing, records: Sequence[ImageRecord], root: Path) -> d
     return found
 
 
+def _tell_undivided(by_split: Mapping[str, _Items], listing: Listing, root: Path) -> None:
+    """Say what seems to divide data that are not divided, their classes being all novel."""
+    rows = [record.columns for record in listing]
+    if values := [value for value in by_split if value]:
+        doubt: str | None = f"the column of splits says {', '.join(values[:5])}, none of which is a known split"
+    else:
+        doubt = overlooked_column(rows, listing.column_names)
+    if doubt is not None:
+        remark(f"{root}: all classes are taken for novel, but {doubt}")
+
+
 def _parts(by_split: Mapping[str, _Items], root: Path, chosen: str | None) -> dict[str, _Items]:
     """The parts that the splits make; at least one of them is known, or `chosen`."""
     known = {name: _joined(by_split, name) for name in dict.fromkeys(_SPLIT_OF.values())}
     there = [name for name, (paths, _) in known.items() if paths]
     if left := [path for name, (paths, _) in by_split.items() if name not in _SPLIT_OF for path in paths]:
-        remark(f"{root}: {len(left)} images are of no split and are left out, such as {left[0]}")
+        said = ", ".join(name or "empty" for name in by_split if name not in _SPLIT_OF)
+        remark(f"{root}: {len(left)} images are of no known split ({said}) and are left out, such as {left[0]}")
     if chosen is not None:
         wanted = _SPLIT_OF.get(split_name(chosen) or "", "")
         if wanted not in there:
