@@ -17,7 +17,20 @@ from .writer import GalleryWriter
 if TYPE_CHECKING:
     from ..encoders import Encoder
 
-__all__ = ["existing_gallery", "is_root_of_this_user", "new_birth", "require_index", "write_encoder_copy"]
+__all__ = [
+    "existing_gallery",
+    "foreign_file",
+    "is_root_of_this_user",
+    "new_birth",
+    "require_index",
+    "write_encoder_copy",
+]
+
+
+def foreign_file(folder: Path) -> str | None:
+    """The first file of a folder, by name, that is no gallery's; None if there is none."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return min((name for name in names if name != LOCK_NAME and not GalleryWriter.owns(name)), default=None)
 
 
 def existing_gallery(folder: Path, *, overwrite: bool) -> Manifest | None:
@@ -32,12 +45,8 @@ def existing_gallery(folder: Path, *, overwrite: bool) -> Manifest | None:
     try:
         return Manifest.load(folder)
     except NotAGalleryError:
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        foreign = [name for name in names if name != LOCK_NAME and not GalleryWriter.owns(name)]
-        if foreign:
-            raise GalleryExistsError(
-                f"{folder}: holds other files, such as {min(foreign)}; choose another --out"
-            ) from None
+        if (foreign := foreign_file(folder)) is not None:
+            raise GalleryExistsError(f"{folder}: holds other files, such as {foreign}; choose another --out") from None
         return None
     except GalleryError:
         if overwrite:

@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import CorruptGalleryError, GalleryError, GalleryExistsError, InputError, NotAGalleryError
-from .creating import is_root_of_this_user, new_birth
-from .durable import LOCK_NAME, REMEDY, Storage, WriterLock, file_sha256, refusals_named
+from .creating import foreign_file, is_root_of_this_user, new_birth
+from .durable import REMEDY, Storage, WriterLock, file_sha256, refusals_named
 from .manifest import CacheEntry, FileEntry, Manifest
 from .segments import Segment
 from .snapshot import check_file, read_ids
@@ -135,11 +135,9 @@ def _old_manifest(folder: Path) -> Manifest | None:
     try:
         return Manifest.load(folder)
     except NotAGalleryError as error:
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        foreign = [name for name in names if name != LOCK_NAME and not GalleryWriter.owns(name)]
-        if foreign:
+        if (foreign := foreign_file(folder)) is not None:
             raise GalleryExistsError(
-                f"{folder}: is no gallery and holds other files, such as {min(foreign)}; name the gallery's folder"
+                f"{folder}: is no gallery and holds other files, such as {foreign}; name the gallery's folder"
             ) from error
         return None
     except GalleryError:  # it is damaged, which is why it is restored
