@@ -69,7 +69,10 @@ def test_a_template_is_a_recipe(command, read, tmp_path) -> None:
 
 
 def test_recipes_and_what_they_read_are_package_data() -> None:
-    root = Path(FOLDER).parent
+    root = Path(__file__).parents[1]
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["distcam"]
     packed = {file for pattern in patterns for file in root.glob(pattern)}
-    assert {file for file in FOLDER.rglob("*") if file.is_file()} <= packed
+    assert {file for file in (root / "recipes").rglob("*") if file.is_file()} <= packed
+    assert {file.name for file in FOLDER.rglob("*") if file.is_file()} >= {
+        file.name for file in packed if file.suffix == ".toml"
+    }
