@@ -65,7 +65,8 @@ class Retriever:
         inference: Encodes | None = None,
     ) -> None:
         self.gallery = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
-        self.encoder = _stored_encoder(self.gallery) if encoder is None else whole_encoder(encoder)
+        found = _stored_encoder(self.gallery) if encoder is None else encoder
+        self.encoder = found if inference is not None else whole_encoder(found)
         self.gallery.check_encoder(self.encoder)
         if precision == "auto":
             precision = self.gallery.manifest.encoder.precision or "auto"

@@ -231,7 +231,7 @@ def test_vectors_are_refused_before_faiss_sees_them(vectors: object, error: type
 def test_wrong_arguments_are_refused_with_the_remedy() -> None:
     search = build(np.eye(3, dtype=np.float32))
     one = np.ones((1, 3), np.float32)
-    with pytest.raises(InputError, match="k of at least 1, got 0"):
+    with pytest.raises(InputError, match="k of at least 1, a whole number, got 0"):
         search.search(one, 0)
     with pytest.raises(ShapeError, match="expected 1 ids"):
         search.upsert(ids_of(1, 2), one)

@@ -86,13 +86,13 @@ def test_one_image_in_the_folder_of_somebody_else_is_left_out_and_named(tmp_path
 @pytest.mark.parametrize("column", ["cam", "cam_id", "Camera ID", "station"])
 def test_columns_that_look_like_cameras_and_roles_are_remarked_on(tmp_path: Path, column: str) -> None:
     lines = [f"{number}.png,{number // 2},{number % 2},{('query', 'gallery')[number % 2]}" for number in range(4)]
-    (tmp_path / "images.csv").write_text(f"path,identity,{column},subset\n" + "\n".join(lines))
+    (tmp_path / "images.csv").write_text(f"path,identity,{column},part\n" + "\n".join(lines))
     with (
         pytest.warns(DistcamWarning, match=f"no column is taken as the camera; `--option camera={column}` takes"),
-        pytest.warns(DistcamWarning, match="no column is taken as the role, .*; `--option role=subset` takes 'subset'"),
+        pytest.warns(DistcamWarning, match="no column is taken as the role, .*; `--option role=part` takes 'part'"),
     ):
         assert {image.role for image in read_data(tmp_path / "images.csv").images} == {"test"}
-    found = read_data(tmp_path / "images.csv", camera=column, role="subset")
+    found = read_data(tmp_path / "images.csv", camera=column, role="part")
     assert [image.role for image in found.images] == ["query", "query", "gallery", "gallery"]
 
 
