@@ -31,4 +31,4 @@ def test_an_image_above_the_limit_is_read_when_it_is_raised(small_gallery, tmp_p
     Image.new("RGB", (50, 40), (10, 200, 30)).save(file)
     query = ("query", small_gallery.folder, file, "--max-pixels")
     assert "--max-pixels 2000" in fails(monkeypatch, capsys, *query, 1999)
-    assert "nearest by" in distcam(*query, 2000)
+    assert "nearest" in distcam(*query, 2000)
