@@ -47,6 +47,11 @@ def note(message: str) -> None:
     err.print(f"note: {' '.join(message.split())}", soft_wrap=True)
 
 
+def note_unfinished_build() -> None:
+    """A note that a gallery's build has not come to its end."""
+    note("the build of this gallery is not finished; only what is encoded so far is searched")
+
+
 @contextmanager
 def remarks(*, strict: bool = False) -> Iterator[None]:
     """Print every `DistcamWarning` as a note, each once; with `strict`, the first one is an `InputError`."""

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..files import write_text
 from .checks import require_encoder
 from .command import refuse_unused
-from .console import err, load_encoder, print_json, progress_bar, resumable, say
+from .console import load_encoder, note_unfinished_build, print_json, progress_bar, resumable, say
 from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Weights, Workers
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _open(folder: Path) -> Gallery:
 
     gallery = Gallery.open(folder)
     if not gallery.manifest.complete:
-        err.print("note: the build of this gallery is not finished; only what is encoded so far is searched")
+        note_unfinished_build()
     return gallery
 
 

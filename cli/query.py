@@ -12,7 +12,7 @@ import typer
 from ..errors import ImageError, InputError
 from .checks import require_file
 from .command import refuse_unused
-from .console import err, note, out, print_json, progress_bar, say
+from .console import err, note, note_unfinished_build, out, print_json, progress_bar, say
 from .options import AsJson, Device
 from .places import read_box, read_mask, read_point
 
@@ -118,7 +118,7 @@ def query(
         _require_place(explain, len(ids or probes))
     _note_filter(opened, where)
     if not opened.manifest.complete:
-        err.print("note: the build of this gallery is not finished; only what is encoded so far is searched")
+        note_unfinished_build()
     rejection = opened.manifest.rejection
     if reject and rejection is not None and rejection.generation != opened.manifest.generation:
         err.print("note: the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")

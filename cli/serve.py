@@ -14,7 +14,7 @@ import typer
 from ..errors import InputError, MissingExtraError
 from .checks import require_file
 from .command import refuse_unused
-from .console import err, note, say
+from .console import err, note, note_unfinished_build, say
 from .options import Device, GalleryPath
 
 EXAMPLE = "Example: `distcam serve photos.gallery --open`"
@@ -123,7 +123,7 @@ def serve(
             images, is_complete = len(retriever.gallery), retriever.gallery.manifest.complete
             kept = retriever.gallery.manifest.root
         if not is_complete:
-            err.print("note: the build of this gallery is not finished; only what is encoded so far is searched")
+            note_unfinished_build()
         if isinstance(app.state.service.inference, UnknownInference):
             err.print(
                 "note: the gallery's encoder is not known: its own images and vectors can be searched for, but no "
