@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from distcam.encoders import Encoder
-from distcam.encoders.networks import load_network
+from distcam.encoders.backbones.networks import load_network
 from distcam.explain import WEIGHTINGS, ClassScore, dist_cam, explain_image, upsample
 
 GRADIENT_METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam", "hirescam", "segxrescam")

@@ -22,15 +22,15 @@ from machine import describe_machine
 
 from distcam.encoders import Encoder, Inference
 from distcam.images import Transform, list_images
-from distcam.images.boxes_files import boxed_images, read_boxes
+from distcam.images.boxes.joined import boxed_images, read_boxes
 from distcam.images.scenes import blueprints, write_scenes
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
 from distcam.training import OptimiserSettings, ScheduleSettings, Settings, fit
-from distcam.training.augment import AugmentSettings
-from distcam.training.batches import TrainingBatches
-from distcam.training.data import TrainingSet
-from distcam.training.sampling import Shuffled
-from distcam.training.terms import TermContext, build_objective
+from distcam.training.data.augment import AugmentSettings
+from distcam.training.data.batches import TrainingBatches
+from distcam.training.data.sampling import Shuffled
+from distcam.training.data.training_set import TrainingSet
+from distcam.training.losses.registry import TermContext, build_objective
 
 CAFFE = Transform(channels="bgr", mean=(104 / 255, 117 / 255, 123 / 255), std=(1 / 255, 1 / 255, 1 / 255))
 ENCODERS: dict[str, dict[str, object]] = {  # name: file pattern and how to load it

@@ -30,10 +30,10 @@ from masks import filled_boxes
 from PIL import Image
 
 from distcam.encoders import Encoder
-from distcam.encoders.networks import find_class, load_network
-from distcam.explain.boxes import boxes_from_maps
+from distcam.encoders.backbones.networks import find_class, load_network
+from distcam.explain.drawing.boxes import boxes_from_maps
 from distcam.images import list_images, read_image
-from distcam.images.boxes_files import BoxedImage, boxed_images, read_boxes
+from distcam.images.boxes.joined import BoxedImage, boxed_images, read_boxes
 from distcam.retrieval import read_classifier
 from distcam.segmentation import CrfSettings, InferenceSettings, WeakSegmenter, class_scores, dense_crf, refine_by_walk
 from distcam.segmentation.measures import BETAS

@@ -30,13 +30,13 @@ import numpy as np
 from machine import describe_machine, interleave
 
 from distcam.index import FaissSearch, Gallery, SearchSpec
-from distcam.index.durable import Storage, WriterLock
-from distcam.index.faiss_recall import Truth, ground_truth
-from distcam.index.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.rows import Entries, Vectors
+from distcam.index.faiss.recall import Truth, ground_truth
+from distcam.index.faiss.tuning import readable
 from distcam.index.search import Hits, distances_to
-from distcam.index.tuning import readable
-from distcam.index.writer import CommitLimits, GalleryWriter
+from distcam.index.storage.durable import Storage, WriterLock
+from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
+from distcam.index.storage.records import Entries, Vectors
+from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
 BLOCK = 65_536
 

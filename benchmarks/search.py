@@ -21,8 +21,8 @@ import faiss
 import numpy as np
 from machine import describe_machine, interleave
 
-from distcam.index.faiss_candidates import Candidates
-from distcam.index.faiss_search import FaissSearch
+from distcam.index.faiss.candidates import Candidates
+from distcam.index.faiss.search import FaissSearch
 from distcam.index.search import SearchSpec
 
 SHARES = (1.0, 0.5, 0.1, 0.01)

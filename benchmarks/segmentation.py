@@ -17,9 +17,9 @@ from machine import describe_machine, interleave, ratio_table
 
 from distcam.encoders import Encoder
 from distcam.images import Transform
-from distcam.segmentation.training import SEGMENTATION_TERMS
+from distcam.segmentation.cam_training.training import SEGMENTATION_TERMS
 from distcam.training import Batch, Progress, Step
-from distcam.training.terms import TermContext, build_objective
+from distcam.training.losses.registry import TermContext, build_objective
 
 CLASSES = 20
 

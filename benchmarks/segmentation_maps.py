@@ -35,8 +35,8 @@ from distcam.images.scenes import blueprints
 from distcam.segmentation.crowds import Crowd, draw_cells, draw_crowd, draw_crowds
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.explaining import ASKS, REFERENCES, MapScores, Questions, ask_objects, judge_maps, maps_for
-from distcam.segmentation.pixel_data import PixelData, picture_of, predict, score
 from distcam.segmentation.roar import remove_and_retrain, whole_explanations
+from distcam.segmentation.segmenter.pixel_data import PixelData, picture_of, predict, score
 from distcam.segmentation.small_networks import FitSettings, MobileSegmenter, SmallSegmenter, fit_segmenter
 
 TITLES = {"hirescam": "Seg-HiRes-Grad-CAM", "gradcam": "Seg-Grad-CAM", "segxrescam": "Seg-XRes-CAM"}

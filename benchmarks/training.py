@@ -30,11 +30,11 @@ from torch.utils.data import Dataset
 from distcam.encoders import Encoder
 from distcam.images import Transform, list_images
 from distcam.training import Batch, Objective, Progress, Settings, Step, fit
-from distcam.training.augment import AugmentSettings, augment, uniforms
-from distcam.training.batches import TrainingBatches
-from distcam.training.data import TrainingSet
-from distcam.training.sampling import Shuffled
-from distcam.training.terms import TERMS, TermContext, build_objective
+from distcam.training.data.augment import AugmentSettings, augment, uniforms
+from distcam.training.data.batches import TrainingBatches
+from distcam.training.data.sampling import Shuffled
+from distcam.training.data.training_set import TrainingSet
+from distcam.training.losses.registry import TERMS, TermContext, build_objective
 
 CLASSES = 8
 

@@ -13,31 +13,30 @@ import typer
 
 from .._version import __version__
 from ..errors import DistcamError
-from ..index.faiss_install import fault_behind
-from . import (
-    demo,
-    encode,
-    env,
-    evaluate,
-    explain,
-    fewshot,
-    index,
-    index_interop,
-    index_restore,
-    index_sync,
-    index_tune,
-    localize,
-    query,
-    reid,
-    reid_explain,
-    segment,
-    serve,
-    task_train,
-    train,
-)
+from ..index.faiss.install import fault_behind
+from . import demo, encode, env, evaluate, fewshot, localize, query, serve, task_train, train
 from .command import Commands
 from .console import complain, remarks
+from .explain import explain
+from .index import (
+    interop as index_interop,
+)
+from .index import (
+    manage as index,
+)
+from .index import (
+    restore as index_restore,
+)
+from .index import (
+    sync as index_sync,
+)
+from .index import (
+    tune as index_tune,
+)
 from .options import ReadsImages
+from .reid import explain as reid_explain
+from .reid import reid
+from .segment import segment
 
 __all__ = ["app", "main"]
 

@@ -157,11 +157,11 @@ def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
     from ..encoders import Encoder
     from ..images import Transform
     from ..training import OptimiserSettings, ScheduleSettings, Settings, fit
-    from ..training.augment import AugmentSettings
-    from ..training.batches import TrainingBatches
-    from ..training.data import TrainingSet
-    from ..training.sampling import Shuffled
-    from ..training.terms import TermContext, build_objective
+    from ..training.data.augment import AugmentSettings
+    from ..training.data.batches import TrainingBatches
+    from ..training.data.sampling import Shuffled
+    from ..training.data.training_set import TrainingSet
+    from ..training.losses.registry import TermContext, build_objective
 
     transform = Transform(size=size.side, fit="squash")
     encoder = Encoder.load(

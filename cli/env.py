@@ -47,7 +47,7 @@ def env(as_json: AsJson = False) -> None:
 def _facts() -> dict[str, Any]:
     import torch
 
-    from ..index import faiss_install
+    from ..index.faiss import install as faiss_install
 
     gpus, devices = _faiss_gpus(), [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {

@@ -128,7 +128,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _is_encoded(path: Path) -> bool:
     """True for a gallery's folder, or a file of encodings."""
-    from ..index.manifest import MANIFEST_NAME
+    from ..index.storage.manifest import MANIFEST_NAME
 
     return (path / MANIFEST_NAME).is_file() or (path.is_file() and path.suffix.lower() in (".h5", ".hdf5"))
 

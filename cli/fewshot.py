@@ -75,7 +75,7 @@ class _Source:
     def encodings(self, split: Split, *, prefix: str = "") -> Encodings:
         """The features of a split, from the folder of features if they are there."""
         from ..fewshot.features import cached_features
-        from ..index.build import InferenceSettings
+        from ..index.building.build import InferenceSettings
 
         if self.encoder is None:
             raise InputError("say what makes the features: --encoder and --weights")

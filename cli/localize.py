@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..encoders import Encoder
-    from ..images.boxes_files import BoxedImage, BoxedImages
+    from ..images.boxes.joined import BoxedImage, BoxedImages
     from ..retrieval import LocalisationTable
-    from ..retrieval.localisation_references import LinearClassifier
+    from ..retrieval.localisation.references import LinearClassifier
 
 EXAMPLE = (
     "Example: `distcam localize photos/query --boxes photos/boxes.csv --references photos/gallery "
@@ -93,7 +93,7 @@ def localize(
     require_images([images, references])
     from ..encoders import Inference
     from ..images import list_images
-    from ..images.boxes_files import boxed_images, read_boxes, read_synsets
+    from ..images.boxes.joined import boxed_images, read_boxes, read_synsets
     from ..images.masks import MaskFolder
     from ..retrieval import References, localise
 

@@ -16,7 +16,7 @@ from .recipes import ListRecipes, RecipePath, Template, find_recipe
 from .train import announcer, changes_with, chosen_seeds, chosen_variants, comparison_table, resumable_runs
 
 if TYPE_CHECKING:
-    from ..training.runs import RunResult
+    from ..training.recipes.runs import RunResult
 
 FEWSHOT_EXAMPLE = "Example: `distcam fewshot train omniglot_short`"
 REID_EXAMPLE = "Example: `distcam reid train reid_walkers --variant all --seeds 0,1,2`"
@@ -103,8 +103,8 @@ def _run(
     as_json: bool,
 ) -> None:
     """Every chosen variant with every seed, and one table; recipes are checked before the first run starts."""
-    from ..training.recipe import RecipeFile
-    from ..training.runs import compare_runs
+    from ..training.recipes.recipe import RecipeFile
+    from ..training.recipes.runs import compare_runs
 
     names: Sequence[str | None] = chosen_variants(variant, RecipeFile.read(path).variants)
     loaded = {name or "": load(name) for name in names}

@@ -17,8 +17,8 @@ from .options import AsJson, Strict
 from .recipes import ListRecipes, RecipePath, Template, find_recipe
 
 if TYPE_CHECKING:
-    from ..training.recipe import Recipe
-    from ..training.runs import Comparison
+    from ..training.recipes.recipe import Recipe
+    from ..training.recipes.runs import Comparison
 
 EXAMPLE = "Example: `distcam train bias --variant all --seeds 0,1,2 --set run.epochs=10`"
 
@@ -49,7 +49,7 @@ def train(
 ) -> None:
     """Train encoders as a recipe says; several variants and seeds end in one table, mean ± standard deviation."""
     recipe = find_recipe(recipe)
-    from ..training.recipe import RecipeFile
+    from ..training.recipes.recipe import RecipeFile
 
     file = RecipeFile.read(recipe)
     chosen = chosen_variants(variant, file.variants)
@@ -59,8 +59,8 @@ def train(
         resolved = {name or "": _dry(file.recipe(variant=name, changes=every_change)) for name in chosen}
         print_json(resolved if variant else resolved[""])
         return
-    from ..training.distributed import current_world
-    from ..training.runs import run_variants
+    from ..training.engine.distributed import current_world
+    from ..training.recipes.runs import run_variants
 
     folder = out_path or Path("runs") / recipe.stem
     first = file.recipe(variant=chosen[0], changes=every_change)
@@ -91,8 +91,8 @@ def train(
 
 def _dry(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe, divided as the data say if they are there; sizes and classes of the parts go to stderr."""
-    from ..training.parts import sentence
-    from ..training.splits import list_parts
+    from ..training.data.parts import sentence
+    from ..training.data.splits import list_parts
 
     try:
         recipe = recipe.settled()

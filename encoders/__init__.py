@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 
 if TYPE_CHECKING:
-    from .backbones import available_architectures
-    from .conv4 import Conv4
-    from .drop_block import DropBlock
+    from .backbones.conv4 import Conv4
+    from .backbones.drop_block import DropBlock
+    from .backbones.registry import available_architectures
+    from .backbones.resnet12 import ResNet12
+    from .backbones.resnet38 import ResNet38
+    from .backbones.wide_resnet import WideResNet
     from .encoder import Encoder, evaluating
     from .encoding import Encoding
     from .heads import Affine, BNNeck, Head, Identity, Linear, Sequential, affine_of
     from .inference import Batch, Failure, Inference
     from .pooling import GAP, GeM, Pooling
-    from .resnet12 import ResNet12
-    from .resnet38 import ResNet38
     from .trained_on import Overlap, TrainedOn
-    from .wide_resnet import WideResNet
 
 _HOME = {
     "GAP": "pooling",
     "Affine": "heads",
     "BNNeck": "heads",
     "Batch": "inference",
-    "Conv4": "conv4",
-    "DropBlock": "drop_block",
+    "Conv4": "backbones.conv4",
+    "DropBlock": "backbones.drop_block",
     "Encoder": "encoder",
     "Encoding": "encoding",
     "Failure": "inference",
@@ -40,13 +40,13 @@ _HOME = {
     "Linear": "heads",
     "Overlap": "trained_on",
     "Pooling": "pooling",
-    "ResNet12": "resnet12",
-    "ResNet38": "resnet38",
+    "ResNet12": "backbones.resnet12",
+    "ResNet38": "backbones.resnet38",
     "Sequential": "heads",
     "TrainedOn": "trained_on",
-    "WideResNet": "wide_resnet",
+    "WideResNet": "backbones.wide_resnet",
     "affine_of": "heads",
-    "available_architectures": "backbones",
+    "available_architectures": "backbones.registry",
     "evaluating": "encoder",
 }
 

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from ..errors import InputError, ShapeError
 from ..images.transform import Transform
 from ..remarks import remark
-from .backbones import Backbone, build_backbone
+from .backbones.registry import Backbone, build_backbone
 from .checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from .encoding import Encoding
-from .filling import load_state, say_what_is_left
 from .fingerprint import FingerprintCache
 from .heads import BNNeck, Identity, described, head_from_dict, width_behind
 from .layers import Tap, require_feature_map
-from .matching import StateDict, neck_among, tensors_of
 from .pooling import GAP, GeM, Pooling, pooling_from
-from .sources import CHECKPOINT_SUFFIX, is_checkpoint, published, require_parts, transform_for
 from .trained_on import DIGESTS, TrainedOn
-from .weights import drawn_from, read_state_dict, uninitialised
-from .wrapping import find_layer, require_usable, unwrapped
+from .weights.filling import load_state, say_what_is_left
+from .weights.matching import StateDict, neck_among, tensors_of
+from .weights.reading import drawn_from, read_state_dict, uninitialised
+from .weights.sources import CHECKPOINT_SUFFIX, is_checkpoint, published, require_parts, transform_for
+from .weights.wrapping import find_layer, require_usable, unwrapped
 
 __all__ = ["Encoder", "evaluating"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .wrapping import plain_name
+from .weights.wrapping import plain_name
 
 __all__ = ["FingerprintCache", "canonical_json", "fingerprint"]
 

@@ -27,7 +27,7 @@ from ..images.transform import Transform
 from .encoder import Encoder
 from .encoding import Encoding
 from .fusing import fuse_batch_norms
-from .wrapping import unwrapped
+from .weights.wrapping import unwrapped
 
 __all__ = ["Batch", "Failure", "ImageSource", "Inference", "has_fast_bfloat16", "resolved_precision", "whole_encoder"]
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError, ShapeError
-from .wrapping import eagerly
+from .weights.wrapping import eagerly
 
 __all__ = [
     "Tap",

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from .boxes import Components, box_from_map, boxes_from_maps, components, largest_component, peak
 from .capture import LayerRun, capture
-from .colours import COLOUR_SCALES, Colours, colourise
-from .correspondence import Correspondence, PositionPair, correspondence, pairwise_shares
-from .display import Look, map_tiles, paint, sheet, write_page
-from .dist_cam import channel_weights, contrast, dist_cam
-from .engine import METHODS, ActivationMaps, explain_image
-from .faithfulness import (
+from .checks.faithfulness import (
     Faithfulness,
     InsertionDeletion,
     RemoveAndDebias,
@@ -18,15 +12,28 @@ from .faithfulness import (
     pixel_order,
     remove_and_debias,
 )
+from .checks.localisation import THRESHOLDS, BestThreshold, BoxOverlaps, PixelCounts, box_overlaps, pixel_counts
+from .checks.sanity import Randomisation, match_randomisation, randomise_parameters, two_object_preference
+from .checks.sensitivity import (
+    EnergyShare,
+    box_coverage,
+    energy_in_box,
+    energy_shares,
+    match_sensitivity,
+    peak_in_box,
+)
+from .drawing.boxes import Components, box_from_map, boxes_from_maps, components, largest_component, peak
+from .drawing.colours import COLOUR_SCALES, Colours, colourise
+from .drawing.overlay import Look, map_tiles, paint, sheet, write_page
+from .drawing.panels import Tile, grid, legend, panel
+from .drawing.rendering import contour, draw_box, draw_points, overlay, to_data_uri, to_png_bytes
+from .engine import METHODS, ActivationMaps, explain_image
 from .folding import Response, fold
 from .inputs import METRICS, NORMS, WEIGHTINGS, Metric, Norm, Weighting
-from .localisation import THRESHOLDS, BestThreshold, BoxOverlaps, PixelCounts, box_overlaps, pixel_counts
 from .maps import is_constant, normalise, rectify, spearman, upsample
-from .measures import EnergyShare, box_coverage, energy_in_box, energy_shares, match_sensitivity, peak_in_box
-from .panels import Tile, grid, legend, panel
+from .methods.correspondence import Correspondence, PositionPair, correspondence, pairwise_shares
+from .methods.dist_cam import channel_weights, contrast, dist_cam
 from .regions import Region, coverage, pool_region, region_weights
-from .rendering import contour, draw_box, draw_points, overlay, to_data_uri, to_png_bytes
-from .sanity import Randomisation, match_randomisation, randomise_parameters, two_object_preference
 from .targets import ClassScore, ComponentAt, PixelScore, Score, Similarity, Target
 
 __all__ = [

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from ..encoders.encoder import Encoder
 from ..encoders.layers import closest
 from ..errors import InputError, ShapeError
-from . import methods
 from .capture import LayerRun, capture
-from .deep_lift import lift_contributions
-from .dist_cam import dist_cam
 from .folding import fold
-from .full_grad import full_grad, full_gradient
 from .inputs import Norm, Weighting, refuse_non_finite
 from .maps import is_constant
-from .perturbing import ablation_weights, score_weights
+from .methods import gradient as methods
+from .methods.dist_cam import dist_cam
+from .methods.full_grad import full_grad, full_gradient
+from .methods.lift_cam import lift_contributions
+from .methods.perturbation import ablation_weights, score_weights
 from .targets import Score, Similarity, Target, vector_of
 
 __all__ = ["METHODS", "ActivationMaps", "explain_image", "method_name"]

@@ -21,7 +21,7 @@ from torch.nn import functional
 from ..encoders.encoding import Encoding
 from ..errors import InputError, ShapeError
 from ..images.geometry import Box
-from .boxes import largest_component
+from .drawing.boxes import largest_component
 from .inputs import METRICS, Metric, refuse_non_finite
 
 __all__ = ["ClassScore", "ComponentAt", "PixelScore", "Score", "Similarity", "Target"]

@@ -40,7 +40,7 @@ def episode_maps(
         query_maps: feature maps of the M queries of an episode, or of several episodes.
         prototypes: pooled vectors of the N classes, for instance `Prototypes().prototypes(support)`.
         metric: how the classifier compares, `l2` or `cosine`.
-        weighting: channel weights, see `distcam.explain.dist_cam`.
+        weighting: channel weights, see `distcam.explain.methods.dist_cam`.
         tau: softness of 1/D, see there.
         norm: normaliser of the weights, see there.
         mean: mean pooled vector, for the weightings that need one.

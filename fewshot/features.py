@@ -15,12 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..encoders import Encoder, Identity, Inference, Overlap
 from ..errors import FingerprintMismatchError, ImageError, InputError
 from ..index import Encodings, read_encodings
-from ..index.build import InferenceSettings, to_vectors
-from ..index.durable import Storage
-from ..index.encodings import FORMAT, VERSION
-from ..index.manifest import Spec
-from ..index.rows import Entries, Vectors
-from ..index.segments import write_segment
+from ..index.building.build import InferenceSettings, to_vectors
+from ..index.building.encodings import FORMAT, VERSION
+from ..index.storage.durable import Storage
+from ..index.storage.manifest import Spec
+from ..index.storage.records import Entries, Vectors
+from ..index.storage.segments import write_segment
 from ..remarks import remark
 from .data import Split
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from ..errors import InputError
-from ..training.labels import is_right
-from ..training.sampling import Episodes
-from ..training.step import Step, Term
+from ..training.data.labels import is_right
+from ..training.data.sampling import Episodes
+from ..training.engine.step import Step, Term
 
 __all__ = ["EpisodeSettings", "PrototypicalTerm", "training_episodes"]
 

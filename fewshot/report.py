@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..explain import fold, to_data_uri
-from ..explain.colours import colour_table
+from ..explain.drawing.colours import colour_table
 from ..files import write_text
 from .answers import answers_of
 from .classifiers import Classifier

@@ -28,16 +28,16 @@ import torch
 
 from ..encoders import Encoder, Inference
 from ..errors import InputError
-from ..training.data import TrainingSet
-from ..training.distributed import current_world
-from ..training.logs import write_json
-from ..training.parts import Part
-from ..training.pixels import say_left_out
-from ..training.recipe import Recipe, RecipeFile
-from ..training.runs import Reading, RunResult, run_recipe
-from ..training.step import Term
-from ..training.tables import parse, plain
-from ..training.terms import TERMS, Builder, TermContext, checked_term
+from ..training.data.parts import Part
+from ..training.data.pixels import say_left_out
+from ..training.data.training_set import TrainingSet
+from ..training.engine.distributed import current_world
+from ..training.engine.logs import write_json
+from ..training.engine.step import Term
+from ..training.losses.registry import TERMS, Builder, TermContext, checked_term
+from ..training.recipes.recipe import Recipe, RecipeFile
+from ..training.recipes.runs import Reading, RunResult, run_recipe
+from ..training.recipes.tables import parse, plain
 from .data import FewShotData, open_data
 from .data.dataset import Split, readable
 from .episodes import EpisodeManifest

@@ -10,62 +10,62 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 
 if TYPE_CHECKING:
-    from .checks import verify_gallery
-    from .encodings import Encodings, encode_to_file, read_encodings
-    from .faiss_search import FaissSearch
-    from .filters import And, Eq, Filter, Glob, In, Ne, Not, Or, Range, parse_filter
+    from .building.encodings import Encodings, encode_to_file, read_encodings
+    from .building.ray import RayEngine
+    from .faiss.search import FaissSearch
+    from .faiss.tuning import TuningReport
+    from .filters.matching import And, Eq, Filter, Glob, In, Ne, Not, Or, Range, parse_filter
     from .gallery import Gallery
-    from .interop_export import export_gallery
-    from .interop_import import import_gallery
+    from .interop.export import export_gallery
+    from .interop.import_ import import_gallery
     from .prototypes import PrototypeStore
-    from .ray_engine import RayEngine
     from .rejection import Rejection
     from .reports import AddReport, Problem, Skipped, VerifyReport
-    from .restoring import restore_gallery
-    from .rows import Record
     from .search import METRICS, Hits, Metric, Search, SearchSpec
-    from .sync_report import SyncReport
-    from .tuned import Tuning
-    from .tuning import TuningReport
-    from .watch import watch_folder
+    from .storage.records import Record
+    from .storage.restoring import restore_gallery
+    from .storage.tuned import Tuning
+    from .storage.verify import verify_gallery
+    from .sync.report import SyncReport
+    from .sync.watch import watch_folder
 
 _HOME = {
     "METRICS": "search",
     "AddReport": "reports",
-    "And": "filters",
-    "Encodings": "encodings",
-    "Eq": "filters",
-    "FaissSearch": "faiss_search",
-    "Filter": "filters",
+    "And": "filters.matching",
+    "Encodings": "building.encodings",
+    "Eq": "filters.matching",
+    "FaissSearch": "faiss.search",
+    "Filter": "filters.matching",
     "Gallery": "gallery",
-    "Glob": "filters",
+    "Glob": "filters.matching",
     "Hits": "search",
-    "In": "filters",
+    "In": "filters.matching",
     "Metric": "search",
-    "Ne": "filters",
-    "Not": "filters",
-    "Or": "filters",
+    "Ne": "filters.matching",
+    "Not": "filters.matching",
+    "Or": "filters.matching",
     "Problem": "reports",
     "PrototypeStore": "prototypes",
-    "Range": "filters",
-    "RayEngine": "ray_engine",
-    "Record": "rows",
+    "Range": "filters.matching",
+    "RayEngine": "building.ray",
+    "Record": "storage.records",
     "Rejection": "rejection",
     "Search": "search",
     "SearchSpec": "search",
     "Skipped": "reports",
-    "SyncReport": "sync_report",
-    "Tuning": "tuned",
-    "TuningReport": "tuning",
+    "SyncReport": "sync.report",
+    "Tuning": "storage.tuned",
+    "TuningReport": "faiss.tuning",
     "VerifyReport": "reports",
-    "encode_to_file": "encodings",
-    "export_gallery": "interop_export",
-    "import_gallery": "interop_import",
-    "parse_filter": "filters",
-    "read_encodings": "encodings",
-    "restore_gallery": "restoring",
-    "verify_gallery": "checks",
-    "watch_folder": "watch",
+    "encode_to_file": "building.encodings",
+    "export_gallery": "interop.export",
+    "import_gallery": "interop.import_",
+    "parse_filter": "filters.matching",
+    "read_encodings": "building.encodings",
+    "restore_gallery": "storage.restoring",
+    "verify_gallery": "storage.verify",
+    "watch_folder": "sync.watch",
 }
 
 __all__ = [

@@ -19,7 +19,7 @@ from ..images.labelling import twins
 from ..remarks import remark
 from .rejection import NearestOfBothKinds
 from .search import Ids, Vectors, check_vectors, comparable, distances_to
-from .snapshot import Snapshot
+from .storage.snapshot import Snapshot
 
 __all__ = ["Probes", "nearest_of_both_kinds", "own_probes", "probes_of"]
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .ingest import MASK_COLUMN, NO_MASK
-from .manifest import EncoderEntry
-from .snapshot import Snapshot
+from .building.ingest import MASK_COLUMN, NO_MASK
+from .storage.manifest import EncoderEntry
+from .storage.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from .reader import GalleryReader

@@ -20,24 +20,24 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 
 from ..errors import InputError
-from .durable import after_commit
-from .filters import Filter
+from .filters.matching import Filter
 from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold
 from .reports import AddReport, VerifyReport, counted
-from .rows import Array, stored_path
 from .search import Metric
-from .snapshot import Ids, Snapshot, Verify
-from .writer import GalleryWriter, opened_for_writing
+from .storage.durable import after_commit
+from .storage.records import Array, stored_path
+from .storage.snapshot import Ids, Snapshot, Verify
+from .storage.writer import GalleryWriter, opened_for_writing
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
     from ..images.masks import MaskFolder
-    from .build import ImageFiles, Precision
-    from .ray_engine import RayEngine
-    from .sync import LazyEncoder
-    from .sync_report import SyncReport
-    from .tuning import TuningReport
+    from .building.build import ImageFiles, Precision
+    from .building.ray import RayEngine
+    from .faiss.tuning import TuningReport
+    from .sync.report import SyncReport
+    from .sync.sync import LazyEncoder
 
 __all__ = ["Gallery"]
 
@@ -113,10 +113,10 @@ class Gallery(GalleryReader):
             FingerprintMismatchError: `out` holds an unfinished gallery of another encoder.
             ImageError: with `strict`, the first file that cannot be used.
         """
-        from .build import InferenceSettings, add_images, given_masks, listing_of, opened_for_building
+        from .building.build import InferenceSettings, add_images, given_masks, listing_of, opened_for_building
 
         if engine != "local":
-            from .ray_engine import adding_with
+            from .building.ray import adding_with
 
             add_images = adding_with(engine)
         folder, listing = Path(out), listing_of(source, labels, strict=strict)
@@ -225,7 +225,7 @@ class Gallery(GalleryReader):
             InputError: no candidate keeps within the budgets; the message holds the best that was found.
             GalleryLockedError: another process goes on writing for a minute when the choice is to be stored.
         """
-        from .tuning import Budget, tune
+        from .faiss.tuning import Budget, tune
 
         self.require_segments("tune")
         budget = Budget.of(recall=recall, memory=memory, latency_ms=latency_ms)
@@ -269,7 +269,7 @@ class Gallery(GalleryReader):
             FingerprintMismatchError: another encoder built the gallery.
             GalleryLockedError: another process is writing to it.
         """
-        from .build import InferenceSettings, add_images, listing_of
+        from .building.build import InferenceSettings, add_images, listing_of
 
         self.check_encoder(encoder)
         listing = listing_of(source, labels, strict=strict)
@@ -325,9 +325,9 @@ class Gallery(GalleryReader):
             FingerprintMismatchError: another encoder built the gallery.
             GalleryLockedError: another process is writing to it.
         """
-        from .sync import LazyEncoder, plan_sync, sync_folder
-        from .sync_plan import Place
-        from .sync_report import SyncSettings
+        from .sync.plan import Place
+        from .sync.report import SyncSettings
+        from .sync.sync import LazyEncoder, plan_sync, sync_folder
 
         self.require_segments("sync")
         settings = SyncSettings(
@@ -379,7 +379,7 @@ class Gallery(GalleryReader):
 
     def verify(self, *, repair: bool = False) -> VerifyReport:
         """Check everything: checksums, structure, vectors, counts, caches; see `verify_gallery`."""
-        from .checks import verify_gallery
+        from .storage.verify import verify_gallery
 
         report = verify_gallery(self.folder, repair=repair)
         if repair:  # what was damaged may be in what is in memory

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, ShapeError
-from .flatfile import FlatFile, pack_strings, write_arrays
+from .storage.hdf5 import FlatFile, pack_strings, write_arrays
 
 __all__ = ["PrototypeStore", "unit_rows"]
 

@@ -12,21 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FingerprintMismatchError, InputError
-from .derived import Derived
 from .facts import facts_of
-from .filters import Filter, hints, tree_of
-from .manifest import FileEntry, Manifest, Spec
+from .filters.matching import Filter, hints, tree_of
 from .prototypes import PrototypeStore, unit_rows
 from .reports import Skipped, counted, read_skipped
-from .rows import Array, Record, located
 from .search import Hits, Metric
-from .snapshot import Ids, Snapshot, Verify, require_file
+from .storage.derived import Derived
+from .storage.manifest import FileEntry, Manifest, Spec
+from .storage.records import Array, Record, located
+from .storage.snapshot import Ids, Snapshot, Verify, require_file
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
     from ..images.masks import MaskFolder
-    from .faiss_search import FaissSearch
-    from .milvus_search import MilvusSearch
+    from .faiss.search import FaissSearch
+    from .milvus.search import MilvusSearch
 
 __all__ = ["GalleryReader"]
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from .auditing import Audit, audit
     from .data import read_data
     from .evaluation import evaluate_distances, evaluate_features
-    from .expansion import camera_normalised, expand_queries, pool_views
     from .features import Features, encode_data, read_features, write_features
     from .mistakes import Answer, Failure, Promotion
     from .pairs import BODY_PARTS, STRIPES, PairExplanation, PartShare, explain_pair, pairs_panel
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from .policies import Labels, Protocol
     from .records import ReidData, ReidImage
     from .refinement import Refinement
-    from .reranking import Reranking, SharedNeighbours, rerank_features
+    from .reranking.k_reciprocal import Reranking, SharedNeighbours, rerank_features
+    from .reranking.query_expansion import camera_normalised, expand_queries, pool_views
     from .results import CameraPair, Evaluation, QueryResults
     from .training import ReidRecipe, TestSettings, WalkerSettings, train
     from .verification import Identification, OperatingPoint, Verification
@@ -50,27 +50,27 @@ _HOME = {
     "ReidData": "records",
     "ReidImage": "records",
     "ReidRecipe": "training",
-    "Reranking": "reranking",
-    "SharedNeighbours": "reranking",
+    "Reranking": "reranking.k_reciprocal",
+    "SharedNeighbours": "reranking.k_reciprocal",
     "TestSettings": "training",
     "Verification": "verification",
     "WalkerSet": "walkers",
     "WalkerSettings": "training",
     "assess": "assessment",
     "audit": "auditing",
-    "camera_normalised": "expansion",
+    "camera_normalised": "reranking.query_expansion",
     "changed_protocol": "assessment",
     "encode_data": "features",
     "evaluate_distances": "evaluation",
     "evaluate_features": "evaluation",
-    "expand_queries": "expansion",
+    "expand_queries": "reranking.query_expansion",
     "explain_pair": "pairs",
     "pair_energy": "part_energy",
     "pairs_panel": "pairs",
-    "pool_views": "expansion",
+    "pool_views": "reranking.query_expansion",
     "read_data": "data",
     "read_features": "features",
-    "rerank_features": "reranking",
+    "rerank_features": "reranking.k_reciprocal",
     "train": "training",
     "write_features": "features",
     "write_walkers": "walkers",

@@ -21,7 +21,7 @@ from .placeholders import remark_on_placeholders
 from .policies import Matching, Protocol
 from .records import ReidData, ReidImage, labels_of
 from .refinement import Refinement, refined
-from .reranking import Reranking, rerank_features
+from .reranking.k_reciprocal import Reranking, rerank_features
 from .results import Evaluation
 
 __all__ = ["Assessment", "Refinement", "assess", "changed_protocol"]

@@ -203,7 +203,7 @@ def read_features(file: str | os.PathLike[str], data: ReidData) -> Features:
 
 def _from_encodings(path: Path, data: ReidData) -> Features:
     """Joined by where the images lie, since the two files may count their paths from different folders."""
-    from ..index.encodings import read_encodings
+    from ..index.building.encodings import read_encodings
 
     encodings = read_encodings(path)
     place = {_absolute(encodings.file_of(record)): row for row, record in enumerate(encodings.records)}

@@ -24,8 +24,8 @@ from torch import Tensor
 from ..encoders import Inference
 from ..errors import InputError, ShapeError
 from ..explain import Tile, Weighting, dist_cam, fold, grid
-from ..explain.correspondence import Correspondence, correspondence
-from ..explain.display import Look, map_tiles
+from ..explain.drawing.overlay import Look, map_tiles
+from ..explain.methods.correspondence import Correspondence, correspondence
 from ..images import Box, read_image
 
 __all__ = ["BODY_PARTS", "STRIPES", "PairExplanation", "PartShare", "explain_pair", "pairs_panel", "part_weights"]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..encoders import Encoder, Encoding
 from ..explain import dist_cam, fold
-from ..explain.correspondence import correspondence
-from ..training.validation import energy_in_raster
+from ..explain.methods.correspondence import correspondence
+from ..training.recipes.evaluation import energy_in_raster
 from .records import ReidData, ReidImage
 from .walkers import WalkerSet
 

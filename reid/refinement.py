@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .expansion import CameraStatistics, camera_normalised, expand_queries, pool_views, unit_rows
 from .features import Features
 from .policies import Protocol
 from .records import ReidData, ReidImage
+from .reranking.query_expansion import CameraStatistics, camera_normalised, expand_queries, pool_views, unit_rows
 
 __all__ = ["Refinement", "refined"]
 

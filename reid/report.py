@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from ..errors import ImageError
-from ..explain.rendering import to_data_uri
+from ..explain.drawing.rendering import to_data_uri
 from ..files import write_text
 from ..images import read_image
 from .assessment import Assessment

@@ -30,12 +30,12 @@ from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError
 from ..images import Transform, list_images
 from ..index.reports import Skipped
-from ..training.data import TrainingSet
-from ..training.parts import Part
-from ..training.pixels import decode, say_left_out
-from ..training.recipe import Recipe, RecipeFile
-from ..training.runs import Reading, RunResult, run_recipe
-from ..training.tables import parse
+from ..training.data.parts import Part
+from ..training.data.pixels import decode, say_left_out
+from ..training.data.training_set import TrainingSet
+from ..training.recipes.recipe import Recipe, RecipeFile
+from ..training.recipes.runs import Reading, RunResult, run_recipe
+from ..training.recipes.tables import parse
 from .assessment import Refinement, assess
 from .data import ReidData, read_data
 from .distances import Metric

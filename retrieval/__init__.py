@@ -4,9 +4,9 @@ from .benchmarks import EncodingSettings, default_protocol, evaluate_dataset, ev
 from .correspondence import PictureCorrespondence, PlacePair
 from .evaluation import evaluate_embeddings
 from .explanation import Explanation, Reference
-from .localisation import localise
-from .localisation_references import References, read_classifier
-from .localisation_results import LocalisationTable
+from .localisation.evaluate import localise
+from .localisation.references import References, read_classifier
+from .localisation.results import LocalisationTable
 from .matches import Match, Matches, Query
 from .protocols import Protocol
 from .report import write_report

@@ -11,12 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import InputError
-from ..explain.correspondence import Correspondence
-from ..explain.correspondence import correspondence as divide
-from ..explain.display import Look, map_tiles
+from ..explain.drawing.overlay import Look, map_tiles
+from ..explain.drawing.panels import Tile, grid
+from ..explain.drawing.rendering import draw_points
 from ..explain.maps import rectify
-from ..explain.panels import Tile, grid
-from ..explain.rendering import draw_points
+from ..explain.methods.correspondence import Correspondence
+from ..explain.methods.correspondence import correspondence as divide
 from ..files import replacing
 from ..images import Box, read_image
 from .matches import Match, Matches

@@ -15,21 +15,21 @@ from torch import Tensor
 from ..encoders.heads import Identity
 from ..errors import ImageError, InputError
 from ..explain import Weighting, contrast, dist_cam, fold, match_sensitivity
+from ..explain.drawing.rendering import contour, draw_box
 from ..explain.inputs import NEEDS_MEAN
 from ..explain.regions import region_mask
-from ..explain.rendering import contour, draw_box
 from ..files import replacing
 from ..images import Box, read_image
-from ..index.filters import Eq
+from ..index.filters.matching import Eq
 from .masking import gallery_weights
 from .matches import Match, Matches
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..explain.display import Look
+    from ..explain.drawing.overlay import Look
     from ..index import Gallery
-    from ..index.rows import Record
+    from ..index.storage.records import Record
     from .retriever import Retriever
 
 __all__ = ["Explanation", "Reference", "Side", "explain"]

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..errors import ImageError, InputError
 from ..explain import WEIGHTINGS, Weighting, rectify
-from ..explain.colours import colour_table
-from ..explain.display import Look, map_tiles, scaled
+from ..explain.drawing.colours import colour_table
+from ..explain.drawing.overlay import Look, map_tiles, scaled
+from ..explain.drawing.panels import Tile, panel
+from ..explain.drawing.rendering import to_data_uri
 from ..explain.inputs import NEEDS_MEAN
-from ..explain.panels import Tile, panel
-from ..explain.rendering import to_data_uri
 from ..files import write_text
 from ..images import Box
 from .explanation import SIGNED

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..encoders import Encoder, Encoding
 from ..errors import UnknownEncoderError
-from ..index.manifest import EncoderEntry
+from ..index.storage.manifest import EncoderEntry
 
 __all__ = ["UnknownInference"]
 

@@ -10,46 +10,46 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 
 if TYPE_CHECKING:
-    from .crf import CrfSettings, dense_crf
-    from .cues import CueSettings, make_cues, pseudo_mask
+    from .cam_training.weak_segmenter import WeakSegmenter
     from .data import MaskedImages, MaskIds
-    from .inference import InferenceSettings, class_scores, score_images
     from .measures import BackgroundCurve, SegmentationScore, background_curve, evaluate_masks
     from .pipeline import run_segmentation, score_segmenter
-    from .random_walk import WalkSettings, refine_by_walk
+    from .pseudo_masks.crf import CrfSettings, dense_crf
+    from .pseudo_masks.cues import CueSettings, make_cues, pseudo_mask
+    from .pseudo_masks.random_walk import WalkSettings, refine_by_walk
+    from .pseudo_masks.sources import load_source, network_of
     from .recipe import PipelineRecipe
-    from .segmenter import Segmenter, build_segmenter, class_probabilities, load_segmenter
-    from .sources import load_source, network_of
+    from .segmenter.inference import InferenceSettings, class_scores, score_images
+    from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities, load_segmenter
     from .voc import VocFolder
-    from .weak import WeakSegmenter
 
 _HOME = {
     "BackgroundCurve": "measures",
-    "CrfSettings": "crf",
-    "CueSettings": "cues",
-    "InferenceSettings": "inference",
+    "CrfSettings": "pseudo_masks.crf",
+    "CueSettings": "pseudo_masks.cues",
+    "InferenceSettings": "segmenter.inference",
     "VocFolder": "voc",
     "MaskIds": "data",
     "MaskedImages": "data",
     "PipelineRecipe": "recipe",
     "SegmentationScore": "measures",
-    "Segmenter": "segmenter",
-    "WalkSettings": "random_walk",
-    "WeakSegmenter": "weak",
+    "Segmenter": "segmenter.segmenter",
+    "WalkSettings": "pseudo_masks.random_walk",
+    "WeakSegmenter": "cam_training.weak_segmenter",
     "background_curve": "measures",
-    "build_segmenter": "segmenter",
-    "class_probabilities": "segmenter",
-    "class_scores": "inference",
-    "dense_crf": "crf",
+    "build_segmenter": "segmenter.segmenter",
+    "class_probabilities": "segmenter.segmenter",
+    "class_scores": "segmenter.inference",
+    "dense_crf": "pseudo_masks.crf",
     "evaluate_masks": "measures",
-    "load_segmenter": "segmenter",
-    "load_source": "sources",
-    "make_cues": "cues",
-    "network_of": "sources",
-    "pseudo_mask": "cues",
-    "refine_by_walk": "random_walk",
+    "load_segmenter": "segmenter.segmenter",
+    "load_source": "pseudo_masks.sources",
+    "make_cues": "pseudo_masks.cues",
+    "network_of": "pseudo_masks.sources",
+    "pseudo_mask": "pseudo_masks.cues",
+    "refine_by_walk": "pseudo_masks.random_walk",
     "run_segmentation": "pipeline",
-    "score_images": "inference",
+    "score_images": "segmenter.inference",
     "score_segmenter": "pipeline",
 }
 

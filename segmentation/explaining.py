@@ -20,11 +20,11 @@ from torch.nn import functional
 
 from ..errors import InputError
 from ..explain import METHODS, PixelScore, explain_image, is_constant, normalise, rectify, upsample
-from ..explain.boxes import largest_component
+from ..explain.checks.faithfulness import remove_and_debias
+from ..explain.drawing.boxes import largest_component
 from ..explain.engine import method_name
-from ..explain.faithfulness import remove_and_debias
 from ..metrics.intervals import bootstrap_means
-from .pixel_data import PixelData, predict
+from .segmenter.pixel_data import PixelData, predict
 
 __all__ = [
     "ASKS",

@@ -17,23 +17,23 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..training.batches import TrainingBatches
-from ..training.logs import write_json
-from ..training.loop import fit
-from ..training.parts import Part, sentence
-from ..training.recipe import EncoderSettings, Recipe
-from ..training.runs import RunResult, run_recipe
-from ..training.sampling import make_sampler
-from ..training.tables import plain
-from ..training.terms import TERMS, TermContext, build_objective
+from ..training.data.batches import TrainingBatches
+from ..training.data.parts import Part, sentence
+from ..training.data.sampling import make_sampler
+from ..training.engine.logs import write_json
+from ..training.engine.loop import fit
+from ..training.losses.registry import TERMS, TermContext, build_objective
+from ..training.recipes.recipe import EncoderSettings, Recipe
+from ..training.recipes.runs import RunResult, run_recipe
+from ..training.recipes.tables import plain
 from .data import Mask, MaskedImages, all_readable
-from .inference import InferenceSettings, require_classes
-from .masks import make_masks, most_likely
 from .measures import SegmentationScore, evaluate_masks
+from .pseudo_masks.make import make_masks, most_likely
+from .pseudo_masks.sources import load_source
 from .recipe import NetworkSettings, PipelineRecipe, located
-from .segmenter import Segmenter, build_segmenter, class_probabilities
-from .segmenter_losses import SEGMENTER_TERMS, dense_training_set
-from .sources import load_source
+from .segmenter.inference import InferenceSettings, require_classes
+from .segmenter.losses import SEGMENTER_TERMS, dense_training_set
+from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities
 from .voc import VocFolder
 
 __all__ = ["run_segmentation", "score_segmenter"]

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..training.options import check_name
-from ..training.recipe import Recipe, RecipeFile
-from ..training.tables import parse, plain
+from ..training.recipes.options import check_name
+from ..training.recipes.recipe import Recipe, RecipeFile
+from ..training.recipes.tables import parse, plain
 from .data import MaskedImages
-from .inference import InferenceSettings
-from .masks import CueStage
+from .pseudo_masks.make import CueStage
+from .segmenter.inference import InferenceSettings
 
 __all__ = ["DataSettings", "NetworkSettings", "PipelineRecipe", "SceneSettings", "is_pipeline", "located"]
 

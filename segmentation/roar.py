@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError, ShapeError
 from ..explain import PixelScore, explain_image, pixel_order, rectify, upsample
-from ..explain.imputing import impute_linearly
-from .pixel_data import PixelData
+from ..explain.checks.imputation import impute_linearly
+from .segmenter.pixel_data import PixelData
 
 __all__ = ["remove_and_retrain", "whole_explanations"]
 

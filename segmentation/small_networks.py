@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import mobilenet_v2
 
-from ..encoders.filling import load_state, say_what_is_left
-from ..encoders.weights import drawn_from, read_state_dict
+from ..encoders.weights.filling import load_state, say_what_is_left
+from ..encoders.weights.reading import drawn_from, read_state_dict
 from ..errors import InputError
-from .mask_files import VOID
-from .pixel_data import PixelData
+from .pseudo_masks.files import VOID
+from .segmenter.pixel_data import PixelData
 
 __all__ = ["FitSettings", "MobileSegmenter", "SmallSegmenter", "fit_segmenter"]
 

@@ -17,9 +17,12 @@ from starlette.routing import Route
 
 from .._version import __version__
 from ..errors import DistcamError
-from . import browsing, changing, schemas, searching
+from . import schemas
 from .guard import COOKIE, Guard, Traffic, cookie_of, refusal_response
 from .refusals import Refusal, refusal_of
+from .routes import browse as browsing
+from .routes import search as searching
+from .routes import write as changing
 from .service import Service
 from .settings import Settings
 

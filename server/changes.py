@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from ..encoders import Encoding
 from ..errors import FingerprintMismatchError
-from ..index.build import finish, to_vectors
-from ..index.ingest import Encoded, Offer, ingest_offers, read_offer
-from ..index.rows import stored_path
-from ..index.snapshot import Snapshot
-from ..index.writer import GalleryWriter, opened_for_writing
+from ..index.building.build import finish, to_vectors
+from ..index.building.ingest import Encoded, Offer, ingest_offers, read_offer
+from ..index.storage.records import stored_path
+from ..index.storage.snapshot import Snapshot
+from ..index.storage.writer import GalleryWriter, opened_for_writing
 from .refusals import Refusal
 
 __all__ = ["NewImage", "add_image", "remove_image"]

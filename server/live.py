@@ -13,8 +13,8 @@ from pathlib import Path
 from ..encoders import Encoder
 from ..errors import DistcamError, GalleryError
 from ..index import Gallery, Record
-from ..index.creating import is_root_of_this_user
-from ..index.manifest import MANIFEST_NAME, Manifest
+from ..index.building.creating import is_root_of_this_user
+from ..index.storage.manifest import MANIFEST_NAME, Manifest
 from ..retrieval import Retriever
 from ..retrieval.retriever import Encodes
 from .refusals import Refusal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distcam.index.faiss_search import FaissSearch
+from distcam.index.faiss.search import FaissSearch
 from distcam.index.search import Hits, Metric, SearchSpec, comparable, distances_to
 
 EXACT = ("flat", "SQfp16")

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from distcam.cli.app import app
-from distcam.encoders.networks import find_class, load_network
+from distcam.encoders.backbones.networks import find_class, load_network
 from distcam.errors import InputError, WeightsError
 from distcam.explain import ClassScore, PixelScore, explain_image
 from distcam.images import Box, read_image

@@ -15,7 +15,7 @@ from distcam.cli.recipes import FOLDER, shipped
 from distcam.fewshot.training import FewShotRecipe
 from distcam.reid.training import ReidRecipe
 from distcam.segmentation.recipe import PipelineRecipe
-from distcam.training.recipe import RecipeFile
+from distcam.training.recipes.recipe import RecipeFile
 
 COMMANDS = ["train", "fewshot train", "reid train", "segment train"]
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from distcam.cli import main
 from distcam.cli.app import app
-from distcam.training import runs
+from distcam.training.recipes import runs
 
 TEXT = """
 [data]

@@ -16,7 +16,7 @@ from torchvision import models
 
 from distcam import Gallery, Retriever
 from distcam.encoders import Encoder
-from distcam.encoders.networks import available_networks, load_network
+from distcam.encoders.backbones.networks import available_networks, load_network
 from distcam.errors import DistcamError, InputError
 from distcam.explain import ClassScore, explain_image
 from distcam.images import Transform

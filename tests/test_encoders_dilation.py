@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from distcam.encoders import Encoder
-from distcam.encoders.backbones import build_backbone
-from distcam.encoders.dilation import dilate
+from distcam.encoders.backbones.dilation import dilate
+from distcam.encoders.backbones.registry import build_backbone
 from distcam.errors import InputError
 from distcam.images import Transform
 

@@ -18,13 +18,13 @@ from torchvision import models
 
 from distcam import DistcamWarning
 from distcam.encoders import BNNeck, Encoder, Identity, Inference, Linear
-from distcam.encoders.backbones import available_architectures
+from distcam.encoders.backbones.networks import load_network
+from distcam.encoders.backbones.registry import available_architectures
 from distcam.encoders.names import OWN_ARCHITECTURES
-from distcam.encoders.networks import load_network
-from distcam.encoders.weights import usual_transform
+from distcam.encoders.weights.reading import usual_transform
 from distcam.errors import InputError, WeightsError
 from distcam.images import Transform
-from distcam.segmentation.segmenter import build_segmenter
+from distcam.segmentation.segmenter.segmenter import build_segmenter
 
 SMALL = Transform(64)
 PIXELS = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))

@@ -27,7 +27,7 @@ from distcam.encoders import (
     available_architectures,
     evaluating,
 )
-from distcam.encoders.backbones import TransformerTrunk
+from distcam.encoders.backbones.registry import TransformerTrunk
 from distcam.encoders.layers import as_feature_map
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform

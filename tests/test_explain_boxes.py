@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import distcam.explain.boxes as boxes_module
+import distcam.explain.drawing.boxes as boxes_module
 from distcam.errors import InputError
 from distcam.explain import box_from_map, boxes_from_maps, largest_component, peak, upsample
 from distcam.images import Box

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import distcam.explain.correspondence  # noqa: F401
+import distcam.explain.methods.correspondence  # noqa: F401
 from distcam.encoders import GAP, BNNeck, GeM, Identity, Linear
 from distcam.errors import InputError, ShapeError
 from distcam.explain import correspondence, dist_cam, fold, pairwise_shares
@@ -141,4 +141,4 @@ def test_what_does_not_divide_is_said():
 def test_the_doctests_are_right():
     import sys
 
-    assert doctest.testmod(sys.modules["distcam.explain.correspondence"]).failed == 0
+    assert doctest.testmod(sys.modules["distcam.explain.methods.correspondence"]).failed == 0

@@ -20,7 +20,7 @@ from torch.nn import functional
 from distcam.errors import InputError, ShapeError
 from distcam.explain import METRICS, NORMS, WEIGHTINGS, channel_weights, contrast, dist_cam
 
-MODULE = sys.modules["distcam.explain.dist_cam"]  # the package's attribute of this name is the function
+MODULE = sys.modules["distcam.explain.methods.dist_cam"]  # the package's attribute of this name is the function
 NORMALISED = ("dist", "dist*s", "dist*excess", "log_ratio", "caam")
 
 

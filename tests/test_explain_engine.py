@@ -29,8 +29,8 @@ from distcam.explain import (
     normalise,
     upsample,
 )
-from distcam.explain.deep_lift import lift_contributions
-from distcam.explain.full_grad import full_gradient
+from distcam.explain.methods.full_grad import full_gradient
+from distcam.explain.methods.lift_cam import lift_contributions
 from distcam.images import Transform
 
 

@@ -14,14 +14,14 @@ from distcam.errors import InputError, ShapeError
 from distcam.explain import (
     ClassScore,
     Similarity,
-    faithfulness,
-    imputing,
     insertion_deletion,
     measure_faithfulness,
     pixel_order,
     remove_and_debias,
 )
-from distcam.explain.imputing import blurred, impute_linearly
+from distcam.explain.checks import faithfulness
+from distcam.explain.checks import imputation as imputing
+from distcam.explain.checks.imputation import blurred, impute_linearly
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

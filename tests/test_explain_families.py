@@ -10,7 +10,7 @@ from torch import nn
 from torchvision import models
 
 from distcam.encoders import Encoder
-from distcam.encoders.networks import Network, available_networks, load_network
+from distcam.encoders.backbones.networks import Network, available_networks, load_network
 from distcam.explain import ClassScore, explain_image
 from distcam.explain.capture import capture
 from distcam.images import Transform

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from distcam.errors import InputError, ShapeError
 from distcam.explain import box_from_map, box_overlaps, components, largest_component, normalise, pixel_counts
-from distcam.explain.localisation import BoxOverlaps, PixelCounts
+from distcam.explain.checks.localisation import BoxOverlaps, PixelCounts
 from distcam.images import Box
 
-MODULE = sys.modules["distcam.explain.localisation"]
+MODULE = sys.modules["distcam.explain.checks.localisation"]
 TWO = torch.tensor([[[0.0, 0.0, 0.0, 0.6], [1.0, 1.0, 0.0, 0.0], [0.3, 0.3, 0.0, 0.0]]])
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import distcam.explain.measures as measures
+import distcam.explain.checks.sensitivity as measures
 from distcam.errors import InputError, ShapeError
 from distcam.explain import dist_cam, energy_in_box, match_sensitivity, peak_in_box, spearman
 from distcam.images import Box

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import distcam.explain.methods as methods
+import distcam.explain.methods.gradient as methods
 from distcam.errors import InputError
 
 GRADIENT_METHODS = (

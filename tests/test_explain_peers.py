@@ -26,8 +26,8 @@ import torchvision
 from torch import Tensor, nn
 
 from distcam.explain import ClassScore, PixelScore, Similarity, capture, explain_image
-from distcam.explain.deep_lift import lift_contributions
-from distcam.explain.full_grad import full_grad, full_gradient
+from distcam.explain.methods.full_grad import full_grad, full_gradient
+from distcam.explain.methods.lift_cam import lift_contributions
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-import distcam.explain.colours as colours_module
+import distcam.explain.drawing.colours as colours_module
 from distcam.errors import InputError
 from distcam.explain import (
     COLOUR_SCALES,

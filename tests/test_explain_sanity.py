@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import distcam.explain.sanity as sanity
+import distcam.explain.checks.sanity as sanity
 from distcam.errors import InputError, ShapeError
 from distcam.explain import (
     ClassScore,

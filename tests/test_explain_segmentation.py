@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distcam.explain import METHODS, ComponentAt, PixelScore, explain_image
 from distcam.images import Box, Transform, read_image
-from distcam.segmentation.segmenter import build_segmenter
+from distcam.segmentation.segmenter.segmenter import build_segmenter
 
 TARGETLESS = {"caam", "eigencam"}  # the same whatever is asked
 

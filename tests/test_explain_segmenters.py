@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distcam.encoders.networks import load_network
+from distcam.encoders.backbones.networks import load_network
 from distcam.explain import METHODS, ComponentAt, PixelScore, explain_image
 from distcam.images import Box
 

@@ -14,7 +14,7 @@ from distcam.encoders import Encoding
 from distcam.errors import InputError
 from distcam.fewshot.prototypical import EpisodeSettings, PrototypicalTerm, training_episodes
 from distcam.training import Batch, Objective, Progress, Step
-from distcam.training.cam_loss import CamLoss
+from distcam.training.losses.cam_loss import CamLoss
 
 
 def step_of(small_encoder, embedding: Tensor, labels: list[int], *, maps: Tensor | None = None) -> Step:

@@ -16,7 +16,7 @@ from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.fewshot.training import FewShotRecipe, train
 from distcam.images.scenes import blueprints, write_scenes
-from distcam.training.recipe import RecipeFile
+from distcam.training.recipes.recipe import RecipeFile
 
 SETTING = """
 [data]

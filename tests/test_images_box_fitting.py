@@ -12,10 +12,10 @@ from PIL import Image
 
 from distcam.errors import InputError
 from distcam.images import Box, list_images, read_image
-from distcam.images.box_fitting import turned
-from distcam.images.boxes_files import BoxedImages, boxed_images, read_boxes
+from distcam.images.boxes.fitting import turned
+from distcam.images.boxes.joined import BoxedImages, boxed_images, read_boxes
 from distcam.remarks import DistcamWarning
-from distcam.training.annotations import Annotation, annotations_of, boxes_from
+from distcam.training.data.annotations import Annotation, annotations_of, boxes_from
 
 Corners = Sequence[object]
 SIZE = (60, 40)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import distcam.images.box_fitting as box_fitting
+import distcam.images.boxes.fitting as box_fitting
 from distcam.errors import InputError
 from distcam.images import Box, list_images
-from distcam.images.boxes_files import LabelledBox, boxed_images, read_boxes, read_synsets
+from distcam.images.boxes.joined import LabelledBox, boxed_images, read_boxes, read_synsets
 from distcam.remarks import DistcamWarning
 
 XML = """<annotation><folder>val</folder><filename>{name}</filename>

@@ -20,7 +20,7 @@ from distcam.index import Gallery
 from distcam.reid.data import read_data
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.layouts import splits_of_table
-from distcam.training.dividing import SplitSettings, divided, settled
+from distcam.training.data.dividing import SplitSettings, divided, settled
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -16,9 +16,10 @@ from commands import distcam
 from distcam import DistcamWarning
 from distcam.cli import main
 from distcam.errors import CorruptGalleryError, GalleryError
-from distcam.index import Gallery, caches, verify_gallery
-from distcam.index.durable import Storage
-from distcam.index.writer import CommitLimits, GalleryWriter
+from distcam.index import Gallery, verify_gallery
+from distcam.index.storage import caches
+from distcam.index.storage.durable import Storage
+from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +165,7 @@ def test_a_merge_that_finds_no_room_does_not_end_the_build(photos: Path, small_e
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GalleryWriter, "_merge", refuse)
-        patch.setattr("distcam.index.writer.CommitLimits", lambda: CommitLimits(images=1, files=3))
+        patch.setattr("distcam.index.storage.writer.CommitLimits", lambda: CommitLimits(images=1, files=3))
         with pytest.warns(DistcamWarning, match="the number of its files could not be brought up to date"):
             gallery = Gallery.build(photos, small_encoder, out=tmp_path / "new", batch_size=1)
     assert len(gallery) == 24

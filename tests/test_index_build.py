@@ -24,9 +24,10 @@ from distcam.errors import (
     InputError,
 )
 from distcam.images import Transform, list_images
-from distcam.index import Gallery, Skipped, encode_to_file, ingest, read_encodings
-from distcam.index import build as building
-from distcam.index.writer import CommitLimits, GalleryWriter
+from distcam.index import Gallery, Skipped, encode_to_file, read_encodings
+from distcam.index.building import build as building
+from distcam.index.building import ingest
+from distcam.index.storage.writer import CommitLimits, GalleryWriter
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import Retriever
 
@@ -229,7 +230,7 @@ def test_a_named_pipe_does_not_stop_the_build(tmp_path: Path, photos: Path, enco
 def test_a_file_too_large_is_refused_unread(
     tmp_path: Path, photos: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from distcam.index import ingest as module
+    from distcam.index.building import ingest as module
 
     monkeypatch.setattr(module, "MAX_FILE_BYTES", 1 << 20)
     with (photos / "a" / "huge.png").open("wb") as file:
@@ -353,7 +354,7 @@ def test_an_unfinished_gallery_is_continued_with_the_same_encoder_and_settings_o
 def test_an_interruption_within_a_commit_leaves_no_image_twice_and_none_out(
     tmp_path: Path, photos: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    from distcam.index.manifest import Manifest
+    from distcam.index.storage.manifest import Manifest
 
     save: Callable[..., None] = Manifest.save
 

@@ -128,7 +128,7 @@ def test_the_threshold_is_kept_in_the_gallery_and_survives_changes(photos: Path,
 
 
 def test_a_manifest_from_before_there_were_thresholds_is_read(photos: Path, small_encoder, tmp_path: Path) -> None:
-    from distcam.index.manifest import _checksum
+    from distcam.index.storage.manifest import _checksum
 
     gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", precision="fp32")
     gallery.close()

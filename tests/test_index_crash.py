@@ -24,11 +24,11 @@ from killing import kill_at_random, sha256_of, start
 from distcam.errors import GalleryLockedError, NotAGalleryError
 from distcam.images import list_images
 from distcam.index import Gallery, restore_gallery, verify_gallery
-from distcam.index.durable import Storage
-from distcam.index.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.rows import Entries, Vectors
-from distcam.index.snapshot import Snapshot
-from distcam.index.writer import CommitLimits, GalleryWriter, opened_for_writing
+from distcam.index.storage.durable import Storage
+from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
+from distcam.index.storage.records import Entries, Vectors
+from distcam.index.storage.snapshot import Snapshot
+from distcam.index.storage.writer import CommitLimits, GalleryWriter, opened_for_writing
 
 SPEC = Spec("l2", embedding_dim=2, pooled_dim=2, embedding_is_pooled=True)
 Model = dict[str, float]  # path → first number of its vector
@@ -324,12 +324,12 @@ import json, random, sys, time
 from pathlib import Path
 import numpy as np
 from distcam.images.listing import list_images
-from distcam.index.durable import Storage, WriterLock
-from distcam.index.ingest import Encoded, ingest, read_offer
-from distcam.index.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.rows import Vectors
-from distcam.index.snapshot import Snapshot
-from distcam.index.writer import CommitLimits, GalleryWriter
+from distcam.index.storage.durable import Storage, WriterLock
+from distcam.index.building.ingest import Encoded, ingest, read_offer
+from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
+from distcam.index.storage.records import Vectors
+from distcam.index.storage.snapshot import Snapshot
+from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
 assert "torch" not in sys.modules
 images, folder, job, seed = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])

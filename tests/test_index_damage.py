@@ -20,9 +20,9 @@ import pytest
 from distcam.encoders import Encoder
 from distcam.errors import DistcamError, GalleryError
 from distcam.index import Gallery, verify_gallery
-from distcam.index.durable import Storage
-from distcam.index.manifest import MANIFEST_NAME, Manifest
-from distcam.index.writer import opened_for_writing
+from distcam.index.storage.durable import Storage
+from distcam.index.storage.manifest import MANIFEST_NAME, Manifest
+from distcam.index.storage.writer import opened_for_writing
 
 Damage = Callable[[bytearray, random.Random], bytearray]
 

@@ -15,14 +15,15 @@ import pytest
 
 from distcam.errors import CorruptGalleryError, DistcamError, GalleryError, ImageError, TooManyFilesError
 from distcam.images import list_images
-from distcam.index import Gallery, descriptors, verify_gallery
-from distcam.index.descriptors import OpenFile
-from distcam.index.durable import Storage
-from distcam.index.ingest import Encoded, ingest, read_offer
-from distcam.index.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.rows import Entries, Vectors
-from distcam.index.snapshot import Snapshot
-from distcam.index.writer import CommitLimits, GalleryWriter
+from distcam.index import Gallery, verify_gallery
+from distcam.index.building.ingest import Encoded, ingest, read_offer
+from distcam.index.storage import descriptors
+from distcam.index.storage.descriptors import OpenFile
+from distcam.index.storage.durable import Storage
+from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
+from distcam.index.storage.records import Entries, Vectors
+from distcam.index.storage.snapshot import Snapshot
+from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
 resource = pytest.importorskip("resource", reason="this system has no limits to set")
 
@@ -235,7 +236,7 @@ def test_an_image_that_cannot_be_opened_for_want_of_descriptors_ends_the_build_i
 def test_files_that_were_not_read_lately_are_closed_and_opened_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distcam.index.descriptors._most_held", lambda: 3)
+    monkeypatch.setattr("distcam.index.storage.descriptors._most_held", lambda: 3)
     files = []
     for number in range(10):
         (tmp_path / str(number)).write_bytes(bytes([number]) * 8)

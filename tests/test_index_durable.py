@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from distcam.errors import CorruptGalleryError, GalleryError, GalleryLockedError, NotAGalleryError
-from distcam.index.durable import Storage, WriterLock, file_sha256
-from distcam.index.manifest import MANIFEST_NAME, CacheEntry, EncoderEntry, FileEntry, Manifest, Spec
+from distcam.index.storage.durable import Storage, WriterLock, file_sha256
+from distcam.index.storage.manifest import MANIFEST_NAME, CacheEntry, EncoderEntry, FileEntry, Manifest, Spec
 
 
 def _entry(name: str, count: int = 1) -> FileEntry:
@@ -92,7 +92,7 @@ def test_the_lock_names_its_holder_and_is_free_afterwards(tmp_path: Path) -> Non
 
 def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from distcam.index.durable import WriterLock\n"
+        "import os, sys; from pathlib import Path; from distcam.index.storage.durable import WriterLock\n"
         "with WriterLock(Path(sys.argv[1])): os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
@@ -141,7 +141,7 @@ def test_every_changed_byte_of_a_manifest_is_noticed(tmp_path: Path) -> None:
 
 def _forge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
     """A manifest with a wrong entry and a fitting checksum, as an attacker would write it."""
-    monkeypatch.setattr("distcam.index.manifest._checksum", lambda content: "same")
+    monkeypatch.setattr("distcam.index.storage.manifest._checksum", lambda content: "same")
     _manifest().save(tmp_path, Storage())
     text = (tmp_path / MANIFEST_NAME).read_text()
     assert old in text

@@ -11,10 +11,10 @@ import pytest
 from search_answers import EXACT, assert_same, blobs, build, ids_of, true_hits
 
 from distcam.errors import InputError
-from distcam.index import faiss_search
-from distcam.index.faiss_errors import Errors, Ruler
-from distcam.index.faiss_factory import new_index
-from distcam.index.faiss_gpu import GpuIndex, Plan, check_device, gpus_of, plan_copy, shards_of
+from distcam.index.faiss import search as faiss_search
+from distcam.index.faiss.error_bounds import Errors, Ruler
+from distcam.index.faiss.factory import new_index
+from distcam.index.faiss.gpu import GpuIndex, Plan, check_device, gpus_of, plan_copy, shards_of
 from distcam.index.search import METRICS, Metric, SearchSpec
 
 GIB = 1 << 30

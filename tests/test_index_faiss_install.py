@@ -17,8 +17,8 @@ from search_answers import blobs, build
 from distcam import DistcamWarning, Retriever
 from distcam.cli import app
 from distcam.errors import InputError
-from distcam.index import faiss_install
-from distcam.index.faiss_install import fault, installed, note_search_on_cpu, why_no_gpu
+from distcam.index.faiss import install as faiss_install
+from distcam.index.faiss.install import fault, installed, note_search_on_cpu, why_no_gpu
 
 CPU, GPU, CUVS = ("faiss-cpu", "1.15.1"), ("faiss-gpu", "1.15.0"), ("faiss-gpu-cuvs", "1.14")
 OTHERS = (("faiss-helper", "2.0"), ("numpy", "2.0"))

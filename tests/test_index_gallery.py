@@ -18,12 +18,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from distcam.encoders import Encoder
 from distcam.errors import CorruptGalleryError, FingerprintMismatchError, InputError, NotAGalleryError, ShapeError
-from distcam.index import Gallery, caches, verify_gallery
-from distcam.index.derived import Derived
-from distcam.index.durable import Storage
-from distcam.index.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.rows import Entries, Vectors, pack_maps
-from distcam.index.writer import CommitLimits, GalleryWriter, opened_for_writing
+from distcam.index import Gallery, verify_gallery
+from distcam.index.storage import caches
+from distcam.index.storage.derived import Derived
+from distcam.index.storage.durable import Storage
+from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
+from distcam.index.storage.records import Entries, Vectors, pack_maps
+from distcam.index.storage.writer import CommitLimits, GalleryWriter, opened_for_writing
 
 LABELS = ["cat", "cat", "dog", None, "dog", "owl"]
 VECTORS = np.array([[3, 4], [6, 8], [1, 0], [0, 2], [-1, 0], [1, 1]], np.float32)

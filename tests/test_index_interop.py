@@ -30,9 +30,9 @@ from distcam.errors import (
 )
 from distcam.images import Transform, list_images
 from distcam.index import Gallery, export_gallery, import_gallery
-from distcam.index import interop_clip as reading
-from distcam.index.durable import Storage
-from distcam.index.writer import GalleryWriter
+from distcam.index.interop import clip_retrieval as reading
+from distcam.index.storage.durable import Storage
+from distcam.index.storage.writer import GalleryWriter
 
 pa = pytest.importorskip("pyarrow", reason="needs pip install 'distcam[parquet]'")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -17,14 +17,14 @@ import pytest
 from killing import sha256_of, start
 
 from distcam.index import Gallery, verify_gallery
-from distcam.index.durable import Storage
-from distcam.index.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.rows import Entries, Vectors
-from distcam.index.writer import GalleryWriter
+from distcam.index.storage.durable import Storage
+from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
+from distcam.index.storage.records import Entries, Vectors
+from distcam.index.storage.writer import GalleryWriter
 
 DYING = """
 import json, os, signal, sys, threading
-from distcam.index.durable import Storage
+from distcam.index.storage.durable import Storage
 
 operations_left, delay = int(sys.argv.pop()), float(sys.argv.pop())
 
@@ -47,11 +47,11 @@ SYNC = (
 
 from pathlib import Path
 import numpy as np
-import distcam.index.sync as sync
+import distcam.index.sync.sync as sync
 from distcam.index import Gallery
-from distcam.index.ingest import Encoded, read_offer
-from distcam.index.rows import Vectors
-import distcam.index.writer as writer
+from distcam.index.building.ingest import Encoded, read_offer
+from distcam.index.storage.records import Vectors
+import distcam.index.storage.writer as writer
 
 folder, images = map(Path, sys.argv[1:])
 writer.CommitLimits.__init__.__defaults__ = (6, 64 << 20, 30.0, 40, 3)

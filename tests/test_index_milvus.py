@@ -35,19 +35,19 @@ from distcam.errors import (
     InputError,
 )
 from distcam.index import Gallery, parse_filter, verify_gallery
-from distcam.index.durable import Storage
-from distcam.index.filters import And, In, Ne, Not, Or, Range, matching
-from distcam.index.manifest import BackendEntry, EncoderEntry, Manifest, Spec
-from distcam.index.milvus_address import TOKEN_VARIABLE, Address, connected
-from distcam.index.milvus_filters import compiled, key_of
-from distcam.index.milvus_gallery import MilvusSnapshot
-from distcam.index.milvus_index import IndexKind
-from distcam.index.milvus_search import MAX_K, MilvusSearch
-from distcam.index.milvus_table import MAX_DIM, MilvusTable, TableSpec
-from distcam.index.rows import Categorical, Entries, Vectors
+from distcam.index.filters.matching import And, In, Ne, Not, Or, Range, matching
+from distcam.index.milvus.connection import TOKEN_VARIABLE, Address, connected
+from distcam.index.milvus.filters import compiled, key_of
+from distcam.index.milvus.index import IndexKind
+from distcam.index.milvus.search import MAX_K, MilvusSearch
+from distcam.index.milvus.snapshot import MilvusSnapshot
+from distcam.index.milvus.table import MAX_DIM, MilvusTable, TableSpec
 from distcam.index.search import SearchSpec
-from distcam.index.snapshot import Snapshot
-from distcam.index.writer import GalleryWriter, opened_for_writing
+from distcam.index.storage.durable import Storage
+from distcam.index.storage.manifest import BackendEntry, EncoderEntry, Manifest, Spec
+from distcam.index.storage.records import Categorical, Entries, Vectors
+from distcam.index.storage.snapshot import Snapshot
+from distcam.index.storage.writer import GalleryWriter, opened_for_writing
 
 LITE = importlib.util.find_spec("milvus_lite") is not None
 needs_lite = pytest.mark.skipif(not LITE, reason="needs pip install milvus-lite")
@@ -625,7 +625,7 @@ def test_facts_that_need_no_rows_are_told_without_milvus(
     place: Callable[[], str], photos: Path, small_encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Gallery.build(photos, small_encoder, out=tmp_path / "g", backend=place())
-    monkeypatch.setattr("distcam.index.milvus_table.connected", None)
+    monkeypatch.setattr("distcam.index.milvus.table.connected", None)
     facts = Gallery.open(tmp_path / "g", verify=False).info()
     assert (facts["images"], facts["classes"], facts["prototypes_cached"]) == (24, 4, True)
     json.dumps(facts)

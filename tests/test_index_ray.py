@@ -19,12 +19,13 @@ from torch import nn
 from distcam.encoders import Encoder, Linear
 from distcam.errors import ImageError, InputError, MissingExtraError
 from distcam.images import Transform, list_images
-from distcam.index import Gallery, ray_engine
-from distcam.index.build import InferenceSettings
-from distcam.index.ingest import Offer
-from distcam.index.manifest import Spec
-from distcam.index.ray_engine import RayEngine
-from distcam.index.writer import opened_for_writing
+from distcam.index import Gallery
+from distcam.index.building import ray as ray_engine
+from distcam.index.building.build import InferenceSettings
+from distcam.index.building.ingest import Offer
+from distcam.index.building.ray import RayEngine
+from distcam.index.storage.manifest import Spec
+from distcam.index.storage.writer import opened_for_writing
 
 
 def _encoder() -> Encoder:
@@ -149,9 +150,9 @@ import torch
 torch.set_num_threads(1)
 from distcam.encoders import Encoder
 from distcam.images import list_images
-from distcam.index.build import InferenceSettings, opened_for_building
-from distcam.index.ray_engine import RayEngine, add_images_with_ray
-from distcam.index.writer import CommitLimits
+from distcam.index.building.build import InferenceSettings, opened_for_building
+from distcam.index.building.ray import RayEngine, add_images_with_ray
+from distcam.index.storage.writer import CommitLimits
 
 photos, out, job = sys.argv[1:]
 encoder = Encoder.load(Path(out).parent / "encoder.safetensors")

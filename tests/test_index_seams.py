@@ -25,11 +25,11 @@ from distcam.errors import (
 )
 from distcam.images import Transform
 from distcam.index import Gallery, export_gallery, import_gallery, verify_gallery
-from distcam.index import manifest as manifests
-from distcam.index.manifest import EncoderEntry, Manifest, MaskEntry, Spec
-from distcam.index.rows import Entries, Vectors
-from distcam.index.sync import LazyEncoder
-from distcam.index.writer import CommitLimits, GalleryWriter, opened_for_writing
+from distcam.index.storage import manifest as manifests
+from distcam.index.storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
+from distcam.index.storage.records import Entries, Vectors
+from distcam.index.storage.writer import CommitLimits, GalleryWriter, opened_for_writing
+from distcam.index.sync.sync import LazyEncoder
 
 # The galleries here are of vectors without an encoder, which an export and an import remark upon.
 pytestmark = pytest.mark.filterwarnings("ignore:.*no copy of.*:distcam.DistcamWarning")
@@ -348,7 +348,7 @@ def test_a_threshold_says_whether_the_gallery_is_still_the_one_it_was_chosen_on(
 
 def test_removing_and_syncing_say_that_tuning_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("distcam.cli.index.err.print", lambda text, **_: said.append(str(text)))
+    monkeypatch.setattr("distcam.cli.index.manage.err.print", lambda text, **_: said.append(str(text)))
     gallery = _gallery(tmp_path / "g")
     gallery.tune(candidates=["SQfp16"], recall=0.5, queries=5)
     distcam("index", "remove", gallery.folder, "--path", "0.png")

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from search_answers import EXACT, assert_same, blobs, build, ids_of, true_hits
 
 from distcam.errors import CorruptGalleryError, InputError, ShapeError
-from distcam.index import faiss_bytes
-from distcam.index.faiss_factory import choose_factory
-from distcam.index.faiss_search import FaissSearch
+from distcam.index.faiss import io as faiss_bytes
+from distcam.index.faiss.factory import choose_factory
+from distcam.index.faiss.search import FaissSearch
 from distcam.index.search import (
     METRICS,
     UNKNOWN_FLOOR,

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from distcam.index.faiss_search import FaissSearch
+from distcam.index.faiss.search import FaissSearch
 from distcam.index.search import METRICS, Hits, Metric, Search, SearchSpec, VectorSource
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
@@ -47,9 +47,9 @@ class Backend:
 
 
 def with_milvus(address: str, examples: int) -> Backend:
-    from distcam.index.milvus_address import Address
-    from distcam.index.milvus_search import MilvusSearch
-    from distcam.index.milvus_table import MilvusTable, TableSpec
+    from distcam.index.milvus.connection import Address
+    from distcam.index.milvus.search import MilvusSearch
+    from distcam.index.milvus.table import MilvusTable, TableSpec
 
     def make(spec: SearchSpec, batches: Batches, source: VectorSource | None) -> Search:
         owner = f"x{uuid.uuid4().hex}"

@@ -23,9 +23,10 @@ from distcam import DistcamWarning
 from distcam.encoders import Encoder
 from distcam.errors import FingerprintMismatchError, GalleryLockedError, ImageError, InputError
 from distcam.images import Transform
-from distcam.index import Gallery, SyncReport, ingest, verify_gallery, watch_folder
-from distcam.index import build as building
-from distcam.index.writer import opened_for_writing
+from distcam.index import Gallery, SyncReport, verify_gallery, watch_folder
+from distcam.index.building import build as building
+from distcam.index.building import ingest
+from distcam.index.storage.writer import opened_for_writing
 
 
 class Colours(nn.Module):

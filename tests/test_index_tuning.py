@@ -18,14 +18,11 @@ from hypothesis import strategies as st
 from search_answers import assert_same, blobs, build, ids_of, true_hits
 
 from distcam.errors import CorruptGalleryError, InputError
-from distcam.index import Gallery, caches
-from distcam.index.faiss_factory import index_bytes, new_index
-from distcam.index.faiss_recall import Calibration, Truth, enough, ground_truth
-from distcam.index.faiss_search import FaissSearch
-from distcam.index.manifest import Manifest
-from distcam.index.search import METRICS, Hits, Metric, SearchSpec
-from distcam.index.tuned import Tuning
-from distcam.index.tuning import (
+from distcam.index import Gallery
+from distcam.index.faiss.factory import index_bytes, new_index
+from distcam.index.faiss.recall import Calibration, Truth, enough, ground_truth
+from distcam.index.faiss.search import FaissSearch
+from distcam.index.faiss.tuning import (
     Budget,
     Trial,
     TuningReport,
@@ -35,6 +32,10 @@ from distcam.index.tuning import (
     settings_of,
     tune,
 )
+from distcam.index.search import METRICS, Hits, Metric, SearchSpec
+from distcam.index.storage import caches
+from distcam.index.storage.manifest import Manifest
+from distcam.index.storage.tuned import Tuning
 
 
 def tuned(
@@ -57,7 +58,7 @@ def tuned(
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_truth_read_block_by_block_is_that_of_brute_force(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distcam.index.faiss_recall._BLOCK_BYTES", 4 * 12 * 97)  # 97 vectors at a time
+    monkeypatch.setattr("distcam.index.faiss.recall._BLOCK_BYTES", 4 * 12 * 97)  # 97 vectors at a time
     vectors = blobs(1000, 12)
     vectors[500:520] = vectors[3]
     ids = np.arange(10, 1010, dtype=np.uint64)
@@ -449,7 +450,7 @@ def test_a_gallery_that_was_built_anew_meanwhile_is_not_touched(
 ) -> None:
     from distcam.encoders import Encoder
     from distcam.images import Transform
-    from distcam.index import tuning
+    from distcam.index.faiss import tuning
 
     real = tuning.tune
 
@@ -487,7 +488,7 @@ def test_json_and_dry_run(gallery: Gallery) -> None:
 
 @pytest.mark.parametrize(("text", "size"), [("4G", 4 << 30), ("500M", 500 << 20), ("1.5 GiB", 3 << 29), ("77", 77)])
 def test_sizes_are_read(text: str, size: int) -> None:
-    from distcam.cli.index_tune import read_size
+    from distcam.cli.index.tune import read_size
 
     assert read_size(text) == size
     with pytest.raises(InputError, match="expected a size such as 4G"):

@@ -12,14 +12,14 @@ from torch import nn
 from torchvision import models
 
 from distcam.cli.console import load_encoder
-from distcam.cli.reid import crop_encoder
+from distcam.cli.reid.reid import crop_encoder
 from distcam.encoders import Encoder, Inference
-from distcam.encoders.weights import fetch_imagenet
+from distcam.encoders.weights.reading import fetch_imagenet
 from distcam.images import Transform
 from distcam.index import encode_to_file, read_encodings
 from distcam.retrieval import EncodingSettings
-from distcam.training.settings import Settings
-from distcam.training.splits import DataSettings
+from distcam.training.data.splits import DataSettings
+from distcam.training.recipes.settings import Settings
 
 FIT = Transform(64).fit
 ENCODER = ["--encoder", "conv4", "--weights", "random", "--image-size", "64"]

@@ -50,7 +50,7 @@ def test_shares_add_up_to_the_cosine_of_the_embeddings(pictures: list[Path], hea
 
 def test_a_neck_by_hand() -> None:
     """Two positions, two channels: f = a·F + b with a = g/s, b = -a·mu, divided among the positions."""
-    from distcam.explain.correspondence import correspondence
+    from distcam.explain.methods.correspondence import correspondence
 
     a, b = torch.tensor([2.0, 1.0]), torch.tensor([-1.0, 0.5])
     query, match = torch.tensor([[[3.0, 1.0]], [[0.0, 2.0]]]), torch.tensor([[[1.0, 1.0]], [[4.0, 0.0]]])

@@ -132,7 +132,7 @@ def test_the_energy_on_all_parts_and_the_background_adds_up_to_one(walkers: Walk
 
 
 def test_recipes_of_the_repository_are_resolved_with_every_variant() -> None:
-    from distcam.training.recipe import RecipeFile
+    from distcam.training.recipes.recipe import RecipeFile
 
     files = sorted(RECIPES.glob("reid_*.toml"))
     assert len(files) >= 2

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-import distcam.retrieval.localisation as localisation
-import distcam.retrieval.localisation_maps as localisation_maps
+import distcam.retrieval.localisation.evaluate as localisation
+import distcam.retrieval.localisation.maps as localisation_maps
 from distcam.encoders import Encoder, Inference
 from distcam.errors import ImageError, InputError
 from distcam.explain import box_coverage
 from distcam.explain.targets import distances
 from distcam.images import Box, Transform, list_images
-from distcam.images.boxes_files import BoxedImage, BoxedImages, boxed_images, read_boxes
+from distcam.images.boxes.joined import BoxedImage, BoxedImages, boxed_images, read_boxes
 from distcam.images.scenes import blueprints, write_scenes
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
-from distcam.retrieval.localisation import project
-from distcam.retrieval.localisation_maps import parse_methods
-from distcam.retrieval.localisation_references import LinearClassifier, linear_probe
+from distcam.retrieval.localisation.evaluate import project
+from distcam.retrieval.localisation.maps import parse_methods
+from distcam.retrieval.localisation.references import LinearClassifier, linear_probe
 
 METHODS = ("cam_probe", "dist", "log_ratio", "dot_centered", "hirescam")
 

@@ -10,14 +10,14 @@ from torch.nn import functional
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
-from distcam.segmentation.class_maps import class_maps, scaled_maps, with_background
-from distcam.segmentation.cpn import OFFICIAL, Cpn, cpcr_loss, tcp_loss
-from distcam.segmentation.map_term import MapTerm, hardest, min_pooling_loss
-from distcam.segmentation.refinement import read_stages
-from distcam.segmentation.training import SEGMENTATION_TERMS
+from distcam.segmentation.cam_training.cpn import OFFICIAL, Cpn, cpcr_loss, tcp_loss
+from distcam.segmentation.cam_training.map_term import MapTerm, hardest, min_pooling_loss
+from distcam.segmentation.cam_training.refinement import read_stages
+from distcam.segmentation.cam_training.training import SEGMENTATION_TERMS
+from distcam.segmentation.pseudo_masks.class_maps import class_maps, scaled_maps, with_background
 from distcam.training import Batch, Progress, Step
-from distcam.training.step import Mix
-from distcam.training.terms import TermContext, build_objective
+from distcam.training.engine.step import Mix
+from distcam.training.losses.registry import TermContext, build_objective
 
 CLASSES = 3
 

@@ -13,7 +13,9 @@ from PIL import Image
 from distcam.encoders import Encoder
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
-from distcam.segmentation.cues import (
+from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
+from distcam.segmentation.data import MaskedImages, MaskIds
+from distcam.segmentation.pseudo_masks.cues import (
     CueSettings,
     background_score,
     border_contrast,
@@ -21,10 +23,8 @@ from distcam.segmentation.cues import (
     make_cues,
     pseudo_mask,
 )
-from distcam.segmentation.data import MaskedImages, MaskIds
-from distcam.segmentation.masks import CueStage, make_masks
+from distcam.segmentation.pseudo_masks.make import CueStage, make_masks
 from distcam.segmentation.voc import VocFolder
-from distcam.segmentation.weak import WeakSegmenter
 
 scores_of_two = arrays(np.float64, (2, 4, 5), elements=st.integers(0, 100).map(lambda value: value / 100))
 

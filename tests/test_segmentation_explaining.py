@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import distcam.explain.boxes as boxes
+import distcam.explain.drawing.boxes as boxes
 from distcam.errors import InputError, ShapeError
 from distcam.explain import METHODS
-from distcam.explain.boxes import labelled
+from distcam.explain.drawing.boxes import labelled
 from distcam.images import Transform
 from distcam.images.scenes import blueprints
 from distcam.segmentation.crowds import draw_cells, draw_crowd, draw_crowds
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.explaining import ASKS, REFERENCES, MapScores, ask_objects, judge_maps, maps_for
-from distcam.segmentation.pixel_data import PixelData, picture_of, predict, score
 from distcam.segmentation.roar import remove_and_retrain, whole_explanations
+from distcam.segmentation.segmenter.pixel_data import PixelData, picture_of, predict, score
 from distcam.segmentation.small_networks import FitSettings, MobileSegmenter, SmallSegmenter, fit_segmenter
 
 TRANSFORM = Transform(32, fit="squash")

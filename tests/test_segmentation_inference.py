@@ -14,17 +14,17 @@ from distcam.encoders import Encoder
 from distcam.errors import InputError, WeightsError
 from distcam.images import Transform
 from distcam.images.scenes import blueprints, write_scenes
+from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
 from distcam.segmentation.data import MaskedImages
-from distcam.segmentation.inference import (
+from distcam.segmentation.pseudo_masks.sources import ClassifierMaps, load_source, network_of
+from distcam.segmentation.segmenter.inference import (
     InferenceSettings,
     class_scores,
     max_normalised,
     predicted_classes,
     score_images,
 )
-from distcam.segmentation.sources import ClassifierMaps, load_source, network_of
-from distcam.segmentation.weak import WeakSegmenter
-from distcam.training.classifier import ClassifierTerm, save_classifier
+from distcam.training.losses.classifier import ClassifierTerm, save_classifier
 
 TRANSFORM = Transform((16, 32), fit="squash")
 ONCE = InferenceSettings(scales=(1.0,), flip=False)

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from distcam.errors import InputError, MissingExtraError
 from distcam.images import Transform
-from distcam.segmentation.class_maps import class_maps, scaled_maps
-from distcam.segmentation.cpn import cpcr_loss, tcp_loss
-from distcam.segmentation.patches import GridPatches, PatchPair, SuperpixelPatches, grid
+from distcam.segmentation.cam_training.cpn import cpcr_loss, tcp_loss
+from distcam.segmentation.cam_training.patches import GridPatches, PatchPair, SuperpixelPatches, grid
+from distcam.segmentation.pseudo_masks.class_maps import class_maps, scaled_maps
 
 
 def images(count: int = 3, height: int = 20, width: int = 28, seed: int = 0) -> torch.Tensor:
@@ -175,7 +175,7 @@ def test_superpixels_follow_edges_and_make_exact_complements() -> None:
 
 def test_superpixels_are_remembered_by_the_image_s_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("skimage", reason="superpixels need pip install 'distcam[segment]'")
-    from distcam.segmentation import patches as module
+    from distcam.segmentation.cam_training import patches as module
 
     calls: list[int] = []
     found = module.slic_segments

@@ -13,10 +13,10 @@ from distcam.encoders import Encoder
 from distcam.errors import InputError, ShapeError, WeightsError
 from distcam.images import Transform
 from distcam.images.scenes import blueprints, write_scenes
-from distcam.segmentation.affinity import AffinityNet, AffinitySettings, affinity_loss, train_affinity
-from distcam.segmentation.cues import pseudo_mask
 from distcam.segmentation.data import MaskedImages
-from distcam.segmentation.random_walk import (
+from distcam.segmentation.pseudo_masks.affinity import AffinityNet, AffinitySettings, affinity_loss, train_affinity
+from distcam.segmentation.pseudo_masks.cues import pseudo_mask
+from distcam.segmentation.pseudo_masks.random_walk import (
     WalkSettings,
     affinities,
     neighbours,

@@ -9,11 +9,11 @@ from torch.nn import functional
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
-from distcam.segmentation.class_maps import class_maps, scaled_maps
-from distcam.segmentation.seam import Seam
-from distcam.segmentation.training import SEGMENTATION_TERMS
+from distcam.segmentation.cam_training.seam import Seam
+from distcam.segmentation.cam_training.training import SEGMENTATION_TERMS
+from distcam.segmentation.pseudo_masks.class_maps import class_maps, scaled_maps
 from distcam.training import Batch, Progress, Step
-from distcam.training.terms import TermContext, build_objective
+from distcam.training.losses.registry import TermContext, build_objective
 
 
 @pytest.fixture

@@ -16,13 +16,12 @@ from distcam.errors import InputError, WeightsError
 from distcam.explain import PixelScore, explain_image
 from distcam.images import Transform
 from distcam.images.scenes import blueprints, write_scenes
-from distcam.segmentation.crf import CrfSettings, dense_crf
 from distcam.segmentation.data import MaskedImages
-from distcam.segmentation.inference import InferenceSettings
 from distcam.segmentation.pipeline import run_segmentation, score_segmenter
+from distcam.segmentation.pseudo_masks.crf import CrfSettings, dense_crf
 from distcam.segmentation.recipe import PipelineRecipe, is_pipeline
-from distcam.segmentation.segmenter import build_segmenter, class_probabilities, load_segmenter
-from distcam.segmentation.segmenter_losses import (
+from distcam.segmentation.segmenter.inference import InferenceSettings
+from distcam.segmentation.segmenter.losses import (
     SEGMENTER_TERMS,
     Constrain,
     Expand,
@@ -32,14 +31,15 @@ from distcam.segmentation.segmenter_losses import (
     dense_training_set,
     rank_pooled,
 )
-from distcam.training.augment import AugmentSettings
-from distcam.training.batches import TrainingBatches
-from distcam.training.loop import fit
-from distcam.training.recipe import RecipeFile
-from distcam.training.sampling import SamplerSettings, Shuffled, make_sampler
-from distcam.training.settings import OptimiserSettings, Settings
-from distcam.training.step import Batch, Mix, Progress, Regions, Step
-from distcam.training.terms import TermContext, build_objective
+from distcam.segmentation.segmenter.segmenter import build_segmenter, class_probabilities, load_segmenter
+from distcam.training.data.augment import AugmentSettings
+from distcam.training.data.batches import TrainingBatches
+from distcam.training.data.sampling import SamplerSettings, Shuffled, make_sampler
+from distcam.training.engine.loop import fit
+from distcam.training.engine.step import Batch, Mix, Progress, Regions, Step
+from distcam.training.losses.registry import TermContext, build_objective
+from distcam.training.recipes.recipe import RecipeFile
+from distcam.training.recipes.settings import OptimiserSettings, Settings
 
 SMALL = {"encoder": "conv4", "encoder_options": {"width": 8, "last_pool": False}, "hidden": 8}
 TRANSFORM = Transform(32, fit="squash")

@@ -13,15 +13,15 @@ from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
 from distcam.images.scenes import SceneSet, blueprints, write_scenes
+from distcam.segmentation.cam_training.map_measures import MeasureSettings, Truth, masks_of, measure
+from distcam.segmentation.cam_training.training import SEGMENTATION_TERMS, SegmentationRecipe, train
+from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
 from distcam.segmentation.data import MaskedImages
-from distcam.segmentation.inference import InferenceSettings
-from distcam.segmentation.map_measures import MeasureSettings, Truth, masks_of, measure
-from distcam.segmentation.training import SEGMENTATION_TERMS, SegmentationRecipe, train
-from distcam.segmentation.weak import WeakSegmenter
-from distcam.training.classifier import load_classifier
-from distcam.training.data import TrainingSet
-from distcam.training.recipe import RecipeFile
-from distcam.training.terms import TermContext, build_objective
+from distcam.segmentation.segmenter.inference import InferenceSettings
+from distcam.training.data.training_set import TrainingSet
+from distcam.training.losses.classifier import load_classifier
+from distcam.training.losses.registry import TermContext, build_objective
+from distcam.training.recipes.recipe import RecipeFile
 
 RECIPE = """
 [data]

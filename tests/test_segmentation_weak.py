@@ -14,11 +14,11 @@ from distcam.encoders import Encoder
 from distcam.errors import InputError, ShapeError, WeightsError
 from distcam.explain import ClassScore, explain_image
 from distcam.images import Transform
-from distcam.segmentation.class_maps import class_maps
-from distcam.segmentation.cpn import Cpn
-from distcam.segmentation.inference import InferenceSettings, class_scores
-from distcam.segmentation.sources import load_source, network_of
-from distcam.segmentation.weak import WeakSegmenter
+from distcam.segmentation.cam_training.cpn import Cpn
+from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
+from distcam.segmentation.pseudo_masks.class_maps import class_maps
+from distcam.segmentation.pseudo_masks.sources import load_source, network_of
+from distcam.segmentation.segmenter.inference import InferenceSettings, class_scores
 
 NAMES = ("cat", "dog")
 

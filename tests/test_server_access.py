@@ -13,7 +13,7 @@ from commands import fails
 from serving import BEARER, TOKEN, picture_bytes, running, served, upload
 
 from distcam.index import Gallery
-from distcam.index.creating import is_root_of_this_user, new_birth
+from distcam.index.building.creating import is_root_of_this_user, new_birth
 
 READER = "a-token-to-read-with"
 
@@ -28,11 +28,11 @@ def gallery(photos, small_encoder, tmp_path):
 
 def as_from_a_stranger(folder, monkeypatch, tmp_path, **changes):
     """The gallery with other entries in its manifest, opened by a user who did not build it."""
-    from distcam.index.manifest import Manifest
+    from distcam.index.storage.manifest import Manifest
 
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
     if changes:
-        from distcam.index.durable import Storage
+        from distcam.index.storage.durable import Storage
 
         replace(Manifest.load(folder), **changes).save(folder, Storage())
 

@@ -20,8 +20,8 @@ from distcam.retrieval import Retriever
 from distcam.server.answers import WEIGHTING_HELP, image_answer, shown_path
 from distcam.server.guard import is_own_name
 from distcam.server.pictures import upright_size
+from distcam.server.routes.search import explain as explain_route
 from distcam.server.schemas import WeightingName
-from distcam.server.searching import explain as explain_route
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from distcam.encoders import Encoder
 from distcam.errors import FingerprintMismatchError, InputError
 from distcam.images import Transform
 from distcam.index import Gallery
-from distcam.index.durable import WriterLock
+from distcam.index.storage.durable import WriterLock
 from distcam.server import Settings, create_app
 
 

@@ -259,7 +259,7 @@ from distcam.server import service
 service._LAST_S = 0.3
 import distcam.server.running as running
 running._GRACE_S = 1
-import distcam.server.browsing as browsing
+import distcam.server.routes.browse as browsing
 browsing._counts = lambda *_: threading.Event().wait()  # GET /labels never ends
 from distcam.cli.app import app
 sys.argv = ["distcam", "serve", sys.argv[1], "--port", "0", "--threads", "1"]

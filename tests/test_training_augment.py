@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as peer
 
 from distcam.errors import InputError
-from distcam.training.augment import AugmentSettings, augment, mix_images, uniforms
-from distcam.training.step import Regions
+from distcam.training.data.augment import AugmentSettings, augment, mix_images, uniforms
+from distcam.training.engine.step import Regions
 
 
 def pictures(count=8, height=20, width=16, seed=0):

@@ -12,10 +12,10 @@ from distcam.encoders import Encoder
 from distcam.encoders.heads import BNNeck, Linear
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
-from distcam.training.cam_loss import CamLoss, NegativeCam, cam_loss, negative_cam
-from distcam.training.classifier import ClassifierTerm
-from distcam.training.metric import metric_term
-from distcam.training.step import Batch, Mix, Objective, Progress, Step, Term
+from distcam.training.engine.step import Batch, Mix, Objective, Progress, Step, Term
+from distcam.training.losses.cam_loss import CamLoss, NegativeCam, cam_loss, negative_cam
+from distcam.training.losses.classifier import ClassifierTerm
+from distcam.training.losses.metric import metric_term
 
 LABELS = torch.tensor([0, 2, 1, 2])
 

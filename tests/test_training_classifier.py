@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from distcam.encoders import Encoder
 from distcam.errors import InputError, WeightsError
-from distcam.training.classifier import CenterTerm, ClassifierTerm, load_classifier, save_classifier
-from distcam.training.metric import metric_term
-from distcam.training.step import Batch, HasClassWeights, Mix, Progress, Step
+from distcam.training.engine.step import Batch, HasClassWeights, Mix, Progress, Step
+from distcam.training.losses.classifier import CenterTerm, ClassifierTerm, load_classifier, save_classifier
+from distcam.training.losses.metric import metric_term
 
 
 class Given(nn.Module):

@@ -14,11 +14,11 @@ from distcam.errors import ImageError, InputError, ShapeError
 from distcam.images import Box, Transform, list_images
 from distcam.images.scenes import blueprints, write_scenes
 from distcam.remarks import DistcamWarning
-from distcam.training.annotations import Annotation, RegionSettings, annotations_of, boxes_from, raster_of
-from distcam.training.augment import AugmentSettings
-from distcam.training.batches import TrainingBatches
-from distcam.training.data import RegionTable, TrainingSet
-from distcam.training.sampling import SamplerSettings, Shuffled, make_sampler
+from distcam.training.data.annotations import Annotation, RegionSettings, annotations_of, boxes_from, raster_of
+from distcam.training.data.augment import AugmentSettings
+from distcam.training.data.batches import TrainingBatches
+from distcam.training.data.sampling import SamplerSettings, Shuffled, make_sampler
+from distcam.training.data.training_set import RegionTable, TrainingSet
 
 SQUASH = Transform(32, fit="squash")
 

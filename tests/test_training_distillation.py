@@ -13,12 +13,12 @@ from distcam.encoders import Encoder
 from distcam.encoders.heads import Linear
 from distcam.errors import FingerprintMismatchError, InputError, WeightsError
 from distcam.images import Transform
-from distcam.training.attention import scaled
-from distcam.training.cam_loss import cam_loss, map_difference
-from distcam.training.classifier import ClassifierTerm, save_classifier
-from distcam.training.distillation import AttentionTransfer, Ccm, Kd, Teacher
-from distcam.training.labels import true_classes
-from distcam.training.step import Batch, Mix, Progress, Step
+from distcam.training.data.labels import true_classes
+from distcam.training.engine.step import Batch, Mix, Progress, Step
+from distcam.training.losses.attention import scaled
+from distcam.training.losses.cam_loss import cam_loss, map_difference
+from distcam.training.losses.classifier import ClassifierTerm, save_classifier
+from distcam.training.losses.distillation import AttentionTransfer, Ccm, Kd, Teacher
 
 NAMES = ("cat", "dog", "owl")
 LABELS = torch.tensor([0, 2, 1, 2])

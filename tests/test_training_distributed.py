@@ -19,8 +19,8 @@ import torch
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.training import Settings, World, current_world, fit, load_classifier
-from distcam.training.distributed import average_gradients, gathered, shared, spread
-from distcam.training.state import read_state
+from distcam.training.engine.distributed import average_gradients, gathered, shared, spread
+from distcam.training.engine.state import read_state
 
 RUN = Path(__file__).with_name("tiny_run.py")
 tiny = SimpleNamespace(**runpy.run_path(str(RUN), run_name="tiny"))

@@ -14,9 +14,11 @@ from distcam.encoders.heads import BNNeck, Linear
 from distcam.errors import InputError
 from distcam.explain import dist_cam
 from distcam.images import Transform
-from distcam.training.attention import gradient_weights, gradients_off, scaled, statistics_frozen
-from distcam.training.classifier import ClassifierTerm
-from distcam.training.gain import (
+from distcam.training.data.labels import Targets, true_classes
+from distcam.training.engine.step import Batch, Mix, Objective, Progress, Regions, Step
+from distcam.training.losses.attention import gradient_weights, gradients_off, scaled, statistics_frozen
+from distcam.training.losses.classifier import ClassifierTerm
+from distcam.training.losses.gain import (
     Gain,
     MetricGain,
     attention_map,
@@ -27,8 +29,6 @@ from distcam.training.gain import (
     merged,
     soft_mask,
 )
-from distcam.training.labels import Targets, true_classes
-from distcam.training.step import Batch, Mix, Objective, Progress, Regions, Step
 
 LABELS = torch.tensor([0, 2, 1, 2])
 NOW = Progress(0, 1, 0)

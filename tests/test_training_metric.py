@@ -16,8 +16,8 @@ from torch.nn import functional
 from distcam.encoders import Encoder
 from distcam.encoders.heads import Linear
 from distcam.errors import InputError
-from distcam.training.metric import LOSSES, MINERS, MetricTerm, ProxyTerm, metric_options, metric_term
-from distcam.training.step import Batch, HasClassWeights, Mix, Objective, Progress, Step
+from distcam.training.engine.step import Batch, HasClassWeights, Mix, Objective, Progress, Step
+from distcam.training.losses.metric import LOSSES, MINERS, MetricTerm, ProxyTerm, metric_options, metric_term
 
 NOW = Progress(epoch=0, epochs=1, step=0)
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 2, 0])
@@ -229,8 +229,8 @@ def test_an_objective_weighs_a_metric_term() -> None:
 WORKER = """
     import os, torch
     from torch import distributed
-    from distcam.training.metric import metric_term
-    from distcam.training.classifier import CenterTerm
+    from distcam.training.losses.metric import metric_term
+    from distcam.training.losses.classifier import CenterTerm
     import sys; sys.path.insert(0, {tests!r})
     from test_training_metric import LABELS, gradient, step_of, vectors
     def whole_and_parts(make):

@@ -14,18 +14,18 @@ from PIL import Image
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
-from distcam.segmentation.cues import CueSettings
+from distcam.segmentation.pseudo_masks.cues import CueSettings
 from distcam.segmentation.recipe import DataSettings as PictureSettings
-from distcam.training.augment import AugmentSettings
-from distcam.training.classifier import load_classifier
-from distcam.training.data import TrainingSet
-from distcam.training.recipe import EncoderSettings, Recipe, RecipeFile, parse_change
-from distcam.training.runs import Comparison, run_recipe, run_variants
-from distcam.training.sampling import Episodes, SamplerSettings
-from distcam.training.settings import OptimiserSettings, ScheduleSettings
-from distcam.training.splits import DataSettings, load_splits
-from distcam.training.tables import merged, parse, plain
-from distcam.training.terms import TERMS
+from distcam.training.data.augment import AugmentSettings
+from distcam.training.data.sampling import Episodes, SamplerSettings
+from distcam.training.data.splits import DataSettings, load_splits
+from distcam.training.data.training_set import TrainingSet
+from distcam.training.losses.classifier import load_classifier
+from distcam.training.losses.registry import TERMS
+from distcam.training.recipes.recipe import EncoderSettings, Recipe, RecipeFile, parse_change
+from distcam.training.recipes.runs import Comparison, run_recipe, run_variants
+from distcam.training.recipes.settings import OptimiserSettings, ScheduleSettings
+from distcam.training.recipes.tables import merged, parse, plain
 
 TEXT = """
 [data]

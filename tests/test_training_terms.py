@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-import distcam.training.attention as attention
-import distcam.training.cam_loss as cam_loss
-import distcam.training.gain as gain
-import distcam.training.terms as terms
+import distcam.training.losses.attention as attention
+import distcam.training.losses.cam_loss as cam_loss
+import distcam.training.losses.gain as gain
+import distcam.training.losses.registry as terms
 from distcam.encoders import Encoder
 from distcam.encoders.heads import BNNeck, Linear
 from distcam.errors import InputError
 from distcam.images import Transform
-from distcam.training.classifier import ClassifierTerm, save_classifier
-from distcam.training.step import Batch, Progress, Step, Term
-from distcam.training.terms import TERMS, TermContext, build_objective
+from distcam.training.engine.step import Batch, Progress, Step, Term
+from distcam.training.losses.classifier import ClassifierTerm, save_classifier
+from distcam.training.losses.registry import TERMS, TermContext, build_objective
 
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 LATE = ("cam_loss", "negative_cam", "gain", "metric_gain")

@@ -23,12 +23,12 @@ from distcam.images import Transform
 from distcam.index import Gallery
 from distcam.reid.training import ReidRecipe
 from distcam.reid.training import train as train_reid
-from distcam.segmentation.training import SegmentationRecipe
-from distcam.segmentation.training import train as train_maps
-from distcam.training.parts import describe, parts_of
-from distcam.training.recipe import Recipe
-from distcam.training.runs import run_recipe
-from distcam.training.splits import DataSettings, SplitSettings, load_splits
+from distcam.segmentation.cam_training.training import SegmentationRecipe
+from distcam.segmentation.cam_training.training import train as train_maps
+from distcam.training.data.parts import describe, parts_of
+from distcam.training.data.splits import DataSettings, SplitSettings, load_splits
+from distcam.training.recipes.recipe import Recipe
+from distcam.training.recipes.runs import run_recipe
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
 TABLES = {"encoder": {"options": {"width": 4}}, "loss": [{"kind": "cross_entropy"}], "sampler": {"batch_size": 8}}

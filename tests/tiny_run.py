@@ -30,7 +30,7 @@ from distcam.training import (
     current_world,
     fit,
 )
-from distcam.training.terms import TermContext, build_objective
+from distcam.training.losses.registry import TermContext, build_objective
 
 CLASSES = 3
 

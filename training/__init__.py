@@ -10,37 +10,37 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 
 if TYPE_CHECKING:
-    from .classifier import load_classifier, save_classifier
-    from .distributed import World, current_world
-    from .loop import BatchSource, fit
-    from .outcome import FitResult
-    from .settings import OptimiserSettings, ScheduleSettings, Settings
-    from .step import Batch, HasClassWeights, Losses, Mix, Objective, Progress, Regions, Step, Term
-    from .terms import TERMS, TermContext, build_objective
+    from .engine.distributed import World, current_world
+    from .engine.loop import BatchSource, fit
+    from .engine.outcome import FitResult
+    from .engine.step import Batch, HasClassWeights, Losses, Mix, Objective, Progress, Regions, Step, Term
+    from .losses.classifier import load_classifier, save_classifier
+    from .losses.registry import TERMS, TermContext, build_objective
+    from .recipes.settings import OptimiserSettings, ScheduleSettings, Settings
 
 _HOME = {
-    "TERMS": "terms",
-    "Batch": "step",
-    "BatchSource": "loop",
-    "FitResult": "outcome",
-    "HasClassWeights": "step",
-    "Losses": "step",
-    "Mix": "step",
-    "Objective": "step",
-    "OptimiserSettings": "settings",
-    "Progress": "step",
-    "Regions": "step",
-    "ScheduleSettings": "settings",
-    "Settings": "settings",
-    "Step": "step",
-    "Term": "step",
-    "TermContext": "terms",
-    "World": "distributed",
-    "build_objective": "terms",
-    "current_world": "distributed",
-    "fit": "loop",
-    "load_classifier": "classifier",
-    "save_classifier": "classifier",
+    "TERMS": "losses.registry",
+    "Batch": "engine.step",
+    "BatchSource": "engine.loop",
+    "FitResult": "engine.outcome",
+    "HasClassWeights": "engine.step",
+    "Losses": "engine.step",
+    "Mix": "engine.step",
+    "Objective": "engine.step",
+    "OptimiserSettings": "recipes.settings",
+    "Progress": "engine.step",
+    "Regions": "engine.step",
+    "ScheduleSettings": "recipes.settings",
+    "Settings": "recipes.settings",
+    "Step": "engine.step",
+    "Term": "engine.step",
+    "TermContext": "losses.registry",
+    "World": "engine.distributed",
+    "build_objective": "losses.registry",
+    "current_world": "engine.distributed",
+    "fit": "engine.loop",
+    "load_classifier": "losses.classifier",
+    "save_classifier": "losses.classifier",
 }
 
 __all__ = [

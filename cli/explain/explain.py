@@ -1,0 +1,268 @@
+"""`distcam explain`: which part of a picture speaks for a class, for these pixels, or for this match."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ...errors import InputError
+from ...files import replacing
+from ..checks import require_encoder, require_file, require_images
+from ..command import refuse_unused
+from ..console import err, out, print_json, say
+from ..options import AsJson, Fit, ImageSize, Metric
+from ..places import option_values
+from .subjects import TARGETS, Asked, Subject, encoder_subject, network_subject, require_sources
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ...explain import ActivationMaps, Faithfulness, Look
+
+EXAMPLE = (
+    "Example: `distcam explain cat.jpg --encoder mobilenet_v2 --weights FILE.pth --target class:tabby "
+    "--method hirescam,gradcam --out why.png`"
+)
+SUFFIXES = (".png", ".jpg", ".jpeg", ".html", ".npz")
+Colours = Literal["inferno", "viridis", "gray", "blue-orange"]
+Style = Literal["overlay", "contour", "box"]
+Scale = Literal["each", "shared"]
+
+
+def explain(
+    images: Annotated[list[Path], typer.Argument(help="Pictures; each gets a row.")],
+    target: Annotated[str, typer.Option(help=TARGETS)],
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="A torchvision classifier (`class`) or segmentation network (`segment`), the file or RUN that "
+            "training left of either, or any encoder or CHECKPOINT (`match`, `prototype`)."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="A FILE of weights, `imagenet` (torchvision's own, downloads), or `random`.")
+    ] = None,
+    gallery: Annotated[
+        Path | None, typer.Option(help="The gallery of `prototype`; it brings its encoder and metric.")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="A method, several with commas (a column each), or `all`. Default: hirescam, or distcam."),
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="The layer to look at. Default: the last one with a map.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the method such as `window=3`, `relu=false`, `tau=0`.")
+    ] = None,
+    classes: Annotated[Path | None, typer.Option(help="A text FILE with the name of a class on each line.")] = None,
+    metric: Annotated[
+        Metric | None, typer.Option(help="Of `match`: how vectors are compared. Default: cosine.")
+    ] = None,
+    fit: Fit = None,
+    image_size: ImageSize = None,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="OUT.png, OUT.html, or OUT.npz (the raw maps).")
+    ] = None,
+    faithfulness: Annotated[
+        bool,
+        typer.Option(
+            "--faithfulness",
+            help="Also measure insertion minus deletion and ROAD, beside the class-agnostic map and a random order.",
+        ),
+    ] = False,
+    style: Annotated[Style, typer.Option(help="Draw colours, the line at half height, or a box.")] = "overlay",
+    scale: Annotated[Scale, typer.Option(help="Each map on its own scale, or one for all pictures.")] = "each",
+    colours: Annotated[Colours, typer.Option(help="`blue-orange` has 0 in the middle.")] = "inferno",
+    as_json: AsJson = False,
+) -> None:
+    """Show which part of each picture speaks for a class, for a set of pixels, or for a match."""
+    if out_file is not None and out_file.suffix.lower() not in SUFFIXES:
+        raise InputError(f"--out writes .png, .jpg, .html or .npz, not {out_file.name}")
+    if out_file is None or out_file.suffix.lower() == ".npz":
+        refuse_unused("where no picture is drawn", "style", "scale", "colours", remedy="add --out OUT.png or OUT.html")
+    if style != "overlay" and colours != "blue-orange":
+        refuse_unused(f"by the style {style}, which draws lines", "colours")
+    asked = Asked.parse(target)
+    of_network = asked.kind in ("class", "segment")
+    if of_network:
+        refuse_unused(f"by the target {asked.kind}", "gallery", "metric")
+    else:
+        refuse_unused(f"by the target {asked.kind}", "classes")
+        require_sources(asked, encoder, gallery)
+    if encoder is None:
+        refuse_unused("by the encoder that a gallery brings", "weights", "fit", "image_size")
+    elif not of_network or (weights is not None and not encoder.endswith(".safetensors")):
+        require_encoder(encoder, weights)
+    require_images([*images, *([asked.value] if asked.kind == "match" else [])])
+    require_file(gallery, "--gallery")
+    require_file(classes, "--classes")
+    subject: Subject
+    if of_network:
+        subject = network_subject(asked, encoder, weights, classes, fit=fit, size=image_size)
+    else:
+        subject = encoder_subject(asked, encoder, weights, gallery, metric, fit=fit, size=image_size)
+    from ...explain import Look
+
+    methods = _methods(method, "hirescam" if of_network else "distcam")
+    options = option_values(option or [], methods, defaults=subject.method_options)
+    found = [_explained(path, subject, methods, layer, options, measured=faithfulness) for path in images]
+    if out_file is not None:
+        _write(out_file, found, target=target, look=Look(style=style, scale=scale, colours=colours))
+    for each in found:
+        for name, maps in each.maps.items():
+            if bool(maps.is_constant[0, 0]):
+                err.print(f"warning: {each.path}: the map of {name} is constant and explains nothing", soft_wrap=True)
+    if as_json:
+        print_json([each.to_dict() for each in found])
+        return
+    _show(found)
+    if out_file is not None:
+        say(f"written: {out_file}")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A picture with its maps by method."""
+
+    path: Path
+    image: Image
+    view: Any
+    target: str
+    maps: Mapping[str, ActivationMaps]
+    faithfulness: Mapping[str, Faithfulness]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers about each map, with its highest place and the box at half height in pixels of the picture."""
+        described: dict[str, Any] = {
+            "image": str(self.path),
+            "target": self.target,
+            "score": float(next(iter(self.maps.values())).scores[0, 0]),
+            "maps": [self._described(name, found) for name, found in self.maps.items()],
+        }
+        if self.faithfulness:
+            described["faithfulness"] = {
+                name: {key: float(value[0, 0]) for key, value in measured._asdict().items()}
+                for name, measured in self.faithfulness.items()
+            }
+        return described
+
+    def _described(self, name: str, found: ActivationMaps) -> dict[str, Any]:
+        from ...explain import normalise, peak
+        from ...explain.drawing.overlay import place_box
+
+        heat = found.maps[0, 0]
+        row, column = peak(heat)
+        rows, columns = heat.shape
+        return {
+            "method": name,
+            "layer": found.layer,
+            "is_constant": bool(found.is_constant[0, 0]),
+            "lowest": float(heat.min()),
+            "highest": float(heat.max()),
+            "peak": [
+                round(self.view.left + (column + 0.5) * self.view.width / columns, 2),
+                round(self.view.top + (row + 0.5) * self.view.height / rows, 2),
+            ],
+            "box": [round(edge, 2) for edge in place_box(normalise(heat), self.view).clipped(*self.image.size)],
+        }
+
+
+def _methods(given: str | None, default: str) -> list[str]:
+    """The names in `METHODS` of what was asked for."""
+    from ...explain import METHODS
+    from ...explain.engine import method_name
+
+    names = list(METHODS) if given == "all" else [method_name(name) for name in (given or default).split(",")]
+    return list(dict.fromkeys(names))
+
+
+def _explained(
+    path: Path,
+    subject: Subject,
+    methods: Sequence[str],
+    layer: str | None,
+    options: Mapping[str, Mapping[str, Any]],
+    *,
+    measured: bool,
+) -> Explained:
+    """The maps of one picture, and how faithful they are if that is wanted."""
+    from ...explain import explain_image, measure_faithfulness
+    from ...images import read_image
+
+    image = read_image(path)
+    pixels = subject.transform.normalise(subject.transform(image)[None])
+    target, name = subject.question(image, pixels)
+    layer = subject.layer if layer is None else layer
+    maps = {
+        method: explain_image(subject.model, pixels, target=target, method=method, layer=layer, **options[method])
+        for method in methods
+    }
+    raw = {method: each.maps for method, each in maps.items()}
+    faithfulness = measure_faithfulness(subject.model, pixels, raw, target=target, layer=layer) if measured else {}
+    return Explained(path, image, subject.transform.view(*image.size), name, maps, faithfulness)
+
+
+def _write(path: Path, found: Sequence[Explained], *, target: str, look: Look) -> None:
+    """The maps as a picture, a page, or arrays; written aside first."""
+    import numpy as np
+    import torch
+
+    from ...explain import METHODS, grid, sheet, write_page
+
+    maps = {name: torch.cat([each.maps[name].maps[:, 0] for each in found]) for name in found[0].maps}
+    if path.suffix.lower() == ".npz":
+        arrays = {f"maps_{name}": each.numpy() for name, each in maps.items()}
+        first = [next(iter(each.maps.values())) for each in found]
+        with replacing(path) as aside:
+            np.savez_compressed(
+                aside,
+                allow_pickle=False,
+                images=np.array([str(each.path) for each in found]),
+                targets=np.array([each.target for each in found]),
+                scores=np.array([float(maps.scores[0, 0]) for maps in first]),
+                views=np.array([each.view for each in found]),
+                **arrays,
+            )
+        return
+    titled = {METHODS[name].title: each for name, each in maps.items()}
+    rows = sheet(
+        [each.image for each in found],
+        titled,
+        views=[each.view for each in found],
+        look=look,
+        captions=[each.target for each in found],
+    )
+    if path.suffix.lower() == ".html":
+        scores = [f"{each.path.name}: {each.target}, score {each.to_dict()['score']:.4g}" for each in found]
+        write_page(path, rows, title=target, notes=scores)
+    else:
+        with replacing(path) as aside:
+            grid(rows, tile_size=224).save(aside)
+
+
+def _show(found: Sequence[Explained]) -> None:
+    """A table for each picture, a line for each method."""
+    from rich.table import Table
+    from rich.text import Text
+
+    for each in found:
+        described = each.to_dict()
+        title = Text(f"{each.path.name}: {each.target}, score {described['score']:.4g}")
+        table = Table(title=title, title_justify="left")
+        for column in ("method", "layer", "lowest", "highest", "peak (x, y)"):
+            table.add_column(column, overflow="fold")
+        for maps in described["maps"]:
+            ends = (f"{maps['lowest']:.3g}", f"{maps['highest']:.3g}", "{:.0f}, {:.0f}".format(*maps["peak"]))
+            table.add_row(Text(maps["method"]), Text(maps["layer"]), *ends)
+        out.print(table)
+        if "faithfulness" not in described:
+            continue
+        table = Table(title="faithfulness; larger is better, a random order is near 0", title_justify="left")
+        for column in ("method", "insertion - deletion", "ROAD"):
+            table.add_column(column)
+        for name, measured in described["faithfulness"].items():
+            table.add_row(Text(name), *(f"{value:.4f}" for value in measured.values()))
+        out.print(table)

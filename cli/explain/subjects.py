@@ -1,0 +1,244 @@
+"""Whom `distcam explain` asks: a classifier or segmentation network about a class, an encoder about a match."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...errors import InputError
+from ..console import load_encoder
+from ..options import Metric
+from ..places import class_names, read_box, read_mask, read_point
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+    from ...encoders.backbones.networks import Network
+    from ...explain import Target
+    from ...images import Transform
+
+__all__ = ["TARGETS", "Asked", "Subject", "encoder_subject", "network_subject", "require_sources"]
+
+TARGETS = (
+    "`class:CAT` (name or number; `class` alone is the best one), `segment:CAT@PLACE` with a PLACE of `all`, "
+    "`predicted`, `component`, `box:x1,y1,x2,y2`, `point:x,y`, `component:x,y` or `mask:FILE`, `match:OTHER.jpg`, or "
+    "`prototype:LABEL` (with --gallery; `prototype` alone is the nearest). Places are in pixels of the picture."
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A target as it was written: its kind, of what, and where."""
+
+    kind: str
+    value: str
+    place: str
+
+    @classmethod
+    def parse(cls, text: str) -> Asked:
+        """The parts of `kind:value@place`."""
+        kind, _, rest = text.partition(":")
+        value, _, place = rest.partition("@") if kind == "segment" else (rest, "", "")
+        if kind not in ("class", "segment", "match", "prototype"):
+            raise InputError(f"--target {text!r} is not known; expected {TARGETS.replace('`', '')}")
+        if not value and kind in ("segment", "match"):
+            raise InputError(f"--target {kind} needs a value: segment:CAT@PLACE, match:OTHER.jpg")
+        return cls(kind, value, place)
+
+
+@dataclass(frozen=True)
+class NetworkSubject:
+    """A classifier or a segmentation network, and a class of it."""
+
+    model: nn.Module
+    transform: Transform
+    layer: str | None
+    asked: Asked
+    classes: tuple[str, ...]
+    category: int | None
+    method_options: Mapping[str, Any]
+
+    def question(self, image: Image, pixels: Tensor) -> tuple[Target, str]:
+        """The class, or its pixels at the place asked for."""
+        import torch
+
+        from ...explain import ClassScore, PixelScore
+
+        category = self.category
+        if category is None:
+            with torch.no_grad():
+                category = int(self.model(pixels).argmax(1))
+        name = f"{category} {self.classes[category]}" if self.classes else str(category)
+        if self.asked.kind == "class":
+            return ClassScore(category), name
+        return PixelScore(category, self._pixels(image.size)), f"{name} @ {self.asked.place or 'predicted'}"
+
+    def _pixels(self, size: tuple[int, int]) -> Any:
+        from ...explain import places
+
+        kind, _, text = (self.asked.place or "predicted").partition(":")
+        if kind in ("all", "predicted", "component") and not text:
+            return kind
+        if kind == "box":
+            return places.box_in_input(read_box(text), self.transform, size)
+        if kind == "point":
+            return places.point_in_input(read_point(text), self.transform, size)
+        if kind == "component":
+            return places.component_in_input(read_point(text), self.transform, size)
+        if kind == "mask":
+            return places.mask_in_input(read_mask(text), self.transform, size)
+        raise InputError(
+            f"the place {self.asked.place!r} is not known; expected all, predicted, component, component:x,y, "
+            "box:x1,y1,x2,y2, point:x,y or mask:FILE"
+        )
+
+
+@dataclass(frozen=True)
+class EncoderSubject:
+    """An encoder, and the vectors of references by name, of which the nearest is asked about."""
+
+    model: nn.Module
+    transform: Transform
+    layer: str | None
+    names: tuple[str, ...]
+    references: Tensor
+    metric: Any
+    method_options: Mapping[str, Any]
+
+    def question(self, _image: Image, pixels: Tensor) -> tuple[Target, str]:
+        """The similarity to the reference that is nearest."""
+        import torch
+
+        from ...explain import Similarity
+
+        every = Similarity(self.references, self.metric)
+        with torch.no_grad():
+            output = self.model(pixels)
+            nearest = int(every.fix(output)(output)[0].argmax())
+        return Similarity(self.references[nearest], self.metric), self.names[nearest]
+
+
+Subject = NetworkSubject | EncoderSubject
+
+
+def network_subject(
+    asked: Asked, name: str | None, weights: str | None, classes: Path | None, *, fit: Any, size: int | None
+) -> NetworkSubject:
+    """The classifier or segmentation network, and the class asked for."""
+    from ...encoders.backbones.networks import find_class
+
+    own = None if name is None else _trained_file(asked, name)
+    network = _torchvisions(asked, name, weights, classes) if own is None else _trained(asked, own, weights, classes)
+    category = find_class(asked.value, network.classes, network.n_classes) if asked.value else None
+    transform = network.transform.adapted(size=size, fit=fit)
+    fixed = getattr(network.model, "image_size", None)  # a ViT is built for one size
+    if isinstance(fixed, int) and (transform.height, transform.width) != (fixed, fixed):
+        raise InputError(f"{name} takes pictures of {fixed}×{fixed} pixels only; leave --image-size out")
+    return NetworkSubject(network.model, transform, network.layer, asked, network.classes, category, {})
+
+
+def _torchvisions(asked: Asked, name: str | None, weights: str | None, classes: Path | None) -> Network:
+    """A network of torchvision's, by its name."""
+    from ...encoders.backbones.networks import available_networks, load_network
+
+    kind: Literal["classifier", "segmenter"] = "classifier" if asked.kind == "class" else "segmenter"
+    if name is None or weights is None:
+        raise InputError(
+            f"--target {asked.kind} needs --encoder NAME and --weights FILE, `imagenet`, or `random`; or as --encoder "
+            "the FILE.safetensors or RUN that training left"
+        )
+    if name not in available_networks(kind):
+        raise InputError(
+            f"--target {asked.kind} needs a torchvision {kind}, and {name} is none; "
+            f"some are {', '.join(available_networks(kind)[:4])}, …"
+        )
+    return load_network(name, weights=weights, classes=None if classes is None else class_names(classes))
+
+
+def _trained_file(asked: Asked, name: str) -> Path | None:
+    """What training left: a file, or in a run's folder what answers such a question."""
+    path = Path(name)
+    if name.endswith(".safetensors"):
+        return path
+    if asked.kind == "segment":
+        inside = [path / "segmenter.safetensors", path / "weak_segmenter.safetensors"]
+    else:
+        folders = (path / "weak", path)
+        inside = [folder / f"{part}.safetensors" for folder in folders for part in ("weak_segmenter", "encoder")]
+    return next((file for file in inside if file.is_file()), None)
+
+
+def _trained(asked: Asked, file: Path, weights: str | None, classes: Path | None) -> Network:
+    """A network of our own, with its weights and the names of its classes: one that scores pixels, or pictures."""
+    from ...encoders.checkpoint import read_checkpoint
+    from ...segmentation import load_segmenter, load_source, network_of
+
+    for option, given in {"--weights": weights, "--classes": classes}.items():
+        if given is not None:
+            raise InputError(f"{file} brings its own weights and classes; leave {option} out")
+    kind = read_checkpoint(file)[0].get("kind")
+    if asked.kind == "segment":
+        if kind == "weak segmenter":
+            raise InputError(
+                f"{file} learnt from labels alone and scores whole pictures: ask for --target class:{asked.value}, or "
+                "about a network that was trained on its masks"
+            )
+        return load_segmenter(file).network()
+    if kind == "segmenter":
+        raise InputError(f"{file} scores pixels: ask for --target segment:{asked.value or 'CLASS'}@PLACE")
+    return network_of(load_source(file))
+
+
+def require_sources(asked: Asked, name: str | None, gallery: Path | None) -> None:
+    """InputError without what a match or a prototype needs."""
+    if gallery is None and (name is None or asked.kind == "prototype"):
+        raise InputError(
+            f"--target {asked.kind} needs " + ("--gallery" if name is not None else "--encoder or --gallery")
+        )
+
+
+def encoder_subject(
+    asked: Asked,
+    name: str | None,
+    weights: str | None,
+    gallery: Path | None,
+    metric: Metric | None,
+    *,
+    fit: Any,
+    size: int | None,
+) -> EncoderSubject:
+    """The encoder, and the vector of the other picture or of the prototypes."""
+    import torch
+
+    from ...encoders import evaluating
+    from ...images import read_image
+    from ...index import Gallery
+    from ...retrieval import Retriever
+
+    own = None if name is None else load_encoder(name, weights, fit=fit, size=size)
+    opened = None if gallery is None else Gallery.open(gallery)
+    if opened is not None and metric not in (None, opened.metric):
+        raise InputError(f"{gallery} compares by {opened.metric}; leave --metric out, or leave out --gallery")
+    encoder = own if opened is None else Retriever(opened, own, device="cpu").encoder
+    assert encoder is not None
+    encoder.eval()
+    metric = opened.metric if opened is not None else metric or "cosine"
+    options = (
+        {} if opened is None or not opened.labels else {"mean": torch.from_numpy(opened.prototypes.mean_embedding())}
+    )
+    if asked.kind == "match":
+        with evaluating(encoder), torch.no_grad():
+            pixels = encoder.transform.normalise(encoder.transform(read_image(asked.value))[None])
+            references = encoder(pixels).embedding
+        names: tuple[str, ...] = (asked.value,)
+    else:
+        assert opened is not None
+        if not opened.prototypes.labels:
+            raise InputError(f"{gallery} has no labels, so it has no class prototypes; use match:OTHER.jpg")
+        names = (asked.value,) if asked.value else opened.prototypes.labels
+        references = torch.stack([torch.from_numpy(opened.prototypes.embedding(label)) for label in names])
+        names = tuple(f"prototype of {label}" for label in names)
+    return EncoderSubject(encoder, encoder.transform, None, names, references, metric, options)

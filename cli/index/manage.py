@@ -1,0 +1,426 @@
+"""`distcam index …`: build a gallery, change it, and look after it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from ...errors import InputError
+from ...index.reports import counted
+from ...remarks import remark
+from ..checks import require_encoder, require_file, require_images
+from ..command import Commands, refuse_unused
+from ..console import err, load_encoder, note, out, print_json, progress_bar, resumable, say
+from ..options import (
+    AsJson,
+    BatchSize,
+    Device,
+    EncoderName,
+    Fit,
+    GalleryPath,
+    Images,
+    ImageSize,
+    Labels,
+    Layer,
+    MaskClass,
+    Masks,
+    Metric,
+    ReadsImages,
+    StoreMaps,
+    Strict,
+    Weights,
+    Workers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ...index import Gallery
+    from ...index.reports import Skipped
+
+app = Commands(help="Build a gallery, change it, and look after it.", no_args_is_help=True)
+
+
+@app.command(
+    cls=ReadsImages,
+    epilog="Example: `distcam index build photos/ --out photos.gallery --encoder mobilenet_v2 --weights imagenet`",
+)
+def build(
+    images: Images,
+    out_path: Annotated[Path, typer.Option("--out", help="The gallery's folder; a stopped build resumes.")],
+    encoder: EncoderName = "resnet50",
+    weights: Weights = None,
+    layer: Layer = None,
+    fit: Fit = None,
+    image_size: ImageSize = None,
+    labels: Labels = None,
+    store_maps: StoreMaps = False,
+    masks: Masks = None,
+    mask_class: MaskClass = None,
+    metric: Metric = "cosine",
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    device: Device = "auto",
+    index: Annotated[str, typer.Option(help="`auto` (by size), `flat` (exact), or a FAISS factory string.")] = "auto",
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep vectors and metadata in Milvus: `milvus://HOST:19530/COLLECTION` (or `milvus+tls://…`). "
+            "The token comes from DISTCAM_MILVUS_TOKEN=TOKEN@HOST."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished gallery at --out.")] = False,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="`ray` encodes on a cluster (pip install 'distcam[ray]').")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="With --engine ray: the cluster, e.g. `auto`. Default: Ray on this machine.")
+    ] = None,
+    ray_workers: Annotated[int | None, typer.Option(min=1, help="With --engine ray: encoders at work at once.")] = None,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Encode images and write them, with their pooled vectors and labels, as a gallery."""
+    from ...index import Gallery
+
+    options = _engine(engine, ray_address, ray_workers)
+    if masks is None:
+        refuse_unused("without --masks", "mask_class", remedy="add --masks FOLDER")
+    require_encoder(encoder, weights, layer)
+    require_images([images])
+    with resumable(), progress_bar("building") as progress:
+        loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
+        gallery = Gallery.build(
+            images,
+            loaded,
+            out=out_path,
+            metric=metric,
+            labels=labels,
+            store_maps=store_maps,
+            masks=masks,
+            mask_class=mask_class,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            index=index,
+            backend=backend,
+            overwrite=overwrite,
+            strict=strict,
+            progress=progress,
+            **options,
+        )
+    if as_json:
+        print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
+        return
+    seen_as = f"{loaded.transform.summary}, {gallery.info()['precision']}"
+    say(f"{counted(len(gallery), 'image')} in {out_path}, encoded by {loaded.short_name}; {seen_as}")
+    say(_classes_of(gallery))
+    if (pooled := gallery.info()["masks"]) is not None:
+        say(f"vectors are pooled under masks: {pooled['images']} of them have one in {pooled['folder']}")
+    report_skipped(gallery.skipped)
+
+
+@app.command(cls=ReadsImages, epilog="Example: `distcam index add photos.gallery new_photos/`")
+def add(
+    gallery: GalleryPath,
+    images: Images,
+    encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
+    labels: Labels = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    device: Device = "auto",
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add images: new ones are encoded, changed ones replaced, known ones left alone."""
+    from ...index import Gallery
+
+    require_file(encoder, "--encoder")
+    opened = Gallery.open(gallery)
+    require_images([images])
+    source = encoder or opened.encoder_path
+    if source is None:
+        raise InputError(f"{gallery} keeps no encoder; pass --encoder CHECKPOINT")
+    from ...encoders import Encoder
+
+    with progress_bar("adding") as progress, resumable():
+        report = opened.add(
+            images,
+            Encoder.load(source),
+            labels=labels,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            strict=strict,
+            progress=progress,
+        )
+    if as_json:
+        print_json({"gallery": str(gallery), "images": len(opened), **report.to_dict()})
+        return
+    say(
+        f"{report.added} added, {report.replaced} replaced, {report.unchanged} already there; "
+        f"now {counted(len(opened), 'image')}",
+    )
+    report_skipped(report.skipped)
+    note_what_is_due(opened)
+
+
+@app.command(epilog="Example: `distcam index remove photos.gallery --where 'label=cat'`")
+def remove(
+    gallery: GalleryPath,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(help="Paths of images, as the gallery lists them or where they lie.", show_default=False),
+    ] = None,
+    path: Annotated[list[str] | None, typer.Option(help="The same as an option; repeatable.")] = None,
+    where: Annotated[str | None, typer.Option(help="A filter, e.g. `label=cat` or `year<2020 and camera!=3`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove images by path or by a filter; nothing is rebuilt."""
+    from ...index import Gallery
+
+    paths = [*(images or ()), *(path or ())]
+    if bool(paths) == (where is not None):
+        raise InputError("say what to remove: paths of images, or --where FILTER; one of both")
+    opened = Gallery.open(gallery)
+    for hint in opened.filter_hints(where) if where is not None else ():
+        note(hint)
+    removed = opened.remove(paths=paths or None, where=where)
+    if as_json:
+        print_json({"gallery": str(gallery), "removed": removed, "images": len(opened)})
+        return
+    say(f"{removed} removed; {counted(len(opened), 'image')} left")
+    note_what_is_due(opened)
+
+
+@app.command(epilog="Example: `distcam index info photos.gallery --json`")
+def info(
+    gallery: GalleryPath,
+    skipped: Annotated[
+        bool, typer.Option("--skipped", help="Also list every file that could not be used, with the reason.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a gallery holds and which encoder built it."""
+    from ...index import Gallery
+
+    opened = Gallery.open(gallery, verify=False)
+    facts, left_out = opened.info(), opened.skipped if skipped else ()
+    if as_json:
+        print_json({**facts, **({"skipped_files": [asdict(item) for item in left_out]} if skipped else {})})
+        return
+    table = Table("what", "value", title=Text(str(gallery)), title_justify="left")
+    for name, value in _flat(facts):
+        table.add_row(name, Text(value))
+    out.print(table)
+    for item in left_out:
+        say(f"{item.path}: {item.reason}")
+    if facts["skipped"] and not skipped:
+        say(f"{counted(facts['skipped'], 'file')} could not be used; --skipped lists them")
+
+
+@app.command(epilog="Example: `distcam index verify photos.gallery --repair`")
+def verify(
+    gallery: GalleryPath,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Set damaged files aside, drop damaged caches, sweep up.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check every file of a gallery: checksums, structure, values, counts.
+
+    Exit status 1 when something is wrong; with --repair, when it could not be mended without loss.
+    """
+    from ...index import verify_gallery
+
+    report = verify_gallery(gallery, repair=repair)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        say(str(report))
+    raise typer.Exit(0 if report.is_sound and not report.has_losses else 1)
+
+
+@app.command(
+    cls=ReadsImages,
+    epilog="Example: `distcam index calibrate photos.gallery --queries validation/ --false-alarms 0.01`, then "
+    "`distcam query photos.gallery probe.jpg --reject`",
+)
+def calibrate(
+    gallery: GalleryPath,
+    queries: Annotated[
+        str | None,
+        typer.Option(help="Labelled images that are not in the gallery. Default: its own images, each without itself."),
+    ] = None,
+    false_alarms: Annotated[float, typer.Option(help="Share of unknown queries that may pass.")] = 0.01,
+    exclude_same: Annotated[
+        str | None, typer.Option(help="A column, e.g. `camera`: images of a query's class that share it do not count.")
+    ] = None,
+    labels: Labels = None,
+    encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the draw among the gallery's own images.")] = 0,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose from which distance on nothing is a match, and store it with its error rates in the gallery."""
+    from ...index import Gallery
+
+    if queries is None:
+        refuse_unused(
+            "by the gallery's own images",
+            "labels",
+            "encoder",
+            "device",
+            "strict",
+            "max_pixels",
+            remedy="add --queries IMAGES",
+        )
+    else:
+        refuse_unused("with --queries, which all ask", "seed")
+        require_file(encoder, "--encoder")
+        require_images([queries])
+    opened = Gallery.open(gallery)
+    options: dict[str, Any] = {"false_alarm_rate": false_alarms, "exclude_same": exclude_same, "seed": seed}
+    if queries is not None:
+        with progress_bar("encoding queries"):
+            options |= _probes(
+                opened, queries, labels=labels, column=exclude_same, encoder=encoder, device=device, strict=strict
+            )
+    with progress_bar("calibrating"):
+        rejection = opened.calibrate(**options)
+    if as_json:
+        print_json(asdict(rejection))
+        return
+    say(str(rejection))
+    if rejection.identification_rate < 0.5 * rejection.closed_set_rate:
+        note(
+            f"this threshold turns away more than half of what would be identified without one; more false alarms, "
+            f"such as --false-alarms {min(5 * rejection.target, 0.5):g}, let more of it pass"
+        )
+    if not rejection.is_resolved:
+        err.print(f"note: {rejection.n_unknown} unknown probes cannot tell {rejection.target:.2%} from none at all")
+
+
+@app.command(epilog="Example: `distcam index compact photos.gallery`")
+def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
+    """Merge small segments and drop removed images from disk."""
+    from ...index import Gallery
+
+    opened = Gallery.open(gallery)
+    before = opened.info()["bytes"]
+    opened.compact()
+    after = opened.info()["bytes"]
+    if as_json:
+        print_json({"gallery": str(gallery), "images": len(opened), "bytes_before": before, "bytes": after})
+        return
+    say(f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {counted(len(opened), 'image')}")
+
+
+def _engine(name: str, address: str | None, workers: int | None) -> dict[str, Any]:
+    """What `Gallery.build` is told about where to encode."""
+    if name == "ray":
+        from ...index.building.ray import RayEngine
+
+        return {"engine": RayEngine(address, workers)}
+    refuse_unused("by the local engine", "ray_address", "ray_workers", remedy="add --engine ray")
+    return {}
+
+
+def _classes_of(gallery: Gallery) -> str:
+    """One line: how many classes, the first of them, and how many images have none."""
+    names = gallery.labels
+    if not names:
+        return "no image has a label"
+    bare = len(gallery) - int(gallery.prototypes.counts.sum())
+    more = ", …" if len(names) > 3 else ""
+    return f"{len(names)} classes ({', '.join(names[:3])}{more})" + (f", {bare} images without a label" if bare else "")
+
+
+def _probes(
+    gallery: Gallery,
+    queries: str,
+    *,
+    labels: str | None,
+    column: str | None,
+    encoder: str | None,
+    device: str,
+    strict: bool,
+) -> dict[str, Any]:
+    """Labelled images, encoded as the gallery was, for `Gallery.calibrate`; those that cannot be used are left out."""
+    import numpy as np
+
+    from ...encoders import Encoder, Inference
+    from ...images import list_images
+
+    source = encoder or gallery.encoder_path
+    if source is None:
+        raise InputError(f"{gallery.folder} keeps no encoder; pass --encoder CHECKPOINT")
+    loaded = Encoder.load(source)
+    gallery.check_encoder(loaded)
+    listing = list_images(queries, labels=labels)
+    if column is not None and column not in listing.column_names:
+        raise InputError(f"{queries} has no column {column!r}; it has {', '.join(listing.column_names) or 'none'}")
+    records = [record for record in listing if record.label is not None]
+    if len(records) < len(listing):
+        bare = next(record.path for record in listing if record.label is None)
+        remark(
+            f"{len(listing) - len(records):,} of {len(listing):,} queries have no label and are left out, as {bare}",
+            strict=strict,
+        )
+    inference = Inference(loaded, device=device, precision=gallery.manifest.encoder.precision or "auto")
+    known, vectors, failures = [], [], []
+    for batch in inference.stream(records, load=lambda record: inference.read(listing.file(record))):
+        failures += [f"{failure.item.path}: {failure.error.reason}" for failure in batch.failures]
+        if batch.encoding is not None:
+            known += batch.items
+            vectors.append(batch.encoding.embedding.cpu().numpy())
+    if not known:
+        raise InputError(
+            f"none of the images of {queries} can be used; {failures[0] if failures else 'none is labelled'}"
+        )
+    if failures:
+        remark(
+            f"{len(failures):,} of {len(records):,} queries cannot be read and are left out, the first: {failures[0]}"
+        )
+    return {
+        "embeddings": np.concatenate(vectors),
+        "labels": [record.label for record in known],
+        "groups": None if column is None else [record.columns[column] for record in known],
+        "source": f"{counted(len(known), 'image')} of {queries}",
+    }
+
+
+def note_what_is_due(gallery: Gallery) -> None:
+    """Say on stderr when what was measured on the gallery does not fit it any more."""
+    if gallery.is_tuning_due:
+        err.print(
+            f"note: the index was tuned for a gallery of another size; run `distcam index tune {gallery.folder}` again",
+            soft_wrap=True,
+        )
+
+
+def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:
+    """List on stderr the files that could not be used, with the reasons."""
+    if not skipped:
+        return
+    err.print(Text(f"{len(skipped)} of the files could not be used:", style="yellow"))
+    for item in skipped[:most]:
+        err.print(f"  {item.path}: {item.reason}", soft_wrap=True)
+    if len(skipped) > most:
+        err.print(f"  … and {len(skipped) - most} more (all with --json)")
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, str(value)))
+    return rows

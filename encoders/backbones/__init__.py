@@ -1,0 +1,1 @@
+"""Backbone networks and the registry of their names."""

@@ -1,0 +1,194 @@
+"""The networks distcam knows by name, each cut down to what leads from an image to its feature map.
+
+Every torchvision classifier is a row of stages, a pooling, and a classifier. The stages stay, under torchvision's own
+parameter names, so that its weight files load; the rest is left out.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.vision_transformer import VisionTransformer
+
+from ...errors import InputError, ShapeError
+from ..fingerprint import canonical_json
+from ..layers import closest, cut
+from .conv4 import Conv4
+from .dilation import dilate
+from .resnet12 import ResNet12
+from .resnet38 import RESNET38_SPARE, ResNet38
+from .wide_resnet import WideResNet
+
+__all__ = ["Backbone", "available_architectures", "build_backbone", "require_architecture", "with_last_stage"]
+
+_OWN: dict[str, Callable[..., nn.Module]] = {
+    "conv4": Conv4,
+    "resnet12": ResNet12,
+    "resnet38": ResNet38,
+    "wrn28_10": WideResNet,
+}
+_OWN_LAYERS = {"conv4": "encoder.3", "resnet12": "layer4", "resnet38": "relu7", "wrn28_10": "relu"}
+_OWN_SPARE = {"resnet38": RESNET38_SPARE}
+_BEHIND_THE_MAP = {"avgpool", "classifier", "fc", "head", "heads", "flatten", "dropout", "AuxLogits", "aux1", "aux2"}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network from image to feature map.
+
+    Attributes:
+        network: (b, 3, H, W) → (b, k, h, w).
+        layer: the name of the layer whose output the map is.
+        spare: parameter names of the whole classifier that a weights file may bring and nothing here needs.
+    """
+
+    network: nn.Module
+    layer: str
+    spare: frozenset[str] = frozenset()
+
+
+def available_architectures() -> list[str]:
+    """The names `Encoder.load` knows, sorted."""
+    return sorted([*_OWN, *models.list_models(module=models)])
+
+
+def require_architecture(name: str) -> None:
+    """Refuse an unknown name with the three nearest.
+
+    Raises:
+        InputError: there is no such architecture.
+    """
+    names = available_architectures()
+    if name not in names:
+        raise InputError(f"no architecture {name!r}, nearest: {closest(name, names)}; nor is there a checkpoint file")
+
+
+def build_backbone(
+    name: str, *, image_size: tuple[int, int], options: Mapping[str, Any], layer: str | None = None
+) -> Backbone:
+    """A network with freshly drawn weights (from torch's global generator: fork it outside).
+
+    Args:
+        name: one of `available_architectures`.
+        layer: where to read the feature map; the last convolution after its activation if left out.
+        image_size: height and width of the images, for the transformers that are built for one size.
+        options: for the constructor. ResNets also take `last_stride=1`: their fourth stage keeps the third's
+            resolution, as the strong re-identification baseline does. ResNets and MobileNets take `output_stride`, 8
+            or 16 for segmentation: finer maps from the same weights, see `dilate`.
+
+    Raises:
+        InputError: unknown name, option, or layer.
+    """
+    require_architecture(name)
+    whole = _whole(name, image_size, options)
+    if layer is None or layer == whole.layer:
+        return whole
+    return replace(whole, network=cut(whole.network, layer), layer=layer)
+
+
+def _whole(name: str, image_size: tuple[int, int], options: Mapping[str, Any]) -> Backbone:
+    """The network up to its default layer."""
+    if name in _OWN:
+        return Backbone(_construct(_OWN[name], name, options), _OWN_LAYERS[name], _OWN_SPARE.get(name, frozenset()))
+    options = {**_fixed_options(name, image_size), **options}
+    last_stride, output_stride = options.pop("last_stride", None), options.pop("output_stride", None)
+    model = _construct(models.get_model_builder(name), name, options)
+    spare = frozenset(model.state_dict())
+    if last_stride is not None:
+        _set_last_stride(model, last_stride)
+    if output_stride is not None:
+        dilate(model, output_stride)
+    if isinstance(model, VisionTransformer):
+        return Backbone(TransformerTrunk(model), "encoder", spare)
+    stages = _stages(model)
+    return Backbone(nn.Sequential(stages), _last_layer(stages), spare)
+
+
+def _construct(builder: Callable[..., nn.Module], name: str, options: Mapping[str, Any]) -> nn.Module:
+    if "weights" in options:
+        raise InputError("weights are no option of an architecture; pass them to Encoder.load(weights=…)")
+    try:
+        canonical_json(options)  # what a fingerprint and a checkpoint must be able to hold
+        return builder(**options)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise InputError(f"{name} cannot be built with {given or 'no options'}: {error}") from error
+
+
+def _fixed_options(name: str, image_size: tuple[int, int]) -> dict[str, Any]:
+    """What a family needs besides the caller's options."""
+    if name.startswith("vit_"):
+        if image_size[0] != image_size[1]:
+            raise InputError(f"{name} takes square images, got {image_size[0]}×{image_size[1]}")
+        return {"image_size": image_size[0]}
+    if name.startswith("maxvit"):
+        return {"input_size": image_size}
+    return {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+
+
+def _set_last_stride(model: nn.Module, stride: int) -> None:
+    if not isinstance(model, models.ResNet):
+        raise InputError(f"last_stride is an option of ResNets only, not of {type(model).__name__}")
+    for module in model.layer4[0].modules():
+        if isinstance(module, nn.Conv2d) and module.stride != (1, 1):
+            module.stride = (stride, stride)
+
+
+def _stages(model: nn.Module) -> OrderedDict[str, nn.Module]:
+    """The model's children up to the feature map, in the order in which its forward pass calls them."""
+    stages = OrderedDict((name, child) for name, child in model.named_children() if name not in _BEHIND_THE_MAP)
+    if isinstance(model, models.DenseNet):
+        stages["relu"] = nn.ReLU()  # torchvision applies it as a function between features and pooling
+    if isinstance(model, models.VGG | models.AlexNet):
+        stages["features"] = model.features[:-1]  # the map before the last max pooling
+    for name, child in stages.items():
+        if isinstance(child, nn.ModuleList):
+            stages[name] = nn.Sequential(*child)
+    return stages
+
+
+def _last_layer(stages: Mapping[str, nn.Module]) -> str:
+    name, stage = list(stages.items())[-1]
+    return f"{name}.{len(stage) - 1}" if name == "features" and isinstance(stage, nn.Sequential) else name
+
+
+def with_last_stage(model: nn.Module) -> tuple[nn.Module, str]:
+    """A whole torchvision classifier, and in it the name of the layer that an encoder of it takes as feature map.
+
+    A DenseNet applies the activation between its features and its pooling as a function, which no name reaches. Its
+    parts are put into a row with that activation among them: the same answers, and weights under the same names.
+    """
+    stages = _stages(model)
+    layer = _last_layer(stages)
+    if isinstance(model, models.DenseNet):
+        ending = {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "classifier": model.classifier}
+        return nn.Sequential(OrderedDict([*stages.items(), *ending.items()])), layer
+    part = model.get_submodule(layer)
+    return model, f"{layer}.{len(part) - 1}" if isinstance(part, nn.ModuleList) else layer
+
+
+class TransformerTrunk(nn.Module):
+    """Torchvision's ViT up to its last layer norm, as a map of patches: the class token takes part and is dropped."""
+
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__()
+        self.class_token, self.conv_proj, self.encoder = model.class_token, model.conv_proj, model.encoder
+        self.image_size = model.image_size
+
+    def forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Float[Tensor, "b k h w"]:
+        """The feature map."""
+        size = (images.shape[2], images.shape[3])
+        if size != (self.image_size, self.image_size):
+            raise ShapeError(f"built for {self.image_size}×{self.image_size} images, got {size[0]}×{size[1]}")
+        patches: Tensor = self.conv_proj(images)
+        tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches.flatten(2).mT], 1)
+        tokens = self.encoder(tokens)
+        feature_map: Tensor = tokens[:, 1:].mT.reshape(patches.shape)
+        return feature_map

@@ -1,0 +1,1 @@
+"""Weight files: reading, matching with a network, filling it, wrapped networks."""

@@ -1,0 +1,244 @@
+"""Weights from files and from torchvision, read without running anything.
+
+A weights file is an untrusted file. Reading one never executes code, and formats that carry code are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from http.client import HTTPException
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torchvision import models
+from torchvision.transforms import InterpolationMode
+
+from ...errors import InputError, WeightsError
+from ...files import is_file
+from ...images.transform import Transform
+from .matching import StateDict
+
+__all__ = [
+    "drawn_from",
+    "fetch_imagenet",
+    "fetch_published",
+    "read_state_dict",
+    "transform_of_timm",
+    "uninitialised",
+    "usual_transform",
+]
+
+# Where training scripts keep a network, in the order in which one of several that fit is taken.
+_PLACES = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "network",
+    "net",
+    "encoder",
+    "backbone",
+    "teacher",
+    "student",
+    "ema",
+)
+_HALF = (0.5, 0.5, 0.5)
+_MOST_PLACES = 32  # of named tensors in one file
+_CODE = re.compile(r"GLOBAL ([\w.]+) (?:was not|whose module)")  # how torch's reader names what it refuses to import
+# What torch.save writes beside the pickle: raw storages and a few one-line facts. Anything else may be code.
+_PLAIN_RECORD = re.compile(
+    r"[^/]+/(data\.pkl|data/\d+|version|byteorder|\.format_version|\.storage_alignment|\.data/.+)"
+)
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
+    """The named tensors of a weights file, as they are in the file: `.safetensors`, or whatever `torch.save` wrote.
+
+    Of several dictionaries in one file (`state_dict`, `state_dict_ema`…) the first by name; its `others` are the rest.
+
+    Raises:
+        InputError: no path at all.
+        WeightsError: no such file, unreadable, a format that carries code, or no tensors inside.
+    """
+    if not isinstance(path, str | os.PathLike):
+        got = f"a {type(path).__name__}" if isinstance(path, Mapping) else repr(path)
+        raise InputError(f"expected weights as 'random', 'imagenet', or a file's path, got {got}")
+    path = Path(path)
+    if not is_file(path):
+        raise WeightsError(f"{path}: no such file; expected 'random', 'imagenet', or a file with weights")
+    try:
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    except WeightsError:
+        raise
+    except Exception as error:  # torch's unpickler raises whatever a broken file provokes
+        raise WeightsError(f"{path}: cannot be read as weights: {_why_unreadable(error)}") from error
+    places = sorted(_places(content), key=lambda state: _rank(state.place))
+    if not places:
+        raise WeightsError(f"{path}: expected named tensors (a state_dict), got a {type(content).__name__} without any")
+    places[0].others = tuple(places[1:])
+    return places[0]
+
+
+def _why_unreadable(error: Exception) -> str:
+    """What went wrong in words for the file's owner; the reader's own, such as `KeyError: 174812789`, say nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if refused := _CODE.search(str(error)):
+        return f"holds {refused[1]!r}, and what is no tensor may be code; save the state_dict() alone"
+    if isinstance(error, Warning):  # where the caller made warnings errors
+        return str(error).partition("\n")[0]
+    return "damaged, incomplete, or no plain weights as torch.save writes them; fetch or save the file again"
+
+
+def _places(content: Any) -> list[StateDict]:
+    """Every dictionary of tensors within the dictionaries that training scripts put around one."""
+    found: list[StateDict] = []
+    pending: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    while pending and len(found) < _MOST_PLACES:
+        keys, part = pending.pop(0)
+        if not isinstance(part, Mapping):
+            continue
+        if tensors := {str(k): v for k, v in part.items() if isinstance(v, Tensor)}:
+            state = StateDict(tensors)
+            state.place, versions = ".".join(keys), getattr(part, "_metadata", None)
+            state.versions = versions if isinstance(versions, Mapping) else {}
+            found.append(state)
+        if len(keys) < 3:  # no endless loop: a file may hold a dictionary that contains itself
+            pending += [((*keys, k), v) for k, v in part.items() if isinstance(k, str) and isinstance(v, Mapping)]
+    return found
+
+
+def _rank(place: str) -> tuple[int, ...]:
+    """Shallower places first only among names that nobody gives to networks."""
+    last = place.rpartition(".")[2]
+    return (_PLACES.index(last) if last in _PLACES else len(_PLACES), place.startswith("optim"))
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            if "distcam" in (file.metadata() or {}):
+                raise WeightsError(f"{path}: is an encoder checkpoint; load it by itself: Encoder.load({str(path)!r})")
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: not a sound safetensors file ({error})") from error
+
+
+def _read_torch(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                if not _PLAIN_RECORD.fullmatch(record.filename):
+                    raise WeightsError(
+                        f"{path}: holds {record.filename!r}, unlike plain weights (TorchScript and exported programs "
+                        "may carry code); save the state_dict() instead"
+                    )
+                if record.compress_type != zipfile.ZIP_STORED:
+                    raise WeightsError(f"{path}: compressed weights are refused; save them with torch.save")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def fetch_imagenet(name: str) -> tuple[dict[str, Tensor], Transform]:
+    """Torchvision's default weights of an architecture, downloaded or from torch's cache, and their transform.
+
+    Raises:
+        WeightsError: there are none, or they cannot be had; the message names the ways without a download.
+    """
+    if name not in models.list_models(module=models):
+        raise WeightsError(f"{name}: there are no ImageNet weights; use weights='random' or a file (--weights FILE)")
+    weights = models.get_model_weights(name).DEFAULT
+    return _fetched(name, weights), _transform_of(name, weights.transforms())
+
+
+def fetch_published(name: str, *, otherwise: Transform) -> tuple[dict[str, Tensor], Transform]:
+    """Torchvision's default weights of any of its networks, and their transform; `otherwise` where that is no crop.
+
+    Raises:
+        WeightsError: there are none, or they cannot be had.
+    """
+    weights = models.get_model_weights(name).DEFAULT
+    preset = weights.transforms()
+    state = _fetched(name, weights)
+    return state, _transform_of(name, preset) if hasattr(preset, "crop_size") else otherwise
+
+
+def _fetched(name: str, weights: Any) -> dict[str, Tensor]:
+    """The tensors, downloaded or from torch's cache."""
+    try:
+        with redirect_stdout(sys.stderr):  # torch announces a download on standard output, which is for results
+            state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, HTTPException, RuntimeError, UnpicklingError) as error:  # no network, or a damaged download
+        raise WeightsError(
+            f"{name}: could not download {weights.url} ({error}); pass a file you have (--weights FILE), or "
+            "--weights random to try things out"
+        ) from error
+    return state
+
+
+def usual_transform(name: str) -> Transform:
+    """What an architecture's weights are made for where nothing says it: ImageNet's mean and deviation, by convention.
+
+    Torchvision's files of GoogLeNet and Inception want 0.5: its own models re-normalise inside, here they do not.
+    """
+    if name in ("conv4", "resnet12", "wrn28_10"):
+        return Transform(84)
+    return Transform(mean=_HALF, std=_HALF) if name in ("googlenet", "inception_v3") else Transform()
+
+
+def _transform_of(name: str, preset: Any) -> Transform:
+    usual = usual_transform(name)
+    return Transform(  # their crop is not taken over: one fit for all encoders
+        size=preset.crop_size[0],
+        mean=usual.mean if usual.mean == _HALF else tuple(preset.mean),
+        std=usual.std if usual.std == _HALF else tuple(preset.std),
+        interpolation="bicubic" if preset.interpolation == InterpolationMode.BICUBIC else "bilinear",
+    )
+
+
+def transform_of_timm(config: Any) -> Transform | None:
+    """The transform that a timm model's `pretrained_cfg` asks for; None where it says no mean and deviation."""
+    values = config if isinstance(config, Mapping) else vars(config) if hasattr(config, "__dict__") else {}
+    mean, std, size = (values.get(name) for name in ("mean", "std", "input_size"))
+    if mean is None or std is None or not len(mean) == len(std) == 3:
+        return None
+    return Transform(
+        size=224 if size is None else (int(size[-2]), int(size[-1])),
+        mean=tuple(mean),
+        std=tuple(std),
+        interpolation="bicubic" if values.get("interpolation") == "bicubic" else "bilinear",
+    )
+
+
+@contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """Modules built inside draw their weights from `seed`; torch's global generator is afterwards as before."""
+    if not isinstance(seed, int):
+        raise InputError(f"expected seed as a whole number, got {seed!r}")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def uninitialised() -> Iterator[None]:
+    """Modules built inside skip most of drawing their weights, which a file is about to replace."""
+    with torch.random.fork_rng(devices=[]), _SkipInitialisation():
+        yield
+
+
+class _SkipInitialisation(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """`torch.nn.init` functions return their tensor as it is."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)

@@ -1,0 +1,1 @@
+"""Checks of maps: faithfulness, sanity, sensitivity, localisation."""

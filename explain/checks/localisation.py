@@ -1,0 +1,286 @@
+"""Localisation: how well the boxes and pixels that maps point out agree with the boxes and masks that people drew.
+
+One pass over the maps, `box_overlaps`, finds the boxes of every map at every threshold and how well they fit; all the
+box measures of the field are read off its result. Maps are scaled to [0, 1] by their own minimum and maximum, and a
+threshold is a fraction of that range. A constant map shows everything at every threshold: its box is the whole map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import InputError, ShapeError
+from ...images.geometry import Box
+from ..drawing.boxes import Components, components
+from ..inputs import refuse_non_finite
+from ..maps import is_constant, normalise
+
+__all__ = ["THRESHOLDS", "BestThreshold", "BoxOverlaps", "PixelCounts", "box_overlaps", "pixel_counts"]
+
+THRESHOLDS: tuple[float, ...] = tuple(step / 50 for step in range(50))  # 0, .02, …, .98
+LEVELS = 1000  # of the pixel precision-recall curve, as in Choe et al.
+Corners = NDArray[np.float64]
+
+
+class BestThreshold(NamedTuple):
+    """An accuracy, and the threshold that it is reached at; of several the lowest."""
+
+    accuracy: float
+    threshold: float
+
+
+@dataclass(frozen=True, eq=False)
+class BoxOverlaps:
+    """How well the boxes of n maps fit at each of t thresholds: intersection over union with the nearest true box.
+
+    Attributes:
+        thresholds: fractions of each map's range, rising.
+        largest: (n, t), of the box around the largest connected region.
+        best: (n, t), of that region's box, among all regions, that fits best.
+    """
+
+    thresholds: tuple[float, ...]
+    largest: Float[Tensor, "n t"]
+    best: Float[Tensor, "n t"]
+
+    def __post_init__(self) -> None:
+        if self.largest.shape != self.best.shape or self.largest.shape[1:] != (len(self.thresholds),):
+            raise ShapeError(
+                f"{len(self.thresholds)} thresholds do not fit overlaps {tuple(self.largest.shape)}, "
+                f"{tuple(self.best.shape)}"
+            )
+
+    def __len__(self) -> int:
+        """Number of maps."""
+        return len(self.largest)
+
+    @classmethod
+    def cat(cls, parts: Sequence[BoxOverlaps]) -> BoxOverlaps:
+        """The overlaps of several batches as one; all at the same thresholds."""
+        if not parts:
+            raise InputError("expected the overlaps of at least one batch")
+        if any(part.thresholds != parts[0].thresholds for part in parts):
+            raise InputError("overlaps at different thresholds cannot be put together")
+        return cls(parts[0].thresholds, torch.cat([p.largest for p in parts]), torch.cat([p.best for p in parts]))
+
+    def at(self, threshold: float) -> Float[Tensor, " n"]:
+        """Overlaps of the largest regions' boxes at one of the thresholds."""
+        distance = [abs(threshold - known) for known in self.thresholds]
+        if min(distance) > 1e-6:
+            raise InputError(f"threshold={threshold} is none of those measured; measure it: box_overlaps(thresholds=…)")
+        return self.largest[:, distance.index(min(distance))]
+
+    def gt_known_error(self, *, threshold: float = 0.2, iou: float = 0.5) -> float:
+        """GT-known localisation error, in [0, 1]: how often the largest region's box overlaps no true box by `iou`.
+
+        The maps are those for the true class, whatever was predicted.
+
+        Source: Zhou et al., Learning Deep Features for Discriminative Localization, 2016, §3.2 (0.2 of the maximum).
+        """
+        return 1 - float((self.at(threshold) >= iou).double().mean())
+
+    def top1_error(self, is_right: Bool[Tensor, " n"], *, threshold: float = 0.2, iou: float = 0.5) -> float:
+        """Top-1 localisation error, in [0, 1]: wrong where the class is wrong or the box does not overlap by `iou`.
+
+        Maps for the true class are enough: where the prediction is another, the error is made already.
+
+        Args:
+            is_right: whether each image's class was predicted; in retrieval, whether the nearest reference has it.
+            threshold: fraction of the map's range.
+            iou: intersection over union that counts as found.
+
+        Source: [Dist-CAM] Table 1 (which states no threshold).
+        """
+        return 1 - float(((self.at(threshold) >= iou) & is_right).double().mean())
+
+    def max_box_acc(self, *, iou: float = 0.5) -> BestThreshold:
+        """MaxBoxAcc, in [0, 1]: the share of largest regions' boxes that fit, at the one threshold best for all images.
+
+        The threshold is chosen on the images that are measured, so it says what a method could do, not what it does.
+
+        Source: Choe et al., Evaluating Weakly Supervised Object Localization Methods Right, 2020, Eq. 3.
+        """
+        return self._best((self.largest >= iou).double())
+
+    def max_box_acc_v2(self, *, ious: Sequence[float] = (0.3, 0.5, 0.7)) -> float:
+        """MaxBoxAccV2, in [0, 1]: the mean over `ious` of the best accuracy when any region's box may fit any true box.
+
+        Source: Choe et al., Evaluation for Weakly Supervised Object Localization, 2020, §4.
+        """
+        return float(np.mean([self._best((self.best >= iou).double()).accuracy for iou in ious]))
+
+    def _best(self, hits: Tensor) -> BestThreshold:
+        if not len(self):
+            raise InputError("no map was measured, so there is no accuracy")
+        accuracy = hits.mean(0)
+        at = int(accuracy.argmax())
+        return BestThreshold(float(accuracy[at]), self.thresholds[at])
+
+
+def box_overlaps(
+    maps: Float[Tensor, "n h w"],
+    boxes: Sequence[Sequence[Box]],
+    *,
+    thresholds: Sequence[float] = THRESHOLDS,
+    visible: Sequence[Box] | None = None,
+) -> BoxOverlaps:
+    """The boxes of each map at each threshold, compared with the image's true boxes.
+
+    Regions are 8-connected positions at the threshold or above. 224×224 pixels at 50 thresholds take about 10 ms.
+
+    Args:
+        maps: at the resolution that boxes are wanted in; `upsample` first.
+        boxes: each image's true boxes in pixels of the maps; they may reach beyond them.
+        thresholds: fractions of the maps' range, from 0 to 1, rising.
+        visible: the part of each map that is picture and not margin; found boxes are clipped to it.
+
+    Raises:
+        InputError: an image without a box, a threshold outside [0, 1], or maps that are not finite.
+        ShapeError: the numbers of maps and images differ.
+
+    >>> heat = torch.tensor([[[0.0, 1.0, 0.2], [0.0, 0.9, 0.0]]])
+    >>> overlaps = box_overlaps(heat, [[Box(1, 0, 2, 2)]], thresholds=(0.1, 0.5))
+    >>> overlaps.largest.tolist(), overlaps.max_box_acc(iou=0.9)
+    ([[0.5, 1.0]], BestThreshold(accuracy=1.0, threshold=0.5))
+    """
+    levels = _checked(maps, boxes, thresholds, visible)
+    truth = _padded(boxes)
+    largest, best = (np.zeros((len(maps), len(levels))) for _ in range(2))
+    flat = is_constant(maps)[:, None, None]
+    scaled = torch.where(flat, 1.0, normalise(maps.detach().double()))
+    for row, heat in enumerate(scaled.cpu().numpy()):
+        passed = np.searchsorted(levels, heat, side="right").astype(np.uint16)  # levels at or below each pixel
+        found = components(passed > np.arange(len(levels), dtype=np.uint16)[:, None, None])
+        if visible is not None:
+            found = _clipped(found, visible[row])
+        np.maximum.at(best[row], found.mask, _overlap(found.box, truth[row]))
+        main = found.largest()
+        largest[row, main.mask] = _overlap(main.box, truth[row])
+    return BoxOverlaps(tuple(float(level) for level in thresholds), torch.from_numpy(largest), torch.from_numpy(best))
+
+
+def _checked(
+    maps: Tensor, boxes: Sequence[Sequence[Box]], thresholds: Sequence[float], visible: Sequence[Box] | None
+) -> NDArray[np.float64]:
+    if len(boxes) != len(maps) or (visible is not None and len(visible) != len(maps)):
+        raise ShapeError(f"{len(maps)} maps need the boxes of as many images; got {len(boxes)}")
+    if any(not own for own in boxes):
+        raise InputError("an image has no true box; leave images without boxes out")
+    levels = np.asarray(thresholds, np.float64)
+    if levels.ndim != 1 or not len(levels) or levels[0] < 0 or levels[-1] > 1 or (np.diff(levels) <= 0).any():
+        raise InputError(f"thresholds are rising fractions from 0 to 1; got {list(thresholds)}")
+    refuse_non_finite("the maps", maps)
+    return levels
+
+
+def _padded(boxes: Sequence[Sequence[Box]]) -> Corners:
+    """The boxes as (n, most, 4); missing ones are empty and overlap nothing."""
+    corners = np.zeros((len(boxes), max(map(len, boxes), default=0), 4))
+    for row, own in enumerate(boxes):
+        corners[row, : len(own)] = own
+    return corners
+
+
+def _clipped(found: Components, view: Box) -> Components:
+    low, high = np.array([view.left, view.top] * 2), np.array([view.right, view.bottom] * 2)
+    return found._replace(box=found.box.clip(low, high))
+
+
+def _overlap(found: Corners, truth: Corners) -> NDArray[np.float64]:
+    """For each of c boxes the intersection over union with the one of g true boxes that it fits best."""
+    one, other = found[:, None], truth[None]
+    shared = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
+    intersection = shared.clip(min=0).prod(-1)
+    areas = ((b[..., 2:] - b[..., :2]).clip(min=0).prod(-1) for b in (one, other))
+    union = sum(areas) - intersection
+    ratio: NDArray[np.float64] = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    best: NDArray[np.float64] = ratio.max(1)
+    return best
+
+
+@dataclass(frozen=True, eq=False)
+class PixelCounts:
+    """How many pixels of n maps lie at or above each level, on the object and in all; levels fall from 1 to 0.
+
+    Attributes:
+        on_object: (n, t), pixels of the mask.
+        shown: (n, t), pixels of the mask and outside it, but not ignored ones.
+    """
+
+    on_object: Float[Tensor, "n t"]
+    shown: Float[Tensor, "n t"]
+
+    def __len__(self) -> int:
+        """Number of maps."""
+        return len(self.shown)
+
+    @classmethod
+    def cat(cls, parts: Sequence[PixelCounts]) -> PixelCounts:
+        """The counts of several batches as one."""
+        return cls(torch.cat([part.on_object for part in parts]), torch.cat([part.shown for part in parts]))
+
+    def pxap(self, weights: Float[Tensor, "r n"] | None = None) -> Float[Tensor, " r"]:
+        """PxAP, in [0, 1]: area under the pixel precision-recall curve, the pixels of all images taken together.
+
+        `Σ_l Prec(τ_l) (Rec(τ_l) - Rec(τ_{l-1}))` over falling thresholds. A constant map has the objects' share of the
+        pixels. Empty masks count as images without an object; NaN if all are empty.
+
+        Args:
+            weights: how much each image counts, one row for each result (a bootstrap); one for each if left out.
+
+        Source: Choe et al. 2020, Eq. 4-6.
+        """
+        weights = torch.ones(1, len(self), dtype=torch.float64) if weights is None else weights.double()
+        hits, shown = weights @ self.on_object, weights @ self.shown
+        precision = hits / shown.clamp(min=1)
+        recall = hits / hits[:, -1:]  # at level 0 every pixel is shown; 0/0 = NaN: nothing to find
+        steps = torch.diff(recall, dim=1, prepend=torch.zeros_like(recall[:, :1]))
+        return (precision * steps).sum(1)
+
+
+def pixel_counts(
+    maps: Float[Tensor, "n h w"],
+    masks: Bool[Tensor, "n h w"],
+    *,
+    ignore: Bool[Tensor, "n h w"] | None = None,
+    levels: int = LEVELS,
+) -> PixelCounts:
+    """What the pixel precision-recall curve is made of, `PixelCounts.pxap`.
+
+    Args:
+        maps: at the masks' resolution; each is scaled to [0, 1] by its own minimum and maximum.
+        masks: the object's pixels.
+        ignore: pixels that count neither way, such as a border or a crowd; they win over `masks`.
+        levels: thresholds are 1, 1 - 1/levels, …, 0.
+
+    Raises:
+        InputError: maps that are not finite, or no level.
+        ShapeError: maps and masks of different shapes.
+
+    >>> heat = torch.tensor([[[0.0, 1.0, 0.5, 0.2]]])
+    >>> pixel_counts(heat, torch.tensor([[[False, True, False, True]]])).pxap()    # 1·(1/2) + (2/3)·(1/2)
+    tensor([0.8333], dtype=torch.float64)
+    """
+    if maps.shape != masks.shape or (ignore is not None and ignore.shape != masks.shape):
+        raise ShapeError(f"maps {tuple(maps.shape)}, masks {tuple(masks.shape)} and regions to ignore have one shape")
+    if levels < 1:
+        raise InputError(f"levels={levels} should be 1 or more")
+    refuse_non_finite("the maps", maps)
+    scaled = normalise(maps.detach().double())
+    level = (scaled * levels + levels * 1e-7).long().clamp(max=levels)  # .3 in float32 is level 3 of 10, not 2
+    counted = torch.ones_like(masks) if ignore is None else ~ignore
+    place = level.flatten(1) + (levels + 1) * torch.arange(len(maps), device=level.device)[:, None]
+
+    def at_or_above(pixels: Tensor) -> Tensor:
+        count = torch.bincount(place[pixels.flatten(1)], minlength=len(maps) * (levels + 1))
+        return count.reshape(len(maps), levels + 1).flip(1).cumsum(1).double().cpu()
+
+    return PixelCounts(at_or_above(masks & counted), at_or_above(counted))

@@ -1,0 +1,183 @@
+"""Sanity checks: does a map change when what it claims to explain changes, the network, the match, or the class?
+
+A picture that stays the same when the network is randomised, or when the match is replaced by a stranger, shows edges
+or objects but explains nothing. The class-agnostic map is the yardstick: it fails the last two by construction.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ...encoders.layers import require_layer
+from ...errors import InputError, ShapeError
+from ..maps import spearman
+
+__all__ = ["Randomisation", "match_randomisation", "randomise_parameters", "two_object_preference"]
+
+
+@dataclass(frozen=True, eq=False)
+class Randomisation:
+    """What became of the maps while a network lost its weights, from the output down.
+
+    Attributes:
+        stages: the parts that were drawn anew, each in addition to those before it.
+        correlation: (s, n), rank correlation of each map with the trained network's, in [-1, 1].
+    """
+
+    stages: tuple[str, ...]
+    correlation: Float[Tensor, "s n"]
+
+    def table(self) -> str:
+        """A Markdown table: mean rank correlation after each stage; near 1 at the end is a failed check."""
+        rows = [
+            f"| `{name}` | {float(row.mean()):.2f} |" for name, row in zip(self.stages, self.correlation, strict=True)
+        ]
+        return "\n".join(["| drawn anew, down to | rank correlation |", "|---|---:|", *rows])
+
+
+def randomise_parameters(
+    model: nn.Module,
+    explain: Callable[[nn.Module], Float[Tensor, "*n h w"]],
+    *,
+    stages: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Randomisation:
+    """Cascading randomisation of a network's parameters from the output down, and the maps after every stage.
+
+    Works on a copy: the model, its mode, and the global random numbers stay as they are. A part is drawn anew as its
+    own `reset_parameters` does it, batch norms forget their statistics; parameters of modules without that method are
+    drawn from a normal distribution with the mean and spread they had.
+
+    Args:
+        model: the network.
+        explain: makes the maps with a network that it is given; `lambda net: explain_image(net, images, …).maps`, with
+            the same question every time: stored references, not those the randomised network would choose.
+        stages: names of modules, first the one nearest to the output; all modules with parameters of their own, in
+            reverse order of registration, if left out.
+        seed: of the new parameters.
+
+    Raises:
+        InputError: a stage that does not exist, or a network without parameters.
+
+    Source: Adebayo et al., Sanity Checks for Saliency Maps, 2018, §3.1 (cascading randomisation, Spearman).
+    """
+    names = _owners(model) if stages is None else tuple(stages)
+    for name in names:
+        require_layer(model, name)
+    if not names:
+        raise InputError(f"{type(model).__name__} has no parameters that could be randomised")
+    network = copy.deepcopy(model)
+    original = explain(network).detach().clone()
+    found = []
+    for number, name in enumerate(names):
+        _draw_anew(network.get_submodule(name), seed + number)
+        found.append(spearman(original, explain(network).detach()).flatten())
+    return Randomisation(names, torch.stack(found))
+
+
+def match_randomisation(
+    explain: Callable[[Tensor], Float[Tensor, "b n h w"]],
+    references: Float[Tensor, "b d"],
+    gallery: Float[Tensor, "g d"],
+    *,
+    seed: int = 0,
+) -> Float[Tensor, " b"]:
+    """Rank correlation of each map with the one for a random gallery vector in the match's place, in [-1, 1].
+
+    1 means that the map would look the same for any match; the class-agnostic map has 1 by construction. Gallery
+    vectors equal to the match are not drawn, unless there are no others.
+
+    Args:
+        explain: from references (b, n, d) to maps (b, n, h, w), as `dist_cam` does once its response map is given.
+        references: each image's stored match.
+        gallery: what the stand-ins are drawn from.
+        seed: of the draw.
+
+    >>> response = torch.rand(1, 3, 4, 4)
+    >>> from distcam.explain import dist_cam
+    >>> explain = lambda vectors: dist_cam(response, vectors, weighting="caam")
+    >>> match_randomisation(explain, torch.rand(1, 3), torch.rand(5, 3))
+    tensor([1.])
+    """
+    if references.ndim != 2 or gallery.ndim != 2 or not len(gallery) or gallery.shape[1] != references.shape[1]:
+        raise ShapeError(
+            f"expected references (b, d) and a gallery (g, d) of one dimension, g at least 1; got "
+            f"{tuple(references.shape)} and {tuple(gallery.shape)}"
+        )
+    other = (gallery[None] != references[:, None]).any(-1).double().cpu()
+    other = torch.where(other.any(1, keepdim=True), other, 1.0)
+    drawn = torch.multinomial(other, 1, generator=torch.Generator().manual_seed(seed))[:, 0]
+    maps = explain(torch.stack([references, gallery[drawn.to(gallery.device)]], 1))
+    return spearman(maps[:, 0], maps[:, 1])
+
+
+def two_object_preference(
+    map_a: Float[Tensor, "*n h w"],
+    map_b: Float[Tensor, "*n h w"],
+    region_a: Float[Tensor, "*n h w"],
+    region_b: Float[Tensor, "*n h w"],
+) -> Float[Tensor, "*n"]:
+    """How often the map for an object's class prefers that object, in {0, .25, .5, .75, 1}; one half is chance.
+
+    Each image shows an object of class A and one of class B. The map for A should be higher, in the mean, on A than on
+    B, and the map for B the other way round; each counts one half, a tie half of that. A map that does not depend on
+    the class gets exactly one half. NaN where a region is empty once their common part is taken away.
+
+    Args:
+        map_a: for class A, raw (signs count).
+        map_b: for class B.
+        region_a: where A is: a mask, or the covered part of each pixel, see `box_coverage`.
+        region_b: where B is.
+
+    >>> on_a = torch.tensor([[1.0, 0.0]])
+    >>> two_object_preference(on_a, on_a, torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
+    tensor(0.5000)
+    """
+    if not map_a.shape == map_b.shape == region_a.shape == region_b.shape:
+        raise ShapeError(
+            f"maps and regions have one shape; got {tuple(map_a.shape)}, {tuple(map_b.shape)}, "
+            f"{tuple(region_a.shape)}, {tuple(region_b.shape)}"
+        )
+    shared = torch.minimum(region_a, region_b)
+    only_a, only_b = region_a - shared, region_b - shared
+
+    def prefers(maps: Tensor, own: Tensor, other: Tensor) -> Tensor:
+        difference = _mean_in(maps, own) - _mean_in(maps, other)
+        return torch.where(difference.isnan(), difference, (difference.sign() + 1) / 2)  # sign(NaN) is 0
+
+    return (prefers(map_a, only_a, only_b) + prefers(map_b, only_b, only_a)) / 2
+
+
+def _mean_in(maps: Tensor, region: Tensor) -> Tensor:
+    return (maps * region).sum((-2, -1)) / region.sum((-2, -1))
+
+
+def _owners(model: nn.Module) -> tuple[str, ...]:
+    """Modules that own parameters, the last one first."""
+    return tuple(
+        name
+        for name, part in reversed(list(model.named_modules()))
+        if name and any(True for _ in part.parameters(False))
+    )
+
+
+def _draw_anew(part: nn.Module, seed: int) -> None:
+    """New parameters for a module and all below it; the global generators are as before."""
+    devices = {p.device for p in part.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in part.modules():
+            reset: Any = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+                continue
+            for parameter in module.parameters(recurse=False):
+                mean, spread = parameter.mean(), parameter.std(correction=0)
+                parameter.normal_().mul_(spread).add_(mean)

@@ -1,0 +1,1 @@
+"""Drawing maps: colours, overlays, panels, boxes."""

@@ -1,0 +1,181 @@
+"""How maps are shown: on which scale, in which colours, as an overlay, a line or a box; and sheets of many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from os import PathLike
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from ...errors import InputError, ShapeError
+from ...files import write_text
+from ...images.geometry import Box
+from ..maps import is_constant, normalise, upsample
+from .boxes import box_from_map
+from .colours import Colours
+from .panels import Tile, legend
+from .rendering import contour, draw_box, overlay, to_data_uri
+
+__all__ = ["Look", "legend_of", "map_tiles", "paint", "place_box", "scaled", "sheet", "write_page"]
+
+Style = Literal["overlay", "contour", "box"]
+Scale = Literal["each", "shared"]
+
+FINE = 16  # steps per position at which a map is enlarged before a box is put around its peak
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a set of maps is drawn.
+
+    Attributes:
+        style: the map's colours over the picture, the line at `level`, or the box around the largest region above it.
+        scale: "each" map runs from its own minimum to its own maximum; "shared" is one scale for the set, so that two
+            maps can be compared by eye.
+        colours: a scale that colour-blind readers can tell apart. "blue-orange" is for signed maps: its middle is 0.
+        opacity: of the colours, 0 to 1.
+        level: of line and box, as a fraction of the scale.
+    """
+
+    style: Style = "overlay"
+    scale: Scale = "each"
+    colours: Colours = "inferno"
+    opacity: float = 0.5
+    level: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("style", self.style, get_args(Style)), ("scale", self.scale, get_args(Scale))):
+            if value not in choices:
+                raise InputError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}")
+        if not 0 <= self.level <= 1:
+            raise InputError(f"level={self.level} should be a fraction from 0 to 1")
+
+
+def scaled(maps: Float[Tensor, "n h w"], look: Look) -> tuple[Float[Tensor, "n h w"], list[tuple[float, float]]]:
+    """The maps in [0, 1], and for each the raw values that 0 and 1 stand for.
+
+    >>> scaled(torch.tensor([[[1.0, 3.0]], [[2.0, 5.0]]]), Look(scale="shared"))[1]
+    [(1.0, 5.0), (1.0, 5.0)]
+    """
+    shared, centred = look.scale == "shared", look.colours == "blue-orange"
+    low, high = (pick(maps.flatten(1), 1) for pick in (torch.amin, torch.amax))
+    if shared and len(maps):
+        low, high = low.min().expand_as(low), high.max().expand_as(high)
+    if centred:
+        high = torch.maximum(low.abs(), high.abs())
+        low = -high
+    unit = normalise(maps, shared=shared, centred=centred) if len(maps) else maps
+    return unit, list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def paint(
+    image: Image.Image, heat_map: Float[Tensor, "h w"], *, view: Box | None = None, look: Look | None = None
+) -> Image.Image:
+    """One map, scaled to [0, 1], on its picture, in the style of the look."""
+    look = look or Look()
+    if look.style == "overlay":
+        return overlay(image, heat_map, view=view, opacity=look.opacity, colours=look.colours)
+    if look.style == "contour":
+        return contour(image, heat_map, look.level, view=view)
+    if bool(is_constant(heat_map)):
+        return image.convert("RGB")
+    return draw_box(image, place_box(heat_map, view or Box(0, 0, *image.size), level=look.level))
+
+
+def place_box(heat_map: Float[Tensor, "h w"], view: Box, *, level: float = 0.5) -> Box:
+    """The box around the largest region above the level, in pixels of the picture that the map lies on."""
+    rows, columns = (FINE * side for side in heat_map.shape)
+    box = box_from_map(upsample(heat_map.float(), (rows, columns)), threshold=level)
+    return box.scaled(view.width / columns, view.height / rows).shifted(view.left, view.top)
+
+
+def map_tiles(
+    images: Sequence[Image.Image],
+    maps: Float[Tensor, "n h w"],
+    *,
+    views: Sequence[Box],
+    look: Look | None = None,
+    title: str = "",
+) -> list[Tile]:
+    """Each map on its picture, captioned with the raw values at the two ends of its colours; constant ones say so."""
+    look = look or Look()
+    if not len(images) == len(maps) == len(views):
+        raise ShapeError(f"expected a map and a view for each of {len(images)} pictures; got {len(maps)}, {len(views)}")
+    unit, ranges = scaled(maps, look)
+    flat = is_constant(maps).tolist() if len(maps) else []
+    captions = [
+        f"constant, {low:.3g}" if is_flat else f"{low:.3g} … {high:.3g}"
+        for (low, high), is_flat in zip(ranges, flat, strict=True)
+    ]
+    return [
+        Tile(paint(image, heat, view=view, look=look), title=title, caption=caption)
+        for image, heat, view, caption in zip(images, unit, views, captions, strict=True)
+    ]
+
+
+def sheet(
+    images: Sequence[Image.Image],
+    maps: Mapping[str, Float[Tensor, "n h w"]],
+    *,
+    views: Sequence[Box],
+    look: Look | None = None,
+    captions: Sequence[str] = (),
+) -> list[list[Tile | None]]:
+    """A row for each picture, a column for each set of maps, and legends below: what `grid` and `write_page` take.
+
+    A shared scale is that of one column, the maps of one method, which have one unit; its legend holds the numbers.
+    Otherwise they stand under each map.
+    """
+    look = look or Look()
+    words = list(captions) or [""] * len(images)
+    columns = [map_tiles(images, each, views=views, look=look, title=name) for name, each in maps.items()]
+    rows: list[list[Tile | None]] = [
+        [Tile(image, title="picture", caption=caption), *tiles]
+        for image, caption, *tiles in zip(images, words, *columns, strict=True)
+    ]
+    if look.style == "overlay":
+        rows.append([None, *(Tile(legend_of(each, look)) for each in maps.values())])
+    return rows
+
+
+def legend_of(maps: Float[Tensor, "n h w"], look: Look) -> Image.Image:
+    """The bar of colours; with raw values at its ends where one scale holds for all maps, else with words."""
+    low, high = ("-", "+") if look.colours == "blue-orange" else ("low", "high")
+    if look.scale == "shared" or len(maps) == 1:
+        low, high = (f"{end:.3g}" for end in scaled(maps, look)[1][0])
+    return legend(colours=look.colours, low=low, high=high)
+
+
+def write_page(
+    path: str | PathLike[str], rows: Sequence[Sequence[Tile | None]], *, title: str, notes: Sequence[str] = ()
+) -> Path:
+    """The tiles as one HTML file that needs nothing else, light or dark as the reader's system; written aside first."""
+    body = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    body += "".join(f"<div class=row>{''.join(map(_figure, row))}</div>" for row in rows)
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{body}</body></html>"
+    )
+    return write_text(path, page)
+
+
+STYLE = (
+    ":root{color-scheme:light dark}body{font:15px/1.4 system-ui,sans-serif;margin:2rem}h1{font-size:1.3rem}"
+    ".row{display:flex;gap:14px;margin:0 0 18px;overflow-x:auto}figure{margin:0;width:260px;flex:none}"
+    "img{max-width:100%;border-radius:4px}figcaption{font-size:13px;opacity:.85;overflow-wrap:anywhere}"
+)
+
+
+def _figure(tile: Tile | None) -> str:
+    if tile is None:
+        return "<figure></figure>"
+    words = "<br>".join(escape(text) for text in (tile.title, tile.caption) if text)
+    picture = f'<img alt="{escape(tile.title)}" src="{to_data_uri(tile.image)}">'
+    return f"<figure>{picture}<figcaption>{words}</figcaption></figure>"

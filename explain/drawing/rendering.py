@@ -1,0 +1,186 @@
+"""Maps on pictures: overlay, contour, boxes, and what a browser or a file takes. NumPy and Pillow only.
+
+Every function takes a picture and returns a new one of the same size. A map is laid on the part of the picture that the
+network saw (`view`, from `Transform.view`), pixel areas on pixel areas; what lies outside is dimmed.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ...errors import InputError
+from ...images.geometry import Box
+from .colours import Colours, colour_table, unit_array
+
+__all__ = ["contour", "draw_box", "draw_points", "overlay", "to_data_uri", "to_png_bytes"]
+
+Colour = tuple[int, int, int]
+
+WHITE: Colour = (255, 255, 255)
+SHADE: Colour = (16, 18, 24)
+CYAN: Colour = (86, 208, 240)
+UNSEEN = 0.4  # how bright the part of the picture stays that the network did not see
+
+
+def overlay(
+    image: Image.Image,
+    heat_map: Float[Tensor, "h w"] | Float[NDArray[Any], "h w"],
+    *,
+    view: Box | None = None,
+    opacity: float = 0.5,
+    alpha: Literal["constant", "heat"] = "constant",
+    colours: Colours = "inferno",
+) -> Image.Image:
+    """The picture under the map's colours, RGB, of the picture's size.
+
+    Args:
+        image: the original picture.
+        heat_map: values in [0, 1] (see `normalise`); enlarged bilinearly, as `upsample` does.
+        view: the rectangle of the picture that the map covers, in its pixels, by default all of it. It may reach beyond
+            the picture (`fit="pad"`).
+        opacity: of the colours, from 0 (picture only) to 1.
+        alpha: "constant": the same opacity everywhere; "heat": opacity times the map's value, so that cold parts show
+            the picture as it is.
+        colours: a name from `COLOUR_SCALES`.
+
+    Raises:
+        InputError: the map is not in [0, 1], `opacity` is not, or `view` does not touch the picture.
+    """
+    if not 0 <= opacity <= 1:
+        raise InputError(f"opacity={opacity} should be from 0 to 1")
+    if alpha not in ("constant", "heat"):
+        raise InputError(f"alpha={alpha!r} is not known; choose 'constant' or 'heat'")
+    heat, seen = _on_picture(heat_map, image, view)
+    table = colour_table(colours).astype(np.float32)
+    paint = table[np.rint(heat * 255).astype(np.intp)]
+    share = np.float32(opacity) * (heat[..., None] if alpha == "heat" else 1)
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    blended = np.where(seen[..., None], pixels + share * (paint - pixels), UNSEEN * pixels)
+    return Image.fromarray(np.rint(blended).astype(np.uint8))
+
+
+def contour(
+    image: Image.Image,
+    heat_map: Float[Tensor, "h w"] | Float[NDArray[Any], "h w"],
+    level: float = 0.5,
+    *,
+    view: Box | None = None,
+    colour: Colour = WHITE,
+    width: float = 2.0,
+) -> Image.Image:
+    """The picture with the line along which the map has the value `level`; white on a dark rim, `width` pixels thick.
+
+    Raises:
+        InputError: the map is not in [0, 1], or `view` does not touch the picture.
+    """
+    heat, seen = _on_picture(heat_map, image, view)
+    slope = np.hypot(*np.gradient(heat)) if min(heat.shape) > 1 else np.zeros_like(heat)
+    away = np.abs(heat - level) / np.maximum(slope, 1e-6)  # distance to the line in pixels, to first order
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    for thickness, paint in ((width + 2.0, SHADE), (width, colour)):
+        share = (np.clip((thickness + 1) / 2 - away, 0, 1) * seen)[..., None]
+        pixels = pixels + share * (np.array(paint, dtype=np.float32) - pixels)
+    return Image.fromarray(np.rint(pixels).astype(np.uint8))
+
+
+def draw_box(
+    image: Image.Image, box: Box, label: str | None = None, *, colour: Colour = CYAN, width: int | None = None
+) -> Image.Image:
+    """The picture with the outline of a box, its outer edge on the box's, and a label above or inside its corner.
+
+    `width` is the line's thickness in pixels, by default about 1 % of the shorter side. A box that reaches beyond the
+    picture is drawn as far as it is visible.
+    """
+    picture = image.convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    width = max(2, round(min(picture.size) / 110)) if width is None else width
+    visible = box.clipped(*picture.size)
+    left, top = round(visible.left), round(visible.top)
+    right, bottom = max(round(visible.right) - 1, left), max(round(visible.bottom) - 1, top)
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=SHADE, width=width + 2)
+    draw.rectangle((left, top, right, bottom), outline=colour, width=width)
+    if label:
+        _draw_label(draw, label, corner=(left, top), colour=colour, line=width)
+    return picture
+
+
+def draw_points(
+    image: Image.Image, points: Sequence[tuple[float, float]], *, colour: Colour = CYAN, radius: int | None = None
+) -> Image.Image:
+    """The picture with a disc at each point (x, y) in its pixels; several are numbered from 1."""
+    picture = image.convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    radius = max(4, round(min(picture.size) / (28 if len(points) > 1 else 40))) if radius is None else radius
+    font = text_font(max(8, round(1.5 * radius)))
+    for number, (x, y) in enumerate(points, start=1):
+        for reach, paint in ((radius + 2, SHADE), (radius, colour)):
+            draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=paint)
+        if len(points) > 1:
+            draw.text((x, y), str(number), fill=SHADE, font=font, anchor="mm")
+    return picture
+
+
+def to_png_bytes(image: Image.Image) -> bytes:
+    """The picture as a PNG file."""
+    return _encoded(image, "png")
+
+
+def to_data_uri(image: Image.Image, kind: Literal["png", "jpeg", "webp"] = "png", *, quality: int = 88) -> str:
+    """The picture as a `data:` address for an HTML page; of photographs "jpeg" and "webp" are many times smaller."""
+    if kind not in ("png", "jpeg", "webp"):
+        raise InputError(f"kind={kind!r} is not known; choose 'png', 'jpeg' or 'webp'")
+    return f"data:image/{kind};base64,{base64.b64encode(_encoded(image, kind, quality=quality)).decode('ascii')}"
+
+
+def text_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's built-in font at about this height in pixels."""
+    return ImageFont.load_default(size)
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.convert("RGB").save(file, format=kind, **({"optimize": True} if kind == "png" else options))
+    return file.getvalue()
+
+
+def _on_picture(
+    heat_map: Tensor | NDArray[Any], image: Image.Image, view: Box | None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The map's value at the centre of every pixel of the picture, and which pixels the map covers."""
+    values = unit_array(heat_map)
+    width, height = image.size
+    view = Box(0, 0, width, height) if view is None else view
+    if view.intersection(Box(0, 0, width, height)).area == 0:
+        raise InputError(f"the view {tuple(view)} does not touch the picture of {width}×{height} pixels")
+    down, seen_rows = _bilinear(height, values.shape[0], begin=float(view.top), end=float(view.bottom))
+    across, seen_columns = _bilinear(width, values.shape[1], begin=float(view.left), end=float(view.right))
+    heat = (down @ values @ across.T).clip(0, 1).astype(np.float32)
+    return heat, seen_rows[:, None] & seen_columns
+
+
+def _bilinear(size: int, cells: int, *, begin: float, end: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Weights (size, cells) that read cells spread from `begin` to `end` at pixel centres, and which are inside."""
+    centres = np.arange(size) + 0.5
+    places = ((centres - begin) / (end - begin) * cells - 0.5).clip(0, cells - 1)
+    weights = (1 - np.abs(places[:, None] - np.arange(cells))).clip(min=0)
+    return weights, (centres >= begin) & (centres < end)
+
+
+def _draw_label(draw: ImageDraw.ImageDraw, label: str, *, corner: tuple[int, int], colour: Colour, line: int) -> None:
+    """Dark text on a plate of the box's colour: above the corner where there is room, else inside it."""
+    font = text_font(max(11, 5 * line))
+    left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
+    pad = max(2, line)
+    width, height = round(right - left) + 2 * pad, round(bottom - top) + 2 * pad
+    x, y = corner[0], corner[1] - height if corner[1] >= height else corner[1]
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
+    draw.text((x + pad - left, y + pad - top), label, fill=SHADE, font=font)

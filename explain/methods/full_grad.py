@@ -1,0 +1,124 @@
+"""FullGrad: the gradient at the input and at every bias, whose contributions together are the score.
+
+For a network of piecewise linear layers, `y = Σ x · ∂y/∂x + Σ_l Σ b_l · ∂y/∂b_l`: the image's own contributions and
+those of the biases, each bias counted where it acts. Normalisation in evaluation mode is such a layer, and its bias is
+`β - γ μ / σ`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ...encoders.layers import as_feature_map
+from ...errors import InputError, ShapeError
+from ..capture import jacobian, undisturbed
+from ..inputs import refuse_non_finite
+from ..maps import normalise, upsample
+from ..targets import Target
+
+__all__ = ["FullGradient", "full_grad", "full_gradient"]
+
+
+@dataclass(frozen=True, eq=False)
+class FullGradient:
+    """The contributions that a score is made of.
+
+    Attributes:
+        scores: y, (b, m).
+        maps: the image's contributions (b, m, c, h, w), then for each layer those of its biases (b, m, k, h', w').
+        elsewhere: the sum of the contributions of biases that act on no map, such as a classifier's; (b, m).
+    """
+
+    scores: Float[Tensor, "b m"]
+    maps: list[Tensor]
+    elsewhere: Float[Tensor, "b m"]
+
+
+def full_grad(gradient: FullGradient, size: tuple[int, int]) -> Float[Tensor, "b m h w"]:
+    """FullGrad's map at the size of the image, never negative.
+
+    Each channel's contributions are taken without sign, scaled to [0, 1] by their own minimum and maximum, resized
+    bilinearly, and all of them are summed: so each channel of each layer counts alike, as the paper has it.
+
+    Source: Srinivas and Fleuret, Full-Gradient Representation for Neural Network Visualization, 2019, Eq. 9.
+    """
+    layers = [normalise(contributions.abs()).sum(-3) for contributions in gradient.maps]
+    return torch.stack([upsample(layer, size) for layer in layers]).sum(0)
+
+
+def full_gradient(model: nn.Module, images: Float[Tensor, "b c h w"], target: Target) -> FullGradient:
+    """The contributions of the input and of all biases to each score.
+
+    Biases of convolutions, batch and layer norm, and linear layers are seen; those that are parameters of the model's
+    own (a positional embedding) are not.
+    """
+    refuse_non_finite("the images", images)
+    with undisturbed(model), torch.enable_grad():
+        entry = images.detach().clone().requires_grad_()
+        with ExitStack() as stack:
+            biased = [(m, stack.enter_context(_outputs_of(m))) for m in model.modules() if _bias(m) is not None]
+            output = model(entry.clone())  # the network may work on its input in place
+        scores = target.fix(output)(output)
+        met = [(module, out) for module, outputs in biased for out in outputs]
+        # An auxiliary classifier's biases have no part in the score.
+        gradients = jacobian(scores, [entry, *(out for _, out in met)], allow_unrelated=True)
+    maps = [(gradients[0] * entry.detach()).transpose(0, 1)]
+    elsewhere = torch.zeros_like(scores.detach())
+    for (module, _), gradient in zip(met, gradients[1:], strict=True):
+        contributions = _times_bias(module, gradient)
+        try:
+            flat = as_feature_map(contributions.flatten(0, 1), (images.shape[-2], images.shape[-1]), origin="a layer")
+            maps.append(flat.reshape(*contributions.shape[:2], *flat.shape[1:]).transpose(0, 1))
+        except ShapeError:
+            elsewhere = elsewhere + contributions.flatten(2).sum(2).T
+    return FullGradient(scores.detach(), maps, elsewhere)
+
+
+@contextmanager
+def _outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """All that a module returns within the block, as nodes of the graph; what follows gets copies."""
+    outputs: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        outputs.append(output)
+        return output.clone()  # an operation in place behind the module does not touch what was kept
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def _bias(module: nn.Module) -> Tensor | None:
+    """What the module adds to each channel; None if it adds nothing, or is none of the known kinds."""
+    if isinstance(module, nn.BatchNorm2d):
+        if module.running_mean is None or module.running_var is None:
+            raise InputError(
+                "a batch norm without running statistics mixes the images of a batch; FullGrad cannot be used"
+            )
+        shift = -module.running_mean / (module.running_var + module.eps).sqrt()
+        return shift if module.weight is None else shift * module.weight.detach() + module.bias.detach()
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.LayerNorm) and module.bias is not None:
+        return module.bias.detach()
+    return None
+
+
+def _times_bias(module: nn.Module, gradient: Tensor) -> Tensor:
+    """(m, b, …) gradients times the bias of each channel, which comes first in maps and last in tokens.
+
+    A layer norm of another make (torchvision's `LayerNorm2d`) may be one for maps.
+    """
+    bias = _bias(module)
+    assert bias is not None
+    is_for_tokens = isinstance(module, nn.Linear) or type(module) is nn.LayerNorm or gradient.shape[2] != len(bias)
+    if isinstance(module, nn.Linear | nn.LayerNorm) and is_for_tokens:
+        return gradient * bias
+    return gradient * bias[:, None, None]

@@ -1,0 +1,1 @@
+"""Boxes of images: file formats, tables, fitting."""

@@ -1,0 +1,343 @@
+"""Boxes that people drew, from the files they come in: a plain CSV, CUB-200-2011's tables, or ILSVRC's XML.
+
+A file of boxes is untrusted: sizes are limited, and XML with a document type or entities is refused before it is
+parsed. One box that cannot be used is no reason to use none: it is left out, counted, and named.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Literal
+from xml.etree import ElementTree
+
+from ...errors import InputError
+from ...remarks import remark
+from ..geometry import Box
+from ..labelling import BOX_COLUMNS, box_columns
+from ..tables import LABEL_NAMES, header_of, look_alike, rows_of, text_of
+from .tables import (
+    SHARES,
+    Annotation,
+    BoxTable,
+    LabelledBox,
+    Size,
+    absolute,
+    are_of_boxes,
+    as_float,
+    box_of,
+    side_hint,
+    size_columns,
+    whole_size,
+)
+
+__all__ = ["read_boxes", "read_synsets", "usable"]
+
+Split = Literal["train", "test", "all"]
+
+MAX_XML = 1_000_000  # bytes; ILSVRC's largest annotation has 20,000
+MAX_TABLE = 1_000_000_000
+MAX_BROKEN = 20  # files of XML in a row that are no annotations; the folder is one of something else
+CORNERS = ("x1", "y1", "x2", "y2")
+
+
+def read_boxes(source: str | os.PathLike[str], *, split: Split = "all", strict: bool = False) -> BoxTable:
+    """The boxes of a file or folder; its layout is recognised.
+
+    - **CSV** with a header: `path`, `x1`, `y1`, `x2`, `y2` in pixels (edges: the first pixel is 0 to 1), and perhaps
+      `label`; a line for each box. `xmin,ymin,xmax,ymax`, `x_1,…`, and `x,y,w,h` are known too. Paths are relative to
+      the file's folder, or to the root of the images' listing. Columns `width` and `height` beside corners are the size
+      of the image that the box was drawn on.
+    - **CUB-200-2011**: a folder with `images.txt`, `bounding_boxes.txt` (x, y, width, height),
+      `image_class_labels.txt`, `classes.txt` and `train_test_split.txt`; the images are in its `images/`.
+    - **ILSVRC** (and Pascal VOC): a folder of XML files, however deep; an image is found by its name without folder and
+      suffix, and boxes are scaled if the image has another size than its annotation says. Corners are taken as edges.
+
+    Boxes that all lie within 0 and 1 are shares of their image. A box without four numbers or without an area is left
+    out, and so is an annotation that is none; they are counted in a remark.
+
+    Args:
+        source: the file or folder.
+        split: which part of CUB; other layouts have none.
+        strict: refuse what would be left out or assumed.
+
+    Raises:
+        InputError: nothing known is there, no box can be used, or, with `strict`, one cannot; the message holds file,
+            line, and what is wrong.
+    """
+    path = Path(source)
+    return usable(_read(path, split), strict=strict)
+
+
+def usable(table: BoxTable, *, strict: bool = False) -> BoxTable:
+    """A table whose problems are remarked on, and whose boxes are shares of their images if they look like it.
+
+    Raises:
+        InputError: no box can be used, or, with `strict`, there is something to remark on.
+    """
+    boxes = [box for name in table.names for box, _ in table.annotation(name).boxes]
+    if table.problems and not boxes:
+        raise InputError(table.problems[0])
+    if table.problems:
+        message = f"{len(table.problems):,} boxes or annotations of {table.source} cannot be used and are left out, "
+        remark(f"{message}the first: {table.problems[0]}", strict=strict, stacklevel=4)
+    if not boxes or not all(map(_is_share, boxes)):
+        return table
+    remark(
+        f"all {len(boxes):,} boxes of {table.source} lie within 0 … 1, so they are read as shares of their image, "
+        "not as pixels",
+        strict=strict,
+        stacklevel=4,
+    )
+    files, stems = (
+        {name: each._replace(size=SHARES) for name, each in side.items()} for side in (table.by_file, table.by_stem)
+    )
+    return replace(table, by_file=files, by_stem=stems)
+
+
+def read_synsets(path: str | os.PathLike[str]) -> dict[str, str]:
+    """ILSVRC's list of the validation images' classes: stem → synset.
+
+    Two forms are known: a line `ILSVRC2012_val_00000001.JPEG n01751748` for each image, or the synsets alone, where
+    line i is that of `ILSVRC2012_val_%08d`.
+
+    Raises:
+        InputError: a line has neither form.
+    """
+    classes: dict[str, str] = {}
+    for number, line in _lines(Path(path)):
+        words = line.split()
+        if len(words) not in (1, 2) or not _is_synset(words[-1]):
+            raise InputError(f"{path}, line {number}: expected `IMAGE n01751748` or `n01751748`, got {line!r}")
+        named = words[0].replace("\\", "/")
+        stem = PurePosixPath(named).stem if len(words) == 2 else f"ILSVRC2012_val_{number:08d}"
+        classes[stem] = words[-1]
+    return classes
+
+
+def _read(path: Path, split: Split) -> BoxTable:
+    if path.is_dir():
+        if (path / "bounding_boxes.txt").is_file():
+            return _read_cub(path, split)
+        files = sorted(path.rglob("*.xml"))
+        if files:
+            return _read_xml_folder(path, files)
+        raise InputError(f"{path}: expected CUB's bounding_boxes.txt or ILSVRC's *.xml in it, found neither")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file or folder of boxes")
+    if path.suffix.lower() == ".xml":
+        problems: list[str] = []
+        return BoxTable(path, by_stem={path.stem: _read_xml(path, problems)}, problems=tuple(problems))
+    return _read_csv(path)
+
+
+def _is_share(box: Box) -> bool:
+    return min(box) >= -0.01 and max(box) <= 1.01
+
+
+def _is_synset(word: str) -> bool:
+    return len(word) == 9 and word[0] == "n" and word[1:].isdecimal()
+
+
+# --- CSV -------------------------------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path) -> BoxTable:
+    _limit(path, MAX_TABLE)
+    names = header_of(path)
+    columns = _columns(path, names)
+    has_size = _has_size(columns)
+    _remark_on_labels(path, [name for name in names if name not in ("path", *columns)])
+    problems: list[str] = []
+    boxes: dict[str, list[LabelledBox]] = {}
+    sizes: dict[str, Size | None] = {}
+    given = () if has_size else size_columns(names)
+    for line, row in rows_of(path, passed_over=problems):
+        cells = [row[name] for name in columns]
+        try:
+            box = box_of(_edges(cells, has_size=has_size), f"{path}, line {line}")
+        except InputError as error:
+            problems.append(f"{error}{'' if has_size else side_hint(cells)}")
+        else:
+            file = absolute(path.parent / row["path"])
+            boxes.setdefault(file, []).append(LabelledBox(box, row.get("label") or None))
+            sizes[file] = whole_size([row[name] for name in given])
+    if are_of_boxes(boxes, sizes):
+        sizes = {}
+    found = {file: Annotation(tuple(own), sizes.get(file)) for file, own in boxes.items()}
+    return BoxTable(path, found, problems=tuple(problems))
+
+
+def _remark_on_labels(path: Path, names: Sequence[str]) -> None:
+    """Say which column might name the classes of boxes, where none is called `label`."""
+    similar = None if "label" in names else look_alike(names, LABEL_NAMES)
+    if similar is not None:
+        remark(
+            f"{path}: the boxes have no class, for there is no column 'label'; {similar!r} looks like one, rename it "
+            "if it is",
+            stacklevel=5,
+        )
+
+
+def _columns(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """The four columns of a box."""
+    columns = box_columns(names)
+    if "path" in names and len(columns) == 4:
+        return columns
+    missing = next(name for name in ("path", *CORNERS) if name not in names)
+    usual = {
+        "path": ("path", "filename", "file", "image"),
+        "x2": ("x2", "right", "xmax"),
+        "y2": ("y2", "bottom", "ymax"),
+    }
+    near = look_alike(names, usual.get(missing, (missing, {"x1": "xmin", "y1": "ymin"}.get(missing, missing))))
+    hint = f"; did you mean {near!r}?" if near else ""
+    raise InputError(f"{path}: expected the columns path, x1, y1, x2, y2, got {', '.join(names)}{hint}")
+
+
+def _has_size(columns: Sequence[str]) -> bool:
+    """True for the names of a corner with width and height."""
+    return any(names[3].endswith(("h", "height")) for names in BOX_COLUMNS if names == tuple(map(str.lower, columns)))
+
+
+def _edges(cells: Sequence[str], *, has_size: bool) -> list[str]:
+    """Cells as left, top, right, bottom; x, y, width, height are added up."""
+    if not has_size:
+        return list(cells)
+    try:
+        x, y, width, height = map(as_float, cells)
+    except ValueError:
+        return list(cells)
+    return [str(x), str(y), str(x + width), str(y + height)]
+
+
+# --- CUB-200-2011 ----------------------------------------------------------------------------------------------------
+
+
+def _read_cub(folder: Path, split: Split) -> BoxTable:
+    if split not in ("train", "test", "all"):
+        raise InputError(f"split={split!r} is not known; choose train, test, or all")
+    problems: list[str] = []
+    paths, corners, names, classes = (
+        _numbered(folder / name, problems)
+        for name in ("images.txt", "bounding_boxes.txt", "classes.txt", "image_class_labels.txt")
+    )
+    parts = {} if split == "all" else _numbered(folder / "train_test_split.txt", problems)
+    wanted = {"train": "1", "test": "0"}.get(split)
+    boxes = {}
+    for number, path in paths.items():
+        if wanted is not None and parts.get(number) != wanted:
+            continue
+        where = f"{folder.name}, image {number}"
+        if number not in corners or names.get(classes.get(number, "")) is None:
+            problems.append(f"{where}: has no line in bounding_boxes.txt, image_class_labels.txt, or classes.txt")
+            continue
+        cells = corners[number].split()
+        if len(cells) != 4:
+            problems.append(f"{where}: expected x, y, width, height in bounding_boxes.txt, got {corners[number]!r}")
+            continue
+        try:
+            box = box_of(_edges(cells, has_size=True), where)
+        except InputError as error:
+            problems.append(str(error))
+        else:
+            boxes[absolute(folder / "images" / path)] = Annotation((LabelledBox(box, names[classes[number]]),))
+    return BoxTable(folder, boxes, problems=tuple(problems))
+
+
+def _numbered(path: Path, problems: list[str]) -> dict[str, str]:
+    """A table of CUB's: a number, a space, the rest of the line."""
+    table = {}
+    for number, line in _lines(path):
+        key, _, value = line.partition(" ")
+        if not key.isdecimal() or not value.strip():
+            problems.append(f"{path}, line {number}: expected a number and a value, got {line!r}")
+        else:
+            table[key] = value.strip()
+    return table
+
+
+# --- ILSVRC ----------------------------------------------------------------------------------------------------------
+
+
+def _read_xml_folder(folder: Path, files: Sequence[Path]) -> BoxTable:
+    found: dict[str, Annotation] = {}
+    problems: list[str] = []
+    for file in files:
+        if file.stem in found:
+            raise InputError(f"{file}: a second annotation of {file.stem}; name one folder of annotations")
+        try:
+            found[file.stem] = _read_xml(file, problems)
+        except InputError as error:
+            problems.append(str(error))
+            if not found and len(problems) >= MAX_BROKEN:
+                raise InputError(f"{problems[0]}; and so on for {MAX_BROKEN} files") from None
+    return BoxTable(folder, by_stem=found, problems=tuple(problems))
+
+
+def _read_xml(path: Path, problems: list[str]) -> Annotation:
+    """The annotation in a file; objects that have no sound box become problems.
+
+    Raises:
+        InputError: the file is no annotation.
+    """
+    _limit(path, MAX_XML)
+    text = _utf8(path)
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise InputError(f"{path}: has a document type or entities, which annotations never need; refused")
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise InputError(f"{path}: no sound XML ({error})") from error
+    if root.tag != "annotation":
+        raise InputError(f"{path}: expected <annotation> as ILSVRC and Pascal VOC write it, got <{root.tag}>")
+    size = _size(root, path)
+    boxes = []
+    for number, item in enumerate(root.iterfind("object"), start=1):
+        corners = [item.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
+        label = (item.findtext("name") or "").strip() or None
+        try:
+            boxes.append(LabelledBox(box_of(corners, f"{path}, object {number}"), label))
+        except InputError as error:
+            problems.append(str(error))
+    return Annotation(tuple(boxes), size)
+
+
+def _size(root: ElementTree.Element, path: Path) -> tuple[int, int] | None:
+    given = [root.findtext(f"size/{name}") for name in ("width", "height")]
+    if None in given:
+        return None
+    try:
+        width, height = (int(value or "") for value in given)
+    except ValueError:
+        raise InputError(f"{path}: expected whole numbers as <size>, got {given}") from None
+    return (width, height) if width > 0 and height > 0 else None
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+def _limit(path: Path, limit: int) -> None:
+    try:
+        if path.stat().st_size > limit:
+            raise InputError(f"{path}: has more than {limit:,} bytes; no file of boxes is that large")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _utf8(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines, without the empty ones."""
+    _limit(path, MAX_TABLE)
+    lines = (line.strip() for line in text_of(path).splitlines())
+    return ((number, line) for number, line in enumerate(lines, start=1) if line)

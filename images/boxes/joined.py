@@ -1,0 +1,211 @@
+"""Images with the boxes that people drew on them.
+
+boxes = read_boxes("boxes.csv")
+images = boxed_images(list_images("photos/"), boxes)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import InputError
+from ...remarks import remark
+from ..geometry import Box
+from ..joining import Join, likely_cause
+from ..listing import Listing
+from .fitting import Drawn, fitted
+from .formats import read_boxes, read_synsets, usable
+from .tables import Annotation, BoxTable, LabelledBox
+
+__all__ = [
+    "BoxTable",
+    "BoxedImage",
+    "BoxedImages",
+    "LabelledBox",
+    "boxed_images",
+    "drawn_on",
+    "read_boxes",
+    "read_synsets",
+    "usable",
+]
+
+
+@dataclass(frozen=True)
+class BoxedImage:
+    """An image with its class and its boxes.
+
+    Attributes:
+        path: as its listing has it.
+        file: where it lies.
+        label: its class.
+        boxes: all its boxes, of its class and of others.
+        size: (width, height) of the image that the boxes were drawn on; None for the file's own.
+    """
+
+    path: str
+    file: Path
+    label: str
+    boxes: tuple[LabelledBox, ...]
+    size: tuple[int, int] | None = None
+
+    def boxes_of(self, label: str, width: int, height: int) -> list[Box]:
+        """The boxes of a class in pixels of the image at this size; boxes without a class are of the image's own.
+
+        Empty if the class is not there.
+        """
+        across, down = (1.0, 1.0) if self.size is None else (width / self.size[0], height / self.size[1])
+        return [box.scaled(across, down) for box, own in self.boxes if (self.label if own is None else own) == label]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes that have boxes, the image's own first."""
+        others = dict.fromkeys(own for _, own in self.boxes if own not in (None, self.label))
+        return (self.label, *(label for label in others if label is not None))
+
+
+@dataclass(frozen=True)
+class BoxedImages:
+    """The images of a listing that have a class and boxes of it.
+
+    Attributes:
+        images: in the listing's order.
+        without_boxes: how many images of the listing have no box, or none of their class.
+        without_label: how many have boxes but no class.
+    """
+
+    images: tuple[BoxedImage, ...]
+    without_boxes: int = 0
+    without_label: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[BoxedImage]:
+        return iter(self.images)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The images' classes, sorted."""
+        return tuple(sorted({image.label for image in self.images}))
+
+
+def boxed_images(
+    listing: Listing, boxes: BoxTable, *, labels: Mapping[str, str] | None = None, strict: bool = False
+) -> BoxedImages:
+    """The images of a listing that have boxes, in pixels of the upright image, see `fitted`.
+
+    An image's class is, first found: what `labels` says for its stem, the listing's label, the one class of its boxes.
+    What fits on one side only is remarked on: images without boxes, boxes without an image, boxes of other classes.
+
+    Args:
+        listing: the images.
+        boxes: what `read_boxes` found.
+        labels: stem → class, see `read_synsets`; for flat folders, whose listing knows no classes.
+        strict: refuse what would be remarked on.
+
+    Raises:
+        InputError: no image of the listing has boxes of its class.
+    """
+    found: list[BoxedImage] = []
+    unlabelled: list[str] = []
+    strange: list[str] = []
+    drawn, count = drawn_on(listing, boxes, strict=strict)
+    known = {listing.file(record): record.label for record in listing}
+    if labels is not None:
+        _join_labels(known, labels, strict=strict)
+    for path, file, annotation in drawn:
+        own = {label for _, label in annotation.boxes}
+        given = (labels or {}).get(file.stem)
+        label = given or (known[file] if own == {None} or known[file] in own else None) or _only(own)
+        if label is None:
+            unlabelled.append(path)
+        elif label not in own and None not in own:
+            strange.append(
+                f"{path}, whose class is {label!r} and whose boxes are of {', '.join(sorted(map(str, own)))}"
+            )
+        else:
+            found.append(BoxedImage(path, file, label, annotation.boxes, annotation.size))
+    if not found:
+        raise InputError(_no_match(listing, boxes, unlabelled, strange))
+    if unlabelled:
+        remark(
+            f"{len(unlabelled):,} images have boxes in {boxes.source} and no class, such as {unlabelled[0]}",
+            strict=strict,
+        )
+    if strange:
+        remark(f"{len(strange):,} images have boxes of other classes only, such as {strange[0]}", strict=strict)
+    return BoxedImages(tuple(found), count - len(drawn) + len(strange), len(unlabelled))
+
+
+def drawn_on(listing: Listing, boxes: BoxTable, *, strict: bool = False) -> tuple[list[Drawn], int]:
+    """The images of a listing that have a usable box, with their boxes as `fitted` leaves them; and how many there are.
+
+    Raises:
+        InputError: no image has one; or, with `strict`, what would be remarked on.
+    """
+    join = Join()
+    drawn: list[Drawn] = []
+    fitting: dict[str, str] = {}
+    shared: list[tuple[str, str]] = []
+    for record in listing:
+        file = listing.file(record)
+        key = boxes.key(file, relative=record.path)
+        annotation = Annotation(()) if key is None else boxes.annotation(key)
+        wanted = file.stem if boxes.by_stem else None
+        if key is not None and key in boxes.by_stem and (first := fitting.setdefault(key, record.path)) != record.path:
+            shared.append((first, record.path))
+        join.add(record.path, key, wanted=wanted, is_empty=not annotation.boxes)
+        if annotation.boxes:
+            drawn.append(Drawn(record.path, file, annotation))
+    if not drawn:
+        raise InputError(_no_match(listing, boxes, [], []))
+    fit = join.fit(boxes.names, shown=boxes.shown, is_there=os.path.lexists)
+    fit.tell(what="a box", lines=f"names in {boxes.source.name}", strict=strict)
+    if shared:
+        remark(
+            f"{len(shared):,} images share an annotation of {boxes.source} with another of the same name, such as "
+            f"{' and '.join(shared[0])}; it can be right for one of them only",
+            strict=strict,
+        )
+    own = fitted(drawn, boxes.source, strict=strict)
+    kept = [each._replace(annotation=left) for each, left in zip(drawn, own, strict=True) if left.boxes]
+    if not kept:
+        raise InputError(
+            f"{boxes.source}: no box lies in its image; see the remarks before, and whether boxes are in pixels"
+        )
+    return kept, join.images
+
+
+def _join_labels(files: Mapping[Path, str | None], labels: Mapping[str, str], *, strict: bool) -> None:
+    join = Join()
+    for file in files:
+        join.add(file.name, file.stem if file.stem in labels else None)
+    fit = join.fit(labels)
+    if fit.fitting:
+        fit.tell(what="a class in the list", lines="lines of the list of classes", strict=strict)
+
+
+def _only(labels: set[str | None]) -> str | None:
+    return next(iter(labels)) if len(labels) == 1 else None
+
+
+def _no_match(listing: Listing, boxes: BoxTable, unlabelled: list[str], strange: list[str]) -> str:
+    if unlabelled:
+        return (
+            f"{len(unlabelled)} images of {listing.root} have boxes in {boxes.source}, but no class; "
+            "put them into a folder for each class, or say which class each has"
+        )
+    if strange:
+        return f"{len(strange)} images have boxes of other classes only, such as {strange[0]}"
+    if not any(boxes.annotation(name).boxes for name in boxes.names):
+        return f"{boxes.source}: there is no box in it, in {len(boxes):,} annotations"
+    known = next(iter(boxes.names), "none at all")
+    paths = [record.path for record, _ in zip(listing, range(500), strict=False)]
+    seen = str(listing.root / paths[0]) if paths else "no image"
+    pair = likely_cause(map(boxes.shown, boxes.names), paths)
+    return f"{boxes.source} has boxes for {known}, …, but the images are {seen}, …: no image has a box of its class" + (
+        "" if pair is None else f"; {pair[2]}"
+    )

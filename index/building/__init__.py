@@ -1,0 +1,1 @@
+"""Building a gallery: ingesting images, encoding them here or with Ray, writing what was encoded."""

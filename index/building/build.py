@@ -1,0 +1,340 @@
+"""From images and an encoder to a gallery: the only part of `index/` that runs a network."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...encoders.encoder import Encoder
+from ...encoders.encoding import Encoding
+from ...encoders.heads import Identity
+from ...encoders.inference import Inference, whole_encoder
+from ...encoders.regions import MaskPooling, pooled_under
+from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError
+from ...images.listing import Listing, list_images
+from ...images.loading import read_image
+from ...images.masks import MaskFolder
+from ..reports import AddReport, Skipped, read_skipped
+from ..search import METRICS, Metric, SearchSpec
+from ..storage.durable import Storage, WriterLock, after_commit, refusals_named
+from ..storage.manifest import BackendEntry, EncoderEntry, Manifest, MaskEntry, Spec
+from ..storage.records import Vectors, pack_maps
+from ..storage.snapshot import Snapshot
+from ..storage.writer import CommitLimits, GalleryWriter
+from .creating import existing_gallery, new_birth, require_index, write_encoder_copy
+from .ingest import Encoded, Offer, Progress, Stream, ingest, read_offer
+
+__all__ = [
+    "ImageFiles",
+    "InferenceSettings",
+    "Precision",
+    "add_images",
+    "encoding_stream",
+    "finish",
+    "given_masks",
+    "listing_of",
+    "opened_for_building",
+    "require_usable",
+    "to_vectors",
+]
+
+Precision = Literal["auto", "fp32", "bf16"]
+ImageFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Listing
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How to run an encoder; see `Inference`. None leaves the choice to it."""
+
+    batch_size: int | None = None
+    workers: int | None = None
+    device: str = "auto"
+    precision: Precision = "auto"
+
+
+def listing_of(source: ImageFiles, labels: str | os.PathLike[str] | None, *, strict: bool = False) -> Listing:
+    """The listing that a user's source means; InputError when `labels` is given for a listing."""
+    if not isinstance(source, Listing):
+        return list_images(source, labels=labels, strict=strict)
+    if labels is not None:
+        raise InputError("labels belong to the listing; give them to list_images")
+    return source
+
+
+@contextmanager
+def opened_for_building(
+    folder: Path,
+    listing: Listing,
+    encoder: Encoder,
+    *,
+    metric: Metric,
+    index: str = "auto",
+    store_maps: bool = False,
+    masks: MaskFolder | None = None,
+    backend: str | None = None,
+    overwrite: bool = False,
+    storage: Storage | None = None,
+    limits: CommitLimits | None = None,
+) -> Iterator[GalleryWriter]:
+    """A writer for a new gallery, or for an unfinished one of the same encoder and settings, holding its lock.
+
+    Raises:
+        GalleryExistsError: the folder holds a complete gallery, one with other settings, or something else.
+        FingerprintMismatchError: it holds an unfinished gallery of another encoder.
+    """
+    encoder = whole_encoder(encoder)
+    if metric not in METRICS:
+        raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {metric!r}")
+    if backend is not None:
+        _require_index_of_backend(index, store_maps=store_maps)
+    else:
+        require_index(SearchSpec(encoder.embedding_dim, metric), index)
+    storage = storage or Storage()
+    with refusals_named(folder):
+        existing_gallery(folder, overwrite=overwrite)  # before a lock file gets into a folder of something else
+    storage.make_folder(folder)
+    with WriterLock(folder), refusals_named(folder):
+        old = existing_gallery(folder, overwrite=overwrite)
+        manifest = Manifest(
+            spec=Spec(metric, encoder.embedding_dim, encoder.pooled_dim, None, _keeps_pooled(encoder)),
+            encoder=EncoderEntry(encoder.fingerprint, encoder.short_name, encoder.describe()),
+            root=str(listing.root.absolute()),
+            generation=0 if old is None else old.generation + 1,
+            index=index,
+            backend=None if backend is None else _backend_entry(backend, old),
+            masks=None if masks is None else MaskEntry(str(masks.folder), masks.category),
+            birth=new_birth(str(listing.root.absolute())),
+        )
+        if old is not None and not overwrite:
+            _require_same(folder, old, manifest, store_maps=store_maps)
+            manifest = old
+        writer = GalleryWriter.at(folder, manifest, on_disk=old, storage=storage, limits=limits)
+        writer.sweep()
+        yield writer
+        with after_commit(folder, "what removed images left behind"):
+            writer.carry_out()
+
+
+def add_images(
+    writer: GalleryWriter,
+    listing: Listing,
+    encoder: Encoder,
+    *,
+    settings: InferenceSettings,
+    store_maps: bool = False,
+    complete: bool = False,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> AddReport:
+    """Encode a listing's images into an open gallery, under masks if it pools under masks.
+
+    Args:
+        writer: the gallery.
+        listing: the images.
+        encoder: the gallery's encoder.
+        settings: how to run it.
+        store_maps: keep feature maps, if the gallery is new; else it is settled.
+        complete: say afterwards that the gallery is complete.
+        strict: stop at the first file that cannot be used, or that has no mask where the gallery pools under masks.
+        progress: called with the number of images done and the number in all.
+
+    Raises:
+        InputError: the gallery is new and no image could be used; or its folder of masks is not there.
+        ImageError: with `strict`, the first file that cannot be used.
+    """
+    masks, encoder = _masks_of(writer.manifest), whole_encoder(encoder)
+    stream = encoding_stream(writer, encoder, settings, masks=masks, store_maps=store_maps, strict=strict)
+    report = ingest(writer, listing, stream, masks=masks, strict=strict, progress=progress)
+    require_usable(writer, report)
+    finish(writer, report, complete=complete)
+    return report
+
+
+def encoding_stream(
+    writer: GalleryWriter,
+    encoder: Encoder,
+    settings: InferenceSettings,
+    *,
+    masks: MaskFolder | None = None,
+    store_maps: bool = False,
+    strict: bool = False,
+) -> Stream:
+    """What turns offers into vectors, as `ingest` wants it; the first ones settle what a new gallery starts from."""
+
+    def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
+        precision = settings.precision
+        if precision == "auto" and writer.manifest.encoder.precision is not None:
+            precision = writer.manifest.encoder.precision  # one gallery, one arithmetic
+        inference = Inference(encoder, device=settings.device, precision=precision, batch_size=settings.batch_size)
+        under = None if masks is None else MaskPooling.of(masks, inference.encoder, strict=strict)
+        weights: dict[int, Tensor | None] = {}  # of the offers that are on their way
+
+        def load(offer: Offer) -> Tensor:
+            image = read_image(read_offer(offer))
+            if under is not None:
+                weights[id(offer)] = under.weights(offer.path, image.size)
+            return inference.transform(image)
+
+        for batch in inference.stream(offers, load=load, workers=settings.workers):
+            vectors = None
+            if batch.encoding is not None:
+                if writer.is_new and not writer.has_pending:
+                    _begin(writer, encoder, batch.encoding, precision=inference.precision, store_maps=store_maps)
+                own = [weights.pop(id(offer), None) for offer in batch.items]
+                encoding = pooled_under(inference.encoder, batch.encoding, own)
+                vectors = to_vectors(encoding, writer.manifest.spec)
+            yield Encoded(batch.items, vectors, [(failure.item, failure.error) for failure in batch.failures])
+        if under is not None:
+            under.tell()
+
+    return stream
+
+
+def given_masks(masks: MaskFolder | str | os.PathLike[str] | None, category: int | None = None) -> MaskFolder | None:
+    """The folder of masks that a user's options mean; InputError when a class is named without one."""
+    if masks is not None:
+        return MaskFolder.given(masks, category)
+    if category is not None:
+        raise InputError("the number of a class in the masks belongs to a folder of masks; give that too")
+    return None
+
+
+def _masks_of(manifest: Manifest) -> MaskFolder | None:
+    """The folder of masks that a gallery pools under.
+
+    Raises:
+        InputError: it is not there any more.
+    """
+    if manifest.masks is None:
+        return None
+    folder = Path(manifest.masks.folder)
+    if not folder.is_dir():
+        raise InputError(
+            f"this gallery pools its images under the masks in {folder}, which is not there; "
+            "put the masks back, or build the gallery again with `distcam index build --masks`"
+        )
+    return MaskFolder(folder, manifest.masks.category)
+
+
+def finish(writer: GalleryWriter, report: AddReport, *, complete: bool = False) -> None:
+    """Record what was skipped, and perhaps that the gallery is complete; merge segments that have become many."""
+    changes: dict[str, Any] = {}
+    with after_commit(writer.folder, "the list of images that could not be used"):
+        skipped = _skip_list(writer, report)
+        if skipped is not writer.manifest.skipped:
+            changes["skipped"] = skipped
+        if not complete or writer.manifest.complete:
+            writer.commit(**changes)
+    if complete and not writer.manifest.complete:
+        writer.commit(**changes, complete=True)
+    writer.tidy()
+
+
+def to_vectors(encoding: Encoding, spec: Spec) -> Vectors:
+    """What a gallery of this kind stores of an encoding."""
+    pooled = _numpy(encoding.pooled)
+    embedding = pooled if spec.embedding_is_pooled else _numpy(encoding.embedding)
+    if spec.map_shape is None:
+        return Vectors(pooled, embedding)
+    with np.errstate(invalid="ignore", over="ignore"):  # an image with NaN is refused by its scale
+        return Vectors(pooled, embedding, *pack_maps(_numpy(encoding.feature_map)))
+
+
+def _numpy(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+
+
+def _keeps_pooled(encoder: Encoder) -> bool:
+    return isinstance(encoder.head, (Identity, nn.Identity))
+
+
+def _begin(
+    writer: GalleryWriter,
+    encoder: Encoder,
+    encoding: Encoding,
+    *,
+    precision: Literal["fp32", "bf16"],
+    store_maps: bool,
+) -> None:
+    """What waits for the first encoding: the shape of the maps, and the copy of the encoder, if it can be saved."""
+    rows, columns = encoding.feature_map.shape[2:]
+    spec = dataclasses.replace(writer.manifest.spec, map_shape=(rows, columns) if store_maps else None)
+    entry = dataclasses.replace(writer.manifest.encoder, precision=precision, file=write_encoder_copy(encoder, writer))
+    writer.begin(dataclasses.replace(writer.manifest, spec=spec, encoder=entry))
+
+
+def _require_index_of_backend(index: str, *, store_maps: bool) -> None:
+    from ..milvus.snapshot import require_index as require_index_of_milvus
+
+    if store_maps:
+        raise InputError(
+            "feature maps are not kept in Milvus; leave --store-maps out, maps are then made from the images"
+        )
+    require_index_of_milvus(index)
+
+
+def _backend_entry(backend: str, old: Manifest | None) -> BackendEntry:
+    from ..milvus.snapshot import backend_entry
+
+    return backend_entry(backend, old)
+
+
+def _require_same(folder: Path, old: Manifest, new: Manifest, *, store_maps: bool) -> None:
+    if old.complete:
+        raise GalleryExistsError(
+            f"{folder}: is a complete gallery; add to it with `distcam index add`, or replace it with --overwrite"
+        )
+    if old.encoder.fingerprint != new.encoder.fingerprint:
+        raise FingerprintMismatchError(
+            f"{folder}: an unfinished gallery of {old.encoder.short_name}, the encoder given is "
+            f"{new.encoder.short_name}; continue with the same encoder, or start anew with --overwrite"
+        )
+    settings = [
+        ("images under", old.root, new.root),
+        ("metric", old.spec.metric, new.spec.metric),
+        ("index", old.index, new.index),
+        ("stored maps", old.spec.map_shape is not None, store_maps),
+        ("masks", old.masks, new.masks),
+        ("rows in", *(entry.backend.address if entry.backend else "the folder" for entry in (old, new))),
+    ]
+    if different := [f"{name} {found}, given {given}" for name, found, given in settings if found != given]:
+        raise GalleryExistsError(
+            f"{folder}: an unfinished gallery with {'; '.join(different)}; "
+            "continue with the same settings, or start anew with --overwrite"
+        )
+
+
+def _skip_list(writer: GalleryWriter, report: AddReport) -> FileEntry | None:
+    """The file that lists what could not be used, now and before, without what has been taken in since."""
+    old = writer.manifest.skipped
+    before: tuple[Skipped, ...] = ()
+    if old is not None:
+        try:
+            before = read_skipped(writer.folder / old.name)
+        except GalleryError:  # nothing hangs on the old list
+            before = ()
+    held: dict[str, int] = {}
+    if before:
+        now = Snapshot.at(writer.folder, writer.manifest, verify=False)
+        held = now.known_files(among=[item.path for item in before])
+    merged = {item.path: item for item in before if item.path not in held}
+    merged |= {item.path: item for item in report.skipped}
+    if tuple(merged.values()) == before:
+        return old
+    return writer.write_skipped([item.to_json() for item in merged.values()]) if merged else None
+
+
+def require_usable(writer: GalleryWriter, report: AddReport) -> None:
+    """InputError when a new gallery has got no image at all."""
+    if writer.is_new or not writer.manifest.next_id:
+        shown = "; ".join(f"{item.path}: {item.reason}" for item in report.skipped[:3])
+        raise InputError(f"none of {len(report.skipped)} images could be used ({shown}); no gallery was written")

@@ -1,0 +1,311 @@
+"""Images on their way into a gallery: which are new, which changed, and what is done with those that cannot be used.
+
+Nothing here knows what an encoder is: a `Stream` turns offers into vectors, and `build.py` makes one from an encoder.
+Each file is read once; its checksum is taken from the same bytes that are decoded. Memory holds a batch, and the
+known paths. Where a gallery pools under masks, the column `mask` says under which: the first digits of the mask file's
+checksum, so that another mask is news as another picture is, or "none" for the whole picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from ...errors import ImageError, InputError, is_out_of_descriptors, too_many_files
+from ...images.listing import Listing
+from ...images.masks import MaskFolder
+from ..reports import AddReport, Skipped
+from ..storage.records import Array, Entries, Vectors, stored_path
+from ..storage.segments import MAX_COLUMNS
+from ..storage.snapshot import Snapshot
+from ..storage.writer import GalleryWriter
+
+__all__ = [
+    "MASK_COLUMN",
+    "NO_MASK",
+    "Encoded",
+    "Offer",
+    "Progress",
+    "Stream",
+    "entries_of",
+    "ingest",
+    "ingest_offers",
+    "read_offer",
+]
+
+MAX_FILE_BYTES = 1 << 30
+MASK_COLUMN, NO_MASK = "mask", "none"
+Progress = Callable[[int, int], None]  # images done, images in all
+
+
+@dataclass(eq=False, slots=True)
+class Offer:
+    """An image file offered to a gallery; what is known of the file is filled in when it is read.
+
+    Attributes:
+        file: where it lies.
+        path: the path under which the gallery will know it.
+        label, columns: what the listing says of it.
+        replaces: the id of the image that the gallery has under this path.
+        known_sha256: that image's checksum, when an equal file needs no encoding.
+    """
+
+    file: Path
+    path: str
+    label: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    replaces: int | None = None
+    known_sha256: bytes | None = None
+    sha256: bytes = bytes(32)
+    size: int = 0
+    mtime_ns: int = 0
+
+
+class Encoded(NamedTuple):
+    """One batch out of a stream: offers with their vectors, and offers with the reason why they have none."""
+
+    offers: Sequence[Offer]
+    vectors: Vectors | None
+    failures: Sequence[tuple[Offer, ImageError]]
+
+
+class Stream(Protocol):
+    """Turns offers into vectors, batch by batch, in order; calls `read_offer` for the bytes of each."""
+
+    def __call__(self, offers: Iterable[Offer], /) -> Generator[Encoded, None, None]:
+        """The encodings; closing the generator ends its threads."""
+
+
+class _Unchanged(ImageError):
+    """Not a failure: the file is the one that the gallery has, only younger."""
+
+
+def read_offer(offer: Offer) -> bytes:
+    """The bytes of an offered file, read once; notes their checksum, their number, and the file's time of change.
+
+    Raises:
+        ImageError: the file cannot be read, or is the one that the gallery has.
+    """
+    try:
+        offer.path.encode()
+        status = offer.file.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise ImageError(offer.file, "not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ImageError(offer.file, f"{status.st_size >> 20} MiB, more than {MAX_FILE_BYTES >> 20}")
+        data = offer.file.read_bytes()
+    except OSError as error:
+        raise ImageError(offer.file, (error.strerror or str(error)).lower()) from error
+    except UnicodeEncodeError as error:
+        raise ImageError(offer.file, "the name is not UTF-8, which galleries store; rename it") from error
+    offer.sha256, offer.size, offer.mtime_ns = hashlib.sha256(data).digest(), len(data), status.st_mtime_ns
+    if offer.sha256 == offer.known_sha256:
+        raise _Unchanged(offer.file, "unchanged")
+    return data
+
+
+def ingest(
+    writer: GalleryWriter,
+    images: Listing,
+    stream: Stream,
+    *,
+    masks: MaskFolder | None = None,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> AddReport:
+    """Bring a listing's images into the gallery, all but those that are there already.
+
+    An exception, Ctrl-C among them, commits what is encoded before it goes on.
+
+    Raises:
+        ImageError: with `strict`, the first file that cannot be used.
+        InputError: too many columns, or one called "mask" where masks are given.
+    """
+    _check_columns(writer, images.column_names)
+    if masks is not None and MASK_COLUMN in images.column_names:
+        raise InputError("with masks the column `mask` says under which each image was pooled; rename yours")
+    if masks is not None and not strict:  # which stops at the first image without a mask
+        root = Path(writer.manifest.root)
+        fit = masks.join(stored_path(images.file(record), root) for record in images)
+        fit.tell(what="a mask", lines=f"masks in {masks.folder}", is_needed=writer.is_new)
+    intake = _Intake(writer, 0 if progress is None else len(images), strict=strict, progress=progress)
+    return intake.carry_through(stream, intake.offers_of(images, masks), images)
+
+
+def ingest_offers(
+    writer: GalleryWriter,
+    offers: Sequence[Offer],
+    stream: Stream,
+    *,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> AddReport:
+    """Bring images into the gallery that somebody has compared with it already; else as `ingest`."""
+    _check_columns(writer, {name for offer in offers for name in offer.columns})
+    return _Intake(writer, len(offers), strict=strict, progress=progress).carry_through(stream, offers)
+
+
+class _Intake:
+    """One pass over some images: the counts, and the offers on their way to the commit."""
+
+    def __init__(self, writer: GalleryWriter, total: int, *, strict: bool, progress: Progress | None) -> None:
+        self.writer = writer
+        self.strict = strict
+        self.added = self.replaced = self.unchanged = 0
+        self.skipped: list[Skipped] = []
+        self._progress = progress
+        self._total = total
+
+    def carry_through(self, stream: Stream, offers: Iterable[Offer], images: Listing | None = None) -> AddReport:
+        """Encode and commit, whatever happens on the way."""
+        try:
+            self._run(stream, offers)
+            for problem in () if images is None else images.problems:
+                path, _, reason = problem.partition(": ")
+                self.skipped.append(Skipped(path, reason))
+            self._report_progress()
+            self.writer.commit()
+        except BaseException:  # which may have come in the middle of that commit
+            self.writer.commit()
+            raise
+        return AddReport(self.added, self.replaced, self.unchanged, tuple(self.skipped))
+
+    def _run(self, stream: Stream, offers: Iterable[Offer]) -> None:
+        with closing(stream(offers)) as batches:  # its threads end before the last commit
+            for batch in batches:
+                for offer, error in batch.failures:
+                    self._refuse(offer, error)
+                if batch.vectors is not None:
+                    self._accept(batch.offers, batch.vectors)
+                    self.writer.keep_few()
+                self._report_progress()
+
+    def _report_progress(self) -> None:
+        if self._progress is not None:
+            done = self.added + self.replaced + self.unchanged + len(self.skipped)
+            self._progress(min(done, self._total), self._total)
+
+    def offers_of(self, images: Listing, masks: MaskFolder | None) -> Iterator[Offer]:
+        """What the listing offers, without files whose size and time of change say that they are known."""
+        manifest = self.writer.manifest
+        root = Path(manifest.root)
+        snapshot = Snapshot.at(self.writer.folder, manifest, verify=False)
+        snapshot.preload()  # the commits to come may merge its files away
+        known = snapshot.known_files(among=(stored_path(images.file(record), root) for record in images))
+        seen: set[str] = set()
+        for record in images:
+            file = images.file(record)
+            offer = Offer(file, stored_path(file, root), record.label, record.columns)
+            if offer.path in seen:  # one file under two names
+                self.unchanged += 1
+                continue
+            seen.add(offer.path)
+            if masks is not None and not self._note_mask(offer, masks):
+                continue
+            if offer.path in known and not self._is_news(offer, snapshot, place=known[offer.path]):
+                self.unchanged += 1
+                continue
+            yield offer
+
+    def _note_mask(self, offer: Offer, masks: MaskFolder) -> bool:
+        """Write into the columns which mask the image has; False if it cannot be used, or has none and must."""
+        try:
+            digest = masks.digest(offer.path)
+            if digest is None and self.strict:
+                raise ImageError(offer.path, f"it has no mask; expected {masks.file(offer.path)}")
+        except ImageError as error:
+            self._refuse(offer, error)
+            return False
+        offer.columns = {**offer.columns, MASK_COLUMN: digest or NO_MASK}
+        return True
+
+    def _is_news(self, offer: Offer, snapshot: Snapshot, *, place: int) -> bool:
+        """Whether the file must be read; notes what it would replace.
+
+        A listing that says nothing of label and columns changes none; one that says something else does.
+        """
+        offer.replaces = int(snapshot.ids[place])
+        sha256, size, mtime_ns = snapshot.file_state(place)
+        said = {name: value for name, value in {"label": offer.label, **offer.columns}.items() if value is not None}
+        names = snapshot.column_names
+        if any(name not in names or snapshot.value(name, place) != value for name, value in said.items()):
+            return True
+        offer.known_sha256 = sha256
+        try:
+            status = os.stat(offer.file)  # noqa: PTH116 (one call, no object)
+        except OSError:
+            return True  # reading it will say why
+        return (status.st_size, status.st_mtime_ns) != (size, mtime_ns)
+
+    def _refuse(self, offer: Offer, error: ImageError) -> None:
+        if is_out_of_descriptors(error.__cause__):  # says nothing of the image
+            raise too_many_files(offer.file) from error
+        if isinstance(error, _Unchanged):
+            self.unchanged += 1
+        elif self.strict:
+            raise ImageError(offer.path, error.reason) from error
+        else:
+            self.skipped.append(Skipped(offer.path, error.reason))
+
+    def _accept(self, offers: Sequence[Offer], vectors: Vectors) -> None:
+        """Hand over to the writer what can be searched; a zero vector has no direction, NaN no distance."""
+        scales = np.zeros(len(offers)) if vectors.map_scale is None else vectors.map_scale
+        rows_of = (vectors.pooled, vectors.embedding, scales[:, None])
+        finite = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in rows_of])
+        usable = finite
+        if self.writer.manifest.spec.metric == "cosine":
+            usable = finite & (vectors.embedding != 0).any(axis=1)
+        for row in np.flatnonzero(~usable).tolist():
+            reason = "its embedding is zero, which no cosine compares" if finite[row] else "its vectors are not finite"
+            self._refuse(offers[row], ImageError(offers[row].file, reason))
+        rows = np.flatnonzero(usable)
+        if not len(rows):
+            return
+        taken = [offers[row] for row in rows.tolist()]
+        replaced = [offer.replaces for offer in taken if offer.replaces is not None]
+        self.writer.append(
+            entries_of(taken), vectors if len(rows) == len(offers) else _some(vectors, rows), replaces=replaced
+        )
+        self.added += len(taken) - len(replaced)
+        self.replaced += len(replaced)
+
+
+def _check_columns(writer: GalleryWriter, new: Iterable[str]) -> None:
+    """Refuse now what could not be read again later."""
+    names = {*Snapshot.at(writer.folder, writer.manifest, verify=False).column_names, *new}
+    if len(names) > MAX_COLUMNS:
+        raise InputError(f"a gallery holds up to {MAX_COLUMNS} columns, with these images it would have {len(names)}")
+
+
+def entries_of(offers: Sequence[Offer]) -> Entries:
+    """Offers as rows of a gallery, without their ids."""
+    names = dict.fromkeys(name for offer in offers for name in offer.columns)
+    return Entries(
+        ids=np.zeros(len(offers), np.uint64),  # given out by the commit
+        paths=[offer.path for offer in offers],
+        sha256=np.frombuffer(b"".join(offer.sha256 for offer in offers), np.uint8).reshape(-1, 32),
+        size=np.array([offer.size for offer in offers], np.uint64),
+        mtime_ns=np.array([offer.mtime_ns for offer in offers], np.int64),
+        columns={
+            "label": [offer.label for offer in offers],
+            **{name: [offer.columns.get(name) for offer in offers] for name in names},
+        },
+    )
+
+
+def _some(vectors: Vectors, rows: Array) -> Vectors:
+    pooled = vectors.pooled[rows]
+    return Vectors(
+        pooled=pooled,
+        embedding=pooled if vectors.embedding is vectors.pooled else vectors.embedding[rows],
+        maps=None if vectors.maps is None else vectors.maps[rows],
+        map_scale=None if vectors.map_scale is None else vectors.map_scale[rows],
+    )

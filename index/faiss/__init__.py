@@ -1,0 +1,1 @@
+"""Search with FAISS: candidates, error bounds, factories, tuning, GPU."""

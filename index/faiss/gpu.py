@@ -1,0 +1,169 @@
+"""A copy of a FAISS index on one GPU or several, asked for candidates only: order and distances come from elsewhere.
+
+What FAISS documents, and what is done about it: a copy takes 1.5 GB of scratch memory unless told otherwise; `k` and
+`nprobe` are at most 2048; a set of resources serves one thread at a time; row numbers of lists fit into 32 bits;
+half-precision flat vectors cannot be sharded by FAISS's own cloner; filters exist on the CPU alone.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import faiss as typed_faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError
+from .factory import index_bytes, inner_index
+from .install import why_no_gpu
+from .numpy import reconstructed, searched
+
+faiss: Any = typed_faiss
+
+__all__ = ["GPU_MAX_K", "GpuIndex", "Plan", "check_device", "copy_to_gpus", "gpus_of", "plan_copy"]
+
+GPU_MAX_K = 2048
+SCRATCH_BYTES = 256 * 2**20
+_SPARE = 1.1  # FAISS rounds allocations up, and queries need room
+_HALF_MAX = 65504.0
+_ADD_BLOCK = 65_536
+
+
+class Plan(NamedTuple):
+    """Where a copy goes: to these devices, in parts or whole to each; flat vectors in half precision or as they are."""
+
+    devices: tuple[int, ...]
+    is_sharded: bool
+    is_half: bool
+
+
+class GpuIndex:
+    """An index on GPUs; any thread may search it, one after the other."""
+
+    def __init__(self, index: Any, *, resources: Sequence[Any] = (), is_half: bool = False) -> None:
+        self.is_half = is_half
+        self._index = index
+        self._resources = resources  # have to outlive the index
+        self._lock = threading.Lock()
+
+    def search(self, queries: NDArray[np.float32], n: int) -> tuple[Any, Any]:
+        """FAISS's numbers and rows, (q, n) each; n is at most `GPU_MAX_K`."""
+        with self._lock:
+            return searched(self._index, queries, n)
+
+
+def check_device(device: str) -> str:
+    """The name of a device as it was given.
+
+    Raises:
+        InputError: it is none, or FAISS does not see that GPU.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+|:all)?", device):
+        raise InputError(f"expected device auto, cpu, cuda, cuda:N or cuda:all, got {device!r}")
+    if device.startswith("cuda"):
+        count = faiss.get_num_gpus()
+        if not count:
+            raise InputError(f"device {device} was asked for, but FAISS sees no GPU; use auto or cpu ({why_no_gpu()})")
+        number = device.partition(":")[2]
+        if number.isdigit() and int(number) >= count:
+            raise InputError(f"device {device} was asked for, but FAISS sees {count}, cuda:0 to cuda:{count - 1}")
+    return device
+
+
+def gpus_of(device: str) -> tuple[int, ...]:
+    """The GPUs that may be used: all of them for "auto", of which one is enough when the index fits."""
+    count = faiss.get_num_gpus()
+    if device == "cpu" or not count:
+        return ()
+    number = device.partition(":")[2]
+    if number.isdigit():
+        return (int(number),)
+    return (0,) if device == "cuda" else tuple(range(count))
+
+
+def plan_copy(index: Any, *, device: str, free: Callable[[int], int], radius: float) -> Plan | None:
+    """How to place an index, by the memory that is free; None where there is not enough, or FAISS has no such kind.
+
+    "auto" takes the first GPU that holds all of it; "cuda:all" puts it on every GPU, which share out the queries. Where
+    no GPU holds it, all of them share out the vectors. Flat vectors are halved only where they do not fit otherwise,
+    and none of their numbers (`radius` is the largest length) would overflow.
+    """
+    inner, devices = inner_index(index), gpus_of(device)
+    is_flat = isinstance(inner, faiss.IndexFlat)
+    is_half_flat = isinstance(inner, faiss.IndexScalarQuantizer) and inner.sq.qtype == faiss.ScalarQuantizer.QT_fp16
+    lists = (faiss.IndexIVFFlat, faiss.IndexIVFPQ, faiss.IndexIVFScalarQuantizer)
+    if not devices or not (is_flat or is_half_flat or (isinstance(inner, lists) and inner.nprobe <= GPU_MAX_K)):
+        return None
+    room = {number: (free(number) - SCRATCH_BYTES) / _SPARE for number in devices}
+    for is_half in (False, True) if is_flat and radius <= _HALF_MAX else (False,):
+        need = _gpu_bytes(index) // (2 if is_half else 1)
+        fitting = [number for number in devices if room[number] >= need]
+        if fitting and (device != "cuda:all" or fitting == list(devices)):
+            return Plan(tuple(fitting) if device == "cuda:all" else (fitting[0],), False, is_half)
+        if len(devices) > 1 and inner is index and min(room.values()) * len(devices) >= need:
+            return Plan(devices, True, is_half)
+    return None
+
+
+def copy_to_gpus(index: Any, *, device: str, radius: float) -> GpuIndex | None:
+    """The copy that `plan_copy` plans, or None where the CPU has to answer."""
+    plan = plan_copy(index, device=device, free=_free_bytes, radius=radius)
+    if plan is None:
+        return None
+    resources = [_resources() for _ in plan.devices]
+    try:
+        return GpuIndex(_copy(index, plan, resources), resources=resources, is_half=plan.is_half)
+    except RuntimeError:  # another process took the memory, or FAISS lacks these numbers of parts or bits
+        return None
+
+
+def _copy(index: Any, plan: Plan, resources: Sequence[Any]) -> Any:
+    options = faiss.GpuClonerOptions() if len(plan.devices) == 1 else faiss.GpuMultipleClonerOptions()
+    options.useFloat16 = plan.is_half
+    options.indicesOptions = faiss.INDICES_32_BIT
+    if len(plan.devices) == 1:
+        return faiss.index_cpu_to_gpu(resources[0], plan.devices[0], index, options)
+    if plan.is_sharded and isinstance(index, faiss.IndexScalarQuantizer):
+        one = faiss.GpuClonerOptions()
+        return shards_of(
+            index, len(plan.devices), lambda part, i: faiss.index_cpu_to_gpu(resources[i], plan.devices[i], part, one)
+        )
+    options.shard = plan.is_sharded
+    return faiss.index_cpu_to_gpu_multiple_py(list(resources), index, options, list(plan.devices))
+
+
+def shards_of(index: Any, count: int, place: Callable[[Any, int], Any]) -> Any:
+    """A half-precision index in `count` parts, each put somewhere by `place(part, number)`; rows keep their numbers."""
+    shards = faiss.IndexShards(index.d, True, True)  # threaded; rows of a part follow those of the one before
+    cuts = np.linspace(0, index.ntotal, count + 1).astype(int).tolist()
+    for number, (start, stop) in enumerate(pairwise(cuts)):
+        part = faiss.IndexScalarQuantizer(index.d, index.sq.qtype, index.metric_type)
+        for at in range(start, stop, _ADD_BLOCK):
+            part.add(reconstructed(index, at, min(_ADD_BLOCK, stop - at)))  # halves stay what they are
+        shards.add_shard(place(part, number))  # which holds on to the part
+    return shards
+
+
+def _gpu_bytes(index: Any) -> int:
+    """Memory of a copy: row numbers take 4 bytes there, and flat vectors bring their squared lengths along."""
+    inner, count = inner_index(index), int(index.ntotal)
+    if isinstance(inner, faiss.IndexIVF):
+        return count * (int(inner.code_size) + 4) + 8 * int(inner.nlist) * int(inner.d)
+    return index_bytes(index, count) + 4 * count
+
+
+def _resources() -> Any:
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(SCRATCH_BYTES)
+    return resources
+
+
+def _free_bytes(number: int) -> int:
+    """Free memory of a GPU: FAISS's Python layer does not tell, torch does."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(number)[0])

@@ -1,0 +1,377 @@
+"""Neighbour search with FAISS: exact while that is quick, measured when approximate, on a GPU when there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import InputError
+from ...forking import ForkSafeLock, make_forks_safe
+from ..search import (
+    METRICS,
+    Capabilities,
+    Hits,
+    Ids,
+    MemoryVectors,
+    SearchSpec,
+    Vectors,
+    VectorSource,
+    check_ids,
+    check_vectors,
+    comparable,
+    lengths_of,
+    search_exactly,
+)
+from . import io as faiss_bytes
+from .candidates import Candidates, Stock
+from .factory import Coarse, choose_factory, coarse_of, index_bytes, inner_index, new_index
+from .fill import check_range, fill
+from .gpu import GpuIndex, check_device, copy_to_gpus
+from .io import Buffer
+from .numpy import searched
+from .recall import RECALL_TARGET, Calibration, Truth, calibrations, enough, ground_truth
+from .threads import Tuned
+
+__all__ = ["FaissSearch"]
+
+_GPU_FROM = 10_000  # vectors; fewer are answered before a GPU starts
+_BLOCK = 8192
+_CALIBRATION_QUERIES = 200
+
+
+class FaissSearch:
+    """A FAISS index with ids, deletions and filters, answering through the exact layer.
+
+    Searches may run in several threads at once; `upsert`, `delete` and `close` may not run beside them.
+    """
+
+    def __init__(self, stock: Stock, *, factory: str, device: str = "auto", source: VectorSource | None = None) -> None:
+        self.spec = stock.spec
+        self.factory = factory
+        self._stock = stock
+        self._memory = MemoryVectors()  # stays empty where a source reads the vectors
+        self._source: VectorSource = source or self._memory
+        self._device = check_device(device) if device != "auto" or faiss.get_num_gpus() else "cpu"
+        self._gpu: GpuIndex | None = None
+        self._gpu_lock = ForkSafeLock()
+        self._process = os.getpid()
+        make_forks_safe()
+
+    @classmethod
+    def build(
+        cls,
+        spec: SearchSpec,
+        batches: Iterable[tuple[Ids, Vectors]],
+        *,
+        count: int,
+        factory: str = "auto",
+        device: str = "auto",
+        source: VectorSource | None = None,
+        seed: int = 0,
+    ) -> FaissSearch:
+        """An index over all `batches` of (ids, raw vectors), read once.
+
+        An approximate kind is trained on a sample and filled a block at a time from what `source` reads back; see
+        `from_source`, which spares reading the batches.
+
+        Args:
+            spec: dimension and metric.
+            batches: what to store.
+            count: how many vectors to expect; chooses the kind for "auto".
+            factory: "auto", "flat", or a FAISS factory string such as "HNSW32".
+            device: "auto" takes a GPU when FAISS sees one and the index is large enough; "cpu"; "cuda" is the first
+                GPU, "cuda:1" the second, "cuda:all" all of them.
+            source: reads raw stored vectors back; without one they are kept in memory.
+            seed: of the training and calibration samples.
+
+        Raises:
+            InputError: an unusable factory string, too few vectors to train it, or a GPU that is not there.
+        """
+        search = cls._empty(spec, count, factory=factory, device=device, source=source)
+        if search._stock.is_exact:
+            for ids, vectors in batches:
+                search.upsert(ids, vectors)
+            return search
+        keys = [np.empty(0, np.uint64)]
+        for ids, vectors in batches:
+            raw, _ = check_vectors(spec, vectors)
+            keys.append(check_ids(ids, count=len(raw)))
+            if search._source is search._memory:
+                search._memory.put(keys[-1], raw)
+        fill(search._stock, np.unique(np.concatenate(keys)), search._source, factory=search.factory, seed=seed)
+        search.calibrate(seed=seed)
+        return search
+
+    @classmethod
+    def from_source(
+        cls,
+        spec: SearchSpec,
+        ids: Ids,
+        source: VectorSource,
+        *,
+        factory: str = "auto",
+        device: str = "auto",
+        seed: int = 0,
+        calibration: Calibration | None = None,
+        coarse: Coarse | None = None,
+    ) -> FaissSearch:
+        """An index over stored vectors: in memory are the index, a training sample, and a block of vectors, no more.
+
+        Args:
+            spec: dimension and metric.
+            ids: what to store, each once.
+            source: reads raw vectors, again and again.
+            factory: as in `build`, like the next two.
+            device: "auto", "cpu", "cuda", "cuda:N", "cuda:all".
+            seed: of the training and calibration samples.
+            calibration: how to search an approximate kind, where it was measured before; None measures it now.
+            coarse: the lists of an inverted file with as many that was built before, over the same ids.
+
+        Raises:
+            InputError: as in `build`.
+        """
+        search = cls._empty(spec, len(ids), factory=factory, device=device, source=source)
+        fill(search._stock, ids, source, factory=search.factory, seed=seed, coarse=coarse)
+        if search._stock.is_exact:
+            return search
+        if calibration is None:
+            search.calibrate(seed=seed)
+        else:
+            search.use(calibration)
+        return search
+
+    @classmethod
+    def _empty(
+        cls, spec: SearchSpec, count: int, *, factory: str, device: str, source: VectorSource | None
+    ) -> FaissSearch:
+        wanted = {"auto": choose_factory(spec, count), "flat": "Flat"}.get(factory, factory)
+        return cls(Stock(spec, new_index(spec, wanted)), factory=wanted, device=device, source=source)
+
+    def calibrate(self, truth: Truth | None = None, *, target: float = RECALL_TARGET, seed: int = 0) -> Calibration:
+        """The least effort that reaches `target` of the true ten neighbours; searches go by it from now on.
+
+        `truth` is measured on stored vectors where it is not given, which reads everything once.
+        """
+        if truth is None:
+            ids = self._stock.book.ids[self._stock.book.ascending()]
+            truth = ground_truth(self.spec, ids, self._source, queries=_CALIBRATION_QUERIES, k=10, seed=seed)
+        self.use(found := enough(self.efforts(truth, target=target), target=target))
+        return found
+
+    def efforts(self, truth: Truth, *, target: float = RECALL_TARGET) -> Iterator[Calibration]:
+        """What each setting of an approximate index finds, from the least to the most effort."""
+        stock = self._stock
+        engine = Candidates(stock, self._source)
+
+        def propose(queries: Vectors, n: int, effort: int | None) -> Iterator[tuple[Ids, Vectors]]:
+            with Tuned(len(queries)):
+                parameters = stock.parameters(effort=effort)
+                _, rows = searched(stock.index, queries, min(n, len(stock.book)), params=parameters)
+            return engine.read_all([found[found >= 0] for found in rows])
+
+        return calibrations(stock.index, self.spec, truth, propose, target=target)
+
+    def read_from(self, source: VectorSource) -> None:
+        """Reads raw vectors there from now on."""
+        self._source = source
+
+    def use(self, calibration: Calibration) -> None:
+        """Searches an approximate index this way from now on."""
+        self._stock.calibration = calibration
+        self._gpu = None
+        if isinstance(inner := inner_index(self._stock.index), faiss.IndexIVF):
+            inner.nprobe = calibration.effort or inner.nprobe  # a copy on a GPU takes it from here
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this index can do; `exact` depends on its kind."""
+        return Capabilities(
+            metrics=frozenset(METRICS),
+            exact=self._stock.is_exact,
+            filtered=True,
+            max_k=2**31 - 1,
+            max_dim=2**31 - 1,
+            persistent=False,
+        )
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Kind and measured recall, for people and manifests; JSON-able."""
+        described: dict[str, Any] = {"factory": self.factory, "exact": self._stock.is_exact}
+        calibration = self._stock.calibration
+        if calibration is not None:
+            described["recall_at_10"] = round(calibration.recall_at_10, 4)
+            described["recall_queries"] = calibration.queries
+            if calibration.overfetch > 1:
+                described["overfetch"] = calibration.overfetch
+            if calibration.effort is not None:
+                is_ivf = isinstance(inner_index(self._stock.index), faiss.IndexIVF)
+                described["nprobe" if is_ivf else "ef_search"] = calibration.effort
+        return described
+
+    @property
+    def is_worth_saving(self) -> bool:
+        """Reading the index back saves training; exact kinds are rebuilt from the vectors as quickly."""
+        return not self._stock.is_exact
+
+    def upsert(self, ids: npt.ArrayLike, vectors: npt.ArrayLike) -> None:
+        """Adds raw vectors, or replaces them by id.
+
+        Raises:
+            ShapeError, InputError: what `check_vectors` and `check_ids` refuse, an id twice in one call, or numbers
+                too large for half precision.
+        """
+        raw, lengths = check_vectors(self.spec, vectors)
+        keys = check_ids(ids, count=len(raw))
+        if len(np.unique(keys)) != len(keys):
+            raise InputError(f"expected each id once in one upsert, but {len(keys) - len(np.unique(keys))} came again")
+        if not len(keys):
+            return
+        stored = comparable(self.spec, raw, lengths)
+        check_range(self.factory, stored)
+        self._stock.add(keys, stored)
+        self._gpu = None
+        if self._source is self._memory:
+            self._memory.put(keys, raw)
+
+    def delete(self, ids: npt.ArrayLike) -> None:
+        """Masks ids; unknown ones are no error. Their memory comes back with a rebuild."""
+        keys = check_ids(ids)
+        self._stock.book.drop(keys)
+        self._memory.drop(keys)
+
+    def get(self, ids: npt.ArrayLike) -> Vectors:
+        """Raw stored vectors in the order asked for.
+
+        Raises:
+            InputError: an id that is not stored.
+        """
+        keys = check_ids(ids)
+        missing = keys[self._stock.book.find(keys) < 0]
+        if len(missing):
+            raise InputError(f"expected stored ids, but {len(missing)} of {len(keys)} are not, such as {missing[0]}")
+        return self._source(keys) if len(keys) else np.empty((0, self.spec.dim), np.float32)
+
+    def search(self, queries: npt.ArrayLike, k: int, *, allowed: npt.ArrayLike | None = None) -> list[Hits]:
+        """The k nearest of each query (q, d), out of the ids in `allowed` when given.
+
+        Raises:
+            ShapeError, InputError: queries that `check_vectors` refuses, or k below 1.
+        """
+        book = self._stock.book
+        rows = book.all_live() if allowed is None else book.rows_of(check_ids(allowed))
+        mask = book.live if allowed is None and rows is not None else None
+        engine = Candidates(self._stock, self._source, rows, self._on_gpu(), mask)
+        return search_exactly(self.spec, queries, k, engine=engine)
+
+    def scan(self, batch_size: int = 1024) -> Iterator[tuple[Ids, Vectors]]:
+        """Every (ids, raw vectors), ascending by id."""
+        ids = self._stock.book.ids[self._stock.book.ascending()]
+        for start in range(0, len(ids), batch_size):
+            batch = ids[start : start + batch_size]
+            yield batch, self._source(batch)
+
+    def count(self) -> int:
+        """Number of ids stored."""
+        return self._stock.book.live_count
+
+    def verify(self) -> list[str]:
+        """What does not hold: row numbers, and for exact kinds that every vector is the source's."""
+        stock = self._stock
+        problems = faiss_bytes.structure_problems(stock.index, rows=len(stock.book))
+        if problems or not stock.is_exact:
+            return problems
+        rows = stock.book.ascending()
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            ids = stock.book.ids[block]
+            difference = stock.index.reconstruct_batch(block) - comparable(self.spec, self._source(ids))
+            wrong = ~(lengths_of(difference) <= stock.errors.distortion)
+            if wrong.any():
+                problems.append(
+                    f"{wrong.sum()} indexed vectors differ from the stored ones, the first with id {ids[wrong][0]}; "
+                    "rebuild the index"
+                )
+        return problems
+
+    def close(self) -> None:
+        """Frees the index; what is left is empty."""
+        self._stock, self.factory, self._gpu = Stock(self.spec, new_index(self.spec, "Flat")), "Flat", None
+        self._memory = MemoryVectors()
+
+    @property
+    def device(self) -> str:
+        """Where it is searched: `"cpu"`, or the GPU that was asked for and used."""
+        return "cpu" if self._gpu is None else "cuda" if self._device == "auto" else self._device
+
+    @property
+    def coarse(self) -> Coarse | None:
+        """The lists of an inverted file, for building another with the same."""
+        return coarse_of(self._stock.index)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the index and of its ids, in bytes; mapped from a file or not."""
+        rows = len(self._stock.book)
+        return index_bytes(self._stock.index, rows) + 17 * rows  # id, live or not, and the row of each id
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the index looks into the bytes it was read from, without a copy of its own."""
+        return self._stock.is_mapped
+
+    def serialise(self) -> bytes:
+        """The index as bytes; the raw vectors stay where `source` reads them."""
+        return faiss_bytes.pack(self._stock, factory=self.factory)
+
+    def save(self, path: Path) -> None:
+        """Writes the same to a file, without a second copy in memory."""
+        with path.open("wb") as file:
+            faiss_bytes.write(self._stock, file, factory=self.factory)
+
+    @classmethod
+    def deserialise(cls, data: Buffer, *, spec: SearchSpec, source: VectorSource, device: str = "auto") -> FaissSearch:
+        """The index that `serialise` or `save` wrote; the caller has made sure that the bytes are its own.
+
+        The index goes on looking into `data`, until the first `upsert` copies it: a mapped file must not change.
+
+        Raises:
+            CorruptGalleryError: bytes that are damaged, were made for another spec, or claim more than they hold.
+        """
+        stock, factory = faiss_bytes.unpack(data, spec)
+        return cls(stock, factory=factory, device=device, source=source)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise InputError(
+            "a search index stays in its process: send the Gallery, which opens its folder again, or the bytes of "
+            "`serialise()`"
+        )
+
+    def _on_gpu(self) -> GpuIndex | None:
+        """The copy on GPUs, made on first use after a change; None where the CPU answers."""
+        if self._device == "cpu" or (self._device == "auto" and len(self._stock.book) < _GPU_FROM):
+            return None
+        if os.getpid() != self._process:  # what a GPU holds does not come along into a forked process
+            if self._device != "auto":
+                raise InputError(
+                    f"this process was forked after its parent had searched on {self._device}, which it cannot use; "
+                    'start it with multiprocessing.get_context("spawn"), or search on the CPU'
+                )
+            return None
+        with self._gpu_lock:
+            if self._gpu is None:
+                self._gpu = copy_to_gpus(self._stock.index, device=self._device, radius=self._stock.errors.radius)
+            if self._gpu is None and self._device != "auto":
+                raise InputError(
+                    f"FAISS cannot hold {self.factory!r} on {self._device}: too little memory, or no such index "
+                    "on GPUs; use device auto, or another index"
+                )
+            if self._gpu is None:
+                self._device = "cpu"
+            return self._gpu

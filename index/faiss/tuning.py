@@ -1,0 +1,407 @@
+"""Choosing a search index by measuring: recall, latency and memory of candidates on the gallery's own vectors.
+
+Each candidate is built as searches will use it, its effort and over-fetch are raised until it finds what was asked for,
+and single queries are timed. The one that keeps within all budgets at the least cost is chosen. In memory are at most
+the best so far, the candidate at hand, the sample it is trained on (at most a tenth more for millions), and blocks.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import faiss as typed_faiss
+import numpy as np
+
+from ...errors import InputError
+from ..reports import counted
+from ..search import Ids, SearchSpec, VectorSource
+from ..storage.tuned import Tuning
+from .factory import Coarse, index_bytes, list_count, new_index
+from .recall import Calibration, Truth, enough, ground_truth, has_levelled_off
+from .search import FaissSearch
+
+faiss: Any = typed_faiss
+
+__all__ = ["Budget", "Trial", "TuningReport", "default_candidates", "settings_of", "tune"]
+
+_ID_BYTES = 17  # per vector, beside the index
+_POINTS_PER_LIST = 39  # fewer, and FAISS warns that lists are poorly placed
+_FLAT_UP_TO = 1_000_000
+_PRODUCTS_FROM = 10_000
+_TIMED_QUERIES, _TIMED_SECONDS = 100, 3.0
+_ALIKE = 1.1  # times the latency of the quickest
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an index has to keep within.
+
+    Attributes:
+        recall: share of the true ten neighbours, at least, in (0, 1].
+        memory: bytes of index and ids, at most.
+        latency_ms: median of single queries, at most; None: any, the quicker the better.
+    """
+
+    recall: float
+    memory: int
+    latency_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.recall <= 1:
+            raise InputError(f"expected a recall above 0 and up to 1, got {self.recall}")
+        if self.memory < 1 or (self.latency_ms is not None and not self.latency_ms > 0):
+            raise InputError(f"expected budgets above 0, got {self}")
+
+    @classmethod
+    def of(cls, *, recall: float, memory: int | None, latency_ms: float | None) -> Self:
+        """The budgets, with half of this machine's memory where none is given."""
+        return cls(recall, _half_of_memory() if memory is None else memory, latency_ms)
+
+    def missed(self, trial: Trial) -> tuple[str, ...]:
+        """Which budgets a candidate overruns: "memory", "recall", "latency"."""
+        found = trial.tuning
+        missed: tuple[str, ...] = ("memory",) if trial.total_bytes > self.memory else ()
+        if found is not None and found.recall_at_10 < self.recall:
+            missed += ("recall",)
+        if found is not None and self.latency_ms is not None and found.latency_ms > self.latency_ms:
+            missed += ("latency",)
+        return missed
+
+    def __str__(self) -> str:
+        parts = [f"recall@10 of {self.recall:g}", readable(self.memory)]
+        return " and ".join([*parts, *([] if self.latency_ms is None else [f"{self.latency_ms:g} ms"])])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate: what was measured, or why it was not.
+
+    Attributes:
+        factory: the FAISS factory string.
+        total_bytes: memory of index and ids; 0 where FAISS cannot make the index.
+        tuning: what was measured; None where it was not built.
+        note: which budgets it overruns, or what FAISS said; empty for one that fits.
+    """
+
+    factory: str
+    total_bytes: int
+    tuning: Tuning | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class TuningReport:
+    """All candidates, and the one that was chosen.
+
+    Attributes:
+        trials: in the order in which they were tried.
+        tuning: of the chosen one.
+        budget: what was asked for.
+        binding: the budgets without which another would have been chosen.
+    """
+
+    trials: tuple[Trial, ...]
+    tuning: Tuning
+    budget: Budget
+    binding: tuple[str, ...]
+
+    @property
+    def index(self) -> str:
+        """What the gallery's manifest calls the chosen index."""
+        return "flat" if self.tuning.factory == "Flat" else self.tuning.factory
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        best = self.tuning
+        binding = f"; it is {' and '.join(self.binding)} that binds" if self.binding else ""
+        return (
+            f"{best.factory}: recall@10 {best.recall_at_10:.4f}, {best.latency_ms:.2f} ms a query, "
+            f"{best.bytes_per_vector:.0f} bytes a vector, within {self.budget}{binding}"
+        )
+
+
+def settings_of(tuning: Tuning | None) -> Calibration | None:
+    """How to search an index that was tuned."""
+    if tuning is None:
+        return None
+    return Calibration(tuning.effort, tuning.recall_at_10, tuning.queries, tuning.overfetch)
+
+
+def default_candidates(spec: SearchSpec, count: int, memory: int) -> tuple[str, ...]:
+    """Factory strings worth a try for so many vectors, from the largest codes to the smallest.
+
+    Graphs are left out: nothing can be removed from them, and they differ from build to build.
+
+    >>> default_candidates(SearchSpec(512, "cosine"), 2_000_000, 4 << 30)
+    ('SQfp16', 'IVF4096,SQfp16', 'IVF4096,SQ8', 'IVF4096,PQ64')
+    """
+    whole = [factory for factory in ("Flat", "SQfp16") if factory == "Flat" or spec.metric != "l1"]
+    if count > _FLAT_UP_TO and spec.metric != "l1":
+        whole.remove("Flat")
+    if count < _PRODUCTS_FROM:
+        return tuple(whole)
+    lists = min(list_count(count), int(2 ** np.floor(np.log2(count / _POINTS_PER_LIST))))
+    parts = max((m for m in range(1, spec.dim // 8 + 1) if spec.dim % m == 0), default=spec.dim)
+    products = [f"IVF{lists},PQ{parts}"]
+    if (spec.dim + 8 + _ID_BYTES) * count > memory:  # nothing larger fits: take the trouble of a rotation
+        products.append(f"OPQ{parts},IVF{lists},PQ{parts}")
+    return (*whole, f"IVF{lists},SQfp16", f"IVF{lists},SQ8", *products)
+
+
+def tune(
+    spec: SearchSpec,
+    ids: Ids,
+    source: VectorSource,
+    *,
+    budget: Budget,
+    candidates: Sequence[str] | None = None,
+    queries: int = 500,
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> tuple[TuningReport, FaissSearch]:
+    """The report, and the chosen index, built and set.
+
+    Args:
+        spec: dimension and metric.
+        ids: what is stored.
+        source: reads raw vectors, again and again.
+        budget: what to keep within.
+        candidates: factory strings; by default `default_candidates`.
+        queries: how many stored vectors ask, each without itself.
+        seed: of their draw and of the training.
+        device: where to search.
+        progress: called with the number of candidates done and the number in all.
+
+    Raises:
+        InputError: no candidate keeps within the budgets, a factory string of the caller's is none, or there are fewer
+            than two vectors.
+    """
+    if len(ids) < 2 or queries < 1:
+        raise InputError(f"tuning needs at least 2 images and 1 query, got {len(ids)} and {queries}")
+    factories = tuple(candidates or default_candidates(spec, len(ids), budget.memory))
+    for factory in candidates or ():
+        new_index(spec, "Flat" if factory == "flat" else factory)  # refuses what FAISS does not know, before hours pass
+    bench = _Bench(spec, ids, source, budget=budget, seed=seed, device=device)
+    trials: list[Trial] = []
+    best: FaissSearch | None = None
+    truth: Truth | None = None
+    for number, factory in enumerate(factories):
+        if progress is not None:
+            progress(number, len(factories))
+        trial, search = bench.sized("Flat" if factory == "flat" else factory), None
+        if not trial.note:
+            if truth is None:
+                truth = ground_truth(spec, ids, source, queries=queries, k=100, seed=seed)
+            trial, search = bench.try_out(trial, truth)
+        trials.append(trial)
+        if search is not None and choose(trials, budget) is trial:
+            best = search
+    if progress is not None:
+        progress(len(factories), len(factories))
+    chosen = choose(trials, budget)
+    if chosen is None or chosen.tuning is None or best is None:
+        raise InputError(_nothing_fits(trials, budget))
+    return TuningReport(tuple(trials), chosen.tuning, budget, _binding(trials, budget, chosen)), best
+
+
+class _Bench:
+    """Where candidates are built and measured, one after the other; they share their lists."""
+
+    def __init__(
+        self, spec: SearchSpec, ids: Ids, source: VectorSource, *, budget: Budget, seed: int, device: str
+    ) -> None:
+        self.spec = spec
+        self.ids = ids
+        self.source = source
+        self.budget = budget
+        self.seed = seed
+        self.device = device
+        self._coarse: dict[int, Coarse] = {}
+
+    def sized(self, factory: str) -> Trial:
+        """The candidate before it is built, with a note if it is too large."""
+        size = index_bytes(new_index(self.spec, factory), len(self.ids)) + _ID_BYTES * len(self.ids)
+        trial = Trial(factory, size)
+        return Trial(factory, size, note=", ".join(self.budget.missed(trial)))
+
+    def try_out(self, trial: Trial, truth: Truth) -> tuple[Trial, FaissSearch | None]:
+        """The candidate with what was measured, and its index; without if FAISS cannot build it from these vectors."""
+        start = time.perf_counter()
+        lists = int(getattr(new_index(self.spec, trial.factory), "nlist", 0))
+        try:
+            search = FaissSearch.from_source(
+                self.spec,
+                self.ids,
+                self.source,
+                factory=trial.factory,
+                device=self.device,
+                seed=self.seed,
+                calibration=Calibration(None, 0.0, 0),
+                coarse=self._coarse.get(lists),
+            )
+        except InputError as error:
+            return Trial(trial.factory, trial.total_bytes, note=str(error)), None
+        seconds = time.perf_counter() - start
+        if lists and (coarse := search.coarse) is not None:
+            self._coarse[lists] = coarse
+        settings = Calibration(None, 1.0, len(truth))
+        if not search.capabilities.exact:
+            search.use(settings := self._best_settings(search, truth))
+        measured = self._measure(search, settings, truth, build_seconds=seconds)
+        if not search.capabilities.exact:
+            search.use(replace(settings, recall_at_10=measured.recall_at_10))
+        tried = Trial(trial.factory, search.nbytes, measured)
+        return Trial(trial.factory, search.nbytes, measured, ", ".join(self.budget.missed(tried))), search
+
+    def _best_settings(self, search: FaissSearch, truth: Truth) -> Calibration:
+        """Of the settings that reach the recall the quickest: more lists, or more candidates from fewer lists."""
+        seen: list[Calibration] = []
+        good: list[Calibration] = []
+        for calibration in search.efforts(truth, target=self.budget.recall):
+            seen.append(calibration)
+            if calibration.recall_at_10 >= self.budget.recall:
+                good.append(calibration)
+            if len(good) == 3 or (good and good[-1].overfetch == 1) or has_levelled_off(seen):
+                break
+        if len(good) < 2:
+            return enough(good or seen, target=self.budget.recall)
+        timed = []
+        for calibration in good:
+            search.use(calibration)
+            timed.append(float(np.median(single_latencies(search, truth, most=30))))
+        return good[int(np.argmin(timed))]
+
+    def _measure(self, search: FaissSearch, settings: Calibration, truth: Truth, *, build_seconds: float) -> Tuning:
+        latencies = single_latencies(search, truth)
+        start = time.perf_counter()
+        ten = search.search(truth.queries, 11)  # the query itself is one of them
+        batch_ms = 1e3 * (time.perf_counter() - start) / len(truth)
+        hundred = search.search(truth.queries, 101)
+        return Tuning(
+            factory=search.factory,
+            effort=settings.effort,
+            overfetch=settings.overfetch,
+            images=len(self.ids),
+            recall_at_1=truth.recall(ten, 1),
+            recall_at_10=truth.recall(ten, 10),
+            recall_at_100=truth.recall(hundred, 100),
+            latency_ms=float(np.median(latencies)),
+            latency_p95_ms=float(np.percentile(latencies, 95)),
+            batch_ms=batch_ms,
+            bytes_per_vector=search.nbytes / len(self.ids),
+            build_seconds=build_seconds,
+            queries=len(truth),
+            seed=self.seed,
+            threads=int(faiss.omp_get_max_threads()),
+            device=search.device,
+            machine=_machine(),
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+
+
+def single_latencies(search: FaissSearch, truth: Truth, *, most: int = _TIMED_QUERIES) -> list[float]:
+    """Milliseconds of single queries, k = 10; fewer of them where they are slow."""
+    for query in truth.queries[:3]:
+        search.search(query[None], 10)
+    latencies: list[float] = []
+    begun = time.perf_counter()
+    for query in truth.queries[:most]:
+        start = time.perf_counter()
+        search.search(query[None], 10)
+        latencies.append(1e3 * (time.perf_counter() - start))
+        if time.perf_counter() - begun > _TIMED_SECONDS and len(latencies) >= 5:
+            break
+    return latencies
+
+
+def choose(trials: Sequence[Trial], budget: Budget) -> Trial | None:
+    """The candidate of least cost that keeps within the budgets.
+
+    With a budget for latency the cost is memory. Without one it is latency, and among those about as quick as the
+    quickest, memory.
+    """
+    fitting = [(trial, trial.tuning) for trial in trials if trial.tuning is not None and not budget.missed(trial)]
+    if not fitting:
+        return None
+    if budget.latency_ms is None:
+        limit = _ALIKE * min(tuning.latency_ms for _, tuning in fitting)
+        fitting = [(trial, tuning) for trial, tuning in fitting if tuning.latency_ms <= limit]
+    return min(fitting, key=lambda pair: (pair[0].total_bytes, pair[1].latency_ms))[0]
+
+
+def _binding(trials: Sequence[Trial], budget: Budget, chosen: Trial) -> tuple[str, ...]:
+    """The budgets that kept a better candidate out, or one whose worth is not known."""
+    unlimited = {
+        "recall": Budget(1e-9, budget.memory, budget.latency_ms),
+        "latency": Budget(budget.recall, budget.memory, None),
+    }
+    binding = [name for name, other in unlimited.items() if choose(trials, other) is not chosen]
+    if any(trial.tuning is None and "memory" in budget.missed(trial) for trial in trials):
+        binding.append("memory")
+    if budget.latency_ms is None and "latency" in binding:
+        binding.remove("latency")
+    return tuple(binding)
+
+
+def _nothing_fits(trials: Sequence[Trial], budget: Budget) -> str:
+    measured = [(trial, trial.tuning) for trial in trials if trial.tuning is not None]
+    if not measured:
+        sized = [trial for trial in trials if trial.total_bytes]
+        least = min(sized, key=lambda trial: trial.total_bytes)
+        reasons = "; ".join(f"{trial.factory}: {trial.note}" for trial in trials)
+        return (
+            f"no index keeps within {budget} ({reasons}); the smallest, {least.factory}, takes "
+            f"{readable(least.total_bytes)}: allow more, or name --candidates with smaller codes"
+        )
+    best, tuning = min(measured, key=lambda pair: (len(budget.missed(pair[0])), -pair[1].recall_at_10))
+    return (
+        f"no index keeps within {budget}; the best found is {best.factory} with recall@10 {tuning.recall_at_10:.4f}, "
+        f"{tuning.latency_ms:.2f} ms and {readable(best.total_bytes)}: allow more {' and '.join(budget.missed(best))}, "
+        "or name other --candidates"
+    )
+
+
+def readable(size: int) -> str:
+    """Bytes for people.
+
+    >>> readable(4 << 30)
+    '4 GiB'
+    """
+    value, unit = float(size), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return counted(size, "byte") if unit == "bytes" else f"{value:.3g} {unit}"
+
+
+def _half_of_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 8 << 30
+
+
+def _machine() -> str:
+    """Processor and cores."""
+    name = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name}, {counted(os.cpu_count() or 1, 'core')}"

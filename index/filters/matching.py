@@ -1,0 +1,225 @@
+r"""Filters over labels, columns and paths: written as text, kept as a small tree, evaluated on whole columns at once.
+
+    label=cat                     label != cat                 label in cat,dog
+    camera>=3 and camera<6        path~'holiday/*'             not (label=cat or label=dog)
+
+Operators: `=` (or `==`), `!=`, `<`, `<=`, `>`, `>=` (numbers), `~` (a pattern with `*`, `?` and `[…]`), `in`. They are
+combined by `not`, `and`, `or` (in this order) and parentheses. Names and values with spaces or operators go in quotes.
+
+An image without a value equals nothing and is in no range: `label=cat` leaves it out, `label!=cat` keeps it.
+
+Filters can come from strangers, and take time on many images: a text holds up to 32 comparisons, what a comparison
+keeps is remembered, and a deadline (`deadlines.finish_by`) ends them all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...deadlines import check_deadline
+from ...errors import InputError
+from ...forking import ForkSafeLock
+from ..storage.records import Categorical
+from .text import parse_filter, tree_of
+from .tree import And, Comparison, Eq, Filter, Glob, In, Ne, Not, Or, Range, number
+
+__all__ = [
+    "And",
+    "Eq",
+    "Filter",
+    "Glob",
+    "In",
+    "Ne",
+    "Not",
+    "Or",
+    "Range",
+    "Table",
+    "Verdicts",
+    "hints",
+    "matching",
+    "parse_filter",
+    "tree_of",
+]
+
+Mask: TypeAlias = NDArray[np.bool_]
+
+_VERDICT_BYTES = 64 << 20
+_BLOCK = 4096  # values between two looks at the clock
+
+
+class Table(Protocol):
+    """Columns of strings with one value, or none, per image; `"path"` and `"label"` are among them."""
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """What can be asked for."""
+
+    def column(self, name: str) -> Categorical:
+        """One of them."""
+
+    def __len__(self) -> int: ...
+
+
+class Verdicts:
+    """Which rows each comparison keeps, for one table that does not change: the latest ones, in bounded memory."""
+
+    def __init__(self, *, max_bytes: int = _VERDICT_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._lock = ForkSafeLock()
+        self._kept: OrderedDict[Comparison, NDArray[np.uint8]] = OrderedDict()
+        self.nbytes = 0
+
+    def get(self, where: Comparison, count: int) -> Mask | None:
+        """What was put in, of `count` rows; None if it is not known any more."""
+        with self._lock:
+            if (bits := self._kept.get(where)) is None:
+                return None
+            self._kept.move_to_end(where)
+        return np.unpackbits(bits, count=count).view(np.bool_)
+
+    def put(self, where: Comparison, mask: Mask) -> None:
+        """Remember which rows a comparison keeps."""
+        bits = np.packbits(mask)
+        with self._lock:
+            if where in self._kept or bits.nbytes > self._max_bytes:
+                return
+            self._kept[where] = bits
+            self.nbytes += bits.nbytes
+            while self.nbytes > self._max_bytes:
+                self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+
+
+def matching(where: Filter, table: Table, verdicts: Verdicts | None = None) -> Mask:
+    """Which rows of the table a filter keeps.
+
+    Args:
+        where: the filter.
+        table: the columns.
+        verdicts: what is known of this table already; equal comparisons are evaluated once in any case.
+
+    Raises:
+        InputError: the filter names a column that the table does not have.
+        DeadlineError: a deadline (`deadlines.finish_by`) is over.
+    """
+    check_deadline()
+    known = Verdicts() if verdicts is None else verdicts
+    match where:
+        case And(parts):
+            return reduce(np.logical_and, (matching(part, table, known) for part in parts), np.ones(len(table), bool))
+        case Or(parts):
+            return reduce(np.logical_or, (matching(part, table, known) for part in parts), np.zeros(len(table), bool))
+        case Not(part):
+            return ~matching(part, table, known)
+    column = _column(where.column, table)
+    mask = known.get(where, len(table))
+    if mask is None:
+        mask = _verdict(where, column)
+        known.put(where, mask)
+    return mask
+
+
+def _verdict(where: Comparison, column: Categorical) -> Mask:
+    """Each distinct value is looked at once; the last entry is for code -1, "no value"."""
+    holds = _predicate(where)
+    verdicts = np.empty(len(column.values) + 1, bool)
+    verdicts[-1] = isinstance(where, Ne)
+    for start in range(0, len(column.values), _BLOCK):
+        some = column.values[start : start + _BLOCK]
+        verdicts[start : start + len(some)] = [holds(value) for value in some]
+        check_deadline()
+    return verdicts[column.codes]
+
+
+def hints(where: Filter | str, table: Table) -> list[str]:
+    """One sentence for each value that a filter asks for and no image has, with the nearest one that some image has.
+
+    For whoever shows the answer to a person: nothing found because of a misspelt label looks like nothing there. So
+    does a range of a column that holds no number. What is asked for by `!=`, by a pattern or by a range of numbers is
+    not looked at. `Gallery.filter_hints` asks an open gallery.
+
+    Args:
+        where: the filter, or its text.
+        table: the columns, such as a snapshot.
+
+    Raises:
+        InputError: the text is no filter, or names a column that the table does not have.
+    """
+    said: dict[str, None] = {}
+    for comparison in _comparisons(tree_of(where)):
+        there = _column(comparison.column, table).values
+        match comparison:
+            case Eq(column, value):
+                said.update(_unknown(column, [value], there))
+            case In(column, values):
+                said.update(_unknown(column, values, there))
+            case Range(column) if all(number(value) is None for value in there):
+                said[f"no image has a number as its {column}, which a range is of{_examples(there)}"] = None
+    return list(said)
+
+
+def _comparisons(where: Filter) -> Iterator[Comparison]:
+    match where:
+        case And(parts) | Or(parts):
+            for part in parts:
+                yield from _comparisons(part)
+        case Not(part):
+            yield from _comparisons(part)
+        case _:
+            yield where
+
+
+def _unknown(column: str, values: Sequence[str], there: Sequence[str]) -> Iterator[tuple[str, None]]:
+    for value in values:
+        if value not in there:
+            folded = {other.casefold(): other for other in there}
+            nearest = difflib.get_close_matches(value.casefold(), folded, n=1)
+            hint = f"; did you mean {folded[nearest[0]]!r}?" if nearest else _examples(there)
+            yield f"no image has {column} {value!r}{hint}", None
+
+
+def _examples(values: Sequence[str], *, most: int = 5) -> str:
+    if not values:
+        return "; no image has any"
+    rest = f" and {len(values) - most} others" if len(values) > most else ""
+    return f"; there are {', '.join(values[:most])}{rest}"
+
+
+def _column(name: str, table: Table) -> Categorical:
+    if name not in table.column_names:
+        nearest = difflib.get_close_matches(name, table.column_names, n=1)
+        hint = f", did you mean {nearest[0]!r}?" if nearest else ""
+        raise InputError(f"no column {name!r} in this gallery{hint}; there are {', '.join(table.column_names)}")
+    return table.column(name)
+
+
+def _predicate(where: Eq | Ne | In | Glob | Range) -> Callable[[str], bool]:
+    match where:
+        case Eq(_, value):
+            return lambda found: found == value
+        case Ne(_, value):
+            return lambda found: found != value
+        case In(_, values):
+            return frozenset(values).__contains__
+        case Glob(_, pattern):
+            fits = re.compile(fnmatch.translate(pattern)).match
+            return lambda found: fits(found) is not None
+        case Range():
+            return lambda found: _in_range(found, where)
+
+
+def _in_range(text: str, where: Range) -> bool:
+    value = number(text)
+    if value is None:
+        return False
+    above = value >= where.low if where.low_included else value > where.low
+    below = value <= where.high if where.high_included else value < where.high
+    return above and below

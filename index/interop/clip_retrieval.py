@@ -1,0 +1,152 @@
+"""clip-retrieval's folders, which are also what `distcam index export` writes: arrays and tables, row by row."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import numpy as np
+
+from ...errors import InputError
+from ..storage.records import Array, Entries, Vectors
+from .tables import BLOCK_ROWS, Source, TableReader, parquet, read_matrix
+
+__all__ = ["ENCODER_FILE", "EXPORT_FILE", "open_clip_retrieval"]
+
+EXPORT_FILE = "export.json"
+ENCODER_FILE = "encoder.safetensors"  # beside it, never elsewhere: what an export names is not followed
+MAX_JSON_BYTES = 16 << 20
+
+
+def open_clip_retrieval(place: Path, *, root: Path | None, label_column: str | None) -> Source:
+    """`img_emb/img_emb_<n>.npy` and `metadata/metadata_<n>.parquet`, row by row; rows are numbered through."""
+    about = _about(place)
+    shards = _numbered(place / "img_emb", ".npy")
+    if not shards:
+        raise InputError(f"{place / 'img_emb'}: holds no .npy file")
+    tables = dict(_numbered(place / "metadata", ".parquet"))
+    pooled = dict(_numbered(place / "pooled", ".npy"))
+    if tables and (alone := [file.name for number, file in shards if number not in tables]):
+        raise InputError(
+            f"{place}: no table in metadata belongs to {', '.join(alone[:5])}; was the folder copied whole?"
+        )
+    arrays = [
+        _Shard(read_matrix(file), tables.get(number), _optional(pooled.get(number)), file) for number, file in shards
+    ]
+    dims = {(array.embedding.shape[1], None if array.pooled is None else array.pooled.shape[1]) for array in arrays}
+    if len(dims) > 1:
+        raise InputError(f"{place}: its arrays have different widths, {sorted(map(str, dims))}")
+    for array in arrays:
+        array.check()
+    own_root = Path(about["root"]) if "root" in about else place.absolute()
+    reader = TableReader(
+        root=own_root if root is None else root.absolute(),
+        label=label_column or "label",
+        columns=about.get("columns"),
+    )
+
+    def blocks() -> Iterator[tuple[Entries, Vectors]]:
+        for shard in arrays:
+            yield from _blocks(shard, reader)
+
+    (dim, pooled_dim) = dims.pop()
+    count = sum(len(array.embedding) for array in arrays)
+    return Source("clip-retrieval", place, reader.root, count, dim, blocks, pooled_dim, about)
+
+
+def _about(place: Path) -> dict[str, Any]:
+    """What our own export says of itself, checked; nothing when somebody else wrote the folder."""
+    file = place / EXPORT_FILE
+    if not file.is_file():
+        return {}
+    try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError("too long")
+        about = json.loads(file.read_bytes())
+        if about.get("format") != "distcam-export" or about.get("version") != 1:
+            raise ValueError("another format, or a newer version")
+        kinds = {"root": str, "metric": str, "columns": dict, "encoder": dict}
+        if wrong := [name for name, kind in kinds.items() if not isinstance(about.get(name), kind)]:
+            raise ValueError(f"no {', '.join(wrong)}")
+        encoder = about["encoder"]
+        if not isinstance(encoder.get("description"), dict) or not all(
+            isinstance(encoder.get(name), str) for name in ("fingerprint", "short_name")
+        ):
+            raise ValueError("its encoder is not described")
+        if (masks := about.get("masks")) is not None and not (
+            isinstance(masks["folder"], str) and type(masks.get("category")) in (int, NoneType)
+        ):
+            raise ValueError("its masks are not described")
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError, OSError) as error:
+        raise InputError(f"{file}: is not what `distcam index export` writes ({error}); export again") from error
+    return dict(about)
+
+
+def _numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:
+    """Files by the number that their names end in: `img_emb_2` comes before `img_emb_10`."""
+    found = []
+    for path in folder.glob(f"*{suffix}") if folder.is_dir() else ():
+        number = re.search(r"(\d+)$", path.stem)
+        found.append((int(number[1]) if number else 0, path))
+    found.sort()
+    numbers = [number for number, _ in found]
+    if len(set(numbers)) < len(numbers):
+        raise InputError(
+            f"{folder}: two files have the same number, so nothing says which table belongs to which array"
+        )
+    return found
+
+
+def _optional(file: Path | None) -> Array | None:
+    return None if file is None else read_matrix(file)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One array of embeddings, and what belongs to it row by row."""
+
+    embedding: Array
+    table: Path | None
+    pooled: Array | None
+    file: Path
+
+    def check(self) -> None:
+        rows = {len(self.embedding), *(() if self.pooled is None else (len(self.pooled),))}
+        if self.table is not None:
+            _, pq = parquet()
+            try:
+                rows.add(pq.read_metadata(self.table).num_rows)
+            except (OSError, ValueError) as error:
+                raise InputError(f"{self.table}: cannot be read as Parquet ({error})") from error
+        if len(rows) > 1:
+            raise InputError(f"{self.file}: the files of this number have {sorted(rows)} rows; they must have the same")
+
+
+def _blocks(shard: _Shard, reader: TableReader) -> Iterator[tuple[Entries, Vectors]]:
+    start = 0
+    for table in _tables(shard):
+        stop = start + len(next(iter(table.values())))
+        embedding = np.array(shard.embedding[start:stop], np.float32)
+        pooled = embedding if shard.pooled is None else np.array(shard.pooled[start:stop], np.float32)
+        yield reader.entries(table, f"{shard.file.stem}/", start), Vectors(pooled, embedding)
+        start = stop
+
+
+def _tables(shard: _Shard) -> Iterator[dict[str, list[Any]]]:
+    if shard.table is None:
+        for start in range(0, len(shard.embedding), BLOCK_ROWS):
+            yield {"": [None] * min(BLOCK_ROWS, len(shard.embedding) - start)}
+        return
+    _, pq = parquet()
+    try:
+        with pq.ParquetFile(shard.table) as file:
+            for batch in file.iter_batches(batch_size=BLOCK_ROWS):
+                names = map(str, batch.schema.names)
+                yield {name: column.to_pylist() for name, column in zip(names, batch.columns, strict=True)}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{shard.table}: cannot be read as Parquet ({error})") from error

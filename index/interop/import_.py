@@ -1,0 +1,322 @@
+"""A gallery of vectors that other tools made: written by commits, as a build writes it, and as crash-safe.
+
+Which encoder made the vectors is in none of these files but our own exports, which bring it along. Without it the
+gallery answers stored images and vectors only; whoever names one has it checked on the images themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, WeightsError
+from ...remarks import remark
+from ..building.creating import existing_gallery, new_birth, require_index, write_encoder_copy
+from ..reports import AddReport, Skipped
+from ..search import METRICS, Metric, SearchSpec
+from ..storage.durable import Storage, WriterLock
+from ..storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
+from ..storage.records import Array, Entries, Vectors, located
+from ..storage.writer import GalleryWriter
+from .clip_retrieval import ENCODER_FILE
+from .sources import Kind, open_source
+from .tables import Source
+
+if TYPE_CHECKING:  # only a named encoder needs torch
+    from ...encoders import Encoder
+    from ..building.ingest import Progress
+    from ..gallery import Gallery
+
+__all__ = ["import_gallery"]
+
+_PROBES = 8  # images
+_PROBED_ROWS = 20_000
+_TOLERANCE = 0.05  # of a vector's length: half precision and bfloat16 stay below, other encoders far above
+
+
+def import_gallery(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    kind: Kind = "auto",
+    embeddings: str | os.PathLike[str] | None = None,
+    metric: Metric | None = None,
+    name: str | None = None,
+    encoder: str | os.PathLike[str] | Encoder | None = None,
+    label_column: str | None = None,
+    root: str | os.PathLike[str] | None = None,
+    index: str = "auto",
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Gallery:
+    """Make a gallery of vectors that another tool, or `export_gallery`, wrote.
+
+    An interrupted import is no gallery yet, and the same call starts it anew.
+
+    Args:
+        source: see `open_source`, also for `kind`, `embeddings`, `label_column` and `root`.
+        out: the gallery's folder.
+        kind: whose layout it is.
+        embeddings: the file of vectors that belongs to a table.
+        metric: `"cosine"` unless an export says otherwise.
+        name: of whatever made the vectors; its hash is the fingerprint. The source's name if left out.
+        encoder: a checkpoint, or an encoder: some images are encoded again and must come out as they are stored. That
+            of an export need not be named; that it brings none is a remark.
+        label_column: the column with the classes.
+        root: the folder that relative image paths refer to.
+        index: `"auto"`, `"flat"`, or a FAISS factory string.
+        device: where the encoder runs for that.
+        overwrite: replace a gallery at `out`.
+        progress: called with rows done and rows in all.
+
+    Raises:
+        InputError: the source is not what it should be, or no row of it can be used.
+        FingerprintMismatchError: the encoder named did not make these vectors.
+        GalleryExistsError: something is at `out`.
+        MissingExtraError: a Parquet table, and pyarrow is not installed.
+    """
+    from ..gallery import Gallery
+
+    found = open_source(
+        Path(source),
+        kind=kind,
+        embeddings=None if embeddings is None else Path(embeddings),
+        root=None if root is None else Path(root),
+        label_column=label_column,
+    )
+    if name is not None and found.about:
+        raise InputError(f"{source} says itself what made its vectors; leave `name` out")
+    chosen = metric or found.about.get("metric", "cosine")
+    if chosen not in METRICS:
+        raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {chosen!r}")
+    encoder = _brought_along(found) if encoder is None else encoder
+    known = None if encoder is None else _checked_encoder(found, encoder, device)
+    manifest = Manifest(
+        spec=Spec(chosen, found.embedding_dim, found.pooled_dim or found.embedding_dim, None, found.pooled_dim is None),
+        encoder=_entry(found, name or found.place.resolve().name, known),
+        root=str(found.root),
+        index=index,
+        masks=_masks(found),
+        birth=new_birth(None if root is None else str(found.root)),
+    )
+    require_index(SearchSpec(found.embedding_dim, chosen), index)
+    with _opened(Path(out), manifest, overwrite=overwrite) as writer:
+        _copy(writer, found, known, progress)
+        gallery = Gallery.open(out)
+        gallery.report = AddReport(len(gallery), 0, 0, gallery.skipped)
+        gallery.save_caches(writer)
+    return gallery
+
+
+def _entry(found: Source, name: str, known: Encoder | None) -> EncoderEntry:
+    if found.about:
+        claimed = found.about["encoder"]
+        precision = claimed.get("precision")
+        entry = EncoderEntry(claimed["fingerprint"], claimed["short_name"], claimed["description"])
+        return dataclasses.replace(entry, precision=precision) if precision in ("fp32", "bf16") else entry
+    if known is not None:
+        return EncoderEntry(known.fingerprint, known.short_name, known.describe(), precision="fp32")
+    fingerprint = hashlib.sha256(f"imported:{name}".encode()).hexdigest()
+    description = {"imported": name, "kind": found.kind, "source": str(found.place.absolute())}
+    return EncoderEntry(fingerprint, f"imported/{fingerprint[:8]}", description)
+
+
+def _masks(found: Source) -> MaskEntry | None:
+    """Under which masks an export's vectors were pooled: what is added later must be pooled alike."""
+    masks = found.about.get("masks")
+    return None if masks is None else MaskEntry(masks["folder"], masks.get("category"))
+
+
+# --- Copying ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(folder: Path, manifest: Manifest, *, overwrite: bool) -> Iterator[GalleryWriter]:
+    """A writer for a new gallery, holding its lock; what an interrupted import of the same source left is replaced."""
+    _replaceable(folder, manifest, overwrite=overwrite)  # before a lock file gets into a folder of something else
+    storage = Storage()
+    storage.make_folder(folder)
+    with WriterLock(folder):
+        old = _replaceable(folder, manifest, overwrite=overwrite)
+        if old is not None:
+            manifest = dataclasses.replace(manifest, generation=old.generation + 1)
+        writer = GalleryWriter(folder, manifest, on_disk=old, storage=storage)
+        writer.sweep()
+        yield writer
+
+
+def _replaceable(folder: Path, new: Manifest, *, overwrite: bool) -> Manifest | None:
+    """What lies there and may be replaced; GalleryExistsError when it may not."""
+    old = existing_gallery(folder, overwrite=overwrite)
+    if old is not None and not overwrite and (old.complete or old.encoder.fingerprint != new.encoder.fingerprint):
+        raise GalleryExistsError(f"{folder}: holds a gallery; choose another --out, or replace it with --overwrite")
+    return old
+
+
+def _copy(writer: GalleryWriter, found: Source, known: Encoder | None, progress: Progress | None) -> None:
+    """Take every usable row over, and say that the gallery is complete."""
+    if known is not None:
+        entry = dataclasses.replace(writer.manifest.encoder, file=write_encoder_copy(known, writer))
+        writer.begin(dataclasses.replace(writer.manifest, encoder=entry))
+    skipped: list[Skipped] = []
+    seen: set[str] = set()
+    done = 0
+    for entries, vectors in found.blocks():
+        rows = _usable(entries, vectors, writer.manifest.spec, seen, skipped)
+        if len(rows):
+            writer.append(_some(entries, rows), vectors if len(rows) == len(entries) else _some_vectors(vectors, rows))
+        done += len(entries)
+        if progress is not None:
+            progress(done, found.count)
+    writer.commit()
+    if writer.is_new:
+        shown = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:3])
+        raise InputError(f"none of {found.count} rows of {found.place} could be used ({shown}); no gallery was written")
+    file = writer.write_skipped([item.to_json() for item in skipped]) if skipped else None
+    writer.commit(skipped=file, complete=True)
+    writer.tidy()
+
+
+def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skipped: list[Skipped]) -> Array:
+    """The rows that a gallery can hold; the others are noted with their reasons."""
+    finite = np.logical_and(np.isfinite(vectors.embedding).all(axis=1), np.isfinite(vectors.pooled).all(axis=1))
+    is_cosine = spec.metric == "cosine"
+    directed = np.any(vectors.embedding != 0, axis=1)
+    rows = []
+    for row, path in enumerate(entries.paths):
+        if reason := _refusal(path, seen, is_finite=bool(finite[row]), is_zero=is_cosine and not directed[row]):
+            skipped.append(Skipped(path.encode("utf-8", "backslashreplace").decode(), reason))
+        else:
+            seen.add(path)
+            rows.append(row)
+    return np.array(rows, np.int64)
+
+
+def _refusal(path: str, seen: set[str], *, is_finite: bool, is_zero: bool) -> str:
+    if not path or "\0" in path:
+        return "has no path that a file could have"
+    if path in seen:
+        return "its path occurs twice; the first is kept"
+    try:
+        path.encode()
+        located(path, Path("/"))
+    except (UnicodeEncodeError, GalleryError):
+        return "its path is not UTF-8, or leads out of the root"
+    if not is_finite:
+        return "its vectors are not finite"
+    return "its embedding is zero, which no cosine compares" if is_zero else ""
+
+
+def _some(entries: Entries, rows: Array) -> Entries:
+    numbers = rows.tolist()
+    return Entries(
+        ids=entries.ids[rows],
+        paths=[entries.paths[row] for row in numbers],
+        sha256=entries.sha256[rows],
+        size=entries.size[rows],
+        mtime_ns=entries.mtime_ns[rows],
+        columns={name: [values[row] for row in numbers] for name, values in entries.columns.items()},
+    )
+
+
+def _some_vectors(vectors: Vectors, rows: Array) -> Vectors:
+    pooled = vectors.pooled[rows]
+    return Vectors(pooled, pooled if vectors.embedding is vectors.pooled else vectors.embedding[rows])
+
+
+# --- Checking an encoder ----------------------------------------------------------------------------------------------
+
+
+def _brought_along(found: Source) -> Path | None:
+    """The encoder that lies in an export; that it brings none is a remark."""
+    if not found.about:
+        return None
+    file = found.place / ENCODER_FILE
+    if file.is_file():
+        return file
+    claimed = found.about["encoder"]
+    lost = " (its description names one, which is not there)" if claimed.get("file") else ""
+    remark(
+        f"{found.place} brings no copy of {claimed['short_name']}, which made its vectors{lost}: stored images can be "
+        "queried, new ones only with that encoder given"
+    )
+    return None
+
+
+def _checked_encoder(found: Source, given: str | os.PathLike[str] | Encoder, device: str) -> Encoder:
+    """The encoder, if it is the one that made the vectors: by its fingerprint, or else by trying it out.
+
+    Raises:
+        FingerprintMismatchError: it is another.
+        InputError: there is no image to try it on.
+    """
+    from ...encoders import Encoder
+    from ...encoders.inference import whole_encoder
+
+    try:
+        encoder = Encoder.load(given) if isinstance(given, (str, os.PathLike)) else whole_encoder(given)
+    except WeightsError as error:
+        own = "; delete it to import without" if given == found.place / ENCODER_FILE else ""
+        raise WeightsError(f"{error}{own}") from error
+    if found.about:
+        claimed = found.about["encoder"]
+        if encoder.fingerprint != claimed["fingerprint"]:
+            raise FingerprintMismatchError(
+                f"{found.place} was made with {claimed['short_name']}, the encoder given is {encoder.short_name}"
+            )
+        return encoder
+    widths = (encoder.embedding_dim, encoder.pooled_dim)
+    if widths != (found.embedding_dim, found.pooled_dim or found.embedding_dim):
+        raise FingerprintMismatchError(
+            f"{found.place} has vectors of {found.embedding_dim} numbers; {encoder.short_name} makes pooled vectors of "
+            f"{widths[1]} and embeddings of {widths[0]}, and explaining needs both; leave --encoder out, or build the "
+            "gallery from the images"
+        )
+    files, stored = _probes(found)
+    if not files:
+        raise InputError(
+            f"none of the first {min(found.count, _PROBED_ROWS)} images of {found.place} is under {found.root}, so "
+            f"{encoder.short_name} cannot be tried on them; say where they are with --root, or leave --encoder out"
+        )
+    _compare(found, encoder, files, stored, device)
+    return encoder
+
+
+def _probes(found: Source) -> tuple[list[Path], Array]:
+    """Some images that are there, with their stored vectors."""
+    files: list[Path] = []
+    vectors: list[Array] = []
+    rows = (pair for entries, block in found.blocks() for pair in zip(entries.paths, block.embedding, strict=True))
+    for path, vector in islice(rows, _PROBED_ROWS):
+        if len(files) < _PROBES and path and "\0" not in path and (file := found.root / path).is_file():
+            files.append(file)
+            vectors.append(vector)
+        if len(files) == _PROBES:
+            break
+    return files, np.array(vectors)
+
+
+def _compare(found: Source, encoder: Encoder, files: list[Path], stored: Array, device: str) -> None:
+    from ...encoders import Inference
+
+    made = Inference(encoder, device=device, precision="fp32").encode_images(files).embedding.cpu().numpy()
+    lengths = np.linalg.norm(made, axis=1)
+    error = np.linalg.norm(made - stored, axis=1) / np.maximum(lengths, 1e-12)
+    worst = int(error.argmax())
+    if error[worst] <= _TOLERANCE:
+        return
+    cosine = float(made[worst] @ stored[worst] / max(lengths[worst] * np.linalg.norm(stored[worst]), 1e-12))
+    hint = "; the stored ones were normalised, and explaining needs raw ones" if cosine > 1 - _TOLERANCE**2 else ""
+    raise FingerprintMismatchError(
+        f"{encoder.short_name} did not make the vectors of {found.place}: encoding {files[worst].name} again gives one "
+        f"of cosine similarity {cosine:.3f}, {error[worst]:.0%} away{hint}; name another, or leave --encoder out"
+    )

@@ -1,0 +1,1 @@
+"""Galleries whose rows and vectors live in Milvus."""

@@ -1,0 +1,299 @@
+"""The manifest: the one small file that says what a gallery consists of. Replacing it is the commit.
+
+It is read as untrusted: every field has a type, every file name is plain, and the checksum covers all of it, so that a
+damaged manifest is noticed before anything it names is touched. The checksum guards against accidents, not against
+someone who can compute it; that is what the checks of `flatfile.py` are for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
+
+from ...errors import CorruptGalleryError, GalleryError, NotAGalleryError
+from ..rejection import Rejection
+from ..search import METRICS, Metric
+from .durable import REMEDY, Storage, read_file
+from .tuned import Tuning
+
+__all__ = ["MANIFEST_NAME", "BackendEntry", "CacheEntry", "EncoderEntry", "FileEntry", "Manifest", "MaskEntry", "Spec"]
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = "distcam-gallery"
+VERSION = 1
+MAX_MANIFEST_BYTES = 64 << 20
+MAX_DIMENSION = 1 << 20
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What every segment of a gallery has in common.
+
+    Attributes:
+        metric: `"cosine"`, `"l2"`, `"l1"` or `"dot"`. Vectors are stored raw; the metric is applied on reading.
+        embedding_dim: length of the vectors that are searched.
+        pooled_dim: length of the pooled vectors that explain a match.
+        map_shape: rows and columns of the stored feature maps; None when they are not kept.
+        embedding_is_pooled: whether both vectors are the same, and stored once.
+    """
+
+    metric: Metric
+    embedding_dim: int
+    pooled_dim: int
+    map_shape: tuple[int, int] | None = None
+    embedding_is_pooled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise ValueError(f"metric {self.metric!r} is none of {', '.join(METRICS)}")
+        for size in (self.embedding_dim, self.pooled_dim, *(self.map_shape or ())):
+            if not 1 <= size <= MAX_DIMENSION:
+                raise ValueError(f"dimension {size} is outside 1 … {MAX_DIMENSION}")
+        if self.embedding_is_pooled and self.embedding_dim != self.pooled_dim:
+            raise ValueError("the embedding cannot be the pooled vector: their lengths differ")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the gallery: its plain name, its length, its contents' SHA-256, and how many items it holds."""
+
+    name: str
+    count: int
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not _PLAIN_NAME.fullmatch(self.name) or self.name == MANIFEST_NAME:
+            raise ValueError(f"file name {self.name[:80]!r} is not a plain name")
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"checksum of {self.name} is not a SHA-256")
+        if self.count < 0 or self.bytes < 0:
+            raise ValueError(f"{self.name} has a negative size")
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """A file that can always be computed again from the segments.
+
+    Attributes:
+        file: the file.
+        generation: the gallery's generation it was computed from; any other makes it stale.
+        tag: proof that this user wrote it (`caches.py`); None where no proof is needed.
+    """
+
+    file: FileEntry
+    generation: int
+    tag: str | None = None
+
+
+@dataclass(frozen=True)
+class EncoderEntry:
+    """Which encoder made the vectors.
+
+    Attributes:
+        fingerprint: hash over its weights and settings.
+        short_name: for people, such as `"resnet50/ab12cd34"`.
+        description: its settings, for people and for JSON.
+        file: a copy of its checkpoint, when it can be saved.
+        precision: of its arithmetic, `"fp32"` or `"bf16"`; None until the first image is encoded.
+    """
+
+    fingerprint: str
+    short_name: str
+    description: dict[str, Any] = field(default_factory=dict)
+    file: FileEntry | None = None
+    precision: Literal["fp32", "bf16"] | None = None
+
+
+@dataclass(frozen=True)
+class MaskEntry:
+    """Under which masks the vectors were pooled.
+
+    Attributes:
+        folder: the absolute folder of the masks, beside the root's pictures.
+        category: the number that marks the object in them; None for everything that is not black.
+    """
+
+    folder: str
+    category: int | None = None
+
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """Where the rows lie when they are not in the folder.
+
+    Attributes:
+        address: of the collection in Milvus, without secrets.
+        owner: a random id that the collection carries too.
+        columns: the names of the user's columns.
+        settled: of how many tombstone files the rows have been deleted.
+    """
+
+    address: str
+    owner: str
+    columns: tuple[str, ...] = ()
+    settled: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A gallery's state, complete and consistent; a commit replaces it by another.
+
+    Attributes:
+        spec: what all segments have in common.
+        encoder: which encoder made the vectors.
+        root: the absolute folder that relative paths refer to.
+        generation: grows with every change of content.
+        next_id: the first id never given out.
+        complete: False while a build is unfinished; building again continues it.
+        index: how to search: `"auto"`, `"flat"`, or a FAISS factory string.
+        segments: the vectors and what is known about the images, in the order of ids.
+        tombstones: files of removed ids.
+        skipped: the list of images that could not be used.
+        prototype_cache, index_cache: can be computed again.
+        rejection: from which distance on nothing is a match; None until somebody calibrates.
+        backend: where the rows lie when there are no segments; None when they are in segments.
+        masks: under which masks the vectors were pooled; None when whole pictures were.
+        tuning: what was measured when `index` was chosen by tuning; None until somebody tunes.
+        birth: a random name: whoever has the gallery open notices by it that another lies in its place.
+    """
+
+    spec: Spec
+    encoder: EncoderEntry
+    root: str
+    generation: int = 0
+    next_id: int = 0
+    complete: bool = False
+    index: str = "auto"
+    segments: tuple[FileEntry, ...] = ()
+    tombstones: tuple[FileEntry, ...] = ()
+    skipped: FileEntry | None = None
+    prototype_cache: CacheEntry | None = None
+    index_cache: CacheEntry | None = None
+    rejection: Rejection | None = None
+    backend: BackendEntry | None = None
+    masks: MaskEntry | None = None
+    tuning: Tuning | None = None
+    birth: str = ""
+
+    def __post_init__(self) -> None:
+        names = [entry.name for entry in self.files()]
+        if len(set(names)) != len(names):
+            raise ValueError("two entries name the same file")
+        if self.backend is not None and (self.segments or not 0 <= self.backend.settled <= len(self.tombstones)):
+            raise ValueError(
+                "rows are in Milvus, but the manifest speaks of segments or of tombstones that are not there"
+            )
+        if self.generation < 0 or not 0 <= self.next_id < 1 << 63:
+            raise ValueError("a counter is out of range")
+
+    def files(self) -> Iterator[FileEntry]:
+        """Every file the gallery consists of, besides the manifest."""
+        yield from self.segments
+        yield from self.tombstones
+        yield from (entry for entry in (self.encoder.file, self.skipped) if entry is not None)
+        yield from (cache.file for cache in (self.prototype_cache, self.index_cache) if cache is not None)
+
+    def is_fresh(self, cache: CacheEntry | None) -> bool:
+        """Whether a cache is there and of this generation."""
+        return cache is not None and cache.generation == self.generation
+
+    def save(self, folder: Path, storage: Storage) -> None:
+        """Make this the gallery's manifest: durable when the call returns, and never half there."""
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        text = json.dumps({**content, "checksum": _checksum(content)}, indent=1, ensure_ascii=True) + "\n"
+        storage.write(folder / MANIFEST_NAME, text.encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The manifest of the gallery in `folder`.
+
+        Raises:
+            NotAGalleryError: there is no manifest.
+            CorruptGalleryError: it is damaged.
+            GalleryError: a newer version wrote it.
+        """
+        path = folder / MANIFEST_NAME
+        if not path.is_file():
+            what = (
+                "holds no manifest.json" if folder.is_dir() else "is not a folder" if folder.exists() else "not found"
+            )
+            raise NotAGalleryError(f"{folder}: {what}; a gallery is a folder written by `distcam index build`")
+        try:
+            if path.stat().st_size > MAX_MANIFEST_BYTES:
+                raise ValueError(f"larger than {MAX_MANIFEST_BYTES} bytes")
+            content = json.loads(read_file(path))
+        except (ValueError, RecursionError, OSError) as error:  # OSError: it was there a moment ago
+            raise CorruptGalleryError(f"{path}: {_reason(error)}; {REMEDY}") from error
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise NotAGalleryError(f"{path}: belongs to something else; a gallery is a folder written by distcam")
+        version = content.pop("version", None)
+        if version != VERSION:
+            raise GalleryError(
+                f"{path}: format version {version}, this distcam reads version {VERSION}; upgrade distcam"
+            )
+        try:
+            checksum = content.pop("checksum", None)
+            if checksum != _checksum({"format": FORMAT, "version": VERSION, **content}):
+                raise ValueError("the checksum does not fit the contents")
+            return cast(Self, _parse(cls, content, "manifest"))
+        except _NewerError as error:
+            raise GalleryError(f"{path}: a newer distcam wrote it ({error}); upgrade distcam") from error
+        except (ValueError, RecursionError) as error:
+            raise CorruptGalleryError(f"{path}: {_reason(error)}; {REMEDY}") from error
+
+
+class _NewerError(ValueError):
+    """The manifest is whole, and says what this version does not know."""
+
+
+def _reason(error: Exception) -> str:
+    return "is nested too deeply" if isinstance(error, RecursionError) else f"is damaged ({error})"
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """`value` from JSON as the type `kind`, checked throughout; ValueError says where it does not fit."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return None if value is None and NoneType in arguments else _parse(arguments[0], value, where)
+    if origin is tuple:
+        if not isinstance(value, list) or (arguments[-1] is not ... and len(value) != len(arguments)):
+            raise ValueError(f"{where} should be a list")
+        return tuple(_parse(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value))
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where} should be one of {', '.join(arguments)}")
+        return value
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} should be an object")
+        return value
+    if isinstance(kind, type) and issubclass(
+        kind, (Spec, FileEntry, CacheEntry, EncoderEntry, BackendEntry, MaskEntry, Rejection, Tuning, Manifest)
+    ):
+        known = {item.name for item in fields(kind)}
+        needed = {item.name for item in fields(kind) if item.default is item.default_factory is MISSING}
+        if not isinstance(value, dict) or not needed <= set(value):
+            raise ValueError(f"{where} does not have the expected fields")
+        hints = get_type_hints(kind)
+        parsed = kind(**{name: _parse(hints[name], value[name], f"{where}.{name}") for name in value if name in known})
+        if unknown := sorted(set(value) - known):  # after the rest, which damage would not spare
+            raise _NewerError(f"{where} has {', '.join(unknown)[:200]}")
+        return parsed
+    if type(value) is not kind:
+        raise ValueError(f"{where} should be {kind.__name__}, is {type(value).__name__}")
+    return value

@@ -1,0 +1,197 @@
+"""A copy of a gallery put into its place, or anywhere: checked first, then written aside, renamed, and named last.
+
+Copying files over a gallery changes them under whoever has it open, and a copy that stops half way leaves neither the
+old gallery nor the new one. Here every file appears whole under its name, and the manifest that names them is replaced
+when all are there: readers go on with what they have open and find the new state at their next look.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from ...errors import CorruptGalleryError, GalleryError, GalleryExistsError, InputError, NotAGalleryError
+from ..building.creating import foreign_file, is_root_of_this_user, new_birth
+from .durable import REMEDY, Storage, WriterLock, file_sha256, refusals_named
+from .manifest import CacheEntry, FileEntry, Manifest
+from .segments import Segment
+from .snapshot import check_file, read_ids
+from .writer import GalleryWriter
+
+__all__ = ["restore_gallery"]
+
+_BLOCK = 4 << 20
+_ATTEMPTS = 10
+
+
+def restore_gallery(
+    source: str | os.PathLike[str], folder: str | os.PathLike[str], *, storage: Storage | None = None
+) -> Manifest:
+    """Make `folder` hold the gallery that lies in `source`, whatever state it is in; or copy it to a new folder.
+
+    The whole of `source` is checked before anything is changed. What `folder` held is replaced in one step, and killed
+    in the middle it is as before. Files that it has already, undamaged, are not copied again.
+
+    Args:
+        source: a gallery, such as a copy made earlier; others may write to it meanwhile.
+        folder: where it should be; a gallery, sound or damaged, or nothing yet.
+        storage: the file operations; tests record them.
+
+    Returns:
+        The manifest that `folder` has now.
+
+    Raises:
+        NotAGalleryError: `source` is no gallery.
+        CorruptGalleryError: `source` is damaged; the message names the file, and nothing was changed.
+        GalleryExistsError: `folder` holds something else than a gallery.
+        GalleryLockedError: another process is writing to `folder`.
+        InputError: both are the same folder, or the rows of `source` lie in Milvus.
+        GalleryError: the disk is full.
+    """
+    source, folder, storage = Path(source), Path(folder), storage or Storage()
+    if source.exists() and folder.exists() and source.samefile(folder):
+        raise InputError(f"{folder}: is to be restored from itself; name the copy first, then the gallery")
+    manifest = _checked(source)
+    _old_manifest(folder)
+    storage.make_folder(folder)
+    with WriterLock(folder), refusals_named(folder):
+        old = _old_manifest(folder)
+        if old is not None and old.backend is not None:
+            raise InputError(f"{folder} has its rows in Milvus; restore the collection there, or into another folder")
+        for _ in range(_ATTEMPTS):
+            try:
+                new = _copied(source, manifest, folder, old, storage)
+                break
+            except FileNotFoundError as error:  # a writer merges the source's files away
+                if (newer := _checked(source)) == manifest:
+                    raise CorruptGalleryError(f"{error.filename}: is missing; nothing was changed") from error
+                manifest = newer
+        else:
+            raise GalleryError(f"{source}: changed {_ATTEMPTS} times while it was copied; try again")
+        writer = GalleryWriter(folder, new, on_disk=old, storage=storage)
+        writer.commit(birth=new.birth)
+        writer.sweep()
+    return new
+
+
+def _checked(source: Path) -> Manifest:
+    """The manifest of a whole gallery; caches that are not in order are left out of it."""
+    manifest = Manifest.load(source)
+    for _ in range(_ATTEMPTS):
+        if manifest.backend is not None:
+            raise InputError(f"{source} has its rows in Milvus; copy and restore the collection there")
+        try:
+            return _without_bad_files(source, manifest)
+        except (FileNotFoundError, CorruptGalleryError) as error:
+            if (newer := Manifest.load(source)) != manifest:
+                manifest = newer
+                continue
+            problem = str(error) if isinstance(error, CorruptGalleryError) else f"{error.filename}: is missing"
+            raise CorruptGalleryError(
+                f"{problem.split(';')[0]}; nothing was changed, restore from another copy"
+            ) from error
+    raise GalleryError(f"{source}: changed {_ATTEMPTS} times while it was being checked; try again")
+
+
+def _without_bad_files(source: Path, manifest: Manifest) -> Manifest:
+    for entry in manifest.files():
+        if not GalleryWriter.owns(entry.name):
+            raise CorruptGalleryError(f"{source}: names a file {entry.name!r} that no gallery has; {REMEDY}")
+    for needed in (*manifest.segments, *manifest.tombstones, manifest.encoder.file, manifest.skipped):
+        if needed is not None:
+            check_file(source, needed, checksum=True)
+    for entry in manifest.segments:
+        Segment.of(source, entry, manifest.spec)
+    for entry in manifest.tombstones:
+        read_ids(source, entry)
+    return dataclasses.replace(
+        manifest,
+        prototype_cache=_sound_cache(source, manifest.prototype_cache),
+        index_cache=_sound_cache(source, manifest.index_cache),
+    )
+
+
+def _sound_cache(source: Path, cache: CacheEntry | None) -> CacheEntry | None:
+    if cache is not None:
+        with suppress(FileNotFoundError, CorruptGalleryError):
+            check_file(source, cache.file, checksum=True)
+            return cache
+    return None
+
+
+def _old_manifest(folder: Path) -> Manifest | None:
+    """What the folder's manifest says, if it has one that can be read.
+
+    Raises:
+        GalleryExistsError: there is something else in the folder, and no gallery.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise GalleryExistsError(f"{folder}: is a file; name the gallery's folder")
+    try:
+        return Manifest.load(folder)
+    except NotAGalleryError as error:
+        if (foreign := foreign_file(folder)) is not None:
+            raise GalleryExistsError(
+                f"{folder}: is no gallery and holds other files, such as {foreign}; name the gallery's folder"
+            ) from error
+        return None
+    except GalleryError:  # it is damaged, which is why it is restored
+        return None
+
+
+def _copied(source: Path, manifest: Manifest, folder: Path, old: Manifest | None, storage: Storage) -> Manifest:
+    """Bring all files into the folder under names that the old manifest does not use for something else."""
+    taken = {} if old is None else {entry.name: entry for entry in old.files()}
+    new: dict[str, FileEntry] = {}
+    for entry in manifest.files():
+        name = entry.name
+        if name in taken and taken[name] != entry:
+            kind, _, rest = name.partition("-")
+            name = f"{kind}-{uuid.uuid4().hex}{rest[32:]}"
+        target = folder / name
+        if not _is_there(target, entry):
+            with storage.replacing(target) as aside:
+                _copy(source / entry.name, aside, entry)
+        new[entry.name] = dataclasses.replace(entry, name=name)
+    return _renamed(manifest, new)
+
+
+def _is_there(path: Path, entry: FileEntry) -> bool:
+    with suppress(GalleryError, OSError):
+        return not path.is_symlink() and path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
+    return False
+
+
+def _copy(source: Path, target: Path, entry: FileEntry) -> None:
+    """Copy a file, and make sure that what arrived is what the manifest speaks of."""
+    digest = hashlib.sha256()
+    with source.open("rb") as file, target.open("wb") as copy:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            copy.write(block)
+    if digest.hexdigest() != entry.sha256:
+        raise CorruptGalleryError(f"{source}: was changed while it was copied; nothing was changed, try again")
+
+
+def _renamed(manifest: Manifest, new: Mapping[str, FileEntry]) -> Manifest:
+    """The same gallery under its files' new names. It is another gallery to whoever has the old one open."""
+
+    def cache(entry: CacheEntry | None) -> CacheEntry | None:
+        return None if entry is None else dataclasses.replace(entry, file=new[entry.file.name])
+
+    encoder = manifest.encoder
+    return dataclasses.replace(
+        manifest,
+        segments=tuple(new[entry.name] for entry in manifest.segments),
+        tombstones=tuple(new[entry.name] for entry in manifest.tombstones),
+        encoder=dataclasses.replace(encoder, file=None if encoder.file is None else new[encoder.file.name]),
+        skipped=None if manifest.skipped is None else new[manifest.skipped.name],
+        prototype_cache=cache(manifest.prototype_cache),
+        index_cache=cache(manifest.index_cache),
+        birth=new_birth(manifest.root if is_root_of_this_user(manifest) else None),
+    )

@@ -1,0 +1,337 @@
+"""One generation of a gallery, open for reading: which images are alive, and where their rows lie.
+
+What stays in memory is one id and one position per image, and the codes of the columns that were asked for. Vectors
+stay in the files and are read row by row. A snapshot never changes. It outlives the files it was opened from, as long
+as they are not more than a process may keep open (`descriptors.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import CorruptGalleryError, InputError
+from ..filters.matching import Filter, Verdicts, matching
+from ..reports import counted
+from ..search import SearchSpec, check_ids
+from .durable import REMEDY, file_sha256, read_file
+from .hdf5 import StoredArray
+from .manifest import FileEntry, Manifest, Spec
+from .records import Array, Categorical, Record, Vectors
+from .segments import Segment
+
+__all__ = ["BLOCK_BYTES", "Ids", "Snapshot", "Verify", "check_file", "read_ids", "require_file"]
+
+AUTO_VERIFY_BYTES = 1 << 30
+BLOCK_BYTES = 16 << 20
+_ATTEMPTS = 10
+_FEW_ROWS = 256
+_PATHS_KEPT = 2_000_000  # about 200 MB
+
+Ids: TypeAlias = NDArray[np.uint64]
+Verify: TypeAlias = bool | Literal["auto"]
+
+
+class Snapshot:
+    """The images of one generation, in the order of ids.
+
+    Args:
+        folder: the gallery.
+        manifest: the generation to open.
+        verify: whether to compare the checksums of segments and tombstones; `"auto"` does up to 1 GiB.
+
+    Raises:
+        FileNotFoundError: a file is gone; `Snapshot.open` decides what that means.
+        CorruptGalleryError: a file is damaged, or not what the manifest says.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, *, verify: Verify = "auto") -> None:
+        assert manifest.backend is None
+        self.folder = folder
+        self.manifest = manifest
+        files = (*manifest.segments, *manifest.tombstones)
+        if verify == "auto":
+            verify = sum(entry.bytes for entry in files) <= AUTO_VERIFY_BYTES
+        for entry in files:
+            check_file(folder, entry, checksum=verify)
+        self.segments = tuple(Segment.of(folder, entry, manifest.spec) for entry in manifest.segments)
+        self._starts = np.cumsum([0, *(len(segment) for segment in self.segments)])
+        self.ids, self._positions = self._live_rows()
+        self._columns: dict[str, Categorical] = {}
+        self._verdicts = Verdicts()
+
+    @classmethod
+    def at(cls, folder: Path, manifest: Manifest, *, verify: Verify = "auto") -> Snapshot:
+        """This generation, wherever its rows lie."""
+        if manifest.backend is None:
+            return cls(folder, manifest, verify=verify)
+        from ..milvus.snapshot import MilvusSnapshot
+
+        return MilvusSnapshot(folder, manifest, verify=verify)
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: Verify = "auto") -> Snapshot:
+        """The newest generation.
+
+        A compaction may remove a file between reading the manifest and opening the file; then there is a newer
+        manifest.
+        """
+        manifest = Manifest.load(folder)
+        for _ in range(_ATTEMPTS):
+            try:
+                return cls.at(folder, manifest, verify=verify)
+            except (FileNotFoundError, CorruptGalleryError) as error:
+                newer = Manifest.load(folder)
+                if newer != manifest:
+                    manifest = newer
+                elif isinstance(error, CorruptGalleryError):
+                    raise
+                else:
+                    raise CorruptGalleryError(f"{error.filename}: is missing; {REMEDY}") from error
+        raise CorruptGalleryError(f"{folder}: changed {_ATTEMPTS} times while it was being opened; try again")
+
+    @property
+    def spec(self) -> Spec:
+        """What all segments have in common."""
+        return self.manifest.spec
+
+    @property
+    def search_spec(self) -> SearchSpec:
+        """What a search has to know: dimension and metric."""
+        return SearchSpec(self.spec.embedding_dim, self.spec.metric)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _live_rows(self) -> tuple[Ids, NDArray[np.int64]]:
+        ids = np.concatenate([np.empty(0, np.uint64), *(segment.ids for segment in self.segments)])
+        order = np.argsort(ids, kind="stable")
+        ids = ids[order]
+        if len(ids) and (bool(np.any(ids[1:] == ids[:-1])) or int(ids[-1]) >= self.manifest.next_id):
+            raise CorruptGalleryError(f"{self.folder}: an id occurs twice or was never given out; {REMEDY}")
+        removed = [read_ids(self.folder, entry) for entry in self.manifest.tombstones]
+        if removed:
+            alive = ~np.isin(ids, np.concatenate(removed))
+            ids, order = ids[alive], order[alive]
+        return ids.astype(np.uint64, copy=False), order
+
+    @property
+    def removed_rows(self) -> int:
+        """Rows of removed images that still take room."""
+        return sum(len(segment) for segment in self.segments) - len(self)
+
+    # --- Which images ------------------------------------------------------------------------------------------------
+
+    def places(self, ids: Iterable[int] | Array) -> NDArray[np.int64]:
+        """Where ids stand in `self.ids`.
+
+        Raises:
+            InputError: an id is not in the gallery.
+        """
+        wanted = check_ids(ids.reshape(-1) if isinstance(ids, np.ndarray) else ids)
+        places = np.searchsorted(self.ids, wanted)
+        known = places < len(self.ids)
+        known[known] = self.ids[places[known]] == wanted[known]
+        if not known.all():
+            raise InputError(f"no image with id {wanted[~known][0]} in {self.folder}; it may have been removed")
+        return places
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """What a filter may name: path, label, and the user's columns."""
+        names = dict.fromkeys(name for segment in self.segments for name in segment.column_names)
+        return ("path", *dict.fromkeys(("label", *names)))
+
+    def column(self, name: str) -> Categorical:
+        """One column of all images, in the order of ids; InputError for an unknown one."""
+        if name not in self.column_names:
+            raise InputError(f"no column {name!r} in {self.folder}; there are {', '.join(self.column_names)}")
+        if (kept := self._columns.get(name)) is not None:
+            return kept
+        if name != "path":
+            self._columns[name] = column = self._unite(name)
+            return column
+        column = Categorical(tuple(self.all_paths()), np.arange(len(self), dtype=np.int32))
+        if len(self) <= _PATHS_KEPT:
+            self._columns[name] = column
+        return column
+
+    def _unite(self, name: str) -> Categorical:
+        """Every segment numbers its own values; give each value one number for all."""
+        parts = [segment.column(name) if name in segment.column_names else None for segment in self.segments]
+        values = tuple(sorted({value for part in parts if part is not None for value in part.values}))
+        number = {value: code for code, value in enumerate(values)}
+        codes = [np.empty(0, np.int32)]
+        for segment, part in zip(self.segments, parts, strict=True):
+            if part is None:
+                codes.append(np.full(len(segment), -1, np.int32))
+            else:
+                new = np.array([*(number[value] for value in part.values), -1], np.int32)
+                codes.append(new[part.codes])
+        return Categorical(values, np.concatenate(codes)[self._positions])
+
+    def values(self, name: str, places: Array) -> list[str | None]:
+        """One column of some images."""
+        column = self.column(name)
+        return [column[place] for place in places.tolist()]
+
+    def value(self, name: str, place: int) -> str | None:
+        """One column of one image."""
+        return self.column(name)[place]
+
+    def ids_where(self, where: Filter) -> Ids:
+        """The ids of the images that a filter keeps, ascending."""
+        return self.ids[matching(where, self, self._verdicts)]
+
+    def search_limits(self, where: Filter) -> dict[str, Any]:
+        """How a search is told about a filter."""
+        return {"allowed": self.ids_where(where)}
+
+    def paths(self, places: Array) -> Iterator[str]:
+        """The stored paths of images given by place."""
+        for segment, row in self._rows(places):
+            yield segment.paths[row]
+
+    def all_paths(self) -> list[str]:
+        """The stored paths of all images, in the order of ids."""
+        stored = [path for segment in self.segments for path in segment.paths]
+        return [stored[position] for position in self._positions.tolist()]
+
+    def _rows(self, places: Array) -> Iterator[tuple[Segment, int]]:
+        positions = self._positions[places]
+        numbers = np.searchsorted(self._starts, positions, side="right") - 1
+        for number, row in zip(numbers.tolist(), (positions - self._starts[numbers]).tolist(), strict=True):
+            yield self.segments[number], row
+
+    def records(self, ids: Iterable[int] | Array) -> list[Record]:
+        """What is known about these images, in their order."""
+        places = self.places(ids)
+        names = self.column_names[2:]
+        labels = self.column("label")
+        columns = {name: self.column(name) for name in names}
+        records = []
+        for place, path in zip(places.tolist(), self.paths(places), strict=True):
+            values = {name: value for name, column in columns.items() if (value := column[place]) is not None}
+            records.append(Record(int(self.ids[place]), path, labels[place], values))
+        return records
+
+    # --- Their vectors -----------------------------------------------------------------------------------------------
+
+    def pooled(self, ids: Iterable[int] | Array) -> NDArray[np.float32]:
+        """Raw pooled vectors, (n, K)."""
+        return self._gather([segment.pooled for segment in self.segments], ids, (self.spec.pooled_dim,))
+
+    def embeddings(self, ids: Iterable[int] | Array) -> NDArray[np.float32]:
+        """Raw embeddings, (n, d)."""
+        return self._gather([segment.embedding for segment in self.segments], ids, (self.spec.embedding_dim,))
+
+    def maps(self, ids: Iterable[int] | Array) -> NDArray[np.float32]:
+        """Feature maps, (n, K, h, w); InputError when the gallery does not keep them."""
+        if self.spec.map_shape is None:
+            raise InputError(f"{self.folder} keeps no feature maps; build it with --store-maps")
+        places = self.places(ids)
+        out = np.empty((len(places), self.spec.pooled_dim, *self.spec.map_shape), np.float32)
+        for at, (segment, row) in enumerate(self._rows(places)):
+            out[at] = segment.maps(np.array([row]))[0]
+        return out
+
+    def _gather(self, arrays: Sequence[StoredArray], ids: Iterable[int] | Array, shape: tuple[int, ...]) -> Array:
+        positions = self._positions[self.places(ids)]
+        if len(arrays) == 1:
+            return arrays[0][positions]
+        out = np.empty((len(positions), *shape), np.float32)
+        numbers = np.searchsorted(self._starts, positions, side="right") - 1
+        if len(positions) <= _FEW_ROWS:  # the candidates of one query, spread over all segments
+            rows = (positions - self._starts[numbers]).tolist()
+            spread: dict[int, tuple[list[int], list[int]]] = {}
+            for at, (number, row) in enumerate(zip(numbers.tolist(), rows, strict=True)):
+                to, of = spread.setdefault(number, ([], []))
+                to.append(at)
+                of.append(row)
+            for number, (to, of) in spread.items():
+                arrays[number].fill(out, to, of)
+            return out
+        for number in np.unique(numbers).tolist():
+            places = np.flatnonzero(numbers == number)
+            wanted = positions[places] - self._starts[number]
+            first, last = int(places[0]), int(places[-1])
+            if last - first + 1 == len(places):  # all that is read in the order of ids
+                arrays[number].gather(wanted, out[first : last + 1])
+            else:
+                out[places] = arrays[number].gather(wanted)
+        return out
+
+    def blocks(self, places: Array | None = None, *, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[Ids, Vectors]]:
+        """All images, or those at some places, a block at a time in the order of ids, without their maps."""
+        ids = self.ids if places is None else self.ids[places]
+        row_bytes = 4 * (self.spec.pooled_dim + self.spec.embedding_dim)
+        step = max(1, block_bytes // row_bytes)
+        for start in range(0, len(ids), step):
+            some = ids[start : start + step]
+            pooled = self.pooled(some)
+            yield some, Vectors(pooled, pooled if self.spec.embedding_is_pooled else self.embeddings(some))
+
+    def live_parts(self) -> list[tuple[Segment, Array]]:
+        """The rows of each segment that are alive, for copying whole galleries."""
+        parts = [(segment, np.flatnonzero(np.isin(segment.ids, self.ids))) for segment in self.segments]
+        return [(segment, rows) for segment, rows in parts if len(rows)]
+
+    def known_files(self, among: Iterable[str] | None = None) -> dict[str, int]:
+        """Each image's place by its path; of those `among` at least."""
+        del among  # all are at hand
+        return {path: place for place, path in enumerate(self.all_paths())}
+
+    def preload(self) -> None:
+        """Read everything that is known of the images besides vectors, before a writer merges the files away."""
+        for segment in self.segments:
+            assert len(segment.sha256) == len(segment.size) == len(segment.mtime_ns)
+        for name in self.column_names[1:]:
+            self.column(name)
+
+    def file_state(self, place: int) -> tuple[bytes, int, int]:
+        """SHA-256, size in bytes, and time of change in ns of the file an image was read from."""
+        segment, row = next(self._rows(np.array([place])))
+        return segment.sha256[row].tobytes(), int(segment.size[row]), int(segment.mtime_ns[row])
+
+
+def check_file(folder: Path, entry: FileEntry, *, checksum: bool) -> None:
+    """Compare a file of the gallery with what the manifest says of it.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        CorruptGalleryError: it is another file, or damaged.
+    """
+    path = folder / entry.name
+    if path.is_symlink() or (not (is_file := path.is_file()) and path.exists()):
+        raise CorruptGalleryError(f"{path}: is not a plain file; {REMEDY}")
+    if not is_file:
+        raise FileNotFoundError(2, "is missing", str(path))
+    if path.stat().st_size != entry.bytes:
+        raise CorruptGalleryError(f"{path}: has {path.stat().st_size} bytes, should have {entry.bytes}; {REMEDY}")
+    if checksum and file_sha256(path) != entry.sha256:
+        raise CorruptGalleryError(f"{path}: its checksum does not fit the manifest; {REMEDY}")
+
+
+def require_file(folder: Path, entry: FileEntry, *, checksum: bool) -> Path:
+    """A file of an open gallery, checked.
+
+    Raises:
+        CorruptGalleryError: it is missing, another file, or damaged.
+    """
+    try:
+        check_file(folder, entry, checksum=checksum)
+    except FileNotFoundError as error:
+        raise CorruptGalleryError(f"{folder / entry.name}: is missing; {REMEDY}") from error
+    return folder / entry.name
+
+
+def read_ids(folder: Path, entry: FileEntry) -> Ids:
+    """The removed ids in a tombstone file: little-endian u64, nothing else."""
+    data = read_file(folder / entry.name)
+    if len(data) != 8 * entry.count:
+        raise CorruptGalleryError(f"{folder / entry.name}: should hold {counted(entry.count, 'id')}; {REMEDY}")
+    return np.frombuffer(data, "<u8").astype(np.uint64)

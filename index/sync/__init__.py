@@ -1,0 +1,1 @@
+"""Keeping a gallery equal to a folder: plan, apply, report, watch."""

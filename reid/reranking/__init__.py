@@ -1,0 +1,1 @@
+"""Re-ranking: k-reciprocal encoding, neighbours, query expansion."""

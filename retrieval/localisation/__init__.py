@@ -1,0 +1,1 @@
+"""Localisation from retrieval maps: references, maps, evaluation, results."""

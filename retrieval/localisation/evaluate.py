@@ -1,0 +1,408 @@
+"""Weakly supervised localisation: do maps that were learnt without boxes find what people drew boxes around?
+
+The form of Dist-CAM's Table 1 for any encoder and any images with boxes: classify by the nearest prototype or the
+nearest image, take the map against it, put a box around the map's hot region. In every table stand, asked for or not,
+the class-agnostic map and maps that know nothing: a random one, a centred box, the whole picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...encoders import Encoder, Encoding, Inference
+from ...encoders.layers import closest
+from ...encoders.trained_on import file_digests, say_overlap
+from ...errors import ImageError, InputError
+from ...explain import (
+    THRESHOLDS,
+    Metric,
+    PixelCounts,
+    box_coverage,
+    box_overlaps,
+    energy_shares,
+    peak_in_box,
+    pixel_counts,
+    rectify,
+    spearman,
+    two_object_preference,
+    upsample,
+)
+from ...images import Box, Listing, Transform, read_image
+from ...images.boxes.joined import BoxedImage, BoxedImages
+from ...images.masks import wrong_size
+from ...remarks import remark
+from .maps import Kind, MapMaker, MapMethod, parse_methods
+from .references import LinearClassifier, Reference, References, linear_probe
+from .results import ImageScores, LocalisationTable
+
+__all__ = ["DEFAULT_METHODS", "localise"]
+
+DEFAULT_METHODS = (
+    "cam",
+    "cam_probe",
+    "dist@tau=0",
+    "dist@tau=0.1",
+    "dist",
+    "dist*s",
+    "dist*excess",
+    "log_ratio",
+    "dot",
+    "dot_centered",
+    "gradcam_cos",
+    "gradcam++",
+    "layercam",
+    "hirescam",
+)
+Masks = Callable[[BoxedImage], NDArray[np.bool_]]
+
+
+def localise(
+    images: BoxedImages,
+    encoder: Encoder,
+    references: References | Listing,
+    *,
+    methods: Sequence[str] | None = None,
+    reference: Reference = "prototypes",
+    classifier: LinearClassifier | None = None,
+    metric: Metric = "cosine",
+    masks: Masks | None = None,
+    thresholds: Sequence[float] = THRESHOLDS,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int | None = None,
+    n_samples: int = 1000,
+    seed: int = 0,
+    strict: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> LocalisationTable:
+    """How well the maps of several methods find the objects in images with boxes.
+
+    One forward pass for each image serves all methods but the gradient ones, which need their own. Every method is
+    asked for the image's own class (with prototypes: its prototype; with "nearest": its nearest image), for another
+    class drawn at random, and for the class of a second object where the image shows one. Maps are enlarged to the
+    network's input, negative values set to 0, scaled to [0, 1]; found boxes are compared with the true ones in the
+    picture's own geometry (`Transform.locate`), so what the transform cuts off counts as not found.
+
+    Args:
+        images: with class and boxes, see `boxed_images`.
+        encoder: left as it is.
+        references: labelled images, or what `References.encode` made of them with this encoder.
+        methods: names as in `parse_methods`; `DEFAULT_METHODS` if left out, without "cam" where there is no classifier.
+        reference: class prototypes, or the nearest image.
+        classifier: the network's own, see `read_classifier`; for "cam".
+        metric: how embeddings are compared, unless `references` are encoded already.
+        masks: the object's pixels in an image, at the image's size; adds PxAP. An image whose mask cannot be read, or
+            has another size, is left out.
+        thresholds: fractions of the maps' range; .2 has to be one of them.
+        device: see `Inference`.
+        precision: see `Inference`.
+        batch_size: see `Inference`.
+        n_samples: bootstrap samples for the intervals; 0 leaves them out.
+        seed: of the random map, the other class, and the bootstrap.
+        strict: stop at the first image that cannot be used, instead of leaving it out with a remark.
+        progress: called with (images done, images in all).
+
+    Raises:
+        InputError: an unknown method, "cam" without a classifier, or a class without references.
+        ImageError: with `strict`, an image or a mask that cannot be used.
+
+    Source: [Dist-CAM] Table 1; measures as in Choe et al. 2020.
+    """
+    inference = Inference(encoder, device=device, precision=precision, batch_size=batch_size)
+    if isinstance(references, Listing):
+        references = References.encode(references, inference, metric=metric, strict=strict)
+    images = _with_references(images, references, strict=strict)
+    chosen = _chosen(methods, classifier)
+    classifiers: dict[Kind, LinearClassifier] = {}
+    if classifier is not None and any(method.kind == "classifier" for method in chosen):
+        classifiers["classifier"] = classifier.for_references(references)
+    if any(method.kind == "probe" for method in chosen):
+        classifiers["probe"] = linear_probe(references)
+    generator = torch.Generator().manual_seed(seed)
+    maker = MapMaker(encoder, chosen, references.metric, references.mean, classifiers, generator)
+    judge = _Judge(maker, references, reference, tuple(thresholds), generator)
+    parts, chances, skipped, done = [], [], [], 0
+    astray: list[tuple[bool, str]] = []
+    for seen, failures in _seen(images, inference, masks, astray):
+        if strict and failures:
+            raise failures[0]
+        skipped += [str(failure) for failure in failures]
+        done += len(failures)
+        if seen is not None:
+            parts.append(judge.scores(seen))
+            chances += [float(box_coverage(own, judge.size).mean()) for own in seen.boxes]
+            done += len(seen.images)
+        if progress is not None:
+            progress(done, len(images))
+    if not parts:
+        raise InputError(f"none of the {len(images)} images can be read; the first: {skipped[0]}")
+    _remark_on_masks(astray, strict=strict)
+    overlap = None
+    if encoder.trained_on is not None:
+        labels = [image.label for image in images]
+        overlap = say_overlap(encoder.trained_on.overlap(labels, file_digests(image.file for image in images)))
+    if skipped:
+        remark(f"{len(skipped):,} of {len(images):,} images cannot be used and are left out, the first: {skipped[0]}")
+    return LocalisationTable(
+        scores={method.name: ImageScores.cat([part[method.name] for part in parts]) for method in chosen},
+        energy_chance=torch.tensor(chances, dtype=torch.float64),
+        encoder=encoder.short_name,
+        seen_as=inference.seen_as,
+        reference=reference,
+        n_references=len(references.classes),
+        n_classes=len(references.labels),
+        notes=_notes(images, [*references.skipped, *skipped]),
+        trained_on=overlap,
+        n_samples=n_samples,
+        seed=seed,
+    )
+
+
+def _chosen(methods: Sequence[str] | None, classifier: LinearClassifier | None) -> tuple[MapMethod, ...]:
+    if methods is None:
+        return parse_methods([name for name in DEFAULT_METHODS if name != "cam" or classifier is not None])
+    chosen = parse_methods(methods)
+    if classifier is None and any(method.kind == "classifier" for method in chosen):
+        raise InputError(
+            "`cam` needs the network's own classifier behind average pooling, and these weights have none for this "
+            "layer; use `cam_probe`, which is learnt on the references"
+        )
+    return chosen
+
+
+def _with_references(images: BoxedImages, references: References, *, strict: bool) -> BoxedImages:
+    """The images whose class has references."""
+    strange = [image for image in images if image.label not in references.labels]
+    if not strange:
+        return images
+    kept = tuple(image for image in images if image.label in references.labels)
+    first = strange[0]
+    message = (
+        f"images of class {first.label!r} have no reference; nearest: {closest(first.label, list(references.labels))}"
+    )
+    if not kept:
+        raise InputError(message)
+    remark(f"{len(strange):,} of {len(images):,} images are left out, as {first.path}: {message}", strict=strict)
+    return replace(images, images=kept)
+
+
+def _notes(images: BoxedImages, skipped: Sequence[str]) -> tuple[str, ...]:
+    notes = []
+    if images.without_boxes or images.without_label:
+        notes.append(f"Left out: {images.without_boxes} images without a box, {images.without_label} without a class.")
+    if skipped:
+        notes.append(f"Left out since they cannot be used: {len(skipped)} images, the first: {skipped[0]}")
+    return tuple(notes)
+
+
+class _Seen(NamedTuple):
+    """A batch of images as the network saw them; boxes and views are in pixels of its input.
+
+    Attributes:
+        images: what they are.
+        boxes: the true boxes of the image's class.
+        others: the true boxes of the second class, empty without one.
+        pictures: the part of the input that is picture and not margin.
+        sizes: (width, height) of the files.
+        pixels: (b, 3, rows, columns), grey levels.
+        masks: the objects' pixels at the files' sizes; empty if there are none.
+        encoding: on the CPU.
+    """
+
+    images: list[BoxedImage]
+    boxes: list[list[Box]]
+    others: list[list[Box]]
+    pictures: list[Box]
+    sizes: list[tuple[int, int]]
+    pixels: Tensor
+    masks: list[NDArray[np.bool_]]
+    encoding: Encoding
+
+
+def _seen(
+    images: BoxedImages, inference: Inference, masks: Masks | None, astray: list[tuple[bool, str]]
+) -> Iterator[tuple[_Seen | None, list[ImageError]]]:
+    """The images in batches, and those that cannot be used."""
+    transform = inference.transform
+    read: dict[Path, tuple[Tensor, tuple[int, int], NDArray[np.bool_] | None]] = {}
+
+    def load(image: BoxedImage) -> Tensor:
+        picture = read_image(image.file, whole=True)
+        pixels = transform(picture)
+        read[image.file] = (
+            pixels,
+            picture.size,
+            None if masks is None else _mask_of(image, picture.size, masks, astray),
+        )
+        return pixels
+
+    for batch in inference.stream(images, load=load):
+        failures = [ImageError(failure.item.path, failure.error.reason) for failure in batch.failures]
+        if batch.encoding is None:
+            yield None, failures
+            continue
+        pixels, sizes, drawn = zip(*(read.pop(image.file) for image in batch.items), strict=True)
+        known = list(zip(batch.items, sizes, strict=True))
+        yield (
+            _Seen(
+                images=batch.items,
+                boxes=[_projected(image, image.label, size, transform) for image, size in known],
+                others=[
+                    _projected(image, image.labels[1], size, transform) if len(image.labels) > 1 else []
+                    for image, size in known
+                ],
+                pictures=[project(Box(0, 0, *size), transform, size) for size in sizes],
+                sizes=list(sizes),
+                pixels=torch.stack(pixels),
+                masks=[mask for mask in drawn if mask is not None],
+                encoding=batch.encoding.to("cpu"),
+            ),
+            failures,
+        )
+
+
+def _mask_of(
+    image: BoxedImage, size: tuple[int, int], masks: Masks, astray: list[tuple[bool, str]]
+) -> NDArray[np.bool_]:
+    """The mask of an image of this (width, height); notes in `astray` whether most of it is outside of its boxes.
+
+    Raises:
+        ImageError: it cannot be read, or has another size.
+    """
+    try:
+        mask = masks(image)
+    except ImageError as error:
+        raise ImageError(image.path, f"its mask: {error.reason}") from error
+    except InputError as error:
+        raise ImageError(image.path, f"its mask: {error}") from error
+    if (problem := wrong_size("", (mask.shape[1], mask.shape[0]), size)) is not None:
+        raise ImageError(image.path, problem.replace("  ", " "))
+    outside = mask.copy()
+    for box in image.boxes_of(image.label, *size):
+        outside[round(box.top) : round(box.bottom), round(box.left) : round(box.right)] = False
+    astray.append((2 * int(outside.sum()) > int(mask.sum()), image.path))
+    return mask
+
+
+def _remark_on_masks(astray: Sequence[tuple[bool, str]], *, strict: bool) -> None:
+    """Say if most masks contradict the boxes."""
+    found = [path for is_astray, path in astray if is_astray]
+    if len(found) > max(2, len(astray) / 2):
+        remark(
+            f"{len(found):,} of {len(astray):,} masks mark more outside of the boxes than inside, as that of "
+            f"{found[0]}: masks may be inverted (what is not black is the object) or those of other images",
+            strict=strict,
+        )
+
+
+def project(box: Box, transform: Transform, size: tuple[int, int]) -> Box:
+    """Where a box of an image of this (width, height) lies in the network's input, not clipped: `locate` undone.
+
+    >>> project(Box(16, 144, 240, 368), Transform(224, fit="crop"), (256, 512))
+    Box(left=0.0, top=0.0, right=224.0, bottom=224.0)
+    """
+    view = transform.view(*size)
+    return box.shifted(-view.left, -view.top).scaled(transform.width / view.width, transform.height / view.height)
+
+
+def _projected(image: BoxedImage, label: str, size: tuple[int, int], transform: Transform) -> list[Box]:
+    return [project(box, transform, size) for box in image.boxes_of(label, *size)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Judge:
+    """Asks the questions about a batch and measures the maps."""
+
+    maker: MapMaker
+    references: References
+    reference: Reference
+    thresholds: tuple[float, ...]
+    generator: torch.Generator
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the network's input."""
+        transform = self.maker.encoder.transform
+        return transform.height, transform.width
+
+    def scores(self, seen: _Seen) -> dict[str, ImageScores]:
+        """Everything that is measured on a batch, by method."""
+        classes = self._questions(seen.images)
+        files = [image.file for image in seen.images]
+        embeddings = seen.encoding.embedding
+        asked = self.references.of_classes(embeddings, classes, reference=self.reference, files=files)
+        nearest = self.references.predicted(embeddings, reference=self.reference, files=files)
+        found = self.maker.maps(seen.encoding, seen.pixels, asked, classes)
+        return {
+            method.name: self._measured(
+                found[method.name], seen, self._predicted(method, seen, nearest) == classes[:, 0]
+            )
+            for method in self.maker.methods
+        }
+
+    def _questions(self, images: Sequence[BoxedImage]) -> Tensor:
+        """(b, 3) classes: the image's own, another at random, and that of a second object (or its own again)."""
+        labels = self.references.labels
+        own = torch.tensor([labels.index(image.label) for image in images])
+        other = (own + torch.randint(1, len(labels), own.shape, generator=self.generator)) % len(labels)
+        second = [labels.index(image.labels[1]) if _has_second(image, labels) else -1 for image in images]
+        third = torch.tensor(second)
+        return torch.stack([own, other, torch.where(third < 0, own, third)], 1)
+
+    def _predicted(self, method: MapMethod, seen: _Seen, nearest: Tensor) -> Tensor:
+        classifier = self.maker.classifiers.get(method.kind)
+        return nearest if classifier is None else classifier.predicted(seen.encoding.pooled)
+
+    def _measured(self, maps: Tensor, seen: _Seen, is_right: Tensor) -> ImageScores:
+        heat = rectify(upsample(maps[:, 0], self.size))
+        masked = self._pixels(heat, seen) if seen.masks else None
+        return ImageScores(
+            overlaps=box_overlaps(heat, seen.boxes, thresholds=self.thresholds, visible=seen.pictures),
+            is_right=is_right,
+            peak=torch.tensor([peak_in_box(map_, *own) for map_, own in zip(heat, seen.boxes, strict=True)]).double(),
+            energy=energy_shares(heat, torch.stack([box_coverage(own, self.size) for own in seen.boxes])),
+            sensitivity=spearman(maps[:, 0], maps[:, 1]).double(),
+            two_objects=self._preferences(maps, seen),
+            pixels=masked,
+        )
+
+    def _preferences(self, maps: Tensor, seen: _Seen) -> Tensor:
+        """For the images with a second object whose class has a reference."""
+        labels = self.references.labels
+        rows = [row for row, image in enumerate(seen.images) if _has_second(image, labels) and seen.others[row]]
+        if not rows:
+            return torch.empty(0, dtype=torch.float64)
+        heat = upsample(maps[rows][:, [0, 2]], self.size).double()
+        own, other = (
+            torch.stack([box_coverage(boxes[row], self.size) for row in rows]) for boxes in (seen.boxes, seen.others)
+        )
+        return two_object_preference(heat[:, 0], heat[:, 1], own, other)
+
+    def _pixels(self, heat: Tensor, seen: _Seen) -> PixelCounts:
+        transform = self.maker.encoder.transform
+        pairs = [_mask_in_input(mask, size, transform) for mask, size in zip(seen.masks, seen.sizes, strict=True)]
+        masks, margins = (torch.stack(side) for side in zip(*pairs, strict=True))
+        return pixel_counts(heat, masks, ignore=margins)
+
+
+def _has_second(image: BoxedImage, labels: Sequence[str]) -> bool:
+    return len(image.labels) > 1 and image.labels[1] in labels
+
+
+def _mask_in_input(mask: NDArray[np.bool_], size: tuple[int, int], transform: Transform) -> tuple[Tensor, Tensor]:
+    """The mask as the network's input shows it (nearest pixel), and where the input shows margin."""
+    width, height = size
+    view = transform.view(width, height)
+    x = np.floor(view.left + (np.arange(transform.width) + 0.5) * view.width / transform.width).astype(int)
+    y = np.floor(view.top + (np.arange(transform.height) + 0.5) * view.height / transform.height).astype(int)
+    outside = ((y < 0) | (y >= height))[:, None] | ((x < 0) | (x >= width))[None]
+    seen = mask[y.clip(0, height - 1)[:, None], x.clip(0, width - 1)[None]] & ~outside
+    return torch.from_numpy(seen), torch.from_numpy(outside)

@@ -1,0 +1,289 @@
+"""What the maps of a localisation table refer to: class prototypes, gallery images, and rows of a classifier."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...encoders import Inference
+from ...encoders.weights.reading import fetch_imagenet, read_state_dict
+from ...errors import InputError, WeightsError
+from ...explain import Metric
+from ...explain.targets import distances
+from ...images import Listing
+from ...images.masks import MaskFolder
+from ...index.prototypes import PrototypeStore
+from ...remarks import remark
+from ..masking import encode_both_ways
+
+__all__ = ["LinearClassifier", "Reference", "References", "linear_probe", "read_classifier"]
+
+Reference = Literal["prototypes", "nearest"]
+_CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """Labelled images by their vectors, and the prototypes of their classes.
+
+    Attributes:
+        labels: the c classes, sorted.
+        files: the n images.
+        classes: (n,), the class of each.
+        pooled: (n, k).
+        embeddings: (n, d), raw.
+        prototypes: (c, d), in the space that ranks.
+        mean: (d,), of all embeddings in the space that ranks.
+        metric: how embeddings are compared.
+        skipped: images that could not be read, with the reason.
+    """
+
+    labels: tuple[str, ...]
+    files: tuple[Path, ...]
+    classes: Tensor
+    pooled: Tensor
+    embeddings: Tensor
+    prototypes: Tensor
+    mean: Tensor
+    metric: Metric
+    skipped: tuple[str, ...] = ()
+
+    @classmethod
+    def encode(
+        cls,
+        listing: Listing,
+        inference: Inference,
+        *,
+        metric: Metric = "cosine",
+        masks: MaskFolder | None = None,
+        strict: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> References:
+        """The labelled images of a listing, one forward pass each.
+
+        Args:
+            listing: images without a label are passed over, with a remark.
+            inference: the encoder.
+            metric: how embeddings are compared.
+            masks: pool each image under its mask, so that prototypes are those of the objects and not of the pictures;
+                an image without a mask is pooled as a whole.
+            strict: stop at the first image that cannot be used, has no label, or has no mask.
+            progress: called with the number of images done and the number in all.
+
+        Raises:
+            InputError: fewer than two classes are left.
+            ImageError: with `strict`, an image that cannot be used.
+        """
+        label_of = {listing.file(record): record.label for record in listing if record.label is not None}
+        if len(label_of) < len(listing):
+            bare = next(record.path for record in listing if record.label is None)
+            message = f"{len(listing) - len(label_of):,} of {len(listing):,} references have no label and are left out"
+            remark(f"{message}, such as {bare}", strict=strict)
+        if masks is not None:
+            found = cls._under_masks(listing, inference, masks, metric=metric, strict=strict, progress=progress)
+            return found._told()
+        files: list[Path] = []
+        pooled, embeddings, skipped = [], [], []
+        for batch in inference.stream(label_of):
+            if strict and batch.failures:
+                raise batch.failures[0].error
+            files += batch.items
+            skipped += [f"{failure.item}: {failure.error.reason}" for failure in batch.failures]
+            if batch.encoding is not None:
+                pooled.append(batch.encoding.pooled.cpu())
+                embeddings.append(batch.encoding.embedding.cpu())
+            if progress is not None:
+                progress(len(files) + len(skipped), len(label_of))
+        names = [label_of[file] or "" for file in files]
+        cls._check(names, listing)
+        vectors = torch.cat(pooled), torch.cat(embeddings)
+        return cls.of(names, *vectors, metric=metric, files=files, skipped=skipped)._told()
+
+    def _told(self) -> References:
+        """The same; says how many images could not be used."""
+        if self.skipped:
+            count = len(self.skipped)
+            remark(f"{count:,} references cannot be used and are left out, the first: {self.skipped[0]}", stacklevel=4)
+        return self
+
+    @classmethod
+    def _under_masks(
+        cls,
+        listing: Listing,
+        inference: Inference,
+        masks: MaskFolder,
+        *,
+        metric: Metric,
+        strict: bool,
+        progress: Callable[[int, int], None] | None,
+    ) -> References:
+        label_of = {listing.file(record): record.label for record in listing if record.label is not None}
+        images = [(listing.file(record), record.path) for record in listing if record.label is not None]
+        report = None if progress is None else lambda done: progress(done, len(images))
+        found = encode_both_ways(images, inference, masks, strict=strict, progress=report)
+        names = [label_of[file] or "" for file in found.files]
+        cls._check(names, listing)
+        return cls.of(names, *found.masked, metric=metric, files=found.files, skipped=found.skipped)
+
+    @staticmethod
+    def _check(names: Sequence[str], listing: Listing) -> None:
+        if len(set(names)) < 2:
+            raise InputError(
+                f"the references in {listing.root} have {len(set(names))} classes; at least two are compared"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str],
+        pooled: Tensor,
+        embeddings: Tensor,
+        *,
+        metric: Metric = "cosine",
+        files: Sequence[Path] = (),
+        skipped: Sequence[str] = (),
+    ) -> References:
+        """References whose vectors are known: the label of each, its pooled vector, and its embedding."""
+        store = PrototypeStore(pooled_dim=pooled.shape[1], embedding_dim=embeddings.shape[1], metric=metric)
+        store.add(list(names), pooled.numpy(), embeddings.numpy())
+        place = {label: number for number, label in enumerate(store.labels)}
+        return cls(
+            labels=store.labels,
+            files=tuple(files),
+            classes=torch.tensor([place[name] for name in names]),
+            pooled=pooled,
+            embeddings=embeddings,
+            prototypes=torch.from_numpy(store.all_embeddings()),
+            mean=torch.from_numpy(store.mean_embedding()),
+            metric=metric,
+            skipped=tuple(skipped),
+        )
+
+    def predicted(self, embeddings: Tensor, *, reference: Reference, files: Sequence[Path] = ()) -> Tensor:
+        """The class of the nearest prototype, or of the nearest image, (b,); −1 where two classes are equally near.
+
+        An image is not its own reference.
+        """
+        if reference == "prototypes":
+            found, classes = distances(embeddings, self.prototypes, self.metric), torch.arange(len(self.labels))
+        else:
+            found, classes = self._to_images(embeddings, files), self.classes
+        rounding = 8 * torch.finfo(found.dtype).eps * found.masked_fill(found.isinf(), 0).abs().amax(1, keepdim=True)
+        is_nearest = found <= found.amin(1, keepdim=True) + rounding
+        first, last = (torch.where(is_nearest, classes, beyond) for beyond in (len(self.labels), -1))
+        return torch.where(first.amin(1) == last.amax(1), last.amax(1), -1)
+
+    def of_classes(
+        self, embeddings: Tensor, classes: Tensor, *, reference: Reference, files: Sequence[Path] = ()
+    ) -> Tensor:
+        """The reference of each class asked for, (b, m, d): its prototype, or the nearest of its images.
+
+        Args:
+            embeddings: (b, d), of the images asked about.
+            classes: (b, m).
+            reference: which of the two.
+            files: the images asked about; one that is among the references is not its own match.
+        """
+        if reference == "prototypes":
+            return self.prototypes[classes]
+        to_images = self._to_images(embeddings, files)[:, None]
+        nearest = to_images.masked_fill(self.classes != classes[..., None], torch.inf).argmin(-1)
+        return self.embeddings[nearest]
+
+    def _to_images(self, embeddings: Tensor, files: Sequence[Path]) -> Tensor:
+        found = distances(embeddings, self.embeddings, self.metric)
+        place = {file: number for number, file in enumerate(self.files)}
+        for row, file in enumerate(files):
+            if file in place:
+                found[row, place[file]] = torch.inf
+        return found
+
+
+class LinearClassifier(NamedTuple):
+    """Scores behind average pooling: `weight` (c, k) times the pooled vector plus `bias` (c,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def predicted(self, pooled: Tensor) -> Tensor:
+        """The class with the highest score, (b,)."""
+        return (pooled @ self.weight.T + self.bias).argmax(1)
+
+    def for_references(self, references: References) -> LinearClassifier:
+        """The rows of the references' classes: for each class the output that most of its images excite.
+
+        Raises:
+            InputError: two classes want the same row, so the classifier does not tell them apart.
+        """
+        votes = self.predicted(references.pooled)
+        rows = [int(votes[references.classes == number].mode().values) for number in range(len(references.labels))]
+        for number, row in enumerate(rows):
+            if row in rows[:number]:
+                first = references.labels[rows.index(row)]
+                raise InputError(
+                    f"the network's classifier calls {first!r} and {references.labels[number]!r} the same "
+                    f"(output {row}), so it has no map for each; use `cam_probe`, which is learnt on the references"
+                )
+        return LinearClassifier(self.weight[rows], self.bias[rows])
+
+
+def read_classifier(architecture: str, weights: str | os.PathLike[str], *, pooled_dim: int) -> LinearClassifier | None:
+    """The linear classifier in a file of weights, if it has one that acts on the pooled vector; else None.
+
+    Args:
+        architecture: for `weights="imagenet"`, which fetches torchvision's.
+        weights: the file that the encoder was loaded from, "imagenet", or "random" (which has none).
+        pooled_dim: length of the encoder's pooled vector; a classifier of another width belongs to another layer.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    if weights == "random":
+        return None
+    state = fetch_imagenet(architecture)[0] if weights == "imagenet" else read_state_dict(weights)
+    if state is None:
+        raise WeightsError(f"no published weights for {architecture}")
+    found = []
+    for name, tensor in state.items():
+        plain = name.removeprefix("module.")
+        if not plain.startswith(_CLASSIFIERS) or not plain.endswith(".weight"):
+            continue
+        matrix = tensor.flatten(1) if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor
+        if matrix.ndim == 2 and matrix.shape[1] == pooled_dim:
+            bias = state.get(f"{name.removesuffix('weight')}bias", torch.zeros(len(matrix)))
+            found.append(LinearClassifier(matrix.float(), bias.float()))
+    return found[0] if len(found) == 1 else None
+
+
+def linear_probe(references: References, *, decay: float = 1e-2) -> LinearClassifier:
+    """A softmax classifier learnt on the references' pooled vectors: CAM for encoders that have no classifier.
+
+    Features are standardised for learning, the weights written for raw ones. Full-batch L-BFGS on cross entropy plus
+    `decay` / 2 times the squared weights: a convex problem, so nothing is random.
+    """
+    vectors, n_classes = references.pooled, len(references.labels)
+    mean, spread = vectors.mean(0), vectors.std(0, correction=0)
+    spread = torch.where(spread > 0, spread, 1.0)
+    weight = torch.zeros(n_classes, vectors.shape[1], requires_grad=True)
+    bias = torch.zeros(n_classes, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+    standard = (vectors - mean) / spread
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        loss = functional.cross_entropy(standard @ weight.T + bias, references.classes)
+        loss = loss + decay * weight.square().sum() / 2
+        torch.autograd.backward(loss, inputs=[weight, bias])
+        return float(loss.detach())
+
+    with torch.enable_grad():
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    raw = (weight / spread).detach()
+    return LinearClassifier(raw, (bias - raw @ mean).detach())

@@ -1,0 +1,282 @@
+"""The localisation table: per-image scores of every method, estimates with their intervals, and how to show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...encoders.trained_on import Overlap
+from ...errors import InputError
+from ...explain.checks.localisation import BoxOverlaps, PixelCounts
+from ...metrics.intervals import bootstrap_weights
+
+__all__ = ["Estimate", "ImageScores", "LocalisationRow", "LocalisationTable"]
+
+FIXED = 0.2  # CAM's threshold; Dist-CAM states none
+IOUS = (0.3, 0.5, 0.7)
+
+
+class Estimate(NamedTuple):
+    """A mean over images and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageScores:
+    """What was measured for one method on n images.
+
+    Attributes:
+        overlaps: of the maps for the true class.
+        is_right: (n,), whether what the method compares with also predicts the class.
+        peak: (n,), 1 where the map's highest pixel lies in a box.
+        energy: (n,), share of the map's energy in the boxes.
+        sensitivity: (n,), rank correlation with the map for another class's reference.
+        two_objects: (m,), preference for the object asked about, for the images that show two.
+        pixels: counts for PxAP, None without masks.
+    """
+
+    overlaps: BoxOverlaps
+    is_right: Tensor
+    peak: Tensor
+    energy: Tensor
+    sensitivity: Tensor
+    two_objects: Tensor
+    pixels: PixelCounts | None = None
+
+    @classmethod
+    def cat(cls, parts: Sequence[ImageScores]) -> ImageScores:
+        """The scores of several batches as one."""
+        names = ("is_right", "peak", "energy", "sensitivity", "two_objects")
+        pixels = [part.pixels for part in parts if part.pixels is not None]
+        return cls(
+            overlaps=BoxOverlaps.cat([part.overlaps for part in parts]),
+            pixels=PixelCounts.cat(pixels) if pixels else None,
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in names},
+        )
+
+
+@dataclass(frozen=True)
+class LocalisationRow:
+    """One method's line of the table; errors and accuracies in [0, 1].
+
+    Attributes:
+        method: its name.
+        top1_error: wrong class, or IoU below one half at the threshold 0.2.
+        top1_error_best: the same at the threshold of `max_box_acc`.
+        gt_known_error: IoU below one half at the threshold 0.2, whatever was predicted.
+        gt_known_error_best: the same at the best threshold, 1 - `max_box_acc`.
+        threshold: the best one, chosen on these very images.
+        max_box_acc: MaxBoxAcc at IoU one half.
+        max_box_acc_v2: MaxBoxAccV2.
+        pxap: PxAP, None without masks.
+        peak: share of peaks in a box (pointing game).
+        energy: mean share of the map's energy in the boxes.
+        sensitivity: mean rank correlation with the map for another class; 1 is blind to the reference.
+        two_objects: how often the map for an object's class prefers that object; one half is chance, None where no
+            image shows two.
+    """
+
+    method: str
+    top1_error: Estimate
+    top1_error_best: Estimate
+    gt_known_error: Estimate
+    gt_known_error_best: Estimate
+    threshold: float
+    max_box_acc: Estimate
+    max_box_acc_v2: Estimate
+    pxap: Estimate | None
+    peak: Estimate
+    energy: Estimate
+    sensitivity: Estimate
+    two_objects: Estimate | None
+
+
+@dataclass(frozen=True, eq=False)
+class LocalisationTable:
+    """Weakly supervised localisation of several methods on the same images, and under which circumstances.
+
+    Attributes:
+        scores: per-image measurements by method.
+        energy_chance: (n,), share of the area that the boxes cover.
+        encoder: its short name.
+        reference: "prototypes" or "nearest".
+        n_references: images behind the prototypes, or to match with.
+        n_classes: of the references.
+        seen_as: what images became, and the precision of the arithmetic.
+        notes: what a reader should know: left-out images, where a classifier came from.
+        trained_on: how much of what is measured the encoder was trained on; None where that is not known.
+        n_samples: bootstrap samples.
+        seed: of the bootstrap, and of what was random before.
+    """
+
+    scores: Mapping[str, ImageScores] = field(repr=False)
+    energy_chance: Tensor = field(repr=False)
+    encoder: str
+    reference: str
+    n_references: int
+    n_classes: int
+    notes: tuple[str, ...] = ()
+    trained_on: Overlap | None = None
+    n_samples: int = 1000
+    seed: int = 0
+    seen_as: str = ""
+
+    def __post_init__(self) -> None:
+        for name, scores in self.scores.items():
+            if not len(scores.overlaps) == len(scores.is_right) == len(self):
+                raise InputError(f"{name} was measured on {len(scores.overlaps)} images, expected {len(self)}")
+        if not self.scores or not len(self):
+            raise InputError("no image was measured, so there is no table")
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.energy_chance)
+
+    @cached_property
+    def rows(self) -> tuple[LocalisationRow, ...]:
+        """A line for each method, in the order they were asked for."""
+        return tuple(self._row(name) for name in self.scores)
+
+    def __getitem__(self, method: str) -> LocalisationRow:
+        for row in self.rows:
+            if row.method == method:
+                return row
+        raise InputError(f"no method {method!r} in this table; it has {', '.join(self.scores)}")
+
+    def difference(self, one: str, other: str, measure: str = "max_box_acc") -> Estimate:
+        """How much one method's value of a measure exceeds another's, with a paired 95 % interval.
+
+        Both are computed on the same bootstrap samples of images, so what is common to them cancels.
+
+        Args:
+            one: a method of the table.
+            other: another one.
+            measure: "max_box_acc", "max_box_acc_v2", "peak", "energy", or "sensitivity".
+        """
+        if measure not in _STATISTICS:
+            raise InputError(f"measure={measure!r} is not known; choose one of {', '.join(_STATISTICS)}")
+        for name in (one, other):
+            if name not in self.scores:
+                raise InputError(f"no method {name!r} in this table; it has {', '.join(self.scores)}")
+        statistic = _STATISTICS[measure]
+        return self._estimate(lambda w: statistic(self.scores[one], w) - statistic(self.scores[other], w))
+
+    def _row(self, name: str) -> LocalisationRow:
+        scores = self.scores[name]
+        overlaps, right = scores.overlaps, scores.is_right.double()
+        best = overlaps.max_box_acc()
+        hits, fixed = (overlaps.largest >= 0.5).double(), (overlaps.at(FIXED) >= 0.5).double()
+        pixels = scores.pixels
+        return LocalisationRow(
+            method=name,
+            top1_error=self._estimate(lambda w: 1 - w @ (fixed * right)),
+            top1_error_best=self._estimate(lambda w: 1 - (w @ (hits * right[:, None])).amax(1)),
+            gt_known_error=self._estimate(lambda w: 1 - w @ fixed),
+            gt_known_error_best=self._estimate(lambda w: 1 - _max_box_acc(scores, w)),
+            threshold=best.threshold,
+            max_box_acc=self._estimate(lambda w: _max_box_acc(scores, w)),
+            max_box_acc_v2=self._estimate(lambda w: _max_box_acc_v2(scores, w)),
+            pxap=None if pixels is None else self._estimate(pixels.pxap),
+            peak=self._estimate(lambda w: w @ scores.peak),
+            energy=self._estimate(lambda w: w @ scores.energy),
+            sensitivity=self._estimate(lambda w: w @ scores.sensitivity),
+            two_objects=self._two_objects(scores.two_objects),
+        )
+
+    def _two_objects(self, preference: Tensor) -> Estimate | None:
+        known = preference[~preference.isnan()].double()
+        if not len(known):
+            return None
+        return _estimated(lambda w: w @ known, len(known), samples=self.n_samples, seed=self.seed)
+
+    def _estimate(self, statistic: Callable[[Tensor], Tensor]) -> Estimate:
+        return _estimated(statistic, len(self), samples=self.n_samples, seed=self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table as JSON can hold it."""
+        return {
+            "encoder": self.encoder,
+            "images_as": self.seen_as,
+            "reference": self.reference,
+            "images": len(self),
+            "references": self.n_references,
+            "classes": self.n_classes,
+            "trained_on": None if self.trained_on is None else self.trained_on.to_dict(),
+            "energy_chance": float(self.energy_chance.mean()),
+            "iou": list(IOUS),
+            "seed": self.seed,
+            "bootstrap_samples": self.n_samples,
+            "notes": list(self.notes),
+            "rows": [
+                {key: value._asdict() if isinstance(value, Estimate) else value for key, value in vars(row).items()}
+                for row in self.rows
+            ],
+        }
+
+    def table(self) -> str:
+        """A Markdown table with a heading line; values with 95 % intervals."""
+        columns: dict[str, Callable[[LocalisationRow], object]] = {
+            "top-1 error, best": lambda row: row.top1_error_best,
+            "GT-known error, .2": lambda row: row.gt_known_error.value,
+            "MaxBoxAcc (at)": lambda row: f"{row.max_box_acc} ({row.threshold:.2f})",
+            "V2": lambda row: row.max_box_acc_v2.value,
+            "PxAP": lambda row: row.pxap and row.pxap.value,
+            "peak": lambda row: row.peak.value,
+            f"energy ({float(self.energy_chance.mean()):.3f})": lambda row: row.energy.value,
+            "sensitivity": lambda row: row.sensitivity.value,
+            "two objects": lambda row: row.two_objects and row.two_objects.value,
+        }
+        shown = {name: get for name, get in columns.items() if any(get(row) is not None for row in self.rows)}
+        lines = [f"| map | {' | '.join(shown)} |", f"|---|{'---:|' * len(shown)}"]
+        lines += [f"| `{row.method}` | {' | '.join(_cell(get(row)) for get in shown.values())} |" for row in self.rows]
+        heading = (
+            f"{', '.join(filter(None, (self.encoder, self.seen_as)))}, {self.reference} of {self.n_references} images "
+            f"in {self.n_classes} classes, {len(self)} images, 95 % bootstrap intervals, seed {self.seed}"
+        )
+        return "\n".join([heading, "", *lines, *(f"\n{note}" for note in self._notes())])
+
+    def _notes(self) -> tuple[str, ...]:
+        return self.notes if not self.trained_on else (*self.notes, f"Training: {self.trained_on}.")
+
+
+def _cell(value: object) -> str:
+    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _max_box_acc(scores: ImageScores, weights: Tensor) -> Tensor:
+    return (weights @ (scores.overlaps.largest >= 0.5).double()).amax(1)
+
+
+def _max_box_acc_v2(scores: ImageScores, weights: Tensor) -> Tensor:
+    best = [(weights @ (scores.overlaps.best >= iou).double()).amax(1) for iou in IOUS]
+    return torch.stack(best).mean(0)
+
+
+_STATISTICS: dict[str, Callable[[ImageScores, Tensor], Tensor]] = {
+    "max_box_acc": _max_box_acc,
+    "max_box_acc_v2": _max_box_acc_v2,
+    "peak": lambda scores, weights: weights @ scores.peak,
+    "energy": lambda scores, weights: weights @ scores.energy,
+    "sensitivity": lambda scores, weights: weights @ scores.sensitivity,
+}
+
+
+def _estimated(statistic: Callable[[Tensor], Tensor], n: int, *, samples: int, seed: int) -> Estimate:
+    """The statistic on all images, and its 2.5 and 97.5 percentiles over bootstrap samples; weights sum to 1."""
+    value = float(statistic(torch.full((1, n), 1 / n, dtype=torch.float64))[0])
+    if not samples:
+        return Estimate(value, value, value)
+    found = [statistic(weights) for weights in bootstrap_weights(n, samples=samples, seed=seed)]
+    low, high = torch.cat(found).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Estimate(value, low, high)

@@ -1,0 +1,1 @@
+"""Training networks for better maps: CPN, SEAM, patches, refinement."""

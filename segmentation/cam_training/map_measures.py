@@ -1,0 +1,122 @@
+"""What class maps are worth while they are trained: mIoU on the images of a training set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+
+from ...errors import InputError
+from ...training.data.training_set import TrainingSet
+from ..measures import BETAS, BackgroundCurve, background_curve
+from ..pseudo_masks.sources import ClassMapSource
+from ..segmenter.inference import InferenceSettings, class_scores
+
+__all__ = ["MeasureSettings", "Truth", "masks_of", "measure"]
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """How the trained maps are measured against masks.
+
+    Attributes:
+        splits: where; all but "train" if empty. Their images say which classes they show, as for pseudo masks.
+        scales: of the multi-scale measure; a single 1 leaves it out.
+        flip: whether that one also looks at mirror images.
+        images: how many of a split at most, its first ones of every class in turn; 0 for all.
+        betas: background scores that are tried, 50 from 0 to 1 if empty. The best one is found on the split that it is
+            reported for; the whole curve lies beside it.
+    """
+
+    splits: tuple[str, ...] = ()
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    flip: bool = True
+    images: int = 0
+    betas: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.images < 0 or not self.scales or not all(0 <= beta <= 1 for beta in self.betas):
+            raise InputError("expected images from 0 on, one scale or more, and betas in [0, 1]")
+
+    @property
+    def single(self) -> InferenceSettings:
+        """One look at scale 1."""
+        return InferenceSettings(scales=(1.0,), flip=False)
+
+    @property
+    def multiple(self) -> InferenceSettings | None:
+        """Several looks; None if there are none."""
+        return (
+            None if self.scales == (1.0,) and not self.flip else InferenceSettings(scales=self.scales, flip=self.flip)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What a split is measured against, in the pixels of the network's input.
+
+    Attributes:
+        images: the split.
+        masks: 0 background, c + 1 class c, 255 void.
+    """
+
+    images: TrainingSet
+    masks: UInt8[np.ndarray, "n h w"]
+
+
+def masks_of(images: TrainingSet, split: str) -> UInt8[np.ndarray, "n h w"]:
+    """The masks that the outlines of a set make: c + 1 where class c is, 0 elsewhere.
+
+    Raises:
+        InputError: the set has no masks.
+    """
+    regions = images.regions
+    if regions is None or not len(regions.image) or bool(regions.is_box.any()):
+        raise InputError(f"the split {split!r} has no masks to be measured against; name others in [measure] splits")
+    masks = np.zeros((len(images), *regions.raster.shape[-2:]), dtype=np.uint8)
+    for image, label, raster in zip(
+        regions.image.tolist(), regions.label.tolist(), regions.raster.numpy(), strict=True
+    ):
+        masks[image][raster > 0] = label + 1
+    return masks
+
+
+def measure(
+    source: ClassMapSource,
+    truth: Truth,
+    settings: InferenceSettings,
+    *,
+    limit: int = 0,
+    betas: Sequence[float] = (),
+    device: str | torch.device = "cpu",
+) -> BackgroundCurve:
+    """The maps' mIoU for every background score, at the size of the network's input.
+
+    The classes that an image shows are known, as where maps become pseudo masks: the maps of the others are 0.
+
+    Args:
+        source: gives the maps; with the classes of the truth, in evaluation mode.
+        truth: images and masks.
+        settings: how the images are looked at.
+        limit: how many images at most, spread over the split; 0 for all.
+        betas: background scores to try.
+        device: where the network lies.
+    """
+    count = len(truth.images)
+    chosen = (
+        range(count) if not limit or limit >= count else np.linspace(0, count - 1, limit).round().astype(int).tolist()
+    )
+
+    def pairs() -> Iterator[tuple[UInt8[np.ndarray, "h w"], np.ndarray]]:
+        for i in chosen:
+            pixels = truth.images.pixels(torch.tensor([i]))[0]
+            picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+            shown = truth.images.labels[i].nonzero()[:, 0].tolist()
+            scores = class_scores(source, picture, shown=shown, settings=settings, device=device)
+            yield truth.masks[i], scores
+
+    return background_curve(pairs(), ("background", *source.class_names), betas=betas or BETAS)

@@ -1,0 +1,284 @@
+"""Maps that learn from the picture: what looks alike should have the same class.
+
+With X the picture and what two stages of the network say about it, J a matrix of how alike positions are, and Y the
+scaled maps, background among them:
+
+    J_ij = ReLU(cos(g(X)_i, g(X)_j)),   Y_pcm,i = Σ_j Y_j J_ji / Σ_j J_ji                 PCM   [CPN] Eq. 9-10
+    Z = softmax(Y) Xᵀ,   P_R = ReLU(φ(Z)) g(X),   Y_prcm = Y ∘ softmax(P_R)               PRCM  [CPN] Eq. 11-12
+    Ỹ = Y_pcm + Y_prcm
+
+X = [stage 3 → 64 channels, stage 4 → 128 channels, the picture in the maps' size]; g and φ are 1×1 convolutions to 192
+channels. Neither X nor Y carries a gradient: the refinement learns, the network that it looks at does not.
+
+What the paper leaves open, and where the published code differs from it:
+
+- The softmax of Z is over positions: each class asks for the mean of X where its map is high.
+- The softmax of P_R is over classes by default: a position divides itself among them. The published code has it over
+  positions ("pixel"), where it is about 1/hw everywhere, so that Y_prcm hardly counts; it divides by √(c + 1) as well.
+- The published code brings φ(Z) into shape without transposing it, which mixes classes and channels. That is not
+  offered.
+- The published code keeps of the maps that come in each position's highest class only; here all of them spread, as in
+  Eq. 9.
+- Each column of J is divided by its own sum, not by that of all of J.
+- φ(Z) goes through a ReLU, as in the published code; Eq. 11 has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...encoders import Encoder
+from ...encoders.encoder import evaluating
+from ...encoders.layers import Tap, require_layer, returned_by
+from ...errors import InputError
+from ..pseudo_masks.class_maps import Scaling, scaled_maps, with_background
+
+__all__ = ["Pcm", "Prcm", "Refinement", "StageReader", "affinity", "read_stages", "stage_layers"]
+
+PrcmSoftmax = Literal["class", "pixel"]
+_STAGES = {
+    "resnet38": ("b5.relu_branch2a", "b6.relu_branch2a"),
+    "conv4": ("encoder.2", "encoder.3"),
+    "mobilenet_v2": ("features.13", "features.17"),
+    "wrn28_10": ("layer2", "layer3"),
+}
+
+
+def affinity(embedded: Float[Tensor, "b d n"]) -> Float[Tensor, "b n n"]:
+    """J, how alike two positions are, in [0, 1]: ReLU of their cosine.
+
+    A position whose embedding is 0 is like none.
+
+    Source: [CPN] Eq. 10.
+
+    >>> affinity(torch.tensor([[[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]]])).tolist()
+    [[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]
+    """
+    unit = functional.normalize(embedded, dim=1)
+    return (unit.mT @ unit).clamp(min=0)
+
+
+class Pcm(nn.Module):
+    """Pixel correlation: each position takes the mean of the maps over the positions that are like it.
+
+    Source: [CPN] Eq. 9, after Wang et al., SEAM, 2020, Eq. 8.
+    """
+
+    def forward(self, maps: Float[Tensor, "b c h w"], embedded: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h w"]:
+        """Y_pcm; 0 at a position that is like none."""
+        alike = affinity(embedded.flatten(2))
+        # divided after the product, which is c/hw of the work
+        refined = (maps.flatten(2) @ alike) / alike.sum(1, keepdim=True).clamp(min=1e-5)
+        return refined.view_as(maps)
+
+
+class Prcm(nn.Module):
+    """Pixel-region correlation: each class's own mean of the features says which positions belong to it.
+
+    Args:
+        in_dim: channels of X.
+        dim: channels of g(X).
+        softmax: over "class" or "pixel"; see the module's text.
+
+    Source: [CPN] Eq. 11-12.
+    """
+
+    def __init__(self, in_dim: int, dim: int, *, softmax: PrcmSoftmax = "class") -> None:
+        super().__init__()
+        if softmax not in ("class", "pixel"):
+            raise InputError(f"unknown prcm_softmax {softmax!r}: expected 'class' or 'pixel'")
+        self.softmax = softmax
+        self.phi = nn.Linear(in_dim, dim, bias=False)
+
+    def forward(
+        self, maps: Float[Tensor, "b c h w"], features: Float[Tensor, "b x h w"], embedded: Float[Tensor, "b d h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Y_prcm."""
+        attention = maps.flatten(2).softmax(2)
+        regions = attention @ features.flatten(2).mT  # Z, (b, c, x): one vector per class
+        relation = functional.relu(self.phi(regions)) @ embedded.flatten(2)  # P_R, (b, c, hw)
+        gate = relation.softmax(1) if self.softmax == "class" else (relation / maps.shape[1] ** 0.5).softmax(2)
+        return maps * gate.view_as(maps)
+
+
+class Refinement(nn.Module):
+    """PCM and PRCM on one embedding of X.
+
+    Args:
+        stage_dims: channels of the two stages.
+        pcm: whether Y_pcm takes part; without it only PRCM's part is the refined map.
+        prcm: whether Y_prcm takes part.
+        prcm_softmax: over "class" or "pixel".
+        scaling: of the maps that come in; see `scaled_maps`.
+        power: a of the background's score.
+    """
+
+    def __init__(
+        self,
+        stage_dims: tuple[int, int],
+        *,
+        pcm: bool = True,
+        prcm: bool = True,
+        prcm_softmax: PrcmSoftmax = "class",
+        scaling: Scaling = "max",
+        power: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not (pcm or prcm):
+            raise InputError("a refinement needs pcm or prcm")
+        self.stage_dims, self.scaling, self.power = stage_dims, scaling, power
+        self.from_stages = nn.ModuleList(
+            nn.Conv2d(inputs, outputs, 1, bias=False) for inputs, outputs in zip(stage_dims, (64, 128), strict=True)
+        )
+        self.embed = nn.Conv2d(64 + 128 + 3, 192, 1, bias=False)
+        self.pcm = Pcm() if pcm else None
+        self.prcm = Prcm(64 + 128 + 3, 192, softmax=prcm_softmax) if prcm else None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        nn.init.xavier_normal_(self.embed.weight)
+
+    def options(self) -> dict[str, object]:
+        """The constructor's arguments, as JSON can hold them."""
+        return {
+            "stage_dims": list(self.stage_dims),
+            "pcm": self.pcm is not None,
+            "prcm": self.prcm is not None,
+            "prcm_softmax": "class" if self.prcm is None else self.prcm.softmax,
+            "scaling": self.scaling,
+            "power": self.power,
+        }
+
+    def features(
+        self,
+        stages: Sequence[Float[Tensor, "b _k _h _w"]],
+        images: Float[Tensor, "b 3 rows columns"],
+        size: tuple[int, int],
+    ) -> Float[Tensor, "b 195 h w"]:
+        """X in the size of the maps, learnt up to what comes from the network, which is a constant."""
+        own = [
+            functional.relu(_resized(convolution(stage.detach().float()), size))
+            for convolution, stage in zip(self.from_stages, stages, strict=True)
+        ]
+        return torch.cat([_resized(images.detach(), size), *own], 1)
+
+    def forward(
+        self, scaled: Float[Tensor, "b c h w"], features: Float[Tensor, "b 195 h w"]
+    ) -> Float[Tensor, "b c_plus_1 h w"]:
+        """Ỹ, background first.
+
+        Args:
+            scaled: the maps of the classes in [0, 1], absent ones 0.
+            features: X.
+        """
+        maps = with_background(scaled.detach(), power=self.power)
+        embedded = self.embed(features)
+        parts = [] if self.pcm is None else [self.pcm(maps, embedded)]
+        if self.prcm is not None:
+            parts.append(self.prcm(maps, features, embedded))
+        refined: Tensor = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        return refined
+
+    def refine(
+        self,
+        maps: Float[Tensor, "b c h w"],
+        features: Float[Tensor, "b 195 h w"],
+        labels: Float[Tensor, "b c"] | None = None,
+    ) -> Float[Tensor, "b c_plus_1 h w"]:
+        """Ỹ of raw maps."""
+        refined: Tensor = self(scaled_maps(maps, labels, scaling=self.scaling), features)
+        return refined
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Larger maps are averaged over what falls into a cell, smaller ones interpolated."""
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    if maps.shape[-2] >= size[0] and maps.shape[-1] >= size[1]:
+        return functional.interpolate(maps, size, mode="area")
+    return functional.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+# --- what two stages of the network say -------------------------------------------------------------------------------
+
+
+class StageReader:
+    """The outputs of some layers in the last forward pass, without gradients, in the order asked for."""
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        self.layers = tuple(layers)
+        self.outputs: dict[str, Tensor] = {}
+
+    @property
+    def stages(self) -> list[Tensor]:
+        """One map per layer.
+
+        Raises:
+            InputError: a layer did not run.
+        """
+        missing = next((layer for layer in self.layers if layer not in self.outputs), None)
+        if missing is not None:
+            raise InputError(f"layer {missing!r} did not run; encode images first, or name another stage")
+        return [self.outputs[layer] for layer in self.layers]
+
+
+@contextmanager
+def read_stages(encoder: Encoder, layers: Sequence[str]) -> Iterator[StageReader]:
+    """Inside, forward passes of the encoder leave the outputs of these layers; afterwards no hook is left.
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    backbone = _source(encoder)
+    reader = StageReader(layers)
+
+    def keeper(layer: str):  # type: ignore[no-untyped-def]
+        def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+            reader.outputs[layer] = returned_by(layer, output).detach()
+
+        return keep
+
+    for layer in layers:
+        require_layer(backbone, layer)
+    handles = [backbone.get_submodule(layer).register_forward_hook(keeper(layer)) for layer in layers]
+    try:
+        yield reader
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stage_layers(encoder: Encoder) -> tuple[str, str]:
+    """The layers of stage 3 and stage 4: the last two resolutions or widths of the networks known by name.
+
+    Raises:
+        InputError: another network; name two layers.
+    """
+    if encoder.architecture in _STAGES:
+        return _STAGES[encoder.architecture]
+    names = {name for name, _ in _source(encoder).named_children()}
+    if {"layer3", "layer4"} <= names:
+        return ("layer3", "layer4")
+    raise InputError(f'which layers of {encoder.architecture} are stages 3 and 4? Name them: stages = ["…", "…"]')
+
+
+def stage_dims(encoder: Encoder, layers: Sequence[str]) -> tuple[int, ...]:
+    """The channels of these layers, found by encoding one black image."""
+    weight = next(encoder.parameters())
+    image = weight.new_zeros(1, 3, encoder.transform.height, encoder.transform.width)
+    with evaluating(encoder), torch.no_grad(), read_stages(encoder, layers) as reader:
+        encoder(image)
+    return tuple(stage.shape[1] for stage in reader.stages)
+
+
+def _source(encoder: Encoder) -> nn.Module:
+    backbone = encoder.backbone.source if isinstance(encoder.backbone, Tap) else encoder.backbone
+    assert isinstance(backbone, nn.Module)
+    return backbone

@@ -1,0 +1,1 @@
+"""Pseudo masks from maps: cues, random walk, CRF, affinity."""

@@ -1,0 +1,173 @@
+"""From class scores to what a segmentation network can learn from: sure pixels alone (cues), or whole pseudo masks.
+
+Scores are those of `class_scores`: in a picture's own pixels, each class's maximum 1, classes that are not shown 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image
+
+from ...errors import InputError, ShapeError
+from ..data import VOID, Mask
+
+__all__ = ["CueSettings", "background_score", "border_contrast", "make_cues", "pseudo_mask"]
+
+
+@dataclass(frozen=True)
+class CueSettings:
+    """What counts as sure.
+
+    Attributes:
+        foreground: pixels above this share of a map's maximum are cues of its class.
+        conflicts: who gets a pixel that is above the threshold for several classes: the class whose own region is
+            "smaller", or the one with the higher "score".
+        background: where cues of the background come from. "low": pixels where no class reaches `low`. "saliency": the
+            `share` of the pixels that stand out least, and all that do so as little; among those without a cue. "none":
+            there are none.
+        low: share of the maps' maximum.
+        share: of the picture's pixels.
+
+    Source: [GAIN] §4: 20 % of the maximum; as in Kolesnikov and Lampert, Seed, Expand and Constrain, 2016, the smaller
+        region wins, and a tenth of the picture with the least saliency is background.
+    """
+
+    foreground: float = 0.2
+    conflicts: Literal["smaller", "score"] = "smaller"
+    background: Literal["low", "saliency", "none"] = "low"
+    low: float = 0.05
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("foreground", "low", "share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"expected {name} as a share from 0 to below 1, got {getattr(self, name)}")
+        if self.background == "low" and self.low > self.foreground:
+            raise InputError(f"low = {self.low} lies above foreground = {self.foreground}; pixels would be both")
+
+    def unused(self) -> dict[str, str]:
+        """Keys that this source of the background's cues does not use."""
+        kinds = {"low": "low", "share": "saliency"}
+        return {key: f"background {self.background!r}" for key, kind in kinds.items() if kind != self.background}
+
+
+def make_cues(
+    scores: Float[np.ndarray, "c h w"],
+    *,
+    settings: CueSettings | None = None,
+    image: Image.Image | None = None,
+    saliency: Float[np.ndarray, "h w"] | None = None,
+) -> Mask:
+    """A mask of the sure pixels: 0 background, c + 1 class c, 255 undecided.
+
+    Args:
+        scores: see the module's text.
+        settings: `CueSettings()` if left out.
+        image: the picture, for background="saliency".
+        saliency: any map that is high on objects, in place of `border_contrast` of the picture.
+
+    Raises:
+        InputError: background="saliency" without a picture or a map.
+        ShapeError: these are not of the scores' size.
+    """
+    settings = settings or CueSettings()
+    cues = foreground_cues(scores, threshold=settings.foreground, conflicts=settings.conflicts)
+    free = cues == VOID
+    if settings.background == "low":
+        cues[free & (scores.max(0) <= settings.low * scores.max(initial=0))] = 0
+    elif settings.background == "saliency":
+        if saliency is None:
+            if image is None:
+                raise InputError('background="saliency" needs the picture, or a map of what stands out in it')
+            saliency = border_contrast(image)
+        if saliency.shape != cues.shape:
+            raise ShapeError(
+                f"expected the picture or its saliency in the scores' size {cues.shape}, got {saliency.shape}"
+            )
+        count = round(settings.share * saliency.size)
+        if count:
+            limit = np.partition(saliency.ravel(), count - 1)[count - 1]
+            cues[free & (saliency <= limit)] = 0
+    return cues
+
+
+def foreground_cues(
+    scores: Float[np.ndarray, "c h w"], *, threshold: float = 0.2, conflicts: Literal["smaller", "score"] = "smaller"
+) -> Mask:
+    """A mask with c + 1 where class c is above `threshold` of its maximum, and 255 elsewhere.
+
+    Of two regions of one size the earlier class wins.
+
+    >>> foreground_cues(np.array([[[1.0, 0.9, 0.3, 0.0]], [[0.0, 0.1, 1.0, 0.0]]])).tolist()
+    [[1, 1, 2, 255]]
+    """
+    most = scores.max((1, 2), keepdims=True)
+    inside: Bool[np.ndarray, "c h w"] = (scores > threshold * most) & (most > 0)
+    cues = np.full(scores.shape[1:], VOID, dtype=np.uint8)
+    if conflicts == "score":
+        best = np.where(inside, scores, -1.0)
+        found = inside.any(0)
+        cues[found] = best.argmax(0)[found] + 1
+        return cues
+    sizes = inside.sum((1, 2))
+    for c in sorted(range(len(scores)), key=lambda c: (-sizes[c], -c)):  # the smallest is painted last
+        cues[inside[c]] = c + 1
+    return cues
+
+
+def background_score(scores: Float[np.ndarray, "c h w"], *, power: float = 1.0) -> Float[np.ndarray, "h w"]:
+    """`(1 - max_c score)^power`, in [0, 1]; a larger power leaves less to the background.
+
+    Source: [CPN] Eq. 16; Ahn and Kwak, AffinityNet, 2018, Eq. 2.
+
+    >>> background_score(np.array([[[0.75, 0.0]], [[0.5, 0.5]]]), power=2).tolist()
+    [[0.0625, 0.25]]
+    """
+    result: np.ndarray = (1 - scores.max(0).clip(0, 1)) ** power
+    return result
+
+
+def pseudo_mask(
+    scores: Float[np.ndarray, "c h w"],
+    *,
+    beta: float | Float[np.ndarray, "h w"] = 0.2,
+    margin: float = 0.0,
+) -> Mask:
+    """The argmax over the background's score β and those of the classes; at a tie the background wins.
+
+    Args:
+        scores: see the module's text.
+        beta: a number, or a score for every pixel.
+        margin: pixels whose best class and background differ by less are undecided (255).
+
+    >>> pseudo_mask(np.array([[[0.9, 0.3, 0.1]], [[0.0, 0.0, 0.5]]]), beta=0.3).tolist()
+    [[1, 0, 2]]
+    """
+    best = scores.max(0)
+    decided = np.where(best > beta, scores.argmax(0) + 1, 0).astype(np.uint8)
+    if margin:
+        decided[np.abs(best - beta) < margin] = VOID
+    return decided
+
+
+def border_contrast(image: Image.Image, *, side: int = 64, border: float = 0.08) -> Float[np.ndarray, "h w"]:
+    """How far a pixel's colour is from those at the picture's border, in [0, 1]: a saliency that learns nothing.
+
+    Colours are compared in a copy of the picture `side` pixels wide and high; a pixel's distance is that to the nearest
+    of sixteen mean colours along the border, of strips `border` of the side thick. Objects that touch the border are
+    lost on it.
+    """
+    small = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BOX), dtype=float) / 255
+    thick = max(round(border * side), 1)
+    strips: Sequence[np.ndarray] = (small[:thick], small[-thick:], small[:, :thick], small[:, -thick:])
+    along = [np.array_split(strip, 4, axis=1 if number < 2 else 0) for number, strip in enumerate(strips)]
+    means = np.stack([part.mean((0, 1)) for strip in along for part in strip])
+    distance = np.sqrt(((small[:, :, None] - means) ** 2).sum(-1)).min(-1)
+    distance = distance / max(distance.max(), 1e-12)
+    enlarged = Image.fromarray(distance.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+    return np.asarray(enlarged, dtype=float)

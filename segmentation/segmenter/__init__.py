@@ -1,0 +1,1 @@
+"""Segmenters trained on masks: network, losses, inference."""

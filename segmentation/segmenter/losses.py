@@ -1,0 +1,263 @@
+"""What a segmentation network learns from weak labels: terms for the one training loop.
+
+    pixels      cross entropy where the mask is decided: cues, or a pseudo mask         [SEC] seeding loss, [GAIN] §4
+    pooled      multi-label loss of the classes' pooled logits                          [GAIN] §4
+    expand      weighted rank pooling: shown classes cover a part, absent ones nothing  [SEC] expansion loss
+    constrain   KL divergence from what a dense CRF makes of the prediction             [SEC] constrain-to-boundary loss
+
+[SEC] is Kolesnikov and Lampert, Seed, Expand and Constrain: Three Principles for Weakly-Supervised Image Segmentation,
+2016. GAIN trains its segmentation network with the first two, SEC with the first and the last two. Masks come as the
+regions of a batch, one for each number in them, so they are augmented with the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from ...errors import InputError
+from ...images import Transform
+from ...training.data.training_set import RegionTable, TrainingSet
+from ...training.engine.step import Batch, Step, Term
+from ...training.losses.registry import Builder, TermContext, checked_term
+from ...training.recipes.options import check_name
+from ..data import VOID, MaskedImages, label_map
+from ..pseudo_masks.crf import CrfSettings, dense_crf
+
+__all__ = ["SEGMENTER_TERMS", "Constrain", "Expand", "Pixels", "Pooled", "dense_labels", "dense_training_set"]
+
+
+def dense_training_set(
+    data: MaskedImages, transform: Transform, *, progress: Callable[[int, int], None] | None = None
+) -> TrainingSet:
+    """Pictures with 0/1 columns for the classes they show, and their masks as regions, one per number but void's.
+
+    Everything is in memory: h·w bytes for a picture's every number, beside its pixels.
+
+    Args:
+        data: with a mask each.
+        transform: the segmenter's.
+        progress: called with (pictures decoded, pictures in all).
+
+    Raises:
+        InputError: a picture without a mask.
+    """
+    plain = data.training_set(transform, progress=progress)
+    image, number, raster = [], [], []
+    for i in range(len(data)):
+        mask = data.mask(i)
+        if mask is None:
+            raise InputError(f"{data.names[i]} has no mask to learn from")
+        seen = label_map(mask, transform)
+        for value in np.unique(seen[seen != VOID]).tolist():
+            image.append(i)
+            number.append(value)
+            raster.append(torch.from_numpy((seen == value).astype(np.uint8)))
+    if not raster:
+        raise InputError(f"none of the {len(data)} masks has a decided pixel; lower the threshold of the cues")
+    regions = RegionTable(
+        torch.tensor(image),
+        torch.tensor(number),
+        torch.zeros(len(image), dtype=torch.bool),
+        torch.stack(raster),
+    )
+    every = torch.arange(len(data))
+    return TrainingSet.from_pixels(
+        plain.pixels(every),
+        plain.labels,
+        transform=transform,
+        class_names=data.class_names,
+        regions=regions,
+        digests=plain.digests,
+    )
+
+
+def dense_labels(batch: Batch) -> Int[Tensor, "b h w"]:
+    """The masks of a batch: 0 background, c + 1 class c, 255 undecided or moved out of the image."""
+    size = batch.images.shape[-2:]
+    labels = torch.full((len(batch), *size), VOID, dtype=torch.long, device=batch.images.device)
+    if batch.regions is not None:
+        for row, number, raster in zip(batch.regions.row, batch.regions.label, batch.regions.raster, strict=True):
+            labels[row][raster > 0.5] = number
+    return labels
+
+
+def _multi_hot(step: Step) -> Float[Tensor, "b c"]:
+    if step.batch.labels.ndim != 2:
+        raise InputError("a segmentation network learns from 0/1 columns, one per class, not from class indices")
+    if step.batch.mix is not None:
+        raise InputError("masks do not go with mixup or cutmix; switch them off in [augment]")
+    return step.batch.labels.float()
+
+
+class Pixels(Term):
+    """Cross entropy of the decided pixels, at the masks' resolution.
+
+    Args:
+        balance: "no": the mean over all decided pixels of the batch, as in SEC and GAIN. "background": the mean of
+            those of the background and of the classes count half each, since cues of the background are many.
+
+    Source: [SEC], seeding loss.
+    """
+
+    def __init__(self, *, balance: Literal["no", "background"] = "no") -> None:
+        super().__init__()
+        check_name("balance", balance, ("no", "background"))
+        self.balance = balance
+
+    def forward(self, step: Step) -> Tensor:
+        """Mean -log probability; 0 for a batch without decided pixels."""
+        _multi_hot(step)
+        labels = dense_labels(step.batch)
+        logits = step.encoding.feature_map
+        enlarged = functional.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
+        decided = labels != VOID
+        with torch.no_grad():
+            right = (enlarged.argmax(1) == labels)[decided]
+            step.log["accuracy"] = float(right.float().mean()) if len(right) else 0.0
+        values = functional.cross_entropy(enlarged, labels, ignore_index=VOID, reduction="none")
+        parts = [decided] if self.balance == "no" else [labels == 0, decided & (labels > 0)]
+        means = [values[part].mean() for part in parts if part.any()]
+        return torch.stack(means).mean() if means else logits.sum() * 0
+
+
+class Pooled(Term):
+    """Multi-label soft margin of the classes' pooled logits, the background left out.
+
+    Args:
+        pooling: "mean", or "max".
+
+    Source: [GAIN] §4, the classification stream that the segmentation network keeps.
+    """
+
+    def __init__(self, *, pooling: Literal["mean", "max"] = "mean") -> None:
+        super().__init__()
+        check_name("pooling", pooling, ("mean", "max"))
+        self.pooling = pooling
+
+    def forward(self, step: Step) -> Tensor:
+        """Mean over images and classes."""
+        logits = step.encoding.feature_map[:, 1:]
+        pooled = logits.mean((-2, -1)) if self.pooling == "mean" else logits.amax((-2, -1))
+        return functional.multilabel_soft_margin_loss(pooled, _multi_hot(step))
+
+
+def rank_pooled(probabilities: Float[Tensor, "b c h w"], decay: float) -> Float[Tensor, "b c"]:
+    """Global weighted rank pooling: `Σ_j d^(j-1) f_j / Σ_j d^(j-1)` over a class's pixels from the largest on.
+
+    With a decay of 0 it is max pooling, with 1 mean pooling.
+
+    Source: [SEC], global weighted rank pooling.
+
+    >>> rank_pooled(torch.tensor([[[[0.2, 0.8]]]]), 0.5).tolist()           # (0.8 + 0.5 · 0.2) / 1.5
+    [[0.6000000238418579]]
+    """
+    flat = probabilities.flatten(2)
+    if decay == 0:
+        return flat.amax(2)
+    weights = decay ** torch.arange(flat.shape[2], device=flat.device, dtype=flat.dtype)
+    return (flat.sort(2, descending=True).values * weights).sum(2) / weights.sum()
+
+
+class Expand(Term):
+    """The classes that an image shows cover a part of it, the others nothing, the background a large part.
+
+    Decays are those of SEC's 41×41 map and are raised to the power that gives the same shares on another: the highest
+    ten percent of the positions make up half of a shown class's mean, the highest thirty of the background's.
+
+    Args:
+        shown: d+, of the classes that the image shows.
+        absent: d-, of those it does not; 0 looks at the highest position alone.
+        background: d of the background.
+
+    Source: [SEC], expansion loss; the decays are those of its experiments.
+    """
+
+    def __init__(self, *, shown: float = 0.996, absent: float = 0.0, background: float = 0.999) -> None:
+        super().__init__()
+        for name, value in (("shown", shown), ("absent", absent), ("background", background)):
+            if not 0 <= value <= 1:
+                raise InputError(f"expected the decay {name} in [0, 1], got {value}")
+        self.shown, self.absent, self.background = shown, absent, background
+
+    def forward(self, step: Step) -> Tensor:
+        """The three parts added, mean over images."""
+        labels = _multi_hot(step)
+        probabilities = step.encoding.feature_map.softmax(1)
+        power = 41 * 41 / probabilities[0, 0].numel()
+        foreground = probabilities[:, 1:]
+        there = rank_pooled(foreground, self.shown**power).clamp(1e-6, 1)
+        not_there = rank_pooled(foreground, self.absent**power).clamp(0, 1 - 1e-6)
+        ground = rank_pooled(probabilities[:, :1], self.background**power).clamp(1e-6, 1)
+        of_shown = -(labels * there.log()).sum(1) / labels.sum(1).clamp(min=1)
+        of_absent = -((1 - labels) * torch.log1p(-not_there)).sum(1) / (1 - labels).sum(1).clamp(min=1)
+        return (of_shown + of_absent - ground.log()[:, 0]).mean()
+
+
+class Constrain(Term):
+    """Mean KL divergence of the prediction from what a dense CRF makes of it: masks should end where colours change.
+
+    The CRF works on the network's own grid and gets no gradient. It runs image by image on the CPU.
+
+    Args:
+        transform: to give the CRF the colours back.
+        factor: of the CRF's distances, which are meant for pictures; left out, the grid's longer side over 500.
+        steps: of the CRF.
+
+    Source: [SEC], constrain-to-boundary loss.
+    """
+
+    def __init__(self, transform: Transform, *, factor: float | None = None, steps: int = 10) -> None:
+        super().__init__()
+        self.transform, self.factor, self.steps = transform, factor, steps
+
+    def forward(self, step: Step) -> Tensor:
+        """Mean over images and positions."""
+        logits = step.encoding.feature_map
+        size = logits.shape[-2:]
+        probabilities = logits.softmax(1).clamp(min=1e-4)
+        probabilities = probabilities / probabilities.sum(1, keepdim=True)
+        with torch.no_grad():
+            wanted = self._smoothed(step.batch.images, probabilities, (size[0], size[1])).clamp(min=1e-4)
+            wanted = wanted / wanted.sum(1, keepdim=True)
+        return (wanted * (wanted.log() - probabilities.log())).sum(1).mean()
+
+    def _smoothed(self, images: Tensor, probabilities: Tensor, size: tuple[int, int]) -> Tensor:
+        colours = functional.interpolate(self.transform.denormalise(images), size, mode="area")
+        if self.transform.channels == "bgr":
+            colours = colours.flip(1)
+        pictures = (colours.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        settings = CrfSettings(steps=self.steps).scaled(self.factor or max(size) / 500)
+        found = [
+            dense_crf(Image.fromarray(picture), scores, settings=settings)
+            for picture, scores in zip(pictures, probabilities.detach().cpu().numpy(), strict=True)
+        ]
+        return torch.from_numpy(np.stack(found)).to(images)
+
+
+def _plain(kind: str, make: Callable[..., Term], options: Mapping[str, Any], context: TermContext) -> Term:
+    del context
+    return checked_term(kind, make, options)
+
+
+def _constrain(options: Mapping[str, Any], context: TermContext) -> Term:
+    return checked_term("constrain", partial(Constrain, context.encoder.transform), options)
+
+
+SEGMENTER_TERMS: Mapping[str, Builder] = MappingProxyType(
+    {
+        "pixels": partial(_plain, "pixels", Pixels),
+        "pooled": partial(_plain, "pooled", Pooled),
+        "expand": partial(_plain, "expand", Expand),
+        "constrain": _constrain,
+    }
+)

@@ -1,0 +1,1 @@
+"""Routes of the HTTP API: search, browse, write."""

@@ -1,0 +1,113 @@
+"""The routes that show what is in the gallery."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Query, Response
+
+from ...retrieval import Retriever
+from .. import schemas
+from ..answers import gallery_answer, image_answer
+from ..pictures import etag_of, thumbnail
+from .search import Serving, json_answer, require_image
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/api/v1")
+Limit = Annotated[int, Query(ge=1, le=1000)]
+Offset = Annotated[int, Query(ge=0, le=schemas.MAX_ID)]
+Prefix = Annotated[str, Query(max_length=300)]
+Id = Annotated[int, Path(ge=0, le=schemas.MAX_ID)]
+
+
+@router.get(
+    "/gallery", response_model=schemas.GalleryAnswer, responses=schemas.refusals(), summary="What is in the gallery"
+)
+async def gallery(service: Serving) -> Response:
+    """Numbers, settings, and what can be asked for."""
+    return json_answer(await service.read(lambda retriever: gallery_answer(retriever, service.settings)))
+
+
+@router.get("/labels", response_model=schemas.LabelsAnswer, responses=schemas.refusals(), summary="The classes")
+async def labels(service: Serving, prefix: Prefix = "", limit: Limit = 100) -> Response:
+    """In alphabetical order, those that start with `prefix`, whatever its case."""
+    counts = await service.read(lambda retriever: _counts(retriever, prefix))
+    return json_answer(schemas.LabelsAnswer(labels=counts[:limit], total=len(counts)))
+
+
+@router.get(
+    "/prototypes",
+    response_model=schemas.PrototypesAnswer,
+    responses=schemas.refusals(),
+    summary="The class prototypes",
+)
+async def prototypes(service: Serving, prefix: Prefix = "", limit: Limit = 1000) -> Response:
+    """What `against: "label:…"` may name."""
+    counts = await service.read(lambda retriever: _counts(retriever, prefix))
+    return json_answer(schemas.PrototypesAnswer(prototypes=counts[:limit], total=len(counts)))
+
+
+@router.get("/images", response_model=schemas.ImagesAnswer, responses=schemas.refusals(), summary="The images")
+async def images(
+    service: Serving, offset: Offset = 0, limit: Limit = 100, where: Annotated[schemas.Text | None, Query()] = None
+) -> Response:
+    """In the order of their ids, those that a filter keeps."""
+
+    def answer(retriever: Retriever) -> schemas.ImagesAnswer:
+        gallery = retriever.gallery
+        ids = gallery.ids if where is None else gallery.ids_where(where)
+        some = gallery.records(ids[offset : offset + limit])
+        return schemas.ImagesAnswer(images=[image_answer(gallery, record) for record in some], total=len(ids))
+
+    return json_answer(await service.read(answer))
+
+
+@router.get("/images/{id}", response_model=schemas.ImageAnswer, responses=schemas.refusals(404), summary="One image")
+async def image(service: Serving, id: Id) -> Response:
+    """Its path, label and columns."""
+
+    def answer(retriever: Retriever) -> schemas.ImageAnswer:
+        require_image(retriever, id)
+        return image_answer(retriever.gallery, retriever.gallery.records([id])[0])
+
+    return json_answer(await service.read(answer))
+
+
+@router.get(
+    "/images/{id}/picture",
+    response_class=Response,
+    responses={200: {"content": {"image/jpeg": {}}}, 304: {"description": "Not changed"}, **schemas.refusals(404)},
+    summary="An image's picture",
+)
+async def picture(
+    service: Serving,
+    id: Id,
+    side: Annotated[int, Query(ge=16, le=2048)] = 320,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """A JPEG made by the server, upright and without metadata; `side` is its longer side at most."""
+
+    def find(retriever: Retriever) -> FilePath:
+        require_image(retriever, id)
+        return retriever.gallery.file(id)
+
+    file = await service.read(find)
+    etag = await service.in_thread(lambda: etag_of(file, side=side))
+    headers = {"Cache-Control": "private, no-cache", **({} if etag is None else {"ETag": etag})}
+    if etag is not None and if_none_match == etag:
+        return Response(status_code=304, headers=headers)
+    data = await service.in_thread(lambda: thumbnail(file, side=side))
+    return Response(data, headers=headers, media_type="image/jpeg")
+
+
+def _counts(retriever: Retriever, prefix: str) -> list[schemas.LabelCount]:
+    store = retriever.gallery.prototypes
+    wanted = prefix.casefold()
+    counted = zip(store.labels, store.counts.tolist(), strict=True)
+    return [
+        schemas.LabelCount(label=label, images=images)
+        for label, images in counted
+        if label.casefold().startswith(wanted)
+    ]

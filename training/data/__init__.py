@@ -1,0 +1,1 @@
+"""Training data: sets, splits, sampling, batches, augmentation."""

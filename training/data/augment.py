@@ -1,0 +1,314 @@
+"""Random changes to a batch of images, and the same ones to the masks and boxes that belong to them.
+
+Everything happens to a whole batch at once. What becomes of an image depends on (seed, epoch, its place in the epoch,
+its index) only: the numbers are hashed from these, so neither the batch size nor the number of workers shows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from torchvision.transforms.v2 import functional as image_functional
+
+from ...errors import InputError
+from ..engine.step import Mix, Regions
+
+__all__ = ["AugmentSettings", "Augmented", "augment", "mix_images", "uniforms"]
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """What may happen to a training image; the order is the order of the attributes.
+
+    Attributes:
+        flip: probability of a mirror image.
+        shift: largest move across and down, as a share of the side; what enters repeats the edge.
+        crop: smallest and largest share of the area that is cut out and enlarged again; (1, 1) for the whole image.
+        crop_ratio: narrowest and widest shape of what is cut out, width : height.
+        rotate: largest angle, in degrees, either way.
+        brightness: 0.4 multiplies by a number from 0.6 to 1.4.
+        contrast: likewise, the distance from the image's mean grey.
+        saturation: likewise, the distance from the pixel's own grey.
+        hue: largest turn of the colour circle, as a share of it, at most 0.5; slow.
+        grey: probability of an image without colour.
+        erase: probability that a rectangle is painted over with the image's mean colour. Masks and boxes stay: the
+            object is still there.
+        erase_area: smallest and largest share of the area that is painted over.
+        mixup: parameter of the Beta distribution that blends two images, 0.2 for example; 0 for none.
+        cutmix: the same for pasting a rectangle of another image, 1.0 for example. With both, batches take turns by
+            chance.
+        mix_share: share of the batches that are mixed, if mixup or cutmix is on.
+    """
+
+    flip: float = 0.5
+    shift: float = 0.1
+    crop: tuple[float, float] = (1.0, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    rotate: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    grey: float = 0.0
+    erase: float = 0.0
+    erase_area: tuple[float, float] = (0.02, 0.33)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "brightness", "contrast", "saturation", "grey", "erase", "mix_share"):
+            _check(name, getattr(self, name), 0, 1)
+        _check("shift", self.shift, 0, 0.5)
+        _check("hue", self.hue, 0, 0.5)
+        _check("rotate", self.rotate, 0, 180)
+        for name in ("mixup", "cutmix"):
+            _check(name, getattr(self, name), 0, math.inf)
+        for name, most in (("crop", 1.0), ("erase_area", 1.0), ("crop_ratio", math.inf)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= most:
+                raise InputError(f"expected {name} as 0 < lowest <= highest <= {most:g}, got {low} and {high}")
+
+    def unused(self) -> dict[str, str]:
+        """Keys that belong to a change that does not happen."""
+        off = {"crop_ratio": self.crop == (1.0, 1.0), "erase_area": self.erase == 0, "mix_share": not self.mixes}
+        whom = {"crop_ratio": "crop = [1, 1]", "erase_area": "erase = 0", "mix_share": "mixup = 0 and cutmix = 0"}
+        return {key: whom[key] for key, is_off in off.items() if is_off}
+
+    @classmethod
+    def none(cls) -> AugmentSettings:
+        """Images as they are."""
+        return cls(flip=0.0, shift=0.0)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are blended."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InputError(f"expected {name} from {low:g} to {high:g}, got {value}")
+
+
+@dataclass(frozen=True, eq=False)
+class Augmented:
+    """A changed batch: the images still as grey levels, and the regions that can still be seen."""
+
+    pixels: UInt8[Tensor, "b 3 h w"]
+    regions: Regions | None
+
+
+# --- chance -----------------------------------------------------------------------------------------------------------
+
+_DRAWS = 20  # numbers per image; each change has its own, so switching one on leaves the others as they were
+_FLIP, _SHIFT, _CROP, _ROTATE, _COLOUR, _ERASE = 0, 1, 3, 7, 8, 13
+
+
+def uniforms(
+    seed: int, epoch: int, place: Int[Tensor, " b"], index: Int[Tensor, " b"], *, draws: int = _DRAWS
+) -> Float[Tensor, "b _draws"]:
+    """Numbers in [0, 1) for every image, each a hash of its key and nothing else.
+
+    Source: Steele, Lea, Flood, Fast splittable pseudorandom number generators, 2014 (SplitMix64's finaliser).
+    """
+    key = _hashed(np.array([seed], dtype=np.uint64))
+    for part in (np.array([epoch]), place.numpy(), index.numpy()):
+        key = _hashed(key + part.astype(np.uint64))
+    bits = _hashed(key[:, None] + _hashed(np.arange(draws, dtype=np.uint64)))
+    return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53).float().clamp_(max=1 - 2**-24)
+
+
+def _hashed(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+# --- one batch --------------------------------------------------------------------------------------------------------
+
+
+def augment(
+    pixels: UInt8[Tensor, "b 3 h w"],
+    settings: AugmentSettings,
+    chance: Float[Tensor, "b _draws"],
+    *,
+    regions: Regions | None = None,
+) -> Augmented:
+    """The batch after everything that happens to single images; `mix_images` comes after normalising.
+
+    Args:
+        pixels: grey levels; left as they are.
+        settings: what may happen.
+        chance: from `uniforms`.
+        regions: moved with their images; those that end up outside are left out.
+    """
+    if settings.crop != (1.0, 1.0) or settings.rotate:
+        pixels, raster = _resampled(pixels, settings, chance, regions)
+    else:
+        pixels, raster = _moved(pixels, settings, chance, regions)
+    pixels = _recoloured(pixels, settings, chance)
+    if settings.erase:
+        pixels = _erased(pixels, settings, chance)
+    if regions is None or raster is None:
+        return Augmented(pixels, regions)
+    seen = raster.flatten(1).any(1)
+    return Augmented(pixels, Regions(regions.row[seen], regions.label[seen], regions.is_box[seen], raster[seen]))
+
+
+def _moved(
+    pixels: Tensor, settings: AugmentSettings, chance: Tensor, regions: Regions | None
+) -> tuple[Tensor, Tensor | None]:
+    """Mirrored and shifted by whole pixels: one gather, no resampling."""
+    if not settings.flip and not settings.shift:
+        return pixels, None if regions is None else regions.raster
+    height, width = pixels.shape[-2:]
+    most = torch.tensor([round(settings.shift * height), round(settings.shift * width)])
+    move = (chance[:, _SHIFT : _SHIFT + 2] * (2 * most + 1)).long() - most
+    rows = torch.arange(height) + move[:, :1]
+    columns = torch.arange(width) + move[:, 1:]
+    columns = torch.where(chance[:, _FLIP, None] < settings.flip, columns.flip(1), columns)
+    raster = None
+    if regions is not None:
+        down, across = rows[regions.row], columns[regions.row]
+        inside = (down >= 0) & (down < height), (across >= 0) & (across < width)
+        visible = inside[0][:, :, None] & inside[1][:, None, :]
+        raster = _gathered(regions.raster[:, None], down, across)[:, 0] * visible
+    return _gathered(pixels, rows, columns), raster
+
+
+def _gathered(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    height, width = images.shape[-2:]
+    places = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
+    flat = places.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    return images.flatten(2).gather(2, flat).view(images.shape)
+
+
+def _resampled(
+    pixels: Tensor, settings: AugmentSettings, chance: Tensor, regions: Regions | None
+) -> tuple[Tensor, Tensor | None]:
+    """Mirrored, shifted, cut out and turned in one bilinear resampling; masks take the nearest pixel."""
+    matrix = _matrices(settings, chance, aspect=pixels.shape[-1] / pixels.shape[-2])
+    grid = functional.affine_grid(matrix, list(pixels.shape), align_corners=False)
+    images = functional.grid_sample(pixels.float(), grid, padding_mode="border", align_corners=False)
+    raster = None
+    if regions is not None:
+        own = grid[regions.row]
+        raster = functional.grid_sample(regions.raster[:, None], own, mode="nearest", align_corners=False)[:, 0]
+    return images.round_().to(torch.uint8), raster
+
+
+def _matrices(settings: AugmentSettings, chance: Tensor, *, aspect: float) -> Float[Tensor, "b 2 3"]:
+    """From places of the new image to places of the old one, both in [-1, 1] across and down."""
+    low, high = settings.crop
+    area = low + (high - low) * chance[:, _CROP]
+    log_low, log_high = math.log(settings.crop_ratio[0]), math.log(settings.crop_ratio[1])
+    shape = torch.exp(log_low + (log_high - log_low) * chance[:, _CROP + 1])
+    shape = torch.where(area < 1, shape, torch.ones(()))  # nothing but the whole image has its area
+    size = torch.stack([(area * shape / aspect).sqrt(), (area / shape * aspect).sqrt()], 1)
+    size = torch.where(area[:, None] < 1, size.clamp(max=1), torch.ones(()))
+    center = (2 * chance[:, _CROP + 2 : _CROP + 4] - 1) * (1 - size)
+    center = center + (2 * chance[:, [_SHIFT + 1, _SHIFT]] - 1) * 2 * settings.shift
+    angle = torch.deg2rad((2 * chance[:, _ROTATE] - 1) * settings.rotate)
+    mirror = torch.where(chance[:, _FLIP] < settings.flip, -1.0, 1.0)
+    cos, sin = angle.cos(), angle.sin()
+    across = torch.stack([size[:, 0] * mirror * cos, -size[:, 1] * sin / aspect, center[:, 0]], 1)
+    down = torch.stack([size[:, 0] * mirror * sin * aspect, size[:, 1] * cos, center[:, 1]], 1)
+    return torch.stack([across, down], 1)
+
+
+def _recoloured(pixels: Tensor, settings: AugmentSettings, chance: Tensor) -> Tensor:
+    """Brightness, contrast, saturation, hue, grey: torchvision's formulas, with one factor per image."""
+    strengths = (settings.brightness, settings.contrast, settings.saturation)
+    if not any((*strengths, settings.hue, settings.grey)):
+        return pixels
+    factor = 1 + (2 * chance[:, _COLOUR : _COLOUR + 3] - 1) * torch.tensor(strengths)
+    brightness, contrast, saturation = factor[:, :, None, None, None].unbind(1)
+    levels = pixels.float()
+    if settings.brightness:
+        levels = (levels * brightness).clamp_(0, 255)
+    if settings.contrast:
+        mean = image_functional.rgb_to_grayscale(levels).mean((1, 2, 3), keepdim=True)
+        levels = torch.lerp(mean, levels, contrast).clamp_(0, 255)
+    if settings.saturation:
+        levels = torch.lerp(image_functional.rgb_to_grayscale(levels), levels, saturation).clamp_(0, 255)
+    if settings.hue:
+        turns = ((2 * chance[:, _COLOUR + 3] - 1) * settings.hue).tolist()
+        changed = [image_functional.adjust_hue(x / 255, turn) * 255 for x, turn in zip(levels, turns, strict=True)]
+        levels = torch.stack(changed)
+    if settings.grey:
+        grey = chance[:, _COLOUR + 4, None, None, None] < settings.grey
+        levels = torch.where(grey, image_functional.rgb_to_grayscale(levels), levels)
+    return levels.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _erased(pixels: Tensor, settings: AugmentSettings, chance: Tensor) -> Tensor:
+    """A rectangle of some images painted over with their mean colour.
+
+    Source: Zhong et al., Random Erasing Data Augmentation, 2020; shapes from 0.3 to 3.3, whole inside the image.
+    """
+    own = chance[:, _ERASE : _ERASE + 5]
+    low, high = settings.erase_area
+    area = low + (high - low) * own[:, 1]
+    shape = torch.exp(math.log(0.3) + (math.log(1 / 0.3) - math.log(0.3)) * own[:, 2])
+    sides = torch.stack([(area / shape).sqrt(), (area * shape).sqrt()], 1).clamp(max=1)
+    inside = _rectangles(sides, own[:, 3:5], pixels.shape[-2], pixels.shape[-1])
+    inside &= (own[:, 0] < settings.erase)[:, None, None]
+    mean = pixels.float().mean((2, 3), keepdim=True).round_().to(torch.uint8)
+    return torch.where(inside[:, None], mean, pixels)
+
+
+def _rectangles(sides: Float[Tensor, "b 2"], place: Float[Tensor, "b 2"], height: int, width: int) -> Tensor:
+    """True inside a rectangle of these sides (down, across, as shares), somewhere in the image."""
+    whole = torch.tensor([height, width])
+    size = (sides * whole).round()
+    start = (place * (whole - size + 1)).floor()
+    stop = start + size
+    rows, columns = torch.arange(height), torch.arange(width)
+    down = (rows >= start[:, :1]) & (rows < stop[:, :1])
+    across = (columns >= start[:, 1:]) & (columns < stop[:, 1:])
+    return down[:, :, None] & across[:, None, :]
+
+
+# --- images of one batch blended --------------------------------------------------------------------------------------
+
+
+def mix_images(
+    images: Float[Tensor, "b 3 h w"], settings: AugmentSettings, seed: tuple[int, ...], *, regions: Regions | None
+) -> tuple[Float[Tensor, "b 3 h w"], Mix | None, Regions | None]:
+    """Mixup or CutMix of a batch, one share for all its images; regions lose what was pasted over.
+
+    Args:
+        images: normalised.
+        settings: which, and how strongly.
+        seed: numbers that say which batch this is; seed, epoch and step for example.
+        regions: of these images.
+
+    Source: Zhang et al., mixup, 2018; Yun et al., CutMix, 2019.
+    """
+    generator = np.random.default_rng([0x313, *seed])
+    if not settings.mixes or len(images) < 2 or generator.random() >= settings.mix_share:
+        return images, None, regions
+    cuts = settings.cutmix > 0 and (settings.mixup == 0 or generator.random() < 0.5)
+    strength = settings.cutmix if cuts else settings.mixup
+    share = float(generator.beta(strength, strength))
+    place = torch.from_numpy(generator.random((1, 2))).float()
+    partner = torch.from_numpy(generator.permutation(len(images)))
+    if not cuts:
+        return torch.lerp(images[partner], images, share), Mix(partner, share), regions
+    height, width = images.shape[-2:]
+    pasted = _rectangles(torch.full((1, 2), math.sqrt(1 - share)), place, height, width)
+    mixed = torch.where(pasted[:, None], images[partner], images)
+    if regions is not None:
+        raster = regions.raster * ~pasted
+        seen = raster.flatten(1).any(1)
+        regions = Regions(regions.row[seen], regions.label[seen], regions.is_box[seen], raster[seen])
+    return mixed, Mix(partner, 1 - float(pasted.float().mean())), regions

@@ -1,0 +1,340 @@
+"""The table `[data]` of a recipe: which images, how they are divided, and which of them say where the object is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ...errors import InputError
+from ...images import ImageRecord, Listing, Transform
+from ...images.listing import quiet_listing
+from ...images.masks import MaskFolder
+from ...images.transform import DEFAULT_FIT
+from ...index.reports import Skipped
+from ...remarks import remark
+from ..recipes.tables import plain
+from .annotations import Annotation, RegionSettings, annotations_of, boxes_from
+from .dividing import SplitSettings, divided, settled, shown_classes
+from .parts import Part
+from .pixels import Cache, say_left_out
+from .training_set import TrainingSet
+
+if TYPE_CHECKING:
+    from ...images.scenes import Blueprint
+
+__all__ = [
+    "DATA_VARIABLE",
+    "DataSettings",
+    "ScenePart",
+    "ScenesSettings",
+    "SplitSettings",
+    "list_parts",
+    "load_splits",
+    "settled_split",
+]
+
+DATA_VARIABLE = "DISTCAM_DATA"  # the environment variable that says where `photographs` lie
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ScenePart:
+    """The scenes of one split.
+
+    Attributes:
+        per_class: how many of each class.
+        classes: "base" or "novel".
+        backgrounds: "any"; "own": class i always stands before the i-th background (counted round); "other": before any
+            but that; or a list of names.
+        two_objects: share of the scenes with a second object.
+    """
+
+    per_class: int
+    classes: Literal["base", "novel"] = "base"
+    backgrounds: Literal["any", "own", "other"] | tuple[str, ...] = "any"
+    two_objects: float = 0.0
+
+
+@dataclass(frozen=True)
+class ScenesSettings:
+    """Procedural scenes, drawn once into a folder of their own.
+
+    Attributes:
+        splits: by name; a number stands for that many scenes of each base class before any background.
+        classes: base classes.
+        novel_classes: further classes, which share no object with them.
+        size: side of the pictures in pixels.
+        seed: of classes and pictures; not that of the training.
+    """
+
+    splits: Mapping[str, ScenePart | int]
+    classes: int = 12
+    novel_classes: int = 0
+    size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        parts = {name: ScenePart(part) if isinstance(part, int) else part for name, part in self.splits.items()}
+        object.__setattr__(self, "splits", parts)
+        if self.classes < 2 or self.novel_classes < 0:
+            raise InputError(f"expected two classes or more, got {self.classes} and {self.novel_classes} novel ones")
+        novel = [name for name, part in parts.items() if part.classes == "novel"]
+        if novel and not self.novel_classes:
+            raise InputError(f"the split {novel[0]!r} shows novel classes; set novel_classes to how many there are")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images; one of `images`, `photographs`, and `scenes`.
+
+    Attributes:
+        images: a folder, pattern, or CSV table, relative to the recipe's folder.
+        photographs: the same, relative to the folder that the environment variable DISTCAM_DATA names.
+        scenes: procedural scenes.
+        size: side of the network's input in pixels, or height and width.
+        fit: how an image gets that shape; see `Transform`.
+        labels: "folder", "split", "none", or a table, as in `list_images`.
+        label_columns: 0/1 columns of a table, one per class, for images that show several.
+        multi_label: scenes: an image shows the classes of all its objects.
+        boxes: a table or folder of boxes beside the images, as `read_boxes` takes them.
+        masks: a folder of masks beside the images, with their names and the suffix .png; a column `mask` does too.
+        regions: which training images come with an outline. Other parts use all outlines there are, to measure maps.
+        split: how images are divided; scenes are divided by their own table.
+        cache: "memory", "none", or "auto": decoded images stay in memory up to 2 GiB.
+        strict: stop where an image cannot be read, or anything else would be left out or assumed with a remark.
+    """
+
+    images: str = ""
+    photographs: str = ""
+    scenes: ScenesSettings | None = None
+    size: int | tuple[int, int] = 64
+    fit: Literal["crop", "squash", "pad"] = DEFAULT_FIT
+    labels: str = ""
+    label_columns: tuple[str, ...] = ()
+    multi_label: bool = False
+    boxes: str = ""
+    masks: str = ""
+    regions: RegionSettings = field(default_factory=RegionSettings)
+    split: SplitSettings = field(default_factory=SplitSettings)
+    cache: Cache = "auto"
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        named = [name for name in ("images", "photographs", "scenes") if getattr(self, name)]
+        if len(named) != 1:
+            raise InputError(f"expected one of images, photographs, scenes; got {' and '.join(named) or 'none'}")
+
+    def source(self, folder: Path) -> tuple[str, Path]:
+        """What `images` or `photographs` names, and the folder it is relative to; `folder` is the recipe's.
+
+        Raises:
+            InputError: photographs, and the environment variable names no folder.
+        """
+        return (self.photographs, _photographs_folder()) if self.photographs else (self.images, folder)
+
+
+def settled_split(settings: DataSettings, *, folder: Path) -> SplitSettings:
+    """How the images are divided, with nothing left open: by which column or in which shares, and into which parts.
+
+    Raises:
+        InputError: images that are not there, or a column that cannot divide them.
+    """
+    if settings.scenes is not None:
+        return settings.split
+    listing, place = _listed(settings, folder)
+    return settled(settings.split, list(listing), where=place, strict=False, quiet=True)
+
+
+def list_parts(settings: DataSettings, *, folder: Path) -> dict[str, Part]:
+    """Sizes and classes of the parts as the listing says them; no image is opened, and scenes have none before a run.
+
+    Raises:
+        InputError: images that are not there, or that cannot be divided so.
+    """
+    if settings.scenes is not None:
+        return {}
+    listing, place = _listed(settings, folder)
+    parts = _parts(listing, settings, place, quiet=True)
+    columns = settings.label_columns
+    return {
+        name: Part(len(own), frozenset(columns or (label for record in own for label in shown_classes(record))))
+        for name, own in parts.items()
+    }
+
+
+def load_splits(
+    settings: DataSettings, transform: Transform, *, folder: Path, cache: Path, progress: Progress | None = None
+) -> dict[str, TrainingSet]:
+    """The images by split; "train" is always there, and other splits of its classes number them alike.
+
+    Args:
+        settings: the recipe's `[data]`.
+        transform: the encoder's.
+        folder: what relative paths start from.
+        cache: where scenes are drawn, once for all runs with the same scenes.
+        progress: called with (images drawn or decoded, images in all), anew for each split.
+
+    Files that cannot be read are left out and named, all at once; every file is decoded once to know.
+
+    Raises:
+        InputError: images that are not there, or a split without images; with `strict`, a file that cannot be read.
+    """
+    if settings.scenes is not None:
+        return _scene_splits(settings, settings.scenes, transform, cache, progress)
+    return _listed_splits(settings, transform, folder, progress)
+
+
+# --- scenes -----------------------------------------------------------------------------------------------------------
+
+
+def _scene_splits(
+    settings: DataSettings, scenes: ScenesSettings, transform: Transform, cache: Path, progress: Progress | None
+) -> dict[str, TrainingSet]:
+    from ...images.scenes import SceneSet, blueprints, write_scenes
+
+    if "train" not in scenes.splits:
+        raise InputError(f"[data.scenes.splits] needs a split 'train'; got {', '.join(scenes.splits) or 'none'}")
+    classes = blueprints(scenes.classes + scenes.novel_classes, seed=scenes.seed)
+    sets: dict[str, TrainingSet] = {}
+    for name, part in scenes.splits.items():
+        assert isinstance(part, ScenePart)
+        own = classes[: scenes.classes] if part.classes == "base" else classes[scenes.classes :]
+        target = cache / f"{name}-{_digest(name, plain(part), plain(scenes))}"
+        if not (target / "scenes.csv").is_file():
+            write_scenes(
+                target,
+                classes=own,
+                splits={name: part.per_class},
+                size=scenes.size,
+                two_object_share=part.two_objects,
+                backgrounds=_backgrounds(part, own),
+                seed=scenes.seed,
+                masks=len(own) <= 255,
+                progress=progress,
+            )
+        sets[name] = TrainingSet.from_scenes(
+            SceneSet.read(target),
+            name,
+            transform,
+            is_multi_label=settings.multi_label,
+            regions=settings.regions if name == "train" else RegionSettings("mask", share=1.0),
+        )
+    return sets
+
+
+def _digest(*values: object) -> str:
+    """Eight digits that change with anything the pictures depend on."""
+    known = [*values[:2], {k: v for k, v in values[2].items() if k != "splits"}]  # type: ignore[attr-defined]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _backgrounds(part: ScenePart, classes: Sequence[Blueprint]) -> dict[str, tuple[str, ...]] | None:
+    from ...images.scenes import BACKGROUNDS
+
+    if part.backgrounds == "any":
+        return None
+    chosen: dict[str, tuple[str, ...]] = {}
+    for number, blueprint in enumerate(classes):
+        own = BACKGROUNDS[number % len(BACKGROUNDS)]
+        if isinstance(part.backgrounds, tuple):
+            chosen[blueprint.name] = part.backgrounds
+        else:
+            others = tuple(name for name in BACKGROUNDS if name != own)
+            chosen[blueprint.name] = (own,) if part.backgrounds == "own" else others
+    return chosen
+
+
+# --- folders and tables -----------------------------------------------------------------------------------------------
+
+
+def _listed_splits(
+    settings: DataSettings, transform: Transform, folder: Path, progress: Progress | None
+) -> dict[str, TrainingSet]:
+    listing, place = _listed(settings, folder)
+    _, base = settings.source(folder)
+    if not settings.split.column:
+        for sentence in listing.remarks:
+            remark(sentence, strict=settings.strict)
+    annotations = annotations_of(listing)
+    if settings.boxes:
+        annotations |= boxes_from(base / settings.boxes, listing)
+    if settings.masks:
+        annotations |= _beside(listing, base / settings.masks)
+    outlined = {kind for kind in ("mask", "box") for own in annotations.values() if getattr(own[0], kind) is not None}
+    parts = _parts(listing, settings, place)
+    known = _class_names(parts["train"], settings)
+    sets: dict[str, TrainingSet] = {}
+    left_out: list[Skipped] = []
+    for name, records in parts.items():
+        has_outlines = not annotations.keys().isdisjoint(listing.file(record) for record in records)
+        measured = RegionSettings("mask" if "mask" in outlined else "box" if has_outlines else "none", share=1.0)
+        sets[name] = TrainingSet.from_listing(
+            listing,
+            transform,
+            records=records,
+            label_columns=settings.label_columns,
+            class_names=known if set(_class_names(records, settings)) <= set(known) else None,
+            annotations=annotations,
+            regions=settings.regions if name == "train" else measured,
+            cache=settings.cache,
+            strict=settings.strict,
+            left_out=left_out,
+            progress=progress,
+        )
+    say_left_out(left_out, of=sum(map(len, parts.values())), strict=settings.strict)
+    return sets
+
+
+def _listed(settings: DataSettings, folder: Path) -> tuple[Listing, Path]:
+    """The images, and the folder or table that they are listed in."""
+    name, base = settings.source(folder)
+    labels = settings.labels or ("column" if settings.label_columns else None)  # then no label is missed
+    return quiet_listing(base / name, labels, strict=settings.strict), base / name
+
+
+def _parts(
+    listing: Listing, settings: DataSettings, place: Path, *, quiet: bool = False
+) -> dict[str, list[ImageRecord]]:
+    """The records of every part; images without a label teach nothing, and are left out of all but "train"."""
+    records = list(listing)
+    split = settled(settings.split, records, where=place, strict=settings.strict, quiet=quiet)
+    parts = divided(records, split, where=place, strict=settings.strict, quiet=quiet)
+    if settings.label_columns or "labels" in listing.column_names:
+        return parts
+    for name in [name for name in parts if name != "train"]:
+        labelled = [record for record in parts[name] if record.label is not None]
+        if lost := len(parts[name]) - len(labelled):
+            first = next(record.path for record in parts[name] if record.label is None)
+            if not quiet:
+                said = f"{place}: {lost} images of the part {name} have no label and are left out, such as {first}"
+                remark(said, strict=settings.strict)
+            parts[name] = labelled
+    return {name: own for name, own in parts.items() if own}
+
+
+def _photographs_folder() -> Path:
+    place = os.environ.get(DATA_VARIABLE)
+    if not place or not Path(place).is_dir():
+        raise InputError(
+            f"this recipe needs photographs: set the environment variable {DATA_VARIABLE} to the folder that holds "
+            f"them; it is {place or 'not set'}"
+        )
+    return Path(place)
+
+
+def _beside(listing: Listing, folder: Path) -> dict[Path, list[Annotation]]:
+    """Masks named like their images, for those images that have one; says how many have."""
+    masks = MaskFolder.given(folder)
+    masks.join(record.path for record in listing).tell(what="a mask", lines=f"masks in {folder}")
+    files = {listing.file(record): masks.file(record.path) for record in listing}
+    return {file: [Annotation(mask=mask)] for file, mask in files.items() if mask.is_file()}
+
+
+def _class_names(records: Sequence[ImageRecord], settings: DataSettings) -> tuple[str, ...]:
+    return tuple(settings.label_columns) or tuple(sorted({label for each in records for label in shown_classes(each)}))

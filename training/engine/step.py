@@ -1,0 +1,194 @@
+"""What one training step is made of: a batch, the encoder, and an objective that is a weighted sum of terms.
+
+Every loss of this package, and of the tasks above it, is a `Term`: a module that looks at a `Step` and returns a
+scalar. The loop knows nothing about losses; a loss knows nothing about optimisers, devices, or schedules of learning
+rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ...encoders import Encoder, Encoding
+from ...errors import InputError
+
+__all__ = ["Batch", "HasClassWeights", "Losses", "Mix", "Objective", "Progress", "Regions", "Step", "Term"]
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """Where objects are, for the few images of a batch that say so; r regions, possibly none.
+
+    Attributes:
+        row: the image's position in the batch.
+        label: the class that the region belongs to.
+        is_box: True for a box drawn as a filled rectangle, False for a mask.
+        raster: 1 on the object, 0 elsewhere, at the resolution of the images and augmented with them.
+    """
+
+    row: Int[Tensor, " r"]
+    label: Int[Tensor, " r"]
+    is_box: Bool[Tensor, " r"]
+    raster: Float[Tensor, "r h w"]
+
+
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """Mixup or CutMix: image i shows `share` of its own label and `1 - share` of image `partner[i]`'s."""
+
+    partner: Int[Tensor, " b"]
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images as the network sees them (augmented, normalised) and what is known about them.
+
+    Attributes:
+        images: on the training device.
+        labels: class indices; or one 0/1 column per class where an image may show several.
+        index: each image's position in the training set.
+        regions: masks and boxes; None if the data set has none at all.
+        mix: how images were blended, None if they were not.
+    """
+
+    images: Float[Tensor, "b 3 h w"]
+    labels: Int[Tensor, " b"] | Float[Tensor, "b c"]
+    index: Int[Tensor, " b"]
+    regions: Regions | None = None
+    mix: Mix | None = None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training run is.
+
+    Attributes:
+        epoch: of the current step, from 0.
+        epochs: in all.
+        step: optimiser steps done in the whole run.
+        train_accuracy: the mean of what the terms logged as `accuracy` in the last whole epoch; None before that.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    train_accuracy: float | None = None
+
+
+@runtime_checkable
+class HasClassWeights(Protocol):
+    """A term with one weight vector per class in the embedding's space: a linear or cosine classifier, proxies."""
+
+    def class_weights(self) -> Float[Tensor, "c d"]:
+        """The vectors, inside the gradient graph."""
+        ...
+
+    def logits(self, embedding: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
+        """What a prediction is the largest of."""
+        ...
+
+
+class Step:
+    """One batch on its way through the encoder; what several terms need is computed once, and only if asked for."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        batch: Batch,
+        progress: Progress,
+        *,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self.encoder = encoder
+        self.batch = batch
+        self.progress = progress
+        self.classifier: HasClassWeights | None = None
+        self.log: dict[str, float] = {}
+        self._autocast = autocast
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """The batch's encoding, float32, inside the gradient graph."""
+        return self.encode(self.batch.images)
+
+    def encode(self, images: Float[Tensor, "b 3 h w"], *, encoder: Encoder | None = None) -> Encoding:
+        """A forward pass of the encoder, or of a teacher, under the run's mixed precision; float32 results."""
+        with self._autocast():
+            encoding = (encoder or self.encoder)(images)
+        return Encoding(encoding.feature_map.float(), encoding.pooled.float(), encoding.embedding.float())
+
+    def need_classifier(self, who: str) -> HasClassWeights:
+        """The term that owns the class weights.
+
+        Raises:
+            InputError: the objective has none.
+        """
+        if self.classifier is None:
+            raise InputError(
+                f"{who} needs class weights: add a cross entropy or a loss with proxies (proxy_anchor, arcface, …)"
+            )
+        return self.classifier
+
+
+class Term(nn.Module):
+    """A part of the training objective; its parameters, if it has any, are trained with the encoder's."""
+
+    def weight_at(self, progress: Progress, weight: float) -> float:
+        """The factor of this term now, `weight` being the recipe's; a term that starts late returns 0 before."""
+        del progress
+        return weight
+
+    def forward(self, step: Step) -> Tensor:
+        """The term's value, a scalar."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """`total` is what is minimised; `terms` are the unweighted values of the terms that took part."""
+
+    total: Tensor
+    terms: Mapping[str, float]
+
+
+class Objective(nn.Module):
+    """A weighted sum of named terms. A term whose weight is 0 now is not computed."""
+
+    def __init__(self, terms: Mapping[str, Term], weights: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        if not terms:
+            raise InputError("an objective needs at least one term")
+        self.terms = nn.ModuleDict(terms)
+        self.weights = dict.fromkeys(terms, 1.0) | dict(weights or {})
+
+    @property
+    def classifier(self) -> HasClassWeights | None:
+        """The first term that has class weights."""
+        return next((term for term in self.terms.values() if isinstance(term, HasClassWeights)), None)
+
+    def forward(self, step: Step) -> Losses:
+        """The value of every term, and their weighted sum."""
+        step.classifier = self.classifier
+        values: dict[str, Tensor] = {}
+        total = step.batch.images.new_zeros(())
+        for name, term in self.terms.items():
+            assert isinstance(term, Term)
+            weight = term.weight_at(step.progress, self.weights[name])
+            if weight:
+                values[name] = term(step)
+                total = total + weight * values[name]
+        with torch.no_grad():
+            return Losses(total, {name: float(value.detach()) for name, value in values.items()})

@@ -1,0 +1,1 @@
+"""Losses: metric losses, classifiers, CAM-loss, GAIN, distillation."""

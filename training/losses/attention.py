@@ -1,0 +1,165 @@
+"""Attention maps inside the gradient graph, and what the losses that train attention have in common.
+
+The score of a class depends on the feature map only through pooling and head, so its gradient there needs a backward
+pass through these two alone, never through the backbone. All gradients come from `torch.autograd.grad`: no `.grad` is
+touched, so accumulated gradients stay what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ...encoders import Encoder
+from ...encoders.encoder import evaluating
+from ...encoders.heads import affine_of
+from ...encoders.pooling import GAP
+from ...errors import InputError
+from ..data.labels import Targets
+from ..engine.step import HasClassWeights, Progress, Term
+
+__all__ = [
+    "LateTerm",
+    "gradient_weights",
+    "gradients_off",
+    "pooled_weights",
+    "scaled",
+    "statistics_frozen",
+    "weighted_map",
+]
+
+ADAPTIVE_ACCURACY = 0.5
+
+
+def scaled(maps: Float[Tensor, "*b h w"], *, eps: float = 1e-8) -> Float[Tensor, "*b h w"]:
+    """Each map scaled to [0, 1] by its own minimum and maximum over rows and columns jointly, inside the graph.
+
+    A map whose values differ by no more than `eps` has no shape: it becomes 0 and passes no gradient, where dividing
+    by `eps` would pass an enormous one.
+
+    >>> scaled(torch.tensor([[1.0, 3.0], [2.0, 5.0]])).tolist()
+    [[0.0, 0.5], [0.25, 1.0]]
+    """
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    span = high - low
+    return torch.where(span > eps, (maps - low) / (span + eps), 0.0)
+
+
+def weighted_map(maps: Float[Tensor, "t k h w"], weights: Float[Tensor, "t k"]) -> Float[Tensor, "t h w"]:
+    """`Σ_k weights_k maps_k`."""
+    flat = weights.unsqueeze(1) @ maps.flatten(2)
+    return flat.reshape(len(maps), *maps.shape[-2:])
+
+
+def pooled_weights(encoder: Encoder, weights: Float[Tensor, "c d"]) -> Float[Tensor, "c k"]:
+    """Class weights of the embedding carried back to the channels of the feature map: `Hᵀ w` for a head `H x + b`.
+
+    The head counts as a constant, with its running statistics if it has any: a map's loss then cannot be lowered by
+    turning the head, just as it cannot by turning the classifier. The bias adds the same number to all positions.
+
+    Raises:
+        InputError: the head is not affine.
+    """
+    affine = affine_of(encoder.head)
+    if affine is None:
+        raise InputError(
+            f"the head {type(encoder.head).__name__} is not affine, so it has no CAM; use method='gradcam'"
+        )
+    if affine.weight is not None:
+        return weights @ affine.weight
+    return weights if affine.diagonal is None else weights * affine.diagonal
+
+
+def gradient_weights(
+    encoder: Encoder,
+    feature_map: Float[Tensor, "b k h w"],
+    classifier: HasClassWeights,
+    targets: Targets,
+    *,
+    score: Literal["logit", "log_odds"] = "logit",
+    second_order: bool = False,
+) -> Float[Tensor, "t k"]:
+    """Grad-CAM's channel weights, `GAP(∂ s^c / ∂ f)`, for each pair of an image and a class.
+
+    Pooling and head are run once more, the head as in evaluation mode. The weights are constants, the "kernel" that
+    the paper speaks of; with `second_order` they are part of the graph.
+
+    Args:
+        encoder: whose pooling and head lie between the map and the logits.
+        feature_map: the last one.
+        classifier: gives the logits.
+        targets: the pairs.
+        score: s^c: the class's logit, or the log-odds of its softmax, `logit_c - log Σ_{j≠c} exp logit_j`, which is
+            also raised by what speaks against the other classes.
+        second_order: see above.
+
+    Source: [GAIN] Eq. 1.
+    """
+    maps = targets.of(feature_map)
+    is_mean = isinstance(encoder.pooling, GAP)
+    source = encoder.pooling(maps) if is_mean else maps
+    with torch.enable_grad(), evaluating(encoder.head):
+        source = source if second_order else source.detach().requires_grad_()
+        logits = classifier.logits(encoder.embed(source if is_mean else encoder.pooling(source)))
+        own = logits.gather(1, targets.label[:, None])
+        if score == "log_odds":
+            own = own - logits.scatter(1, targets.label[:, None], -torch.inf).logsumexp(1, keepdim=True)
+        (gradient,) = torch.autograd.grad(own.sum(), source, create_graph=second_order)
+    return gradient / maps[0, 0].numel() if is_mean else gradient.mean((-2, -1))
+
+
+@contextmanager
+def statistics_frozen(module: nn.Module) -> Iterator[None]:
+    """Every batch norm inside works with its running statistics and leaves them alone; then the modes are as before."""
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    modes = [norm.training for norm in norms]
+    for norm in norms:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm, mode in zip(norms, modes, strict=True):
+            norm.training = mode
+
+
+@contextmanager
+def gradients_off(*modules: object) -> Iterator[None]:
+    """The modules' parameters are constants in whatever is computed inside."""
+    own = [p for module in modules if isinstance(module, nn.Module) for p in module.parameters() if p.requires_grad]
+    for parameter in own:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in own:
+            parameter.requires_grad_(True)
+
+
+class LateTerm(Term):
+    """A term that begins at an epoch, or, "adaptive", once the training accuracy of an epoch is 50 % or more.
+
+    Once begun it goes on, whatever the accuracy does afterwards, also in a run that is resumed.
+    """
+
+    has_started: Tensor
+
+    def __init__(self, start: int | Literal["adaptive"]) -> None:
+        super().__init__()
+        is_epoch = isinstance(start, int) and not isinstance(start, bool) and start >= 0
+        if not is_epoch and start != "adaptive":
+            raise InputError(f"expected `start` as an epoch, from 0, or 'adaptive', got {start!r}")
+        self.start = start
+        self.register_buffer("has_started", torch.tensor(False))
+
+    def weight_at(self, progress: Progress, weight: float) -> float:
+        """0 before the start, then the recipe's."""
+        if isinstance(self.start, int):
+            return weight if progress.epoch >= self.start else 0.0
+        if progress.train_accuracy is not None and progress.train_accuracy >= ADAPTIVE_ACCURACY:
+            self.has_started.fill_(True)
+        return weight if bool(self.has_started) else 0.0

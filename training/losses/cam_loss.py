@@ -1,0 +1,235 @@
+"""CAM-loss: features are to light up where the image's own class does, and nowhere else.
+
+    CAM_i = Σ_k w_k^i f_k,   CAAM = Σ_k f_k                                     [CAM-loss] Eq. 1-3
+    L_cam = (1 / HW) Σ |CAAM' - CAM_i'|, both min-max scaled per image          [CAM-loss] Eq. 4
+
+The classifier's weights W learn from the cross entropy alone: they enter the map detached. Otherwise W can drift
+towards a vector of ones, for which the loss is 0 whatever the features are. What the paper leaves open:
+
+- *Which W.* Whatever term of the objective has a vector per class: a linear or cosine classifier, or proxies. The
+  scaling takes away the length of w and every bias, so they need no cases of their own.
+- *Heads.* f is the last feature map, as in the paper. With a linear head or a batch-norm neck between it and the
+  classifier, `w` is carried back to its channels as `Hᵀ w`. The head is a constant there, for the reason that W is one,
+  and a neck takes part with its running statistics, also while it trains: the map of an image then does not depend on
+  the others of its batch. `space="embedding"` compares in the embedding's channels instead.
+- *GeM.* f is then the map whose mean is the pooled vector, `f^p q^(1-p)`.
+- *Heads that are not affine*, and losses with several vectors per class: Grad-CAM inside the graph takes CAM's place.
+- *Mixup and CutMix*: the sum of both classes' losses in their shares. Several classes per image: their mean.
+- *Nothing else is detached.* `detach_target` stops the gradient through CAM' as well, for ablations.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from ...encoders import Encoder
+from ...encoders.heads import Identity, affine_of
+from ...errors import InputError, ShapeError
+from ...explain import fold
+from ..data.labels import Targets, true_classes
+from ..engine.step import HasClassWeights, Step
+from ..recipes.options import check_name
+from .attention import LateTerm, gradient_weights, pooled_weights, scaled
+
+__all__ = ["CamLoss", "NegativeCam", "cam_loss", "map_difference", "negative_cam", "unpooled"]
+
+MapNorm = Literal["l1", "l2"]
+
+
+def cam_loss(
+    feature_map: Float[Tensor, "b k h w"],
+    class_weights: Float[Tensor, "c k"],
+    labels: Int[Tensor, " b"],
+    *,
+    detach_weights: bool = True,
+    detach_target: bool = False,
+    norm: MapNorm = "l1",
+    eps: float = 1e-8,
+) -> Tensor:
+    """Mean difference between the class-agnostic map and the own class's, both scaled to [0, 1]; itself in [0, 1].
+
+    Args:
+        feature_map: the last one, after its activation.
+        class_weights: a vector per class over the same channels; their lengths do not matter.
+        labels: the class of each image.
+        detach_weights: the weights get no gradient, as Algorithm 1 demands.
+        detach_target: the class's map is a constant; the class-agnostic map alone moves.
+        norm: "l1" is the paper's; "l2" takes the mean of squares.
+        eps: under which a map counts as flat; see `scaled`.
+
+    Raises:
+        ShapeError: weights and feature map have different numbers of channels.
+
+    Source: [CAM-loss] Eq. 1-4, Algorithm 1.
+
+    >>> features = torch.tensor([[[[4.0, 0.0, 1.0]], [[0.0, 2.0, 1.0]]]])         # CAAM' = (1, 0, 0)
+    >>> cam_loss(features, torch.tensor([[0.0, 1.0]]), torch.tensor([0])).item()  # CAM' = (0, 1, 0.5): 2.5 / 3
+    0.8333333134651184
+    """
+    if feature_map.shape[1] != class_weights.shape[1]:
+        shapes = f"{tuple(feature_map.shape)} and {tuple(class_weights.shape)}"
+        raise ShapeError(f"expected feature map (b, k, h, w) and class weights (c, k), got {shapes}")
+    weights = class_weights.detach() if detach_weights else class_weights
+    return _differences(feature_map, weights[labels], detach_target=detach_target, norm=norm, eps=eps).mean()
+
+
+def map_difference(
+    one: Float[Tensor, "b h w"], other: Float[Tensor, "b h w"], norm: MapNorm = "l1"
+) -> Float[Tensor, " b"]:
+    """Mean over positions of the absolute ("l1") or squared ("l2") difference."""
+    difference = one - other
+    return (difference.abs() if norm == "l1" else difference.square()).mean((-2, -1))
+
+
+def unpooled(encoder: Encoder, feature_map: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
+    """The map whose mean is the pooled vector: the feature map itself, except for GeM."""
+    return fold(feature_map, pooling=encoder.pooling, head=Identity()).map
+
+
+def _differences(maps: Tensor, weights: Tensor, *, detach_target: bool, norm: MapNorm, eps: float) -> Tensor:
+    """L_cam of each row: both maps by one product, so the feature map is read once."""
+    both = torch.stack([torch.ones_like(weights), weights], 1) @ maps.flatten(2)
+    caam, cam = scaled(both.reshape(len(maps), 2, *maps.shape[-2:]), eps=eps).unbind(1)
+    return map_difference(caam, cam.detach() if detach_target else cam, norm)
+
+
+class CamLoss(LateTerm):
+    """CAM-loss as a term; the module's text says what is settled how.
+
+    Args:
+        start: the epoch from which it counts (20 of 160 in the paper), or "adaptive": after the first epoch with a
+            training accuracy of 50 % or more.
+        method: "cam", "gradcam", or "auto": CAM where it exists, Grad-CAM where it does not.
+        space: "pooled", the channels of the feature map, or "embedding", those of the folded map.
+        norm: see `cam_loss`, as are the rest.
+        detach_weights: also keeps the gradient from the weights in "gradcam", whatever it is.
+        detach_target: see `cam_loss`.
+        eps: see `cam_loss`.
+
+    Source: [CAM-loss] Eq. 1-7, Algorithm 1; the weight c = 3.
+    """
+
+    default_weight = 3.0
+
+    def __init__(
+        self,
+        *,
+        start: int | Literal["adaptive"] = "adaptive",
+        method: Literal["auto", "cam", "gradcam"] = "auto",
+        space: Literal["pooled", "embedding"] = "pooled",
+        norm: MapNorm = "l1",
+        detach_weights: bool = True,
+        detach_target: bool = False,
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(start)
+        check_name("method", method, ("auto", "cam", "gradcam"))
+        check_name("space", space, ("pooled", "embedding"))
+        check_name("norm", norm, ("l1", "l2"))
+        self.method, self.space, self.norm, self.eps = method, space, norm, eps
+        self.detach_weights, self.detach_target = detach_weights, detach_target
+
+    def forward(self, step: Step) -> Tensor:
+        """Mean over the batch's images."""
+        classifier, targets = step.need_classifier("CAM-loss"), true_classes(step.batch)
+        maps, weights = self._maps_and_weights(step, classifier, targets)
+        values = _differences(targets.of(maps), weights, detach_target=self.detach_target, norm=self.norm, eps=self.eps)
+        return targets.mean(values, n_images=len(step.batch))
+
+    def _maps_and_weights(self, step: Step, classifier: HasClassWeights, targets: Targets) -> tuple[Tensor, Tensor]:
+        encoder, feature_map = step.encoder, step.encoding.feature_map
+        if self.method == "gradcam" or (self.method == "auto" and not has_cam(encoder, classifier)):
+            weights = gradient_weights(encoder, feature_map, classifier, targets, second_order=not self.detach_weights)
+            return feature_map, weights
+        weights = classifier.class_weights()
+        weights = weights.detach() if self.detach_weights else weights
+        if self.space == "embedding":
+            return fold(feature_map, pooling=encoder.pooling, head=encoder.head).map, weights[targets.label]
+        return unpooled(encoder, feature_map), pooled_weights(encoder, weights)[targets.label]
+
+
+def has_cam(encoder: Encoder, classifier: HasClassWeights) -> bool:
+    """Whether a class's map is a weighted sum of channels: an affine head, and one vector per class."""
+    return affine_of(encoder.head) is not None and not getattr(classifier, "has_several_vectors", False)
+
+
+def negative_cam(
+    feature_map: Float[Tensor, "b k h w"],
+    class_weights: Float[Tensor, "c k"],
+    shown: Bool[Tensor, "b c"],
+    *,
+    n_negatives: int = 100,
+    towards: Literal["uniform", "zero"] = "uniform",
+) -> Tensor:
+    """How far the maps of the likeliest absent classes are from being flat: mean over these classes and over images.
+
+    "uniform": the Kullback-Leibler divergence, in nats, of the map's softmax over positions from the uniform
+    distribution; 0 if the map is flat, at whatever height. "zero": the mean square of the map.
+
+    Args:
+        feature_map: the last one, after its activation.
+        class_weights: a vector per class over the same channels.
+        shown: which classes the images show; their maps do not count.
+        n_negatives: how many absent classes count, those with the largest mean over the map; fewer if there are fewer.
+        towards: what the maps are drawn to.
+
+    Source: Sun et al., Fixing Localization Errors to Improve Image Classification, 2020 (homogeneous negative CAM).
+    Their published code adds the divergences of the classes up where this takes the mean.
+
+    >>> features = torch.tensor([[[[1.0, 1.0]], [[0.0, 2.0]]]])
+    >>> shown = torch.tensor([[True, False]])
+    >>> negative_cam(features, torch.eye(2), shown, towards="zero").item()     # map (0, 2) of the second class
+    2.0
+    """
+    scores = (feature_map.mean((-2, -1)) @ class_weights.mT).detach().masked_fill(shown, -torch.inf)
+    best, classes = scores.topk(min(n_negatives, class_weights.shape[0]), dim=1)
+    maps = class_weights[classes] @ feature_map.flatten(2)  # b, negatives, positions
+    if towards == "zero":
+        values = maps.square().mean(-1)
+    else:
+        uniform = torch.full_like(maps, 1 / maps.shape[-1])
+        values = functional.kl_div(maps.log_softmax(-1), uniform, reduction="none").sum(-1)
+    counts = best.isfinite()
+    return ((values * counts).sum(1) / counts.sum(1).clamp(min=1)).mean()
+
+
+class NegativeCam(LateTerm):
+    """Homogeneous negative CAM, the paper's rival: maps of absent classes are to be flat. See `negative_cam`.
+
+    Unlike CAM-loss it trains the class weights too. A mixed image shows both of its classes.
+
+    Args:
+        start: an epoch or "adaptive", as for CAM-loss.
+        n_negatives: how many absent classes count.
+        towards: "uniform" or "zero".
+        detach_weights: keeps the gradient from the class weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        start: int | Literal["adaptive"] = 0,
+        n_negatives: int = 100,
+        towards: Literal["uniform", "zero"] = "uniform",
+        detach_weights: bool = False,
+    ) -> None:
+        super().__init__(start)
+        check_name("target of negative maps", towards, ("uniform", "zero"))
+        if n_negatives < 1:
+            raise InputError(f"expected n_negatives of at least 1, got {n_negatives}")
+        self.n_negatives, self.towards, self.detach_weights = n_negatives, towards, detach_weights
+
+    def forward(self, step: Step) -> Tensor:
+        """Mean over the batch's images."""
+        weights = step.need_classifier("NegativeCAM").class_weights()
+        weights = pooled_weights(step.encoder, weights.detach() if self.detach_weights else weights)
+        targets, maps = true_classes(step.batch), unpooled(step.encoder, step.encoding.feature_map)
+        shown = torch.zeros(len(maps), len(weights), dtype=torch.bool, device=maps.device)
+        rows = torch.arange(len(maps), device=maps.device) if targets.row is None else targets.row
+        shown[rows, targets.label] = True
+        return negative_cam(maps, weights, shown, n_negatives=self.n_negatives, towards=self.towards)

@@ -1,0 +1,238 @@
+"""Losses that know the classes by a vector each: the classifier with its cross entropy, and the center loss.
+
+A classifier is trained with the encoder and searched by nobody, but attention needs it: class activation maps are
+drawn with its weights, by the attention losses and by a student that learns from this encoder. So it has a file of its
+own beside the encoder's.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from pytorch_metric_learning import distances
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
+from ...errors import InputError, WeightsError
+from ..data.labels import accuracy, single_labels
+from ..engine.step import HasClassWeights, Step, Term
+from ..recipes.options import check_name
+from .metric import ProxyTerm, Space, gather_vectors, vectors_of
+
+__all__ = ["CenterTerm", "ClassifierTerm", "load_classifier", "save_classifier"]
+
+
+class ClassifierTerm(Term):
+    """Cross entropy of a linear or cosine classifier on the embedding; soft margin per class if labels are 0/1 columns.
+
+    Linear: `W e + b`, initialised as `torch.nn.Linear`. Cosine: `scale · cos(w_c, e)`, whose class vectors have no
+    length that matters. Mixed images count with both labels in their shares. The log gets `accuracy`: the share of
+    images whose largest logit is (one of) their class(es).
+
+    Args:
+        dim: length of the embedding.
+        n_classes: number of classes.
+        multi_label: labels are 0/1 columns; the loss is the multi-label soft margin loss.
+        head: "linear" or "cosine".
+        bias: of the linear head.
+        scale: of the cosine head; what it starts from if it is learnt.
+        learn_scale: whether the cosine head's scale is trained (its logarithm is).
+        label_smoothing: ε; the label's own class gets 1 - ε + ε/C, the others ε/C.
+
+    Source: Chen et al., A Closer Look at Few-shot Classification, 2019, §3.2 (cosine head, "Baseline++").
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_classes: int,
+        *,
+        multi_label: bool = False,
+        head: Literal["linear", "cosine"] = "linear",
+        bias: bool = True,
+        scale: float = 10.0,
+        learn_scale: bool = False,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_name("classifier head", head, ("linear", "cosine"))
+        if not 0 <= label_smoothing < 1 or scale <= 0:
+            raise InputError(f"expected 0 <= label_smoothing < 1 and scale > 0, got {label_smoothing} and {scale}")
+        if multi_label and label_smoothing:
+            raise InputError("label_smoothing is for one class per image; these labels are 0/1 columns")
+        linear = nn.Linear(dim, n_classes, bias=bias and head == "linear")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
+        self.head, self.multi_label, self.label_smoothing = head, multi_label, label_smoothing
+
+    def class_weights(self) -> Float[Tensor, "c d"]:
+        """One vector per class, inside the gradient graph."""
+        return self.weight
+
+    def logits(self, embedding: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
+        """The classes' scores."""
+        if self.head == "linear":
+            return functional.linear(embedding, self.weight, self.bias)
+        cosine = functional.linear(functional.normalize(embedding), functional.normalize(self.weight))
+        return self.log_scale.exp() * cosine
+
+    def forward(self, step: Step) -> Tensor:
+        """Mean over the batch."""
+        batch = step.batch
+        if (batch.labels.ndim == 2) != self.multi_label:
+            kind = "0/1 columns" if self.multi_label else "class indices"
+            raise InputError(f"the classifier expects {kind}, got labels of shape {tuple(batch.labels.shape)}")
+        logits = self.logits(step.encoding.embedding)
+        with torch.no_grad():
+            step.log["accuracy"] = accuracy(logits, batch)
+        value = self._value(logits, batch.labels)
+        if batch.mix is None:
+            return value
+        return batch.mix.share * value + (1 - batch.mix.share) * self._value(logits, batch.labels[batch.mix.partner])
+
+    def _value(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.multi_label:
+            return functional.multilabel_soft_margin_loss(logits, labels.to(logits.dtype))
+        return functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+
+class CenterTerm(Term):
+    """Center loss: the squared distance of each vector to its class's center, summed over dimensions, mean over images.
+
+    The centers follow by their own rule, not by the optimiser: after each batch
+    `c_j ← c_j - rate · (2 / B) Σ_{i of class j} (c_j - f_i)`, gradient descent on the unweighted loss, so neither the
+    term's weight nor the run's learning rate shrinks their steps. They are a buffer, drawn from N(0, 1), and stay as
+    they are in evaluation mode. With accumulated gradients each part of a batch moves them.
+
+    Args:
+        dim: length of the vectors.
+        n_classes: number of classes.
+        on: "pooled" (before the head, as in re-identification) or "embedding".
+        rate: step size of the centers.
+
+    Source: Wen et al., A Discriminative Feature Learning Approach for Deep Face Recognition, 2016, Eq. 2; Luo et al.,
+    Bag of Tricks and a Strong Baseline for Deep Person Re-identification, 2019, §3.6 (the rule of the centers).
+    """
+
+    default_weight = 5e-4
+
+    def __init__(self, dim: int, n_classes: int, *, on: Space = "pooled", rate: float = 0.5) -> None:
+        super().__init__()
+        check_name("space", on, ("embedding", "pooled"))
+        self.on, self.rate = on, rate
+        self.centers: Tensor
+        self.register_buffer("centers", torch.randn(n_classes, dim))
+
+    def forward(self, step: Step) -> Tensor:
+        """The loss against the centers as they are before this batch moves them."""
+        labels, mix = single_labels(step.batch, "center"), step.batch.mix
+        vectors = vectors_of(step, self.on)
+        rows = [(labels, 1.0)] if mix is None else [(labels, mix.share), (labels[mix.partner], 1 - mix.share)]
+        value = sum(share * (vectors - self.centers[row]).square().sum(1).mean() for row, share in rows)
+        if self.training:
+            self._follow(vectors.detach(), rows)
+        assert isinstance(value, Tensor)
+        return value
+
+    @torch.no_grad()
+    def _follow(self, vectors: Tensor, rows: list[tuple[Tensor, float]]) -> None:
+        gradient = torch.zeros_like(self.centers)
+        for labels, share in rows:
+            everyone, theirs = gather_vectors(vectors, labels)
+            pull = (self.centers[theirs] - everyone) * (2 * share / len(everyone))
+            gradient.index_add_(0, theirs, pull)
+        self.centers -= self.rate * gradient
+
+
+def save_classifier(
+    path: str | os.PathLike[str], classifier: HasClassWeights, class_names: Sequence[str], *, fingerprint: str
+) -> None:
+    """Write the class weights of a trained objective into one `.safetensors` file, beside the encoder's.
+
+    Proxies become a linear or cosine classifier with the same logits, or, where they are compared by a distance, with
+    logits in the same order.
+
+    Args:
+        path: the file, replaced in one step.
+        classifier: an objective's `classifier`.
+        class_names: in the order of the class weights.
+        fingerprint: of the encoder that they belong to.
+
+    Raises:
+        InputError: a classifier that is no such thing, as one with several vectors per class.
+        WeightsError: the file cannot be written.
+    """
+    plain = _plain(classifier)
+    config = {
+        "kind": "classifier",
+        "head": plain.head,
+        "multi_label": plain.multi_label,
+        "class_names": list(class_names),
+        "encoder": fingerprint,
+    }
+    write_checkpoint(path, config, plain.state_dict())
+
+
+def load_classifier(path: str | os.PathLike[str]) -> tuple[ClassifierTerm, list[str], str]:
+    """A classifier that `save_classifier` wrote, its class names, and the fingerprint of its encoder.
+
+    Raises:
+        WeightsError: no such file, damaged, or something else.
+    """
+    config, tensors = read_checkpoint(path)
+    if config.get("kind") != "classifier":
+        raise WeightsError(f"{path}: holds no classifier; expected the file that training writes beside the encoder's")
+    with built_from_header(path, "a classifier"):
+        n_classes, dim = tensors["weight"].shape
+        options: dict[str, Any] = {"head": config["head"], "multi_label": config["multi_label"]}
+        with torch.random.fork_rng(devices=[]):
+            classifier = ClassifierTerm(dim, n_classes, bias="bias" in tensors, **options)
+        classifier.load_state_dict(tensors)
+        names = [str(name) for name in config["class_names"]]
+        if len(names) != n_classes:
+            raise ValueError(f"{len(names)} names for {n_classes} classes")
+        return classifier.eval(), names, str(config["encoder"])
+
+
+@torch.no_grad()
+def _plain(classifier: HasClassWeights) -> ClassifierTerm:
+    if isinstance(classifier, ClassifierTerm):
+        return classifier
+    form = _linear_form(classifier) if isinstance(classifier, ProxyTerm) else None
+    if form is None:
+        raise InputError(f"{getattr(classifier, 'name', type(classifier).__name__)} cannot be kept as a classifier")
+    scale, weight, bias = form
+    head: Literal["linear", "cosine"] = "linear" if scale is None else "cosine"
+    with torch.random.fork_rng(devices=[]):
+        plain = ClassifierTerm(weight.shape[1], len(weight), head=head, bias=bias is not None, scale=scale or 1.0)
+    plain.to(weight.device)
+    plain.weight.copy_(weight)
+    if bias is not None:
+        plain.bias.copy_(bias)
+    return plain
+
+
+def _linear_form(term: ProxyTerm) -> tuple[float | None, Tensor, Tensor | None] | None:
+    """Scale (None: linear), weights and bias of a plain classifier that ranks the classes alike; None if none does."""
+    loss, distance = term.loss, term.loss.distance
+    if term.has_several_vectors:
+        return None
+    weight = term.class_weights().detach()
+    scale = float(1 / loss.temperature if hasattr(loss, "temperature") else getattr(loss, "scale", 1.0))
+    if term.name == "large_margin_softmax":
+        return None, weight * scale, None
+    if term.name == "sphereface" or (term.name == "normalized_softmax" and not distance.normalize_embeddings):
+        return None, functional.normalize(weight) * scale, None
+    if distance.normalize_embeddings:  # the nearest of unit vectors has the largest cosine
+        return scale, weight, None
+    if isinstance(distance, distances.DotProductSimilarity):
+        return None, weight, None
+    if isinstance(distance, distances.LpDistance) and distance.p == 2:  # -|x - p|² = 2 p·x - |p|² - |x|²
+        return None, 2 * weight, -weight.square().sum(1)
+    return None

@@ -1,0 +1,245 @@
+"""Learning from a trained teacher: its class maps (CCM), its class-agnostic maps (AT), its probabilities (KD).
+
+    L_ccm = mean |CAAM_student' - CAM_teacher,i'|                               [CAM-loss] Eq. 10
+    L_at  = mean (CAAM_student' - CAAM_teacher')²                               after [CAM-loss] Eq. 9
+    L_kd  = τ² KL(softmax(t / τ) ‖ softmax(s / τ))                              Hinton et al. 2015
+    L     = β L_ce + (1 - β) L_kd + γ L_ccm,  β = 0.5, γ = 1, τ = 4             [CAM-loss] Eq. 12
+
+Maps are scaled to [0, 1] as in CAM-loss and compared by their mean over positions, so γ = 1 is on the scale of Eq. 4. A
+teacher may have another architecture, input statistics, and map size: its map is resized to the student's, then scaled.
+
+Where this is not what the paper prints:
+
+- Its Eq. 9 compares the maps of the image's class, CAM_student,i with CAM_teacher,i. AT here compares class-agnostic
+  maps, as attention transfer is commonly done (Zagoruyko and Komodakis); it needs no classifier of either.
+- Its Eq. 8 divides the divergence of KD by the number of classes. Here it is their sum, as Hinton et al. have it: n
+  times the print.
+
+A teacher is an encoder's checkpoint, and the classifier that training has written beside it (`save_classifier`). It
+runs in evaluation mode without gradients, in the run's mixed precision, is no part of the term's parameters or of its
+state, and is found again by its path; `describe` has its fingerprint.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from ...encoders import Encoder, Encoding
+from ...errors import FingerprintMismatchError, InputError
+from ...explain import upsample
+from ...images import Transform
+from ..data.labels import Targets, true_classes
+from ..engine.step import Step, Term
+from ..recipes.options import check_name
+from .attention import gradient_weights, pooled_weights, scaled, weighted_map
+from .cam_loss import MapNorm, has_cam, map_difference, unpooled
+from .classifier import ClassifierTerm, load_classifier
+
+__all__ = ["AttentionTransfer", "Ccm", "Distillation", "Kd", "Teacher"]
+
+CLASSIFIER = "classifier.safetensors"
+
+
+class Teacher:
+    """A trained encoder that only looks on; no module, so nothing of it is trained or saved.
+
+    Several terms may share it: a batch is encoded once.
+
+    Args:
+        encoder: a checkpoint that `Encoder.save` wrote.
+        classifier: the file with its class weights; `classifier.safetensors` beside the checkpoint if left out.
+        class_names: the student's, in the order of its label indices.
+        transform: the student's.
+    """
+
+    def __init__(
+        self,
+        encoder: str | os.PathLike[str],
+        classifier: str | os.PathLike[str] | None = None,
+        *,
+        class_names: Sequence[str],
+        transform: Transform,
+    ) -> None:
+        self.path = Path(encoder)
+        self.classifier_path = self.path.with_name(CLASSIFIER) if classifier is None else Path(classifier)
+        self.class_names, self.transform = tuple(class_names), transform
+        self.encoder = Encoder.load(self.path).requires_grad_(False)
+        self.fingerprint = self.encoder.fingerprint
+        self._seen: tuple[weakref.ref[Step], Encoding] | None = None
+
+    @cached_property
+    def classifier(self) -> ClassifierTerm:
+        """The teacher's classifier, its classes in the student's order.
+
+        Raises:
+            WeightsError: the file is missing or is no classifier.
+            FingerprintMismatchError: it belongs to another encoder.
+            InputError: the teacher does not know one of the student's classes.
+        """
+        classifier, names, fingerprint = load_classifier(self.classifier_path)
+        if fingerprint != self.fingerprint:
+            raise FingerprintMismatchError(
+                f"{self.classifier_path} belongs to an encoder with fingerprint {fingerprint[:8]}…, but {self.path} "
+                f"has {self.fingerprint[:8]}…; give the teacher's own `classifier`"
+            )
+        unknown = [name for name in self.class_names if name not in names]
+        if unknown:
+            raise InputError(f"the teacher {self.path} does not know {len(unknown)} classes, such as {unknown[0]!r}")
+        order = torch.tensor([names.index(name) for name in self.class_names])
+        with torch.no_grad():
+            classifier.weight = torch.nn.Parameter(classifier.weight[order])
+            if classifier.bias is not None:
+                classifier.bias = torch.nn.Parameter(classifier.bias[order])
+        return classifier.requires_grad_(False)
+
+    def look(self, step: Step) -> Encoding:
+        """The teacher's encoding of the batch."""
+        if self._seen is None or self._seen[0]() is not step:
+            images = step.batch.images
+            self.encoder.to(images.device).eval()
+            with torch.no_grad():
+                self._seen = weakref.ref(step), step.encode(self._as_taught(images), encoder=self.encoder)
+        return self._seen[1]
+
+    def class_maps(self, step: Step, targets: Targets) -> Float[Tensor, "t h w"]:
+        """CAM of each pair of an image and a class, raw; Grad-CAM behind a head that is not affine."""
+        feature_map, classifier = self.look(step).feature_map, self.classifier.to(step.batch.images.device)
+        if not has_cam(self.encoder, classifier):
+            return weighted_map(
+                targets.of(feature_map), gradient_weights(self.encoder, feature_map, classifier, targets)
+            )
+        weights = pooled_weights(self.encoder, classifier.class_weights())[targets.label]
+        return weighted_map(targets.of(unpooled(self.encoder, feature_map)), weights)
+
+    def logits(self, step: Step) -> Float[Tensor, "b c"]:
+        """Scores of the student's classes."""
+        embedding = self.look(step).embedding
+        return self.classifier.to(embedding.device).logits(embedding)
+
+    def _as_taught(self, images: Tensor) -> Tensor:
+        """The student's images with the statistics and the order of colours that the teacher knows."""
+        own, theirs = self.encoder.transform, self.transform
+        if (own.mean, own.std, own.channels) == (theirs.mean, theirs.std, theirs.channels):
+            return images
+        pixels = theirs.denormalise(images) * 255
+        return own.normalise(pixels if own.channels == theirs.channels else pixels.flip(1))
+
+    def describe(self) -> dict[str, Any]:
+        """Where the teacher is and what it computes, as JSON can hold it."""
+        return {"teacher": str(self.path), "fingerprint": self.fingerprint, "classifier": str(self.classifier_path)}
+
+
+class Distillation(Term):
+    """A term with a teacher."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def describe(self) -> dict[str, Any]:
+        """The teacher's path and fingerprint, for the run's records."""
+        return self.teacher.describe()
+
+
+class Ccm(Distillation):
+    """CAAM-CAM matching: the student's class-agnostic map against the teacher's map of the image's class.
+
+    Args:
+        teacher: with a classifier.
+        norm: "l1" is the paper's; "l2" the mean of squares.
+
+    Source: [CAM-loss] Eq. 10, in the sum of Eq. 12.
+    """
+
+    def __init__(self, teacher: Teacher, *, norm: MapNorm = "l1") -> None:
+        super().__init__(teacher)
+        check_name("norm", norm, ("l1", "l2"))
+        self.norm = norm
+        _ = teacher.classifier  # a missing file is to be found before the training begins
+
+    def forward(self, step: Step) -> Tensor:
+        """Mean over the batch's images; a mixed image counts for both classes in their shares."""
+        targets = true_classes(step.batch)
+        student = _caam(step.encoder, step.encoding)
+        teacher = _as_large(self.teacher.class_maps(step, targets), student)
+        values = map_difference(targets.of(scaled(student)), scaled(teacher), self.norm)
+        return targets.mean(values, n_images=len(step.batch))
+
+
+class AttentionTransfer(Distillation):
+    """AT: the student's class-agnostic map against the teacher's, where Eq. 9 has those of the image's class.
+
+    Args:
+        teacher: needs no classifier.
+        norm: "l2", the mean of squares, is the paper's; "l1" the mean of absolute values.
+
+    Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017; [CAM-loss] Eq. 9 for squares and weight.
+    """
+
+    default_weight = 10.0
+
+    def __init__(self, teacher: Teacher, *, norm: MapNorm = "l2") -> None:
+        super().__init__(teacher)
+        check_name("norm", norm, ("l1", "l2"))
+        self.norm = norm
+
+    def forward(self, step: Step) -> Tensor:
+        """Mean over the batch's images."""
+        student = _caam(step.encoder, step.encoding)
+        teacher = _as_large(_caam(self.teacher.encoder, self.teacher.look(step)), student)
+        return map_difference(scaled(student), scaled(teacher), self.norm).mean()
+
+
+class Kd(Distillation):
+    """Knowledge distillation: the student's class probabilities against the teacher's, both softened.
+
+    Args:
+        teacher: with a classifier.
+        temperature: τ; the loss is multiplied by τ², so its gradients keep their size.
+
+    Source: Hinton et al., Distilling the Knowledge in a Neural Network, 2015; [CAM-loss] Eq. 8, which divides by the
+    number of classes, with the weight 0.5 of Eq. 12.
+    """
+
+    default_weight = 0.5
+
+    def __init__(self, teacher: Teacher, *, temperature: float = 4.0) -> None:
+        super().__init__(teacher)
+        if temperature <= 0:
+            raise InputError(f"expected a temperature above 0, got {temperature}")
+        self.temperature = temperature
+        _ = teacher.classifier
+
+    def forward(self, step: Step) -> Tensor:
+        """Mean over the batch's images.
+
+        Raises:
+            InputError: several classes per image, where there is no softmax to soften.
+        """
+        if step.batch.labels.ndim != 1:
+            raise InputError("kd needs one class per image; these labels are 0/1 columns")
+        student = step.need_classifier("KD").logits(step.encoding.embedding) / self.temperature
+        teacher = self.teacher.logits(step) / self.temperature
+        divergence = functional.kl_div(
+            student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True
+        )
+        return self.temperature**2 * divergence
+
+
+def _caam(encoder: Encoder, encoding: Encoding) -> Tensor:
+    return unpooled(encoder, encoding.feature_map).sum(1)
+
+
+def _as_large(maps: Tensor, other: Tensor) -> Tensor:
+    size = (other.shape[-2], other.shape[-1])
+    return maps if maps.shape[-2:] == other.shape[-2:] else upsample(maps, size)

@@ -1,0 +1,407 @@
+"""GAIN: attention that is trained, because what lies outside it should not be enough to recognise the class.
+
+    w^c = GAP(∂ s^c / ∂ f),   A^c = ReLU(Σ_k w_k^c f_k)                                  [GAIN] Eq. 1-2
+    I* = I - T(A^c) ⊙ I,      T(A) = sigmoid(ω (A - σ))                                  [GAIN] Eq. 3-4
+    L_am = mean over the image's classes of s^c(I*)                                      [GAIN] Eq. 5
+    L_p  = mean (A^c - H^c)²                        for images with a mask H             [GAIN] Eq. 7
+    L_bbox = mean [(1 - B) ⊙ A^c]² + [B ⊙ (A^c - S)]²   for images with a box B          [GAIN] Eq. 9
+
+What the paper leaves open, and where the published implementations disagree:
+
+- σ = 0.5, ω = 10. A^c is enlarged to the image and then scaled to [0, 1] by its minimum and maximum. The mask is
+  multiplied with the normalised image, so what is hidden takes the training set's mean colour.
+- w^c is a constant, the kernel that the paper speaks of: gradients flow through f alone. `second_order` includes it.
+- s^c(I*) is a probability, softmax or sigmoid: a logit could be lowered without end.
+- One masked image per class that the image shows, all in one batch. Batch norms work with their running statistics
+  there, and do not see the masked images in them.
+- In L_p and L_bbox A^c is scaled to [0, 1] and has its own resolution, to which H and B are reduced by area. Both are
+  summed over the regions of the batch and divided by the number of all images, as if every image were a step of its
+  own: an image without a region contributes nothing to them. Several regions of one class in an image count as one.
+- Eq. 7 and 9 have a 1/n over the n classes of an image. It is left out here: an image with outlines of two classes
+  counts twice. (·)² is read as the mean over positions, not as their sum: at 14 × 14 a 196th of it.
+- S, the saliency within a box, is the contrast of colour with what is outside the box; see `contrast_saliency`.
+- A map without any positive value hides next to nothing and teaches nothing: that is the ReLU of Eq. 2.
+- With freeze_am="classifier" the masked pass does not train the classifier, with "all" it trains through the mask only.
+
+Metric GAIN needs no classifier: A is the Dist-CAM map against the running prototype of the image's class, and s is the
+similarity of the masked image to that prototype. It is in no paper.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from ...encoders import Encoding
+from ...encoders.encoder import evaluating
+from ...errors import InputError
+from ...explain import channel_weights, fold, upsample
+from ..data.labels import Targets, true_classes
+from ..engine.step import Regions, Step
+from ..recipes.options import check_name
+from .attention import LateTerm, gradient_weights, gradients_off, scaled, statistics_frozen, weighted_map
+
+__all__ = [
+    "Gain",
+    "MetricGain",
+    "attention_map",
+    "box_loss",
+    "contrast_saliency",
+    "hidden",
+    "mask_loss",
+    "merged",
+    "soft_mask",
+]
+
+MetricWeighting = Literal["dist", "dist*s", "dist*excess", "dot", "dot_centered"]
+
+
+def attention_map(feature_map: Float[Tensor, "t k h w"], weights: Float[Tensor, "t k"]) -> Float[Tensor, "t h w"]:
+    """A^c, not negative, raw: Grad-CAM of given channel weights.
+
+    Source: [GAIN] Eq. 2.
+
+    >>> attention_map(torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]]), torch.tensor([[1.0, -1.0]])).tolist()
+    [[[0.0, 2.0]]]
+    """
+    return weighted_map(feature_map, weights).clamp(min=0)
+
+
+def soft_mask(
+    attention: Float[Tensor, "t h w"], size: tuple[int, int], *, sigma: float = 0.5, omega: float = 10.0
+) -> Float[Tensor, "t rows columns"]:
+    """T(A): near 1 where the attention is above `sigma` of its range, near 0 elsewhere, at the image's size.
+
+    Source: [GAIN] Eq. 4.
+
+    >>> soft_mask(torch.tensor([[[3.0, 5.0, 7.0]]]), (1, 3)).tolist()      # sigmoid(-5), sigmoid(0), sigmoid(5)
+    [[[0.006692850962281227, 0.5, 0.9933071732521057]]]
+    """
+    return torch.sigmoid(omega * (scaled(upsample(attention, size)) - sigma))
+
+
+def hidden(images: Float[Tensor, "t 3 h w"], mask: Float[Tensor, "t h w"]) -> Float[Tensor, "t 3 h w"]:
+    """I*: normalised images in which what the mask covers has the mean colour.
+
+    Source: [GAIN] Eq. 3.
+    """
+    return images - mask.unsqueeze(1) * images
+
+
+def mask_loss(attention: Float[Tensor, "r h w"], masks: Float[Tensor, "r rows columns"]) -> Float[Tensor, " r"]:
+    """Mean squared difference of the attention, scaled to [0, 1], from a mask reduced to its size by area.
+
+    Source: [GAIN] Eq. 7.
+
+    >>> mask_loss(torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[1.0, 0.0, 1.0, 1.0]]])).tolist()     # H = (.5, 1)
+    [0.125]
+    """
+    return (scaled(attention) - _reduced(masks, attention)).square().mean((-2, -1))
+
+
+def box_loss(
+    attention: Float[Tensor, "r h w"], boxes: Float[Tensor, "r rows columns"], saliency: Float[Tensor, "r h w"]
+) -> Float[Tensor, " r"]:
+    """Mean over positions of: attention outside the box, and difference from the saliency inside, both squared.
+
+    Args:
+        attention: raw; it is scaled to [0, 1] here.
+        boxes: filled rectangles, reduced to the attention's size by area.
+        saliency: where in the box the object is likely to be, in [0, 1], at the attention's size.
+
+    Source: [GAIN] Eq. 9.
+
+    >>> attention, box = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[1.0, 0.0]]])
+    >>> box_loss(attention, box, torch.tensor([[[0.5, 0.5]]])).tolist()                # (0.5² + 1²) / 2
+    [0.625]
+    """
+    attention, inside = scaled(attention), _reduced(boxes, attention)
+    outer, inner = (1 - inside) * attention, inside * (attention - saliency)
+    return (outer.square() + inner.square()).mean((-2, -1))
+
+
+@torch.no_grad()
+def contrast_saliency(
+    images: Float[Tensor, "r 3 rows columns"], boxes: Float[Tensor, "r rows columns"], size: tuple[int, int]
+) -> Float[Tensor, "r h w"]:
+    """A saliency prior for boxes, in [0, 1]: how far a position's colour is from the mean colour outside the box.
+
+    A box says that its outside is background, so colours of the outside are background inside it as well. The colours
+    are means over the cells of `size`; 1 is the largest contrast inside the box. If the box leaves nothing outside,
+    the mean colour of the whole image stands in for it. An image of one colour has no contrast: 0 everywhere.
+
+    The idea of contrast with a mean colour is that of Achanta et al., Frequency-tuned Salient Region Detection, 2009.
+    """
+    cells = functional.interpolate(images, size, mode="area")
+    inside = functional.interpolate(boxes.unsqueeze(1), size, mode="area")
+    outside = 1 - inside
+    is_full = outside.sum((-2, -1), keepdim=True) < 1e-6
+    outside = torch.where(is_full, torch.ones_like(outside), outside)
+    mean = (cells * outside).sum((-2, -1), keepdim=True) / outside.sum((-2, -1), keepdim=True)
+    contrast = torch.linalg.vector_norm(cells - mean, dim=1)
+    largest = (contrast * (inside[:, 0] > 0)).amax((-2, -1), keepdim=True)
+    return torch.where(largest > 1e-6, contrast / largest.clamp(min=1e-6), 0.0).clamp(max=1)
+
+
+def merged(regions: Regions) -> Regions:
+    """The same regions, with all masks of one class in one image as a single mask, and all boxes as a single one."""
+    same = (regions.row[:, None] == regions.row) & (regions.label[:, None] == regions.label)
+    same = same & (regions.is_box[:, None] == regions.is_box)
+    first = same.int().argmax(1)  # the first region of the same image, class and kind
+    is_first = first == torch.arange(len(first), device=first.device)
+    index = first[:, None, None].expand_as(regions.raster)
+    raster = torch.zeros_like(regions.raster).scatter_reduce(0, index, regions.raster, "amax")
+    return Regions(regions.row[is_first], regions.label[is_first], regions.is_box[is_first], raster[is_first])
+
+
+def _reduced(raster: Tensor, attention: Tensor) -> Tensor:
+    return functional.interpolate(raster.unsqueeze(1), attention.shape[-2:], mode="area").squeeze(1)
+
+
+class _Mining(LateTerm):
+    """Attention mining and the losses of masks and boxes, whatever attention and recognition are."""
+
+    def __init__(
+        self,
+        *,
+        start: int | Literal["adaptive"],
+        mining: float,
+        mask: float,
+        box: float,
+        sigma: float,
+        omega: float,
+    ) -> None:
+        super().__init__(start)
+        if min(mining, mask, box) < 0 or omega <= 0:
+            raise InputError(f"expected weights of at least 0 and omega > 0, got {mining}, {mask}, {box} and {omega}")
+        self.mining, self.mask, self.box, self.sigma, self.omega = mining, mask, box, sigma, omega
+
+    @abstractmethod
+    def attention(self, step: Step, targets: Targets) -> Float[Tensor, "t h w"]:
+        """A raw map, not negative, for each pair of an image and a class."""
+
+    @abstractmethod
+    def recognition(self, step: Step, masked: Encoding, targets: Targets) -> Float[Tensor, " t"]:
+        """How much of its class each masked image still shows, bounded below."""
+
+    def frozen(self, step: Step) -> AbstractContextManager[None]:
+        """What the masked pass does not train."""
+        del step
+        return nullcontext()
+
+    def forward(self, step: Step) -> Tensor:
+        """The weighted sum of the three losses; what of them was computed is in the step's log."""
+        total = step.encoding.pooled.sum() * 0  # also where no image has a class or a region
+        targets = true_classes(step.batch)
+        if self.mining and len(targets):
+            value = self._mined(step, targets)
+            step.log["attention_mining"] = float(value.detach())
+            total = total + self.mining * value
+        if step.batch.regions is None or not len(step.batch.regions.row):
+            return total
+        regions = merged(step.batch.regions)
+        for name, weight, chosen in (("masks", self.mask, ~regions.is_box), ("boxes", self.box, regions.is_box)):
+            if weight and bool(chosen.any()):
+                value = self._guided(step, regions, chosen) / len(step.batch)
+                step.log[f"attention_{name}"] = float(value.detach())
+                total = total + weight * value
+        return total
+
+    def _mined(self, step: Step, targets: Targets) -> Tensor:
+        """L_am: one more pass over the images, with the attended region hidden."""
+        images = targets.of(step.batch.images)
+        attention = self.attention(step, targets)
+        mask = soft_mask(attention, (images.shape[-2], images.shape[-1]), sigma=self.sigma, omega=self.omega)
+        with statistics_frozen(step.encoder), self.frozen(step):
+            masked = step.encode(hidden(images, mask))
+            recognition = self.recognition(step, masked, targets)
+        return targets.mean(recognition, n_images=len(step.batch))
+
+    def _guided(self, step: Step, regions: Regions, chosen: Tensor) -> Tensor:
+        """The sum of L_p or L_bbox over the chosen regions, all of one kind."""
+        row, label, raster = regions.row[chosen], regions.label[chosen], regions.raster[chosen]
+        attention = self.attention(step, Targets(row, label, torch.ones_like(row, dtype=torch.float32)))
+        if not regions.is_box[chosen][0]:
+            return mask_loss(attention, raster).sum()
+        size = (attention.shape[-2], attention.shape[-1])
+        saliency = contrast_saliency(step.batch.images[row], raster, size)
+        return box_loss(attention, raster, saliency).sum()
+
+
+class Gain(_Mining):
+    """GAIN as a term, beside a classification loss; the module's text says what is settled how.
+
+    Without regions in the data it is GAIN-self; with some it is GAIN-ext.
+
+    Args:
+        start: an epoch, or "adaptive"; see `LateTerm`.
+        mining: weight of L_am; 0 saves the masked pass.
+        mask: weight of L_p.
+        box: weight of L_bbox.
+        sigma: σ, the threshold of the soft mask, in the attention's range [0, 1].
+        omega: ω, its steepness.
+        score: s^c(I*); "auto" is softmax for one class per image and sigmoid for several.
+        evidence: s^c of the map: the class's "logit", as in the paper, or the "log_odds" of its probability, which is
+            the logit itself where images show several classes. The map of a logit is blind to what lowers the other
+            classes' logits, by which a background can still give the class away.
+        second_order: whether w^c is part of the gradient graph.
+        freeze_am: what the masked pass leaves untrained: "no", "classifier", or "all".
+
+    Source: [GAIN] Eq. 1-10.
+    """
+
+    def __init__(
+        self,
+        *,
+        start: int | Literal["adaptive"] = 0,
+        mining: float = 1.0,
+        mask: float = 10.0,
+        box: float = 10.0,
+        sigma: float = 0.5,
+        omega: float = 10.0,
+        score: Literal["auto", "softmax", "sigmoid", "logit"] = "auto",
+        evidence: Literal["logit", "log_odds"] = "logit",
+        second_order: bool = False,
+        freeze_am: Literal["no", "classifier", "all"] = "no",
+    ) -> None:
+        super().__init__(start=start, mining=mining, mask=mask, box=box, sigma=sigma, omega=omega)
+        check_name("score", score, ("auto", "softmax", "sigmoid", "logit"))
+        check_name("evidence", evidence, ("logit", "log_odds"))
+        check_name("freeze_am", freeze_am, ("no", "classifier", "all"))
+        self.score, self.evidence = score, evidence
+        self.second_order, self.freeze_am = second_order, freeze_am
+
+    def attention(self, step: Step, targets: Targets) -> Float[Tensor, "t h w"]:
+        """Grad-CAM of the classes."""
+        feature_map, classifier = step.encoding.feature_map, step.need_classifier("GAIN")
+        score = self.evidence if step.batch.labels.ndim == 1 else "logit"
+        weights = gradient_weights(
+            step.encoder, feature_map, classifier, targets, score=score, second_order=self.second_order
+        )
+        return attention_map(targets.of(feature_map), weights)
+
+    def recognition(self, step: Step, masked: Encoding, targets: Targets) -> Float[Tensor, " t"]:
+        """The class's probability."""
+        logits = step.need_classifier("GAIN").logits(masked.embedding)
+        score = self.score
+        if score == "auto":
+            score = "sigmoid" if step.batch.labels.ndim == 2 else "softmax"
+        if score == "softmax":
+            logits = logits.softmax(1)
+        own = logits.gather(1, targets.label[:, None])[:, 0]
+        return own.sigmoid() if score == "sigmoid" else own
+
+    def frozen(self, step: Step) -> AbstractContextManager[None]:
+        """What `freeze_am` names."""
+        if self.freeze_am == "no":
+            return nullcontext()
+        parts = [step.need_classifier("GAIN"), *([step.encoder] if self.freeze_am == "all" else [])]
+        return gradients_off(*parts)
+
+
+class MetricGain(_Mining):
+    """GAIN without a classifier: the Dist-CAM map against the own class's prototype, and the similarity to it.
+
+    A prototype is the running mean of its class's embeddings, each scaled to length 1: the first batch's mean, then
+    `momentum · old + (1 - momentum) · batch's mean`. It is a constant for the gradient; the image's own map is not.
+    Prototypes are part of the state dict and stay as they are in evaluation mode. What is lowered is the cosine of the
+    masked image's embedding and the prototype, as long as it is positive.
+
+    Args:
+        dim: length of the embedding.
+        n_classes: number of classes.
+        start: an epoch, or "adaptive"; see `LateTerm`.
+        mining: weight of the masked image's similarity; 0 saves the masked pass.
+        mask: weight of L_p.
+        box: weight of L_bbox.
+        sigma: σ, see `Gain`.
+        omega: ω, see `Gain`.
+        weighting: of the Dist-CAM map; see `distcam.explain.channel_weights`. The mean that two of them need is that of
+            the prototypes.
+        momentum: how much of a prototype a batch leaves as it was.
+        second_order: whether the channel weights are part of the gradient graph.
+        freeze_am: what the masked pass leaves untrained: "no" or "all".
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_classes: int,
+        *,
+        start: int | Literal["adaptive"] = 0,
+        mining: float = 1.0,
+        mask: float = 10.0,
+        box: float = 10.0,
+        sigma: float = 0.5,
+        omega: float = 10.0,
+        weighting: MetricWeighting = "dist",
+        momentum: float = 0.9,
+        second_order: bool = False,
+        freeze_am: Literal["no", "all"] = "no",
+    ) -> None:
+        super().__init__(start=start, mining=mining, mask=mask, box=box, sigma=sigma, omega=omega)
+        check_name("weighting", weighting, ("dist", "dist*s", "dist*excess", "dot", "dot_centered"))
+        check_name("freeze_am", freeze_am, ("no", "all"))
+        if not 0 <= momentum < 1:
+            raise InputError(f"expected a momentum of at least 0 and below 1, got {momentum}")
+        self.weighting, self.momentum, self.second_order = weighting, momentum, second_order
+        self.freeze_am = freeze_am
+        self.prototypes: Tensor
+        self.is_known: Tensor
+        self.register_buffer("prototypes", torch.zeros(n_classes, dim))
+        self.register_buffer("is_known", torch.zeros(n_classes, dtype=torch.bool))
+
+    def forward(self, step: Step) -> Tensor:
+        """The weighted sum, against prototypes in which this batch has its part already."""
+        if self.training:
+            self._follow(step.encoding.embedding.detach(), true_classes(step.batch))
+        return super().forward(step)
+
+    def attention(self, step: Step, targets: Targets) -> Float[Tensor, "t h w"]:
+        """The positive part of the Dist-CAM map."""
+        with evaluating(step.encoder.head):  # a head that is not affine is folded to first order, in this mode only
+            folded = fold(step.encoding.feature_map, pooling=step.encoder.pooling, head=step.encoder.head).map
+        maps = targets.of(folded)
+        query = maps.mean((-2, -1))
+        weights = channel_weights(
+            query if self.second_order else query.detach(),
+            self.prototypes[targets.label].unsqueeze(1),
+            metric="cosine",
+            weighting=self.weighting,
+            mean=self._mean() if self.weighting in ("dist*excess", "dot_centered") else None,
+        )
+        return attention_map(maps, weights[:, 0])
+
+    def recognition(self, step: Step, masked: Encoding, targets: Targets) -> Float[Tensor, " t"]:
+        """Cosine to the class's prototype, 0 if negative or if the class has none yet."""
+        del step
+        similarity = functional.cosine_similarity(masked.embedding, self.prototypes[targets.label])
+        return similarity.clamp(min=0) * self.is_known[targets.label]
+
+    def frozen(self, step: Step) -> AbstractContextManager[None]:
+        """What `freeze_am` names."""
+        return gradients_off(step.encoder) if self.freeze_am == "all" else nullcontext()
+
+    def _mean(self) -> Tensor:
+        known = functional.normalize(self.prototypes[self.is_known])
+        return known.sum(0) / max(len(known), 1)
+
+    @torch.no_grad()
+    def _follow(self, embedding: Tensor, targets: Targets) -> None:
+        unit = functional.normalize(targets.of(embedding)) * targets.share[:, None]
+        total = torch.zeros_like(self.prototypes).index_add_(0, targets.label, unit)
+        count = torch.zeros_like(self.prototypes[:, 0]).index_add_(0, targets.label, targets.share)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for sums in (total, count):
+                torch.distributed.all_reduce(sums)
+        here = count > 0
+        mean = total / count.clamp(min=1e-12)[:, None]
+        moved = torch.where(self.is_known[:, None], torch.lerp(mean, self.prototypes, self.momentum), mean)
+        self.prototypes.copy_(torch.where(here[:, None], moved, self.prototypes))
+        self.is_known |= here

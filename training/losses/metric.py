@@ -1,0 +1,364 @@
+"""Metric losses: what draws images of a class together and classes apart.
+
+The pair and proxy losses, miners and distances are pytorch-metric-learning's; here they get names, options as a recipe
+spells them, a memory that a resumed run continues with, and gathering over the processes of a distributed run.
+
+Which vectors a loss acts on is its own choice: `on="embedding"` is what is searched, `on="pooled"` lies before the
+head. The strong baseline of re-identification has triplet and center loss before the batch-norm neck and the
+classifier behind it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from pytorch_metric_learning import distances, losses, miners, reducers
+from pytorch_metric_learning.utils import distributed
+from torch import Tensor, nn
+
+from ...errors import InputError
+from ..data.labels import accuracy, single_labels
+from ..engine.step import Step, Term
+from ..recipes.options import check_name, check_options
+
+__all__ = [
+    "LOSSES",
+    "MINERS",
+    "MetricTerm",
+    "ProxyTerm",
+    "gather_vectors",
+    "metric_options",
+    "metric_term",
+    "vectors_of",
+]
+
+Space = Literal["embedding", "pooled"]
+Name = str | Mapping[str, Any]  # "batch_hard", or {kind = "triplet_margin", margin = 0.1}
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """A loss of pytorch-metric-learning; `defaults` are ours where the library's would surprise."""
+
+    make: Any
+    has_classes: bool = False
+    is_per_image: bool = False  # the value is a mean over images, so nothing has to be gathered
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+_BATCH_HARD = {"margin": 0.3, "miner": "batch_hard", "distance": "l2", "reducer": "mean"}
+
+LOSSES: Mapping[str, _Loss] = MappingProxyType(
+    {
+        "triplet": _Loss(losses.TripletMarginLoss),
+        "batch_hard_triplet": _Loss(losses.TripletMarginLoss, defaults=_BATCH_HARD),
+        "multi_similarity": _Loss(losses.MultiSimilarityLoss),
+        "contrastive": _Loss(losses.ContrastiveLoss),
+        "supcon": _Loss(losses.SupConLoss),
+        "circle": _Loss(losses.CircleLoss),
+        "ntxent": _Loss(losses.NTXentLoss),
+        "nca": _Loss(losses.NCALoss),
+        "angular": _Loss(losses.AngularLoss),
+        "lifted_structure": _Loss(losses.LiftedStructureLoss),
+        "tuplet_margin": _Loss(losses.TupletMarginLoss),
+        "fast_ap": _Loss(losses.FastAPLoss),
+        "proxy_anchor": _Loss(losses.ProxyAnchorLoss, has_classes=True),
+        "proxy_nca": _Loss(losses.ProxyNCALoss, has_classes=True, is_per_image=True),
+        "arcface": _Loss(losses.ArcFaceLoss, has_classes=True, is_per_image=True),
+        "subcenter_arcface": _Loss(losses.SubCenterArcFaceLoss, has_classes=True, is_per_image=True),
+        "cosface": _Loss(losses.CosFaceLoss, has_classes=True, is_per_image=True),
+        "sphereface": _Loss(losses.SphereFaceLoss, has_classes=True, is_per_image=True),
+        "large_margin_softmax": _Loss(losses.LargeMarginSoftmaxLoss, has_classes=True, is_per_image=True),
+        "normalized_softmax": _Loss(losses.NormalizedSoftmaxLoss, has_classes=True, is_per_image=True),
+        "soft_triple": _Loss(losses.SoftTripleLoss, has_classes=True, is_per_image=True),
+    }
+)
+
+MINERS: Mapping[str, Any] = MappingProxyType(
+    {
+        "batch_hard": miners.BatchHardMiner,
+        "batch_easy_hard": miners.BatchEasyHardMiner,
+        "multi_similarity": miners.MultiSimilarityMiner,
+        "triplet_margin": miners.TripletMarginMiner,
+        "pair_margin": miners.PairMarginMiner,
+        "angular": miners.AngularMiner,
+        "distance_weighted": miners.DistanceWeightedMiner,
+        "hdc": miners.HDCMiner,
+    }
+)
+
+_DISTANCES: Mapping[str, tuple[Any, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "cosine": (distances.CosineSimilarity, {}),
+        "dot": (distances.DotProductSimilarity, {"normalize_embeddings": False}),
+        "l2": (distances.LpDistance, {"normalize_embeddings": False}),
+        "l1": (distances.LpDistance, {"normalize_embeddings": False, "p": 1}),
+        "unit_l2": (distances.LpDistance, {}),  # pytorch-metric-learning's own default
+        "snr": (distances.SNRDistance, {}),
+    }
+)
+
+_REDUCERS: Mapping[str, Any] = MappingProxyType(
+    {
+        "mean": reducers.MeanReducer,
+        "sum": reducers.SumReducer,
+        "avg_non_zero": reducers.AvgNonZeroReducer,
+        "per_anchor": reducers.PerAnchorReducer,
+    }
+)
+
+_NOT_IN_A_RECIPE = {
+    "self",
+    "args",
+    "kwargs",
+    "num_classes",
+    "embedding_size",
+    "distance",
+    "reducer",
+    "collect_stats",
+} | {
+    *("mat_based_loss", "weight_init_func", "weight_regularizer", "weight_reg_weight", "is_inverted"),
+    *("embedding_regularizer", "embedding_reg_weight", "aggregation_func", "learn_beta"),
+}
+_SEVERAL_VECTORS = frozenset({"subcenter_arcface", "soft_triple"})
+
+
+def metric_options(name: str) -> frozenset[str]:
+    """The options of a metric loss: its own in pytorch-metric-learning, and `on`, `miner`, `distance`, and so on."""
+    return _options_of(LOSSES[name].make) | {"on", "miner", "distance", "reducer", "memory"}
+
+
+def metric_term(name: str, *, dim: int, n_classes: int, options: Mapping[str, Any] | None = None) -> MetricTerm:
+    """A metric loss by name.
+
+    Options besides the loss's own, which are spelt as in pytorch-metric-learning:
+
+    - `on`: "embedding" (default) or "pooled".
+    - `miner`: a key of `MINERS`, or a table with `kind` and the miner's options. It compares by `distance`
+      too, if one is given.
+    - `distance`: "cosine", "dot", "l2", "l1" (vectors as they are), "unit_l2" (scaled to length 1), "snr", or a table.
+      Left out, the loss's own.
+    - `reducer`: "mean", "sum", "avg_non_zero", "per_anchor"; left out, the loss's own.
+    - `memory`: how many vectors of earlier batches the batch is compared with as well (cross-batch memory); 0 is none.
+
+    "batch_hard_triplet" is the triplet loss of re-identification: the farthest image of the class and the nearest one
+    of any other, Euclidean, mean over all anchors; `margin=0, smooth_loss=true` is its soft margin. "contrastive" with
+    a similarity ("cosine", "dot") has the margins 1 and 0 unless others are given.
+
+    Args:
+        name: a key of `LOSSES`.
+        dim: length of the vectors it acts on.
+        n_classes: for losses with class vectors.
+        options: as above.
+
+    Raises:
+        InputError: an unknown loss, option, miner, distance or reducer (the nearest is named), or a memory for a loss
+            that cannot use one.
+    """
+    check_name("metric loss", name, LOSSES)
+    given = dict(LOSSES[name].defaults) | dict(options or {})
+    check_options(name, given, metric_options(name))
+    on, memory = given.pop("on", "embedding"), given.pop("memory", 0)
+    check_name("space", on, ("embedding", "pooled"))
+    distance = _distance(given.pop("distance", None))
+    miner = _miner(given.pop("miner", None), distance)
+    reducer = given.pop("reducer", None)
+    if reducer is not None:
+        check_name("reducer", reducer, _REDUCERS)
+        given["reducer"] = _REDUCERS[reducer]()
+    if distance is not None:
+        given["distance"] = distance
+        if name == "contrastive" and distance.is_inverted:
+            given = {"pos_margin": 1, "neg_margin": 0} | given
+    if LOSSES[name].has_classes:
+        given |= {"num_classes": n_classes, "embedding_size": dim}
+    loss = _made(name, LOSSES[name].make, given)
+    if memory:
+        loss, miner = _with_memory(name, loss, miner, dim=dim, size=memory), None
+    has_class_vectors = LOSSES[name].has_classes and on == "embedding"
+    return (ProxyTerm if has_class_vectors else MetricTerm)(name, loss, miner, on=on)
+
+
+class MetricTerm(Term):
+    """A loss of pytorch-metric-learning, with its miner; `metric_term` makes it.
+
+    In a distributed run the vectors of all processes are compared with one another, and averaging the processes'
+    gradients gives the gradient of the whole batch's loss, for encoder and class vectors alike. Mixed images count
+    with both labels: `share · loss(own) + (1 - share) · loss(partner's)`.
+
+    The vectors in a cross-batch memory, and where the next ones go, are part of the state dict.
+    """
+
+    loss: Any
+    memory_position: Tensor
+
+    def __init__(self, name: str, loss: nn.Module, miner: nn.Module | None, *, on: Space = "embedding") -> None:
+        super().__init__()
+        self.name = name
+        self.loss = loss
+        self.miner = miner
+        self.on = on
+        self.is_gathered = not LOSSES[name].is_per_image
+        if isinstance(loss, losses.CrossBatchMemory):
+            # The library keeps the queue's position in plain attributes, which no state dict holds.
+            self.register_buffer("memory_position", torch.zeros(2, dtype=torch.long))
+            after_loading: Any = self.register_load_state_dict_post_hook
+            after_loading(_restore_memory_position)
+
+    def forward(self, step: Step) -> Tensor:
+        """The loss of the batch."""
+        labels = single_labels(step.batch, self.name)
+        vectors = vectors_of(step, self.on)
+        self.note(step, vectors)
+        mix = step.batch.mix
+        if mix is None:
+            return self._value(vectors, labels)
+        if isinstance(self.loss, losses.CrossBatchMemory):
+            raise InputError(f"{self.name} has a memory, in which a mixed image has no class; use no mixup or cutmix")
+        own, other = self._value(vectors, labels), self._value(vectors, labels[mix.partner])
+        return mix.share * own + (1 - mix.share) * other
+
+    def note(self, step: Step, vectors: Tensor) -> None:
+        """What the step's log should hold; nothing where there are no class vectors."""
+
+    def _value(self, vectors: Tensor, labels: Tensor) -> Tensor:
+        if self.is_gathered:
+            vectors, labels = gather_vectors(vectors, labels)
+        if isinstance(self.loss, losses.CrossBatchMemory):
+            return self._with_memory(self.loss, vectors, labels)
+        found = None if self.miner is None else self.miner(vectors, labels)
+        value: Tensor = self.loss(vectors, labels, found)
+        # Without a single pair the library returns a zero of its own, cut off from the graph or even a plain number.
+        return vectors.sum() * 0 + value
+
+    def _with_memory(self, loss: Any, vectors: Tensor, labels: Tensor) -> Tensor:
+        if len(vectors) > loss.memory_size:
+            raise InputError(
+                f"the memory of {self.name} holds {loss.memory_size} vectors, fewer than a batch of {len(vectors)}; "
+                "set `memory` to several batches"
+            )
+        value: Tensor = vectors.sum() * 0 + loss(vectors, labels)
+        self.memory_position.copy_(torch.tensor([loss.queue_idx, int(loss.has_been_filled)]))
+        return value
+
+
+class ProxyTerm(MetricTerm):
+    """A metric loss with vectors that stand for classes, so that attention losses can ask which class is where."""
+
+    @property
+    def has_several_vectors(self) -> bool:
+        """Whether a class has more than one vector, so that it has logits and no class weights."""
+        return self.name in _SEVERAL_VECTORS
+
+    def class_weights(self) -> Float[Tensor, "c d"]:
+        """The classes' vectors, inside the gradient graph.
+
+        Raises:
+            InputError: a class has several vectors.
+        """
+        if self.has_several_vectors:
+            raise InputError(f"{self.name} has several vectors per class, so there is no one map; use Grad-CAM instead")
+        weights: Tensor = self.loss.proxies if hasattr(self.loss, "proxies") else self.loss.W.mT
+        return weights
+
+    def logits(self, embedding: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
+        """Similarity to each class, as the loss scales it and without its margin; largest for the nearest class."""
+        similarity: Tensor = self.loss.get_logits(embedding)
+        return similarity if self.loss.distance.is_inverted or self.name == "normalized_softmax" else -similarity
+
+    def note(self, step: Step, vectors: Tensor) -> None:
+        """The accuracy of the nearest class vector, unless an earlier term has said its own."""
+        if "accuracy" not in step.log:
+            with torch.no_grad():
+                step.log["accuracy"] = accuracy(self.logits(vectors), step.batch)
+
+
+def vectors_of(step: Step, on: Space) -> Float[Tensor, "b d"]:
+    """The vectors of the batch in a space."""
+    return step.encoding.pooled if on == "pooled" else step.encoding.embedding
+
+
+def gather_vectors(vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors and labels of all processes in the order of their ranks; as they are in a run of one process.
+
+    Only the own vectors have a gradient, multiplied by the number of processes: the mean of the processes' gradients
+    is then the gradient of a loss over all of them.
+    """
+    if not distributed.is_distributed() or torch.distributed.get_world_size() == 1:
+        return vectors, labels
+    n_processes, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    scaled = n_processes * vectors - (n_processes - 1) * vectors.detach() if vectors.requires_grad else vectors
+    everyone, theirs, _ = distributed.gather(scaled, labels)
+    order = [*range(1, rank + 1), 0, *range(rank + 1, n_processes)]  # the library puts the own ones first
+    parts, names = everyone.chunk(n_processes), theirs.chunk(n_processes)
+    return torch.cat([parts[i] for i in order]), torch.cat([names[i] for i in order])
+
+
+def _restore_memory_position(term: nn.Module, _: object) -> None:
+    assert isinstance(term, MetricTerm)
+    memory = term.loss
+    memory.queue_idx = int(term.memory_position[0])
+    memory.has_been_filled = bool(term.memory_position[1])
+
+
+def _with_memory(name: str, loss: nn.Module, miner: nn.Module | None, *, dim: int, size: int) -> nn.Module:
+    supported = losses.CrossBatchMemory.supported_losses()
+    if type(loss).__name__ not in supported:
+        able = sorted(known for known, entry in LOSSES.items() if entry.make.__name__ in supported)
+        raise InputError(f"{name} cannot use a memory of earlier batches; {', '.join(able)} can")
+    if size < 0:
+        raise InputError(f"expected `memory` as a number of vectors, got {size}")
+    memory: nn.Module = losses.CrossBatchMemory(loss, embedding_size=dim, memory_size=size, miner=miner)
+    return memory
+
+
+def _distance(spec: Name | None) -> Any:
+    if spec is None:
+        return None
+    kind, options = _kind_and_options("distance", spec, _DISTANCES)
+    make, defaults = _DISTANCES[kind]
+    check_options(f"distance {kind}", options, _options_of(make))
+    return _made(kind, make, dict(defaults) | options)
+
+
+def _miner(spec: Name | None, distance: Any) -> nn.Module | None:
+    if spec is None:
+        return None
+    kind, options = _kind_and_options("miner", spec, MINERS)
+    check_options(f"miner {kind}", options, _options_of(MINERS[kind]))
+    miner: nn.Module = _made(kind, MINERS[kind], options if distance is None else {"distance": distance, **options})
+    return miner
+
+
+def _kind_and_options(what: str, spec: Name, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    options = {"kind": spec} if isinstance(spec, str) else dict(spec)
+    kind = options.pop("kind", None)
+    check_name(what, kind, known)
+    assert isinstance(kind, str)
+    return kind, options
+
+
+def _options_of(make: Any) -> frozenset[str]:
+    """The parameters of a class of the library, its bases' included, that a recipe may set."""
+    constructors = [base.__init__ for base in make.__mro__ if "__init__" in vars(base) and base is not nn.Module]
+    names = {name for c in constructors if c is not object.__init__ for name in inspect.signature(c).parameters}
+    return frozenset(names) - _NOT_IN_A_RECIPE
+
+
+def _made(name: str, make: Any, options: Mapping[str, Any]) -> Any:
+    """The library's object; what it refuses by assertion or type becomes an error of ours."""
+    try:
+        with warnings.catch_warnings():  # its L-softmax hands tensors to scipy, which NumPy 2 deprecates
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return make(**options)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{name}: pytorch-metric-learning refuses {dict(options)}: {error or 'a failed check'}"
+        ) from error

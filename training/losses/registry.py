@@ -1,0 +1,179 @@
+"""From a recipe's list of losses to an objective: every term by its kind, with its options.
+
+A registry is a plain dictionary from a kind to a builder. The tasks above this package bring terms of their own by
+passing a larger one: `build_objective(specs, context, terms=TERMS | {"prototypical": …})`. Nothing is registered
+globally.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from ...encoders import Encoder
+from ...encoders.weights.reading import drawn_from
+from ...errors import InputError
+from ..engine.step import Objective, Term
+from ..recipes.options import check_name, check_options, keyword_options
+from .cam_loss import CamLoss, NegativeCam
+from .classifier import CenterTerm, ClassifierTerm
+from .distillation import AttentionTransfer, Ccm, Distillation, Kd, Teacher
+from .gain import Gain, MetricGain
+from .metric import LOSSES, metric_term
+
+__all__ = ["TERMS", "Builder", "TermContext", "build_objective"]
+
+
+@dataclass(frozen=True, eq=False)
+class TermContext:
+    """What a term may need to know when it is built.
+
+    Attributes:
+        encoder: the one that is trained.
+        class_names: in the order of the label indices.
+        multi_label: labels are 0/1 columns, an image may show several classes.
+        folder: what relative paths in a recipe start from.
+        terms: the objective's terms so far, by name.
+    """
+
+    encoder: Encoder
+    class_names: Sequence[str]
+    multi_label: bool = False
+    folder: Path = Path()
+    terms: Mapping[str, Term] = field(default_factory=dict)
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def dim(self, on: str = "embedding") -> int:
+        """Length of the vectors of a space, "embedding" or "pooled"."""
+        return self.encoder.pooled_dim if on == "pooled" else self.encoder.embedding_dim
+
+
+Builder = Callable[[Mapping[str, Any], TermContext], Term]
+
+
+def build_objective(
+    specs: Sequence[Mapping[str, Any]],
+    context: TermContext,
+    *,
+    terms: Mapping[str, Builder] | None = None,
+    seed: int = 0,
+) -> Objective:
+    """The weighted sum that a recipe's `[[loss]]` tables describe.
+
+    Each table has `kind`, and may have `weight` (left out: the method's own, 3 for CAM-loss, else mostly 1) and `name`
+    (left out: the kind); all other keys are options of the term. The weights a term starts from depend on `seed` and
+    its name alone, so another term in the list does not change them; the global generator is left as it was.
+
+    Raises:
+        InputError: no table, an unknown kind or option (the nearest is named), or a name that is there twice.
+
+    >>> from distcam.images import Transform
+    >>> context = TermContext(Encoder.load("conv4", weights="random", transform=Transform(64)), ["cat", "dog"])
+    >>> objective = build_objective([{"kind": "cross_entropy"}, {"kind": "triplet", "weight": 0.5}], context)
+    >>> objective.weights
+    {'cross_entropy': 1.0, 'triplet': 0.5}
+    """
+    registry = TERMS if terms is None else terms
+    built: dict[str, Term] = {}
+    weights: dict[str, float] = {}
+    for spec in specs:
+        options = dict(spec)
+        kind = options.pop("kind", None)
+        check_name("kind of loss", kind, registry)
+        name, weight = str(options.pop("name", kind)), options.pop("weight", None)
+        if name in built or "." in name:
+            raise InputError(f"two losses are called {name!r}, or it holds a full stop; give each its own `name`")
+        with drawn_from(zlib.crc32(f"{seed} {name}".encode())):
+            built[name] = registry[str(kind)](options, replace(context, terms=MappingProxyType(dict(built))))
+        weights[name] = _weight(name, getattr(built[name], "default_weight", 1.0) if weight is None else weight)
+    return Objective(built, weights).to(_device(context.encoder))
+
+
+def _weight(name: str, weight: object) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+        raise InputError(f"expected the weight of {name} as a number of at least 0, got {weight!r}")
+    return float(weight)
+
+
+def _device(encoder: Encoder) -> torch.device:
+    return next((p.device for p in encoder.parameters()), torch.device("cpu"))
+
+
+def checked_term(kind: str, make: Callable[..., Term], options: Mapping[str, Any], **given: Any) -> Term:
+    """The term, after every option has been found among the constructor's keywords."""
+    check_options(kind, options, keyword_options(make) - given.keys())
+    try:
+        return make(**given, **options)
+    except TypeError as error:
+        raise InputError(f"{kind}: {dict(options)} cannot be used as options ({error})") from error
+
+
+def _metric(kind: str, options: Mapping[str, Any], context: TermContext) -> Term:
+    dim = context.dim(str(options.get("on", "embedding")))
+    return metric_term(kind, dim=dim, n_classes=context.n_classes, options=options)
+
+
+def _cross_entropy(options: Mapping[str, Any], context: TermContext) -> Term:
+    make = partial(ClassifierTerm, context.dim(), context.n_classes)
+    return checked_term("cross_entropy", make, options, multi_label=context.multi_label)
+
+
+def _center(options: Mapping[str, Any], context: TermContext) -> Term:
+    dim = context.dim(str(options.get("on", "pooled")))
+    return checked_term("center", partial(CenterTerm, dim, context.n_classes), options)
+
+
+def _metric_gain(options: Mapping[str, Any], context: TermContext) -> Term:
+    return checked_term("metric_gain", partial(MetricGain, context.dim(), context.n_classes), options)
+
+
+def _attention(kind: str, make: Callable[..., Term], options: Mapping[str, Any], context: TermContext) -> Term:
+    del context
+    return checked_term(kind, make, options)
+
+
+def _distillation(kind: str, make: Callable[..., Term], options: Mapping[str, Any], context: TermContext) -> Term:
+    """A term with `teacher`, and `classifier` if it lies elsewhere than beside the teacher's checkpoint."""
+    own = {key: value for key, value in options.items() if key not in ("teacher", "classifier")}
+    check_options(kind, own, keyword_options(make) | {"teacher", "classifier"})
+    if "teacher" not in options:
+        raise InputError(f'{kind} needs a teacher: teacher = "RUN/encoder.safetensors"')
+    path = context.folder / str(options["teacher"])
+    classifier = context.folder / str(options["classifier"]) if "classifier" in options else None
+    teacher = _teacher_so_far(path, classifier, context) or Teacher(
+        path, classifier, class_names=context.class_names, transform=context.encoder.transform
+    )
+    return checked_term(kind, partial(make, teacher), own)
+
+
+def _teacher_so_far(path: Path, classifier: Path | None, context: TermContext) -> Teacher | None:
+    """The same teacher in an earlier term, so that it looks at a batch once."""
+    teachers = [term.teacher for term in context.terms.values() if isinstance(term, Distillation)]
+    return next((t for t in teachers if t.path == path and classifier in (None, t.classifier_path)), None)
+
+
+TERMS: Mapping[str, Builder] = MappingProxyType(
+    {
+        "cross_entropy": _cross_entropy,
+        "center": _center,
+        **{kind: partial(_metric, kind) for kind in LOSSES},
+        "cam_loss": partial(_attention, "cam_loss", CamLoss),
+        "negative_cam": partial(_attention, "negative_cam", NegativeCam),
+        "gain": partial(_attention, "gain", Gain),
+        "metric_gain": _metric_gain,
+        "ccm": partial(_distillation, "ccm", Ccm),
+        "attention_transfer": partial(_distillation, "attention_transfer", AttentionTransfer),
+        "kd": partial(_distillation, "kd", Kd),
+    }
+)

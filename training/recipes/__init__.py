@@ -1,0 +1,1 @@
+"""Recipes: reading them, running them, evaluating what they trained."""

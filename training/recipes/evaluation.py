@@ -1,0 +1,320 @@
+"""What an encoder in training is measured by: predictions, neighbours, and where its maps lie, split by split.
+
+Metrics are called `SPLIT.METRIC`. Each measure of a map stands beside what a map that knows nothing would reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ...encoders import Encoder, Encoding
+from ...encoders.encoder import evaluating
+from ...errors import InputError
+from ...explain import dist_cam, fold, normalise, rectify, upsample
+from ...metrics.clustering import cluster, normalised_mutual_information
+from ...metrics.counting import Pairing, measure_rankings
+from ...metrics.distances import SearchSpec
+from ...metrics.ranking import RankMeasures
+from ..data.labels import is_right
+from ..data.training_set import TrainingSet
+from ..engine.step import HasClassWeights
+from .options import check_name
+
+__all__ = ["MAPS", "METRICS", "EvaluationSettings", "Evaluator", "energy_in_raster", "recall_at"]
+
+MAPS = ("caam", "cam", "gradcam", "dist_cam")
+_RECALLS = {f"recall_at_{k}": k for k in (1, 2, 4, 8, 10, 100, 1000)}
+_NEIGHBOURS = ("map_at_r", "r_precision", "nmi")
+METRICS = (
+    "accuracy",
+    *_RECALLS,
+    *_NEIGHBOURS,
+    *(f"energy_{name}" for name in MAPS),
+    *(f"peak_{name}" for name in MAPS),
+)
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is measured when a run is over; while it lasts, only what `run.monitor` names.
+
+    Attributes:
+        metrics: from `METRICS`. `accuracy`: of the objective's classifier; with 0/1 labels, the share of the images
+            whose highest score is a class they show; a tie with another class is an error. `recall_at_k`: the nearest
+            k images of the split, itself excepted, hold one of the class. `map_at_r`, `r_precision`: over the images
+            that have another of their class. Equal distances count as `metrics.ranking` says. `nmi`: of k-means
+            clusters, as many as classes, with the classes.
+            `energy_MAP`: share of the map, scaled to [0, 1], that lies on the object's outline, beside `energy_chance`,
+            the share of its area; `peak_MAP`: share of the images whose highest pixel does. Maps: `caam`, the sum of
+            the channels; `cam` of the image's own class; `gradcam`, the same without its negative part; `dist_cam`
+            against the own class's prototype.
+        splits: which splits; all but "train" if empty.
+        distance: between embeddings, for neighbours and prototypes.
+        batch_size: images per forward pass.
+    """
+
+    metrics: tuple[str, ...] = ("accuracy", "recall_at_1")
+    splits: tuple[str, ...] = ()
+    distance: Literal["cosine", "l2"] = "cosine"
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            check_name("metric", name, METRICS)
+        if not self.metrics or self.batch_size < 1:
+            raise InputError("expected one metric or more, and a batch size of at least 1")
+
+
+class Evaluator:
+    """Measures an encoder on some splits; `evaluator(encoder)` is what the loop wants of `evaluate`.
+
+    Args:
+        sets: images by split, "train" among them.
+        settings: what is measured.
+        classifier: whose predictions and class maps are measured; without one these metrics are left out.
+        only: names such as "test.accuracy"; all that apply if left out.
+
+    Raises:
+        InputError: a split or metric that does not exist, or one that no split can give; but the accuracy on unseen
+            classes is left out where `[evaluation]` says nothing.
+    """
+
+    def __init__(
+        self,
+        sets: Mapping[str, TrainingSet],
+        settings: EvaluationSettings | None = None,
+        *,
+        classifier: HasClassWeights | None = None,
+        only: Sequence[str] | None = None,
+    ) -> None:
+        self._sets, self._settings = sets, settings or EvaluationSettings()
+        self._classifier = classifier
+        wanted = self._settings.splits or tuple(name for name in sets if name != "train")
+        for name in wanted:
+            check_name("split", name, sets)
+        applicable = {split: [m for m in self._settings.metrics if self._applies(m, split)] for split in wanted}
+        for metric in self._settings.metrics:
+            if applicable and not any(metric in own for own in applicable.values()):
+                if metric == "accuracy" and self._settings.metrics == EvaluationSettings().metrics:
+                    others = all(sets[split].class_names != sets["train"].class_names for split in wanted)
+                    if others and classifier is not None:
+                        continue  # of unseen classes there is none, and nobody has asked for it
+                raise InputError(f"the metric {metric!r} applies to none of the splits {', '.join(wanted)}: {_NEEDS}")
+        self._wanted = applicable if only is None else self._named(only)
+
+    def _named(self, only: Sequence[str]) -> dict[str, list[str]]:
+        chosen: dict[str, list[str]] = {}
+        for name in only:
+            split, _, metric = name.partition(".")
+            check_name("split", split, self._sets)
+            check_name("metric", metric, METRICS)
+            if not self._applies(metric, split):
+                raise InputError(f"{name} cannot be measured: {_NEEDS}")
+            chosen.setdefault(split, []).append(metric)
+        return chosen
+
+    def _applies(self, metric: str, split: str) -> bool:
+        data, train = self._sets[split], self._sets["train"]
+        knows_classes = self._classifier is not None and data.class_names == train.class_names
+        if metric == "accuracy":
+            return knows_classes
+        if metric in _RECALLS or metric in _NEIGHBOURS:
+            return not data.is_multi_label
+        outlined = data.regions is not None and len(data.regions.image) > 0
+        if metric.endswith("cam") and not metric.endswith(("dist_cam", "caam")):
+            return outlined and knows_classes
+        return outlined and not (metric.endswith("dist_cam") and data.is_multi_label)
+
+    def __call__(self, encoder: Encoder) -> dict[str, float]:
+        """Every metric by its name; the encoder's modes are afterwards as they were."""
+        results: dict[str, float] = {}
+        with evaluating(encoder), torch.no_grad():
+            for split, metrics in self._wanted.items():
+                measured = _Measured(self, encoder, split)
+                values = measured.values(metrics)
+                results |= {f"{split}.{name}": value for name, value in values.items()}
+        return results
+
+
+_NEEDS = (
+    "predictions and class maps need a classifier and its classes, neighbours one label per image, "
+    "energies and peaks outlines of the objects"
+)
+
+
+class _Measured:
+    """One split under one encoder; what several metrics need is computed once."""
+
+    def __init__(self, evaluator: Evaluator, encoder: Encoder, split: str) -> None:
+        self._evaluator, self._encoder = evaluator, encoder
+        self._settings, self._classifier = evaluator._settings, evaluator._classifier
+        self._data, self._train = evaluator._sets[split], evaluator._sets["train"]
+
+    def values(self, metrics: Sequence[str]) -> dict[str, float]:
+        results: dict[str, float] = {}
+        maps = [name for name in MAPS if f"energy_{name}" in metrics or f"peak_{name}" in metrics]
+        if maps:
+            results |= self._energies(maps)
+        for name in metrics:
+            if name == "accuracy":
+                results[name] = self._accuracy()
+            elif name in _RECALLS:
+                results[name] = _recall(self._ranked, _RECALLS[name])
+            elif name == "nmi":
+                results[name] = self._nmi()
+            elif name in _NEIGHBOURS:
+                values = getattr(self._ranked, name)[self._ranked.n_relevant > 0]
+                results[name] = float(values.mean()) if values.size else 0.0
+        chances = [name for name in ("energy_chance",) if maps]
+        return {name: results[name] for name in (*metrics, *chances)}
+
+    @cached_property
+    def _embeddings(self) -> Float[Tensor, "n d"]:
+        return self._embedded(self._data)
+
+    def _embedded(self, data: TrainingSet) -> Float[Tensor, "n d"]:
+        everything = torch.arange(len(data))
+        return torch.cat([encoding.embedding.cpu() for _, encoding in self._encoded(data, everything)])
+
+    def _encoded(self, data: TrainingSet, index: Int[Tensor, " m"]) -> Iterator[tuple[Tensor, Encoding]]:
+        """The encodings of some images, batch by batch, float32 on the encoder's device."""
+        device = next((p.device for p in self._encoder.parameters()), torch.device("cpu"))
+        for part in torch.split(index, self._settings.batch_size):
+            yield part, self._encoder(self._encoder.transform.normalise(data.pixels(part).to(device)))
+
+    def _accuracy(self) -> float:
+        assert self._classifier is not None
+        device = self._classifier.class_weights().device
+        logits = self._classifier.logits(self._embeddings.to(device)).cpu()
+        return float(is_right(logits, self._data.labels).float().mean())
+
+    @cached_property
+    def _ranked(self) -> RankMeasures:
+        return _rank_among_others(self._embeddings, self._data.labels, self._settings.distance)
+
+    def _nmi(self) -> float:
+        vectors, labels = self._embeddings, self._data.labels.numpy()
+        if self._settings.distance == "cosine":
+            vectors = normalize(vectors)
+        return normalised_mutual_information(labels, cluster(vectors.numpy(), len(np.unique(labels)), seed=0))
+
+    def _energies(self, maps: Sequence[str]) -> dict[str, float]:
+        """Energy and peak of each map on the outlines, averaged over the outlined objects."""
+        regions = self._data.regions
+        assert regions is not None
+        make = {name: self._maker(name) for name in maps}
+        energy, peak = (dict.fromkeys(maps, 0.0) for _ in range(2))
+        chance = 0.0
+        for part, encoding in self._encoded(self._data, torch.unique(regions.image)):
+            own = regions.of(part)
+            raster = own.raster.to(encoding.feature_map.device)
+            for name in maps:
+                heat = make[name](encoding, own.row, own.label)
+                shares, hits = energy_in_raster(heat, raster)
+                energy[name] += float(shares.sum())
+                peak[name] += float(hits.sum())
+            chance += float(raster.mean((1, 2)).sum())
+        count = len(regions.image)
+        result = {f"energy_{name}": energy[name] / count for name in maps}
+        result |= {f"peak_{name}": peak[name] / count for name in maps}
+        return result | {"energy_chance": chance / count}
+
+    def _maker(self, name: str) -> Callable[[Encoding, Tensor, Tensor], Float[Tensor, "r h w"]]:
+        """From a batch's encodings, and the rows and classes of its outlines, to one map per outline."""
+        if name == "caam":
+            return lambda encoding, row, _: encoding.feature_map.sum(1)[row.to(encoding.feature_map.device)]
+        if name == "dist_cam":
+            prototypes = self._prototypes()
+            metric = self._settings.distance
+            return lambda encoding, row, label: dist_cam(
+                self._response(encoding)[row.to(encoding.feature_map.device)],
+                prototypes[label, None].to(encoding.feature_map.device),
+                metric=metric,
+            )[:, 0]
+        return lambda encoding, row, label: self._class_map(encoding, row, label, rectified=name == "gradcam")
+
+    def _class_map(self, encoding: Encoding, row: Tensor, label: Tensor, *, rectified: bool) -> Tensor:
+        assert self._classifier is not None
+        weights = self._classifier.class_weights()
+        on_pooled = getattr(self._classifier, "on", "embedding") == "pooled"
+        response = encoding.feature_map if on_pooled else self._response(encoding)
+        own = weights[label.to(weights.device)].to(response)
+        heat = torch.einsum("rd,rdhw->rhw", own, response[row.to(response.device)])
+        return rectify(heat) if rectified else heat
+
+    def _response(self, encoding: Encoding) -> Float[Tensor, "b d h w"]:
+        return fold(encoding.feature_map, pooling=self._encoder.pooling, head=self._encoder.head).map
+
+    def _prototypes(self) -> Float[Tensor, "c d"]:
+        """Mean embedding of every class's training images; of the split's own if training has other classes."""
+        same = self._data.class_names == self._train.class_names
+        source, vectors = (self._train, self._embedded(self._train)) if same else (self._data, self._embeddings)
+        count = source.per_class()[:, None].clamp(min=1)
+        sums = torch.zeros(len(source.class_names), vectors.shape[1])
+        return sums.index_add_(0, source.labels, vectors) / count
+
+
+def energy_in_raster(
+    maps: Float[Tensor, "r h w"], raster: Float[Tensor, "r rows columns"]
+) -> tuple[Float[Tensor, " r"], Float[Tensor, " r"]]:
+    """Share of each map inside its outline, in [0, 1], and 1 where its highest pixel is.
+
+    Maps are enlarged to the outline and scaled to [0, 1] by minimum and maximum; a constant map has the share of the
+    area, and points nowhere.
+
+    Source: Wang et al., Score-CAM, 2020 (energy-based pointing game); Zhang et al., 2016 (pointing game).
+
+    >>> energy_in_raster(torch.tensor([[[0.0, 1.0], [0.0, 3.0]]]), torch.tensor([[[0.0, 0.0], [0.0, 1.0]]]))
+    (tensor([0.7500]), tensor([1.]))
+    """
+    heat = normalise(upsample(maps, (raster.shape[-2], raster.shape[-1])))
+    total = heat.sum((1, 2))
+    is_flat = total == 0
+    shares = (heat * raster).sum((1, 2)) / total.where(~is_flat, 1)
+    best = heat.flatten(1).argmax(1, keepdim=True)
+    hits = raster.flatten(1).gather(1, best)[:, 0] * ~is_flat
+    return torch.where(is_flat, raster.mean((1, 2)), shares), hits
+
+
+def recall_at(
+    embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"], *, k: int, distance: Literal["cosine", "l2"] = "cosine"
+) -> float:
+    """Share of the images that have one of their class among the k nearest others, in [0, 1].
+
+    Images without another of their class count, as misses.
+
+    >>> recall_at(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, 1]), k=1)
+    0.6666666666666666
+    """
+    return _recall(_rank_among_others(embeddings, labels, distance), k)
+
+
+def _recall(ranked: RankMeasures, k: int) -> float:
+    return float(((ranked.first_rank > 0) & (ranked.first_rank <= k)).mean())
+
+
+def _rank_among_others(
+    embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"], distance: Literal["cosine", "l2"]
+) -> RankMeasures:
+    """Every image a query against all others; zero vectors, which have no direction, lie together.
+
+    Raises:
+        InputError: an embedding is not finite.
+    """
+    vectors = embeddings.detach().cpu().double()
+    if distance == "cosine":
+        vectors = normalize(vectors)
+    rows, classes = vectors.float().numpy(), labels.cpu().numpy()
+    if not np.isfinite(rows).all():
+        raise InputError("an embedding is NaN or infinite, so it has no neighbours; lower the learning rate")
+    pairing = Pairing(classes, classes, np.arange(len(rows)))
+    return measure_rankings(rows, rows, pairing, spec=SearchSpec(rows.shape[1], distance))

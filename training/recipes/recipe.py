@@ -1,0 +1,279 @@
+"""Recipes: everything about a training run in one TOML file, its variants, and changes from the command line.
+
+```toml
+name = "what it shows"
+[data]            # see splits.DataSettings
+[encoder]         # EncoderSettings
+[[loss]]          # kind, weight, name, and the term's own options; see terms.TERMS
+[sampler]         # sampling.SamplerSettings
+[augment]         # augment.AugmentSettings
+[optimiser]       # settings.OptimiserSettings
+[schedule]        # settings.ScheduleSettings
+[run]             # settings.Settings without the two
+[evaluation]      # validation.EvaluationSettings
+[variants.NAME]   # what differs: tables are merged, lists replaced; [variants.NAME.loss.TERM] changes or adds one loss
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ...encoders import Encoder
+from ...encoders.heads import Head, head_from_dict
+from ...encoders.weights.reading import drawn_from
+from ...errors import InputError
+from ..data.augment import AugmentSettings
+from ..data.sampling import SamplerSettings
+from ..data.splits import DATA_VARIABLE, DataSettings, settled_split
+from .evaluation import EvaluationSettings
+from .options import check_name
+from .settings import Settings
+from .tables import merged, parse, plain
+
+__all__ = ["EncoderSettings", "Recipe", "RecipeFile", "parse_change"]
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """Which encoder is trained, and what it starts from.
+
+    Attributes:
+        architecture: a torchvision name, "conv4", "resnet12", or a checkpoint of an earlier run.
+        weights: "random", "imagenet", or a file; relative to the recipe's folder, `$DISTCAM_DATA/…` is filled in.
+        layer: where the feature map is read; the last convolution if left out.
+        pooling: "gap" or "gem".
+        head: such as `{ type = "linear", out_dim = 128 }` or `{ type = "bnneck" }`; none if left out.
+        options: for the architecture, such as `{ width = 32 }`.
+        seed: of random weights; that of the run if left out.
+    """
+
+    architecture: str = "conv4"
+    weights: str = "random"
+    layer: str | None = None
+    pooling: Literal["gap", "gem"] = "gap"
+    head: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+
+    def build(self, data: DataSettings, *, folder: Path, seed: int) -> Encoder:
+        """The encoder, for images of the size that the data have.
+
+        Raises:
+            InputError: an unknown architecture, layer, option, or head.
+            WeightsError: weights that cannot be read.
+        """
+        seed = seed if self.seed is None else self.seed
+        if self.architecture.endswith(".safetensors"):
+            encoder = Encoder.load(_located(self.architecture, folder))
+        else:
+            is_file = self.weights not in ("random", "imagenet")
+            encoder = Encoder.load(
+                self.architecture,
+                weights=_located(self.weights, folder) if is_file else self.weights,
+                layer=self.layer,
+                pooling=self.pooling,
+                options=self.options or None,
+                seed=seed,
+            )
+        encoder.transform = encoder.transform.adapted(size=data.size, fit=data.fit)
+        if self.head is not None:
+            with drawn_from(seed):
+                encoder.head = _head(self.head, encoder.pooled_dim)
+        return encoder
+
+
+def _located(name: str, folder: Path) -> Path:
+    filled = os.path.expandvars(name)
+    if filled.startswith("$"):
+        raise InputError(
+            f"{name}: set the environment variable {filled[1:].partition('/')[0]}, such as {DATA_VARIABLE}"
+        )
+    return folder / filled
+
+
+def _head(spec: Mapping[str, Any], width: int) -> Head:
+    """A head on vectors of this width, which the recipe need not repeat."""
+    own = {"linear": {"in_dim": width}, "bnneck": {"dim": width}}.get(str(spec.get("type")), {})
+    try:
+        return head_from_dict({**own, **spec})
+    except TypeError as error:
+        raise InputError(f"[encoder] head: {dict(spec)} describes no head ({error})") from None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run, resolved: no variants, nothing left to decide but the seed.
+
+    Attributes:
+        data: which images.
+        loss: one table per term of the objective; `build_objective` reads them.
+        name: for tables and messages.
+        variant: which of the file's variants this is; empty for none.
+        encoder: what is trained.
+        sampler: how batches are drawn.
+        augment: how images are changed.
+        run: length, optimiser, schedule, and the rest.
+        evaluation: what is measured.
+        folder: what relative paths start from; no part of the recipe's content.
+    """
+
+    data: DataSettings
+    loss: tuple[Mapping[str, Any], ...]
+    name: str = ""
+    variant: str = ""
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    run: Settings = field(default_factory=Settings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    folder: Path = field(default=Path(), compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.loss or not all("kind" in table for table in self.loss):
+            raise InputError("a recipe needs a [[loss]] or more, each with its kind")
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any], *, folder: Path = Path()) -> Recipe:
+        """The recipe that a resolved table holds.
+
+        Raises:
+            InputError: an unknown key (the nearest is named), a wrong type, or a value out of range.
+        """
+        known = [name for name in _TABLES if name != "folder"]
+        for key in table:
+            check_name("table or key of the recipe", key, known)
+        for key in ("data", "loss"):
+            if key not in table:
+                raise InputError(f"the recipe lacks {'[data]' if key == 'data' else '[[loss]]'}")
+        rest = {key: value for key, value in table.items() if key not in ("optimiser", "schedule", "run")}
+        recipe = parse(cls, {**rest, "folder": folder}, "recipe", is_root=True)
+        return dataclasses.replace(recipe, run=_run(table))
+
+    def with_seed(self, seed: int | None) -> Recipe:
+        """The same recipe with another seed of the run; None keeps its own."""
+        return self if seed is None else dataclasses.replace(self, run=dataclasses.replace(self.run, seed=seed))
+
+    def settled(self) -> Recipe:
+        """The same recipe with `[data.split]` as the data decide it, where it leaves anything to them.
+
+        Raises:
+            InputError: images that are not there, or a column that cannot divide them.
+        """
+        split = settled_split(self.data, folder=self.folder)
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, split=split))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved recipe with every default filled in, as JSON can hold it; `from_dict` restores it."""
+        table: dict[str, Any] = plain({f.name: getattr(self, f.name) for f in dataclasses.fields(self)[:-1]})
+        run = table.pop("run")
+        return {**table, "optimiser": run.pop("optimiser"), "schedule": run.pop("schedule"), "run": run}
+
+
+_TABLES = (*(f.name for f in dataclasses.fields(Recipe)), "optimiser", "schedule")
+
+
+def _run(table: Mapping[str, Any]) -> Settings:
+    """The settings of the loop, which a recipe writes as three tables."""
+    run = table.get("run", {})
+    known = [f.name for f in dataclasses.fields(Settings) if f.name not in ("optimiser", "schedule")]
+    for key in run:
+        check_name("key in [run]", key, known)
+    defaults = Settings()
+    parts = {
+        name: parse(type(getattr(defaults, name)), table.get(name, {}), name) for name in ("optimiser", "schedule")
+    }
+    return parse(Settings, {**run, **parts}, "run")
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe as its file says it, variants and all.
+
+    Attributes:
+        table: the whole file.
+        folder: where it lies.
+    """
+
+    table: Mapping[str, Any]
+    folder: Path = Path()
+
+    @classmethod
+    def read(cls, path: str | Path) -> RecipeFile:
+        """The recipe of a TOML file.
+
+        Raises:
+            InputError: the file is not there or is no TOML; the message says where.
+        """
+        file = Path(path)
+        try:
+            table = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: expected a recipe in TOML; {error}") from None
+        return cls({"name": file.stem, **table}, file.parent)
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The names of the variants, in the file's order."""
+        return tuple(self.table.get("variants", {}))
+
+    def recipe(self, *, variant: str | None = None, changes: Sequence[str] = ()) -> Recipe:
+        """One resolved recipe: the file, then the variant, then the changes.
+
+        Args:
+            variant: one of the file's; None for the file without any.
+            changes: such as "run.epochs=3"; see `parse_change`.
+
+        Raises:
+            InputError: an unknown variant or key, or a value that does not fit.
+        """
+        return Recipe.from_dict(self.resolved(variant=variant, changes=changes), folder=self.folder)
+
+    def resolved(self, *, variant: str | None = None, changes: Sequence[str] = ()) -> dict[str, Any]:
+        """The tables of one run: for tasks whose recipes have tables of their own, which they take out.
+
+        Raises:
+            InputError: an unknown variant, or a change that is none.
+        """
+        table = {key: value for key, value in self.table.items() if key != "variants"}
+        if variant is not None:
+            check_name("variant", variant, self.variants)
+            table = {**merged(table, self.table["variants"][variant]), "variant": variant}
+        for change in changes:
+            table = merged(table, parse_change(change))
+        return table
+
+
+def parse_change(text: str) -> dict[str, Any]:
+    """A change from the command line as a table; the value is TOML, or a string if it is none.
+
+    Entries of a list are named by their number, or by their `name` or `kind`.
+
+    Raises:
+        InputError: no `=`, or no key before it.
+
+    >>> parse_change("loss.cam_loss.weight=3")
+    {'loss': {'cam_loss': {'weight': 3}}}
+    >>> parse_change("encoder.weights=imagenet")
+    {'encoder': {'weights': 'imagenet'}}
+    """
+    key, equals, value = text.partition("=")
+    names = [name.strip() for name in key.split(".")]
+    if not equals or not all(names):
+        raise InputError(f"expected a change as key=value, such as run.epochs=3; got {text!r}")
+    try:
+        changed: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        changed = value
+    for name in reversed(names):
+        changed = {name: changed}
+    result: dict[str, Any] = changed
+    return result
