@@ -5,9 +5,6 @@ novel = data["novel"]
 novel.names, novel.labels, novel.split_hash, novel.images[0]
 """
 
-from __future__ import annotations
+from ...lazy import attach_stub
 
-from .dataset import ArrayImages, FewShotData, FileImages, Images, Split
-from .specs import DATA_SETS, open_data
-
-__all__ = ["DATA_SETS", "ArrayImages", "FewShotData", "FileImages", "Images", "Split", "open_data"]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -1,0 +1,3 @@
+from .app import create_app as create_app
+from .running import run as run
+from .settings import Settings as Settings
