@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from .factory import index_bytes, inner_index
-from .install import why_no_gpu
-from .numpy import reconstructed, searched
+from .runtime import reconstructed, searched, why_no_gpu
 
 faiss: Any = typed_faiss
 

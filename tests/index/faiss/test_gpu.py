@@ -12,9 +12,10 @@ from search_answers import EXACT, assert_same, blobs, build, ids_of, true_hits
 
 from distcam.errors import InputError
 from distcam.index.faiss import search as faiss_search
-from distcam.index.faiss.error_bounds import Errors, Ruler
+from distcam.index.faiss.candidates import ErrorBound
 from distcam.index.faiss.factory import new_index
 from distcam.index.faiss.gpu import GpuIndex, Plan, check_device, gpus_of, plan_copy, shards_of
+from distcam.index.faiss.index_store import Precision
 from distcam.index.search import METRICS, Metric, SearchSpec
 
 GIB = 1 << 30
@@ -182,7 +183,7 @@ def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_shards_of_half_precision_vectors_answer_as_the_whole(metric: Metric) -> None:
     search = build(blobs(1003, 16), metric, "SQfp16")
-    whole = search._stock.index
+    whole = search._store.index
     shards = shards_of(whole, 3, lambda part, number: part)
     queries = blobs(20, 16, seed=3)
     for one, other in zip(whole.search(queries, 7), shards.search(queries, 7), strict=True):
@@ -209,10 +210,10 @@ def test_the_bound_on_halving_holds_for_small_and_large_numbers() -> None:
     rng = np.random.default_rng(0)
     for scale in (1e-9, 1e-5, 1.0, 1e4):
         vectors = (scale * rng.standard_normal((200, 24))).astype(np.float32)
-        errors = Errors(radius=float(np.linalg.norm(vectors.astype(float), axis=1).max())).in_half_precision(24)
+        errors = Precision(radius=float(np.linalg.norm(vectors.astype(float), axis=1).max())).halved(24)
         moved = np.linalg.norm(vectors.astype(np.float16).astype(float) - vectors.astype(float), axis=1)
         assert moved.max() <= errors.distortion
-        assert Ruler(SearchSpec(24, "l2"), errors, vectors).floor(1.0) < 1.0
+        assert ErrorBound(SearchSpec(24, "l2"), errors, vectors).floor(1.0) < 1.0
 
 
 def test_one_copy_serves_one_thread_at_a_time() -> None:

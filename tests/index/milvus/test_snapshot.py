@@ -292,7 +292,7 @@ def test_an_index_of_another_kind_gives_the_same_answer(place: Callable[[], str]
     search.upsert(np.arange(600), vectors)
     exact = search.search(vectors[:4], 5)
     table.reindex(IndexKind.parse("HNSW"))
-    assert not search.capabilities.exact
+    assert not search.is_exact
     for hits, same in zip(search.search(vectors[:4], 5), exact, strict=True):
         np.testing.assert_array_equal(hits.ids, same.ids)
         np.testing.assert_array_equal(hits.distances, same.distances)

@@ -1,21 +1,40 @@
-"""Which FAISS is installed: `faiss-cpu` and `faiss-gpu` write the same files, and pip lets both in without a word.
+"""The FAISS that is installed: which one it is, its methods on NumPy arrays, and its settings for one call.
 
-Whichever came last answers; removing either takes files of both. A package cannot ask pip for one *instead of* the
-other, so what is wrong has to be seen here and said.
+`faiss-cpu` and `faiss-gpu` write the same files, and pip lets both in without a word: whichever came last answers, and
+removing either takes files of both. A package cannot ask pip for one *instead of* the other, so it is said here.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import distributions
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
+from ...forking import ForkSafeLock
 from ...remarks import remark
 
-__all__ = ["describe", "fault", "fault_behind", "installed", "note_search_on_cpu", "why_no_gpu"]
+if TYPE_CHECKING:  # `distcam env` and errors ask about FAISS where it cannot be imported
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "describe",
+    "fault",
+    "fault_behind",
+    "installed",
+    "note_search_on_cpu",
+    "reconstructed",
+    "searched",
+    "threads_for",
+    "why_no_gpu",
+]
 
 _NAME = re.compile(r"faiss(-(cpu|gpu)[\w.-]*)?")
 _FOR_GPU = "pip install faiss-gpu (Linux on x86-64)"
+_blas_lock = ForkSafeLock()
 
 
 def installed() -> dict[str, str]:
@@ -78,3 +97,51 @@ def note_search_on_cpu(device: str) -> None:
 
     if not faiss.get_num_gpus() and (is_asked or len(installed()) > 1):
         remark(f"searches run on the CPU, FAISS sees no GPU: {why_no_gpu()}", stacklevel=4)
+
+
+def searched(
+    index: Any, queries: NDArray[np.float32], k: int, *, params: Any = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """`index.search`: FAISS's numbers and rows, (q, k) each.
+
+    Importing `faiss.contrib.torch_utils`, as pytorch-metric-learning does, replaces methods of every index by others
+    that take no search parameters; the methods as they were stay under names of their own.
+    """
+    distances, rows = getattr(index, "search_numpy", index.search)(queries, k, params=params)
+    return distances, rows
+
+
+def reconstructed(index: Any, start: int, count: int) -> NDArray[np.float32]:
+    """`index.reconstruct_n`: what the index made of `count` vectors from row `start` on, (count, d)."""
+    vectors: NDArray[np.float32] = getattr(index, "reconstruct_n_numpy", index.reconstruct_n)(start, count)
+    return vectors
+
+
+@contextmanager
+def threads_for(n_queries: int) -> Iterator[None]:
+    """FAISS's thread count and its switch to matrix products, as they are best for so many queries.
+
+    One query: one thread, since FAISS splits work by query; this setting is the calling thread's own. A batch: matrix
+    products from 4 queries per thread, long before FAISS's default of 128,000 / d; that setting is the process's, so
+    it is held under a lock and put back.
+    """
+    import faiss as typed_faiss
+
+    faiss: Any = typed_faiss
+    threads = faiss.omp_get_max_threads()
+    if n_queries == 1 and threads > 1:
+        faiss.omp_set_num_threads(1)
+        try:
+            yield
+        finally:
+            faiss.omp_set_num_threads(threads)
+    elif n_queries >= 4 * threads:
+        with _blas_lock:
+            threshold = faiss.cvar.distance_compute_blas_threshold
+            faiss.cvar.distance_compute_blas_threshold = 1
+            try:
+                yield
+            finally:
+                faiss.cvar.distance_compute_blas_threshold = threshold
+    else:
+        yield
