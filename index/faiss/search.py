@@ -124,7 +124,9 @@ class FaissSearch:
             spec: dimension and metric.
             ids: what to store, each once.
             source: reads raw vectors, again and again.
-            factory, device, seed: as in `build`.
+            factory: as in `build`, like the next two.
+            device: "auto", "cpu", "cuda", "cuda:N", "cuda:all".
+            seed: of the samples.
             settings: how to search an approximate kind, where it was measured before; None measures it now.
             coarse: the lists of an inverted file with as many that was built before, over the same ids.
 
