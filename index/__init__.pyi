@@ -6,7 +6,7 @@ from .building.encodings import (
 from .building.ray import RayEngine as RayEngine
 from .faiss.search import FaissSearch as FaissSearch
 from .faiss.tuning import TuningReport as TuningReport
-from .filters.matching import (
+from .filters.tree import (
     And as And,
     Eq as Eq,
     Filter as Filter,

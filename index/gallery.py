@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 
 from ..errors import InputError
-from .filters.matching import Filter
+from .filters.tree import Filter
 from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold
 from .reports import AddReport, VerifyReport, counted

@@ -29,26 +29,9 @@ from ...deadlines import check_deadline
 from ...errors import InputError
 from ...forking import ForkSafeLock
 from ..storage.records import Categorical
-from .text import parse_filter, tree_of
-from .tree import And, Comparison, Eq, Filter, Glob, In, Ne, Not, Or, Range, number
+from .tree import And, Comparison, Eq, Filter, Glob, In, Ne, Not, Or, Range, number, tree_of
 
-__all__ = [
-    "And",
-    "Eq",
-    "Filter",
-    "Glob",
-    "In",
-    "Ne",
-    "Not",
-    "Or",
-    "Range",
-    "Table",
-    "Verdicts",
-    "hints",
-    "matching",
-    "parse_filter",
-    "tree_of",
-]
+__all__ = ["Table", "Verdicts", "hints", "matching"]
 
 Mask: TypeAlias = NDArray[np.bool_]
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError, ShapeError
-from ..filters.matching import Filter
+from ..filters.tree import Filter
 from ..search import (
     UNKNOWN_FLOOR,
     Hits,

@@ -35,7 +35,8 @@ from distcam.errors import (
     InputError,
 )
 from distcam.index import Gallery, parse_filter, verify_gallery
-from distcam.index.filters.matching import And, In, Ne, Not, Or, Range, matching
+from distcam.index.filters.matching import matching
+from distcam.index.filters.tree import And, In, Ne, Not, Or, Range
 from distcam.index.milvus.connection import TOKEN_VARIABLE, Address, connected
 from distcam.index.milvus.filters import compiled, key_of
 from distcam.index.milvus.index import IndexKind
