@@ -186,13 +186,13 @@ def _copy(writer: GalleryWriter, found: Source, known: Encoder | None, progress:
 def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skipped: list[Skipped]) -> Array:
     """The rows that a gallery can hold; the others are noted with their reasons."""
     finite = np.isfinite(vectors.embedding).all(axis=1) & np.isfinite(vectors.pooled).all(axis=1)
-    comparable = np.any(vectors.embedding != 0, axis=1) | (spec.metric != "cosine")
+    is_zero = (vectors.embedding == 0).all(axis=1)
     rows = []
     for row, path in enumerate(entries.paths):
         reason = _path_refusal(path, seen)
         if not reason and not finite[row]:
             reason = "its vectors are not finite"
-        elif not reason and not comparable[row]:
+        elif not reason and is_zero[row] and spec.metric == "cosine":
             reason = "its embedding is zero, which no cosine compares"
         if reason:
             skipped.append(Skipped(path.encode("utf-8", "backslashreplace").decode(), reason))

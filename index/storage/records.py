@@ -133,8 +133,8 @@ class Vectors:
         """The vectors and maps of some rows."""
         pooled = self.pooled[rows]
         embedding = pooled if self.embedding is self.pooled else self.embedding[rows]
-        maps, scale = (None if part is None else part[rows] for part in (self.maps, self.map_scale))
-        return type(self)(pooled, embedding, maps, scale)
+        maps = None if self.maps is None else self.maps[rows]
+        return type(self)(pooled, embedding, maps, None if self.map_scale is None else self.map_scale[rows])
 
     @property
     def nbytes(self) -> int:
