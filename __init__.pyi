@@ -1,6 +1,8 @@
-from ._version import __version__ as __version__
-from .encoders import Encoder as Encoder, Encoding as Encoding
-from .errors import DistcamError as DistcamError
-from .index import Gallery as Gallery
-from .remarks import DistcamWarning as DistcamWarning
-from .retrieval import Matches as Matches, Retriever as Retriever
+from ._version import __version__
+from .encoders import Encoder, Encoding
+from .errors import DistcamError
+from .index import Gallery
+from .remarks import DistcamWarning
+from .retrieval import Matches, Retriever
+
+__all__ = ["DistcamError", "DistcamWarning", "Encoder", "Encoding", "Gallery", "Matches", "Retriever", "__version__"]

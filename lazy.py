@@ -1,6 +1,6 @@
-"""The faces of packages: public names stand once, in the package's `__init__.pyi`, and load on first use.
+"""The faces of packages: public names stand in the package's `__init__.pyi` alone, and load on first use.
 
-Type checkers and editors read the stub by themselves; importing a package that needs torch costs nothing until then.
+Type checkers, editors and the documentation read the stub too; a package that needs torch costs nothing until it is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["attach_stub"]
 
 
 def attach_stub(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package: the names that its stub imports `as` themselves.
+    """`__getattr__`, `__dir__` and `__all__` of a package: the names that its stub imports.
 
     Args:
         package: the package's `__name__`.

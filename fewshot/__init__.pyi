@@ -1,27 +1,43 @@
-from ..metrics.intervals import Interval as Interval, Intervals as Intervals, required_episodes as required_episodes
-from .classifiers import (
-    BDCSPN as BDCSPN,
-    Classifier as Classifier,
-    NearestNeighbour as NearestNeighbour,
-    Prototypes as Prototypes,
-    simple_shot as simple_shot,
-)
-from .episodes import EpisodeManifest as EpisodeManifest
-from .evaluation import (
-    Comparison as Comparison,
-    EpisodeResult as EpisodeResult,
-    compare as compare,
-    evaluate as evaluate,
-)
-from .explanation import DecisionMap as DecisionMap, decision_map as decision_map, episode_maps as episode_maps
-from .fine_tuning import FineTuned as FineTuned, baseline as baseline, baseline_plus_plus as baseline_plus_plus
-from .methods import classifier_of as classifier_of
-from .results import ResultFile as ResultFile, load_result as load_result
-from .sampling import sample_episodes as sample_episodes
-from .support import support_quality as support_quality, support_sensitivity as support_sensitivity
-from .transforms import (
-    Centre as Centre,
-    FeatureTransform as FeatureTransform,
-    L2Normalise as L2Normalise,
-    PowerTransform as PowerTransform,
-)
+from ..metrics.intervals import Interval, Intervals, required_episodes
+from .classifiers import BDCSPN, Classifier, NearestNeighbour, Prototypes, simple_shot
+from .episodes import EpisodeManifest
+from .evaluation import Comparison, EpisodeResult, compare, evaluate
+from .explanation import DecisionMap, decision_map, episode_maps
+from .fine_tuning import FineTuned, baseline, baseline_plus_plus
+from .methods import classifier_of
+from .results import ResultFile, load_result
+from .sampling import sample_episodes
+from .support import support_quality, support_sensitivity
+from .transforms import Centre, FeatureTransform, L2Normalise, PowerTransform
+
+__all__ = [
+    "BDCSPN",
+    "Centre",
+    "Classifier",
+    "Comparison",
+    "DecisionMap",
+    "EpisodeManifest",
+    "EpisodeResult",
+    "FeatureTransform",
+    "FineTuned",
+    "Interval",
+    "Intervals",
+    "L2Normalise",
+    "NearestNeighbour",
+    "PowerTransform",
+    "Prototypes",
+    "ResultFile",
+    "baseline",
+    "baseline_plus_plus",
+    "classifier_of",
+    "compare",
+    "decision_map",
+    "episode_maps",
+    "evaluate",
+    "load_result",
+    "required_episodes",
+    "sample_episodes",
+    "simple_shot",
+    "support_quality",
+    "support_sensitivity",
+]

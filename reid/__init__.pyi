@@ -1,46 +1,65 @@
-from .assessment import Assessment as Assessment, assess as assess, changed_protocol as changed_protocol
-from .auditing import Audit as Audit, audit as audit
-from .data import read_data as read_data
-from .evaluation import evaluate_distances as evaluate_distances, evaluate_features as evaluate_features
-from .features import (
-    Features as Features,
-    encode_data as encode_data,
-    read_features as read_features,
-    write_features as write_features,
-)
-from .mistakes import Answer as Answer, Failure as Failure, Promotion as Promotion
-from .pairs import (
-    BODY_PARTS as BODY_PARTS,
-    STRIPES as STRIPES,
-    PairExplanation as PairExplanation,
-    PartShare as PartShare,
-    explain_pair as explain_pair,
-    pairs_panel as pairs_panel,
-)
-from .part_energy import pair_energy as pair_energy
-from .policies import Labels as Labels, Protocol as Protocol
-from .records import ReidData as ReidData, ReidImage as ReidImage
-from .refinement import Refinement as Refinement
-from .reranking.k_reciprocal import (
-    Reranking as Reranking,
-    SharedNeighbours as SharedNeighbours,
-    rerank_features as rerank_features,
-)
-from .reranking.query_expansion import (
-    camera_normalised as camera_normalised,
-    expand_queries as expand_queries,
-    pool_views as pool_views,
-)
-from .results import CameraPair as CameraPair, Evaluation as Evaluation, QueryResults as QueryResults
-from .training import (
-    ReidRecipe as ReidRecipe,
-    TestSettings as TestSettings,
-    WalkerSettings as WalkerSettings,
-    train as train,
-)
-from .verification import (
-    Identification as Identification,
-    OperatingPoint as OperatingPoint,
-    Verification as Verification,
-)
-from .walkers import WalkerSet as WalkerSet, write_walkers as write_walkers
+from .assessment import Assessment, assess, changed_protocol
+from .auditing import Audit, audit
+from .data import read_data
+from .evaluation import evaluate_distances, evaluate_features
+from .features import Features, encode_data, read_features, write_features
+from .mistakes import Answer, Failure, Promotion
+from .pairs import BODY_PARTS, STRIPES, PairExplanation, PartShare, explain_pair, pairs_panel
+from .part_energy import pair_energy
+from .policies import Labels, Protocol
+from .records import ReidData, ReidImage
+from .refinement import Refinement
+from .reranking.k_reciprocal import Reranking, SharedNeighbours, rerank_features
+from .reranking.query_expansion import camera_normalised, expand_queries, pool_views
+from .results import CameraPair, Evaluation, QueryResults
+from .training import ReidRecipe, TestSettings, WalkerSettings, train
+from .verification import Identification, OperatingPoint, Verification
+from .walkers import WalkerSet, write_walkers
+
+__all__ = [
+    "BODY_PARTS",
+    "STRIPES",
+    "Answer",
+    "Assessment",
+    "Audit",
+    "CameraPair",
+    "Evaluation",
+    "Failure",
+    "Features",
+    "Identification",
+    "Labels",
+    "OperatingPoint",
+    "PairExplanation",
+    "PartShare",
+    "Promotion",
+    "Protocol",
+    "QueryResults",
+    "Refinement",
+    "ReidData",
+    "ReidImage",
+    "ReidRecipe",
+    "Reranking",
+    "SharedNeighbours",
+    "TestSettings",
+    "Verification",
+    "WalkerSet",
+    "WalkerSettings",
+    "assess",
+    "audit",
+    "camera_normalised",
+    "changed_protocol",
+    "encode_data",
+    "evaluate_distances",
+    "evaluate_features",
+    "expand_queries",
+    "explain_pair",
+    "pair_energy",
+    "pairs_panel",
+    "pool_views",
+    "read_data",
+    "read_features",
+    "rerank_features",
+    "train",
+    "write_features",
+    "write_walkers",
+]

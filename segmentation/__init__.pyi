@@ -1,26 +1,42 @@
-from .cam_training.weak_segmenter import WeakSegmenter as WeakSegmenter
-from .data import MaskedImages as MaskedImages, MaskIds as MaskIds
-from .measures import (
-    BackgroundCurve as BackgroundCurve,
-    SegmentationScore as SegmentationScore,
-    background_curve as background_curve,
-    evaluate_masks as evaluate_masks,
-)
-from .pipeline import run_segmentation as run_segmentation, score_segmenter as score_segmenter
-from .pseudo_masks.crf import CrfSettings as CrfSettings, dense_crf as dense_crf
-from .pseudo_masks.cues import CueSettings as CueSettings, make_cues as make_cues, pseudo_mask as pseudo_mask
-from .pseudo_masks.random_walk import WalkSettings as WalkSettings, refine_by_walk as refine_by_walk
-from .pseudo_masks.sources import load_source as load_source, network_of as network_of
-from .recipe import PipelineRecipe as PipelineRecipe
-from .segmenter.inference import (
-    InferenceSettings as InferenceSettings,
-    class_scores as class_scores,
-    score_images as score_images,
-)
-from .segmenter.segmenter import (
-    Segmenter as Segmenter,
-    build_segmenter as build_segmenter,
-    class_probabilities as class_probabilities,
-    load_segmenter as load_segmenter,
-)
-from .voc import VocFolder as VocFolder
+from .cam_training.weak_segmenter import WeakSegmenter
+from .data import MaskedImages, MaskIds
+from .measures import BackgroundCurve, SegmentationScore, background_curve, evaluate_masks
+from .pipeline import run_segmentation, score_segmenter
+from .pseudo_masks.crf import CrfSettings, dense_crf
+from .pseudo_masks.cues import CueSettings, make_cues, pseudo_mask
+from .pseudo_masks.random_walk import WalkSettings, refine_by_walk
+from .pseudo_masks.sources import load_source, network_of
+from .recipe import PipelineRecipe
+from .segmenter.inference import InferenceSettings, class_scores, score_images
+from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities, load_segmenter
+from .voc import VocFolder
+
+__all__ = [
+    "BackgroundCurve",
+    "CrfSettings",
+    "CueSettings",
+    "InferenceSettings",
+    "MaskIds",
+    "MaskedImages",
+    "PipelineRecipe",
+    "SegmentationScore",
+    "Segmenter",
+    "VocFolder",
+    "WalkSettings",
+    "WeakSegmenter",
+    "background_curve",
+    "build_segmenter",
+    "class_probabilities",
+    "class_scores",
+    "dense_crf",
+    "evaluate_masks",
+    "load_segmenter",
+    "load_source",
+    "make_cues",
+    "network_of",
+    "pseudo_mask",
+    "refine_by_walk",
+    "run_segmentation",
+    "score_images",
+    "score_segmenter",
+]

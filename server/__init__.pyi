@@ -1,3 +1,5 @@
-from .app import create_app as create_app
-from .running import run as run
-from .settings import Settings as Settings
+from .app import create_app
+from .running import run
+from .settings import Settings
+
+__all__ = ["Settings", "create_app", "run"]

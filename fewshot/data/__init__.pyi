@@ -1,8 +1,4 @@
-from .dataset import (
-    ArrayImages as ArrayImages,
-    FewShotData as FewShotData,
-    FileImages as FileImages,
-    Images as Images,
-    Split as Split,
-)
-from .specs import DATA_SETS as DATA_SETS, open_data as open_data
+from .dataset import ArrayImages, FewShotData, FileImages, Images, Split
+from .specs import DATA_SETS, open_data
+
+__all__ = ["DATA_SETS", "ArrayImages", "FewShotData", "FileImages", "Images", "Split", "open_data"]
