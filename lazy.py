@@ -1,6 +1,6 @@
 """The faces of packages: public names stand in the package's `__init__.pyi` alone, and load on first use.
 
-Type checkers, editors and the documentation read the stub too; a package that needs torch costs nothing until it is used.
+Type checkers, editors and the documentation read the stub too; a package that needs torch costs nothing until then.
 """
 
 from __future__ import annotations

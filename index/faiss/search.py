@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError
-from ...forking import ForkSafeLock, make_forks_safe
+from ...forking import make_forks_safe
 from ..search import (
     Hits,
     Ids,
@@ -29,14 +28,13 @@ from ..search import (
 from . import io as faiss_bytes
 from .candidates import Candidates
 from .factory import Coarse, choose_factory, coarse_of, index_bytes, inner_index, new_index
-from .gpu import GpuIndex, check_device, copy_to_gpus
+from .gpu import GpuCopy
 from .index_store import IndexStore, SearchSettings, check_range
 from .io import Buffer
 from .recall import RECALL_TARGET, GroundTruth, enough, ground_truth, measured_settings
 
 __all__ = ["FaissSearch"]
 
-_GPU_FROM = 10_000  # vectors; fewer are answered before a GPU starts
 _BLOCK = 8192
 _MEASURED_QUERIES = 200
 
@@ -55,10 +53,7 @@ class FaissSearch:
         self._store = store
         self._memory = MemoryVectors()  # stays empty where a source reads the vectors
         self._source: VectorSource = source or self._memory
-        self._device = check_device(device) if device != "auto" or faiss.get_num_gpus() else "cpu"
-        self._gpu: GpuIndex | None = None
-        self._gpu_lock = ForkSafeLock()
-        self._process = os.getpid()
+        self._gpu = GpuCopy(device)
         make_forks_safe()
 
     @classmethod
@@ -167,7 +162,7 @@ class FaissSearch:
     def use(self, settings: SearchSettings) -> None:
         """Search an approximate index this way from now on."""
         self._store.settings = settings
-        self._gpu = None
+        self._gpu.drop()
         if isinstance(inner := inner_index(self._store.index), faiss.IndexIVF):
             inner.nprobe = settings.effort or inner.nprobe  # a copy on a GPU takes it from here
 
@@ -211,7 +206,7 @@ class FaissSearch:
         stored = comparable(self.spec, raw, lengths)
         check_range(self.factory, stored)
         self._store.add(keys, stored)
-        self._gpu = None
+        self._gpu.drop()
         if self._source is self._memory:
             self._memory.put(keys, raw)
 
@@ -242,7 +237,8 @@ class FaissSearch:
         book = self._store.id_map
         rows = book.all_live() if allowed is None else book.rows_of(check_ids(allowed))
         mask = book.live if allowed is None and rows is not None else None
-        engine = Candidates(self._store, self._source, rows, self._on_gpu(), mask)
+        gpu = self._gpu.of(self._store, factory=self.factory)
+        engine = Candidates(self._store, self._source, rows, gpu, mask)
         return search_exactly(self.spec, queries, k, engine=engine)
 
     def scan(self, batch_size: int = 1024) -> Iterator[tuple[Ids, Vectors]]:
@@ -277,13 +273,14 @@ class FaissSearch:
 
     def close(self) -> None:
         """Free the index; what is left is empty."""
-        self._store, self.factory, self._gpu = IndexStore(self.spec, new_index(self.spec, "Flat")), "Flat", None
+        self._store, self.factory = IndexStore(self.spec, new_index(self.spec, "Flat")), "Flat"
+        self._gpu.drop()
         self._memory = MemoryVectors()
 
     @property
     def device(self) -> str:
         """The place of search: `"cpu"`, or the GPU that was asked for and used."""
-        return "cpu" if self._gpu is None else "cuda" if self._device == "auto" else self._device
+        return self._gpu.used
 
     @property
     def coarse(self) -> Coarse | None:
@@ -327,26 +324,3 @@ class FaissSearch:
             "a search index stays in its process: send the Gallery, which opens its folder again, or the bytes of "
             "`serialise()`"
         )
-
-    def _on_gpu(self) -> GpuIndex | None:
-        """The copy on GPUs, made on first use after a change; None where the CPU answers."""
-        if self._device == "cpu" or (self._device == "auto" and len(self._store.id_map) < _GPU_FROM):
-            return None
-        if os.getpid() != self._process:  # what a GPU holds does not come along into a forked process
-            if self._device != "auto":
-                raise InputError(
-                    f"this process was forked after its parent had searched on {self._device}, which it cannot use; "
-                    'start it with multiprocessing.get_context("spawn"), or search on the CPU'
-                )
-            return None
-        with self._gpu_lock:
-            if self._gpu is None:
-                self._gpu = copy_to_gpus(self._store.index, device=self._device, radius=self._store.precision.radius)
-            if self._gpu is None and self._device != "auto":
-                raise InputError(
-                    f"FAISS cannot hold {self.factory!r} on {self._device}: too little memory, or no such index "
-                    "on GPUs; use device auto, or another index"
-                )
-            if self._gpu is None:
-                self._device = "cpu"
-            return self._gpu

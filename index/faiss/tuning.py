@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-import faiss as typed_faiss
+import faiss
 import numpy as np
 
 from ...errors import InputError
@@ -25,8 +25,6 @@ from .factory import Coarse, index_bytes, list_count, new_index
 from .index_store import SearchSettings
 from .recall import GroundTruth, enough, ground_truth, has_levelled_off, machine, single_latencies
 from .search import FaissSearch
-
-faiss: Any = typed_faiss
 
 __all__ = ["Budget", "Trial", "TuningReport", "default_candidates", "settings_of", "tune"]
 
@@ -99,13 +97,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class TuningReport:
-    """All candidates, and the one that was chosen.
+    """All candidates in the order in which they were tried, and what was measured of the chosen one.
 
-    Attributes:
-        trials: in the order in which they were tried.
-        tuning: of the chosen one.
-        budget: what was asked for.
-        binding: the budgets without which another would have been chosen.
+    `binding` names the budgets without which another would have been chosen.
     """
 
     trials: tuple[Trial, ...]

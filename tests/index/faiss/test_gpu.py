@@ -11,7 +11,7 @@ import pytest
 from search_answers import EXACT, assert_same, blobs, build, ids_of, true_hits
 
 from distcam.errors import InputError
-from distcam.index.faiss import search as faiss_search
+from distcam.index.faiss import gpu as faiss_gpu
 from distcam.index.faiss.candidates import ErrorBound
 from distcam.index.faiss.factory import new_index
 from distcam.index.faiss.gpu import GpuIndex, Plan, check_device, gpus_of, plan_copy, shards_of
@@ -46,7 +46,7 @@ def test_what_a_gpu_proposes_goes_through_the_same_exact_layer(factory: str, mon
             return self.index.search(queries, n)
 
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
-    monkeypatch.setattr(faiss_search, "copy_to_gpus", lambda index, **_: Copy(index))
+    monkeypatch.setattr(faiss_gpu, "copy_to_gpus", lambda index, **_: Copy(index))
     vectors = blobs(3000, 12)
     on_gpu, on_cpu = build(vectors, "l2", factory, device="cuda"), build(vectors, "l2", factory)
     for allowed in (None, np.arange(0, 2900, dtype=np.uint64), np.arange(0, 3000, 40, dtype=np.uint64)):
@@ -199,7 +199,7 @@ def test_flat_vectors_halved_on_a_gpu_lose_no_neighbour(monkeypatch: pytest.Monk
         return GpuIndex(half, is_half=True)
 
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
-    monkeypatch.setattr(faiss_search, "copy_to_gpus", halved)
+    monkeypatch.setattr(faiss_gpu, "copy_to_gpus", halved)
     vectors = (10 + 0.01 * np.random.default_rng(0).standard_normal((3000, 32))).astype(np.float32)
     for metric in ("l2", "cosine", "dot"):
         found = build(vectors, metric, device="cuda").search(vectors[:20], 10)
