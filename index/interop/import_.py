@@ -185,7 +185,7 @@ def _copy(writer: GalleryWriter, found: Source, known: Encoder | None, progress:
 
 def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skipped: list[Skipped]) -> Array:
     """The rows that a gallery can hold; the others are noted with their reasons."""
-    finite: Array = np.isfinite(vectors.embedding).all(axis=1) & np.isfinite(vectors.pooled).all(axis=1)
+    finite = np.logical_and(np.isfinite(vectors.embedding).all(axis=1), np.isfinite(vectors.pooled).all(axis=1))
     is_zero: Array = (vectors.embedding == 0).all(axis=1)
     rows = []
     for row, path in enumerate(entries.paths):
