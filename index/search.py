@@ -96,7 +96,7 @@ class Search(Protocol):
         """Number of distinct ids stored."""
 
     def verify(self) -> list[str]:
-        """What is wrong with the backend's own data, one sentence each; empty when it is sound."""
+        """Problems in the backend's own data, one sentence each; empty when it is sound."""
 
     def close(self) -> None:
         """Lets go of memory and connections; a second call does nothing."""
@@ -119,7 +119,7 @@ UNKNOWN_FLOOR = float(np.finfo(np.float64).max)
 
 
 class Proposal(NamedTuple):
-    """What an engine offers for one query.
+    """An engine's candidates for one query.
 
     Attributes:
         ids: candidates in any order; repeats are dropped.

@@ -1,4 +1,4 @@
-"""Which FAISS index a gallery gets, what it takes, and how it is trained.
+"""Choice of a gallery's FAISS index, its memory, and its training.
 
 Exact indexes as long as they are quick enough: `Flat` (float32), then `SQfp16` (half the memory, over twice the speed).
 Beyond a million vectors an inverted file whose `nprobe` is measured on the gallery's own vectors (`recall.py`).
@@ -221,7 +221,7 @@ def coarse_of(index: Any) -> Coarse | None:
 
 
 def training_size(index: Any, count: int) -> int:
-    """How many of `count` vectors to train on: enough for every list, and for every code."""
+    """Number of vectors to train on, out of `count`: enough for every list, and for every code."""
     lists = int(getattr(inner_index(index), "nlist", 0))
     return min(count, max(_TRAINING_PER_LIST * lists, _TRAINING_LEAST))
 

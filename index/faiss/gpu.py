@@ -37,7 +37,7 @@ _ADD_BLOCK = 65_536
 
 
 class Plan(NamedTuple):
-    """Where a copy goes: to these devices, in parts or whole to each; flat vectors in half precision or as they are."""
+    """The devices of a copy, in parts or whole on each; flat vectors in half precision or as they are."""
 
     devices: tuple[int, ...]
     is_sharded: bool
@@ -131,7 +131,7 @@ def gpus_of(device: str) -> tuple[int, ...]:
 
 
 def plan_copy(index: Any, *, device: str, free: Callable[[int], int], radius: float) -> Plan | None:
-    """How to place an index, by the memory that is free; None where there is not enough, or FAISS has no such kind.
+    """The placement of an index, by free memory; None where there is not enough, or FAISS has no such kind.
 
     "auto" takes the first GPU that holds all of it; "cuda:all" puts it on every GPU, which share out the queries. Where
     no GPU holds it, all of them share out the vectors. Flat vectors are halved only where they do not fit otherwise,

@@ -171,7 +171,7 @@ class Precision:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How to search an approximate index, and how well it then finds what the exact one finds.
+    """Effort and over-fetch of an approximate index, and the recall that was measured with them.
 
     Attributes:
         effort: nprobe (inverted file) or efSearch (HNSW) to search with; None where there is no such knob.

@@ -155,7 +155,7 @@ def _limits(size: int, *, tables: int) -> Iterator[None]:
 
 
 def structure_problems(index: Any, *, rows: int) -> list[str]:
-    """What contradicts `rows` rows numbered from 0, one sentence each."""
+    """Contradictions to `rows` rows numbered from 0, one sentence each."""
     if index.ntotal != rows:
         return [f"the index holds {counted(index.ntotal, 'vector')}, expected {rows}"]
     inner = inner_index(index)

@@ -1,4 +1,4 @@
-"""How many of the true neighbours an index finds, and how quickly, measured on the gallery's own vectors.
+"""Recall and latency of an index, measured on the gallery's own vectors.
 
 Stored vectors are the queries, each without itself. The truth is found by reading everything once, a block at a time;
 a vector counts as found when it is as near as the true k-th neighbour, so that copies do for one another.
@@ -116,7 +116,7 @@ def ground_truth(
 def measured_settings(
     store: IndexStore, source: VectorSource, truth: GroundTruth, *, target: float = RECALL_TARGET
 ) -> Iterator[SearchSettings]:
-    """What each setting of the knob finds, from the least to the most effort, with the least over-fetch that it takes.
+    """Recall of each effort, from the least to the most, with the least over-fetch that it takes.
 
     Stops after a setting that finds everything.
     """

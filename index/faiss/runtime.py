@@ -49,7 +49,7 @@ def describe() -> str:
 
 
 def fault() -> str | None:
-    """What is wrong with FAISS here, and how to mend it: two in one place, none, or one without files; else None."""
+    """The fault of the installed FAISS and its remedy: two in one place, none, or one without files; else None."""
     names = installed()
     if len(names) > 1:
         remove = f"pip uninstall -y {' '.join(names)}"
@@ -69,7 +69,7 @@ def fault() -> str | None:
 
 
 def fault_behind(error: ImportError | AttributeError) -> str | None:
-    """What is wrong with FAISS where an error misses it or something in it; None for any other error."""
+    """The fault of the installed FAISS behind an error that misses it or something in it; None for any other error."""
     about = error.name if isinstance(error, ImportError) else getattr(error.obj, "__name__", None)
     return fault() if str(about).partition(".")[0] == "faiss" else None
 

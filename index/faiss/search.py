@@ -152,7 +152,7 @@ class FaissSearch:
         self.use(settings)
 
     def measured_settings(self, truth: GroundTruth, *, target: float = RECALL_TARGET) -> Iterator[SearchSettings]:
-        """What each setting of an approximate index finds, from the least to the most effort."""
+        """Recall of each setting of an approximate index, from the least to the most effort."""
         return measured_settings(self._store, self._source, truth, target=target)
 
     def read_from(self, source: VectorSource) -> None:

@@ -68,7 +68,7 @@ class Budget:
         return cls(recall, memory, latency_ms)
 
     def missed(self, trial: Trial) -> tuple[str, ...]:
-        """Which budgets a candidate overruns: "memory", "recall", "latency"."""
+        """Budgets that a candidate overruns: "memory", "recall", "latency"."""
         found = trial.tuning
         missed: tuple[str, ...] = ("memory",) if trial.total_bytes > self.memory else ()
         if found is not None and found.recall_at_10 < self.recall:
@@ -109,7 +109,7 @@ class TuningReport:
 
     @property
     def index(self) -> str:
-        """What the gallery's manifest calls the chosen index."""
+        """The chosen index as the manifest names it."""
         return "flat" if self.tuning.factory == "Flat" else self.tuning.factory
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class TuningReport:
 
 
 def settings_of(tuning: Tuning | None) -> SearchSettings | None:
-    """How to search an index that was tuned."""
+    """Search settings of an index that was tuned."""
     if tuning is None:
         return None
     return SearchSettings(tuning.effort, tuning.recall_at_10, tuning.queries, tuning.overfetch)

@@ -163,7 +163,7 @@ def _require_text(where: Comparison, *values: Any) -> None:
 
 
 def _depth_over(where: And | Or | Not, *parts: Any) -> int:
-    """How many levels of `and`, `or`, `not` a filter has; whatever reads the tree may go down them one by one."""
+    """Levels of `and`, `or`, `not` in a filter over these parts; evaluation goes down them by recursion."""
     for part in parts:
         if not isinstance(part, Filter):
             raise InputError(

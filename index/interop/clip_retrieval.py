@@ -57,7 +57,7 @@ def open_clip_retrieval(place: Path, *, root: Path | None, label_column: str | N
 
 
 def _about(place: Path) -> dict[str, Any]:
-    """What our own export says of itself, checked; nothing when somebody else wrote the folder."""
+    """The description in a distcam export, checked; empty for folders of other tools."""
     file = place / EXPORT_FILE
     if not file.is_file():
         return {}

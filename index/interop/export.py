@@ -219,7 +219,7 @@ class _Writing:
         if copy is None or not copy.is_file():
             remark(
                 f"{self._gallery.folder} keeps no copy of its encoder {self._gallery.manifest.encoder.short_name}, so "
-                "none is exported; whoever imports this needs the encoder to ask about new images"
+                "none is exported; an import needs the encoder to be given for queries with new images"
             )
             return False
         shutil.copyfile(copy, self._folder / ENCODER_FILE)

@@ -1,7 +1,7 @@
 """A gallery of vectors that other tools made: written by commits, as a build writes it, and as crash-safe.
 
 Which encoder made the vectors is in none of these files but our own exports, which bring it along. Without it the
-gallery answers stored images and vectors only; whoever names one has it checked on the images themselves.
+gallery answers stored images and vectors only; an encoder that is named is checked on the images themselves.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def import_gallery(
         label_column: the column with the classes.
         root: the folder that relative image paths refer to.
         index: `"auto"`, `"flat"`, or a FAISS factory string.
-        device: where the encoder runs for that.
+        device: of the encoder in that trial.
         overwrite: replace a gallery at `out`.
         progress: called with rows done and rows in all.
 
@@ -150,7 +150,7 @@ def _opened(folder: Path, manifest: Manifest, *, overwrite: bool) -> Iterator[Ga
 
 
 def _replaceable(folder: Path, new: Manifest, *, overwrite: bool) -> Manifest | None:
-    """What lies there and may be replaced; GalleryExistsError when it may not."""
+    """The gallery there that may be replaced; GalleryExistsError when it may not."""
     old = existing_gallery(folder, overwrite=overwrite)
     if old is not None and not overwrite and (old.complete or old.encoder.fingerprint != new.encoder.fingerprint):
         raise GalleryExistsError(f"{folder}: holds a gallery; choose another --out, or replace it with --overwrite")

@@ -1,4 +1,4 @@
-"""What the formats of other tools have in common: a source of rows, arrays that are not trusted, cells of tables."""
+"""Ground common to the formats of other tools: a source of rows, untrusted arrays, cells of tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STATE_COLUMNS = ("id", "sha256", "size", "mtime_ns")  # in the tables of `distc
 
 @dataclass(frozen=True)
 class Source:
-    """What another tool left behind.
+    """Rows of vectors that another tool wrote.
 
     Attributes:
         kind: which tool's layout it is.

@@ -64,7 +64,7 @@ class SyncFolder:
         return folder if slash else None
 
     def columns_of(self, path: str) -> dict[str, str]:
-        """What else the folders say: the split, where they are those of splits."""
+        """The split, where the folders are those of splits."""
         splits = self._outer_splits if _is_absolute(path) else self._splits
         if splits is None or not splits.names:
             return {}

@@ -1,4 +1,4 @@
-"""What a folder sync has to do: which files are new, changed, moved, doubled or gone. Nothing here encodes or writes.
+"""Plan of a folder sync: new, changed, moved, doubled and missing files. Nothing here encodes or writes.
 
 Contents decide, by SHA-256; size and time of change only spare reading what has not changed. What cannot be looked at
 now is never taken for gone.
@@ -30,7 +30,7 @@ SyncKind = Literal["added", "changed", "moved", "duplicated", "relabelled", "rem
 
 @dataclass(frozen=True)
 class SyncSettings:
-    """What a sync may do.
+    """Options of a sync.
 
     Attributes:
         labels: `"folder"`, `"none"`, or a CSV: what it says holds for every image. None: images that are there keep
@@ -62,7 +62,7 @@ class SyncSettings:
 
 
 class Row(NamedTuple):
-    """Where an image lies in the gallery."""
+    """An image's row in its segment."""
 
     segment: Segment
     row: int
@@ -107,7 +107,7 @@ class Carry(NamedTuple):
 
 @dataclass
 class Plan:
-    """What has to be done.
+    """The work of a sync.
 
     Attributes:
         carries: rows that need no encoding.
@@ -117,7 +117,7 @@ class Plan:
         missing: paths of images that are gone and stay all the same.
         skipped: files that cannot be used.
         unchanged: images that are as the gallery has them.
-        busy: files that changed so lately that somebody may still be writing them.
+        busy: files that changed so lately that they may still be being written.
         inside: images of the gallery under the folder, before.
     """
 

@@ -1,4 +1,4 @@
-"""What a folder sync did, or would do."""
+"""Report of a folder sync."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KINDS: tuple[SyncKind, ...] = ("added", "changed", "moved", "duplicated", "rela
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happened to one image; `origin` is the path that its vectors come from when nothing was encoded."""
+    """One image's change; `origin` is the path that its vectors come from when nothing was encoded."""
 
     kind: SyncKind
     path: str
@@ -25,13 +25,13 @@ class Change:
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What a sync did, or would do.
+    """The changes that a sync made, or would make.
 
     Attributes:
         changes: image by image.
         unchanged: images that were as the gallery had them.
         missing: paths whose files are gone and which stay in the gallery.
-        skipped: files that cannot be used; what the gallery had under their paths is kept.
+        skipped: files that cannot be used; the images that the gallery had under their paths stay.
         busy: files left for later because they are being written.
         images: images in the gallery afterwards.
         is_dry_run: nothing was done.
@@ -49,7 +49,7 @@ class SyncReport:
 
     @property
     def counts(self) -> Counter[SyncKind]:
-        """How many images were added, changed, and so on."""
+        """Number of images added, changed, and so on."""
         return Counter(change.kind for change in self.changes)
 
     def to_dict(self) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class LazyEncoder:
 def plan_sync(
     snapshot: Snapshot, folder: SyncFolder, settings: SyncSettings, *, progress: Progress | None
 ) -> SyncReport:
-    """What a sync would do. New files are decoded, to see which cannot be used, but not encoded."""
+    """The report of a dry run. New files are decoded, to see which cannot be used, but not encoded."""
     plan = make_plan(snapshot, folder, settings, progress=progress)
     changes = [*_carried(plan.carries), *(_change(offer) for offer in plan.offers)]
     changes += [_twin(offer, first) for offer, first in plan.twins]
