@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 
 if TYPE_CHECKING:
+    from ..synthetic.walkers import WalkerSet, write_walkers
     from .assessment import Assessment, assess, changed_protocol
     from .auditing import Audit, audit
     from .data import read_data
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from .results import CameraPair, Evaluation, QueryResults
     from .training import ReidRecipe, TestSettings, WalkerSettings, train
     from .verification import Identification, OperatingPoint, Verification
-    from .walkers import WalkerSet, write_walkers
 
 _HOME = {
     "BODY_PARTS": "pairs",
@@ -54,7 +54,7 @@ _HOME = {
     "SharedNeighbours": "reranking.k_reciprocal",
     "TestSettings": "training",
     "Verification": "verification",
-    "WalkerSet": "walkers",
+    "WalkerSet": ".synthetic.walkers",
     "WalkerSettings": "training",
     "assess": "assessment",
     "audit": "auditing",
@@ -73,7 +73,7 @@ _HOME = {
     "rerank_features": "reranking.k_reciprocal",
     "train": "training",
     "write_features": "features",
-    "write_walkers": "walkers",
+    "write_walkers": ".synthetic.walkers",
 }
 
 __all__ = [

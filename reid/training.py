@@ -30,6 +30,7 @@ from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError
 from ..images import Transform, list_images
 from ..index.reports import Skipped
+from ..synthetic.walkers import WalkerSet, write_walkers
 from ..training.data.parts import Part
 from ..training.data.pixels import decode, say_left_out
 from ..training.data.training_set import TrainingSet
@@ -41,7 +42,6 @@ from .data import ReidData, read_data
 from .distances import Metric
 from .features import Features
 from .part_energy import pair_energy
-from .walkers import WalkerSet, write_walkers
 
 __all__ = ["ReidRecipe", "TestSettings", "WalkerSettings", "train"]
 

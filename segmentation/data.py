@@ -30,7 +30,7 @@ from .layouts import CAMVID_CLASSES, VOC_CLASSES, Entry
 from .pseudo_masks.files import VOID, Mask, MaskIds, boxes_around, label_map, read_names
 
 if TYPE_CHECKING:
-    from ..images.scenes import SceneSet
+    from ..synthetic.scene_set import SceneSet
 
 __all__ = [
     "CAMVID_CLASSES",

@@ -20,7 +20,7 @@ from ..images.tables import rows_of, text_of
 from .pseudo_masks.files import read_names
 
 if TYPE_CHECKING:
-    from ..images.scenes import SceneSet
+    from ..synthetic.scene_set import SceneSet
 
 __all__ = ["CAMVID_CLASSES", "VOC_CLASSES", "Entry", "in_camvid", "in_folder", "in_scenes", "in_table", "in_voc"]
 

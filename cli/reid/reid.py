@@ -96,7 +96,7 @@ def walkers(
     as_json: AsJson = False,
 ) -> None:
     """Draw synthetic pedestrians in the layout of Market-1501, with look-alikes, distractors and junk boxes."""
-    from ...reid.walkers import write_walkers
+    from ...synthetic.walkers import write_walkers
 
     with progress_bar("drawing") as progress:
         written = write_walkers(

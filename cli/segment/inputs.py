@@ -91,7 +91,7 @@ def open_data(
         refuse_unused(f"by the layout {layout}, which has its own", "names")
     own = None if names is None else read_names(names)
     if layout == "scenes":
-        from ...images.scenes import SceneSet
+        from ...synthetic.scene_set import SceneSet
 
         return MaskedImages.from_scenes(SceneSet.read(source), split or "test")
     if layout == "voc":

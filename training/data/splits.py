@@ -25,7 +25,7 @@ from .pixels import Cache, say_left_out
 from .training_set import TrainingSet
 
 if TYPE_CHECKING:
-    from ...images.scenes import Blueprint
+    from ...synthetic.scene_set import Blueprint
 
 __all__ = [
     "DATA_VARIABLE",
@@ -196,7 +196,7 @@ def load_splits(
 def _scene_splits(
     settings: DataSettings, scenes: ScenesSettings, transform: Transform, cache: Path, progress: Progress | None
 ) -> dict[str, TrainingSet]:
-    from ...images.scenes import SceneSet, blueprints, write_scenes
+    from ...synthetic.scene_set import SceneSet, blueprints, write_scenes
 
     if "train" not in scenes.splits:
         raise InputError(f"[data.scenes.splits] needs a split 'train'; got {', '.join(scenes.splits) or 'none'}")
@@ -235,7 +235,7 @@ def _digest(*values: object) -> str:
 
 
 def _backgrounds(part: ScenePart, classes: Sequence[Blueprint]) -> dict[str, tuple[str, ...]] | None:
-    from ...images.scenes import BACKGROUNDS
+    from ...synthetic.scene_set import BACKGROUNDS
 
     if part.backgrounds == "any":
         return None

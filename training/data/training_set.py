@@ -21,7 +21,7 @@ from .outlines import Labels, Outlines, RegionTable
 from .pixels import MEMORY_LIMIT, Cache, InFiles, InMemory, Pixels, decode, say_left_out
 
 if TYPE_CHECKING:
-    from ...images.scenes import SceneSet
+    from ...synthetic.scene_set import SceneSet
 
 __all__ = ["MEMORY_LIMIT", "Cache", "RegionTable", "TrainingSet"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image, ImageFilter
 
-from ..images.drawing import Light, texture
+from .painter import Light, texture
 
 __all__ = ["COLOURS", "HAIRS", "ITEMS", "SKINS", "Camera", "Facing", "Moment", "Walker"]
 

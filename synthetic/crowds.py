@@ -14,8 +14,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from ..errors import InputError
-from ..images.blueprints import Blueprint
-from ..images.scene import draw_scene
+from .blueprints import Blueprint
+from .scene import draw_scene
 
 __all__ = ["Crowd", "draw_cells", "draw_crowd", "draw_crowds"]
 

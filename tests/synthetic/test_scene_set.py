@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distcam.errors import InputError
-from distcam.images.scenes import (
+from distcam.synthetic.scene_set import (
     BACKGROUNDS,
     Blueprint,
     Part,

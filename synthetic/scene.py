@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from ..errors import InputError
+from ..images.geometry import Box
 from .blueprints import Blueprint
-from .drawing import BACKGROUNDS, INKS, OUTLINES, Layer, Light, check_name, compose, outline, texture, turn
-from .geometry import Box
+from .painter import BACKGROUNDS, INKS, OUTLINES, Layer, Light, check_name, compose, outline, texture, turn
 
 __all__ = ["Scene", "SceneObject", "check_scene", "draw_scene"]
 

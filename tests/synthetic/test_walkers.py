@@ -12,8 +12,8 @@ from PIL import Image
 
 from distcam.errors import InputError
 from distcam.reid import WalkerSet, audit, write_walkers
-from distcam.reid.bodies import PARTS, draw_pedestrian
-from distcam.reid.pedestrians import ITEMS, Camera, Moment, Walker
+from distcam.synthetic.bodies import PARTS, draw_pedestrian
+from distcam.synthetic.pedestrians import ITEMS, Camera, Moment, Walker
 
 
 @pytest.fixture(scope="module")

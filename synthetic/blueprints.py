@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import InputError
-from .drawing import INKS, OUTLINES, check_name, outline, turn
+from .painter import INKS, OUTLINES, check_name, outline, turn
 
 __all__ = ["Blueprint", "Part", "blueprints"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from ..images.drawing import Layer, compose
+from .painter import Layer, compose
 from .pedestrians import COLOURS, HAIRS, SKINS, Camera, Facing, Moment, Walker
 
 __all__ = ["OBSTACLES", "PARTS", "draw_pedestrian"]

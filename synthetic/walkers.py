@@ -19,10 +19,10 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ..errors import InputError
+from ..reid.layouts import read_market
+from ..reid.records import ReidData
 from .bodies import OBSTACLES, PARTS, draw_pedestrian
-from .layouts import read_market
 from .pedestrians import ITEMS, Camera, Moment, Walker
-from .records import ReidData
 
 __all__ = ["WalkerSet", "write_walkers"]
 

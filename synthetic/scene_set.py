@@ -27,9 +27,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ..errors import InputError
+from ..images.geometry import Box
 from .blueprints import Blueprint, Part, blueprints
-from .drawing import BACKGROUNDS, check_name
-from .geometry import Box
+from .painter import BACKGROUNDS, check_name
 from .scene import Scene, SceneObject, check_scene, draw_scene
 
 __all__ = [
