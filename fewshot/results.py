@@ -22,8 +22,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ..datasets.episodes import EpisodeManifest
 from ..errors import InputError
-from .episodes import EpisodeManifest
 from .evaluation import EpisodeResult
 from .files import read_hdf5, write_aside
 

@@ -13,10 +13,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ..datasets.reid_records import ReidData, ReidImage
 from ..errors import InputError
 from ..files import replacing
 from ..remarks import remark
-from .records import ReidData, ReidImage
 
 if TYPE_CHECKING:  # encoding imports torch, which everything else here does without
     from torch import Tensor

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..datasets.reid_records import ReidData, ReidImage
 from ..encoders import Encoder, Encoding
 from ..explain import dist_cam, fold
 from ..explain.methods.correspondence import correspondence
 from ..synthetic.walkers import WalkerSet
 from ..training.recipes.evaluation import energy_in_raster
-from .records import ReidData, ReidImage
 
 __all__ = ["pair_energy"]
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+from ..datasets.reid import ReidData, read_data
 from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError
 from ..images import Transform, list_images
@@ -38,7 +39,6 @@ from ..training.recipes.recipe import Recipe, RecipeFile
 from ..training.recipes.runs import Reading, RunResult, run_recipe
 from ..training.recipes.tables import parse
 from .assessment import Refinement, assess
-from .data import ReidData, read_data
 from .distances import Metric
 from .features import Features
 from .part_energy import pair_energy

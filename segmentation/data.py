@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..datasets import masked_images as layouts
+from ..datasets.masked_images import CAMVID_CLASSES, VOC_CLASSES, Entry
 from ..encoders.trained_on import file_digests
 from ..errors import ImageError, InputError
 from ..images import Transform, read_image
@@ -25,8 +27,6 @@ from ..images.masks import MaskFolder, read_class_numbers, wrong_size
 from ..index.reports import Skipped
 from ..training.data.pixels import say_left_out
 from ..training.data.training_set import RegionTable, TrainingSet
-from . import layouts
-from .layouts import CAMVID_CLASSES, VOC_CLASSES, Entry
 from .pseudo_masks.files import VOID, Mask, MaskIds, boxes_around, label_map, read_names
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from ..datasets.market1501 import read_market
+from ..datasets.reid_records import ReidData
 from ..errors import InputError
-from ..reid.layouts import read_market
-from ..reid.records import ReidData
 from .bodies import OBSTACLES, PARTS, draw_pedestrian
 from .pedestrians import ITEMS, Camera, Moment, Walker
 

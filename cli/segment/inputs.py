@@ -78,9 +78,9 @@ def open_data(
     class_names: Sequence[str] | None,
 ) -> MaskedImages:
     """The pictures that the options name."""
+    from ...datasets.masked_images import splits_of_table
     from ...remarks import remark
     from ...segmentation.data import VOC_CLASSES, MaskedImages, read_names
-    from ...segmentation.layouts import splits_of_table
 
     layout = _layout_of(source) if layout == "auto" else layout
     if layout != "folder":

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from .joining import is_plain, near_file, spelled
-from .layouts import LAYOUTS, DatasetRecord, Layout, Role, read_folders, read_table
-from .listing import ImageRecord, Listing, _Labels
-from .splits import split_name
+from ..images.joining import is_plain, near_file, spelled
+from ..images.listing import ImageRecord, Listing, _Labels
+from ..images.splits import split_name
+from .retrieval_lists import LAYOUTS, DatasetRecord, Layout, Role, read_folders, read_table
 
 __all__ = ["Dataset", "DatasetRecord", "Role", "dataset_layouts", "load_dataset"]
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..index.storage.durable import Storage
-from .data import VOID, Mask
+from ..segmentation.data import VOID, Mask
 
 __all__ = ["VocFolder", "overlay_mask", "palette", "palette_image"]
 

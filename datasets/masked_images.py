@@ -17,7 +17,7 @@ from ..images.listing import quiet_listing
 from ..images.masks import MaskFolder
 from ..images.splits import split_column, split_name
 from ..images.tables import rows_of, text_of
-from .pseudo_masks.files import read_names
+from ..segmentation.pseudo_masks.files import read_names
 
 if TYPE_CHECKING:
     from ..synthetic.scene_set import SceneSet

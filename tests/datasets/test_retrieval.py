@@ -8,9 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
+from distcam.datasets.retrieval_lists import LAYOUTS
 from distcam.errors import InputError
 from distcam.images import dataset_layouts, load_dataset
-from distcam.images.layouts import LAYOUTS
 from distcam.remarks import DistcamWarning
 
 

@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from .labelling import box_columns, remark_on_placeholders, remark_on_twins, require_labels, uncut_boxes
-from .listing import ImageRecord, quiet_listing
-from .overlooked import overlooked_column
-from .splits import flags_of, split_column, split_name, split_of_row
+from ..images.labelling import box_columns, remark_on_placeholders, remark_on_twins, require_labels, uncut_boxes
+from ..images.listing import ImageRecord, quiet_listing
+from ..images.overlooked import overlooked_column
+from ..images.splits import flags_of, split_column, split_name, split_of_row
 
 __all__ = ["LAYOUTS", "DatasetRecord", "Layout", "Role", "Tree", "read_folders", "read_table"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...errors import InputError
+from ..errors import InputError
 from .archives import data_of_arrays, first_that_exists, read_pickled_images
-from .dataset import FewShotData
-from .folder import data_of_classes, read_class_lists
+from .class_folders import data_of_classes, read_class_lists
+from .few_shot import FewShotData
 
 __all__ = ["cifar_fs"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import InputError
-from .layouts import read_cuhk03, read_market, read_veri
-from .lists import read_csv, read_msmt17, read_vehicleid
-from .records import FormatName, ReidData, ReidImage, Role, labels_of
+from .market1501 import read_cuhk03, read_market, read_veri
+from .reid_lists import read_csv, read_msmt17, read_vehicleid
+from .reid_records import FormatName, ReidData, ReidImage, Role, labels_of
 
 __all__ = ["ReidData", "ReidImage", "Role", "labels_of", "read_data"]
 

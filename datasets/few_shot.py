@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 from torch import stack as stack_tensors
 
-from ...encoders.trained_on import content_digest
-from ...errors import ImageError, InputError
-from ...images import Transform, read_image
-from ...index.reports import Skipped
-from ...training.data.pixels import decode
-from ..episodes import EpisodeManifest, as_names, check_items, split_hash
+from ..encoders.trained_on import content_digest
+from ..errors import ImageError, InputError
+from ..images import Transform, read_image
+from ..index.reports import Skipped
+from ..training.data.pixels import decode
+from .episodes import EpisodeManifest, as_names, check_items, split_hash
 
 __all__ = ["PARTS", "ArrayImages", "FewShotData", "FileImages", "Images", "Split", "data_of_files", "readable"]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distcam.datasets.voc import VocFolder, overlay_mask, palette
 from distcam.errors import InputError
 from distcam.segmentation.data import MaskedImages
-from distcam.segmentation.voc import VocFolder, overlay_mask, palette
 
 
 @pytest.fixture

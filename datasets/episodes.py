@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ShapeError
-from .files import read_hdf5, write_aside
+from ..fewshot.files import read_hdf5, write_aside
 
 __all__ = ["FORMAT", "EpisodeManifest", "as_names", "check_items", "split_hash"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import InputError
-from .policies import Identity, Labels, Protocol
+from ..reid.policies import Identity, Labels, Protocol
 
 __all__ = ["FormatName", "ReidData", "ReidImage", "Role"]
 

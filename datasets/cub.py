@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...errors import InputError
-from .dataset import FewShotData, Split
-from .folder import class_folders, data_of_classes, read_class_lists
+from ..errors import InputError
+from .class_folders import class_folders, data_of_classes, read_class_lists
+from .few_shot import FewShotData, Split
 from .mini_imagenet import mini_imagenet
 
 __all__ = ["CUB_SPLITS", "cub", "mini_to_cub"]

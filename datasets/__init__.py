@@ -7,7 +7,7 @@ novel.names, novel.labels, novel.split_hash, novel.images[0]
 
 from __future__ import annotations
 
-from .dataset import ArrayImages, FewShotData, FileImages, Images, Split
+from .few_shot import ArrayImages, FewShotData, FileImages, Images, Split
 from .specs import DATA_SETS, open_data
 
 __all__ = ["DATA_SETS", "ArrayImages", "FewShotData", "FileImages", "Images", "Split", "open_data"]

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from distcam.datasets.market1501 import parse_name
+from distcam.datasets.reid_records import labels_of
 from distcam.errors import InputError
 from distcam.reid import Protocol, ReidData, read_data
-from distcam.reid.layouts import parse_name
-from distcam.reid.records import labels_of
 from distcam.remarks import DistcamWarning
 
 

@@ -15,10 +15,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InputError
-from ...images import read_image
-from ..episodes import EpisodeManifest
-from .dataset import ArrayImages, FewShotData, Split
+from ..errors import InputError
+from ..images import read_image
+from .episodes import EpisodeManifest
+from .few_shot import ArrayImages, FewShotData, Split
 from .zips import Npz, open_zip, read_member
 
 __all__ = ["OMNIGLOT_SPLITS", "omniglot"]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distcam.datasets import FewShotData, FileImages, Split, open_data
+from distcam.datasets.restricted_pickle import array_of, read_pickle
 from distcam.errors import ImageError, InputError
 from distcam.fewshot import sample_episodes
-from distcam.fewshot.data import FewShotData, FileImages, Split, open_data
-from distcam.fewshot.data.restricted_pickle import array_of, read_pickle
 from distcam.images import Transform
 from distcam.remarks import DistcamWarning
 

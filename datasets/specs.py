@@ -6,11 +6,11 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
-from ...errors import InputError
-from .birds import cub, mini_to_cub
-from .cifar import cifar_fs
-from .dataset import FewShotData
-from .folder import folder
+from ..errors import InputError
+from .cifar_fs import cifar_fs
+from .class_folders import folder
+from .cub import cub, mini_to_cub
+from .few_shot import FewShotData
 from .mini_imagenet import mini_imagenet, tiered_imagenet
 from .omniglot import omniglot
 
