@@ -8,21 +8,24 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from jaxtyping import UInt8
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from torch import Tensor
-from torch import stack as stack_tensors
 
-from ..encoders.trained_on import content_digest
 from ..errors import ImageError, InputError
-from ..images import Transform, read_image
-from ..index.reports import Skipped
-from ..training.data.pixels import decode
+from ..files import content_digest
+from ..images import read_image
+from ..images.loading import unreadable
+from ..remarks import Skipped
 from .episodes import EpisodeManifest, as_names, check_items, split_hash
+
+if TYPE_CHECKING:  # lists of images are read without torch
+    from jaxtyping import UInt8
+    from torch import Tensor
+
+    from ..images import Transform
 
 __all__ = ["PARTS", "ArrayImages", "FewShotData", "FileImages", "Images", "Split", "data_of_files", "readable"]
 
@@ -154,7 +157,9 @@ class Split:
 
     def pixels(self, transform: Transform) -> UInt8[Tensor, "n 3 h w"]:
         """All images decoded for a network: for training on small ones; Omniglot's are 2.4 kB each at 28 × 28."""
-        return stack_tensors([transform(self.images[index]) for index in range(len(self))])
+        from torch import stack
+
+        return stack([transform(self.images[index]) for index in range(len(self))])
 
     @cached_property
     def digests(self) -> NDArray[np.int64]:
@@ -234,11 +239,10 @@ def readable(
         if not isinstance(split.images, FileImages):
             parts[part] = split
             continue
-        files = [split.images.root / path for path in split.images.paths]
-        found = decode(files, Transform(), cache="none", progress=progress)
-        own = {str(split.names[i]): reason for i, reason in found.failed}
+        failed = unreadable([split.images.root / path for path in split.images.paths], progress=progress)
+        own = {str(split.names[i]): reason for i, reason in failed.items()}
         skipped += [Skipped(name, reason) for name, reason in own.items()]
-        if found.kept:
+        if len(own) < len(split):
             parts[part] = split.without(own) if own else split
     if not skipped:
         return data, ()

@@ -16,9 +16,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..images import IMAGE_SUFFIXES
-from ..reid.policies import Protocol
 from ..remarks import remark
-from .reid_records import FormatName, ReidData, ReidImage, Role
+from .reid_records import FormatName, Protocol, ReidData, ReidImage, Role
 
 __all__ = ["FileName", "parse_name", "read_cuhk03", "read_market", "read_veri", "shows_people"]
 

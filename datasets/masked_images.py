@@ -17,12 +17,21 @@ from ..images.listing import quiet_listing
 from ..images.masks import MaskFolder
 from ..images.splits import split_column, split_name
 from ..images.tables import rows_of, text_of
-from ..segmentation.pseudo_masks.files import read_names
 
 if TYPE_CHECKING:
     from ..synthetic.scene_set import SceneSet
 
-__all__ = ["CAMVID_CLASSES", "VOC_CLASSES", "Entry", "in_camvid", "in_folder", "in_scenes", "in_table", "in_voc"]
+__all__ = [
+    "CAMVID_CLASSES",
+    "VOC_CLASSES",
+    "Entry",
+    "in_camvid",
+    "in_folder",
+    "in_scenes",
+    "in_table",
+    "in_voc",
+    "read_names",
+]
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"),
@@ -46,6 +55,23 @@ class Entry:
 
 
 Found = tuple[list[Entry], tuple[str, ...]]  # the pictures, and the names of the classes
+
+
+def read_names(file: str | Path) -> tuple[str, ...]:
+    """The names of the classes, one per line, in the order of their numbers; a first line `background` is left out.
+
+    Raises:
+        InputError: the file cannot be read or is empty.
+    """
+    try:
+        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: expected the classes' names, one per line; cannot be read ({error})") from None
+    names = tuple(line for line in lines if line)
+    names = names[1:] if names[:1] == ("background",) else names
+    if not names:
+        raise InputError(f"{file}: expected the classes' names, one per line; it is empty")
+    return names
 
 
 def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:

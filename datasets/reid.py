@@ -10,9 +10,9 @@ from typing import Any, get_args
 from ..errors import InputError
 from .market1501 import read_cuhk03, read_market, read_veri
 from .reid_lists import read_csv, read_msmt17, read_vehicleid
-from .reid_records import FormatName, ReidData, ReidImage, Role, labels_of
+from .reid_records import FormatName, ReidData
 
-__all__ = ["ReidData", "ReidImage", "Role", "labels_of", "read_data"]
+__all__ = ["read_data"]
 
 _MARKS: tuple[tuple[str, FormatName], ...] = (
     ("bounding_box_test", "market"),

@@ -15,9 +15,8 @@ from ..images import IMAGE_SUFFIXES, ImageRecord, Listing, list_images
 from ..images.joining import spelled
 from ..images.splits import flags_of, split_column, split_name
 from ..images.tables import LABEL_NAMES, look_alike
-from ..reid.policies import Identity, Protocol
 from ..remarks import remark
-from .reid_records import ReidData, ReidImage, Role
+from .reid_records import Identity, Protocol, ReidData, ReidImage, Role
 
 __all__ = ["read_csv", "read_msmt17", "read_vehicleid"]
 

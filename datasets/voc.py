@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from ..index.storage.durable import Storage
-from ..segmentation.data import VOID, Mask
+from ..files import replacing
+from ..images.masks import VOID, Mask
 
 __all__ = ["VocFolder", "overlay_mask", "palette", "palette_image"]
 
@@ -73,7 +73,6 @@ class VocFolder:
     ) -> None:
         self.folder = Path(folder)
         self.class_names = tuple(class_names)
-        self._storage = Storage()
         own = {"classes": list(self.class_names), **(settings or {})}
         note = self.folder / "settings.json"
         if self.folder.exists() and not self.folder.is_dir():
@@ -82,8 +81,6 @@ class VocFolder:
             self._require(note, own)
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise InputError(f"{self.folder} is taken by something else; choose another folder for the masks")
-        for part in ("SegmentationClass", "ImageSets/Segmentation"):
-            self._storage.make_folder(self.folder / part)
         self._write("classes.txt", "".join(f"{name}\n" for name in self.class_names).encode())
         self._write("settings.json", (json.dumps(own, indent=2) + "\n").encode())
 
@@ -116,15 +113,14 @@ class VocFolder:
 
         Raises:
             InputError: a number that is no class.
-            GalleryError: the file system refuses.
+            OSError: the file system refuses.
         """
         wrong = mask[(mask > len(self.class_names)) & (mask != VOID)]
         if wrong.size:
             raise InputError(f"{name}: the mask holds {wrong[0]}; expected 0 to {len(self.class_names)}, or {VOID}")
         if picture is not None:
             target = self.folder / "JPEGImages" / f"{name}{picture.suffix.lower()}"
-            self._storage.make_folder(target.parent)
-            with self._storage.replacing(target) as aside:
+            with replacing(target) as aside:
                 shutil.copyfile(picture, aside)
         buffer = io.BytesIO()
         palette_image(mask).save(buffer, "PNG", optimize=True)
@@ -147,7 +143,5 @@ class VocFolder:
         self._write(f"ImageSets/Segmentation/{split}.txt", "".join(f"{name}\n" for name in names).encode())
 
     def _write(self, path: str, data: bytes) -> None:
-        target = self.folder / path
-        if not target.parent.is_dir():
-            self._storage.make_folder(target.parent)
-        self._storage.write(target, data)
+        with replacing(self.folder / path) as aside:
+            aside.write_bytes(data)

@@ -11,7 +11,7 @@ from ..lazy import lazily
 
 if TYPE_CHECKING:
     from ..datasets.reid import read_data
-    from ..datasets.reid_records import ReidData, ReidImage
+    from ..datasets.reid_records import Protocol, ReidData, ReidImage
     from ..synthetic.walkers import WalkerSet, write_walkers
     from .assessment import Assessment, assess, changed_protocol
     from .auditing import Audit, audit
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .mistakes import Answer, Failure, Promotion
     from .pairs import BODY_PARTS, STRIPES, PairExplanation, PartShare, explain_pair, pairs_panel
     from .part_energy import pair_energy
-    from .policies import Labels, Protocol
+    from .policies import Labels
     from .refinement import Refinement
     from .reranking.k_reciprocal import Reranking, SharedNeighbours, rerank_features
     from .reranking.query_expansion import camera_normalised, expand_queries, pool_views
@@ -44,7 +44,7 @@ _HOME = {
     "PairExplanation": "pairs",
     "PartShare": "pairs",
     "Promotion": "mistakes",
-    "Protocol": "policies",
+    "Protocol": ".datasets.reid_records",
     "QueryResults": "results",
     "Refinement": "refinement",
     "ReidData": ".datasets.reid_records",

@@ -145,7 +145,7 @@ def encode_data(
 
 def _overlap(record: TrainedOn, data: ReidData, images: Sequence[ReidImage]) -> Overlap:
     """How many of these images, and of the identities that are asked for, were trained on."""
-    from ..encoders.trained_on import file_digests
+    from ..files import file_digests
 
     asked = (
         {str(image.identity) for image in images if image.role != "gallery"} if data.has_common_identities else set()

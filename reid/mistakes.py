@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..datasets.reid_records import ReidImage
-from .policies import Protocol
+from ..datasets.reid_records import Protocol, ReidImage
 
 __all__ = ["Answer", "Failure", "Promotion", "causes_of"]
 

@@ -26,11 +26,12 @@ from pathlib import Path
 
 import torch
 
-from ..datasets.reid import ReidData, read_data
+from ..datasets.reid import read_data
+from ..datasets.reid_records import ReidData
 from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError
 from ..images import Transform, list_images
-from ..index.reports import Skipped
+from ..remarks import Skipped
 from ..synthetic.walkers import WalkerSet, write_walkers
 from ..training.data.parts import Part
 from ..training.data.pixels import decode, say_left_out

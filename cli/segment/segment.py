@@ -11,7 +11,7 @@ import typer
 
 from ...errors import InputError
 from ...files import replacing
-from ...index.reports import counted
+from ...remarks import counted
 from ..checks import require_images, require_model
 from ..command import Commands, refuse_unused
 from ..console import out, print_json, progress_bar, say

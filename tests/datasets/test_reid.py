@@ -11,9 +11,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from distcam.datasets.market1501 import parse_name
-from distcam.datasets.reid_records import labels_of
 from distcam.errors import InputError
 from distcam.reid import Protocol, ReidData, read_data
+from distcam.reid.policies import labels_of
 from distcam.remarks import DistcamWarning
 
 

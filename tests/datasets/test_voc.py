@@ -62,12 +62,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path) -> None:
 
 
 def test_a_mask_that_cannot_be_written_leaves_nothing_behind(written, monkeypatch) -> None:
-    def broken(self, target, data):
-        raise KeyboardInterrupt
+    def broken(self, target):
+        raise OSError(28, "No space left on device")
 
     before = sorted(path.name for path in written.folder.rglob("*"))
-    monkeypatch.setattr("distcam.index.storage.durable.Storage.sync", broken)
-    with pytest.raises((KeyboardInterrupt, TypeError)):
+    monkeypatch.setattr("pathlib.Path.replace", broken)
+    with pytest.raises(OSError, match=r"No space left.*2\.png"):
         written.write("pets/2", np.zeros((2, 2), np.uint8))
     assert sorted(path.name for path in written.folder.rglob("*")) == before
 

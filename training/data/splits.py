@@ -15,8 +15,7 @@ from ...images import ImageRecord, Listing, Transform
 from ...images.listing import quiet_listing
 from ...images.masks import MaskFolder
 from ...images.transform import DEFAULT_FIT
-from ...index.reports import Skipped
-from ...remarks import remark
+from ...remarks import Skipped, remark
 from ..recipes.tables import plain
 from .annotations import Annotation, RegionSettings, annotations_of, boxes_from
 from .dividing import SplitSettings, divided, settled, shown_classes

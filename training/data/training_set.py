@@ -15,7 +15,7 @@ from torch import Tensor
 from ...encoders.trained_on import TrainedOn
 from ...errors import ImageError, InputError, ShapeError
 from ...images import ImageRecord, Listing, Transform
-from ...index.reports import Skipped
+from ...remarks import Skipped
 from .annotations import Annotation, Annotations, RegionSettings
 from .outlines import Labels, Outlines, RegionTable
 from .pixels import MEMORY_LIMIT, Cache, InFiles, InMemory, Pixels, decode, say_left_out

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from distcam import DistcamWarning
-from distcam.datasets.reid_records import labels_of
 from distcam.encoders import Encoder
 from distcam.errors import DistcamError, InputError, ShapeError
 from distcam.images import Transform
@@ -33,6 +32,7 @@ from distcam.reid import (
     read_features,
     write_features,
 )
+from distcam.reid.policies import labels_of
 from distcam.reid.report import write_report
 
 
