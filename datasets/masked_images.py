@@ -216,7 +216,8 @@ def _stem(path: str) -> str:
 def _labels_of_table(table: str | Path, names: Sequence[str], listing: Listing) -> dict[str, tuple[int, ...]]:
     """By path of the listing, the classes that a table says; says what fits on one side only."""
     file = Path(table)
-    rows = Names({row["path"]: row for _, row in rows_of(file, needed=("path", "labels"))})
+    found_rows = rows_of(file, needed=("path", "labels"), once=lambda row: row["path"])
+    rows = Names({row["path"]: row for _, row in found_rows})
     join = Join()
     found: dict[str, tuple[int, ...]] = {}
     for record in listing:
