@@ -17,9 +17,6 @@ STEMS = {"base": "train", "val": "val", "novel": "test"}
 def cifar_fs(root: Path, split: str | None = None) -> FewShotData:
     """CIFAR-FS: `data/<class>/*.png` with `splits/bertinetto/{train,val,test}.txt`, or the pickles `CIFAR_FS_*.pickle`.
 
-    Raises:
-        InputError: a split name, since there is only one, or neither layout.
-
     Source: Bertinetto et al. 2019, arXiv:1805.08136, §4.
     """
     if split not in (None, "bertinetto"):

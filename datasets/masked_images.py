@@ -58,11 +58,7 @@ Found = tuple[list[Entry], tuple[str, ...]]  # the pictures, and the names of th
 
 
 def read_names(file: str | Path) -> tuple[str, ...]:
-    """The names of the classes, one per line, in the order of their numbers; a first line `background` is left out.
-
-    Raises:
-        InputError: the file cannot be read or is empty.
-    """
+    """The names of the classes, one per line, in the order of their numbers; a first line `background` is left out."""
     try:
         lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

@@ -61,11 +61,7 @@ def _usable(lines: Iterable[T], read: Callable[[T], ReidImage], problems: list[s
 
 
 def _tell(problems: list[str], images: list[ReidImage]) -> None:
-    """Say what was passed over.
-
-    Raises:
-        InputError: nothing is left.
-    """
+    """Say what was passed over."""
     if problems and not images:
         raise InputError(problems[0])
     if problems:

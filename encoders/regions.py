@@ -80,12 +80,7 @@ def coverage(
 
 
 def region_mask(region: Box | NDArray[Any], size: tuple[int, int]) -> Bool[NDArray[Any], "height width"]:
-    """The region as a boolean array of the picture's size; of a box the pixels with their centre inside.
-
-    Raises:
-        ShapeError: a mask that is not boolean or not of the picture's size.
-        InputError: a mask without any pixel.
-    """
+    """The region as a boolean array of the picture's size; of a box the pixels with their centre inside."""
     width, height = size
     if isinstance(region, Box):
         x, y = np.arange(width) + 0.5, (np.arange(height) + 0.5)[:, None]
@@ -108,11 +103,7 @@ def region_weights(shares: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
 
 
 def weights_of(region: Region, *, size: tuple[int, int], encoder: Encoder, shape: tuple[int, int]) -> Tensor:
-    """The weights (h, w), with mean 1, that a region of a picture of `size` (width, height) gives an encoder's map.
-
-    Raises:
-        InputError, ShapeError: as `coverage`.
-    """
+    """The weights (h, w), with mean 1, that a region of a picture of `size` (width, height) gives an encoder's map."""
     return region_weights(coverage(region, size=size, view=encoder.transform.view(*size), shape=shape))
 
 
@@ -142,9 +133,6 @@ def pooled_under(encoder: Encoder, encoding: Encoding, weights: Sequence[Tensor 
     """The encoding with each image pooled under its own weights; None leaves an image as it is.
 
     The feature map stays the whole picture's; pooled vector and embedding are those of the region.
-
-    Raises:
-        ShapeError: not as many weights as images.
     """
     if len(weights) != len(encoding):
         raise ShapeError(f"{len(encoding)} images need as many weights (None for the whole image); got {len(weights)}")
@@ -192,11 +180,7 @@ class MaskPooling:
         return cls(masks, encoder, (rows, columns), strict)
 
     def weights(self, path: str | Path, size: tuple[int, int]) -> Float[Tensor, "h w"] | None:
-        """The weights of the picture of `size` (width, height) that is known by this path; None for all of it.
-
-        Raises:
-            ImageError: its mask cannot be read or is not of its size; with `strict`, it has none.
-        """
+        """The weights of the picture of `size` (width, height) that is known by this path; None for all of it."""
         mask = self.masks.read(path, size)
         if mask is None:
             reason = f"it has no mask; expected {self.masks.file(path)}"

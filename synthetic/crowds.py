@@ -59,9 +59,6 @@ def draw_cells(
         count: of cells, at most; fewer where there is no room for more.
         radius: least and largest, as shares of `size`.
         gap: least distance between two cells, in pixels.
-
-    Raises:
-        InputError: an argument is outside its range.
     """
     least, most = radius
     if size < 32 or not 1 <= count <= 254 or not 0 < least <= most < 0.5 or gap < 0:
@@ -131,9 +128,6 @@ def draw_crowd(
         size: of the square picture.
         same: objects of the one class.
         others: objects of other classes, each by chance.
-
-    Raises:
-        InputError: too few classes, or numbers that no scene has.
     """
     if same < 1 or others < 0 or len(classes) < 1 + (others > 0):
         raise InputError(

@@ -75,11 +75,7 @@ class Scene:
         return tuple((each.label, each.box) for each in self.objects)
 
     def mask_of(self, label: str) -> Bool[np.ndarray, "h w"]:
-        """True on the visible pixels of all objects of this class.
-
-        Raises:
-            InputError: no object of the scene has the label.
-        """
+        """True on the visible pixels of all objects of this class."""
         shown = [name for name, _ in self.boxes]
         if label not in shown:
             raise InputError(f"no object {label!r} in this scene; it shows {', '.join(shown)}")

@@ -149,11 +149,7 @@ class SceneSet:
 
     @classmethod
     def read(cls, folder: str | Path) -> SceneSet:
-        """The set that `write_scenes` left in the folder.
-
-        Raises:
-            InputError: the folder holds no complete set.
-        """
+        """The set that `write_scenes` left in the folder."""
         root = Path(folder)
         if not (root / "scenes.csv").is_file():
             raise InputError(f"{root} holds no scenes.csv; write a set with write_scenes first")
@@ -178,11 +174,7 @@ class SceneSet:
         return tuple(dict.fromkeys(record.label for record in self.records))
 
     def of_split(self, split: str) -> tuple[SceneRecord, ...]:
-        """The records of one split.
-
-        Raises:
-            InputError: there is no such split.
-        """
+        """The records of one split."""
         if split not in self.splits:
             raise InputError(f"no split {split!r} in {self.folder}; there are {', '.join(self.splits)}")
         return tuple(record for record in self.records if record.split == split)

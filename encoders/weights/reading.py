@@ -148,11 +148,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def fetch_imagenet(name: str) -> tuple[dict[str, Tensor], Transform]:
-    """Torchvision's default weights of an architecture, downloaded or from torch's cache, and their transform.
-
-    Raises:
-        WeightsError: there are none, or they cannot be had; the message names the ways without a download.
-    """
+    """Torchvision's default weights of an architecture, downloaded or from torch's cache, and their transform."""
     if name not in models.list_models(module=models):
         raise WeightsError(f"{name}: there are no ImageNet weights; use weights='random' or a file (--weights FILE)")
     weights = models.get_model_weights(name).DEFAULT
@@ -160,11 +156,7 @@ def fetch_imagenet(name: str) -> tuple[dict[str, Tensor], Transform]:
 
 
 def fetch_published(name: str, *, otherwise: Transform) -> tuple[dict[str, Tensor], Transform]:
-    """Torchvision's default weights of any of its networks, and their transform; `otherwise` where that is no crop.
-
-    Raises:
-        WeightsError: there are none, or they cannot be had.
-    """
+    """Torchvision's default weights of any of its networks, and their transform; `otherwise` where that is no crop."""
     weights = models.get_model_weights(name).DEFAULT
     preset = weights.transforms()
     state = _fetched(name, weights)

@@ -20,11 +20,7 @@ __all__ = ["is_checkpoint", "published", "require_parts", "transform_for"]
 
 
 def is_checkpoint(source: str | os.PathLike[str]) -> bool:
-    """True for a checkpoint's path, False for an architecture's name.
-
-    Raises:
-        InputError: a file of weights alone, or neither.
-    """
+    """True for a checkpoint's path, False for an architecture's name."""
     if not isinstance(source, str | os.PathLike):
         hint = "; call it, to have a module" if callable(source) else ""
         raise InputError(
@@ -38,11 +34,7 @@ def is_checkpoint(source: str | os.PathLike[str]) -> bool:
 
 
 def require_parts(*, head: object = None, transform: object = None, options: object = None) -> None:
-    """Refuse parts of an encoder that are of another kind than they should be.
-
-    Raises:
-        InputError: what was expected, and what it is.
-    """
+    """Refuse parts of an encoder that are of another kind than they should be."""
     if head is not None and not isinstance(head, nn.Module):
         raise InputError(f"expected a module as head, such as Linear(64, 128), got {_shown(head)}")
     if transform is not None and not isinstance(transform, Transform):
@@ -58,11 +50,7 @@ def _shown(value: object) -> str:
 
 
 def published(name: str, weights: str | os.PathLike[str] | None) -> tuple[StateDict | None, Transform]:
-    """Weights from outside, None for random ones, and the transform that goes with them.
-
-    Raises:
-        InputError: no weights are named, and there are some to choose from.
-    """
+    """Weights from outside, None for random ones, and the transform that goes with them."""
     require_architecture(name)
     if weights is None:
         if name not in OWN_ARCHITECTURES:

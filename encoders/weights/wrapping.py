@@ -53,9 +53,6 @@ def find_layer(network: nn.Module, layer: str) -> tuple[str, str]:
     """A layer's name in the network, and the name that it has without the wrappers on the way.
 
     The name may be given with the parts that a wrapper adds or without them. One that fits nothing comes back as it is.
-
-    Raises:
-        InputError: no name at all.
     """
     if not isinstance(layer, str):
         raise InputError(f"expected a layer's name, such as 'layer4', got {type(layer).__name__}")
@@ -93,11 +90,7 @@ def eagerly(network: nn.Module) -> AbstractContextManager[object]:
 
 
 def require_usable(network: nn.Module) -> None:
-    """Refuse what can be neither looked into nor copied.
-
-    Raises:
-        InputError: TorchScript, quantised or lazy parts, or weights that are sparse or on no device.
-    """
+    """Refuse what can be neither looked into nor copied."""
     for name, part in network.named_modules():
         what = f"{type(network).__name__}{f' (at {name!r})' if name else ''}"
         if "train" in vars(part):  # torch.export replaces it by a refusal
