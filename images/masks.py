@@ -1,4 +1,4 @@
-"""Masks of pictures: one file each, read as boolean arrays, and folders of them beside folders of pictures."""
+"""Masks of images: one file each, read as boolean arrays, and folders of them beside folders of images."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Mask = UInt8[np.ndarray, "h w"]
 
 
 def read_mask(source: str | os.PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:
-    """A picture as a mask: everything that is not black; or, with `category`, the pixels that hold this number.
+    """An image as a mask: everything that is not black; or, with `category`, the pixels that hold this number.
 
-    Numbers are those of palette and 8-bit grey pictures, as segmentation masks have them.
+    Numbers are those of palette and 8-bit grey images, as segmentation masks have them.
     """
     if category is None:
         return np.asarray(np.asarray(read_image(source)).any(-1))
@@ -51,7 +51,7 @@ def read_class_numbers(source: str | os.PathLike[str]) -> UInt8[NDArray[Any], "h
 
 @dataclass(frozen=True)
 class MaskFolder:
-    """The masks of pictures: for `cat/1.jpg` the file `FOLDER/cat/1.png`, for a path outside the root `FOLDER/1.png`.
+    """The masks of images: for `cat/1.jpg` the file `FOLDER/cat/1.png`, for a path outside the root `FOLDER/1.png`.
 
     Attributes:
         folder: where they lie.
@@ -76,7 +76,7 @@ class MaskFolder:
         return cls(path, category)
 
     def file(self, path: str | os.PathLike[str]) -> Path:
-        """Where the mask of the picture with this path is expected."""
+        """Where the mask of the image with this path is expected."""
         return beside(self.folder, path)
 
     def join(self, paths: Iterable[str]) -> Fit:
@@ -90,7 +90,7 @@ class MaskFolder:
         return join.fit((os.fspath(file.relative_to(self.folder)) for file in masks), is_there=lambda _: True)
 
     def digest(self, path: str | os.PathLike[str]) -> str | None:
-        """The first 16 hexadecimal digits of the SHA-256 of a picture's mask file; None if there is none."""
+        """The first 16 hexadecimal digits of the SHA-256 of an image's mask file; None if there is none."""
         try:
             return hashlib.sha256(self.file(path).read_bytes()).hexdigest()[:16]
         except FileNotFoundError:
@@ -99,7 +99,7 @@ class MaskFolder:
             raise ImageError(path, f"its mask cannot be read: {(error.strerror or str(error)).lower()}") from error
 
     def read(self, path: str | os.PathLike[str], size: tuple[int, int]) -> Bool[NDArray[Any], "height width"] | None:
-        """The mask of a picture of `size` (width, height); None if there is none. It may be empty."""
+        """The mask of an image of `size` (width, height); None if there is none. It may be empty."""
         file = self.file(path)
         if not file.is_file():
             return None
