@@ -6,7 +6,6 @@ network alone. What can be neither looked into nor copied is refused there, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -60,24 +59,20 @@ def find_layer(network: nn.Module, layer: str) -> tuple[str, str]:
     if layer in names:
         found = layer
     else:
-        alike = [name for name in names if plain_name(name) == plain_name(layer) and _inner(network, name) is None]
+        alike = [
+            name
+            for name in names
+            if plain_name(name) == plain_name(layer) and _inner_name(network.get_submodule(name)) is None
+        ]
         if len(alike) != 1:
             return layer, layer
         found = alike[0]
-    return found, ".".join(_without_wrappers(network, found))
-
-
-def _inner(network: nn.Module, name: str) -> str | None:
-    return _inner_name(network.get_submodule(name))
-
-
-def _without_wrappers(network: nn.Module, name: str) -> Iterator[str]:
-    """The parts of a layer's name, less those that lead into a wrapper."""
-    parent = network
-    for part in name.split("."):
+    plain, parent = [], network  # the parts of the name, less those that lead into a wrapper
+    for part in found.split("."):
         if _inner_name(parent) != part:
-            yield part
+            plain.append(part)
         parent = parent.get_submodule(part)
+    return found, ".".join(plain)
 
 
 def eagerly(network: nn.Module) -> AbstractContextManager[object]:
