@@ -47,7 +47,7 @@ def env(as_json: AsJson = False) -> None:
 def _facts() -> dict[str, Any]:
     import torch
 
-    from ..index.faiss import install as faiss_install
+    from ..index.faiss import runtime
 
     gpus, devices = _faiss_gpus(), [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -55,10 +55,10 @@ def _facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: found for name in PACKAGES if (found := _version(name))},
-        **faiss_install.installed(),
+        **runtime.installed(),
         "cuda devices": devices,
         "faiss gpus": gpus,
-        "faiss fault": faiss_install.why_no_gpu() if devices and not gpus else faiss_install.fault(),
+        "faiss fault": runtime.why_no_gpu() if devices and not gpus else runtime.fault(),
         "torch threads": torch.get_num_threads(),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
     }

@@ -94,12 +94,12 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
     if not names:
         raise InputError(f"{chosen} lists no image")
     folder = root / "JPEGImages"
-    images = {
+    files = {
         file.relative_to(folder).with_suffix("").as_posix(): file
         for file in sorted(folder.rglob("*"))
         if file.suffix.lower() in _SUFFIXES
     }
-    images = Names(images)
+    images = Names(files)
     masks = MaskFolder(root / "SegmentationClass")
     found, masked = Join(), Join()
     entries = []
