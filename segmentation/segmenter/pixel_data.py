@@ -5,24 +5,21 @@ Here the network is not the point, it is what maps are judged with: any module f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor, nn
 
 from ...encoders.encoder import evaluating
 from ...errors import InputError, ShapeError
 from ...explain.drawing.boxes import labelled
 from ...images import Transform
-from ..crowds import Crowd
 from ..data import VOID, MaskedImages, label_map
 from ..measures import SegmentationScore, evaluate_masks
 
-__all__ = ["PixelData", "picture_of", "predict", "score"]
+__all__ = ["PixelData", "predict", "score"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,20 +50,6 @@ class PixelData:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def with_images(self, images: Float[Tensor, "n 3 h w"]) -> PixelData:
-        """The same masks under other pictures."""
-        return replace(self, images=images)
-
-    @classmethod
-    def of_crowds(cls, crowds: Sequence[Crowd], names: Sequence[str], transform: Transform) -> PixelData:
-        """Drawn pictures; class 0 is the background."""
-        pixels = torch.stack([transform(crowd.image) for crowd in crowds])
-        classes, instances = (
-            torch.stack([torch.from_numpy(label_map(getattr(crowd, of), transform, outside=0)) for crowd in crowds])
-            for of in ("classes", "instances")
-        )
-        return cls(transform.normalise(pixels), classes.long(), instances.long(), ("background", *names), 0)
 
     @classmethod
     def of_masks(cls, pictures: MaskedImages, transform: Transform) -> PixelData:
@@ -117,9 +100,3 @@ def score(model: nn.Module, data: PixelData) -> SegmentationScore:
         for truth, found in zip(data.classes, predicted, strict=True)
     )
     return evaluate_masks(pairs, data.names)
-
-
-def picture_of(image: Float[Tensor, "3 h w"], transform: Transform) -> Image.Image:
-    """A network's input as a picture again."""
-    pixels = (transform.denormalise(image[None])[0] * 255).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
