@@ -34,7 +34,7 @@ Share = Literal["pixels", "patches"]
 
 @dataclass(frozen=True, eq=False)
 class PatchPair:
-    """Which pixels each image of a complementary pair shows.
+    """The pixels that each image of a complementary pair shows.
 
     Attributes:
         visible: True where I_h shows the image; I_h̄ shows the rest.
@@ -60,10 +60,6 @@ class PatchPair:
         """True where one image of the pair shows everything and the other nothing."""
         seen = self.visible.flatten(1)
         return seen.all(1) | ~seen.any(1)
-
-    def to(self, device: torch.device | str) -> PatchPair:
-        """The same pair on another device."""
-        return PatchPair(self.visible.to(device), self.share.to(device))
 
 
 class Patches(ABC):
@@ -92,11 +88,17 @@ class Patches(ABC):
             images: normalised.
             generator: on the CPU; torch's global one if left out.
         """
-        patch = self._divided(images, generator)
-        pairs = [self._pair(own, generator) for own in patch]
-        return PatchPair(torch.stack([seen for seen, _ in pairs]), torch.tensor([share for _, share in pairs])).to(
-            images.device
-        )
+        visible, shares = [], []
+        for patch in self._divided(images, generator):
+            count = int(patch.max()) + 1
+            is_hidden = self._chosen(count, generator)
+            if count > 1 and bool(is_hidden.all() | ~is_hidden.any()):
+                turned = torch.randint(count, (1,), generator=generator)
+                is_hidden[turned] = ~is_hidden[turned]
+            visible.append(~is_hidden[patch])
+            shown = visible[-1] if self.share == "pixels" else ~is_hidden
+            shares.append(float(shown.float().mean()))
+        return PatchPair(torch.stack(visible).to(images.device), torch.tensor(shares, device=images.device))
 
     @abstractmethod
     def _divided(
@@ -104,18 +106,8 @@ class Patches(ABC):
     ) -> Sequence[Int[Tensor, "h w"]]:
         """The number of each pixel's patch, from 0 without gaps, image by image, on the CPU."""
 
-    def _pair(self, patch: Int[Tensor, "h w"], generator: torch.Generator | None) -> tuple[Tensor, float]:
-        count = int(patch.max()) + 1
-        is_hidden = self._chosen(count, generator)
-        if count > 1 and bool(is_hidden.all() | ~is_hidden.any()):
-            turned = torch.randint(count, (1,), generator=generator)
-            is_hidden[turned] = ~is_hidden[turned]
-        seen = ~is_hidden[patch]
-        shown = seen if self.share == "pixels" else ~is_hidden
-        return seen, float(shown.float().mean())
-
     def _chosen(self, count: int, generator: torch.Generator | None) -> Bool[Tensor, " n"]:
-        """Which of the patches are hidden in I_h."""
+        """True for the patches that are hidden in I_h."""
         return torch.rand(count, generator=generator) < self.hidden
 
 
@@ -140,11 +132,8 @@ class GridPatches(Patches):
     def _divided(self, images: Tensor, generator: torch.Generator | None) -> list[Tensor]:
         height, width = images.shape[-2:]
         drawn = torch.randint(len(self.sizes), (len(images),), generator=generator)
-        return [grid(height, width, self._side(int(number), min(height, width))) for number in drawn]
-
-    def _side(self, number: int, shorter: int) -> int:
-        size = self.sizes[number]
-        return int(size) if size >= 1 else max(round(size * shorter), 1)
+        sides = [int(size) if size >= 1 else max(round(size * min(height, width)), 1) for size in self.sizes]
+        return [grid(height, width, sides[int(number)]) for number in drawn]
 
 
 def grid(height: int, width: int, side: int) -> Int[Tensor, "h w"]:
@@ -197,16 +186,16 @@ class SuperpixelPatches(Patches):
 
     def _divided(self, images: Tensor, generator: torch.Generator | None) -> list[Tensor]:
         del generator
-        pictures = (self.transform.denormalise(images.detach().cpu()) * 255).round_().to(torch.uint8)
-        return [self._superpixels(picture.permute(1, 2, 0).contiguous().numpy()) for picture in pictures]
+        pixels = (self.transform.denormalise(images.detach().cpu()) * 255).round_().to(torch.uint8)
+        return [self._superpixels(own.permute(1, 2, 0).contiguous().numpy()) for own in pixels]
 
-    def _superpixels(self, picture: np.ndarray) -> Tensor:
-        key = hashlib.blake2b(picture.tobytes(), digest_size=16, key=str(picture.shape).encode()).digest()
-        if key in self._known:
-            self._known.move_to_end(key)
-            return self._known[key]
-        patch = torch.from_numpy(slic_segments(picture, segments=self.segments, compactness=self.compactness))
-        self._known[key] = patch
+    def _superpixels(self, image: np.ndarray) -> Tensor:
+        key = hashlib.blake2b(image.tobytes(), digest_size=16, key=str(image.shape).encode()).digest()
+        if key not in self._known:
+            found = slic_segments(image, segments=self.segments, compactness=self.compactness)
+            self._known[key] = torch.from_numpy(found)
+        self._known.move_to_end(key)
+        patch = self._known[key]
         while len(self._known) > self.remembered:
             self._known.popitem(last=False)
         return patch
@@ -219,8 +208,8 @@ class SuperpixelPatches(Patches):
         return is_hidden
 
 
-def slic_segments(picture: np.ndarray, *, segments: int, compactness: float) -> Int[np.ndarray, "h w"]:
-    """SLIC superpixels of an RGB picture, numbered from 0 without gaps.
+def slic_segments(image: np.ndarray, *, segments: int, compactness: float) -> Int[np.ndarray, "h w"]:
+    """SLIC superpixels of an RGB image, numbered from 0 without gaps.
 
     Raises:
         MissingExtraError: scikit-image is not installed.
@@ -229,5 +218,5 @@ def slic_segments(picture: np.ndarray, *, segments: int, compactness: float) -> 
         from skimage.segmentation import slic
     except ImportError as error:
         raise MissingExtraError("superpixels need scikit-image: pip install 'distcam[segment]'") from error
-    found = slic(picture, n_segments=segments, compactness=compactness, start_label=0)
+    found = slic(image, n_segments=segments, compactness=compactness, start_label=0)
     return np.unique(found, return_inverse=True)[1].reshape(found.shape).astype(np.int64)

@@ -14,9 +14,9 @@ from distcam.encoders import Encoder
 from distcam.errors import InputError, ShapeError, WeightsError
 from distcam.explain import ClassScore, explain_image
 from distcam.images import Transform
-from distcam.segmentation.cam_training.cpn import Cpn
+from distcam.segmentation.cam_training.class_maps import class_maps
+from distcam.segmentation.cam_training.cpn import Cpn, CpnSettings
 from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
-from distcam.segmentation.pseudo_masks.class_maps import class_maps
 from distcam.segmentation.pseudo_masks.sources import load_source, network_of
 from distcam.segmentation.segmenter.inference import InferenceSettings, class_scores
 
@@ -61,7 +61,8 @@ def test_save_and_load_are_the_identity(
 ) -> None:
     encoder = trained[0]
     encoder.metadata = {"training": {"config": {"name": "a recipe"}}}
-    term = Cpn(encoder, 2, cpcr=False, pcm=False, prcm=False) if options is None else Cpn(encoder, 2, **options)
+    without = {"cpcr": False, "pcm": False, "prcm": False}
+    term = Cpn(encoder, 2, CpnSettings(**(without if options is None else options)))
     segmenter = WeakSegmenter.of(encoder, term, NAMES, metadata={"beta": 0.3})
     segmenter.save(tmp_path / "weak.safetensors")
     again, images = WeakSegmenter.load(tmp_path / "weak.safetensors"), torch.randn(2, 3, 32, 32)
