@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from .data import MaskedImages, MaskIds
     from .measures import BackgroundCurve, SegmentationScore, background_curve, evaluate_masks
     from .pipeline import run_segmentation, score_segmenter
+    from .pseudo_masks.affinity_net import WalkSettings, refine_by_walk
     from .pseudo_masks.crf import CrfSettings, dense_crf
     from .pseudo_masks.cues import CueSettings, make_cues, pseudo_mask
-    from .pseudo_masks.random_walk import WalkSettings, refine_by_walk
     from .pseudo_masks.sources import load_source, network_of
     from .recipe import PipelineRecipe
     from .segmenter.inference import InferenceSettings, class_scores, score_images
@@ -34,7 +34,7 @@ _HOME = {
     "PipelineRecipe": "recipe",
     "SegmentationScore": "measures",
     "Segmenter": "segmenter.segmenter",
-    "WalkSettings": "pseudo_masks.random_walk",
+    "WalkSettings": "pseudo_masks.affinity_net",
     "WeakSegmenter": "cam_training.weak_segmenter",
     "background_curve": "measures",
     "build_segmenter": "segmenter.segmenter",
@@ -47,7 +47,7 @@ _HOME = {
     "make_cues": "pseudo_masks.cues",
     "network_of": "pseudo_masks.sources",
     "pseudo_mask": "pseudo_masks.cues",
-    "refine_by_walk": "pseudo_masks.random_walk",
+    "refine_by_walk": "pseudo_masks.affinity_net",
     "run_segmentation": "pipeline",
     "score_images": "segmenter.inference",
     "score_segmenter": "pipeline",

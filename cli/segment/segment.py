@@ -22,11 +22,8 @@ from ..train import announcer, changes_with, chosen_seeds, chosen_variants, comp
 from .inputs import Layout, inference_settings, is_model, mask_pairs, open_data, open_model
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ...segmentation.data import Mask, MaskedImages
-    from ...segmentation.pseudo_masks.sources import ClassMapSource
-    from ...segmentation.segmenter.inference import InferenceSettings, Known
+    from ...segmentation.segmenter.inference import Shown
     from ...training.recipes.runs import RunResult
 
 app = Commands(help="Weakly supervised segmentation: masks from the classes that a picture shows.")
@@ -156,11 +153,10 @@ def infer(
     require_model(model)
     require_images([images])
     from ...segmentation.measures import evaluate_masks
-    from ...segmentation.pseudo_masks.make import most_likely
-    from ...segmentation.segmenter.inference import require_classes, seen_by
+    from ...segmentation.pseudo_masks.make import CueStage, MaskMaker, most_likely
+    from ...segmentation.segmenter.inference import on_device, require_classes
     from ...segmentation.segmenter.segmenter import Segmenter, class_probabilities
     from ...segmentation.voc import VocFolder
-    from ...training.engine.environment import choose_device
 
     loaded = open_model(model)
     if isinstance(loaded, Segmenter):
@@ -179,8 +175,7 @@ def infer(
     if refine == "walk":
         refuse_unused("by a random walk, which has cues of the background", "background")
     require_classes(loaded.class_names, data)
-    where = choose_device(device)
-    seen_by(loaded, where)
+    where = on_device(loaded, device)
     of_maps = {"labels": labels, "background": background, "refine": refine, "refined": refined}
     note = {
         "model": str(model.absolute()),
@@ -191,15 +186,18 @@ def infer(
     }
     written = VocFolder(folder, data.class_names, settings=note)
     if isinstance(loaded, Segmenter):
-        make: Callable[[int, Image], Mask] = lambda _, image: most_likely(  # noqa: E731
-            class_probabilities(loaded, image, settings=settings, device=where), has_background=data.has_background
+        make: Callable[[int], Mask] = lambda i: most_likely(  # noqa: E731
+            class_probabilities(loaded, data.image(i), settings=settings, device=where),
+            has_background=data.has_background,
         )
     else:
-        make = _mask_maker(loaded, data, settings, labels=labels, beta=background, refine=refine, device=str(where))
+        whose: Shown = "predicted" if labels == "predicted" else "all" if labels == "all" else "known"
+        stage = CueStage("pseudo_masks", labels=whose, inference=settings, beta=background, refine=refine)
+        make = MaskMaker(loaded, data, stage, device=where).mask
     with progress_bar("masks") as progress:
         for i, name in enumerate(data.names):
             if not written.has(name):
-                written.write(name, make(i, data.image(i)))
+                written.write(name, make(i))
             if show:
                 _show(data, i, written)
             progress(i + 1, len(data))
@@ -283,33 +281,6 @@ def evaluate(
 # --- masks from models ---------------------------------------------------------------------------------------------
 
 
-def _mask_maker(
-    source: ClassMapSource,
-    data: MaskedImages,
-    settings: InferenceSettings,
-    *,
-    labels: str,
-    beta: float,
-    refine: Literal["none", "walk", "crf"],
-    device: str,
-) -> Callable[[int, Image], Mask]:
-    """What makes a mask from class maps."""
-    from ...segmentation.pseudo_masks.cues import pseudo_mask
-    from ...segmentation.pseudo_masks.make import image_scores, most_likely, refined_scores
-
-    whose: Known = "predicted" if labels == "predicted" else "all" if labels == "all" else "known"
-
-    def make(i: int, image: Image) -> Mask:
-        known = data.labels(i) if whose == "known" else None
-        scores = image_scores(source, image, labels=whose, known=known, settings=settings, device=device)
-        with_background = refined_scores(scores, image, refine=refine, beta=beta)
-        if with_background is None:
-            return pseudo_mask(scores, beta=beta if data.has_background else -1.0)
-        return most_likely(with_background, has_background=data.has_background)
-
-    return make
-
-
 def _evaluate_model(
     path: Path,
     data: MaskedImages,
@@ -326,11 +297,10 @@ def _evaluate_model(
 ) -> None:
     from ...segmentation.measures import BETAS, background_curve
     from ...segmentation.pipeline import score_segmenter
-    from ...segmentation.segmenter.inference import score_images, seen_by
+    from ...segmentation.segmenter.inference import on_device, score_images
     from ...segmentation.segmenter.segmenter import Segmenter
-    from ...training.engine.environment import choose_device
 
-    model, where = open_model(path), choose_device(device)
+    model = open_model(path)
     if isinstance(model, Segmenter):
         refuse_unused(
             "by a segmentation network, which knows the classes and the background itself",
@@ -338,7 +308,7 @@ def _evaluate_model(
         )  # fmt: skip
     elif refined and not getattr(model, "is_refined", False):
         refuse_unused("by a model without refined maps", "refined")
-    seen_by(model, where)
+    where = on_device(model, device)
     if not any(data.has_mask(i) for i in range(len(data))):
         raise InputError("none of the pictures has a mask to compare with; give --masks FOLDER, or another --split")
     settings = inference_settings(scales, flip, base=base, refined=refined, is_network=isinstance(model, Segmenter))

@@ -5,7 +5,6 @@ Scores are those of `class_scores`: in a picture's own pixels, each class's maxi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,13 +20,13 @@ __all__ = ["CueSettings", "background_score", "border_contrast", "make_cues", "p
 
 @dataclass(frozen=True)
 class CueSettings:
-    """What counts as sure.
+    """The pixels that count as sure.
 
     Attributes:
         foreground: pixels above this share of a map's maximum are cues of its class.
-        conflicts: who gets a pixel that is above the threshold for several classes: the class whose own region is
+        conflicts: the winner of a pixel that is above the threshold for several classes: the class whose own region is
             "smaller", or the one with the higher "score".
-        background: where cues of the background come from. "low": pixels where no class reaches `low`. "saliency": the
+        background: source of the background's cues. "low": pixels where no class reaches `low`. "saliency": the
             `share` of the pixels that stand out least, and all that do so as little; among those without a cue. "none":
             there are none.
         low: share of the maps' maximum.
@@ -108,16 +107,9 @@ def foreground_cues(
     """
     most = scores.max((1, 2), keepdims=True)
     inside: Bool[np.ndarray, "c h w"] = (scores > threshold * most) & (most > 0)
-    cues = np.full(scores.shape[1:], VOID, dtype=np.uint8)
-    if conflicts == "score":
-        best = np.where(inside, scores, -1.0)
-        found = inside.any(0)
-        cues[found] = best.argmax(0)[found] + 1
-        return cues
-    sizes = inside.sum((1, 2))
-    for c in sorted(range(len(scores)), key=lambda c: (-sizes[c], -c)):  # the smallest is painted last
-        cues[inside[c]] = c + 1
-    return cues
+    strength = scores if conflicts == "score" else -inside.sum((1, 2), keepdims=True)
+    best = np.where(inside, strength, -np.inf).argmax(0) + 1
+    return np.where(inside.any(0), best, VOID).astype(np.uint8)
 
 
 def background_score(scores: Float[np.ndarray, "c h w"], *, power: float = 1.0) -> Float[np.ndarray, "h w"]:
@@ -156,7 +148,7 @@ def pseudo_mask(
 
 
 def border_contrast(image: Image.Image, *, side: int = 64, border: float = 0.08) -> Float[np.ndarray, "h w"]:
-    """How far a pixel's colour is from those at the picture's border, in [0, 1]: a saliency that learns nothing.
+    """Distance of each pixel's colour from those at the image's border, in [0, 1]: a saliency that learns nothing.
 
     Colours are compared in a copy of the picture `side` pixels wide and high; a pixel's distance is that to the nearest
     of sixteen mean colours along the border, of strips `border` of the side thick. Objects that touch the border are
@@ -164,9 +156,8 @@ def border_contrast(image: Image.Image, *, side: int = 64, border: float = 0.08)
     """
     small = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BOX), dtype=float) / 255
     thick = max(round(border * side), 1)
-    strips: Sequence[np.ndarray] = (small[:thick], small[-thick:], small[:, :thick], small[:, -thick:])
-    along = [np.array_split(strip, 4, axis=1 if number < 2 else 0) for number, strip in enumerate(strips)]
-    means = np.stack([part.mean((0, 1)) for strip in along for part in strip])
+    strips = ((small[:thick], 1), (small[-thick:], 1), (small[:, :thick], 0), (small[:, -thick:], 0))
+    means = np.stack([part.mean((0, 1)) for strip, axis in strips for part in np.array_split(strip, 4, axis=axis)])
     distance = np.sqrt(((small[:, :, None] - means) ** 2).sum(-1)).min(-1)
     distance = distance / max(distance.max(), 1e-12)
     enlarged = Image.fromarray(distance.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)

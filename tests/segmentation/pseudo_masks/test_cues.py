@@ -123,7 +123,7 @@ def test_the_best_background_score_of_a_crf_needs_true_masks_too(tmp_path) -> No
     encoder = Encoder.load("conv4", weights="random", options={"width": 4, "last_pool": False}, transform=Transform(32))
     source = WeakSegmenter(encoder, torch.ones(2, encoder.pooled_dim), ("cat", "dog"))
     for stage in (CueStage(refine="crf", beta="best"), CueStage("pseudo_masks", beta="best")):
-        with pytest.raises(InputError, match="needs pictures with true masks to choose it by"):
+        with pytest.raises(InputError, match="needs images with true masks to choose it by"):
             make_masks(source, data, VocFolder(tmp_path / "masks", ("cat", "dog")), stage=stage, device="cpu")
 
 

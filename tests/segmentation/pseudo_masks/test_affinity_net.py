@@ -14,16 +14,19 @@ from distcam.errors import InputError, ShapeError, WeightsError
 from distcam.images import Transform
 from distcam.images.scenes import blueprints, write_scenes
 from distcam.segmentation.data import MaskedImages
-from distcam.segmentation.pseudo_masks.affinity import AffinityNet, AffinitySettings, affinity_loss, train_affinity
-from distcam.segmentation.pseudo_masks.cues import pseudo_mask
-from distcam.segmentation.pseudo_masks.random_walk import (
+from distcam.segmentation.pseudo_masks.affinity_net import (
+    AffinityNet,
+    AffinitySettings,
     WalkSettings,
     affinities,
+    affinity_loss,
     neighbours,
     random_walk,
     refine_by_walk,
     shifted,
+    train_affinity,
 )
+from distcam.segmentation.pseudo_masks.cues import pseudo_mask
 
 
 def matrix_of(affinity, offsets):
@@ -183,9 +186,9 @@ def test_training_tells_things_apart_and_survives_its_file(scenes, tmp_path) -> 
 
 def test_without_cues_there_is_nothing_to_learn(scenes) -> None:
     encoder = Encoder.load("conv4", weights="random", transform=Transform(48, fit="squash"), options={"width": 8})
-    with pytest.raises(InputError, match="expected cues for each of the 6 pictures, got 1"):
+    with pytest.raises(InputError, match="expected cues for each of the 6 images, got 1"):
         train_affinity(encoder, scenes, [np.zeros((48, 48), np.uint8)])
-    with pytest.raises(InputError, match="no picture has a cue of a class"):
+    with pytest.raises(InputError, match="no image has a cue of a class"):
         train_affinity(encoder, scenes, [np.zeros((48, 48), np.uint8)] * 6)
     with pytest.raises(InputError, match="expected radius of 1 or more, got 0"):
         WalkSettings(radius=0)
