@@ -16,9 +16,9 @@ from distcam.encoders.weights.filling import load_state, say_what_is_left
 from distcam.encoders.weights.reading import drawn_from, read_state_dict
 from distcam.errors import InputError
 from distcam.images import Transform
-from distcam.segmentation.crowds import Crowd
 from distcam.segmentation.data import VOID, label_map
 from distcam.segmentation.segmenter.pixel_data import PixelData
+from distcam.synthetic.crowds import Crowd
 
 
 def crowd_data(crowds: Sequence[Crowd], names: Sequence[str], transform: Transform) -> PixelData:

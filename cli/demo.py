@@ -18,8 +18,8 @@ from .options import AsJson
 if TYPE_CHECKING:
     from ..encoders import Encoder
     from ..explain import Weighting
-    from ..images.scenes import SceneRecord, SceneSet
     from ..retrieval import Matches
+    from ..synthetic.scene_set import SceneRecord, SceneSet
 
 EXAMPLE = "Example: `distcam demo --out /tmp/demo`"
 MARKER = ".distcam-demo"  # only a folder that holds it is ever cleared
@@ -126,7 +126,7 @@ def _clear(folder: Path) -> None:
 
 def _draw(folder: Path, size: DemoSize, seed: int) -> tuple[SceneSet, SceneSet]:
     """Single objects of the base classes to learn from; gallery and queries of others, some with a second object."""
-    from ..images.scenes import blueprints, write_scenes
+    from ..synthetic.scene_set import blueprints, write_scenes
 
     classes = blueprints(size.base_classes + size.novel_classes, seed=seed)
     with progress_bar("drawing base classes") as progress:

@@ -174,8 +174,8 @@ def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Datase
 
     Splits whose images are all missing count too: nobody wants the training images measured instead.
     """
+    from ..datasets.retrieval import listed_splits, named_split
     from ..images import load_dataset
-    from ..images.datasets import listed_splits, named_split
 
     if split is None:
         listed, problems = listed_splits(path, layout=layout)

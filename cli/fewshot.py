@@ -17,9 +17,9 @@ from .console import err, load_encoder, print_json, progress_bar, say
 from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, ReadsImages, Strict, Weights, Workers
 
 if TYPE_CHECKING:
+    from ..datasets import FewShotData, Split
     from ..encoders import Encoder
     from ..fewshot import Centre, EpisodeManifest, EpisodeResult
-    from ..fewshot.data import FewShotData, Split
     from ..fewshot.report import Explainer
     from ..fewshot.results import ResultFile
     from ..fewshot.support import SupportSensitivity
@@ -346,7 +346,7 @@ def _of_split(spec: str, split: str | None) -> str:
 
 def _open(spec: str) -> tuple[FewShotData, Encodings | None]:
     """The data set that an option names, and its features if it is a file of them."""
-    from ..fewshot.data import FewShotData, FileImages, Split, open_data
+    from ..datasets import FewShotData, FileImages, Split, open_data
     from ..index import read_encodings
 
     if not spec.endswith(".h5"):

@@ -7,9 +7,9 @@ print(result.table())
 
 from __future__ import annotations
 
+from ..datasets.episodes import EpisodeManifest
 from ..metrics.intervals import Interval, Intervals, required_episodes
 from .classifiers import BDCSPN, Classifier, NearestNeighbour, Prototypes, simple_shot
-from .episodes import EpisodeManifest
 from .evaluation import Comparison, EpisodeResult, compare, evaluate
 from .explanation import DecisionMap, decision_map, episode_maps
 from .fine_tuning import FineTuned, baseline, baseline_plus_plus

@@ -19,10 +19,10 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..datasets.episodes import EpisodeManifest
 from ..errors import InputError, ShapeError
 from ..metrics.intervals import Intervals, Z, intervals, required_episodes
 from .classifiers import Classifier, Prototypes
-from .episodes import EpisodeManifest
 
 __all__ = ["Comparison", "EpisodeResult", "compare", "evaluate"]
 

@@ -22,10 +22,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ..datasets.episodes import EpisodeManifest
 from ..errors import InputError
-from .episodes import EpisodeManifest
+from ..files import read_hdf5, write_hdf5
 from .evaluation import EpisodeResult
-from .files import read_hdf5, write_aside
 
 __all__ = ["FORMAT", "ResultFile", "load_result"]
 
@@ -83,7 +83,7 @@ class ResultFile:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything as one HDF5 file; it appears complete or not at all."""
-        write_aside(path, self._write)
+        write_hdf5(path, self._write)
 
     def _write(self, file: h5py.File) -> None:
         methods = [{"classifier": result.classifier, "encoder": result.encoder} for result in self.results]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..datasets.episodes import EpisodeManifest, as_names, check_items
 from ..errors import InputError
-from .episodes import EpisodeManifest, as_names, check_items
 
 __all__ = ["GENERATOR", "sample_episodes"]
 

@@ -21,7 +21,7 @@ from .joining import Join, Names, likely_cause, spelled
 from .labelling import Tally, remark_on_placeholders, remark_on_twins
 from .loading import IMAGE_SUFFIXES
 from .splits import SPLIT_COLUMN, SplitFolders, find_split_folders
-from .tables import TABLE_SUFFIXES, TableFormat, rows_of
+from .tables import TABLE_SUFFIXES, TableFormat, remark_on_left_out, rows_of
 
 __all__ = ["ImageRecord", "Listing", "list_images", "quiet_listing"]
 
@@ -177,7 +177,8 @@ def list_images(
     What is taken for a split, or for a class although it is named like a split, is said in a `DistcamWarning`.
 
     What fits partly is remarked on, with counts and an example: images without a label, lines of a file of labels that
-    fit no image, a table with `class` and without `label`, labels such as `unknown`, boxes in columns.
+    fit no image, malformed and doubled lines of tables, a table with `class` and without `label`, labels such as
+    `unknown`, boxes in columns.
 
     Args:
         source: see above.
@@ -185,8 +186,8 @@ def list_images(
         strict: refuse what would be remarked on.
 
     Raises:
-        InputError: the source does not exist or holds no image; a table cannot be read, lacks `path`, has a malformed
-            line or names a file twice; or `labels` fits no image at all.
+        InputError: the source does not exist or holds no image; a table cannot be read or lacks `path`; or `labels`
+            fits no image at all.
     """
     listing = quiet_listing(source, labels, strict=strict)
     for sentence in listing.remarks:
@@ -205,8 +206,8 @@ def quiet_listing(
 
     `has_vectors`: those of a table's images come along, so nobody expects its boxes to be cut out now.
     """
-    resolved = _resolve(source)
-    listing = Listing(resolved, _labels(resolved, labels), strict=strict, has_vectors=has_vectors)
+    resolved = _resolve(source, strict=strict)
+    listing = Listing(resolved, _labels(resolved, labels, strict=strict), strict=strict, has_vectors=has_vectors)
     first = next(iter(listing), None)
     if first is None:
         raise InputError(_nothing_found(source, listing))
@@ -223,7 +224,7 @@ def quiet_listing(
     return listing
 
 
-def _resolve(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> _Source:
+def _resolve(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, strict: bool) -> _Source:
     if not isinstance(source, (str, os.PathLike)):
         return _Files(Path.cwd(), tuple(os.fspath(path) for path in source))
     text = os.fspath(source)
@@ -231,7 +232,9 @@ def _resolve(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     if path.is_dir() and text:
         return _Folder(path)
     if path.is_file():
-        return _Table.read(path) if path.suffix.lower() in TABLE_SUFFIXES else _Files(Path.cwd(), (text,))
+        return (
+            _Table.read(path, strict=strict) if path.suffix.lower() in TABLE_SUFFIXES else _Files(Path.cwd(), (text,))
+        )
     if text and path.exists():
         raise InputError(f"expected a folder, image, CSV file or pattern; {text!r} is not a regular file")
     if _WILDCARDS.isdisjoint(text):
@@ -370,32 +373,39 @@ class _Files:
 
 @dataclass(frozen=True)
 class _Table:
-    """A CSV file with a column `path`; checked from end to end by `read`, streamed by `scan`."""
+    """A CSV file with a column `path`; checked from end to end by `read`, streamed by `scan`.
+
+    `left_out` holds the numbers of the lines that cannot be used.
+    """
 
     table: Path
     column_names: tuple[str, ...]
     form: TableFormat
     has_labels: bool
+    left_out: frozenset[int] = frozenset()
 
     @property
     def root(self) -> Path:
         return self.table.parent
 
     @classmethod
-    def read(cls, table: Path) -> _Table:
+    def read(cls, table: Path, *, strict: bool) -> _Table:
         form = TableFormat.of(table)
         form.remark_on(table)
-        lines: dict[str, int] = {}
+        left_out: dict[int, str] = {}
         names: tuple[str, ...] = ()
-        for line, row in rows_of(table, form=form):
+        used = 0
+        for _, row in rows_of(table, form=form, once=lambda row: _under(table.parent, row["path"]), left_out=left_out):
             names = tuple(row)
-            path = _under(table.parent, row["path"])
-            if (first := lines.setdefault(path, line)) != line:
-                raise InputError(f"{table}: expected every path once; got {path!r} in lines {first} and {line}")
-        return cls(table, tuple(name for name in names if name not in ("path", "label")), form, "label" in names)
+            used += 1
+        remark_on_left_out(table, left_out, used=used, strict=strict)
+        columns = tuple(name for name in names if name not in ("path", "label"))
+        return cls(table, columns, form, "label" in names, frozenset(left_out))
 
-    def scan(self, report: _Report) -> Iterator[ImageRecord]:  # noqa: ARG002  (a table is right or refused)
-        for _, row in rows_of(self.table, form=self.form):
+    def scan(self, report: _Report) -> Iterator[ImageRecord]:  # noqa: ARG002  (`read` has said what is left out)
+        for line, row in rows_of(self.table, form=self.form, left_out={}):
+            if line in self.left_out:
+                continue
             path, label = row.pop("path"), row.pop("label", None)
             yield ImageRecord(_under(self.root, path), label or None, row)
 
@@ -432,7 +442,7 @@ class _Labels:
         return self.table.key(*names, *([os.fspath(self.root / record.path)] if self.table.has_absolute else []))
 
 
-def _labels(source: _Source, labels: str | os.PathLike[str] | None) -> _Labels:
+def _labels(source: _Source, labels: str | os.PathLike[str] | None, *, strict: bool) -> _Labels:
     splits = find_split_folders(source.root, source.can_hold) if isinstance(source, _Folder) else None
     if labels is None:
         return _Labels("folder" if isinstance(source, _Folder) else "column", splits=splits)
@@ -452,7 +462,8 @@ def _labels(source: _Source, labels: str | os.PathLike[str] | None) -> _Labels:
         raise InputError(
             f"expected labels to be 'folder', 'split', 'none', or a CSV file; got {text!r}, and no file is there"
         )
-    table = {os.path.normpath(row["path"]): row["label"] for _, row in rows_of(file, needed=("path", "label"))}
+    rows = rows_of(file, needed=("path", "label"), once=lambda row: os.path.normpath(row["path"]), strict=strict)
+    table = {os.path.normpath(row["path"]): row["label"] for _, row in rows}
     return _Labels(text, Names(table), os.path.relpath(source.root, file.parent), source.root, splits=splits)
 
 

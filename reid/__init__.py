@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 
 if TYPE_CHECKING:
+    from ..datasets.reid import read_data
+    from ..datasets.reid_records import Protocol, ReidData, ReidImage
+    from ..synthetic.walkers import WalkerSet, write_walkers
     from .assessment import Assessment, assess, changed_protocol
     from .auditing import Audit, audit
-    from .data import read_data
     from .evaluation import evaluate_distances, evaluate_features
     from .features import Features, encode_data, read_features, write_features
     from .mistakes import Answer, Failure, Promotion
     from .pairs import BODY_PARTS, STRIPES, PairExplanation, PartShare, explain_pair, pairs_panel
     from .part_energy import pair_energy
-    from .policies import Labels, Protocol
-    from .records import ReidData, ReidImage
+    from .policies import Labels
     from .refinement import Refinement
     from .reranking.k_reciprocal import Reranking, SharedNeighbours, rerank_features
     from .reranking.query_expansion import camera_normalised, expand_queries, pool_views
     from .results import CameraPair, Evaluation, QueryResults
     from .training import ReidRecipe, TestSettings, WalkerSettings, train
     from .verification import Identification, OperatingPoint, Verification
-    from .walkers import WalkerSet, write_walkers
 
 _HOME = {
     "BODY_PARTS": "pairs",
@@ -44,17 +44,17 @@ _HOME = {
     "PairExplanation": "pairs",
     "PartShare": "pairs",
     "Promotion": "mistakes",
-    "Protocol": "policies",
+    "Protocol": ".datasets.reid_records",
     "QueryResults": "results",
     "Refinement": "refinement",
-    "ReidData": "records",
-    "ReidImage": "records",
+    "ReidData": ".datasets.reid_records",
+    "ReidImage": ".datasets.reid_records",
     "ReidRecipe": "training",
     "Reranking": "reranking.k_reciprocal",
     "SharedNeighbours": "reranking.k_reciprocal",
     "TestSettings": "training",
     "Verification": "verification",
-    "WalkerSet": "walkers",
+    "WalkerSet": ".synthetic.walkers",
     "WalkerSettings": "training",
     "assess": "assessment",
     "audit": "auditing",
@@ -68,12 +68,12 @@ _HOME = {
     "pair_energy": "part_energy",
     "pairs_panel": "pairs",
     "pool_views": "reranking.query_expansion",
-    "read_data": "data",
+    "read_data": ".datasets.reid",
     "read_features": "features",
     "rerank_features": "reranking.k_reciprocal",
     "train": "training",
     "write_features": "features",
-    "write_walkers": "walkers",
+    "write_walkers": ".synthetic.walkers",
 }
 
 __all__ = [

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..datasets.reid_records import Identity, ReidData, ReidImage
 from ..errors import ImageError, InputError
 from ..images import read_image
 from .placeholders import placeholders
-from .policies import Identity
-from .records import ReidData, ReidImage
 
 __all__ = ["Audit", "audit"]
 

@@ -13,10 +13,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ..datasets.reid_records import ReidData, ReidImage
 from ..errors import InputError
 from ..files import replacing
 from ..remarks import remark
-from .records import ReidData, ReidImage
 
 if TYPE_CHECKING:  # encoding imports torch, which everything else here does without
     from torch import Tensor
@@ -145,7 +145,7 @@ def encode_data(
 
 def _overlap(record: TrainedOn, data: ReidData, images: Sequence[ReidImage]) -> Overlap:
     """How many of these images, and of the identities that are asked for, were trained on."""
-    from ..encoders.trained_on import file_digests
+    from ..files import file_digests
 
     asked = (
         {str(image.identity) for image in images if image.role != "gallery"} if data.has_common_identities else set()

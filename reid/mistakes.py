@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .policies import Protocol
-from .records import ReidImage
+from ..datasets.reid_records import Protocol, ReidImage
 
 __all__ = ["Answer", "Failure", "Promotion", "causes_of"]
 

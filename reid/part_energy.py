@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..datasets.reid_records import ReidData, ReidImage
 from ..encoders import Encoder, Encoding
 from ..explain import dist_cam, fold
 from ..explain.methods.correspondence import correspondence
+from ..synthetic.walkers import WalkerSet
 from ..training.recipes.evaluation import energy_in_raster
-from .records import ReidData, ReidImage
-from .walkers import WalkerSet
 
 __all__ = ["pair_energy"]
 
@@ -37,7 +37,7 @@ def pair_energy(
         walkers: a set with masks.
         encoding: of queries and gallery.
         paths: of its images.
-        parts: names of parts (see `distcam.reid.bodies.PARTS`) by the name of their group.
+        parts: names of parts (see `distcam.synthetic.bodies.PARTS`) by the name of their group.
         most: how many queries are looked at.
 
     Raises:

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..datasets.reid_records import Protocol, ReidData, ReidImage
 from ..errors import InputError
 from .features import Features
-from .policies import Protocol
-from .records import ReidData, ReidImage
 from .reranking.query_expansion import CameraStatistics, camera_normalised, expand_queries, pool_views, unit_rows
 
 __all__ = ["Refinement", "refined"]

@@ -150,16 +150,16 @@ def _read_csv(path: Path) -> BoxTable:
     columns = _columns(path, names)
     has_size = _has_size(columns)
     _remark_on_labels(path, [name for name in names if name not in ("path", *columns)])
-    problems: list[str] = []
+    problems: dict[int, str] = {}
     boxes: dict[str, list[LabelledBox]] = {}
     sizes: dict[str, Size | None] = {}
     given = () if has_size else size_columns(names)
-    for line, row in rows_of(path, passed_over=problems):
+    for line, row in rows_of(path, left_out=problems):
         cells = [row[name] for name in columns]
         try:
             box = box_of(_edges(cells, has_size=has_size), f"{path}, line {line}")
         except InputError as error:
-            problems.append(f"{error}{'' if has_size else side_hint(cells)}")
+            problems[line] = f"{error}{'' if has_size else side_hint(cells)}"
         else:
             file = absolute(path.parent / row["path"])
             boxes.setdefault(file, []).append(LabelledBox(box, row.get("label") or None))
@@ -167,7 +167,7 @@ def _read_csv(path: Path) -> BoxTable:
     if are_of_boxes(boxes, sizes):
         sizes = {}
     found = {file: Annotation(tuple(own), sizes.get(file)) for file, own in boxes.items()}
-    return BoxTable(path, found, problems=tuple(problems))
+    return BoxTable(path, found, problems=tuple(problems.values()))
 
 
 def _remark_on_labels(path: Path, names: Sequence[str]) -> None:

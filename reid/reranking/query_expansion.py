@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ...datasets.reid_records import Identity
 from ...errors import InputError, ShapeError
 from ..distances import FeatureDistances, blocks
-from ..policies import Identity
 
 __all__ = ["CameraStatistics", "camera_normalised", "expand_queries", "pool_views", "unit_rows"]
 

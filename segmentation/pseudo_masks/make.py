@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ...datasets.voc import VocFolder
 from ...encoders import Encoder
 from ...errors import InputError
 from ..data import Mask, MaskedImages
 from ..measures import CurveCounter, SegmentationScore, confusion_matrix
 from ..segmenter.inference import InferenceSettings, Shown, on_device, require_classes, score_image
-from ..voc import VocFolder
 from .affinity_net import AffinityNet, AffinitySettings, WalkSettings, refine_by_walk, train_affinity
 from .crf import CrfSettings, dense_crf
 from .cues import CueSettings, make_cues, pseudo_mask

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
-from distcam.segmentation.crowds import draw_cells, draw_crowds
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.explaining import ask_objects
 from distcam.segmentation.segmenter.pixel_data import PixelData, predict, score
+from distcam.synthetic.crowds import draw_cells, draw_crowds
 
 TRANSFORM = Transform(32, fit="squash")
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from distcam.errors import ImageError, InputError
 from distcam.images import Transform
-from distcam.images.scenes import blueprints, write_scenes
 from distcam.remarks import DistcamWarning
 from distcam.segmentation.data import VOC_CLASSES, MaskedImages, MaskIds, boxes_around, label_map, read_names
+from distcam.synthetic.scene_set import blueprints, write_scenes
 
 SIZE = (12, 8)  # width, height
 

@@ -15,10 +15,10 @@ from distcam.errors import InputError, ShapeError
 from distcam.explain import METHODS
 from distcam.explain.drawing.boxes import labelled
 from distcam.images import Transform
-from distcam.images.scenes import blueprints
-from distcam.segmentation.crowds import draw_cells, draw_crowd, draw_crowds
 from distcam.segmentation.explaining import ASKS, REFERENCES, MapScores, ask_objects, judge_maps, maps_for
 from distcam.segmentation.segmenter.pixel_data import PixelData, predict
+from distcam.synthetic.crowds import draw_cells, draw_crowd, draw_crowds
+from distcam.synthetic.scene_set import blueprints
 
 
 def cells(count: int, *, seed: int = 0, size: int = 32) -> PixelData:
