@@ -141,8 +141,8 @@ def tables(task: Task, options: argparse.Namespace) -> None:
             window=options.window,
         )
         first = next(iter(found.values()))
-        pictures = len(first.picture.unique())
-        print(f"\n### asked by {by}: {len(first.picture)} questions in {pictures} pictures\n")
+        pictures = len(first.image.unique())
+        print(f"\n### asked by {by}: {len(first.image)} questions in {pictures} pictures\n")
         print(measure_table(found, options.window, seed=options.seed))
         print(f"\n{time.process_time() - start:.0f} s of processor time", flush=True)
 

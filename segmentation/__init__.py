@@ -11,9 +11,9 @@ from ..lazy import lazily
 
 if TYPE_CHECKING:
     from ..datasets.voc import VocFolder
+    from ..metrics.segmentation import BackgroundCurve, SegmentationScore, background_curve, evaluate_masks
     from .cam_training.weak_segmenter import WeakSegmenter
     from .data import MaskedImages, MaskIds
-    from .measures import BackgroundCurve, SegmentationScore, background_curve, evaluate_masks
     from .pipeline import run_segmentation, score_segmenter
     from .pseudo_masks.affinity_net import WalkSettings, refine_by_walk
     from .pseudo_masks.crf import CrfSettings, dense_crf
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities, load_segmenter
 
 _HOME = {
-    "BackgroundCurve": "measures",
+    "BackgroundCurve": ".metrics.segmentation",
     "CrfSettings": "pseudo_masks.crf",
     "CueSettings": "pseudo_masks.cues",
     "InferenceSettings": "segmenter.inference",
@@ -32,16 +32,16 @@ _HOME = {
     "MaskIds": "data",
     "MaskedImages": "data",
     "PipelineRecipe": "recipe",
-    "SegmentationScore": "measures",
+    "SegmentationScore": ".metrics.segmentation",
     "Segmenter": "segmenter.segmenter",
     "WalkSettings": "pseudo_masks.affinity_net",
     "WeakSegmenter": "cam_training.weak_segmenter",
-    "background_curve": "measures",
+    "background_curve": ".metrics.segmentation",
     "build_segmenter": "segmenter.segmenter",
     "class_probabilities": "segmenter.segmenter",
     "class_scores": "segmenter.inference",
     "dense_crf": "pseudo_masks.crf",
-    "evaluate_masks": "measures",
+    "evaluate_masks": ".metrics.segmentation",
     "load_segmenter": "segmenter.segmenter",
     "load_source": "pseudo_masks.sources",
     "make_cues": "pseudo_masks.cues",

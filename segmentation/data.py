@@ -1,4 +1,4 @@
-"""Pictures with masks, or with no more than the classes they show: the data of weakly supervised segmentation.
+"""Images with masks, or with no more than the classes they show: the data of weakly supervised segmentation.
 
 In a mask 0 is background, c + 1 is class c, and 255 is void: pixels that nobody has decided about, which neither teach
 nor count. Files may number their classes otherwise; they are renumbered when they are read, and a number that stands
@@ -48,7 +48,7 @@ Progress = Callable[[int, int], None]
 
 
 class MaskedImages:
-    """Pictures in a fixed order, each with a mask, with the classes it shows, with both, or with neither.
+    """Images in a fixed order, each with a mask, with the classes it shows, with both, or with neither.
 
     Attributes:
         class_names: of the foreground; class c is c + 1 in the masks.
@@ -68,7 +68,7 @@ class MaskedImages:
         self.has_background = self._ids.first > 0
         self._found: dict[int, tuple[int, ...]] = {}
         if not self._entries:
-            raise InputError("expected one picture or more, got none")
+            raise InputError("expected one image or more, got none")
         if not 1 <= len(self.class_names) <= VOID - self._ids.first:
             raise InputError(f"expected 1 to {VOID - self._ids.first} classes, got {len(self.class_names)}")
         twice = [name for name in self.class_names if self.class_names.count(name) > 1]
@@ -80,11 +80,11 @@ class MaskedImages:
 
     def __repr__(self) -> str:
         masks = sum(entry.mask is not None for entry in self._entries)
-        return f"MaskedImages({len(self)} pictures, {masks} with masks, {len(self.class_names)} classes)"
+        return f"MaskedImages({len(self)} images, {masks} with masks, {len(self.class_names)} classes)"
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each picture is called in lists and output folders: its path without the suffix."""
+        """What each image is called in lists and output folders: its path without the suffix."""
         return tuple(entry.name for entry in self._entries)
 
     @property
@@ -93,11 +93,11 @@ class MaskedImages:
         return ("background", *self.class_names)
 
     def file(self, i: int) -> Path:
-        """Where picture i lies."""
+        """Where image i lies."""
         return self._entries[i].image
 
     def image(self, i: int) -> Image.Image:
-        """Picture i, RGB.
+        """Image i, RGB.
 
         Raises:
             ImageError: it cannot be read.
@@ -105,15 +105,15 @@ class MaskedImages:
         return read_image(self._entries[i].image, whole=True)
 
     def has_mask(self, i: int) -> bool:
-        """Whether picture i comes with a mask."""
+        """Whether image i comes with a mask."""
         return self._entries[i].mask is not None
 
     def mask(self, i: int) -> Mask | None:
-        """The mask of picture i at its size; None if it has none.
+        """The mask of image i at its size; None if it has none.
 
         Raises:
             ImageError: the file is no readable mask.
-            InputError: it is not of the picture's size, or holds a number that stands for nothing.
+            InputError: it is not of the image's size, or holds a number that stands for nothing.
         """
         entry = self._entries[i]
         if entry.mask is None:
@@ -121,11 +121,11 @@ class MaskedImages:
         values = read_class_numbers(entry.mask)
         width, height = read_image(entry.image, whole=True).size
         if (problem := wrong_size(entry.mask, (values.shape[1], values.shape[0]), (width, height))) is not None:
-            raise InputError(f"{entry.image}: {problem}; expected a mask in the size of its picture")
+            raise InputError(f"{entry.image}: {problem}; expected a mask in the size of its image")
         return self._ids.renumbered(values, len(self.class_names), entry.mask)
 
     def labels(self, i: int) -> tuple[int, ...]:
-        """The classes that picture i shows, in rising order; without a list of its own, those of its mask.
+        """The classes that image i shows, in rising order; without a list of its own, those of its mask.
 
         Raises:
             InputError: nothing says what it shows.
@@ -137,7 +137,7 @@ class MaskedImages:
             mask = self.mask(i)
             if mask is None:
                 raise InputError(
-                    f"{entry.image}: nothing says which classes the picture shows; give a mask, or a table with the "
+                    f"{entry.image}: nothing says which classes the image shows; give a mask, or a table with the "
                     "columns path and labels (names between semicolons)"
                 )
             self._found[i] = tuple(int(value) - 1 for value in np.unique(mask) if value not in (0, VOID))
@@ -145,15 +145,15 @@ class MaskedImages:
 
     @property
     def has_labels(self) -> bool:
-        """Whether every picture says which classes it shows."""
+        """Whether every image says which classes it shows."""
         return all(map(self.is_labelled, range(len(self))))
 
     def is_labelled(self, i: int) -> bool:
-        """Whether picture i says which classes it shows."""
+        """Whether image i says which classes it shows."""
         return self._entries[i].shown is not None or self._entries[i].mask is not None
 
     def readable(self) -> tuple[Self, tuple[Skipped, ...]]:
-        """The pictures that can be read, and whose masks can, and the others; every file is decoded once.
+        """The images that can be read, and whose masks can, and the others; every file is decoded once.
 
         Raises:
             InputError: nothing is left.
@@ -171,20 +171,20 @@ class MaskedImages:
             problems = list(threads.map(problem, range(len(self))))
         skipped = tuple(Skipped(self.names[i], text) for i, text in enumerate(problems) if text is not None)
         if len(skipped) == len(self):
-            raise InputError(f"none of {len(self)} pictures can be used, the first: {skipped[0].reason}")
+            raise InputError(f"none of {len(self)} images can be used, the first: {skipped[0].reason}")
         return self if not skipped else self.subset(i for i, text in enumerate(problems) if text is None), skipped
 
     def subset(self, index: Iterable[int]) -> Self:
-        """Some of the pictures, in this order."""
+        """Some of the images, in this order."""
         return type(self)([self._entries[i] for i in index], self.class_names, ids=self._ids)
 
     def without_masks(self) -> MaskedImages:
-        """The same pictures with the classes they show and nothing else: what weak supervision may see."""
+        """The same images with the classes they show and nothing else: what weak supervision may see."""
         entries = [replace(entry, mask=None, shown=self.labels(i)) for i, entry in enumerate(self._entries)]
         return MaskedImages(entries, self.class_names, ids=self._ids)
 
     def with_masks(self, folder: str | Path) -> MaskedImages:
-        """The same pictures with other masks: `FOLDER/NAME.png`, as `write_masks` leaves them, pseudo masks say.
+        """The same images with other masks: `FOLDER/NAME.png`, as `write_masks` leaves them, pseudo masks say.
 
         Raises:
             InputError: one is missing.
@@ -203,14 +203,14 @@ class MaskedImages:
         return MaskedImages(entries, self.class_names)
 
     def choose(self, count: int, *, seed: int = 0) -> tuple[int, ...]:
-        """That many pictures with masks by chance, classes taking turns; a larger choice contains the smaller one.
+        """That many images with masks by chance, classes taking turns; a larger choice contains the smaller one.
 
         Raises:
-            InputError: fewer pictures have masks.
+            InputError: fewer images have masks.
         """
         usable = [i for i in range(len(self)) if self.has_mask(i) and self.labels(i)]
         if not 0 <= count <= len(usable):
-            raise InputError(f"expected 0 to {len(usable)} pictures with masks, got {count}")
+            raise InputError(f"expected 0 to {len(usable)} images with masks, got {count}")
         generator = np.random.default_rng([0x5E6, seed])
         of_class: dict[int, list[int]] = {}
         for i in generator.permutation(usable).tolist():
@@ -230,17 +230,17 @@ class MaskedImages:
         kind: Literal["mask", "box"] = "mask",
         progress: Progress | None = None,
     ) -> TrainingSet:
-        """The pictures with one 0/1 column per class, in memory; what trains an encoder from image-level labels.
+        """The images with one 0/1 column per class, in memory; what trains an encoder from image-level labels.
 
         Args:
             transform: the encoder's.
-            masks_for: the pictures whose masks may be used, as regions of their classes (GAIN-ext).
+            masks_for: the images whose masks may be used, as regions of their classes (GAIN-ext).
             kind: whether a region is the mask itself, or the boxes around its connected parts.
-            progress: called with (pictures decoded, pictures in all).
+            progress: called with (images decoded, images in all).
 
         Raises:
-            ImageError: a picture cannot be read.
-            InputError: a picture without labels; one of `masks_for` without a mask.
+            ImageError: an image cannot be read.
+            InputError: an image without labels; one of `masks_for` without a mask.
         """
         columns = torch.zeros(len(self), len(self.class_names))
         for i in range(len(self)):
@@ -282,14 +282,14 @@ class MaskedImages:
             torch.stack(raster) if raster else blank,
         )
 
-    # ---- where pictures come from
+    # ---- where images come from
 
     @classmethod
     def from_voc(cls, root: str | Path, split: str = "train", *, class_names: Sequence[str] | None = None) -> Self:
-        """Pictures of a folder in the layout of PASCAL VOC; see `layouts.in_voc`.
+        """Images of a folder in the layout of PASCAL VOC; see `layouts.in_voc`.
 
         Raises:
-            InputError: a folder, list, or picture is missing.
+            InputError: a folder, list, or image is missing.
         """
         return cls(*layouts.in_voc(Path(root), split, class_names))
 
@@ -314,7 +314,7 @@ class MaskedImages:
         labels: str | Path | None = None,
         ids: MaskIds | None = None,
     ) -> Self:
-        """A folder, pattern, or table of pictures, and a folder with `NAME.png` for each that has a mask.
+        """A folder, pattern, or table of images, and a folder with `NAME.png` for each that has a mask.
 
         Args:
             images: as `list_images` takes it; NAME is the path below its folder, without the suffix.
@@ -324,7 +324,7 @@ class MaskedImages:
             ids: how the masks number the classes.
 
         Raises:
-            InputError: a folder is missing, no picture has a mask, or a label is no class.
+            InputError: a folder is missing, no image has a mask, or a label is no class.
         """
         return cls(*layouts.in_folder(images, masks, names, labels), ids=ids)
 
@@ -361,7 +361,7 @@ class MaskedImages:
 
 
 def all_readable(sets: Mapping[str, MaskedImages], *, strict: bool) -> dict[str, MaskedImages]:
-    """The pictures of each split that can be used; one remark names the others.
+    """The images of each split that can be used; one remark names the others.
 
     Raises:
         InputError: with `strict`, what the remark would say.

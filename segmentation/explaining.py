@@ -41,8 +41,8 @@ Ask = Literal["component", "box", "point", "class"]
 ASKS: tuple[Ask, ...] = ("component", "box", "point", "class")
 REFERENCES: Mapping[str, str] = {
     "random": "a smooth map of noise",
-    "centre": "a bell in the middle of the picture",
-    "full": "the whole picture alike",
+    "centre": "a bell in the middle of the image",
+    "full": "the whole image alike",
     "largest": "the largest object that is predicted to be of the class",
     "softmax": "the network's own probability of the class",
     "asked": "the pixels that were asked about",
@@ -51,7 +51,7 @@ REFERENCES: Mapping[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """m questions about one picture.
+    """m questions about one image.
 
     Attributes:
         category: the class of each.
@@ -70,7 +70,7 @@ class Questions:
 
     @property
     def target(self) -> PixelScore:
-        """For a batch of this one picture."""
+        """For a batch of this one image."""
         return PixelScore(self.category[None], self.pixels[None])
 
 
@@ -84,7 +84,7 @@ def ask_objects(
     least_found: float = 0.5,
     most: int | None = None,
 ) -> Questions | None:
-    """The questions about a picture's objects; None if there is nothing to ask.
+    """The questions about an image's objects; None if there is nothing to ask.
 
     Objects are asked about that are not alone in their class, have `least_pixels`, and of which the network finds a
     share of `least_found`: a map of what it did not see answers another question. By "component" the set is the part
@@ -92,7 +92,7 @@ def ask_objects(
     each class that is there is asked about as a whole, by what is predicted to be of it.
 
     Args:
-        data: the pictures.
+        data: the images.
         row: which.
         predicted: the class of each of its pixels, as the network says.
         by: see above.
@@ -171,7 +171,7 @@ def maps_for(
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Float[Tensor, "m _h _w"]]:
-    """The raw maps of one picture's questions by method; `REFERENCES` are methods too, in the picture's size.
+    """The raw maps of one image's questions by method; `REFERENCES` are methods too, in the image's size.
 
     Args:
         model: the segmenter.
@@ -222,7 +222,7 @@ def _reference(name: str, model: nn.Module, image: Tensor, questions: Questions,
 
 @dataclass(frozen=True, eq=False)
 class MapScores:
-    """How well the maps of one method answer n questions about several pictures.
+    """How well the maps of one method answer n questions about several images.
 
     Attributes:
         pointing: whether the map's peak lies in the object; a constant map points nowhere.
@@ -230,7 +230,7 @@ class MapScores:
         own_energy: of the map's energy in all objects of the class, the share in the one asked about; nan for classes.
         own_peak: whether of all objects of the class the map is highest in that one; ties are no hit, nan for classes.
         road: (LeRF - MoRF) / 2 of the score per pixel asked about; nan if it was not measured.
-        picture: which picture a question belongs to.
+        image: which image a question belongs to.
     """
 
     pointing: Float[Tensor, " n"]
@@ -238,23 +238,23 @@ class MapScores:
     own_energy: Float[Tensor, " n"]
     own_peak: Float[Tensor, " n"]
     road: Float[Tensor, " n"]
-    picture: Int[Tensor, " n"]
+    image: Int[Tensor, " n"]
 
     MEASURES = ("pointing", "energy", "own_energy", "own_peak", "road")
 
     @classmethod
     def cat(cls, parts: Sequence[MapScores]) -> MapScores:
-        """The scores of several pictures."""
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in (*cls.MEASURES, "picture")))
+        """The scores of several images."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in (*cls.MEASURES, "image")))
 
     def interval(self, measure: str, *, samples: int = 2000, seed: int = 0) -> tuple[float, float, float] | None:
-        """Mean with its 95 % bootstrap interval over pictures, whose questions stay together; None without values."""
+        """Mean with its 95 % bootstrap interval over images, whose questions stay together; None without values."""
         values = getattr(self, measure).double().numpy()
         known = ~np.isnan(values)
         if not known.any():
             return None
-        own, picture = values[known, None], self.picture.numpy()[known]
-        means = bootstrap_means(own, picture, samples=samples, seed=seed)
+        own, image = values[known, None], self.image.numpy()[known]
+        means = bootstrap_means(own, image, samples=samples, seed=seed)
         low, high = np.quantile(means, [0.025, 0.975]).tolist()
         return float(own.mean()), low, high
 
@@ -274,20 +274,20 @@ def judge_maps(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> dict[str, MapScores]:
-    """The measures of several methods on every picture that has something to ask about.
+    """The measures of several methods on every image that has something to ask about.
 
     Args:
         model: the segmenter; it is left as it was.
-        data: pictures with masks.
+        data: images with masks.
         methods: of `METHODS` and `REFERENCES`.
         layer: of the network.
         by: how objects are asked about, see `ask_objects`.
         road: shares of the pixels that ROAD removes; none leaves it out.
-        most: questions about one picture.
+        most: questions about one image.
         least_pixels: of an object.
         batch_size: of ROAD.
         seed: of the random map, and of ROAD's noise.
-        progress: called with (pictures done, pictures in all).
+        progress: called with (images done, images in all).
         options: of the methods, as for `maps_for`.
 
     Raises:
@@ -307,7 +307,7 @@ def judge_maps(
         if progress is not None:
             progress(row + 1, len(data))
     if not any(parts.values()):
-        raise InputError("nothing to ask about: no picture has two found objects of one class")
+        raise InputError("nothing to ask about: no image has two found objects of one class")
     return {name: MapScores.cat(own) for name, own in parts.items()}
 
 
@@ -352,5 +352,5 @@ def _measured(maps: Tensor, questions: Questions, road: Tensor | None, row: int)
         own_energy=torch.where(has_others, own_energy, unknown),
         own_peak=torch.where(has_others, (top > top_other).double(), unknown),
         road=unknown if road is None else road.double(),
-        picture=torch.full((len(questions),), row),
+        image=torch.full((len(questions),), row),
     )

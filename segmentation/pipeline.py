@@ -18,6 +18,7 @@ import numpy as np
 
 from ..datasets.voc import VocFolder
 from ..errors import InputError
+from ..metrics.segmentation import SegmentationScore, evaluate_masks
 from ..training.data.batches import TrainingBatches
 from ..training.data.parts import Part, sentence
 from ..training.data.sampling import make_sampler
@@ -28,7 +29,6 @@ from ..training.recipes.recipe import EncoderSettings, Recipe
 from ..training.recipes.runs import RunResult, run_recipe
 from ..training.recipes.tables import plain
 from .data import Mask, MaskedImages, all_readable
-from .measures import SegmentationScore, evaluate_masks
 from .pseudo_masks.make import make_masks, most_likely
 from .pseudo_masks.sources import load_source
 from .recipe import NetworkSettings, PipelineRecipe, located
@@ -53,7 +53,7 @@ def run_segmentation(
 ) -> RunResult:
     """Learn class maps, make masks of them, train a network on these, and measure all three.
 
-    Metrics: `maps.mean_iou` and `maps.beta` (training pictures, at the best constant background score),
+    Metrics: `maps.mean_iou` and `maps.beta` (training images, at the best constant background score),
     `masks.coverage` (share of the pixels that are decided), `masks.accuracy` (among those), `masks.mean_iou`, and of
     the network `test.mean_iou`, `test.pixel_accuracy`, `test.iou.CLASS`.
 
@@ -212,10 +212,10 @@ def score_segmenter(
     settings: InferenceSettings | None = None,
     progress: Progress | None = None,
 ) -> SegmentationScore:
-    """What a network's masks are worth on pictures with masks.
+    """What a network's masks are worth on images with masks.
 
     Raises:
-        InputError: other classes, or no picture with a mask.
+        InputError: other classes, or no image with a mask.
     """
     require_classes(segmenter.class_names, data)
     device = next(segmenter.parameters()).device

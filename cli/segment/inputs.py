@@ -1,4 +1,4 @@
-"""What `distcam segment` works on: models, pictures with or without masks, and pairs of masks."""
+"""What `distcam segment` works on: models, images with or without masks, and pairs of masks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def open_model(path: Path) -> ClassMapSource | Segmenter:
 def inference_settings(
     scales: str | None, flip: bool | None, *, base: Literal["network", "image"], refined: bool, is_network: bool
 ) -> InferenceSettings:
-    """How pictures are looked at; a trained network looks once if nothing is said."""
+    """How images are looked at; a trained network looks once if nothing is said."""
     from ...segmentation.segmenter.inference import InferenceSettings
 
     chosen = (1.0,) if is_network else InferenceSettings().scales
@@ -77,7 +77,7 @@ def open_data(
     labels: str,
     class_names: Sequence[str] | None,
 ) -> MaskedImages:
-    """The pictures that the options name."""
+    """The images that the options name."""
     from ...datasets.masked_images import splits_of_table
     from ...remarks import remark
     from ...segmentation.data import VOC_CLASSES, MaskedImages, read_names
@@ -86,7 +86,7 @@ def open_data(
     if layout != "folder":
         refuse_unused(f"by the layout {layout}, which has its own", "masks")
         if labels not in ("known", "predicted", "all"):
-            raise InputError(f"the layout {layout} says itself which classes a picture shows; leave --labels FILE out")
+            raise InputError(f"the layout {layout} says itself which classes an image shows; leave --labels FILE out")
     if layout in ("scenes", "camvid"):
         refuse_unused(f"by the layout {layout}, which has its own", "names")
     own = None if names is None else read_names(names)
@@ -102,7 +102,7 @@ def open_data(
         if split is None and len(splits := splits_of_table(source)) > 1:
             remark(f"{source}: the images of all its splits are used, {', '.join(splits)}; choose one with --split")
         return MaskedImages.from_table(source, own or class_names, split=split)
-    refuse_unused("by a folder of pictures", "split", remedy="name the folder of the split, or --layout")
+    refuse_unused("by a folder of images", "split", remedy="name the folder of the split, or --layout")
     table = None if labels in ("known", "predicted", "all") else labels
     return MaskedImages.from_folder(source, masks, own or class_names or VOC_CLASSES, labels=table)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ...segmentation.segmenter.inference import Shown
     from ...training.recipes.runs import RunResult
 
-app = Commands(help="Weakly supervised segmentation: masks from the classes that a picture shows.")
+app = Commands(help="Weakly supervised segmentation: masks from the classes that an image shows.")
 
 TRAIN_EXAMPLE = (
     "Example: `distcam segment train segment_cues --variant gain_losses,truth --seeds 0,1,2`, or "
@@ -43,16 +43,16 @@ EVALUATE_EXAMPLE = (
 
 LayoutOption = Annotated[
     Layout,
-    typer.Option(help="What the data are: VOC's layout, CamVid's, a CSV, drawn scenes, or a folder of pictures."),
+    typer.Option(help="What the data are: VOC's layout, CamVid's, a CSV, drawn scenes, or a folder of images."),
 ]
 Split = Annotated[str | None, typer.Option(help="Which split of the data. Default: val, or test of drawn scenes.")]
 Names = Annotated[
     Path | None, typer.Option(help="A FILE with the names of the classes, one per line. Default: the model's or VOC's.")
 ]
 Scales = Annotated[str | None, typer.Option(help="Sizes of the input, such as 0.5,1,1.5,2. Default: see --help.")]
-Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Also look at the mirrored picture.")]
+Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Also look at the mirrored image.")]
 Base = Annotated[
-    Literal["network", "image"], typer.Option(help="What scale 1 is: the network's input, or the picture's own size.")
+    Literal["network", "image"], typer.Option(help="What scale 1 is: the network's input, or the image's own size.")
 ]
 SegmentDevice = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
@@ -118,12 +118,12 @@ def infer(
         Path,
         typer.Argument(help="A run's folder, a weak segmenter, a segmentation network, or an encoder.safetensors."),
     ],
-    images: Annotated[str, typer.Argument(help="A folder, one picture, a quoted glob, or a data set (see --layout).")],
+    images: Annotated[str, typer.Argument(help="A folder, one image, a quoted glob, or a data set (see --layout).")],
     folder: Annotated[Path, typer.Option("--out", help="Where masks go, in VOC's layout; the same command resumes.")],
     labels: Annotated[
         str,
         typer.Option(
-            help="Which classes a picture may show: `predicted`, `all`, `known` (the data set says), or a FILE.csv "
+            help="Which classes an image may show: `predicted`, `all`, `known` (the data set says), or a FILE.csv "
             "with path,labels (names between semicolons). For models that learnt from labels alone."
         ),
     ] = "predicted",
@@ -144,16 +144,16 @@ def infer(
     masks: Annotated[Path | None, typer.Option(help="A FOLDER of true masks: measures what was written.")] = None,
     names: Names = None,
     show: Annotated[
-        bool, typer.Option("--show", help="Also write pictures with the masks laid over: OUT/overlays.")
+        bool, typer.Option("--show", help="Also write images with the masks laid over: OUT/overlays.")
     ] = False,
     device: SegmentDevice = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Write a mask for every picture. Several scales and mirrored by default; a trained network looks once."""
+    """Write a mask for every image. Several scales and mirrored by default; a trained network looks once."""
     require_model(model)
     require_images([images])
     from ...datasets.voc import VocFolder
-    from ...segmentation.measures import evaluate_masks
+    from ...metrics.segmentation import evaluate_masks
     from ...segmentation.pseudo_masks.make import CueStage, MaskMaker, most_likely
     from ...segmentation.segmenter.inference import on_device, require_classes
     from ...segmentation.segmenter.segmenter import Segmenter, class_probabilities
@@ -225,9 +225,7 @@ def evaluate(
     truth: Annotated[str, typer.Argument(help="A folder of true masks (NAME.png), or a data set (see --layout).")],
     layout: LayoutOption = "auto",
     split: Split = None,
-    masks: Annotated[
-        Path | None, typer.Option(help="A FOLDER of true masks, if TRUTH is a folder of pictures.")
-    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="A FOLDER of true masks, if TRUTH is a folder of images.")] = None,
     names: Names = None,
     curve: Annotated[
         bool, typer.Option("--curve", help="mIoU for every background score; of models that learnt from labels alone.")
@@ -236,7 +234,7 @@ def evaluate(
         float | None, typer.Option(min=0, max=1, help="The background's score. Default: the best one of the curve.")
     ] = None,
     labels: Annotated[
-        Literal["known", "predicted", "all"], typer.Option(help="Which classes a picture may show, for such models.")
+        Literal["known", "predicted", "all"], typer.Option(help="Which classes an image may show, for such models.")
     ] = "known",
     scales: Scales = None,
     flip: Flip = None,
@@ -267,7 +265,7 @@ def evaluate(
         "where masks are compared with masks", "curve", "background", "labels", "scales", "flip", "base", "refined",
         "device",
     )  # fmt: skip
-    from ...segmentation.measures import evaluate_masks, remark_on_shift
+    from ...metrics.segmentation import evaluate_masks, remark_on_shift
 
     pairs, mask_names = mask_pairs(found, truth, layout=layout, split=split, masks=masks, names=names)
     score = evaluate_masks(pairs, mask_names)
@@ -295,7 +293,7 @@ def _evaluate_model(
     device: str,
     as_json: bool,
 ) -> None:
-    from ...segmentation.measures import BETAS, background_curve
+    from ...metrics.segmentation import BETAS, background_curve
     from ...segmentation.pipeline import score_segmenter
     from ...segmentation.segmenter.inference import on_device, score_images
     from ...segmentation.segmenter.segmenter import Segmenter
@@ -310,9 +308,9 @@ def _evaluate_model(
         refuse_unused("by a model without refined maps", "refined")
     where = on_device(model, device)
     if not any(data.has_mask(i) for i in range(len(data))):
-        raise InputError("none of the pictures has a mask to compare with; give --masks FOLDER, or another --split")
+        raise InputError("none of the images has a mask to compare with; give --masks FOLDER, or another --split")
     settings = inference_settings(scales, flip, base=base, refined=refined, is_network=isinstance(model, Segmenter))
-    with progress_bar("pictures") as progress:
+    with progress_bar("images") as progress:
         if isinstance(model, Segmenter):
             score = score_segmenter(model, data, settings=settings, progress=progress)
             content: dict[str, Any] = score.to_dict()
@@ -339,7 +337,7 @@ def _evaluate_model(
 
 
 def _show(data: MaskedImages, i: int, written: Any) -> None:
-    """The picture with its mask laid over, as JPEG."""
+    """The image with its mask laid over, as JPEG."""
     from ...datasets.voc import overlay_mask
 
     target = written.folder / "overlays" / f"{data.names[i]}.jpg"

@@ -11,8 +11,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ...errors import InputError
+from ...metrics.segmentation import BETAS, BackgroundCurve, background_curve
 from ...training.data.training_set import TrainingSet
-from ..measures import BETAS, BackgroundCurve, background_curve
 from ..pseudo_masks.sources import ClassMapSource
 from ..segmenter.inference import InferenceSettings, class_scores
 
@@ -114,9 +114,9 @@ def measure(
     def pairs() -> Iterator[tuple[UInt8[np.ndarray, "h w"], np.ndarray]]:
         for i in chosen:
             pixels = truth.images.pixels(torch.tensor([i]))[0]
-            picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+            image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
             shown = truth.images.labels[i].nonzero()[:, 0].tolist()
-            scores = class_scores(source, picture, shown=shown, settings=settings, device=device)
+            scores = class_scores(source, image, shown=shown, settings=settings, device=device)
             yield truth.masks[i], scores
 
     return background_curve(pairs(), ("background", *source.class_names), betas=betas or BETAS)

@@ -29,6 +29,7 @@ from jaxtyping import UInt8
 from ...encoders import Encoder, Identity
 from ...errors import InputError
 from ...images import Transform
+from ...metrics.segmentation import BackgroundCurve
 from ...training.data.splits import load_splits
 from ...training.data.training_set import TrainingSet
 from ...training.engine.distributed import current_world
@@ -41,7 +42,6 @@ from ...training.recipes.recipe import Recipe, RecipeFile
 from ...training.recipes.runs import RunResult, run_recipe
 from ...training.recipes.tables import parse, plain
 from ..data import MaskedImages, all_readable, label_map
-from ..measures import BackgroundCurve
 from ..segmenter.inference import InferenceSettings
 from .cpn import build_cpn
 from .map_measures import MeasureSettings, Truth, masks_of, measure

@@ -1,6 +1,6 @@
 """From class scores to what a segmentation network can learn from: sure pixels alone (cues), or whole pseudo masks.
 
-Scores are those of `class_scores`: in a picture's own pixels, each class's maximum 1, classes that are not shown 0.
+Scores are those of `class_scores`: in an image's own pixels, each class's maximum 1, classes that are not shown 0.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class CueSettings:
             `share` of the pixels that stand out least, and all that do so as little; among those without a cue. "none":
             there are none.
         low: share of the maps' maximum.
-        share: of the picture's pixels.
+        share: of the image's pixels.
 
     Source: [GAIN] §4: 20 % of the maximum; as in Kolesnikov and Lampert, Seed, Expand and Constrain, 2016, the smaller
-        region wins, and a tenth of the picture with the least saliency is background.
+        region wins, and a tenth of the image with the least saliency is background.
     """
 
     foreground: float = 0.2
@@ -67,11 +67,11 @@ def make_cues(
     Args:
         scores: see the module's text.
         settings: `CueSettings()` if left out.
-        image: the picture, for background="saliency".
-        saliency: any map that is high on objects, in place of `border_contrast` of the picture.
+        image: the image, for background="saliency".
+        saliency: any map that is high on objects, in place of `border_contrast` of the image.
 
     Raises:
-        InputError: background="saliency" without a picture or a map.
+        InputError: background="saliency" without an image or a map.
         ShapeError: these are not of the scores' size.
     """
     settings = settings or CueSettings()
@@ -82,11 +82,11 @@ def make_cues(
     elif settings.background == "saliency":
         if saliency is None:
             if image is None:
-                raise InputError('background="saliency" needs the picture, or a map of what stands out in it')
+                raise InputError('background="saliency" needs the image, or a map of what stands out in it')
             saliency = border_contrast(image)
         if saliency.shape != cues.shape:
             raise ShapeError(
-                f"expected the picture or its saliency in the scores' size {cues.shape}, got {saliency.shape}"
+                f"expected the image or its saliency in the scores' size {cues.shape}, got {saliency.shape}"
             )
         count = round(settings.share * saliency.size)
         if count:
@@ -150,7 +150,7 @@ def pseudo_mask(
 def border_contrast(image: Image.Image, *, side: int = 64, border: float = 0.08) -> Float[np.ndarray, "h w"]:
     """Distance of each pixel's colour from those at the image's border, in [0, 1]: a saliency that learns nothing.
 
-    Colours are compared in a copy of the picture `side` pixels wide and high; a pixel's distance is that to the nearest
+    Colours are compared in a copy of the image `side` pixels wide and high; a pixel's distance is that to the nearest
     of sixteen mean colours along the border, of strips `border` of the side thick. Objects that touch the border are
     lost on it.
     """

@@ -53,7 +53,7 @@ class MaskIds:
 def label_map(mask: Mask, transform: Transform, *, outside: int = VOID) -> Mask:
     """The mask in the pixels of the network's input: each takes the number of the pixel that its centre falls on.
 
-    What the input shows beyond the picture (fit="pad") is `outside`.
+    What the input shows beyond the image (fit="pad") is `outside`.
     """
     height, width = mask.shape
     view = transform.view(width, height)

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from ...datasets.voc import VocFolder
 from ...encoders import Encoder
 from ...errors import InputError
+from ...metrics.segmentation import CurveCounter, SegmentationScore, confusion_matrix
 from ..data import Mask, MaskedImages
-from ..measures import CurveCounter, SegmentationScore, confusion_matrix
 from ..segmenter.inference import InferenceSettings, Shown, on_device, require_classes, score_image
 from .affinity_net import AffinityNet, AffinitySettings, WalkSettings, refine_by_walk, train_affinity
 from .crf import CrfSettings, dense_crf

@@ -202,7 +202,7 @@ class Constrain(Term):
 
     Args:
         transform: to give the CRF the colours back.
-        factor: of the CRF's distances, which are meant for pictures; left out, the grid's longer side over 500.
+        factor: of the CRF's distances, which are meant for images; left out, the grid's longer side over 500.
         steps: of the CRF.
 
     Source: [SEC], constrain-to-boundary loss.

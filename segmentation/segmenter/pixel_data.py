@@ -1,4 +1,4 @@
-"""Pictures as a network takes them with what each of their pixels shows, and what a network says about these.
+"""Images as a network takes them with what each of their pixels shows, and what a network says about these.
 
 Here the network is not the point, it is what maps are judged with: any module from images to logits in their size.
 """
@@ -16,20 +16,20 @@ from ...encoders.encoder import evaluating
 from ...errors import InputError, ShapeError
 from ...explain.drawing.boxes import labelled
 from ...images import Transform
+from ...metrics.segmentation import SegmentationScore, evaluate_masks
 from ..data import VOID, MaskedImages, label_map
-from ..measures import SegmentationScore, evaluate_masks
 
 __all__ = ["PixelData", "predict", "score"]
 
 
 @dataclass(frozen=True, eq=False)
 class PixelData:
-    """Pictures as a network takes them, with what each of their pixels shows.
+    """Images as a network takes them, with what each of their pixels shows.
 
     Attributes:
         images: normalised.
         classes: numbers of the network's outputs; 255 where nobody knows.
-        instances: 0 where nothing is told apart, else the number of the object, within its picture.
+        instances: 0 where nothing is told apart, else the number of the object, within its image.
         names: of the classes.
         background: the class that is no thing, which nothing is asked about; None if every class is one.
     """
@@ -52,27 +52,27 @@ class PixelData:
         return len(self.images)
 
     @classmethod
-    def of_masks(cls, pictures: MaskedImages, transform: Transform) -> PixelData:
-        """Pictures with masks; an instance is a connected region of a class.
+    def of_masks(cls, images: MaskedImages, transform: Transform) -> PixelData:
+        """Images with masks; an instance is a connected region of a class.
 
         Without a background (CamVid) output c is class c, else class c has output c + 1.
 
         Raises:
-            InputError: a picture without a mask.
+            InputError: an image without a mask.
         """
-        first = 0 if pictures.has_background else 1
+        first = 0 if images.has_background else 1
         classes, instances = [], []
-        for i in range(len(pictures)):
-            mask = pictures.mask(i)
+        for i in range(len(images)):
+            mask = images.mask(i)
             if mask is None:
-                raise InputError(f"{pictures.names[i]} has no mask; every picture needs one here")
+                raise InputError(f"{images.names[i]} has no mask; every image needs one here")
             seen = label_map(mask, transform)
             known = np.where(seen == VOID, VOID, seen.astype(int) - first)
             classes.append(torch.from_numpy(known))
-            instances.append(torch.from_numpy(_regions(known, background=0 if pictures.has_background else None)))
-        pixels = torch.stack([transform(pictures.image(i)) for i in range(len(pictures))])
-        names = pictures.mask_names[first:]
-        background = 0 if pictures.has_background else None
+            instances.append(torch.from_numpy(_regions(known, background=0 if images.has_background else None)))
+        pixels = torch.stack([transform(images.image(i)) for i in range(len(images))])
+        names = images.mask_names[first:]
+        background = 0 if images.has_background else None
         return cls(transform.normalise(pixels), torch.stack(classes), torch.stack(instances), names, background)
 
 

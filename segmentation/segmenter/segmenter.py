@@ -85,7 +85,7 @@ class Segmenter(Encoder):
     Args:
         model: its parts.
         class_names: of the foreground; the network has one output more.
-        transform: from a picture to its input; nothing may be cut away, so it squashes.
+        transform: from an image to its input; nothing may be cut away, so it squashes.
         architecture: a name of torchvision's, or "light".
         options: what it was built with.
     """
@@ -280,7 +280,7 @@ def class_probabilities(
     settings: InferenceSettings | None = None,
     device: str | torch.device = "cpu",
 ) -> Float[np.ndarray, "c h w"]:
-    """Probabilities in the picture's pixels, the background's first: the mean over scales and mirror images.
+    """Probabilities in the image's pixels, the background's first: the mean over scales and mirror images.
 
     Args:
         segmenter: in evaluation mode, on `device`.

@@ -185,7 +185,7 @@ def test_questions_about_classes_have_no_others(data, model):
     found = judge_maps(model, data, methods=["hirescam"], layer="features", by="class", road=())["hirescam"]
     assert found.own_peak.isnan().all()
     assert found.pointing.eq(1).all()
-    assert len(MapScores.cat([found, found]).picture) == 2 * len(found.picture)
+    assert len(MapScores.cat([found, found]).image) == 2 * len(found.image)
 
 
 def test_nothing_to_ask_and_methods_that_are_none_are_refused(data, model):

@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_one_line(run, scenes, tmp_path, monkeypatch, capsy
     assert "expected --scales as numbers such as 0.5,1,2; got 'one'" in error(
         "infer", weak, scenes, "--out", tmp_path / "n", "--scales", "one"
     )
-    assert "nothing says which classes the picture shows" in error(
+    assert "nothing says which classes the image shows" in error(
         "infer", weak, scenes / "test", "--out", tmp_path / "n", "--labels", "known"
     )
     assert "--curve is not used by a segmentation network" in error("evaluate", model(run), scenes, "--curve")
@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_one_line(run, scenes, tmp_path, monkeypatch, capsy
     assert "expected a folder of masks or a model, and nothing is at" in error(
         "evaluate", tmp_path / "x", scenes / "masks"
     )
-    assert "none of the pictures has a mask to compare with" in error("evaluate", weak, scenes / "test")
+    assert "none of the images has a mask to compare with" in error("evaluate", weak, scenes / "test")
     assert "has no counterpart; expected" in error("evaluate", scenes / "masks" / "test", scenes / "masks" / "train")
     bad = tmp_path / "bad"
     for number, value in enumerate((1, 77)):

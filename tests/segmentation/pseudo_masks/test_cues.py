@@ -69,7 +69,7 @@ def test_saliency_gives_the_background_a_share_of_the_pixels() -> None:
     assert (cues[0] == 0).all()
     assert (cues == 0).sum() == 10
     assert (cues == 1).sum() == 4
-    with pytest.raises(InputError, match="needs the picture, or a map of what stands out"):
+    with pytest.raises(InputError, match="needs the image, or a map of what stands out"):
         make_cues(scores, settings=CueSettings(background="saliency"))
 
 

@@ -1,4 +1,4 @@
-"""Class scores in a picture's pixels: scales, mirror images, absent classes, and where the maps come from."""
+"""Class scores in an image's pixels: scales, mirror images, absent classes, and where the maps come from."""
 
 from __future__ import annotations
 
