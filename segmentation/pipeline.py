@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 
 from ..datasets.voc import VocFolder
+from ..encoders import Encoder, Overlap, TrainedOn
+from ..encoders.trained_on import say_overlap
 from ..errors import InputError
+from ..files import file_digests
 from ..metrics.segmentation import SegmentationScore, evaluate_masks
 from ..training.data.batches import TrainingBatches
 from ..training.data.parts import Part, sentence
@@ -36,7 +39,7 @@ from .segmenter.inference import InferenceSettings, require_classes
 from .segmenter.losses import SEGMENTER_TERMS, dense_training_set
 from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities
 
-__all__ = ["run_segmentation", "score_segmenter"]
+__all__ = ["predicted_mask", "run_segmentation", "say_trained_on", "score_segmenter"]
 
 Progress = Callable[[int, int], None]
 
@@ -110,6 +113,7 @@ def run_segmentation(
                 told=told,
             )
             score = score_segmenter(found, sets["test"], settings=recipe.network.inference, progress=progress)
+            say_trained_on(found, sets["test"])
             metrics |= {"test.mean_iou": score.mean_iou, "test.pixel_accuracy": score.pixel_accuracy}
             metrics |= {
                 f"test.iou.{name}": float(value)
@@ -185,6 +189,7 @@ def _learn_network(
     )
     data = dense_training_set(train, segmenter.transform)
     data.require_trainable()
+    segmenter.trained_on = data.trained_on.after(segmenter.trained_on)
     context = TermContext(segmenter, data.class_names, multi_label=True, folder=recipe.folder)
     objective = build_objective(training.loss, context, terms=SEGMENTER_TERMS, seed=seed)
     sampler = make_sampler(training.sampler, data.labels, seed=seed, class_names=data.class_names)
@@ -205,6 +210,15 @@ def _learn_network(
     return RunResult(training, {}, found, segmenter, 0.0), segmenter
 
 
+def predicted_mask(
+    segmenter: Segmenter, data: MaskedImages, i: int, *, settings: InferenceSettings | None = None
+) -> Mask:
+    """The network's mask of image i; of data without a background every pixel gets a class."""
+    device = next(segmenter.parameters()).device
+    found = class_probabilities(segmenter, data.image(i), settings=settings, device=device)
+    return most_likely(found, has_background=data.has_background)
+
+
 def score_segmenter(
     segmenter: Segmenter,
     data: MaskedImages,
@@ -212,21 +226,32 @@ def score_segmenter(
     settings: InferenceSettings | None = None,
     progress: Progress | None = None,
 ) -> SegmentationScore:
-    """What a network's masks are worth on images with masks.
+    """The score of a network's masks on images with masks.
 
     Raises:
         InputError: other classes, or no image with a mask.
     """
     require_classes(segmenter.class_names, data)
-    device = next(segmenter.parameters()).device
 
     def pairs() -> Iterator[tuple[Mask, Mask]]:
         for i in range(len(data)):
             truth = data.mask(i)
             if truth is not None:
-                found = class_probabilities(segmenter, data.image(i), settings=settings, device=device)
-                yield truth, most_likely(found, has_background=data.has_background)
+                yield truth, predicted_mask(segmenter, data, i, settings=settings)
             if progress is not None:
                 progress(i + 1, len(data))
 
     return evaluate_masks(pairs(), data.mask_names)
+
+
+def say_trained_on(model: object, data: MaskedImages) -> Overlap | None:
+    """Count of the measured images that a model was trained on, remarked on if there are any; None if unknown.
+
+    Classes are not counted: a segmenter is measured on those that it was trained on.
+    """
+    encoder = model if isinstance(model, Encoder) else getattr(model, "encoder", None)
+    record: TrainedOn | None = getattr(encoder, "trained_on", None)
+    if record is None:
+        return None
+    measured = [data.file(i) for i in range(len(data)) if data.has_mask(i)]
+    return say_overlap(record.overlap((), file_digests(measured)))

@@ -1,8 +1,8 @@
-"""What `distcam segment` works on: models, images with or without masks, and pairs of masks."""
+"""Inputs of `distcam segment`: models, images with or without masks, and pairs of masks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,46 +15,55 @@ if TYPE_CHECKING:
     from ...segmentation.segmenter.inference import InferenceSettings
     from ...segmentation.segmenter.segmenter import Segmenter
 
-__all__ = ["Layout", "inference_settings", "is_model", "mask_pairs", "open_data", "open_model"]
+__all__ = ["Layout", "is_model", "mask_pairs", "open_data", "open_model"]
 
 Layout = Literal["auto", "folder", "voc", "camvid", "table", "scenes"]
 
 
 def is_model(path: Path) -> bool:
-    """Whether the path is a file of weights, or a folder that holds one."""
+    """True for a file of weights, and for a folder that holds one."""
     return path.suffix == ".safetensors" or (path.is_dir() and any(path.glob("*.safetensors")))
 
 
-def open_model(path: Path) -> ClassMapSource | Segmenter:
-    """A segmentation network, or what gives class maps."""
+def open_model(
+    path: Path,
+    *,
+    scales: str | None,
+    flip: bool | None,
+    base: Literal["network", "image"],
+    refined: bool,
+    of_maps: Iterable[str],
+) -> tuple[ClassMapSource | Segmenter, InferenceSettings]:
+    """A segmentation network, or a source of class maps, and the views of an image that it is asked about.
+
+    A trained network looks once if nothing is said. `of_maps` are options that only class maps use.
+    """
     from ...encoders.checkpoint import read_checkpoint
     from ...segmentation.pseudo_masks.sources import load_source
+    from ...segmentation.segmenter.inference import InferenceSettings
     from ...segmentation.segmenter.segmenter import load_segmenter
 
-    whole = path / "segmenter.safetensors" if path.is_dir() else path
-    if whole.is_file() and read_checkpoint(whole)[0].get("kind") == "segmenter":
-        return load_segmenter(whole)
-    weak = path / "weak"
-    return load_source(weak if path.is_dir() and weak.is_dir() else path)
-
-
-def inference_settings(
-    scales: str | None, flip: bool | None, *, base: Literal["network", "image"], refined: bool, is_network: bool
-) -> InferenceSettings:
-    """How images are looked at; a trained network looks once if nothing is said."""
-    from ...segmentation.segmenter.inference import InferenceSettings
-
+    whole, weak = path / "segmenter.safetensors" if path.is_dir() else path, path / "weak"
+    is_network = whole.is_file() and read_checkpoint(whole)[0].get("kind") == "segmenter"
+    model: ClassMapSource | Segmenter
+    if is_network:
+        model = load_segmenter(whole)
+        refuse_unused("by a segmentation network, which knows the classes and the background itself", *of_maps)
+    else:
+        model = load_source(weak if path.is_dir() and weak.is_dir() else path)
+        if refined and not getattr(model, "is_refined", False):
+            refuse_unused("by a model without refined maps", "refined")
     chosen = (1.0,) if is_network else InferenceSettings().scales
     if scales is not None:
         try:
             chosen = tuple(float(part) for part in scales.split(","))
         except ValueError:
             raise InputError(f"expected --scales as numbers such as 0.5,1,2; got {scales!r}") from None
-    return InferenceSettings(scales=chosen, flip=not is_network if flip is None else flip, base=base, refined=refined)
+    flip = not is_network if flip is None else flip
+    return model, InferenceSettings(scales=chosen, flip=flip, base=base, refined=refined)
 
 
 def _layout_of(source: str) -> Layout:
-    """What a path looks like."""
     path = Path(source)
     if path.suffix.lower() == ".csv":
         return "table"

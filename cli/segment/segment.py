@@ -19,11 +19,14 @@ from ..options import AsJson, ReadsImages, Strict
 from ..recipes import ListRecipes, RecipePath, Template, find_recipe
 from ..task_train import Changes, OutFolder, Resume, Seeds, Variant
 from ..train import announcer, changes_with, chosen_seeds, chosen_variants, comparison_table, resumable_runs
-from .inputs import Layout, inference_settings, is_model, mask_pairs, open_data, open_model
+from .inputs import Layout, is_model, mask_pairs, open_data, open_model
 
 if TYPE_CHECKING:
+    from ...datasets.voc import VocFolder
     from ...segmentation.data import Mask, MaskedImages
-    from ...segmentation.segmenter.inference import Shown
+    from ...segmentation.pseudo_masks.sources import ClassMapSource
+    from ...segmentation.segmenter.inference import InferenceSettings
+    from ...segmentation.segmenter.segmenter import Segmenter
     from ...training.recipes.runs import RunResult
 
 app = Commands(help="Weakly supervised segmentation: masks from the classes that an image shows.")
@@ -154,19 +157,12 @@ def infer(
     require_images([images])
     from ...datasets.voc import VocFolder
     from ...metrics.segmentation import evaluate_masks
-    from ...segmentation.pseudo_masks.make import CueStage, MaskMaker, most_likely
+    from ...segmentation.pipeline import say_trained_on
     from ...segmentation.segmenter.inference import on_device, require_classes
-    from ...segmentation.segmenter.segmenter import Segmenter, class_probabilities
+    from ...segmentation.segmenter.segmenter import Segmenter
 
-    loaded = open_model(model)
-    if isinstance(loaded, Segmenter):
-        refuse_unused(
-            "by a segmentation network, which knows the classes and the background itself",
-            "labels", "background", "refine", "refined",
-        )  # fmt: skip
-    elif refined and not getattr(loaded, "is_refined", False):
-        refuse_unused("by a model without refined maps", "refined")
-    settings = inference_settings(scales, flip, base=base, refined=refined, is_network=isinstance(loaded, Segmenter))
+    of_maps = {"labels": labels, "background": background, "refine": refine, "refined": refined}
+    loaded, settings = open_model(model, scales=scales, flip=flip, base=base, refined=refined, of_maps=of_maps)
     data = open_data(
         images, layout=layout, split=split, masks=masks, names=names, labels=labels, class_names=loaded.class_names
     )
@@ -175,35 +171,22 @@ def infer(
     if refine == "walk":
         refuse_unused("by a random walk, which has cues of the background", "background")
     require_classes(loaded.class_names, data)
-    where = on_device(loaded, device)
-    of_maps = {"labels": labels, "background": background, "refine": refine, "refined": refined}
-    note = {
-        "model": str(model.absolute()),
-        "scales": list(settings.scales),
-        "flip": settings.flip,
-        "base": base,
-        **({} if isinstance(loaded, Segmenter) else of_maps),
-    }
+    note = {"model": str(model.absolute()), "scales": list(settings.scales), "flip": settings.flip, "base": base}
+    note |= {} if isinstance(loaded, Segmenter) else of_maps
     written = VocFolder(folder, data.class_names, settings=note)
-    if isinstance(loaded, Segmenter):
-        make: Callable[[int], Mask] = lambda i: most_likely(  # noqa: E731
-            class_probabilities(loaded, data.image(i), settings=settings, device=where),
-            has_background=data.has_background,
-        )
-    else:
-        whose: Shown = "predicted" if labels == "predicted" else "all" if labels == "all" else "known"
-        stage = CueStage("pseudo_masks", labels=whose, inference=settings, beta=background, refine=refine)
-        make = MaskMaker(loaded, data, stage, device=where).mask
+    make = _mask_maker(loaded, data, settings, on_device(loaded, device), of_maps)
     with progress_bar("masks") as progress:
         for i, name in enumerate(data.names):
             if not written.has(name):
                 written.write(name, make(i))
             if show:
-                _show(data, i, written)
+                _save_overlay(data, i, written)
             progress(i + 1, len(data))
     written.finish(split or "all", data.names)
-    pairs = ((truth, written.read(name)) for i, name in enumerate(data.names) if (truth := data.mask(i)) is not None)
-    score = evaluate_masks(pairs, data.mask_names) if any(map(data.has_mask, range(len(data)))) else None
+    score = overlap = None
+    if any(map(data.has_mask, range(len(data)))):
+        pairs = ((true, written.read(name)) for i, name in enumerate(data.names) if (true := data.mask(i)) is not None)
+        score, overlap = evaluate_masks(pairs, data.mask_names), say_trained_on(loaded, data)
     if as_json:
         print_json(
             {
@@ -211,12 +194,39 @@ def infer(
                 "masks": len(data),
                 "settings": note,
                 "score": None if score is None else score.to_dict(),
+                "trained_on": None if overlap is None else overlap.to_dict(),
             }
         )
         return
     if score is not None:
         say(score.table())
     say(f"{counted(len(data), 'mask')}: {written.masks}")
+
+
+def _mask_maker(
+    model: ClassMapSource | Segmenter, data: MaskedImages, settings: InferenceSettings, device: Any, of_maps: Any
+) -> Callable[[int], Mask]:
+    """From the number of an image to its mask; `of_maps` are the options of class maps."""
+    from ...segmentation.pipeline import predicted_mask
+    from ...segmentation.pseudo_masks.make import CueStage, MaskMaker
+    from ...segmentation.segmenter.segmenter import Segmenter
+
+    if isinstance(model, Segmenter):
+        return lambda i: predicted_mask(model, data, i, settings=settings)
+    shown = of_maps["labels"] if of_maps["labels"] in ("predicted", "all") else "known"
+    beta, refine = of_maps["background"], of_maps["refine"]
+    stage = CueStage("pseudo_masks", labels=shown, inference=settings, beta=beta, refine=refine)
+    return MaskMaker(model, data, stage, device=device).mask
+
+
+def _save_overlay(data: MaskedImages, i: int, written: VocFolder) -> None:
+    """The image with its mask laid over, as JPEG."""
+    from ...datasets.voc import overlay_mask
+
+    target = written.folder / "overlays" / f"{data.names[i]}.jpg"
+    if not target.is_file():
+        with replacing(target) as aside:
+            overlay_mask(data.image(i), written.read(data.names[i])).save(aside, quality=88)
 
 
 @app.command("evaluate", cls=ReadsImages, epilog=EVALUATE_EXAMPLE)
@@ -246,101 +256,48 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Compare masks, or a model's masks, with the truth: IoU of every class, mIoU, accuracy, confusion."""
-    if is_model(found):
-        _evaluate_model(
-            found,
-            open_data(truth, layout=layout, split=split, masks=masks, names=names, labels="known", class_names=None),
-            scales=scales,
-            flip=flip,
-            base=base,
-            refined=refined,
-            labels=labels,
-            background=background,
-            show_curve=curve,
-            device=device,
-            as_json=as_json,
-        )
+    from ...metrics.segmentation import BETAS, background_curve, evaluate_masks, remark_on_shift
+
+    if not is_model(found):
+        refuse_unused(
+            "where masks are compared with masks", "curve", "background", "labels", "scales", "flip", "base", "refined",
+            "device",
+        )  # fmt: skip
+        compared, mask_names = mask_pairs(found, truth, layout=layout, split=split, masks=masks, names=names)
+        score = evaluate_masks(compared, mask_names)
+        remark_on_shift(score)
+        _print(score.to_dict(), score.table(), as_json=as_json)
         return
-    refuse_unused(
-        "where masks are compared with masks", "curve", "background", "labels", "scales", "flip", "base", "refined",
-        "device",
-    )  # fmt: skip
-    from ...metrics.segmentation import evaluate_masks, remark_on_shift
-
-    pairs, mask_names = mask_pairs(found, truth, layout=layout, split=split, masks=masks, names=names)
-    score = evaluate_masks(pairs, mask_names)
-    remark_on_shift(score)
-    if as_json:
-        print_json(score.to_dict())
-    else:
-        say(score.table())
-
-
-# --- masks from models ---------------------------------------------------------------------------------------------
-
-
-def _evaluate_model(
-    path: Path,
-    data: MaskedImages,
-    *,
-    scales: str | None,
-    flip: bool | None,
-    base: Literal["network", "image"],
-    refined: bool,
-    labels: Literal["known", "predicted", "all"],
-    background: float | None,
-    show_curve: bool,
-    device: str,
-    as_json: bool,
-) -> None:
-    from ...metrics.segmentation import BETAS, background_curve
-    from ...segmentation.pipeline import score_segmenter
+    from ...segmentation.pipeline import say_trained_on, score_segmenter
     from ...segmentation.segmenter.inference import on_device, score_images
     from ...segmentation.segmenter.segmenter import Segmenter
 
-    model = open_model(path)
-    if isinstance(model, Segmenter):
-        refuse_unused(
-            "by a segmentation network, which knows the classes and the background itself",
-            "curve", "background", "labels", "refined",
-        )  # fmt: skip
-    elif refined and not getattr(model, "is_refined", False):
-        refuse_unused("by a model without refined maps", "refined")
+    of_maps = ("curve", "background", "labels", "refined")
+    data = open_data(truth, layout=layout, split=split, masks=masks, names=names, labels="known", class_names=None)
+    model, settings = open_model(found, scales=scales, flip=flip, base=base, refined=refined, of_maps=of_maps)
     where = on_device(model, device)
-    if not any(data.has_mask(i) for i in range(len(data))):
+    if not any(map(data.has_mask, range(len(data)))):
         raise InputError("none of the images has a mask to compare with; give --masks FOLDER, or another --split")
-    settings = inference_settings(scales, flip, base=base, refined=refined, is_network=isinstance(model, Segmenter))
     with progress_bar("images") as progress:
         if isinstance(model, Segmenter):
             score = score_segmenter(model, data, settings=settings, progress=progress)
-            content: dict[str, Any] = score.to_dict()
-            text = score.table()
+            content, text = score.to_dict(), score.table()
         else:
             scored = score_images(model, data, labels=labels, settings=settings, device=where, progress=progress)
-            pairs = ((truth, scores) for i, scores in scored if (truth := data.mask(i)) is not None)
+            pairs = ((true, scores) for i, scores in scored if (true := data.mask(i)) is not None)
             if not data.has_background:
                 refuse_unused("by data without a background", "background", "curve")
                 background = 0.0
-            found = background_curve(pairs, data.mask_names, betas=BETAS if background is None else [background])
-            content = found.to_dict() if show_curve else found.best_score.to_dict() | {"beta": found.best_beta}
-            text = "\n".join(
-                [
-                    *([found.table(), ""] if show_curve else []),
-                    f"background score {found.best_beta:g}",
-                    found.best_score.table(),
-                ]
-            )
+            best = background_curve(pairs, data.mask_names, betas=BETAS if background is None else [background])
+            content = best.to_dict() if curve else best.best_score.to_dict() | {"beta": best.best_beta}
+            text = f"background score {best.best_beta:g}\n{best.best_score.table()}"
+            text = f"{best.table()}\n\n{text}" if curve else text
+    overlap = say_trained_on(model, data)
+    _print(content | {"trained_on": None if overlap is None else overlap.to_dict()}, text, as_json=as_json)
+
+
+def _print(content: dict[str, Any], text: str, *, as_json: bool) -> None:
     if as_json:
         print_json(content)
     else:
         say(text)
-
-
-def _show(data: MaskedImages, i: int, written: Any) -> None:
-    """The image with its mask laid over, as JPEG."""
-    from ...datasets.voc import overlay_mask
-
-    target = written.folder / "overlays" / f"{data.names[i]}.jpg"
-    if not target.is_file():
-        with replacing(target) as aside:
-            overlay_mask(data.image(i), written.read(data.names[i])).save(aside, quality=88)

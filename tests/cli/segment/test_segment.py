@@ -11,6 +11,7 @@ from PIL import Image
 from segment_recipe import RECIPE
 
 from distcam.datasets.voc import VocFolder
+from distcam.remarks import DistcamWarning
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,19 @@ def test_the_curve_of_the_background_score(run, scenes) -> None:
     assert at_best["mean_iou"] == max(content["mean_iou"]) == content["best"]["mean_iou"]
     fixed = distcam("segment", "evaluate", weak, scenes, "--scales", "1", "--background", "0.5", "--labels", "all")
     assert "background score 0.5" in fixed
+
+
+@pytest.mark.parametrize("part", ["", "weak"])
+def test_measured_images_that_the_model_was_trained_on_are_counted(run, scenes, tmp_path, part) -> None:
+    own, once = model(run) / part, ("--scales", "1", "--json")
+    with pytest.warns(DistcamWarning, match="8 of the 8 images .by content. were trained on"):
+        seen = json.loads(distcam("segment", "evaluate", own, scenes, "--split", "train", *once))
+    assert (seen["trained_on"]["images"], seen["trained_on"]["of_images"], seen["images"]) == (8, 8, 8)
+    new = json.loads(distcam("segment", "evaluate", own, scenes, *once))
+    assert (new["trained_on"]["images"], new["trained_on"]["of_images"]) == (0, 4)
+    asked = ("segment", "infer", own, scenes, "--split", "train", "--out", tmp_path / "masks", *once)
+    with pytest.warns(DistcamWarning, match="were trained on"):
+        assert json.loads(distcam(*asked))["trained_on"] == seen["trained_on"]
 
 
 def test_a_plain_folder_of_pictures_needs_no_labels(run, scenes, tmp_path) -> None:
