@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ..datasets.voc import VocFolder
     from ..metrics.segmentation import BackgroundCurve, SegmentationScore, background_curve, evaluate_masks
     from .cam_training.weak_segmenter import WeakSegmenter
-    from .data import MaskedImages, MaskIds
+    from .data import MaskedImages
+    from .label_maps import MaskIds
     from .pipeline import run_segmentation, score_segmenter
     from .pseudo_masks.affinity_net import WalkSettings, refine_by_walk
     from .pseudo_masks.crf import CrfSettings, dense_crf
@@ -29,7 +30,7 @@ _HOME = {
     "CueSettings": "pseudo_masks.cues",
     "InferenceSettings": "segmenter.inference",
     "VocFolder": ".datasets.voc",
-    "MaskIds": "data",
+    "MaskIds": "label_maps",
     "MaskedImages": "data",
     "PipelineRecipe": "recipe",
     "SegmentationScore": ".metrics.segmentation",

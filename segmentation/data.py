@@ -8,7 +8,7 @@ for nothing is an error that names the file.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +26,8 @@ from ..images import Transform, read_image
 from ..images.masks import VOID, Mask, MaskFolder, read_class_numbers, wrong_size
 from ..remarks import Skipped
 from ..training.data.pixels import say_left_out
-from ..training.data.training_set import RegionTable, TrainingSet
-from .pseudo_masks.files import MaskIds, boxes_around, label_map
+from ..training.data.training_set import TrainingSet
+from .label_maps import MaskIds, as_regions, boxes_around, label_map
 
 if TYPE_CHECKING:
     from ..synthetic.scene_set import SceneSet
@@ -44,8 +44,6 @@ __all__ = [
     "read_names",
 ]
 
-Progress = Callable[[int, int], None]
-
 
 class MaskedImages:
     """Images in a fixed order, each with a mask, with the classes it shows, with both, or with neither.
@@ -55,13 +53,7 @@ class MaskedImages:
         has_background: False if every pixel belongs to a class or is void, as in street scenes.
     """
 
-    def __init__(
-        self,
-        entries: Iterable[Entry],
-        class_names: Sequence[str],
-        *,
-        ids: MaskIds | None = None,
-    ) -> None:
+    def __init__(self, entries: Iterable[Entry], class_names: Sequence[str], *, ids: MaskIds | None = None) -> None:
         self._entries = tuple(entries)
         self.class_names = tuple(class_names)
         self._ids = ids or MaskIds()
@@ -84,7 +76,7 @@ class MaskedImages:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each image is called in lists and output folders: its path without the suffix."""
+        """The images' paths without the suffix, for lists and output folders."""
         return tuple(entry.name for entry in self._entries)
 
     @property
@@ -93,7 +85,7 @@ class MaskedImages:
         return ("background", *self.class_names)
 
     def file(self, i: int) -> Path:
-        """Where image i lies."""
+        """The file of image i."""
         return self._entries[i].image
 
     def image(self, i: int) -> Image.Image:
@@ -105,7 +97,7 @@ class MaskedImages:
         return read_image(self._entries[i].image, whole=True)
 
     def has_mask(self, i: int) -> bool:
-        """Whether image i comes with a mask."""
+        """True if image i comes with a mask."""
         return self._entries[i].mask is not None
 
     def mask(self, i: int) -> Mask | None:
@@ -143,13 +135,8 @@ class MaskedImages:
             self._found[i] = tuple(int(value) - 1 for value in np.unique(mask) if value not in (0, VOID))
         return self._found[i]
 
-    @property
-    def has_labels(self) -> bool:
-        """Whether every image says which classes it shows."""
-        return all(map(self.is_labelled, range(len(self))))
-
     def is_labelled(self, i: int) -> bool:
-        """Whether image i says which classes it shows."""
+        """True if something says which classes image i shows."""
         return self._entries[i].shown is not None or self._entries[i].mask is not None
 
     def readable(self) -> tuple[Self, tuple[Skipped, ...]]:
@@ -179,7 +166,7 @@ class MaskedImages:
         return type(self)([self._entries[i] for i in index], self.class_names, ids=self._ids)
 
     def without_masks(self) -> MaskedImages:
-        """The same images with the classes they show and nothing else: what weak supervision may see."""
+        """The same images with the classes they show and nothing else, for weak supervision."""
         entries = [replace(entry, mask=None, shown=self.labels(i)) for i, entry in enumerate(self._entries)]
         return MaskedImages(entries, self.class_names, ids=self._ids)
 
@@ -228,65 +215,47 @@ class MaskedImages:
         *,
         masks_for: Sequence[int] = (),
         kind: Literal["mask", "box"] = "mask",
-        progress: Progress | None = None,
     ) -> TrainingSet:
-        """The images with one 0/1 column per class, in memory; what trains an encoder from image-level labels.
+        """The images with one 0/1 column per class, in memory, for training an encoder from image-level labels.
 
         Args:
             transform: the encoder's.
             masks_for: the images whose masks may be used, as regions of their classes (GAIN-ext).
-            kind: whether a region is the mask itself, or the boxes around its connected parts.
-            progress: called with (images decoded, images in all).
+            kind: of the regions: the masks themselves, or the boxes around their connected parts.
 
         Raises:
             ImageError: an image cannot be read.
             InputError: an image without labels; one of `masks_for` without a mask.
         """
         columns = torch.zeros(len(self), len(self.class_names))
-        for i in range(len(self)):
-            columns[i, list(self.labels(i))] = 1
         pixels = torch.empty(len(self), 3, transform.height, transform.width, dtype=torch.uint8)
         for i in range(len(self)):
+            columns[i, list(self.labels(i))] = 1
             pixels[i] = transform(self.image(i))
-            if progress is not None:
-                progress(i + 1, len(self))
-        regions = self._regions(sorted(set(masks_for)), transform, kind) if len(masks_for) else None
+        regions: list[tuple[int, int, Mask]] = []
+        for i in sorted(set(masks_for)):
+            mask = self.mask(i)
+            if mask is None:
+                raise InputError(f"{self._entries[i].name} has no mask, but its mask was to be used")
+            for c in self.labels(i):
+                marked = boxes_around(mask == c + 1) if kind == "box" else mask == c + 1
+                seen = label_map(marked.astype(np.uint8), transform, outside=0)
+                if seen.any():
+                    regions.append((i, c, seen))
         return TrainingSet.from_pixels(
             pixels,
             columns,
             transform=transform,
             class_names=self.class_names,
-            regions=regions,
+            regions=as_regions(regions, transform, are_boxes=kind == "box") if len(masks_for) else None,
             digests=file_digests(map(self.file, range(len(self)))),
-        )
-
-    def _regions(self, chosen: Sequence[int], transform: Transform, kind: Literal["mask", "box"]) -> RegionTable:
-        image, label, raster = [], [], []
-        for i in chosen:
-            mask = self.mask(i)
-            if mask is None:
-                raise InputError(f"{self._entries[i].name} has no mask, but its mask was to be used")
-            for c in self.labels(i):
-                marked = mask == c + 1
-                marked = boxes_around(marked) if kind == "box" else marked
-                seen = label_map(marked.astype(np.uint8), transform, outside=0)
-                if seen.any():
-                    image.append(i)
-                    label.append(c)
-                    raster.append(torch.from_numpy(seen))
-        blank = torch.zeros(0, transform.height, transform.width, dtype=torch.uint8)
-        return RegionTable(
-            torch.tensor(image, dtype=torch.long),
-            torch.tensor(label, dtype=torch.long),
-            torch.full((len(image),), kind == "box"),
-            torch.stack(raster) if raster else blank,
         )
 
     # ---- where images come from
 
     @classmethod
     def from_voc(cls, root: str | Path, split: str = "train", *, class_names: Sequence[str] | None = None) -> Self:
-        """Images of a folder in the layout of PASCAL VOC; see `layouts.in_voc`.
+        """Images of a folder in the layout of PASCAL VOC; see `datasets.masked_images.in_voc`.
 
         Raises:
             InputError: a folder, list, or image is missing.

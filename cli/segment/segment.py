@@ -150,6 +150,7 @@ def infer(
         bool, typer.Option("--show", help="Also write images with the masks laid over: OUT/overlays.")
     ] = False,
     device: SegmentDevice = "auto",
+    strict: Strict = False,  # noqa: ARG001 - the command refuses notes
     as_json: AsJson = False,
 ) -> None:
     """Write a mask for every image. Several scales and mirrored by default; a trained network looks once."""
@@ -253,6 +254,7 @@ def evaluate(
         bool, typer.Option("--refined/--plain", help="The refined maps of a model that has any.")
     ] = True,
     device: SegmentDevice = "auto",
+    strict: Strict = False,  # noqa: ARG001 - the command refuses notes
     as_json: AsJson = False,
 ) -> None:
     """Compare masks, or a model's masks, with the truth: IoU of every class, mIoU, accuracy, confusion."""

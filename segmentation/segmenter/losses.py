@@ -26,11 +26,12 @@ from torch.nn import functional
 
 from ...errors import InputError
 from ...images import Transform
-from ...training.data.training_set import RegionTable, TrainingSet
+from ...training.data.training_set import TrainingSet
 from ...training.engine.step import Batch, Step, Term
 from ...training.losses.registry import Builder, checked_term
 from ...training.recipes.options import check_name
-from ..data import VOID, MaskedImages, label_map
+from ..data import VOID, Mask, MaskedImages
+from ..label_maps import as_regions, label_map
 from ..pseudo_masks.crf import CrfSettings, dense_crf
 
 __all__ = ["SEGMENTER_TERMS", "Constrain", "Expand", "Pixels", "Pooled", "dense_labels", "dense_training_set"]
@@ -49,26 +50,21 @@ def dense_training_set(data: MaskedImages, transform: Transform) -> TrainingSet:
         InputError: an image without a mask.
     """
     plain = data.training_set(transform)
-    image, number, raster = [], [], []
+    found: list[tuple[int, int, Mask]] = []
     for i in range(len(data)):
         mask = data.mask(i)
         if mask is None:
             raise InputError(f"{data.names[i]} has no mask to learn from")
         seen = label_map(mask, transform)
-        for value in np.unique(seen[seen != VOID]).tolist():
-            image.append(i)
-            number.append(value)
-            raster.append(torch.from_numpy((seen == value).astype(np.uint8)))
-    if not raster:
+        found += [(i, int(number), (seen == number).astype(np.uint8)) for number in np.unique(seen[seen != VOID])]
+    if not found:
         raise InputError(f"none of the {len(data)} masks has a decided pixel; lower the threshold of the cues")
-    is_box = torch.zeros(len(image), dtype=torch.bool)
-    regions = RegionTable(torch.tensor(image), torch.tensor(number), is_box, torch.stack(raster))
     return TrainingSet.from_pixels(
         plain.pixels(torch.arange(len(data))),
         plain.labels,
         transform=transform,
         class_names=data.class_names,
-        regions=regions,
+        regions=as_regions(found, transform),
         digests=plain.digests,
     )
 

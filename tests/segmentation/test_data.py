@@ -12,7 +12,8 @@ from PIL import Image
 from distcam.errors import ImageError, InputError
 from distcam.images import Transform
 from distcam.remarks import DistcamWarning
-from distcam.segmentation.data import VOC_CLASSES, MaskedImages, MaskIds, boxes_around, label_map, read_names
+from distcam.segmentation.data import VOC_CLASSES, MaskedImages, MaskIds, label_map, read_names
+from distcam.segmentation.label_maps import boxes_around
 from distcam.synthetic.scene_set import blueprints, write_scenes
 
 SIZE = (12, 8)  # width, height
@@ -83,7 +84,7 @@ def test_a_development_kit_is_found_from_above(voc) -> None:
 def test_a_picture_may_come_without_a_mask_but_then_without_classes(voc) -> None:
     data = MaskedImages.from_voc(voc, "weak")
     assert data.mask(0) is None
-    assert not data.has_labels
+    assert not data.is_labelled(0)
     with pytest.raises(InputError, match=r"c.jpg: nothing says which classes the image shows; give a mask, or a tab"):
         data.labels(0)
     with pytest.raises(InputError, match="nothing says which classes"):
