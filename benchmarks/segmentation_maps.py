@@ -28,14 +28,14 @@ import numpy as np
 import torch
 from machine import describe_machine
 from roar import remove_and_retrain, whole_explanations
-from small_segmenters import FitSettings, MobileSegmenter, SmallSegmenter, as_image, crowd_data, fit_segmenter
+from small_segmenters import FitSettings, MobileSegmenter, SmallSegmenter, as_image, crowd_data, fit_segmenter, score
 from torch import nn
 
 from distcam.explain import METHODS, Look, Tile, contour, draw_box, draw_points, grid, map_tiles, rectify
 from distcam.images import Box, Transform
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.explaining import ASKS, REFERENCES, MapScores, Questions, ask_objects, judge_maps, maps_for
-from distcam.segmentation.segmenter.pixel_data import PixelData, predict, score
+from distcam.segmentation.segmenter.pixel_data import PixelData, predict
 from distcam.synthetic.crowds import Crowd, draw_cells, draw_crowd, draw_crowds
 from distcam.synthetic.scene_set import blueprints
 

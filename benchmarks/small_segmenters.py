@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from distcam.encoders.weights.filling import load_state, say_what_is_left
 from distcam.encoders.weights.reading import drawn_from, read_state_dict
 from distcam.errors import InputError
 from distcam.images import Transform
+from distcam.metrics.segmentation import SegmentationScore, evaluate_masks
 from distcam.segmentation.data import VOID, label_map
-from distcam.segmentation.segmenter.pixel_data import PixelData
+from distcam.segmentation.segmenter.pixel_data import PixelData, predict
 from distcam.synthetic.crowds import Crowd
 
 
@@ -29,6 +31,16 @@ def crowd_data(crowds: Sequence[Crowd], names: Sequence[str], transform: Transfo
         for of in ("classes", "instances")
     )
     return PixelData(transform.normalise(pixels), classes.long(), instances.long(), ("background", *names), 0)
+
+
+def score(model: nn.Module, data: PixelData) -> SegmentationScore:
+    """How well the network's masks agree with the truth."""
+    predicted = predict(model, data.images)
+    pairs = (
+        (truth.numpy().astype(np.uint8), found.numpy().astype(np.uint8))
+        for truth, found in zip(data.classes, predicted, strict=True)
+    )
+    return evaluate_masks(pairs, data.names)
 
 
 def as_image(pixels: Tensor, transform: Transform) -> Image.Image:

@@ -3,13 +3,13 @@
 Among several objects of one class a question is asked about one of them, by its pixels, its box, or one point in it.
 The true answer lies in that object; energy and peaks elsewhere in the class belong to the others. A map may find the
 class and not the object: the shares *among the objects of the class* tell these apart, and maps that do not know the
-question stand beside them. ROAD says whether the pixels matter to the network; `roar.py` asks a new one.
+question stand beside them. ROAD says whether the pixels matter to the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -102,60 +102,43 @@ def ask_objects(
     """
     if by not in ASKS:
         raise InputError(f"by={by!r} is not known; choose one of {', '.join(ASKS)}")
-    found = list(_classes(data, row) if by == "class" else _objects(data, row))
-    asked: list[tuple[int, Tensor, Tensor, Tensor]] = []
-    for category, own, others in found:
-        seen = own & (predicted == category)
-        if own.sum() >= least_pixels and seen.sum() >= least_found * own.sum() and (by == "class" or others.any()):
-            asked.append((category, _pixels_of(by, own, seen, predicted == category), own, others))
-    if not asked:
-        return None
-    chosen = asked[:most]
-    return Questions(
-        category=torch.tensor([category for category, *_ in chosen]),
-        pixels=torch.stack([pixels for _, pixels, _, _ in chosen]),
-        asked=torch.stack([own for _, _, own, _ in chosen]),
-        others=torch.stack([others for *_, others in chosen]),
-    )
-
-
-def _classes(data: PixelData, row: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    classes = data.classes[row]
-    for category in range(len(data.names)):
-        if category != data.background:
-            own = classes == category
-            yield category, own, torch.zeros_like(own)
-
-
-def _objects(data: PixelData, row: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     classes, instances = data.classes[row], data.instances[row]
-    for number in torch.unique(instances).tolist():
-        if number:
+    objects: list[tuple[int, Tensor, Tensor]] = []  # the class, its pixels, and those of others of the class
+    if by == "class":
+        for category in range(len(data.names)):
+            if category != data.background:
+                own = classes == category
+                objects.append((category, own, torch.zeros_like(own)))
+    else:
+        for number in filter(None, torch.unique(instances).tolist()):
             own = instances == number
             category = int(classes[own].mode().values)
-            yield category, own, (classes == category) & ~own
+            objects.append((category, own, (classes == category) & ~own))
+    asked: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for category, own, others in objects:
+        seen = own & (predicted == category)
+        if own.sum() >= least_pixels and seen.sum() >= least_found * own.sum() and (by == "class" or others.any()):
+            pixels = predicted == category if by == "class" else _pixels_of(by, own, seen)
+            asked.append((torch.tensor(category), pixels, own, others))
+    return Questions(*map(torch.stack, zip(*asked[:most], strict=True))) if asked else None
 
 
-def _pixels_of(by: Ask, own: Tensor, seen: Tensor, predicted: Tensor) -> Tensor:
-    if by == "class":
-        return predicted
+def _pixels_of(by: Ask, own: Tensor, seen: Tensor) -> Tensor:
+    """The pixels that are asked about, of an object and the part of it that was found."""
     if by == "component":
         return seen
+    pixels = torch.zeros_like(own)
     if by == "box":
         rows, columns = own.any(1).nonzero(), own.any(0).nonzero()
-        filled = torch.zeros_like(own)
-        filled[int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1] = True
-        return filled
-    core = seen
-    while True:  # peel until nothing would be left
-        peeled = ~functional.max_pool2d((~core)[None].float(), 3, stride=1, padding=1)[0].bool()
-        if not peeled.any():
-            break
+        pixels[int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1] = True
+        return pixels
+    core, peeled = seen, seen
+    while peeled.any():  # the last that is left when the edge is peeled off again and again
         core = peeled
-    point = torch.zeros_like(own)
+        peeled = ~functional.max_pool2d((~core)[None].float(), 3, stride=1, padding=1)[0].bool()
     row, column = core.nonzero()[0].tolist()
-    point[row, column] = True
-    return point
+    pixels[row, column] = True
+    return pixels
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------
@@ -222,15 +205,15 @@ def _reference(name: str, model: nn.Module, image: Tensor, questions: Questions,
 
 @dataclass(frozen=True, eq=False)
 class MapScores:
-    """How well the maps of one method answer n questions about several images.
+    """Measures of one method's maps for n questions about several images.
 
     Attributes:
-        pointing: whether the map's peak lies in the object; a constant map points nowhere.
+        pointing: 1 where the map's peak lies in the object; a constant map points nowhere.
         energy: share of the map, scaled to [0, 1], in the object.
         own_energy: of the map's energy in all objects of the class, the share in the one asked about; nan for classes.
-        own_peak: whether of all objects of the class the map is highest in that one; ties are no hit, nan for classes.
+        own_peak: 1 where of all objects of the class the map is highest in that one; ties are no hit, nan for classes.
         road: (LeRF - MoRF) / 2 of the score per pixel asked about; nan if it was not measured.
-        image: which image a question belongs to.
+        image: number of the image that a question is about.
     """
 
     pointing: Float[Tensor, " n"]
@@ -302,8 +285,21 @@ def judge_maps(
             image = data.images[row : row + 1]
             found = maps_for(model, image, questions, methods=names, layer=layer, seed=seed + row, **options)
             for name, maps in found.items():
-                removed = _road(model, image, maps, questions, road, batch_size, seed) if road else None
-                parts[name].append(_measured(maps, questions, removed, row))
+                scores = _measured(maps, questions, row)
+                if road:
+                    removed = remove_and_debias(
+                        model,
+                        image,
+                        maps[None].to(image),
+                        target=questions.target,
+                        fractions=tuple(road),
+                        batch_size=batch_size,
+                        seed=seed,
+                    )
+                    # in logits per pixel asked about, so that large and small objects count alike
+                    each = removed.combined[0] / questions.pixels.sum((1, 2)).clamp(min=1)
+                    scores = replace(scores, road=each.double())
+                parts[name].append(scores)
         if progress is not None:
             progress(row + 1, len(data))
     if not any(parts.values()):
@@ -311,29 +307,8 @@ def judge_maps(
     return {name: MapScores.cat(own) for name, own in parts.items()}
 
 
-def _road(
-    model: nn.Module,
-    image: Tensor,
-    maps: Tensor,
-    questions: Questions,
-    fractions: Sequence[float],
-    batch_size: int,
-    seed: int,
-) -> Tensor:
-    """ROAD in logits per pixel asked about, so that large and small objects count alike."""
-    found = remove_and_debias(
-        model,
-        image,
-        maps[None].to(image),
-        target=questions.target,
-        fractions=tuple(fractions),
-        batch_size=batch_size,
-        seed=seed,
-    )
-    return found.combined[0] / questions.pixels.sum((1, 2)).clamp(min=1)
-
-
-def _measured(maps: Tensor, questions: Questions, road: Tensor | None, row: int) -> MapScores:
+def _measured(maps: Tensor, questions: Questions, row: int) -> MapScores:
+    """All measures but ROAD."""
     rows, columns = questions.asked.shape[-2:]
     heat = normalise(rectify(upsample(maps.double(), (rows, columns))))
     flat = is_constant(heat)
@@ -351,6 +326,6 @@ def _measured(maps: Tensor, questions: Questions, road: Tensor | None, row: int)
         energy=own / heat.sum((1, 2)),
         own_energy=torch.where(has_others, own_energy, unknown),
         own_peak=torch.where(has_others, (top > top_other).double(), unknown),
-        road=unknown if road is None else road.double(),
+        road=unknown,
         image=torch.full((len(questions),), row),
     )

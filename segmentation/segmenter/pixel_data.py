@@ -1,6 +1,6 @@
-"""Images as a network takes them with what each of their pixels shows, and what a network says about these.
+"""Images as a network takes them, with the class and the object of each pixel, for judging maps of the network.
 
-Here the network is not the point, it is what maps are judged with: any module from images to logits in their size.
+A network is any module from images to logits in their size.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from ...encoders.encoder import evaluating
 from ...errors import InputError, ShapeError
 from ...explain.drawing.boxes import labelled
 from ...images import Transform
-from ...metrics.segmentation import SegmentationScore, evaluate_masks
-from ..data import VOID, MaskedImages, label_map
+from ..data import VOID, MaskedImages
+from ..label_maps import label_map
 
-__all__ = ["PixelData", "predict", "score"]
+__all__ = ["PixelData", "predict"]
 
 
 @dataclass(frozen=True, eq=False)
 class PixelData:
-    """Images as a network takes them, with what each of their pixels shows.
+    """Images as a network takes them, with the class and the object of each pixel.
 
     Attributes:
         images: normalised.
         classes: numbers of the network's outputs; 255 where nobody knows.
-        instances: 0 where nothing is told apart, else the number of the object, within its image.
+        instances: the number of the object within its image; 0 where nothing is told apart.
         names: of the classes.
         background: the class that is no thing, which nothing is asked about; None if every class is one.
     """
@@ -60,7 +60,7 @@ class PixelData:
         Raises:
             InputError: an image without a mask.
         """
-        first = 0 if images.has_background else 1
+        first, background = (0, 0) if images.has_background else (1, None)
         classes, instances = [], []
         for i in range(len(images)):
             mask = images.mask(i)
@@ -68,35 +68,19 @@ class PixelData:
                 raise InputError(f"{images.names[i]} has no mask; every image needs one here")
             seen = label_map(mask, transform)
             known = np.where(seen == VOID, VOID, seen.astype(int) - first)
+            numbers = np.zeros(known.shape, dtype=np.int64)
+            for c in np.unique(known).tolist():
+                if c not in (VOID, background):
+                    own = labelled(known == c)
+                    numbers = np.where(own > 0, own + numbers.max(), numbers)
             classes.append(torch.from_numpy(known))
-            instances.append(torch.from_numpy(_regions(known, background=0 if images.has_background else None)))
+            instances.append(torch.from_numpy(numbers))
         pixels = torch.stack([transform(images.image(i)) for i in range(len(images))])
         names = images.mask_names[first:]
-        background = 0 if images.has_background else None
         return cls(transform.normalise(pixels), torch.stack(classes), torch.stack(instances), names, background)
-
-
-def _regions(classes: np.ndarray, *, background: int | None) -> np.ndarray:
-    """The connected regions of all classes, numbered through."""
-    numbers = np.zeros(classes.shape, dtype=np.int64)
-    for c in np.unique(classes).tolist():
-        if c not in (VOID, background):
-            own = labelled(classes == c)
-            numbers = np.where(own > 0, own + numbers.max(), numbers)
-    return numbers
 
 
 def predict(model: nn.Module, images: Float[Tensor, "n 3 h w"], *, batch_size: int = 32) -> Int[Tensor, "n h w"]:
     """The class of each pixel."""
     with evaluating(model), torch.no_grad():
         return torch.cat([model(some).argmax(1) for some in torch.split(images, batch_size)])
-
-
-def score(model: nn.Module, data: PixelData) -> SegmentationScore:
-    """How well the network's masks agree with the truth."""
-    predicted = predict(model, data.images)
-    pairs = (
-        (truth.numpy().astype(np.uint8), found.numpy().astype(np.uint8))
-        for truth, found in zip(data.classes, predicted, strict=True)
-    )
-    return evaluate_masks(pairs, data.names)
