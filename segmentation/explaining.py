@@ -168,7 +168,7 @@ def maps_for(
     found = {}
     for name in methods:
         if name in REFERENCES:
-            found[name] = _reference(name, model, image, questions, seed)
+            found[name] = _reference(name, model, image, questions=questions, seed=seed)
             continue
         known = {key: value for key, value in options.items() if key in METHODS[method_name(name)].options}
         maps = explain_image(model, image, target=questions.target, method=name, layer=layer, **known)
@@ -176,7 +176,7 @@ def maps_for(
     return found
 
 
-def _reference(name: str, model: nn.Module, image: Tensor, questions: Questions, seed: int) -> Tensor:
+def _reference(name: str, model: nn.Module, image: Tensor, *, questions: Questions, seed: int) -> Tensor:
     """A map that costs no gradient."""
     m, (rows, columns) = len(questions), image.shape[-2:]
     if name == "random":

@@ -150,8 +150,7 @@ class SuperpixelPatches(Patches):
     """Superpixels of each image: patches that follow its edges.
 
     They are found in the image as it enters the network, in CIELAB, and remembered by its pixels, so that images which
-    come again unchanged (without augmentation) cost nothing. An image of 96 pixels takes some milliseconds. Needs the
-    extra `segment`.
+    come again unchanged (without augmentation) cost nothing. Needs the extra `segment`.
 
     Args:
         transform: what normalised the images.
@@ -191,11 +190,11 @@ class SuperpixelPatches(Patches):
 
     def _superpixels(self, image: np.ndarray) -> Tensor:
         key = hashlib.blake2b(image.tobytes(), digest_size=16, key=str(image.shape).encode()).digest()
-        if key not in self._known:
+        patch = self._known.pop(key, None)
+        if patch is None:
             found = slic_segments(image, segments=self.segments, compactness=self.compactness)
-            self._known[key] = torch.from_numpy(found)
-        self._known.move_to_end(key)
-        patch = self._known[key]
+            patch = torch.from_numpy(found)
+        self._known[key] = patch
         while len(self._known) > self.remembered:
             self._known.popitem(last=False)
         return patch

@@ -42,10 +42,6 @@ def dense_training_set(data: MaskedImages, transform: Transform) -> TrainingSet:
 
     Everything is in memory: h·w bytes for an image's every number, beside its pixels.
 
-    Args:
-        data: with a mask each.
-        transform: the segmenter's.
-
     Raises:
         InputError: an image without a mask.
     """

@@ -2,7 +2,7 @@
 
 It is an `Encoder` whose feature map are the logits of the classes, so that the one training loop trains it as it trains
 any other. Architectures are torchvision's segmenters (`lraspp_mobilenet_v3_large`, `deeplabv3_resnet50`, …) and
-"light": any encoder's backbone with a head of one dilated convolution, which is small enough for a CPU.
+"light": any encoder's backbone with a head of one dilated 3×3 convolution, which is small enough for a CPU.
 """
 
 from __future__ import annotations
@@ -40,18 +40,6 @@ __all__ = ["LIGHT", "SegmentationModel", "Segmenter", "build_segmenter", "class_
 LIGHT = "light"
 _SUFFIX = ".safetensors"
 _KIND = "segmenter"
-
-
-class LightHead(nn.Sequential):
-    """One dilated 3×3 convolution with batch norm and ReLU, and the classes' 1×1 convolution."""
-
-    def __init__(self, channels: int, n_classes: int, *, hidden: int = 64, dilation: int = 2) -> None:
-        super().__init__(
-            nn.Conv2d(channels, hidden, 3, padding=dilation, dilation=dilation, bias=False),
-            nn.BatchNorm2d(hidden),
-            nn.ReLU(),
-            nn.Conv2d(hidden, n_classes, 1),
-        )
 
 
 class SegmentationModel(nn.Module):
@@ -239,17 +227,17 @@ def _torchvision(
     return SegmentationModel(built.backbone, built.classifier, takes="" if name.startswith("lraspp") else "out")
 
 
-_LIGHT_OPTIONS = ("encoder", "encoder_options", "layer", "hidden", "dilation")
+_LIGHT_DEFAULTS = {"encoder": "resnet18", "encoder_options": {}, "layer": None, "hidden": 64, "dilation": 2}
 
 
 def _light(
     given: Mapping[str, Any], class_names: Sequence[str], transform: Transform, weights: str | os.PathLike[str]
 ) -> tuple[SegmentationModel, dict[str, Any], TrainedOn | None]:
     """The model with its backbone's weights, the options that build it again, and what the backbone was trained on."""
-    unknown = next((name for name in given if name not in _LIGHT_OPTIONS), None)
+    unknown = next((name for name in given if name not in _LIGHT_DEFAULTS), None)
     if unknown is not None:
-        raise InputError(f"unknown option {unknown!r} of {LIGHT!r}; there are {', '.join(_LIGHT_OPTIONS)}")
-    options = {"encoder": "resnet18", "encoder_options": {}, "layer": None, "hidden": 64, "dilation": 2, **given}
+        raise InputError(f"unknown option {unknown!r} of {LIGHT!r}; there are {', '.join(_LIGHT_DEFAULTS)}")
+    options: dict[str, Any] = {**_LIGHT_DEFAULTS, **given}
     if os.fspath(weights).endswith(_SUFFIX):
         source = Encoder.load(Path(weights))
         options |= {"encoder": source.architecture, "encoder_options": source.options, "layer": source.layer}
@@ -268,7 +256,13 @@ def _light_model(options: Mapping[str, Any], class_names: Sequence[str], transfo
     backbone = build_backbone(options["encoder"], layer=layer, image_size=size, options=options["encoder_options"])
     with evaluating(backbone.network), torch.no_grad():
         channels = backbone.network(torch.zeros(1, 3, *size)).shape[1]
-    head = LightHead(channels, len(class_names) + 1, hidden=options["hidden"], dilation=options["dilation"])
+    hidden, dilation = options["hidden"], options["dilation"]
+    head = nn.Sequential(
+        nn.Conv2d(channels, hidden, 3, padding=dilation, dilation=dilation, bias=False),
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(),
+        nn.Conv2d(hidden, len(class_names) + 1, 1),
+    )
     return SegmentationModel(backbone.network, head)
 
 
