@@ -68,7 +68,7 @@ def evaluate(
     precision: Annotated[
         Precision,
         typer.Option(
-            help="Of the arithmetic; auto: bf16 where the hardware has it. fp32 repeats across machines. A --gallery "
+            help="Of the arithmetic; auto: bf16 where that is faster. fp32 repeats across machines. A --gallery "
             "has its own."
         ),
     ] = "auto",

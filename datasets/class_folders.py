@@ -10,8 +10,7 @@ from typing import Any
 from ..errors import InputError
 from ..images import ImageRecord, Listing, list_images
 from ..images.joining import Names, likely_cause
-from ..images.overlooked import overlooked_column
-from ..images.splits import split_column, split_name, split_of_row
+from ..images.splits import overlooked_column, split_column, split_name, split_of_row
 from ..images.tables import header_of, rows_of
 from ..remarks import remark
 from .few_shot import PARTS, FewShotData, data_of_files

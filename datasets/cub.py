@@ -1,6 +1,6 @@
-"""CUB-200-2011 under its incompatible few-shot splits, and the cross-domain test from miniImageNet to CUB.
+"""CUB-200-2011: for retrieval, under its incompatible few-shot splits, and as the target of miniImageNet's test.
 
-Five splits go by the name "CUB": results on different ones cannot be compared, so one has to be named.
+Source: Wah et al. 2011. Five few-shot splits go by its name: results on different ones cannot be compared.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from PIL import Image
 from ..errors import InputError
 from .class_folders import class_folders, data_of_classes, read_class_lists
 from .few_shot import FewShotData, Split
+from .layouts import DatasetRecord, Layout, fields_of, whole_number
 from .mini_imagenet import mini_imagenet
 
-__all__ = ["CUB_SPLITS", "cub", "mini_to_cub"]
+__all__ = ["CUB", "CUB_SPLITS", "cub", "mini_to_cub"]
 
 CUB_SPLITS = {
     "chen": "100/50/50 by rule: of the sorted folders every second is base, the others val and novel in turn",
@@ -23,11 +24,35 @@ CUB_SPLITS = {
     "easyfsl": "140/30/30, lists splits/easyfsl/{train,val,test}.json beside the images",
     "cam-loss": "120/30/50, the sizes of the CAM-loss paper, which published no list; drawn here by a fixed rule",
 }
-N_CLASSES = 200
+_CLASSES = 200
+
+
+def _read(root: Path) -> tuple[DatasetRecord, ...]:
+    """Classes 1–100 are for training: not `train_test_split.txt`, whose halves share all classes."""
+    images, labels, classes = root / "images.txt", root / "image_class_labels.txt", root / "classes.txt"
+    number_of = {image: whole_number(number, labels) for image, number in fields_of(labels, "image", "class")}
+    name_of = {whole_number(number, classes): name for number, name in fields_of(classes, "id", "name")}
+    records = []
+    for image, path in fields_of(images, "image", "path"):
+        number = number_of.get(image, -1)
+        if number not in name_of:
+            raise InputError(f"{images}: image {image} has no class in {labels.name}, or one that classes.txt lacks")
+        records.append(DatasetRecord(f"images/{path}", name_of[number], "train" if number <= 100 else "test"))
+    return tuple(records)
+
+
+CUB = Layout(
+    "CUB-200-2011",
+    "CUB_200_2011",
+    (("images.txt", "image_class_labels.txt", "classes.txt"),),
+    {"train": ("train", 5_864, 100), "test": ("test", 5_924, 100)},
+    _read,
+    "images/ with a folder for each class",
+)
 
 
 def cub(root: Path, split: str | None = None) -> FewShotData:
-    """CUB-200-2011 with a named split.
+    """CUB-200-2011 with a named few-shot split.
 
     Args:
         root: CUB_200_2011, or its folder `images`.
@@ -42,9 +67,26 @@ def cub(root: Path, split: str | None = None) -> FewShotData:
             f"{'a bare CUB' if split is None else f'the CUB split {split!r}'} says too little: results on different "
             f"splits cannot be compared. Choose {known}; or cub:FOLDER with train.json, val.json and test.json"
         )
-    images = _images_folder(root)
-    classes = _by_rule(class_folders(images), split) if split in ("chen", "cam-loss") else _from_lists(root, split)
+    images = root / "images" if (root / "images").is_dir() else root
+    if split in ("chen", "cam-loss"):
+        classes = _by_rule(class_folders(images), split)
+    else:
+        lists = root / "splits" / split if split in CUB_SPLITS else Path(split)
+        if not lists.is_dir():
+            raise InputError(f"cub:{split} needs its class lists train.json, val.json and test.json in {lists}")
+        classes = read_class_lists(lists)
     return data_of_classes(f"cub:{Path(split).name}", images, classes)
+
+
+def _by_rule(names: list[str], split: str) -> dict[str, list[str]]:
+    if len(names) != _CLASSES:
+        raise InputError(f"cub:{split} divides the {_CLASSES} class folders of CUB-200-2011; found {len(names)}")
+    if split == "chen":
+        return {"base": names[0::2], "val": names[1::4], "novel": names[3::4]}
+    # The order of PCG64's raw 64-bit words with seed 0: the same on every machine and in every NumPy.
+    order = np.argsort(np.random.PCG64(0).random_raw(_CLASSES), kind="stable")
+    drawn = [names[i] for i in order]
+    return {"base": drawn[:120], "val": drawn[120:150], "novel": drawn[150:]}
 
 
 def mini_to_cub(roots: Path, split: str | None = None) -> FewShotData:
@@ -61,12 +103,10 @@ def mini_to_cub(roots: Path, split: str | None = None) -> FewShotData:
         raise InputError(f"expected the folders of miniImageNet and CUB, as in MINI,CUB; got {roots}")
     mini, birds = mini_imagenet(Path(first), split or "ravi"), cub(Path(second), "chen")
     names, labels = (np.concatenate([getattr(part, what) for part in mini]) for what in ("names", "labels"))
-    base = Split("mini-to-cub/base", names, labels, _Joined(tuple(mini)))
-    parts = {
-        part: Split(f"mini-to-cub/{part}", birds[part].names, birds[part].labels, birds[part].images)
-        for part in ("val", "novel")
-    }
-    return FewShotData("mini-to-cub", {"base": base, **parts})
+    parts = {"base": Split("mini-to-cub/base", names, labels, _Joined(tuple(mini)))}
+    for part in ("val", "novel"):
+        parts[part] = Split(f"mini-to-cub/{part}", birds[part].names, birds[part].labels, birds[part].images)
+    return FewShotData("mini-to-cub", parts)
 
 
 class _Joined:
@@ -88,25 +128,3 @@ class _Joined:
     def content(self, index: int) -> bytes:
         part, row = self._place(index)
         return part.images.content(row)
-
-
-def _images_folder(root: Path) -> Path:
-    return root / "images" if (root / "images").is_dir() else root
-
-
-def _by_rule(names: list[str], split: str) -> dict[str, list[str]]:
-    if len(names) != N_CLASSES:
-        raise InputError(f"cub:{split} divides the {N_CLASSES} class folders of CUB-200-2011; found {len(names)}")
-    if split == "chen":
-        return {"base": names[0::2], "val": names[1::4], "novel": names[3::4]}
-    # The order of PCG64's raw 64-bit words with seed 0: the same on every machine and in every NumPy.
-    order = np.argsort(np.random.PCG64(0).random_raw(N_CLASSES), kind="stable")
-    drawn = [names[i] for i in order]
-    return {"base": drawn[:120], "val": drawn[120:150], "novel": drawn[150:]}
-
-
-def _from_lists(root: Path, split: str) -> dict[str, list[str]]:
-    lists = Path(split) if Path(split).is_dir() and split not in CUB_SPLITS else root / "splits" / split
-    if not lists.is_dir():
-        raise InputError(f"cub:{split} needs its class lists train.json, val.json and test.json in {lists}")
-    return read_class_lists(lists)

@@ -1,37 +1,30 @@
 """Labelled image sets for evaluation: the retrieval benchmarks as their archives unpack, folders, and CSV tables.
 
-Nothing is downloaded. What lies on disk is compared with the official counts, because a number on an incomplete copy
-is not a number on that benchmark.
+What lies on disk is compared with the official counts: a number on an incomplete copy is none on that benchmark.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from ..errors import InputError
 from ..images.joining import is_plain, near_file, spelled
-from ..images.listing import ImageRecord, Listing, _Labels
+from ..images.listing import ImageRecord, Listing
 from ..images.splits import split_name
-from .retrieval_lists import LAYOUTS, DatasetRecord, Layout, Role, read_folders, read_table
+from .cars import CARS
+from .cub import CUB
+from .folders_and_tables import read_folders, read_table
+from .inshop import INSHOP
+from .layouts import DatasetRecord, Layout, Role
+from .sop import SOP
 
-__all__ = ["Dataset", "DatasetRecord", "Role", "dataset_layouts", "load_dataset"]
+__all__ = ["LAYOUTS", "Dataset", "DatasetRecord", "Role", "dataset_layouts", "load_dataset"]
 
-_GENERIC = ("folder", "csv")
-
-
-class Count(NamedTuple):
-    """How many images of how many classes."""
-
-    images: int
-    classes: int
-
-    def __str__(self) -> str:
-        return f"{self.images:,} images of {self.classes:,} classes"
+LAYOUTS: Mapping[str, Layout] = {"cub": CUB, "cars": CARS, "sop": SOP, "inshop": INSHOP}
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ class Dataset:
 
     def listing(self) -> Listing:
         """The images as encoders and galleries take them, with the columns `split` and `role`."""
-        return Listing(_Records(self.root, self.records), _Labels("column"))
+        return Listing.of(_Records(self.root, self.records))
 
 
 @dataclass(frozen=True)
@@ -86,8 +79,8 @@ class _Records:
 
 
 def dataset_layouts() -> tuple[str, ...]:
-    """What `layout` may be besides "auto"."""
-    return (*LAYOUTS, *_GENERIC)
+    """The values of `layout` besides "auto"."""
+    return (*LAYOUTS, "folder", "csv")
 
 
 def load_dataset(
@@ -114,8 +107,15 @@ def load_dataset(
     """
     path = Path(os.path.abspath(source))  # noqa: PTH100  (no resolve(): names of links stay as the user gave them)
     whole, official = _read(path, layout)
-    chosen = _choose(whole, split)
-    dataset = _check(chosen, official)
+    if split is not None:
+        chosen = named_split(split, whole.splits)
+        if chosen is None:
+            raise InputError(f"{whole.root}: no split {split!r}; there are {', '.join(whole.splits)}")
+        records = tuple(record for record in whole.records if record.split == chosen)
+        others = {record.label for record in whole.records if record.split != chosen}
+        shared = len({record.label for record in records} & others)
+        whole = replace(whole, records=records, shared_classes=shared)
+    dataset = _present(whole, official)
     if strict and dataset.problems:
         raise InputError(f"{path} is not the official {dataset.title}: {'; '.join(dataset.problems)}")
     return dataset
@@ -133,6 +133,14 @@ def listed_splits(source: str | os.PathLike[str], *, layout: str = "auto") -> tu
     return whole.splits, whole.problems
 
 
+def named_split(name: str, splits: Sequence[str]) -> str | None:
+    """The split of this name, or else the one that means the same, as `validation` and `val` do; None if none does."""
+    if name in splits:
+        return name
+    meant = split_name(name)
+    return next((split for split in splits if meant is not None and split_name(split) == meant), None)
+
+
 def _read(path: Path, layout: str) -> tuple[Dataset, Layout | None]:
     """Everything that the lists name, and the benchmark's layout."""
     if layout not in ("auto", *dataset_layouts()):
@@ -140,8 +148,8 @@ def _read(path: Path, layout: str) -> tuple[Dataset, Layout | None]:
     if not path.exists():
         raise InputError(f"{path}: expected a folder or a CSV file; nothing is there")
     if layout == "csv" or (layout == "auto" and path.is_file()):
-        found = read_table(path)
-        return Dataset("csv", path.name, found.root, found.records, found.problems), None
+        table = read_table(path)
+        return Dataset("csv", path.name, table.root, table.records, table.problems), None
     if not path.is_dir():
         raise InputError(f"{path}: expected a folder, got a file")
     for name, known in LAYOUTS.items():
@@ -151,12 +159,15 @@ def _read(path: Path, layout: str) -> tuple[Dataset, Layout | None]:
         known = LAYOUTS[layout]
         raise InputError(f"{path}: no {known.title}; expected {known.expected()} in it")
     found = read_folders(path)
-    problems = (*_half_a_benchmark(path), *_one_class(found.records), *found.problems)
-    return Dataset("folder", path.name, found.root, found.records, problems), None
+    problems = [*_half_a_benchmark(path), *found.problems]
+    if len(found.records) > 1 and len({record.label for record in found.records}) == 1:
+        count, label = len(found.records), found.records[0].label
+        problems.append(f"all {count:,} images are of the one class {label!r}, so every answer is right")
+    return Dataset("folder", path.name, found.root, found.records, tuple(problems)), None
 
 
 def _half_a_benchmark(path: Path) -> Iterator[str]:
-    """What to say of a folder that has some of a benchmark's lists and not the others."""
+    """A sentence about a folder that has some of a benchmark's lists and not the others."""
     for known in LAYOUTS.values():
         for root in (path, path / known.folder):
             for files in known.markers:
@@ -169,57 +180,37 @@ def _half_a_benchmark(path: Path) -> Iterator[str]:
                     return
 
 
-def _one_class(records: Sequence[DatasetRecord]) -> Iterator[str]:
-    """What to say where there is nothing to tell apart."""
-    if len(records) > 1 and len({record.label for record in records}) == 1:
-        yield f"all {len(records):,} images are of the one class {records[0].label!r}, so every answer is right"
-
-
-def _choose(whole: Dataset, split: str | None) -> Dataset:
-    if split is None:
-        return whole
-    chosen = named_split(split, whole.splits)
-    if chosen is None:
-        raise InputError(f"{whole.root}: no split {split!r}; there are {', '.join(whole.splits)}")
-    split = chosen
-    records = tuple(record for record in whole.records if record.split == split)
-    others = {record.label for record in whole.records if record.split != split}
-    shared = len({record.label for record in records} & others)
-    return replace(whole, records=records, shared_classes=shared)
-
-
-def named_split(name: str, splits: Sequence[str]) -> str | None:
-    """The split of this name, or else the one that means the same, as `validation` and `val` do; None if none does."""
-    if name in splits:
-        return name
-    meant = split_name(name)
-    return next((split for split in splits if meant is not None and split_name(split) == meant), None)
-
-
-def _check(dataset: Dataset, official: Layout | None) -> Dataset:
+def _present(dataset: Dataset, official: Layout | None) -> Dataset:
     """Without files that are not there, and with what that and the official counts say about the copy."""
     root = os.fspath(dataset.root)
-    records = tuple(
+    records = [
         record if is_plain(record.path) else record._replace(path=spelled(dataset.root, record.path).replace("\\", "/"))
         for record in dataset.records
-    )
-    present = tuple(record for record in records if os.path.exists(os.path.join(root, record.path)))  # noqa: PTH110, PTH118  (speed)
-    problems = list(dataset.problems)
+    ]
+    present, missing = [], []
+    for record in records:
+        is_there = os.path.exists(os.path.join(root, record.path))  # noqa: PTH110, PTH118  (speed)
+        (present if is_there else missing).append(record)
     if not present:
         raise InputError(_nothing_there(dataset, official))
-    if len(present) < len(records):
-        first = next(record.path for record, there in _pairs(records, present) if not there)
+    problems = list(dataset.problems)
+    if missing:
+        first = missing[0].path
         near = near_file(dataset.root, first)
         probably = "" if near is None else f"; {first} and {near[0]}, which is, {near[1]}"
-        missing = len(records) - len(present)
-        problems.append(f"{missing:,} of {len(records):,} images are missing, such as {first}{probably}")
+        problems.append(f"{len(missing):,} of {len(records):,} images are missing, such as {first}{probably}")
     if official is not None:
-        problems += _differences(present, official)
-    return replace(dataset, records=present, problems=tuple(problems))
+        parts = {record.split for record in present}
+        counts = _counts(present)
+        for name, (split, images, classes) in official.counts.items():
+            got = counts.get(name, (0, 0))
+            if split in parts and got != (images, classes):
+                problems.append(f"{name}: expected {_shown((images, classes))}, got {_shown(got)}")
+    return replace(dataset, records=tuple(present), problems=tuple(problems))
 
 
 def _nothing_there(dataset: Dataset, official: Layout | None) -> str:
-    """What to say where the lists are there and the images are not."""
+    """The error where the lists are there and the images are not."""
     if not dataset.records:
         return f"{dataset.root}: the lists of {dataset.title} name no image"
     first = dataset.records[0].path
@@ -231,23 +222,12 @@ def _nothing_there(dataset: Dataset, official: Layout | None) -> str:
     return what if official is None else f"{what}; a usable one has {official.images}"
 
 
-def _pairs(records: Sequence[DatasetRecord], present: Sequence[DatasetRecord]) -> Iterator[tuple[DatasetRecord, bool]]:
-    there = {record.path for record in present}
-    return ((record, record.path in there) for record in records)
-
-
-def _differences(records: Sequence[DatasetRecord], official: Layout) -> list[str]:
-    parts = {record.split for record in records}
-    found = _counts(records)
-    return [
-        f"{name}: expected {Count(*expected)}, got {found.get(name, Count(0, 0))}"
-        for name, (split, *expected) in official.counts.items()
-        if split in parts and found.get(name) != tuple(expected)
-    ]
-
-
-def _counts(records: Iterable[DatasetRecord]) -> dict[str, Count]:
+def _counts(records: Sequence[DatasetRecord]) -> dict[str, tuple[int, int]]:
     """Images and classes by part: the split, or the role where that says more."""
     parts = [(record.split if record.role == "both" else record.role, record.label) for record in records]
     images, classes = Counter(part for part, _ in parts), Counter(part for part, _ in set(parts))
-    return {part: Count(images[part], classes[part]) for part in images}
+    return {part: (images[part], classes[part]) for part in images}
+
+
+def _shown(count: tuple[int, int]) -> str:
+    return f"{count[0]:,} images of {count[1]:,} classes"

@@ -172,7 +172,7 @@ class MaskPooling:
         shape: rows and columns of its feature map.
         strict: whether every picture must have a mask that it can be pooled under.
         passed_over: pictures whose masks mark nothing, with the reason.
-        whole: of each mask that was applied, whether it marks every pixel, and of which picture it is.
+        marked: of each mask that was applied, its path and what is odd about it: "every pixel", "the rim", or "".
     """
 
     masks: MaskFolder
@@ -180,7 +180,7 @@ class MaskPooling:
     shape: tuple[int, int]
     strict: bool = False
     passed_over: list[str] = field(default_factory=list)
-    whole: list[tuple[bool, str]] = field(default_factory=list)
+    marked: list[tuple[str, str]] = field(default_factory=list)
 
     @classmethod
     def of(cls, masks: MaskFolder, encoder: Encoder, *, strict: bool = False) -> MaskPooling:
@@ -203,7 +203,7 @@ class MaskPooling:
         elif not mask.any():
             reason = f"its mask holds no pixel{self._numbers(path)}: {self.masks.file(path)}"
         else:
-            self.whole.append((bool(mask.all()), str(path)))
+            self.marked.append((str(path), _oddity(mask)))
             try:
                 return weights_of(mask, size=size, encoder=self.encoder, shape=self.shape)
             except InputError as error:
@@ -219,12 +219,13 @@ class MaskPooling:
         if self.passed_over:
             count, first = len(self.passed_over), self.passed_over[0]
             remark(f"{count:,} images are pooled as a whole, since their masks mark nothing; the first: {first}")
-        full = [path for is_whole, path in self.whole if is_whole]
-        if len(full) > max(2, len(self.whole) / 2):  # a few are close-ups
-            remark(
-                f"{len(full):,} of {len(self.whole):,} masks in {self.masks.folder} mark every pixel, as that of "
-                f"{full[0]}: no pixel of theirs is black, so they change nothing"
-            )
+        for oddity, meaning in _ODDITIES.items():
+            found = [path for path, own in self.marked if own == oddity]
+            if len(found) > max(2, len(self.marked) / 2):  # a few are close-ups
+                remark(
+                    f"{len(found):,} of {len(self.marked):,} masks in {self.masks.folder} mark {oddity}, as that of "
+                    f"{found[0]}: {meaning}"
+                )
 
     def _numbers(self, path: str | Path) -> str:
         """What an empty mask holds in place of the number that was asked for."""
@@ -232,6 +233,22 @@ class MaskPooling:
             return ""
         there = np.unique(read_class_numbers(self.masks.file(path)))[:5].tolist()
         return f" with the number {self.masks.category}, only {', '.join(map(str, there))}"
+
+
+_ODDITIES = {
+    "every pixel": "no pixel of theirs is black, so they change nothing",
+    "the rim and not the middle": "they may be inverted (what is not black is the object)",
+}
+
+
+def _oddity(mask: Bool[NDArray[Any], "height width"]) -> str:
+    """The key of `_ODDITIES` that a mask is a case of; "" for the mask of an object."""
+    if mask.all():
+        return "every pixel"
+    height, width = mask.shape
+    rim = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    middle = mask[height // 4 : height - height // 4, width // 4 : width - width // 4]
+    return "the rim and not the middle" if rim.mean() > 0.75 and middle.mean() < rim.mean() / 2 else ""
 
 
 def _box(box: Box, size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

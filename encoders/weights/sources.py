@@ -12,25 +12,29 @@ from ...files import is_file
 from ...images.transform import Transform
 from ...remarks import remark
 from ..backbones.registry import available_architectures, require_architecture
-from ..names import OWN_ARCHITECTURES, needs_weights
+from ..names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, needs_weights, refuse_weight_file
 from .matching import StateDict
 from .reading import fetch_imagenet, read_state_dict, transform_of_timm, usual_transform
 
-__all__ = ["CHECKPOINT_SUFFIX", "is_checkpoint", "published", "require_parts", "transform_for"]
-
-CHECKPOINT_SUFFIX = ".safetensors"
+__all__ = ["is_checkpoint", "published", "require_parts", "transform_for"]
 
 
 def is_checkpoint(source: str | os.PathLike[str]) -> bool:
-    """Path objects and names with the suffix mean files; so do other strings, unless they name an architecture."""
+    """True for a checkpoint's path, False for an architecture's name.
+
+    Raises:
+        InputError: a file of weights alone, or neither.
+    """
     if not isinstance(source, str | os.PathLike):
         hint = "; call it, to have a module" if callable(source) else ""
         raise InputError(
             f"expected an architecture's name, a checkpoint's path or a module, got {_shown(source)}{hint}"
         )
-    if isinstance(source, str) and not source.endswith(CHECKPOINT_SUFFIX):
-        return source not in available_architectures() and is_file(source)
-    return True
+    if isinstance(source, str) and source in available_architectures():
+        return False
+    name = os.fspath(source)
+    refuse_weight_file(name)
+    return not isinstance(source, str) or name.endswith(CHECKPOINT_SUFFIX) or is_file(name)
 
 
 def require_parts(*, head: object = None, transform: object = None, options: object = None) -> None:

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from distcam.datasets.retrieval_lists import LAYOUTS
+from distcam.datasets.retrieval import LAYOUTS
 from distcam.errors import InputError
 from distcam.images import dataset_layouts, load_dataset
 from distcam.remarks import DistcamWarning

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from distcam.errors import InputError
 from distcam.images import ImageRecord, list_images
-from distcam.images.listing import _matches
+from distcam.images.image_sources import _matches
 from distcam.remarks import DistcamWarning
 
 

@@ -16,8 +16,7 @@ from distcam.datasets.masked_images import splits_of_table
 from distcam.datasets.reid import read_data
 from distcam.errors import InputError
 from distcam.images import list_images, load_dataset
-from distcam.images.overlooked import overlooked_column
-from distcam.images.splits import split_column, split_name, split_of_row
+from distcam.images.splits import overlooked_column, split_column, split_name, split_of_row
 from distcam.index import Gallery
 from distcam.segmentation.data import MaskedImages
 from distcam.training.data.dividing import SplitSettings, divided, settled
