@@ -8,24 +8,8 @@
 Y are maps on a common scale, absent classes 0; Ỹ are refined (`map_refinement`). |·| is the mean over positions and
 classes, in L_cpcr with the background among them, of each image's hardest positions and classes.
 
-What the paper leaves open, and where the published code departs from it; each departure is an option, and
-`official_compat` in a recipe sets all of them (`AUTHORS_CODE`):
-
-- No gradient goes through the pair's maps in the sum of Eq. 6: the sum is a constant that Y_o follows, in both terms of
-  L_tcp. The published code lets gradients through the refined sum (`detach_refined_pair = false`).
-- In L_cpcr what is left over, Y_o - λ Y_h, is a constant, as in the published code: L_cpcr trains the refinement, and
-  the network learns from L_cls and L_tcp. With a gradient through Y_o (`detach_minuend = false`) networks trained from
-  scratch made all maps alike, and did not even learn to classify. The published code also keeps of the minuend the
-  highest class of each position only (`one_hot`).
-- Printed, the first term of Eq. 15 ends in Y_h̄ without a tilde. The cross between plain and refined maps is what the
-  loss is for, and the published code has it in both terms, as we do; `as_printed_in_paper` follows the print.
-- The published code adds a loss that no equation has (`min_pooling`). It also scales maps by their range (`scaling`)
-  and has the softmax of PRCM over positions (`prcm_softmax`).
-- The published code enlarges the maps to the image first (`resolution = "image"`). At the network's own resolution the
-  losses say the same for a fraction of the time.
-- The paper starts from ImageNet weights whose batch norms are frozen. Where they are not frozen, `batch_norm` says
-  whose statistics they use. A network from scratch has to know the classes first: until the epoch `start` it learns
-  from whole images alone, which is the plain CAM.
+What the paper leaves open, and where the published code departs from it, is in docs/segmentation.md; each departure is
+an option, and `official_compat` in a recipe sets all of them (`AUTHORS_CODE`).
 """
 
 from __future__ import annotations
@@ -154,9 +138,10 @@ class CpnSettings(MapSettings):
         batch_norm: of a network whose batch norms are not frozen. "joint": one pass, statistics of all three branches.
             "separate": three passes, each branch its own. "original": the pair passes with the running statistics and
             leaves them alone, so that they stay those of whole images.
-        detach_refined_pair: see the module's text, as for the next two.
-        detach_minuend: of L_cpcr.
-        as_printed_in_paper: of L_cpcr.
+        detach_refined_pair: no gradient goes through the refined maps' sum in L_tcp.
+        detach_minuend: what is left over in L_cpcr is a constant, so that L_cpcr trains the refinement alone. With a
+            gradient through Y_o networks from scratch make all maps alike.
+        as_printed_in_paper: the first term of Eq. 15 has the plain Y_h̄, without the tilde that the print lacks.
     """
 
     tcp: bool = True

@@ -10,17 +10,8 @@ scaled maps, background among them:
 X = [stage 3 → 64 channels, stage 4 → 128 channels, the image in the maps' size]; g and φ are 1×1 convolutions to 192
 channels. Neither X nor Y carries a gradient: the refinement learns, the network that it looks at does not.
 
-What the paper leaves open, and where the published code differs from it:
-
-- The softmax of Z is over positions: each class asks for the mean of X where its map is high.
-- The softmax of P_R is over classes by default: a position divides itself among them. The published code has it over
-  positions ("pixel"), where it is about 1/hw everywhere, so that Y_prcm hardly counts; it divides by √(c + 1) as well.
-- The published code brings φ(Z) into shape without transposing it, which mixes classes and channels. That is not
-  offered.
-- The published code keeps of the maps that come in each position's highest class only; here all of them spread, as in
-  Eq. 9.
-- Each column of J is divided by its own sum, not by that of all of J.
-- φ(Z) goes through a ReLU, as in the published code; Eq. 11 has none.
+Each column of J is divided by its own sum. The softmax of Z is over positions: each class asks for the mean of X where
+its map is high. What the paper leaves open, and where the published code differs, is in docs/segmentation.md.
 """
 
 from __future__ import annotations
@@ -82,7 +73,8 @@ class Prcm(nn.Module):
     Args:
         in_dim: channels of X.
         dim: channels of g(X).
-        softmax: over "class" or "pixel"; see the module's text.
+        softmax: over the classes of a position, or over the positions ("pixel") as in the published code, where it is
+            about 1/hw everywhere; that also divides by √(c + 1).
 
     Source: [CPN] Eq. 11-12.
     """
@@ -110,9 +102,9 @@ class MapRefinement(nn.Module):
 
     Args:
         stage_dims: channels of the two stages.
-        pcm: whether Y_pcm takes part; without it only PRCM's part is the refined map.
-        prcm: whether Y_prcm takes part.
-        prcm_softmax: over "class" or "pixel".
+        pcm: Y_pcm takes part.
+        prcm: Y_prcm takes part.
+        prcm_softmax: see `Prcm`.
         scaling: of the maps that come in; see `scaled_maps`.
         power: a of the background's score.
     """

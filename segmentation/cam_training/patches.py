@@ -4,10 +4,6 @@
 
 A patch is hidden in I_h with probability p_h, and in I_h̄ exactly if it is not hidden in I_h. Hidden pixels have the
 training set's mean colour: 0 in a normalised image. Each image has patches of its own.
-
-Two cases bound what such a pair can teach [CPN §3.1]. A patch as large as the image makes a pair of the image itself
-and a blank one: the weighted sum of the maps is then the map of the image, and says nothing new. Patches so small that
-the network sees through them make two images that look like the whole one. Patches in between have objects come apart.
 """
 
 from __future__ import annotations
