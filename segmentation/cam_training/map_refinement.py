@@ -11,7 +11,7 @@ X = [stage 3 → 64 channels, stage 4 → 128 channels, the image in the maps' s
 channels. Neither X nor Y carries a gradient: the refinement learns, the network that it looks at does not.
 
 Each column of J is divided by its own sum. The softmax of Z is over positions: each class asks for the mean of X where
-its map is high. What the paper leaves open, and where the published code differs, is in docs/segmentation.md.
+its map is high. What the paper leaves open, and where the published code differs, is in docs/guides/segment.md.
 """
 
 from __future__ import annotations
