@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -73,53 +74,23 @@ def run_segmentation(
         InputError: whatever in the recipe does not fit.
     """
     started = time.perf_counter()
-    seed = recipe.seed if seed is None else seed
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if folder is None else Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         drawn = Path(cache) / "scenes" if cache is not None else place / "scenes"
-        sets = {"train": recipe.data.load("train", folder=recipe.folder, cache=drawn)}
-        if recipe.network is not None:
-            sets["test"] = recipe.data.load("test", folder=recipe.folder, cache=drawn)
+        splits: tuple[Literal["train", "test"], ...] = ("train",) if recipe.network is None else ("train", "test")
+        sets = {split: recipe.data.load(split, folder=recipe.folder, cache=drawn) for split in splits}
         sets = all_readable(sets, strict=recipe.data.strict)
-        train = sets["train"]
-        parts = {name: Part(len(own), _classes_shown(own)) for name, own in sets.items()}
-        told: dict[str, Any] = {"parts": parts, "announce": announce}
-        metrics: dict[str, float] = {}
-        weak: RunResult | None = None
+        parts = {name: Part(len(images), _classes_shown(images)) for name, images in sets.items()}
+        run = _Run(recipe, place, parts, recipe.seed if seed is None else seed, resume, announce, progress)
+        result, metrics, train = None, dict[str, float](), sets["train"]
         if recipe.weak is not None:
-            weak = _learn_maps(
-                recipe, recipe.weak, train, place / "weak", seed=seed, resume=resume, progress=progress, told=told
-            )
+            result = run.learn_maps(recipe.weak, train)
         if recipe.cues.kind != "truth":
-            source = load_source(
-                place / "weak" if weak is not None else located(recipe.checkpoint, recipe.folder),
-                method=recipe.cues.method,
-            )
-            masks = VocFolder(place / "masks", train.class_names, settings={"cues": plain(recipe.cues), "seed": seed})
-            metrics |= make_masks(source, train, masks, stage=recipe.cues, seed=seed, progress=progress)
-            train = train.with_masks(masks.masks)
-        result = weak
+            train, metrics = run.make_masks(train)
         if recipe.network is not None and recipe.training is not None:
-            result, found = _learn_network(
-                recipe,
-                recipe.network,
-                recipe.training,
-                train,
-                place,
-                seed=seed,
-                resume=resume,
-                progress=progress,
-                told=told,
-            )
-            score = score_segmenter(found, sets["test"], settings=recipe.network.inference, progress=progress)
-            say_trained_on(found, sets["test"])
-            metrics |= {"test.mean_iou": score.mean_iou, "test.pixel_accuracy": score.pixel_accuracy}
-            metrics |= {
-                f"test.iou.{name}": float(value)
-                for name, value in zip(score.class_names, score.iou, strict=True)
-                if not np.isnan(value)
-            }
+            result, network = run.learn_network(recipe.network, recipe.training, train)
+            metrics |= run.measure(network, recipe.network, sets["test"])
         if result is None:
             raise InputError("the recipe trains nothing: it has neither a [[weak.loss]] nor a [segmenter]")
         outcome = dataclasses.replace(result, metrics=metrics, parts=parts, seconds=time.perf_counter() - started)
@@ -133,81 +104,93 @@ def _classes_shown(images: MaskedImages) -> frozenset[str]:
     return frozenset(images.class_names[c] for i in known for c in images.labels(i))
 
 
-def _learn_maps(
-    recipe: PipelineRecipe,
-    stage: Recipe,
-    train: MaskedImages,
-    folder: Path,
-    *,
-    seed: int,
-    resume: bool,
-    progress: Progress | None,
-    told: dict[str, Any],
-) -> RunResult:
-    """An encoder and a classifier from image-level labels, and from some outlines where the recipe has them."""
-    outlined = train.choose(recipe.data.outlined, seed=recipe.data.outline_seed)
-    kind = recipe.data.outlines
-    return run_recipe(
-        stage,
-        terms=TERMS,
-        folder=folder,
-        seed=seed,
-        resume=resume,
-        sets=lambda transform: {"train": train.training_set(transform, masks_for=outlined, kind=kind)},
-        progress=progress,
-        **told,
-    )
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """The stages of a run, in the folder that they leave their results in."""
 
+    recipe: PipelineRecipe
+    folder: Path
+    parts: Mapping[str, Part]
+    seed: int
+    resume: bool
+    announce: Callable[[str], None] | None
+    progress: Progress | None
 
-def _learn_network(
-    recipe: PipelineRecipe,
-    network: NetworkSettings,
-    training: Recipe,
-    train: MaskedImages,
-    place: Path,
-    *,
-    seed: int,
-    resume: bool,
-    progress: Progress | None,
-    told: dict[str, Any],
-) -> tuple[RunResult, Segmenter]:
-    """The segmentation network, trained on the masks as they are now."""
-    training = training.with_seed(seed)
-    weights: str | Path = network.weights
-    if weights == "weak":
-        weights = place / "weak" / "encoder.safetensors"
-    elif weights not in ("random", "imagenet"):
-        weights = located(network.weights, recipe.folder)
-    transform = EncoderSettings("conv4").build(training.data, folder=recipe.folder, seed=0).transform
-    segmenter = build_segmenter(
-        network.architecture,
-        train.class_names,
-        transform=transform,
-        weights=weights,
-        options=network.options,
-        seed=seed,
-    )
-    data = dense_training_set(train, segmenter.transform)
-    data.require_trainable()
-    segmenter.trained_on = data.trained_on.after(segmenter.trained_on)
-    context = TermContext(segmenter, data.class_names, multi_label=True, folder=recipe.folder)
-    objective = build_objective(training.loss, context, terms=SEGMENTER_TERMS, seed=seed)
-    sampler = make_sampler(training.sampler, data.labels, seed=seed, class_names=data.class_names)
-    batches = TrainingBatches(data, sampler, augment=training.augment, seed=seed)
-    if told["announce"] is not None:
-        told["announce"](sentence(told["parts"]))
-    found = fit(
-        segmenter,
-        batches,
-        objective,
-        training.run,
-        folder=place / "network",
-        resume=resume,
-        config=plain(dict(recipe.table)),
-        progress=progress,
-    )
-    segmenter.save(place / "segmenter.safetensors")
-    return RunResult(training, {}, found, segmenter, 0.0), segmenter
+    def learn_maps(self, stage: Recipe, train: MaskedImages) -> RunResult:
+        """An encoder and a classifier from image-level labels, and from some outlines where the recipe has them."""
+        outlined = train.choose(self.recipe.data.outlined, seed=self.recipe.data.outline_seed)
+        kind = self.recipe.data.outlines
+        return run_recipe(
+            stage,
+            terms=TERMS,
+            folder=self.folder / "weak",
+            seed=self.seed,
+            resume=self.resume,
+            sets=lambda transform: {"train": train.training_set(transform, masks_for=outlined, kind=kind)},
+            parts=self.parts,
+            announce=self.announce,
+            progress=self.progress,
+        )
+
+    def make_masks(self, train: MaskedImages) -> tuple[MaskedImages, dict[str, float]]:
+        """The training images with masks from class maps, and what these are worth."""
+        recipe = self.recipe
+        weak = self.folder / "weak" if recipe.weak is not None else located(recipe.checkpoint, recipe.folder)
+        source = load_source(weak, method=recipe.cues.method)
+        settings = {"cues": plain(recipe.cues), "seed": self.seed}
+        masks = VocFolder(self.folder / "masks", train.class_names, settings=settings)
+        metrics = make_masks(source, train, masks, stage=recipe.cues, seed=self.seed, progress=self.progress)
+        return train.with_masks(masks.masks), metrics
+
+    def learn_network(
+        self, network: NetworkSettings, training: Recipe, train: MaskedImages
+    ) -> tuple[RunResult, Segmenter]:
+        """The segmentation network, trained on the masks as they are now."""
+        recipe, training = self.recipe, training.with_seed(self.seed)
+        weights: str | Path = network.weights
+        if weights == "weak":
+            weights = self.folder / "weak" / "encoder.safetensors"
+        elif weights not in ("random", "imagenet"):
+            weights = located(network.weights, recipe.folder)
+        segmenter = build_segmenter(
+            network.architecture,
+            train.class_names,
+            transform=EncoderSettings("conv4").build(training.data, folder=recipe.folder, seed=0).transform,
+            weights=weights,
+            options=network.options,
+            seed=self.seed,
+        )
+        data = dense_training_set(train, segmenter.transform)
+        data.require_trainable()
+        segmenter.trained_on = data.trained_on.after(segmenter.trained_on)
+        context = TermContext(segmenter, data.class_names, multi_label=True, folder=recipe.folder)
+        objective = build_objective(training.loss, context, terms=SEGMENTER_TERMS, seed=self.seed)
+        sampler = make_sampler(training.sampler, data.labels, seed=self.seed, class_names=data.class_names)
+        if self.announce is not None:
+            self.announce(sentence(self.parts))
+        found = fit(
+            segmenter,
+            TrainingBatches(data, sampler, augment=training.augment, seed=self.seed),
+            objective,
+            training.run,
+            folder=self.folder / "network",
+            resume=self.resume,
+            config=plain(dict(recipe.table)),
+            progress=self.progress,
+        )
+        segmenter.save(self.folder / "segmenter.safetensors")
+        return RunResult(training, {}, found, segmenter, 0.0), segmenter
+
+    def measure(self, segmenter: Segmenter, network: NetworkSettings, test: MaskedImages) -> dict[str, float]:
+        """The network's metrics on the test images."""
+        score = score_segmenter(segmenter, test, settings=network.inference, progress=self.progress)
+        say_trained_on(segmenter, test)
+        by_class = zip(score.class_names, score.iou.tolist(), strict=True)
+        return {
+            "test.mean_iou": score.mean_iou,
+            "test.pixel_accuracy": score.pixel_accuracy,
+            **{f"test.iou.{name}": iou for name, iou in by_class if not np.isnan(iou)},
+        }
 
 
 def predicted_mask(

@@ -8,8 +8,8 @@
 Y are maps on a common scale, absent classes 0; Ỹ are refined (`map_refinement`). |·| is the mean over positions and
 classes, in L_cpcr with the background among them, of each image's hardest positions and classes.
 
-What the paper leaves open, and where the published code departs from it, is in docs/guides/segment.md; each departure is
-an option, and `official_compat` in a recipe sets all of them (`AUTHORS_CODE`).
+What the paper leaves open, and where the published code departs from it, is in docs/guides/segment.md; each departure
+is an option, and `official_compat` in a recipe sets all of them (`AUTHORS_CODE`).
 """
 
 from __future__ import annotations
