@@ -70,7 +70,7 @@ class SegmentationScore:
     Attributes:
         class_names: by number in the masks, the background's among them.
         confusion: pixels; see `confusion_matrix`.
-        images: how many images were compared.
+        images: number of images that were compared.
     """
 
     class_names: tuple[str, ...]
@@ -287,10 +287,10 @@ def _require_numbers(what: str, values: Mask, n_classes: int) -> None:
         raise InputError(f"the {what} holds the class number {wrong[0]}; expected 0 to {n_classes - 1}, or {VOID}")
 
 
-def _shares(part: Any, whole: Any) -> Any:
+def _shares(part: Any, whole: Any) -> Float[np.ndarray, ...]:
     """Part by whole; nan where the whole is 0."""
     with np.errstate(invalid="ignore"):
-        return part / whole
+        return np.asarray(part / whole)
 
 
 def _mean(values: Float[np.ndarray, " c"]) -> float:

@@ -190,7 +190,7 @@ class MaskedImages:
         return MaskedImages(entries, self.class_names)
 
     def choose(self, count: int, *, seed: int = 0) -> tuple[int, ...]:
-        """That many images with masks by chance, classes taking turns; a larger choice contains the smaller one.
+        """Images with masks chosen by chance, classes taking turns; a larger choice contains the smaller one.
 
         Raises:
             InputError: fewer images have masks.
@@ -290,7 +290,7 @@ class MaskedImages:
             masks: None if there are none.
             names: of the classes, or a file with them; see `read_names`.
             labels: a table with the columns path and labels (names between semicolons).
-            ids: how the masks number the classes.
+            ids: numbers of the classes in the masks.
 
         Raises:
             InputError: a folder is missing, no image has a mask, or a label is no class.
@@ -312,7 +312,7 @@ class MaskedImages:
             table: paths are relative to its folder.
             names: of the classes, or a file with them; left out, the 0/1 columns.
             split: only the rows whose column `split` says so.
-            ids: how the masks number the classes.
+            ids: numbers of the classes in the masks.
 
         Raises:
             InputError: no such table, split, or class.

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -78,8 +77,9 @@ def run_segmentation(
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if folder is None else Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         drawn = Path(cache) / "scenes" if cache is not None else place / "scenes"
-        splits: tuple[Literal["train", "test"], ...] = ("train",) if recipe.network is None else ("train", "test")
-        sets = {split: recipe.data.load(split, folder=recipe.folder, cache=drawn) for split in splits}
+        sets = {"train": recipe.data.load("train", folder=recipe.folder, cache=drawn)}
+        if recipe.network is not None:
+            sets["test"] = recipe.data.load("test", folder=recipe.folder, cache=drawn)
         sets = all_readable(sets, strict=recipe.data.strict)
         parts = {name: Part(len(images), _classes_shown(images)) for name, images in sets.items()}
         run = _Run(recipe, place, parts, recipe.seed if seed is None else seed, resume, announce, progress)

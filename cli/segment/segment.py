@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ...datasets.voc import VocFolder
     from ...segmentation.data import Mask, MaskedImages
     from ...segmentation.pseudo_masks.sources import ClassMapSource
-    from ...segmentation.segmenter.inference import InferenceSettings
+    from ...segmentation.segmenter.inference import InferenceSettings, Shown
     from ...segmentation.segmenter.segmenter import Segmenter
     from ...training.recipes.runs import RunResult
 
@@ -214,7 +214,7 @@ def _mask_maker(
 
     if isinstance(model, Segmenter):
         return lambda i: predicted_mask(model, data, i, settings=settings)
-    shown = of_maps["labels"] if of_maps["labels"] in ("predicted", "all") else "known"
+    shown: Shown = of_maps["labels"] if of_maps["labels"] in ("predicted", "all") else "known"
     beta, refine = of_maps["background"], of_maps["refine"]
     stage = CueStage("pseudo_masks", labels=shown, inference=settings, beta=beta, refine=refine)
     return MaskMaker(model, data, stage, device=device).mask

@@ -59,7 +59,7 @@ class PatchPair:
 
 
 class Patches(ABC):
-    """How images are divided, and how much of them is hidden.
+    """Division of images into patches, some of them hidden.
 
     A draw that would hide all of an image's patches, or none, is repaired: one patch by chance changes sides. Only an
     image that is a single patch makes a pair of everything and nothing (`PatchPair.is_whole`).

@@ -30,7 +30,6 @@ from ...encoders.encoder import evaluating
 from ...encoders.weights.reading import drawn_from
 from ...errors import InputError, ShapeError, WeightsError
 from ..data import VOID, Mask, MaskedImages
-from .cues import background_score
 
 __all__ = [
     "AffinityNet",
@@ -168,7 +167,8 @@ def refine_by_walk(
         scale = min(settings.side / max(image.size), 1.0)
         size = (max(round(image.height * scale), 1), max(round(image.width * scale), 1))
         features = _colours(image, size) / settings.colour
-    stacked = np.concatenate([background_score(scores, power=settings.background)[None], scores])
+    background = (1 - scores.max(0, keepdims=True).clip(0, 1)) ** settings.background  # Eq. 2
+    stacked = np.concatenate([background, scores])
     small = functional.interpolate(torch.from_numpy(stacked).float()[None], features.shape[-2:], mode="area")[0]
     offsets = neighbours(settings.radius)
     walked = random_walk(small, affinities(features, offsets), offsets, power=settings.power, steps=settings.steps)

@@ -15,7 +15,7 @@ from PIL import Image
 from ...errors import InputError, ShapeError
 from ..data import VOID, Mask
 
-__all__ = ["CueSettings", "background_score", "border_contrast", "make_cues", "pseudo_mask"]
+__all__ = ["CueSettings", "border_contrast", "make_cues", "pseudo_mask"]
 
 
 @dataclass(frozen=True)
@@ -110,18 +110,6 @@ def foreground_cues(
     strength = scores if conflicts == "score" else -inside.sum((1, 2), keepdims=True)
     best = np.where(inside, strength, -np.inf).argmax(0) + 1
     return np.where(inside.any(0), best, VOID).astype(np.uint8)
-
-
-def background_score(scores: Float[np.ndarray, "c h w"], *, power: float = 1.0) -> Float[np.ndarray, "h w"]:
-    """`(1 - max_c score)^power`, in [0, 1]; a larger power leaves less to the background.
-
-    Source: [CPN] Eq. 16; Ahn and Kwak, AffinityNet, 2018, Eq. 2.
-
-    >>> background_score(np.array([[[0.75, 0.0]], [[0.5, 0.5]]]), power=2).tolist()
-    [[0.0625, 0.25]]
-    """
-    result: np.ndarray = (1 - scores.max(0).clip(0, 1)) ** power
-    return result
 
 
 def pseudo_mask(

@@ -75,7 +75,7 @@ class Segmenter(Encoder):
         class_names: of the foreground; the network has one output more.
         transform: from an image to its input; nothing may be cut away, so it squashes.
         architecture: a name of torchvision's, or "light".
-        options: what it was built with.
+        options: of the architecture, to build it again.
     """
 
     def __init__(
@@ -227,7 +227,13 @@ def _torchvision(
     return SegmentationModel(built.backbone, built.classifier, takes="" if name.startswith("lraspp") else "out")
 
 
-_LIGHT_DEFAULTS = {"encoder": "resnet18", "encoder_options": {}, "layer": None, "hidden": 64, "dilation": 2}
+_LIGHT_DEFAULTS: Mapping[str, Any] = {
+    "encoder": "resnet18",
+    "encoder_options": {},
+    "layer": None,
+    "hidden": 64,
+    "dilation": 2,
+}
 
 
 def _light(

@@ -199,5 +199,7 @@ def test_scores_of_another_size_than_the_picture_are_refused() -> None:
         refine_by_walk(np.zeros((1, 4, 5)), Image.new("RGB", (4, 5)))
 
 
-def test_one_grey_pixel_walks_nowhere() -> None:
-    assert refine_by_walk(np.full((1, 1, 1), 0.25), Image.new("L", (1, 1))).tolist() == [[[0.75]], [[0.25]]]
+@pytest.mark.parametrize(("power", "left"), [(1, 0.75), (2, 0.5625)])
+def test_one_grey_pixel_walks_nowhere_and_a_larger_power_leaves_less_to_the_background(power, left) -> None:
+    refined = refine_by_walk(np.full((1, 1, 1), 0.25), Image.new("L", (1, 1)), settings=WalkSettings(background=power))
+    assert refined.tolist() == [[[left]], [[0.25]]]

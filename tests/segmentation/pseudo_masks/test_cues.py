@@ -18,7 +18,6 @@ from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
 from distcam.segmentation.data import MaskedImages, MaskIds
 from distcam.segmentation.pseudo_masks.cues import (
     CueSettings,
-    background_score,
     border_contrast,
     foreground_cues,
     make_cues,
@@ -90,13 +89,7 @@ def test_a_pseudo_mask_is_an_argmax_with_a_margin_of_doubt() -> None:
     scores = np.array([[[0.9, 0.35, 0.1]], [[0.0, 0.3, 0.5]]])
     assert pseudo_mask(scores, beta=0.3).tolist() == [[1, 1, 2]]
     assert pseudo_mask(scores, beta=0.3, margin=0.1).tolist() == [[1, 255, 2]]
-    assert pseudo_mask(scores, beta=background_score(scores)).tolist() == [[1, 0, 0]]
-
-
-def test_a_larger_power_leaves_less_to_the_background() -> None:
-    scores = np.array([[[0.25, 1.0]]])
-    assert background_score(scores).tolist() == [[0.75, 0.0]]
-    assert background_score(scores, power=2).tolist() == [[0.5625, 0.0]]
+    assert pseudo_mask(scores, beta=1 - scores.max(0)).tolist() == [[1, 0, 0]]
 
 
 def test_shares_outside_their_range_are_refused() -> None:
