@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..images import Transform
 from ..training.data.batches import TrainingBatches
-from ..training.data.parts import Part, sentence
+from ..training.data.run_data import Part, RunData, sentence
 from ..training.data.sampling import make_sampler
 from ..training.engine.logs import write_json
 from ..training.engine.loop import fit
-from ..training.losses.registry import TERMS, TermContext, build_objective
+from ..training.losses.registry import TermContext, build_objective
 from ..training.recipes.recipe import EncoderSettings, Recipe
 from ..training.recipes.runs import RunResult, run_recipe
 from ..training.recipes.tables import plain
@@ -143,15 +144,13 @@ def _learn_maps(
     """An encoder and a classifier from image-level labels, and from some outlines where the recipe has them."""
     outlined = train.choose(recipe.data.outlined, seed=recipe.data.outline_seed)
     kind = recipe.data.outlines
+
+    def opened(transform: Transform) -> RunData:
+        own = train.training_set(transform, masks_for=outlined, kind=kind)
+        return RunData({"train": own}, parts=told["parts"])
+
     return run_recipe(
-        stage,
-        terms=TERMS,
-        folder=folder,
-        seed=seed,
-        resume=resume,
-        sets=lambda transform: {"train": train.training_set(transform, masks_for=outlined, kind=kind)},
-        progress=progress,
-        **told,
+        stage, data=opened, folder=folder, seed=seed, resume=resume, announce=told["announce"], progress=progress
     )
 
 

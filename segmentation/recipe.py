@@ -21,12 +21,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
 
 from ..errors import InputError
-from ..training.recipes.options import check_name
 from ..training.recipes.recipe import Recipe, RecipeFile
-from ..training.recipes.tables import parse, plain
+from ..training.recipes.tables import Table, check_name, parse, plain
 from .data import MaskedImages
 from .pseudo_masks.make import CueStage
 from .segmenter.inference import InferenceSettings
@@ -37,8 +38,7 @@ _TABLES = ("name", "variant", "data", "weak", "cues", "segmenter", "seed")
 _TRAINING = ("loss", "sampler", "augment", "optimiser", "schedule", "run", "encoder")
 
 
-@dataclass(frozen=True)
-class SceneSettings:
+class SceneSettings(Table):
     """Drawn scenes with masks, some of them with two objects.
 
     Attributes:
@@ -57,13 +57,14 @@ class SceneSettings:
     size: int = 64
     seed: int = 0
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if self.classes < 2 or self.train < 1 or self.test < 1:
             raise InputError("expected two classes or more, and scenes of each to learn from and to measure on")
+        return self
 
 
-@dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Table):
     """Which pictures; one of `scenes`, `voc`, `camvid`, `table`, and `images`. `$NAME` in a path is filled in.
 
     Attributes:
@@ -98,12 +99,14 @@ class DataSettings:
     outline_seed: int = 0
     strict: bool = False
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         given = [name for name in ("scenes", "voc", "camvid", "table", "images") if getattr(self, name)]
         if len(given) != 1:
             raise InputError(f"expected one of scenes, voc, camvid, table, images; got {' and '.join(given) or 'none'}")
         if self.images and not (self.masks and self.names):
             raise InputError("images come with masks and names")
+        return self
 
     def unused(self) -> dict[str, str]:
         """Keys that this kind of data does not use."""
@@ -164,8 +167,7 @@ def located(text: str, folder: Path) -> Path:
     return folder / filled
 
 
-@dataclass(frozen=True)
-class NetworkSettings:
+class NetworkSettings(Table):
     """Which segmentation network; see `build_segmenter`.
 
     Attributes:
@@ -177,8 +179,8 @@ class NetworkSettings:
 
     architecture: str = "light"
     weights: str = "random"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    inference: InferenceSettings = field(default_factory=lambda: InferenceSettings(scales=(1.0,), flip=False))
+    options: Mapping[str, Any] = {}
+    inference: InferenceSettings = InferenceSettings(scales=(1.0,), flip=False)
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,6 @@ def _stage(table: Mapping[str, Any], data: DataSettings, where: str, name: str, 
     return Recipe.from_dict({"name": f"{name}: {where}", "data": stand_in, **table}, folder=folder)
 
 
-def is_pipeline(path: str | Path) -> bool:
+def is_pipeline(file: RecipeFile) -> bool:
     """Whether a recipe is one of this module's: it has a table `[segmenter]`, `[weak]`, or `[cues]`."""
-    table = RecipeFile.read(path).table
-    return any(key in table for key in ("segmenter", "weak", "cues"))
+    return any(key in file.table for key in ("segmenter", "weak", "cues"))

@@ -6,21 +6,21 @@ Scores are those of `class_scores`: in a picture's own pixels, each class's maxi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
+from pydantic import model_validator
 
 from ...errors import InputError, ShapeError
+from ...training.recipes.tables import BelowOne, Table
 from ..data import VOID, Mask
 
 __all__ = ["CueSettings", "background_score", "border_contrast", "make_cues", "pseudo_mask"]
 
 
-@dataclass(frozen=True)
-class CueSettings:
+class CueSettings(Table):
     """What counts as sure.
 
     Attributes:
@@ -37,18 +37,17 @@ class CueSettings:
         region wins, and a tenth of the picture with the least saliency is background.
     """
 
-    foreground: float = 0.2
+    foreground: BelowOne = 0.2
     conflicts: Literal["smaller", "score"] = "smaller"
     background: Literal["low", "saliency", "none"] = "low"
-    low: float = 0.05
-    share: float = 0.1
+    low: BelowOne = 0.05
+    share: BelowOne = 0.1
 
-    def __post_init__(self) -> None:
-        for name in ("foreground", "low", "share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"expected {name} as a share from 0 to below 1, got {getattr(self, name)}")
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if self.background == "low" and self.low > self.foreground:
             raise InputError(f"low = {self.low} lies above foreground = {self.foreground}; pixels would be both")
+        return self
 
     def unused(self) -> dict[str, str]:
         """Keys that this source of the background's cues does not use."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 from ...encoders import Encoder
 from ...errors import InputError
 from ...training.engine.environment import choose_device
+from ...training.recipes.tables import Table
 from ..data import Mask, MaskedImages
 from ..measures import CurveCounter, SegmentationScore, confusion_matrix
 from ..segmenter.inference import InferenceSettings, Known, class_scores, predicted_classes, require_classes, seen_by
@@ -32,8 +32,7 @@ Progress = Callable[[int, int], None]
 Refinement = Literal["none", "walk", "affinity", "crf"]
 
 
-@dataclass(frozen=True)
-class CueStage:
+class CueStage(Table):
     """What becomes of the class maps of the training pictures.
 
     Attributes:
@@ -53,14 +52,14 @@ class CueStage:
     kind: Literal["cues", "pseudo_masks", "truth"] = "cues"
     method: Literal["cam", "gradcam"] = "cam"
     labels: Literal["known", "predicted", "all"] = "known"
-    inference: InferenceSettings = field(default_factory=InferenceSettings)
-    sure: CueSettings = field(default_factory=CueSettings)
+    inference: InferenceSettings = InferenceSettings()
+    sure: CueSettings = CueSettings()
     beta: float | Literal["best"] = 0.3
     margin: float = 0.0
     refine: Literal["none", "walk", "affinity", "crf"] = "none"
-    walk: WalkSettings = field(default_factory=WalkSettings)
-    affinity: AffinitySettings = field(default_factory=AffinitySettings)
-    crf: CrfSettings = field(default_factory=CrfSettings)
+    walk: WalkSettings = WalkSettings()
+    affinity: AffinitySettings = AffinitySettings()
+    crf: CrfSettings = CrfSettings()
 
 
 def make_masks(
@@ -123,7 +122,7 @@ class _Maker:
         ground = (
             stage.sure.background if data.has_background else "none"
         )  # street scenes have no background to be sure of
-        self.sure = dataclasses.replace(stage.sure, background=ground)
+        self.sure = stage.sure.changed(background=ground)
         self.affinity: AffinityNet | None = None
         self.kept: dict[int, Float[np.ndarray, "c h w"]] = {}
         self.room = _KEPT_BYTES

@@ -29,7 +29,7 @@ from ...images import Transform
 from ...training.data.training_set import RegionTable, TrainingSet
 from ...training.engine.step import Batch, Step, Term
 from ...training.losses.registry import Builder, TermContext, checked_term
-from ...training.recipes.options import check_name
+from ...training.recipes.tables import check_name
 from ..data import VOID, MaskedImages, label_map
 from ..pseudo_masks.crf import CrfSettings, dense_crf
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from ...images.boxes.joined import drawn_on, read_boxes, usable
 from ...images.boxes.tables import Annotation as DrawnBoxes
 from ...images.boxes.tables import BoxTable, LabelledBox, absolute, box_of
 from ...images.joining import spelled
+from ..recipes.tables import Table, limited
 
 __all__ = ["Annotation", "Annotations", "RegionSettings", "annotations_of", "boxes_from", "raster_of"]
 
@@ -49,8 +50,7 @@ class Annotation:
 Annotations = Mapping[Path, Sequence[Annotation]]  # by image file
 
 
-@dataclass(frozen=True)
-class RegionSettings:
+class RegionSettings(Table):
     """Which images of a data set come with an outline of their object.
 
     Attributes:
@@ -61,12 +61,8 @@ class RegionSettings:
     """
 
     kind: Literal["none", "mask", "box"] = "none"
-    share: float = 0.05
+    share: Annotated[float, limited(lambda value: 0 < value <= 1, "a share of the images in (0, 1]")] = 0.05
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise InputError(f"expected a share of the images in (0, 1], got {self.share}")
 
 
 def annotations_of(listing: Listing) -> dict[Path, list[Annotation]]:

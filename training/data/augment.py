@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Self
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
+from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as image_functional
 
 from ...errors import InputError
 from ..engine.step import Mix, Regions
+from ..recipes.tables import NotNegative, Share, Table, limited
 
 __all__ = ["AugmentSettings", "Augmented", "augment", "mix_images", "uniforms"]
 
+HalfShare = Annotated[float, limited(lambda value: 0 <= value <= 0.5, "a number from 0 to 0.5")]
+Range = tuple[float, float]
 
-@dataclass(frozen=True)
-class AugmentSettings:
+
+class AugmentSettings(Table):
     """What may happen to a training image; the order is the order of the attributes.
 
     Attributes:
@@ -47,34 +52,31 @@ class AugmentSettings:
         mix_share: share of the batches that are mixed, if mixup or cutmix is on.
     """
 
-    flip: float = 0.5
-    shift: float = 0.1
-    crop: tuple[float, float] = (1.0, 1.0)
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
-    rotate: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    grey: float = 0.0
-    erase: float = 0.0
-    erase_area: tuple[float, float] = (0.02, 0.33)
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_share: float = 1.0
+    flip: Share = 0.5
+    shift: HalfShare = 0.1
+    crop: Range = (1.0, 1.0)
+    crop_ratio: Range = (0.75, 4 / 3)
+    rotate: NotNegative = 0.0
+    brightness: Share = 0.0
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+    hue: HalfShare = 0.0
+    grey: Share = 0.0
+    erase: Share = 0.0
+    erase_area: Range = (0.02, 0.33)
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
+    mix_share: Share = 1.0
 
-    def __post_init__(self) -> None:
-        for name in ("flip", "brightness", "contrast", "saturation", "grey", "erase", "mix_share"):
-            _check(name, getattr(self, name), 0, 1)
-        _check("shift", self.shift, 0, 0.5)
-        _check("hue", self.hue, 0, 0.5)
-        _check("rotate", self.rotate, 0, 180)
-        for name in ("mixup", "cutmix"):
-            _check(name, getattr(self, name), 0, math.inf)
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.rotate > 180:
+            raise InputError(f"expected rotate from 0 to 180, got {self.rotate}")
         for name, most in (("crop", 1.0), ("erase_area", 1.0), ("crop_ratio", math.inf)):
             low, high = getattr(self, name)
             if not 0 < low <= high <= most:
                 raise InputError(f"expected {name} as 0 < lowest <= highest <= {most:g}, got {low} and {high}")
+        return self
 
     def unused(self) -> dict[str, str]:
         """Keys that belong to a change that does not happen."""
@@ -91,11 +93,6 @@ class AugmentSettings:
     def mixes(self) -> bool:
         """Whether images of a batch are blended."""
         return self.mixup > 0 or self.cutmix > 0
-
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InputError(f"expected {name} from {low:g} to {high:g}, got {value}")
 
 
 @dataclass(frozen=True, eq=False)

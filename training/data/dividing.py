@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from typing import Annotated, Self
 
 import numpy as np
+from pydantic import model_validator
 
 from ...errors import InputError
 from ...images import ImageRecord
 from ...images.overlooked import overlooked_column
 from ...images.splits import flags_of, split_column, split_name, split_of_row
 from ...remarks import remark
+from ..recipes.tables import Table, limited
 
 __all__ = ["SHARES", "SplitSettings", "divided", "settled", "shown_classes"]
 
@@ -20,8 +22,7 @@ _FLAG = "is_query"  # the column that divides a table which has no other; an emp
 _MEANT = {"train": "train", "val": "val", "test": "test", "query": "test", "gallery": "test"}
 
 
-@dataclass(frozen=True)
-class SplitSettings:
+class SplitSettings(Table):
     """How a folder or table is divided.
 
     Left out, a table is divided by its column `split` (or `is_query`, `is_gallery`), and folders by those of their
@@ -36,12 +37,13 @@ class SplitSettings:
         seed: of the division.
     """
 
-    parts: Mapping[str, float | str] = field(default_factory=dict)
+    parts: Mapping[str, float | str] = {}
     column: str = ""
-    novel: float = 0.0
+    novel: Annotated[float, limited(lambda value: 0 <= value < 1, "a share of novel classes in [0, 1)")] = 0.0
     seed: int = 0
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         values = list(self.parts.values())
         if self.parts and "train" not in self.parts:
             raise InputError(f"expected a part 'train', got {', '.join(self.parts)}")
@@ -50,8 +52,7 @@ class SplitSettings:
                 raise InputError(f'parts of the column {self.column!r} are named by its values, such as train = "a"')
         elif not all(isinstance(value, float) and value > 0 for value in values) or sum(map(float, values)) > 1 + 1e-9:
             raise InputError(f"expected shares above 0 that add up to 1 at most, got {dict(self.parts)}")
-        if not 0 <= self.novel < 1:
-            raise InputError(f"expected a share of novel classes in [0, 1), got {self.novel}")
+        return self
 
 
 def settled(
@@ -93,8 +94,9 @@ def settled(
                 "[data.split] column and parts",
                 strict=strict,
             )
-        return replace(split, parts=SHARES)
-    return replace(split, column=column, parts=_parts(_counts(records, column), column, where, all_=bool(split.column)))
+        return split.changed(parts=SHARES)
+    parts = _parts(_counts(records, column), column, where, all_=bool(split.column))
+    return split.changed(column=column, parts=parts)
 
 
 def _counts(records: Sequence[ImageRecord], column: str) -> dict[str, int]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from jaxtyping import Int
 from numpy.typing import NDArray
+from pydantic import model_validator
 from torch import Tensor
 
 from ...errors import InputError
+from ..recipes.tables import Count, Table
 
 __all__ = [
     "Balanced",
@@ -46,8 +48,7 @@ class Sampler(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class SamplerSettings:
+class SamplerSettings(Table):
     """How batches are drawn.
 
     Attributes:
@@ -63,16 +64,16 @@ class SamplerSettings:
     """
 
     kind: Literal["shuffled", "balanced", "pk", "pk_full"] = "shuffled"
-    batch_size: int = 64
+    batch_size: Count = 64
     per_class: int = 4
     drop_last: bool = False
     outlined: int = 0
 
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"expected a batch size of 1 or more, got {self.batch_size}")
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if not 0 <= self.outlined < self.batch_size:
             raise InputError(f"expected fewer outlined images than batch_size = {self.batch_size}, got {self.outlined}")
+        return self
 
     def unused(self) -> dict[str, str]:
         """Keys that this kind of sampler does not use."""

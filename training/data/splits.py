@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self, cast
+
+from pydantic import field_validator, model_validator
 
 from ...errors import InputError
 from ...images import ImageRecord, Listing, Transform
@@ -17,11 +18,11 @@ from ...images.masks import MaskFolder
 from ...images.transform import DEFAULT_FIT
 from ...index.reports import Skipped
 from ...remarks import remark
-from ..recipes.tables import plain
+from ..recipes.tables import Table, plain
 from .annotations import Annotation, RegionSettings, annotations_of, boxes_from
 from .dividing import SplitSettings, divided, settled, shown_classes
-from .parts import Part
 from .pixels import Cache, say_left_out
+from .run_data import Part
 from .training_set import TrainingSet
 
 if TYPE_CHECKING:
@@ -43,8 +44,7 @@ DATA_VARIABLE = "DISTCAM_DATA"  # the environment variable that says where `phot
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class ScenePart:
+class ScenePart(Table):
     """The scenes of one split.
 
     Attributes:
@@ -61,8 +61,7 @@ class ScenePart:
     two_objects: float = 0.0
 
 
-@dataclass(frozen=True)
-class ScenesSettings:
+class ScenesSettings(Table):
     """Procedural scenes, drawn once into a folder of their own.
 
     Attributes:
@@ -79,18 +78,27 @@ class ScenesSettings:
     size: int = 64
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        parts = {name: ScenePart(part) if isinstance(part, int) else part for name, part in self.splits.items()}
-        object.__setattr__(self, "splits", parts)
+    @field_validator("splits")
+    @classmethod
+    def _of_any_background(cls, splits: Mapping[str, ScenePart | int]) -> dict[str, ScenePart]:
+        return {name: ScenePart(per_class=part) if isinstance(part, int) else part for name, part in splits.items()}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if self.classes < 2 or self.novel_classes < 0:
             raise InputError(f"expected two classes or more, got {self.classes} and {self.novel_classes} novel ones")
-        novel = [name for name, part in parts.items() if part.classes == "novel"]
+        novel = [name for name, part in self.parts.items() if part.classes == "novel"]
         if novel and not self.novel_classes:
             raise InputError(f"the split {novel[0]!r} shows novel classes; set novel_classes to how many there are")
+        return self
+
+    @property
+    def parts(self) -> Mapping[str, ScenePart]:
+        """The splits by name."""
+        return cast("Mapping[str, ScenePart]", self.splits)
 
 
-@dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Table):
     """Which images; one of `images`, `photographs`, and `scenes`.
 
     Attributes:
@@ -120,15 +128,17 @@ class DataSettings:
     multi_label: bool = False
     boxes: str = ""
     masks: str = ""
-    regions: RegionSettings = field(default_factory=RegionSettings)
-    split: SplitSettings = field(default_factory=SplitSettings)
+    regions: RegionSettings = RegionSettings()
+    split: SplitSettings = SplitSettings()
     cache: Cache = "auto"
     strict: bool = False
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         named = [name for name in ("images", "photographs", "scenes") if getattr(self, name)]
         if len(named) != 1:
             raise InputError(f"expected one of images, photographs, scenes; got {' and '.join(named) or 'none'}")
+        return self
 
     def source(self, folder: Path) -> tuple[str, Path]:
         """What `images` or `photographs` names, and the folder it is relative to; `folder` is the recipe's.
@@ -202,8 +212,7 @@ def _scene_splits(
         raise InputError(f"[data.scenes.splits] needs a split 'train'; got {', '.join(scenes.splits) or 'none'}")
     classes = blueprints(scenes.classes + scenes.novel_classes, seed=scenes.seed)
     sets: dict[str, TrainingSet] = {}
-    for name, part in scenes.splits.items():
-        assert isinstance(part, ScenePart)
+    for name, part in scenes.parts.items():
         own = classes[: scenes.classes] if part.classes == "base" else classes[scenes.classes :]
         target = cache / f"{name}-{_digest(name, plain(part), plain(scenes))}"
         if not (target / "scenes.csv").is_file():

@@ -33,7 +33,7 @@ from ...errors import InputError, ShapeError
 from ...explain import fold
 from ..data.labels import Targets, true_classes
 from ..engine.step import HasClassWeights, Step
-from ..recipes.options import check_name
+from ..recipes.tables import check_name
 from .attention import LateTerm, gradient_weights, pooled_weights, scaled
 
 __all__ = ["CamLoss", "NegativeCam", "cam_loss", "map_difference", "negative_cam", "unpooled"]

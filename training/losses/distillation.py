@@ -40,7 +40,7 @@ from ...explain import upsample
 from ...images import Transform
 from ..data.labels import Targets, true_classes
 from ..engine.step import Step, Term
-from ..recipes.options import check_name
+from ..recipes.tables import check_name
 from .attention import gradient_weights, pooled_weights, scaled, weighted_map
 from .cam_loss import MapNorm, has_cam, map_difference, unpooled
 from .classifier import ClassifierTerm, load_classifier

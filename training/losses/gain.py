@@ -44,7 +44,7 @@ from ...errors import InputError
 from ...explain import channel_weights, fold, upsample
 from ..data.labels import Targets, true_classes
 from ..engine.step import Regions, Step
-from ..recipes.options import check_name
+from ..recipes.tables import check_name
 from .attention import LateTerm, gradient_weights, gradients_off, scaled, statistics_frozen, weighted_map
 
 __all__ = [

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ..data.labels import accuracy, single_labels
 from ..engine.step import Step, Term
-from ..recipes.options import check_name, check_options
+from ..recipes.tables import check_name, check_options
 
 __all__ = [
     "LOSSES",

@@ -21,7 +21,7 @@ from ...encoders import Encoder
 from ...encoders.weights.reading import drawn_from
 from ...errors import InputError
 from ..engine.step import Objective, Term
-from ..recipes.options import check_name, check_options, keyword_options
+from ..recipes.tables import check_name, check_options, keyword_options
 from .cam_loss import CamLoss, NegativeCam
 from .classifier import CenterTerm, ClassifierTerm
 from .distillation import AttentionTransfer, Ccm, Distillation, Kd, Teacher

@@ -6,13 +6,13 @@ Metrics are called `SPLIT.METRIC`. Each measure of a map stands beside what a ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from pydantic import field_validator
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -27,7 +27,7 @@ from ...metrics.ranking import RankMeasures
 from ..data.labels import is_right
 from ..data.training_set import TrainingSet
 from ..engine.step import HasClassWeights
-from .options import check_name
+from .tables import Count, Table, check_name
 
 __all__ = ["MAPS", "METRICS", "EvaluationSettings", "Evaluator", "energy_in_raster", "recall_at"]
 
@@ -43,8 +43,7 @@ METRICS = (
 )
 
 
-@dataclass(frozen=True)
-class EvaluationSettings:
+class EvaluationSettings(Table):
     """What is measured when a run is over; while it lasts, only what `run.monitor` names.
 
     Attributes:
@@ -65,13 +64,16 @@ class EvaluationSettings:
     metrics: tuple[str, ...] = ("accuracy", "recall_at_1")
     splits: tuple[str, ...] = ()
     distance: Literal["cosine", "l2"] = "cosine"
-    batch_size: int = 256
+    batch_size: Count = 256
 
-    def __post_init__(self) -> None:
-        for name in self.metrics:
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        for name in metrics:
             check_name("metric", name, METRICS)
-        if not self.metrics or self.batch_size < 1:
-            raise InputError("expected one metric or more, and a batch size of at least 1")
+        if not metrics:
+            raise InputError("expected one metric or more")
+        return metrics
 
 
 class Evaluator:

@@ -328,7 +328,7 @@ def written_recipe(folder, cues=""):
 def test_a_whole_run_leaves_maps_masks_and_a_network_and_can_be_taken_up_again(tmp_path) -> None:
     file = written_recipe(tmp_path)
     recipe = PipelineRecipe.read(file)
-    assert is_pipeline(file)
+    assert is_pipeline(RecipeFile.read(file))
     result = run_segmentation(recipe, folder=tmp_path / "run", seed=1)
     wanted = {"maps.mean_iou", "maps.beta", "masks.coverage", "masks.accuracy", "masks.mean_iou", "test.mean_iou"}
     assert wanted <= set(result.metrics)
@@ -401,7 +401,7 @@ RECIPES = Path(__file__).parents[3] / "recipes"
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("segment_*.toml")), ids=lambda path: path.stem)
 def test_every_variant_of_our_recipes_is_sound(file) -> None:
-    assert is_pipeline(file)
+    assert is_pipeline(RecipeFile.read(file))
     for variant in (None, *RecipeFile.read(file).variants):
         recipe = PipelineRecipe.read(file, variant=variant)
         assert recipe.network is not None
