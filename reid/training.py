@@ -21,10 +21,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
 
 import torch
-from pydantic import model_validator
 
 from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError
@@ -82,11 +80,10 @@ class TestSettings(Table):
     before_neck: bool = False
     parts: Mapping[str, tuple[str, ...]] = {"clothes": CLOTHES, "bag": ("bag",)}
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if len(self.rerank) not in (0, 3):
             raise InputError(f"rerank takes k1, k2 and a share such as [20, 6, 0.3], got {list(self.rerank)}")
-        return self
 
 
 class ReidRecipe(Recipe):

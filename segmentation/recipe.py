@@ -21,9 +21,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
-
-from pydantic import model_validator
+from typing import Any, Literal
 
 from ..errors import InputError
 from ..training.recipes.recipe import Recipe, RecipeFile
@@ -57,11 +55,10 @@ class SceneSettings(Table):
     size: int = 64
     seed: int = 0
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if self.classes < 2 or self.train < 1 or self.test < 1:
             raise InputError("expected two classes or more, and scenes of each to learn from and to measure on")
-        return self
 
 
 class DataSettings(Table):
@@ -99,14 +96,13 @@ class DataSettings(Table):
     outline_seed: int = 0
     strict: bool = False
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         given = [name for name in ("scenes", "voc", "camvid", "table", "images") if getattr(self, name)]
         if len(given) != 1:
             raise InputError(f"expected one of scenes, voc, camvid, table, images; got {' and '.join(given) or 'none'}")
         if self.images and not (self.masks and self.names):
             raise InputError("images come with masks and names")
-        return self
 
     def unused(self) -> dict[str, str]:
         """Keys that this kind of data does not use."""

@@ -6,12 +6,11 @@ Scores are those of `class_scores`: in a picture's own pixels, each class's maxi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
-from pydantic import model_validator
 
 from ...errors import InputError, ShapeError
 from ...training.recipes.tables import BelowOne, Table
@@ -43,11 +42,10 @@ class CueSettings(Table):
     low: BelowOne = 0.05
     share: BelowOne = 0.1
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if self.background == "low" and self.low > self.foreground:
             raise InputError(f"low = {self.low} lies above foreground = {self.foreground}; pixels would be both")
-        return self
 
     def unused(self) -> dict[str, str]:
         """Keys that this source of the background's cues does not use."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
-from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as image_functional
@@ -68,15 +67,14 @@ class AugmentSettings(Table):
     cutmix: NotNegative = 0.0
     mix_share: Share = 1.0
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if self.rotate > 180:
             raise InputError(f"expected rotate from 0 to 180, got {self.rotate}")
         for name, most in (("crop", 1.0), ("erase_area", 1.0), ("crop_ratio", math.inf)):
             low, high = getattr(self, name)
             if not 0 < low <= high <= most:
                 raise InputError(f"expected {name} as 0 < lowest <= highest <= {most:g}, got {low} and {high}")
-        return self
 
     def unused(self) -> dict[str, str]:
         """Keys that belong to a change that does not happen."""

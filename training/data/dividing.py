@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Self
+from typing import Annotated
 
 import numpy as np
-from pydantic import model_validator
 
 from ...errors import InputError
 from ...images import ImageRecord
@@ -42,8 +41,8 @@ class SplitSettings(Table):
     novel: Annotated[float, limited(lambda value: 0 <= value < 1, "a share of novel classes in [0, 1)")] = 0.0
     seed: int = 0
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         values = list(self.parts.values())
         if self.parts and "train" not in self.parts:
             raise InputError(f"expected a part 'train', got {', '.join(self.parts)}")
@@ -52,7 +51,6 @@ class SplitSettings(Table):
                 raise InputError(f'parts of the column {self.column!r} are named by its values, such as train = "a"')
         elif not all(isinstance(value, float) and value > 0 for value in values) or sum(map(float, values)) > 1 + 1e-9:
             raise InputError(f"expected shares above 0 that add up to 1 at most, got {dict(self.parts)}")
-        return self
 
 
 def settled(

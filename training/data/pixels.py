@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from ...images import Transform, read_image
 from ...index.reports import Skipped, counted
 from ...remarks import remark
 
-__all__ = ["MEMORY_LIMIT", "Cache", "Decoded", "InFiles", "InMemory", "Pixels", "decode", "say_left_out"]
+__all__ = ["MEMORY_LIMIT", "Cache", "Decoded", "Pixels", "decode", "say_left_out"]
 
 MEMORY_LIMIT = 2 * 1024**3  # bytes of pixels that cache="auto" keeps in memory
 _SHOWN = 10  # left-out images that a remark names
@@ -33,34 +33,25 @@ _SHOWN = 10  # left-out images that a remark names
 Cache = Literal["auto", "memory", "none"]
 
 
-class Pixels(Protocol):
-    """Images by number, as a transform makes them."""
-
-    def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
-        """Some of them; ImageError names a file that cannot be read any more."""
-
-
 @dataclass(frozen=True, eq=False)
-class InMemory:
-    """Images that are decoded."""
+class Pixels:
+    """Images by number, as a transform makes them: decoded already, or read whenever they are needed."""
 
-    pixels: UInt8[Tensor, "n 3 h w"]
-
-    def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
-        """Some of them."""
-        return self.pixels[index]
-
-
-@dataclass(frozen=True, eq=False)
-class InFiles:
-    """Images that are read whenever they are needed."""
-
+    in_memory: UInt8[Tensor, "n 3 h w"] | None
     files: Sequence[Path]
     transform: Transform
 
     def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
-        """Some of them, decoded now."""
+        """Some of them; ImageError names a file that cannot be read any more."""
+        if self.in_memory is not None:
+            return self.in_memory[index]
         return torch.stack([self.transform(read_image(self.files[i])) for i in index.tolist()])
+
+    def subset(self, index: Int[Tensor, " m"]) -> Pixels:
+        """Some of them, numbered anew."""
+        if self.in_memory is not None:
+            return Pixels(self.in_memory[index], (), self.transform)
+        return Pixels(None, [self.files[i] for i in index.tolist()], self.transform)
 
 
 class Decoded(NamedTuple):
@@ -113,7 +104,7 @@ def decode(
                     progress(number + 1, len(files))
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
-    held: Pixels = InFiles([files[i] for i in kept], transform) if is_lazy else InMemory(pixels[: len(kept)])
+    held = Pixels(None if is_lazy else pixels[: len(kept)], [files[i] for i in kept], transform)
     return Decoded(held, tuple(kept), np.array(digests, np.int64), tuple(failed))
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol
 
 import numpy as np
 from jaxtyping import Int
 from numpy.typing import NDArray
-from pydantic import model_validator
 from torch import Tensor
 
 from ...errors import InputError
@@ -69,11 +68,10 @@ class SamplerSettings(Table):
     drop_last: bool = False
     outlined: int = 0
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if not 0 <= self.outlined < self.batch_size:
             raise InputError(f"expected fewer outlined images than batch_size = {self.batch_size}, got {self.outlined}")
-        return self
 
     def unused(self) -> dict[str, str]:
         """Keys that this kind of sampler does not use."""

@@ -7,9 +7,9 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, cast
+from typing import TYPE_CHECKING, Literal, cast
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 from ...errors import InputError
 from ...images import ImageRecord, Listing, Transform
@@ -19,8 +19,8 @@ from ...images.transform import DEFAULT_FIT
 from ...index.reports import Skipped
 from ...remarks import remark
 from ..recipes.tables import Table, plain
-from .annotations import Annotation, RegionSettings, annotations_of, boxes_from
 from .dividing import SplitSettings, divided, settled, shown_classes
+from .outlines import Outline, RegionSettings, boxes_from, outlines_of
 from .pixels import Cache, say_left_out
 from .run_data import Part
 from .training_set import TrainingSet
@@ -83,14 +83,13 @@ class ScenesSettings(Table):
     def _of_any_background(cls, splits: Mapping[str, ScenePart | int]) -> dict[str, ScenePart]:
         return {name: ScenePart(per_class=part) if isinstance(part, int) else part for name, part in splits.items()}
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if self.classes < 2 or self.novel_classes < 0:
             raise InputError(f"expected two classes or more, got {self.classes} and {self.novel_classes} novel ones")
         novel = [name for name, part in self.parts.items() if part.classes == "novel"]
         if novel and not self.novel_classes:
             raise InputError(f"the split {novel[0]!r} shows novel classes; set novel_classes to how many there are")
-        return self
 
     @property
     def parts(self) -> Mapping[str, ScenePart]:
@@ -133,12 +132,11 @@ class DataSettings(Table):
     cache: Cache = "auto"
     strict: bool = False
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         named = [name for name in ("images", "photographs", "scenes") if getattr(self, name)]
         if len(named) != 1:
             raise InputError(f"expected one of images, photographs, scenes; got {' and '.join(named) or 'none'}")
-        return self
 
     def source(self, folder: Path) -> tuple[str, Path]:
         """What `images` or `photographs` names, and the folder it is relative to; `folder` is the recipe's.
@@ -270,18 +268,18 @@ def _listed_splits(
     if not settings.split.column:
         for sentence in listing.remarks:
             remark(sentence, strict=settings.strict)
-    annotations = annotations_of(listing)
+    outlines = outlines_of(listing)
     if settings.boxes:
-        annotations |= boxes_from(base / settings.boxes, listing)
+        outlines |= boxes_from(base / settings.boxes, listing)
     if settings.masks:
-        annotations |= _beside(listing, base / settings.masks)
-    outlined = {kind for kind in ("mask", "box") for own in annotations.values() if getattr(own[0], kind) is not None}
+        outlines |= _beside(listing, base / settings.masks)
+    outlined = {kind for kind in ("mask", "box") for own in outlines.values() if getattr(own[0], kind) is not None}
     parts = _parts(listing, settings, place)
     known = _class_names(parts["train"], settings)
     sets: dict[str, TrainingSet] = {}
     left_out: list[Skipped] = []
     for name, records in parts.items():
-        has_outlines = not annotations.keys().isdisjoint(listing.file(record) for record in records)
+        has_outlines = not outlines.keys().isdisjoint(listing.file(record) for record in records)
         measured = RegionSettings("mask" if "mask" in outlined else "box" if has_outlines else "none", share=1.0)
         sets[name] = TrainingSet.from_listing(
             listing,
@@ -289,7 +287,7 @@ def _listed_splits(
             records=records,
             label_columns=settings.label_columns,
             class_names=known if set(_class_names(records, settings)) <= set(known) else None,
-            annotations=annotations,
+            outlines=outlines,
             regions=settings.regions if name == "train" else measured,
             cache=settings.cache,
             strict=settings.strict,
@@ -337,12 +335,12 @@ def _photographs_folder() -> Path:
     return Path(place)
 
 
-def _beside(listing: Listing, folder: Path) -> dict[Path, list[Annotation]]:
+def _beside(listing: Listing, folder: Path) -> dict[Path, list[Outline]]:
     """Masks named like their images, for those images that have one; says how many have."""
     masks = MaskFolder.given(folder)
     masks.join(record.path for record in listing).tell(what="a mask", lines=f"masks in {folder}")
     files = {listing.file(record): masks.file(record.path) for record in listing}
-    return {file: [Annotation(mask=mask)] for file, mask in files.items() if mask.is_file()}
+    return {file: [Outline(mask=mask)] for file, mask in files.items() if mask.is_file()}
 
 
 def _class_names(records: Sequence[ImageRecord], settings: DataSettings) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
@@ -20,10 +19,8 @@ from ...index.storage.durable import Storage
 
 __all__ = [
     "STATE",
-    "copied",
     "difference",
     "flatten",
-    "load_optimiser",
     "read_state",
     "restore",
     "write_state",
@@ -106,30 +103,6 @@ def restore(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "$tuple":
         return tuple(restore(item, tensors) for item in content)
     return {restore(key, tensors): restore(item, tensors) for key, item in content}
-
-
-def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Give an optimiser its state back, in the memory layout of the weights, as arithmetic may depend on that."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    laid_out = {
-        index: {name: _like(value, parameters[index]) for name, value in values.items()}
-        for index, values in state["state"].items()
-    }
-    optimiser.load_state_dict({**state, "state": laid_out})
-
-
-def _like(value: Any, parameter: Tensor) -> Any:
-    if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
-        return torch.empty_like(parameter, requires_grad=False).copy_(value)
-    return value
-
-
-def copied(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state_dict that later steps do not change, on the CPU."""
-    return {
-        name: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
-        for name, value in state.items()
-    }
 
 
 def difference(before: Any, now: Any, name: str = "") -> str:

@@ -5,19 +5,7 @@
     L_kd  = τ² KL(softmax(t / τ) ‖ softmax(s / τ))                              Hinton et al. 2015
     L     = β L_ce + (1 - β) L_kd + γ L_ccm,  β = 0.5, γ = 1, τ = 4             [CAM-loss] Eq. 12
 
-Maps are scaled to [0, 1] as in CAM-loss and compared by their mean over positions, so γ = 1 is on the scale of Eq. 4. A
-teacher may have another architecture, input statistics, and map size: its map is resized to the student's, then scaled.
-
-Where this is not what the paper prints:
-
-- Its Eq. 9 compares the maps of the image's class, CAM_student,i with CAM_teacher,i. AT here compares class-agnostic
-  maps, as attention transfer is commonly done (Zagoruyko and Komodakis); it needs no classifier of either.
-- Its Eq. 8 divides the divergence of KD by the number of classes. Here it is their sum, as Hinton et al. have it: n
-  times the print.
-
-A teacher is an encoder's checkpoint, and the classifier that training has written beside it (`save_classifier`). It
-runs in evaluation mode without gradients, in the run's mixed precision, is no part of the term's parameters or of its
-state, and is found again by its path; `describe` has its fingerprint.
+Where this is not what the paper prints: docs/losses.md.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ...encoders import Encoder
 from ...encoders.heads import Head, head_from_dict
@@ -142,11 +142,10 @@ class Recipe(Table):
     evaluation: EvaluationSettings = EvaluationSettings()
     folder: Path = Field(default=Path(), exclude=True)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if not self.loss or not all("kind" in table for table in self.loss):
             raise InputError("a recipe needs a [[loss]] or more, each with its kind")
-        return self
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.to_dict() == other.to_dict()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 from ...errors import InputError
 from .tables import BelowOne, Count, NotNegative, Positive, Table, plain
@@ -60,8 +60,8 @@ class ScheduleSettings(Table):
     end: NotNegative = 0.0
     peak: float = 0.3
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if not 0 < self.peak < 1:
             raise InputError(f"schedule.peak: expected a share between 0 and 1, got {self.peak}")
         if (self.kind == "step") != bool(self.milestones):
@@ -70,7 +70,6 @@ class ScheduleSettings(Table):
             raise InputError(f"schedule.milestones: expected epochs in rising order, got {self.milestones}")
         if self.kind == "one_cycle" and self.warm_up:
             raise InputError("schedule.warm_up: 'one_cycle' has a warm-up of its own; set schedule.peak instead")
-        return self
 
     def unused(self) -> dict[str, str]:
         """Keys that this kind of schedule does not use."""
@@ -127,13 +126,12 @@ class Settings(Table):
     def _one_name_or_several(cls, names: tuple[str, ...] | str) -> tuple[str, ...]:
         return (names,) if isinstance(names, str) else names
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if self.seed < 0:
             raise InputError(f"run.seed: expected 0 or more, got {self.seed}")
         if self.patience is not None and self.monitor is None:
             raise InputError("run.patience: name the metric to wait for with run.monitor")
-        return self
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON holds them."""

@@ -6,11 +6,12 @@ import dataclasses
 import inspect
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
 from ...errors import InputError
 
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 T = TypeVar("T", bound="Table")
+
+_IN_A_RECIPE = "in a recipe"  # where a key without use is a mistake; in Python a default may be given anywhere
 
 
 def check_name(what: str, name: object, known: Collection[str]) -> None:
@@ -103,13 +106,17 @@ class Table(BaseModel):
         """The same table with some other values, checked as a new one."""
         return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **values})
 
+    def check(self) -> None:
+        """Raise InputError for values that do not fit together."""
+
     def unused(self) -> Mapping[str, str]:
-        """Keys that the table's own choices leave without use, and what does not use them."""
+        """Keys that the table's own choices leave without use, and what does not use them; refused in a recipe."""
         return {}
 
     @model_validator(mode="after")
-    def _refuse_unused(self) -> Self:
-        for key, whom in self.unused().items():
+    def _checked(self, info: ValidationInfo) -> Self:
+        self.check()
+        for key, whom in self.unused().items() if info.context == _IN_A_RECIPE else ():
             default = type(self).model_fields[key].get_default(call_default_factory=True)
             if key in self.model_fields_set and getattr(self, key) != default:
                 raise InputError(f"{key} is not used by {whom}; leave it out")
@@ -128,7 +135,7 @@ def parse(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
         InputError: an unknown key (the nearest is named), a value of another type, or one that the model refuses.
     """
     try:
-        return cls.model_validate_json(json.dumps(table, default=_no_date))
+        return cls.model_validate_json(json.dumps(table, default=_no_date), context=_IN_A_RECIPE)
     except ValidationError as error:
         raise InputError(_sentence(error, cls, table, where)) from None
 
@@ -202,25 +209,21 @@ def _place(loc: tuple[int | str, ...], cls: type[Table], table: Mapping[str, Any
 
 def _inside(hint: Any, step: str) -> Any:
     """The type of what a table, mapping or list of that type holds there."""
-    for option in _options(hint):
+    for option in sorted(_alternatives(hint), key=lambda option: not _fields(option)):
         if fields := _fields(option):
             return get_type_hints(option)[step] if step in fields else Any
-        if get_origin(option) is tuple:
-            return get_args(option)[0]
-        if get_origin(option) is not None and len(get_args(option)) == 2:
-            return get_args(option)[1]
+        if get_args(option) and get_origin(option) is not Literal:
+            return get_args(option)[0 if get_origin(option) is tuple else 1]
     return Any
 
 
-def _options(hint: Any) -> Iterator[Any]:
-    """The alternatives of a type, tables first."""
-    inner = get_args(hint) if get_origin(hint) not in (None, tuple, Mapping) else ()
-    yield from sorted(inner, key=lambda option: not _fields(option)) or (hint,)
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _fields(hint: Any) -> tuple[str, ...]:
     """The names of the fields of a model or dataclass; none of anything else."""
-    for option in (hint, *get_args(hint)):
+    for option in _alternatives(hint):
         if isinstance(option, type) and issubclass(option, BaseModel):
             return tuple(option.model_fields)
         if isinstance(option, type) and dataclasses.is_dataclass(option):

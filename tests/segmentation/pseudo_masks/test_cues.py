@@ -100,7 +100,7 @@ def test_a_larger_power_leaves_less_to_the_background() -> None:
 
 
 def test_shares_outside_their_range_are_refused() -> None:
-    with pytest.raises(InputError, match=r"expected foreground as a share from 0 to below 1, got 1.5"):
+    with pytest.raises(InputError, match=r"foreground: expected a number from 0 to below 1, got 1.5"):
         CueSettings(foreground=1.5)
     with pytest.raises(InputError, match=r"low = 0.3 lies above foreground = 0.2; pixels would be both"):
         CueSettings(low=0.3)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from distcam.errors import InputError
 from distcam.training import OptimiserSettings, ScheduleSettings, Settings
-from distcam.training.engine.schedules import learning_rate_factor, learning_rate_schedule
+from distcam.training.engine.optimisation import learning_rate_factor, learning_rate_schedule
 
 
 def rates(schedule: ScheduleSettings, *, steps: int, steps_per_epoch: int, highest: float = 1.0) -> list[float]:
