@@ -7,7 +7,7 @@ A recipe is one of `distcam.training` with three tables more:
 photographs = "omniglot:vinyals@omniglot"   # or images = "…": a data set as `distcam fewshot evaluate --data` reads it
 size = 28
 [episodes]        # EpisodeSettings; left out, batches are those of [sampler]
-[[test]]          # TestSettings; as many as wanted
+[[test]]          # EpisodeTest; as many as wanted
 [validation]      # the same
 ```
 
@@ -43,7 +43,7 @@ from .methods import classifier_of
 from .prototypical import EpisodeSettings, PrototypicalTerm, training_episodes
 from .sampling import sample_episodes
 
-__all__ = ["FEW_SHOT_TERMS", "FewShotRecipe", "TestSettings", "train"]
+__all__ = ["FEW_SHOT_TERMS", "EpisodeTest", "FewShotRecipe", "train"]
 
 
 def _prototypical(options: Mapping[str, Any], context: TermContext) -> Term:
@@ -54,7 +54,7 @@ FEW_SHOT_TERMS: Mapping[str, Builder] = {**TERMS, "prototypical": _prototypical}
 """All losses of `distcam.training`, and the prototypical one."""
 
 
-class TestSettings(Table):
+class EpisodeTest(Table):
     """Stored episodes that the trained encoder is measured on.
 
     Attributes:
@@ -92,7 +92,7 @@ class TestSettings(Table):
         return f"{self.part}.{self.n_way}-way {self.n_shot}-shot {method}"
 
 
-class ValidationSettings(TestSettings):
+class ValidationSettings(EpisodeTest):
     """Stored episodes that are measured while training goes on."""
 
     part: str = "val"
@@ -111,7 +111,7 @@ class FewShotRecipe(Recipe):
     kept_tables: ClassVar[tuple[str, ...]] = ("episodes",)
 
     episodes: EpisodeSettings | None = None
-    test: tuple[TestSettings, ...] = (TestSettings(),)
+    test: tuple[EpisodeTest, ...] = (EpisodeTest(),)
     validation: ValidationSettings = ValidationSettings()
 
     def open(self, transform: Transform, *, cache: Path, progress: Progress | None = None) -> RunData:
@@ -163,7 +163,7 @@ class _Measure:
         named: what the accuracy is called; by part, episodes and method if left out.
     """
 
-    def __init__(self, data: FewShotData, tests: Sequence[TestSettings], *, named: str | None = None) -> None:
+    def __init__(self, data: FewShotData, tests: Sequence[EpisodeTest], *, named: str | None = None) -> None:
         self._data, self._tests, self._named = data, tests, named
         self._manifests = [test.manifest(data[test.part]) for test in tests]  # too few classes now, not after training
         names = [named or test.name(method) for test in tests for method in test.methods]

@@ -2,7 +2,7 @@
 
 ```toml
 name = "what it shows"
-[data]                  # DataSettings: which pictures; how many of them come with an outline (GAIN-ext)
+[data]                  # PipelineData: which pictures; how many of them come with an outline (GAIN-ext)
 [weak]                  # how class maps are learnt: the tables of an ordinary recipe, or `checkpoint`
 [cues]                  # CueStage: what becomes of the maps
 [segmenter]             # NetworkSettings, and the tables of an ordinary recipe for its training
@@ -30,13 +30,13 @@ from .data import MaskedImages
 from .pseudo_masks.make import CueStage
 from .segmenter.inference import InferenceSettings
 
-__all__ = ["DataSettings", "NetworkSettings", "PipelineRecipe", "SceneSettings", "is_pipeline", "located"]
+__all__ = ["NetworkSettings", "PipelineData", "PipelineRecipe", "PipelineScenes", "is_pipeline", "located"]
 
 _TABLES = ("name", "variant", "data", "weak", "cues", "segmenter", "seed")
 _TRAINING = ("loss", "sampler", "augment", "optimiser", "schedule", "run", "encoder")
 
 
-class SceneSettings(Table):
+class PipelineScenes(Table):
     """Drawn scenes with masks, some of them with two objects.
 
     Attributes:
@@ -61,7 +61,7 @@ class SceneSettings(Table):
             raise InputError("expected two classes or more, and scenes of each to learn from and to measure on")
 
 
-class DataSettings(Table):
+class PipelineData(Table):
     """Which pictures; one of `scenes`, `voc`, `camvid`, `table`, and `images`. `$NAME` in a path is filled in.
 
     Attributes:
@@ -81,7 +81,7 @@ class DataSettings(Table):
         strict: stop where a picture or its mask cannot be read, instead of leaving it out with a remark.
     """
 
-    scenes: SceneSettings | None = None
+    scenes: PipelineScenes | None = None
     voc: str = ""
     camvid: str = ""
     table: str = ""
@@ -133,7 +133,7 @@ class DataSettings(Table):
         return MaskedImages.from_folder(images, masks, located(self.names, folder))
 
     @staticmethod
-    def _drawn(scenes: SceneSettings, split: str, cache: Path) -> MaskedImages:
+    def _drawn(scenes: PipelineScenes, split: str, cache: Path) -> MaskedImages:
         from ..images.scenes import SceneSet, blueprints, write_scenes
 
         digest = hashlib.sha256(json.dumps(plain(scenes), sort_keys=True).encode()).hexdigest()[:8]
@@ -197,7 +197,7 @@ class PipelineRecipe:
     """
 
     name: str
-    data: DataSettings
+    data: PipelineData
     weak: Recipe | None
     checkpoint: str
     cues: CueStage
@@ -229,7 +229,7 @@ class PipelineRecipe:
             check_name("table or key of the recipe", key, _TABLES)
         if "data" not in table:
             raise InputError("the recipe lacks [data]")
-        data = parse(DataSettings, table["data"], "data")
+        data = parse(PipelineData, table["data"], "data")
         cues = parse(CueStage, table.get("cues", {}), "cues")
         weak = dict(table.get("weak", {}))
         checkpoint = str(weak.pop("checkpoint", ""))
@@ -260,7 +260,7 @@ class PipelineRecipe:
         )
 
 
-def _stage(table: Mapping[str, Any], data: DataSettings, where: str, name: str, folder: Path) -> Recipe:
+def _stage(table: Mapping[str, Any], data: PipelineData, where: str, name: str, folder: Path) -> Recipe:
     """The tables of one training as an ordinary recipe; its `[data]` says the size alone."""
     for key in table:
         check_name(f"key in [{where}]", key, _TRAINING)

@@ -134,13 +134,17 @@ def divided(
         InputError: a part without images.
     """
     generator = np.random.default_rng([0x59C, split.seed])
-    novel = _novel_classes(records, split.novel, generator)
+    novel: set[str] = set()
+    if split.novel:
+        names = sorted({label for record in records for label in shown_classes(record)})
+        count = min(max(round(split.novel * len(names)), 1), len(names))
+        novel = {names[number] for number in generator.permutation(len(names))[:count]}
     parts: dict[str, list[ImageRecord]] = {name: [] for name in split.parts}
     aside = [record for record in records if not novel.isdisjoint(shown_classes(record))]
     rest = [record for record in records if novel.isdisjoint(shown_classes(record))]
     if split.column:
-        names = [_part_of(record, split) for record in rest]
-        outside = [record for record, name in zip(rest, names, strict=True) if name is None]
+        own = [_part_of(record, split) for record in rest]
+        outside = [record for record, name in zip(rest, own, strict=True) if name is None]
         if outside and not quiet:
             remark(
                 f"{where}: {len(outside)} images are of none of the parts {', '.join(parts)} and are left out, such as "
@@ -148,13 +152,13 @@ def divided(
                 strict=strict,
             )
     else:
-        names = _by_chance(rest, split, generator)
-    for record, name in zip(rest, names, strict=True):
+        own = _by_chance(rest, split, generator)
+    for record, name in zip(rest, own, strict=True):
         if name is not None:
             parts[name].append(record)
     if novel:
         parts["novel"] = aside
-    empty = next((name for name, own in parts.items() if not own), None)
+    empty = next((name for name, members in parts.items() if not members), None)
     if empty is not None:
         raise InputError(f"the part {empty!r} of the data has no images; {len(records)} were divided")
     return parts
@@ -176,14 +180,6 @@ def _part_of(record: ImageRecord, split: SplitSettings) -> str | None:
     meaning = _value(record, split.column)
     by_meaning = {split_name(str(value)) or value: name for value, name in part_of.items()}
     return by_meaning.get(meaning, by_meaning.get(_MEANT.get(meaning, ""), part_of.get(cell)))
-
-
-def _novel_classes(records: Sequence[ImageRecord], share: float, generator: np.random.Generator) -> set[str]:
-    if not share:
-        return set()
-    names = sorted({label for record in records for label in shown_classes(record)})
-    count = min(max(round(share * len(names)), 1), len(names))
-    return {names[number] for number in generator.permutation(len(names))[:count]}
 
 
 def _by_chance(

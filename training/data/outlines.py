@@ -68,16 +68,6 @@ class RegionTable:
         own = torch.arange(len(row)) - before[row] + first[row]
         return Regions(row, self.label[own], self.is_box[own], self.raster[own].float())
 
-    def subset(self, index: Int[Tensor, " m"]) -> RegionTable:
-        """The regions of some images, which are numbered anew."""
-        chosen = self.of(index)
-        return RegionTable(chosen.row, chosen.label, chosen.is_box, chosen.raster.to(torch.uint8))
-
-    def renumbered(self, classes: Int[Tensor, " c"]) -> RegionTable:
-        """The regions with new class indices; those of a class that gets -1 are left out."""
-        known = classes[self.label] >= 0
-        return RegionTable(self.image[known], classes[self.label[known]], self.is_box[known], self.raster[known])
-
 
 @dataclass(frozen=True)
 class Outline:

@@ -47,12 +47,6 @@ class Pixels:
             return self.in_memory[index]
         return torch.stack([self.transform(read_image(self.files[i])) for i in index.tolist()])
 
-    def subset(self, index: Int[Tensor, " m"]) -> Pixels:
-        """Some of them, numbered anew."""
-        if self.in_memory is not None:
-            return Pixels(self.in_memory[index], (), self.transform)
-        return Pixels(None, [self.files[i] for i in index.tolist()], self.transform)
-
 
 class Decoded(NamedTuple):
     """What decoding some files came to.

@@ -1,8 +1,4 @@
-"""Which images make up a step: every epoch is a list of index batches that follows from (seed, epoch) alone.
-
-Batches are those of all processes together; `share_of_rank` cuts out what one of them works on. Nothing here reads or
-sets a global generator.
-"""
+"""Samplers: every epoch is a list of index batches, of all processes together, and follows from (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -105,21 +101,18 @@ def make_sampler(
             settings want some.
     """
     array, kept = np.asarray(labels), settings.outlined * world_size
-    sampler = _plain_sampler(settings, array, settings.batch_size * world_size - kept, seed, class_names)
-    return WithOutlined(sampler, np.asarray(outlined, dtype=np.int64), count=kept, seed=seed) if kept else sampler
-
-
-def _plain_sampler(
-    settings: SamplerSettings, array: Indices, batch_size: int, seed: int, class_names: Sequence[str]
-) -> Sampler:
+    common = {"batch_size": settings.batch_size * world_size - kept, "seed": seed}
+    sampler: Sampler
     if settings.kind == "shuffled":
-        return Shuffled(len(array), batch_size=batch_size, seed=seed, drop_last=settings.drop_last)
-    if array.ndim != 1:
+        sampler = Shuffled(len(array), **common, drop_last=settings.drop_last)
+    elif array.ndim != 1:
         raise InputError(f'{settings.kind!r} batches need one class per image, got several; use kind = "shuffled"')
-    if settings.kind == "balanced":
-        return Balanced(array, batch_size=batch_size, seed=seed, class_names=class_names)
-    build = SteadyPK if settings.kind == "pk" else FullPK
-    return build(array, batch_size=batch_size, per_class=settings.per_class, seed=seed, class_names=class_names)
+    elif settings.kind == "balanced":
+        sampler = Balanced(array, **common, class_names=class_names)
+    else:
+        build = SteadyPK if settings.kind == "pk" else FullPK
+        sampler = build(array, **common, per_class=settings.per_class, class_names=class_names)
+    return WithOutlined(sampler, np.asarray(outlined, dtype=np.int64), count=kept, seed=seed) if kept else sampler
 
 
 def share_of_rank(batch: Indices, *, rank: int, world_size: int) -> Indices:
@@ -227,8 +220,7 @@ class SteadyPK(_PK):
     """Batches of P classes with K images each; the classes of every batch are drawn anew.
 
     An epoch has as many whole batches as the images suffice for, one at least. Images repeat within a batch only where
-    a class has fewer than K. The same rules as pytorch-metric-learning's `MPerClassSampler`, which draws from NumPy's
-    global generator and therefore cannot be resumed.
+    a class has fewer than K, as in pytorch-metric-learning's `MPerClassSampler`, which cannot be resumed.
     """
 
     @property
@@ -239,11 +231,12 @@ class SteadyPK(_PK):
     def batches(self, epoch: int) -> list[Indices]:
         """The index batches of an epoch."""
         generator = _generator(self._seed, epoch)
-        return [self._batch(generator) for _ in range(self.steps_per_epoch)]
-
-    def _batch(self, generator: np.random.Generator) -> Indices:
-        chosen = generator.permutation(len(self._members))[: self._n_way]
-        return np.concatenate([_Deck(self._members[number], generator).draw(self._per_class) for number in chosen])
+        batches = []
+        for _ in range(self.steps_per_epoch):
+            chosen = generator.permutation(len(self._members))[: self._n_way]
+            drawn = [_Deck(self._members[number], generator).draw(self._per_class) for number in chosen]
+            batches.append(np.concatenate(drawn))
+        return batches
 
 
 class FullPK(_PK):
@@ -278,14 +271,7 @@ class FullPK(_PK):
 
 
 class WithOutlined:
-    """Batches of another sampler, each with some images more, which take turns in random order.
-
-    Args:
-        sampler: whose batches these are.
-        outlined: the images to choose from.
-        count: how many each batch gets.
-        seed: of their order.
-    """
+    """Batches of another sampler, each with `count` of the `outlined` images more, which take turns in random order."""
 
     def __init__(self, sampler: Sampler, outlined: Indices, *, count: int, seed: int = 0) -> None:
         if not len(outlined):
@@ -361,11 +347,7 @@ def _members(labels: Indices, class_names: Sequence[str]) -> list[Indices]:
 
 
 def _named(numbers: Sequence[int], class_names: Sequence[str]) -> str:
-    """Some classes in a message, the first five by name.
-
-    >>> _named([0, 2], ("cat", "cow", "dog")), _named([3], ())
-    ("classes 'cat', 'dog'", 'class 3')
-    """
+    """Some classes in a message, the first five by name."""
     shown = ", ".join(repr(class_names[number]) if class_names else str(number) for number in numbers[:5])
     more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
     return f"class{'es' * (len(numbers) > 1)} {shown}{more}"

@@ -144,7 +144,15 @@ class DataSettings(Table):
         Raises:
             InputError: photographs, and the environment variable names no folder.
         """
-        return (self.photographs, _photographs_folder()) if self.photographs else (self.images, folder)
+        if not self.photographs:
+            return self.images, folder
+        place = os.environ.get(DATA_VARIABLE)
+        if not place or not Path(place).is_dir():
+            raise InputError(
+                f"this recipe needs photographs: set the environment variable {DATA_VARIABLE} to the folder that holds "
+                f"them; it is {place or 'not set'}"
+            )
+        return self.photographs, Path(place)
 
 
 def settled_split(settings: DataSettings, *, folder: Path) -> SplitSettings:
@@ -209,10 +217,12 @@ def _scene_splits(
     if "train" not in scenes.splits:
         raise InputError(f"[data.scenes.splits] needs a split 'train'; got {', '.join(scenes.splits) or 'none'}")
     classes = blueprints(scenes.classes + scenes.novel_classes, seed=scenes.seed)
+    common = {key: value for key, value in plain(scenes).items() if key != "splits"}
     sets: dict[str, TrainingSet] = {}
     for name, part in scenes.parts.items():
         own = classes[: scenes.classes] if part.classes == "base" else classes[scenes.classes :]
-        target = cache / f"{name}-{_digest(name, plain(part), plain(scenes))}"
+        known = json.dumps([name, plain(part), common], sort_keys=True)  # everything that the images depend on
+        target = cache / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
         if not (target / "scenes.csv").is_file():
             write_scenes(
                 target,
@@ -233,12 +243,6 @@ def _scene_splits(
             regions=settings.regions if name == "train" else RegionSettings("mask", share=1.0),
         )
     return sets
-
-
-def _digest(*values: object) -> str:
-    """Eight digits that change with anything the pictures depend on."""
-    known = [*values[:2], {k: v for k, v in values[2].items() if k != "splits"}]  # type: ignore[attr-defined]
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _backgrounds(part: ScenePart, classes: Sequence[Blueprint]) -> dict[str, tuple[str, ...]] | None:
@@ -272,7 +276,10 @@ def _listed_splits(
     if settings.boxes:
         outlines |= boxes_from(base / settings.boxes, listing)
     if settings.masks:
-        outlines |= _beside(listing, base / settings.masks)
+        masks = MaskFolder.given(base / settings.masks)
+        masks.join(record.path for record in listing).tell(what="a mask", lines=f"masks in {base / settings.masks}")
+        files = {listing.file(record): masks.file(record.path) for record in listing}
+        outlines |= {file: [Outline(mask=mask)] for file, mask in files.items() if mask.is_file()}
     outlined = {kind for kind in ("mask", "box") for own in outlines.values() if getattr(own[0], kind) is not None}
     parts = _parts(listing, settings, place)
     known = _class_names(parts["train"], settings)
@@ -323,24 +330,6 @@ def _parts(
                 remark(said, strict=settings.strict)
             parts[name] = labelled
     return {name: own for name, own in parts.items() if own}
-
-
-def _photographs_folder() -> Path:
-    place = os.environ.get(DATA_VARIABLE)
-    if not place or not Path(place).is_dir():
-        raise InputError(
-            f"this recipe needs photographs: set the environment variable {DATA_VARIABLE} to the folder that holds "
-            f"them; it is {place or 'not set'}"
-        )
-    return Path(place)
-
-
-def _beside(listing: Listing, folder: Path) -> dict[Path, list[Outline]]:
-    """Masks named like their images, for those images that have one; says how many have."""
-    masks = MaskFolder.given(folder)
-    masks.join(record.path for record in listing).tell(what="a mask", lines=f"masks in {folder}")
-    files = {listing.file(record): masks.file(record.path) for record in listing}
-    return {file: [Outline(mask=mask)] for file, mask in files.items() if mask.is_file()}
 
 
 def _class_names(records: Sequence[ImageRecord], settings: DataSettings) -> tuple[str, ...]:

@@ -95,29 +95,9 @@ class TrainingSet:
 
     def per_class(self) -> Int[Tensor, " c"]:
         """How many images show each class."""
-        return _per_class(self.labels, len(self.class_names))
-
-    def subset(self, index: Sequence[int] | Int[Tensor, " m"], *, drop_classes: bool = False) -> TrainingSet:
-        """Some of the images, in this order; with `drop_classes` also without the classes that none of them shows."""
-        chosen = torch.as_tensor(index, dtype=torch.long)
-        labels, class_names = self.labels[chosen], self.class_names
-        regions = None if self.regions is None else self.regions.subset(chosen)
-        if drop_classes:
-            kept = torch.nonzero(_per_class(labels, len(class_names)))[:, 0]
-            renumbered = torch.full((len(class_names),), -1)
-            renumbered[kept] = torch.arange(len(kept))
-            labels = labels[:, kept] if self.is_multi_label else renumbered[labels]
-            class_names = tuple(class_names[number] for number in kept.tolist())
-            regions = None if regions is None else regions.renumbered(renumbered)
-        return TrainingSet(
-            self._pixels.subset(chosen),
-            labels,
-            class_names,
-            transform=self.transform,
-            regions=regions,
-            names=None if self._names is None else [self._names[i] for i in chosen.tolist()],
-            digests=None if self.digests is None else self.digests[chosen.numpy()],
-        )
+        if self.is_multi_label:
+            return (self.labels > 0).sum(0)
+        return torch.bincount(self.labels.long(), minlength=len(self.class_names))
 
     def require_trainable(self) -> None:
         """Nothing, if a classifier can learn from these images.
@@ -295,10 +275,6 @@ class TrainingSet:
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
-
-
-def _per_class(labels: Labels, n_classes: int) -> Int[Tensor, " c"]:
-    return (labels > 0).sum(0) if labels.ndim == 2 else torch.bincount(labels.long(), minlength=n_classes)
 
 
 def _labels_of(record: ImageRecord, columns: Sequence[str]) -> tuple[str, ...]:

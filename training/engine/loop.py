@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -115,47 +115,44 @@ def fit(
         return run.train()
 
 
+@dataclass(eq=False)
 class _Run:
     """One call of `fit`: everything that changes from step to step, and what is done with it."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        batches: BatchSource,
-        objective: Objective,
-        settings: Settings,
-        *,
-        world: World,
-        device: torch.device,
-        folder: Path | None,
-        resume: bool,
-        evaluate: Evaluate | None,
-        config: Mapping[str, Any] | None,
-        progress: Callable[[int, int], None] | None,
-        report: Callable[[Row], None] | None,
-    ) -> None:
-        if batches.steps_per_epoch < 1:
+    encoder: Encoder
+    batches: BatchSource
+    objective: Objective
+    settings: Settings
+    world: World
+    device: torch.device
+    folder: Path | None
+    resume: InitVar[bool]
+    evaluate: Evaluate | None
+    config: Mapping[str, Any] | None
+    progress: Callable[[int, int], None] | None
+    report: Callable[[Row], None] | None
+    batch: int = 0  # done in this epoch
+    means: Means = field(default_factory=Means)
+    history: list[dict[str, float]] = field(default_factory=list)
+    last_losses: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self, resume: bool) -> None:
+        settings, n_batches = self.settings, self.batches.steps_per_epoch
+        if n_batches < 1:
             raise InputError("the training data make no batch; add images or choose a smaller batch size")
-        self.encoder, self.batches, self.objective, self.settings = encoder, batches, objective, settings
-        self.world, self.device, self.folder, self.config = world, device, folder, config
-        self.evaluate, self.progress, self.report = evaluate, progress, report
-        self.modules: dict[str, torch.nn.Module] = {"encoder": encoder, "objective": objective}
+        self.modules: dict[str, torch.nn.Module] = {"encoder": self.encoder, "objective": self.objective}
         for module in self.modules.values():
-            spread([*module.parameters(), *module.buffers()], world)
-        steps = math.ceil(batches.steps_per_epoch / settings.accumulate)
-        self.optimisation = Optimisation(encoder, objective, settings, steps_per_epoch=steps)
+            spread([*module.parameters(), *module.buffers()], self.world)
+        steps = math.ceil(n_batches / settings.accumulate)
+        self.optimisation = Optimisation(self.encoder, self.objective, settings, steps_per_epoch=steps)
         self.early_stopping = EarlyStopping(settings, self.modules)
-        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and has_fast_bfloat16(device))
-        self.autocast = partial(torch.autocast, device.type, torch.bfloat16) if bf16 else nullcontext
+        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and has_fast_bfloat16(self.device))
+        self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16) if bf16 else nullcontext
         self.now = Progress(epoch=0, epochs=settings.epochs, step=0)
-        self.batch = 0  # done in this epoch
-        self.means = Means()
-        self.history: list[dict[str, float]] = []
-        self.last_losses: dict[str, float] = {}
         self._restore(resume=resume)
         self.board = None
-        if folder is not None and settings.tensorboard and world.is_first:
-            self.board = TensorBoardLog(folder / "tensorboard", step=self.now.step)
+        if self.folder is not None and settings.tensorboard and self.world.is_first:
+            self.board = TensorBoardLog(self.folder / "tensorboard", step=self.now.step)
 
     # ---- the whole run
 
@@ -264,7 +261,8 @@ class _Run:
         self._agree()
         if done % self.settings.evaluate_every == 0 or done == self.settings.epochs:
             with self._kept_weights():
-                row |= self._metrics()
+                found = dict(self.evaluate(self.encoder)) if self.evaluate and self.world.is_first else {}
+                row |= {name: float(value) for name, value in shared(found, self.world).items()}
                 self.early_stopping.update(row, epoch=done)
         self.history.append({**row, **times})
         self.now = replace(self.now, epoch=done, train_accuracy=means.get("accuracy"))
@@ -287,13 +285,6 @@ class _Run:
                 yield
         finally:
             set_training(self.encoder, self.objective, self.settings)
-
-    def _metrics(self) -> dict[str, float]:
-        """The answer of `evaluate`; the first process asks, all get it."""
-        if self.evaluate is None:
-            return {}
-        found = self.evaluate(self.encoder) if self.world.is_first else {}
-        return shared({name: float(value) for name, value in found.items()}, self.world)
 
     # ---- checkpoints
 

@@ -35,7 +35,6 @@ __all__ = [
     "MetricTerm",
     "ProxyTerm",
     "gather_vectors",
-    "metric_options",
     "metric_term",
     "vectors_of",
 ]
@@ -124,11 +123,6 @@ _NOT_IN_A_RECIPE = {
 _SEVERAL_VECTORS = frozenset({"subcenter_arcface", "soft_triple"})
 
 
-def metric_options(name: str) -> frozenset[str]:
-    """The options of a metric loss: its own in pytorch-metric-learning, and `on`, `miner`, `distance`, and so on."""
-    return _options_of(LOSSES[name].make) | {"on", "miner", "distance", "reducer", "memory"}
-
-
 def metric_term(name: str, *, dim: int, n_classes: int, options: Mapping[str, Any] | None = None) -> MetricTerm:
     """A metric loss by name.
 
@@ -158,7 +152,7 @@ def metric_term(name: str, *, dim: int, n_classes: int, options: Mapping[str, An
     """
     check_name("metric loss", name, LOSSES)
     given = dict(LOSSES[name].defaults) | dict(options or {})
-    check_options(name, given, metric_options(name))
+    check_options(name, given, _options_of(LOSSES[name].make) | {"on", "miner", "distance", "reducer", "memory"})
     on, memory = given.pop("on", "embedding"), given.pop("memory", 0)
     check_name("space", on, ("embedding", "pooled"))
     distance = _part("distance", given.pop("distance", None), _DISTANCES)

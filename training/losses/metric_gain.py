@@ -92,13 +92,13 @@ class MetricGain(AttentionMining):
         with evaluating(step.encoder.head):  # a head that is not affine is folded to first order, in this mode only
             folded = fold(step.encoding.feature_map, pooling=step.encoder.pooling, head=step.encoder.head).map
         maps = targets.of(folded)
-        query = maps.mean((-2, -1))
+        query, known = maps.mean((-2, -1)), functional.normalize(self.prototypes[self.is_known])
         weights = channel_weights(
             query if self.second_order else query.detach(),
             self.prototypes[targets.label].unsqueeze(1),
             metric="cosine",
             weighting=self.weighting,
-            mean=self._mean() if self.weighting in ("dist*excess", "dot_centered") else None,
+            mean=known.sum(0) / max(len(known), 1) if self.weighting in ("dist*excess", "dot_centered") else None,
         )
         return attention_map(maps, weights[:, 0])
 
@@ -111,10 +111,6 @@ class MetricGain(AttentionMining):
     def frozen(self, step: Step) -> AbstractContextManager[None]:
         """What `freeze_am` names."""
         return gradients_off(step.encoder) if self.freeze_am == "all" else nullcontext()
-
-    def _mean(self) -> Tensor:
-        known = functional.normalize(self.prototypes[self.is_known])
-        return known.sum(0) / max(len(known), 1)
 
     @torch.no_grad()
     def _follow(self, embedding: Tensor, targets: Targets) -> None:

@@ -172,7 +172,10 @@ class _Measured:
             elif name in _RECALLS:
                 results[name] = _recall(self._ranked, _RECALLS[name])
             elif name == "nmi":
-                results[name] = self._nmi()
+                vectors, labels = self._embeddings, self._data.labels.numpy()
+                vectors = normalize(vectors) if self._settings.distance == "cosine" else vectors
+                clusters = cluster(vectors.numpy(), len(np.unique(labels)), seed=0)
+                results[name] = normalised_mutual_information(labels, clusters)
             elif name in _NEIGHBOURS:
                 values = getattr(self._ranked, name)[self._ranked.n_relevant > 0]
                 results[name] = float(values.mean()) if values.size else 0.0
@@ -202,12 +205,6 @@ class _Measured:
     @cached_property
     def _ranked(self) -> RankMeasures:
         return _rank_among_others(self._embeddings, self._data.labels, self._settings.distance)
-
-    def _nmi(self) -> float:
-        vectors, labels = self._embeddings, self._data.labels.numpy()
-        if self._settings.distance == "cosine":
-            vectors = normalize(vectors)
-        return normalised_mutual_information(labels, cluster(vectors.numpy(), len(np.unique(labels)), seed=0))
 
     def _energies(self, maps: Sequence[str]) -> dict[str, float]:
         """Energy and peak of each map on the outlines, averaged over the outlined objects."""

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,17 +176,13 @@ def _batches(recipe: Recipe, opened: RunData, world: World) -> TrainingBatches:
 
 def _watched(recipe: Recipe, opened: RunData, objective: Objective) -> Callable[[Encoder], Mapping[str, float]] | None:
     """The measure of every epoch: the task's own, or what `run.monitor` names of `[evaluation]`."""
-    if opened.validate is not None:
-        return partial(_measured, opened.validate, objective)
+    validate = opened.validate
+    if validate is not None:
+        return lambda encoder: validate(encoder, objective, None)
     monitor = recipe.run.monitor
     if monitor is None or "." not in monitor:
         return None
     return Evaluator(opened.sets, recipe.evaluation, classifier=objective.classifier, only=[monitor])
-
-
-def _measured(measure: Any, objective: Objective, encoder: Encoder) -> Mapping[str, float]:
-    found: Mapping[str, float] = measure(encoder, objective, None)
-    return found
 
 
 def _write_recipe(recipe: Recipe, folder: Path, *, resume: bool) -> None:

@@ -43,11 +43,15 @@ def check_name(what: str, name: object, known: Collection[str]) -> None:
     Raises:
         InputError: `name` is not one of `known`.
     """
-    if name in known:
-        return
+    if name not in known:
+        raise InputError(unknown_name(what, name, known))
+
+
+def unknown_name(what: str, name: object, known: Collection[str]) -> str:
+    """The message for a name that is none of the known ones."""
     nearest = get_close_matches(str(name), known, n=1, cutoff=0.0)
     hint = f", nearest is {nearest[0]!r}" if nearest else ""
-    raise InputError(f"unknown {what} {name!r}{hint}; there are {', '.join(sorted(known)) or 'none'}")
+    return f"unknown {what} {name!r}{hint}; there are {', '.join(sorted(known)) or 'none'}"
 
 
 def check_options(what: str, options: Iterable[str], known: Collection[str]) -> None:
@@ -135,13 +139,11 @@ def parse(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
         InputError: an unknown key (the nearest is named), a value of another type, or one that the model refuses.
     """
     try:
-        return cls.model_validate_json(json.dumps(table, default=_no_date), context=_IN_A_RECIPE)
+        return cls.model_validate_json(json.dumps(table), context=_IN_A_RECIPE)
+    except TypeError as error:
+        raise InputError(f"a recipe holds numbers, strings, lists and tables: {error}") from None
     except ValidationError as error:
         raise InputError(_sentence(error, cls, table, where)) from None
-
-
-def _no_date(value: object) -> str:
-    raise InputError(f"a recipe holds numbers, strings, lists and tables; got {value!r}")
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
@@ -169,7 +171,7 @@ def _sentence(error: ValidationError, cls: type[Table], table: Mapping[str, Any]
     path, hint, value = _place(problem["loc"][:-1] if kind in (*_UNKNOWN, "missing") else problem["loc"], cls, table)
     path = where + path if where else path.lstrip(".")
     if kind in _UNKNOWN:
-        return _unknown(f"key in [{path}]" if path else "table or key of the recipe", str(key), _fields(hint))
+        return unknown_name(f"key in [{path}]" if path else "table or key of the recipe", key, _fields(hint))
     if kind in ("missing", "too_long") and not isinstance(value, Mapping):
         return f"{path}: expected {len(get_args(hint))} values, got {len(value)}"
     if kind == "missing":
@@ -183,14 +185,6 @@ def _sentence(error: ValidationError, cls: type[Table], table: Mapping[str, Any]
         return f"{path}: expected one of {problem['ctx']['expected'].replace(' or ', ', ')}; got {value!r}"
     expected = _EXPECTED.get(kind.removesuffix("_type"))
     return f"{path}: {f'expected {expected}' if expected else problem['msg']}, got {value!r}"
-
-
-def _unknown(what: str, key: str, known: Collection[str]) -> str:
-    try:
-        check_name(what, key, known)
-    except InputError as error:
-        return str(error)
-    raise AssertionError(key)
 
 
 def _place(loc: tuple[int | str, ...], cls: type[Table], table: Mapping[str, Any]) -> tuple[str, Any, Any]:

@@ -65,7 +65,6 @@ def test_pixels_are_the_same_from_memory_and_from_files(photos) -> None:
     memory, files = (TrainingSet.from_listing(listing, SQUASH, cache=cache) for cache in ("memory", "none"))
     assert not files.in_memory
     assert torch.equal(memory.pixels(index), files.pixels(index))
-    assert torch.equal(memory.subset([7, 5]).pixels(torch.tensor([1])), files.subset([7, 5]).pixels(torch.tensor([1])))
 
 
 def test_images_in_memory_bring_names_or_numbers() -> None:
@@ -97,17 +96,6 @@ def test_several_labels_come_from_one_cell_or_from_columns(tmp_path) -> None:
         assert data.per_class().tolist() == [1, 2]
     with pytest.raises(InputError, match=r"a.png: expected 0 or 1 in the column 'cow', got None"):
         TrainingSet.from_listing(list_images(columns), SQUASH, label_columns=("cow",))
-
-
-def test_classes_that_a_part_does_not_show_can_be_dropped() -> None:
-    pixels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
-    table = RegionTable(torch.tensor([1, 3]), torch.tensor([1, 3]), torch.zeros(2, dtype=torch.bool), pixels[:2, 0])
-    data = TrainingSet.from_pixels(pixels, torch.arange(4), transform=SQUASH, regions=table)
-    part = data.subset([3, 1], drop_classes=True)
-    assert part.class_names == ("1", "3")
-    assert part.labels.tolist() == [1, 0]
-    assert part.regions.image.tolist() == [0, 1]
-    assert part.regions.label.tolist() == [1, 0]
 
 
 def test_an_image_without_a_label_is_named(tmp_path) -> None:

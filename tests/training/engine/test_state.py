@@ -129,6 +129,7 @@ RICH = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_epochs_and_inside_one_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """Accumulation, average, best epoch, memory bank, centres, random numbers: every bit as in the unbroken run.
 

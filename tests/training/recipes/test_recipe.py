@@ -15,7 +15,7 @@ from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
 from distcam.segmentation.pseudo_masks.cues import CueSettings
-from distcam.segmentation.recipe import DataSettings as PictureSettings
+from distcam.segmentation.recipe import PipelineData
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.run_data import RunData
 from distcam.training.data.sampling import Episodes, SamplerSettings
@@ -455,8 +455,8 @@ def test_a_cell_is_mean_and_spread_by_hand() -> None:
         (AugmentSettings, {"mix_share": 0.5}, "mix_share"),
         (CueSettings, {"background": "none", "low": 0.1}, "low"),
         (CueSettings, {"share": 0.2}, "share"),
-        (PictureSettings, {"scenes": {}, "names": "names.txt"}, "names"),
-        (PictureSettings, {"voc": "VOC2012", "masks": "masks"}, "masks"),
+        (PipelineData, {"scenes": {}, "names": "names.txt"}, "names"),
+        (PipelineData, {"voc": "VOC2012", "masks": "masks"}, "masks"),
     ],
 )
 def test_a_key_that_its_table_does_not_use_is_refused(cls, table, key) -> None:
