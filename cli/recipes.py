@@ -30,7 +30,7 @@ class Shipped:
 
     @classmethod
     def read(cls, file: Path) -> Shipped:
-        """What the comment at a recipe's head says."""
+        """Read the comment at a recipe's head."""
         head = file.read_text(encoding="utf-8")[:1000]
         found = _COMMAND.search(head)
         task = found[1] if found else None

@@ -88,7 +88,7 @@ class EpisodeTest(Table):
         )
 
     def name(self, method: str) -> str:
-        """How the result's accuracy is called in tables."""
+        """The name of the accuracy in tables."""
         return f"{self.part}.{self.n_way}-way {self.n_shot}-shot {method}"
 
 

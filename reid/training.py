@@ -60,7 +60,7 @@ class WalkerSettings(Table):
 
 
 class TestSettings(Table):
-    """What is measured on queries and gallery after training.
+    """Measures of queries and gallery after training.
 
     Attributes:
         format: of the data set, or "auto".

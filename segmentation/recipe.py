@@ -2,7 +2,7 @@
 
 ```toml
 name = "what it shows"
-[data]                  # PipelineData: which pictures; how many of them come with an outline (GAIN-ext)
+[data]                  # PipelineData: which images; how many of them come with an outline (GAIN-ext)
 [weak]                  # how class maps are learnt: the tables of an ordinary recipe, or `checkpoint`
 [cues]                  # CueStage: what becomes of the maps
 [segmenter]             # NetworkSettings, and the tables of an ordinary recipe for its training
@@ -44,8 +44,8 @@ class PipelineScenes(Table):
         train: scenes of each class to learn from.
         test: scenes of each class to measure on.
         two_objects: share of the scenes with a second object.
-        size: side of the pictures in pixels.
-        seed: of classes and pictures.
+        size: side of the images in pixels.
+        seed: of classes and images.
     """
 
     classes: int = 6
@@ -62,23 +62,23 @@ class PipelineScenes(Table):
 
 
 class PipelineData(Table):
-    """Which pictures; one of `scenes`, `voc`, `camvid`, `table`, and `images`. `$NAME` in a path is filled in.
+    """The images; one of `scenes`, `voc`, `camvid`, `table`, and `images`. `$NAME` in a path is filled in.
 
     Attributes:
         scenes: drawn ones.
         voc: a folder in VOC's layout.
         camvid: a folder of CamVid.
         table: a CSV with path, mask, split, and labels or 0/1 columns.
-        images: a folder of pictures, with `masks` and `names`; {split} in the paths stands for the split.
+        images: a folder of images, with `masks` and `names`; {split} in the paths stands for the split.
         masks: a folder of masks.
         names: a file with the classes' names.
         train: the split to learn from.
         test: the split to measure on.
         size: side of the networks' input in pixels, or height and width.
-        outlined: how many training pictures may show their outline to a loss (GAIN-ext).
+        outlined: how many training images may show their outline to a loss (GAIN-ext).
         outlines: whether they show a mask, or boxes around its parts.
-        outline_seed: of the choice of those pictures.
-        strict: stop where a picture or its mask cannot be read, instead of leaving it out with a remark.
+        outline_seed: of the choice of those images.
+        strict: stop where an image or its mask cannot be read, instead of leaving it out with a remark.
     """
 
     scenes: PipelineScenes | None = None
@@ -112,7 +112,7 @@ class PipelineData(Table):
         return {key: kind for key, by in takers.items() if kind not in by}
 
     def load(self, split: Literal["train", "test"], *, folder: Path, cache: Path) -> MaskedImages:
-        """The pictures of a split.
+        """The images of a split.
 
         Args:
             split: which.
@@ -164,13 +164,13 @@ def located(text: str, folder: Path) -> Path:
 
 
 class NetworkSettings(Table):
-    """Which segmentation network; see `build_segmenter`.
+    """The segmentation network; see `build_segmenter`.
 
     Attributes:
         architecture: of torchvision's segmenters, or "light".
         weights: "random", "imagenet", a file, or "weak": the encoder of the first stage ("light" only).
         options: for the architecture.
-        inference: how it looks at the test pictures.
+        inference: how it looks at the test images.
     """
 
     architecture: str = "light"
@@ -185,7 +185,7 @@ class PipelineRecipe:
 
     Attributes:
         name: for tables.
-        data: which pictures.
+        data: which images.
         weak: how class maps are learnt; None if a checkpoint or the truth stands in.
         checkpoint: what gives class maps instead; see `load_source`.
         cues: what becomes of them.
@@ -269,5 +269,5 @@ def _stage(table: Mapping[str, Any], data: PipelineData, where: str, name: str, 
 
 
 def is_pipeline(file: RecipeFile) -> bool:
-    """Whether a recipe is one of this module's: it has a table `[segmenter]`, `[weak]`, or `[cues]`."""
+    """True if a recipe is one of this module's: it has a table `[segmenter]`, `[weak]`, or `[cues]`."""
     return any(key in file.table for key in ("segmenter", "weak", "cues"))

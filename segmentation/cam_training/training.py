@@ -126,7 +126,7 @@ def _mask(images: MaskedImages, i: int, transform: Transform) -> UInt8[np.ndarra
 
 
 class _Measured:
-    """What a run's maps are worth, and the file that they go into."""
+    """The mIoU of a run's maps, and the file that they go into."""
 
     def __init__(self, settings: MeasureSettings, truths: Mapping[str, Truth], class_names: tuple[str, ...]) -> None:
         self._settings, self._truths, self._class_names = settings, truths, class_names

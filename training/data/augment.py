@@ -29,7 +29,7 @@ Range = tuple[float, float]
 
 
 class AugmentSettings(Table):
-    """What may happen to a training image; the order is the order of the attributes.
+    """Random changes of a training image, in the order of the attributes.
 
     Attributes:
         flip: probability of a mirror image.
@@ -89,7 +89,7 @@ class AugmentSettings(Table):
 
     @property
     def mixes(self) -> bool:
-        """Whether images of a batch are blended."""
+        """True if images of a batch are blended."""
         return self.mixup > 0 or self.cutmix > 0
 
 
@@ -140,11 +140,7 @@ def augment(
 ) -> Augmented:
     """The batch after everything that happens to single images; `mix_images` comes after normalising.
 
-    Args:
-        pixels: grey levels; left as they are.
-        settings: what may happen.
-        chance: from `uniforms`.
-        regions: moved with their images; those that end up outside are left out.
+    `chance` comes from `uniforms`. Regions move with their images; those that end up outside are left out.
     """
     if settings.crop != (1.0, 1.0) or settings.rotate:
         pixels, raster = _resampled(pixels, settings, chance, regions)
@@ -279,13 +275,9 @@ def _rectangles(sides: Float[Tensor, "b 2"], place: Float[Tensor, "b 2"], height
 def mix_images(
     images: Float[Tensor, "b 3 h w"], settings: AugmentSettings, seed: tuple[int, ...], *, regions: Regions | None
 ) -> tuple[Float[Tensor, "b 3 h w"], Mix | None, Regions | None]:
-    """Mixup or CutMix of a batch, one share for all its images; regions lose what was pasted over.
+    """Mixup or CutMix of normalised images, one share for the batch; regions lose what was pasted over.
 
-    Args:
-        images: normalised.
-        settings: which, and how strongly.
-        seed: numbers that say which batch this is; seed, epoch and step for example.
-        regions: of these images.
+    `seed` says which batch this is: seed, epoch and step for example.
 
     Source: Zhang et al., mixup, 2018; Yun et al., CutMix, 2019.
     """

@@ -1,4 +1,4 @@
-"""How the images of a folder or table are divided into parts: as they say themselves, by a column, or by chance."""
+"""The division of a folder or table into parts: as it says itself, by a column, or by chance."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MEANT = {"train": "train", "val": "val", "test": "test", "query": "test", "gall
 
 
 class SplitSettings(Table):
-    """How a folder or table is divided.
+    """The division of a folder or table.
 
     Left out, a table is divided by its column `split` (or `is_query`, `is_gallery`), and folders by those of their
     sub-folders that are splits: "train" is trained on, "val" is a part where there is one, and "test" is the rest,
@@ -58,12 +58,7 @@ def settled(
 ) -> SplitSettings:
     """The same settings with a column or shares, and with parts: what a run's resolved recipe says.
 
-    Args:
-        split: as the recipe says it.
-        records: all images.
-        where: the folder or table, for messages.
-        strict: refuse what is otherwise remarked on.
-        quiet: say nothing, since somebody else has.
+    `where` is the folder or table, for messages; with `quiet` there are no remarks.
 
     Raises:
         InputError: a column that is not there, or none of whose values means training.
@@ -98,7 +93,7 @@ def settled(
 
 
 def _counts(records: Sequence[ImageRecord], column: str) -> dict[str, int]:
-    """How many images each value of the column has, known splits by their usual names, in order of appearance."""
+    """Number of images by value of the column, known splits by their usual names, in order of appearance."""
     counts: dict[str, int] = {}
     for record in records:
         value = _value(record, column)

@@ -92,7 +92,7 @@ Outlines = Mapping[Path, Sequence[Outline]]  # by image file
 
 
 class RegionSettings(Table):
-    """Which images of a data set come with an outline of their object.
+    """The choice of the images that come with an outline of their object.
 
     Attributes:
         kind: "mask", "box", or "none".
@@ -107,7 +107,7 @@ class RegionSettings(Table):
 
 
 def outlines_of(listing: Listing) -> dict[Path, list[Outline]]:
-    """What the columns `mask` and `x1`, `y1`, `x2`, `y2` of a listing say; masks lie relative to its root.
+    """Outlines in the columns `mask` and `x1`, `y1`, `x2`, `y2` of a listing; masks lie relative to its root.
 
     Boxes that cannot be used are left out and remarked on, as those of a file of boxes are.
 
@@ -179,14 +179,7 @@ def region_table(
 ) -> RegionTable | None:
     """The regions of the images that the settings choose; outlines of one class in one image become one region.
 
-    Args:
-        outlines: by image file; what cannot be used is left out and remarked on.
-        settings: which of them are used; none if left out.
-        files: the images.
-        labels: of the images.
-        class_names: by class index.
-        transform: the encoder's.
-        strict: refuse what is otherwise left out.
+    Outlines that cannot be used are left out and remarked on.
 
     Raises:
         InputError: no image has such an outline, or none can be used.

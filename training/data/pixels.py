@@ -1,8 +1,4 @@
-"""Every image of a training set is decoded once before the first step: kept, if there is room, or read again later.
-
-So a file that cannot be read is known before training and not in the middle of an epoch: it is left out and named, all
-of them at once. One that breaks afterwards ends the run with its name.
-"""
+"""Pixels of a training set, decoded once before the first step, so that unreadable files are known before training."""
 
 from __future__ import annotations
 
@@ -49,32 +45,18 @@ class Pixels:
 
 
 class Decoded(NamedTuple):
-    """What decoding some files came to.
+    """Files, decoded."""
 
-    Attributes:
-        pixels: of the images that can be read.
-        kept: their places among the files.
-        digests: of their contents, as `content_digest` makes them.
-        failed: place and reason of each of the others.
-    """
-
-    pixels: Pixels
-    kept: tuple[int, ...]
-    digests: NDArray[np.int64]
-    failed: tuple[tuple[int, str], ...] = ()
+    pixels: Pixels  # of the images that can be read
+    kept: tuple[int, ...]  # their places among the files
+    digests: NDArray[np.int64]  # of their contents, see `content_digest`
+    failed: tuple[tuple[int, str], ...] = ()  # place and reason of each of the others
 
 
 def decode(
     files: Sequence[Path], transform: Transform, *, cache: Cache, progress: Callable[[int, int], None] | None = None
 ) -> Decoded:
-    """Decode every file once, by several threads; the pixels are kept in memory if the cache says so.
-
-    Args:
-        files: in the order that the pixels will have.
-        transform: what makes an image the network's input.
-        cache: "memory" or "none", or "auto": memory up to 2 GiB.
-        progress: called with (images decoded, images in all).
-    """
+    """Decode every file once, by several threads; the pixels stay in memory if the cache says so ("auto": 2 GiB)."""
     needed = len(files) * 3 * transform.height * transform.width
     is_lazy = cache == "none" or (cache == "auto" and needed > MEMORY_LIMIT)
     rows = 0 if is_lazy else len(files)

@@ -38,7 +38,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class RunData:
-    """What a run learns from and is measured by.
+    """Images, losses and measures of a run.
 
     Attributes:
         sets: images by split, "train" among them.

@@ -31,7 +31,7 @@ Indices = NDArray[np.int64]
 
 
 class Sampler(Protocol):
-    """What an epoch is made of."""
+    """The batches of every epoch."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -44,7 +44,7 @@ class Sampler(Protocol):
 
 
 class SamplerSettings(Table):
-    """How batches are drawn.
+    """The sampler and its batches.
 
     Attributes:
         kind: "shuffled": every image once an epoch. "balanced": as many images an epoch, of every class equally many.
@@ -86,15 +86,8 @@ def make_sampler(
 ) -> Sampler:
     """The sampler that the settings describe, for images with these class indices; names are for messages.
 
-    Its batches are for all processes together: `world_size` times as large as the settings say.
-
-    Args:
-        settings: the recipe's `[sampler]`.
-        labels: of all images, in their order.
-        seed: of the draws.
-        world_size: how many processes share a batch.
-        class_names: by class index.
-        outlined: which images have a mask or a box.
+    Its batches are for all processes together: `world_size` times as large as the settings say. `outlined` are the
+    images that have a mask or a box.
 
     Raises:
         InputError: a batch size that the settings or the classes do not allow, or no outlined images where the
@@ -188,7 +181,7 @@ class Balanced:
 
 
 class _PK:
-    """What both PK samplers share: the classes' images, and that the numbers fit."""
+    """The base of both PK samplers: the classes' images, and a check of the numbers."""
 
     def __init__(
         self, labels: Indices, *, batch_size: int, per_class: int, seed: int = 0, class_names: Sequence[str] = ()
@@ -291,13 +284,7 @@ class WithOutlined:
 
 @dataclass(frozen=True)
 class Episodes:
-    """Batches that somebody else lists, few-shot episodes for example.
-
-    Attributes:
-        listed: from the epoch to its index batches; must give the same whenever it is asked for one epoch, and equally
-            many for every epoch.
-        steps_per_epoch: how many.
-    """
+    """Batches that somebody else lists, few-shot episodes for example: the same whenever an epoch is asked for."""
 
     listed: Callable[[int], Sequence[Sequence[int]]]
     steps_per_epoch: int

@@ -68,8 +68,8 @@ class ScenesSettings(Table):
         splits: by name; a number stands for that many scenes of each base class before any background.
         classes: base classes.
         novel_classes: further classes, which share no object with them.
-        size: side of the pictures in pixels.
-        seed: of classes and pictures; not that of the training.
+        size: side of the images in pixels.
+        seed: of classes and images; not that of the training.
     """
 
     splits: Mapping[str, ScenePart | int]
@@ -98,7 +98,7 @@ class ScenesSettings(Table):
 
 
 class DataSettings(Table):
-    """Which images; one of `images`, `photographs`, and `scenes`.
+    """The images; one of `images`, `photographs`, and `scenes`.
 
     Attributes:
         images: a folder, pattern, or CSV table, relative to the recipe's folder.
@@ -139,7 +139,7 @@ class DataSettings(Table):
             raise InputError(f"expected one of images, photographs, scenes; got {' and '.join(named) or 'none'}")
 
     def source(self, folder: Path) -> tuple[str, Path]:
-        """What `images` or `photographs` names, and the folder it is relative to; `folder` is the recipe's.
+        """The path that `images` or `photographs` gives, and the folder it starts from; `folder` is the recipe's.
 
         Raises:
             InputError: photographs, and the environment variable names no folder.
@@ -156,7 +156,7 @@ class DataSettings(Table):
 
 
 def settled_split(settings: DataSettings, *, folder: Path) -> SplitSettings:
-    """How the images are divided, with nothing left open: by which column or in which shares, and into which parts.
+    """The division of the images with nothing left open: the column or the shares, and the parts.
 
     Raises:
         InputError: images that are not there, or a column that cannot divide them.
@@ -189,14 +189,8 @@ def load_splits(
 ) -> dict[str, TrainingSet]:
     """The images by split; "train" is always there, and other splits of its classes number them alike.
 
-    Args:
-        settings: the recipe's `[data]`.
-        transform: the encoder's.
-        folder: what relative paths start from.
-        cache: where scenes are drawn, once for all runs with the same scenes.
-        progress: called with (images drawn or decoded, images in all), anew for each split.
-
-    Files that cannot be read are left out and named, all at once; every file is decoded once to know.
+    Files that cannot be read are left out and named, all at once; every file is decoded once to know. Scenes are drawn
+    into `cache`, once for all runs with the same ones. `progress` starts anew for each split.
 
     Raises:
         InputError: images that are not there, or a split without images; with `strict`, a file that cannot be read.

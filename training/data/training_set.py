@@ -67,12 +67,12 @@ class TrainingSet:
 
     @property
     def is_multi_label(self) -> bool:
-        """Whether an image may show several classes."""
+        """True if an image may show several classes."""
         return self.labels.ndim == 2
 
     @property
     def in_memory(self) -> bool:
-        """Whether the images are decoded already."""
+        """True if the images are decoded already."""
         return self._pixels.in_memory is not None
 
     def pixels(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
@@ -85,16 +85,16 @@ class TrainingSet:
 
     @property
     def trained_on(self) -> TrainedOn:
-        """What an encoder has seen that was trained on these images."""
+        """The record of a training on these images."""
         shown = [name for name, n in zip(self.class_names, self.per_class().tolist(), strict=True) if n]
         return TrainedOn.of(shown, len(self), self.digests)
 
     def names(self, index: Sequence[int]) -> list[str]:
-        """What to call images in a message."""
+        """Names of images, for messages."""
         return [self._names[i] if self._names else f"image {i}" for i in index]
 
     def per_class(self) -> Int[Tensor, " c"]:
-        """How many images show each class."""
+        """The number of images that show each class."""
         if self.is_multi_label:
             return (self.labels > 0).sum(0)
         return torch.bincount(self.labels.long(), minlength=len(self.class_names))
@@ -125,15 +125,9 @@ class TrainingSet:
         regions: RegionTable | None = None,
         digests: NDArray[np.int64] | None = None,
     ) -> TrainingSet:
-        """Images that are in memory already.
+        """Images that are in memory already, as `transform` makes them; kept, not copied.
 
-        Args:
-            pixels: as `transform` makes them; kept, not copied.
-            labels: class names, class indices, or 0/1 columns.
-            transform: what made them.
-            class_names: by class index; the sorted names if left out.
-            regions: outlined objects, ordered by image.
-            digests: of the images' contents, see `content_digest`, for the record of a training on them.
+        Labels are class names, class indices, or 0/1 columns; regions are ordered by image.
 
         Raises:
             InputError: lengths or types that do not fit, or a label without a name.
@@ -177,7 +171,7 @@ class TrainingSet:
         Args:
             listing: from `list_images`.
             transform: the encoder's.
-            records: some of the listing's records; all if left out.
+            records: some of the listing's; all if left out.
             label_columns: the 0/1 columns, which are the classes then.
             class_names: by class index; the sorted names if left out.
             outlines: boxes and masks by image file; see `outlines_of` and `boxes_from`.
@@ -232,14 +226,7 @@ class TrainingSet:
     ) -> TrainingSet:
         """One split of a set of scenes, with the boxes and masks of its objects.
 
-        Args:
-            scenes: from `write_scenes` or `SceneSet.read`.
-            split: one of its splits.
-            transform: the encoder's.
-            is_multi_label: whether a scene shows the classes of all its objects, or that of the first one.
-            class_names: by class index; the set's own if left out.
-            regions: which outlines to use; none if left out.
-            progress: called with (scenes decoded, scenes in all).
+        With `is_multi_label` a scene shows the classes of all its objects, else that of the first one.
         """
         records = scenes.of_split(split)
         names = scenes.labels if class_names is None else tuple(class_names)

@@ -41,7 +41,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process evaluates and writes."""
+        """True for the process that evaluates and writes."""
         return self.rank == 0
 
 

@@ -51,7 +51,7 @@ class EarlyStopping:
             self._best = {"epoch": epoch, "value": row[monitor], "weights": weights}
 
     def should_stop(self, *, epochs: int) -> bool:
-        """Whether `run.patience` evaluations brought nothing better, with so many epochs done."""
+        """True if `run.patience` evaluations brought nothing better, with so many epochs done."""
         first = (self.best_epoch or 0) + 1
         since = sum(epoch % self._settings.evaluate_every == 0 for epoch in range(first, epochs + 1))
         return self._settings.patience is not None and since >= self._settings.patience

@@ -1,4 +1,4 @@
-"""What a run needs around it: a device, batches on that device, and random numbers that belong to the step alone."""
+"""The surroundings of a run: a device, batches on it, and random numbers that belong to the step alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves to read: means over an epoch, a CSV file, and TensorBoard's event files."""
+"""Logs of a run: means over an epoch, a CSV file, and TensorBoard's event files."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _FREE = ("device", "checkpoint_every_steps", "tensorboard")  # settings that a r
 
 
 class BatchSource(Protocol):
-    """Where batches come from; epoch e is the same list of batches whenever and by whomever it is asked for.
+    """A source of batches; epoch e is the same list of batches whenever it is asked for.
 
     A source that has `names(index)` lets error messages say which images a batch held; one that has `class_names` names
     the classes of the classifier that is kept.

@@ -28,12 +28,6 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 class Optimisation:
     """The optimiser of a run with its schedule, and the moving average of what it trains.
 
-    Args:
-        encoder: whose weights are trained.
-        objective: whose weights are trained besides.
-        settings: of the run.
-        steps_per_epoch: optimiser steps of one epoch.
-
     Raises:
         InputError: nothing is left to train.
     """
@@ -121,11 +115,12 @@ def _optimiser(encoder: Encoder, objective: Objective, settings: OptimiserSettin
     groups = [{"params": part, "lr": settings.learning_rate * factor} for part, factor in parts if part]
     if not groups:
         raise InputError("nothing is left to train: every part of the encoder is frozen and the terms have no weights")
-    common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    rate, decay = settings.learning_rate, settings.weight_decay
     if settings.kind == "sgd":
-        return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.momentum > 0, **common)
+        momentum = settings.momentum
+        return torch.optim.SGD(groups, rate, momentum=momentum, weight_decay=decay, nesterov=momentum > 0)
     kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
-    return kind(groups, betas=settings.betas, **common)
+    return kind(groups, rate, betas=settings.betas, weight_decay=decay)
 
 
 class Average:
@@ -213,14 +208,7 @@ def _frozen_parts(encoder: Encoder, settings: Settings) -> list[nn.Module]:
 def learning_rate_schedule(
     optimiser: Optimizer, settings: ScheduleSettings, *, steps: int, steps_per_epoch: int
 ) -> LRScheduler:
-    """The scheduler to call after every optimiser step; each parameter group keeps its own highest rate.
-
-    Args:
-        optimiser: whose groups hold the highest learning rates now.
-        settings: the kind of schedule and its numbers.
-        steps: optimiser steps of the whole run.
-        steps_per_epoch: optimiser steps of one epoch; warm-up and milestones count epochs.
-    """
+    """The scheduler to call after every one of `steps` optimiser steps; each group keeps its own highest rate."""
     if settings.kind == "one_cycle":
         highest = [group["lr"] for group in optimiser.param_groups]
         return OneCycleLR(optimiser, highest, total_steps=max(steps, 2), pct_start=settings.peak)

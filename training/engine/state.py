@@ -106,7 +106,7 @@ def restore(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def difference(before: Any, now: Any, name: str = "") -> str:
-    """Where two JSON values differ first, in words; empty if they do not."""
+    """The first difference of two JSON values, in words; empty if there is none."""
     if isinstance(before, dict) and isinstance(now, dict):
         differences = (
             difference(before.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in {**before, **now}

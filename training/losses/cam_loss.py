@@ -142,7 +142,7 @@ class CamLoss(LateTerm):
 
 
 def has_cam(encoder: Encoder, classifier: HasClassWeights) -> bool:
-    """Whether a class's map is a weighted sum of channels: an affine head, and one vector per class."""
+    """True if a class's map is a weighted sum of channels: an affine head, and one vector per class."""
     return affine_of(encoder.head) is not None and not getattr(classifier, "has_several_vectors", False)
 
 
@@ -154,7 +154,7 @@ def negative_cam(
     n_negatives: int = 100,
     towards: Literal["uniform", "zero"] = "uniform",
 ) -> Tensor:
-    """How far the maps of the likeliest absent classes are from being flat: mean over these classes and over images.
+    """Distance of the maps of the likeliest absent classes from flat ones, mean over these classes and over images.
 
     "uniform": the Kullback-Leibler divergence, in nats, of the map's softmax over positions from the uniform
     distribution; 0 if the map is flat, at whatever height. "zero": the mean square of the map.

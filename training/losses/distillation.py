@@ -41,13 +41,8 @@ CLASSIFIER = "classifier.safetensors"
 class Teacher:
     """A trained encoder that only looks on; no module, so nothing of it is trained or saved.
 
-    Several terms may share it: a batch is encoded once.
-
-    Args:
-        encoder: a checkpoint that `Encoder.save` wrote.
-        classifier: the file with its class weights; `classifier.safetensors` beside the checkpoint if left out.
-        class_names: the student's, in the order of its label indices.
-        transform: the student's.
+    Several terms may share it: a batch is encoded once. Class names and transform are the student's; `classifier` is
+    the file with the teacher's class weights, `classifier.safetensors` beside the checkpoint if left out.
     """
 
     def __init__(
@@ -123,7 +118,7 @@ class Teacher:
         return own.normalise(pixels if own.channels == theirs.channels else pixels.flip(1))
 
     def describe(self) -> dict[str, Any]:
-        """Where the teacher is and what it computes, as JSON can hold it."""
+        """The teacher's path and fingerprint, as JSON can hold them."""
         return {"teacher": str(self.path), "fingerprint": self.fingerprint, "classifier": str(self.classifier_path)}
 
 

@@ -167,10 +167,10 @@ class AttentionMining(LateTerm):
 
     @abstractmethod
     def recognition(self, step: Step, masked: Encoding, targets: Targets) -> Float[Tensor, " t"]:
-        """How much of its class each masked image still shows, bounded below."""
+        """A score of how much of its class each masked image still shows, bounded below."""
 
     def frozen(self, step: Step) -> AbstractContextManager[None]:
-        """What the masked pass does not train."""
+        """Keep constant what the masked pass does not train."""
         del step
         return nullcontext()
 
@@ -277,7 +277,7 @@ class Gain(AttentionMining):
         return own.sigmoid() if score == "sigmoid" else own
 
     def frozen(self, step: Step) -> AbstractContextManager[None]:
-        """What `freeze_am` names."""
+        """Keep constant what `freeze_am` names."""
         if self.freeze_am == "no":
             return nullcontext()
         parts = [step.need_classifier("GAIN"), *([step.encoder] if self.freeze_am == "all" else [])]

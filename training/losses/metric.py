@@ -214,7 +214,7 @@ class MetricTerm(Term):
         return mix.share * own + (1 - mix.share) * other
 
     def note(self, step: Step, vectors: Tensor) -> None:
-        """What the step's log should hold; nothing where there are no class vectors."""
+        """Add to the step's log; nothing where there are no class vectors."""
 
     def _value(self, vectors: Tensor, labels: Tensor) -> Tensor:
         if self.is_gathered:
@@ -242,7 +242,7 @@ class ProxyTerm(MetricTerm):
 
     @property
     def has_several_vectors(self) -> bool:
-        """Whether a class has more than one vector, so that it has logits and no class weights."""
+        """True if a class has more than one vector, so that it has logits and no class weights."""
         return self.name in _SEVERAL_VECTORS
 
     def class_weights(self) -> Float[Tensor, "c d"]:

@@ -109,7 +109,7 @@ class MetricGain(AttentionMining):
         return similarity.clamp(min=0) * self.is_known[targets.label]
 
     def frozen(self, step: Step) -> AbstractContextManager[None]:
-        """What `freeze_am` names."""
+        """Keep constant what `freeze_am` names."""
         return gradients_off(step.encoder) if self.freeze_am == "all" else nullcontext()
 
     @torch.no_grad()

@@ -34,7 +34,7 @@ __all__ = ["TERMS", "Builder", "TermContext", "build_objective"]
 
 @dataclass(frozen=True, eq=False)
 class TermContext:
-    """What a term may need to know when it is built.
+    """Everything that a term may need to know when it is built.
 
     Attributes:
         encoder: the one that is trained.

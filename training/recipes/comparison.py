@@ -106,9 +106,9 @@ def run_variants(
 
     Args:
         file: the recipe.
-        task: which task's recipe it is.
+        task: whose recipe it is.
         run: trains a recipe of that task.
-        variants: names; None stands for the recipe without a variant. All of the file's if left out.
+        variants: None stands for the recipe without a variant. All of the file's if left out.
         seeds: of the runs; the recipe's own if left out.
         changes: as in `RecipeFile.resolved`.
         folder: see above; None writes nothing.

@@ -1,4 +1,4 @@
-"""What an encoder in training is measured by: predictions, neighbours, and where its maps lie, split by split.
+"""Measures of an encoder in training: predictions, neighbours, and the place of its maps, split by split.
 
 Metrics are called `SPLIT.METRIC`. Each measure of a map stands beside what a map that knows nothing would reach.
 """
@@ -44,7 +44,7 @@ METRICS = (
 
 
 class EvaluationSettings(Table):
-    """What is measured when a run is over; while it lasts, only what `run.monitor` names.
+    """Metrics of a finished run; while it lasts, only the one that `run.monitor` names.
 
     Attributes:
         metrics: from `METRICS`. `accuracy`: of the objective's classifier; with 0/1 labels, the share of the images
@@ -79,11 +79,8 @@ class EvaluationSettings(Table):
 class Evaluator:
     """Measures an encoder on some splits; `evaluator(encoder)` is what the loop wants of `evaluate`.
 
-    Args:
-        sets: images by split, "train" among them.
-        settings: what is measured.
-        classifier: whose predictions and class maps are measured; without one these metrics are left out.
-        only: names such as "test.accuracy"; all that apply if left out.
+    Without a classifier metrics of predictions and class maps are left out. `only` names metrics such as
+    "test.accuracy"; all that apply are measured without it.
 
     Raises:
         InputError: a split or metric that does not exist, or one that no split can give; but the accuracy on unseen

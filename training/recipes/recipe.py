@@ -48,7 +48,7 @@ __all__ = ["EncoderSettings", "Recipe", "RecipeFile", "parse_change"]
 
 
 class EncoderSettings(Table):
-    """Which encoder is trained, and what it starts from.
+    """The encoder that is trained, and its first weights.
 
     Attributes:
         architecture: a torchvision name, "conv4", "resnet12", or a checkpoint of an earlier run.

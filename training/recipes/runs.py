@@ -40,7 +40,7 @@ Reading = Callable[[], AbstractContextManager[Progress | None]]
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         recipe: as it was run, seed included.

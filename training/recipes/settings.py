@@ -1,4 +1,4 @@
-"""What a training run is told, apart from data and losses: the tables `[optimiser]`, `[schedule]`, and `[run]`."""
+"""Settings of the training loop: the tables `[optimiser]`, `[schedule]`, and `[run]`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["OptimiserSettings", "ScheduleSettings", "Settings"]
 
 
 class OptimiserSettings(Table):
-    """How weights follow their gradients.
+    """The optimiser and its rates.
 
     Attributes:
         kind: "adamw", "adam", or "sgd" (with Nesterov's momentum if there is any momentum).
@@ -41,7 +41,7 @@ class OptimiserSettings(Table):
 
 
 class ScheduleSettings(Table):
-    """How the learning rate changes, optimiser step by optimiser step.
+    """The learning rate over a run, optimiser step by optimiser step.
 
     Attributes:
         kind: "cosine" (down to `end`), "step" (times `factor` at each milestone), "one_cycle" (torch's, momentum

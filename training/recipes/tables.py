@@ -128,12 +128,7 @@ class Table(BaseModel):
 
 
 def parse(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
-    """The model that a table of TOML or JSON fills; what is left out takes its default.
-
-    Args:
-        cls: the model.
-        table: keys are names of its fields; a field that is a model too takes a table, one that is a tuple a list.
-        where: what to call the table in messages; empty for the whole recipe.
+    """The model that a table of TOML or JSON fills; `where` is its name in messages, empty for the whole recipe.
 
     Raises:
         InputError: an unknown key (the nearest is named), a value of another type, or one that the model refuses.
@@ -188,7 +183,7 @@ def _sentence(error: ValidationError, cls: type[Table], table: Mapping[str, Any]
 
 
 def _place(loc: tuple[int | str, ...], cls: type[Table], table: Mapping[str, Any]) -> tuple[str, Any, Any]:
-    """How a place is written, its type, and what stands there; names of alternatives, which pydantic adds, go."""
+    """A place as a recipe spells it, its type, and its value; the names of alternatives, which pydantic adds, go."""
     path, hint, value = "", cls, table
     for step in loc:
         if isinstance(value, Mapping) and step in value:

@@ -213,7 +213,7 @@ def test_a_box_may_exceed_its_image_by_one_pixel(tmp_path) -> None:
 def test_impossible_masks_are_refused(tmp_path) -> None:
     file = picture(tmp_path / "a.png")
     other, empty = picture(tmp_path / "s.png", (20, 20), mode="L"), picture(tmp_path / "e.png", mode="L")
-    with pytest.raises(InputError, match=r"s.png: expected the mask in its picture's size, 40 x 20, got 20 x 20"):
+    with pytest.raises(InputError, match=r"s.png: expected the mask in its image's size, 40 x 20, got 20 x 20"):
         raster_of(Outline(mask=other), file, SQUASH, kind="mask")
     with pytest.raises(InputError, match=r"e.png: the mask is all 0, so it marks no object of a.png"):
         raster_of(Outline(mask=empty), file, SQUASH, kind="mask")
