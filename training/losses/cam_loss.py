@@ -3,7 +3,7 @@
     CAM_i = Σ_k w_k^i f_k,   CAAM = Σ_k f_k                                     [CAM-loss] Eq. 1-3
     L_cam = (1 / HW) Σ |CAAM' - CAM_i'|, both min-max scaled per image          [CAM-loss] Eq. 4
 
-W enters the map detached, or it drifts towards ones, where the loss is 0. Heads, GeM, mixup: docs/losses.md.
+W enters the map detached, or it drifts towards ones, where the loss is 0. Heads, GeM, mixup: docs/guides/losses.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     L_kd  = τ² KL(softmax(t / τ) ‖ softmax(s / τ))                              Hinton et al. 2015
     L     = β L_ce + (1 - β) L_kd + γ L_ccm,  β = 0.5, γ = 1, τ = 4             [CAM-loss] Eq. 12
 
-Where this is not what the paper prints: docs/losses.md.
+Where this is not what the paper prints: docs/guides/losses.md.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     L_p  = mean (A^c - H^c)²                        for images with a mask H             [GAIN] Eq. 7
     L_bbox = mean [(1 - B) ⊙ A^c]² + [B ⊙ (A^c - S)]²   for images with a box B          [GAIN] Eq. 9
 
-What the paper leaves open, and how it is settled here: docs/losses.md.
+What the paper leaves open, and how it is settled here: docs/guides/losses.md.
 """
 
 from __future__ import annotations
