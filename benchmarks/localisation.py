@@ -28,7 +28,7 @@ from distcam.retrieval import LocalisationTable, References, localise, read_clas
 from distcam.training import OptimiserSettings, ScheduleSettings, Settings, fit
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.batches import TrainingBatches
-from distcam.training.data.sampling import Shuffled
+from distcam.training.data.samplers import Shuffled
 from distcam.training.data.training_set import TrainingSet
 from distcam.training.losses.registry import TermContext, build_objective
 

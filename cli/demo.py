@@ -159,7 +159,7 @@ def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
     from ..training import OptimiserSettings, ScheduleSettings, Settings, fit
     from ..training.data.augment import AugmentSettings
     from ..training.data.batches import TrainingBatches
-    from ..training.data.sampling import Shuffled
+    from ..training.data.samplers import Shuffled
     from ..training.data.training_set import TrainingSet
     from ..training.losses.registry import TermContext, build_objective
 

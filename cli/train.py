@@ -138,7 +138,7 @@ def _segment(file: RecipeFile) -> dict[str, Any]:
     """Class maps alone, or the whole way to a segmentation network."""
     from ..segmentation.cam_training.training import SegmentationRecipe
     from ..segmentation.pipeline import run_segmentation
-    from ..segmentation.recipe import PipelineRecipe, is_pipeline
+    from ..segmentation.pipeline_recipe import PipelineRecipe, is_pipeline
 
     whole = {"task": PipelineRecipe, "run": run_segmentation}
     return {**(whole if is_pipeline(file) else {"task": SegmentationRecipe}), "leaves": "Models, masks"}

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..encoders import Encoder, Encoding
 from ..explain import dist_cam, fold
 from ..explain.methods.correspondence import correspondence
-from ..training.recipes.evaluation import energy_in_raster
+from ..training.recipes.evaluator import energy_in_raster
 from .records import ReidData, ReidImage
 from .walkers import WalkerSet
 

@@ -1,6 +1,6 @@
 """A whole run: class maps from labels, masks from maps, a segmentation network from masks, and what they are worth.
 
-The recipe is `recipe.py`'s. A run leaves `weak/`, `masks/` (in VOC's layout), `network/`, `segmenter.safetensors`, and
+The recipe is `pipeline_recipe.py`'s. A run leaves `weak/`, `masks/` (in VOC's layout), `network/`, `segmenter.safetensors`, and
 `result.json`; what is there already is not made again when it is resumed.
 """
 
@@ -20,18 +20,18 @@ from ..errors import InputError
 from ..images import Transform
 from ..training.data.batches import TrainingBatches
 from ..training.data.run_data import Part, RunData, sentence
-from ..training.data.sampling import make_sampler
+from ..training.data.samplers import make_sampler
 from ..training.engine.logs import write_json
 from ..training.engine.loop import fit
 from ..training.losses.registry import TermContext, build_objective
-from ..training.recipes.recipe import EncoderSettings, Recipe
+from ..training.recipes.recipe import EncoderSettings, Recipe, located
 from ..training.recipes.runs import RunResult, run_recipe
 from ..training.recipes.tables import plain
 from .data import Mask, MaskedImages, all_readable
 from .measures import SegmentationScore, evaluate_masks
+from .pipeline_recipe import NetworkSettings, PipelineRecipe
 from .pseudo_masks.make import make_masks, most_likely
 from .pseudo_masks.sources import load_source
-from .recipe import NetworkSettings, PipelineRecipe, located
 from .segmenter.inference import InferenceSettings, require_classes
 from .segmenter.losses import SEGMENTER_TERMS, dense_training_set
 from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities

@@ -13,7 +13,7 @@ from distcam.cli.app import app
 from distcam.cli.recipes import FOLDER, shipped
 from distcam.fewshot.training import FewShotRecipe
 from distcam.reid.training import ReidRecipe
-from distcam.segmentation.recipe import PipelineRecipe
+from distcam.segmentation.pipeline_recipe import PipelineRecipe
 from distcam.training.recipes.recipe import RecipeFile
 
 COMMANDS = ["train", "fewshot train", "reid train", "segment train"]

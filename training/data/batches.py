@@ -17,7 +17,7 @@ import torch
 from ...errors import InputError
 from ..engine.step import Batch
 from .augment import AugmentSettings, augment, mix_images, uniforms
-from .sampling import Indices, Sampler, share_of_rank
+from .samplers import Indices, Sampler, share_of_rank
 from .training_set import TrainingSet
 
 __all__ = ["TrainingBatches"]

@@ -11,7 +11,7 @@ from ...encoders import Encoder
 from ...index.reports import Skipped
 from ..engine.step import Objective
 from .dividing import SplitSettings
-from .sampling import Sampler
+from .samplers import Sampler
 from .training_set import TrainingSet
 
 if TYPE_CHECKING:

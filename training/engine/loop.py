@@ -252,8 +252,6 @@ class _Run:
             "lower optimiser.learning_rate, or set optimiser.clip_norm"
         )
 
-    # ---- the end of an epoch
-
     def _end_epoch(self, times: Row) -> None:
         means = Means.together(gathered(self.means, self.world)).means()
         done = self.now.epoch + 1

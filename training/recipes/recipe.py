@@ -37,14 +37,14 @@ from ...images import Transform
 from ..data.augment import AugmentSettings
 from ..data.dividing import SplitSettings
 from ..data.run_data import Progress, RunData
-from ..data.sampling import SamplerSettings
-from ..data.splits import DATA_VARIABLE, DataSettings, load_splits, settled_split
+from ..data.samplers import SamplerSettings
+from ..data.splits import DataSettings, load_splits, settled_split
 from ..engine.distributed import current_world
-from .evaluation import EvaluationSettings
+from .evaluator import EvaluationSettings
 from .settings import OptimiserSettings, ScheduleSettings, Settings
 from .tables import Table, check_name, merged, parse, plain
 
-__all__ = ["EncoderSettings", "Recipe", "RecipeFile", "parse_change"]
+__all__ = ["EncoderSettings", "Recipe", "RecipeFile", "located", "parse_change"]
 
 
 class EncoderSettings(Table):
@@ -77,12 +77,12 @@ class EncoderSettings(Table):
         """
         seed = seed if self.seed is None else self.seed
         if self.architecture.endswith(".safetensors"):
-            encoder = Encoder.load(_located(self.architecture, folder))
+            encoder = Encoder.load(located(self.architecture, folder))
         else:
             is_file = self.weights not in ("random", "imagenet")
             encoder = Encoder.load(
                 self.architecture,
-                weights=_located(self.weights, folder) if is_file else self.weights,
+                weights=located(self.weights, folder) if is_file else self.weights,
                 layer=self.layer,
                 pooling=self.pooling,
                 options=self.options or None,
@@ -95,12 +95,15 @@ class EncoderSettings(Table):
         return encoder
 
 
-def _located(name: str, folder: Path) -> Path:
-    filled = os.path.expandvars(name)
-    if filled.startswith("$"):
-        raise InputError(
-            f"{name}: set the environment variable {filled[1:].partition('/')[0]}, such as {DATA_VARIABLE}"
-        )
+def located(text: str, folder: Path) -> Path:
+    """A path of a recipe: relative to its folder, `$NAME` filled in.
+
+    Raises:
+        InputError: an environment variable that is not set.
+    """
+    filled = os.path.expandvars(text)
+    if "$" in filled:
+        raise InputError(f"{text}: set the environment variable {filled.split('$')[1].split('/')[0]}")
     return folder / filled
 
 

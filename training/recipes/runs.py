@@ -22,14 +22,14 @@ from ...index.reports import Skipped
 from ..data.batches import TrainingBatches
 from ..data.dividing import SHARES
 from ..data.run_data import Part, Progress, RunData, describe, parts_of, sentence
-from ..data.sampling import make_sampler
+from ..data.samplers import make_sampler
 from ..engine.distributed import World, current_world
 from ..engine.logs import write_json
 from ..engine.loop import fit
 from ..engine.outcome import FitResult
 from ..engine.step import Objective
 from ..losses.registry import TERMS, TermContext, build_objective
-from .evaluation import Evaluator
+from .evaluator import Evaluator
 from .recipe import Recipe
 
 __all__ = ["Announce", "Reading", "RunResult", "run_recipe"]

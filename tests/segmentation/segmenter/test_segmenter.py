@@ -18,8 +18,8 @@ from distcam.images import Transform
 from distcam.images.scenes import blueprints, write_scenes
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.pipeline import run_segmentation, score_segmenter
+from distcam.segmentation.pipeline_recipe import PipelineRecipe, is_pipeline
 from distcam.segmentation.pseudo_masks.crf import CrfSettings, dense_crf
-from distcam.segmentation.recipe import PipelineRecipe, is_pipeline
 from distcam.segmentation.segmenter.inference import InferenceSettings
 from distcam.segmentation.segmenter.losses import (
     SEGMENTER_TERMS,
@@ -34,7 +34,7 @@ from distcam.segmentation.segmenter.losses import (
 from distcam.segmentation.segmenter.segmenter import build_segmenter, class_probabilities, load_segmenter
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.batches import TrainingBatches
-from distcam.training.data.sampling import SamplerSettings, Shuffled, make_sampler
+from distcam.training.data.samplers import SamplerSettings, Shuffled, make_sampler
 from distcam.training.engine.loop import fit
 from distcam.training.engine.step import Batch, Mix, Progress, Regions, Step
 from distcam.training.losses.registry import TermContext, build_objective

@@ -17,7 +17,7 @@ from distcam.remarks import DistcamWarning
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.batches import TrainingBatches
 from distcam.training.data.outlines import Outline, RegionSettings, boxes_from, outlines_of, raster_of
-from distcam.training.data.sampling import SamplerSettings, Shuffled, make_sampler
+from distcam.training.data.samplers import SamplerSettings, Shuffled, make_sampler
 from distcam.training.data.training_set import RegionTable, TrainingSet
 
 SQUASH = Transform(32, fit="squash")

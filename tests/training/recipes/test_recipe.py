@@ -14,11 +14,11 @@ from PIL import Image
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
+from distcam.segmentation.pipeline_recipe import PipelineData
 from distcam.segmentation.pseudo_masks.cues import CueSettings
-from distcam.segmentation.recipe import PipelineData
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.run_data import RunData
-from distcam.training.data.sampling import Episodes, SamplerSettings
+from distcam.training.data.samplers import Episodes, SamplerSettings
 from distcam.training.data.splits import DataSettings, load_splits
 from distcam.training.data.training_set import TrainingSet
 from distcam.training.losses.classifier import load_classifier

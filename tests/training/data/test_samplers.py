@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.samplers import MPerClassSampler
 
 from distcam.errors import InputError
-from distcam.training.data.sampling import (
+from distcam.training.data.samplers import (
     Balanced,
     Episodes,
     FullPK,

@@ -17,20 +17,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..training.recipes.recipe import Recipe, RecipeFile
+from ..training.recipes.recipe import Recipe, RecipeFile, located
 from ..training.recipes.tables import Table, check_name, parse, plain
 from .data import MaskedImages
 from .pseudo_masks.make import CueStage
 from .segmenter.inference import InferenceSettings
 
-__all__ = ["NetworkSettings", "PipelineData", "PipelineRecipe", "PipelineScenes", "is_pipeline", "located"]
+__all__ = ["NetworkSettings", "PipelineData", "PipelineRecipe", "PipelineScenes", "is_pipeline"]
 
 _TABLES = ("name", "variant", "data", "weak", "cues", "segmenter", "seed")
 _TRAINING = ("loss", "sampler", "augment", "optimiser", "schedule", "run", "encoder")
@@ -149,18 +148,6 @@ class PipelineData(Table):
                 masks=True,
             )
         return MaskedImages.from_scenes(SceneSet.read(target), split)
-
-
-def located(text: str, folder: Path) -> Path:
-    """A path of a recipe: relative to its folder, `$NAME` filled in.
-
-    Raises:
-        InputError: an environment variable that is not set.
-    """
-    filled = os.path.expandvars(text)
-    if "$" in filled:
-        raise InputError(f"{text}: set the environment variable {filled.split('$')[1].split('/')[0]}")
-    return folder / filled
 
 
 class NetworkSettings(Table):
