@@ -14,8 +14,6 @@ from ..errors import InputError
 from .command import refuse_beside, running_words
 from .console import note, say
 
-__all__ = ["ListRecipes", "RecipePath", "Template", "find_recipe"]
-
 FOLDER = Path(__file__).parents[1] / "recipes"
 _COMMAND = re.compile(r"distcam (?:(\w+) )?train")
 

@@ -23,8 +23,9 @@ from ..errors import ImageError, InputError
 from ..images import Transform, read_image
 from ..images.masks import MaskFolder, read_class_numbers, wrong_size
 from ..index.reports import Skipped
+from ..training.data.outlines import RegionTable
 from ..training.data.pixels import say_left_out
-from ..training.data.training_set import RegionTable, TrainingSet
+from ..training.data.training_set import TrainingSet
 from . import layouts
 from .layouts import CAMVID_CLASSES, VOC_CLASSES, Entry
 from .pseudo_masks.files import VOID, Mask, MaskIds, boxes_around, label_map, read_names

@@ -1,7 +1,7 @@
 """A whole run: class maps from labels, masks from maps, a segmentation network from masks, and what they are worth.
 
-The recipe is `pipeline_recipe.py`'s. A run leaves `weak/`, `masks/` (in VOC's layout), `network/`, `segmenter.safetensors`, and
-`result.json`; what is there already is not made again when it is resumed.
+The recipe is `pipeline_recipe.py`'s. A run leaves `weak/`, `masks/` (in VOC's layout), `network/`,
+`segmenter.safetensors`, and `result.json`; what is there already is not made again when it is resumed.
 """
 
 from __future__ import annotations

@@ -29,8 +29,6 @@ from .data import MaskedImages
 from .pseudo_masks.make import CueStage
 from .segmenter.inference import InferenceSettings
 
-__all__ = ["NetworkSettings", "PipelineData", "PipelineRecipe", "PipelineScenes", "is_pipeline"]
-
 _TABLES = ("name", "variant", "data", "weak", "cues", "segmenter", "seed")
 _TRAINING = ("loss", "sampler", "augment", "optimiser", "schedule", "run", "encoder")
 

@@ -26,7 +26,8 @@ from torch.nn import functional
 
 from ...errors import InputError
 from ...images import Transform
-from ...training.data.training_set import RegionTable, TrainingSet
+from ...training.data.outlines import RegionTable
+from ...training.data.training_set import TrainingSet
 from ...training.engine.step import Batch, Step, Term
 from ...training.losses.registry import Builder, TermContext, checked_term
 from ...training.recipes.tables import check_name

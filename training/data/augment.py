@@ -22,8 +22,6 @@ from ...errors import InputError
 from ..engine.step import Mix, Regions
 from ..recipes.tables import NotNegative, Share, Table, limited
 
-__all__ = ["AugmentSettings", "Augmented", "augment", "mix_images", "uniforms"]
-
 HalfShare = Annotated[float, limited(lambda value: 0 <= value <= 0.5, "a number from 0 to 0.5")]
 Range = tuple[float, float]
 

@@ -20,8 +20,6 @@ from .augment import AugmentSettings, augment, mix_images, uniforms
 from .samplers import Indices, Sampler, share_of_rank
 from .training_set import TrainingSet
 
-__all__ = ["TrainingBatches"]
-
 _AHEAD = 3  # batches that wait for the training
 
 

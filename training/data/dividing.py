@@ -14,8 +14,6 @@ from ...images.splits import flags_of, split_column, split_name, split_of_row
 from ...remarks import remark
 from ..recipes.tables import Table, limited
 
-__all__ = ["SHARES", "SplitSettings", "divided", "settled", "shown_classes"]
-
 SHARES: Mapping[str, float | str] = {"train": 0.7, "test": 0.3}
 _FLAG = "is_query"  # the column that divides a table which has no other; an empty cell trains
 _MEANT = {"train": "train", "val": "val", "test": "test", "query": "test", "gallery": "test"}

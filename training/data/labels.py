@@ -12,8 +12,6 @@ from torch.nn.functional import one_hot
 from ...errors import InputError
 from ..engine.step import Batch
 
-__all__ = ["Targets", "accuracy", "is_right", "single_labels", "true_classes"]
-
 
 @dataclass(frozen=True, eq=False)
 class Targets:

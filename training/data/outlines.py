@@ -25,18 +25,6 @@ from ...remarks import remark
 from ..engine.step import Regions
 from ..recipes.tables import Table, limited
 
-__all__ = [
-    "Labels",
-    "Outline",
-    "Outlines",
-    "RegionSettings",
-    "RegionTable",
-    "boxes_from",
-    "outlines_of",
-    "raster_of",
-    "region_table",
-]
-
 _CORNERS = ("x1", "y1", "x2", "y2")
 _SLACK = 1.0  # pixels by which a box may exceed its image: tables differ in whether the last pixel counts
 

@@ -21,8 +21,6 @@ from ...images import Transform, read_image
 from ...index.reports import Skipped, counted
 from ...remarks import remark
 
-__all__ = ["MEMORY_LIMIT", "Cache", "Decoded", "Pixels", "decode", "say_left_out"]
-
 MEMORY_LIMIT = 2 * 1024**3  # bytes of pixels that cache="auto" keeps in memory
 _SHOWN = 10  # left-out images that a remark names
 

@@ -14,19 +14,6 @@ from torch import Tensor
 from ...errors import InputError
 from ..recipes.tables import Count, Table
 
-__all__ = [
-    "Balanced",
-    "Episodes",
-    "FullPK",
-    "Sampler",
-    "SamplerSettings",
-    "Shuffled",
-    "SteadyPK",
-    "WithOutlined",
-    "make_sampler",
-    "share_of_rank",
-]
-
 Indices = NDArray[np.int64]
 
 

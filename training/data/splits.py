@@ -28,17 +28,6 @@ from .training_set import TrainingSet
 if TYPE_CHECKING:
     from ...images.scenes import Blueprint
 
-__all__ = [
-    "DATA_VARIABLE",
-    "DataSettings",
-    "ScenePart",
-    "ScenesSettings",
-    "SplitSettings",
-    "list_parts",
-    "load_splits",
-    "settled_split",
-]
-
 DATA_VARIABLE = "DISTCAM_DATA"  # the environment variable that says where `photographs` lie
 
 Progress = Callable[[int, int], None]

@@ -17,12 +17,10 @@ from ...errors import ImageError, InputError, ShapeError
 from ...images import ImageRecord, Listing, Transform
 from ...index.reports import Skipped
 from .outlines import Labels, Outline, Outlines, RegionSettings, RegionTable, region_table
-from .pixels import MEMORY_LIMIT, Cache, Pixels, decode, say_left_out
+from .pixels import Cache, Pixels, decode, say_left_out
 
 if TYPE_CHECKING:
     from ...images.scenes import SceneSet
-
-__all__ = ["MEMORY_LIMIT", "Cache", "RegionTable", "TrainingSet"]
 
 
 class TrainingSet:

@@ -17,17 +17,6 @@ from torch import Tensor, distributed, nn
 
 from ...errors import InputError
 
-__all__ = [
-    "World",
-    "average_gradients",
-    "average_statistics",
-    "current_world",
-    "gathered",
-    "joined",
-    "shared",
-    "spread",
-]
-
 T = TypeVar("T")
 
 

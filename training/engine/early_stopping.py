@@ -13,8 +13,6 @@ from ...errors import InputError
 from ..recipes.settings import Settings
 from .logs import Row
 
-__all__ = ["EarlyStopping"]
-
 
 class EarlyStopping:
     """The weights of the epoch with the best `run.monitor` so far; nothing if no metric is monitored."""

@@ -15,8 +15,6 @@ from ...errors import InputError
 from .distributed import current_world
 from .step import Batch, Mix, Regions
 
-__all__ = ["choose_device", "on_device", "own_randomness", "repeatable", "seed_step"]
-
 
 def choose_device(name: str) -> torch.device:
     """The device of that name; "auto" is this process's CUDA device if there is any, else the CPU.

@@ -12,8 +12,6 @@ from typing import Any
 from ...errors import MissingExtraError
 from ...index.storage.durable import Storage
 
-__all__ = ["Means", "Row", "TensorBoardLog", "write_csv", "write_json"]
-
 Row = Mapping[str, float]
 
 

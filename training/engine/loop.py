@@ -32,8 +32,6 @@ from .outcome import FitResult, write_outcome
 from .state import STATE, difference, read_state, write_state
 from .step import Batch, Objective, Progress, Step
 
-__all__ = ["BatchSource", "fit"]
-
 Evaluate = Callable[[Encoder], Mapping[str, float]]
 _FREE = ("device", "checkpoint_every_steps", "tensorboard")  # settings that a resumed run may change
 

@@ -20,8 +20,6 @@ from ...errors import InputError
 from ..recipes.settings import OptimiserSettings, ScheduleSettings, Settings
 from .step import Objective
 
-__all__ = ["Optimisation", "learning_rate_factor", "learning_rate_schedule", "set_training", "training_mode"]
-
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 

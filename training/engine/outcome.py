@@ -19,8 +19,6 @@ from ...index.storage.durable import Storage
 from .logs import Row, write_csv, write_json
 from .step import Objective
 
-__all__ = ["FitResult", "write_outcome"]
-
 
 @dataclass(frozen=True)
 class FitResult:

@@ -17,15 +17,6 @@ from ...encoders.checkpoint import built_from_header, read_checkpoint, write_che
 from ...errors import InputError, WeightsError
 from ...index.storage.durable import Storage
 
-__all__ = [
-    "STATE",
-    "difference",
-    "flatten",
-    "read_state",
-    "restore",
-    "write_state",
-]
-
 STATE = Path("state", "run.safetensors")
 
 

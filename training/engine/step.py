@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from ...encoders import Encoder, Encoding
 from ...errors import InputError
 
-__all__ = ["Batch", "HasClassWeights", "Losses", "Mix", "Objective", "Progress", "Regions", "Step", "Term"]
-
 
 @dataclass(frozen=True, eq=False)
 class Regions:

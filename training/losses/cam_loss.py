@@ -24,8 +24,6 @@ from ..engine.step import HasClassWeights, Step
 from ..recipes.tables import check_name
 from .attention import LateTerm, gradient_weights, pooled_weights, scaled
 
-__all__ = ["CamLoss", "NegativeCam", "cam_loss", "map_difference", "negative_cam", "unpooled"]
-
 MapNorm = Literal["l1", "l2"]
 
 

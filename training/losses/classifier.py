@@ -25,8 +25,6 @@ from ..engine.step import HasClassWeights, Step, Term
 from ..recipes.tables import check_name
 from .metric import ProxyTerm, Space, gather_vectors, vectors_of
 
-__all__ = ["CenterTerm", "ClassifierTerm", "load_classifier", "save_classifier"]
-
 
 class ClassifierTerm(Term):
     """Cross entropy of a linear or cosine classifier on the embedding; soft margin per class if labels are 0/1 columns.

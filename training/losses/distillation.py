@@ -33,8 +33,6 @@ from .attention import gradient_weights, pooled_weights, scaled, weighted_map
 from .cam_loss import MapNorm, has_cam, map_difference, unpooled
 from .classifier import ClassifierTerm, load_classifier
 
-__all__ = ["AttentionTransfer", "Ccm", "Distillation", "Kd", "Teacher"]
-
 CLASSIFIER = "classifier.safetensors"
 
 

@@ -28,18 +28,6 @@ from ..engine.step import Regions, Step
 from ..recipes.tables import check_name
 from .attention import LateTerm, gradient_weights, gradients_off, scaled, statistics_frozen, weighted_map
 
-__all__ = [
-    "AttentionMining",
-    "Gain",
-    "attention_map",
-    "box_loss",
-    "contrast_saliency",
-    "hidden",
-    "mask_loss",
-    "merged",
-    "soft_mask",
-]
-
 
 def attention_map(feature_map: Float[Tensor, "t k h w"], weights: Float[Tensor, "t k"]) -> Float[Tensor, "t h w"]:
     """A^c, not negative, raw: Grad-CAM of given channel weights.

@@ -29,16 +29,6 @@ from ..data.labels import accuracy, single_labels
 from ..engine.step import Step, Term
 from ..recipes.tables import check_name, check_options
 
-__all__ = [
-    "LOSSES",
-    "MINERS",
-    "MetricTerm",
-    "ProxyTerm",
-    "gather_vectors",
-    "metric_term",
-    "vectors_of",
-]
-
 Space = Literal["embedding", "pooled"]
 Name = str | Mapping[str, Any]  # "batch_hard", or {kind = "triplet_margin", margin = 0.1}
 

@@ -24,8 +24,6 @@ from ..recipes.tables import check_name
 from .attention import gradients_off
 from .gain import AttentionMining, attention_map
 
-__all__ = ["MetricGain"]
-
 MetricWeighting = Literal["dist", "dist*s", "dist*excess", "dot", "dot_centered"]
 
 

@@ -29,8 +29,6 @@ from .gain import Gain
 from .metric import LOSSES, metric_term
 from .metric_gain import MetricGain
 
-__all__ = ["TERMS", "Builder", "TermContext", "build_objective"]
-
 
 @dataclass(frozen=True, eq=False)
 class TermContext:

@@ -18,8 +18,6 @@ from .recipe import Recipe, RecipeFile
 from .runs import RunResult, run_recipe
 from .tables import plain
 
-__all__ = ["Comparison", "Task", "run_variants"]
-
 Watch = Callable[[str, int], AbstractContextManager[Progress | None]]
 
 

@@ -29,8 +29,6 @@ from ..data.training_set import TrainingSet
 from ..engine.step import HasClassWeights
 from .tables import Count, Table, check_name
 
-__all__ = ["MAPS", "METRICS", "EvaluationSettings", "Evaluator", "energy_in_raster", "recall_at"]
-
 MAPS = ("caam", "cam", "gradcam", "dist_cam")
 _RECALLS = {f"recall_at_{k}": k for k in (1, 2, 4, 8, 10, 100, 1000)}
 _NEIGHBOURS = ("map_at_r", "r_precision", "nmi")

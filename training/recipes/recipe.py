@@ -44,8 +44,6 @@ from .evaluator import EvaluationSettings
 from .settings import OptimiserSettings, ScheduleSettings, Settings
 from .tables import Table, check_name, merged, parse, plain
 
-__all__ = ["EncoderSettings", "Recipe", "RecipeFile", "located", "parse_change"]
-
 
 class EncoderSettings(Table):
     """The encoder that is trained, and its first weights.

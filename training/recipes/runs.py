@@ -32,8 +32,6 @@ from ..losses.registry import TERMS, TermContext, build_objective
 from .evaluator import Evaluator
 from .recipe import Recipe
 
-__all__ = ["Announce", "Reading", "RunResult", "run_recipe"]
-
 Announce = Callable[[str], None]
 Reading = Callable[[], AbstractContextManager[Progress | None]]
 

@@ -9,8 +9,6 @@ from pydantic import field_validator
 from ...errors import InputError
 from .tables import BelowOne, Count, NotNegative, Positive, Table, plain
 
-__all__ = ["OptimiserSettings", "ScheduleSettings", "Settings"]
-
 
 class OptimiserSettings(Table):
     """The optimiser and its rates.

@@ -15,23 +15,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, Val
 
 from ...errors import InputError
 
-__all__ = [
-    "BelowOne",
-    "Count",
-    "NotNegative",
-    "Positive",
-    "Share",
-    "Table",
-    "as_toml",
-    "check_name",
-    "check_options",
-    "keyword_options",
-    "limited",
-    "merged",
-    "parse",
-    "plain",
-]
-
 T = TypeVar("T", bound="Table")
 
 _IN_A_RECIPE = "in a recipe"  # where a key without use is a mistake; in Python a default may be given anywhere

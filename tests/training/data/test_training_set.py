@@ -16,9 +16,9 @@ from distcam.images.scenes import blueprints, write_scenes
 from distcam.remarks import DistcamWarning
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.batches import TrainingBatches
-from distcam.training.data.outlines import Outline, RegionSettings, boxes_from, outlines_of, raster_of
+from distcam.training.data.outlines import Outline, RegionSettings, RegionTable, boxes_from, outlines_of, raster_of
 from distcam.training.data.samplers import SamplerSettings, Shuffled, make_sampler
-from distcam.training.data.training_set import RegionTable, TrainingSet
+from distcam.training.data.training_set import TrainingSet
 
 SQUASH = Transform(32, fit="squash")
 
