@@ -173,7 +173,7 @@ def _learn_network(
         weights = place / "weak" / "encoder.safetensors"
     elif weights not in ("random", "imagenet"):
         weights = located(network.weights, recipe.folder)
-    transform = EncoderSettings("conv4").build(training.data, folder=recipe.folder, seed=0).transform
+    transform = EncoderSettings(architecture="conv4").build(training.data, folder=recipe.folder, seed=0).transform
     segmenter = build_segmenter(
         network.architecture,
         train.class_names,

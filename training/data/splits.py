@@ -223,7 +223,7 @@ def _scene_splits(
             name,
             transform,
             is_multi_label=settings.multi_label,
-            regions=settings.regions if name == "train" else RegionSettings("mask", share=1.0),
+            regions=settings.regions if name == "train" else RegionSettings(kind="mask", share=1.0),
         )
     return sets
 
@@ -270,7 +270,7 @@ def _listed_splits(
     left_out: list[Skipped] = []
     for name, records in parts.items():
         has_outlines = not outlines.keys().isdisjoint(listing.file(record) for record in records)
-        measured = RegionSettings("mask" if "mask" in outlined else "box" if has_outlines else "none", share=1.0)
+        measured = RegionSettings(kind="mask" if "mask" in outlined else "box" if has_outlines else "none", share=1.0)
         sets[name] = TrainingSet.from_listing(
             listing,
             transform,
