@@ -17,8 +17,9 @@ from distcam.encoders.weights.filling import load_state, say_what_is_left
 from distcam.encoders.weights.reading import drawn_from, read_state_dict
 from distcam.errors import InputError
 from distcam.images import Transform
+from distcam.images.masks import VOID
 from distcam.metrics.segmentation import SegmentationScore, evaluate_masks
-from distcam.segmentation.data import VOID, label_map
+from distcam.segmentation.label_maps import label_map
 from distcam.segmentation.segmenter.pixel_data import PixelData, predict
 from distcam.synthetic.crowds import Crowd
 

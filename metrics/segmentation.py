@@ -18,19 +18,6 @@ from jaxtyping import Float, Int, UInt8
 from ..errors import InputError, ShapeError
 from ..remarks import remark
 
-__all__ = [
-    "BETAS",
-    "VOID",
-    "BackgroundCurve",
-    "CurveCounter",
-    "Mask",
-    "SegmentationScore",
-    "background_curve",
-    "confusion_matrix",
-    "evaluate_masks",
-    "remark_on_shift",
-]
-
 VOID = 255  # nobody has decided about the pixel
 BETAS = tuple(round(0.02 * step, 2) for step in range(51))  # 0, 0.02, … 1
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from .data import MaskedImages
     from .label_maps import MaskIds
     from .pipeline import run_segmentation, score_segmenter
+    from .pipeline_recipe import PipelineRecipe
     from .pseudo_masks.affinity_net import WalkSettings, refine_by_walk
     from .pseudo_masks.crf import CrfSettings, dense_crf
     from .pseudo_masks.cues import CueSettings, make_cues, pseudo_mask
     from .pseudo_masks.sources import load_source, network_of
-    from .recipe import PipelineRecipe
     from .segmenter.inference import InferenceSettings, class_scores, score_images
     from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities, load_segmenter
 
@@ -32,7 +32,7 @@ _HOME = {
     "VocFolder": ".datasets.voc",
     "MaskIds": "label_maps",
     "MaskedImages": "data",
-    "PipelineRecipe": "recipe",
+    "PipelineRecipe": "pipeline_recipe",
     "SegmentationScore": ".metrics.segmentation",
     "Segmenter": "segmenter.segmenter",
     "WalkSettings": "pseudo_masks.affinity_net",

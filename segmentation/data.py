@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from ..datasets import masked_images as layouts
-from ..datasets.masked_images import CAMVID_CLASSES, VOC_CLASSES, Entry, read_names
+from ..datasets.masked_images import CAMVID_CLASSES, Entry
 from ..errors import ImageError, InputError
 from ..files import file_digests
 from ..images import Transform, read_image
@@ -31,18 +31,6 @@ from .label_maps import MaskIds, as_regions, boxes_around, label_map
 
 if TYPE_CHECKING:
     from ..synthetic.scene_set import SceneSet
-
-__all__ = [
-    "CAMVID_CLASSES",
-    "VOC_CLASSES",
-    "VOID",
-    "Mask",
-    "MaskIds",
-    "MaskedImages",
-    "all_readable",
-    "label_map",
-    "read_names",
-]
 
 
 class MaskedImages:

@@ -26,17 +26,6 @@ from ..explain.engine import method_name
 from ..metrics.intervals import bootstrap_means
 from .segmenter.pixel_data import PixelData, predict
 
-__all__ = [
-    "ASKS",
-    "REFERENCES",
-    "Ask",
-    "MapScores",
-    "Questions",
-    "ask_objects",
-    "judge_maps",
-    "maps_for",
-]
-
 Ask = Literal["component", "box", "point", "class"]
 ASKS: tuple[Ask, ...] = ("component", "box", "point", "class")
 REFERENCES: Mapping[str, str] = {

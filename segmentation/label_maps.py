@@ -14,9 +14,7 @@ from ..errors import InputError
 from ..explain.drawing.boxes import components
 from ..images import Transform
 from ..images.masks import VOID, Mask
-from ..training.data.training_set import RegionTable
-
-__all__ = ["MaskIds", "as_regions", "boxes_around", "label_map"]
+from ..training.data.outlines import RegionTable
 
 
 @dataclass(frozen=True)

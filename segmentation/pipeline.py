@@ -1,7 +1,7 @@
 """A whole run: class maps from labels, masks from maps, a segmentation network from masks, and what they are worth.
 
-The recipe is `recipe.py`'s. A run leaves `weak/`, `masks/` (in VOC's layout), `network/`, `segmenter.safetensors`, and
-`result.json`; what is there already is not made again when it is resumed.
+The recipe is `pipeline_recipe.py`'s. A run leaves `weak/`, `masks/` (in VOC's layout), `network/`,
+`segmenter.safetensors`, and `result.json`; what is there already is not made again when it is resumed.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ..encoders import Encoder, Overlap, TrainedOn
 from ..encoders.trained_on import say_overlap
 from ..errors import InputError
 from ..files import file_digests
+from ..images import Transform
+from ..images.masks import Mask
 from ..metrics.segmentation import SegmentationScore, evaluate_masks
 from ..training.data.batches import TrainingBatches
-from ..training.data.parts import Part, sentence
-from ..training.data.sampling import make_sampler
+from ..training.data.run_data import Part, RunData, sentence
+from ..training.data.samplers import make_sampler
 from ..training.engine.logs import write_json
 from ..training.engine.loop import fit
-from ..training.losses.registry import TERMS, TermContext, build_objective
-from ..training.recipes.recipe import EncoderSettings, Recipe
+from ..training.losses.registry import TermContext, build_objective
+from ..training.recipes.recipe import EncoderSettings, Recipe, located
 from ..training.recipes.runs import RunResult, run_recipe
 from ..training.recipes.tables import plain
-from .data import Mask, MaskedImages, all_readable
+from .data import MaskedImages, all_readable
+from .pipeline_recipe import NetworkSettings, PipelineRecipe
 from .pseudo_masks.make import make_masks, most_likely
 from .pseudo_masks.sources import load_source
-from .recipe import NetworkSettings, PipelineRecipe, located
 from .segmenter.inference import InferenceSettings, require_classes
 from .segmenter.losses import SEGMENTER_TERMS, dense_training_set
 from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities
-
-__all__ = ["predicted_mask", "run_segmentation", "say_trained_on", "score_segmenter"]
 
 Progress = Callable[[int, int], None]
 
@@ -119,15 +119,17 @@ class _Run:
     def learn_maps(self, stage: Recipe, train: MaskedImages) -> RunResult:
         """An encoder and a classifier from image-level labels, and from some outlines where the recipe has them."""
         outlined = train.choose(self.recipe.data.outlined, seed=self.recipe.data.outline_seed)
-        kind = self.recipe.data.outlines
+
+        def opened(transform: Transform) -> RunData:
+            own = train.training_set(transform, masks_for=outlined, kind=self.recipe.data.outlines)
+            return RunData({"train": own}, parts=self.parts)
+
         return run_recipe(
             stage,
-            terms=TERMS,
+            data=opened,
             folder=self.folder / "weak",
             seed=self.seed,
             resume=self.resume,
-            sets=lambda transform: {"train": train.training_set(transform, masks_for=outlined, kind=kind)},
-            parts=self.parts,
             announce=self.announce,
             progress=self.progress,
         )
@@ -152,10 +154,11 @@ class _Run:
             weights = self.folder / "weak" / "encoder.safetensors"
         elif weights not in ("random", "imagenet"):
             weights = located(network.weights, recipe.folder)
+        transform = EncoderSettings(architecture="conv4").build(training.data, folder=recipe.folder, seed=0).transform
         segmenter = build_segmenter(
             network.architecture,
             train.class_names,
-            transform=EncoderSettings("conv4").build(training.data, folder=recipe.folder, seed=0).transform,
+            transform=transform,
             weights=weights,
             options=network.options,
             seed=self.seed,

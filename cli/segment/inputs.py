@@ -10,12 +10,12 @@ from ...errors import InputError
 from ..command import refuse_unused
 
 if TYPE_CHECKING:
-    from ...segmentation.data import Mask, MaskedImages
+    from ...images.masks import Mask
+    from ...segmentation.data import MaskedImages
     from ...segmentation.pseudo_masks.sources import ClassMapSource
     from ...segmentation.segmenter.inference import InferenceSettings
     from ...segmentation.segmenter.segmenter import Segmenter
 
-__all__ = ["Layout", "is_model", "mask_pairs", "open_data", "open_model"]
 
 Layout = Literal["auto", "folder", "voc", "camvid", "table", "scenes"]
 
@@ -87,9 +87,9 @@ def open_data(
     class_names: Sequence[str] | None,
 ) -> MaskedImages:
     """The images that the options name."""
-    from ...datasets.masked_images import splits_of_table
+    from ...datasets.masked_images import VOC_CLASSES, read_names, splits_of_table
     from ...remarks import remark
-    from ...segmentation.data import VOC_CLASSES, MaskedImages, read_names
+    from ...segmentation.data import MaskedImages
 
     layout = _layout_of(source) if layout == "auto" else layout
     if layout != "folder":
@@ -120,8 +120,9 @@ def mask_pairs(
     found: Path, truth: str, *, layout: Layout, split: str | None, masks: Path | None, names: Path | None
 ) -> tuple[Iterator[tuple[Mask, Mask]], tuple[str, ...]]:
     """True and found masks by name, and what the numbers in them mean."""
+    from ...datasets.masked_images import VOC_CLASSES, read_names
     from ...images.masks import read_class_numbers
-    from ...segmentation.data import VOC_CLASSES, MaskIds, read_names
+    from ...segmentation.label_maps import MaskIds
 
     found = found / "SegmentationClass" if (found / "SegmentationClass").is_dir() else found
     if not found.is_dir():

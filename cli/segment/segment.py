@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,20 +13,18 @@ from ...files import replacing
 from ...remarks import counted
 from ..checks import require_images, require_model
 from ..command import Commands, refuse_unused
-from ..console import out, print_json, progress_bar, say
+from ..console import print_json, progress_bar, say
 from ..options import AsJson, ReadsImages, Strict
-from ..recipes import ListRecipes, RecipePath, Template, find_recipe
-from ..task_train import Changes, OutFolder, Resume, Seeds, Variant
-from ..train import announcer, changes_with, chosen_seeds, chosen_variants, comparison_table, resumable_runs
+from ..train import segment_train
 from .inputs import Layout, is_model, mask_pairs, open_data, open_model
 
 if TYPE_CHECKING:
     from ...datasets.voc import VocFolder
-    from ...segmentation.data import Mask, MaskedImages
+    from ...images.masks import Mask
+    from ...segmentation.data import MaskedImages
     from ...segmentation.pseudo_masks.sources import ClassMapSource
     from ...segmentation.segmenter.inference import InferenceSettings, Shown
     from ...segmentation.segmenter.segmenter import Segmenter
-    from ...training.recipes.runs import RunResult
 
 app = Commands(help="Weakly supervised segmentation: masks from the classes that an image shows.")
 
@@ -60,59 +57,7 @@ Base = Annotated[
 SegmentDevice = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
 
-@app.command("train", cls=ReadsImages, epilog=TRAIN_EXAMPLE)
-def train(
-    recipe: RecipePath,
-    out_path: OutFolder = None,
-    variant: Variant = None,
-    seeds: Seeds = None,
-    changes: Changes = None,
-    resume: Resume = False,
-    _list: ListRecipes = False,
-    _template: Template = False,
-    strict: Strict = False,
-    as_json: AsJson = False,
-) -> None:
-    """Train as a recipe says: class maps (CAM, CPN, SEAM), or all the way to a segmentation network."""
-    recipe = find_recipe(recipe)
-    from ...training.recipes.recipe import RecipeFile
-    from ...training.recipes.runs import compare_runs
-
-    folder = out_path or Path("runs") / recipe.stem
-    names: Sequence[str | None] = chosen_variants(variant, RecipeFile.read(recipe).variants)
-    options: dict[str, Any] = {"announce": announcer(), "resume": resume, "cache": folder}
-    loaded = {name or "": _loaded(recipe, name, changes_with(changes, strict=strict), options) for name in names}
-    title, own_seed, _ = next(iter(loaded.values()))
-    with resumable_runs(folder):
-        comparison = compare_runs(
-            title,
-            {name: run for name, (_, _, run) in loaded.items()},
-            seeds=chosen_seeds(seeds) if seeds else [own_seed],
-            folder=folder,
-            watch=lambda name, seed: progress_bar(" ".join(filter(None, (name, f"seed {seed}")))),
-        )
-    if as_json:
-        print_json(comparison.to_dict())
-        return
-    out.print(comparison_table(comparison))
-    say(f"Models, masks, logs, and resolved recipes: {folder}")
-
-
-def _loaded(
-    path: Path, variant: str | None, changes: Sequence[str], options: dict[str, Any]
-) -> tuple[str, int, Callable[..., RunResult]]:
-    """Name, seed, and run of a recipe: of the whole way, or of class maps alone."""
-    from ...segmentation.pipeline import run_segmentation
-    from ...segmentation.recipe import PipelineRecipe, is_pipeline
-
-    if is_pipeline(path):
-        whole = PipelineRecipe.read(path, variant=variant, changes=changes)
-        return whole.name, whole.seed, partial(run_segmentation, whole, **options)
-    from ...segmentation.cam_training.training import SegmentationRecipe
-    from ...segmentation.cam_training.training import train as train_maps
-
-    maps = SegmentationRecipe.read(path, variant=variant, changes=changes)
-    return maps.recipe.name, maps.recipe.run.seed, partial(train_maps, maps, **options)
+app.command("train", cls=ReadsImages, epilog=TRAIN_EXAMPLE)(segment_train)
 
 
 @app.command("infer", cls=ReadsImages, epilog=INFER_EXAMPLE)
@@ -216,7 +161,7 @@ def _mask_maker(
         return lambda i: predicted_mask(model, data, i, settings=settings)
     shown: Shown = of_maps["labels"] if of_maps["labels"] in ("predicted", "all") else "known"
     beta, refine = of_maps["background"], of_maps["refine"]
-    stage = CueStage("pseudo_masks", labels=shown, inference=settings, beta=beta, refine=refine)
+    stage = CueStage(kind="pseudo_masks", labels=shown, inference=settings, beta=beta, refine=refine)
     return MaskMaker(model, data, stage, device=device).mask
 
 

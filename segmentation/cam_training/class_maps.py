@@ -18,16 +18,6 @@ from torch.nn import functional
 
 from ...errors import InputError
 
-__all__ = [
-    "Scaling",
-    "background_score",
-    "class_maps",
-    "hardest",
-    "min_pooling_loss",
-    "scaled_maps",
-    "with_background",
-]
-
 Scaling = Literal["max", "range"]
 _EPS = 1e-5
 

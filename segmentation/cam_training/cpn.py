@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -29,13 +28,11 @@ from ...errors import InputError
 from ...training.engine.step import Step, Term
 from ...training.losses.attention import statistics_frozen
 from ...training.losses.registry import TermContext
-from ...training.recipes.tables import parse
+from ...training.recipes.tables import NotNegative, parse
 from .class_maps import class_maps, hardest, min_pooling_loss, scaled_maps, with_background
 from .map_refinement import read_stages
 from .map_term import MapSettings, MapTerm, renamed, require_plain_maps
 from .patches import GridPatches, Patches, PatchPair, SuperpixelPatches
-
-__all__ = ["AUTHORS_CODE", "Cpn", "CpnSettings", "build_cpn", "cpcr_loss", "tcp_loss"]
 
 AUTHORS_CODE: Mapping[str, Any] = {
     "detach_refined_pair": False,
@@ -119,7 +116,6 @@ def cpcr_loss(
     return total
 
 
-@dataclass(frozen=True, kw_only=True)
 class CpnSettings(MapSettings):
     """Options of CPN, under the names that a recipe gives them.
 
@@ -152,20 +148,19 @@ class CpnSettings(MapSettings):
     hidden: float = 0.5
     share: Literal["pixels", "patches"] = "pixels"
     replacement: bool = False
-    tcp_weight: float = 1.0
-    cpcr_weight: float = 1.0
+    tcp_weight: NotNegative = 1.0
+    cpcr_weight: NotNegative = 1.0
     resolution: Literal["map", "image"] = "map"
     batch_norm: Literal["joint", "separate", "original"] = "joint"
     detach_refined_pair: bool = True
     detach_minuend: bool = True
     as_printed_in_paper: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        """Raise InputError for values that do not fit together."""
+        super().check()
         if self.cpcr and not (self.pcm or self.prcm):
             raise InputError("cpcr compares plain with refined maps; switch pcm or prcm on, or cpcr off")
-        if min(self.tcp_weight, self.cpcr_weight) < 0:
-            raise InputError("expected weights of at least 0")
 
 
 class Cpn(MapTerm):

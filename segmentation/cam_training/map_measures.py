@@ -16,8 +16,6 @@ from ...training.data.training_set import TrainingSet
 from ..pseudo_masks.sources import ClassMapSource
 from ..segmenter.inference import InferenceSettings, class_scores
 
-__all__ = ["MeasureSettings", "Truth", "masks_of", "measure"]
-
 
 @dataclass(frozen=True)
 class MeasureSettings:

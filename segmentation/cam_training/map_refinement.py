@@ -31,8 +31,6 @@ from ...encoders.layers import Tap, require_layer, returned_by
 from ...errors import InputError
 from .class_maps import Scaling, scaled_maps, with_background
 
-__all__ = ["MapRefinement", "Prcm", "affinity", "pixel_correlation", "read_stages", "stage_dims", "stage_layers"]
-
 PrcmSoftmax = Literal["class", "pixel"]
 _STAGES = {
     "resnet38": ("b5.relu_branch2a", "b6.relu_branch2a"),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,15 +19,12 @@ from ...remarks import remark
 from ...training.data.labels import accuracy
 from ...training.engine.step import Step, Term
 from ...training.losses.registry import TermContext, checked_term
-from ...training.recipes.options import check_name
+from ...training.recipes.tables import NotNegative, Table
 from .class_maps import Scaling, class_maps
 from .map_refinement import MapRefinement, PrcmSoftmax, stage_dims, stage_layers
 
-__all__ = ["MapSettings", "MapTerm", "build_multi_label", "renamed", "require_plain_maps"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class MapSettings:
+class MapSettings(Table):
     """Options of CPN and SEAM alike.
 
     Attributes:
@@ -55,14 +51,12 @@ class MapSettings:
     start: int = 0
     stages: tuple[str, ...] | None = None
     one_hot: bool = False
-    min_pooling: float = 0.0
+    min_pooling: NotNegative = 0.0
 
-    def __post_init__(self) -> None:
-        if not 0 < self.hard_share <= 1 or self.min_pooling < 0 or self.start < 0:
-            raise InputError("expected 0 < hard_share <= 1, and min_pooling and start of at least 0")
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal:
-                check_name(name, getattr(self, name), get_args(hint))
+    def check(self) -> None:
+        """Raise InputError for values that do not fit together."""
+        if not 0 < self.hard_share <= 1 or self.start < 0:
+            raise InputError("expected 0 < hard_share <= 1, and start of at least 0")
 
     @property
     def hardest_share(self) -> float | None:

@@ -23,8 +23,6 @@ from torch import Tensor
 from ...errors import InputError, MissingExtraError
 from ...images import Transform
 
-__all__ = ["GridPatches", "PatchPair", "Patches", "SuperpixelPatches"]
-
 Share = Literal["pixels", "patches"]
 
 

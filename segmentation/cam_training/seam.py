@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -29,10 +28,7 @@ from .class_maps import class_maps, hardest, min_pooling_loss, scaled_maps, with
 from .map_refinement import read_stages
 from .map_term import MapSettings, MapTerm, renamed, require_plain_maps
 
-__all__ = ["Seam", "SeamSettings", "build_seam"]
 
-
-@dataclass(frozen=True, kw_only=True)
 class SeamSettings(MapSettings):
     """Options of SEAM, under the names that a recipe gives them; PRCM beside PCM is that of CPN's Table 5.
 
@@ -53,8 +49,9 @@ class SeamSettings(MapSettings):
     batch_norm: Literal["separate", "original"] = "separate"
     detach_plain: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        """Raise InputError for values that do not fit together."""
+        super().check()
         if not 0 < self.scale < 1:
             raise InputError("expected 0 < scale < 1")
         if not self.pcm:

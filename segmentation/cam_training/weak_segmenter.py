@@ -22,8 +22,6 @@ from .class_maps import class_maps
 from .map_refinement import MapRefinement, read_stages
 from .map_term import MapTerm
 
-__all__ = ["WeakSegmenter"]
-
 _KIND = "weak segmenter"
 
 

@@ -29,18 +29,8 @@ from ...encoders.checkpoint import built_from_header, read_checkpoint, write_che
 from ...encoders.encoder import evaluating
 from ...encoders.weights.reading import drawn_from
 from ...errors import InputError, ShapeError, WeightsError
-from ..data import VOID, Mask, MaskedImages
-
-__all__ = [
-    "AffinityNet",
-    "AffinitySettings",
-    "WalkSettings",
-    "affinities",
-    "affinity_loss",
-    "random_walk",
-    "refine_by_walk",
-    "train_affinity",
-]
+from ...images.masks import VOID, Mask
+from ..data import MaskedImages
 
 Offset = tuple[int, int]
 

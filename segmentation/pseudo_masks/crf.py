@@ -13,8 +13,6 @@ from PIL import Image
 
 from ...errors import InputError, MissingExtraError, ShapeError
 
-__all__ = ["CrfSettings", "dense_crf"]
-
 
 @dataclass(frozen=True)
 class CrfSettings:

@@ -5,7 +5,6 @@ Scores are those of `class_scores`: in an image's own pixels, each class's maxim
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,13 +12,11 @@ from jaxtyping import Bool, Float
 from PIL import Image
 
 from ...errors import InputError, ShapeError
-from ..data import VOID, Mask
+from ...images.masks import VOID, Mask
+from ...training.recipes.tables import BelowOne, Table
 
-__all__ = ["CueSettings", "border_contrast", "make_cues", "pseudo_mask"]
 
-
-@dataclass(frozen=True)
-class CueSettings:
+class CueSettings(Table):
     """The pixels that count as sure.
 
     Attributes:
@@ -36,16 +33,14 @@ class CueSettings:
         region wins, and a tenth of the image with the least saliency is background.
     """
 
-    foreground: float = 0.2
+    foreground: BelowOne = 0.2
     conflicts: Literal["smaller", "score"] = "smaller"
     background: Literal["low", "saliency", "none"] = "low"
-    low: float = 0.05
-    share: float = 0.1
+    low: BelowOne = 0.05
+    share: BelowOne = 0.1
 
-    def __post_init__(self) -> None:
-        for name in ("foreground", "low", "share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"expected {name} as a share from 0 to below 1, got {getattr(self, name)}")
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if self.background == "low" and self.low > self.foreground:
             raise InputError(f"low = {self.low} lies above foreground = {self.foreground}; pixels would be both")
 

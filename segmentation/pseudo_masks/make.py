@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -14,23 +13,22 @@ from jaxtyping import Float
 from ...datasets.voc import VocFolder
 from ...encoders import Encoder
 from ...errors import InputError
+from ...images.masks import Mask
 from ...metrics.segmentation import CurveCounter, SegmentationScore, confusion_matrix
-from ..data import Mask, MaskedImages
+from ...training.recipes.tables import Table
+from ..data import MaskedImages
 from ..segmenter.inference import InferenceSettings, Shown, on_device, require_classes, score_image
 from .affinity_net import AffinityNet, AffinitySettings, WalkSettings, refine_by_walk, train_affinity
 from .crf import CrfSettings, dense_crf
 from .cues import CueSettings, make_cues, pseudo_mask
 from .sources import ClassMapSource
 
-__all__ = ["CueStage", "MaskMaker", "make_masks", "most_likely"]
-
 _CACHE_BYTES = 512 * 1024**2  # of class scores
 
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class CueStage:
+class CueStage(Table):
     """The way from class maps of the training images to masks.
 
     Attributes:
@@ -50,14 +48,14 @@ class CueStage:
     kind: Literal["cues", "pseudo_masks", "truth"] = "cues"
     method: Literal["cam", "gradcam"] = "cam"
     labels: Shown = "known"
-    inference: InferenceSettings = field(default_factory=InferenceSettings)
-    sure: CueSettings = field(default_factory=CueSettings)
+    inference: InferenceSettings = InferenceSettings()
+    sure: CueSettings = CueSettings()
     beta: float | Literal["best"] = 0.3
     margin: float = 0.0
     refine: Literal["none", "walk", "affinity", "crf"] = "none"
-    walk: WalkSettings = field(default_factory=WalkSettings)
-    affinity: AffinitySettings = field(default_factory=AffinitySettings)
-    crf: CrfSettings = field(default_factory=CrfSettings)
+    walk: WalkSettings = WalkSettings()
+    affinity: AffinitySettings = AffinitySettings()
+    crf: CrfSettings = CrfSettings()
 
 
 def make_masks(
@@ -124,7 +122,7 @@ class MaskMaker:
         self.source, self.data, self.stage, self.device, self.seed = source, data, stage, device, seed
         self.beta = 0.0 if stage.beta == "best" else float(stage.beta)
         # street scenes have no background to be sure of
-        self.sure = stage.sure if data.has_background else dataclasses.replace(stage.sure, background="none")
+        self.sure = stage.sure if data.has_background else stage.sure.changed(background="none")
         self.affinity: AffinityNet | None = None
         self._cache: dict[int, Float[np.ndarray, "c h w"]] = {}
         self._room = _CACHE_BYTES

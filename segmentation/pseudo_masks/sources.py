@@ -26,9 +26,6 @@ from ...training.losses.attention import gradient_weights, pooled_weights
 from ...training.losses.classifier import load_classifier
 from ..cam_training.weak_segmenter import WeakSegmenter
 
-__all__ = ["ClassMapSource", "ClassifierMaps", "load_source", "network_of"]
-
-
 Method = Literal["cam", "gradcam"]
 
 

@@ -20,8 +20,6 @@ from ...training.engine.environment import choose_device
 from ..data import MaskedImages
 from ..pseudo_masks.sources import ClassMapSource
 
-__all__ = ["InferenceSettings", "Shown", "class_scores", "max_normalised", "on_device", "score_image", "score_images"]
-
 Shown = Literal["known", "predicted", "all"]
 """The classes that an image may show: those that the data set says, those that the model finds, or all."""
 

@@ -26,15 +26,14 @@ from torch.nn import functional
 
 from ...errors import InputError
 from ...images import Transform
+from ...images.masks import VOID, Mask
 from ...training.data.training_set import TrainingSet
 from ...training.engine.step import Batch, Step, Term
 from ...training.losses.registry import Builder, checked_term
-from ...training.recipes.options import check_name
-from ..data import VOID, Mask, MaskedImages
+from ...training.recipes.tables import check_name
+from ..data import MaskedImages
 from ..label_maps import as_regions, label_map
 from ..pseudo_masks.crf import CrfSettings, dense_crf
-
-__all__ = ["SEGMENTER_TERMS", "Constrain", "Expand", "Pixels", "Pooled", "dense_labels", "dense_training_set"]
 
 
 def dense_training_set(data: MaskedImages, transform: Transform) -> TrainingSet:

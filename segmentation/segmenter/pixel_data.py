@@ -16,10 +16,9 @@ from ...encoders.encoder import evaluating
 from ...errors import InputError, ShapeError
 from ...explain.drawing.boxes import labelled
 from ...images import Transform
-from ..data import VOID, MaskedImages
+from ...images.masks import VOID
+from ..data import MaskedImages
 from ..label_maps import label_map
-
-__all__ = ["PixelData", "predict"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,8 +35,6 @@ from ...errors import InputError, WeightsError
 from ...images import Transform
 from .inference import InferenceSettings, taken_by_network
 
-__all__ = ["LIGHT", "SegmentationModel", "Segmenter", "build_segmenter", "class_probabilities", "load_segmenter"]
-
 LIGHT = "light"
 _SUFFIX = ".safetensors"
 _KIND = "segmenter"

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from distcam.datasets.masked_images import VOC_CLASSES, read_names
 from distcam.errors import ImageError, InputError
 from distcam.images import Transform
 from distcam.remarks import DistcamWarning
-from distcam.segmentation.data import VOC_CLASSES, MaskedImages, MaskIds, label_map, read_names
-from distcam.segmentation.label_maps import boxes_around
+from distcam.segmentation.data import MaskedImages
+from distcam.segmentation.label_maps import MaskIds, boxes_around, label_map
 from distcam.synthetic.scene_set import blueprints, write_scenes
 
 SIZE = (12, 8)  # width, height

@@ -1,4 +1,4 @@
-"""Which classes the images of a batch show: one, two in shares (mixup, CutMix), or several."""
+"""The classes of a batch's images: one, two in shares (mixup, CutMix), or several."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from torch.nn.functional import one_hot
 
 from ...errors import InputError
 from ..engine.step import Batch
-
-__all__ = ["Targets", "accuracy", "is_right", "single_labels", "true_classes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +59,7 @@ def true_classes(batch: Batch) -> Targets:
 
 
 def is_right(logits: Float[Tensor, "b c"], labels: Tensor) -> Bool[Tensor, " b"]:
-    """Whether a class that the image shows has the largest logit; a tie with one that it does not show is lost.
+    """True if a class that the image shows has the largest logit; a tie with one that it does not show is lost.
 
     >>> is_right(torch.tensor([[2.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0])).tolist()
     [True, False]

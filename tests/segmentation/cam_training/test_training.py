@@ -199,5 +199,5 @@ def test_every_variant_of_the_recipes_reads_and_its_losses_build(name: str) -> N
     )
     context = TermContext(encoder, ["a", "b"], multi_label=True)
     for variant in RecipeFile.read(file).variants:
-        recipe = SegmentationRecipe.read(file, variant=variant).recipe
+        recipe = SegmentationRecipe.read(file, variant=variant)
         build_objective(recipe.loss, context, terms=SEGMENTATION_TERMS)

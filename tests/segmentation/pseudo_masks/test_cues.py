@@ -15,7 +15,8 @@ from distcam.encoders import Encoder
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
 from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
-from distcam.segmentation.data import MaskedImages, MaskIds
+from distcam.segmentation.data import MaskedImages
+from distcam.segmentation.label_maps import MaskIds
 from distcam.segmentation.pseudo_masks.cues import (
     CueSettings,
     border_contrast,
@@ -93,7 +94,7 @@ def test_a_pseudo_mask_is_an_argmax_with_a_margin_of_doubt() -> None:
 
 
 def test_shares_outside_their_range_are_refused() -> None:
-    with pytest.raises(InputError, match=r"expected foreground as a share from 0 to below 1, got 1.5"):
+    with pytest.raises(InputError, match=r"foreground: expected a number from 0 to below 1, got 1.5"):
         CueSettings(foreground=1.5)
     with pytest.raises(InputError, match=r"low = 0.3 lies above foreground = 0.2; pixels would be both"):
         CueSettings(low=0.3)
@@ -115,7 +116,7 @@ def test_the_best_background_score_of_a_crf_needs_true_masks_too(tmp_path) -> No
     data = MaskedImages.from_table(tmp_path / "labels.csv", ("cat", "dog"))
     encoder = Encoder.load("conv4", weights="random", options={"width": 4, "last_pool": False}, transform=Transform(32))
     source = WeakSegmenter(encoder, torch.ones(2, encoder.pooled_dim), ("cat", "dog"))
-    for stage in (CueStage(refine="crf", beta="best"), CueStage("pseudo_masks", beta="best")):
+    for stage in (CueStage(refine="crf", beta="best"), CueStage(kind="pseudo_masks", beta="best")):
         with pytest.raises(InputError, match="needs images with true masks to choose it by"):
             make_masks(source, data, VocFolder(tmp_path / "masks", ("cat", "dog")), stage=stage, device="cpu")
 

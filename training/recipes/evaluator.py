@@ -1,4 +1,4 @@
-"""What an encoder in training is measured by: predictions, neighbours, and where its maps lie, split by split.
+"""Measures of an encoder in training: predictions, neighbours, and the place of its maps, split by split.
 
 Metrics are called `SPLIT.METRIC`. Each measure of a map stands beside what a map that knows nothing would reach.
 """
@@ -6,13 +6,13 @@ Metrics are called `SPLIT.METRIC`. Each measure of a map stands beside what a ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from pydantic import field_validator
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -27,9 +27,7 @@ from ...metrics.ranking import RankMeasures
 from ..data.labels import is_right
 from ..data.training_set import TrainingSet
 from ..engine.step import HasClassWeights
-from .options import check_name
-
-__all__ = ["MAPS", "METRICS", "EvaluationSettings", "Evaluator", "energy_in_raster", "recall_at"]
+from .tables import Count, Table, check_name
 
 MAPS = ("caam", "cam", "gradcam", "dist_cam")
 _RECALLS = {f"recall_at_{k}": k for k in (1, 2, 4, 8, 10, 100, 1000)}
@@ -43,9 +41,8 @@ METRICS = (
 )
 
 
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What is measured when a run is over; while it lasts, only what `run.monitor` names.
+class EvaluationSettings(Table):
+    """Metrics of a finished run; while it lasts, only the one that `run.monitor` names.
 
     Attributes:
         metrics: from `METRICS`. `accuracy`: of the objective's classifier; with 0/1 labels, the share of the images
@@ -65,23 +62,23 @@ class EvaluationSettings:
     metrics: tuple[str, ...] = ("accuracy", "recall_at_1")
     splits: tuple[str, ...] = ()
     distance: Literal["cosine", "l2"] = "cosine"
-    batch_size: int = 256
+    batch_size: Count = 256
 
-    def __post_init__(self) -> None:
-        for name in self.metrics:
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        for name in metrics:
             check_name("metric", name, METRICS)
-        if not self.metrics or self.batch_size < 1:
-            raise InputError("expected one metric or more, and a batch size of at least 1")
+        if not metrics:
+            raise InputError("expected one metric or more")
+        return metrics
 
 
 class Evaluator:
     """Measures an encoder on some splits; `evaluator(encoder)` is what the loop wants of `evaluate`.
 
-    Args:
-        sets: images by split, "train" among them.
-        settings: what is measured.
-        classifier: whose predictions and class maps are measured; without one these metrics are left out.
-        only: names such as "test.accuracy"; all that apply if left out.
+    Without a classifier metrics of predictions and class maps are left out. `only` names metrics such as
+    "test.accuracy"; all that apply are measured without it.
 
     Raises:
         InputError: a split or metric that does not exist, or one that no split can give; but the accuracy on unseen
@@ -170,7 +167,10 @@ class _Measured:
             elif name in _RECALLS:
                 results[name] = _recall(self._ranked, _RECALLS[name])
             elif name == "nmi":
-                results[name] = self._nmi()
+                vectors, labels = self._embeddings, self._data.labels.numpy()
+                vectors = normalize(vectors) if self._settings.distance == "cosine" else vectors
+                clusters = cluster(vectors.numpy(), len(np.unique(labels)), seed=0)
+                results[name] = normalised_mutual_information(labels, clusters)
             elif name in _NEIGHBOURS:
                 values = getattr(self._ranked, name)[self._ranked.n_relevant > 0]
                 results[name] = float(values.mean()) if values.size else 0.0
@@ -200,12 +200,6 @@ class _Measured:
     @cached_property
     def _ranked(self) -> RankMeasures:
         return _rank_among_others(self._embeddings, self._data.labels, self._settings.distance)
-
-    def _nmi(self) -> float:
-        vectors, labels = self._embeddings, self._data.labels.numpy()
-        if self._settings.distance == "cosine":
-            vectors = normalize(vectors)
-        return normalised_mutual_information(labels, cluster(vectors.numpy(), len(np.unique(labels)), seed=0))
 
     def _energies(self, maps: Sequence[str]) -> dict[str, float]:
         """Energy and peak of each map on the outlines, averaged over the outlined objects."""

@@ -1,13 +1,24 @@
-"""How large the parts of a run's data are, and how many of their classes are trained on: said before training."""
+"""The images of a run by part, how many of their classes are trained on, and what its task does with them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ...encoders import Encoder
+from ...remarks import Skipped
+from ..engine.step import Objective
+from .dividing import SplitSettings
+from .samplers import Sampler
 from .training_set import TrainingSet
 
-__all__ = ["Part", "describe", "parts_of", "sentence"]
+if TYPE_CHECKING:
+    from ..losses.registry import Builder
+
+Progress = Callable[[int, int], None]
+Measure = Callable[[Encoder, Objective, Path | None], Mapping[str, float]]  # the last: the run's folder
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,31 @@ class Part:
 
     images: int
     classes: frozenset[str]
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """Images, losses and measures of a run.
+
+    Attributes:
+        sets: images by split, "train" among them.
+        parts: sizes and classes, where the sets are not all of the data.
+        left_out: images that were left out of the sets beforehand.
+        terms: the kinds of losses there are; `TERMS` if left out.
+        sampler: instead of the recipe's `[sampler]`: few-shot episodes, for example.
+        validate: what `run.monitor` looks at, instead of a metric of `[evaluation]`.
+        measure: further metrics of the trained encoder.
+        split: how the images were divided, where the recipe leaves something to the data.
+    """
+
+    sets: Mapping[str, TrainingSet]
+    parts: Mapping[str, Part] | None = None
+    left_out: Sequence[Skipped] = ()
+    terms: Mapping[str, Builder] | None = None
+    sampler: Sampler | None = None
+    validate: Measure | None = None
+    measure: Measure | None = None
+    split: SplitSettings | None = None
 
 
 def parts_of(sets: Mapping[str, TrainingSet]) -> dict[str, Part]:
