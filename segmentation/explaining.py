@@ -82,7 +82,7 @@ def ask_objects(
 
     Args:
         data: the images.
-        row: which.
+        row: number of the image.
         predicted: the class of each of its pixels, as the network says.
         by: see above.
         least_pixels: of an object.
@@ -253,7 +253,7 @@ def judge_maps(
         data: images with masks.
         methods: of `METHODS` and `REFERENCES`.
         layer: of the network.
-        by: how objects are asked about, see `ask_objects`.
+        by: way to ask about objects, see `ask_objects`.
         road: shares of the pixels that ROAD removes; none leaves it out.
         most: questions about one image.
         least_pixels: of an object.

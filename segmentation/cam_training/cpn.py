@@ -120,17 +120,17 @@ class CpnSettings(MapSettings):
     """Options of CPN, under the names that a recipe gives them.
 
     Attributes:
-        tcp: whether L_tcp takes part; without it, and without `cpcr`, the pair only adds to L_cls.
-        cpcr: whether L_cpcr does; it needs a refinement.
+        tcp: L_tcp takes part; without it, and without `cpcr`, the pair only adds to L_cls.
+        cpcr: L_cpcr takes part; it needs a refinement.
         patches: "grid" or "superpixels".
         sizes: of the grid's squares, in pixels or as shares of the shorter side.
         segments: of the superpixels.
         hidden: p_h.
-        share: what λ counts, "pixels" or "patches".
+        share: λ counts "pixels" or "patches".
         replacement: draw superpixels with replacement; see `SuperpixelPatches`.
         tcp_weight: of L_tcp, 1 in the paper.
         cpcr_weight: of L_cpcr, 1 in the paper.
-        resolution: where the losses are computed: at the maps' size ("map") or the "image"'s.
+        resolution: of the losses: the maps' size ("map") or the "image"'s.
         batch_norm: of a network whose batch norms are not frozen. "joint": one pass, statistics of all three branches.
             "separate": three passes, each branch its own. "original": the pair passes with the running statistics and
             leaves them alone, so that they stay those of whole images.

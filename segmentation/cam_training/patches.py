@@ -64,7 +64,7 @@ class Patches(ABC):
 
     Args:
         hidden: p_h, the probability that a patch is hidden in I_h, between 0 and 1.
-        share: what λ counts: "pixels", which is what the network sees, or "patches", as published code does for grids.
+        share: λ counts "pixels", which the network sees, or "patches", as published code does for grids.
             They differ where patches differ in size.
     """
 
@@ -147,7 +147,7 @@ class SuperpixelPatches(Patches):
     come again unchanged (without augmentation) cost nothing. Needs the extra `segment`.
 
     Args:
-        transform: what normalised the images.
+        transform: of the normalised images.
         segments: S_N, about how many patches an image has; the paper's best is 200.
         compactness: of `skimage.segmentation.slic`: more makes squares, less follows colours.
         hidden: see `Patches`.

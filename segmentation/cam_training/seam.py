@@ -34,8 +34,8 @@ class SeamSettings(MapSettings):
 
     Attributes:
         scale: of the second view.
-        er: whether L_er takes part.
-        ecr: whether L_ecr does.
+        er: L_er takes part.
+        ecr: L_ecr takes part.
         batch_norm: "separate": each view has its own statistics. "original": the small view passes with the running
             ones.
         detach_plain: L_ecr's plain maps are constants.

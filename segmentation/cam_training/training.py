@@ -39,7 +39,7 @@ from ..data import MaskedImages, all_readable
 from ..label_maps import label_map
 from ..segmenter.inference import InferenceSettings
 from .cpn import build_cpn
-from .map_measures import MeasureSettings, Truth, masks_of, measure
+from .map_measures import MeasuredSplit, MeasureSettings, masks_of, measure
 from .map_term import MapTerm, build_multi_label
 from .seam import build_seam
 from .weak_segmenter import WeakSegmenter
@@ -109,7 +109,7 @@ class SegmentationRecipe(Recipe):
             raise InputError(
                 "the images have one class each; segmentation learns from 0/1 labels: data.multi_label = true"
             )
-        truths = {split: Truth(sets[split], own) for split, own in masks.items()}
+        truths = {split: MeasuredSplit(sets[split], own) for split, own in masks.items()}
         measured = _Measured(self.measure, truths, sets["train"].class_names)
         follows = (self.run.monitor or "").endswith(".miou")
         return replace(data, terms=SEGMENTATION_TERMS, validate=measured.quick if follows else None, measure=measured)
@@ -129,7 +129,9 @@ def _mask(images: MaskedImages, i: int, transform: Transform) -> UInt8[np.ndarra
 class _Measured:
     """The mIoU of a run's maps, and the file that they go into."""
 
-    def __init__(self, settings: MeasureSettings, truths: Mapping[str, Truth], class_names: tuple[str, ...]) -> None:
+    def __init__(
+        self, settings: MeasureSettings, truths: Mapping[str, MeasuredSplit], class_names: tuple[str, ...]
+    ) -> None:
         self._settings, self._truths, self._class_names = settings, truths, class_names
 
     def segmenter(self, encoder: Encoder, objective: Objective) -> WeakSegmenter:

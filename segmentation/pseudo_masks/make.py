@@ -36,7 +36,7 @@ class CueStage(Table):
         method: of a classifier's maps: "cam" or "gradcam".
         labels: whose maps count: those of the classes "known" of the image, "predicted" ones, or "all".
         inference: scales, mirroring, and what scale 1 is.
-        sure: what counts as a cue.
+        sure: limits of cues.
         beta: "pseudo_masks": the background's score, or "best": the one with the highest mIoU on the training masks.
         margin: "pseudo_masks": see `pseudo_mask`.
         refine: "walk" (random walk by colours), "affinity" (by affinities learnt from cues), "crf", or "none".
@@ -75,7 +75,7 @@ def make_masks(
         source: gives the maps.
         data: the images.
         masks: those that it has already are kept.
-        stage: how masks are made; `CueStage()` if left out.
+        stage: the way to masks; `CueStage()` if left out.
         seed: of what is learnt for it.
         split: the name of the list that is written.
         device: of the network.
@@ -111,8 +111,8 @@ class MaskMaker:
     Args:
         source: gives the maps; on `device`, in evaluation mode.
         data: with the classes of the source.
-        stage: how masks are made.
-        device: where the source lies.
+        stage: the way to masks.
+        device: of the source.
         seed: of what is learnt.
     """
 

@@ -103,7 +103,7 @@ def class_scores(
         image: RGB.
         shown: the classes that the image shows; the scores of all others are 0. None lets all stand.
         settings: `InferenceSettings()` if left out.
-        device: where the network lies.
+        device: of the network.
 
     Raises:
         InputError: `shown` holds a number that is no class, or a scale makes an input too small for the network.
@@ -185,7 +185,7 @@ def score_images(
         data: the images.
         labels: whose classes count: those "known" of the image, those "predicted", or "all" of them.
         settings: see `class_scores`.
-        device: where the network lies.
+        device: of the network.
         progress: called with (images done, images in all).
 
     Raises:

@@ -284,7 +284,7 @@ def class_probabilities(
         segmenter: in evaluation mode, on `device`.
         image: RGB.
         settings: one scale, not mirrored, if left out.
-        device: where the network lies.
+        device: of the network.
     """
     settings = settings or InferenceSettings(scales=(1.0,), flip=False)
     size = (image.height, image.width)
