@@ -119,30 +119,26 @@ def open_data(
 def mask_pairs(
     found: Path, truth: str, *, layout: Layout, split: str | None, masks: Path | None, names: Path | None
 ) -> tuple[Iterator[tuple[Mask, Mask]], tuple[str, ...]]:
-    """True and found masks by name, and what the numbers in them mean."""
+    """True and found masks by name, and the names of the numbers in them."""
     from ...datasets.masked_images import VOC_CLASSES, read_names
     from ...images.masks import read_class_numbers
     from ...segmentation.label_maps import MaskIds
 
-    found = found / "SegmentationClass" if (found / "SegmentationClass").is_dir() else found
+    found, root = (
+        folder / "SegmentationClass" if (folder / "SegmentationClass").is_dir() else folder
+        for folder in (found, Path(truth))
+    )
     if not found.is_dir():
         raise InputError(f"expected a folder of masks or a model, and nothing is at {found}")
     layout = _layout_of(truth) if layout == "auto" else layout
     if layout != "folder" or masks is not None:
         data = open_data(truth, layout=layout, split=split, masks=masks, names=names, labels="known", class_names=None)
         own = data.with_masks(found)
-
-        def of_data() -> Iterator[tuple[Mask, Mask]]:
-            for i in range(len(data)):
-                true, other = data.mask(i), own.mask(i)
-                if true is not None and other is not None:
-                    yield true, other
-
-        return of_data(), data.mask_names
+        both = ((data.mask(i), own.mask(i)) for i in range(len(data)))
+        return ((true, other) for true, other in both if true is not None and other is not None), data.mask_names
     refuse_unused("by a folder of masks", "split", remedy="name the folder of the split, or --layout")
     listed = names or next((p for p in (found.parent / "classes.txt", found / "classes.txt") if p.is_file()), None)
     class_names = VOC_CLASSES if listed is None else read_names(listed)
-    root = Path(truth) / "SegmentationClass" if (Path(truth) / "SegmentationClass").is_dir() else Path(truth)
     files = sorted(root.rglob("*.png"))
     if not files:
         raise InputError(f"no mask (.png) in {root}")

@@ -54,6 +54,7 @@ Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Also look a
 Base = Annotated[
     Literal["network", "image"], typer.Option(help="What scale 1 is: the network's input, or the image's own size.")
 ]
+Refined = Annotated[bool, typer.Option("--refined/--plain", help="The refined maps of a model that has any.")]
 SegmentDevice = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
 
@@ -84,9 +85,7 @@ def infer(
     scales: Scales = None,
     flip: Flip = None,
     base: Base = "network",
-    refined: Annotated[
-        bool, typer.Option("--refined/--plain", help="The refined maps of a model that has any.")
-    ] = True,
+    refined: Refined = True,
     layout: LayoutOption = "auto",
     split: Split = None,
     masks: Annotated[Path | None, typer.Option(help="A FOLDER of true masks: measures what was written.")] = None,
@@ -129,24 +128,15 @@ def infer(
                 _save_overlay(data, i, written)
             progress(i + 1, len(data))
     written.finish(split or "all", data.names)
-    score = overlap = None
+    content: dict[str, Any] = {"folder": str(folder), "masks": len(data), "settings": note}
+    content |= {"score": None, "trained_on": None}
+    text = f"{counted(len(data), 'mask')}: {written.masks}"
     if any(map(data.has_mask, range(len(data)))):
         pairs = ((true, written.read(name)) for i, name in enumerate(data.names) if (true := data.mask(i)) is not None)
         score, overlap = evaluate_masks(pairs, data.mask_names), say_trained_on(loaded, data)
-    if as_json:
-        print_json(
-            {
-                "folder": str(folder),
-                "masks": len(data),
-                "settings": note,
-                "score": None if score is None else score.to_dict(),
-                "trained_on": None if overlap is None else overlap.to_dict(),
-            }
-        )
-        return
-    if score is not None:
-        say(score.table())
-    say(f"{counted(len(data), 'mask')}: {written.masks}")
+        content |= {"score": score.to_dict(), "trained_on": None if overlap is None else overlap.to_dict()}
+        text = f"{score.table()}\n{text}"
+    _print(content, text, as_json=as_json)
 
 
 def _mask_maker(
@@ -195,9 +185,7 @@ def evaluate(
     scales: Scales = None,
     flip: Flip = None,
     base: Base = "network",
-    refined: Annotated[
-        bool, typer.Option("--refined/--plain", help="The refined maps of a model that has any.")
-    ] = True,
+    refined: Refined = True,
     device: SegmentDevice = "auto",
     strict: Strict = False,  # noqa: ARG001 - the command refuses notes
     as_json: AsJson = False,
