@@ -25,6 +25,7 @@ from ..files import file_digests
 from ..images import Transform, read_image
 from ..images.masks import VOID, Mask, MaskFolder, read_class_numbers, wrong_size
 from ..remarks import Skipped
+from ..training.data.outlines import RegionTable
 from ..training.data.pixels import say_left_out
 from ..training.data.training_set import TrainingSet
 from .label_maps import MaskIds, as_regions, boxes_around, label_map
@@ -203,6 +204,7 @@ class MaskedImages:
         *,
         masks_for: Sequence[int] = (),
         kind: Literal["mask", "box"] = "mask",
+        regions: RegionTable | None = None,
     ) -> TrainingSet:
         """The images with one 0/1 column per class, in memory, for training an encoder from image-level labels.
 
@@ -210,6 +212,7 @@ class MaskedImages:
             transform: the encoder's.
             masks_for: the images whose masks may be used, as regions of their classes (GAIN-ext).
             kind: of the regions: the masks themselves, or the boxes around their connected parts.
+            regions: others, in place of those.
 
         Raises:
             ImageError: an image cannot be read.
@@ -220,7 +223,7 @@ class MaskedImages:
         for i in range(len(self)):
             columns[i, list(self.labels(i))] = 1
             pixels[i] = transform(self.image(i))
-        regions: list[tuple[int, int, Mask]] = []
+        found: list[tuple[int, int, Mask]] = []
         for i in sorted(set(masks_for)):
             mask = self.mask(i)
             if mask is None:
@@ -229,13 +232,15 @@ class MaskedImages:
                 marked = boxes_around(mask == c + 1) if kind == "box" else mask == c + 1
                 seen = label_map(marked.astype(np.uint8), transform, outside=0)
                 if seen.any():
-                    regions.append((i, c, seen))
+                    found.append((i, c, seen))
+        if len(masks_for):
+            regions = as_regions(found, transform, are_boxes=kind == "box")
         return TrainingSet.from_pixels(
             pixels,
             columns,
             transform=transform,
             class_names=self.class_names,
-            regions=as_regions(regions, transform, are_boxes=kind == "box") if len(masks_for) else None,
+            regions=regions,
             digests=file_digests(map(self.file, range(len(self)))),
         )
 

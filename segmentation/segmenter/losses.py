@@ -44,7 +44,6 @@ def dense_training_set(data: MaskedImages, transform: Transform) -> TrainingSet:
     Raises:
         InputError: an image without a mask.
     """
-    plain = data.training_set(transform)
     found: list[tuple[int, int, Mask]] = []
     for i in range(len(data)):
         mask = data.mask(i)
@@ -54,14 +53,7 @@ def dense_training_set(data: MaskedImages, transform: Transform) -> TrainingSet:
         found += [(i, int(number), (seen == number).astype(np.uint8)) for number in np.unique(seen[seen != VOID])]
     if not found:
         raise InputError(f"none of the {len(data)} masks has a decided pixel; lower the threshold of the cues")
-    return TrainingSet.from_pixels(
-        plain.pixels(torch.arange(len(data))),
-        plain.labels,
-        transform=transform,
-        class_names=data.class_names,
-        regions=as_regions(found, transform),
-        digests=plain.digests,
-    )
+    return data.training_set(transform, regions=as_regions(found, transform))
 
 
 def dense_labels(batch: Batch) -> Int[Tensor, "b h w"]:
