@@ -12,13 +12,12 @@ from ..lazy import lazily
 if TYPE_CHECKING:
     from .episodes import EpisodeManifest
     from .few_shot import ArrayImages, FewShotData, FileImages, Images, Split
-    from .reid import read_data
+    from .registry import DATA_SETS, open_data, read_data
     from .reid_records import ReidData, ReidImage
     from .retrieval import Dataset, DatasetRecord, dataset_layouts, load_dataset
-    from .specs import DATA_SETS, open_data
 
 _HOME = {
-    "DATA_SETS": "specs",
+    "DATA_SETS": "registry",
     "ArrayImages": "few_shot",
     "Dataset": "retrieval",
     "DatasetRecord": "retrieval",
@@ -31,8 +30,8 @@ _HOME = {
     "Split": "few_shot",
     "dataset_layouts": "retrieval",
     "load_dataset": "retrieval",
-    "open_data": "specs",
-    "read_data": "reid",
+    "open_data": "registry",
+    "read_data": "registry",
 }
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import InputError
-from .archives import data_of_arrays, first_that_exists, read_pickled_images
+from .archives.arrays import data_of_arrays, first_that_exists, read_pickled_images
 from .class_folders import data_of_classes, read_class_lists
 from .few_shot import FewShotData
 
@@ -16,9 +16,6 @@ STEMS = {"base": "train", "val": "val", "novel": "test"}
 
 def cifar_fs(root: Path, split: str | None = None) -> FewShotData:
     """CIFAR-FS: `data/<class>/*.png` with `splits/bertinetto/{train,val,test}.txt`, or the pickles `CIFAR_FS_*.pickle`.
-
-    Raises:
-        InputError: a split name, since there is only one, or neither layout.
 
     Source: Bertinetto et al. 2019, arXiv:1805.08136, §4.
     """

@@ -14,6 +14,7 @@ from ..images.splits import overlooked_column, split_column, split_name, split_o
 from ..images.tables import header_of, rows_of
 from ..remarks import remark
 from .few_shot import PARTS, FewShotData, data_of_files
+from .layouts import lines_of
 
 __all__ = ["class_folders", "folder", "part_of", "read_class_lists"]
 
@@ -184,10 +185,9 @@ def read_class_lists(folder_of_lists: Path, suffix: str = ".json") -> dict[str, 
 
 
 def _class_list(file: Path) -> list[str]:
-    text = _text(file)
     if file.suffix != ".json":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    content = _json(file, text)
+        return [line.strip() for _, line in lines_of(file)]
+    content = _json(file)
     if isinstance(content, dict):
         content = content.get("class_roots", content.get("class_names", content.get("label_names")))
     if not isinstance(content, list) or not content or not all(isinstance(name, str) for name in content):
@@ -200,7 +200,7 @@ def _read_split(file: Path) -> tuple[dict[str, str], dict[str, str]]:
     by_class: dict[str, str] = {}
     by_path: dict[str, str] = {}
     if file.suffix.lower() == ".json":
-        content = _json(file, _text(file))
+        content = _json(file)
         if not isinstance(content, dict):
             raise InputError(f'{file}: expected an object such as {{"base": [classes], "novel": [classes]}}')
         pairs = [(name, part) for part, names in content.items() for name in names]
@@ -218,17 +218,8 @@ def _read_split(file: Path) -> tuple[dict[str, str], dict[str, str]]:
     return by_class, by_path
 
 
-def _text(file: Path) -> str:
+def _json(file: Path) -> Any:
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: expected UTF-8; save it with that encoding") from None
-
-
-def _json(file: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
+        return json.loads("\n".join(line for _, line in lines_of(file)))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: is not JSON ({error})") from error

@@ -63,11 +63,7 @@ class Layout:
 
 
 def lines_of(file: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of every line that is not blank.
-
-    Raises:
-        InputError: the file cannot be read, or is no UTF-8.
-    """
+    """Number and text of every line that is not blank."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -78,11 +74,7 @@ def lines_of(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def fields_of(file: Path, *columns: str, skip: int = 0) -> Iterator[list[str]]:
-    """The fields of every line after the first `skip`; as many as there are columns, the last may hold blanks.
-
-    Raises:
-        InputError: as `lines_of`; or a line has fewer.
-    """
+    """The fields of every line after the first `skip`; as many as there are columns, the last may hold blanks."""
     for number, line in list(lines_of(file))[skip:]:
         fields = line.strip().split(maxsplit=len(columns) - 1)
         if len(fields) != len(columns):

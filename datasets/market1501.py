@@ -8,7 +8,7 @@ data that uses it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,13 +209,10 @@ def _cuhk03_table(table: Path) -> tuple[list[str], Any, Any, dict[str, Any]]:
         splits = {key: np.ravel(values[key]).astype(np.intp) - 1 for key in _CUHK03_KEYS[3:]}
     except Exception as error:  # a damaged table raises whatever it likes
         raise InputError(f"{table}: expected a MATLAB table with {', '.join(_CUHK03_KEYS)}; {error!r}") from error
-    _check_table(table, len(names), (labels, cameras), splits.values())
-    return names, labels, cameras, splits
-
-
-def _check_table(table: Path, n: int, columns: Iterable[Any], splits: Iterable[Any]) -> None:
-    if any(len(column) != n for column in columns):
+    n = len(names)
+    if len(labels) != n or len(cameras) != n:
         raise InputError(f"{table}: expected {n} labels and cameras, one per file name")
-    for indices in splits:
+    for indices in splits.values():
         if indices.size and not (indices.min() >= 0 and indices.max() < n):
             raise InputError(f"{table}: expected indices from 1 to {n}, got {indices.min() + 1} to {indices.max() + 1}")
+    return names, labels, cameras, splits

@@ -1,6 +1,6 @@
-"""Where pictures with masks lie: in VOC's layout, in CamVid's, in folders, in tables, or drawn.
+"""Where images with masks lie: in VOC's layout, in CamVid's, in folders, in tables, or drawn.
 
-Every function finds the pictures, what is known about each, and the names of the classes; `MaskedImages` holds them.
+Every function finds the images, what is known about each, and the names of the classes; `MaskedImages` holds them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SUFFIXES = (".jpg", ".png", ".jpeg")
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture: a name for files and messages, its file, and what is known about it."""
+    """One image: a name for files and messages, its file, and what is known about it."""
 
     name: str
     image: Path
@@ -54,15 +54,11 @@ class Entry:
     shown: tuple[int, ...] | None = None
 
 
-Found = tuple[list[Entry], tuple[str, ...]]  # the pictures, and the names of the classes
+Found = tuple[list[Entry], tuple[str, ...]]  # the images, and the names of the classes
 
 
 def read_names(file: str | Path) -> tuple[str, ...]:
-    """The names of the classes, one per line, in the order of their numbers; a first line `background` is left out.
-
-    Raises:
-        InputError: the file cannot be read or is empty.
-    """
+    """The names of the classes, one per line, in the order of their numbers; a first line `background` is left out."""
     try:
         lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -75,9 +71,9 @@ def read_names(file: str | Path) -> tuple[str, ...]:
 
 
 def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
-    """Pictures of a folder in the layout of PASCAL VOC.
+    """Images of a folder in the layout of PASCAL VOC.
 
-    `JPEGImages/NAME.jpg`, `SegmentationClass/NAME.png` (palette images; a picture without one has no mask), and
+    `JPEGImages/NAME.jpg`, `SegmentationClass/NAME.png` (palette images; an image without one has no mask), and
     `ImageSets/Segmentation/SPLIT.txt` with a name per line. Of a development kit the year's folder counts
     (`VOCdevkit/VOC2012`). A file `classes.txt` names the classes, as `read_names` reads it; without it they are
     VOC's twenty.
@@ -96,14 +92,14 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
         class_names = read_names(own) if own.is_file() else VOC_CLASSES
     names = [name for line in text_of(chosen).splitlines() if (name := line.strip())]
     if not names:
-        raise InputError(f"{chosen} lists no picture")
+        raise InputError(f"{chosen} lists no image")
     folder = root / "JPEGImages"
-    pictures = {
+    images = {
         file.relative_to(folder).with_suffix("").as_posix(): file
         for file in sorted(folder.rglob("*"))
         if file.suffix.lower() in _SUFFIXES
     }
-    images = Names(pictures)
+    images = Names(images)
     masks = MaskFolder(root / "SegmentationClass")
     found, masked = Join(), Join()
     entries = []
@@ -113,16 +109,16 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
         if key is not None:
             mask = masks.file(f"{name}.jpg")
             masked.add(name, name if mask.is_file() else None)
-            entries.append(Entry(name, pictures[key], mask if mask.is_file() else None))
-    fit = replace(found.fit(pictures), unused=0)  # pictures of other splits lie there too
+            entries.append(Entry(name, images[key], mask if mask.is_file() else None))
+    fit = replace(found.fit(images), unused=0)  # images of other splits lie there too
     fit.tell(what="a file", images=f"names in {chosen.name}", lines=f"files in {folder}")
-    if any(entry.mask for entry in entries):  # a list of pictures without any mask is one to infer
-        masked.fit([]).tell(what="a mask", images="pictures", lines="")
+    if any(entry.mask for entry in entries):  # a list of images without any mask is one to infer
+        masked.fit([]).tell(what="a mask", images="images", lines="")
     return entries, tuple(class_names)
 
 
 def in_camvid(root: Path, split: str) -> tuple[Path, Path]:
-    """The folders of a split's pictures and of its masks."""
+    """The folders of a split's images and of its masks."""
     masks = next((p for p in (root / f"{split}_masks", root / f"{split}annot") if p.is_dir()), None)
     if masks is None or not (root / split).is_dir():
         raise InputError(f"{root}: expected the folders {split} and {split}_masks or {split}annot")
@@ -132,13 +128,13 @@ def in_camvid(root: Path, split: str) -> tuple[Path, Path]:
 def in_folder(
     images: str | Path, masks: str | Path | None, names: str | Path | Sequence[str], labels: str | Path | None
 ) -> Found:
-    """A folder, pattern, or table of pictures, and a folder with `NAME.png` for each that has a mask."""
+    """A folder, pattern, or table of images, and a folder with `NAME.png` for each that has a mask."""
     listing = list_images(images, labels="none")
     names = read_names(names) if isinstance(names, str | Path) else tuple(names)
     folder = None if masks is None else MaskFolder.given(masks)
     if folder is not None:
         fit = folder.join(record.path for record in listing)
-        fit.tell(what="a mask", images="pictures", lines=f"masks in {masks}")
+        fit.tell(what="a mask", images="images", lines=f"masks in {masks}")
     shown = _labels_of_table(labels, names, listing) if labels is not None else {}
     entries = []
     for record in listing:
@@ -227,7 +223,7 @@ def _labels_of_table(table: str | Path, names: Sequence[str], listing: Listing) 
         if shown is not None:
             found[record.path] = shown
     fit = join.fit(rows, is_there=lambda name: (listing.root / name).exists())
-    fit.tell(what="labels", images="pictures", lines=f"lines of {file.name}")
+    fit.tell(what="labels", images="images", lines=f"lines of {file.name}")
     return found
 
 

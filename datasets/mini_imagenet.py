@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import InputError
-from .archives import data_of_arrays, encoded_pngs, first_that_exists, read_npz, read_pickled_images
+from ..images.tables import header_of, rows_of
+from .archives.arrays import data_of_arrays, encoded_pngs, first_that_exists, read_npz, read_pickled_images
+from .archives.restricted_pickle import array_of, read_pickle
 from .class_folders import class_folders, data_of_classes, read_class_lists
 from .few_shot import FewShotData, data_of_files
-from .restricted_pickle import array_of, read_pickle
 
 __all__ = ["MINI_SPLITS", "mini_imagenet", "tiered_imagenet"]
 
@@ -47,7 +46,9 @@ def mini_imagenet(root: Path, split: str | None = None) -> FewShotData:
         if not files:
             raise InputError(f"{root}: expected train.csv, val.csv and test.csv, or mini-imagenet-cache-train.pkl, …")
         data = data_of_arrays(name, files, read_pickled_images)
-    _check_counts(data, N_MINI)
+    found = {part: len(own.class_names) for part, own in data.parts.items()}
+    if found != N_MINI:
+        raise InputError(f"{data.name}: expected {N_MINI} classes, found {found}; is this another split?")
     return data
 
 
@@ -74,16 +75,12 @@ def tiered_imagenet(root: Path, split: str | None = None) -> FewShotData:
 
 def _read_table(file: Path, root: Path, part: str) -> tuple[list[str], list[str]]:
     """Paths and labels of a table in either layout."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file}: cannot be read as a table ({error})") from error
-    columns = set(rows[0]) if rows else set()
+    columns = set(header_of(file))
     for image, label in (("filename", "label"), ("image_name", "class_name")):
         if {image, label} <= columns:
-            names, labels = [row[image] or "" for row in rows], [row[label] or "" for row in rows]
-            where = _place_of(root, names[0], labels[0], STEMS[part])
+            rows = [row for _, row in rows_of(file, needed=(image, label))]
+            names, labels = [row[image] for row in rows], [row[label] for row in rows]
+            where = _place_of(root, names[0], labels[0], STEMS[part]) if rows else ""
             return [where.format(name=name, label=own) for name, own in zip(names, labels, strict=True)], labels
     raise InputError(
         f"{file}: expected the columns filename,label or class_name,image_name; got {', '.join(sorted(columns))}"
@@ -113,9 +110,3 @@ def _tiered_labels(images: Path) -> list[str]:
     if isinstance(texts, list) and numbers and len(texts) > max(numbers):
         return [f"{stem}/{number:03d} {texts[number]}" for number in numbers]
     return [f"{stem}/{number:03d}" for number in numbers]
-
-
-def _check_counts(data: FewShotData, expected: Mapping[str, int]) -> None:
-    found = {part: len(split.class_names) for part, split in data.parts.items()}
-    if found != expected:
-        raise InputError(f"{data.name}: expected {expected} classes, found {found}; is this another split?")

@@ -16,6 +16,7 @@ from ..images.joining import spelled
 from ..images.splits import flags_of, split_column, split_name
 from ..images.tables import LABEL_NAMES, look_alike
 from ..remarks import remark
+from .layouts import lines_of
 from .reid_records import Identity, Protocol, ReidData, ReidImage, Role
 
 __all__ = ["read_csv", "read_msmt17", "read_vehicleid"]
@@ -31,16 +32,8 @@ _MSMT17_LISTS: dict[str, tuple[Role, int]] = {
 _MSMT17_NAME = re.compile(r"(\d+)_(\d+)_(\d+)_(\d+)([a-z]+)?_.*")
 _IDENTITY, _CAMERA, _ROLE = ("identity", "label", "pid"), ("camera", "camid", "photo_id"), ("role", "split")
 _CAMERA_LIKE = (
-    "cam",
-    "camid",
-    "cameraid",
-    "cameraname",
-    "cameranumber",
-    "camname",
-    "camnr",
-    "camno",
-    "cameratrap",
-    "station",
+    *("cam", "camid", "cameraid", "cameraname", "cameranumber"),
+    *("camname", "camnr", "camno", "cameratrap", "station"),
 )
 _ROLE_LIKE = ("role", "split", "subset", "partition", "set", "phase", "part", "usage", "mode")
 _ROLE_NAMES: dict[str, Role] = {
@@ -51,15 +44,6 @@ _ROLE_NAMES: dict[str, Role] = {
     "val": "test",
     "multi_query": "multi_query",
 }
-
-
-def _lines(file: Path) -> list[list[str]]:
-    """The fields of every line that has any."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: expected UTF-8 text") from None
-    return [fields for line in text.splitlines() if (fields := line.split())]
 
 
 T = TypeVar("T")
@@ -77,11 +61,7 @@ def _usable(lines: Iterable[T], read: Callable[[T], ReidImage], problems: list[s
 
 
 def _tell(problems: list[str], images: list[ReidImage]) -> None:
-    """Say what was passed over.
-
-    Raises:
-        InputError: nothing is left.
-    """
+    """Say what was passed over."""
     if problems and not images:
         raise InputError(problems[0])
     if problems:
@@ -114,7 +94,7 @@ def read_msmt17(root: Path) -> ReidData:
             )
         folder = _MSMT17_FOLDERS[version][side]
         images += _usable(
-            enumerate(_lines(file), 1),
+            lines_of(file),
             lambda numbered: _msmt17_image(numbered, file, root / folder, role=role, listed=name),  # noqa: B023  (used at once)
             problems,
         )
@@ -123,9 +103,9 @@ def read_msmt17(root: Path) -> ReidData:
     return ReidData("msmt17", root, tuple(images), Protocol(), known=_MSMT17, notes=notes, has_common_identities=False)
 
 
-def _msmt17_image(numbered: tuple[int, list[str]], file: Path, folder: Path, *, role: Role, listed: str) -> ReidImage:
+def _msmt17_image(numbered: tuple[int, str], file: Path, folder: Path, *, role: Role, listed: str) -> ReidImage:
     """`0001/0001_019_07_0303morning_0020_1.jpg`: the camera is the third field of the name."""
-    line, fields = numbered
+    line, fields = numbered[0], numbered[1].split()
     if len(fields) < 2:
         raise InputError(f"{file} line {line}: expected a path and an identity, got {' '.join(fields)!r}")
     path = spelled(folder, fields[0]).replace("\\", "/")
@@ -165,15 +145,15 @@ def read_vehicleid(root: Path, *, test: str = "800", seed: int | None = 0) -> Re
 
 
 def _vehicles(file: Path, problems: list[str]) -> list[ReidImage]:
-    def read(numbered: tuple[int, list[str]]) -> ReidImage:
-        line, fields = numbered
+    def read(numbered: tuple[int, str]) -> ReidImage:
+        line, fields = numbered[0], numbered[1].split()
         if len(fields) != 2:
             raise InputError(f"{file} line {line}: expected an image and an identity, got {' '.join(fields)!r}")
         name = fields[0].replace("\\", "/").removeprefix("./").removeprefix("image/")
         name = name if Path(name).suffix.lower() in IMAGE_SUFFIXES else f"{name}.jpg"
         return ReidImage(f"image/{name}", _number(fields[1], file, line), None, "test")
 
-    return _usable(enumerate(_lines(file) if file.is_file() else [], 1), read, problems)
+    return _usable(lines_of(file) if file.is_file() else [], read, problems)
 
 
 def _drawn(identities: list[Identity], seed: int) -> set[int]:

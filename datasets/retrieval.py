@@ -122,11 +122,7 @@ def load_dataset(
 
 
 def listed_splits(source: str | os.PathLike[str], *, layout: str = "auto") -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The splits that the lists of a data set name, whether their images are there or not; and its problems.
-
-    Raises:
-        InputError: as `load_dataset`.
-    """
+    """The splits that the lists of a data set name, whether their images are there or not; and its problems."""
     whole, _ = _read(Path(os.path.abspath(source)), layout)  # noqa: PTH100  (as `load_dataset`)
     if not whole.records:
         raise InputError(_nothing_there(whole, None))

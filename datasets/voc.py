@@ -2,7 +2,7 @@
 
 FOLDER/SegmentationClass/NAME.png       palette images: 0 background, c + 1 class c, 255 void
 FOLDER/ImageSets/Segmentation/SPLIT.txt NAME per line, written last
-FOLDER/JPEGImages/NAME.jpg              the pictures, if asked for
+FOLDER/JPEGImages/NAME.jpg              the images, if asked for
 FOLDER/classes.txt                      the classes' names, by number from 1 on
 FOLDER/settings.json                    what the masks were made with
 """
@@ -49,7 +49,7 @@ def palette_image(mask: Mask) -> Image.Image:
 
 
 def overlay_mask(image: Image.Image, mask: Mask, *, opacity: float = 0.55) -> Image.Image:
-    """The picture with the classes in VOC's colours laid over it; the background stays clear, void is white."""
+    """The image with the classes in VOC's colours laid over it; the background stays clear, void is white."""
     colours = np.asarray(palette_image(mask).convert("RGB"), dtype=float)
     pixels = np.asarray(image.convert("RGB"), dtype=float)
     share = np.where(mask > 0, opacity, 0.0)[:, :, None]
@@ -101,15 +101,15 @@ class VocFolder:
         return self.folder / "SegmentationClass"
 
     def mask_file(self, name: str) -> Path:
-        """Where the mask of a picture lies."""
+        """Where the mask of an image lies."""
         return self.masks / f"{name}.png"
 
     def has(self, name: str) -> bool:
-        """Whether the picture's mask is written already."""
+        """Whether the image's mask is written already."""
         return self.mask_file(name).is_file()
 
-    def write(self, name: str, mask: Mask, *, picture: Path | None = None) -> None:
-        """Write one mask, and copy its picture if there is one.
+    def write(self, name: str, mask: Mask, *, image: Path | None = None) -> None:
+        """Write one mask, and copy its image if there is one.
 
         Raises:
             InputError: a number that is no class.
@@ -118,10 +118,10 @@ class VocFolder:
         wrong = mask[(mask > len(self.class_names)) & (mask != VOID)]
         if wrong.size:
             raise InputError(f"{name}: the mask holds {wrong[0]}; expected 0 to {len(self.class_names)}, or {VOID}")
-        if picture is not None:
-            target = self.folder / "JPEGImages" / f"{name}{picture.suffix.lower()}"
+        if image is not None:
+            target = self.folder / "JPEGImages" / f"{name}{image.suffix.lower()}"
             with replacing(target) as aside:
-                shutil.copyfile(picture, aside)
+                shutil.copyfile(image, aside)
         buffer = io.BytesIO()
         palette_image(mask).save(buffer, "PNG", optimize=True)
         self._write(f"SegmentationClass/{name}.png", buffer.getvalue())

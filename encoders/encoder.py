@@ -26,8 +26,15 @@ from .pooling import GAP, GeM, Pooling, pooling_from
 from .trained_on import DIGESTS, TrainedOn
 from .weights.filling import load_state, say_what_is_left
 from .weights.matching import StateDict, neck_among, tensors_of
-from .weights.reading import drawn_from, read_state_dict, uninitialised
-from .weights.sources import is_checkpoint, published, require_parts, transform_for
+from .weights.reading import (
+    drawn_from,
+    is_checkpoint,
+    published,
+    read_state_dict,
+    require_parts,
+    transform_for,
+    uninitialised,
+)
 from .weights.wrapping import find_layer, require_usable, unwrapped
 
 __all__ = ["Encoder", "evaluating"]

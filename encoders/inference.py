@@ -226,11 +226,7 @@ def _in_order(
 
 
 def whole_encoder(encoder: object) -> Encoder:
-    """The encoder, taken out of DataParallel or torch.compile.
-
-    Raises:
-        InputError: it is none.
-    """
+    """The encoder, taken out of DataParallel or torch.compile."""
     found = unwrapped(encoder) if isinstance(encoder, nn.Module) else encoder
     if not isinstance(found, Encoder):
         how = repr(str(found)) if isinstance(found, str | os.PathLike) else "module, layer=…"
@@ -254,9 +250,6 @@ def _copied(encoder: Encoder) -> Encoder:
 
     Old weight and spectral norm and pruning keep a computed tensor as an attribute, which `deepcopy` refuses; the copy
     starts with its values, and its hooks compute it anew.
-
-    Raises:
-        InputError: a part cannot be copied.
     """
     computed = [
         value
@@ -295,11 +288,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def resolved_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """What a choice of precision, "auto" among them, comes to on a device.
-
-    Raises:
-        InputError: another word.
-    """
+    """What a choice of precision, "auto" among them, comes to on a device."""
     if precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"unknown precision {precision!r}: expected 'auto', 'fp32', or 'bf16'")
     if precision == "auto":

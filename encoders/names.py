@@ -22,11 +22,7 @@ def needs_weights(name: str) -> str:
 
 
 def refuse_weight_file(name: str, *, options: str = "") -> None:
-    """Refuse a file of weights in the place of an architecture or a checkpoint; `options` name the way to pass both.
-
-    Raises:
-        InputError: the name is that of such a file.
-    """
+    """Refuse a file of weights in the place of an architecture or a checkpoint; `options` name the way to pass both."""
     if not is_file(name):
         if name.endswith(_WEIGHT_SUFFIXES):
             raise InputError(f"{name}: no such file; expected an architecture's name or a checkpoint of distcam")

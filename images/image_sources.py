@@ -51,11 +51,7 @@ class Source(Protocol):
 
 
 def source_of(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, strict: bool) -> Source:
-    """The source that `list_images` describes; `strict` refuses lines of a table that cannot be used.
-
-    Raises:
-        InputError: it does not exist, or is none.
-    """
+    """The source that `list_images` describes; `strict` refuses lines of a table that cannot be used."""
     if not isinstance(source, (str, os.PathLike)):
         return FileSource(Path.cwd(), tuple(os.fspath(path) for path in source))
     text = os.fspath(source)

@@ -238,11 +238,7 @@ def image_size(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[int, 
 
 
 def orientation_of(source: str | os.PathLike[str] | bytes | BinaryIO) -> int:
-    """EXIF's orientation that `read_image` applies to a file, 1 to 8, from its header; 1 is upright.
-
-    Raises:
-        ImageError, InputError: as `image_size`.
-    """
+    """EXIF's orientation that `read_image` applies to a file, 1 to 8, from its header; 1 is upright."""
     _require_source(source)
     name = _name(source)
     with _readable(name), _stream(source) as stream:

@@ -78,9 +78,6 @@ def split_of_row(row: Mapping[str, str], column: str | None, *, where: object = 
 
     `is_query` and `is_gallery` say "test" where no column does, and in a table that has them an empty cell in both says
     "train".
-
-    Raises:
-        InputError: a flag that is neither true nor false.
     """
     if column is not None and (cell := row.get(column, "").strip()):
         return split_name(cell) or cell
@@ -89,21 +86,13 @@ def split_of_row(row: Mapping[str, str], column: str | None, *, where: object = 
 
 
 def flags_of(row: Mapping[str, str], where: object) -> dict[str, bool | None]:
-    """What the flags `is_query` and `is_gallery`, in any case, say in a row; those alone that its table has.
-
-    Raises:
-        InputError: one that is neither true nor false.
-    """
+    """What the flags `is_query` and `is_gallery`, in any case, say in a row; those alone that its table has."""
     present = {name.strip().lower(): name for name in row}
     return {name: flag(row[present[name]], name, where) for name in _FLAGS if name in present}
 
 
 def flag(text: str, column: str, where: object) -> bool | None:
-    """True, False, or None where the cell is empty.
-
-    Raises:
-        InputError: anything else.
-    """
+    """True, False, or None where the cell is empty."""
     value = text.strip().lower()
     if value in ("", "nan", "none"):
         return None

@@ -70,11 +70,7 @@ class TableFormat(NamedTuple):
 
     @classmethod
     def of(cls, table: Path) -> TableFormat:
-        """What a file looks like.
-
-        Raises:
-            InputError: it cannot be read, or is no text.
-        """
+        """What a file looks like."""
         encoding = _encoding(table)
         with _opened(table, encoding) as file:
             first = next(iter(file), "")
@@ -155,11 +151,7 @@ def rows_of(
 
 
 def remark_on_left_out(table: Path, left_out: Mapping[int, str], *, used: int, strict: bool = False) -> None:
-    """Say how many lines of a table are left out, and why the first one is.
-
-    Raises:
-        InputError: no line is used; or, with `strict`, any is left out.
-    """
+    """Say how many lines of a table are left out, and why the first one is."""
     if not left_out:
         return
     first = next(iter(left_out.values()))
@@ -170,11 +162,7 @@ def remark_on_left_out(table: Path, left_out: Mapping[int, str], *, used: int, s
 
 
 def header_of(table: Path) -> tuple[str, ...]:
-    """The names of a table's columns, without blanks around them; empty if the file is.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """The names of a table's columns, without blanks around them; empty if the file is."""
     form = TableFormat.of(table)
     with _opened(table, form.encoding) as file:
         lines = iter(file)
@@ -184,11 +172,7 @@ def header_of(table: Path) -> tuple[str, ...]:
 
 
 def text_of(file: Path) -> str:
-    """The whole text of a small file in whatever usual encoding it has; anything but UTF-8 is remarked on.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """The whole text of a small file in whatever usual encoding it has; anything but UTF-8 is remarked on."""
     encoding = _encoding(file)
     TableFormat(encoding, ",").remark_on(file)
     with _opened(file, encoding) as stream:

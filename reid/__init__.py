@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 
 if TYPE_CHECKING:
-    from ..datasets.reid import read_data
+    from ..datasets.registry import read_data
     from ..datasets.reid_records import Protocol, ReidData, ReidImage
     from ..synthetic.walkers import WalkerSet, write_walkers
     from .assessment import Assessment, assess, changed_protocol
@@ -68,7 +68,7 @@ _HOME = {
     "pair_energy": "part_energy",
     "pairs_panel": "pairs",
     "pool_views": "reranking.query_expansion",
-    "read_data": ".datasets.reid",
+    "read_data": ".datasets.registry",
     "read_features": "features",
     "rerank_features": "reranking.k_reciprocal",
     "train": "training",

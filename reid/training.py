@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from ..datasets.reid import read_data
+from ..datasets.registry import read_data
 from ..datasets.reid_records import ReidData
 from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError

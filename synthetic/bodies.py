@@ -37,7 +37,7 @@ def draw_pedestrian(
     size: tuple[int, int] = (128, 64),
     generator: np.random.Generator,
 ) -> tuple[Image.Image, UInt8[np.ndarray, "h w"]]:
-    """The picture and the part of each pixel (see `PARTS`).
+    """The image and the part of each pixel (see `PARTS`).
 
     Args:
         walker: who; None for an empty place.
@@ -62,9 +62,9 @@ def draw_pedestrian(
     for colour, polygon in _obstacle(obstacle, generator):
         layers.append(Layer((polygon * (width, height),), colour))
         parts.append("occluder")
-    picture, index = compose(camera.ground(height, width, generator), layers, light=camera.light, generator=generator)
+    image, index = compose(camera.ground(height, width, generator), layers, light=camera.light, generator=generator)
     numbers = np.array([0, *(PARTS.index(part) for part in parts)], np.uint8)
-    return camera.develop(picture, generator), numbers[index]
+    return camera.develop(image, generator), numbers[index]
 
 
 def _placed(points: Points, at: Moment, size: tuple[int, int]) -> Points:

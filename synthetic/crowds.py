@@ -1,4 +1,4 @@
-"""Pictures of many objects of one kind, with every object known: the case in which a map has to choose.
+"""Images of many objects of one kind, with every object known: the case in which a map has to choose.
 
 Cells under a microscope, drawn, or several objects of one class among others. The question "why is *this* one a cell?"
 has a right place for the answer, and as many wrong ones as there are other cells.
@@ -25,7 +25,7 @@ _BACKGROUND, _PLASMA, _NUCLEUS = (np.array(ink, float) for ink in ((236, 226, 23
 
 @dataclass(frozen=True, eq=False)
 class Crowd:
-    """A picture, what each of its pixels shows, and which of the objects that is.
+    """An image, what each of its pixels shows, and which of the objects that is.
 
     Attributes:
         image: RGB.
@@ -54,14 +54,11 @@ def draw_cells(
     """A stained smear: round cells with a nucleus, close together, none hiding another.
 
     Args:
-        generator: decides everything; the same state draws the same picture.
-        size: of the square picture, in pixels, at least 32.
+        generator: decides everything; the same state draws the same image.
+        size: of the square image, in pixels, at least 32.
         count: of cells, at most; fewer where there is no room for more.
         radius: least and largest, as shares of `size`.
         gap: least distance between two cells, in pixels.
-
-    Raises:
-        InputError: an argument is outside its range.
     """
     least, most = radius
     if size < 32 or not 1 <= count <= 254 or not 0 < least <= most < 0.5 or gap < 0:
@@ -70,7 +67,7 @@ def draw_cells(
             f"count={count}, radius={radius}, gap={gap}"
         )
     y, x = np.mgrid[:size, :size] + 0.5
-    picture = _BACKGROUND + _clouds(size, generator)[..., None] * 12
+    colours = _BACKGROUND + _clouds(size, generator)[..., None] * 12
     instances = np.zeros((size, size), np.uint8)
     for number, (row, column, reach) in enumerate(_spread(generator, size, count, radius, gap), start=1):
         outline = _outline(generator, reach)
@@ -78,15 +75,15 @@ def draw_cells(
         rim = outline(angle)
         inside = (0.5 + rim - distance).clip(0, 1)
         shade = generator.uniform(0.85, 1.08) * (0.92 + 0.16 * (distance / rim).clip(0, 1) ** 3)
-        picture += inside[..., None] * (_PLASMA * shade[..., None] - picture)
+        colours += inside[..., None] * (_PLASMA * shade[..., None] - colours)
         offset = generator.uniform(-0.2, 0.2, 2) * reach
         nucleus = (
             0.5 + generator.uniform(0.38, 0.52) * rim - np.hypot(y - row - offset[0], x - column - offset[1])
         ).clip(0, 1)
-        picture += nucleus[..., None] * (_NUCLEUS * generator.uniform(0.85, 1.15) - picture)
+        colours += nucleus[..., None] * (_NUCLEUS * generator.uniform(0.85, 1.15) - colours)
         instances[inside > 0.5] = number
-    picture += generator.normal(0, 5, picture.shape)
-    return Crowd(Image.fromarray(picture.clip(0, 255).astype(np.uint8)), (instances > 0).astype(np.uint8), instances)
+    colours += generator.normal(0, 5, colours.shape)
+    return Crowd(Image.fromarray(colours.clip(0, 255).astype(np.uint8)), (instances > 0).astype(np.uint8), instances)
 
 
 def _spread(
@@ -128,12 +125,9 @@ def draw_crowd(
     Args:
         classes: at least two, or one if `others` is 0; class c has the number c + 1.
         generator: decides everything.
-        size: of the square picture.
+        size: of the square image.
         same: objects of the one class.
         others: objects of other classes, each by chance.
-
-    Raises:
-        InputError: too few classes, or numbers that no scene has.
     """
     if same < 1 or others < 0 or len(classes) < 1 + (others > 0):
         raise InputError(
@@ -153,5 +147,5 @@ def draw_crowd(
 
 
 def draw_crowds(draw: Callable[[np.random.Generator], Crowd], *, count: int, seed: int = 0) -> list[Crowd]:
-    """That many pictures, each with a generator of its own: picture i does not depend on how many there are."""
+    """That many images, each with a generator of its own: image i does not depend on how many there are."""
     return [draw(np.random.default_rng([0xC0D, seed, i])) for i in range(count)]

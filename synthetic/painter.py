@@ -1,6 +1,6 @@
 """The paint box behind the procedural scenes: inks, outlines, textured backgrounds and paper-cut shading.
 
-Everything is numpy and Pillow. Shapes are polygons drawn once, three times too large, into an index picture: its
+Everything is numpy and Pillow. Shapes are polygons drawn once, three times too large, into an index image: its
 middle sub-pixels say which layer owns a pixel, its averages give anti-aliased edges. Colours are floats in [0, 255].
 """
 
@@ -21,7 +21,7 @@ from ..errors import InputError
 
 __all__ = ["BACKGROUNDS", "INKS", "OUTLINES", "Layer", "Light", "check_name", "compose", "outline", "texture", "turn"]
 
-MAX_LAYERS = 255  # the index picture is 8-bit and 0 is the background
+MAX_LAYERS = 255  # the index image is 8-bit and 0 is the background
 SUPERSAMPLING = 3  # odd, so that every pixel has a middle sub-pixel
 
 INKS: dict[str, tuple[int, int, int]] = {
@@ -150,7 +150,7 @@ class _Plane(NamedTuple):
 
     u: Float32[np.ndarray, "h w"]
     v: Float32[np.ndarray, "h w"]
-    soft: Float32[np.ndarray, "h w"]  # a few blobs per picture
+    soft: Float32[np.ndarray, "h w"]  # a few blobs per image
     fine: Float32[np.ndarray, "h w"]  # a few pixels per blob
 
 
@@ -230,7 +230,7 @@ BACKGROUNDS: tuple[str, ...] = tuple(_TEXTURES)
 
 
 def texture(name: str, height: int, width: int, *, generator: np.random.Generator) -> Float32[np.ndarray, "h w 3"]:
-    """A picture of the named background, RGB in [0, 255]; the generator varies its colours, scale, angle and place."""
+    """An image of the named background, RGB in [0, 255]; the generator varies its colours, scale, angle and place."""
     pattern, low, high, turn = _TEXTURES[name]
     plane = _plane(height, width, turn=turn, generator=generator)
     position = np.clip(0.5 + 0.5 * pattern(plane) + 0.06 * plane.soft + 0.05 * plane.fine, 0, 1)[..., None]
@@ -247,7 +247,7 @@ def texture(name: str, height: int, width: int, *, generator: np.random.Generato
 
 @dataclass(frozen=True)
 class Layer:
-    """Polygons of one colour, in pixels of the finished picture; a higher `level` gives stronger edges."""
+    """Polygons of one colour, in pixels of the finished image; a higher `level` gives stronger edges."""
 
     polygons: tuple[Float[np.ndarray, "n 2"], ...]
     colour: tuple[int, int, int]
@@ -256,7 +256,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Light:
-    """How a scene is lit: where from, how bright, how warm, how even, and how grainy the picture is."""
+    """How a scene is lit: where from, how bright, how warm, how even, and how grainy the image is."""
 
     angle: float
     exposure: float
@@ -273,15 +273,15 @@ class Light:
         return cls(angle, exposure, (1 + warmth, 1.0, 1 - warmth), fall_off, grain)
 
 
-def _index_picture(layers: Sequence[Layer], height: int, width: int) -> Image.Image:
+def _index_image(layers: Sequence[Layer], height: int, width: int) -> Image.Image:
     """Which layer is on top at each sub-pixel: 0 none, i + 1 layer i; later layers cover earlier ones."""
     assert len(layers) <= MAX_LAYERS
-    picture = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))
+    draw = ImageDraw.Draw(image)
     for number, layer in enumerate(layers, start=1):
         for polygon in layer.polygons:
             draw.polygon((polygon * SUPERSAMPLING - 0.5).ravel().tolist(), fill=number)
-    return picture
+    return image
 
 
 def _relief(level: Image.Image, radius: float, light: Light) -> Float32[np.ndarray, "h w"]:
@@ -302,12 +302,12 @@ def _shadow(coverage: Image.Image, radius: float, light: Light) -> Float32[np.nd
 def compose(
     ground: Float32[np.ndarray, "h w 3"], layers: Sequence[Layer], *, light: Light, generator: np.random.Generator
 ) -> tuple[Image.Image, UInt8[np.ndarray, "h w"]]:
-    """The finished RGB picture and, per pixel, the number of the visible layer (0 background, i + 1 layer i).
+    """The finished RGB image and, per pixel, the number of the visible layer (0 background, i + 1 layer i).
 
     The layers lie on the ground like cut paper: anti-aliased, with lit edges and a soft shadow.
     """
     height, width = ground.shape[:2]
-    index = _index_picture(layers, height, width)
+    index = _index_image(layers, height, width)
     table = np.zeros((256, 5), dtype=np.uint8)  # red, green, blue, coverage, level of each layer
     for number, layer in enumerate(layers, start=1):
         table[number] = (*layer.colour, 255, round(80 * layer.level))

@@ -1,4 +1,4 @@
-"""Somebody, seen by a camera at a moment: what the pictures of synthetic walkers are drawn from."""
+"""Somebody, seen by a camera at a moment: what the images of synthetic walkers are drawn from."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _BACKDROPS = (
 """Textures above and below the horizon."""
 _SUITS = ("black", "grey", "navy", "white", "blue", "beige", "olive", "brown")  # most trousers are one of these
 _SCENE = (384, 288)
-"""Rows and columns of a backdrop, at twice the pictures' usual resolution."""
+"""Rows and columns of a backdrop, at twice the images' usual resolution."""
 
 
 @dataclass(frozen=True)
@@ -177,13 +177,13 @@ class Camera:
         piece = self.backdrop[top : top + span_y : 2, left : left + span_x : 2]
         return np.ascontiguousarray(np.resize(piece, (height, width, 3)))
 
-    def develop(self, picture: Image.Image, generator: np.random.Generator) -> Image.Image:
-        """The picture in this camera's colours and sharpness."""
+    def develop(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
+        """The image in this camera's colours and sharpness."""
         levels = np.arange(256, dtype=np.float32)[:, None] / 255
         brightness = generator.uniform(0.85, 1.12)
         curve = (np.clip(levels * self.gains * brightness, 0, 1) ** self.gamma - 0.5) * self.contrast + 0.5
         table = np.clip(255 * curve + 0.5, 0, 255).astype(np.uint8)
-        seen = picture.point(table.T.ravel().tolist())
+        seen = image.point(table.T.ravel().tolist())
         blur = self.blur * float(generator.uniform(0.6, 1.3))
         return seen.filter(ImageFilter.BoxBlur(blur)) if blur > 0.3 else seen
 

@@ -15,6 +15,7 @@ from PIL import Image
 from ..errors import InputError
 from ..images.geometry import Box
 from .blueprints import Blueprint
+from .folders import box_around
 from .painter import BACKGROUNDS, INKS, OUTLINES, Layer, Light, check_name, compose, outline, texture, turn
 
 __all__ = ["Scene", "SceneObject", "check_scene", "draw_scene"]
@@ -58,7 +59,7 @@ class SceneObject:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture and everything known about it; the first object gives the picture its label."""
+    """An image and everything known about it; the first object gives the image its label."""
 
     image: Image.Image
     objects: tuple[SceneObject, ...]
@@ -75,11 +76,7 @@ class Scene:
         return tuple((each.label, each.box) for each in self.objects)
 
     def mask_of(self, label: str) -> Bool[np.ndarray, "h w"]:
-        """True on the visible pixels of all objects of this class.
-
-        Raises:
-            InputError: no object of the scene has the label.
-        """
+        """True on the visible pixels of all objects of this class."""
         shown = [name for name, _ in self.boxes]
         if label not in shown:
             raise InputError(f"no object {label!r} in this scene; it shows {', '.join(shown)}")
@@ -102,15 +99,15 @@ def draw_scene(
     background: str | None = None,
     clutter: int | None = None,
 ) -> Scene:
-    """A picture of these objects, in this order, at random places on the background.
+    """An image of these objects, in this order, at random places on the background.
 
-    The box of a single object covers about 9 to 41 % of the picture. Several objects are smaller, and their boxes share
+    The box of a single object covers about 9 to 41 % of the image. Several objects are smaller, and their boxes share
     at most a twentieth of the smaller one.
 
     Args:
         objects: the classes to show, 1 to 12; a class may come twice.
         generator: decides everything that is left open; the same state draws the same scene.
-        size: side of a square picture, or (height, width), in pixels, at least 32.
+        size: side of a square image, or (height, width), in pixels, at least 32.
         background: one of `BACKGROUNDS`; drawn when not given.
         clutter: how many loose pieces lie about, 0 to 60; 2 to 6 when not given.
 
@@ -138,7 +135,7 @@ def draw_scene(
 def check_scene(
     objects: Sequence[Blueprint], *, size: int | tuple[int, int], background: str | None, clutter: int | None
 ) -> tuple[int, int]:
-    """The picture's (height, width), or the `InputError` that `draw_scene` raises for these arguments."""
+    """The image's (height, width), or the `InputError` that `draw_scene` raises for these arguments."""
     height, width = (size, size) if isinstance(size, int) else size
     if not 1 <= len(objects) <= _MAX_OBJECTS:
         raise InputError(f"expected 1 to {_MAX_OBJECTS} objects in a scene, got {len(objects)}")
@@ -163,15 +160,15 @@ def _posed(blueprint: Blueprint, generator: np.random.Generator) -> list[tuple[F
 def _arranged(
     objects: Sequence[Blueprint], height: int, width: int, generator: np.random.Generator
 ) -> list[list[tuple[Float[np.ndarray, "n 2"], ...]]]:
-    """Each object's polygons in pixels, with its box inside the picture and clear of the others'."""
+    """Each object's polygons in pixels, with its box inside the image and clear of the others'."""
     posed = [_posed(blueprint, generator) for blueprint in objects]
     corners = np.array([_corners(polygons) for polygons in posed])
     extents = corners[:, 1] - corners[:, 0]
-    picture = np.array([width, height])
+    canvas = np.array([width, height])
     least, most = (0.3, 0.64) if len(objects) == 1 else np.array([0.44, 0.68]) / np.sqrt(len(objects))
-    scales = generator.uniform(least, most, len(objects)) * np.sqrt(picture.prod() / extents.prod(axis=1))
-    scales = np.minimum(scales, 0.94 * (picture / extents).min(axis=1))
-    scales, places = _places(extents, scales, picture, generator)
+    scales = generator.uniform(least, most, len(objects)) * np.sqrt(canvas.prod() / extents.prod(axis=1))
+    scales = np.minimum(scales, 0.94 * (canvas / extents).min(axis=1))
+    scales, places = _places(extents, scales, canvas, generator)
     return [
         [tuple((polygon - low) * scale + place for polygon in pair) for pair in polygons]
         for polygons, low, scale, place in zip(posed, corners[:, 0], scales, places, strict=True)
@@ -187,7 +184,7 @@ def _corners(polygons: Sequence[tuple[Float[np.ndarray, "n 2"], ...]]) -> Float[
 def _places(
     extents: Float[np.ndarray, "n 2"],
     scales: Float[np.ndarray, " n"],
-    picture: Int[np.ndarray, " 2"],
+    canvas: Int[np.ndarray, " 2"],
     generator: np.random.Generator,
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n 2"]]:
     """Magnifications and top left corners that keep boxes apart; all shrink a little as often as there is no room."""
@@ -196,7 +193,7 @@ def _places(
         places = np.zeros_like(sizes)
         for number, own in enumerate(sizes):
             # a U-shaped distribution: uniform corners would leave every large object in the middle
-            tries = generator.beta(0.4, 0.4, (30, 2)) * (picture - own)
+            tries = generator.beta(0.4, 0.4, (30, 2)) * (canvas - own)
             fits = (_overlap(tries, own, places[:number], sizes[:number]) <= _MAX_OVERLAP).all(axis=1)
             if not fits.any():
                 break
@@ -251,9 +248,7 @@ def _loose_piece(
 
 
 def _seen(blueprint: Blueprint, index: UInt8[np.ndarray, "h w"], first: int) -> SceneObject:
-    """The object whose parts are the layers from `first` on, as far as the index picture shows them."""
+    """The object whose parts are the layers from `first` on, as far as the index image shows them."""
     last = first + len(blueprint.parts) - 1
     part_map = np.where((index >= first) & (index <= last), index - (first - 1), 0).astype(np.uint8)
-    rows, columns = np.flatnonzero(part_map.any(axis=1)), np.flatnonzero(part_map.any(axis=0))
-    box = Box(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-    return SceneObject(blueprint, box, part_map)
+    return SceneObject(blueprint, box_around(part_map > 0), part_map)

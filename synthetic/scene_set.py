@@ -1,6 +1,6 @@
 """Procedural scenes by the hundred, in memory or as a folder of JPEG files: a data set from a seed.
 
-Classes are blueprints; some differ from a relative in one part only. Each picture has a random generator of its own,
+Classes are blueprints; some differ from a relative in one part only. Each image has a random generator of its own,
 made from (seed, split, class, number), so it does not depend on how many others are drawn. The same seed gives the same
 pixels; between platforms the rounding of a sine may move one by a grey level.
 
@@ -13,22 +13,21 @@ pixels; between platforms the rounding of a sine may move one by a grey level.
 
 from __future__ import annotations
 
-import csv
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from ..errors import InputError
 from ..images.geometry import Box
 from .blueprints import Blueprint, Part, blueprints
+from .folders import new_folder, read_rows, save_numbers, write_rows
 from .painter import BACKGROUNDS, check_name
 from .scene import Scene, SceneObject, check_scene, draw_scene
 
@@ -149,20 +148,16 @@ class SceneSet:
 
     @classmethod
     def read(cls, folder: str | Path) -> SceneSet:
-        """The set that `write_scenes` left in the folder.
-
-        Raises:
-            InputError: the folder holds no complete set.
-        """
+        """The set that `write_scenes` left in the folder."""
         root = Path(folder)
         if not (root / "scenes.csv").is_file():
             raise InputError(f"{root} holds no scenes.csv; write a set with write_scenes first")
         boxes: dict[str, list[tuple[str, Box]]] = {}
         try:
-            for row in _rows(root / "boxes.csv"):
+            for row in read_rows(root / "boxes.csv"):
                 corners = Box(*(float(row[name]) for name in ("x1", "y1", "x2", "y2")))
                 boxes.setdefault(row["path"], []).append((row["label"], corners))
-            rows = _rows(root / "scenes.csv")
+            rows = read_rows(root / "scenes.csv")
             return cls(root, tuple(SceneRecord(**row, boxes=tuple(boxes[row["path"]])) for row in rows))
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{root} holds damaged tables ({error!r}); remove it and write the set again") from error
@@ -178,17 +173,13 @@ class SceneSet:
         return tuple(dict.fromkeys(record.label for record in self.records))
 
     def of_split(self, split: str) -> tuple[SceneRecord, ...]:
-        """The records of one split.
-
-        Raises:
-            InputError: there is no such split.
-        """
+        """The records of one split."""
         if split not in self.splits:
             raise InputError(f"no split {split!r} in {self.folder}; there are {', '.join(self.splits)}")
         return tuple(record for record in self.records if record.split == split)
 
     def file(self, record: SceneRecord) -> Path:
-        """Where the scene's picture lies."""
+        """Where the scene's image lies."""
         return self.folder / record.path
 
     def mask_file(self, record: SceneRecord) -> Path:
@@ -212,8 +203,7 @@ def write_scenes(
     """A new folder of JPEG scenes with their boxes; it appears under its name when it is complete.
 
     `scenes.csv` has the columns path, label, split, background; `boxes.csv` has path, label, x1, y1, x2, y2, one row
-    per object, the labelling one first. A run that was killed leaves a hidden `.NAME.partial` beside the folder, which
-    the next run replaces.
+    per object, the labelling one first.
 
     Args:
         folder: must not exist yet, or be empty.
@@ -230,81 +220,48 @@ def write_scenes(
     Raises:
         InputError: as in `draw_scenes`, or the folder is taken, no split is given, or a split's name is no folder name.
     """
-    root = Path(folder)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(f"{root} is taken; choose another folder, remove it, or read it with SceneSet.read")
-    _check_files(classes, splits, quality, masks=masks)
+    root, labels = Path(folder), [blueprint.name for blueprint in classes]
+    _check_files(labels, splits, quality, masks=masks)
+    options: dict[str, Any] = {"size": size, "two_object_share": two_object_share, "backgrounds": backgrounds}
     drawn = {
-        split: draw_scenes(
-            classes,
-            per_class=per_class,
-            split=split,
-            size=size,
-            two_object_share=two_object_share,
-            backgrounds=backgrounds,
-            seed=seed,
-        )
+        split: draw_scenes(classes, per_class=per_class, split=split, seed=seed, **options)
         for split, per_class in splits.items()
     }
-    partial = root.absolute().with_name(f".{root.absolute().name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    labels = [blueprint.name for blueprint in classes]
     total = len(classes) * sum(splits.values())
     records: list[SceneRecord] = []
-    for split, scenes in drawn.items():
-        for number, scene in enumerate(scenes):
-            path = f"{split}/{scene.label}/{number % splits[split]:04d}.jpg"
-            _save(scene, partial / path, quality)
-            if masks:
-                _save_mask(scene.class_map(labels), (partial / "masks" / path).with_suffix(".png"))
-            records.append(SceneRecord(path, scene.label, split, scene.background, scene.boxes))
-            if progress is not None:
-                progress(len(records), total)
-    _write_tables(partial, records)
-    if root.exists():
-        root.rmdir()  # empty, as checked above; not every system replaces a folder by another
-    partial.replace(root)
+    with new_folder(root, otherwise=", remove it, or read it with SceneSet.read") as partial:
+        for split, scenes in drawn.items():
+            for number, scene in enumerate(scenes):
+                path = f"{split}/{scene.label}/{number % splits[split]:04d}.jpg"
+                file = partial / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                scene.image.save(file, format="JPEG", quality=quality, subsampling=0)  # else small parts would smear
+                if masks:
+                    save_numbers(scene.class_map(labels), (partial / "masks" / path).with_suffix(".png"), _palette())
+                records.append(SceneRecord(path, scene.label, split, scene.background, scene.boxes))
+                if progress is not None:
+                    progress(len(records), total)
+        boxes = ((record.path, label, *box) for record in records for label, box in record.boxes)
+        write_rows(partial / "boxes.csv", ("path", "label", "x1", "y1", "x2", "y2"), boxes)
+        listed = ((record.path, record.label, record.split, record.background) for record in records)
+        write_rows(partial / "scenes.csv", ("path", "label", "split", "background"), listed)
     return SceneSet(root, tuple(records))
 
 
-def _check_files(classes: Sequence[Blueprint], splits: Mapping[str, int], quality: int, *, masks: bool) -> None:
+def _check_files(labels: Sequence[str], splits: Mapping[str, int], quality: int, *, masks: bool) -> None:
     if not splits:
         raise InputError("expected one split or more, such as splits={'train': 40}, got none")
-    for name in (*splits, *(blueprint.name for blueprint in classes)):
+    for name in (*splits, *labels):
         if not re.fullmatch(r"\w[\w-]*", name) or name == "masks":
             raise InputError(f"expected names of letters, digits, - and _ for splits and classes, got {name!r}")
     if not 1 <= quality <= 95:
         raise InputError(f"expected a JPEG quality from 1 to 95, got {quality}")
-    if masks and len(classes) > 255:
-        raise InputError(f"masks number at most 255 classes, got {len(classes)}; write fewer classes or masks=False")
+    if masks and len(labels) > 255:
+        raise InputError(f"masks number at most 255 classes, got {len(labels)}; write fewer classes or masks=False")
 
 
-def _save(scene: Scene, file: Path, quality: int) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scene.image.save(file, format="JPEG", quality=quality, subsampling=0)  # halved colour would smear the small parts
-
-
-def _save_mask(classes: UInt8[np.ndarray, "h w"], file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(classes).convert("P")
-    hues = np.arange(1, 256) * 97 % 256  # neighbouring numbers, distant hues
+def _palette() -> bytes:
+    """Distant hues for neighbouring numbers, black for 0."""
+    hues = np.arange(1, 256) * 97 % 256
     colours = Image.fromarray(np.stack([hues, hues * 0 + 170, hues * 0 + 235], axis=-1)[None].astype(np.uint8), "HSV")
-    image.putpalette(bytes(3) + colours.convert("RGB").tobytes())
-    image.save(file)
-
-
-def _write_tables(folder: Path, records: Sequence[SceneRecord]) -> None:
-    with (folder / "boxes.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "label", "x1", "y1", "x2", "y2"))
-        writer.writerows((record.path, label, *box) for record in records for label, box in record.boxes)
-    with (folder / "scenes.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "label", "split", "background"))
-        writer.writerows((record.path, record.label, record.split, record.background) for record in records)
-
-
-def _rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
+    return bytes(3) + colours.convert("RGB").tobytes()

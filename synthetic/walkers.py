@@ -7,8 +7,6 @@ what a heat map looks at can be measured: clothes, the bag, or the wall behind.
 
 from __future__ import annotations
 
-import csv
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from ..datasets.market1501 import read_market
 from ..datasets.reid_records import ReidData
 from ..errors import InputError
 from .bodies import OBSTACLES, PARTS, draw_pedestrian
+from .folders import box_around, new_folder, read_rows, save_numbers, write_rows
 from .pedestrians import ITEMS, Camera, Moment, Walker
 
 __all__ = ["WalkerSet", "write_walkers"]
@@ -58,11 +57,11 @@ class WalkerSet:
 
     def rows(self) -> list[dict[str, str]]:
         """One row per image: path, identity, camera, facing, obstacle, and whose look-alike it shows in what."""
-        return _read_rows(self.folder / "walkers.csv")
+        return read_rows(self.folder / "walkers.csv")
 
     def part_rows(self) -> list[dict[str, str]]:
         """One row per image and visible part: its box in pixel edges, right and bottom exclusive, and its area."""
-        return _read_rows(self.folder / "parts.csv")
+        return read_rows(self.folder / "parts.csv")
 
     def mask(self, path: str, *parts: str) -> UInt8[np.ndarray, "h w"]:
         """The part of each pixel of an image (see `PARTS`), or with names 1 where one of these parts is seen, else 0.
@@ -121,13 +120,13 @@ def write_walkers(
     """A new folder of walkers; it appears under its name when it is complete.
 
     Half of the identities are for training, the others have one query per camera and the rest in the gallery. The same
-    seed gives the same pictures.
+    seed gives the same images.
 
     Args:
         folder: must not exist yet, or be empty.
         identities: how many people, training included.
         cameras: how many cameras; everybody is seen by two or more.
-        images_per_camera: pictures of a person by each camera that sees them; 2 or more.
+        images_per_camera: images of a person by each camera that sees them; 2 or more.
         look_alikes: share of people who differ from another in one item only (bag, trousers, …), in [0, 1].
         distractors: boxes of nobody or of strangers (identity 0), as a share of the gallery.
         junk: boxes of half a body (identity -1), likewise.
@@ -141,35 +140,30 @@ def write_walkers(
         InputError: an argument is out of range, or the folder is taken.
     """
     root = Path(folder)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(f"{root} is taken; choose another folder or remove it")
     _check(identities, cameras, images_per_camera, (look_alikes, distractors, junk), size, quality, seed)
     people = _people(identities, look_alikes, np.random.default_rng([seed, 1]))
     shots = list(_shots(people, cameras, images_per_camera, (distractors, junk), seed))
     views = [Camera.draw(np.random.default_rng([seed, 2, number]), number=number) for number in range(cameras)]
-    partial = root.absolute().with_name(f".{root.absolute().name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for name in (_TRAIN, _QUERY, _GALLERY):
-        (partial / name).mkdir(parents=True)
-        if masks:
-            (partial / "masks" / name).mkdir(parents=True)
-    rows, parts = [], []
-    for number, shot in enumerate(shots, 1):
-        name = "-1" if shot.identity < 0 else f"{shot.identity:04d}"
-        path = f"{shot.folder}/{name}_c{shot.camera + 1}s1_{number:06d}_{shot.box:02d}.jpg"
-        image, mask, row = _draw(shot, views[shot.camera], size)
-        image.save(partial / path, format="JPEG", quality=quality)
-        if masks:
-            _save_mask(mask, (partial / "masks" / path).with_suffix(".png"))
-        rows.append((path, *row))
-        parts += _part_boxes(path, mask)
-        if progress is not None:
-            progress(number, len(shots))
-    _write_table(partial / "walkers.csv", _COLUMNS, rows)
-    _write_table(partial / "parts.csv", _PART_COLUMNS, parts)
-    if root.exists():
-        root.rmdir()
-    partial.replace(root)
+    rows: list[tuple[Any, ...]] = []
+    parts: list[tuple[Any, ...]] = []
+    with new_folder(root, otherwise=" or remove it") as partial:
+        for name in (_TRAIN, _QUERY, _GALLERY):
+            (partial / name).mkdir()
+        for number, shot in enumerate(shots, 1):
+            name = "-1" if shot.identity < 0 else f"{shot.identity:04d}"
+            path = f"{shot.folder}/{name}_c{shot.camera + 1}s1_{number:06d}_{shot.box:02d}.jpg"
+            image, mask, row = _draw(shot, views[shot.camera], size)
+            image.save(partial / path, format="JPEG", quality=quality)
+            if masks:
+                save_numbers(mask, (partial / "masks" / path).with_suffix(".png"), bytes(_PALETTE), compress_level=1)
+            rows.append((path, *row))
+            for part in np.flatnonzero(np.bincount(mask.ravel(), minlength=len(PARTS))[1:]) + 1:
+                seen = mask == part
+                parts.append((path, PARTS[part], *box_around(seen), int(seen.sum())))
+            if progress is not None:
+                progress(number, len(shots))
+        write_rows(partial / "walkers.csv", _COLUMNS, rows)
+        write_rows(partial / "parts.csv", _PART_COLUMNS, parts)
     return WalkerSet(root)
 
 
@@ -262,33 +256,3 @@ def _draw(
     )
     twin = ("", "") if person is None or shot.identity < 1 else (person.look_alike or "", person.differs_in)
     return image, mask, (shot.identity, shot.camera, moment.facing, obstacle, *twin)
-
-
-def _part_boxes(path: str, mask: UInt8[np.ndarray, "h w"]) -> list[tuple[Any, ...]]:
-    boxes = []
-    for number in np.flatnonzero(np.bincount(mask.ravel(), minlength=len(PARTS))).tolist():
-        if number == 0:
-            continue
-        seen = mask == number
-        rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
-        corners = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-        boxes.append((path, PARTS[number], *corners, int(seen.sum())))
-    return boxes
-
-
-def _save_mask(mask: UInt8[np.ndarray, "h w"], file: Path) -> None:
-    image = Image.fromarray(mask).convert("P")
-    image.putpalette(bytes(_PALETTE))
-    image.save(file, compress_level=1)
-
-
-def _write_table(file: Path, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(columns)
-        writer.writerows(rows)
-
-
-def _read_rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))

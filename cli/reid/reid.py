@@ -217,7 +217,7 @@ def evaluate(
 
 
 def _read(data: Path, format_name: str, options: list[str] | None) -> ReidData:
-    from ...datasets.reid import read_data
+    from ...datasets.registry import read_data
 
     values: dict[str, Any] = {}
     for text in options or []:

@@ -72,11 +72,7 @@ def read_boxes(source: str | os.PathLike[str], *, split: Split = "all", strict: 
 
 
 def usable(table: BoxTable, *, strict: bool = False) -> BoxTable:
-    """A table whose problems are remarked on, and whose boxes are shares of their images if they look like it.
-
-    Raises:
-        InputError: no box can be used, or, with `strict`, there is something to remark on.
-    """
+    """A table whose problems are remarked on, and whose boxes are shares of their images if they look like it."""
     boxes = [box for name in table.names for box, _ in table.annotation(name).boxes]
     if table.problems and not boxes:
         raise InputError(table.problems[0])
@@ -102,9 +98,6 @@ def read_synsets(path: str | os.PathLike[str]) -> dict[str, str]:
 
     Two forms are known: a line `ILSVRC2012_val_00000001.JPEG n01751748` for each image, or the synsets alone, where
     line i is that of `ILSVRC2012_val_%08d`.
-
-    Raises:
-        InputError: a line has neither form.
     """
     classes: dict[str, str] = {}
     for number, line in _lines(Path(path)):
@@ -278,11 +271,7 @@ def _read_xml_folder(folder: Path, files: Sequence[Path]) -> BoxTable:
 
 
 def _read_xml(path: Path, problems: list[str]) -> Annotation:
-    """The annotation in a file; objects that have no sound box become problems.
-
-    Raises:
-        InputError: the file is no annotation.
-    """
+    """The annotation in a file; objects that have no sound box become problems."""
     _limit(path, MAX_XML)
     text = _utf8(path)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:

@@ -20,7 +20,7 @@ def written(tmp_path):
     Image.new("RGB", (12, 10)).save(picture)
     mask = np.zeros((10, 12), np.uint8)
     mask[0, :3] = (1, 2, 255)
-    folder.write("pets/1", mask, picture=picture)
+    folder.write("pets/1", mask, image=picture)
     return folder
 
 

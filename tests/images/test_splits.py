@@ -13,7 +13,7 @@ from PIL import Image
 from distcam import DistcamWarning
 from distcam.datasets import open_data
 from distcam.datasets.masked_images import splits_of_table
-from distcam.datasets.reid import read_data
+from distcam.datasets.registry import read_data
 from distcam.errors import InputError
 from distcam.images import list_images, load_dataset
 from distcam.images.splits import overlooked_column, split_column, split_name, split_of_row

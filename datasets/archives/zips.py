@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ...errors import InputError
 
 __all__ = ["Npz", "open_zip", "read_member"]
 
@@ -23,11 +23,7 @@ _BROKEN = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zip
 
 
 def open_zip(file: Path, expected: str) -> zipfile.ZipFile:
-    """A zip, read into memory.
-
-    Raises:
-        InputError: it cannot be read; `expected` says what was wanted.
-    """
+    """A zip, read into memory."""
     try:
         return zipfile.ZipFile(io.BytesIO(file.read_bytes()))
     except (*_BROKEN, MemoryError) as error:
@@ -42,9 +38,6 @@ def read_member(archive: zipfile.ZipFile, name: str, *, file: Path, most: int | 
         name: of the member.
         file: what messages call the zip.
         most: bytes that it may have; if left out, 64 MiB, or 200 times what it is packed in.
-
-    Raises:
-        InputError: it is larger, damaged, encrypted, or packed in a way that Python does not know.
     """
     info = _member(archive, name, file)
     limit = max(_FREE_BYTES, _MAX_RATIO * info.compress_size) if most is None else most
@@ -74,9 +67,6 @@ class Npz:
 
     Args:
         file: the npz.
-
-    Raises:
-        InputError: it is no npz.
     """
 
     def __init__(self, file: Path) -> None:
@@ -94,11 +84,7 @@ class Npz:
         self._archive.close()
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """One array.
-
-        Raises:
-            InputError: there is none of this name, or it is not made of plain numbers and texts, or damaged.
-        """
+        """One array."""
         names = [each for each in (f"{name}.npy", name) if each in self._archive.namelist()]
         if not names:
             raise InputError(f"{self._file}: holds no array {name!r}; it has {', '.join(self.files) or 'none'}")

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ...errors import InputError
 
 __all__ = ["array_of", "read_pickle"]
 
@@ -141,12 +141,7 @@ _KEYS |= {"FROZENSET": slice(None), "ADDITEMS": slice(None)}  # which of the val
 
 
 def _require_bounded(data: bytes) -> None:
-    """Read the program without running it: it ends, and asks for no more than a pickle of its length needs.
-
-    Raises:
-        pickle.UnpicklingError: it does not.
-        ValueError: it is cut off, or no pickle.
-    """
+    """Read the program without running it: it ends, and asks for no more than a pickle of its length needs."""
     stack: list[_Value] = []
     memory: dict[int, _Value] = {}
     hashed = 0
@@ -175,11 +170,7 @@ def _require_bounded(data: bytes) -> None:
 
 
 def _nested(parts: list[_Value]) -> _Value:
-    """A tuple of these.
-
-    Raises:
-        pickle.UnpicklingError: it is nested too deep.
-    """
+    """A tuple of these."""
     depth = 1 + max((part.depth for part in parts), default=0)
     if depth > _MAX_DEPTH:
         raise pickle.UnpicklingError(f"it nests tuples more than {_MAX_DEPTH} deep")
@@ -260,11 +251,7 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
 
 
 def array_of(value: object, what: str) -> NDArray[Any]:
-    """A NumPy array from what `read_pickle` found: an array, or a list of numbers.
-
-    Raises:
-        InputError: it is something else.
-    """
+    """A NumPy array from what `read_pickle` found: an array, or a list of numbers."""
     try:
         if isinstance(value, _Array):
             return value.resolve()
