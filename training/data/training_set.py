@@ -16,6 +16,7 @@ from ...encoders.trained_on import TrainedOn
 from ...errors import ImageError, InputError, ShapeError
 from ...images import ImageRecord, Listing, Transform
 from ...index.reports import Skipped
+from .dividing import shown_classes
 from .outlines import Labels, Outline, Outlines, RegionSettings, RegionTable, region_table
 from .pixels import Cache, Pixels, decode, say_left_out
 
@@ -271,12 +272,11 @@ def _labels_of(record: ImageRecord, columns: Sequence[str]) -> tuple[str, ...]:
                     f"{record.path}: expected 0 or 1 in the column {name!r}, got {record.columns.get(name)!r}"
                 )
         return tuple(name for name in columns if record.columns[name] == "1")
-    if "labels" in record.columns:
-        return tuple(name for name in map(str.strip, record.columns["labels"].split(";")) if name)
-    if record.label is None:
+    shown = shown_classes(record)
+    if not shown and "labels" not in record.columns:
         raise InputError(f"{record.path}: expected a label for every image; sort images into one folder per class, "
                          "or give a table with the columns path and label")  # fmt: skip
-    return (record.label,)
+    return shown
 
 
 def _numbered(
