@@ -102,17 +102,9 @@ def run_variants(
     `{seed}` for the seed, so that a variant can learn from an earlier one:
     `teacher = "{out}/teacher/seed-{seed}/encoder.safetensors"`.
 
-    Args:
-        file: the recipe.
-        task: whose recipe it is.
-        run: trains a recipe of that task.
-        variants: None stands for the recipe without a variant. All of the file's if left out.
-        seeds: of the runs; the recipe's own if left out.
-        changes: as in `RecipeFile.resolved`.
-        folder: see above; None writes nothing.
-        cache: where synthetic images are drawn; in `folder` if left out.
-        watch: from (variant, seed) to a context that gives the run's progress callback.
-        options: as in `run_recipe`.
+    Among the variants None stands for the recipe without any; left out, they are all of the file's, and the seeds the
+    recipe's own. `run` trains a recipe of the `task`. `watch` makes, from variant and seed, a context that gives the
+    run's progress callback. The other options are those of `run_recipe`.
 
     Raises:
         InputError: as in `run_recipe`; recipes are checked before the first run starts.
