@@ -39,22 +39,15 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Comparison:
-    """The metrics of several variants, seed by seed.
+    """The metrics of several variants, seed by seed."""
 
-    Attributes:
-        name: the recipe's.
-        seeds: of the runs, in order.
-        values: by variant and metric, one value per seed.
-        seconds: by variant, the mean of a run.
-        data: by variant, images and classes of the parts of the data.
-        seen_as: what images became, and the precision of the arithmetic; several where variants differ.
-    """
-
-    name: str
-    seeds: tuple[int, ...]
-    values: Mapping[str, Mapping[str, tuple[float, ...]]]
-    seconds: Mapping[str, float]
+    name: str  # the recipe's
+    seeds: tuple[int, ...]  # of the runs, in order
+    values: Mapping[str, Mapping[str, tuple[float, ...]]]  # by variant and metric, one value per seed
+    seconds: Mapping[str, float]  # by variant, the mean of a run
+    # by variant, images and classes of the parts of the data
     data: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    # what images became, and the precision of the arithmetic; several where variants differ
     seen_as: tuple[str, ...] = ()
 
     @property
