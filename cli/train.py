@@ -84,12 +84,7 @@ def train(
 
 
 def task_command(load: Callable[[RecipeFile], dict[str, Any]], text: str) -> Callable[..., None]:
-    """The command that trains the recipes of a task.
-
-    Args:
-        load: imports the task; gives `task`, and perhaps more, for `run_variants`.
-        text: of the command's help.
-    """
+    """The command that trains the recipes of a task; `load` imports it, and gives options of `run_variants`."""
 
     def command(
         recipe: RecipePath,
@@ -157,16 +152,7 @@ segment_train = task_command(
 def run_file(
     file: RecipeFile, folder: Path, *, seeds: str | None, as_json: bool, leaves: str = "Encoders", **options: Any
 ) -> None:
-    """Run every chosen variant with every seed, and print one table.
-
-    Args:
-        file: the recipe.
-        folder: where runs go.
-        seeds: as the option says them.
-        as_json: print JSON instead of the table.
-        leaves: what the folder holds besides logs and recipes.
-        options: as in `run_variants`.
-    """
+    """Run every chosen variant with every seed, and print one table; options are those of `run_variants`."""
     from ..training.engine.distributed import current_world
     from ..training.recipes.comparison import run_variants
 

@@ -152,12 +152,7 @@ def _parts(data: ReidData) -> dict[str, Part]:
 
 
 def training_set(data: ReidData, transform: Transform, *, least: int = 1) -> TrainingSet:
-    """The training images of a data set, labelled by identity.
-
-    Args:
-        data: the set.
-        transform: the encoder's.
-        least: identities with fewer images are left out; one with a single image makes no pair.
+    """The training images of a data set, labelled by identity; identities with fewer than `least` are left out.
 
     Raises:
         InputError: no image is left.

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..training.recipes.recipe import Recipe, RecipeFile, located
-from ..training.recipes.tables import Table, check_name, parse, plain
+from ..training.recipes.tables import Table, check_name, checked_table, parse, plain
 from .data import MaskedImages
 from .pseudo_masks.make import CueStage
 from .segmenter.inference import InferenceSettings
@@ -109,13 +109,7 @@ class PipelineData(Table):
         return {key: kind for key, by in takers.items() if kind not in by}
 
     def load(self, split: Literal["train", "test"], *, folder: Path, cache: Path) -> MaskedImages:
-        """The images of a split.
-
-        Args:
-            split: which.
-            folder: what relative paths start from.
-            cache: where scenes are drawn, once for all runs with the same ones.
-        """
+        """The images of a split; scenes are drawn into `cache`, once for all runs with the same ones."""
         name = self.train if split == "train" else self.test
         if self.scenes is not None:
             return self._drawn(self.scenes, split, cache)
@@ -166,31 +160,18 @@ class NetworkSettings(Table):
 
 @dataclass(frozen=True)
 class PipelineRecipe:
-    """A run from labels to masks, resolved.
-
-    Attributes:
-        name: for tables.
-        data: which images.
-        weak: how class maps are learnt; None if a checkpoint or the truth stands in.
-        checkpoint: what gives class maps instead; see `load_source`.
-        cues: what becomes of them.
-        network: which network learns from it; None ends the run with the masks.
-        training: of the network.
-        variant: of the file.
-        folder: what relative paths start from.
-        table: all of it as it was read, with the changes.
-    """
+    """A run from labels to masks, resolved."""
 
     name: str
     data: PipelineData
-    weak: Recipe | None
-    checkpoint: str
+    weak: Recipe | None  # how class maps are learnt; None if a checkpoint or the truth stands in
+    checkpoint: str  # what gives class maps instead; see `load_source`
     cues: CueStage
-    network: NetworkSettings | None
-    training: Recipe | None
+    network: NetworkSettings | None  # None ends the run with the masks
+    training: Recipe | None  # of the network
     variant: str = ""
-    folder: Path = Path()
-    table: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = Path()  # what relative paths start from
+    table: Mapping[str, Any] = field(default_factory=dict)  # all of it as it was read, with the changes
 
     @property
     def seed(self) -> int:
@@ -199,11 +180,7 @@ class PipelineRecipe:
 
     @classmethod
     def read(cls, path: str | Path, *, variant: str | None = None, changes: Sequence[str] = ()) -> PipelineRecipe:
-        """The recipe of a TOML file.
-
-        Raises:
-            InputError: not there, no TOML, an unknown key, or a value that does not fit.
-        """
+        """The recipe of a TOML file; see `Recipe.read`."""
         file = RecipeFile.read(path)
         return cls.from_dict(file.resolved(variant=variant, changes=changes), folder=file.folder)
 
@@ -216,14 +193,14 @@ class PipelineRecipe:
             raise InputError("the recipe lacks [data]")
         data = parse(PipelineData, table["data"], "data")
         cues = parse(CueStage, table.get("cues", {}), "cues")
-        weak = dict(table.get("weak", {}))
+        weak = dict(checked_table(table.get("weak", {}), "weak"))
         checkpoint = str(weak.pop("checkpoint", ""))
         if cues.kind != "truth" and bool(weak) == bool(checkpoint):
             raise InputError("[weak] needs a checkpoint, or a [[weak.loss]] to learn class maps with; got "
                              + ("both" if weak else "neither"))  # fmt: skip
         name = str(table.get("name", "segmentation"))
         learnt = _stage(weak, data, "weak", name, folder) if weak and cues.kind != "truth" else None
-        network = dict(table.get("segmenter", {}))
+        network = dict(checked_table(table.get("segmenter", {}), "segmenter"))
         own = {key: network.pop(key) for key in _TRAINING if key in network and key != "encoder"}
         has_network = "segmenter" in table
         training = None

@@ -15,17 +15,12 @@ from ..engine.step import Batch
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Pairs of an image and a class that it shows; t of them.
+    """Pairs of an image and a class that it shows; t of them."""
 
-    Attributes:
-        row: the image's position in the batch; None if there is exactly one pair for each image, in order.
-        label: the class.
-        share: how much the pair counts; the shares of an image sum to 1, or there are none.
-    """
-
+    # the image's position in the batch; None if there is exactly one pair for each image, in order
     row: Int[Tensor, " t"] | None
-    label: Int[Tensor, " t"]
-    share: Float[Tensor, " t"]
+    label: Int[Tensor, " t"]  # the class
+    share: Float[Tensor, " t"]  # how much the pair counts; the shares of an image sum to 1, or there are none
 
     def __len__(self) -> int:
         """Number of pairs."""

@@ -32,19 +32,12 @@ Labels = Int[Tensor, " n"] | Float[Tensor, "n c"]
 
 @dataclass(frozen=True, eq=False)
 class RegionTable:
-    """The outlined objects of a data set, ordered by image.
+    """The outlined objects of a data set, ordered by image."""
 
-    Attributes:
-        image: the position of the image in the data set.
-        label: the class index of the object.
-        is_box: True for boxes, False for masks.
-        raster: 1 on the object, in the pixels of the network's input.
-    """
-
-    image: Int[Tensor, " r"]
-    label: Int[Tensor, " r"]
-    is_box: Bool[Tensor, " r"]
-    raster: UInt8[Tensor, "r h w"]
+    image: Int[Tensor, " r"]  # the position of the image in the data set
+    label: Int[Tensor, " r"]  # the class index of the object
+    is_box: Bool[Tensor, " r"]  # True for boxes, False for masks
+    raster: UInt8[Tensor, "r h w"]  # 1 on the object, in the pixels of the network's input
 
     def of(self, index: Int[Tensor, " b"]) -> Regions:
         """The regions of a batch of images."""
@@ -58,20 +51,14 @@ class RegionTable:
 
 @dataclass(frozen=True)
 class Outline:
-    """One object of one image: a box, a mask, or both.
+    """One object of one image: a box, a mask, or both."""
 
-    Attributes:
-        label: its class; None for the image's own.
-        box: in pixels of the image.
-        mask: an image file of the same size.
-        value: the grey level or palette index that marks the object in the mask; None for all that are not 0.
-        size: (width, height) of the image that the box was drawn on; None for the file's own.
-    """
-
-    label: str | None = None
-    box: Box | None = None
-    mask: Path | None = None
+    label: str | None = None  # its class; None for the image's own
+    box: Box | None = None  # in pixels of the image
+    mask: Path | None = None  # an image file of the same size
+    # the grey level or palette index that marks the object in the mask; None for all that are not 0
     value: int | None = None
+    # (width, height) of the image that the box was drawn on; None for the file's own
     size: tuple[int, int] | None = None
 
 

@@ -23,40 +23,24 @@ Measure = Callable[[Encoder, Objective, Path | None], Mapping[str, float]]  # th
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the data.
+    """One part of the data."""
 
-    Attributes:
-        images: how many.
-        classes: the names of those that its images show.
-    """
-
-    images: int
-    classes: frozenset[str]
+    images: int  # how many
+    classes: frozenset[str]  # the names of those that its images show
 
 
 @dataclass(frozen=True, eq=False)
 class RunData:
-    """Images, losses and measures of a run.
+    """Images, losses and measures of a run."""
 
-    Attributes:
-        sets: images by split, "train" among them.
-        parts: sizes and classes, where the sets are not all of the data.
-        left_out: images that were left out of the sets beforehand.
-        terms: the kinds of losses there are; `TERMS` if left out.
-        sampler: instead of the recipe's `[sampler]`: few-shot episodes, for example.
-        validate: what `run.monitor` looks at, instead of a metric of `[evaluation]`.
-        measure: further metrics of the trained encoder.
-        split: how the images were divided, where the recipe leaves something to the data.
-    """
-
-    sets: Mapping[str, TrainingSet]
-    parts: Mapping[str, Part] | None = None
-    left_out: Sequence[Skipped] = ()
-    terms: Mapping[str, Builder] | None = None
-    sampler: Sampler | None = None
-    validate: Measure | None = None
-    measure: Measure | None = None
-    split: SplitSettings | None = None
+    sets: Mapping[str, TrainingSet]  # images by split, "train" among them
+    parts: Mapping[str, Part] | None = None  # sizes and classes, where the sets are not all of the data
+    left_out: Sequence[Skipped] = ()  # images that were left out of the sets beforehand
+    terms: Mapping[str, Builder] | None = None  # the kinds of losses there are; `TERMS` if left out
+    sampler: Sampler | None = None  # instead of the recipe's `[sampler]`: few-shot episodes, for example
+    validate: Measure | None = None  # what `run.monitor` looks at, instead of a metric of `[evaluation]`
+    measure: Measure | None = None  # further metrics of the trained encoder
+    split: SplitSettings | None = None  # how the images were divided, where the recipe leaves something to the data
 
 
 def parts_of(sets: Mapping[str, TrainingSet]) -> dict[str, Part]:

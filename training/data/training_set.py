@@ -16,6 +16,7 @@ from ...encoders.trained_on import TrainedOn
 from ...errors import ImageError, InputError, ShapeError
 from ...images import ImageRecord, Listing, Transform
 from ...remarks import Skipped
+from .dividing import shown_classes
 from .outlines import Labels, Outline, Outlines, RegionSettings, RegionTable, region_table
 from .pixels import Cache, Pixels, decode, say_left_out
 
@@ -159,26 +160,13 @@ class TrainingSet:
         left_out: list[Skipped] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> TrainingSet:
-        """Images of a folder or table, all decoded now, and kept if they fit into memory.
+        """Images of a folder or table, or of some of its records, all decoded now, and kept if they fit into memory.
 
-        Files that cannot be read are left out and named in one remark. So are outlines that cannot be used.
-
-        An image may show several classes if the table has a column `labels` with names between semicolons, or one 0/1
-        column per class, named by `label_columns`. Otherwise every image needs its label.
-
-        Args:
-            listing: from `list_images`.
-            transform: the encoder's.
-            records: some of the listing's; all if left out.
-            label_columns: the 0/1 columns, which are the classes then.
-            class_names: by class index; the sorted names if left out.
-            outlines: boxes and masks by image file; see `outlines_of` and `boxes_from`.
-            regions: which of them to use; none if left out.
-            cache: "memory": keep the decoded images. "none": decode each again when it is needed. "auto": memory up to
-                2 GiB.
-            strict: refuse what is otherwise left out.
-            left_out: gets the images that cannot be read, instead of a remark.
-            progress: called with (images decoded, images in all).
+        Files that cannot be read are left out and named in one remark, or added to `left_out`. So are outlines that
+        cannot be used. An image may show several classes if the table has a column `labels` with names between
+        semicolons, or one 0/1 column per class, named by `label_columns`. Otherwise every image needs its label.
+        Outlines come from `outlines_of` and `boxes_from`; `regions` says which of them are used. With the cache "auto"
+        decoded images stay in memory up to 2 GiB.
 
         Raises:
             InputError: an image without a label, a label without a name, no image that can be read, or outlines none of
@@ -271,12 +259,11 @@ def _labels_of(record: ImageRecord, columns: Sequence[str]) -> tuple[str, ...]:
                     f"{record.path}: expected 0 or 1 in the column {name!r}, got {record.columns.get(name)!r}"
                 )
         return tuple(name for name in columns if record.columns[name] == "1")
-    if "labels" in record.columns:
-        return tuple(name for name in map(str.strip, record.columns["labels"].split(";")) if name)
-    if record.label is None:
+    shown = shown_classes(record)
+    if not shown and "labels" not in record.columns:
         raise InputError(f"{record.path}: expected a label for every image; sort images into one folder per class, "
                          "or give a table with the columns path and label")  # fmt: skip
-    return (record.label,)
+    return shown
 
 
 def _numbered(

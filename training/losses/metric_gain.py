@@ -40,10 +40,7 @@ class MetricGain(AttentionMining):
         n_classes: number of classes.
         start: an epoch, or "adaptive"; see `LateTerm`.
         mining: weight of the masked image's similarity; 0 saves the masked pass.
-        mask: weight of L_p.
-        box: weight of L_bbox.
-        sigma: σ, see `Gain`.
-        omega: ω, see `Gain`.
+        mask, box, sigma, omega: see `Gain`.
         weighting: of the Dist-CAM map; see `distcam.explain.channel_weights`. The mean that two of them need is that of
             the prototypes.
         momentum: how much of a prototype a batch leaves as it was.

@@ -39,22 +39,15 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Comparison:
-    """The metrics of several variants, seed by seed.
+    """The metrics of several variants, seed by seed."""
 
-    Attributes:
-        name: the recipe's.
-        seeds: of the runs, in order.
-        values: by variant and metric, one value per seed.
-        seconds: by variant, the mean of a run.
-        data: by variant, images and classes of the parts of the data.
-        seen_as: what images became, and the precision of the arithmetic; several where variants differ.
-    """
-
-    name: str
-    seeds: tuple[int, ...]
-    values: Mapping[str, Mapping[str, tuple[float, ...]]]
-    seconds: Mapping[str, float]
+    name: str  # the recipe's
+    seeds: tuple[int, ...]  # of the runs, in order
+    values: Mapping[str, Mapping[str, tuple[float, ...]]]  # by variant and metric, one value per seed
+    seconds: Mapping[str, float]  # by variant, the mean of a run
+    # by variant, images and classes of the parts of the data
     data: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    # what images became, and the precision of the arithmetic; several where variants differ
     seen_as: tuple[str, ...] = ()
 
     @property
@@ -102,17 +95,9 @@ def run_variants(
     `{seed}` for the seed, so that a variant can learn from an earlier one:
     `teacher = "{out}/teacher/seed-{seed}/encoder.safetensors"`.
 
-    Args:
-        file: the recipe.
-        task: whose recipe it is.
-        run: trains a recipe of that task.
-        variants: None stands for the recipe without a variant. All of the file's if left out.
-        seeds: of the runs; the recipe's own if left out.
-        changes: as in `RecipeFile.resolved`.
-        folder: see above; None writes nothing.
-        cache: where synthetic images are drawn; in `folder` if left out.
-        watch: from (variant, seed) to a context that gives the run's progress callback.
-        options: as in `run_recipe`.
+    Among the variants None stands for the recipe without any; left out, they are all of the file's, and the seeds the
+    recipe's own. `run` trains a recipe of the `task`. `watch` makes, from variant and seed, a context that gives the
+    run's progress callback. The other options are those of `run_recipe`.
 
     Raises:
         InputError: as in `run_recipe`; recipes are checked before the first run starts.

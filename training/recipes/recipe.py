@@ -42,7 +42,7 @@ from ..data.splits import DataSettings, load_splits, settled_split
 from ..engine.distributed import current_world
 from .evaluator import EvaluationSettings
 from .settings import OptimiserSettings, ScheduleSettings, Settings
-from .tables import Table, check_name, merged, parse, plain
+from .tables import Table, check_name, checked_table, merged, parse, plain
 
 
 class EncoderSettings(Table):
@@ -181,7 +181,7 @@ class Recipe(Table):
         of_run = {"optimiser": OptimiserSettings, "schedule": ScheduleSettings}
         parts = {name: parse(kind, table.get(name, {}), name) for name, kind in of_run.items()}
         known = [name for name in Settings.model_fields if name not in of_run]
-        for key in table.get("run", {}):
+        for key in checked_table(table.get("run", {}), "run"):
             check_name("key in [run]", key, known)
         rest = {key: value for key, value in table.items() if key not in of_run}
         recipe = parse(cls, rest)
@@ -255,6 +255,8 @@ class RecipeFile:
             raise InputError(f"{file}: cannot be read: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{file}: expected a recipe in TOML; {error}") from None
+        for name, changes in checked_table(table.get("variants", {}), "variants").items():
+            checked_table(changes, f"variants.{name}")
         return cls({"name": file.stem, **table}, file.parent)
 
     @property

@@ -38,25 +38,16 @@ Reading = Callable[[], AbstractContextManager[Progress | None]]
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
-    """The result of a run.
+    """The result of a run."""
 
-    Attributes:
-        recipe: as it was run, seed included.
-        metrics: of the weights that were kept, by name such as "test.accuracy"; empty in all processes but the first.
-        fit: epoch by epoch.
-        encoder: trained, in evaluation mode.
-        seconds: with data and evaluation.
-        parts: sizes and classes of the data.
-        left_out: training and test images that cannot be read, with the reasons.
-    """
-
-    recipe: Recipe
+    recipe: Recipe  # as it was run, seed included
+    # of the weights that were kept, by name such as "test.accuracy"; empty in all processes but the first
     metrics: Mapping[str, float]
-    fit: FitResult
-    encoder: Encoder
-    seconds: float
-    parts: Mapping[str, Part] = field(default_factory=dict)
-    left_out: tuple[Skipped, ...] = ()
+    fit: FitResult  # epoch by epoch
+    encoder: Encoder  # trained, in evaluation mode
+    seconds: float  # with data and evaluation
+    parts: Mapping[str, Part] = field(default_factory=dict)  # sizes and classes of the data
+    left_out: tuple[Skipped, ...] = ()  # training and test images that cannot be read, with the reasons
 
     @property
     def seed(self) -> int:

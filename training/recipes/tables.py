@@ -124,6 +124,13 @@ def parse(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
         raise InputError(_sentence(error, cls, table, where)) from None
 
 
+def checked_table(value: Any, where: str) -> Mapping[str, Any]:
+    """The value, if it is a table."""
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where}: expected a table, got {value!r}")
+    return value
+
+
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 _EXPECTED = {

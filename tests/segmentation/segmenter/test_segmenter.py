@@ -384,6 +384,9 @@ def test_recipes_that_do_not_fit_are_refused(tmp_path) -> None:
         PipelineRecipe.from_dict(table(data={"scenes": {}, "voc": "x"}))
     with pytest.raises(InputError, match=r"\[weak\] needs a checkpoint, or a \[\[weak.loss\]\].*; got neither"):
         PipelineRecipe.from_dict(table(weak={}))
+    for name in ("data", "weak", "cues", "segmenter"):
+        with pytest.raises(InputError, match=f"{name}: expected a table, got 3"):
+            PipelineRecipe.from_dict(table(**{name: 3}))
     with pytest.raises(InputError, match=r"\[segmenter.augment\]: masks do not go with mixup or cutmix"):
         PipelineRecipe.from_dict(table(segmenter={"augment": {"mixup": 0.2}}))
     with pytest.raises(InputError, match=r"unknown key in .segmenter. 'wieghts', nearest is 'weights'"):

@@ -127,7 +127,9 @@ def test_changes_come_after_the_variant(file) -> None:
         ("augment.crop=[0.5]", "augment.crop: expected 2 values, got 1"),
         ("augment.flip=2", "augment.flip: expected a number from 0 to 1, got 2.0"),
         ("optimiser.kind=sdg", "expected one of 'adamw', 'adam', 'sgd'; got 'sdg'"),
-        ("sampler=3", "sampler: expected a table, got 3"),
+        *((f"{name}=3", f"{name}: expected a table, got 3") for name in ("sampler", "run", "optimiser", "data")),
+        ("loss=[3]", r"loss\[0\]: expected a table, got 3"),
+        ("name=1979-05-27", "a recipe holds numbers, strings, lists and tables"),
         ("evaluation.metrics=accuracy", "evaluation.metrics: expected a list, got 'accuracy'"),
         ("loss=[]", "needs a .* or more"),
         ("run.epochs", "expected a change as key=value"),
@@ -146,6 +148,10 @@ def test_unknown_variants_and_broken_files_are_refused(file, tmp_path) -> None:
     (tmp_path / "broken.toml").write_text("[data\n")
     with pytest.raises(InputError, match=r"broken.toml: expected a recipe in TOML; .*line 1"):
         RecipeFile.read(tmp_path / "broken.toml")
+    for text, name in (("variants = 3", "variants"), ("[variants]\na = 3", "variants.a")):
+        (tmp_path / "broken.toml").write_text(text)
+        with pytest.raises(InputError, match=rf"{name}: expected a table, got 3"):
+            RecipeFile.read(tmp_path / "broken.toml")
     with pytest.raises(InputError, match=r"nothing.toml: cannot be read: No such file"):
         RecipeFile.read(tmp_path / "nothing.toml")
     with pytest.raises(InputError, match=r"the recipe lacks \[data\]"):
