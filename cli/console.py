@@ -7,15 +7,17 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
+from ..progress import Progress
 from ..remarks import DistcamWarning, refusing
 from .checks import require_encoder
 from .command import option_names
@@ -84,7 +86,7 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(description: str) -> Iterator[Progress]:
     """A bar on stderr driven by `progress(done, total)`; a plain line every ten seconds if that is no terminal."""
     if not err.is_terminal:
         with progress_lines(description) as progress:
@@ -97,13 +99,13 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as bar:
+    with ProgressBar(*columns, console=err, transient=True) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
-def progress_lines(description: str, *, every: float | None = None) -> Iterator[Callable[[int, int], None]]:
+def progress_lines(description: str, *, every: float | None = None) -> Iterator[Progress]:
     """A line on stderr every so many seconds, also while nothing is counted; none from what is done before that.
 
     Of several at once only those that have begun to count say something.

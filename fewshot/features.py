@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,11 @@ from ..index.storage.durable import Storage
 from ..index.storage.manifest import Spec
 from ..index.storage.records import Entries, Vectors
 from ..index.storage.segments import write_segment
+from ..progress import Progress
 from ..remarks import remark
 from .data import Split
 
 __all__ = ["cached_features", "encode_split", "overlap_of"]
-
-Progress = Callable[[int, int], None]
 
 
 def cached_features(

@@ -28,6 +28,7 @@ import torch
 
 from ..encoders import Encoder, Inference
 from ..errors import InputError
+from ..progress import Progress
 from ..training.data.parts import Part
 from ..training.data.pixels import say_left_out
 from ..training.data.training_set import TrainingSet
@@ -155,7 +156,7 @@ def train(
     resume: bool = False,
     announce: Callable[[str], None] | None = None,
     reading: Reading = nullcontext,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     report: Callable[[Mapping[str, float]], None] | None = None,
 ) -> RunResult:
     """Train on the base part and measure on stored episodes.

@@ -8,12 +8,12 @@ Counting then gives the measures: no ranking is ever made.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..progress import Progress
 from .distances import Distances, SearchSpec, Vectors, distances_to
 from .ranking import RankMeasures, rank_measures
 
@@ -58,7 +58,7 @@ def measure_rankings(
     *,
     spec: SearchSpec,
     block_bytes: int = BLOCK_BYTES,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> RankMeasures:
     """Every measure of every query against all gallery rows but its own image.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..errors import ImageError, InputError
 from ..images import read_image
+from ..progress import Progress
 from .placeholders import placeholders
 from .policies import Identity
 from .records import ReidData, ReidImage
@@ -141,7 +142,7 @@ def audit(
     open_files: bool = True,
     near_bits: int | None = None,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Audit:
     """Look at every record, and unless told otherwise at every file, once.
 
@@ -242,9 +243,7 @@ class _Look(NamedTuple):
     look: int = 0
 
 
-def _looks(
-    data: ReidData, wants_look: bool, workers: int | None, progress: Callable[[int, int], None] | None
-) -> Iterator[_Look]:
+def _looks(data: ReidData, wants_look: bool, workers: int | None, progress: Progress | None) -> Iterator[_Look]:
     def look(image: ReidImage) -> _Look:
         try:
             content = data.file(image).read_bytes()

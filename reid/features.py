@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..files import replacing
+from ..progress import Progress
 from ..remarks import remark
 from .records import ReidData, ReidImage
 
@@ -76,7 +77,7 @@ def encode_data(
     device: str = "auto",
     precision: str = "auto",
     strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Features:
     """The embeddings of some images of a data set.
 

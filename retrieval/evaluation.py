@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,12 @@ from ..metrics.counting import BLOCK_BYTES, Pairing, Rows, measure_rankings
 from ..metrics.distances import SearchSpec, Vectors, check_vectors, comparable
 from ..metrics.intervals import bootstrap_errors
 from ..metrics.ranking import RankMeasures
+from ..progress import Progress
 from .protocols import Protocol
 from .scores import Evaluation, Origin, Score
 
 __all__ = ["Progress", "evaluate_embeddings"]
 
-Progress = Callable[[int, int], None]  # done, all
 _Labels = Sequence[Hashable] | NDArray[Any]
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import GalleryError, GalleryExistsError, InputError
+from ...progress import Progress
 from ...remarks import remark
 from ..reports import counted
 from ..search import comparable
@@ -29,7 +30,6 @@ from .clip_retrieval import ENCODER_FILE, EXPORT_FILE
 from .tables import parquet
 
 if TYPE_CHECKING:
-    from ..building.ingest import Progress
     from ..gallery import Gallery
 
 __all__ = ["Export", "export_gallery"]

@@ -21,7 +21,8 @@ from ...errors import ImageError, InputError
 from ...images.listing import ImageRecord, Listing, list_images
 from ...images.loading import IMAGE_SUFFIXES, read_image
 from ...images.splits import SPLIT_COLUMN, SplitFolders, find_split_folders
-from ..building.ingest import MAX_FILE_BYTES, Offer, Progress
+from ...progress import Progress
+from ..building.ingest import MAX_FILE_BYTES, Offer
 from ..reports import Skipped
 from ..storage.records import stored_path
 from ..storage.segments import Segment

@@ -38,6 +38,7 @@ from ...explain import (
 from ...images import Box, Listing, Transform, read_image
 from ...images.boxes.joined import BoxedImage, BoxedImages
 from ...images.masks import wrong_size
+from ...progress import Progress
 from ...remarks import remark
 from .maps import Kind, MapMaker, MapMethod, parse_methods
 from .references import LinearClassifier, Reference, References, linear_probe
@@ -81,7 +82,7 @@ def localise(
     n_samples: int = 1000,
     seed: int = 0,
     strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> LocalisationTable:
     """How well the maps of several methods find the objects in images with boxes.
 

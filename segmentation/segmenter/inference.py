@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ...errors import InputError
 from ...images import Transform
+from ...progress import Progress
 from ..data import MaskedImages
 from ..pseudo_masks.sources import ClassMapSource
 
@@ -162,7 +163,7 @@ def score_images(
     labels: Known = "known",
     settings: InferenceSettings | None = None,
     device: str | torch.device = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[int, Float[np.ndarray, "c h w"]]]:
     """Position and scores of every picture, one after another.
 
