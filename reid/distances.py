@@ -45,7 +45,7 @@ def blocks(
     """Numbers of the queries and their distances, one block after the other, in the order that suits the source."""
     n_queries, n_gallery = source.shape
     size = max(1, block_bytes // (source.dtype.itemsize * max(1, n_gallery)))
-    if isinstance(source, FeatureDistances):
+    if hasattr(source, "blocks"):  # features, re-ranked or not: no result depends on the order of images
         yield from source.blocks(size)
         return
     for start in range(0, n_queries, size):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import InputError, ShapeError
+from ...metrics.distances import Distinct
 from ..distances import FeatureDistances, blocks
 from ..policies import Identity
 
@@ -50,7 +51,8 @@ def expand_queries(
     """Each query as the direction of itself plus its nearest gallery images, (queries, dimensions), unit length.
 
     The query has weight 1, a neighbour max(cos, 0)^alpha: alpha = 0 is average query expansion, larger values trust
-    near neighbours more. Junk must not be among the gallery images. Equal distances count by index.
+    near neighbours more. Junk must not be among the gallery images. Images that tie for the last places share them, so
+    that no order of images changes the direction.
 
     Args:
         query_features: (queries, dimensions).
@@ -70,20 +72,19 @@ def expand_queries(
     query = unit_rows(query_features, name="query features")
     gallery = unit_rows(gallery_features, name="gallery features")
     own = _own_places(query_images, gallery_images, (len(query), len(gallery)))
-    expanded = query.copy()
+    number, expanded = Distinct.of(gallery).number, query.copy()
     for queries, block in blocks(FeatureDistances(query, gallery)):
         for row, distance in zip(queries.tolist(), block, strict=True):
             distance[own[row]] = np.inf
-            nearest = _nearest(distance, min(neighbours, distance.size))
+            k = min(neighbours, distance.size)
+            last = np.partition(distance, k - 1)[k - 1]
+            nearest = np.flatnonzero((distance <= last) & np.isfinite(distance))
+            nearest = nearest[np.lexsort((number[nearest], distance[nearest]))]
             weight = np.maximum(1 - distance[nearest], 0) ** alpha  # 0⁰ = 1, as plain AQE wants it
+            is_last = distance[nearest] == last
+            weight[is_last] *= (k - (~is_last).sum()) / max(1, is_last.sum())
             expanded[row] += weight.astype(expanded.dtype) @ gallery[nearest]
     return unit_rows(expanded, name="expanded queries")
-
-
-def _nearest(distance: Floats, k: int) -> NDArray[np.intp]:
-    """The k nearest of those that may be met, nearest first."""
-    near = np.flatnonzero((distance <= np.partition(distance, k - 1)[k - 1]) & np.isfinite(distance))
-    return near[np.argsort(distance[near], kind="stable")][:k]
 
 
 def _own_places(
