@@ -158,8 +158,8 @@ def evaluate(
     require_file(episodes_file, "--episodes-file")
     from .. import fewshot
     from ..encoders.trained_on import say_overlap
+    from ..fewshot.classifiers import METHODS, classifier_of, needs_base_mean
     from ..fewshot.features import overlap_of
-    from ..fewshot.methods import METHODS, classifier_of, needs_base_mean
     from ..fewshot.results import ResultFile
 
     methods = [name.strip() for name in method.split(",") if name.strip()]
@@ -407,7 +407,7 @@ def _explainer(
     file: ResultFile, about: dict[str, Any], *, device: str
 ) -> tuple[Explainer, dict[str, list[SupportSensitivity]]]:
     """Images, encoder and classifiers as the results name them, and the redrawn supports."""
-    from ..fewshot.methods import METHODS, classifier_of, needs_base_mean
+    from ..fewshot.classifiers import METHODS, classifier_of, needs_base_mean
     from ..fewshot.report import Explainer
     from ..fewshot.support import support_sensitivity
     from ..index import read_encodings

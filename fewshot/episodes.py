@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ShapeError
-from .files import read_hdf5, write_aside
+from ..files import read_hdf5, write_hdf5
 
 __all__ = ["FORMAT", "EpisodeManifest", "as_names", "check_items", "split_hash"]
 
@@ -178,7 +178,7 @@ class EpisodeManifest:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the manifest as one HDF5 file; it appears complete or not at all."""
-        write_aside(path, self.write)
+        write_hdf5(path, self.write)
 
     def write(self, group: h5py.Group) -> None:
         """Write the manifest into an open HDF5 group."""

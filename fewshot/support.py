@@ -12,7 +12,8 @@ from torch import Tensor
 from ..errors import InputError
 from .classifiers import Classifier
 from .episodes import EpisodeManifest, as_names
-from .evaluation import EpisodeResult, evaluate
+from .evaluation import evaluate
+from .results import EpisodeResult
 
 __all__ = ["SupportQuality", "SupportSensitivity", "support_quality", "support_sensitivity"]
 

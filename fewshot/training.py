@@ -39,11 +39,11 @@ from ..training.losses.registry import TERMS, Builder, TermContext, checked_term
 from ..training.recipes.recipe import Recipe, RecipeFile
 from ..training.recipes.runs import Reading, RunResult, run_recipe
 from ..training.recipes.tables import parse, plain
+from .classifiers import classifier_of
 from .data import FewShotData, open_data
 from .data.dataset import Split, readable
 from .episodes import EpisodeManifest
 from .evaluation import evaluate
-from .methods import classifier_of
 from .prototypical import EpisodeSettings, PrototypicalTerm, training_episodes
 from .sampling import sample_episodes
 

@@ -14,14 +14,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from ..errors import InputError
-from .classifiers import _check_shapes, _Recipe
+from ...errors import InputError
+from .base import Recipe, check_shapes
 
 __all__ = ["FineTuned", "baseline", "baseline_plus_plus"]
 
 
 @dataclass(frozen=True, eq=False)
-class FineTuned(_Recipe):
+class FineTuned(Recipe):
     """A linear or cosine classifier trained on the support with SGD.
 
     The weights start at the same random place, and the support is shuffled in the same order, in every episode: answers
@@ -40,9 +40,7 @@ class FineTuned(_Recipe):
     Source: Chen et al. 2019, arXiv:1904.04232, §3.2 and its published settings.
     """
 
-    bytes_at_a_time: ClassVar[int] = (
-        16 << 20
-    )  # vectors of about a hundred episodes: a step costs little more than one's
+    bytes_at_a_time: ClassVar[int] = 16 << 20  # about a hundred episodes: a step costs little more than one's
 
     head: Literal["linear", "cosine"] = "cosine"
     scale: float = 2.0
@@ -64,7 +62,7 @@ class FineTuned(_Recipe):
 
     def logits(self, support: Float[Tensor, "b n k d"], query: Float[Tensor, "b m d"]) -> Float[Tensor, "b m n"]:
         """What each episode's own classifier says of its queries."""
-        _check_shapes(support, query)
+        check_shapes(support, query)
         weight, bias = self.fit(support)
         return torch.baddbmm(bias[:, None], self._seen(query), weight.mT)
 

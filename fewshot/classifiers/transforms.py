@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..errors import InputError, ShapeError
+from ...errors import InputError, ShapeError
 
 __all__ = ["Centre", "FeatureTransform", "L2Normalise", "PowerTransform"]
 
