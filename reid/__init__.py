@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from .part_energy import pair_energy
     from .policies import Labels, Protocol
     from .records import ReidData, ReidImage
-    from .refinement import Refinement
+    from .refinement import Refinement, camera_normalised, expand_queries, pool_views
     from .reranking.k_reciprocal import Reranking, SharedNeighbours, rerank_features
-    from .reranking.query_expansion import camera_normalised, expand_queries, pool_views
     from .results import CameraPair, Evaluation, QueryResults
     from .training import ReidRecipe, TestSettings, WalkerSettings, train
     from .verification import Identification, OperatingPoint, Verification
@@ -58,16 +57,16 @@ _HOME = {
     "WalkerSettings": "training",
     "assess": "assessment",
     "audit": "auditing",
-    "camera_normalised": "reranking.query_expansion",
+    "camera_normalised": "refinement",
     "changed_protocol": "assessment",
     "encode_data": "features",
     "evaluate_distances": "evaluation",
     "evaluate_features": "evaluation",
-    "expand_queries": "reranking.query_expansion",
+    "expand_queries": "refinement",
     "explain_pair": "pairs",
     "pair_energy": "part_energy",
     "pairs_panel": "pairs",
-    "pool_views": "reranking.query_expansion",
+    "pool_views": "refinement",
     "read_data": "data",
     "read_features": "features",
     "rerank_features": "reranking.k_reciprocal",
