@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 
 if TYPE_CHECKING:
-    from .assessment import Assessment, assess, changed_protocol
+    from .assessment import Answer, Assessment, Failure, Promotion, assess
     from .auditing import Audit, audit
     from .data import read_data
     from .evaluation import evaluate_distances, evaluate_features
     from .features import Features, encode_data, read_features, write_features
-    from .mistakes import Answer, Failure, Promotion
-    from .pairs import BODY_PARTS, STRIPES, PairExplanation, PartShare, explain_pair, pairs_panel
-    from .part_energy import pair_energy
-    from .policies import Labels, Protocol
+    from .pairs import BODY_PARTS, STRIPES, PairExplanation, PartShare, explain_pair, pair_energy, pairs_panel
+    from .policies import Labels, Protocol, changed_protocol
     from .records import ReidData, ReidImage
     from .refinement import Refinement, camera_normalised, expand_queries, pool_views
     from .reranking.k_reciprocal import Reranking, SharedNeighbours, rerank_features
@@ -30,19 +28,19 @@ if TYPE_CHECKING:
 _HOME = {
     "BODY_PARTS": "pairs",
     "STRIPES": "pairs",
-    "Answer": "mistakes",
+    "Answer": "assessment",
     "Assessment": "assessment",
     "Audit": "auditing",
     "CameraPair": "results",
     "Evaluation": "results",
-    "Failure": "mistakes",
+    "Failure": "assessment",
     "Features": "features",
     "Identification": "verification",
     "Labels": "policies",
     "OperatingPoint": "verification",
     "PairExplanation": "pairs",
     "PartShare": "pairs",
-    "Promotion": "mistakes",
+    "Promotion": "assessment",
     "Protocol": "policies",
     "QueryResults": "results",
     "Refinement": "refinement",
@@ -58,13 +56,13 @@ _HOME = {
     "assess": "assessment",
     "audit": "auditing",
     "camera_normalised": "refinement",
-    "changed_protocol": "assessment",
+    "changed_protocol": "policies",
     "encode_data": "features",
     "evaluate_distances": "evaluation",
     "evaluate_features": "evaluation",
     "expand_queries": "refinement",
     "explain_pair": "pairs",
-    "pair_energy": "part_energy",
+    "pair_energy": "pairs",
     "pairs_panel": "pairs",
     "pool_views": "refinement",
     "read_data": "data",

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,14 +21,26 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..encoders import Inference
+from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError, ShapeError
 from ..explain import Tile, Weighting, dist_cam, fold, grid
 from ..explain.drawing.overlay import Look, map_tiles
 from ..explain.methods.correspondence import Correspondence, correspondence
 from ..images import Box, read_image
 
-__all__ = ["BODY_PARTS", "STRIPES", "PairExplanation", "PartShare", "explain_pair", "pairs_panel", "part_weights"]
+if TYPE_CHECKING:
+    from .walkers import WalkerSet
+
+__all__ = [
+    "BODY_PARTS",
+    "STRIPES",
+    "PairExplanation",
+    "PartShare",
+    "explain_pair",
+    "pair_energy",
+    "pairs_panel",
+    "part_weights",
+]
 
 Part = tuple[float, float] | np.ndarray[Any, Any]
 
@@ -270,3 +282,58 @@ def _tiles(pairs: Sequence[PairExplanation], names: tuple[str, str], look: Look)
     views = [view for pair in pairs for view in pair.views]
     maps = torch.stack([getattr(pair, name) for pair in pairs for name in names])
     return map_tiles(pictures, maps, views=views, look=look)
+
+
+def pair_energy(
+    encoder: Encoder,
+    walkers: WalkerSet,
+    encoding: Encoding,
+    paths: Sequence[str],
+    *,
+    parts: Mapping[str, Sequence[str]],
+    most: int = 200,
+) -> dict[str, float]:
+    """Share of the pair maps' energy on groups of parts, mean over the queries that show the group, in [0, 1].
+
+    Each query meets the first gallery image of its identity by another camera, and the maps are drawn on the query: the
+    positive shares of the cosine, and Dist-CAM. Beside them the class-agnostic map, which knows nothing of the match,
+    and chance, which is the group's share of the image.
+
+    Args:
+        encoder: that made the encoding.
+        walkers: a set with masks.
+        encoding: of queries and gallery.
+        paths: of its images.
+        parts: names of parts (see `distcam.reid.bodies.PARTS`) by the name of their group.
+        most: how many queries are looked at.
+
+    Raises:
+        InputError: there are no masks, or no such part.
+    """
+    from ..training.recipes.evaluation import energy_in_raster  # takes seconds to import
+
+    row = {path: number for number, path in enumerate(paths)}
+    pairs = []
+    for query in walkers.data.queries:
+        mates = (i for i in walkers.data.gallery if i.identity == query.identity and i.camera != query.camera)
+        pairs += [(query, mate) for mate in list(mates)[:1]]
+    pairs = pairs[:most]
+    maps: dict[str, list[Tensor]] = {"shares": [], "dist_cam": [], "caam": []}
+    for query, match in pairs:
+        pair = Encoding.cat([encoding[row[query.path]], encoding[row[match.path]]]).to("cpu")
+        response = fold(pair.feature_map.float(), pooling=encoder.pooling, head=encoder.head).map.cpu()
+        maps["shares"].append(correspondence(response[0], response[1]).on_query().clamp(min=0))
+        maps["dist_cam"].append(dist_cam(response[:1], pair.embedding[1:].float()[None])[0, 0])
+        maps["caam"].append(pair.feature_map[0].float().sum(0))
+    found: dict[str, float] = {}
+    for group, names in parts.items():
+        rasters = [torch.from_numpy(walkers.mask(query.path, *names)).float() for query, _ in pairs]
+        shown = [number for number, raster in enumerate(rasters) if raster.any()]
+        if not shown:
+            continue
+        raster = torch.stack([rasters[number] for number in shown])
+        for name, each in maps.items():
+            energy, _ = energy_in_raster(torch.stack([each[number] for number in shown]), raster)
+            found[f"energy on {group}: {name}"] = float(energy.mean())
+        found[f"energy on {group}: chance"] = float(raster.mean())
+    return found

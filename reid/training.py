@@ -41,7 +41,7 @@ from .assessment import Refinement, assess
 from .data import ReidData, read_data
 from .distances import Metric
 from .features import Features
-from .part_energy import pair_energy
+from .pairs import pair_energy
 from .walkers import WalkerSet, write_walkers
 
 __all__ = ["ReidRecipe", "TestSettings", "WalkerSettings", "train"]

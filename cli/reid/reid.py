@@ -172,8 +172,9 @@ def evaluate(
     if features is None:
         require_encoder(encoder, weights, layer)
     read = _read(data, format_name, option)
-    from ...reid.assessment import assess, changed_protocol
+    from ...reid.assessment import assess
     from ...reid.placeholders import remark_on_placeholders
+    from ...reid.policies import changed_protocol
     from ...reid.refinement import Refinement
 
     refinement = Refinement(camera_norm, multi_query, _expansion(aqe), _reranking(rerank))
