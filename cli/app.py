@@ -14,10 +14,11 @@ import typer
 from .._version import __version__
 from ..errors import DistcamError
 from ..index.faiss.install import fault_behind
-from . import demo, encode, env, evaluate, fewshot, localize, query, serve, task_train, train
+from . import demo, encode, env, evaluate, localize, query, serve, task_train, train
 from .command import Commands
 from .console import complain, remarks
 from .explain import explain
+from .fewshot import fewshot
 from .index import (
     interop as index_interop,
 )

@@ -1,0 +1,1 @@
+"""The `distcam fewshot` commands."""
