@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ..errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..images import Box
 
 
@@ -77,10 +79,8 @@ def _value(text: str) -> Any:
     if text.lower() in words:
         return words[text.lower()]
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text
 
 
@@ -89,6 +89,6 @@ def _numbers(text: str, n: int, form: str) -> list[float]:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if len(values) != n or not np.isfinite(values).all():
+    if len(values) != n or not all(map(math.isfinite, values)):
         raise InputError(f"expected {form} in pixels of the picture, got {text!r}")
     return values

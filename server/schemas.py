@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
+from ..metrics import Metric
+
 __all__ = [
     "Box4",
     "Calibration",
@@ -107,7 +109,7 @@ class GalleryAnswer(Answer):
     name: str
     images: int
     classes: int
-    metric: Literal["cosine", "l2", "l1", "dot"]
+    metric: Metric
     columns: Sequence[str]
     encoder: str
     fingerprint: str
