@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import InputError
+from ..images.splits import find_split_folders
 from .layouts import read_cuhk03, read_market, read_veri
-from .lists import read_csv, read_msmt17, read_vehicleid
+from .lists import read_csv, read_folder, read_msmt17, read_vehicleid
 from .records import FormatName, ReidData, ReidImage, Role, labels_of
 
 __all__ = ["ReidData", "ReidImage", "Role", "labels_of", "read_data"]
@@ -31,6 +32,7 @@ _READERS: dict[FormatName, Callable[..., ReidData]] = {
     "veri": read_veri,
     "vehicleid": read_vehicleid,
     "csv": read_csv,
+    "folder": read_folder,
 }
 _OPTIONS: dict[FormatName, tuple[str, ...]] = {
     "cuhk03": ("boxes",),
@@ -45,7 +47,8 @@ def read_data(source: str | os.PathLike[str], *, format: str = "auto", **options
     Args:
         source: the folder (or one that holds nothing but it), or a CSV file.
         format: `"auto"` looks at what the folder holds; or `market` (which knows DukeMTMC's and CUHK03-NP's names too),
-            `duke`, `msmt17`, `cuhk03`, `veri`, `vehicleid`, `csv`.
+            `duke`, `msmt17`, `cuhk03`, `veri`, `vehicleid`, `csv`, or
+            `folder` (of splits, with a folder for each identity).
         **options: cuhk03: `boxes`; vehicleid: `test`, `seed`; csv: `identity`, `camera`, `role` (names of columns).
 
     Raises:
@@ -60,7 +63,10 @@ def read_data(source: str | os.PathLike[str], *, format: str = "auto", **options
     kind = found if format == "auto" else next(name for name in get_args(FormatName) if name == format)
     if kind is None:
         marks = ", ".join(f"{mark} ({name})" for mark, name in _MARKS)
-        raise InputError(f"{path} is of no known format; looked for {marks}, or give a CSV file")
+        raise InputError(
+            f"{path} is of no known format; looked for {marks}, folders of splits (train, query, gallery, test) with a "
+            "folder for each identity; or give a CSV file"
+        )
     if strange := set(options) - set(_OPTIONS.get(kind, ())):
         raise InputError(f"the {kind} format has no option {', '.join(sorted(strange))}")
     if kind == "csv" and root.is_dir():
@@ -78,4 +84,5 @@ def _recognised(path: Path) -> tuple[Path, FormatName | None]:
         for mark, name in _MARKS:
             if next(folder.glob(mark), None) is not None:
                 return folder, name
-    return path, None
+    splits = find_split_folders(path)
+    return path, "folder" if splits is not None and splits.names else None

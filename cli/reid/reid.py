@@ -24,7 +24,7 @@ app = Commands(
     no_args_is_help=True,
 )
 
-FormatChoice = Literal["auto", "market", "duke", "msmt17", "cuhk03", "veri", "vehicleid", "csv"]
+FormatChoice = Literal["auto", "market", "duke", "msmt17", "cuhk03", "veri", "vehicleid", "csv", "folder"]
 Data = Annotated[Path, typer.Argument(help="The data set's folder, or a CSV with path, identity and camera.")]
 Format = Annotated[FormatChoice, typer.Option("--format", help="`auto` looks at what the folder holds.")]
 Option = Annotated[
