@@ -95,21 +95,15 @@ def refuse_unused(branch: str, *options: str, remedy: str = "") -> None:
     if context is None:  # called from Python
         return
     by_name = {parameter.name: parameter for parameter in context.command.params}
-    typed = [_as_typed(by_name[name], context) for name in options if _is_typed(name, context)]
+    typed = []
+    for option in (by_name[name] for name in options):
+        source = context.get_parameter_source(str(option.name))
+        if source is not None and source.name == "COMMANDLINE":
+            is_off = bool(option.secondary_opts) and context.params[str(option.name)] is False
+            typed.append((option.secondary_opts if is_off else option.opts)[0])  # `--flip`, or `--no-flip`
     if typed:
         verb, them = ("is", "it") if len(typed) == 1 else ("are", "them")
         raise InputError(f"{', '.join(typed)} {verb} not used {branch}; {remedy or f'leave {them} out'}")
-
-
-def _is_typed(name: str, context: typer.Context) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _as_typed(option: Any, context: typer.Context) -> str:
-    """`--flip`, or `--no-flip` if it is that which was typed."""
-    is_off = bool(option.secondary_opts) and context.params[option.name] is False
-    return str((option.secondary_opts if is_off else option.opts)[0])
 
 
 @contextmanager
@@ -134,21 +128,17 @@ def option_names(message: str, command: TyperCommand | None = None) -> str:
         if context is None:
             return message
         command = context.command  # type: ignore[assignment]
-    for option in command.params:  # type: ignore[union-attr]
-        if isinstance(option, TyperOption) and option.name:
-            message = _renamed(message, option.name, max(option.opts, key=len))
-    return message
-
-
-def _renamed(message: str, name: str, option: str) -> str:
-    flag = option.removeprefix("--").replace("-", "_")
-    for word in {name, flag}:
-        before, after = r"(?<![\w/.'\"=-])(?<!in Python )", r"(?![\w'\"-]|[/.]\w)"
-        message = re.sub(rf"`{word}(?:=(?:True|…))?`", option, message)
-        message = re.sub(rf"`{word}=['\"]?([\w.-]+)['\"]?`", rf"{option} \1", message)
-        message = re.sub(rf"{before}{word}=True{after}", option, message)
-        message = re.sub(rf"{before}{word}=('[^']*') is not known", rf"{option} \1 is not known", message)
-        message = re.sub(rf"\bpass {word}{after}(?!=)", f"pass {option}", message)
-        if "_" in word:
-            message = re.sub(rf"{before}{word}{after}(?!=)", option, message)
+    before, after = r"(?<![\w/.'\"=-])(?<!in Python )", r"(?![\w'\"-]|[/.]\w)"
+    for parameter in command.params:  # type: ignore[union-attr]
+        if not isinstance(parameter, TyperOption) or not parameter.name:
+            continue
+        option = max(parameter.opts, key=len)
+        for word in {parameter.name, option.removeprefix("--").replace("-", "_")}:
+            message = re.sub(rf"`{word}(?:=(?:True|…))?`", option, message)
+            message = re.sub(rf"`{word}=['\"]?([\w.-]+)['\"]?`", rf"{option} \1", message)
+            message = re.sub(rf"{before}{word}=True{after}", option, message)
+            message = re.sub(rf"{before}{word}=('[^']*') is not known", rf"{option} \1 is not known", message)
+            message = re.sub(rf"\bpass {word}{after}(?!=)", f"pass {option}", message)
+            if "_" in word:
+                message = re.sub(rf"{before}{word}{after}(?!=)", option, message)
     return message

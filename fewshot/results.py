@@ -254,7 +254,14 @@ class ResultFile:
             if prediction.dtype != np.int16 or margin.dtype != np.float32:
                 raise InputError(f"method {number}: answers are of types {prediction.dtype} and {margin.dtype}")
             result = EpisodeResult(episodes, method["classifier"], prediction, margin, method["encoder"])
-            _check_answers(result)
+            is_right = prediction == episodes.target
+            contradicts = np.where(is_right, margin < 0, margin > 0) | ~np.isfinite(margin)
+            if contradicts.any():
+                episode, query = np.argwhere(contradicts)[0]
+                raise InputError(
+                    f"{result.classifier['name']}: episode {episode}, query {query}: answer and margin contradict each "
+                    "other; the file was changed after it was written"
+                )
             results.append(result)
         return cls(tuple(results), header["source"])
 
@@ -274,18 +281,6 @@ def load_result(reference: str) -> EpisodeResult:
         return ResultFile.load(path)[method or None]
     except InputError as error:
         raise InputError(str(error) if str(error).startswith(path) else f"{path}: {error}") from error
-
-
-def _check_answers(result: EpisodeResult) -> None:
-    """A right answer has a margin of at least 0, a wrong one of at most 0: both arrays tell the same story."""
-    is_right = result.prediction == result.episodes.target
-    contradicts = np.where(is_right, result.margin < 0, result.margin > 0) | ~np.isfinite(result.margin)
-    if contradicts.any():
-        episode, query = np.argwhere(contradicts)[0]
-        raise InputError(
-            f"{result.classifier['name']}: episode {episode}, query {query}: answer and margin contradict each other; "
-            "the file was changed after it was written"
-        )
 
 
 def intervals_to_dict(found: Intervals) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ImageError, InputError
@@ -163,6 +162,15 @@ def audit(
     if least_images < 1:
         raise InputError(f"least_images must be at least 1, got {least_images}")
     looks = list(_looks(data, near_bits is not None, workers, progress)) if open_files else []
+    by_content: dict[bytes, list[ReidImage]] = defaultdict(list)
+    for look in looks:
+        if look.problem is None:
+            by_content[look.digest].append(look.image)
+    cameras: dict[str, dict[str, int]] = {}
+    with_camera = [image for image in data.images if image.camera is not None]
+    for image in sorted(with_camera, key=lambda image: (isinstance(image.camera, str), image.camera)):
+        row = cameras.setdefault(str(image.camera), {})
+        row[image.role] = row.get(image.role, 0) + 1
     counts = _counts(data)
     per_identity = Counter(image.identity for image in data.of("train") if not _is_none(image.identity, data))
     sides = [{i.identity for i in data.of(*roles) if not _is_none(i.identity, data)} for roles in _TRAIN_AND_TEST]
@@ -171,11 +179,11 @@ def audit(
         format=data.format,
         counts=counts,
         known=tuple(Known(name, counts.get(name, 0), number) for name, number in data.known.items()),
-        cameras=_cameras(data),
+        cameras=cameras,
         few_images={str(k): n for k, n in sorted(per_identity.items(), key=str) if n < least_images},
         in_train_and_test=tuple(sorted(map(str, common))),
         without_match=_without_match(data),
-        duplicates=_duplicates(data, looks),
+        duplicates=tuple(_group(images, data) for images in by_content.values() if len(images) > 1),
         near_duplicates=() if near_bits is None else tuple(_near_duplicates(data, looks, near_bits)),
         unreadable={look.image.path: look.problem for look in looks if look.problem is not None},
         ignored=data.ignored,
@@ -207,15 +215,6 @@ def _counts(data: ReidData) -> dict[str, int]:
     return counts
 
 
-def _cameras(data: ReidData) -> dict[str, dict[str, int]]:
-    table: dict[str, dict[str, int]] = {}
-    known = [image for image in data.images if image.camera is not None]
-    for image in sorted(known, key=lambda image: (isinstance(image.camera, str), image.camera)):
-        row = table.setdefault(str(image.camera), {})
-        row[image.role] = row.get(image.role, 0) + 1
-    return table
-
-
 def _without_match(data: ReidData) -> tuple[str, ...]:
     """Queries whose identity appears in the gallery only where the format's protocol does not look."""
     seen: dict[str, set[tuple[str, str]]] = defaultdict(set)
@@ -229,9 +228,6 @@ def _without_match(data: ReidData) -> tuple[str, ...]:
         if not any(path != image.path and (unknown or camera != str(image.camera)) for camera, path in others):
             lonely.append(image.path)
     return tuple(lonely)
-
-
-# --- the files --------------------------------------------------------------------------------------------------------
 
 
 class _Look(NamedTuple):
@@ -273,14 +269,6 @@ def difference_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(pixels[:, 1:] > pixels[:, :-1]).tobytes(), "big")
 
 
-def _duplicates(data: ReidData, looks: Sequence[_Look]) -> tuple[Duplicates, ...]:
-    groups: dict[bytes, list[ReidImage]] = defaultdict(list)
-    for look in looks:
-        if look.problem is None:
-            groups[look.digest].append(look.image)
-    return tuple(_group(images, data) for images in groups.values() if len(images) > 1)
-
-
 def _group(images: Sequence[ReidImage], data: ReidData) -> Duplicates:
     trains = {image.role == "train" for image in images}
     names = {(data.has_common_identities or image.role == "train", str(image.identity)) for image in images}
@@ -294,8 +282,11 @@ def _near_duplicates(data: ReidData, looks: Sequence[_Look], bits: int) -> Itera
     seen: set[tuple[int, int]] = set()
     for shift in range(0, 64, _CHUNK_BITS):
         quarter = (hashes >> np.uint64(shift)) & np.uint64(2**_CHUNK_BITS - 1)
-        for bucket in _buckets(quarter):
-            for first, second in combinations(bucket, 2):
+        order = np.argsort(quarter, kind="stable")
+        for bucket in np.split(order, np.flatnonzero(np.diff(quarter[order])) + 1):
+            if bucket.size > _LARGEST_BUCKET:
+                continue
+            for first, second in combinations(bucket.tolist(), 2):
                 if (first, second) in seen or (good[first].look ^ good[second].look).bit_count() > bits:
                     continue
                 seen.add((first, second))
@@ -303,16 +294,6 @@ def _near_duplicates(data: ReidData, looks: Sequence[_Look], bits: int) -> Itera
                 differs = good[first].digest != good[second].digest
                 if differs and (pair.has_several_identities or pair.has_train_and_test):
                     yield pair
-
-
-def _buckets(values: NDArray[np.uint64]) -> Iterator[list[int]]:
-    order = np.argsort(values, kind="stable")
-    for part in np.split(order, np.flatnonzero(np.diff(values[order])) + 1):
-        if 1 < part.size <= _LARGEST_BUCKET:
-            yield part.tolist()
-
-
-# --- text -------------------------------------------------------------------------------------------------------------
 
 
 def _listed(title: str, items: Iterable[str]) -> list[str]:

@@ -199,25 +199,17 @@ def read_features(file: str | os.PathLike[str], data: ReidData) -> Features:
                 return Features(stream["features"][()], names, about, skipped)
     except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: expected features written by `distcam reid evaluate --out`; {error}") from error
-    return _from_encodings(path, data)
-
-
-def _from_encodings(path: Path, data: ReidData) -> Features:
-    """Joined by where the images lie, since the two files may count their paths from different folders."""
     from ..index.building.encodings import read_encodings
 
     encodings = read_encodings(path)
-    place = {_absolute(encodings.file_of(record)): row for row, record in enumerate(encodings.records)}
-    found = [(image.path, row) for image in data.images if (row := place.get(_absolute(data.file(image)))) is not None]
+
+    def place(file: Path) -> str:
+        return os.path.normpath(file.absolute())  # the two may count their paths from different folders
+
+    rows = {place(encodings.file_of(record)): row for row, record in enumerate(encodings.records)}
+    found = [(image.path, row) for image in data.images if (row := rows.get(place(data.file(image)))) is not None]
     if not found:
         example = data.file(data.images[0])
         raise InputError(f"{path} knows none of the images, such as {example}; encode the folder they lie in")
-    about = {
-        "encoder": encodings.encoder.get("short_name", ""),
-        "fingerprint": encodings.encoder.get("fingerprint", ""),
-    }
+    about = {name: encodings.encoder.get(key, "") for name, key in (("encoder", "short_name"), ("fingerprint",) * 2)}
     return Features(np.asarray(encodings.embeddings)[[row for _, row in found]], tuple(p for p, _ in found), about)
-
-
-def _absolute(file: Path) -> str:
-    return os.path.normpath(file.absolute())

@@ -218,7 +218,12 @@ def part_weights(
     weights = {}
     for name, part in parts.items():
         if isinstance(part, np.ndarray):
-            weights[name] = _mask_weight(name, part, rows, columns)
+            values = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float64))
+            if values.ndim != 2 or 0 in values.shape:
+                raise ShapeError(f"part {name!r}: a mask is (rows, columns), got {tuple(values.shape)}")
+            if not bool(((values >= 0) & (values <= 1)).all()):
+                raise InputError(f"part {name!r}: a mask holds values in [0, 1]")
+            weights[name] = torch.nn.functional.adaptive_avg_pool2d(values[None, None], (rows, columns))[0, 0]
             continue
         top, bottom = part
         if not 0 <= top < bottom <= 1:
@@ -231,15 +236,6 @@ def part_weights(
     if bool((left > 1e-6).any()):
         weights[ELSEWHERE] = left
     return weights
-
-
-def _mask_weight(name: str, mask: np.ndarray[Any, Any], rows: int, columns: int) -> Tensor:
-    values = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float64))
-    if values.ndim != 2 or 0 in values.shape:
-        raise ShapeError(f"part {name!r}: a mask is (rows, columns), got {tuple(values.shape)}")
-    if not bool(((values >= 0) & (values <= 1)).all()):
-        raise InputError(f"part {name!r}: a mask holds values in [0, 1]")
-    return torch.nn.functional.adaptive_avg_pool2d(values[None, None], (rows, columns))[0, 0]
 
 
 def pairs_panel(pairs: Mapping[str, PairExplanation], *, look: Look | None = None, tile_size: int = 196) -> Image.Image:
@@ -261,19 +257,15 @@ def pairs_panel(pairs: Mapping[str, PairExplanation], *, look: Look | None = Non
     dists = _tiles(list(pairs.values()), ("probe_dist_map", "match_dist_map"), look)
     rows: list[Sequence[Tile | None]] = []
     for number, (title, pair) in enumerate(pairs.items()):
+        largest = sorted(pair.parts, key=lambda part: part.on_match, reverse=True)[:2]
         first = [
             Tile(pair.probe, title=f"{title}: probe", caption=f"similarity {pair.similarity:.3f}"),
-            Tile(pair.match, title="match", caption=_largest_parts(pair)),
+            Tile(pair.match, title="match", caption=", ".join(f"{part.name} {part.on_match:.2f}" for part in largest)),
         ]
         maps = [*shares[2 * number : 2 * number + 2], *dists[2 * number : 2 * number + 2]]
         titles = ("shares, probe", "shares, match", "Dist-CAM, probe", "Dist-CAM, match")
         rows.append([*first, *(Tile(tile.image, t, tile.caption) for tile, t in zip(maps, titles, strict=True))])
     return grid(rows, tile_size=tile_size)
-
-
-def _largest_parts(pair: PairExplanation) -> str:
-    ranked = sorted(pair.parts, key=lambda part: part.on_match, reverse=True)
-    return ", ".join(f"{part.name} {part.on_match:.2f}" for part in ranked[:2])
 
 
 def _tiles(pairs: Sequence[PairExplanation], names: tuple[str, str], look: Look) -> list[Tile]:

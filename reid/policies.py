@@ -140,9 +140,16 @@ class Labels:
 
     def __post_init__(self) -> None:
         for name in ("identities", "cameras", "images"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, _label_array(value, name=name))
+            if getattr(self, name) is None:
+                continue
+            array = np.asarray(getattr(self, name))
+            if array.ndim != 1:
+                raise ShapeError(f"{name}: expected one value per image (one dimension), got shape {array.shape}")
+            if array.dtype == object and all(isinstance(value, str) for value in array):
+                array = array.astype(str)
+            if array.size and array.dtype.kind not in "iuU":
+                raise InputError(f"{name}: expected integers or text, got {array.dtype}; convert them first")
+            object.__setattr__(self, name, array if array.size else array.astype(np.int64))
         for name in ("cameras", "images"):
             value = getattr(self, name)
             if value is not None and len(value) != len(self):
@@ -150,17 +157,6 @@ class Labels:
 
     def __len__(self) -> int:
         return len(np.asarray(self.identities))
-
-
-def _label_array(values: ArrayLike, *, name: str) -> NDArray[Any]:
-    array = np.asarray(values)
-    if array.ndim != 1:
-        raise ShapeError(f"{name}: expected one value per image (one dimension), got shape {array.shape}")
-    if array.dtype == object and all(isinstance(value, str) for value in array):
-        array = array.astype(str)
-    if array.size and array.dtype.kind not in "iuU":
-        raise InputError(f"{name}: expected integers or text, got {array.dtype}; convert them first")
-    return array if array.size else array.astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,7 +82,17 @@ def expand_queries(
         raise InputError(f"expected at least 1 neighbour and alpha of at least 0, got {neighbours} and {alpha}")
     query = unit_rows(query_features, name="query features")
     gallery = unit_rows(gallery_features, name="gallery features")
-    own = _own_places(query_images, gallery_images, (len(query), len(gallery)))
+    own: list[list[int]] = [[]] * len(query)  # where each query itself lies in the gallery
+    if query_images is not None and gallery_images is not None:
+        if (len(query_images), len(gallery_images)) != (len(query), len(gallery)):
+            raise ShapeError(
+                f"expected {len(query)} query and {len(gallery)} gallery names, "
+                f"got {len(query_images)} and {len(gallery_images)}"
+            )
+        places: dict[str, list[int]] = {}
+        for place, name in enumerate(gallery_images):
+            places.setdefault(str(name), []).append(place)
+        own = [places.get(str(name), []) for name in query_images]
     number, expanded = Distinct.of(gallery).number, query.copy()
     for queries, block in blocks(FeatureDistances(query, gallery)):
         for row, distance in zip(queries.tolist(), block, strict=True):
@@ -96,20 +106,6 @@ def expand_queries(
             weight[is_last] *= (k - (~is_last).sum()) / max(1, is_last.sum())
             expanded[row] += weight.astype(expanded.dtype) @ gallery[nearest]
     return unit_rows(expanded, name="expanded queries")
-
-
-def _own_places(
-    query: Sequence[str] | None, gallery: Sequence[str] | None, shape: tuple[int, int]
-) -> list[NDArray[np.intp]]:
-    """Where each query itself lies in the gallery."""
-    if query is None or gallery is None:
-        return [np.empty(0, np.intp)] * shape[0]
-    if (len(query), len(gallery)) != shape:
-        raise ShapeError(f"expected {shape[0]} query and {shape[1]} gallery names, got {len(query)} and {len(gallery)}")
-    places: dict[str, list[int]] = {}
-    for place, name in enumerate(gallery):
-        places.setdefault(str(name), []).append(place)
-    return [np.array(places.get(str(name), []), np.intp) for name in query]
 
 
 def camera_normalised(

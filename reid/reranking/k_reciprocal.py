@@ -107,7 +107,10 @@ class Reranking:
         self.shape: tuple[int, int] = (images.n_queries, len(images.number) - images.n_queries)
         self.dtype: np.dtype[Any] = images.vectors.dtype
         self._query, self._gallery = np.split(images.number, [images.n_queries])
-        self._by_neighbour = _transposed(encoding, n_columns=len(images))
+        row = np.repeat(np.arange(len(images)), np.diff(encoding.start))
+        order = np.argsort(encoding.column, kind="stable")
+        start = np.searchsorted(encoding.column[order], np.arange(len(images) + 1))
+        self._by_neighbour = _Rows(start, row[order], encoding.value[order])
 
     def rows(self, start: int, stop: int) -> Floats:
         """Distances of queries `start` to `stop` (exclusive): (1 − λ) Jaccard + λ relative distance."""
@@ -179,13 +182,6 @@ class _Rows:
         begin, length = self.start[rows], self.start[rows + 1] - self.start[rows]
         owner = np.repeat(np.arange(rows.size), length)
         return np.arange(owner.size) + (begin - (np.cumsum(length) - length))[owner], owner
-
-
-def _transposed(table: _Rows, *, n_columns: int) -> _Rows:
-    row = np.repeat(np.arange(len(table.start) - 1), np.diff(table.start))
-    order = np.argsort(table.column, kind="stable")
-    start = np.searchsorted(table.column[order], np.arange(n_columns + 1))
-    return _Rows(start, row[order], table.value[order])
 
 
 def _within(images: Images, nearest: Indices, k: int) -> NDArray[np.bool_]:

@@ -123,7 +123,8 @@ def _offer(index: Indices, squared: Floats, block: Floats, *, axis: int, first: 
     k, n_candidates = squared.shape[1], block.shape[axis]
     limit = squared[:, -1]
     if limit.size and np.isinf(limit).any() and n_candidates > k:
-        limit = np.minimum(limit, np.nextafter(_kth(block, k, axis=axis), np.inf, dtype=limit.dtype))
+        kth = np.partition(block, k - 1, axis=axis).take(k - 1, axis=axis)
+        limit = np.minimum(limit, np.nextafter(kth, np.inf, dtype=limit.dtype))
     better = np.divmod(np.flatnonzero(block < (limit[:, None] if axis == 1 else limit)), max(1, block.shape[1]))
     row, candidate = better if axis == 1 else better[::-1]
     if not row.size:
@@ -136,7 +137,3 @@ def _offer(index: Indices, squared: Floats, block: Floats, *, axis: int, first: 
     starts = np.searchsorted(rows[order], touched)
     kept = order[starts[:, None] + np.arange(k)]
     index[touched], squared[touched] = names[kept], values[kept]
-
-
-def _kth(block: Floats, k: int, *, axis: int) -> Floats:
-    return np.asarray(np.partition(block, k - 1, axis=axis).take(k - 1, axis=axis))
