@@ -289,12 +289,12 @@ def assess(
         InputError: features are missing or not finite, or the protocol does not fit the labels.
     """
     rule, steps = protocol or data.protocol, refinement or Refinement()
-    ignored = {str(name) for name in (*rule.junk, *(rule.distractors if rule.distractor_policy == "ignore" else ()))}
-    nobody = {str(name) for name in (*rule.junk, *rule.distractors)}
+    junk, distractors = ({str(name) for name in names} for names in (rule.junk, rule.distractors))
+    ignored = junk | distractors if rule.distractor_policy == "ignore" else junk
     data = data.without(features.skipped)
     remark_on_placeholders(data, rule)
     asking, whole = data.queries, data.gallery
-    queries = tuple(image for image in asking if str(image.identity) not in nobody)
+    queries = tuple(image for image in asking if str(image.identity) not in junk | distractors)
     gallery = tuple(image for image in whole if str(image.identity) not in ignored)
     if not queries or not gallery:
         raise InputError(f"nothing to evaluate: {len(queries)} queries, {len(gallery)} gallery images that count")
@@ -318,18 +318,10 @@ def assess(
     counts = {
         "gallery": len(whole),
         "queries_left_out": len(asking) - len(queries),
-        "gallery_junk": sum(str(image.identity) in set(map(str, rule.junk)) for image in whole),
-        "gallery_distractors": sum(str(image.identity) in set(map(str, rule.distractors)) for image in whole),
+        "gallery_junk": sum(str(image.identity) in junk for image in whole),
+        "gallery_distractors": sum(str(image.identity) in distractors for image in whole),
     }
     before = None if source is plain else evaluate_distances(plain, metric=metric, **options)
-    return Assessment(
-        data,
-        queries,
-        gallery,
-        replace(evaluation, counts=evaluation.counts | counts),
-        before,
-        steps,
-        dict(features.about),
-        _source=source,
-        _plain=plain,
-    )
+    evaluation = replace(evaluation, counts=evaluation.counts | counts)
+    about = dict(features.about)
+    return Assessment(data, queries, gallery, evaluation, before, steps, about, _source=source, _plain=plain)

@@ -22,7 +22,7 @@ from .records import ReidData, ReidImage
 if TYPE_CHECKING:  # encoding imports torch, which everything else here does without
     from torch import Tensor
 
-    from ..encoders import Encoder, Overlap, TrainedOn
+    from ..encoders import Encoder
 
 __all__ = ["Features", "encode_data", "read_features", "write_features"]
 
@@ -98,7 +98,6 @@ def encode_data(
         InputError: no image can be read, or, with `strict`, one cannot.
     """
     from ..encoders import Inference
-    from ..encoders.trained_on import say_overlap
 
     listed = list({image.path: image for image in images}.values())
     inference = Inference(encoder, device=device, precision=precision, batch_size=batch_size)
@@ -130,28 +129,27 @@ def encode_data(
     kept = [image.path for image in listed if image.path not in skipped]
     found = np.concatenate(vectors)[[path not in skipped for path in done]]
     found = found.reshape(len(kept), -1, found.shape[1]).mean(axis=1)
-    height, width = encoder.transform.height, encoder.transform.width
-    about: dict[str, Any] = {
-        "encoder": encoder.short_name,
-        "fingerprint": encoder.fingerprint,
-        "input": f"{height}x{width}, {encoder.transform.fit}, {inference.precision}",
-        "flip": flip,
-    }
-    if encoder.trained_on is not None:
-        overlap = _overlap(encoder.trained_on, data, [image for image in listed if image.path not in skipped])
-        about["trained_on"] = overlap.to_dict()
-        say_overlap(overlap)
+    about = {**_described(encoder, [image for image in listed if image.path not in skipped], data), "flip": flip}
+    about["input"] += f", {inference.precision}"
     return Features(found, tuple(kept), about, skipped)
 
 
-def _overlap(record: TrainedOn, data: ReidData, images: Sequence[ReidImage]) -> Overlap:
-    """How many of these images, and of the identities that are asked for, were trained on."""
-    from ..encoders.trained_on import file_digests
+def _described(encoder: Encoder, images: Sequence[ReidImage], data: ReidData) -> dict[str, Any]:
+    """What made the features, and how many of the images and of the identities that are asked for it was trained on."""
+    from ..encoders.trained_on import file_digests, say_overlap
 
-    asked = (
-        {str(image.identity) for image in images if image.role != "gallery"} if data.has_common_identities else set()
-    )
-    return record.overlap(asked, file_digests(map(data.file, images)))
+    about: dict[str, Any] = {
+        "encoder": encoder.short_name,
+        "fingerprint": encoder.fingerprint,
+        "input": f"{encoder.transform.height}x{encoder.transform.width}, {encoder.transform.fit}",
+    }
+    if encoder.trained_on is not None:
+        asked = {str(image.identity) for image in images if image.role != "gallery"}
+        digests = file_digests(map(data.file, images))
+        overlap = encoder.trained_on.overlap(asked if data.has_common_identities else set(), digests)
+        about["trained_on"] = overlap.to_dict()
+        say_overlap(overlap)
+    return about
 
 
 def _tell(skipped: Mapping[str, str], count: int) -> None:
