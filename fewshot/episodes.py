@@ -1,9 +1,4 @@
-"""Episodes as a value: which images of which classes, hashed, checked, and stored for replay.
-
-An episode is N classes with K support images each and a set of query images of the same classes. A manifest holds the
-whole list as row numbers together with the items' names, so that every model, machine and library can be run on exactly
-the same episodes, and so that two results can be compared pair by pair.
-"""
+"""Episodes as a value: items of support and query by number and by name, hashed, checked, and stored for replay."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
 """Heat maps of few-shot answers: every query of an episode against every prototype, from one forward pass.
 
-Two maps, for two questions. `episode_maps` is Dist-CAM: where the query shows the channels in which it is close to a
-prototype. `decision_map` divides the difference of two logits among the positions without remainder: where the query
-looks more like one prototype than like another. `answers_of` finds the references and the maps of any classifier whose
-steps take a query q to scale·q + offset: its logits are then a class vector and a bias per way.
+`episode_maps` is Dist-CAM; `decision_map` divides the difference of two logits among the positions without remainder;
+`answers_of` does both for any classifier whose steps take a query q to scale·q + offset.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Why two pictures match: the similarity of a pair, divided among places and body parts without remainder.
+"""The similarity of two images divided among places and body parts without remainder, and Dist-CAM on both.
 
-Two maps, for two questions. The *shares* divide the cosine itself, position by position, on either picture; with a
-batch-norm neck or any other affine head they are those of the vector that is compared. Their sums over parts of the
-picture (stripes from top to bottom, head to feet for people, or the user's) add up to the similarity. The *Dist-CAM*
-maps show where each picture has the channels in which the two are close; they explain closeness, and add up to nothing.
+The *shares* divide the cosine itself, also behind an affine head; their sums over parts (stripes, or the user's masks)
+add up to it. *Dist-CAM* shows where each image has the channels in which the two are close, and adds up to nothing.
 
 Source: [Dist-CAM] Eq. 4–6; Stylianou, Souvenir and Pless 2019 for the decomposition, here behind a folded head.
 """
@@ -71,15 +69,15 @@ class PartShare:
 
 @dataclass(frozen=True, eq=False)
 class PairExplanation:
-    """Why a probe and a match are as similar as they are.
+    """The similarity of a probe and a match, explained on both.
 
     Attributes:
-        probe, match: the pictures.
+        probe, match: the images.
         correspondence: the cosine divided among all pairs of positions; `total` is the similarity.
-        probe_dist_map, match_dist_map: Dist-CAM on either picture, raw.
+        probe_dist_map, match_dist_map: Dist-CAM on either image, raw.
         parts: shares of the parts, in the order given; the last one is what no part covers, if anything.
         is_exact: False if the head is not affine and the shares are its first-order approximation.
-        views: the rectangles of the two pictures that the maps cover.
+        views: the rectangles of the two images that the maps cover.
     """
 
     probe: Image.Image = field(repr=False)
@@ -149,19 +147,19 @@ def explain_pair(
     weighting: Weighting = "dist",
     mean: Float[Tensor, " d"] | None = None,
 ) -> PairExplanation:
-    """The cosine of two pictures, explained on both.
+    """The cosine of two images, explained on both.
 
     Args:
         inference: the encoder on its device.
         probe: a path, encoded bytes, or a Pillow image.
-        match: the other picture.
-        parts: by name a stripe (top, bottom) in fractions of the picture's height, or a mask over the encoder's view
+        match: the other image.
+        parts: by name a stripe (top, bottom) in fractions of the image's height, or a mask over the encoder's view
             with values in [0, 1], rows by columns, at any resolution; parts must not overlap.
         weighting: of the Dist-CAM maps, see `distcam.explain.channel_weights`.
         mean: of the gallery's embeddings, for the weightings that need it.
 
     Raises:
-        InputError: parts that overlap or are no part of a picture.
+        InputError: parts that overlap or are no part of an image.
         ImageError: a file that is not a usable image.
     """
     pictures = [source if isinstance(source, Image.Image) else read_image(source) for source in (probe, match)]
@@ -197,11 +195,11 @@ def part_weights(
     """How much of each position of the map every part covers, in [0, 1], and `elsewhere` for what is left, if anything.
 
     Args:
-        parts: stripes in fractions of the picture's height, or masks over the view.
+        parts: stripes in fractions of the image's height, or masks over the view.
         rows: of the map.
         columns: of the map.
-        view: the rectangle of the picture that the map covers, in pixels.
-        height: of the picture in pixels.
+        view: the rectangle of the image that the map covers, in pixels.
+        height: of the image in pixels.
 
     Raises:
         InputError: parts that overlap, an empty stripe, a mask that is not in [0, 1].
@@ -247,7 +245,7 @@ def pairs_panel(pairs: Mapping[str, PairExplanation], *, look: Look | None = Non
     Args:
         pairs: by title, for instance "same" and "different".
         look: how maps are drawn; its colours are those of the Dist-CAM maps.
-        tile_size: of a picture in pixels.
+        tile_size: of an image in pixels.
     """
     if not pairs:
         raise InputError("a panel needs at least one pair")

@@ -1,7 +1,6 @@
-"""The decisions in a re-identification score: identities, and gallery entries that count.
+"""The decisions in a re-identification score, as fields of `Protocol`: checked against the labels, kept in the result.
 
-The same distances give a mAP that differs by eight points between protocols that are all called "the Market protocol".
-So every decision is a field of `Protocol`, has a name, is checked against the labels, and travels with the result.
+The same distances give a mAP that differs by eight points between what is called "the Market protocol".
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Features refined without training: freed of their camera, pooled over views, expanded by their neighbours.
 
-Everything here sees unlabelled test images only. It still sees all of them at once, which one query in the field does
-not, so a score should say which of these were used.
+All of it sees the unlabelled test images at once, which one query in the field does not: a score says what was used.
 """
 
 from __future__ import annotations

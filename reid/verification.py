@@ -1,8 +1,7 @@
-"""Is it the same one, and from which distance on: accept and reject rates over all pairs, and over all probes.
+"""Verification and identification: accept and reject rates by distance, over all pairs and over all probes.
 
-A threshold accepts distances that are at most it. Every reported rate is the exact share of pairs at its threshold:
-thresholds may be left out when there are too many distances to keep, rates are never interpolated (only the equal
-error rate lies between two thresholds).
+A threshold accepts distances that are at most it. Rates are exact shares of the pairs at their threshold, of which some
+are left out where there are too many; only the equal error rate lies between two.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Baseline and Baseline++: a new classifier for every episode, trained on its support while the encoder stays frozen.
+"""Baseline and Baseline++: a classifier trained on the support of each episode, while the encoder stays frozen.
 
-The episodes of a batch are trained side by side in one optimiser. Their losses are summed and no parameter belongs to
-two episodes, so each goes exactly the way it would go alone; only the cost per step is shared.
+Episodes are trained side by side: their losses are summed, and no parameter belongs to two of them.
 """
 
 from __future__ import annotations

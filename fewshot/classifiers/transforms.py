@@ -1,8 +1,4 @@
-"""Steps on single feature vectors before classification: unit length, centring, the power transform.
-
-Each runs once on the whole bank. Whether one was fitted on test data is part of it, because a result that used the test
-images' mean is transductive even if the classifier after it is not.
-"""
+"""Steps on single feature vectors before classification; each knows whether it was fitted on test data."""
 
 from __future__ import annotations
 

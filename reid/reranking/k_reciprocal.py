@@ -1,10 +1,8 @@
 """k-reciprocal re-ranking, exact and sparse: two images are near when their neighbourhoods are.
 
-A dense table of (all images)² runs out of memory at a few ten thousand images, but a neighbourhood holds a few dozen:
-one pass over the distances leaves the neighbours of each image, and everything after works on neighbour lists.
-
-No order of images changes a result. Copies (equal vectors) are neighbours together or not at all, so that a
-neighbourhood may hold more than k1 images; different vectors at one distance are ordered by their numbers.
+One pass over the distances leaves the neighbours of each image; everything after works on neighbour lists. No order of
+images changes a result: copies (equal vectors) are neighbours together or not at all, so a neighbourhood may hold more
+than k1 images, and different vectors at one distance are ordered by their numbers.
 
 Notation: d the squared distance, dn(i, j) = d(i, j) / max_j d(i, j) our `relative distance`, R(i, k) the k-reciprocal
 neighbours, V_i the encoding of a neighbourhood, λ our `original_share`.
