@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
-from .errors import InputError
-
-if TYPE_CHECKING:
-    import h5py
-
-T = TypeVar("T")
-
-__all__ = ["is_file", "read_hdf5", "replacing", "write_hdf5", "write_text"]
+__all__ = ["is_file", "replacing", "write_text"]
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
@@ -58,30 +50,3 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     with replacing(path) as aside:
         aside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
     return Path(path)
-
-
-def write_hdf5(path: str | os.PathLike[str], write: Callable[[h5py.File], None]) -> None:
-    """Let `write` fill an HDF5 file, which appears whole or not at all."""
-    import h5py
-
-    if not Path(path).parent.is_dir():
-        raise InputError(f"{Path(path).parent} is not a folder; create it first")
-    with replacing(path) as aside, h5py.File(aside, "w") as file:
-        write(file)
-
-
-def read_hdf5(path: str | os.PathLike[str], what: str, read: Callable[[h5py.File], T]) -> T:
-    """Whatever `read` makes of an HDF5 file.
-
-    Raises:
-        InputError: the file is not `what`: h5py cannot read it, or something is missing in it.
-    """
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            return read(file)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except (OSError, KeyError, TypeError, AttributeError, UnicodeError, ValueError) as error:
-        raise InputError(f"{path} is not {what} written by distcam: {error}") from error

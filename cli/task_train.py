@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..progress import Progress
 from .console import out, print_json, progress_bar, say
 from .options import AsJson, Strict
 from .recipes import ListRecipes, RecipePath, Template, find_recipe
@@ -89,7 +88,7 @@ def reid_train(
     _run(recipe, load, out_path=out_path, variant=variant, seeds=seeds, as_json=as_json)
 
 
-def reading() -> AbstractContextManager[Progress]:
+def reading() -> AbstractContextManager[Callable[[int, int], None]]:
     """The bar of reading all images once before a training."""
     return progress_bar("reading images")
 

@@ -5,22 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ShapeError
-from ..files import read_hdf5, write_hdf5
+from ..files import replacing
 
-__all__ = ["FORMAT", "EpisodeManifest", "as_names", "check_items", "split_hash"]
+__all__ = ["FORMAT", "EpisodeManifest", "as_names", "check_items", "read_hdf5", "split_hash", "write_hdf5"]
 
 FORMAT = "distcam-episodes/1"
 
+T = TypeVar("T")
 Names = NDArray[np.str_]
 Indices = NDArray[np.int32]
 Numbers = NDArray[np.int64]
@@ -254,3 +256,22 @@ def check_items(names: Names, labels: Names) -> None:
     unique, count = np.unique(names, return_counts=True)
     if len(unique) < len(names):
         raise InputError(f"names must be unique, {str(unique[count > 1][0])!r} occurs {count.max()} times")
+
+
+def write_hdf5(path: str | os.PathLike[str], write: Callable[[h5py.File], None]) -> None:
+    """Let `write` fill an HDF5 file, which appears whole or not at all."""
+    if not Path(path).parent.is_dir():
+        raise InputError(f"{Path(path).parent} is not a folder; create it first")
+    with replacing(path) as aside, h5py.File(aside, "w") as file:
+        write(file)
+
+
+def read_hdf5(path: str | os.PathLike[str], what: str, read: Callable[[h5py.File], T]) -> T:
+    """Whatever `read` makes of an HDF5 file; an InputError where the file is not `what`."""
+    try:
+        with h5py.File(path, "r") as file:
+            return read(file)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (OSError, KeyError, TypeError, AttributeError, UnicodeError, ValueError) as error:
+        raise InputError(f"{path} is not {what} written by distcam: {error}") from error

@@ -26,9 +26,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from ..errors import InputError, ShapeError
-from ..files import read_hdf5, write_hdf5
 from ..metrics.intervals import Intervals, intervals, required_episodes
-from .episodes import EpisodeManifest
+from .episodes import EpisodeManifest, read_hdf5, write_hdf5
 
 __all__ = ["FORMAT", "EpisodeResult", "ResultFile", "interval_lines", "intervals_to_dict", "load_result"]
 

@@ -28,7 +28,6 @@ import torch
 
 from ..encoders import Encoder, Inference
 from ..errors import InputError
-from ..progress import Progress
 from ..training.data.parts import Part
 from ..training.data.pixels import say_left_out
 from ..training.data.training_set import TrainingSet
@@ -156,7 +155,7 @@ def train(
     resume: bool = False,
     announce: Callable[[str], None] | None = None,
     reading: Reading = nullcontext,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
     report: Callable[[Mapping[str, float]], None] | None = None,
 ) -> RunResult:
     """Train on the base part and measure on stored episodes.

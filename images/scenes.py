@@ -17,7 +17,7 @@ import csv
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -27,7 +27,6 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ..errors import InputError
-from ..progress import Progress
 from .blueprints import Blueprint, Part, blueprints
 from .drawing import BACKGROUNDS, check_name
 from .geometry import Box
@@ -208,7 +207,7 @@ def write_scenes(
     seed: int = 0,
     quality: int = 90,
     masks: bool = False,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> SceneSet:
     """A new folder of JPEG scenes with their boxes; it appears under its name when it is complete.
 

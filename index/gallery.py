@@ -12,7 +12,7 @@ describe the files, `reader.py` what an open gallery answers; here are the ways 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 
 from ..errors import InputError
-from ..progress import Progress
 from .filters.matching import Filter
 from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold
@@ -42,6 +41,7 @@ if TYPE_CHECKING:  # what encodes images imports torch, which searching does wit
 
 __all__ = ["Gallery"]
 
+Progress = Callable[[int, int], None]  # images done, images in all
 _PATIENCE = 60.0  # seconds that a finished tuning waits for another writer
 
 

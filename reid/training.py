@@ -30,7 +30,6 @@ from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError
 from ..images import Transform, list_images
 from ..index.reports import Skipped
-from ..progress import Progress
 from ..training.data.parts import Part
 from ..training.data.pixels import decode, say_left_out
 from ..training.data.training_set import TrainingSet
@@ -137,7 +136,7 @@ def train(
     resume: bool = False,
     announce: Callable[[str], None] | None = None,
     reading: Reading = nullcontext,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
     report: Callable[[Mapping[str, float]], None] | None = None,
 ) -> RunResult:
     """Train on the training identities, and evaluate queries against the gallery.
@@ -180,7 +179,9 @@ def train(
         )
 
 
-def readable(data: ReidData, *, progress: Progress | None = None) -> tuple[ReidData, tuple[Skipped, ...]]:
+def readable(
+    data: ReidData, *, progress: Callable[[int, int], None] | None = None
+) -> tuple[ReidData, tuple[Skipped, ...]]:
     """The data set without the images that cannot be read, and these; every file is decoded once.
 
     Raises:

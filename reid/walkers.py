@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ..errors import InputError
-from ..progress import Progress
 from .bodies import OBSTACLES, PARTS, draw_pedestrian
 from .layouts import read_market
 from .pedestrians import ITEMS, Camera, Moment, Walker
@@ -117,7 +116,7 @@ def write_walkers(
     masks: bool = True,
     quality: int = 90,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> WalkerSet:
     """A new folder of walkers; it appears under its name when it is complete.
 

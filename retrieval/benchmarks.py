@@ -24,9 +24,8 @@ from ..images.datasets import Dataset
 from ..images.splits import split_column, split_name
 from ..index import Encodings, Gallery, encode_to_file, read_encodings
 from ..index.storage.records import Record
-from ..progress import Progress
 from ..remarks import remark
-from .evaluation import evaluate_embeddings
+from .evaluation import Progress, evaluate_embeddings
 from .protocols import RECALL_AT, Protocol
 from .scores import Evaluation, Origin
 

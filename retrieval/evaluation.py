@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,12 @@ from ..metrics.clustering import cluster, normalised_mutual_information
 from ..metrics.distances import SearchSpec, Vectors, check_vectors, comparable
 from ..metrics.intervals import bootstrap_errors
 from ..metrics.ranking import BLOCK_BYTES, Pairing, RankMeasures, Rows, measure_rankings
-from ..progress import Progress
 from .protocols import Protocol
 from .scores import Evaluation, Origin, Score
 
 __all__ = ["Progress", "evaluate_embeddings"]
 
+Progress = Callable[[int, int], None]  # done, all
 _Labels = Sequence[Hashable] | NDArray[Any]
 
 

@@ -8,7 +8,7 @@ for nothing is an error that names the file.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,6 @@ from ..errors import ImageError, InputError
 from ..images import Transform, read_image
 from ..images.masks import MaskFolder, read_class_numbers, wrong_size
 from ..index.reports import Skipped
-from ..progress import Progress
 from ..training.data.pixels import say_left_out
 from ..training.data.training_set import RegionTable, TrainingSet
 from . import layouts
@@ -44,6 +43,8 @@ __all__ = [
     "label_map",
     "read_names",
 ]
+
+Progress = Callable[[int, int], None]
 
 
 class MaskedImages:

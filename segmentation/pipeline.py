@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..progress import Progress
 from ..training.data.batches import TrainingBatches
 from ..training.data.parts import Part, sentence
 from ..training.data.sampling import make_sampler
@@ -38,6 +37,8 @@ from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities
 from .voc import VocFolder
 
 __all__ = ["run_segmentation", "score_segmenter"]
+
+Progress = Callable[[int, int], None]
 
 
 def run_segmentation(

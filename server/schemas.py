@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
-from ..metrics import Metric
-
 __all__ = [
     "Box4",
     "Calibration",
@@ -109,7 +107,7 @@ class GalleryAnswer(Answer):
     name: str
     images: int
     classes: int
-    metric: Metric
+    metric: Literal["cosine", "l2", "l1", "dot"]
     columns: Sequence[str]
     encoder: str
     fingerprint: str

@@ -21,7 +21,6 @@ from ...encoders.trained_on import content_digest
 from ...errors import ImageError, InputError
 from ...images import Transform, read_image
 from ...index.reports import Skipped
-from ...progress import Progress
 from ...training.data.pixels import decode
 from ..episodes import EpisodeManifest, as_names, check_items, split_hash
 
@@ -221,7 +220,9 @@ class FewShotData:
         return {"name": self.name, "split_hash": self.split_hash, "parts": parts}
 
 
-def readable(data: FewShotData, *, progress: Progress | None = None) -> tuple[FewShotData, tuple[Skipped, ...]]:
+def readable(
+    data: FewShotData, *, progress: Callable[[int, int], None] | None = None
+) -> tuple[FewShotData, tuple[Skipped, ...]]:
     """The data set without the image files that cannot be read, and these; every file is decoded once.
 
     Raises:

@@ -23,7 +23,6 @@ from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError
 from ...images.listing import Listing, list_images
 from ...images.loading import read_image
 from ...images.masks import MaskFolder
-from ...progress import Progress
 from ..reports import AddReport, Skipped, read_skipped
 from ..search import METRICS, Metric, SearchSpec
 from ..storage.durable import Storage, WriterLock, after_commit, refusals_named
@@ -32,7 +31,7 @@ from ..storage.records import Vectors, pack_maps
 from ..storage.snapshot import Snapshot
 from ..storage.writer import CommitLimits, GalleryWriter
 from .creating import existing_gallery, new_birth, require_index, write_encoder_copy
-from .ingest import Encoded, Offer, Stream, ingest, read_offer
+from .ingest import Encoded, Offer, Progress, Stream, ingest, read_offer
 
 __all__ = [
     "ImageFiles",

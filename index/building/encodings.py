@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import GalleryExistsError, InputError
-from ...progress import Progress
 from ..reports import AddReport
 from ..storage.durable import Storage
 from ..storage.hdf5 import FlatFile, StoredArray
@@ -28,6 +27,7 @@ if TYPE_CHECKING:  # what encodes images imports torch, which reading does witho
     from ...encoders import Encoder, TrainedOn
     from ...images import Listing
     from .build import ImageFiles, Precision
+    from .ingest import Progress
 
 __all__ = ["Encodings", "encode_to_file", "read_encodings"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,6 @@ import numpy as np
 from ...errors import ImageError, InputError, is_out_of_descriptors, too_many_files
 from ...images.listing import Listing
 from ...images.masks import MaskFolder
-from ...progress import Progress
 from ..reports import AddReport, Skipped
 from ..storage.records import Array, Entries, Vectors, stored_path
 from ..storage.segments import MAX_COLUMNS
@@ -34,6 +33,7 @@ __all__ = [
     "NO_MASK",
     "Encoded",
     "Offer",
+    "Progress",
     "Stream",
     "entries_of",
     "ingest",
@@ -43,6 +43,7 @@ __all__ = [
 
 MAX_FILE_BYTES = 1 << 30
 MASK_COLUMN, NO_MASK = "mask", "none"
+Progress = Callable[[int, int], None]  # images done, images in all
 
 
 @dataclass(eq=False, slots=True)

@@ -28,13 +28,12 @@ from ...encoders import Encoder, Inference
 from ...errors import GalleryError, ImageError, InputError, MissingExtraError
 from ...images.listing import Listing
 from ...images.loading import read_image
-from ...progress import Progress
 from ..reports import AddReport
 from ..storage.manifest import Spec
 from ..storage.records import Array, Vectors
 from ..storage.writer import GalleryWriter
 from .build import InferenceSettings, finish, require_usable, to_vectors
-from .ingest import Encoded, Offer, ingest, read_offer
+from .ingest import Encoded, Offer, Progress, ingest, read_offer
 
 __all__ = ["RayEngine", "add_images_with_ray", "adding_with"]
 

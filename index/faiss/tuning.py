@@ -11,7 +11,7 @@ import datetime
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,6 @@ import faiss as typed_faiss
 import numpy as np
 
 from ...errors import InputError
-from ...progress import Progress
 from ..reports import counted
 from ..search import Ids, SearchSpec, VectorSource
 from ..storage.tuned import Tuning
@@ -38,6 +37,8 @@ _FLAT_UP_TO = 1_000_000
 _PRODUCTS_FROM = 10_000
 _TIMED_QUERIES, _TIMED_SECONDS = 100, 3.0
 _ALIKE = 1.1  # times the latency of the quickest
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

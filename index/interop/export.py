@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import GalleryError, GalleryExistsError, InputError
-from ...progress import Progress
 from ...remarks import remark
 from ..reports import counted
 from ..search import comparable
@@ -30,6 +29,7 @@ from .clip_retrieval import ENCODER_FILE, EXPORT_FILE
 from .tables import parquet
 
 if TYPE_CHECKING:
+    from ..building.ingest import Progress
     from ..gallery import Gallery
 
 __all__ = ["Export", "export_gallery"]

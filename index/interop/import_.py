@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, WeightsError
-from ...progress import Progress
 from ...remarks import remark
 from ..building.creating import existing_gallery, new_birth, require_index, write_encoder_copy
 from ..reports import AddReport, Skipped
@@ -33,6 +32,7 @@ from .tables import Source
 
 if TYPE_CHECKING:  # only a named encoder needs torch
     from ...encoders import Encoder
+    from ..building.ingest import Progress
     from ..gallery import Gallery
 
 __all__ = ["import_gallery"]

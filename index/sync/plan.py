@@ -21,8 +21,7 @@ from ...errors import ImageError, InputError
 from ...images.listing import ImageRecord, Listing, list_images
 from ...images.loading import IMAGE_SUFFIXES, read_image
 from ...images.splits import SPLIT_COLUMN, SplitFolders, find_split_folders
-from ...progress import Progress
-from ..building.ingest import MAX_FILE_BYTES, Offer
+from ..building.ingest import MAX_FILE_BYTES, Offer, Progress
 from ..reports import Skipped
 from ..storage.records import stored_path
 from ..storage.segments import Segment

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import GalleryError, ImageError, InputError
-from ...progress import Progress
-from ..building.ingest import Offer, Stream, entries_of, ingest_offers
+from ..building.ingest import Offer, Progress, Stream, entries_of, ingest_offers
 from ..reports import Skipped, counted, read_skipped
 from ..storage.durable import after_commit
 from ..storage.snapshot import BLOCK_BYTES, Snapshot

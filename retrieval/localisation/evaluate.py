@@ -38,7 +38,6 @@ from ...explain import (
 from ...images import Box, Listing, Transform, read_image
 from ...images.boxes.joined import BoxedImage, BoxedImages
 from ...images.masks import wrong_size
-from ...progress import Progress
 from ...remarks import remark
 from .maps import Kind, MapMaker, MapMethod, parse_methods
 from .references import LinearClassifier, Reference, References, linear_probe
@@ -82,7 +81,7 @@ def localise(
     n_samples: int = 1000,
     seed: int = 0,
     strict: bool = False,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> LocalisationTable:
     """How well the maps of several methods find the objects in images with boxes.
 

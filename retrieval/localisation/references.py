@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,7 +20,6 @@ from ...explain.targets import distances
 from ...images import Listing
 from ...images.masks import MaskFolder
 from ...index.prototypes import PrototypeStore
-from ...progress import Progress
 from ...remarks import remark
 from ..masking import encode_both_ways
 
@@ -65,7 +64,7 @@ class References:
         metric: Metric = "cosine",
         masks: MaskFolder | None = None,
         strict: bool = False,
-        progress: Progress | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> References:
         """The labelled images of a listing, one forward pass each.
 
@@ -123,7 +122,7 @@ class References:
         *,
         metric: Metric,
         strict: bool,
-        progress: Progress | None,
+        progress: Callable[[int, int], None] | None,
     ) -> References:
         label_of = {listing.file(record): record.label for record in listing if record.label is not None}
         images = [(listing.file(record), record.path) for record in listing if record.label is not None]

@@ -29,7 +29,6 @@ from jaxtyping import UInt8
 from ...encoders import Encoder, Identity
 from ...errors import InputError
 from ...images import Transform
-from ...progress import Progress
 from ...training.data.splits import load_splits
 from ...training.data.training_set import TrainingSet
 from ...training.engine.distributed import current_world
@@ -106,7 +105,7 @@ def train(
     resume: bool = False,
     cache: str | Path | None = None,
     announce: Callable[[str], None] | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
     report: Callable[[Mapping[str, float]], None] | None = None,
 ) -> RunResult:
     """Train from image-level labels, and measure the maps.

@@ -11,7 +11,7 @@ Theirs reads three stages of its network and trains them; here the encoder stays
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,7 +27,6 @@ from ...encoders.checkpoint import built_from_header, read_checkpoint, write_che
 from ...encoders.encoder import evaluating
 from ...encoders.weights.reading import drawn_from
 from ...errors import InputError, WeightsError
-from ...progress import Progress
 from ..data import VOID, Mask, MaskedImages
 from .random_walk import colour_features, neighbours, shifted
 
@@ -173,7 +172,7 @@ def train_affinity(
     cues: Sequence[Mask],
     *,
     settings: AffinitySettings | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> AffinityNet:
     """Affinities learnt from the cues of every picture; feature maps are computed once and kept.
 

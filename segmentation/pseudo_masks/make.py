@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,7 +13,6 @@ from PIL import Image
 
 from ...encoders import Encoder
 from ...errors import InputError
-from ...progress import Progress
 from ...training.engine.environment import choose_device
 from ..data import Mask, MaskedImages
 from ..measures import CurveCounter, SegmentationScore, confusion_matrix
@@ -29,6 +28,7 @@ __all__ = ["CueStage", "image_scores", "make_masks", "most_likely", "refined_sco
 
 _KEPT_BYTES = 512 * 1024**2  # of class scores
 
+Progress = Callable[[int, int], None]
 Refinement = Literal["none", "walk", "affinity", "crf"]
 
 

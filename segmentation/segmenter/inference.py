@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from ...errors import InputError
 from ...images import Transform
-from ...progress import Progress
 from ..data import MaskedImages
 from ..pseudo_masks.sources import ClassMapSource
 
@@ -163,7 +162,7 @@ def score_images(
     labels: Known = "known",
     settings: InferenceSettings | None = None,
     device: str | torch.device = "cpu",
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[int, Float[np.ndarray, "c h w"]]]:
     """Position and scores of every picture, one after another.
 

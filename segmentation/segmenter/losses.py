@@ -26,7 +26,6 @@ from torch.nn import functional
 
 from ...errors import InputError
 from ...images import Transform
-from ...progress import Progress
 from ...training.data.training_set import RegionTable, TrainingSet
 from ...training.engine.step import Batch, Step, Term
 from ...training.losses.registry import Builder, TermContext, checked_term
@@ -37,7 +36,9 @@ from ..pseudo_masks.crf import CrfSettings, dense_crf
 __all__ = ["SEGMENTER_TERMS", "Constrain", "Expand", "Pixels", "Pooled", "dense_labels", "dense_training_set"]
 
 
-def dense_training_set(data: MaskedImages, transform: Transform, *, progress: Progress | None = None) -> TrainingSet:
+def dense_training_set(
+    data: MaskedImages, transform: Transform, *, progress: Callable[[int, int], None] | None = None
+) -> TrainingSet:
     """Pictures with 0/1 columns for the classes they show, and their masks as regions, one per number but void's.
 
     Everything is in memory: h·w bytes for a picture's every number, beside its pixels.

@@ -7,7 +7,7 @@ of them at once. One that breaks afterwards ends the run with its name.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ from ...encoders.trained_on import content_digest
 from ...errors import ImageError, InputError
 from ...images import Transform, read_image
 from ...index.reports import Skipped, counted
-from ...progress import Progress
 from ...remarks import remark
 
 __all__ = ["MEMORY_LIMIT", "Cache", "Decoded", "InFiles", "InMemory", "Pixels", "decode", "say_left_out"]
@@ -80,7 +79,9 @@ class Decoded(NamedTuple):
     failed: tuple[tuple[int, str], ...] = ()
 
 
-def decode(files: Sequence[Path], transform: Transform, *, cache: Cache, progress: Progress | None = None) -> Decoded:
+def decode(
+    files: Sequence[Path], transform: Transform, *, cache: Cache, progress: Callable[[int, int], None] | None = None
+) -> Decoded:
     """Decode every file once, by several threads; the pixels are kept in memory if the cache says so.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +16,6 @@ from ...images.listing import quiet_listing
 from ...images.masks import MaskFolder
 from ...images.transform import DEFAULT_FIT
 from ...index.reports import Skipped
-from ...progress import Progress
 from ...remarks import remark
 from ..recipes.tables import plain
 from .annotations import Annotation, RegionSettings, annotations_of, boxes_from
@@ -40,6 +39,8 @@ __all__ = [
 ]
 
 DATA_VARIABLE = "DISTCAM_DATA"  # the environment variable that says where `photographs` lie
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from ...encoders.trained_on import TrainedOn
 from ...errors import ImageError, InputError, ShapeError
 from ...images import ImageRecord, Listing, Transform
 from ...index.reports import Skipped
-from ...progress import Progress
 from .annotations import Annotation, Annotations, RegionSettings
 from .outlines import Labels, Outlines, RegionTable
 from .pixels import MEMORY_LIMIT, Cache, InFiles, InMemory, Pixels, decode, say_left_out
@@ -203,7 +202,7 @@ class TrainingSet:
         cache: Cache = "auto",
         strict: bool = False,
         left_out: list[Skipped] | None = None,
-        progress: Progress | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> TrainingSet:
         """Images of a folder or table, all decoded now, and kept if they fit into memory.
 
@@ -263,7 +262,7 @@ class TrainingSet:
         is_multi_label: bool = False,
         class_names: Sequence[str] | None = None,
         regions: RegionSettings | None = None,
-        progress: Progress | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> TrainingSet:
         """One split of a set of scenes, with the boxes and masks of its objects.
 

@@ -22,7 +22,6 @@ from ...errors import InputError
 from ...files import write_text
 from ...images import Transform
 from ...index.reports import Skipped
-from ...progress import Progress
 from ..data.batches import TrainingBatches
 from ..data.dividing import SHARES
 from ..data.parts import Part, describe, parts_of, sentence
@@ -39,6 +38,7 @@ from .recipe import Recipe, RecipeFile
 
 __all__ = ["Comparison", "RunResult", "compare_runs", "run_recipe", "run_variants"]
 
+Progress = Callable[[int, int], None]
 Evaluation = Callable[[Encoder, Mapping[str, TrainingSet]], Mapping[str, float]]
 Announce = Callable[[str], None]
 Reading = Callable[[], AbstractContextManager[Progress | None]]
