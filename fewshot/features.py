@@ -56,7 +56,7 @@ def cached_features(
             "choose another file, or --overwrite"
         )
     label_of = {record.path: record.label for record in found.records}
-    _tell(found.skipped, len(split), strict=strict)
+    _remark_on_skipped(found.skipped, len(split), strict=strict)
     absent = [name for name in split.names.tolist() if name not in label_of and name not in found.skipped]
     if absent:
         raise InputError(
@@ -107,14 +107,14 @@ def encode_split(
         },
     }
     blocks, skipped = _blocks(split, inference, spec, workers=settings.workers, strict=strict, progress=progress)
-    _tell(skipped, len(split), strict=strict)
+    _remark_on_skipped(skipped, len(split), strict=strict)
     about["skipped"] = skipped
     with Storage().replacing(path) as aside:
         write_segment(aside, _entries(split.without(skipped)), blocks, spec=spec, about=json.dumps(about))
     return read_encodings(path)
 
 
-def _tell(skipped: Mapping[str, str], count: int, *, strict: bool) -> None:
+def _remark_on_skipped(skipped: Mapping[str, str], count: int, *, strict: bool) -> None:
     if skipped:
         name, reason = next(iter(skipped.items()))
         remark(

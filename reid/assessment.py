@@ -130,7 +130,7 @@ class Assessment:
     refinement: Refinement
     about: dict[str, Any]
     _source: DistanceSource = field(repr=False)
-    _plain: DistanceSource = field(repr=False)
+    _not_reranked: DistanceSource = field(repr=False)
 
     @property
     def reranking(self) -> Reranking | None:
@@ -225,7 +225,7 @@ class Assessment:
     def _promotion(self, query: int, reranking: Reranking) -> Promotion:
         distance, right, wrong = self._answers(query, self._source)
         place = _nearest(distance, right)
-        before = self._answers(query, self._plain)[0]
+        before = self._answers(query, self._not_reranked)[0]
         ranks = [_rank_of(place, table, right, wrong, is_right=True) for table in (before, distance)]
         return Promotion(
             self.queries[query], self.gallery[place], ranks[0], ranks[1], self._shared(query, place, reranking)
@@ -324,4 +324,4 @@ def assess(
     before = None if source is plain else evaluate_distances(plain, metric=metric, **options)
     evaluation = replace(evaluation, counts=evaluation.counts | counts)
     about = dict(features.about)
-    return Assessment(data, queries, gallery, evaluation, before, steps, about, _source=source, _plain=plain)
+    return Assessment(data, queries, gallery, evaluation, before, steps, about, _source=source, _not_reranked=plain)

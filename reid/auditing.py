@@ -161,9 +161,9 @@ def audit(
         raise InputError(f"near_bits must be from 0 to 3 and needs the files to be opened, got {near_bits}")
     if least_images < 1:
         raise InputError(f"least_images must be at least 1, got {least_images}")
-    looks = list(_looks(data, near_bits is not None, workers, progress)) if open_files else []
+    opened_files = list(_opened(data, near_bits is not None, workers, progress)) if open_files else []
     by_content: dict[bytes, list[ReidImage]] = defaultdict(list)
-    for look in looks:
+    for look in opened_files:
         if look.problem is None:
             by_content[look.digest].append(look.image)
     cameras: dict[str, dict[str, int]] = {}
@@ -184,11 +184,11 @@ def audit(
         in_train_and_test=tuple(sorted(map(str, common))),
         without_match=_without_match(data),
         duplicates=tuple(_group(images, data) for images in by_content.values() if len(images) > 1),
-        near_duplicates=() if near_bits is None else tuple(_near_duplicates(data, looks, near_bits)),
-        unreadable={look.image.path: look.problem for look in looks if look.problem is not None},
+        near_duplicates=() if near_bits is None else tuple(_near_duplicates(data, opened_files, near_bits)),
+        unreadable={look.image.path: look.problem for look in opened_files if look.problem is not None},
         ignored=data.ignored,
         notes=data.notes,
-        n_opened=len(looks),
+        n_opened=len(opened_files),
         placeholders=placeholders(data, data.protocol),
     )
 
@@ -230,7 +230,7 @@ def _without_match(data: ReidData) -> tuple[str, ...]:
     return tuple(lonely)
 
 
-class _Look(NamedTuple):
+class _Opened(NamedTuple):
     """One opened file: what is wrong with it, or its content's hash and perhaps its look."""
 
     image: ReidImage
@@ -239,16 +239,16 @@ class _Look(NamedTuple):
     look: int = 0
 
 
-def _looks(data: ReidData, wants_look: bool, workers: int | None, progress: Progress | None) -> Iterator[_Look]:
-    def look(image: ReidImage) -> _Look:
+def _opened(data: ReidData, wants_look: bool, workers: int | None, progress: Progress | None) -> Iterator[_Opened]:
+    def look(image: ReidImage) -> _Opened:
         try:
             content = data.file(image).read_bytes()
             opened = read_image(content)
         except OSError as error:
-            return _Look(image, error.strerror or str(error))
+            return _Opened(image, error.strerror or str(error))
         except ImageError as error:
-            return _Look(image, error.reason)
-        return _Look(image, None, sha256(content).digest(), difference_hash(opened) if wants_look else 0)
+            return _Opened(image, error.reason)
+        return _Opened(image, None, sha256(content).digest(), difference_hash(opened) if wants_look else 0)
 
     images = list({image.path: image for image in data.images}.values())
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
@@ -275,9 +275,9 @@ def _group(images: Sequence[ReidImage], data: ReidData) -> Duplicates:
     return Duplicates(tuple(image.path for image in images), len(names) > 1, len(trains) > 1)
 
 
-def _near_duplicates(data: ReidData, looks: Sequence[_Look], bits: int) -> Iterator[Duplicates]:
+def _near_duplicates(data: ReidData, opened_files: Sequence[_Opened], bits: int) -> Iterator[Duplicates]:
     """Hashes that differ in at most 3 of 64 bits share one of their four quarters."""
-    good = [look for look in looks if look.problem is None]
+    good = [look for look in opened_files if look.problem is None]
     hashes = np.array([look.look for look in good], dtype=np.uint64)
     seen: set[tuple[int, int]] = set()
     for shift in range(0, 64, _CHUNK_BITS):

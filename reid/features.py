@@ -125,7 +125,7 @@ def encode_data(
         raise InputError(
             "expected at least one image to encode, got " + ("none" if first is None else ": ".join(first))
         )
-    _tell(skipped, len(listed))
+    _remark_on_skipped(skipped, len(listed))
     kept = [image.path for image in listed if image.path not in skipped]
     found = np.concatenate(vectors)[[path not in skipped for path in done]]
     found = found.reshape(len(kept), -1, found.shape[1]).mean(axis=1)
@@ -152,7 +152,7 @@ def _described(encoder: Encoder, images: Sequence[ReidImage], data: ReidData) ->
     return about
 
 
-def _tell(skipped: Mapping[str, str], count: int) -> None:
+def _remark_on_skipped(skipped: Mapping[str, str], count: int) -> None:
     if skipped:
         path, reason = next(iter(skipped.items()))
         remark(
@@ -193,7 +193,7 @@ def read_features(file: str | os.PathLike[str], data: ReidData) -> Features:
                 about = json.loads(stream.attrs["about"])
                 names = tuple(name.decode() for name in stream["paths"][()])
                 skipped = json.loads(stream.attrs.get("skipped", "{}"))
-                _tell(skipped, len(names) + len(skipped))
+                _remark_on_skipped(skipped, len(names) + len(skipped))
                 return Features(stream["features"][()], names, about, skipped)
     except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: expected features written by `distcam reid evaluate --out`; {error}") from error

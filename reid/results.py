@@ -118,7 +118,7 @@ class Evaluation:
         }
         if per_query:
             result["per_query"] = asdict(self.per_query)
-        return {name: _plain(value) for name, value in result.items()}
+        return {name: _jsonable(value) for name, value in result.items()}
 
     def __str__(self) -> str:
         """A plain-text table: scores in percent, what was counted, and every decision."""
@@ -186,11 +186,11 @@ def _camera_table(pairs: tuple[CameraPair, ...]) -> list[str]:
     return [title, *_table([["", *map(str, columns)], *body])]
 
 
-def _plain(value: Any) -> Any:
+def _jsonable(value: Any) -> Any:
     """The same value without NumPy and without NaN."""
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: _jsonable(item) for name, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(item) for item in value]
+        return [_jsonable(item) for item in value]
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and np.isnan(value) else value

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from ...errors import ShapeError
 from .transforms import FeatureTransform
 
-__all__ = ["Classifier", "FewShotMetric", "Recipe", "check_shapes", "closeness"]
+__all__ = ["Classifier", "FewShotClassifier", "FewShotMetric", "check_shapes", "closeness"]
 
 FewShotMetric = Literal["l2", "cosine"]
 
@@ -45,7 +45,7 @@ class Classifier(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Recipe:
+class FewShotClassifier:
     """A classifier's name, the steps before it, and its description."""
 
     transforms: tuple[FeatureTransform, ...] = ()

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from ...errors import InputError
-from .base import Recipe, check_shapes
+from .base import FewShotClassifier, check_shapes
 
 __all__ = ["FineTuned", "baseline", "baseline_plus_plus"]
 
 
 @dataclass(frozen=True, eq=False)
-class FineTuned(Recipe):
+class FineTuned(FewShotClassifier):
     """A linear or cosine classifier trained on the support with SGD.
 
     The weights start at the same random place, and the support is shuffled in the same order, in every episode: answers

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ...errors import InputError
-from .base import Recipe, check_shapes, closeness
+from .base import FewShotClassifier, check_shapes, closeness
 
 __all__ = ["BDCSPN"]
 
 
 @dataclass(frozen=True, eq=False)
-class BDCSPN(Recipe):
+class BDCSPN(FewShotClassifier):
     """Prototype rectification: queries are moved to the support's mean, and confident ones join the prototypes.
 
     Transductive: it sees all queries of an episode at once. Equally many queries per class flatter it, so look at

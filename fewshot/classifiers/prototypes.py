@@ -8,13 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import InputError
-from .base import FewShotMetric, Recipe, check_shapes, closeness
+from .base import FewShotClassifier, FewShotMetric, check_shapes, closeness
 
 __all__ = ["NearestNeighbour", "Prototypes"]
 
 
 @dataclass(frozen=True, eq=False)
-class ByMetric(Recipe):
+class ByMetric(FewShotClassifier):
     """A classifier that compares by squared Euclidean distance (`l2`) or by cosine."""
 
     metric: FewShotMetric = "l2"

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...errors import InputError
 from ..distances import FeatureDistances
-from .neighbours import PASS_BYTES, Floats, Images, Indices, nearest_neighbours
+from .neighbours import PASS_BYTES, DistinctVectors, Floats, Indices, nearest_neighbours
 
 __all__ = ["Reranking", "SharedNeighbours", "rerank_features"]
 
@@ -67,7 +67,7 @@ def rerank_features(
         raise InputError(
             f"expected k1 and k2 of at least 1 and original_share in [0, 1], got {k1}, {k2}, {original_share}"
         )
-    images = Images.of(FeatureDistances(query_features, gallery_features, metric=metric))
+    images = DistinctVectors.of(FeatureDistances(query_features, gallery_features, metric=metric))
     k1 = min(k1, len(images.number) - 1)
     nearest, farthest = nearest_neighbours(images, min(k1 + 1, len(images)), block_bytes=block_bytes, device=device)
     encoding = _expanded(_encoded(images, nearest, farthest, k1=k1), images, nearest, k2)
@@ -99,7 +99,7 @@ class Reranking:
 
     bounds = (0.0, 1.0)
 
-    def __init__(self, images: Images, encoding: _Rows, *, farthest: Floats, original_share: float) -> None:
+    def __init__(self, images: DistinctVectors, encoding: _Rows, *, farthest: Floats, original_share: float) -> None:
         self._images, self._encoding, self._farthest = images, encoding, farthest
         self.original_share = original_share
         self.shape: tuple[int, int] = (images.n_queries, len(images.number) - images.n_queries)
@@ -182,14 +182,14 @@ class _Rows:
         return np.arange(owner.size) + (begin - (np.cumsum(length) - length))[owner], owner
 
 
-def _within(images: Images, nearest: Indices, k: int) -> NDArray[np.bool_]:
+def _within(images: DistinctVectors, nearest: Indices, k: int) -> NDArray[np.bool_]:
     """Which of the nearest vectors are among the first k images, copies counted and those of the last let in."""
     copies = images.copies[nearest]
     before: NDArray[np.bool_] = np.cumsum(copies, axis=1) - copies < k
     return before
 
 
-def _reciprocal(images: Images, nearest: Indices, k: int) -> Indices:
+def _reciprocal(images: DistinctVectors, nearest: Indices, k: int) -> Indices:
     """R(i, k) for all i as sorted codes i · n + j: j is a neighbour of i, and i of j."""
     n = len(nearest)
     row, place = np.nonzero(_within(images, nearest, k + 1))
@@ -205,7 +205,7 @@ def _contains(ordered: Indices, wanted: Indices) -> NDArray[np.bool_]:
     return found
 
 
-def _neighbourhoods(images: Images, nearest: Indices, k1: int) -> Indices:
+def _neighbourhoods(images: DistinctVectors, nearest: Indices, k1: int) -> Indices:
     """R*(i): R(i, k1), and R(c, k1/2) of those members c whose own two thirds lie in R(i, k1); as sorted codes."""
     n = len(nearest)
     reciprocal, half = _reciprocal(images, nearest, k1), _reciprocal(images, nearest, int(np.around(k1 / 2)))
@@ -224,7 +224,7 @@ def _neighbourhoods(images: Images, nearest: Indices, k1: int) -> Indices:
     return np.unique(np.concatenate(parts))
 
 
-def _encoded(images: Images, nearest: Indices, farthest: Floats, *, k1: int) -> _Rows:
+def _encoded(images: DistinctVectors, nearest: Indices, farthest: Floats, *, k1: int) -> _Rows:
     """V: row i weighs the members of R*(i) by exp(−dn(i, j)), summing to 1; copies of a vector stand together."""
     members = _Rows.of(_neighbourhoods(images, nearest, k1), np.empty(0), n=len(images))
     weight = np.empty(members.column.size, images.vectors.dtype)
@@ -238,7 +238,7 @@ def _encoded(images: Images, nearest: Indices, farthest: Floats, *, k1: int) -> 
     return _Rows(members.start, members.column, weight)
 
 
-def _expanded(encoding: _Rows, images: Images, nearest: Indices, k2: int) -> _Rows:
+def _expanded(encoding: _Rows, images: DistinctVectors, nearest: Indices, k2: int) -> _Rows:
     """Each row the mean of the rows of the k2 nearest images (itself first)."""
     if k2 == 1:
         return encoding

@@ -12,7 +12,7 @@ from ...errors import InputError
 from ...metrics.distances import Distinct
 from ..distances import FeatureDistances
 
-__all__ = ["PASS_BYTES", "Floats", "Images", "Indices", "nearest_neighbours"]
+__all__ = ["PASS_BYTES", "DistinctVectors", "Floats", "Indices", "nearest_neighbours"]
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -21,7 +21,7 @@ PASS_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class DistinctVectors:
     """The different vectors of queries and gallery, whose squared distances are compared.
 
     Attributes:
@@ -39,7 +39,7 @@ class Images:
     n_queries: int
 
     @classmethod
-    def of(cls, source: FeatureDistances) -> Images:
+    def of(cls, source: FeatureDistances) -> DistinctVectors:
         """Features to be compared by "cosine", scaled to length 1, or by "l2", as they are."""
         vectors, norms = source.stacked()
         if source.metric == "cosine":
@@ -62,7 +62,7 @@ class Images:
 
 
 def nearest_neighbours(
-    images: Images, k: int, *, block_bytes: int = PASS_BYTES, device: str | None = None
+    images: DistinctVectors, k: int, *, block_bytes: int = PASS_BYTES, device: str | None = None
 ) -> tuple[Indices, Floats]:
     """The k nearest of every vector among all, exact, (n, k), itself first; and its largest squared distance, (n,).
 
@@ -75,7 +75,7 @@ def nearest_neighbours(
     return index, np.where(farthest > 0, farthest, 1)
 
 
-def _by_numpy(images: Images, k: int, block_bytes: int) -> tuple[Indices, Floats]:
+def _by_numpy(images: DistinctVectors, k: int, block_bytes: int) -> tuple[Indices, Floats]:
     """Each distance is computed once: d(i, j) serves row i and row j."""
     n = len(images)
     index, squared = np.zeros((n, k), np.int64), np.full((n, k), np.inf, images.vectors.dtype)
@@ -92,7 +92,7 @@ def _by_numpy(images: Images, k: int, block_bytes: int) -> tuple[Indices, Floats
     return index, farthest
 
 
-def _by_torch(images: Images, k: int, block_bytes: int, device: str) -> tuple[Indices, Floats]:
+def _by_torch(images: DistinctVectors, k: int, block_bytes: int, device: str) -> tuple[Indices, Floats]:
     """Whole rows at a time: a GPU multiplies faster than it would merge."""
     import torch
 
