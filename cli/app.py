@@ -21,8 +21,6 @@ from .explain import explain
 from .options import ReadsImages
 from .segment import segment
 
-__all__ = ["app", "main"]
-
 app = Commands(
     name="distcam",
     help="Image retrieval, few-shot learning and re-identification that explain every match.",

@@ -8,8 +8,6 @@ from pathlib import Path
 from ..encoders.names import OWN_ARCHITECTURES, needs_weights
 from ..errors import InputError
 
-__all__ = ["require_encoder", "require_file", "require_images", "require_model"]
-
 _NAMES = ("imagenet", "random", "default")  # of weights that are in no file
 
 

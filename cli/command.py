@@ -14,8 +14,6 @@ from typer.core import TyperCommand, TyperOption
 from ..errors import DistcamError, InputError
 from ..remarks import refusing
 
-__all__ = ["Command", "Commands", "in_words_of", "option_names", "refuse_beside", "refuse_unused", "running_words"]
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 _WORDS: ContextVar[str] = ContextVar("words", default="")
 _TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())

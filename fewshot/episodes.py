@@ -18,8 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError, ShapeError
 from ..files import replacing
 
-__all__ = ["FORMAT", "EpisodeManifest", "as_names", "check_items", "read_hdf5", "split_hash", "write_hdf5"]
-
 FORMAT = "distcam-episodes/1"
 
 T = TypeVar("T")

@@ -20,8 +20,6 @@ from .classifiers import Classifier, Prototypes
 from .episodes import EpisodeManifest
 from .results import EpisodeResult, interval_lines, intervals_to_dict
 
-__all__ = ["Comparison", "compare", "evaluate"]
-
 _BYTES_AT_A_TIME = {"cpu": 2 << 20, "cuda": 256 << 20}  # one core's cache; enough to fill a GPU
 
 

@@ -19,8 +19,6 @@ from ..explain import Metric, Norm, Weighting, dist_cam
 from .classifiers import BDCSPN, Centre, Classifier, FineTuned, L2Normalise, NearestNeighbour, Prototypes
 from .classifiers.base import FewShotMetric
 
-__all__ = ["Answers", "DecisionMap", "answers_of", "decision_map", "episode_maps"]
-
 
 def episode_maps(
     query_maps: Float[Tensor, "*e m k h w"],

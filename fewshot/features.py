@@ -25,8 +25,6 @@ from ..progress import Progress
 from ..remarks import remark
 from .data import Split
 
-__all__ = ["cached_features", "encode_split", "overlap_of"]
-
 
 def cached_features(
     split: Split,

@@ -18,8 +18,6 @@ from ..training.data.labels import is_right
 from ..training.data.sampling import Episodes
 from ..training.engine.step import Step, Term
 
-__all__ = ["EpisodeSettings", "PrototypicalTerm", "training_episodes"]
-
 
 @dataclass(frozen=True)
 class EpisodeSettings:

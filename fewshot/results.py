@@ -29,8 +29,6 @@ from ..errors import InputError, ShapeError
 from ..metrics.intervals import Intervals, intervals, required_episodes
 from .episodes import EpisodeManifest, read_hdf5, write_hdf5
 
-__all__ = ["FORMAT", "EpisodeResult", "ResultFile", "interval_lines", "intervals_to_dict", "load_result"]
-
 FORMAT = "distcam-fewshot-results/1"
 
 

@@ -10,8 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError
 from .episodes import EpisodeManifest, as_names, check_items
 
-__all__ = ["GENERATOR", "sample_episodes"]
-
 GENERATOR = "pcg64-sequential/1"  # a new number whenever the same seed would give other episodes
 
 Names = NDArray[np.str_]

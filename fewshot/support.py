@@ -15,8 +15,6 @@ from .episodes import EpisodeManifest, as_names
 from .evaluation import evaluate
 from .results import EpisodeResult
 
-__all__ = ["SupportQuality", "SupportSensitivity", "support_quality", "support_sensitivity"]
-
 
 class SupportQuality(NamedTuple):
     """How well one image serves as an example of its class.

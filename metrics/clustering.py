@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from .distances import Distinct
 
-__all__ = ["cluster", "normalised_mutual_information"]
-
 
 def cluster(vectors: NDArray[np.float32], n_clusters: int, *, seed: int) -> NDArray[np.int64]:
     """The cluster of each vector: k-means by FAISS, 20 iterations, repeatable whatever the order of the vectors.

@@ -20,19 +20,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-__all__ = [
-    "Interval",
-    "Intervals",
-    "bootstrap_errors",
-    "bootstrap_interval",
-    "bootstrap_means",
-    "bootstrap_weights",
-    "class_jackknife_interval",
-    "intervals",
-    "required_episodes",
-    "usual_interval",
-]
-
 Z = 1.96  # the 97.5 % point of the normal distribution as the field rounds it
 
 _DRAWS_AT_ONCE = 1 << 19

@@ -15,17 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from ..progress import Progress
 from .distances import Distances, SearchSpec, Vectors, distances_to, lengths_of
 
-__all__ = [
-    "BLOCK_BYTES",
-    "TIES",
-    "Pairing",
-    "RankMeasures",
-    "count_not_farther",
-    "expected_single_shot_cmc",
-    "measure_rankings",
-    "rank_measures",
-]
-
 BLOCK_BYTES = 64 << 20
 """Size of a block of distances; one query is the least."""
 _TILE = 4096  # gallery rows that are widened to double precision at a time

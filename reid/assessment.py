@@ -22,8 +22,6 @@ from .refinement import Refinement, refined
 from .reranking.k_reciprocal import Reranking, rerank_features
 from .results import Evaluation
 
-__all__ = ["Answer", "Assessment", "Failure", "Promotion", "assess"]
-
 Floats = NDArray[np.floating[Any]]
 Shared = tuple[tuple[ReidImage, float], ...]
 

@@ -21,8 +21,6 @@ from .placeholders import placeholders
 from .policies import Identity
 from .records import ReidData, ReidImage
 
-__all__ = ["Audit", "audit"]
-
 _SIDES = ("train", "query", "gallery")
 _SHOWN, _SHOWN_CAMERAS = 5, 24
 _HASH_SIDE = 8

@@ -16,8 +16,6 @@ from .policies import Labels, Matching, Protocol
 from .results import CameraPair, Evaluation, QueryResults
 from .verification import PairTally, identification
 
-__all__ = ["evaluate_distances", "evaluate_features"]
-
 FloatArray = NDArray[np.floating[Any]]
 FALSE_ACCEPT_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 _SHOT_ELEMENTS = 1 << 22

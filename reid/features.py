@@ -24,8 +24,6 @@ if TYPE_CHECKING:  # encoding imports torch, which everything else here does wit
 
     from ..encoders import Encoder
 
-__all__ = ["Features", "encode_data", "read_features", "write_features"]
-
 FORMAT, VERSION = "distcam-reid-features", 1
 
 

@@ -29,17 +29,6 @@ from ..images import Box, read_image
 if TYPE_CHECKING:
     from .walkers import WalkerSet
 
-__all__ = [
-    "BODY_PARTS",
-    "STRIPES",
-    "PairExplanation",
-    "PartShare",
-    "explain_pair",
-    "pair_energy",
-    "pairs_panel",
-    "part_weights",
-]
-
 Part = tuple[float, float] | np.ndarray[Any, Any]
 
 BODY_PARTS: Mapping[str, Part] = {

@@ -14,8 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ShapeError
 
-__all__ = ["Labels", "Matching", "Protocol", "changed_protocol"]
-
 SameCamera = Literal["drop_matches", "drop_all", "keep"]
 DistractorPolicy = Literal["wrong", "ignore"]
 NoMatch = Literal["skip", "zero", "refuse"]

@@ -19,16 +19,6 @@ from .features import Features
 from .policies import Identity, Protocol
 from .records import ReidData, ReidImage
 
-__all__ = [
-    "CameraStatistics",
-    "Refinement",
-    "camera_normalised",
-    "expand_queries",
-    "pool_views",
-    "refined",
-    "unit_rows",
-]
-
 Floats = NDArray[np.floating[Any]]
 CameraStatistics = Literal["mean", "standard"]
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from .policies import Identity, Protocol
 from .verification import Identification, OperatingPoint, Verification
 
-__all__ = ["CameraPair", "Evaluation", "QueryResults"]
-
 _SHOWN_RANKS = (1, 5, 10, 20)
 _MOST_CAMERAS = 24
 

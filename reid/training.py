@@ -36,7 +36,7 @@ from ..training.data.training_set import TrainingSet
 from ..training.recipes.recipe import Recipe, RecipeFile
 from ..training.recipes.runs import Reading, RunResult, run_recipe
 from ..training.recipes.tables import parse
-from .assessment import Refinement, assess
+from .assessment import assess
 from .data import ReidData, read_data
 from .distances import Metric
 from .features import Features

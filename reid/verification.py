@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Identification", "OperatingPoint", "PairTally", "Verification", "identification"]
-
 _EXACT_PAIRS = 1 << 22
 """Up to so many pairs every distance is a threshold; beyond, `_N_BINS` thresholds."""
 _N_BINS = 1 << 20

@@ -18,8 +18,6 @@ from torch.nn.functional import normalize
 from ...errors import ShapeError
 from .transforms import FeatureTransform
 
-__all__ = ["Classifier", "FewShotClassifier", "FewShotMetric", "check_shapes", "closeness"]
-
 FewShotMetric = Literal["l2", "cosine"]
 
 

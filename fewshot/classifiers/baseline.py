@@ -16,8 +16,6 @@ from torch.nn.functional import cross_entropy, normalize
 from ...errors import InputError
 from .base import FewShotClassifier, check_shapes
 
-__all__ = ["FineTuned", "baseline", "baseline_plus_plus"]
-
 
 @dataclass(frozen=True, eq=False)
 class FineTuned(FewShotClassifier):

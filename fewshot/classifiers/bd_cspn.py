@@ -12,8 +12,6 @@ from torch.nn.functional import normalize
 from ...errors import InputError
 from .base import FewShotClassifier, check_shapes, closeness
 
-__all__ = ["BDCSPN"]
-
 
 @dataclass(frozen=True, eq=False)
 class BDCSPN(FewShotClassifier):

@@ -10,8 +10,6 @@ from torch import Tensor
 from ...errors import InputError
 from .base import FewShotClassifier, FewShotMetric, check_shapes, closeness
 
-__all__ = ["NearestNeighbour", "Prototypes"]
-
 
 @dataclass(frozen=True, eq=False)
 class ByMetric(FewShotClassifier):

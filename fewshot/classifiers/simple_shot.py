@@ -10,8 +10,6 @@ from ...errors import InputError
 from .prototypes import Prototypes
 from .transforms import Centre, FeatureTransform, L2Normalise
 
-__all__ = ["simple_shot"]
-
 
 def simple_shot(variant: Literal["UN", "L2N", "CL2N"] = "CL2N", *, mean: Centre | Tensor | None = None) -> Prototypes:
     """Nearest class mean by squared Euclidean distance after the paper's feature transformation.

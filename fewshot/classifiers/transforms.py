@@ -12,8 +12,6 @@ from torch.nn.functional import normalize
 
 from ...errors import InputError, ShapeError
 
-__all__ = ["Centre", "FeatureTransform", "L2Normalise", "PowerTransform"]
-
 
 class FeatureTransform(Protocol):
     """A step that acts on each vector by itself."""

@@ -23,8 +23,6 @@ from ...errors import InputError
 from ..distances import FeatureDistances
 from .neighbours import PASS_BYTES, DistinctVectors, Floats, Indices, nearest_neighbours
 
-__all__ = ["Reranking", "SharedNeighbours", "rerank_features"]
-
 RerankMetric = Literal["cosine", "l2"]
 _CHUNK = 1 << 20
 """How many neighbours of neighbours are looked at together."""

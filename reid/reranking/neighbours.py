@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...metrics.distances import Distinct
 from ..distances import FeatureDistances
-
-__all__ = ["PASS_BYTES", "DistinctVectors", "Floats", "Indices", "nearest_neighbours"]
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -52,7 +50,7 @@ class DistinctVectors:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def squared(self, rows: slice | ArrayLike, columns: slice | ArrayLike) -> Floats:
+    def squared(self, rows: slice | Indices | list[int], columns: slice | Indices | list[int]) -> Floats:
         """|x|² + |y|² − 2 x·y of some vectors and others, at least 0."""
         distances: Floats = self.vectors[rows] @ self.vectors[columns].T
         distances *= -2
