@@ -41,6 +41,7 @@ from .data import ReidData, read_data
 from .distances import Metric
 from .features import Features
 from .pairs import pair_energy
+from .refinement import Refinement
 from .walkers import WalkerSet, write_walkers
 
 __all__ = ["ReidRecipe", "TestSettings", "WalkerSettings", "train"]
