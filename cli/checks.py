@@ -1,4 +1,4 @@
-"""What can be refused before torch is imported, which takes seconds: missing files, missing options."""
+"""Checks before torch is imported, which takes seconds: missing files, missing options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command shares: where text goes, progress bars, JSON, and loading an encoder."""
+"""Text, notes, progress bars, JSON, and loading an encoder: shared by all commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`distcam demo`: the whole job on pictures it draws itself, in less than a minute, without a network."""
+"""`distcam demo`: the whole job on images it draws itself, in less than a minute, without a network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Answers = Sequence[tuple["SceneRecord", "Matches"]]
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much is drawn and trained; pictures are `picture` pixels wide, the network sees `side`."""
+    """Amount of drawing and training; images are `picture` pixels wide, the network sees `side`."""
 
     base_classes: int = 32
     novel_classes: int = 16
@@ -45,7 +45,7 @@ class DemoSize:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What was measured, each share beside what chance and a map that ignores the match (`caam`) reach."""
+    """Measures, each share beside those of chance and of a map that ignores the match (`caam`)."""
 
     novel_classes: int
     gallery_images: int
@@ -180,7 +180,7 @@ def _measure(answers: Answers) -> dict[str, Any]:
     counts = dict(zip(gallery.prototypes.labels, gallery.prototypes.counts.tolist(), strict=True))
 
     def is_found(record: SceneRecord, matches: Matches) -> bool:
-        """Whether the nearest image is of the query's class, and none of another as near."""
+        """True if the nearest image is of the query's class, and none of another as near."""
         return all(match.label == record.label for match in matches if match.distance == matches[0].distance)
 
     def has_peak_in_box(record: SceneRecord, matches: Matches, weighting: Weighting) -> bool:

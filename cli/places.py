@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def read_box(text: str) -> Box:
-    """`x1,y1,x2,y2` in pixels of a picture; right and bottom are exclusive."""
+    """`x1,y1,x2,y2` in pixels of an image; right and bottom are exclusive."""
     from ..images import Box
 
     left, top, right, bottom = _numbers(text, 4, "x1,y1,x2,y2")
@@ -27,13 +27,13 @@ def read_box(text: str) -> Box:
 
 
 def read_point(text: str) -> tuple[float, float]:
-    """`x,y` in pixels of a picture."""
+    """`x,y` in pixels of an image."""
     x, y = _numbers(text, 2, "x,y")
     return x, y
 
 
 def read_mask(path: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """A picture as a mask: everything that is not black."""
+    """An image as a mask: everything that is not black."""
     from ..images.masks import read_mask
 
     return read_mask(path)
@@ -90,5 +90,5 @@ def _numbers(text: str, n: int, form: str) -> list[float]:
     except ValueError:
         values = []
     if len(values) != n or not all(map(math.isfinite, values)):
-        raise InputError(f"expected {form} in pixels of the picture, got {text!r}")
+        raise InputError(f"expected {form} in pixels of the image, got {text!r}")
     return values

@@ -113,7 +113,7 @@ class Comparison:
 
     @property
     def variance_ratio(self) -> float:
-        """How many times more episodes an unpaired comparison needs for the same interval; inf for no difference."""
+        """Factor by which an unpaired comparison needs more episodes for the same interval; inf for no difference."""
         unpaired = self.first.accuracy.var() + self.second.accuracy.var()
         paired = self.difference.var()
         return float(unpaired / paired) if paired > 0 else math.inf

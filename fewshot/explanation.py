@@ -74,7 +74,7 @@ def decision_map(
     *,
     metric: FewShotMetric = "l2",
 ) -> DecisionMap:
-    """Where in each query the logit of prototype `first` exceeds that of `second`, exactly.
+    """Exact map of the difference between the logits of prototypes `first` and `second` in each query.
 
     With q the mean of Q over h·w positions, −‖q − p‖² + ‖q − r‖² = Σ_xy 2/(h·w) Σ_k (p_k − r_k) Q_kxy + ‖r‖² − ‖p‖².
     For the cosine the unit prototypes take the place of p and r, 1/‖q‖ that of 2, and the constant is 0.

@@ -124,7 +124,7 @@ def _remark_on_skipped(skipped: Mapping[str, str], count: int, *, strict: bool) 
 
 
 def overlap_of(encodings: Encodings, split: Split, encoder: Encoder | None) -> Overlap | None:
-    """How many of a split's classes and images the encoder was trained on; None where nobody knows.
+    """Overlap of a split with the encoder's training set, in classes and images; None where it is not known.
 
     Args:
         encodings: of the split's images and perhaps of others; a file may know without the encoder.

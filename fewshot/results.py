@@ -34,7 +34,7 @@ FORMAT = "distcam-fewshot-results/1"
 
 @dataclass(frozen=True, eq=False)
 class EpisodeResult:
-    """What a classifier answered, query by query; every figure below follows from it without the network.
+    """Answers of a classifier, query by query; every figure below follows from them without the network.
 
     Attributes:
         episodes: the manifest that was run.
@@ -64,7 +64,7 @@ class EpisodeResult:
 
     @property
     def is_transductive(self) -> bool:
-        """Whether answers may depend on other queries or other test data."""
+        """True if answers may depend on other queries or other test data."""
         return bool(self.classifier["setting"] == "transductive")
 
     @cached_property
@@ -96,7 +96,7 @@ class EpisodeResult:
         return dict(zip(self.episodes.class_names.tolist(), share.tolist(), strict=True))
 
     def meetings(self) -> NDArray[np.int64]:
-        """How many queries of class i were asked in episodes that held class j, (C, C)."""
+        """Number of queries of class i in episodes that held class j, (C, C)."""
         n_classes, ways = len(self.episodes.class_names), self.episodes.ways
         asked = (self.episodes.target[:, :, None] == np.arange(self.episodes.n_way)).sum(1)
         pair = ways[:, :, None] * n_classes + ways[:, None, :]

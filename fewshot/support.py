@@ -1,4 +1,4 @@
-"""How much an answer hangs on which images were shown as examples."""
+"""Dependence of answers on the support images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .results import EpisodeResult
 
 
 class SupportQuality(NamedTuple):
-    """How well one image serves as an example of its class.
+    """Quality of one image as an example of its class.
 
     Attributes:
         name: the image.

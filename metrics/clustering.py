@@ -1,4 +1,4 @@
-"""How well clusters of vectors agree with their classes."""
+"""Clusters of vectors, and their agreement with classes."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ Distances: TypeAlias = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """What is searched: vectors of `dim` numbers, compared by `metric`."""
+    """The kind of a search: vectors of `dim` numbers, compared by `metric`."""
 
     dim: int
     metric: Metric
@@ -155,5 +155,5 @@ class Distinct(NamedTuple):
 
     @property
     def counts(self) -> npt.NDArray[np.intp]:
-        """How often each is there."""
+        """Number of copies of each."""
         return np.bincount(self.number, minlength=len(self.first))

@@ -148,7 +148,7 @@ Rows = NDArray[np.intp]
 
 
 class Pairing:
-    """Which gallery rows are relevant to a query: those of its label, except the query's own image.
+    """The gallery rows relevant to each query: those of its label, except the query's own image.
 
     Args:
         query_labels: a class number for each query, −1 for none.
@@ -273,7 +273,7 @@ def _not_farther(row: Distances, query: int, relevant: Rows, scores: _Scores) ->
 
 
 def _count(row: Distances, low: Distances, high: Distances) -> tuple[NDArray[Any], NDArray[Any]]:
-    """How many numbers of the row are below each of `low`, and how many are not above each of `high`."""
+    """Counts of numbers in the row that are below each of `low`, and not above each of `high`."""
     if len(low) <= _COUNT_UP_TO:
         below = [np.count_nonzero(row < bound) for bound in low]
         not_above = [np.count_nonzero(row <= bound) for bound in high]

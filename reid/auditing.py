@@ -1,4 +1,4 @@
-"""What is wrong with a re-identification data set, before a number is computed from it."""
+"""Audit of a re-identification data set, before a number is computed from it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Duplicates(NamedTuple):
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found; `print` it for a report, `to_dict` it for JSON.
+    """Findings; `print` them for a report, `to_dict` them for JSON.
 
     Attributes:
         format: of the data set.
@@ -257,7 +257,7 @@ def _opened(data: ReidData, wants_look: bool, workers: int | None, progress: Pro
 
 
 def difference_hash(image: Image.Image) -> int:
-    """64 bits that say where a tiny grey copy becomes brighter from left to right; alike for pictures that look alike.
+    """64 bits that say where a tiny grey copy becomes brighter from left to right; alike for images that look alike.
 
     >>> difference_hash(Image.linear_gradient("L")), difference_hash(Image.linear_gradient("L").rotate(90)) == 2**64 - 1
     (0, True)

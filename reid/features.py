@@ -133,7 +133,7 @@ def encode_data(
 
 
 def _described(encoder: Encoder, images: Sequence[ReidImage], data: ReidData) -> dict[str, Any]:
-    """What made the features, and how many of the images and of the identities that are asked for it was trained on."""
+    """The encoder and its input, and how many of the images and identities asked for it was trained on."""
     from ..encoders.trained_on import file_digests, say_overlap
 
     about: dict[str, Any] = {

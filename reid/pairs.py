@@ -46,7 +46,7 @@ ELSEWHERE = "elsewhere"
 
 @dataclass(frozen=True)
 class PartShare:
-    """What a part contributes to the similarity: as a place on the probe, and as a place on the match.
+    """Contribution of a part to the similarity: as a place on the probe, and as a place on the match.
 
     Each of the two columns adds up to the similarity over all parts.
     """
@@ -85,12 +85,12 @@ class PairExplanation:
 
     @cached_property
     def probe_shares(self) -> Float[Tensor, "h w"]:
-        """What each place of the probe contributes; the sum is the similarity."""
+        """Contribution of each place of the probe; the sum is the similarity."""
         return self.correspondence.on_query()
 
     @cached_property
     def match_shares(self) -> Float[Tensor, "h w"]:
-        """What each place of the match contributes; the sum is the similarity."""
+        """Contribution of each place of the match; the sum is the similarity."""
         return self.correspondence.on_match()
 
     @property
@@ -151,24 +151,24 @@ def explain_pair(
         InputError: parts that overlap or are no part of an image.
         ImageError: a file that is not a usable image.
     """
-    pictures = [source if isinstance(source, Image.Image) else read_image(source) for source in (probe, match)]
-    encoding = inference.encode_images(pictures)
+    images = [source if isinstance(source, Image.Image) else read_image(source) for source in (probe, match)]
+    encoding = inference.encode_images(images)
     encoder = inference.encoder
     folded = fold(encoding.feature_map.float(), pooling=encoder.pooling, head=encoder.head)
     maps = folded.map.cpu()
     vectors = encoding.embedding.float().cpu()
     found = correspondence(maps[0], maps[1], metric="cosine")
     dist = dist_cam(maps, vectors.flip(0)[:, None], metric="cosine", weighting=weighting, mean=mean)[:, 0]
-    views = [encoder.transform.view(*picture.size) for picture in pictures]
+    views = [encoder.transform.view(*image.size) for image in images]
     sides = []
-    for shares, view, picture in zip((found.on_query(), found.on_match()), views, pictures, strict=True):
+    for shares, view, image in zip((found.on_query(), found.on_match()), views, images, strict=True):
         rows, columns = shares.shape
-        weights = part_weights(parts, rows=rows, columns=columns, view=view, height=picture.height)
+        weights = part_weights(parts, rows=rows, columns=columns, view=view, height=image.height)
         sides.append({name: float((shares.double() * weight).sum()) for name, weight in weights.items()})
     names = dict.fromkeys([*sides[0], *sides[1]])
     return PairExplanation(
-        probe=pictures[0],
-        match=pictures[1],
+        probe=images[0],
+        match=images[1],
         correspondence=found,
         probe_dist_map=dist[0],
         match_dist_map=dist[1],
@@ -181,7 +181,7 @@ def explain_pair(
 def part_weights(
     parts: Mapping[str, Part], *, rows: int, columns: int, view: Box, height: int
 ) -> dict[str, Float[Tensor, "h w"]]:
-    """How much of each position of the map every part covers, in [0, 1], and `elsewhere` for what is left, if anything.
+    """Share of each position of the map that every part covers, in [0, 1], and `elsewhere` for the rest, if any.
 
     Args:
         parts: stripes in fractions of the image's height, or masks over the view.
@@ -256,11 +256,11 @@ def pairs_panel(pairs: Mapping[str, PairExplanation], *, look: Look | None = Non
 
 
 def _tiles(pairs: Sequence[PairExplanation], names: tuple[str, str], look: Look) -> list[Tile]:
-    """The maps of all pairs on their pictures: probe and match of the first, of the second, and so on."""
-    pictures = [picture for pair in pairs for picture in (pair.probe, pair.match)]
+    """The maps of all pairs on their images: probe and match of the first, of the second, and so on."""
+    images = [image for pair in pairs for image in (pair.probe, pair.match)]
     views = [view for pair in pairs for view in pair.views]
     maps = torch.stack([getattr(pair, name) for pair in pairs for name in names])
-    return map_tiles(pictures, maps, views=views, look=look)
+    return map_tiles(images, maps, views=views, look=look)
 
 
 def pair_energy(

@@ -55,7 +55,7 @@ class QueryResults:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What one evaluation found, and under which protocol; all rates in [0, 1].
+    """Scores of one evaluation with their protocol; all rates in [0, 1].
 
     `print` it for a table, `to_dict` it for JSON. There is no bare "mAP": `map_step` is what most papers report since
     2018, `map_trapezoid` what the original Market-1501 code reports, up to 2.7 points lower on the same distances.

@@ -68,7 +68,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Identification:
-    """Who is it, if anyone: probes with a match against probes without one (open set).
+    """Open-set identification: probes with a match against probes without one.
 
     Attributes:
         n_mated: probes with a match in the gallery.

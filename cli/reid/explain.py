@@ -1,4 +1,4 @@
-"""`distcam reid explain`: why two pictures match, part by part."""
+"""`distcam reid explain`: why two images match, part by part."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ _NEEDS_MEAN = {"simpleshot-cl2n"}
 
 
 def needs_base_mean(method: str) -> bool:
-    """Whether the method centres by the mean feature of the base classes."""
+    """True if the method centres by the mean feature of the base classes."""
     return method in _NEEDS_MEAN
 
 

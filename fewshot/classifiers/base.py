@@ -30,7 +30,7 @@ class Classifier(Protocol):
 
     @property
     def is_transductive(self) -> bool:
-        """Whether an answer may depend on other queries or other test data."""
+        """True if an answer may depend on other queries or other test data."""
 
     def prepare(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """The whole bank once, as `logits` wants its rows."""

@@ -58,10 +58,10 @@ class FineTuned(FewShotClassifier):
         object.__setattr__(self, "name", self.name or ("baseline++" if self.head == "cosine" else "baseline"))
 
     def logits(self, support: Float[Tensor, "b n k d"], query: Float[Tensor, "b m d"]) -> Float[Tensor, "b m n"]:
-        """What each episode's own classifier says of its queries."""
+        """Scores of each episode's own classifier for its queries."""
         check_shapes(support, query)
         weight, bias = self.fit(support)
-        return torch.baddbmm(bias[:, None], self._seen(query), weight.mT)
+        return torch.baddbmm(bias[:, None], self._normalised(query), weight.mT)
 
     def fit(self, support: Float[Tensor, "b n k d"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n"]]:
         """The trained classifiers: class vectors and biases; those of `cosine` are for queries of length 1."""
@@ -78,7 +78,7 @@ class FineTuned(FewShotClassifier):
                 weight_decay=self.weight_decay,
                 foreach=True,
             )
-            vectors = self._seen(support.flatten(1, 2))
+            vectors = self._normalised(support.flatten(1, 2))
             for _ in range(self.epochs):
                 order = torch.randperm(n * k, generator=generator).to(support.device)
                 for rows in torch.split(order, self.batch_size):
@@ -103,8 +103,8 @@ class FineTuned(FewShotClassifier):
             for value in (weight, second)
         ]
 
-    def _seen(self, vectors: Tensor) -> Tensor:
-        """What the class vectors are multiplied with."""
+    def _normalised(self, vectors: Tensor) -> Tensor:
+        """The vectors, of unit length for the cosine head."""
         return normalize(vectors, dim=-1) if self.head == "cosine" else vectors
 
     def _scores(self, vectors: Tensor, parameters: list[Tensor]) -> Tensor:
@@ -115,7 +115,7 @@ class FineTuned(FewShotClassifier):
         return scores
 
     def _length(self, weight: Tensor, length: Tensor) -> Tensor:
-        """What a class vector of the cosine head is multiplied by, so that it has its own length times the scale."""
+        """Factor that gives a class vector of the cosine head its own length times the scale."""
         factor: Tensor = self.scale * length / torch.linalg.vector_norm(weight, dim=-1)
         return factor
 

@@ -18,7 +18,7 @@ class FeatureTransform(Protocol):
 
     @property
     def is_transductive(self) -> bool:
-        """Whether it was fitted on test data."""
+        """True if it was fitted on test data."""
 
     def __call__(self, features: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """The transformed vectors."""

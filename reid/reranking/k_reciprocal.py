@@ -25,7 +25,7 @@ from .neighbours import PASS_BYTES, DistinctVectors, Floats, Indices, nearest_ne
 
 RerankMetric = Literal["cosine", "l2"]
 _CHUNK = 1 << 20
-"""How many neighbours of neighbours are looked at together."""
+"""Neighbours of neighbours that are looked at together."""
 
 
 def rerank_features(
@@ -181,7 +181,7 @@ class _Rows:
 
 
 def _within(images: DistinctVectors, nearest: Indices, k: int) -> NDArray[np.bool_]:
-    """Which of the nearest vectors are among the first k images, copies counted and those of the last let in."""
+    """Mask of the nearest vectors that are among the first k images, copies counted and those of the last let in."""
     copies = images.copies[nearest]
     before: NDArray[np.bool_] = np.cumsum(copies, axis=1) - copies < k
     return before
