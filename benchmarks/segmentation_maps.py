@@ -31,13 +31,13 @@ from torch import nn
 
 from distcam.explain import METHODS, Look, Tile, contour, draw_box, draw_points, grid, map_tiles, rectify
 from distcam.images import Box, Transform
-from distcam.images.scenes import blueprints
-from distcam.segmentation.crowds import Crowd, draw_cells, draw_crowd, draw_crowds
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.explaining import ASKS, REFERENCES, MapScores, Questions, ask_objects, judge_maps, maps_for
 from distcam.segmentation.roar import remove_and_retrain, whole_explanations
 from distcam.segmentation.segmenter.pixel_data import PixelData, picture_of, predict, score
 from distcam.segmentation.small_networks import FitSettings, MobileSegmenter, SmallSegmenter, fit_segmenter
+from distcam.synthetic.crowds import Crowd, draw_cells, draw_crowd, draw_crowds
+from distcam.synthetic.scene_set import blueprints
 
 TITLES = {"hirescam": "Seg-HiRes-Grad-CAM", "gradcam": "Seg-Grad-CAM", "segxrescam": "Seg-XRes-CAM"}
 SHOWN = ("hirescam", "segxrescam", "layercam", "gradcam", "scorecam", "caam")

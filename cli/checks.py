@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..encoders.names import OWN_ARCHITECTURES, needs_weights
+from ..encoders.names import OWN_ARCHITECTURES, needs_weights, refuse_weight_file
 from ..errors import InputError
 
 _NAMES = ("imagenet", "random", "default")  # of weights that are in no file
@@ -23,7 +23,9 @@ def require_encoder(name: str, weights: str | None, layer: str | None = None) ->
                 f"{name} is a checkpoint and brings its own weights and layer; leave --weights and --layer out"
             )
         require_file(name, "--encoder")
-    elif weights is None:
+        return
+    refuse_weight_file(name, options=f": --encoder ARCHITECTURE --weights {name}")
+    if weights is None:
         if name not in OWN_ARCHITECTURES:
             raise InputError(needs_weights(name).replace("weights", "--weights", 1))
     elif weights not in _NAMES:

@@ -19,8 +19,8 @@ from .options import AsJson
 if TYPE_CHECKING:
     from ..encoders import Encoder
     from ..explain import Weighting
-    from ..images.scenes import SceneRecord, SceneSet
     from ..retrieval import Matches
+    from ..synthetic.scene_set import SceneRecord, SceneSet
 
 EXAMPLE = "Example: `distcam demo --out /tmp/demo`"
 MARKER = ".distcam-demo"  # only a folder that holds it is ever cleared
@@ -122,7 +122,7 @@ def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> DemoRes
 
 def _draw(folder: Path, size: DemoSize, seed: int) -> tuple[SceneSet, SceneSet]:
     """Single objects of the base classes to learn from; gallery and queries of others, some with a second object."""
-    from ..images.scenes import blueprints, write_scenes
+    from ..synthetic.scene_set import blueprints, write_scenes
 
     classes = blueprints(size.base_classes + size.novel_classes, seed=seed)
     base, novel = classes[: size.base_classes], classes[size.base_classes :]

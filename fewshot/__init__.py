@@ -7,6 +7,7 @@ print(result.table())
 
 from __future__ import annotations
 
+from ..datasets.episodes import EpisodeManifest
 from ..metrics.intervals import Interval, Intervals, required_episodes
 from .classifiers import (
     BDCSPN,
@@ -23,7 +24,6 @@ from .classifiers import (
     classifier_of,
     simple_shot,
 )
-from .episodes import EpisodeManifest
 from .evaluation import Comparison, compare, evaluate
 from .explanation import DecisionMap, decision_map, episode_maps
 from .results import EpisodeResult, ResultFile, load_result

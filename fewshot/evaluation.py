@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..datasets.episodes import EpisodeManifest
 from ..errors import InputError, ShapeError
 from ..metrics.intervals import Intervals, Z, intervals, required_episodes
 from .classifiers import Classifier, Prototypes
-from .episodes import EpisodeManifest
 from .results import EpisodeResult, interval_lines, intervals_to_dict
 
 _BYTES_AT_A_TIME = {"cpu": 2 << 20, "cuda": 256 << 20}  # one core's cache; enough to fill a GPU

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..datasets import Split
 from ..encoders import Encoder, Identity, Inference, Overlap
 from ..errors import FingerprintMismatchError, ImageError, InputError
 from ..index import Encodings, read_encodings
@@ -23,7 +24,6 @@ from ..index.storage.records import Entries, Vectors
 from ..index.storage.segments import write_segment
 from ..progress import Progress
 from ..remarks import remark
-from .data import Split
 
 
 def cached_features(

@@ -26,8 +26,8 @@ from .support import SupportSensitivity, support_quality
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..datasets import Split
     from ..encoders import Encoder, Inference
-    from .data import Split
 
 __all__ = ["Explainer", "Failure", "worst_failures", "write_report"]
 

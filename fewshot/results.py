@@ -25,9 +25,10 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from ..datasets.episodes import EpisodeManifest
 from ..errors import InputError, ShapeError
+from ..files import read_hdf5, write_hdf5
 from ..metrics.intervals import Intervals, intervals, required_episodes
-from .episodes import EpisodeManifest, read_hdf5, write_hdf5
 
 FORMAT = "distcam-fewshot-results/1"
 

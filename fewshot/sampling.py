@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..datasets.episodes import EpisodeManifest, as_names, check_items
 from ..errors import InputError
-from .episodes import EpisodeManifest, as_names, check_items
 
 GENERATOR = "pcg64-sequential/1"  # a new number whenever the same seed would give other episodes
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..datasets.episodes import EpisodeManifest, as_names
 from ..errors import InputError
 from .classifiers import Classifier
-from .episodes import EpisodeManifest, as_names
 from .evaluation import evaluate
 from .results import EpisodeResult
 

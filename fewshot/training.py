@@ -26,6 +26,9 @@ from typing import Any
 
 import torch
 
+from ..datasets import FewShotData, open_data
+from ..datasets.episodes import EpisodeManifest
+from ..datasets.few_shot import Split, readable
 from ..encoders import Encoder, Inference
 from ..errors import InputError
 from ..training.data.parts import Part
@@ -39,9 +42,6 @@ from ..training.recipes.recipe import Recipe, RecipeFile
 from ..training.recipes.runs import Reading, RunResult, run_recipe
 from ..training.recipes.tables import parse, plain
 from .classifiers import classifier_of
-from .data import FewShotData, open_data
-from .data.dataset import Split, readable
-from .episodes import EpisodeManifest
 from .evaluation import evaluate
 from .prototypical import EpisodeSettings, PrototypicalTerm, training_episodes
 from .sampling import sample_episodes

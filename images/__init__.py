@@ -13,7 +13,7 @@ from .listing import ImageRecord, Listing, list_images
 from .loading import IMAGE_SUFFIXES, MAX_PIXELS, MIN_SIDE, as_rgb, image_size, pixel_limit, read_image, set_pixel_limit
 
 if TYPE_CHECKING:
-    from .datasets import Dataset, DatasetRecord, dataset_layouts, load_dataset
+    from ..datasets.retrieval import Dataset, DatasetRecord, dataset_layouts, load_dataset
     from .transform import Transform
 
 __all__ = [
@@ -38,11 +38,11 @@ __all__ = [
 
 
 _HOME = {
-    "Dataset": "datasets",
-    "DatasetRecord": "datasets",
+    "Dataset": ".datasets.retrieval",
+    "DatasetRecord": ".datasets.retrieval",
     "Transform": "transform",
-    "dataset_layouts": "datasets",
-    "load_dataset": "datasets",
+    "dataset_layouts": ".datasets.retrieval",
+    "load_dataset": ".datasets.retrieval",
 }
 
 __getattr__, __dir__ = lazily(__name__, _HOME, __all__)

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 
 if TYPE_CHECKING:
+    from ..datasets.registry import read_data
+    from ..datasets.reid_records import Protocol, ReidData, ReidImage
+    from ..synthetic.walkers import WalkerSet, write_walkers
     from .assessment import Answer, Assessment, Failure, Promotion, assess
     from .auditing import Audit, audit
-    from .data import read_data
     from .evaluation import evaluate_distances, evaluate_features
     from .features import Features, encode_data, read_features, write_features
     from .pairs import BODY_PARTS, STRIPES, PairExplanation, PartShare, explain_pair, pair_energy, pairs_panel
-    from .policies import Labels, Protocol, changed_protocol
-    from .records import ReidData, ReidImage
+    from .policies import Labels, changed_protocol
     from .refinement import Refinement, camera_normalised, expand_queries, pool_views
     from .reranking.k_reciprocal import Reranking, SharedNeighbours, rerank_features
     from .results import CameraPair, Evaluation, QueryResults
     from .training import ReidRecipe, TestSettings, WalkerSettings, train
     from .verification import Identification, OperatingPoint, Verification
-    from .walkers import WalkerSet, write_walkers
 
 _HOME = {
     "BODY_PARTS": "pairs",
@@ -41,17 +41,17 @@ _HOME = {
     "PairExplanation": "pairs",
     "PartShare": "pairs",
     "Promotion": "assessment",
-    "Protocol": "policies",
+    "Protocol": ".datasets.reid_records",
     "QueryResults": "results",
     "Refinement": "refinement",
-    "ReidData": "records",
-    "ReidImage": "records",
+    "ReidData": ".datasets.reid_records",
+    "ReidImage": ".datasets.reid_records",
     "ReidRecipe": "training",
     "Reranking": "reranking.k_reciprocal",
     "SharedNeighbours": "reranking.k_reciprocal",
     "TestSettings": "training",
     "Verification": "verification",
-    "WalkerSet": "walkers",
+    "WalkerSet": ".synthetic.walkers",
     "WalkerSettings": "training",
     "assess": "assessment",
     "audit": "auditing",
@@ -65,12 +65,12 @@ _HOME = {
     "pair_energy": "pairs",
     "pairs_panel": "pairs",
     "pool_views": "refinement",
-    "read_data": "data",
+    "read_data": ".datasets.registry",
     "read_features": "features",
     "rerank_features": "reranking.k_reciprocal",
     "train": "training",
     "write_features": "features",
-    "write_walkers": "walkers",
+    "write_walkers": ".synthetic.walkers",
 }
 
 __all__ = [

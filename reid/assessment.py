@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..datasets.reid_records import Protocol, ReidData, ReidImage
 from ..encoders.trained_on import Overlap
 from ..errors import InputError
 from .distances import DistanceSource, FeatureDistances, Metric
 from .evaluation import FALSE_ACCEPT_RATES, evaluate_distances
 from .features import Features
 from .placeholders import remark_on_placeholders
-from .policies import Matching, Protocol
-from .records import ReidData, ReidImage, labels_of
+from .policies import Matching, labels_of
 from .refinement import Refinement, refined
 from .reranking.k_reciprocal import Reranking, rerank_features
 from .results import Evaluation

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..datasets.reid_records import Identity, ReidData, ReidImage
 from ..errors import ImageError, InputError
 from ..images import read_image
 from ..progress import Progress
 from .placeholders import placeholders
-from .policies import Identity
-from .records import ReidData, ReidImage
 
 _SIDES = ("train", "query", "gallery")
 _SHOWN, _SHOWN_CAMERAS = 5, 24

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..datasets.reid_records import Protocol
 from ..errors import InputError, ShapeError
 from ..metrics.ranking import count_not_farther, expected_single_shot_cmc, rank_measures
 from .distances import BLOCK_BYTES, DistanceSource, FeatureDistances, MatrixDistances, Metric, blocks
-from .policies import Labels, Matching, Protocol
+from .policies import Labels, Matching
 from .results import CameraPair, Evaluation, QueryResults
 from .verification import PairTally, identification
 

@@ -13,11 +13,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ..datasets.reid_records import ReidData, ReidImage
 from ..errors import InputError
 from ..files import replacing
 from ..progress import Progress
 from ..remarks import remark
-from .records import ReidData, ReidImage
 
 if TYPE_CHECKING:  # encoding imports torch, which everything else here does without
     from torch import Tensor
@@ -134,7 +134,8 @@ def encode_data(
 
 def _described(encoder: Encoder, images: Sequence[ReidImage], data: ReidData) -> dict[str, Any]:
     """The encoder and its input, and how many of the images and identities asked for it was trained on."""
-    from ..encoders.trained_on import file_digests, say_overlap
+    from ..encoders.trained_on import say_overlap
+    from ..files import file_digests
 
     about: dict[str, Any] = {
         "encoder": encoder.short_name,

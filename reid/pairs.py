@@ -27,7 +27,7 @@ from ..explain.methods.correspondence import Correspondence, correspondence
 from ..images import Box, read_image
 
 if TYPE_CHECKING:
-    from .walkers import WalkerSet
+    from ..synthetic.walkers import WalkerSet
 
 Part = tuple[float, float] | np.ndarray[Any, Any]
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from ..datasets.reid_records import Protocol, ReidData, ReidImage
 from ..images.labelling import is_placeholder, remark_on_twins
 from ..remarks import remark
-from .policies import Protocol
-from .records import ReidData, ReidImage
 
 __all__ = ["placeholders", "remark_on_placeholders"]
 

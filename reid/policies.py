@@ -5,94 +5,19 @@ The same distances give a mAP that differs by eight points between what is calle
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..datasets.reid_records import Identity, Protocol, ReidImage
 from ..errors import InputError, ShapeError
 
-SameCamera = Literal["drop_matches", "drop_all", "keep"]
-DistractorPolicy = Literal["wrong", "ignore"]
-NoMatch = Literal["skip", "zero", "refuse"]
-MissingCamera = Literal["refuse", "distinct"]
-FalseAlarms = Literal["left_out", "unmated"]
-Identity = int | str
 MISSING = -1
 """Code of an unknown camera, here and in integer labels; in text labels it is the empty string."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """The decisions behind a re-identification score; the default is the rule of the Market-1501 evaluation.
-
-    Attributes:
-        same_camera: `"drop_matches"` ignores gallery images of the query's identity from the query's camera (the usual
-            rule); `"drop_all"` ignores every gallery image from the query's camera; `"keep"` ignores none.
-        junk: identities that are no identity: their gallery images are neither right nor wrong, they are not there.
-        distractors: identities of which two images are not the same one, such as Market's 0. They are never a match.
-        distractor_policy: distractors count as `"wrong"` answers, or are `"ignore"`d like junk.
-        no_match: a query without any match left in the gallery is left out of CMC, mAP and mINP (`"skip"`), scores
-            nothing in them (`"zero"`), or is an error (`"refuse"`).
-        missing_camera: an image without a camera is an error (`"refuse"`) or shares its camera with no other image
-            (`"distinct"`). With `same_camera="keep"` no camera is needed.
-        false_alarms: the probes whose alarm is false, for DIR@FAR: every query with its own identity taken out of the
-            gallery (`"left_out"`), or only the queries without a match (`"unmated"`).
-
-    >>> Protocol(junk=(-1,), distractors=(0,)).same_camera
-    'drop_matches'
-    """
-
-    same_camera: SameCamera = "drop_matches"
-    junk: tuple[Identity, ...] = (-1,)
-    distractors: tuple[Identity, ...] = ()
-    distractor_policy: DistractorPolicy = "wrong"
-    no_match: NoMatch = "skip"
-    missing_camera: MissingCamera = "refuse"
-    false_alarms: FalseAlarms = "left_out"
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "same_camera": SameCamera,
-            "distractor_policy": DistractorPolicy,
-            "no_match": NoMatch,
-            "missing_camera": MissingCamera,
-            "false_alarms": FalseAlarms,
-        }
-        for name, choices in allowed.items():
-            if getattr(self, name) not in get_args(choices):
-                raise InputError(f"{name} must be one of {get_args(choices)}, got {getattr(self, name)!r}")
-        for name in ("junk", "distractors"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if both := set(map(str, self.junk)) & set(map(str, self.distractors)):
-            raise InputError(f"identities {sorted(both)} are declared both junk and distractors; choose one")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, ready for JSON."""
-        return asdict(self) | {"junk": list(self.junk), "distractors": list(self.distractors)}
-
-    def describe(self) -> list[str]:
-        """One plain line per decision."""
-        same = {
-            "drop_matches": "gallery images of the query's identity and camera are ignored",
-            "drop_all": "every gallery image from the query's camera is ignored",
-            "keep": "kept, cameras play no part",
-        }
-        skipped = {"skip": "left out of CMC, mAP and mINP", "zero": "count as 0", "refuse": "refused"}
-        alarms = {"left_out": "every query, its identity left out", "unmated": "queries without a match"}
-        missing = {"refuse": "refused", "distinct": "a camera of its own"}
-        dropped = "ignored" if self.distractor_policy == "ignore" else "count as wrong"
-        return [
-            f"same camera: {same[self.same_camera]}",
-            f"junk: {_listed(self.junk)} ignored",
-            f"distractors: {_listed(self.distractors)} {dropped}",
-            f"queries without a match: {skipped[self.no_match]}",
-            f"missing camera: {missing[self.missing_camera]}",
-            "ties: wrong answers come first; step AP takes the precision behind the whole tie",
-            f"false alarms (DIR@FAR): {alarms[self.false_alarms]}",
-        ]
 
 
 def changed_protocol(protocol: Protocol, changes: str) -> Protocol:
@@ -114,10 +39,6 @@ def changed_protocol(protocol: Protocol, changes: str) -> Protocol:
         listed = tuple(int(one) if one.lstrip("-").isdigit() else one for one in value.split("+") if one)
         values[name] = listed if name in ("junk", "distractors") else value
     return replace(protocol, **values)
-
-
-def _listed(identities: tuple[Identity, ...]) -> str:
-    return "{" + ", ".join(map(str, identities)) + "}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +75,24 @@ class Labels:
 
     def __len__(self) -> int:
         return len(np.asarray(self.identities))
+
+
+def labels_of(images: Iterable[ReidImage]) -> Labels:
+    """What an evaluation needs to know about images.
+
+    >>> labels_of([ReidImage("a.jpg", 7, 0, "query"), ReidImage("b.jpg", 9, None, "query")]).cameras.tolist()
+    [0, -1]
+    """
+    listed = list(images)
+    cameras = [image.camera for image in listed]
+    has_names = any(isinstance(camera, str) for camera in cameras)
+    unknown: Identity = "" if has_names else -1
+    known = [unknown if camera is None else camera for camera in cameras]
+    return Labels(
+        [image.identity for image in listed],
+        cameras=[str(camera) for camera in known] if has_names else known,
+        images=[image.path for image in listed],
+    )
 
 
 @dataclass(frozen=True, eq=False)

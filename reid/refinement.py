@@ -12,12 +12,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..datasets.reid_records import Identity, Protocol, ReidData, ReidImage
 from ..errors import InputError, ShapeError
 from ..metrics.distances import Distinct
 from .distances import FeatureDistances, blocks
 from .features import Features
-from .policies import Identity, Protocol
-from .records import ReidData, ReidImage
 
 Floats = NDArray[np.floating[Any]]
 CameraStatistics = Literal["mean", "standard"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .policies import Identity, Protocol
+from ..datasets.reid_records import Identity, Protocol
 from .verification import Identification, OperatingPoint, Verification
 
 _SHOWN_RANKS = (1, 5, 10, 20)

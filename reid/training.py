@@ -26,10 +26,13 @@ from pathlib import Path
 
 import torch
 
+from ..datasets.registry import read_data
+from ..datasets.reid_records import ReidData
 from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError
 from ..images import Transform, list_images
-from ..index.reports import Skipped
+from ..remarks import Skipped
+from ..synthetic.walkers import WalkerSet, write_walkers
 from ..training.data.parts import Part
 from ..training.data.pixels import decode, say_left_out
 from ..training.data.training_set import TrainingSet
@@ -37,12 +40,10 @@ from ..training.recipes.recipe import Recipe, RecipeFile
 from ..training.recipes.runs import Reading, RunResult, run_recipe
 from ..training.recipes.tables import parse
 from .assessment import assess
-from .data import ReidData, read_data
 from .distances import Metric
 from .features import Features
 from .pairs import pair_energy
 from .refinement import Refinement
-from .walkers import WalkerSet, write_walkers
 
 __all__ = ["ReidRecipe", "TestSettings", "WalkerSettings", "train"]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 
 if TYPE_CHECKING:
+    from ..datasets.voc import VocFolder
     from .cam_training.weak_segmenter import WeakSegmenter
     from .data import MaskedImages, MaskIds
     from .measures import BackgroundCurve, SegmentationScore, background_curve, evaluate_masks
@@ -21,14 +22,13 @@ if TYPE_CHECKING:
     from .recipe import PipelineRecipe
     from .segmenter.inference import InferenceSettings, class_scores, score_images
     from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities, load_segmenter
-    from .voc import VocFolder
 
 _HOME = {
     "BackgroundCurve": "measures",
     "CrfSettings": "pseudo_masks.crf",
     "CueSettings": "pseudo_masks.cues",
     "InferenceSettings": "segmenter.inference",
-    "VocFolder": "voc",
+    "VocFolder": ".datasets.voc",
     "MaskIds": "data",
     "MaskedImages": "data",
     "PipelineRecipe": "recipe",

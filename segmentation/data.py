@@ -18,19 +18,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..encoders.trained_on import file_digests
+from ..datasets import masked_images as layouts
+from ..datasets.masked_images import CAMVID_CLASSES, VOC_CLASSES, Entry, read_names
 from ..errors import ImageError, InputError
+from ..files import file_digests
 from ..images import Transform, read_image
-from ..images.masks import MaskFolder, read_class_numbers, wrong_size
-from ..index.reports import Skipped
+from ..images.masks import VOID, Mask, MaskFolder, read_class_numbers, wrong_size
+from ..remarks import Skipped
 from ..training.data.pixels import say_left_out
 from ..training.data.training_set import RegionTable, TrainingSet
-from . import layouts
-from .layouts import CAMVID_CLASSES, VOC_CLASSES, Entry
-from .pseudo_masks.files import VOID, Mask, MaskIds, boxes_around, label_map, read_names
+from .pseudo_masks.files import MaskIds, boxes_around, label_map
 
 if TYPE_CHECKING:
-    from ..images.scenes import SceneSet
+    from ..synthetic.scene_set import SceneSet
 
 __all__ = [
     "CAMVID_CLASSES",

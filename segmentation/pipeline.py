@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..datasets.voc import VocFolder
 from ..errors import InputError
 from ..training.data.batches import TrainingBatches
 from ..training.data.parts import Part, sentence
@@ -34,7 +35,6 @@ from .recipe import NetworkSettings, PipelineRecipe, located
 from .segmenter.inference import InferenceSettings, require_classes
 from .segmenter.losses import SEGMENTER_TERMS, dense_training_set
 from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities
-from .voc import VocFolder
 
 __all__ = ["run_segmentation", "score_segmenter"]
 

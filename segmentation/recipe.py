@@ -135,7 +135,7 @@ class DataSettings:
 
     @staticmethod
     def _drawn(scenes: SceneSettings, split: str, cache: Path) -> MaskedImages:
-        from ..images.scenes import SceneSet, blueprints, write_scenes
+        from ..synthetic.scene_set import SceneSet, blueprints, write_scenes
 
         digest = hashlib.sha256(json.dumps(plain(scenes), sort_keys=True).encode()).hexdigest()[:8]
         target = cache / f"scenes-{digest}"

@@ -16,7 +16,7 @@ from torchvision.models import mobilenet_v2
 from ..encoders.weights.filling import load_state, say_what_is_left
 from ..encoders.weights.reading import drawn_from, read_state_dict
 from ..errors import InputError
-from .pseudo_masks.files import VOID
+from ..images.masks import VOID
 from .segmenter.pixel_data import PixelData
 
 __all__ = ["FitSettings", "MobileSegmenter", "SmallSegmenter", "fit_segmenter"]

@@ -11,9 +11,9 @@ from ..command import refuse_unused
 from ..console import load_encoder, progress_bar
 
 if TYPE_CHECKING:
+    from ...datasets import FewShotData, Split
     from ...encoders import Encoder
     from ...fewshot import Centre, EpisodeManifest
-    from ...fewshot.data import FewShotData, Split
     from ...fewshot.report import Explainer
     from ...fewshot.results import ResultFile
     from ...fewshot.support import SupportSensitivity
@@ -44,7 +44,7 @@ def of_split(spec: str, split: str | None) -> str:
 
 def open_source(spec: str) -> tuple[FewShotData, Encodings | None]:
     """The data set that an option names, and its features if it is a file of them."""
-    from ...fewshot.data import FewShotData, FileImages, Split, open_data
+    from ...datasets import FewShotData, FileImages, Split, open_data
     from ...index import read_encodings
 
     if not spec.endswith(".h5"):

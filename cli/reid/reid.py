@@ -16,8 +16,8 @@ from ..console import load_encoder, print_json, progress_bar, say
 from ..options import AsJson, BatchSize, Device, EncoderName, FitName, Layer, Metric, ReadsImages, Weights, Workers
 
 if TYPE_CHECKING:
+    from ...datasets.reid_records import ReidData
     from ...encoders import Encoder
-    from ...reid.records import ReidData
 
 Number = TypeVar("Number", int, float)
 
@@ -98,7 +98,7 @@ def walkers(
     as_json: AsJson = False,
 ) -> None:
     """Draw synthetic pedestrians in the layout of Market-1501, with look-alikes, distractors and junk boxes."""
-    from ...reid.walkers import write_walkers
+    from ...synthetic.walkers import write_walkers
 
     with progress_bar("drawing") as progress:
         written = write_walkers(
@@ -248,7 +248,7 @@ def evaluate(
 
 
 def _read(data: Path, format_name: str, options: list[str] | None) -> ReidData:
-    from ...reid.data import read_data
+    from ...datasets.registry import read_data
 
     values: dict[str, Any] = {}
     for text in options or []:

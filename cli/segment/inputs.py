@@ -78,9 +78,9 @@ def open_data(
     class_names: Sequence[str] | None,
 ) -> MaskedImages:
     """The pictures that the options name."""
+    from ...datasets.masked_images import splits_of_table
     from ...remarks import remark
     from ...segmentation.data import VOC_CLASSES, MaskedImages, read_names
-    from ...segmentation.layouts import splits_of_table
 
     layout = _layout_of(source) if layout == "auto" else layout
     if layout != "folder":
@@ -91,7 +91,7 @@ def open_data(
         refuse_unused(f"by the layout {layout}, which has its own", "names")
     own = None if names is None else read_names(names)
     if layout == "scenes":
-        from ...images.scenes import SceneSet
+        from ...synthetic.scene_set import SceneSet
 
         return MaskedImages.from_scenes(SceneSet.read(source), split or "test")
     if layout == "voc":

@@ -11,7 +11,7 @@ import typer
 
 from ...errors import InputError
 from ...files import replacing
-from ...index.reports import counted
+from ...remarks import counted
 from ..checks import require_images, require_model
 from ..command import Commands, refuse_unused
 from ..console import out, print_json, progress_bar, say
@@ -155,11 +155,11 @@ def infer(
     """Write a mask for every picture. Several scales and mirrored by default; a trained network looks once."""
     require_model(model)
     require_images([images])
+    from ...datasets.voc import VocFolder
     from ...segmentation.measures import evaluate_masks
     from ...segmentation.pseudo_masks.make import most_likely
     from ...segmentation.segmenter.inference import require_classes, seen_by
     from ...segmentation.segmenter.segmenter import Segmenter, class_probabilities
-    from ...segmentation.voc import VocFolder
     from ...training.engine.environment import choose_device
 
     loaded = open_model(model)
@@ -370,7 +370,7 @@ def _evaluate_model(
 
 def _show(data: MaskedImages, i: int, written: Any) -> None:
     """The picture with its mask laid over, as JPEG."""
-    from ...segmentation.voc import overlay_mask
+    from ...datasets.voc import overlay_mask
 
     target = written.folder / "overlays" / f"{data.names[i]}.jpg"
     if not target.is_file():

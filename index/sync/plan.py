@@ -20,7 +20,8 @@ from typing import Literal, NamedTuple
 from ...errors import ImageError, InputError
 from ...images.listing import ImageRecord, Listing, list_images
 from ...images.loading import IMAGE_SUFFIXES, read_image
-from ...images.splits import SPLIT_COLUMN, SplitFolders, find_split_folders
+from ...images.split_folders import SplitFolders, find_split_folders
+from ...images.splits import SPLIT_COLUMN
 from ..building.ingest import MAX_FILE_BYTES, Offer, Progress
 from ..reports import Skipped
 from ..storage.records import stored_path

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 
 from ...errors import InputError
 from ...explain.drawing.boxes import components
 from ...images import Transform
+from ...images.masks import VOID, Mask
 
-__all__ = ["VOID", "Mask", "MaskIds", "boxes_around", "label_map", "read_names"]
-
-VOID = 255
-Mask = UInt8[np.ndarray, "h w"]
+__all__ = ["MaskIds", "boxes_around", "label_map"]
 
 
 @dataclass(frozen=True)
@@ -50,23 +48,6 @@ class MaskIds:
             )
         mask: Mask = found.astype(np.uint8)
         return mask
-
-
-def read_names(file: str | Path) -> tuple[str, ...]:
-    """The names of the classes, one per line, in the order of their numbers; a first line `background` is left out.
-
-    Raises:
-        InputError: the file cannot be read or is empty.
-    """
-    try:
-        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: expected the classes' names, one per line; cannot be read ({error})") from None
-    names = tuple(line for line in lines if line)
-    names = names[1:] if names[:1] == ("background",) else names
-    if not names:
-        raise InputError(f"{file}: expected the classes' names, one per line; it is empty")
-    return names
 
 
 def label_map(mask: Mask, transform: Transform, *, outside: int = VOID) -> Mask:

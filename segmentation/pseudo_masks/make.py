@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from ...datasets.voc import VocFolder
 from ...encoders import Encoder
 from ...errors import InputError
 from ...training.engine.environment import choose_device
 from ..data import Mask, MaskedImages
 from ..measures import CurveCounter, SegmentationScore, confusion_matrix
 from ..segmenter.inference import InferenceSettings, Known, class_scores, predicted_classes, require_classes, seen_by
-from ..voc import VocFolder
 from .affinity import AffinityNet, AffinitySettings, train_affinity
 from .crf import CrfSettings, dense_crf
 from .cues import CueSettings, make_cues, pseudo_mask

@@ -18,7 +18,7 @@ from ...encoders.encoder import evaluating
 from ...errors import InputError, ShapeError
 from ...explain.drawing.boxes import labelled
 from ...images import Transform
-from ..crowds import Crowd
+from ...synthetic.crowds import Crowd
 from ..data import VOID, MaskedImages, label_map
 from ..measures import SegmentationScore, evaluate_masks
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from distcam.datasets import open_data
 from distcam.errors import InputError
 from distcam.fewshot import (
     BDCSPN,
@@ -25,7 +26,6 @@ from distcam.fewshot import (
     simple_shot,
 )
 from distcam.fewshot.classifiers import METHODS, classifier_of
-from distcam.fewshot.data import open_data
 from distcam.fewshot.explanation import answers_of
 from distcam.fewshot.features import encode_split
 from distcam.fewshot.report import Explainer, worst_failures, write_report

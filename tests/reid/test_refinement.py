@@ -32,7 +32,7 @@ from distcam.reid import (
     read_features,
     write_features,
 )
-from distcam.reid.records import labels_of
+from distcam.reid.policies import labels_of
 from distcam.reid.report import write_report
 
 

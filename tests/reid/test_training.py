@@ -16,8 +16,8 @@ from distcam.cli.app import app
 from distcam.encoders import Encoder, Inference
 from distcam.errors import InputError
 from distcam.reid import WalkerSet, assess, encode_data, pair_energy, read_data, write_walkers
-from distcam.reid.bodies import PARTS
 from distcam.reid.training import ReidRecipe, train, training_set
+from distcam.synthetic.bodies import PARTS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 RECIPE = """

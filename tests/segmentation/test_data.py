@@ -11,9 +11,9 @@ from PIL import Image
 
 from distcam.errors import ImageError, InputError
 from distcam.images import Transform
-from distcam.images.scenes import blueprints, write_scenes
 from distcam.remarks import DistcamWarning
 from distcam.segmentation.data import VOC_CLASSES, MaskedImages, MaskIds, boxes_around, label_map, read_names
+from distcam.synthetic.scene_set import blueprints, write_scenes
 
 SIZE = (12, 8)  # width, height
 
@@ -127,16 +127,16 @@ def test_folders_of_pictures_and_masks_go_by_name(tmp_path) -> None:
     mask(tmp_path / "masks" / "pets" / "x.png", marked(2))
     names = tmp_path / "names.txt"
     names.write_text("background\ncat\ndog\n")
-    with pytest.warns(DistcamWarning, match=r"1 of 2 pictures have a mask \(y.jpg has none\)"):
+    with pytest.warns(DistcamWarning, match=r"1 of 2 images have a mask \(y.jpg has none\)"):
         data = MaskedImages.from_folder(tmp_path / "photos", tmp_path / "masks", names)
     assert (data.names, data.class_names) == (("pets/x", "y"), ("cat", "dog"))
     assert (data.labels(0), data.has_mask(1)) == ((1,), False)
     table = tmp_path / "labels.csv"
     table.write_text("path,labels\ny.jpg,dog;cat\n")
-    with pytest.warns(DistcamWarning, match=r"1 of 2 pictures have labels \(pets/x.png has none\)"):
+    with pytest.warns(DistcamWarning, match=r"1 of 2 images have labels \(pets/x.png has none\)"):
         labelled = MaskedImages.from_folder(tmp_path / "photos", None, ["cat", "dog"], labels=table)
     assert labelled.labels(1) == (0, 1)
-    with pytest.raises(InputError, match=r"0 of 2 pictures have a mask .*; x.png and pets/x.png count from different"):
+    with pytest.raises(InputError, match=r"0 of 2 images have a mask .*; x.png and pets/x.png count from different"):
         MaskedImages.from_folder(tmp_path / "photos", tmp_path / "photos" / "pets", names)
 
 

@@ -14,13 +14,13 @@ from distcam.errors import InputError, ShapeError
 from distcam.explain import METHODS
 from distcam.explain.drawing.boxes import labelled
 from distcam.images import Transform
-from distcam.images.scenes import blueprints
-from distcam.segmentation.crowds import draw_cells, draw_crowd, draw_crowds
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.explaining import ASKS, REFERENCES, MapScores, ask_objects, judge_maps, maps_for
 from distcam.segmentation.roar import remove_and_retrain, whole_explanations
 from distcam.segmentation.segmenter.pixel_data import PixelData, picture_of, predict, score
 from distcam.segmentation.small_networks import FitSettings, MobileSegmenter, SmallSegmenter, fit_segmenter
+from distcam.synthetic.crowds import draw_cells, draw_crowd, draw_crowds
+from distcam.synthetic.scene_set import blueprints
 
 TRANSFORM = Transform(32, fit="squash")
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from ...errors import InputError
 from ...images import ImageRecord
-from ...images.overlooked import overlooked_column
-from ...images.splits import flags_of, split_column, split_name, split_of_row
+from ...images.splits import flags_of, overlooked_column, split_column, split_name, split_of_row
 from ...remarks import remark
 
 __all__ = ["SHARES", "SplitSettings", "divided", "settled", "shown_classes"]

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ...errors import ImageError, InputError
 from ...images import Transform
-from ...index.reports import counted
-from ...remarks import remark
+from ...remarks import counted, remark
 from ..engine.step import Regions
 from .annotations import Annotation, Annotations, RegionSettings, raster_of
 

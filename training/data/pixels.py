@@ -19,11 +19,10 @@ from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...encoders.trained_on import content_digest
 from ...errors import ImageError, InputError
+from ...files import content_digest
 from ...images import Transform, read_image
-from ...index.reports import Skipped, counted
-from ...remarks import remark
+from ...remarks import Skipped, counted, remark
 
 __all__ = ["MEMORY_LIMIT", "Cache", "Decoded", "InFiles", "InMemory", "Pixels", "decode", "say_left_out"]
 

@@ -15,8 +15,7 @@ from ...images import ImageRecord, Listing, Transform
 from ...images.listing import quiet_listing
 from ...images.masks import MaskFolder
 from ...images.transform import DEFAULT_FIT
-from ...index.reports import Skipped
-from ...remarks import remark
+from ...remarks import Skipped, remark
 from ..recipes.tables import plain
 from .annotations import Annotation, RegionSettings, annotations_of, boxes_from
 from .dividing import SplitSettings, divided, settled, shown_classes
@@ -25,7 +24,7 @@ from .pixels import Cache, say_left_out
 from .training_set import TrainingSet
 
 if TYPE_CHECKING:
-    from ...images.scenes import Blueprint
+    from ...synthetic.scene_set import Blueprint
 
 __all__ = [
     "DATA_VARIABLE",
@@ -196,7 +195,7 @@ def load_splits(
 def _scene_splits(
     settings: DataSettings, scenes: ScenesSettings, transform: Transform, cache: Path, progress: Progress | None
 ) -> dict[str, TrainingSet]:
-    from ...images.scenes import SceneSet, blueprints, write_scenes
+    from ...synthetic.scene_set import SceneSet, blueprints, write_scenes
 
     if "train" not in scenes.splits:
         raise InputError(f"[data.scenes.splits] needs a split 'train'; got {', '.join(scenes.splits) or 'none'}")
@@ -235,7 +234,7 @@ def _digest(*values: object) -> str:
 
 
 def _backgrounds(part: ScenePart, classes: Sequence[Blueprint]) -> dict[str, tuple[str, ...]] | None:
-    from ...images.scenes import BACKGROUNDS
+    from ...synthetic.scene_set import BACKGROUNDS
 
     if part.backgrounds == "any":
         return None

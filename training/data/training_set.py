@@ -15,13 +15,13 @@ from torch import Tensor
 from ...encoders.trained_on import TrainedOn
 from ...errors import ImageError, InputError, ShapeError
 from ...images import ImageRecord, Listing, Transform
-from ...index.reports import Skipped
+from ...remarks import Skipped
 from .annotations import Annotation, Annotations, RegionSettings
 from .outlines import Labels, Outlines, RegionTable
 from .pixels import MEMORY_LIMIT, Cache, InFiles, InMemory, Pixels, decode, say_left_out
 
 if TYPE_CHECKING:
-    from ...images.scenes import SceneSet
+    from ...synthetic.scene_set import SceneSet
 
 __all__ = ["MEMORY_LIMIT", "Cache", "RegionTable", "TrainingSet"]
 

@@ -21,7 +21,7 @@ from ...encoders.inference import resolved_precision
 from ...errors import InputError
 from ...files import write_text
 from ...images import Transform
-from ...index.reports import Skipped
+from ...remarks import Skipped
 from ..data.batches import TrainingBatches
 from ..data.dividing import SHARES
 from ..data.parts import Part, describe, parts_of, sentence

@@ -10,7 +10,7 @@ from commands import distcam, fails
 from PIL import Image
 from segment_recipe import RECIPE
 
-from distcam.segmentation.voc import VocFolder
+from distcam.datasets.voc import VocFolder
 
 
 @pytest.fixture(scope="module")

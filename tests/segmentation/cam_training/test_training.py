@@ -12,12 +12,12 @@ import torch
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
-from distcam.images.scenes import SceneSet, blueprints, write_scenes
 from distcam.segmentation.cam_training.map_measures import MeasureSettings, Truth, masks_of, measure
 from distcam.segmentation.cam_training.training import SEGMENTATION_TERMS, SegmentationRecipe, train
 from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.segmenter.inference import InferenceSettings
+from distcam.synthetic.scene_set import SceneSet, blueprints, write_scenes
 from distcam.training.data.training_set import TrainingSet
 from distcam.training.losses.classifier import load_classifier
 from distcam.training.losses.registry import TermContext, build_objective

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from distcam.datasets.voc import VocFolder
 from distcam.encoders import Encoder
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
@@ -24,7 +25,6 @@ from distcam.segmentation.pseudo_masks.cues import (
     pseudo_mask,
 )
 from distcam.segmentation.pseudo_masks.make import CueStage, make_masks
-from distcam.segmentation.voc import VocFolder
 
 scores_of_two = arrays(np.float64, (2, 4, 5), elements=st.integers(0, 100).map(lambda value: value / 100))
 

@@ -12,7 +12,6 @@ from PIL import Image
 from distcam.encoders import Encoder
 from distcam.errors import InputError, ShapeError, WeightsError
 from distcam.images import Transform
-from distcam.images.scenes import blueprints, write_scenes
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.pseudo_masks.affinity import AffinityNet, AffinitySettings, affinity_loss, train_affinity
 from distcam.segmentation.pseudo_masks.cues import pseudo_mask
@@ -24,6 +23,7 @@ from distcam.segmentation.pseudo_masks.random_walk import (
     refine_by_walk,
     shifted,
 )
+from distcam.synthetic.scene_set import blueprints, write_scenes
 
 
 def matrix_of(affinity, offsets):

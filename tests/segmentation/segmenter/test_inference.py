@@ -13,7 +13,6 @@ from torch.nn import functional
 from distcam.encoders import Encoder
 from distcam.errors import InputError, WeightsError
 from distcam.images import Transform
-from distcam.images.scenes import blueprints, write_scenes
 from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.pseudo_masks.sources import ClassifierMaps, load_source, network_of
@@ -24,6 +23,7 @@ from distcam.segmentation.segmenter.inference import (
     predicted_classes,
     score_images,
 )
+from distcam.synthetic.scene_set import blueprints, write_scenes
 from distcam.training.losses.classifier import ClassifierTerm, save_classifier
 
 TRANSFORM = Transform((16, 32), fit="squash")

@@ -15,7 +15,6 @@ from distcam.encoders import Encoder
 from distcam.errors import InputError, WeightsError
 from distcam.explain import PixelScore, explain_image
 from distcam.images import Transform
-from distcam.images.scenes import blueprints, write_scenes
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.pipeline import run_segmentation, score_segmenter
 from distcam.segmentation.pseudo_masks.crf import CrfSettings, dense_crf
@@ -32,6 +31,7 @@ from distcam.segmentation.segmenter.losses import (
     rank_pooled,
 )
 from distcam.segmentation.segmenter.segmenter import build_segmenter, class_probabilities, load_segmenter
+from distcam.synthetic.scene_set import blueprints, write_scenes
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.batches import TrainingBatches
 from distcam.training.data.sampling import SamplerSettings, Shuffled, make_sampler

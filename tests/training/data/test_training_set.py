@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from distcam.errors import ImageError, InputError, ShapeError
 from distcam.images import Box, Transform, list_images
-from distcam.images.scenes import blueprints, write_scenes
 from distcam.remarks import DistcamWarning
+from distcam.synthetic.scene_set import blueprints, write_scenes
 from distcam.training.data.annotations import Annotation, RegionSettings, annotations_of, boxes_from, raster_of
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.batches import TrainingBatches

@@ -15,10 +15,11 @@ from PIL import Image
 from distcam import DistcamWarning
 from distcam.cli import main
 from distcam.encoders import Encoder, TrainedOn
-from distcam.encoders.trained_on import Overlap, content_digest
+from distcam.encoders.trained_on import Overlap
 from distcam.errors import InputError, WeightsError
 from distcam.fewshot.training import FewShotRecipe
 from distcam.fewshot.training import train as train_few_shot
+from distcam.files import content_digest
 from distcam.images import Transform
 from distcam.index import Gallery
 from distcam.reid.training import ReidRecipe
