@@ -304,18 +304,8 @@ def _show(file: ResultFile) -> None:
 
     first, transform = file.results[0], file.source.get("transform")
     seen = None if transform is None else f"images {Transform.from_dict(transform).summary}"
-    say(
-        "; ".join(
-            filter(
-                None,
-                (
-                    first.table().splitlines()[0],
-                    first.encoder,
-                    ", ".join(filter(None, (seen, file.source.get("precision")))),
-                ),
-            )
-        )
-    )
+    computed = ", ".join(filter(None, (seen, file.source.get("precision"))))
+    say("; ".join(filter(None, (first.table().splitlines()[0], first.encoder, computed))))
     rows = [("method", "setting", "accuracy", "± usual", "bootstrap", "class jackknife")]
     for result in file:
         found = result.intervals()
