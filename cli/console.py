@@ -8,8 +8,8 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TextIO
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -18,7 +18,7 @@ from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
 from ..progress import Progress
-from ..remarks import DistcamWarning, refusing
+from ..remarks import DistcamWarning
 from .checks import require_encoder
 from .command import option_names
 
@@ -55,20 +55,13 @@ def note_unfinished_build() -> None:
 
 
 @contextmanager
-def remarks(*, strict: bool = False) -> Iterator[None]:
-    """Print every `DistcamWarning` as a note, each once; with `strict`, the first one is an `InputError`."""
+def remarks() -> Iterator[None]:
+    """Print every `DistcamWarning` as a note, each once."""
     said: set[str] = set()
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
+    def show(message: Warning | str, category: type[Warning], *where: Any, **file: Any) -> None:
         if not issubclass(category, DistcamWarning):
-            shown(message, category, filename, lineno, file, line)
+            shown(message, category, *where, **file)
         elif (text := option_names(str(message))) not in said:
             said.add(text)
             note(text)
@@ -76,8 +69,7 @@ def remarks(*, strict: bool = False) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("always", DistcamWarning)
         shown, warnings.showwarning = warnings.showwarning, show
-        with refusing(" (--strict)") if strict else nullcontext():
-            yield
+        yield
 
 
 def print_json(value: Any) -> None:
