@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -39,8 +39,12 @@ class Command(TyperCommand):
         token = _RUNNING.set(ctx)
         try:
             is_strict = bool(ctx.params.get("strict"))  # then what would be a note is an error, in every command
-            with in_words_of(self), refusing(" (--strict)") if is_strict else nullcontext():
+            with refusing(" (--strict)") if is_strict else nullcontext():
                 return super().invoke(ctx)
+        except DistcamError as error:
+            if len(error.args) == 1 and isinstance(error.args[0], str):
+                error.args = (option_names(error.args[0], self),)
+            raise
         finally:
             _RUNNING.reset(token)
 
@@ -67,19 +71,17 @@ def running_words() -> str:
 
 
 def refuse_beside(option: str) -> None:
-    """Nothing, unless other options were typed beside one that is answered before any other is looked at.
+    """Refuse other options typed beside one that is answered before any other is looked at.
 
     Raises:
         InputError: names them as they were typed.
     """
     others = dict.fromkeys(word.partition("=")[0] for word in _TYPED.get() if word.startswith("-") and word != option)
-    if others:
-        verb, them = ("is", "it") if len(others) == 1 else ("are", "them")
-        raise InputError(f"{', '.join(others)} {verb} not used with {option}; leave {them} out")
+    _refuse(list(others), f"with {option}")
 
 
 def refuse_unused(branch: str, *options: str, remedy: str = "") -> None:
-    """Nothing, unless the caller typed an option that this branch of the running command does not use.
+    """Refuse options that the caller typed and that this branch of the running command does not use.
 
     Args:
         branch: what does not use them, after "is not used": "without --explain", "by a segmentation network".
@@ -99,20 +101,13 @@ def refuse_unused(branch: str, *options: str, remedy: str = "") -> None:
         if source is not None and source.name == "COMMANDLINE":
             is_off = bool(option.secondary_opts) and context.params[str(option.name)] is False
             typed.append((option.secondary_opts if is_off else option.opts)[0])  # `--flip`, or `--no-flip`
+    _refuse(typed, branch, remedy)
+
+
+def _refuse(typed: list[str], branch: str, remedy: str = "") -> None:
     if typed:
         verb, them = ("is", "it") if len(typed) == 1 else ("are", "them")
         raise InputError(f"{', '.join(typed)} {verb} not used {branch}; {remedy or f'leave {them} out'}")
-
-
-@contextmanager
-def in_words_of(command: TyperCommand) -> Iterator[None]:
-    """Inside, errors that name a parameter of Python's name the command's option instead."""
-    try:
-        yield
-    except DistcamError as error:
-        if len(error.args) == 1 and isinstance(error.args[0], str):
-            error.args = (option_names(error.args[0], command),)
-        raise
 
 
 def option_names(message: str, command: TyperCommand | None = None) -> str:
