@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import InputError
-from .archives import data_of_arrays, first_that_exists, read_pickled_images
+from .archives.arrays import data_of_arrays, first_that_exists, read_pickled_images
 from .class_folders import data_of_classes, read_class_lists
 from .few_shot import FewShotData
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..images.tables import header_of, rows_of
-from .archives import data_of_arrays, encoded_pngs, first_that_exists, read_npz, read_pickled_images
+from .archives.arrays import data_of_arrays, encoded_pngs, first_that_exists, read_npz, read_pickled_images
+from .archives.restricted_pickle import array_of, read_pickle
 from .class_folders import class_folders, data_of_classes, read_class_lists
 from .few_shot import FewShotData, data_of_files
-from .restricted_pickle import array_of, read_pickle
 
 __all__ = ["MINI_SPLITS", "mini_imagenet", "tiered_imagenet"]
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..images import read_image
+from .archives.zips import Npz, open_zip, read_member
 from .episodes import EpisodeManifest
 from .few_shot import ArrayImages, FewShotData, Split
-from .zips import Npz, open_zip, read_member
 
 __all__ = ["OMNIGLOT_SPLITS", "omniglot"]
 

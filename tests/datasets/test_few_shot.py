@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from distcam.datasets import FewShotData, FileImages, Split, open_data
-from distcam.datasets.restricted_pickle import array_of, read_pickle
+from distcam.datasets.archives.restricted_pickle import array_of, read_pickle
 from distcam.errors import ImageError, InputError
 from distcam.fewshot import sample_episodes
 from distcam.images import Transform

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ...errors import InputError
 
 __all__ = ["Npz", "open_zip", "read_member"]
 

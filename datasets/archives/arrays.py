@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from ..images import read_image
-from .few_shot import ArrayImages, FewShotData, Split
+from ...errors import InputError
+from ...images import read_image
+from ..few_shot import ArrayImages, FewShotData, Split
 from .restricted_pickle import array_of, read_pickle
 from .zips import Npz
 
