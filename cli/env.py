@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -49,12 +50,21 @@ def _facts() -> dict[str, Any]:
 
     from ..index.faiss import runtime
 
-    gpus, devices = _faiss_gpus(), [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    packages = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    gpus = 0
+    with suppress(ImportError, AttributeError):  # no FAISS, or one whose files are gone
+        import faiss
+
+        gpus = int(faiss.get_num_gpus())
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "distcam": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{name: found for name in PACKAGES if (found := _version(name))},
+        **packages,
         **runtime.installed(),
         "cuda devices": devices,
         "faiss gpus": gpus,
@@ -62,19 +72,3 @@ def _facts() -> dict[str, Any]:
         "torch threads": torch.get_num_threads(),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
     }
-
-
-def _faiss_gpus() -> int:
-    try:
-        import faiss
-
-        return int(faiss.get_num_gpus())
-    except (ImportError, AttributeError):  # no FAISS, or one whose files are gone
-        return 0
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

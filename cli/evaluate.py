@@ -68,7 +68,7 @@ def evaluate(
     precision: Annotated[
         Precision,
         typer.Option(
-            help="Of the arithmetic; auto: bf16 where the hardware has it. fp32 repeats across machines. A --gallery "
+            help="Of the arithmetic; auto: bf16 where that is faster. fp32 repeats across machines. A --gallery "
             "has its own."
         ),
     ] = "auto",
@@ -174,8 +174,8 @@ def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Datase
 
     Splits whose images are all missing count too: nobody wants the training images measured instead.
     """
+    from ..datasets.retrieval import listed_splits, named_split
     from ..images import load_dataset
-    from ..images.datasets import listed_splits, named_split
 
     if split is None:
         listed, problems = listed_splits(path, layout=layout)

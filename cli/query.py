@@ -211,7 +211,7 @@ def _readable(images: list[Path]) -> list[Path]:
         InputError: none can be read.
     """
     from ..images import read_image
-    from ..index.reports import Skipped
+    from ..remarks import Skipped
     from .index.manage import report_skipped
 
     skipped: dict[Path, Skipped] = {}

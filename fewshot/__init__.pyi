@@ -1,14 +1,25 @@
+from ..datasets.episodes import EpisodeManifest
 from ..metrics.intervals import Interval, Intervals, required_episodes
-from .classifiers import BDCSPN, Classifier, NearestNeighbour, Prototypes, simple_shot
-from .episodes import EpisodeManifest
-from .evaluation import Comparison, EpisodeResult, compare, evaluate
+from .classifiers import (
+    BDCSPN,
+    Centre,
+    Classifier,
+    FeatureTransform,
+    FineTuned,
+    L2Normalise,
+    NearestNeighbour,
+    PowerTransform,
+    Prototypes,
+    baseline,
+    baseline_plus_plus,
+    classifier_of,
+    simple_shot,
+)
+from .evaluation import Comparison, compare, evaluate
 from .explanation import DecisionMap, decision_map, episode_maps
-from .fine_tuning import FineTuned, baseline, baseline_plus_plus
-from .methods import classifier_of
-from .results import ResultFile, load_result
+from .results import EpisodeResult, ResultFile, load_result
 from .sampling import sample_episodes
 from .support import support_quality, support_sensitivity
-from .transforms import Centre, FeatureTransform, L2Normalise, PowerTransform
 
 __all__ = [
     "BDCSPN",

@@ -1,4 +1,4 @@
-from .datasets import Dataset, DatasetRecord, dataset_layouts, load_dataset
+from ..datasets.retrieval import Dataset, DatasetRecord, dataset_layouts, load_dataset
 from .geometry import Box
 from .listing import ImageRecord, Listing, list_images
 from .loading import IMAGE_SUFFIXES, MAX_PIXELS, MIN_SIDE, as_rgb, image_size, pixel_limit, read_image, set_pixel_limit

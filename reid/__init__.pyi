@@ -1,20 +1,17 @@
-from .assessment import Assessment, assess, changed_protocol
+from ..datasets.registry import read_data
+from ..datasets.reid_records import Protocol, ReidData, ReidImage
+from ..synthetic.walkers import WalkerSet, write_walkers
+from .assessment import Answer, Assessment, Failure, Promotion, assess
 from .auditing import Audit, audit
-from .data import read_data
 from .evaluation import evaluate_distances, evaluate_features
 from .features import Features, encode_data, read_features, write_features
-from .mistakes import Answer, Failure, Promotion
-from .pairs import BODY_PARTS, STRIPES, PairExplanation, PartShare, explain_pair, pairs_panel
-from .part_energy import pair_energy
-from .policies import Labels, Protocol
-from .records import ReidData, ReidImage
-from .refinement import Refinement
+from .pairs import BODY_PARTS, STRIPES, PairExplanation, PartShare, explain_pair, pair_energy, pairs_panel
+from .policies import Labels, changed_protocol
+from .refinement import Refinement, camera_normalised, expand_queries, pool_views
 from .reranking.k_reciprocal import Reranking, SharedNeighbours, rerank_features
-from .reranking.query_expansion import camera_normalised, expand_queries, pool_views
 from .results import CameraPair, Evaluation, QueryResults
 from .training import ReidRecipe, TestSettings, WalkerSettings, train
 from .verification import Identification, OperatingPoint, Verification
-from .walkers import WalkerSet, write_walkers
 
 __all__ = [
     "BODY_PARTS",

@@ -11,14 +11,13 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
+from ..datasets.reid_records import ReidImage
 from ..errors import ImageError
 from ..explain.drawing.rendering import to_data_uri
 from ..files import write_text
 from ..images import read_image
-from .assessment import Assessment
+from .assessment import Answer, Assessment, Failure, Promotion
 from .charts import camera_table, curve, histogram
-from .mistakes import Answer, Failure, Promotion
-from .records import ReidImage
 
 __all__ = ["write_report"]
 

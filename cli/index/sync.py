@@ -22,8 +22,8 @@ from .manage import note_what_is_due
 
 if TYPE_CHECKING:
     from ...index import Gallery
-    from ...index.reports import Skipped
     from ...index.sync.report import SyncReport
+    from ...remarks import Skipped
 
 EXAMPLE = "Example: `distcam index sync photos.gallery photos/ --dry-run`, then without; `--watch` goes on for ever"
 _SHOWN = 10

@@ -11,7 +11,8 @@ from pathlib import Path
 from ...errors import ImageError, InputError
 from ...images.listing import Listing, list_images
 from ...images.loading import IMAGE_SUFFIXES
-from ...images.splits import SPLIT_COLUMN, SplitFolders, find_split_folders
+from ...images.split_folders import SplitFolders, find_split_folders
+from ...images.splits import SPLIT_COLUMN
 from ..building.ingest import MAX_FILE_BYTES
 from ..storage.records import stored_path
 

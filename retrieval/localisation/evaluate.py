@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...encoders import Encoder, Encoding, Inference
 from ...encoders.layers import closest
-from ...encoders.trained_on import file_digests, say_overlap
+from ...encoders.trained_on import say_overlap
 from ...errors import ImageError, InputError
 from ...explain import (
     THRESHOLDS,
@@ -35,6 +35,7 @@ from ...explain import (
     two_object_preference,
     upsample,
 )
+from ...files import file_digests
 from ...images import Box, Listing, Transform, read_image
 from ...images.boxes.joined import BoxedImage, BoxedImages
 from ...images.masks import wrong_size
