@@ -10,7 +10,6 @@ which may be a file mapped into memory. Only codes and lists, the bulk, stay the
 
 from __future__ import annotations
 
-import io
 import json
 import mmap
 import struct
@@ -31,7 +30,7 @@ from .index_store import IdMap, IndexStore, Precision, SearchSettings
 
 faiss: Any = typed_faiss
 
-__all__ = ["Buffer", "pack", "structure_problems", "unpack", "write"]
+__all__ = ["Buffer", "structure_problems", "unpack", "write"]
 
 Buffer: TypeAlias = bytes | mmap.mmap
 
@@ -57,13 +56,6 @@ def write(store: IndexStore, file: BinaryIO, *, factory: str) -> None:
     file.write(store.id_map.ids.astype("<u8").tobytes())
     file.write(np.packbits(store.id_map.live).tobytes())
     faiss.write_index(store.index, faiss.PyCallbackIOWriter(file.write))
-
-
-def pack(store: IndexStore, *, factory: str) -> bytes:
-    """The same as bytes."""
-    file = io.BytesIO()
-    write(store, file, factory=factory)
-    return file.getvalue()
 
 
 def unpack(data: Buffer, spec: SearchSpec) -> tuple[IndexStore, str]:

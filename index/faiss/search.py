@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -300,7 +301,9 @@ class FaissSearch:
 
     def serialise(self) -> bytes:
         """The index as bytes; the raw vectors stay where `source` reads them."""
-        return faiss_bytes.pack(self._store, factory=self.factory)
+        file = io.BytesIO()
+        faiss_bytes.write(self._store, file, factory=self.factory)
+        return file.getvalue()
 
     def save(self, path: Path) -> None:
         """Write the same to a file, without a second copy in memory."""

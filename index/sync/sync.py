@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import GalleryError, ImageError, InputError
-from ..building.ingest import Offer, Progress, entries_of, ingest_offers
+from ..building.ingest import Offer, Progress, Stream, entries_of, ingest_offers
 from ..reports import Skipped, counted, read_skipped
 from ..storage.durable import after_commit
 from ..storage.snapshot import BLOCK_BYTES, Snapshot
@@ -122,10 +122,7 @@ def sync_folder(
     _carry(writer, plan.carries)
     changes = _carried(plan.carries)
     if plan.offers:
-        from ..building.build import InferenceSettings, encoding_stream
-
-        inference = InferenceSettings(settings.batch_size, settings.workers, settings.device)
-        stream = encoding_stream(writer, encoder(), inference)
+        stream = _stream(writer, encoder, settings)
         report = ingest_offers(writer, plan.offers, stream, strict=settings.strict, progress=progress)
         refused = {item.path for item in report.skipped}
         skipped += report.skipped
@@ -142,6 +139,13 @@ def sync_folder(
         _note_skipped(writer, old_skipped, skipped, folder)
     writer.tidy()
     return _report(plan, changes, skipped, images=len(Snapshot(writer.folder, writer.manifest, verify=False)))
+
+
+def _stream(writer: GalleryWriter, load_encoder: Callable[[], Encoder], settings: SyncSettings) -> Stream:
+    from ..building.build import InferenceSettings, encoding_stream
+
+    inference = InferenceSettings(settings.batch_size, settings.workers, settings.device)
+    return encoding_stream(writer, load_encoder(), inference)
 
 
 def _refusal(plan: Plan, folder: SyncFolder, settings: SyncSettings) -> str | None:

@@ -471,7 +471,7 @@ def test_the_command_shows_plans_and_changes(
     )
 
 
-@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_watching_command_ends_cleanly(conv4_gallery: Path, photos_of_scenes: Path, ended_by: signal.Signals) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "distcam", "index", "sync", str(conv4_gallery), str(photos_of_scenes), "--watch"],
