@@ -94,23 +94,23 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
     if not names:
         raise InputError(f"{chosen} lists no image")
     folder = root / "JPEGImages"
-    images = {
+    files = {
         file.relative_to(folder).with_suffix("").as_posix(): file
         for file in sorted(folder.rglob("*"))
         if file.suffix.lower() in _SUFFIXES
     }
-    images = Names(images)
+    by_name = Names(files)
     masks = MaskFolder(root / "SegmentationClass")
     found, masked = Join(), Join()
     entries = []
     for name in names:
-        key = images.key(name)
+        key = by_name.key(name)
         found.add(name, key)
         if key is not None:
             mask = masks.file(f"{name}.jpg")
             masked.add(name, name if mask.is_file() else None)
-            entries.append(Entry(name, images[key], mask if mask.is_file() else None))
-    fit = replace(found.fit(images), unused=0)  # images of other splits lie there too
+            entries.append(Entry(name, files[key], mask if mask.is_file() else None))
+    fit = replace(found.fit(files), unused=0)  # images of other splits lie there too
     fit.tell(what="a file", images=f"names in {chosen.name}", lines=f"files in {folder}")
     if any(entry.mask for entry in entries):  # a list of images without any mask is one to infer
         masked.fit([]).tell(what="a mask", images="images", lines="")

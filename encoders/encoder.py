@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import InputError, ShapeError
 from ..images.transform import Transform
 from ..remarks import remark
-from .backbones.registry import Backbone, build_backbone
+from .backbones.registry import build_backbone
 from .checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from .encoding import Encoding
 from .fingerprint import FingerprintCache
@@ -40,11 +40,7 @@ from .weights.wrapping import find_layer, require_usable, unwrapped
 __all__ = ["Encoder", "evaluating"]
 
 T = TypeVar("T")
-
-
-class _Colours(TypedDict):
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
+_Colours = Mapping[str, Any]  # mean and std
 
 
 def telling(read: Callable[[Any], T]) -> Callable[[Any], T]:
@@ -191,8 +187,10 @@ class Encoder(nn.Module):
         state, own_transform = published(name := os.fspath(source), weights)
         transform = (transform or own_transform).adapted(**colours)
         with drawn_from(seed) if state is None else uninitialised():
-            built = _build(name, layer, transform, options or {})
-        encoder = cls._of(name, built, options or {}, transform=transform, pooling=pooling, head=head)
+            size = (transform.height, transform.width)
+            built = build_backbone(name, layer=layer, image_size=size, options=options or {})
+        parts: dict[str, Any] = {"transform": transform, "pooling": pooling, "head": head}
+        encoder = cls(built.network, architecture=name, layer=built.layer, options=options or {}, **parts)
         if state is not None:
             target = built.network.source if isinstance(built.network, Tap) else built.network
             encoder._fill(target, state, origin=f"{weights} for {name}", spare=built.spare, neck=head is None)
@@ -214,11 +212,6 @@ class Encoder(nn.Module):
                 stacklevel=4,
             )
         say_what_is_left(left, origin=origin)
-
-    @classmethod
-    def _of(cls, name: str, built: Backbone, options: Mapping[str, Any], **parts: Any) -> Encoder:
-        """The encoder of a backbone that `build_backbone` can build again."""
-        return cls(built.network, architecture=name, layer=built.layer, options=options, **parts)
 
     @classmethod
     def _around(
@@ -257,9 +250,16 @@ class Encoder(nn.Module):
         with built_from_header(path, "an encoder"):
             with uninitialised():
                 transform = (transform or Transform.from_dict(config["transform"])).adapted(**colours)
-                built = _build(config["architecture"], config["layer"], transform, config["options"])
-                parts = {"pooling": pooling_from(config["pooling"]), "head": head_from_dict(config["head"])}
-            encoder = cls._of(config["architecture"], built, config["options"], transform=transform, **parts)
+                name, options = config["architecture"], config["options"]
+                size = (transform.height, transform.width)
+                built = build_backbone(name, layer=config["layer"], image_size=size, options=options)
+                parts: dict[str, Any] = {
+                    "pooling": pooling_from(config["pooling"]),
+                    "head": head_from_dict(config["head"]),
+                }
+            encoder = cls(
+                built.network, architecture=name, layer=built.layer, options=options, transform=transform, **parts
+            )
             encoder.metadata = dict(config["metadata"])
             encoder.trained_on = TrainedOn.of_checkpoint(config, tensors)
         load_state(encoder, tensors, origin=str(path), exact=True)
@@ -352,7 +352,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def _build(name: str, layer: str | None, transform: Transform, options: Mapping[str, Any]) -> Backbone:
-    return build_backbone(name, layer=layer, image_size=(transform.height, transform.width), options=options)

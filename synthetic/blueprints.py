@@ -166,11 +166,7 @@ def _new_parts(generator: np.random.Generator) -> tuple[Part, ...]:
     parts = [body]
     for place in (*(limbs[number] for number in chosen), *marks):
         parts.append(_new_part(place, body, parts, generator))
-    return tuple(sorted(parts, key=_depth))
-
-
-def _depth(part: Part) -> int:
-    return 0 if part.is_limb else 1 if part.place == "body" else 2
+    return tuple(sorted(parts, key=lambda part: 0 if part.is_limb else 1 if part.place == "body" else 2))
 
 
 def _new_part(place: str, body: Part, others: Sequence[Part], generator: np.random.Generator) -> Part:

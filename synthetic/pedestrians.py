@@ -122,13 +122,9 @@ class Walker:
             others: list[str] = [kind for kind in get_args(Bag if item == "bag" else Pattern) if kind != own]
         else:
             table = HAIRS if item == "hair_colour" else COLOURS
-            others = [name for name, colour in table.items() if _difference(colour, table[own]) > 90]
+            others = [name for name, colour in table.items() if np.abs(np.subtract(colour, table[own])).sum() > 90]
         changes: dict[str, Any] = {item: others[int(generator.integers(len(others)))]}
         return replace(self, **changes)
-
-
-def _difference(first: Colour, second: Colour) -> int:
-    return sum(abs(a - b) for a, b in zip(first, second, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
