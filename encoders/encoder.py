@@ -101,10 +101,7 @@ class Encoder(nn.Module):
         self._pooled_dim = 0
 
     def forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Encoding:
-        """The encoding of images that `transform` has normalised.
-
-        Under autocast only the backbone runs in low precision: pooling and head are float32, and so is what comes out.
-        """
+        """The encoding of normalised images, float32; under autocast the backbone alone runs in low precision."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ShapeError(f"expected images of shape (b, 3, h, w), got {tuple(images.shape)}")
         # A backbone of the user's own may work on its input in place (`images.sub_(mean)`), which is the caller's.
@@ -199,7 +196,7 @@ class Encoder(nn.Module):
     def _fill(
         self, target: nn.Module, state: StateDict, *, origin: str, spare: Collection[str] = (), neck: bool
     ) -> None:
-        """Weights from outside into the backbone, and a batch-norm neck that they bring into the head if it is free."""
+        """Weights from outside into the backbone, and the batch-norm neck that they bring into a free head."""
         left = load_state(target, state, origin=origin, spare=spare)
         place = neck_among(left)
         if place and (neck or isinstance(self.head, BNNeck)) and self.pooled_dim == len(left[f"{place}running_mean"]):
@@ -253,13 +250,9 @@ class Encoder(nn.Module):
                 name, options = config["architecture"], config["options"]
                 size = (transform.height, transform.width)
                 built = build_backbone(name, layer=config["layer"], image_size=size, options=options)
-                parts: dict[str, Any] = {
-                    "pooling": pooling_from(config["pooling"]),
-                    "head": head_from_dict(config["head"]),
-                }
-            encoder = cls(
-                built.network, architecture=name, layer=built.layer, options=options, transform=transform, **parts
-            )
+                pooling, head = pooling_from(config["pooling"]), head_from_dict(config["head"])
+            parts: dict[str, Any] = {"transform": transform, "pooling": pooling, "head": head}
+            encoder = cls(built.network, architecture=name, layer=built.layer, options=options, **parts)
             encoder.metadata = dict(config["metadata"])
             encoder.trained_on = TrainedOn.of_checkpoint(config, tensors)
         load_state(encoder, tensors, origin=str(path), exact=True)
@@ -304,9 +297,9 @@ class Encoder(nn.Module):
     @property
     @telling
     def fingerprint(self) -> str:
-        """What the encoder computes, as 64 hexadecimal digits: configuration, transform, and weights.
+        """64 hexadecimal digits for what the encoder computes: configuration, transform, and weights.
 
-        Mode, device, precision of storage, and metadata do not count. Remembered until a weight changes.
+        Mode, device, precision of storage, and metadata do not count.
         """
         return self._fingerprint.get(self.describe(), tensors_of(self))
 
@@ -337,9 +330,8 @@ class Encoder(nn.Module):
 
     def __repr__(self) -> str:
         at = f" at {self.layer}" if self.layer else ""
-        pooling, head = type(self.pooling).__name__, type(self.head).__name__
-        size = f"{self.transform.height}×{self.transform.width}"
-        return f"Encoder({self.architecture}{at}, {pooling}, {head}, {size})"
+        parts = f"{type(self.pooling).__name__}, {type(self.head).__name__}"
+        return f"Encoder({self.architecture}{at}, {parts}, {self.transform.height}×{self.transform.width})"
 
 
 @contextmanager

@@ -135,8 +135,8 @@ def read_image(
 
     Nothing global is touched (but for pillow-heif's decoder, registered with the first HEIC), so any number of threads
     may call this. No warning about an image's size or its EXIF is issued; Pillow may still remark on nonsense in the
-    tags of a TIFF or APNG, and where warnings are errors, such a file is refused. A `MemoryError` is not turned into an `ImageError`: `max_pixels` bounds what a file can ask for, so running out of
-    memory says something about the machine, and skipping good images for it would hide that.
+    tags of a TIFF or APNG, and where warnings are errors, such a file is refused. A `MemoryError` is not turned into an
+    `ImageError`: `max_pixels` bounds what a file can ask for, so running out of memory is a matter of the machine.
 
     Args:
         source: a path, the file's bytes, or a binary stream, which is read from its beginning and left open.
