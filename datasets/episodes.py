@@ -115,7 +115,7 @@ class EpisodeManifest:
 
     @property
     def is_balanced(self) -> bool:
-        """Whether every class of every episode has equally many queries, listed class by class."""
+        """True if every class of every episode has equally many queries, listed class by class."""
         return bool((self.target == np.arange(self.query.shape[1]) // self.n_query).all())
 
     @property
@@ -163,7 +163,7 @@ class EpisodeManifest:
         return [[int(i) for i in episode] for episode in by_class.reshape(self.n_episodes, -1)]
 
     def describe(self) -> dict[str, Any]:
-        """What a reader must know to repeat the episodes, JSON-able."""
+        """Everything needed to repeat the episodes, JSON-able."""
         return {
             "format": FORMAT,
             "n_way": self.n_way,

@@ -1,4 +1,4 @@
-"""Where images with masks lie: in VOC's layout, in CamVid's, in folders, in tables, or drawn.
+"""Images with masks: in VOC's layout, in CamVid's, in folders, in tables, or drawn.
 
 Every function finds the images, what is known about each, and the names of the classes; `MaskedImages` holds them.
 """
@@ -179,14 +179,14 @@ def in_table(table: str | Path, names: str | Path | Sequence[str] | None, split:
 
 
 def splits_of_table(table: str | Path) -> tuple[str, ...]:
-    """What the column of splits says, in order of appearance; nothing where there is none."""
+    """Values of the column of splits, in order of appearance; none where there is no such column."""
     listing = quiet_listing(table, labels="none")
     column = split_column([record.columns for record in listing], listing.column_names)
     return () if column is None else tuple(dict.fromkeys(record.columns[column] for record in listing))
 
 
 def _is_of(split: str, cell: str) -> bool:
-    """Whether a cell names the split, or one that means the same."""
+    """True if a cell names the split, or one that means the same."""
     return cell == split or (split_name(cell) is not None and split_name(cell) == split_name(split))
 
 

@@ -284,7 +284,7 @@ class Encoder(nn.Module):
         write_checkpoint(path, config, tensors)
 
     def describe(self) -> dict[str, Any]:
-        """What the encoder is, without its weights, as JSON can hold it."""
+        """The encoder's configuration, without weights, as JSON can hold it."""
         return {
             "architecture": self.architecture,
             "options": self.options or {},

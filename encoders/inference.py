@@ -101,7 +101,7 @@ class Inference:
 
     @property
     def seen_as(self) -> str:
-        """What images become and how they are computed, to be printed beside numbers: `'pad to 224×224, bf16'`."""
+        """Fit, size and precision of the images, to be printed beside numbers: `'pad to 224×224, bf16'`."""
         return f"{self.transform.summary}, {self.precision}"
 
     @property
@@ -281,7 +281,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def resolved_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """What a choice of precision, "auto" among them, comes to on a device."""
+    """The precision that a choice, "auto" among them, means on a device."""
     if precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"unknown precision {precision!r}: expected 'auto', 'fp32', or 'bf16'")
     if precision == "auto":

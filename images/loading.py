@@ -83,7 +83,7 @@ _CONVERT = "save it as an 8-bit PNG or JPEG"
 
 
 class _Limit:
-    """What `set_pixel_limit` sets, for all threads."""
+    """The value of `set_pixel_limit`, for all threads."""
 
     pixels = MAX_PIXELS
 
@@ -343,7 +343,7 @@ def _stream(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[Binar
 
 
 def _name(source: object) -> str:
-    """What messages call the source; bytes of a file name that are no UTF-8 are escaped, so that it can be printed."""
+    """Name of the source in messages; bytes of a file name that are no UTF-8 are escaped, so that it can be printed."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "<bytes>"
     name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "<stream>")

@@ -1,4 +1,4 @@
-"""What a file would make its decoder do, counted in its headers before anything is decoded.
+"""Work that a file would make its decoder do, counted in its headers before anything is decoded.
 
 The number of pixels does not bound the work: a JPEG may hold any number of scans over the same pixels, a PNG may be cut
 into a million chunks, a TIFF may point a thousand tags at the same megabytes. Each count here walks over headers alone
@@ -247,7 +247,7 @@ def _require_bounded_ppm(stream: BinaryIO, name: str) -> None:
 
 
 def _count(what: bytes, stream: BinaryIO, most: int) -> int:
-    """How often a byte comes in a file, counted until it is more often than `most`."""
+    """Occurrences of a byte in a file, counted until there are more than `most`."""
     stream.seek(0)
     found = 0
     while found <= most and (block := stream.read(1 << 20)):
@@ -295,7 +295,7 @@ def _tiff_entries(stream: BinaryIO, name: str) -> list[tuple[int, int, int, int,
 
 
 def tiff_kind(stream: BinaryIO, name: str) -> str:
-    """What a TIFF holds, in words such as "5 samples a pixel, 8-bit unsigned integers"."""
+    """Contents of a TIFF, in words such as "5 samples a pixel, 8-bit unsigned integers"."""
     stream.seek(0)
     order = "<>"[stream.read(2) == b"MM"]
     found: dict[int, list[int]] = {}
