@@ -14,7 +14,7 @@ import typer
 from .._version import __version__
 from ..errors import DistcamError
 from ..index.faiss.install import fault_behind
-from . import demo, encode, env, evaluate, fewshot, localize, query, serve, task_train, train
+from . import demo, encode, env, evaluate, fewshot, localize, query, serve, train
 from .command import Commands
 from .console import complain, remarks
 from .explain import explain
@@ -57,8 +57,8 @@ index.app.command(name="restore", epilog=index_restore.EXAMPLE)(index_restore.re
 app.add_typer(fewshot.app, name="fewshot")
 app.add_typer(reid.app, name="reid")
 reid.app.command(name="explain", cls=ReadsImages, epilog=reid_explain.EXAMPLE)(reid_explain.explain)
-reid.app.command(name="train", cls=ReadsImages, epilog=task_train.REID_EXAMPLE)(task_train.reid_train)
-fewshot.app.command(name="train", cls=ReadsImages, epilog=task_train.FEWSHOT_EXAMPLE)(task_train.fewshot_train)
+reid.app.command(name="train", cls=ReadsImages, epilog=train.REID_EXAMPLE)(train.reid_train)
+fewshot.app.command(name="train", cls=ReadsImages, epilog=train.FEWSHOT_EXAMPLE)(train.fewshot_train)
 app.add_typer(segment.app, name="segment")
 app.command(name="explain", cls=ReadsImages, epilog=explain.EXAMPLE)(explain.explain)
 app.command(name="query", cls=ReadsImages, epilog=query.EXAMPLE)(query.query)

@@ -15,13 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ImageError, InputError
+from ..metrics.segmentation import VOID, Mask
 from .joining import Fit, Join, beside
 from .loading import IMAGE_SUFFIXES, pixel_limit, read_image
 
 __all__ = ["VOID", "Mask", "MaskFolder", "read_class_numbers", "read_mask", "wrong_size"]
-
-VOID = 255  # in a mask of classes: nobody has decided about the pixel
-Mask = UInt8[np.ndarray, "h w"]
 
 
 def read_mask(source: str | os.PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:

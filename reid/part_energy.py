@@ -12,7 +12,7 @@ from ..encoders import Encoder, Encoding
 from ..explain import dist_cam, fold
 from ..explain.methods.correspondence import correspondence
 from ..synthetic.walkers import WalkerSet
-from ..training.recipes.evaluation import energy_in_raster
+from ..training.recipes.evaluator import energy_in_raster
 
 __all__ = ["pair_energy"]
 
