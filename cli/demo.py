@@ -143,7 +143,7 @@ def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
     from ..training import OptimiserSettings, ScheduleSettings, Settings, fit
     from ..training.data.augment import AugmentSettings
     from ..training.data.batches import TrainingBatches
-    from ..training.data.sampling import Shuffled
+    from ..training.data.samplers import Shuffled
     from ..training.data.training_set import TrainingSet
     from ..training.losses.registry import TermContext, build_objective
 
@@ -155,7 +155,8 @@ def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
     batches = TrainingBatches(data, Shuffled(len(data), batch_size=64, seed=seed), augment=AugmentSettings(), seed=seed)
     loss = {"kind": "normalized_softmax", "temperature": 0.1}
     objective = build_objective([loss], TermContext(encoder, data.class_names), seed=seed)
-    settings = Settings(size.epochs, OptimiserSettings(learning_rate=1e-2), ScheduleSettings("one_cycle"), seed=seed)
+    optimiser, schedule = OptimiserSettings(learning_rate=1e-2), ScheduleSettings(kind="one_cycle")
+    settings = Settings(epochs=size.epochs, optimiser=optimiser, schedule=schedule, seed=seed)
     with progress_bar("training") as progress:
         fit(encoder, batches, objective, settings, progress=progress)
     return encoder

@@ -1,4 +1,4 @@
-"""What every few-shot data set is, whatever its files look like: parts of named, labelled images."""
+"""A few-shot data set, whatever its files look like: parts of named, labelled images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Images(Protocol):
         """One image, RGB."""
 
     def content(self, index: int) -> bytes:
-        """What the image's checksum is taken of: the file, or the raw pixels."""
+        """Bytes that the image's checksum is taken of: the file, or the raw pixels."""
 
     @property
     def root(self) -> Path:
@@ -163,7 +163,7 @@ class Split:
 
     @cached_property
     def digests(self) -> NDArray[np.int64]:
-        """What tells the images' contents apart, see `content_digest`."""
+        """Digests of the images' contents, see `content_digest`."""
         return np.array([content_digest(self.images.content(index)) for index in range(len(self))], np.int64)
 
     def describe(self) -> dict[str, Any]:

@@ -183,7 +183,8 @@ def _present(dataset: Dataset, official: Layout | None) -> Dataset:
         record if is_plain(record.path) else record._replace(path=spelled(dataset.root, record.path).replace("\\", "/"))
         for record in dataset.records
     ]
-    present, missing = [], []
+    present: list[DatasetRecord] = []
+    missing: list[DatasetRecord] = []
     for record in records:
         is_there = os.path.exists(os.path.join(root, record.path))  # noqa: PTH110, PTH118  (speed)
         (present if is_there else missing).append(record)

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from ..errors import InputError
 from ..training.data.labels import is_right
-from ..training.data.sampling import Episodes
+from ..training.data.samplers import Episodes
 from ..training.engine.step import Step, Term
 
 

@@ -15,13 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ImageError, InputError
+from ..metrics.segmentation import VOID, Mask
 from .joining import Fit, Join, beside
 from .loading import IMAGE_SUFFIXES, pixel_limit, read_image
 
 __all__ = ["VOID", "Mask", "MaskFolder", "read_class_numbers", "read_mask", "wrong_size"]
-
-VOID = 255  # in a mask of classes: nobody has decided about the pixel
-Mask = UInt8[np.ndarray, "h w"]
 
 
 def read_mask(source: str | os.PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:
@@ -76,11 +74,11 @@ class MaskFolder:
         return cls(path, category)
 
     def file(self, path: str | os.PathLike[str]) -> Path:
-        """Where the mask of the image with this path is expected."""
+        """Expected place of the mask of the image with this path."""
         return beside(self.folder, path)
 
     def join(self, paths: Iterable[str]) -> Fit:
-        """How the masks fit the images with these paths; masks of further images are not missed."""
+        """Fit of the masks and the images with these paths; masks of further images are not missed."""
         join = Join()
         for path in paths:
             file = self.file(path)
@@ -113,7 +111,7 @@ class MaskFolder:
 
 
 def wrong_size(file: str | os.PathLike[str], mask: tuple[int, int], image: tuple[int, int]) -> str | None:
-    """What is wrong with a mask of one (width, height) for an image of another; None if they are the same."""
+    """The fault of a mask of one (width, height) for an image of another; None if they are the same."""
     if mask == image:
         return None
     message = f"has {image[0]}x{image[1]} pixels, its mask {file} {mask[0]}x{mask[1]}"

@@ -289,7 +289,7 @@ def pair_energy(
     Raises:
         InputError: there are no masks, or no such part.
     """
-    from ..training.recipes.evaluation import energy_in_raster  # takes seconds to import
+    from ..training.recipes.evaluator import energy_in_raster  # takes seconds to import
 
     row = {path: number for number, path in enumerate(paths)}
     pairs = []

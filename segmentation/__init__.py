@@ -11,43 +11,44 @@ from ..lazy import lazily
 
 if TYPE_CHECKING:
     from ..datasets.voc import VocFolder
+    from ..metrics.segmentation import BackgroundCurve, SegmentationScore, background_curve, evaluate_masks
     from .cam_training.weak_segmenter import WeakSegmenter
-    from .data import MaskedImages, MaskIds
-    from .measures import BackgroundCurve, SegmentationScore, background_curve, evaluate_masks
+    from .data import MaskedImages
+    from .label_maps import MaskIds
     from .pipeline import run_segmentation, score_segmenter
+    from .pipeline_recipe import PipelineRecipe
+    from .pseudo_masks.affinity_net import WalkSettings, refine_by_walk
     from .pseudo_masks.crf import CrfSettings, dense_crf
     from .pseudo_masks.cues import CueSettings, make_cues, pseudo_mask
-    from .pseudo_masks.random_walk import WalkSettings, refine_by_walk
     from .pseudo_masks.sources import load_source, network_of
-    from .recipe import PipelineRecipe
     from .segmenter.inference import InferenceSettings, class_scores, score_images
     from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities, load_segmenter
 
 _HOME = {
-    "BackgroundCurve": "measures",
+    "BackgroundCurve": ".metrics.segmentation",
     "CrfSettings": "pseudo_masks.crf",
     "CueSettings": "pseudo_masks.cues",
     "InferenceSettings": "segmenter.inference",
     "VocFolder": ".datasets.voc",
-    "MaskIds": "data",
+    "MaskIds": "label_maps",
     "MaskedImages": "data",
-    "PipelineRecipe": "recipe",
-    "SegmentationScore": "measures",
+    "PipelineRecipe": "pipeline_recipe",
+    "SegmentationScore": ".metrics.segmentation",
     "Segmenter": "segmenter.segmenter",
-    "WalkSettings": "pseudo_masks.random_walk",
+    "WalkSettings": "pseudo_masks.affinity_net",
     "WeakSegmenter": "cam_training.weak_segmenter",
-    "background_curve": "measures",
+    "background_curve": ".metrics.segmentation",
     "build_segmenter": "segmenter.segmenter",
     "class_probabilities": "segmenter.segmenter",
     "class_scores": "segmenter.inference",
     "dense_crf": "pseudo_masks.crf",
-    "evaluate_masks": "measures",
+    "evaluate_masks": ".metrics.segmentation",
     "load_segmenter": "segmenter.segmenter",
     "load_source": "pseudo_masks.sources",
     "make_cues": "pseudo_masks.cues",
     "network_of": "pseudo_masks.sources",
     "pseudo_mask": "pseudo_masks.cues",
-    "refine_by_walk": "pseudo_masks.random_walk",
+    "refine_by_walk": "pseudo_masks.affinity_net",
     "run_segmentation": "pipeline",
     "score_images": "segmenter.inference",
     "score_segmenter": "pipeline",

@@ -179,11 +179,11 @@ class SceneSet:
         return tuple(record for record in self.records if record.split == split)
 
     def file(self, record: SceneRecord) -> Path:
-        """Where the scene's image lies."""
+        """Path of the scene's image."""
         return self.folder / record.path
 
     def mask_file(self, record: SceneRecord) -> Path:
-        """Where the scene's mask lies if masks were written."""
+        """Path of the scene's mask, if masks were written."""
         return (self.folder / "masks" / record.path).with_suffix(".png")
 
 

@@ -80,7 +80,7 @@ class WalkerSet:
         return np.isin(numbers, [PARTS.index(part) for part in parts]).astype(np.uint8) if parts else numbers
 
     def mask_file(self, path: str) -> Path:
-        """Where the mask of an image lies if masks were written."""
+        """Path of an image's mask, if masks were written."""
         return (self.folder / "masks" / path).with_suffix(".png")
 
 

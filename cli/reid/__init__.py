@@ -1,6 +1,6 @@
 """The `distcam reid` commands."""
 
-from .. import task_train
+from .. import train
 from ..options import ReadsImages
 from . import explain, reid
 
@@ -8,4 +8,4 @@ __all__ = ["app"]
 
 app = reid.app
 app.command(name="explain", cls=ReadsImages, epilog=explain.EXAMPLE)(explain.explain)
-app.command(name="train", cls=ReadsImages, epilog=task_train.REID_EXAMPLE)(task_train.reid_train)
+app.command(name="train", cls=ReadsImages, epilog=train.REID_EXAMPLE)(train.reid_train)

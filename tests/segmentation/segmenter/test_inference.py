@@ -1,4 +1,4 @@
-"""Class scores in a picture's pixels: scales, mirror images, absent classes, and where the maps come from."""
+"""Class scores in an image's pixels: scales, mirror images, absent classes, and where the maps come from."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_what_training_left_is_found_again(tmp_path, scenes) -> None:
     assert np.allclose(class_scores(source, image), class_scores(again, image), atol=1e-5)
     pixels = source.transform.normalise(source.transform(image)[None])
     assert torch.allclose(network_of(source).model(pixels), classifier.logits(encoder.eval()(pixels).embedding))
-    with pytest.raises(InputError, match="Fixed does not say which classes a picture shows"):
+    with pytest.raises(InputError, match="Fixed does not say which classes an image shows"):
         network_of(Fixed())
 
 
@@ -214,7 +214,7 @@ def test_a_weak_segmenter_is_found_and_scores_every_picture(tmp_path, scenes) ->
 
 def test_a_number_that_is_no_class_is_refused(picture) -> None:
     for wrong in (-1, 3):
-        with pytest.raises(InputError, match=f"the picture shows class {wrong}; expected 0 to 2"):
+        with pytest.raises(InputError, match=f"the image shows class {wrong}; expected 0 to 2"):
             class_scores(Fixed(), picture, shown=[0, wrong])
 
 

@@ -1,4 +1,4 @@
-"""Class maps as scores of a segmentation: raw maps, maps on a common scale, and the background's score.
+"""Class maps as scores of a segmentation: raw, on a common scale, and beside a score of the background.
 
 With feature map f and one weight vector per class:
 
@@ -17,8 +17,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...errors import InputError
-
-__all__ = ["Scaling", "background_score", "class_maps", "scaled_maps", "with_background"]
 
 Scaling = Literal["max", "range"]
 _EPS = 1e-5
@@ -63,16 +61,35 @@ def scaled_maps(
 def background_score(scaled: Float[Tensor, "b c h w"], *, power: float = 1.0) -> Float[Tensor, "b 1 h w"]:
     """`(1 - max_c Y^c)^a`, in [0, 1]; a > 1 leaves the background less.
 
-    Source: [CPN] Eq. 16.
+    Source: [CPN] Eq. 16; Ahn and Kwak, AffinityNet, 2018, Eq. 2.
 
     >>> background_score(torch.tensor([[[[0.25, 1.0]], [[0.5, 0.0]]]]), power=2.0).tolist()
     [[[[0.25, 0.0]]]]
     """
     if power <= 0:
         raise InputError(f"expected a power above 0, got {power}")
-    return (1 - scaled.amax(1, keepdim=True)).clamp(min=0) ** power
+    return (1 - scaled.amax(1, keepdim=True)).clamp(0, 1) ** power
 
 
 def with_background(scaled: Float[Tensor, "b c h w"], *, power: float = 1.0) -> Float[Tensor, "b c_plus_1 h w"]:
     """Background first, then the classes, as masks number them."""
     return torch.cat([background_score(scaled, power=power), scaled], 1)
+
+
+def hardest(errors: Float[Tensor, "b c h w"], share: float | None) -> Tensor:
+    """The mean of each image's largest errors, that share of all of its elements; of all if `share` is None.
+
+    >>> hardest(torch.tensor([[[[1.0, 5.0, 3.0, 0.0]]]]), 0.5).item()
+    4.0
+    """
+    flat = errors.flatten(1)
+    return flat.mean() if share is None else flat.topk(max(int(share * flat.shape[1]), 1), dim=1).values.mean()
+
+
+def min_pooling_loss(refined: Float[Tensor, "b c h w"]) -> Tensor:
+    """The mean of the lowest quarter of the positions' highest class scores: some of the image is no object.
+
+    Source: the published codes of SEAM and CPN; in neither paper.
+    """
+    highest = refined.amax(1).flatten(1)
+    return highest.topk(max(highest.shape[1] // 4, 1), dim=1, largest=False).values.clamp(min=0).mean()

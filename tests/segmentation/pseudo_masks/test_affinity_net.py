@@ -13,16 +13,19 @@ from distcam.encoders import Encoder
 from distcam.errors import InputError, ShapeError, WeightsError
 from distcam.images import Transform
 from distcam.segmentation.data import MaskedImages
-from distcam.segmentation.pseudo_masks.affinity import AffinityNet, AffinitySettings, affinity_loss, train_affinity
-from distcam.segmentation.pseudo_masks.cues import pseudo_mask
-from distcam.segmentation.pseudo_masks.random_walk import (
+from distcam.segmentation.pseudo_masks.affinity_net import (
+    AffinityNet,
+    AffinitySettings,
     WalkSettings,
     affinities,
+    affinity_loss,
     neighbours,
     random_walk,
     refine_by_walk,
     shifted,
+    train_affinity,
 )
+from distcam.segmentation.pseudo_masks.cues import pseudo_mask
 from distcam.synthetic.scene_set import blueprints, write_scenes
 
 
@@ -183,9 +186,9 @@ def test_training_tells_things_apart_and_survives_its_file(scenes, tmp_path) -> 
 
 def test_without_cues_there_is_nothing_to_learn(scenes) -> None:
     encoder = Encoder.load("conv4", weights="random", transform=Transform(48, fit="squash"), options={"width": 8})
-    with pytest.raises(InputError, match="expected cues for each of the 6 pictures, got 1"):
+    with pytest.raises(InputError, match="expected cues for each of the 6 images, got 1"):
         train_affinity(encoder, scenes, [np.zeros((48, 48), np.uint8)])
-    with pytest.raises(InputError, match="no picture has a cue of a class"):
+    with pytest.raises(InputError, match="no image has a cue of a class"):
         train_affinity(encoder, scenes, [np.zeros((48, 48), np.uint8)] * 6)
     with pytest.raises(InputError, match="expected radius of 1 or more, got 0"):
         WalkSettings(radius=0)
@@ -196,5 +199,7 @@ def test_scores_of_another_size_than_the_picture_are_refused() -> None:
         refine_by_walk(np.zeros((1, 4, 5)), Image.new("RGB", (4, 5)))
 
 
-def test_one_grey_pixel_walks_nowhere() -> None:
-    assert refine_by_walk(np.full((1, 1, 1), 0.25), Image.new("L", (1, 1))).tolist() == [[[0.75]], [[0.25]]]
+@pytest.mark.parametrize(("power", "left"), [(1, 0.75), (2, 0.5625)])
+def test_one_grey_pixel_walks_nowhere_and_a_larger_power_leaves_less_to_the_background(power, left) -> None:
+    refined = refine_by_walk(np.full((1, 1, 1), 0.25), Image.new("L", (1, 1)), settings=WalkSettings(background=power))
+    assert refined.tolist() == [[[left]], [[0.25]]]

@@ -1,31 +1,22 @@
-"""Maps that learn from the picture: what looks alike should have the same class.
+"""PCM and PRCM: class maps refined by what the image shows, so that positions that look alike have the same class.
 
-With X the picture and what two stages of the network say about it, J a matrix of how alike positions are, and Y the
+With X the image and what two stages of the network say about it, J a matrix of how alike positions are, and Y the
 scaled maps, background among them:
 
     J_ij = ReLU(cos(g(X)_i, g(X)_j)),   Y_pcm,i = Σ_j Y_j J_ji / Σ_j J_ji                 PCM   [CPN] Eq. 9-10
     Z = softmax(Y) Xᵀ,   P_R = ReLU(φ(Z)) g(X),   Y_prcm = Y ∘ softmax(P_R)               PRCM  [CPN] Eq. 11-12
     Ỹ = Y_pcm + Y_prcm
 
-X = [stage 3 → 64 channels, stage 4 → 128 channels, the picture in the maps' size]; g and φ are 1×1 convolutions to 192
+X = [stage 3 → 64 channels, stage 4 → 128 channels, the image in the maps' size]; g and φ are 1×1 convolutions to 192
 channels. Neither X nor Y carries a gradient: the refinement learns, the network that it looks at does not.
 
-What the paper leaves open, and where the published code differs from it:
-
-- The softmax of Z is over positions: each class asks for the mean of X where its map is high.
-- The softmax of P_R is over classes by default: a position divides itself among them. The published code has it over
-  positions ("pixel"), where it is about 1/hw everywhere, so that Y_prcm hardly counts; it divides by √(c + 1) as well.
-- The published code brings φ(Z) into shape without transposing it, which mixes classes and channels. That is not
-  offered.
-- The published code keeps of the maps that come in each position's highest class only; here all of them spread, as in
-  Eq. 9.
-- Each column of J is divided by its own sum, not by that of all of J.
-- φ(Z) goes through a ReLU, as in the published code; Eq. 11 has none.
+Each column of J is divided by its own sum. The softmax of Z is over positions: each class asks for the mean of X where
+its map is high. What the paper leaves open, and where the published code differs, is in docs/guides/segment.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -38,9 +29,7 @@ from ...encoders import Encoder
 from ...encoders.encoder import evaluating
 from ...encoders.layers import Tap, require_layer, returned_by
 from ...errors import InputError
-from ..pseudo_masks.class_maps import Scaling, scaled_maps, with_background
-
-__all__ = ["Pcm", "Prcm", "Refinement", "StageReader", "affinity", "read_stages", "stage_layers"]
+from .class_maps import Scaling, scaled_maps, with_background
 
 PrcmSoftmax = Literal["class", "pixel"]
 _STAGES = {
@@ -65,18 +54,15 @@ def affinity(embedded: Float[Tensor, "b d n"]) -> Float[Tensor, "b n n"]:
     return (unit.mT @ unit).clamp(min=0)
 
 
-class Pcm(nn.Module):
-    """Pixel correlation: each position takes the mean of the maps over the positions that are like it.
+def pixel_correlation(maps: Float[Tensor, "b c h w"], embedded: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h w"]:
+    """Y_pcm: each position takes the mean of the maps over the positions that are like it; 0 where none is.
 
     Source: [CPN] Eq. 9, after Wang et al., SEAM, 2020, Eq. 8.
     """
-
-    def forward(self, maps: Float[Tensor, "b c h w"], embedded: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h w"]:
-        """Y_pcm; 0 at a position that is like none."""
-        alike = affinity(embedded.flatten(2))
-        # divided after the product, which is c/hw of the work
-        refined = (maps.flatten(2) @ alike) / alike.sum(1, keepdim=True).clamp(min=1e-5)
-        return refined.view_as(maps)
+    alike = affinity(embedded.flatten(2))
+    # divided after the product, which is c/hw of the work
+    refined = (maps.flatten(2) @ alike) / alike.sum(1, keepdim=True).clamp(min=1e-5)
+    return refined.view_as(maps)
 
 
 class Prcm(nn.Module):
@@ -85,7 +71,8 @@ class Prcm(nn.Module):
     Args:
         in_dim: channels of X.
         dim: channels of g(X).
-        softmax: over "class" or "pixel"; see the module's text.
+        softmax: over the classes of a position, or over the positions ("pixel") as in the published code, where it is
+            about 1/hw everywhere; that also divides by √(c + 1).
 
     Source: [CPN] Eq. 11-12.
     """
@@ -108,14 +95,14 @@ class Prcm(nn.Module):
         return maps * gate.view_as(maps)
 
 
-class Refinement(nn.Module):
+class MapRefinement(nn.Module):
     """PCM and PRCM on one embedding of X.
 
     Args:
         stage_dims: channels of the two stages.
-        pcm: whether Y_pcm takes part; without it only PRCM's part is the refined map.
-        prcm: whether Y_prcm takes part.
-        prcm_softmax: over "class" or "pixel".
+        pcm: Y_pcm takes part.
+        prcm: Y_prcm takes part.
+        prcm_softmax: see `Prcm`.
         scaling: of the maps that come in; see `scaled_maps`.
         power: a of the background's score.
     """
@@ -138,7 +125,7 @@ class Refinement(nn.Module):
             nn.Conv2d(inputs, outputs, 1, bias=False) for inputs, outputs in zip(stage_dims, (64, 128), strict=True)
         )
         self.embed = nn.Conv2d(64 + 128 + 3, 192, 1, bias=False)
-        self.pcm = Pcm() if pcm else None
+        self.pcm = pcm
         self.prcm = Prcm(64 + 128 + 3, 192, softmax=prcm_softmax) if prcm else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -149,7 +136,7 @@ class Refinement(nn.Module):
         """The constructor's arguments, as JSON can hold them."""
         return {
             "stage_dims": list(self.stage_dims),
-            "pcm": self.pcm is not None,
+            "pcm": self.pcm,
             "prcm": self.prcm is not None,
             "prcm_softmax": "class" if self.prcm is None else self.prcm.softmax,
             "scaling": self.scaling,
@@ -169,32 +156,20 @@ class Refinement(nn.Module):
         ]
         return torch.cat([_resized(images.detach(), size), *own], 1)
 
-    def forward(
-        self, scaled: Float[Tensor, "b c h w"], features: Float[Tensor, "b 195 h w"]
-    ) -> Float[Tensor, "b c_plus_1 h w"]:
-        """Ỹ, background first.
-
-        Args:
-            scaled: the maps of the classes in [0, 1], absent ones 0.
-            features: X.
-        """
-        maps = with_background(scaled.detach(), power=self.power)
-        embedded = self.embed(features)
-        parts = [] if self.pcm is None else [self.pcm(maps, embedded)]
-        if self.prcm is not None:
-            parts.append(self.prcm(maps, features, embedded))
-        refined: Tensor = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-        return refined
-
     def refine(
         self,
         maps: Float[Tensor, "b c h w"],
         features: Float[Tensor, "b 195 h w"],
         labels: Float[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b c_plus_1 h w"]:
-        """Ỹ of raw maps."""
-        refined: Tensor = self(scaled_maps(maps, labels, scaling=self.scaling), features)
-        return refined
+        """Ỹ, background first, of raw maps and X; with 0/1 columns the classes that an image does not show stay 0."""
+        scaled = scaled_maps(maps, labels, scaling=self.scaling)
+        scores = with_background(scaled.detach(), power=self.power)
+        embedded = self.embed(features)
+        parts = [pixel_correlation(scores, embedded)] if self.pcm else []
+        if self.prcm is not None:
+            parts.append(self.prcm(scores, features, embedded))
+        return torch.stack(parts).sum(0)
 
 
 def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -209,47 +184,33 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
 # --- what two stages of the network say -------------------------------------------------------------------------------
 
 
-class StageReader:
-    """The outputs of some layers in the last forward pass, without gradients, in the order asked for."""
-
-    def __init__(self, layers: Sequence[str]) -> None:
-        self.layers = tuple(layers)
-        self.outputs: dict[str, Tensor] = {}
-
-    @property
-    def stages(self) -> list[Tensor]:
-        """One map per layer.
-
-        Raises:
-            InputError: a layer did not run.
-        """
-        missing = next((layer for layer in self.layers if layer not in self.outputs), None)
-        if missing is not None:
-            raise InputError(f"layer {missing!r} did not run; encode images first, or name another stage")
-        return [self.outputs[layer] for layer in self.layers]
-
-
 @contextmanager
-def read_stages(encoder: Encoder, layers: Sequence[str]) -> Iterator[StageReader]:
-    """Inside, forward passes of the encoder leave the outputs of these layers; afterwards no hook is left.
+def read_stages(encoder: Encoder, layers: Sequence[str]) -> Iterator[Callable[[], list[Tensor]]]:
+    """Inside, a function gives these layers' outputs in the last forward pass, without gradients, in this order.
 
     Raises:
-        InputError: there is no such layer.
+        InputError: there is no such layer, or, when the function is called, one of them did not run.
     """
     backbone = _source(encoder)
-    reader = StageReader(layers)
+    outputs: dict[str, Tensor] = {}
 
-    def keeper(layer: str):  # type: ignore[no-untyped-def]
+    def keeper(layer: str) -> Callable[[nn.Module, object, object], None]:
         def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-            reader.outputs[layer] = returned_by(layer, output).detach()
+            outputs[layer] = returned_by(layer, output).detach()
 
         return keep
+
+    def stages() -> list[Tensor]:
+        missing = next((layer for layer in layers if layer not in outputs), None)
+        if missing is not None:
+            raise InputError(f"layer {missing!r} did not run; encode images first, or name another stage")
+        return [outputs[layer] for layer in layers]
 
     for layer in layers:
         require_layer(backbone, layer)
     handles = [backbone.get_submodule(layer).register_forward_hook(keeper(layer)) for layer in layers]
     try:
-        yield reader
+        yield stages
     finally:
         for handle in handles:
             handle.remove()
@@ -269,13 +230,20 @@ def stage_layers(encoder: Encoder) -> tuple[str, str]:
     raise InputError(f'which layers of {encoder.architecture} are stages 3 and 4? Name them: stages = ["…", "…"]')
 
 
-def stage_dims(encoder: Encoder, layers: Sequence[str]) -> tuple[int, ...]:
-    """The channels of these layers, found by encoding one black image."""
+def stage_dims(encoder: Encoder, layers: Sequence[str]) -> tuple[int, int]:
+    """The channels of two layers, found by encoding one black image.
+
+    Raises:
+        InputError: not two layers, or none by that name.
+    """
+    if len(layers) != 2:
+        raise InputError(f"expected two stages, got {len(layers)}: {', '.join(layers)}")
     weight = next(encoder.parameters())
     image = weight.new_zeros(1, 3, encoder.transform.height, encoder.transform.width)
-    with evaluating(encoder), torch.no_grad(), read_stages(encoder, layers) as reader:
+    with evaluating(encoder), torch.no_grad(), read_stages(encoder, layers) as stages:
         encoder(image)
-    return tuple(stage.shape[1] for stage in reader.stages)
+    first, second = stages()
+    return first.shape[1], second.shape[1]
 
 
 def _source(encoder: Encoder) -> nn.Module:

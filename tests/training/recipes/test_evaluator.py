@@ -11,9 +11,10 @@ from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.explain import energy_in_box, peak_in_box, upsample
 from distcam.images import Box, Transform
-from distcam.training.data.training_set import RegionTable, TrainingSet
+from distcam.training.data.outlines import RegionTable
+from distcam.training.data.training_set import TrainingSet
 from distcam.training.losses.classifier import ClassifierTerm
-from distcam.training.recipes.evaluation import METRICS, EvaluationSettings, Evaluator, energy_in_raster, recall_at
+from distcam.training.recipes.evaluator import METRICS, EvaluationSettings, Evaluator, energy_in_raster, recall_at
 
 PLAIN = Transform(8, fit="squash", mean=(0, 0, 0), std=(1, 1, 1))
 

@@ -1,24 +1,25 @@
-"""Mask files: the numbers in them, what they stand for, and the same mask in a network's pixels."""
+"""Label maps: class numbers of a data set in this package's numbering, in a network's pixels, and as regions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Bool
 
-from ...errors import InputError
-from ...explain.drawing.boxes import components
-from ...images import Transform
-from ...images.masks import VOID, Mask
-
-__all__ = ["MaskIds", "boxes_around", "label_map"]
+from ..errors import InputError
+from ..explain.drawing.boxes import components
+from ..images import Transform
+from ..images.masks import VOID, Mask
+from ..training.data.outlines import RegionTable
 
 
 @dataclass(frozen=True)
 class MaskIds:
-    """How the mask files of a data set number the classes.
+    """Numbers of the classes in the mask files of a data set.
 
     Attributes:
         first: the number of the first class; the others follow. What lies below it is background.
@@ -53,7 +54,7 @@ class MaskIds:
 def label_map(mask: Mask, transform: Transform, *, outside: int = VOID) -> Mask:
     """The mask in the pixels of the network's input: each takes the number of the pixel that its centre falls on.
 
-    What the input shows beyond the picture (fit="pad") is `outside`.
+    What the input shows beyond the image (fit="pad") is `outside`.
     """
     height, width = mask.shape
     view = transform.view(width, height)
@@ -70,3 +71,15 @@ def boxes_around(marked: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     for left, top, right, bottom in components(marked[None]).box.astype(int):
         filled[top:bottom, left:right] = True
     return filled
+
+
+def as_regions(found: Sequence[tuple[int, int, Mask]], transform: Transform, *, are_boxes: bool = False) -> RegionTable:
+    """Regions from (image, label, pixels of the network's input that belong to it)."""
+    rasters = [torch.from_numpy(raster) for *_, raster in found]
+    blank = torch.zeros(0, transform.height, transform.width, dtype=torch.uint8)
+    return RegionTable(
+        torch.tensor([image for image, *_ in found], dtype=torch.long),
+        torch.tensor([label for _, label, _ in found], dtype=torch.long),
+        torch.full((len(found),), are_boxes),
+        torch.stack(rasters) if rasters else blank,
+    )

@@ -1,18 +1,18 @@
-"""What an encoder in training is measured by: predictions, neighbours, and where its maps lie, split by split.
+"""Measures of an encoder in training: predictions, neighbours, and the place of its maps, split by split.
 
 Metrics are called `SPLIT.METRIC`. Each measure of a map stands beside what a map that knows nothing would reach.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from pydantic import field_validator
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -26,9 +26,7 @@ from ...metrics.ranking import Pairing, RankMeasures, measure_rankings
 from ..data.labels import is_right
 from ..data.training_set import TrainingSet
 from ..engine.step import HasClassWeights
-from .options import check_name
-
-__all__ = ["MAPS", "METRICS", "EvaluationSettings", "Evaluator", "energy_in_raster", "recall_at"]
+from .tables import Count, Table, check_name
 
 MAPS = ("caam", "cam", "gradcam", "dist_cam")
 _RECALLS = {f"recall_at_{k}": k for k in (1, 2, 4, 8, 10, 100, 1000)}
@@ -42,9 +40,8 @@ METRICS = (
 )
 
 
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What is measured when a run is over; while it lasts, only what `run.monitor` names.
+class EvaluationSettings(Table):
+    """Metrics of a finished run; while it lasts, only the one that `run.monitor` names.
 
     Attributes:
         metrics: from `METRICS`. `accuracy`: of the objective's classifier; with 0/1 labels, the share of the images
@@ -64,23 +61,23 @@ class EvaluationSettings:
     metrics: tuple[str, ...] = ("accuracy", "recall_at_1")
     splits: tuple[str, ...] = ()
     distance: Literal["cosine", "l2"] = "cosine"
-    batch_size: int = 256
+    batch_size: Count = 256
 
-    def __post_init__(self) -> None:
-        for name in self.metrics:
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        for name in metrics:
             check_name("metric", name, METRICS)
-        if not self.metrics or self.batch_size < 1:
-            raise InputError("expected one metric or more, and a batch size of at least 1")
+        if not metrics:
+            raise InputError("expected one metric or more")
+        return metrics
 
 
 class Evaluator:
     """Measures an encoder on some splits; `evaluator(encoder)` is what the loop wants of `evaluate`.
 
-    Args:
-        sets: images by split, "train" among them.
-        settings: what is measured.
-        classifier: whose predictions and class maps are measured; without one these metrics are left out.
-        only: names such as "test.accuracy"; all that apply if left out.
+    Without a classifier metrics of predictions and class maps are left out. `only` names metrics such as
+    "test.accuracy"; all that apply are measured without it.
 
     Raises:
         InputError: a split or metric that does not exist, or one that no split can give; but the accuracy on unseen
@@ -138,8 +135,7 @@ class Evaluator:
         results: dict[str, float] = {}
         with evaluating(encoder), torch.no_grad():
             for split, metrics in self._wanted.items():
-                measured = _Measured(self, encoder, split)
-                values = measured.values(metrics)
+                values = _Measured(self, encoder, split).values(metrics)
                 results |= {f"{split}.{name}": value for name, value in values.items()}
         return results
 
@@ -154,7 +150,7 @@ class _Measured:
     """One split under one encoder; what several metrics need is computed once."""
 
     def __init__(self, evaluator: Evaluator, encoder: Encoder, split: str) -> None:
-        self._evaluator, self._encoder = evaluator, encoder
+        self._encoder = encoder
         self._settings, self._classifier = evaluator._settings, evaluator._classifier
         self._data, self._train = evaluator._sets[split], evaluator._sets["train"]
 
@@ -165,16 +161,21 @@ class _Measured:
             results |= self._energies(maps)
         for name in metrics:
             if name == "accuracy":
-                results[name] = self._accuracy()
+                assert self._classifier is not None
+                device = self._classifier.class_weights().device
+                logits = self._classifier.logits(self._embeddings.to(device)).cpu()
+                results[name] = float(is_right(logits, self._data.labels).float().mean())
             elif name in _RECALLS:
                 results[name] = _recall(self._ranked, _RECALLS[name])
             elif name == "nmi":
-                results[name] = self._nmi()
+                vectors, labels = self._embeddings, self._data.labels.numpy()
+                vectors = normalize(vectors) if self._settings.distance == "cosine" else vectors
+                clusters = cluster(vectors.numpy(), len(np.unique(labels)), seed=0)
+                results[name] = normalised_mutual_information(labels, clusters)
             elif name in _NEIGHBOURS:
                 values = getattr(self._ranked, name)[self._ranked.n_relevant > 0]
                 results[name] = float(values.mean()) if values.size else 0.0
-        chances = [name for name in ("energy_chance",) if maps]
-        return {name: results[name] for name in (*metrics, *chances)}
+        return {name: results[name] for name in (*metrics, *(["energy_chance"] if maps else []))}
 
     @cached_property
     def _embeddings(self) -> Float[Tensor, "n d"]:
@@ -190,35 +191,21 @@ class _Measured:
         for part in torch.split(index, self._settings.batch_size):
             yield part, self._encoder(self._encoder.transform.normalise(data.pixels(part).to(device)))
 
-    def _accuracy(self) -> float:
-        assert self._classifier is not None
-        device = self._classifier.class_weights().device
-        logits = self._classifier.logits(self._embeddings.to(device)).cpu()
-        return float(is_right(logits, self._data.labels).float().mean())
-
     @cached_property
     def _ranked(self) -> RankMeasures:
         return _rank_among_others(self._embeddings, self._data.labels, self._settings.distance)
-
-    def _nmi(self) -> float:
-        vectors, labels = self._embeddings, self._data.labels.numpy()
-        if self._settings.distance == "cosine":
-            vectors = normalize(vectors)
-        return normalised_mutual_information(labels, cluster(vectors.numpy(), len(np.unique(labels)), seed=0))
 
     def _energies(self, maps: Sequence[str]) -> dict[str, float]:
         """Energy and peak of each map on the outlines, averaged over the outlined objects."""
         regions = self._data.regions
         assert regions is not None
-        make = {name: self._maker(name) for name in maps}
         energy, peak = (dict.fromkeys(maps, 0.0) for _ in range(2))
         chance = 0.0
         for part, encoding in self._encoded(self._data, torch.unique(regions.image)):
             own = regions.of(part)
             raster = own.raster.to(encoding.feature_map.device)
             for name in maps:
-                heat = make[name](encoding, own.row, own.label)
-                shares, hits = energy_in_raster(heat, raster)
+                shares, hits = energy_in_raster(self._heat(name, encoding, own.row, own.label), raster)
                 energy[name] += float(shares.sum())
                 peak[name] += float(hits.sum())
             chance += float(raster.mean((1, 2)).sum())
@@ -227,32 +214,23 @@ class _Measured:
         result |= {f"peak_{name}": peak[name] / count for name in maps}
         return result | {"energy_chance": chance / count}
 
-    def _maker(self, name: str) -> Callable[[Encoding, Tensor, Tensor], Float[Tensor, "r h w"]]:
-        """From a batch's encodings, and the rows and classes of its outlines, to one map per outline."""
+    def _heat(self, name: str, encoding: Encoding, row: Tensor, label: Tensor) -> Float[Tensor, "r h w"]:
+        """One map per outline, from the rows and classes of a batch's outlines."""
+        features = encoding.feature_map
+        row = row.to(features.device)
         if name == "caam":
-            return lambda encoding, row, _: encoding.feature_map.sum(1)[row.to(encoding.feature_map.device)]
+            return features.sum(1)[row]
+        response = fold(features, pooling=self._encoder.pooling, head=self._encoder.head).map
         if name == "dist_cam":
-            prototypes = self._prototypes()
-            metric = self._settings.distance
-            return lambda encoding, row, label: dist_cam(
-                self._response(encoding)[row.to(encoding.feature_map.device)],
-                prototypes[label, None].to(encoding.feature_map.device),
-                metric=metric,
-            )[:, 0]
-        return lambda encoding, row, label: self._class_map(encoding, row, label, rectified=name == "gradcam")
-
-    def _class_map(self, encoding: Encoding, row: Tensor, label: Tensor, *, rectified: bool) -> Tensor:
+            prototypes = self._prototypes[label, None].to(features.device)
+            return dist_cam(response[row], prototypes, metric=self._settings.distance)[:, 0]
         assert self._classifier is not None
+        response = features if getattr(self._classifier, "on", "embedding") == "pooled" else response
         weights = self._classifier.class_weights()
-        on_pooled = getattr(self._classifier, "on", "embedding") == "pooled"
-        response = encoding.feature_map if on_pooled else self._response(encoding)
-        own = weights[label.to(weights.device)].to(response)
-        heat = torch.einsum("rd,rdhw->rhw", own, response[row.to(response.device)])
-        return rectify(heat) if rectified else heat
+        heat = torch.einsum("rd,rdhw->rhw", weights[label.to(weights.device)].to(response), response[row])
+        return rectify(heat) if name == "gradcam" else heat
 
-    def _response(self, encoding: Encoding) -> Float[Tensor, "b d h w"]:
-        return fold(encoding.feature_map, pooling=self._encoder.pooling, head=self._encoder.head).map
-
+    @cached_property
     def _prototypes(self) -> Float[Tensor, "c d"]:
         """Mean embedding of every class's training images; of the split's own if training has other classes."""
         same = self._data.class_names == self._train.class_names

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distcam.errors import InputError
-from distcam.segmentation.pseudo_masks.class_maps import background_score, class_maps, scaled_maps, with_background
+from distcam.segmentation.cam_training.class_maps import background_score, class_maps, scaled_maps, with_background
 
 
 def test_the_mean_of_a_class_map_is_the_class_s_logit() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.samplers import MPerClassSampler
 
 from distcam.errors import InputError
-from distcam.training.data.sampling import (
+from distcam.training.data.samplers import (
     Balanced,
     Episodes,
     FullPK,
@@ -157,7 +157,7 @@ def test_episodes_come_as_listed() -> None:
         (lambda: SteadyPK(LABELS, batch_size=20, per_class=4), "shows 5 classes, but there are 4"),
         (lambda: SteadyPK(LABELS, batch_size=4, per_class=1), "got per_class = 1"),
         (lambda: sampler("pk", np.eye(4)), "need one class per image"),
-        (lambda: SamplerSettings(batch_size=0), "batch size of 1 or more, got 0"),
+        (lambda: SamplerSettings(batch_size=0), "batch_size: expected a whole number from 1 on, got 0"),
         (lambda: SamplerSettings(batch_size=4, outlined=4), "fewer outlined images than batch_size = 4, got 4"),
         (lambda: make_sampler(SamplerSettings(outlined=2), [0, 1]), "no image has any"),
         (lambda: Shuffled(3, batch_size=4, drop_last=True), "expected 4 images or more, got 3"),

@@ -1,6 +1,6 @@
-"""What masks are worth against the truth: confusion, intersection over union, accuracy, and the background's curve.
+"""Agreement of masks with the truth: confusion, intersection over union, accuracy, and the background's curve.
 
-As in PASCAL VOC: counts are summed over all pictures before anything is divided, the background counts as a class, and
+As in PASCAL VOC: counts are summed over all images before anything is divided, the background counts as a class, and
 void pixels of the truth count nowhere. A class that neither the truth nor the prediction knows has no value (nan) and
 is left out of the mean. Where a prediction is void, it is wrong: the pixel is missing from its class, and belongs to no
 other.
@@ -13,24 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from ..errors import InputError, ShapeError
 from ..remarks import remark
-from .data import VOID, Mask
 
-__all__ = [
-    "BETAS",
-    "BackgroundCurve",
-    "CurveCounter",
-    "SegmentationScore",
-    "background_curve",
-    "confusion_matrix",
-    "evaluate_masks",
-    "remark_on_shift",
-]
-
+VOID = 255  # nobody has decided about the pixel
 BETAS = tuple(round(0.02 * step, 2) for step in range(51))  # 0, 0.02, … 1
+
+Mask = UInt8[np.ndarray, "h w"]
+"""Class numbers: 0 background, c + 1 class c, 255 void."""
 
 
 def confusion_matrix(truth: Mask, prediction: Mask, n_classes: int) -> Int[np.ndarray, "c c_and_void"]:
@@ -60,12 +52,12 @@ def confusion_matrix(truth: Mask, prediction: Mask, n_classes: int) -> Int[np.nd
 
 @dataclass(frozen=True, eq=False)
 class SegmentationScore:
-    """How well masks agree with the truth.
+    """Agreement of masks with the truth.
 
     Attributes:
         class_names: by number in the masks, the background's among them.
         confusion: pixels; see `confusion_matrix`.
-        images: how many pictures were compared.
+        images: number of images that were compared.
     """
 
     class_names: tuple[str, ...]
@@ -80,9 +72,8 @@ class SegmentationScore:
     @property
     def iou(self) -> Float[np.ndarray, " c"]:
         """Intersection over union of each class, in [0, 1]; nan if it is in neither."""
-        hits = np.diag(self.confusion).astype(float)
-        union = self.confusion.sum(1) + self.confusion[:, :-1].sum(0) - hits
-        return _divided(hits, union)
+        hits = np.diag(self.confusion)
+        return _shares(hits, self.confusion.sum(1) + self.confusion[:, :-1].sum(0) - hits)
 
     @property
     def mean_iou(self) -> float:
@@ -92,12 +83,12 @@ class SegmentationScore:
     @property
     def class_accuracy(self) -> Float[np.ndarray, " c"]:
         """Share of each class's pixels that were found, in [0, 1]; nan without any."""
-        return _divided(np.diag(self.confusion).astype(float), self.confusion.sum(1))
+        return _shares(np.diag(self.confusion), self.confusion.sum(1))
 
     @property
     def pixel_accuracy(self) -> float:
         """Share of all pixels with the right class, in [0, 1]."""
-        return float(_divided(np.array(np.trace(self.confusion[:, :-1]), float), np.array(self.confusion.sum())))
+        return float(_shares(np.trace(self.confusion[:, :-1]), self.confusion.sum()))
 
     def table(self) -> str:
         """A line per class, the means, and the class that each is taken for most often."""
@@ -108,19 +99,19 @@ class SegmentationScore:
             wrong[c] = 0
             other = (*self.class_names, "void")[int(wrong.argmax())] if wrong.any() else ""
             share = f"{other} ({wrong.max() / self.confusion[c].sum():.3f})" if other else ""
-            lines.append(f"{name:{width}}  {_shown(iou):>6}  {_shown(found):>5}  {share}".rstrip())
-        lines.append(f"{'mean':{width}}  {_shown(self.mean_iou):>6}  {_shown(_mean(self.class_accuracy)):>5}")
-        lines.append(f"{'pixel accuracy':{width}}  {_shown(self.pixel_accuracy):>6}")
-        lines.append(f"{self.images} pictures")
+            lines.append(f"{name:{width}}  {_in_table(iou):>6}  {_in_table(found):>5}  {share}".rstrip())
+        lines.append(f"{'mean':{width}}  {_in_table(self.mean_iou):>6}  {_in_table(_mean(self.class_accuracy)):>5}")
+        lines.append(f"{'pixel accuracy':{width}}  {_in_table(self.pixel_accuracy):>6}")
+        lines.append(f"{self.images} images")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it; nan becomes null."""
         return {
-            "mean_iou": _plain(self.mean_iou),
-            "pixel_accuracy": _plain(self.pixel_accuracy),
-            "mean_class_accuracy": _plain(_mean(self.class_accuracy)),
-            "iou": {name: _plain(value) for name, value in zip(self.class_names, self.iou, strict=True)},
+            "mean_iou": _in_json(self.mean_iou),
+            "pixel_accuracy": _in_json(self.pixel_accuracy),
+            "mean_class_accuracy": _in_json(_mean(self.class_accuracy)),
+            "iou": {name: _in_json(value) for name, value in zip(self.class_names, self.iou, strict=True)},
             "confusion": self.confusion.tolist(),
             "class_names": list(self.class_names),
             "images": self.images,
@@ -131,7 +122,7 @@ def evaluate_masks(pairs: Iterable[tuple[Mask, Mask]], class_names: Sequence[str
     """The score of (truth, prediction) pairs.
 
     Args:
-        pairs: masks of the same picture and size.
+        pairs: masks of the same image and size.
         class_names: by number, "background" first.
 
     Raises:
@@ -144,7 +135,7 @@ def evaluate_masks(pairs: Iterable[tuple[Mask, Mask]], class_names: Sequence[str
         total += confusion_matrix(truth, prediction, len(class_names))
         images += 1
     if not images:
-        raise InputError("expected one picture with a mask or more to compare with, got none")
+        raise InputError("expected one image with a mask or more to compare with, got none")
     return SegmentationScore(tuple(class_names), total, images)
 
 
@@ -165,7 +156,7 @@ def remark_on_shift(score: SegmentationScore) -> None:
 class BackgroundCurve:
     """mIoU as a function of the constant background score β.
 
-    The best β is found on the pictures that it is reported for, as is the custom; the curve shows how much that says.
+    The best β is found on the images that it is reported for, as is the custom; the curve shows how much that says.
 
     Attributes:
         betas: in rising order.
@@ -181,33 +172,29 @@ class BackgroundCurve:
         return tuple(score.mean_iou for score in self.scores)
 
     @property
-    def best(self) -> int:
-        """Position of the highest mIoU; the smallest β of several."""
-        return int(np.nanargmax(self.mean_iou))
-
-    @property
     def best_beta(self) -> float:
-        """The β with the highest mIoU."""
-        return self.betas[self.best]
+        """The β with the highest mIoU; the smallest of several."""
+        return self.betas[int(np.nanargmax(self.mean_iou))]
 
     @property
     def best_score(self) -> SegmentationScore:
-        """What it comes to."""
-        return self.scores[self.best]
+        """The score at the best β."""
+        return self.scores[int(np.nanargmax(self.mean_iou))]
 
     def table(self) -> str:
         """A line per β with a bar."""
         lines = ["   β     mIoU"]
         for beta, value in zip(self.betas, self.mean_iou, strict=True):
             mark = "  ← best" if beta == self.best_beta else ""
-            lines.append(f"{beta:.3f}  {_shown(value):>6}  {'█' * round(40 * value) if value == value else ''}{mark}")
+            bar = "" if np.isnan(value) else "█" * round(40 * value)
+            lines.append(f"{beta:.3f}  {_in_table(value):>6}  {bar}{mark}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return {
             "betas": list(self.betas),
-            "mean_iou": [_plain(value) for value in self.mean_iou],
+            "mean_iou": [_in_json(value) for value in self.mean_iou],
             "best_beta": self.best_beta,
             "best": self.best_score.to_dict(),
         }
@@ -219,7 +206,7 @@ def background_curve(
     *,
     betas: Sequence[float] = BETAS,
 ) -> BackgroundCurve:
-    """What argmax over (β, class scores) is worth for every β; each picture is looked at once.
+    """The score of argmax over (β, class scores) for every β; each image is looked at once.
 
     Args:
         pairs: the true mask, and the scores of the foreground classes in its pixels.
@@ -237,12 +224,7 @@ def background_curve(
 
 
 class CurveCounter:
-    """The background's curve, picture by picture, for those who use the scores for something else, too.
-
-    Args:
-        class_names: by number, "background" first.
-        betas: background scores to try.
-    """
+    """The background's curve, image by image, where the scores have another use, too; see `background_curve`."""
 
     def __init__(self, class_names: Sequence[str], *, betas: Sequence[float] = BETAS) -> None:
         self.class_names = tuple(class_names)
@@ -255,7 +237,7 @@ class CurveCounter:
         self._images = 0
 
     def add(self, truth: Mask, scores: Float[np.ndarray, "c h w"]) -> None:
-        """Take a picture into account: its true mask, and the scores of the foreground classes."""
+        """Take an image into account: its true mask, and the scores of the foreground classes."""
         count, scores = len(self.class_names), np.asarray(scores)
         if scores.shape != (count - 1, *truth.shape):
             raise ShapeError(f"expected scores of shape {(count - 1, *truth.shape)}, got {scores.shape}")
@@ -268,13 +250,13 @@ class CurveCounter:
         self._images += 1
 
     def curve(self) -> BackgroundCurve:
-        """The curve of the pictures so far.
+        """The curve of the images so far.
 
         Raises:
             InputError: there was none, or all of their pixels are void.
         """
         if not self._images:
-            raise InputError("expected one picture with a mask or more to compare with, got none")
+            raise InputError("expected one image with a mask or more to compare with, got none")
         if not self._pixels.any():
             raise InputError(f"every pixel of the {self._images} masks is void, so no background score is the best one")
         count, found = len(self.class_names), []
@@ -292,12 +274,10 @@ def _require_numbers(what: str, values: Mask, n_classes: int) -> None:
         raise InputError(f"the {what} holds the class number {wrong[0]}; expected 0 to {n_classes - 1}, or {VOID}")
 
 
-def _divided(
-    part: Float[np.ndarray, "*n"], whole: Int[np.ndarray, "*n"] | Float[np.ndarray, "*n"]
-) -> Float[np.ndarray, "*n"]:
-    result = np.full_like(part, np.nan)
-    np.divide(part, whole, out=result, where=np.asarray(whole) > 0)
-    return result
+def _shares(part: Any, whole: Any) -> Float[np.ndarray, ...]:
+    """Part by whole; nan where the whole is 0."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(part / whole)
 
 
 def _mean(values: Float[np.ndarray, " c"]) -> float:
@@ -305,9 +285,9 @@ def _mean(values: Float[np.ndarray, " c"]) -> float:
     return float(known.mean()) if known.size else float("nan")
 
 
-def _shown(value: float) -> str:
+def _in_table(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.3f}"
 
 
-def _plain(value: float) -> float | None:
+def _in_json(value: float) -> float | None:
     return None if np.isnan(value) else float(value)

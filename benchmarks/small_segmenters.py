@@ -1,25 +1,53 @@
-"""Two small segmentation networks and the plain loop that trains them, for comparisons that retrain many times.
-
-Masks teach every pixel. For the training from few or no masks there is `distcam segment train`.
-"""
+"""Two small segmentation networks, the plain loop that trains them from masks, and drawn crowds as their data."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import mobilenet_v2
 
-from ..encoders.weights.filling import load_state, say_what_is_left
-from ..encoders.weights.reading import drawn_from, read_state_dict
-from ..errors import InputError
-from ..images.masks import VOID
-from .segmenter.pixel_data import PixelData
+from distcam.encoders.weights.filling import load_state, say_what_is_left
+from distcam.encoders.weights.reading import drawn_from, read_state_dict
+from distcam.errors import InputError
+from distcam.images import Transform
+from distcam.images.masks import VOID
+from distcam.metrics.segmentation import SegmentationScore, evaluate_masks
+from distcam.segmentation.label_maps import label_map
+from distcam.segmentation.segmenter.pixel_data import PixelData, predict
+from distcam.synthetic.crowds import Crowd
 
-__all__ = ["FitSettings", "MobileSegmenter", "SmallSegmenter", "fit_segmenter"]
+
+def crowd_data(crowds: Sequence[Crowd], names: Sequence[str], transform: Transform) -> PixelData:
+    """Drawn images with their masks; class 0 is the background."""
+    pixels = torch.stack([transform(crowd.image) for crowd in crowds])
+    classes, instances = (
+        torch.stack([torch.from_numpy(label_map(getattr(crowd, of), transform, outside=0)) for crowd in crowds])
+        for of in ("classes", "instances")
+    )
+    return PixelData(transform.normalise(pixels), classes.long(), instances.long(), ("background", *names), 0)
+
+
+def score(model: nn.Module, data: PixelData) -> SegmentationScore:
+    """How well the network's masks agree with the truth."""
+    predicted = predict(model, data.images)
+    pairs = (
+        (truth.numpy().astype(np.uint8), found.numpy().astype(np.uint8))
+        for truth, found in zip(data.classes, predicted, strict=True)
+    )
+    return evaluate_masks(pairs, data.names)
+
+
+def as_image(pixels: Tensor, transform: Transform) -> Image.Image:
+    """A network's input (3, h, w) as an image again."""
+    shown = (transform.denormalise(pixels[None])[0] * 255).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(shown.permute(1, 2, 0).numpy())
 
 
 class SmallSegmenter(nn.Module):

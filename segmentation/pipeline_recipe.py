@@ -2,7 +2,7 @@
 
 ```toml
 name = "what it shows"
-[data]                  # DataSettings: which pictures; how many of them come with an outline (GAIN-ext)
+[data]                  # PipelineData: which images; how many of them come with an outline (GAIN-ext)
 [weak]                  # how class maps are learnt: the tables of an ordinary recipe, or `checkpoint`
 [cues]                  # CueStage: what becomes of the maps
 [segmenter]             # NetworkSettings, and the tables of an ordinary recipe for its training
@@ -17,28 +17,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..training.recipes.options import check_name
-from ..training.recipes.recipe import Recipe, RecipeFile
-from ..training.recipes.tables import parse, plain
+from ..training.recipes.recipe import Recipe, RecipeFile, located
+from ..training.recipes.tables import Table, check_name, checked_table, parse, plain
 from .data import MaskedImages
 from .pseudo_masks.make import CueStage
 from .segmenter.inference import InferenceSettings
-
-__all__ = ["DataSettings", "NetworkSettings", "PipelineRecipe", "SceneSettings", "is_pipeline", "located"]
 
 _TABLES = ("name", "variant", "data", "weak", "cues", "segmenter", "seed")
 _TRAINING = ("loss", "sampler", "augment", "optimiser", "schedule", "run", "encoder")
 
 
-@dataclass(frozen=True)
-class SceneSettings:
+class PipelineScenes(Table):
     """Drawn scenes with masks, some of them with two objects.
 
     Attributes:
@@ -46,8 +41,8 @@ class SceneSettings:
         train: scenes of each class to learn from.
         test: scenes of each class to measure on.
         two_objects: share of the scenes with a second object.
-        size: side of the pictures in pixels.
-        seed: of classes and pictures.
+        size: side of the images in pixels.
+        seed: of classes and images.
     """
 
     classes: int = 6
@@ -57,33 +52,33 @@ class SceneSettings:
     size: int = 64
     seed: int = 0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if self.classes < 2 or self.train < 1 or self.test < 1:
             raise InputError("expected two classes or more, and scenes of each to learn from and to measure on")
 
 
-@dataclass(frozen=True)
-class DataSettings:
-    """Which pictures; one of `scenes`, `voc`, `camvid`, `table`, and `images`. `$NAME` in a path is filled in.
+class PipelineData(Table):
+    """The images; one of `scenes`, `voc`, `camvid`, `table`, and `images`. `$NAME` in a path is filled in.
 
     Attributes:
         scenes: drawn ones.
         voc: a folder in VOC's layout.
         camvid: a folder of CamVid.
         table: a CSV with path, mask, split, and labels or 0/1 columns.
-        images: a folder of pictures, with `masks` and `names`; {split} in the paths stands for the split.
+        images: a folder of images, with `masks` and `names`; {split} in the paths stands for the split.
         masks: a folder of masks.
         names: a file with the classes' names.
         train: the split to learn from.
         test: the split to measure on.
         size: side of the networks' input in pixels, or height and width.
-        outlined: how many training pictures may show their outline to a loss (GAIN-ext).
+        outlined: how many training images may show their outline to a loss (GAIN-ext).
         outlines: whether they show a mask, or boxes around its parts.
-        outline_seed: of the choice of those pictures.
-        strict: stop where a picture or its mask cannot be read, instead of leaving it out with a remark.
+        outline_seed: of the choice of those images.
+        strict: stop where an image or its mask cannot be read, instead of leaving it out with a remark.
     """
 
-    scenes: SceneSettings | None = None
+    scenes: PipelineScenes | None = None
     voc: str = ""
     camvid: str = ""
     table: str = ""
@@ -98,7 +93,8 @@ class DataSettings:
     outline_seed: int = 0
     strict: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         given = [name for name in ("scenes", "voc", "camvid", "table", "images") if getattr(self, name)]
         if len(given) != 1:
             raise InputError(f"expected one of scenes, voc, camvid, table, images; got {' and '.join(given) or 'none'}")
@@ -113,13 +109,7 @@ class DataSettings:
         return {key: kind for key, by in takers.items() if kind not in by}
 
     def load(self, split: Literal["train", "test"], *, folder: Path, cache: Path) -> MaskedImages:
-        """The pictures of a split.
-
-        Args:
-            split: which.
-            folder: what relative paths start from.
-            cache: where scenes are drawn, once for all runs with the same ones.
-        """
+        """The images of a split; scenes are drawn into `cache`, once for all runs with the same ones."""
         name = self.train if split == "train" else self.test
         if self.scenes is not None:
             return self._drawn(self.scenes, split, cache)
@@ -134,7 +124,7 @@ class DataSettings:
         return MaskedImages.from_folder(images, masks, located(self.names, folder))
 
     @staticmethod
-    def _drawn(scenes: SceneSettings, split: str, cache: Path) -> MaskedImages:
+    def _drawn(scenes: PipelineScenes, split: str, cache: Path) -> MaskedImages:
         from ..synthetic.scene_set import SceneSet, blueprints, write_scenes
 
         digest = hashlib.sha256(json.dumps(plain(scenes), sort_keys=True).encode()).hexdigest()[:8]
@@ -152,62 +142,36 @@ class DataSettings:
         return MaskedImages.from_scenes(SceneSet.read(target), split)
 
 
-def located(text: str, folder: Path) -> Path:
-    """A path of a recipe: relative to its folder, `$NAME` filled in.
-
-    Raises:
-        InputError: an environment variable that is not set.
-    """
-    filled = os.path.expandvars(text)
-    if "$" in filled:
-        raise InputError(f"{text}: set the environment variable {filled.split('$')[1].split('/')[0]}")
-    return folder / filled
-
-
-@dataclass(frozen=True)
-class NetworkSettings:
-    """Which segmentation network; see `build_segmenter`.
+class NetworkSettings(Table):
+    """The segmentation network; see `build_segmenter`.
 
     Attributes:
         architecture: of torchvision's segmenters, or "light".
         weights: "random", "imagenet", a file, or "weak": the encoder of the first stage ("light" only).
         options: for the architecture.
-        inference: how it looks at the test pictures.
+        inference: how it looks at the test images.
     """
 
     architecture: str = "light"
     weights: str = "random"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    inference: InferenceSettings = field(default_factory=lambda: InferenceSettings(scales=(1.0,), flip=False))
+    options: Mapping[str, Any] = {}
+    inference: InferenceSettings = InferenceSettings(scales=(1.0,), flip=False)
 
 
 @dataclass(frozen=True)
 class PipelineRecipe:
-    """A run from labels to masks, resolved.
-
-    Attributes:
-        name: for tables.
-        data: which pictures.
-        weak: how class maps are learnt; None if a checkpoint or the truth stands in.
-        checkpoint: what gives class maps instead; see `load_source`.
-        cues: what becomes of them.
-        network: which network learns from it; None ends the run with the masks.
-        training: of the network.
-        variant: of the file.
-        folder: what relative paths start from.
-        table: all of it as it was read, with the changes.
-    """
+    """A run from labels to masks, resolved."""
 
     name: str
-    data: DataSettings
-    weak: Recipe | None
-    checkpoint: str
+    data: PipelineData
+    weak: Recipe | None  # how class maps are learnt; None if a checkpoint or the truth stands in
+    checkpoint: str  # what gives class maps instead; see `load_source`
     cues: CueStage
-    network: NetworkSettings | None
-    training: Recipe | None
+    network: NetworkSettings | None  # None ends the run with the masks
+    training: Recipe | None  # of the network
     variant: str = ""
-    folder: Path = Path()
-    table: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = Path()  # what relative paths start from
+    table: Mapping[str, Any] = field(default_factory=dict)  # all of it as it was read, with the changes
 
     @property
     def seed(self) -> int:
@@ -216,11 +180,7 @@ class PipelineRecipe:
 
     @classmethod
     def read(cls, path: str | Path, *, variant: str | None = None, changes: Sequence[str] = ()) -> PipelineRecipe:
-        """The recipe of a TOML file.
-
-        Raises:
-            InputError: not there, no TOML, an unknown key, or a value that does not fit.
-        """
+        """The recipe of a TOML file; see `Recipe.read`."""
         file = RecipeFile.read(path)
         return cls.from_dict(file.resolved(variant=variant, changes=changes), folder=file.folder)
 
@@ -231,16 +191,16 @@ class PipelineRecipe:
             check_name("table or key of the recipe", key, _TABLES)
         if "data" not in table:
             raise InputError("the recipe lacks [data]")
-        data = parse(DataSettings, table["data"], "data")
+        data = parse(PipelineData, table["data"], "data")
         cues = parse(CueStage, table.get("cues", {}), "cues")
-        weak = dict(table.get("weak", {}))
+        weak = dict(checked_table(table.get("weak", {}), "weak"))
         checkpoint = str(weak.pop("checkpoint", ""))
         if cues.kind != "truth" and bool(weak) == bool(checkpoint):
             raise InputError("[weak] needs a checkpoint, or a [[weak.loss]] to learn class maps with; got "
                              + ("both" if weak else "neither"))  # fmt: skip
         name = str(table.get("name", "segmentation"))
         learnt = _stage(weak, data, "weak", name, folder) if weak and cues.kind != "truth" else None
-        network = dict(table.get("segmenter", {}))
+        network = dict(checked_table(table.get("segmenter", {}), "segmenter"))
         own = {key: network.pop(key) for key in _TRAINING if key in network and key != "encoder"}
         has_network = "segmenter" in table
         training = None
@@ -262,7 +222,7 @@ class PipelineRecipe:
         )
 
 
-def _stage(table: Mapping[str, Any], data: DataSettings, where: str, name: str, folder: Path) -> Recipe:
+def _stage(table: Mapping[str, Any], data: PipelineData, where: str, name: str, folder: Path) -> Recipe:
     """The tables of one training as an ordinary recipe; its `[data]` says the size alone."""
     for key in table:
         check_name(f"key in [{where}]", key, _TRAINING)
@@ -270,7 +230,6 @@ def _stage(table: Mapping[str, Any], data: DataSettings, where: str, name: str, 
     return Recipe.from_dict({"name": f"{name}: {where}", "data": stand_in, **table}, folder=folder)
 
 
-def is_pipeline(path: str | Path) -> bool:
-    """Whether a recipe is one of this module's: it has a table `[segmenter]`, `[weak]`, or `[cues]`."""
-    table = RecipeFile.read(path).table
-    return any(key in table for key in ("segmenter", "weak", "cues"))
+def is_pipeline(file: RecipeFile) -> bool:
+    """True if a recipe is one of this module's: it has a table `[segmenter]`, `[weak]`, or `[cues]`."""
+    return any(key in file.table for key in ("segmenter", "weak", "cues"))

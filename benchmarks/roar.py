@@ -6,18 +6,17 @@ ROAD asks the network at hand, which has never seen a picture with holes; ROAR t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import InputError, ShapeError
-from ..explain import PixelScore, explain_image, pixel_order, rectify, upsample
-from ..explain.checks.imputation import impute_linearly
-from .segmenter.pixel_data import PixelData
-
-__all__ = ["remove_and_retrain", "whole_explanations"]
+from distcam.errors import InputError, ShapeError
+from distcam.explain import PixelScore, explain_image, pixel_order, rectify, upsample
+from distcam.explain.checks.imputation import impute_linearly
+from distcam.segmentation.segmenter.pixel_data import PixelData
 
 
 def whole_explanations(
@@ -94,6 +93,6 @@ def _without(data: PixelData, maps: Tensor, share: float, fill: str, seed: int) 
         return data
     removed = pixel_order(maps, seed=seed) < round(share * maps[0].numel())
     if fill == "mean":
-        return data.with_images(data.images.masked_fill(removed[:, None], 0.0))
+        return replace(data, images=data.images.masked_fill(removed[:, None], 0.0))
     pairs = zip(torch.split(data.images, 32), torch.split(removed, 32), strict=True)
-    return data.with_images(torch.cat([impute_linearly(images, gone) for images, gone in pairs]))
+    return replace(data, images=torch.cat([impute_linearly(images, gone) for images, gone in pairs]))

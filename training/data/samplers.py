@@ -1,8 +1,4 @@
-"""Which images make up a step: every epoch is a list of index batches that follows from (seed, epoch) alone.
-
-Batches are those of all processes together; `share_of_rank` cuts out what one of them works on. Nothing here reads or
-sets a global generator.
-"""
+"""Samplers: every epoch is a list of index batches, of all processes together, and follows from (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -16,25 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import InputError
-
-__all__ = [
-    "Balanced",
-    "Episodes",
-    "FullPK",
-    "Sampler",
-    "SamplerSettings",
-    "Shuffled",
-    "SteadyPK",
-    "WithOutlined",
-    "make_sampler",
-    "share_of_rank",
-]
+from ..recipes.tables import Count, Table
 
 Indices = NDArray[np.int64]
 
 
 class Sampler(Protocol):
-    """What an epoch is made of."""
+    """The batches of every epoch."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -46,9 +30,8 @@ class Sampler(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class SamplerSettings:
-    """How batches are drawn.
+class SamplerSettings(Table):
+    """The sampler and its batches.
 
     Attributes:
         kind: "shuffled": every image once an epoch. "balanced": as many images an epoch, of every class equally many.
@@ -63,14 +46,13 @@ class SamplerSettings:
     """
 
     kind: Literal["shuffled", "balanced", "pk", "pk_full"] = "shuffled"
-    batch_size: int = 64
+    batch_size: Count = 64
     per_class: int = 4
     drop_last: bool = False
     outlined: int = 0
 
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"expected a batch size of 1 or more, got {self.batch_size}")
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if not 0 <= self.outlined < self.batch_size:
             raise InputError(f"expected fewer outlined images than batch_size = {self.batch_size}, got {self.outlined}")
 
@@ -91,36 +73,26 @@ def make_sampler(
 ) -> Sampler:
     """The sampler that the settings describe, for images with these class indices; names are for messages.
 
-    Its batches are for all processes together: `world_size` times as large as the settings say.
-
-    Args:
-        settings: the recipe's `[sampler]`.
-        labels: of all images, in their order.
-        seed: of the draws.
-        world_size: how many processes share a batch.
-        class_names: by class index.
-        outlined: which images have a mask or a box.
+    Its batches are for all processes together: `world_size` times as large as the settings say. `outlined` are the
+    images that have a mask or a box.
 
     Raises:
         InputError: a batch size that the settings or the classes do not allow, or no outlined images where the
             settings want some.
     """
     array, kept = np.asarray(labels), settings.outlined * world_size
-    sampler = _plain_sampler(settings, array, settings.batch_size * world_size - kept, seed, class_names)
-    return WithOutlined(sampler, np.asarray(outlined, dtype=np.int64), count=kept, seed=seed) if kept else sampler
-
-
-def _plain_sampler(
-    settings: SamplerSettings, array: Indices, batch_size: int, seed: int, class_names: Sequence[str]
-) -> Sampler:
+    common = {"batch_size": settings.batch_size * world_size - kept, "seed": seed}
+    sampler: Sampler
     if settings.kind == "shuffled":
-        return Shuffled(len(array), batch_size=batch_size, seed=seed, drop_last=settings.drop_last)
-    if array.ndim != 1:
+        sampler = Shuffled(len(array), **common, drop_last=settings.drop_last)
+    elif array.ndim != 1:
         raise InputError(f'{settings.kind!r} batches need one class per image, got several; use kind = "shuffled"')
-    if settings.kind == "balanced":
-        return Balanced(array, batch_size=batch_size, seed=seed, class_names=class_names)
-    build = SteadyPK if settings.kind == "pk" else FullPK
-    return build(array, batch_size=batch_size, per_class=settings.per_class, seed=seed, class_names=class_names)
+    elif settings.kind == "balanced":
+        sampler = Balanced(array, **common, class_names=class_names)
+    else:
+        build = SteadyPK if settings.kind == "pk" else FullPK
+        sampler = build(array, **common, per_class=settings.per_class, class_names=class_names)
+    return WithOutlined(sampler, np.asarray(outlined, dtype=np.int64), count=kept, seed=seed) if kept else sampler
 
 
 def share_of_rank(batch: Indices, *, rank: int, world_size: int) -> Indices:
@@ -196,7 +168,7 @@ class Balanced:
 
 
 class _PK:
-    """What both PK samplers share: the classes' images, and that the numbers fit."""
+    """The base of both PK samplers: the classes' images, and a check of the numbers."""
 
     def __init__(
         self, labels: Indices, *, batch_size: int, per_class: int, seed: int = 0, class_names: Sequence[str] = ()
@@ -228,8 +200,7 @@ class SteadyPK(_PK):
     """Batches of P classes with K images each; the classes of every batch are drawn anew.
 
     An epoch has as many whole batches as the images suffice for, one at least. Images repeat within a batch only where
-    a class has fewer than K. The same rules as pytorch-metric-learning's `MPerClassSampler`, which draws from NumPy's
-    global generator and therefore cannot be resumed.
+    a class has fewer than K, as in pytorch-metric-learning's `MPerClassSampler`, which cannot be resumed.
     """
 
     @property
@@ -240,11 +211,12 @@ class SteadyPK(_PK):
     def batches(self, epoch: int) -> list[Indices]:
         """The index batches of an epoch."""
         generator = _generator(self._seed, epoch)
-        return [self._batch(generator) for _ in range(self.steps_per_epoch)]
-
-    def _batch(self, generator: np.random.Generator) -> Indices:
-        chosen = generator.permutation(len(self._members))[: self._n_way]
-        return np.concatenate([_Deck(self._members[number], generator).draw(self._per_class) for number in chosen])
+        batches = []
+        for _ in range(self.steps_per_epoch):
+            chosen = generator.permutation(len(self._members))[: self._n_way]
+            drawn = [_Deck(self._members[number], generator).draw(self._per_class) for number in chosen]
+            batches.append(np.concatenate(drawn))
+        return batches
 
 
 class FullPK(_PK):
@@ -279,14 +251,7 @@ class FullPK(_PK):
 
 
 class WithOutlined:
-    """Batches of another sampler, each with some images more, which take turns in random order.
-
-    Args:
-        sampler: whose batches these are.
-        outlined: the images to choose from.
-        count: how many each batch gets.
-        seed: of their order.
-    """
+    """Batches of another sampler, each with `count` of the `outlined` images more, which take turns in random order."""
 
     def __init__(self, sampler: Sampler, outlined: Indices, *, count: int, seed: int = 0) -> None:
         if not len(outlined):
@@ -306,13 +271,7 @@ class WithOutlined:
 
 @dataclass(frozen=True)
 class Episodes:
-    """Batches that somebody else lists, few-shot episodes for example.
-
-    Attributes:
-        listed: from the epoch to its index batches; must give the same whenever it is asked for one epoch, and equally
-            many for every epoch.
-        steps_per_epoch: how many.
-    """
+    """Batches that somebody else lists, few-shot episodes for example: the same whenever an epoch is asked for."""
 
     listed: Callable[[int], Sequence[Sequence[int]]]
     steps_per_epoch: int
@@ -362,11 +321,7 @@ def _members(labels: Indices, class_names: Sequence[str]) -> list[Indices]:
 
 
 def _named(numbers: Sequence[int], class_names: Sequence[str]) -> str:
-    """Some classes in a message, the first five by name.
-
-    >>> _named([0, 2], ("cat", "cow", "dog")), _named([3], ())
-    ("classes 'cat', 'dog'", 'class 3')
-    """
+    """Some classes in a message, the first five by name."""
     shown = ", ".join(repr(class_names[number]) if class_names else str(number) for number in numbers[:5])
     more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
     return f"class{'es' * (len(numbers) > 1)} {shown}{more}"

@@ -11,11 +11,11 @@ from torch import Tensor
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
-from distcam.segmentation.cam_training.refinement import (
-    Pcm,
+from distcam.segmentation.cam_training.map_refinement import (
+    MapRefinement,
     Prcm,
-    Refinement,
     affinity,
+    pixel_correlation,
     read_stages,
     stage_dims,
     stage_layers,
@@ -68,7 +68,7 @@ def parts() -> tuple[Tensor, Tensor, Tensor]:
 
 def test_pcm_is_the_slow_loop(parts: tuple[Tensor, Tensor, Tensor]) -> None:
     maps, _, embedded = parts
-    torch.testing.assert_close(Pcm()(maps, embedded), slow_pcm(maps, embedded), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pixel_correlation(maps, embedded), slow_pcm(maps, embedded), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("softmax", ["class", "pixel"])
@@ -88,7 +88,7 @@ def test_means_are_weighted_and_a_position_without_an_embedding_gets_0() -> None
     embedded = torch.randn(2, 4, 2, 3)
     embedded[0, :, 0, 2] = 0
     assert affinity(embedded.flatten(2))[0, 2].abs().max() == 0
-    refined = Pcm()(torch.ones(2, 1, 2, 3), embedded)
+    refined = pixel_correlation(torch.ones(2, 1, 2, 3), embedded)
     expected = torch.ones(2, 1, 2, 3)
     expected[0, 0, 0, 2] = 0
     torch.testing.assert_close(refined, expected)
@@ -97,8 +97,8 @@ def test_means_are_weighted_and_a_position_without_an_embedding_gets_0() -> None
 def test_pcm_of_positions_that_all_look_alike_is_the_mean_and_of_orthogonal_ones_the_map_itself() -> None:
     maps = torch.rand(1, 2, 1, 3)
     alike, apart = torch.ones(1, 3, 1, 3), torch.eye(3).view(1, 3, 1, 3)
-    torch.testing.assert_close(Pcm()(maps, alike), maps.mean(3, keepdim=True).expand_as(maps))
-    torch.testing.assert_close(Pcm()(maps, apart), maps)
+    torch.testing.assert_close(pixel_correlation(maps, alike), maps.mean(3, keepdim=True).expand_as(maps))
+    torch.testing.assert_close(pixel_correlation(maps, apart), maps)
 
 
 def test_over_positions_the_gate_hardly_lets_anything_through() -> None:
@@ -120,16 +120,16 @@ def encoder(**options: object) -> Encoder:
     )
 
 
-def refined(refinement: Refinement, network: Encoder, images: Tensor, maps: Tensor) -> Tensor:
-    with read_stages(network, stage_layers(network)) as reader:
+def refined(refinement: MapRefinement, network: Encoder, images: Tensor, maps: Tensor) -> Tensor:
+    with read_stages(network, stage_layers(network)) as read:
         network(images)
-    return refinement.refine(maps, refinement.features(reader.stages, images, (4, 4)))
+    return refinement.refine(maps, refinement.features(read(), images, (4, 4)))
 
 
 @pytest.mark.parametrize("switches", [{}, {"prcm": False}, {"pcm": False}])
 def test_a_refinement_is_the_sum_of_its_parts_and_learns_alone(switches: dict[str, bool]) -> None:
     network, images = encoder(), torch.randn(2, 3, 32, 32)
-    refinement = Refinement((8, 8), **switches)
+    refinement = MapRefinement((8, 8), **switches)
     maps = torch.randn(2, 3, 4, 4, requires_grad=True)
     images.requires_grad_()
     value = refined(refinement, network, images, maps)
@@ -139,16 +139,15 @@ def test_a_refinement_is_the_sum_of_its_parts_and_learns_alone(switches: dict[st
     assert images.grad is None
     assert all(p.grad is None for p in network.parameters())
     assert all(p.grad is not None for p in refinement.parameters())
-    parts = [part for part in ("pcm", "prcm") if getattr(refinement, part) is not None]
-    assert len(parts) == (2 if not switches else 1)
+    assert (refinement.pcm, refinement.prcm is not None) == (switches.get("pcm", True), switches.get("prcm", True))
 
 
 def test_absent_classes_stay_absent() -> None:
     network, images = encoder(), torch.randn(1, 3, 32, 32)
-    refinement = Refinement((8, 8))
-    with read_stages(network, stage_layers(network)) as reader:
+    refinement = MapRefinement((8, 8))
+    with read_stages(network, stage_layers(network)) as read:
         network(images)
-    features = refinement.features(reader.stages, images, (4, 4))
+    features = refinement.features(read(), images, (4, 4))
     value = refinement.refine(torch.randn(1, 3, 4, 4), features, torch.tensor([[1.0, 0.0, 1.0]]))
     assert value[:, 2].abs().max() == 0
 
@@ -159,8 +158,8 @@ def test_reading_stages_leaves_no_hook_also_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), read_stages(network, layers):
         _ = 1 / 0
     assert not any(module._forward_hooks for module in network.modules())
-    with read_stages(network, layers) as reader, pytest.raises(InputError, match="did not run"):
-        _ = reader.stages
+    with read_stages(network, layers) as read, pytest.raises(InputError, match="did not run"):
+        read()
 
 
 def test_stages_of_the_known_networks_are_where_they_are_expected() -> None:
@@ -187,4 +186,4 @@ def test_other_networks_need_their_stages_named() -> None:
 )
 def test_refinements_that_do_not_exist_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Refinement((8, 8), **options)
+        MapRefinement((8, 8), **options)

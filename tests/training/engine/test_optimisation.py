@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from distcam.errors import InputError
 from distcam.training import OptimiserSettings, ScheduleSettings, Settings
-from distcam.training.engine.schedules import learning_rate_factor, learning_rate_schedule
+from distcam.training.engine.optimisation import learning_rate_factor, learning_rate_schedule
 
 
 def rates(schedule: ScheduleSettings, *, steps: int, steps_per_epoch: int, highest: float = 1.0) -> list[float]:
@@ -90,23 +90,26 @@ def test_a_factor_is_a_share(steps: int, steps_per_epoch: int, warm_up: float, k
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ScheduleSettings("linear"), "schedule.kind: unknown 'linear'; choose from cosine"),
+        (lambda: ScheduleSettings("linear"), "kind: expected one of 'cosine', 'step'"),
         (lambda: ScheduleSettings("step"), "milestones go with kind 'step' alone"),
         (lambda: ScheduleSettings("cosine", milestones=(3,)), "milestones go with kind 'step' alone"),
         (lambda: ScheduleSettings("step", milestones=(3, 1)), "rising order"),
         (lambda: ScheduleSettings("one_cycle", warm_up=1), "a warm-up of its own"),
         (lambda: ScheduleSettings("one_cycle", peak=1), "between 0 and 1"),
-        (lambda: OptimiserSettings("lion"), "optimiser.kind: unknown 'lion'; choose from adamw, adam, sgd"),
-        (lambda: OptimiserSettings(learning_rate=0), "optimiser.learning_rate: expected a number above 0, got 0"),
+        (
+            lambda: OptimiserSettings("lion"),
+            "OptimiserSettings.kind: expected one of 'adamw', 'adam', 'sgd'; got 'lion'",
+        ),
+        (lambda: OptimiserSettings(learning_rate=0), "learning_rate: expected a number above 0, got 0"),
         (lambda: OptimiserSettings(learning_rate=float("nan")), "expected a number above 0, got nan"),
-        (lambda: OptimiserSettings(betas=(0.9,)), "expected two numbers"),
+        (lambda: OptimiserSettings(betas=(0.9,)), "betas: expected 2 values, got 1"),
         (lambda: OptimiserSettings(betas=(0.9, 1.0)), "from 0 to below 1, got 1.0"),
-        (lambda: OptimiserSettings(clip_norm=0), "optimiser.clip_norm"),
-        (lambda: Settings(epochs=0), "run.epochs: expected a whole number from 1 on, got 0"),
-        (lambda: Settings(epochs=2.5), "run.epochs: expected a whole number from 1 on, got 2.5"),
-        (lambda: Settings(accumulate=True), "run.accumulate"),
-        (lambda: Settings(ema=1.0), "run.ema"),
-        (lambda: Settings(precision="fp16"), "run.precision: unknown 'fp16'; choose from auto, fp32, bf16"),
+        (lambda: OptimiserSettings(clip_norm=0), "clip_norm"),
+        (lambda: Settings(epochs=0), "epochs: expected a whole number from 1 on, got 0"),
+        (lambda: Settings(epochs=2.5), "epochs: expected a whole number, got 2.5"),
+        (lambda: Settings(accumulate=True), "accumulate: expected a whole number, got True"),
+        (lambda: Settings(ema=1.0), "ema: expected a number from 0 to below 1"),
+        (lambda: Settings(precision="fp16"), "precision: expected one of 'auto', 'fp32', 'bf16'; got 'fp16'"),
         (lambda: Settings(patience=3), "name the metric to wait for"),
         (lambda: Settings(seed=-1), "run.seed"),
     ],

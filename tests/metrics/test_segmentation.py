@@ -13,8 +13,8 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion
 from sklearn.metrics import jaccard_score
 
 from distcam.errors import InputError, ShapeError
+from distcam.metrics.segmentation import background_curve, confusion_matrix, evaluate_masks, remark_on_shift
 from distcam.remarks import DistcamWarning
-from distcam.segmentation.measures import background_curve, confusion_matrix, evaluate_masks, remark_on_shift
 
 NAMES = ("background", "cat", "dog")
 
@@ -96,7 +96,7 @@ def test_tables_and_json_show_every_class() -> None:
     table = score.table()
     assert "cat              0.333  0.333  background (0.667)" in table
     assert "dog                  –      –" in table
-    assert "1 pictures" in table
+    assert "1 images" in table
     content = json.loads(json.dumps(score.to_dict()))
     assert content["iou"] == {"background": pytest.approx(1 / 3), "cat": pytest.approx(1 / 3), "dog": None}
 
@@ -109,9 +109,9 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         confusion_matrix(blank, blank + np.uint8(7), 3)
     with pytest.raises(InputError, match="the truth holds the class number 3"):
         confusion_matrix(blank + np.uint8(3), blank, 3)
-    with pytest.raises(InputError, match="one picture with a mask or more"):
+    with pytest.raises(InputError, match="one image with a mask or more"):
         evaluate_masks([], NAMES)
-    with pytest.raises(InputError, match="one picture with a mask or more"):
+    with pytest.raises(InputError, match="one image with a mask or more"):
         background_curve([], NAMES)
     with pytest.raises(InputError, match="one background score or more"):
         background_curve([(blank, np.zeros((2, 2, 2)))], NAMES, betas=[])
