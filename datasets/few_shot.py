@@ -18,6 +18,7 @@ from ..errors import ImageError, InputError
 from ..files import content_digest
 from ..images import read_image
 from ..images.loading import unreadable
+from ..progress import Progress
 from ..remarks import Skipped
 from .episodes import EpisodeManifest, as_names, check_items, split_hash
 
@@ -225,9 +226,7 @@ class FewShotData:
         return {"name": self.name, "split_hash": self.split_hash, "parts": parts}
 
 
-def readable(
-    data: FewShotData, *, progress: Callable[[int, int], None] | None = None
-) -> tuple[FewShotData, tuple[Skipped, ...]]:
+def readable(data: FewShotData, *, progress: Progress | None = None) -> tuple[FewShotData, tuple[Skipped, ...]]:
     """The data set without the image files that cannot be read, and these; every file is decoded once.
 
     Raises:

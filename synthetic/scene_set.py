@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -26,6 +26,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..images.geometry import Box
+from ..progress import Progress
 from .blueprints import Blueprint, Part, blueprints
 from .folders import new_folder, read_rows, save_numbers, write_rows
 from .painter import BACKGROUNDS, check_name
@@ -198,7 +199,7 @@ def write_scenes(
     seed: int = 0,
     quality: int = 90,
     masks: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> SceneSet:
     """A new folder of JPEG scenes with their boxes; it appears under its name when it is complete.
 
