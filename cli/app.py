@@ -13,7 +13,7 @@ import typer
 
 from .._version import __version__
 from ..errors import DistcamError
-from ..index.faiss.install import fault_behind
+from ..index.faiss.runtime import fault_behind
 from . import demo, encode, env, evaluate, fewshot, index, localize, query, reid, serve, train
 from .command import Commands
 from .console import complain, remarks

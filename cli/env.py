@@ -48,7 +48,7 @@ def env(as_json: AsJson = False) -> None:
 def _facts() -> dict[str, Any]:
     import torch
 
-    from ..index.faiss import install as faiss_install
+    from ..index.faiss import runtime
 
     packages = {}
     for name in PACKAGES:
@@ -65,10 +65,10 @@ def _facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         **packages,
-        **faiss_install.installed(),
+        **runtime.installed(),
         "cuda devices": devices,
         "faiss gpus": gpus,
-        "faiss fault": faiss_install.why_no_gpu() if devices and not gpus else faiss_install.fault(),
+        "faiss fault": runtime.why_no_gpu() if devices and not gpus else runtime.fault(),
         "torch threads": torch.get_num_threads(),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
     }

@@ -283,7 +283,7 @@ def pair_energy(
         walkers: a set with masks.
         encoding: of queries and gallery.
         paths: of its images.
-        parts: names of parts (see `distcam.reid.bodies.PARTS`) by the name of their group.
+        parts: names of parts (see `distcam.synthetic.bodies.PARTS`) by the name of their group.
         most: how many queries are looked at.
 
     Raises:

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from ..errors import InputError
-from .blueprints import Blueprint
+from .blueprint import Blueprint
 from .scene import draw_scene
 
 __all__ = ["Crowd", "draw_cells", "draw_crowd", "draw_crowds"]
