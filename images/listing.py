@@ -7,7 +7,7 @@ same order, so that a tree of millions of images costs little more memory than t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..remarks import remark
 from .image_sources import FolderSource, ImageRecord, Source, TableSource, printable, source_of
-from .joining import Join, Names, likely_cause
+from .joining import Join, Names, likely_cause, spelled
 from .labelling import Tally, remark_on_placeholders, remark_on_twins
 from .loading import IMAGE_SUFFIXES
 from .split_folders import SplitFolders, find_split_folders
