@@ -1,4 +1,4 @@
-"""What every few-shot data set is, whatever its files look like: parts of named, labelled images."""
+"""A few-shot data set, whatever its files look like: parts of named, labelled images."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..errors import ImageError, InputError
 from ..files import content_digest
 from ..images import read_image
 from ..images.loading import unreadable
+from ..progress import Progress
 from ..remarks import Skipped
 from .episodes import EpisodeManifest, as_names, check_items, split_hash
 
@@ -41,7 +42,7 @@ class Images(Protocol):
         """One image, RGB."""
 
     def content(self, index: int) -> bytes:
-        """What the image's checksum is taken of: the file, or the raw pixels."""
+        """Bytes that the image's checksum is taken of: the file, or the raw pixels."""
 
     @property
     def root(self) -> Path:
@@ -163,7 +164,7 @@ class Split:
 
     @cached_property
     def digests(self) -> NDArray[np.int64]:
-        """What tells the images' contents apart, see `content_digest`."""
+        """Digests of the images' contents, see `content_digest`."""
         return np.array([content_digest(self.images.content(index)) for index in range(len(self))], np.int64)
 
     def describe(self) -> dict[str, Any]:
@@ -225,9 +226,7 @@ class FewShotData:
         return {"name": self.name, "split_hash": self.split_hash, "parts": parts}
 
 
-def readable(
-    data: FewShotData, *, progress: Callable[[int, int], None] | None = None
-) -> tuple[FewShotData, tuple[Skipped, ...]]:
+def readable(data: FewShotData, *, progress: Progress | None = None) -> tuple[FewShotData, tuple[Skipped, ...]]:
     """The data set without the image files that cannot be read, and these; every file is decoded once.
 
     Raises:

@@ -19,7 +19,7 @@ _ROLES: dict[str, Role] = {"query": "query", "gallery": "gallery"}
 
 
 class Found(NamedTuple):
-    """What a folder or table holds; `problems` says what of it is left out or ignored."""
+    """Records of a folder or table; `problems` says what is left out or ignored."""
 
     root: Path
     records: tuple[DatasetRecord, ...]

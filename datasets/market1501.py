@@ -57,7 +57,7 @@ _CUHK03_KEYS = ("filelist", "labels", "camId", "train_idx", "query_idx", "galler
 
 
 class FileName(NamedTuple):
-    """What a file name says; `camera` is counted from 0."""
+    """Contents of a file name; `camera` is counted from 0."""
 
     identity: int
     camera: int

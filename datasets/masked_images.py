@@ -1,4 +1,4 @@
-"""Where images with masks lie: in VOC's layout, in CamVid's, in folders, in tables, or drawn.
+"""Images with masks: in VOC's layout, in CamVid's, in folders, in tables, or drawn.
 
 Every function finds the images, what is known about each, and the names of the classes; `MaskedImages` holds them.
 """
@@ -99,18 +99,18 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
         for file in sorted(folder.rglob("*"))
         if file.suffix.lower() in _SUFFIXES
     }
-    images = Names(files)
+    by_name = Names(files)
     masks = MaskFolder(root / "SegmentationClass")
     found, masked = Join(), Join()
     entries = []
     for name in names:
-        key = images.key(name)
+        key = by_name.key(name)
         found.add(name, key)
         if key is not None:
             mask = masks.file(f"{name}.jpg")
             masked.add(name, name if mask.is_file() else None)
-            entries.append(Entry(name, images[key], mask if mask.is_file() else None))
-    fit = replace(found.fit(images), unused=0)  # images of other splits lie there too
+            entries.append(Entry(name, files[key], mask if mask.is_file() else None))
+    fit = replace(found.fit(files), unused=0)  # images of other splits lie there too
     fit.tell(what="a file", images=f"names in {chosen.name}", lines=f"files in {folder}")
     if any(entry.mask for entry in entries):  # a list of images without any mask is one to infer
         masked.fit([]).tell(what="a mask", images="images", lines="")
@@ -179,14 +179,14 @@ def in_table(table: str | Path, names: str | Path | Sequence[str] | None, split:
 
 
 def splits_of_table(table: str | Path) -> tuple[str, ...]:
-    """What the column of splits says, in order of appearance; nothing where there is none."""
+    """Values of the column of splits, in order of appearance; none where there is no such column."""
     listing = quiet_listing(table, labels="none")
     column = split_column([record.columns for record in listing], listing.column_names)
     return () if column is None else tuple(dict.fromkeys(record.columns[column] for record in listing))
 
 
 def _is_of(split: str, cell: str) -> bool:
-    """Whether a cell names the split, or one that means the same."""
+    """True if a cell names the split, or one that means the same."""
     return cell == split or (split_name(cell) is not None and split_name(cell) == split_name(split))
 
 

@@ -88,7 +88,7 @@ def _read_table(file: Path, root: Path, part: str) -> tuple[list[str], list[str]
 
 
 def _place_of(root: Path, name: str, label: str, stem: str) -> str:
-    """Where images lie, found with the first one."""
+    """Pattern of the images' paths, found with the first one."""
     below = ("{name}", "{label}/{name}", f"{stem}/{{name}}", f"{stem}/{{label}}/{{name}}")
     places = [prefix + place for prefix in ("images/", "") for place in below]
     for place in places:

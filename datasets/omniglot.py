@@ -83,14 +83,14 @@ def omniglot(root: Path, split: str | None = None) -> FewShotData:
 
 
 class _Source(Protocol):
-    """Where drawings come from."""
+    """A source of drawings."""
 
     @property
     def files(self) -> dict[str, list[str]]:
         """Names of the 20 drawings of each character."""
 
     def is_background(self, character: str) -> bool:
-        """Whether Lake has the character in his background set."""
+        """True if Lake has the character in his background set."""
 
     def ink(self, drawing: _Drawing) -> Ink:
         """One drawing, upright."""

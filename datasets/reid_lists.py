@@ -138,7 +138,11 @@ def read_vehicleid(root: Path, *, test: str = "800", seed: int | None = 0) -> Re
         images += listed
         note = "no gallery drawn: read the single-gallery-shot CMC"
     else:
-        drawn = _drawn([image.identity for image in listed], seed)
+        generator = np.random.default_rng(seed)
+        places: dict[Identity, list[int]] = {}
+        for place, image in enumerate(listed):
+            places.setdefault(image.identity, []).append(place)
+        drawn = {int(generator.choice(found)) for found in places.values()}  # one place per identity
         images += [replace(image, role="gallery" if i in drawn else "query") for i, image in enumerate(listed)]
         note = f"one gallery image per identity drawn with seed {seed}; other draws give other scores"
     return ReidData("vehicleid", root, tuple(images), Protocol(same_camera="keep"), notes=(f"test {test}", note))
@@ -154,15 +158,6 @@ def _vehicles(file: Path, problems: list[str]) -> list[ReidImage]:
         return ReidImage(f"image/{name}", _number(fields[1], file, line), None, "test")
 
     return _usable(lines_of(file) if file.is_file() else [], read, problems)
-
-
-def _drawn(identities: list[Identity], seed: int) -> set[int]:
-    """One position per identity."""
-    generator = np.random.default_rng(seed)
-    places: dict[Identity, list[int]] = {}
-    for place, identity in enumerate(identities):
-        places.setdefault(identity, []).append(place)
-    return {int(generator.choice(found)) for found in places.values()}
 
 
 def read_csv(

@@ -186,7 +186,7 @@ class ReidData:
         return self.of("gallery", "test")
 
     def file(self, image: ReidImage) -> Path:
-        """Where an image lies."""
+        """Path of an image."""
         return self.root / image.path
 
     def without(self, paths: Container[str]) -> ReidData:

@@ -97,15 +97,15 @@ class VocFolder:
 
     @property
     def masks(self) -> Path:
-        """Where the masks lie."""
+        """Folder of the masks."""
         return self.folder / "SegmentationClass"
 
     def mask_file(self, name: str) -> Path:
-        """Where the mask of an image lies."""
+        """Path of an image's mask."""
         return self.masks / f"{name}.png"
 
     def has(self, name: str) -> bool:
-        """Whether the image's mask is written already."""
+        """True if the image's mask is written already."""
         return self.mask_file(name).is_file()
 
     def write(self, name: str, mask: Mask, *, image: Path | None = None) -> None:

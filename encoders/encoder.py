@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import InputError, ShapeError
 from ..images.transform import Transform
 from ..remarks import remark
-from .backbones.registry import Backbone, build_backbone
+from .backbones.registry import build_backbone
 from .checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from .encoding import Encoding
 from .fingerprint import FingerprintCache
@@ -40,11 +40,7 @@ from .weights.wrapping import find_layer, require_usable, unwrapped
 __all__ = ["Encoder", "evaluating"]
 
 T = TypeVar("T")
-
-
-class _Colours(TypedDict):
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
+_Colours = Mapping[str, Any]  # mean and std
 
 
 def telling(read: Callable[[Any], T]) -> Callable[[Any], T]:
@@ -105,10 +101,7 @@ class Encoder(nn.Module):
         self._pooled_dim = 0
 
     def forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Encoding:
-        """The encoding of images that `transform` has normalised.
-
-        Under autocast only the backbone runs in low precision: pooling and head are float32, and so is what comes out.
-        """
+        """The encoding of normalised images, float32; under autocast the backbone alone runs in low precision."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ShapeError(f"expected images of shape (b, 3, h, w), got {tuple(images.shape)}")
         # A backbone of the user's own may work on its input in place (`images.sub_(mean)`), which is the caller's.
@@ -191,8 +184,10 @@ class Encoder(nn.Module):
         state, own_transform = published(name := os.fspath(source), weights)
         transform = (transform or own_transform).adapted(**colours)
         with drawn_from(seed) if state is None else uninitialised():
-            built = _build(name, layer, transform, options or {})
-        encoder = cls._of(name, built, options or {}, transform=transform, pooling=pooling, head=head)
+            size = (transform.height, transform.width)
+            built = build_backbone(name, layer=layer, image_size=size, options=options or {})
+        parts: dict[str, Any] = {"transform": transform, "pooling": pooling, "head": head}
+        encoder = cls(built.network, architecture=name, layer=built.layer, options=options or {}, **parts)
         if state is not None:
             target = built.network.source if isinstance(built.network, Tap) else built.network
             encoder._fill(target, state, origin=f"{weights} for {name}", spare=built.spare, neck=head is None)
@@ -201,7 +196,7 @@ class Encoder(nn.Module):
     def _fill(
         self, target: nn.Module, state: StateDict, *, origin: str, spare: Collection[str] = (), neck: bool
     ) -> None:
-        """Weights from outside into the backbone, and a batch-norm neck that they bring into the head if it is free."""
+        """Weights from outside into the backbone, and the batch-norm neck that they bring into a free head."""
         left = load_state(target, state, origin=origin, spare=spare)
         place = neck_among(left)
         if place and (neck or isinstance(self.head, BNNeck)) and self.pooled_dim == len(left[f"{place}running_mean"]):
@@ -214,11 +209,6 @@ class Encoder(nn.Module):
                 stacklevel=4,
             )
         say_what_is_left(left, origin=origin)
-
-    @classmethod
-    def _of(cls, name: str, built: Backbone, options: Mapping[str, Any], **parts: Any) -> Encoder:
-        """The encoder of a backbone that `build_backbone` can build again."""
-        return cls(built.network, architecture=name, layer=built.layer, options=options, **parts)
 
     @classmethod
     def _around(
@@ -257,9 +247,12 @@ class Encoder(nn.Module):
         with built_from_header(path, "an encoder"):
             with uninitialised():
                 transform = (transform or Transform.from_dict(config["transform"])).adapted(**colours)
-                built = _build(config["architecture"], config["layer"], transform, config["options"])
-                parts = {"pooling": pooling_from(config["pooling"]), "head": head_from_dict(config["head"])}
-            encoder = cls._of(config["architecture"], built, config["options"], transform=transform, **parts)
+                name, options = config["architecture"], config["options"]
+                size = (transform.height, transform.width)
+                built = build_backbone(name, layer=config["layer"], image_size=size, options=options)
+                pooling, head = pooling_from(config["pooling"]), head_from_dict(config["head"])
+            parts: dict[str, Any] = {"transform": transform, "pooling": pooling, "head": head}
+            encoder = cls(built.network, architecture=name, layer=built.layer, options=options, **parts)
             encoder.metadata = dict(config["metadata"])
             encoder.trained_on = TrainedOn.of_checkpoint(config, tensors)
         load_state(encoder, tensors, origin=str(path), exact=True)
@@ -291,7 +284,7 @@ class Encoder(nn.Module):
         write_checkpoint(path, config, tensors)
 
     def describe(self) -> dict[str, Any]:
-        """What the encoder is, without its weights, as JSON can hold it."""
+        """The encoder's configuration, without weights, as JSON can hold it."""
         return {
             "architecture": self.architecture,
             "options": self.options or {},
@@ -304,9 +297,9 @@ class Encoder(nn.Module):
     @property
     @telling
     def fingerprint(self) -> str:
-        """What the encoder computes, as 64 hexadecimal digits: configuration, transform, and weights.
+        """64 hexadecimal digits for what the encoder computes: configuration, transform, and weights.
 
-        Mode, device, precision of storage, and metadata do not count. Remembered until a weight changes.
+        Mode, device, precision of storage, and metadata do not count.
         """
         return self._fingerprint.get(self.describe(), tensors_of(self))
 
@@ -337,9 +330,8 @@ class Encoder(nn.Module):
 
     def __repr__(self) -> str:
         at = f" at {self.layer}" if self.layer else ""
-        pooling, head = type(self.pooling).__name__, type(self.head).__name__
-        size = f"{self.transform.height}×{self.transform.width}"
-        return f"Encoder({self.architecture}{at}, {pooling}, {head}, {size})"
+        parts = f"{type(self.pooling).__name__}, {type(self.head).__name__}"
+        return f"Encoder({self.architecture}{at}, {parts}, {self.transform.height}×{self.transform.width})"
 
 
 @contextmanager
@@ -352,7 +344,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def _build(name: str, layer: str | None, transform: Transform, options: Mapping[str, Any]) -> Backbone:
-    return build_backbone(name, layer=layer, image_size=(transform.height, transform.width), options=options)

@@ -1,4 +1,4 @@
-"""What an encoder says about a batch of images: the map, the pooled vector, and the embedding."""
+"""Encoding of a batch of images: the map, the pooled vector, and the embedding."""
 
 from __future__ import annotations
 

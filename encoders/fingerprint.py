@@ -1,4 +1,4 @@
-"""Which encoder made these vectors: one hash over what it computes."""
+"""Identity of an encoder: one hash over what it computes."""
 
 from __future__ import annotations
 

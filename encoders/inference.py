@@ -84,7 +84,13 @@ class Inference:
         encoder = whole_encoder(encoder)
         self.fingerprint = encoder.fingerprint
         self.short_name = encoder.short_name
-        self.encoder = _frozen(encoder, self.device)
+        copy = _copied(encoder).eval().requires_grad_(False).to(self.device, torch.float32)
+        for parameter in copy.parameters():
+            parameter.grad = None
+        shape = (1, 3, encoder.transform.height, encoder.transform.width)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        copy.backbone = fuse_batch_norms(copy.backbone, noise.to(self.device))
+        self.encoder = copy.to(memory_format=torch.channels_last)
         self._process = os.getpid()
         make_forks_safe()
 
@@ -95,7 +101,7 @@ class Inference:
 
     @property
     def seen_as(self) -> str:
-        """What images become and how they are computed, to be printed beside numbers: `'pad to 224×224, bf16'`."""
+        """Fit, size and precision of the images, to be printed beside numbers: `'pad to 224×224, bf16'`."""
         return f"{self.transform.summary}, {self.precision}"
 
     @property
@@ -157,7 +163,10 @@ class Inference:
             workers: decoding threads; 0 decodes between forward passes. `default_workers` if left out.
         """
         decode: Callable[[Any], Tensor] = load or self.read
-        decoded = _in_order(decode, items, workers=self._workers(workers), ahead=2 * self.batch_size)
+        if workers is not None and workers < 0:
+            raise InputError(f"expected 0 or more decoding threads, got {workers}")
+        threads = self.default_workers if workers is None else workers
+        decoded = _in_order(decode, items, workers=threads, ahead=2 * self.batch_size)
         try:
             while chunk := list(islice(decoded, self.batch_size)):
                 good = [(item, pixels) for item, pixels in chunk if not isinstance(pixels, ImageError)]
@@ -166,11 +175,6 @@ class Inference:
                 yield Batch([item for item, _ in good], bad, encoding)
         finally:
             decoded.close()
-
-    def _workers(self, workers: int | None) -> int:
-        if workers is not None and workers < 0:
-            raise InputError(f"expected 0 or more decoding threads, got {workers}")
-        return self.default_workers if workers is None else workers
 
     @torch.no_grad()
     def _encode(self, pixels: Tensor) -> Encoding:
@@ -234,17 +238,6 @@ def whole_encoder(encoder: object) -> Encoder:
     return found
 
 
-def _frozen(encoder: Encoder, device: torch.device) -> Encoder:
-    """A copy for evaluation only, as fast as it gets without compiling."""
-    copy = _copied(encoder).eval().requires_grad_(False).to(device, torch.float32)
-    for parameter in copy.parameters():
-        parameter.grad = None
-    transform = copy.transform
-    noise = torch.randn(1, 3, transform.height, transform.width, generator=torch.Generator().manual_seed(0))
-    copy.backbone = fuse_batch_norms(copy.backbone, noise.to(device))
-    return copy.to(memory_format=torch.channels_last)
-
-
 def _copied(encoder: Encoder) -> Encoder:
     """A copy of the encoder, whatever hooks have left in its parts.
 
@@ -288,7 +281,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def resolved_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """What a choice of precision, "auto" among them, comes to on a device."""
+    """The precision that a choice, "auto" among them, means on a device."""
     if precision not in ("auto", "fp32", "bf16"):
         raise InputError(f"unknown precision {precision!r}: expected 'auto', 'fp32', or 'bf16'")
     if precision == "auto":

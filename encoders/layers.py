@@ -188,7 +188,7 @@ def as_feature_map(output: Any, size: tuple[int, int], *, origin: str) -> Float[
 
 
 def _misfit(rows: int, columns: int, size: tuple[int, int]) -> float:
-    """How far a map's proportions are from the image's; 0 is exact, and rounding up a stride moves it a little."""
+    """Distance of a map's proportions from the image's; 0 is exact, and rounding up a stride moves it a little."""
     return abs(math.log((rows / columns) / (size[0] / size[1])))
 
 

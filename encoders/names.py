@@ -17,7 +17,7 @@ _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle")
 
 
 def needs_weights(name: str) -> str:
-    """What is said where a network is named and its weights are not."""
+    """The error where a network is named and its weights are not."""
     return f"{name} needs weights: a FILE, 'imagenet' (downloads them), or 'random' (for trials)"
 
 

@@ -45,7 +45,7 @@ Region = Box | NDArray[np.bool_]
 def coverage(
     region: Box | Bool[NDArray[Any], "height width"], *, size: tuple[int, int], view: Box, shape: tuple[int, int]
 ) -> Float[Tensor, "h w"]:
-    """How much of each position's area the region covers, in [0, 1].
+    """Share of each position's area that the region covers, in [0, 1].
 
     Args:
         region: a `Box` in pixels of the image, clipped to it; or a boolean mask with a value for each of its pixels.
@@ -212,7 +212,7 @@ class MaskPooling:
                 )
 
     def _numbers(self, path: str | Path) -> str:
-        """What an empty mask holds in place of the number that was asked for."""
+        """Numbers that an empty mask holds in place of the one that was asked for."""
         if self.masks.category is None:
             return ""
         there = np.unique(read_class_numbers(self.masks.file(path)))[:5].tolist()

@@ -1,4 +1,4 @@
-"""What an encoder was trained on: its classes by name and its images by content, for telling if a test was fair."""
+"""Training data of an encoder: its classes by name and its images by content, for telling if a test was fair."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMIT = 1 << 20  # digests that a checkpoint keeps: 8 MB
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much of what is measured was trained on.
+    """Measured classes and images that were trained on.
 
     Attributes:
         classes: measured classes whose name is that of a training class.
@@ -99,7 +99,7 @@ class TrainedOn:
         return TrainedOn(both.classes, self.images + earlier.images - common, both.digests, is_sample)
 
     def overlap(self, labels: Iterable[str | None], digests: NDArray[np.int64]) -> Overlap:
-        """How many of some labels' classes, and of some images, were trained on."""
+        """The overlap of some labels' classes, and of some images, with the training."""
         measured = {label for label in labels if label is not None}
         seen = int(np.isin(digests, self.digests).sum()) if len(self.digests) else None
         return Overlap(len(measured & set(self.classes)), len(measured), seen, len(digests), is_sample=self.is_sample)

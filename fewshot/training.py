@@ -30,8 +30,9 @@ from ..datasets.few_shot import Split, readable
 from ..encoders import Encoder, Inference
 from ..errors import InputError
 from ..images import Transform
+from ..progress import Progress
 from ..training.data.pixels import say_left_out
-from ..training.data.run_data import Part, Progress, RunData
+from ..training.data.run_data import Part, RunData
 from ..training.data.training_set import TrainingSet
 from ..training.engine.step import Objective, Term
 from ..training.losses.registry import TERMS, Builder, TermContext, checked_term

@@ -36,7 +36,7 @@ class ImageRecord(NamedTuple):
 
 
 class Source(Protocol):
-    """Where a listing's images come from."""
+    """Source of a listing's images."""
 
     @property
     def root(self) -> Path:
@@ -82,7 +82,7 @@ class FolderSource:
     column_names: tuple[str, ...] = ()
 
     def can_hold(self, parts: Sequence[str]) -> bool:
-        """Whether a sub-folder can hold images of the listing."""
+        """True if a sub-folder can hold images of the listing."""
         return _may_contain(parts, self.pattern)
 
     def scan(self, report: Report) -> Iterator[ImageRecord]:

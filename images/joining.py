@@ -91,7 +91,7 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def beside(folder: Path, path: str | os.PathLike[str], suffix: str = ".png") -> Path:
-    """Where the counterpart of an image is expected: `cat/1.jpg` has `FOLDER/cat/1.png`.
+    """Expected place of an image's counterpart: `cat/1.jpg` has `FOLDER/cat/1.png`.
 
     Of an image outside of its listing's root the name alone counts: `FOLDER/1.png`.
     """
@@ -102,7 +102,7 @@ def beside(folder: Path, path: str | os.PathLike[str], suffix: str = ".png") -> 
 
 
 class Names(Generic[V], Mapping[str, V]):
-    """What is known about files by their names.
+    """Facts about files by their names.
 
     Args:
         items: by name, as the source writes it.
@@ -139,7 +139,7 @@ class Names(Generic[V], Mapping[str, V]):
 
 @dataclass(frozen=True)
 class Fit:
-    """How two sides fit.
+    """Counts of a join of two sides.
 
     Attributes:
         images: how many there are.

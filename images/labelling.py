@@ -1,4 +1,4 @@
-"""What a listing's labels and columns leave open: images without a label, placeholders, boxes that nobody cuts out."""
+"""Gaps in a listing's labels and columns: images without a label, placeholders, boxes that nobody cuts out."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ BOX_COLUMNS: tuple[tuple[str, ...], ...] = (
     ("box",),
     ("bounding_box",),
 )
-"""How tables call the columns of a box: its edges, or a corner with width and height, or all in one cell."""
+"""Names of the columns of a box in tables: its edges, or a corner with width and height, or all in one cell."""
 
 
 @lru_cache(maxsize=4096)
@@ -138,7 +138,7 @@ def box_columns(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def uncut_boxes(count: int, columns: Sequence[str]) -> str:
-    """What to say of boxes that stand in a table's columns and are not used as crops."""
+    """A sentence about boxes that stand in a table's columns and are not used as crops."""
     return (
         f"the boxes of {count:,} images (columns {', '.join(columns)}) are kept as columns and NOT cut out: "
         "whole images are used; cut them out beforehand if the boxes are meant"

@@ -7,7 +7,7 @@ same order, so that a tree of millions of images costs little more memory than t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..remarks import remark
 from .image_sources import FolderSource, ImageRecord, Source, TableSource, printable, source_of
-from .joining import Join, Names, likely_cause
+from .joining import Join, Names, likely_cause, spelled
 from .labelling import Tally, remark_on_placeholders, remark_on_twins
 from .loading import IMAGE_SUFFIXES
 from .split_folders import SplitFolders, find_split_folders
@@ -64,12 +64,12 @@ class Listing:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What a folder walk left out and why, one printable line each: unreadable folders, broken links, odd names."""
+        """Entries left out by a folder walk and why, a line each: unreadable folders, broken links, odd names."""
         return self._survey[1]
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What was taken for a split, or for a class although it is named like one; a sentence each."""
+        """Folders taken for splits, or for classes although they are named like one; a sentence each."""
         return () if self._labels.splits is None else tuple(self._labels.splits.remarks())
 
     @property
@@ -83,7 +83,7 @@ class Listing:
         return any(record.label is not None for record in self)
 
     def file(self, record: ImageRecord) -> Path:
-        """Where the image of a record lies."""
+        """Path of a record's image."""
         return self.root / record.path
 
     def _scan(self, report: Callable[[str, str], None]) -> Iterator[ImageRecord]:
@@ -218,7 +218,7 @@ def _nothing_found(source: object, listing: Listing) -> str:
 
 @dataclass(frozen=True)
 class _Labels:
-    """Where labels come from: `kind` is "folder", "none", "column", or the file that `table` was read from."""
+    """Source of labels: `kind` is "folder", "none", "column", or the file that `table` was read from."""
 
     kind: str
     table: Names[str] | None = None
@@ -239,7 +239,7 @@ class _Labels:
         return record.label if self.kind == "column" else None
 
     def key_of(self, record: ImageRecord) -> str | None:
-        """What the table calls an image: from the listing's root, from the table's own folder, or with all folders."""
+        """The table's name of an image: from the listing's root, from the table's own folder, or with all folders."""
         assert self.table is not None, "asked for only then"
         names = (record.path, os.path.normpath(f"{self.prefix}/{record.path}"))
         return self.table.key(*names, *([os.fspath(self.root / record.path)] if self.table.has_absolute else []))

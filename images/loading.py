@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final
 
 from PIL import (
     AvifImagePlugin,  # noqa: F401  (importing a plugin registers its decoder)
@@ -83,7 +83,7 @@ _CONVERT = "save it as an 8-bit PNG or JPEG"
 
 
 class _Limit:
-    """What `set_pixel_limit` sets, for all threads."""
+    """The value of `set_pixel_limit`, for all threads."""
 
     pixels = MAX_PIXELS
 
@@ -133,11 +133,10 @@ def read_image(
     | SVG, EPS, PDF, and every format outside the allow list | refused; nothing external is ever started |
     | HEIC | read where pillow-heif is installed, else refused with a hint |
 
-    Nothing global is touched (but for pillow-heif's decoder, which is registered with the first HEIC), so any number of
-    threads may call this. No warning about an image's size or its EXIF is issued. (Pillow may still remark on nonsense
-    in the tags of a TIFF or APNG, and libtiff on standard error; where warnings are errors, such a file is refused.)
-    A `MemoryError` is not turned into an `ImageError`: `max_pixels` bounds what a file can ask for, so running out of
-    memory says something about the machine, and skipping good images for it would hide that.
+    Nothing global is touched (but for pillow-heif's decoder, registered with the first HEIC), so any number of threads
+    may call this. No warning about an image's size or its EXIF is issued; Pillow may still remark on nonsense in the
+    tags of a TIFF or APNG, and where warnings are errors, such a file is refused. A `MemoryError` is not turned into an
+    `ImageError`: `max_pixels` bounds what a file can ask for, so running out of memory is a matter of the machine.
 
     Args:
         source: a path, the file's bytes, or a binary stream, which is read from its beginning and left open.
@@ -208,7 +207,11 @@ def _readable(name: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:  # WebP's decoder compares with Pillow's own, larger limit
         raise ImageError(name, f"too large: {error}") from error
     except OSError as error:
-        raise ImageError(name, _os_reason(error)) from error
+        if error.errno is None:  # of Pillow's decoders
+            reason = _decoder_reason(error)
+        else:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise ImageError(name, reason) from error
     except Exception as error:  # decoders raise whatever they like: SyntaxError, struct.error, KeyError, …
         raise ImageError(name, _decoder_reason(error)) from error
 
@@ -293,7 +296,6 @@ _registering = threading.Lock()
 
 
 def _register_heic() -> None:
-    """Give Pillow the decoder of pillow-heif, once, where it is installed."""
     with _registering, suppress(ImportError):
         if "HEIF" not in Image.OPEN:
             from pillow_heif import register_heif_opener
@@ -341,16 +343,8 @@ def _stream(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[Binar
 
 
 def _name(source: object) -> str:
-    """What messages call the source; bytes of a file name that are no UTF-8 are escaped, so that it can be printed."""
+    """Name of the source in messages; bytes of a file name that are no UTF-8 are escaped, so that it can be printed."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "<bytes>"
     name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "<stream>")
     return str(name).encode("utf-8", "backslashreplace").decode() if isinstance(name, str) else "<stream>"
-
-
-def _os_reason(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if error.errno is not None:
-        return f"cannot be read: {cast(str, error.strerror)}"
-    return _decoder_reason(error)  # Pillow's decoders raise OSError without a number

@@ -74,11 +74,11 @@ class MaskFolder:
         return cls(path, category)
 
     def file(self, path: str | os.PathLike[str]) -> Path:
-        """Where the mask of the image with this path is expected."""
+        """Expected place of the mask of the image with this path."""
         return beside(self.folder, path)
 
     def join(self, paths: Iterable[str]) -> Fit:
-        """How the masks fit the images with these paths; masks of further images are not missed."""
+        """Fit of the masks and the images with these paths; masks of further images are not missed."""
         join = Join()
         for path in paths:
             file = self.file(path)
@@ -111,7 +111,7 @@ class MaskFolder:
 
 
 def wrong_size(file: str | os.PathLike[str], mask: tuple[int, int], image: tuple[int, int]) -> str | None:
-    """What is wrong with a mask of one (width, height) for an image of another; None if they are the same."""
+    """The fault of a mask of one (width, height) for an image of another; None if they are the same."""
     if mask == image:
         return None
     message = f"has {image[0]}x{image[1]} pixels, its mask {file} {mask[0]}x{mask[1]}"

@@ -21,7 +21,7 @@ _LOOK = 4  # levels below a folder in which an image is looked for
 
 @dataclass(frozen=True)
 class SplitFolders:
-    """Where in the paths of a folder's images their split stands, and where their class.
+    """Places of split and class in the paths of a folder's images.
 
     Attributes:
         root: the folder.
@@ -63,7 +63,7 @@ class SplitFolders:
         return parts[at] if len(parts) > at + 1 else None
 
     def remarks(self) -> Iterator[str]:
-        """What was decided, a sentence each."""
+        """The decisions, a sentence each."""
         if self.doubt:
             yield f"{self.root}: {self.doubt}"
         if not self.names:
@@ -183,11 +183,11 @@ class _Look:
         return SplitFolders(self.root, names=frozenset(sub for own in inner.values() for sub in own), class_first=True)
 
     def named(self, place: tuple[str, ...]) -> bool:
-        """Whether a folder has a sub-folder named like a split."""
+        """True if a folder has a sub-folder named like a split."""
         return any(map(split_name, self.folders(place)))
 
     def has_inner(self, place: tuple[str, ...]) -> bool:
-        """Whether a folder has a sub-folder with images."""
+        """True if a folder has a sub-folder with images."""
         return any(self.holds((*place, name)) for name in self.folders(place))
 
     def folders(self, place: tuple[str, ...]) -> list[str]:
@@ -199,7 +199,7 @@ class _Look:
         )
 
     def holds(self, place: tuple[str, ...], depth: int = _LOOK) -> bool:
-        """Whether an image lies somewhere in a folder."""
+        """True if an image lies somewhere in a folder."""
         inner = []
         for entry in _entries(self.root.joinpath(*place)):
             if _is_folder(entry):
@@ -209,7 +209,7 @@ class _Look:
         return depth > 0 and any(self.holds((*place, name), depth - 1) for name in sorted(inner))
 
     def strays(self, above: tuple[str, ...], names: frozenset[str]) -> tuple[int, str]:
-        """How many images lie outside of the split folders, and the first."""
+        """Number of images outside of the split folders, and the first of them."""
         count, first = 0, ""
         for folder, inner, files in os.walk(self.root):
             place = Path(folder).relative_to(self.root).parts
@@ -224,7 +224,7 @@ class _Look:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder and is not hidden; nothing where it cannot be read."""
+    """The entries of a folder that are not hidden; none where it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]

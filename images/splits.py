@@ -74,7 +74,7 @@ def split_column(rows: Iterable[Mapping[str, str]], names: Sequence[str]) -> str
 
 
 def split_of_row(row: Mapping[str, str], column: str | None, *, where: object = "the table") -> str:
-    """What a row says of its split: a known name, the cell as it is, or "" where it says nothing.
+    """The split of a row: a known name, the cell as it is, or "" where it says nothing.
 
     `is_query` and `is_gallery` say "test" where no column does, and in a table that has them an empty cell in both says
     "train".
@@ -86,7 +86,7 @@ def split_of_row(row: Mapping[str, str], column: str | None, *, where: object = 
 
 
 def flags_of(row: Mapping[str, str], where: object) -> dict[str, bool | None]:
-    """What the flags `is_query` and `is_gallery`, in any case, say in a row; those alone that its table has."""
+    """Values of the flags `is_query` and `is_gallery`, in any case, in a row; those alone that its table has."""
     present = {name.strip().lower(): name for name in row}
     return {name: flag(row[present[name]], name, where) for name in _FLAGS if name in present}
 

@@ -36,13 +36,13 @@ PATH_NAMES = (
     *("path", "paths", "filename", "file", "filepath", "image", "images", "imagepath", "imagename", "imagefile"),
     *("img", "imgpath", "imgname", "imageid", "photo", "picture", "src", "url", "relpath", "fullpath"),
 )
-"""What columns of files are called elsewhere, in small letters without marks."""
+"""Names of columns of files elsewhere, in small letters without marks."""
 LABEL_NAMES = (
     *("label", "class", "classname", "classlabel", "classid", "category", "categoryname", "categoryid", "identity"),
     *("target", "species", "name", "individual", "individualid", "product", "productid", "sku", "breed", "pid"),
     *("labelname", "labelid", "lbl", "cls", "y", "tag", "genus", "superclass", "itemid", "truth", "groundtruth"),
 )
-"""What columns of classes are called elsewhere, likewise; the likeliest first."""
+"""Names of columns of classes elsewhere, likewise; the likeliest first."""
 
 _SEPARATORS = ",;\t|"
 _MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's
@@ -56,7 +56,7 @@ _NAMES = {"cp1252": "Windows-1252", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16"
 
 
 class TableFormat(NamedTuple):
-    """How a table is written.
+    """Encoding and separator of a table.
 
     Attributes:
         encoding: as Python calls it.
@@ -70,7 +70,7 @@ class TableFormat(NamedTuple):
 
     @classmethod
     def of(cls, table: Path) -> TableFormat:
-        """What a file looks like."""
+        """The format that a file seems to have."""
         encoding = _encoding(table)
         with _opened(table, encoding) as file:
             first = next(iter(file), "")

@@ -131,11 +131,11 @@ class Transform:
 
     @property
     def summary(self) -> str:
-        """What becomes of an image, to be printed beside numbers: `'pad to 224×224'`."""
+        """Fit and size, to be printed beside numbers: `'pad to 224×224'`."""
         return f"{self.fit} to {self.height}×{self.width}"
 
     def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
-        """What the network sees of one image, grey levels 0 to 255; modes other than RGB pass through `as_rgb`."""
+        """The network's input for one image, grey levels 0 to 255; modes other than RGB pass through `as_rgb`."""
         image = as_rgb(image)
         if self.fit == "pad":
             width, height, left, top = self._placement(*image.size)
@@ -165,7 +165,7 @@ class Transform:
         )
 
     def locate(self, box: Box, width: int, height: int) -> Box:
-        """Where a rectangle of the network's input lies in the original `width` x `height` image, clipped to it."""
+        """The place of a rectangle of the network's input in the original `width` x `height` image, clipped to it."""
         view = self.view(width, height)
         in_view = box.scaled(view.width / self.width, view.height / self.height)
         return in_view.shifted(view.left, view.top).clipped(width, height)

@@ -1,4 +1,4 @@
-"""What a file would make its decoder do, counted in its headers before anything is decoded.
+"""Work that a file would make its decoder do, counted in its headers before anything is decoded.
 
 The number of pixels does not bound the work: a JPEG may hold any number of scans over the same pixels, a PNG may be cut
 into a million chunks, a TIFF may point a thousand tags at the same megabytes. Each count here walks over headers alone
@@ -13,6 +13,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import BinaryIO, Final
 
 from ..errors import ImageError
@@ -132,14 +133,6 @@ def _count_scans(data: bytes, name: str) -> None:
 # --- PNG and WebP -----------------------------------------------------------------------------------------------------
 
 
-def _require_bounded_png(stream: BinaryIO, name: str) -> None:
-    _count_chunks(stream, name, start=8, head=struct.Struct(">I4s"), tail=4)
-
-
-def _require_bounded_webp(stream: BinaryIO, name: str) -> None:
-    _count_chunks(stream, name, start=12, head=struct.Struct("<4sI"), tail=0)
-
-
 def _count_chunks(stream: BinaryIO, name: str, *, start: int, head: struct.Struct, tail: int) -> None:
     size = stream.seek(0, os.SEEK_END)
     limit = _FREE_CHUNKS + size // _CHUNK_BYTES
@@ -193,10 +186,6 @@ def _is_short(kind: bytes, payload: bytes) -> bool:
 
 
 # --- GIF --------------------------------------------------------------------------------------------------------------
-
-
-def _require_bounded_gif(stream: BinaryIO, name: str) -> None:
-    gif_size(stream, name)
 
 
 def gif_size(stream: BinaryIO, name: str) -> tuple[int, int]:
@@ -258,7 +247,7 @@ def _require_bounded_ppm(stream: BinaryIO, name: str) -> None:
 
 
 def _count(what: bytes, stream: BinaryIO, most: int) -> int:
-    """How often a byte comes in a file, counted until it is more often than `most`."""
+    """Occurrences of a byte in a file, counted until there are more than `most`."""
     stream.seek(0)
     found = 0
     while found <= most and (block := stream.read(1 << 20)):
@@ -306,8 +295,9 @@ def _tiff_entries(stream: BinaryIO, name: str) -> list[tuple[int, int, int, int,
 
 
 def tiff_kind(stream: BinaryIO, name: str) -> str:
-    """What a TIFF holds, in words such as "5 samples a pixel, 8-bit unsigned integers"."""
-    order = "<>"[_head(stream, 2) == b"MM"]
+    """Contents of a TIFF, in words such as "5 samples a pixel, 8-bit unsigned integers"."""
+    stream.seek(0)
+    order = "<>"[stream.read(2) == b"MM"]
     found: dict[int, list[int]] = {}
     for tag, kind, values, offset, inline in _tiff_entries(stream, name):
         if tag in (258, 259, 277, 284, 317, 339) and kind in (3, 4) and 0 < values <= 64:
@@ -327,16 +317,11 @@ def tiff_kind(stream: BinaryIO, name: str) -> str:
     return f"{samples} sample{'' if samples == 1 else 's'} a pixel, {bits}-bit {named}{packed}"
 
 
-def _head(stream: BinaryIO, length: int) -> bytes:
-    stream.seek(0)
-    return stream.read(length)
-
-
-_CHECKS: Mapping[str, Callable[[BinaryIO, str], None]] = {
+_CHECKS: Mapping[str, Callable[[BinaryIO, str], object]] = {
     "JPEG": _require_bounded_jpeg,
-    "PNG": _require_bounded_png,
-    "WEBP": _require_bounded_webp,
-    "GIF": _require_bounded_gif,
+    "PNG": partial(_count_chunks, start=8, head=struct.Struct(">I4s"), tail=4),
+    "WEBP": partial(_count_chunks, start=12, head=struct.Struct("<4sI"), tail=0),
+    "GIF": gif_size,
     "BMP": _require_bounded_bmp,
     "PPM": _require_bounded_ppm,
     "TIFF": _require_bounded_tiff,

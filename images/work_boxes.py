@@ -72,7 +72,7 @@ def _codestream(stream: BinaryIO) -> int | None:
 def _worse(
     worst: tuple[int, int, int], segment: bytes, *, is_default: bool, has_wide_index: bool
 ) -> tuple[int, int, int]:
-    """What a coding style (COD, COC) adds to the worst one seen."""
+    """The worst coding style seen, with one more (COD, COC)."""
     layers, levels, precinct = worst
     if is_default:
         style, at = (segment or b"\0")[0], 5
@@ -91,7 +91,7 @@ def _worse(
 def _after_tile_part(
     stream: BinaryIO, segment: bytes, worst: tuple[int, int, int], size: tuple[int, int, int, int, int] | None
 ) -> tuple[int | None, tuple[int, int, int]]:
-    """Where the next tile-part starts (None for the last), and the worst coding style with this one's own."""
+    """Start of the next tile-part (None for the last), and the worst coding style with this one's own."""
     start, length = stream.tell() - 12, int.from_bytes(segment[2:6])
     while len(head := stream.read(4)) == 4 and head[0] == 0xFF and head[1] != 0x93:
         own = stream.read(max(0, int.from_bytes(head[2:]) - 2))
@@ -182,7 +182,7 @@ def _items(stream: BinaryIO, boxes: list[tuple[bytes, int, int]], data: int) -> 
 
 
 def _first_samples(stream: BinaryIO, boxes: list[tuple[bytes, int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """Where the first sample of each track of a sequence lies (`stco`, `co64`); to the end, which is safe."""
+    """Place of the first sample of each track of a sequence (`stco`, `co64`); to the end, which is safe."""
     for kind, start, end in boxes:
         if kind in (b"stco", b"co64") and end - start >= 12:
             stream.seek(start + 8)

@@ -29,10 +29,11 @@ from ..datasets.reid_records import ReidData
 from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError
 from ..images import Transform, list_images
+from ..progress import Progress
 from ..remarks import Skipped
 from ..synthetic.walkers import WalkerSet, write_walkers
 from ..training.data.pixels import decode, say_left_out
-from ..training.data.run_data import Part, Progress, RunData
+from ..training.data.run_data import Part, RunData
 from ..training.data.training_set import TrainingSet
 from ..training.engine.step import Objective
 from ..training.recipes.recipe import Recipe

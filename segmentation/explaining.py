@@ -8,7 +8,7 @@ question stand beside them. ROAD says whether the pixels matter to the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from ..explain.checks.faithfulness import remove_and_debias
 from ..explain.drawing.boxes import largest_component
 from ..explain.engine import method_name
 from ..metrics.intervals import bootstrap_means
+from ..progress import Progress
 from .segmenter.pixel_data import PixelData, predict
 
 Ask = Literal["component", "box", "point", "class"]
@@ -243,7 +244,7 @@ def judge_maps(
     least_pixels: int = 12,
     batch_size: int = 64,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> dict[str, MapScores]:
     """The measures of several methods on every image that has something to ask about.

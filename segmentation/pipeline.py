@@ -24,6 +24,7 @@ from ..files import file_digests
 from ..images import Transform
 from ..images.masks import Mask
 from ..metrics.segmentation import SegmentationScore, evaluate_masks
+from ..progress import Progress
 from ..training.data.batches import TrainingBatches
 from ..training.data.run_data import Part, RunData, sentence
 from ..training.data.samplers import make_sampler
@@ -40,8 +41,6 @@ from .pseudo_masks.sources import load_source
 from .segmenter.inference import InferenceSettings, require_classes
 from .segmenter.losses import SEGMENTER_TERMS, dense_training_set
 from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities
-
-Progress = Callable[[int, int], None]
 
 
 def run_segmentation(

@@ -57,7 +57,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """What one would call it, for example "coral star ears"; unique within a blueprint."""
+        """A plain name, for example "coral star ears"; unique within a blueprint."""
         return f"{self.colour} {self.shape} {self.place}"
 
     @property
@@ -85,7 +85,7 @@ class Blueprint:
 
     @property
     def looks(self) -> frozenset[tuple[str, str, str]]:
-        """What tells classes apart: place, shape and colour of every part; sizes alone do not."""
+        """The features that tell classes apart: place, shape and colour of every part; sizes alone do not."""
         return frozenset((part.place, part.shape, part.colour) for part in self.parts)
 
     def outlines(self, jitter: Float[np.ndarray, "p 3"]) -> list[tuple[Float[np.ndarray, "n 2"], ...]]:
@@ -166,11 +166,7 @@ def _new_parts(generator: np.random.Generator) -> tuple[Part, ...]:
     parts = [body]
     for place in (*(limbs[number] for number in chosen), *marks):
         parts.append(_new_part(place, body, parts, generator))
-    return tuple(sorted(parts, key=_depth))
-
-
-def _depth(part: Part) -> int:
-    return 0 if part.is_limb else 1 if part.place == "body" else 2
+    return tuple(sorted(parts, key=lambda part: 0 if part.is_limb else 1 if part.place == "body" else 2))
 
 
 def _new_part(place: str, body: Part, others: Sequence[Part], generator: np.random.Generator) -> Part:

@@ -190,7 +190,7 @@ def _legs(walker: Walker, side: bool, broad: float, swing: float) -> list[Piece]
 
 
 def _bag(walker: Walker, facing: Facing, broad: float, swing: float) -> tuple[list[Piece], list[Piece]]:
-    """What of the bag lies behind the body and before it."""
+    """The pieces of the bag behind the body and before it."""
     if walker.bag == "none":
         return [], []
     colour = COLOURS[walker.bag_colour]

@@ -39,7 +39,7 @@ class Crowd:
 
     @property
     def count(self) -> int:
-        """How many objects there are."""
+        """Number of objects."""
         return int(self.instances.max())
 
 

@@ -256,7 +256,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Light:
-    """How a scene is lit: where from, how bright, how warm, how even, and how grainy the image is."""
+    """Lighting of a scene: direction, brightness, warmth, evenness, and grain of the image."""
 
     angle: float
     exposure: float
@@ -274,7 +274,7 @@ class Light:
 
 
 def _index_image(layers: Sequence[Layer], height: int, width: int) -> Image.Image:
-    """Which layer is on top at each sub-pixel: 0 none, i + 1 layer i; later layers cover earlier ones."""
+    """Number of the layer on top at each sub-pixel: 0 none, i + 1 layer i; later layers cover earlier ones."""
     assert len(layers) <= MAX_LAYERS
     image = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))
     draw = ImageDraw.Draw(image)

@@ -22,7 +22,7 @@ Bottom = Literal["trousers", "shorts", "skirt"]
 Bag = Literal["none", "backpack", "shoulder", "hand"]
 T = TypeVar("T")
 ITEMS = ("bag", "bottom_colour", "top_colour", "pattern", "hair_colour")
-"""What two look-alikes may differ in."""
+"""Items in which two look-alikes may differ."""
 
 COLOURS: dict[str, Colour] = {
     "black": (34, 34, 38),
@@ -68,7 +68,7 @@ _SCENE = (384, 288)
 
 @dataclass(frozen=True)
 class Walker:
-    """What somebody wears, and how they are built; two walkers are one person if all of it is equal."""
+    """Clothes and build of a person; two walkers are one person if all of it is equal."""
 
     skin: int
     hair_colour: str
@@ -122,13 +122,9 @@ class Walker:
             others: list[str] = [kind for kind in get_args(Bag if item == "bag" else Pattern) if kind != own]
         else:
             table = HAIRS if item == "hair_colour" else COLOURS
-            others = [name for name, colour in table.items() if _difference(colour, table[own]) > 90]
+            others = [name for name, colour in table.items() if np.abs(np.subtract(colour, table[own])).sum() > 90]
         changes: dict[str, Any] = {item: others[int(generator.integers(len(others)))]}
         return replace(self, **changes)
-
-
-def _difference(first: Colour, second: Colour) -> int:
-    return sum(abs(a - b) for a, b in zip(first, second, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +185,7 @@ class Camera:
 
 
 class Moment(NamedTuple):
-    """How somebody was caught: from which side, in which step, and where in the box."""
+    """Pose of a person in a box: side, step, and place."""
 
     facing: Facing
     step: float

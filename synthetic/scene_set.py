@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -26,6 +26,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..images.geometry import Box
+from ..progress import Progress
 from .blueprint import Blueprint, Part, blueprints
 from .folders import new_folder, read_rows, save_numbers, write_rows
 from .painter import BACKGROUNDS, check_name
@@ -179,11 +180,11 @@ class SceneSet:
         return tuple(record for record in self.records if record.split == split)
 
     def file(self, record: SceneRecord) -> Path:
-        """Where the scene's image lies."""
+        """Path of the scene's image."""
         return self.folder / record.path
 
     def mask_file(self, record: SceneRecord) -> Path:
-        """Where the scene's mask lies if masks were written."""
+        """Path of the scene's mask, if masks were written."""
         return (self.folder / "masks" / record.path).with_suffix(".png")
 
 
@@ -198,7 +199,7 @@ def write_scenes(
     seed: int = 0,
     quality: int = 90,
     masks: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> SceneSet:
     """A new folder of JPEG scenes with their boxes; it appears under its name when it is complete.
 

@@ -7,7 +7,7 @@ what a heat map looks at can be measured: clothes, the bag, or the wall behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from PIL import Image
 from ..datasets.market1501 import read_market
 from ..datasets.reid_records import ReidData
 from ..errors import InputError
+from ..progress import Progress
 from .bodies import OBSTACLES, PARTS, draw_pedestrian
 from .folders import box_around, new_folder, read_rows, save_numbers, write_rows
 from .pedestrians import ITEMS, Camera, Moment, Walker
@@ -80,7 +81,7 @@ class WalkerSet:
         return np.isin(numbers, [PARTS.index(part) for part in parts]).astype(np.uint8) if parts else numbers
 
     def mask_file(self, path: str) -> Path:
-        """Where the mask of an image lies if masks were written."""
+        """Path of an image's mask, if masks were written."""
         return (self.folder / "masks" / path).with_suffix(".png")
 
 
@@ -115,7 +116,7 @@ def write_walkers(
     masks: bool = True,
     quality: int = 90,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> WalkerSet:
     """A new folder of walkers; it appears under its name when it is complete.
 

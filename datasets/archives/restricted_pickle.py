@@ -51,7 +51,7 @@ class _Token(_Inert):
 
 
 class _Dtype:
-    """What a pickle says of a number type."""
+    """A number type in a pickle."""
 
     __slots__ = ("code", "order")
 
@@ -73,7 +73,7 @@ class _Dtype:
 
 
 class _Array:
-    """What a pickle says of an array: shape, type and bytes."""
+    """An array in a pickle: shape, type and bytes."""
 
     __slots__ = ("state",)
 
@@ -123,7 +123,7 @@ def _from_buffer(buffer: object, dtype: object, shape: object, order: object) ->
 
 
 class _Value(NamedTuple):
-    """What is known of a value before there is one: how deep tuples are nested in it, and what hashing it visits."""
+    """A value before it is made: the depth of tuples nested in it, and the parts that hashing it visits."""
 
     depth: int = 0
     weight: int = 1
@@ -229,7 +229,7 @@ class _Reader(pickle.Unpickler):
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:
-    """What a pickle of plain containers and arrays holds; arrays are turned into NumPy's by `array_of`.
+    """Contents of a pickle of plain containers and arrays; arrays are turned into NumPy's by `array_of`.
 
     Raises:
         InputError: the file is missing, damaged, or asks for anything else; nothing of it was run.

@@ -31,7 +31,7 @@ def open_zip(file: Path, expected: str) -> zipfile.ZipFile:
 
 
 def read_member(archive: zipfile.ZipFile, name: str, *, file: Path, most: int | None = None) -> bytes:
-    """What a member of a zip holds.
+    """Contents of a member of a zip.
 
     Args:
         archive: the zip.

@@ -53,5 +53,5 @@ class DropBlock(nn.Module):
         return dropped
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """The options, for `print`."""
         return f"rate={self.rate}, size={self.size}, ramp={self.ramp}"

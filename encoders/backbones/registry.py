@@ -119,7 +119,7 @@ def _construct(builder: Callable[..., nn.Module], name: str, options: Mapping[st
 
 
 def _fixed_options(name: str, image_size: tuple[int, int]) -> dict[str, Any]:
-    """What a family needs besides the caller's options."""
+    """Options that a family needs besides the caller's."""
     if name.startswith("vit_"):
         if image_size[0] != image_size[1]:
             raise InputError(f"{name} takes square images, got {image_size[0]}×{image_size[1]}")

@@ -111,7 +111,7 @@ def say_what_is_left(left: Collection[str], *, origin: str) -> None:
 
 
 def _why_missing(missing: list[str], match: Match, state: Mapping[str, Tensor], *, by_chance: bool) -> str:
-    """What the file has instead of what is missing, and what to do."""
+    """A hint: names that the file has instead of the missing ones, and a remedy."""
     if match.tensors and not by_chance:
         at = f" (its names begin with {match.prefix!r})" if match.prefix else ""
         return f"; is this another architecture, or another layer?{at}"

@@ -1,4 +1,4 @@
-"""Which tensor of a file belongs to which of a network's: names differ by what training scripts put around a network.
+"""Tensors of a file matched with a network's: names differ by what training scripts put around a network.
 
 No list of prefixes is kept. Every beginning of a name whose rest is a name of the network is tried, and the one wins
 with which most tensors fit, by name and shape. Networks that were renamed after their weights were published are
@@ -144,7 +144,7 @@ def _under(
 def _assigned(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the network takes, by its own names, and what is left."""
+    """The tensors that the network takes, by its own names, and the rest."""
     names = _by_plain_name(expected)
     taken: dict[str, Tensor] = {}
     left: dict[str, Tensor] = {}
@@ -191,14 +191,14 @@ def _same_values(one: Tensor, other: Tensor) -> bool:
 
 
 def is_beside_the_network(name: str, expected: Collection[str]) -> bool:
-    """Whether a left-over tensor looks like a head, a loss or a training aid: it is in no part of the network."""
+    """True if a left-over tensor looks like a head, a loss or a training aid: it is in no part of the network."""
     first = name.partition(".")[0]
     is_part = any(own.partition(".")[0] == first for own in expected)
     return not is_part and _BESIDE.search(name) is not None
 
 
 def neck_among(left: Mapping[str, Tensor]) -> str:
-    """What the names of the one complete batch-norm neck among left-over tensors begin with; "" if there is none.
+    """Prefix of the one complete batch-norm neck among left-over tensors; "" if there is none.
 
     >>> neck_among({f"bottleneck.0.{n}": torch.ones(4) for n in ("weight", "bias", "running_mean", "running_var")})
     'bottleneck.0.'

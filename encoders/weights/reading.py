@@ -95,7 +95,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
 
 
 def _why_unreadable(error: Exception) -> str:
-    """What went wrong in words for the file's owner; the reader's own, such as `KeyError: 174812789`, say nothing."""
+    """The fault in words for the file's owner; the reader's own, such as `KeyError: 174812789`, say nothing."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if refused := _CODE.search(str(error)):
@@ -183,7 +183,7 @@ def _fetched(name: str, weights: Any) -> dict[str, Tensor]:
 
 
 def usual_transform(name: str) -> Transform:
-    """What an architecture's weights are made for where nothing says it: ImageNet's mean and deviation, by convention.
+    """The usual transform of an architecture's weights where nothing says it: ImageNet's mean and deviation.
 
     Torchvision's files of GoogLeNet and Inception want 0.5: its own models re-normalise inside, here they do not.
     """
@@ -291,7 +291,7 @@ def published(name: str, weights: str | os.PathLike[str] | None) -> tuple[StateD
 
 
 def transform_for(module: nn.Module, *, is_told: bool) -> Transform:
-    """What a module of the user's own says about its input; that it wants ImageNet's colours otherwise is a remark."""
+    """The transform that a module of the user's own asks for; without one, ImageNet's with a remark."""
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)  # timm's models have it
     transform = None if config is None else transform_of_timm(config)
     if transform is None and not is_told:

@@ -1,4 +1,4 @@
-"""What stands around a network without being part of it: DataParallel, torch.compile, averaged copies.
+"""Wrappers around a network: DataParallel, torch.compile, averaged copies.
 
 An encoder takes the network out of them once, at the door, so that names, layers and the fingerprint are those of the
 network alone. What can be neither looked into nor copied is refused there, too.

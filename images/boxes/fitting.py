@@ -126,12 +126,12 @@ class _Frame:
         return self.size if self.orientation < 5 else (self.size[1], self.size[0])
 
     def holds(self, size: Size) -> bool:
-        """Whether all boxes lie in an image of this size, or nearly so."""
+        """True if all boxes lie in an image of this size, or nearly so."""
         return all(not _exceeds(box, size) for box, _ in self.boxes)
 
 
 def _are_stored(frames: Iterable[_Frame | None]) -> bool | None:
-    """Whether boxes of turned images are those of the stored pixels; None if nothing tells."""
+    """True if boxes of turned images are those of the stored pixels; None if nothing tells."""
     stored = upright = False
     for frame in frames:
         if frame is None or frame.orientation < 5 or frame.given == SHARES or not frame.boxes:
@@ -147,7 +147,7 @@ def _are_stored(frames: Iterable[_Frame | None]) -> bool | None:
 
 
 def _is_alike(first: Size, second: Size) -> bool:
-    """Whether two sizes have the same proportions, give or take the rounding."""
+    """True if two sizes have the same proportions, give or take the rounding."""
     products = first[0] * second[1], first[1] * second[0]
     return abs(products[0] - products[1]) <= max(_ALIKE * max(products), (max(first) + max(second)) / 2)
 
@@ -195,7 +195,7 @@ def _inside(own: LabelledBox, given: Size, frame: _Frame, said: _Said) -> Labell
 
 @dataclass
 class _Said:
-    """What is to be said, by kind, with how often and the first example."""
+    """Remarks by kind, each with its count and first example."""
 
     source: object
     strict: bool

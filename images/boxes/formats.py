@@ -7,6 +7,7 @@ parsed. One box that cannot be used is no reason to use none: it is left out, co
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,6 @@ from xml.etree import ElementTree
 
 from ...errors import InputError
 from ...remarks import remark
-from ..geometry import Box
 from ..labelling import BOX_COLUMNS, box_columns
 from ..tables import LABEL_NAMES, header_of, look_alike, rows_of, text_of
 from .tables import (
@@ -68,7 +68,18 @@ def read_boxes(source: str | os.PathLike[str], *, split: Split = "all", strict: 
             line, and what is wrong.
     """
     path = Path(source)
-    return usable(_read(path, split), strict=strict)
+    if path.is_dir() and (path / "bounding_boxes.txt").is_file():
+        table = _read_cub(path, split)
+    elif path.is_dir():
+        table = _read_xml_folder(path)
+    elif not path.is_file():
+        raise InputError(f"{path}: no such file or folder of boxes")
+    elif path.suffix.lower() == ".xml":
+        problems: list[str] = []
+        table = BoxTable(path, by_stem={path.stem: _read_xml(path, problems)}, problems=tuple(problems))
+    else:
+        table = _read_csv(path)
+    return usable(table, strict=strict)
 
 
 def usable(table: BoxTable, *, strict: bool = False) -> BoxTable:
@@ -79,7 +90,7 @@ def usable(table: BoxTable, *, strict: bool = False) -> BoxTable:
     if table.problems:
         message = f"{len(table.problems):,} boxes or annotations of {table.source} cannot be used and are left out, "
         remark(f"{message}the first: {table.problems[0]}", strict=strict, stacklevel=4)
-    if not boxes or not all(map(_is_share, boxes)):
+    if not boxes or not all(min(box) >= -0.01 and max(box) <= 1.01 for box in boxes):
         return table
     remark(
         f"all {len(boxes):,} boxes of {table.source} lie within 0 … 1, so they are read as shares of their image, "
@@ -102,36 +113,12 @@ def read_synsets(path: str | os.PathLike[str]) -> dict[str, str]:
     classes: dict[str, str] = {}
     for number, line in _lines(Path(path)):
         words = line.split()
-        if len(words) not in (1, 2) or not _is_synset(words[-1]):
+        if len(words) not in (1, 2) or not re.fullmatch(r"n\d{8}", words[-1]):
             raise InputError(f"{path}, line {number}: expected `IMAGE n01751748` or `n01751748`, got {line!r}")
         named = words[0].replace("\\", "/")
         stem = PurePosixPath(named).stem if len(words) == 2 else f"ILSVRC2012_val_{number:08d}"
         classes[stem] = words[-1]
     return classes
-
-
-def _read(path: Path, split: Split) -> BoxTable:
-    if path.is_dir():
-        if (path / "bounding_boxes.txt").is_file():
-            return _read_cub(path, split)
-        files = sorted(path.rglob("*.xml"))
-        if files:
-            return _read_xml_folder(path, files)
-        raise InputError(f"{path}: expected CUB's bounding_boxes.txt or ILSVRC's *.xml in it, found neither")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file or folder of boxes")
-    if path.suffix.lower() == ".xml":
-        problems: list[str] = []
-        return BoxTable(path, by_stem={path.stem: _read_xml(path, problems)}, problems=tuple(problems))
-    return _read_csv(path)
-
-
-def _is_share(box: Box) -> bool:
-    return min(box) >= -0.01 and max(box) <= 1.01
-
-
-def _is_synset(word: str) -> bool:
-    return len(word) == 9 and word[0] == "n" and word[1:].isdecimal()
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------------
@@ -141,8 +128,16 @@ def _read_csv(path: Path) -> BoxTable:
     _limit(path, MAX_TABLE)
     names = header_of(path)
     columns = _columns(path, names)
-    has_size = _has_size(columns)
-    _remark_on_labels(path, [name for name in names if name not in ("path", *columns)])
+    lower = tuple(map(str.lower, columns))  # of a corner with width and height?
+    has_size = any(quad[3].endswith(("h", "height")) for quad in BOX_COLUMNS if quad == lower)
+    others = [name for name in names if name not in ("path", *columns)]
+    similar = None if "label" in others else look_alike(others, LABEL_NAMES)
+    if similar is not None:
+        remark(
+            f"{path}: the boxes have no class, for there is no column 'label'; {similar!r} looks like one, rename it "
+            "if it is",
+            stacklevel=4,
+        )
     problems: dict[int, str] = {}
     boxes: dict[str, list[LabelledBox]] = {}
     sizes: dict[str, Size | None] = {}
@@ -163,17 +158,6 @@ def _read_csv(path: Path) -> BoxTable:
     return BoxTable(path, found, problems=tuple(problems.values()))
 
 
-def _remark_on_labels(path: Path, names: Sequence[str]) -> None:
-    """Say which column might name the classes of boxes, where none is called `label`."""
-    similar = None if "label" in names else look_alike(names, LABEL_NAMES)
-    if similar is not None:
-        remark(
-            f"{path}: the boxes have no class, for there is no column 'label'; {similar!r} looks like one, rename it "
-            "if it is",
-            stacklevel=5,
-        )
-
-
 def _columns(path: Path, names: Sequence[str]) -> tuple[str, ...]:
     """The four columns of a box."""
     columns = box_columns(names)
@@ -188,11 +172,6 @@ def _columns(path: Path, names: Sequence[str]) -> tuple[str, ...]:
     near = look_alike(names, usual.get(missing, (missing, {"x1": "xmin", "y1": "ymin"}.get(missing, missing))))
     hint = f"; did you mean {near!r}?" if near else ""
     raise InputError(f"{path}: expected the columns path, x1, y1, x2, y2, got {', '.join(names)}{hint}")
-
-
-def _has_size(columns: Sequence[str]) -> bool:
-    """True for the names of a corner with width and height."""
-    return any(names[3].endswith(("h", "height")) for names in BOX_COLUMNS if names == tuple(map(str.lower, columns)))
 
 
 def _edges(cells: Sequence[str], *, has_size: bool) -> list[str]:
@@ -223,20 +202,21 @@ def _read_cub(folder: Path, split: Split) -> BoxTable:
     for number, path in paths.items():
         if wanted is not None and parts.get(number) != wanted:
             continue
-        where = f"{folder.name}, image {number}"
-        if number not in corners or names.get(classes.get(number, "")) is None:
-            problems.append(f"{where}: has no line in bounding_boxes.txt, image_class_labels.txt, or classes.txt")
-            continue
-        cells = corners[number].split()
-        if len(cells) != 4:
-            problems.append(f"{where}: expected x, y, width, height in bounding_boxes.txt, got {corners[number]!r}")
-            continue
         try:
+            where = f"{folder.name}, image {number}"
+            label = names.get(classes.get(number, ""))
+            if number not in corners or label is None:
+                raise InputError(f"{where}: has no line in bounding_boxes.txt, image_class_labels.txt, or classes.txt")
+            cells = corners[number].split()
+            if len(cells) != 4:
+                raise InputError(
+                    f"{where}: expected x, y, width, height in bounding_boxes.txt, got {corners[number]!r}"
+                )
             box = box_of(_edges(cells, has_size=True), where)
         except InputError as error:
             problems.append(str(error))
         else:
-            boxes[absolute(folder / "images" / path)] = Annotation((LabelledBox(box, names[classes[number]]),))
+            boxes[absolute(folder / "images" / path)] = Annotation((LabelledBox(box, label),))
     return BoxTable(folder, boxes, problems=tuple(problems))
 
 
@@ -255,7 +235,10 @@ def _numbered(path: Path, problems: list[str]) -> dict[str, str]:
 # --- ILSVRC ----------------------------------------------------------------------------------------------------------
 
 
-def _read_xml_folder(folder: Path, files: Sequence[Path]) -> BoxTable:
+def _read_xml_folder(folder: Path) -> BoxTable:
+    files = sorted(folder.rglob("*.xml"))
+    if not files:
+        raise InputError(f"{folder}: expected CUB's bounding_boxes.txt or ILSVRC's *.xml in it, found neither")
     found: dict[str, Annotation] = {}
     problems: list[str] = []
     for file in files:
@@ -273,7 +256,12 @@ def _read_xml_folder(folder: Path, files: Sequence[Path]) -> BoxTable:
 def _read_xml(path: Path, problems: list[str]) -> Annotation:
     """The annotation in a file; objects that have no sound box become problems."""
     _limit(path, MAX_XML)
-    text = _utf8(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise InputError(f"{path}: has a document type or entities, which annotations never need; refused")
     try:
@@ -312,15 +300,6 @@ def _limit(path: Path, limit: int) -> None:
     try:
         if path.stat().st_size > limit:
             raise InputError(f"{path}: has more than {limit:,} bytes; no file of boxes is that large")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _utf8(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 

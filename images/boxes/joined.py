@@ -115,11 +115,16 @@ def boxed_images(
     drawn, count = drawn_on(listing, boxes, strict=strict)
     known = {listing.file(record): record.label for record in listing}
     if labels is not None:
-        _join_labels(known, labels, strict=strict)
+        join = Join()
+        for file in known:
+            join.add(file.name, file.stem if file.stem in labels else None)
+        if (fit := join.fit(labels)).fitting:
+            fit.tell(what="a class in the list", lines="lines of the list of classes", strict=strict)
     for path, file, annotation in drawn:
         own = {label for _, label in annotation.boxes}
         given = (labels or {}).get(file.stem)
-        label = given or (known[file] if own == {None} or known[file] in own else None) or _only(own)
+        label = given or (known[file] if own == {None} or known[file] in own else None)
+        label = label or (next(iter(own)) if len(own) == 1 else None)
         if label is None:
             unlabelled.append(path)
         elif label not in own and None not in own:
@@ -173,19 +178,6 @@ def drawn_on(listing: Listing, boxes: BoxTable, *, strict: bool = False) -> tupl
             f"{boxes.source}: no box lies in its image; see the remarks before, and whether boxes are in pixels"
         )
     return kept, join.images
-
-
-def _join_labels(files: Mapping[Path, str | None], labels: Mapping[str, str], *, strict: bool) -> None:
-    join = Join()
-    for file in files:
-        join.add(file.name, file.stem if file.stem in labels else None)
-    fit = join.fit(labels)
-    if fit.fitting:
-        fit.tell(what="a class in the list", lines="lines of the list of classes", strict=strict)
-
-
-def _only(labels: set[str | None]) -> str | None:
-    return next(iter(labels)) if len(labels) == 1 else None
 
 
 def _no_match(listing: Listing, boxes: BoxTable, unlabelled: list[str], strange: list[str]) -> str:

@@ -162,7 +162,7 @@ def are_of_boxes(boxes: Mapping[str, Sequence[LabelledBox]], sizes: Mapping[str,
 
 
 def side_hint(cells: Sequence[str]) -> str:
-    """What to say of corners that could be a corner with width and height."""
+    """A hint for corners that could be a corner with width and height."""
     try:
         x, y, width, height = map(as_float, cells)
     except ValueError:

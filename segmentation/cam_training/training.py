@@ -27,7 +27,8 @@ from ...encoders import Encoder, Identity
 from ...errors import InputError
 from ...images import Transform
 from ...metrics.segmentation import BackgroundCurve
-from ...training.data.run_data import Progress, RunData
+from ...progress import Progress
+from ...training.data.run_data import RunData
 from ...training.engine.logs import write_json
 from ...training.engine.step import Objective
 from ...training.losses.classifier import ClassifierTerm, save_classifier

@@ -14,7 +14,7 @@ and Eq. 5-6. Theirs reads three stages of its network and trains them; here the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ from ...encoders.encoder import evaluating
 from ...encoders.weights.reading import drawn_from
 from ...errors import InputError, ShapeError, WeightsError
 from ...images.masks import VOID, Mask
+from ...progress import Progress
 from ..data import MaskedImages
 
 Offset = tuple[int, int]
@@ -295,7 +296,7 @@ def train_affinity(
     cues: Sequence[Mask],
     *,
     settings: AffinitySettings | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> AffinityNet:
     """Affinities learnt from the cues of every image; feature maps are computed once and kept.
 

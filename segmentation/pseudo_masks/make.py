@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from ...encoders import Encoder
 from ...errors import InputError
 from ...images.masks import Mask
 from ...metrics.segmentation import CurveCounter, SegmentationScore, confusion_matrix
+from ...progress import Progress
 from ...training.recipes.tables import Table
 from ..data import MaskedImages
 from ..segmenter.inference import InferenceSettings, Shown, on_device, require_classes, score_image
@@ -24,8 +24,6 @@ from .cues import CueSettings, make_cues, pseudo_mask
 from .sources import ClassMapSource
 
 _CACHE_BYTES = 512 * 1024**2  # of class scores
-
-Progress = Callable[[int, int], None]
 
 
 class CueStage(Table):

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ...errors import InputError
 from ...images import Transform
+from ...progress import Progress
 from ...training.engine.environment import choose_device
 from ..data import MaskedImages
 from ..pseudo_masks.sources import ClassMapSource
@@ -176,7 +177,7 @@ def score_images(
     labels: Shown = "known",
     settings: InferenceSettings | None = None,
     device: str | torch.device = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[int, Float[np.ndarray, "c h w"]]]:
     """Position and scores of every image, one after another.
 

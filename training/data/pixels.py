@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 from ...errors import ImageError, InputError
 from ...files import content_digest
 from ...images import Transform, read_image
+from ...progress import Progress
 from ...remarks import Skipped, counted, remark
 
 MEMORY_LIMIT = 2 * 1024**3  # bytes of pixels that cache="auto" keeps in memory
@@ -50,9 +51,7 @@ class Decoded(NamedTuple):
     failed: tuple[tuple[int, str], ...] = ()  # place and reason of each of the others
 
 
-def decode(
-    files: Sequence[Path], transform: Transform, *, cache: Cache, progress: Callable[[int, int], None] | None = None
-) -> Decoded:
+def decode(files: Sequence[Path], transform: Transform, *, cache: Cache, progress: Progress | None = None) -> Decoded:
     """Decode every file once, by several threads; the pixels stay in memory if the cache says so ("auto": 2 GiB)."""
     needed = len(files) * 3 * transform.height * transform.width
     is_lazy = cache == "none" or (cache == "auto" and needed > MEMORY_LIMIT)

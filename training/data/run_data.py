@@ -17,7 +17,6 @@ from .training_set import TrainingSet
 if TYPE_CHECKING:
     from ..losses.registry import Builder
 
-Progress = Callable[[int, int], None]
 Measure = Callable[[Encoder, Objective, Path | None], Mapping[str, float]]  # the last: the run's folder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -16,6 +16,7 @@ from ...images import ImageRecord, Listing, Transform
 from ...images.listing import quiet_listing
 from ...images.masks import MaskFolder
 from ...images.transform import DEFAULT_FIT
+from ...progress import Progress
 from ...remarks import Skipped, remark
 from ..recipes.tables import Table, plain
 from .dividing import SplitSettings, divided, settled, shown_classes
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from ...synthetic.scene_set import Blueprint
 
 DATA_VARIABLE = "DISTCAM_DATA"  # the environment variable that says where `photographs` lie
-
-Progress = Callable[[int, int], None]
 
 
 class ScenePart(Table):

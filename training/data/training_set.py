@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from ...encoders.trained_on import TrainedOn
 from ...errors import ImageError, InputError, ShapeError
 from ...images import ImageRecord, Listing, Transform
+from ...progress import Progress
 from ...remarks import Skipped
 from .dividing import shown_classes
 from .outlines import Labels, Outline, Outlines, RegionSettings, RegionTable, region_table
@@ -158,7 +159,7 @@ class TrainingSet:
         cache: Cache = "auto",
         strict: bool = False,
         left_out: list[Skipped] | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> TrainingSet:
         """Images of a folder or table, or of some of its records, all decoded now, and kept if they fit into memory.
 
@@ -208,7 +209,7 @@ class TrainingSet:
         is_multi_label: bool = False,
         class_names: Sequence[str] | None = None,
         regions: RegionSettings | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> TrainingSet:
         """One split of a set of scenes, with the boxes and masks of its objects.
 

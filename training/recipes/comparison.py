@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from ...errors import InputError
-from ..data.run_data import Progress, describe
+from ...progress import Progress
+from ..data.run_data import describe
 from ..engine.distributed import current_world
 from ..engine.logs import write_json
 from .recipe import Recipe, RecipeFile

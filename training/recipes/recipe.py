@@ -34,9 +34,10 @@ from ...encoders.heads import Head, head_from_dict
 from ...encoders.weights.reading import drawn_from
 from ...errors import InputError
 from ...images import Transform
+from ...progress import Progress
 from ..data.augment import AugmentSettings
 from ..data.dividing import SplitSettings
-from ..data.run_data import Progress, RunData
+from ..data.run_data import RunData
 from ..data.samplers import SamplerSettings
 from ..data.splits import DataSettings, load_splits, settled_split
 from ..engine.distributed import current_world

@@ -18,10 +18,11 @@ from ...encoders import Encoder
 from ...encoders.inference import resolved_precision
 from ...errors import InputError
 from ...images import Transform
+from ...progress import Progress
 from ...remarks import Skipped
 from ..data.batches import TrainingBatches
 from ..data.dividing import SHARES
-from ..data.run_data import Part, Progress, RunData, describe, parts_of, sentence
+from ..data.run_data import Part, RunData, describe, parts_of, sentence
 from ..data.samplers import make_sampler
 from ..engine.distributed import World, current_world
 from ..engine.logs import write_json
