@@ -41,7 +41,7 @@ def _read(root: Path) -> tuple[DatasetRecord, ...]:
     return tuple(records)
 
 
-CUB = Layout(
+CUB: Layout = Layout(
     "CUB-200-2011",
     "CUB_200_2011",
     (("images.txt", "image_class_labels.txt", "classes.txt"),),

@@ -1,9 +1,4 @@
-"""Episodes as a value: which images of which classes, hashed, checked, and stored for replay.
-
-An episode is N classes with K support images each and a set of query images of the same classes. A manifest holds the
-whole list as row numbers together with the items' names, so that every model, machine and library can be run on exactly
-the same episodes, and so that two results can be compared pair by pair.
-"""
+"""Episodes as a value: items of support and query by number and by name, hashed, checked, and stored for replay."""
 
 from __future__ import annotations
 
@@ -13,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -22,10 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError, ShapeError
 from ..files import read_hdf5, write_hdf5
 
-__all__ = ["FORMAT", "EpisodeManifest", "as_names", "check_items", "split_hash"]
-
 FORMAT = "distcam-episodes/1"
 
+T = TypeVar("T")
 Names = NDArray[np.str_]
 Indices = NDArray[np.int32]
 Numbers = NDArray[np.int64]
@@ -69,7 +63,25 @@ class EpisodeManifest:
                 raise InputError(f"{name} refers to items outside 0…{len(self.names) - 1}")
             object.__setattr__(self, name, array.astype(np.int32))  # a copy
         check_items(self.names, self.labels)
-        _check_episodes(self)
+        support, query, class_of, names = self.support, self.query, self.class_of, self.names
+        if len(support) != len(query) or query.shape[1] % support.shape[1] or support.shape[1] < 2:
+            raise ShapeError(
+                f"expected support (E, N ≥ 2, K) and query (E, N·Q), got {support.shape} and {query.shape}"
+            )
+        if (mixed := (class_of[support] != self.ways[:, :, None]).any((1, 2))).any():
+            raise InputError(f"episode {mixed.argmax()}: the support images of a way must all be of one class")
+        if (twice := (np.diff(np.sort(self.ways)) == 0).any(1)).any():
+            raise InputError(f"episode {twice.argmax()}: two ways are the same class")
+        if (foreign := class_of[query] != np.take_along_axis(self.ways, self.target, 1)).any():
+            episode, column = np.argwhere(foreign)[0]
+            item = query[episode, column]
+            raise InputError(f"episode {episode}: query {str(names[item])!r} is of no class of its episode")
+        used = np.sort(np.concatenate([support.reshape(len(support), -1), query], axis=1))
+        if (repeated := np.diff(used) == 0).any():
+            episode, column = np.argwhere(repeated)[0]
+            item = used[episode, column]
+            overlap = "in support and query" if item in support[episode] and item in query[episode] else "twice"
+            raise InputError(f"episode {episode}: {str(names[item])!r} is {overlap}; an image may be used once")
 
     @property
     def n_episodes(self) -> int:
@@ -163,7 +175,7 @@ class EpisodeManifest:
         return [[int(i) for i in episode] for episode in by_class.reshape(self.n_episodes, -1)]
 
     def describe(self) -> dict[str, Any]:
-        """Everything needed to repeat the episodes, JSON-able."""
+        """Settings, origin and hashes, enough to repeat the episodes; JSON-able."""
         return {
             "format": FORMAT,
             "n_way": self.n_way,
@@ -241,24 +253,3 @@ def check_items(names: Names, labels: Names) -> None:
     unique, count = np.unique(names, return_counts=True)
     if len(unique) < len(names):
         raise InputError(f"names must be unique, {str(unique[count > 1][0])!r} occurs {count.max()} times")
-
-
-def _check_episodes(manifest: EpisodeManifest) -> None:
-    """Refuse lists that would give a number without meaning: overlaps, mixed ways, queries of foreign classes."""
-    support, query, class_of, names = manifest.support, manifest.query, manifest.class_of, manifest.names
-    if len(support) != len(query) or query.shape[1] % support.shape[1] or support.shape[1] < 2:
-        raise ShapeError(f"expected support (E, N ≥ 2, K) and query (E, N·Q), got {support.shape} and {query.shape}")
-    if (mixed := (class_of[support] != manifest.ways[:, :, None]).any((1, 2))).any():
-        raise InputError(f"episode {mixed.argmax()}: the support images of a way must all be of one class")
-    if (twice := (np.diff(np.sort(manifest.ways)) == 0).any(1)).any():
-        raise InputError(f"episode {twice.argmax()}: two ways are the same class")
-    if (foreign := class_of[query] != np.take_along_axis(manifest.ways, manifest.target, 1)).any():
-        episode, column = np.argwhere(foreign)[0]
-        item = query[episode, column]
-        raise InputError(f"episode {episode}: query {str(names[item])!r} is of no class of its episode")
-    used = np.sort(np.concatenate([support.reshape(len(support), -1), query], axis=1))
-    if (repeated := np.diff(used) == 0).any():
-        episode, column = np.argwhere(repeated)[0]
-        item = used[episode, column]
-        overlap = "in support and query" if item in support[episode] and item in query[episode] else "twice"
-        raise InputError(f"episode {episode}: {str(names[item])!r} is {overlap}; an image may be used once")

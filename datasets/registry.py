@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError
+from ..images.split_folders import find_split_folders
 from .cifar_fs import cifar_fs
 from .class_folders import folder
 from .cub import cub, mini_to_cub
@@ -16,7 +17,7 @@ from .few_shot import FewShotData
 from .market1501 import read_cuhk03, read_market, read_veri
 from .mini_imagenet import mini_imagenet, tiered_imagenet
 from .omniglot import omniglot
-from .reid_lists import read_csv, read_msmt17, read_vehicleid
+from .reid_lists import read_csv, read_folder, read_msmt17, read_vehicleid
 from .reid_records import FormatName, ReidData
 
 __all__ = ["DATA_SETS", "open_data", "read_data"]
@@ -79,6 +80,7 @@ _REID: Mapping[FormatName, _Format] = {
     "cuhk03": _Format(read_cuhk03, "cuhk03_new_protocol_config_*.mat", ("boxes",)),
     "vehicleid": _Format(read_vehicleid, "train_test_split", ("test", "seed")),
     "csv": _Format(read_csv, "images.csv", ("identity", "camera", "role")),
+    "folder": _Format(read_folder, None),
 }
 
 
@@ -88,7 +90,8 @@ def read_data(source: str | os.PathLike[str], *, format: str = "auto", **options
     Args:
         source: the folder (or one that holds nothing but it), or a CSV file.
         format: `"auto"` looks at what the folder holds; or `market` (which knows DukeMTMC's and CUHK03-NP's names too),
-            `duke`, `msmt17`, `cuhk03`, `veri`, `vehicleid`, `csv`.
+            `duke`, `msmt17`, `cuhk03`, `veri`, `vehicleid`, `csv`, or
+            `folder` (of splits, with a folder for each identity).
         **options: cuhk03: `boxes`; vehicleid: `test`, `seed`; csv: `identity`, `camera`, `role` (names of columns).
 
     Raises:
@@ -103,7 +106,10 @@ def read_data(source: str | os.PathLike[str], *, format: str = "auto", **options
     name = found if format == "auto" else next(name for name in _REID if name == format)
     if name is None:
         marks = ", ".join(f"{each.mark} ({name})" for name, each in _REID.items() if each.mark is not None)
-        raise InputError(f"{path} is of no known format; looked for {marks}, or give a CSV file")
+        raise InputError(
+            f"{path} is of no known format; looked for {marks}, folders of splits (train, query, gallery, test) with a "
+            "folder for each identity; or give a CSV file"
+        )
     if strange := set(options) - set(_REID[name].options):
         raise InputError(f"the {name} format has no option {', '.join(sorted(strange))}")
     if name == "csv" and root.is_dir():
@@ -120,4 +126,5 @@ def _recognised(path: Path) -> tuple[Path, FormatName | None]:
         for name, each in _REID.items():
             if each.mark is not None and next(root.glob(each.mark), None) is not None:
                 return root, name
-    return path, None
+    splits = find_split_folders(path)
+    return path, "folder" if splits is not None and splits.names else None

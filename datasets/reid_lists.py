@@ -13,13 +13,13 @@ import numpy as np
 from ..errors import InputError
 from ..images import IMAGE_SUFFIXES, ImageRecord, Listing, list_images
 from ..images.joining import spelled
-from ..images.splits import flags_of, split_column, split_name
+from ..images.splits import SPLIT_COLUMN, flags_of, split_column, split_name
 from ..images.tables import LABEL_NAMES, look_alike
 from ..remarks import remark
 from .layouts import lines_of
-from .reid_records import Identity, Protocol, ReidData, ReidImage, Role
+from .reid_records import FormatName, Identity, Protocol, ReidData, ReidImage, Role
 
-__all__ = ["read_csv", "read_msmt17", "read_vehicleid"]
+__all__ = ["read_csv", "read_folder", "read_msmt17", "read_vehicleid"]
 
 _MSMT17 = {"train images": 32_621, "train identities": 1_041, "query images": 11_659, "gallery images": 82_161}
 _MSMT17_FOLDERS = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2")}
@@ -183,14 +183,31 @@ def read_csv(
         "role": _column(table, names, role, _ROLE) or split_column([each.columns for each in listing], names),
     }
     _remark_on_columns(table, listing, columns)
+    notes = [f"{name}: column {column!r}" for name, column in columns.items() if column is not None]
+    return _listed("csv", table, listing, columns, notes)
+
+
+def read_folder(root: Path) -> ReidData:
+    """Folders of splits, each with a folder for every identity, as `train` and `index build` read them; no cameras.
+
+    The splits are the roles: `train`, `query`, `gallery`, and `test` (`val`), which is query and gallery at once.
+    """
+    listing, columns = list_images(root, labels="split"), {"identity": "label", "camera": None, "role": SPLIT_COLUMN}
+    roles = sorted({record.columns[SPLIT_COLUMN] for record in listing})
+    notes = [f"roles from the folders of the splits: {', '.join(roles)}; identities from the folders in them"]
+    return _listed("folder", root, listing, columns, notes)
+
+
+def _listed(
+    form: FormatName, source: Path, listing: Listing, columns: Mapping[str, str | None], notes: list[str]
+) -> ReidData:
     problems: list[str] = []
-    images = _usable(listing, lambda record: _table_image(table, record, columns), problems)
+    images = _usable(listing, lambda record: _table_image(source, record, columns), problems)
     _tell(problems, images)
     images.sort(key=lambda image: list(_ROLE_NAMES.values()).index(image.role))  # stable: else as listed
-    notes = [f"{name}: column {column!r}" for name, column in columns.items() if column is not None]
     if columns["camera"] is None:
         notes.append("no cameras: choose same_camera=keep, or missing_camera=distinct")
-    return ReidData("csv", listing.root, tuple(images), Protocol(), notes=tuple(notes))
+    return ReidData(form, listing.root, tuple(images), Protocol(), notes=tuple(notes))
 
 
 def _remark_on_columns(table: Path, listing: Listing, columns: Mapping[str, str | None]) -> None:

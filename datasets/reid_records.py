@@ -19,7 +19,7 @@ FalseAlarms = Literal["left_out", "unmated"]
 Identity = int | str
 Role = Literal["train", "query", "gallery", "test", "multi_query"]
 """`test` is query and gallery at once (no query meets its own image); `multi_query` are further views of queries."""
-FormatName = Literal["market", "duke", "msmt17", "cuhk03", "veri", "vehicleid", "csv"]
+FormatName = Literal["market", "duke", "msmt17", "cuhk03", "veri", "vehicleid", "csv", "folder"]
 _SCHEME = "; a name begins with identity and camera, as 0002_c1s1_000451_03.jpg does, cameras from 1 on"
 _NAMES: dict[FormatName, str] = {
     **dict.fromkeys(
@@ -28,6 +28,7 @@ _NAMES: dict[FormatName, str] = {
     "msmt17": "; its lists name images such as 0001/0001_019_07_0303morning_0020_1.jpg, and an identity",
     "vehicleid": "; its lists name an image and an identity",
     "csv": "",
+    "folder": "",
 }
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ..encoders.encoder import Encoder
 from ..encoders.layers import closest
 from ..errors import InputError, ShapeError
-from .capture import LayerRun, capture
 from .folding import fold
 from .inputs import Norm, Weighting, refuse_non_finite
+from .layer_runs import LayerRun, capture
 from .maps import is_constant
 from .methods import gradient as methods
 from .methods.dist_cam import dist_cam

@@ -18,10 +18,9 @@ from torch import Tensor
 from ..explain import fold, to_data_uri
 from ..explain.drawing.colours import colour_table
 from ..files import write_text
-from .answers import answers_of
 from .classifiers import Classifier
-from .evaluation import EpisodeResult
-from .results import ResultFile
+from .explanation import answers_of
+from .results import EpisodeResult, ResultFile
 from .support import SupportSensitivity, support_quality
 
 if TYPE_CHECKING:

@@ -1,13 +1,13 @@
-"""Who is on which image, and which gallery entries count: the part of a re-identification score that is a decision.
+"""The decisions in a re-identification score, as fields of `Protocol`: checked against the labels, kept in the result.
 
-The same distances give a mAP that differs by eight points between protocols that are all called "the Market protocol".
-So every decision is a field of `Protocol`, has a name, is checked against the labels, and travels with the result.
+The same distances give a mAP that differs by eight points between what is called "the Market protocol".
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,29 @@ from numpy.typing import ArrayLike, NDArray
 from ..datasets.reid_records import Identity, Protocol, ReidImage
 from ..errors import InputError, ShapeError
 
-__all__ = ["Labels", "Matching", "labels_of"]
-
 MISSING = -1
 """Code of an unknown camera, here and in integer labels; in text labels it is the empty string."""
+
+
+def changed_protocol(protocol: Protocol, changes: str) -> Protocol:
+    """A protocol with some decisions changed by a text such as `same_camera=keep,distractors=0+7`.
+
+    Raises:
+        InputError: no such decision (the message names the nearest), or no such choice.
+
+    >>> changed_protocol(Protocol(), "no_match=zero,junk=").junk
+    ()
+    """
+    names = tuple(protocol.to_dict())
+    values: dict[str, Any] = {}
+    for change in filter(None, (part.strip() for part in changes.split(","))):
+        name, equals, value = (part.strip() for part in change.partition("="))
+        if name not in names or not equals:
+            near = get_close_matches(name, names, n=1, cutoff=0.0)[0]
+            raise InputError(f"expected NAME=VALUE, got {change!r}; nearest is {near}, there are {', '.join(names)}")
+        listed = tuple(int(one) if one.lstrip("-").isdigit() else one for one in value.split("+") if one)
+        values[name] = listed if name in ("junk", "distractors") else value
+    return replace(protocol, **values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +58,16 @@ class Labels:
 
     def __post_init__(self) -> None:
         for name in ("identities", "cameras", "images"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, _label_array(value, name=name))
+            if getattr(self, name) is None:
+                continue
+            array = np.asarray(getattr(self, name))
+            if array.ndim != 1:
+                raise ShapeError(f"{name}: expected one value per image (one dimension), got shape {array.shape}")
+            if array.dtype == object and all(isinstance(value, str) for value in array):
+                array = array.astype(str)
+            if array.size and array.dtype.kind not in "iuU":
+                raise InputError(f"{name}: expected integers or text, got {array.dtype}; convert them first")
+            object.__setattr__(self, name, array if array.size else array.astype(np.int64))
         for name in ("cameras", "images"):
             value = getattr(self, name)
             if value is not None and len(value) != len(self):
@@ -69,20 +95,9 @@ def labels_of(images: Iterable[ReidImage]) -> Labels:
     )
 
 
-def _label_array(values: ArrayLike, *, name: str) -> NDArray[Any]:
-    array = np.asarray(values)
-    if array.ndim != 1:
-        raise ShapeError(f"{name}: expected one value per image (one dimension), got shape {array.shape}")
-    if array.dtype == object and all(isinstance(value, str) for value in array):
-        array = array.astype(str)
-    if array.size and array.dtype.kind not in "iuU":
-        raise InputError(f"{name}: expected integers or text, got {array.dtype}; convert them first")
-    return array if array.size else array.astype(np.int64)
-
-
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """What each query may, must not, and should find: the protocol applied to the labels.
+    """The protocol applied to the labels: right answers of each query, and images it must not meet.
 
     Columns are the gallery images in use, ordered by camera so that those of one camera are neighbours. Build it with
     `Matching.of`; everything that can be wrong with labels is refused there.
@@ -110,9 +125,7 @@ class Matching:
                 that is declared neither, identities of two kinds, or a missing camera that the protocol refuses.
         """
         identity, names = _codes(query.identities, gallery.identities, name="identities")
-        junk, distractor = (_declared(names, labels) for labels in (protocol.junk, protocol.distractors))
-        _refuse_undeclared(names, junk | distractor)
-        _refuse_in_queries(identity[0], names, junk=junk, distractor=distractor)
+        junk, distractor = _nobody(identity[0], names, protocol)
         camera, camera_names = _camera_codes(query, gallery, protocol=protocol)
         ignored = junk | distractor if protocol.distractor_policy == "ignore" else junk
         columns = np.flatnonzero(~ignored[identity[1]])
@@ -122,7 +135,10 @@ class Matching:
         kept_identity, kept_camera = identity[1][columns], camera[1][columns]
         is_distractor = distractor[kept_identity]
         asked = np.isin(kept_identity, identity[0])
-        images = _same_image(query, gallery, columns)
+        same_image = None
+        if query.images is not None and gallery.images is not None:
+            (asking, answering), _ = _codes(query.images, gallery.images, name="images")
+            same_image = _Groups.of(asking, answering[columns])
         return cls(
             protocol=protocol,
             columns=columns,
@@ -143,7 +159,7 @@ class Matching:
             },
             _same_identity=_Groups.of(identity[0], kept_identity),
             _same_camera=_Groups.of(camera[0], kept_camera),
-            _same_image=images,
+            _same_image=same_image,
         )
 
     def relations(self, query: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -200,24 +216,19 @@ def _codes(
     return (codes[: first.size], codes[first.size :]), names
 
 
-def _declared(names: NDArray[Any], identities: Sequence[Identity]) -> NDArray[np.bool_]:
-    """Which names are among these identities; text labels hold the same identities as text."""
-    return np.isin(names.astype(str), [str(identity) for identity in identities])
-
-
-def _refuse_undeclared(names: NDArray[Any], declared: NDArray[np.bool_]) -> None:
-    if names.dtype.kind == "U":
-        return
-    strange = names[(names < 0) & ~declared]
+def _nobody(
+    query: NDArray[np.intp], names: NDArray[Any], protocol: Protocol
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The names that are junk and those that are distractors; text labels hold the same identities as text."""
+    junk, distractor = (
+        np.isin(names.astype(str), [str(identity) for identity in declared])
+        for declared in (protocol.junk, protocol.distractors)
+    )
+    strange = names[(names < 0) & ~(junk | distractor)] if names.dtype.kind != "U" else names[:0]
     if strange.size:
         raise InputError(
             f"identity {strange[0]} is negative: declare it in the protocol, as junk (ignored) or distractor (wrong)"
         )
-
-
-def _refuse_in_queries(
-    query: NDArray[np.intp], names: NDArray[Any], *, junk: NDArray[np.bool_], distractor: NDArray[np.bool_]
-) -> None:
     for kind, declared in (("junk", junk), ("a distractor", distractor)):
         bad = np.flatnonzero(declared[query])
         if bad.size:
@@ -225,6 +236,7 @@ def _refuse_in_queries(
                 f"query {bad[0]} has identity {names[query[bad[0]]]}, which the protocol declares {kind}: "
                 f"take {bad.size} such queries out, or change the protocol"
             )
+    return junk, distractor
 
 
 def _camera_codes(
@@ -234,7 +246,9 @@ def _camera_codes(
     sides = []
     for side, labels in (("query", query), ("gallery", gallery)):
         cameras = None if labels.cameras is None else np.asarray(labels.cameras)
-        missing = np.ones(len(labels), bool) if cameras is None else _is_missing(cameras)
+        missing = np.ones(len(labels), bool)
+        if cameras is not None:
+            missing = cameras == "" if cameras.dtype.kind == "U" else cameras < 0
         if missing.any() and protocol.missing_camera == "refuse" and protocol.same_camera != "keep":
             raise InputError(
                 f"{int(missing.sum())} of {len(labels)} {side} images have no camera: give cameras, or choose a "
@@ -252,15 +266,3 @@ def _camera_codes(
             code[~missing] = np.searchsorted(names, cameras[~missing])
         codes.append(code)
     return (codes[0], codes[1]), names.tolist()
-
-
-def _is_missing(cameras: NDArray[Any]) -> NDArray[np.bool_]:
-    missing: NDArray[np.bool_] = cameras == "" if cameras.dtype.kind == "U" else cameras < 0
-    return missing
-
-
-def _same_image(query: Labels, gallery: Labels, columns: NDArray[np.intp]) -> _Groups | None:
-    if query.images is None or gallery.images is None:
-        return None
-    (first, second), _ = _codes(query.images, gallery.images, name="images")
-    return _Groups.of(first, second[columns])

@@ -16,9 +16,8 @@ from ..errors import ImageError
 from ..explain.drawing.rendering import to_data_uri
 from ..files import write_text
 from ..images import read_image
-from .assessment import Assessment
+from .assessment import Answer, Assessment, Failure, Promotion
 from .charts import camera_table, curve, histogram
-from .mistakes import Answer, Failure, Promotion
 
 __all__ = ["write_report"]
 

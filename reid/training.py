@@ -38,10 +38,11 @@ from ..training.engine.step import Objective
 from ..training.recipes.recipe import Recipe
 from ..training.recipes.runs import run_recipe as train
 from ..training.recipes.tables import Table
-from .assessment import Refinement, assess
+from .assessment import assess
 from .distances import Metric
 from .features import Features
-from .part_energy import pair_energy
+from .pairs import pair_energy
+from .refinement import Refinement
 
 __all__ = ["ReidRecipe", "TestSettings", "WalkerSettings", "train"]
 

@@ -20,7 +20,7 @@ from ..explain.inputs import NEEDS_MEAN
 from ..explain.regions import region_mask
 from ..files import replacing
 from ..images import Box, read_image
-from ..index.filters.matching import Eq
+from ..index.filters.tree import Eq
 from .masking import gallery_weights
 from .matches import Match, Matches
 

@@ -18,7 +18,7 @@ from ..errors import GalleryError, InputError
 from ..explain.regions import Region, coverage, pool_region, region_weights
 from ..images import Box
 from ..index import Gallery
-from ..index.faiss.install import note_search_on_cpu
+from ..index.faiss.runtime import note_search_on_cpu
 from ..index.rejection import Rejection
 from ..index.search import Hits, SearchSpec, comparable, distances_to
 from .masking import stored_weights

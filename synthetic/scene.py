@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..images.geometry import Box
-from .blueprints import Blueprint
+from .blueprint import Blueprint
 from .folders import box_around
 from .painter import BACKGROUNDS, INKS, OUTLINES, Layer, Light, check_name, compose, outline, texture, turn
 

@@ -26,7 +26,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..images.geometry import Box
-from .blueprints import Blueprint, Part, blueprints
+from .blueprint import Blueprint, Part, blueprints
 from .folders import new_folder, read_rows, save_numbers, write_rows
 from .painter import BACKGROUNDS, check_name
 from .scene import Scene, SceneObject, check_scene, draw_scene

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ...encoders.layers import as_feature_map
 from ...errors import InputError, ShapeError
-from ..capture import jacobian, undisturbed
 from ..inputs import refuse_non_finite
+from ..layer_runs import jacobian, undisturbed
 from ..maps import normalise, upsample
 from ..targets import Target
 

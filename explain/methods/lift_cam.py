@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ..capture import LayerRun, jacobian
+from ..layer_runs import LayerRun, jacobian
 from ..targets import Score
 
 __all__ = ["lift_contributions"]

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import InputError
-from ..capture import LayerRun
+from ..layer_runs import LayerRun
 from ..maps import normalise, upsample
 from ..targets import Score
 

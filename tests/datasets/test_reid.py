@@ -201,6 +201,36 @@ def test_a_table_names_identity_camera_and_role(tmp_path: Path) -> None:
     assert read_data(table, camera="view").queries[0].camera == "left"
 
 
+@pytest.mark.parametrize("above", ["", "images"])
+def test_folders_of_splits_are_roles_and_the_folders_in_them_identities(tmp_path: Path, above: str) -> None:
+    for place in ("train/ann/1.png", "query/bea/2.png", "gallery/bea/3.png", "gallery/cleo/4.png"):
+        file = tmp_path / above / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(file)
+    data = read_data(tmp_path)
+    assert [(i.identity, i.camera, i.role, Path(i.path).name) for i in data.images] == [
+        ("ann", None, "train", "1.png"),
+        ("bea", None, "query", "2.png"),
+        ("bea", None, "gallery", "3.png"),
+        ("cleo", None, "gallery", "4.png"),
+    ]
+    assert all(data.file(image).is_file() for image in data.images)
+    assert "roles from the folders of the splits: gallery, query, train" in data.notes[0]
+    assert "same_camera=keep" in data.notes[1]
+    (tmp_path / above / "stray.png").write_bytes(b"")
+    with pytest.warns(DistcamWarning, match=r"stray\.png"):
+        assert len(read_data(tmp_path)) == 4
+
+
+def test_folders_of_test_images_are_query_and_gallery_at_once(tmp_path: Path) -> None:
+    for place in ("train/ann/1.png", "test/bea/2.png", "val/bea/3.png"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / place)
+    data = read_data(tmp_path, format="folder")
+    assert {image.path for image in data.queries} == {image.path for image in data.gallery}
+    assert {image.role for image in data.images} == {"train", "test"}
+
+
 def test_tables_that_do_not_say_who_is_on_an_image_are_refused(tmp_path: Path) -> None:
     table = tmp_path / "images.csv"
     table.write_text("path,camera\na.jpg,1\n")

@@ -21,9 +21,8 @@ from ...encoders.encoder import evaluating
 from ...errors import InputError
 from ...explain import dist_cam, fold, normalise, rectify, upsample
 from ...metrics.clustering import cluster, normalised_mutual_information
-from ...metrics.counting import Pairing, measure_rankings
 from ...metrics.distances import SearchSpec
-from ...metrics.ranking import RankMeasures
+from ...metrics.ranking import Pairing, RankMeasures, measure_rankings
 from ..data.labels import is_right
 from ..data.training_set import TrainingSet
 from ..engine.step import HasClassWeights

@@ -1,4 +1,4 @@
-"""The classifiers by the names that the command line, results and reports use."""
+"""Few-shot classifiers, a paper a file, and their names on the command line, in results and in reports."""
 
 from __future__ import annotations
 
@@ -8,12 +8,31 @@ from difflib import get_close_matches
 
 from torch import Tensor
 
-from ..errors import InputError
-from .classifiers import BDCSPN, Classifier, NearestNeighbour, Prototypes, simple_shot
-from .fine_tuning import baseline, baseline_plus_plus
-from .transforms import Centre, PowerTransform
+from ...errors import InputError
+from .base import Classifier
+from .baseline import FineTuned, baseline, baseline_plus_plus
+from .bd_cspn import BDCSPN
+from .prototypes import NearestNeighbour, Prototypes
+from .simple_shot import simple_shot
+from .transforms import Centre, FeatureTransform, L2Normalise, PowerTransform
 
-__all__ = ["METHODS", "classifier_of", "needs_base_mean"]
+__all__ = [
+    "BDCSPN",
+    "METHODS",
+    "Centre",
+    "Classifier",
+    "FeatureTransform",
+    "FineTuned",
+    "L2Normalise",
+    "NearestNeighbour",
+    "PowerTransform",
+    "Prototypes",
+    "baseline",
+    "baseline_plus_plus",
+    "classifier_of",
+    "needs_base_mean",
+    "simple_shot",
+]
 
 METHODS: dict[str, Callable[[Tensor | Centre | None], Classifier]] = {
     "proto": lambda _: Prototypes("l2", name="proto"),
@@ -32,7 +51,7 @@ _NEEDS_MEAN = {"simpleshot-cl2n"}
 
 
 def needs_base_mean(method: str) -> bool:
-    """Whether the method centres by the mean feature of the base classes."""
+    """True if the method centres by the mean feature of the base classes."""
     return method in _NEEDS_MEAN
 
 

@@ -1,8 +1,4 @@
-"""Steps on single feature vectors before classification: unit length, centring, the power transform.
-
-Each runs once on the whole bank. Whether one was fitted on test data is part of it, because a result that used the test
-images' mean is transductive even if the classifier after it is not.
-"""
+"""Steps on single feature vectors before classification; each knows whether it was fitted on test data."""
 
 from __future__ import annotations
 
@@ -14,9 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..errors import InputError, ShapeError
-
-__all__ = ["Centre", "FeatureTransform", "L2Normalise", "PowerTransform"]
+from ...errors import InputError, ShapeError
 
 
 class FeatureTransform(Protocol):
@@ -24,7 +18,7 @@ class FeatureTransform(Protocol):
 
     @property
     def is_transductive(self) -> bool:
-        """Whether it was fitted on test data."""
+        """True if it was fitted on test data."""
 
     def __call__(self, features: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         """The transformed vectors."""

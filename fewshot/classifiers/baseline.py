@@ -1,7 +1,6 @@
-"""Baseline and Baseline++: a new classifier for every episode, trained on its support while the encoder stays frozen.
+"""Baseline and Baseline++: a classifier trained on the support of each episode, while the encoder stays frozen.
 
-The episodes of a batch are trained side by side in one optimiser. Their losses are summed and no parameter belongs to
-two episodes, so each goes exactly the way it would go alone; only the cost per step is shared.
+Episodes are trained side by side: their losses are summed, and no parameter belongs to two of them.
 """
 
 from __future__ import annotations
@@ -14,14 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from ..errors import InputError
-from .classifiers import _check_shapes, _Recipe
-
-__all__ = ["FineTuned", "baseline", "baseline_plus_plus"]
+from ...errors import InputError
+from .base import FewShotClassifier, check_shapes
 
 
 @dataclass(frozen=True, eq=False)
-class FineTuned(_Recipe):
+class FineTuned(FewShotClassifier):
     """A linear or cosine classifier trained on the support with SGD.
 
     The weights start at the same random place, and the support is shuffled in the same order, in every episode: answers
@@ -40,9 +37,7 @@ class FineTuned(_Recipe):
     Source: Chen et al. 2019, arXiv:1904.04232, §3.2 and its published settings.
     """
 
-    bytes_at_a_time: ClassVar[int] = (
-        16 << 20
-    )  # vectors of about a hundred episodes: a step costs little more than one's
+    bytes_at_a_time: ClassVar[int] = 16 << 20  # about a hundred episodes: a step costs little more than one's
 
     head: Literal["linear", "cosine"] = "cosine"
     scale: float = 2.0
@@ -63,10 +58,10 @@ class FineTuned(_Recipe):
         object.__setattr__(self, "name", self.name or ("baseline++" if self.head == "cosine" else "baseline"))
 
     def logits(self, support: Float[Tensor, "b n k d"], query: Float[Tensor, "b m d"]) -> Float[Tensor, "b m n"]:
-        """What each episode's own classifier says of its queries."""
-        _check_shapes(support, query)
+        """Scores of each episode's own classifier for its queries."""
+        check_shapes(support, query)
         weight, bias = self.fit(support)
-        return torch.baddbmm(bias[:, None], self._seen(query), weight.mT)
+        return torch.baddbmm(bias[:, None], self._normalised(query), weight.mT)
 
     def fit(self, support: Float[Tensor, "b n k d"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n"]]:
         """The trained classifiers: class vectors and biases; those of `cosine` are for queries of length 1."""
@@ -83,7 +78,7 @@ class FineTuned(_Recipe):
                 weight_decay=self.weight_decay,
                 foreach=True,
             )
-            vectors = self._seen(support.flatten(1, 2))
+            vectors = self._normalised(support.flatten(1, 2))
             for _ in range(self.epochs):
                 order = torch.randperm(n * k, generator=generator).to(support.device)
                 for rows in torch.split(order, self.batch_size):
@@ -108,8 +103,8 @@ class FineTuned(_Recipe):
             for value in (weight, second)
         ]
 
-    def _seen(self, vectors: Tensor) -> Tensor:
-        """What the class vectors are multiplied with."""
+    def _normalised(self, vectors: Tensor) -> Tensor:
+        """The vectors, of unit length for the cosine head."""
         return normalize(vectors, dim=-1) if self.head == "cosine" else vectors
 
     def _scores(self, vectors: Tensor, parameters: list[Tensor]) -> Tensor:
@@ -120,7 +115,7 @@ class FineTuned(_Recipe):
         return scores
 
     def _length(self, weight: Tensor, length: Tensor) -> Tensor:
-        """What a class vector of the cosine head is multiplied by, so that it has its own length times the scale."""
+        """Factor that gives a class vector of the cosine head its own length times the scale."""
         factor: Tensor = self.scale * length / torch.linalg.vector_norm(weight, dim=-1)
         return factor
 

@@ -57,6 +57,24 @@ def test_expansion_equals_a_plain_loop(neighbours: int, alpha: float) -> None:
         np.testing.assert_allclose(expanded[row], unit(total), atol=1e-12)
 
 
+@pytest.mark.parametrize("neighbours", [1, 3, 8])
+@pytest.mark.parametrize("alpha", [0.0, 2.0])
+def test_no_order_of_images_changes_an_expanded_query(neighbours: int, alpha: float) -> None:
+    random = np.random.default_rng(0)
+    points = random.integers(-1, 2, (40, 3)) + np.array([0.0, 0.0, 1.5])  # copies and equal distances everywhere
+    query, gallery = points[:8], points[8:]
+    expanded = expand_queries(query, gallery, neighbours=neighbours, alpha=alpha)
+    for _ in range(5):
+        first, second = random.permutation(8), random.permutation(32)
+        permuted = expand_queries(query[first], gallery[second], neighbours=neighbours, alpha=alpha)
+        np.testing.assert_array_equal(permuted, expanded[first])
+
+
+def test_images_that_tie_for_the_last_place_share_it() -> None:
+    expanded = expand_queries([[1.0, 0.0]], [[0.0, 1.0], [0.0, -1.0], [0.0, 1.0]], neighbours=1)
+    np.testing.assert_allclose(expanded[0], unit([1.0, 1 / 3]))
+
+
 def test_the_length_of_a_feature_does_not_matter() -> None:
     random = np.random.default_rng(1)
     query, gallery = random.normal(size=(4, 6)), random.normal(size=(9, 6))

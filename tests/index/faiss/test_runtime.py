@@ -17,8 +17,8 @@ from search_answers import blobs, build
 from distcam import DistcamWarning, Retriever
 from distcam.cli import app
 from distcam.errors import InputError
-from distcam.index.faiss import install as faiss_install
-from distcam.index.faiss.install import fault, installed, note_search_on_cpu, why_no_gpu
+from distcam.index.faiss import runtime
+from distcam.index.faiss.runtime import fault, installed, note_search_on_cpu, why_no_gpu
 
 CPU, GPU, CUVS = ("faiss-cpu", "1.15.1"), ("faiss-gpu", "1.15.0"), ("faiss-gpu-cuvs", "1.14")
 OTHERS = (("faiss-helper", "2.0"), ("numpy", "2.0"))
@@ -31,8 +31,8 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path, *packages: tuple[str,
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
     specs = {"whole": ModuleSpec("faiss", None, origin="faiss/__init__.py"), "empty": ModuleSpec("faiss", None)}
-    monkeypatch.setattr(faiss_install, "distributions", lambda: importlib.metadata.distributions(path=[str(folder)]))
-    monkeypatch.setattr(faiss_install, "find_spec", lambda name: specs.get(files))
+    monkeypatch.setattr(runtime, "distributions", lambda: importlib.metadata.distributions(path=[str(folder)]))
+    monkeypatch.setattr(runtime, "find_spec", lambda name: specs.get(files))
 
 
 def on_gpus(monkeypatch: pytest.MonkeyPatch, *, torch_sees: bool, faiss_sees: int, is_built: bool = False) -> None:
