@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from crowds import Crowd, draw_cells, draw_crowd, draw_crowds
 from machine import describe_machine
 from roar import remove_and_retrain, whole_explanations
 from small_segmenters import FitSettings, MobileSegmenter, SmallSegmenter, as_image, crowd_data, fit_segmenter, score
@@ -36,7 +37,6 @@ from distcam.images import Box, Transform
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.explaining import ASKS, REFERENCES, MapScores, Questions, ask_objects, judge_maps, maps_for
 from distcam.segmentation.segmenter.pixel_data import PixelData, predict
-from distcam.synthetic.crowds import Crowd, draw_cells, draw_crowd, draw_crowds
 from distcam.synthetic.scene_set import blueprints
 
 TITLES = {"hirescam": "Seg-HiRes-Grad-CAM", "gradcam": "Seg-Grad-CAM", "segxrescam": "Seg-XRes-CAM"}

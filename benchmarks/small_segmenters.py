@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from crowds import Crowd
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,7 +22,6 @@ from distcam.images.masks import VOID
 from distcam.metrics.segmentation import SegmentationScore, evaluate_masks
 from distcam.segmentation.label_maps import label_map
 from distcam.segmentation.segmenter.pixel_data import PixelData, predict
-from distcam.synthetic.crowds import Crowd
 
 
 def crowd_data(crowds: Sequence[Crowd], names: Sequence[str], transform: Transform) -> PixelData:

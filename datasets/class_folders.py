@@ -104,7 +104,11 @@ def _tell_undivided(by_split: Mapping[str, _Items], listing: Listing, root: Path
 
 def _parts(by_split: Mapping[str, _Items], root: Path, chosen: str | None) -> dict[str, _Items]:
     """The parts that the splits make; at least one of them is known, or `chosen`."""
-    known = {name: _joined(by_split, name) for name in dict.fromkeys(_SPLIT_OF.values())}
+    known: dict[str, _Items] = {name: ([], []) for name in _SPLIT_OF.values()}
+    for split, (paths, labels) in by_split.items():
+        if split in _SPLIT_OF:
+            known[_SPLIT_OF[split]][0].extend(paths)
+            known[_SPLIT_OF[split]][1].extend(labels)
     there = [name for name, (paths, _) in known.items() if paths]
     if left := [path for name, (paths, _) in by_split.items() if name not in _SPLIT_OF for path in paths]:
         said = ", ".join(name or "empty" for name in by_split if name not in _SPLIT_OF)
@@ -116,10 +120,10 @@ def _parts(by_split: Mapping[str, _Items], root: Path, chosen: str | None) -> di
         return {"novel": known[wanted]}
     tested = next(name for name in ("test", "val", "train") if name in there)
     others = [name for name in there if name != tested]
-    labels = set(known[tested][1])
-    if seen := labels & {label for name in others for label in known[name][1]}:
+    classes = set(known[tested][1])
+    if seen := classes & {label for name in others for label in known[name][1]}:
         remark(
-            f"{root}: {len(seen)} of the {len(labels)} classes of the split {tested} also occur in "
+            f"{root}: {len(seen)} of the {len(classes)} classes of the split {tested} also occur in "
             f"{' and '.join(others)}: the novel part is the split {tested} alone, and these are no unseen classes"
         )
         return {"novel": known[tested]}
@@ -135,11 +139,6 @@ def _parts(by_split: Mapping[str, _Items], root: Path, chosen: str | None) -> di
 _SPLIT_OF = {"train": "train", "base": "train", "val": "val"} | dict.fromkeys(
     ("test", "novel", "query", "gallery"), "test"
 )
-
-
-def _joined(by_split: Mapping[str, _Items], name: str) -> _Items:
-    pairs = [own for split, own in by_split.items() if _SPLIT_OF.get(split) == name]
-    return [path for paths, _ in pairs for path in paths], [label for _, labels in pairs for label in labels]
 
 
 def part_of(name: str, where: str) -> str:

@@ -258,11 +258,7 @@ def likely_cause(
             if (near := table.get(key(form))) is not None:
                 return line, near, f"{shown(line)} and {near} {why}"
         for image in by_name.get(form.rpartition("/")[2].casefold(), ()):
-            if _ends_like(form, plain(image)):
+            shorter, longer = sorted((form.casefold(), plain(image).casefold()), key=len)
+            if longer.endswith("/" + shorter.lstrip("/")):
                 return line, image, f"{shown(line)} and {image} count from different folders"
     return None
-
-
-def _ends_like(first: str, second: str) -> bool:
-    shorter, longer = sorted((first.casefold(), second.casefold()), key=len)
-    return longer.endswith("/" + shorter.lstrip("/"))

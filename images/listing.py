@@ -194,7 +194,10 @@ def quiet_listing(
     listing = Listing(resolved, _labels(resolved, labels, strict=strict), strict=strict, has_vectors=has_vectors)
     first = next(iter(listing), None)
     if first is None:
-        raise InputError(_nothing_found(source, listing))
+        what = f"no image in {source}: it is empty"
+        if isinstance(resolved, FolderSource):
+            what = f"no image in {source}; looked for the suffixes {' '.join(sorted(IMAGE_SUFFIXES))} in any case"
+        raise InputError("; ".join([what, *listing.problems[:3]]))
     table = listing._labels.table
     if table is not None and not listing.has_labels:
         known = next((name for name, label in table.items() if label), "no labelled path")
@@ -206,14 +209,6 @@ def quiet_listing(
     if table is not None or isinstance(resolved, TableSource):
         _ = len(listing)  # a table was read from end to end already; folders of millions wait until they are counted
     return listing
-
-
-def _nothing_found(source: object, listing: Listing) -> str:
-    if isinstance(listing._source, FolderSource):
-        what = f"no image in {source}; looked for the suffixes {' '.join(sorted(IMAGE_SUFFIXES))} in any case"
-    else:
-        what = f"no image in {source}: it is empty"
-    return "; ".join([what, *listing.problems[:3]])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Drawn data with everything known about it: scenes of objects, crowds of cells, and walkers before cameras."""
+"""Drawn data with everything known about it: scenes of objects, and walkers before cameras."""
 
 from ..lazy import attach_stub
 

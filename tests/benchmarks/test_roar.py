@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from crowds import draw_cells, draw_crowds
 from roar import remove_and_retrain, whole_explanations
 from small_segmenters import FitSettings, MobileSegmenter, SmallSegmenter, as_image, crowd_data, fit_segmenter, score
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from distcam.images import Transform
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.explaining import ask_objects
 from distcam.segmentation.segmenter.pixel_data import PixelData, predict
-from distcam.synthetic.crowds import draw_cells, draw_crowds
 
 TRANSFORM = Transform(32, fit="squash")
 

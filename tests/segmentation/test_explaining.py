@@ -7,6 +7,7 @@ import doctest
 import numpy as np
 import pytest
 import torch
+from crowds import draw_cells, draw_crowd, draw_crowds
 from small_segmenters import crowd_data
 from torch import Tensor, nn
 
@@ -17,7 +18,6 @@ from distcam.explain.drawing.boxes import labelled
 from distcam.images import Transform
 from distcam.segmentation.explaining import ASKS, REFERENCES, MapScores, ask_objects, judge_maps, maps_for
 from distcam.segmentation.segmenter.pixel_data import PixelData, predict
-from distcam.synthetic.crowds import draw_cells, draw_crowd, draw_crowds
 from distcam.synthetic.scene_set import blueprints
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from ..errors import InputError
-from .blueprint import Blueprint
-from .scene import draw_scene
+from distcam.errors import InputError
+from distcam.synthetic.blueprint import Blueprint
+from distcam.synthetic.scene import draw_scene
 
 __all__ = ["Crowd", "draw_cells", "draw_crowd", "draw_crowds"]
 
