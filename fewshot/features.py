@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..encoders import Encoder, Identity, Inference, Overlap
 from ..errors import FingerprintMismatchError, ImageError, InputError
+from ..files import Storage
 from ..index import Encodings, read_encodings
 from ..index.building.build import InferenceSettings, to_vectors
 from ..index.building.encodings import FORMAT, VERSION
-from ..index.storage.durable import Storage
 from ..index.storage.manifest import Spec
 from ..index.storage.records import Entries, Vectors
 from ..index.storage.segments import write_segment

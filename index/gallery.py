@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 
 from ..errors import InputError
+from ..files import after_commit
 from .filters.matching import Filter
 from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold
 from .reports import AddReport, VerifyReport, counted
 from .search import Metric
-from .storage.durable import after_commit
 from .storage.records import Array, stored_path
 from .storage.snapshot import Ids, Snapshot, Verify
 from .storage.writer import GalleryWriter, opened_for_writing

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import CorruptGalleryError
-from .storage.durable import read_file
+from ..files import read_file
 
 __all__ = ["AddReport", "Problem", "Skipped", "VerifyReport", "counted", "read_skipped"]
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from ..index.storage.durable import Storage
+from ..files import Storage
 from .data import VOID, Mask
 
 __all__ = ["VocFolder", "overlay_mask", "palette", "palette_image"]

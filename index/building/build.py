@@ -20,12 +20,12 @@ from ...encoders.heads import Identity
 from ...encoders.inference import Inference, whole_encoder
 from ...encoders.regions import MaskPooling, pooled_under
 from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError
+from ...files import Storage, WriterLock, after_commit, refusals_named
 from ...images.listing import Listing, list_images
 from ...images.loading import read_image
 from ...images.masks import MaskFolder
 from ..reports import AddReport, Skipped, read_skipped
 from ..search import METRICS, Metric, SearchSpec
-from ..storage.durable import Storage, WriterLock, after_commit, refusals_named
 from ..storage.manifest import BackendEntry, EncoderEntry, Manifest, MaskEntry, Spec
 from ..storage.records import Vectors, pack_maps
 from ..storage.snapshot import Snapshot

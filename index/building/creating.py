@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import GalleryError, GalleryExistsError, InputError, NotAGalleryError
+from ...files import LOCK_NAME
 from ..search import SearchSpec
 from ..storage.caches import user_secret
-from ..storage.durable import LOCK_NAME
 from ..storage.manifest import FileEntry, Manifest
 from ..storage.writer import GalleryWriter
 

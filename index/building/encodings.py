@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import GalleryExistsError, InputError
+from ...files import Storage
 from ..reports import AddReport
-from ..storage.durable import Storage
 from ..storage.hdf5 import FlatFile, StoredArray
 from ..storage.manifest import MANIFEST_NAME, Spec
 from ..storage.merging import live_blocks

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, WeightsError
+from ...files import Storage, WriterLock
 from ...remarks import remark
 from ..building.creating import existing_gallery, new_birth, require_index, write_encoder_copy
 from ..reports import AddReport, Skipped
 from ..search import METRICS, Metric, SearchSpec
-from ..storage.durable import Storage, WriterLock
 from ..storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
 from ..storage.records import Array, Entries, Vectors, located
 from ..storage.writer import GalleryWriter

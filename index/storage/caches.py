@@ -30,8 +30,8 @@ from typing import BinaryIO
 import numpy as np
 
 from ...errors import DistcamError
+from ...files import file_sha256
 from ..prototypes import PrototypeStore
-from .durable import file_sha256
 from .records import Array
 from .snapshot import Snapshot
 

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import CorruptGalleryError, DistcamError, InputError, TooFewVectorsError
+from ...files import say_after_commit
 from ..prototypes import PrototypeStore
 from ..reports import counted
 from ..search import Search
 from . import caches
-from .durable import say_after_commit
 from .records import Array
 from .snapshot import Ids, Snapshot
 from .writer import GalleryWriter

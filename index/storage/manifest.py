@@ -17,9 +17,9 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
 
 from ...errors import CorruptGalleryError, GalleryError, NotAGalleryError
+from ...files import REMEDY, Storage, read_file
 from ..rejection import Rejection
 from ..search import METRICS, Metric
-from .durable import REMEDY, Storage, read_file
 from .tuned import Tuning
 
 __all__ = ["MANIFEST_NAME", "BackendEntry", "CacheEntry", "EncoderEntry", "FileEntry", "Manifest", "MaskEntry", "Spec"]

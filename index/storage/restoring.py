@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...errors import CorruptGalleryError, GalleryError, GalleryExistsError, InputError, NotAGalleryError
+from ...files import REMEDY, Storage, WriterLock, file_sha256, refusals_named
 from ..building.creating import foreign_file, is_root_of_this_user, new_birth
-from .durable import REMEDY, Storage, WriterLock, file_sha256, refusals_named
 from .manifest import CacheEntry, FileEntry, Manifest
 from .segments import Segment
 from .snapshot import check_file, read_ids

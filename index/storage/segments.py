@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from ...files import REMEDY
 from . import hdf5 as flatfile
-from .durable import REMEDY
 from .hdf5 import FlatFile, Layout, StoredArray, Strings, pack_strings
 from .manifest import FileEntry, Spec
 from .records import Array, Categorical, Entries, Vectors, unpack_maps

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import CorruptGalleryError, InputError
+from ...files import REMEDY, file_sha256, read_file
 from ..filters.matching import Filter, Verdicts, matching
 from ..reports import counted
 from ..search import SearchSpec, check_ids
-from .durable import REMEDY, file_sha256, read_file
 from .hdf5 import StoredArray
 from .manifest import FileEntry, Manifest, Spec
 from .records import Array, Categorical, Record, Vectors

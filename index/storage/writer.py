@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...errors import GalleryError
-from .durable import LOCK_NAME, Storage, WriterLock, after_commit, file_sha256, refusals_named
+from ...files import LOCK_NAME, Storage, WriterLock, after_commit, file_sha256, refusals_named
 from .manifest import MANIFEST_NAME, CacheEntry, FileEntry, Manifest
 from .merging import groups_of, live_blocks, newest_to_merge
 from .records import Entries, Vectors

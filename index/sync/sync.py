@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import GalleryError, ImageError, InputError
+from ...files import after_commit
 from ..building.ingest import Offer, Progress, Stream, entries_of, ingest_offers
 from ..reports import Skipped, counted, read_skipped
-from ..storage.durable import after_commit
 from ..storage.snapshot import BLOCK_BYTES, Snapshot
 from ..storage.writer import GalleryWriter
 from .plan import Carry, Place, Plan, make_plan, rows_of

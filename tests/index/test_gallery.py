@@ -18,10 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from distcam.encoders import Encoder
 from distcam.errors import CorruptGalleryError, FingerprintMismatchError, InputError, NotAGalleryError, ShapeError
+from distcam.files import Storage
 from distcam.index import Gallery, verify_gallery
 from distcam.index.storage import caches
 from distcam.index.storage.derived import Derived
-from distcam.index.storage.durable import Storage
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
 from distcam.index.storage.records import Entries, Vectors, pack_maps
 from distcam.index.storage.writer import CommitLimits, GalleryWriter, opened_for_writing

@@ -66,7 +66,7 @@ def test_a_mask_that_cannot_be_written_leaves_nothing_behind(written, monkeypatc
         raise KeyboardInterrupt
 
     before = sorted(path.name for path in written.folder.rglob("*"))
-    monkeypatch.setattr("distcam.index.storage.durable.Storage.sync", broken)
+    monkeypatch.setattr("distcam.files.Storage.sync", broken)
     with pytest.raises((KeyboardInterrupt, TypeError)):
         written.write("pets/2", np.zeros((2, 2), np.uint8))
     assert sorted(path.name for path in written.folder.rglob("*")) == before

@@ -32,7 +32,7 @@ def as_from_a_stranger(folder, monkeypatch, tmp_path, **changes):
 
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
     if changes:
-        from distcam.index.storage.durable import Storage
+        from distcam.files import Storage
 
         replace(Manifest.load(folder), **changes).save(folder, Storage())
 

@@ -22,9 +22,9 @@ import pytest
 from killing import kill_at_random, sha256_of, start
 
 from distcam.errors import GalleryLockedError, NotAGalleryError
+from distcam.files import Storage
 from distcam.images import list_images
 from distcam.index import Gallery, restore_gallery, verify_gallery
-from distcam.index.storage.durable import Storage
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
 from distcam.index.storage.records import Entries, Vectors
 from distcam.index.storage.snapshot import Snapshot
@@ -324,7 +324,7 @@ import json, random, sys, time
 from pathlib import Path
 import numpy as np
 from distcam.images.listing import list_images
-from distcam.index.storage.durable import Storage, WriterLock
+from distcam.files import Storage, WriterLock
 from distcam.index.building.ingest import Encoded, ingest, read_offer
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
 from distcam.index.storage.records import Vectors

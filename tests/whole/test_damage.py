@@ -19,8 +19,8 @@ import pytest
 
 from distcam.encoders import Encoder
 from distcam.errors import DistcamError, GalleryError
+from distcam.files import Storage
 from distcam.index import Gallery, verify_gallery
-from distcam.index.storage.durable import Storage
 from distcam.index.storage.manifest import MANIFEST_NAME, Manifest
 from distcam.index.storage.writer import opened_for_writing
 

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from killing import sha256_of, start
 
+from distcam.files import Storage
 from distcam.index import Gallery, verify_gallery
-from distcam.index.storage.durable import Storage
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
 from distcam.index.storage.records import Entries, Vectors
 from distcam.index.storage.writer import GalleryWriter
 
 DYING = """
 import json, os, signal, sys, threading
-from distcam.index.storage.durable import Storage
+from distcam.files import Storage
 
 operations_left, delay = int(sys.argv.pop()), float(sys.argv.pop())
 

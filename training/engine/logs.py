@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import MissingExtraError
-from ...index.storage.durable import Storage
+from ...files import Storage
 
 __all__ = ["Log", "Means", "Row", "TensorBoardLog", "write_csv", "write_json"]
 

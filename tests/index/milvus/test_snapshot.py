@@ -34,6 +34,7 @@ from distcam.errors import (
     GalleryExistsError,
     InputError,
 )
+from distcam.files import Storage
 from distcam.index import Gallery, parse_filter, verify_gallery
 from distcam.index.filters.matching import And, In, Ne, Not, Or, Range, matching
 from distcam.index.milvus.connection import TOKEN_VARIABLE, Address, connected
@@ -43,7 +44,6 @@ from distcam.index.milvus.search import MAX_K, MilvusSearch
 from distcam.index.milvus.snapshot import MilvusSnapshot
 from distcam.index.milvus.table import MAX_DIM, MilvusTable, TableSpec
 from distcam.index.search import SearchSpec
-from distcam.index.storage.durable import Storage
 from distcam.index.storage.manifest import BackendEntry, EncoderEntry, Manifest, Spec
 from distcam.index.storage.records import Categorical, Entries, Vectors
 from distcam.index.storage.snapshot import Snapshot

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from distcam.errors import CorruptGalleryError, DistcamError, GalleryError, ImageError, TooManyFilesError
+from distcam.files import Storage
 from distcam.images import list_images
 from distcam.index import Gallery, verify_gallery
 from distcam.index.building.ingest import Encoded, ingest, read_offer
 from distcam.index.storage import descriptors
 from distcam.index.storage.descriptors import OpenFile
-from distcam.index.storage.durable import Storage
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
 from distcam.index.storage.records import Entries, Vectors
 from distcam.index.storage.snapshot import Snapshot

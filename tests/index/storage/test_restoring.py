@@ -12,8 +12,8 @@ import pytest
 from commands import distcam, fails
 
 from distcam.errors import CorruptGalleryError, DistcamError, GalleryExistsError, GalleryLockedError, InputError
+from distcam.files import Storage, WriterLock
 from distcam.index import Gallery, restore_gallery, verify_gallery
-from distcam.index.storage.durable import Storage, WriterLock
 from distcam.index.storage.manifest import BackendEntry, EncoderEntry, Manifest, Spec
 from distcam.index.storage.records import Entries, Vectors
 from distcam.index.storage.writer import GalleryWriter, opened_for_writing
