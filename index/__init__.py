@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 
 if TYPE_CHECKING:
+    from .backends import verify_gallery
     from .building.encodings import Encodings, encode_to_file, read_encodings
     from .building.ray import RayEngine
     from .faiss.search import FaissSearch
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from .storage.records import Record
     from .storage.restoring import restore_gallery
     from .storage.tuned import Tuning
-    from .storage.verify import verify_gallery
     from .sync.report import SyncReport
     from .sync.watch import watch_folder
 
@@ -64,7 +64,7 @@ _HOME = {
     "parse_filter": "filters.matching",
     "read_encodings": "building.encodings",
     "restore_gallery": "storage.restoring",
-    "verify_gallery": "storage.verify",
+    "verify_gallery": "backends",
     "watch_folder": "sync.watch",
 }
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import after_commit
+from .backends import newest_snapshot, opened_for_writing, require_rows_in_folder
 from .filters.matching import Filter
 from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold
@@ -28,7 +29,7 @@ from .reports import AddReport, VerifyReport, counted
 from .search import Metric
 from .storage.records import Array, stored_path
 from .storage.snapshot import Ids, Snapshot, Verify
-from .storage.writer import GalleryWriter, opened_for_writing
+from .storage.writer import GalleryWriter
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
@@ -336,7 +337,7 @@ class Gallery(GalleryReader):
         place = Place(Path(folder), self.root)
         load = encoder if isinstance(encoder, LazyEncoder) else LazyEncoder(self, encoder)
         if dry_run:
-            return plan_sync(Snapshot.open(self.folder, verify=False), place, settings, progress=progress)
+            return plan_sync(newest_snapshot(self.folder, verify=False), place, settings, progress=progress)
         with self._writing() as writer:
             return sync_folder(writer, place, load, settings=settings, progress=progress)
 
@@ -359,12 +360,12 @@ class Gallery(GalleryReader):
             if len(ids):
                 writer.remove(ids.tolist())
                 writer.commit()
-                writer.tidy()
+                writer.merge_small()
         return len(ids)
 
     def _ids_of(self, paths: Sequence[str | os.PathLike[str]]) -> Ids:
         stored = [stored_path(path, self.root) for path in paths]
-        known = self.snapshot.known_files(among=[*(os.fspath(path) for path in paths), *stored])
+        known = self.snapshot.places_by_path(among=[*(os.fspath(path) for path in paths), *stored])
         places = [known.get(os.fspath(path), known.get(other)) for path, other in zip(paths, stored, strict=True)]
         missing = [os.fspath(path) for path, place in zip(paths, places, strict=True) if place is None]
         if missing:
@@ -379,7 +380,7 @@ class Gallery(GalleryReader):
 
     def verify(self, *, repair: bool = False) -> VerifyReport:
         """Check everything: checksums, structure, vectors, counts, caches; see `verify_gallery`."""
-        from .storage.verify import verify_gallery
+        from .backends import verify_gallery
 
         report = verify_gallery(self.folder, repair=repair)
         if repair:  # what was damaged may be in what is in memory
@@ -429,8 +430,5 @@ class Gallery(GalleryReader):
 
     def require_segments(self, command: str) -> None:
         """InputError for what is not done where the rows lie in Milvus."""
-        if self.manifest.backend is not None:
-            raise InputError(
-                f"`{command}` is for galleries whose rows are in their folder; {self.folder} has them in Milvus: "
-                "use `add` and `remove`, and choose the index with `build --index`"
-            )
+        remedy = f"`{command}` is not for them: use `add` and `remove`, and choose the index with `build --index`"
+        require_rows_in_folder(self.folder, self.manifest, remedy)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FingerprintMismatchError, InputError
+from .backends import newest_snapshot
 from .facts import facts_of
 from .filters.matching import Filter, hints, tree_of
 from .prototypes import PrototypeStore, unit_rows
@@ -64,7 +65,7 @@ class GalleryReader:
         """
         if root is not None and not Path(root).is_dir():
             raise InputError(f"root {os.fspath(root)!r} is no folder; expected the one that the images now lie in")
-        snapshot = Snapshot.open(Path(path).absolute(), verify=verify)  # the process may change its folder
+        snapshot = newest_snapshot(Path(path).absolute(), verify=verify)  # the process may change its folder
         return cls(snapshot, root=None if root is None else Path(root).absolute(), verify=verify)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -94,7 +95,7 @@ class GalleryReader:
 
     def refresh(self) -> bool:
         """Move to the newest generation on the disk; says whether there was another. No search may run beside it."""
-        after = Snapshot.open(self.folder, verify=False)
+        after = newest_snapshot(self.folder, verify=False)
         if after.manifest == self.manifest:
             return False
         self._derived.follow(after)
@@ -135,7 +136,7 @@ class GalleryReader:
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes in alphabetical order."""
-        if self.manifest.backend is not None:  # reading every row takes long; the classes have prototypes
+        if self.snapshot.is_remote:  # the classes have prototypes
             return self.prototypes.labels
         column = self.snapshot.column("label")
         present = np.unique(column.codes)

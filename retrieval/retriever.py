@@ -72,7 +72,7 @@ class Retriever:
             precision = self.gallery.manifest.encoder.precision or "auto"
         self.inference: Encodes = inference or Inference(self.encoder, device=device, precision=precision)
         self._given = (encoder, device, precision, inference is not None)
-        if inference is None and self.gallery.manifest.backend is None:
+        if inference is None and not self.gallery.snapshot.is_remote:
             note_search_on_cpu(device)
         self._kept_prototypes: tuple[tuple[str, int], _Prototypes] | None = None
         self._kept_classes: tuple[tuple[str, int, str], frozenset[str]] | None = None

@@ -234,7 +234,7 @@ class LiveGallery:
             retriever = Retriever(fenced, self._encoder, inference=self._inference)
         gallery = retriever.gallery
         _ = gallery.searcher, gallery.prototypes
-        if gallery.manifest.backend is None:
+        if not gallery.snapshot.is_remote:
             gallery.records(gallery.ids[:1])  # reads all columns
         return retriever
 

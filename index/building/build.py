@@ -24,13 +24,13 @@ from ...files import Storage, WriterLock, after_commit, refusals_named
 from ...images.listing import Listing, list_images
 from ...images.loading import read_image
 from ...images.masks import MaskFolder
+from ..backends import backend_entry, open_snapshot, require_index, rows_in, writer_of
 from ..reports import AddReport, Skipped, read_skipped
 from ..search import METRICS, Metric, SearchSpec
-from ..storage.manifest import BackendEntry, EncoderEntry, Manifest, MaskEntry, Spec
+from ..storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
 from ..storage.records import Vectors, pack_maps
-from ..storage.snapshot import Snapshot
 from ..storage.writer import CommitLimits, GalleryWriter
-from .creating import existing_gallery, new_birth, require_index, write_encoder_copy
+from .creating import existing_gallery, new_birth, write_encoder_copy
 from .ingest import Encoded, Offer, Progress, Stream, ingest, read_offer
 
 __all__ = [
@@ -94,10 +94,7 @@ def opened_for_building(
     encoder = whole_encoder(encoder)
     if metric not in METRICS:
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {metric!r}")
-    if backend is not None:
-        _require_index_of_backend(index, store_maps=store_maps)
-    else:
-        require_index(SearchSpec(encoder.embedding_dim, metric), index)
+    require_index(SearchSpec(encoder.embedding_dim, metric), index, backend, store_maps=store_maps)
     storage = storage or Storage()
     with refusals_named(folder):
         existing_gallery(folder, overwrite=overwrite)  # before a lock file gets into a folder of something else
@@ -110,18 +107,15 @@ def opened_for_building(
             root=str(listing.root.absolute()),
             generation=0 if old is None else old.generation + 1,
             index=index,
-            backend=None if backend is None else _backend_entry(backend, old),
+            backend=backend_entry(backend, old),
             masks=None if masks is None else MaskEntry(str(masks.folder), masks.category),
             birth=new_birth(str(listing.root.absolute())),
         )
         if old is not None and not overwrite:
             _require_same(folder, old, manifest, store_maps=store_maps)
             manifest = old
-        writer = GalleryWriter.at(folder, manifest, on_disk=old, storage=storage, limits=limits)
-        writer.sweep()
-        yield writer
-        with after_commit(folder, "what removed images left behind"):
-            writer.carry_out()
+        with writer_of(folder, manifest, on_disk=old, storage=storage, limits=limits) as writer:
+            yield writer
 
 
 def add_images(
@@ -236,7 +230,7 @@ def finish(writer: GalleryWriter, report: AddReport, *, complete: bool = False) 
             writer.commit(**changes)
     if complete and not writer.manifest.complete:
         writer.commit(**changes, complete=True)
-    writer.tidy()
+    writer.merge_small()
 
 
 def to_vectors(encoding: Encoding, spec: Spec) -> Vectors:
@@ -272,22 +266,6 @@ def _begin(
     writer.begin(dataclasses.replace(writer.manifest, spec=spec, encoder=entry))
 
 
-def _require_index_of_backend(index: str, *, store_maps: bool) -> None:
-    from ..milvus.snapshot import require_index as require_index_of_milvus
-
-    if store_maps:
-        raise InputError(
-            "feature maps are not kept in Milvus; leave --store-maps out, maps are then made from the images"
-        )
-    require_index_of_milvus(index)
-
-
-def _backend_entry(backend: str, old: Manifest | None) -> BackendEntry:
-    from ..milvus.snapshot import backend_entry
-
-    return backend_entry(backend, old)
-
-
 def _require_same(folder: Path, old: Manifest, new: Manifest, *, store_maps: bool) -> None:
     if old.complete:
         raise GalleryExistsError(
@@ -304,7 +282,7 @@ def _require_same(folder: Path, old: Manifest, new: Manifest, *, store_maps: boo
         ("index", old.index, new.index),
         ("stored maps", old.spec.map_shape is not None, store_maps),
         ("masks", old.masks, new.masks),
-        ("rows in", *(entry.backend.address if entry.backend else "the folder" for entry in (old, new))),
+        ("rows in", rows_in(old), rows_in(new)),
     ]
     if different := [f"{name} {found}, given {given}" for name, found, given in settings if found != given]:
         raise GalleryExistsError(
@@ -324,8 +302,8 @@ def _skip_list(writer: GalleryWriter, report: AddReport) -> FileEntry | None:
             before = ()
     held: dict[str, int] = {}
     if before:
-        now = Snapshot.at(writer.folder, writer.manifest, verify=False)
-        held = now.known_files(among=[item.path for item in before])
+        now = open_snapshot(writer.folder, writer.manifest)
+        held = now.places_by_path(among=[item.path for item in before])
     merged = {item.path: item for item in before if item.path not in held}
     merged |= {item.path: item for item in report.skipped}
     if tuple(merged.values()) == before:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from ...errors import GalleryError, GalleryExistsError, InputError, NotAGalleryError
 from ...files import LOCK_NAME
-from ..search import SearchSpec
 from ..storage.caches import user_secret
 from ..storage.manifest import FileEntry, Manifest
 from ..storage.writer import GalleryWriter
@@ -22,7 +21,6 @@ __all__ = [
     "foreign_file",
     "is_root_of_this_user",
     "new_birth",
-    "require_index",
     "write_encoder_copy",
 ]
 
@@ -72,14 +70,6 @@ def _root_tag(name: str, root: str) -> str | None:
     secret = user_secret()
     text = f"root\0{name}\0{root}".encode("utf-8", "surrogateescape")
     return None if secret is None else hmac.new(secret, text, "sha256").hexdigest()
-
-
-def require_index(spec: SearchSpec, factory: str) -> None:
-    """Refuse a misspelt factory string now, not after hours of work."""
-    if factory not in ("auto", "flat"):
-        from ..faiss.factory import new_index
-
-        new_index(spec, factory)
 
 
 def write_encoder_copy(encoder: Encoder, writer: GalleryWriter) -> FileEntry | None:

@@ -150,7 +150,7 @@ def _forget_others(writer: GalleryWriter, listing: Listing) -> None:
     root = Path(writer.manifest.root)
     listed = {stored_path(listing.file(record), root) for record in listing}
     snapshot = Snapshot(writer.folder, writer.manifest, verify=False)
-    writer.remove(int(snapshot.ids[place]) for path, place in snapshot.known_files().items() if path not in listed)
+    writer.remove(int(snapshot.ids[place]) for path, place in snapshot.places_by_path().items() if path not in listed)
     writer.commit()
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from ...errors import ImageError, InputError, is_out_of_descriptors, too_many_files
 from ...images.listing import Listing
 from ...images.masks import MaskFolder
+from ..backends import open_snapshot
 from ..reports import AddReport, Skipped
 from ..storage.records import Array, Entries, Vectors, stored_path
 from ..storage.segments import MAX_COLUMNS
@@ -185,7 +186,7 @@ class _Intake:
                     self._refuse(offer, error)
                 if batch.vectors is not None:
                     self._accept(batch.offers, batch.vectors)
-                    self.writer.keep_few()
+                    self.writer.merge_newest()
                 self._report_progress()
 
     def _report_progress(self) -> None:
@@ -197,9 +198,9 @@ class _Intake:
         """What the listing offers, without files whose size and time of change say that they are known."""
         manifest = self.writer.manifest
         root = Path(manifest.root)
-        snapshot = Snapshot.at(self.writer.folder, manifest, verify=False)
+        snapshot = open_snapshot(self.writer.folder, manifest)
         snapshot.preload()  # the commits to come may merge its files away
-        known = snapshot.known_files(among=(stored_path(images.file(record), root) for record in images))
+        known = snapshot.places_by_path(among=(stored_path(images.file(record), root) for record in images))
         seen: set[str] = set()
         for record in images:
             file = images.file(record)
@@ -280,7 +281,7 @@ class _Intake:
 
 def _check_columns(writer: GalleryWriter, new: Iterable[str]) -> None:
     """Refuse now what could not be read again later."""
-    names = {*Snapshot.at(writer.folder, writer.manifest, verify=False).column_names, *new}
+    names = {*open_snapshot(writer.folder, writer.manifest).column_names, *new}
     if len(names) > MAX_COLUMNS:
         raise InputError(f"a gallery holds up to {MAX_COLUMNS} columns, with these images it would have {len(names)}")
 

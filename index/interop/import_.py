@@ -20,7 +20,8 @@ import numpy as np
 from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, WeightsError
 from ...files import Storage, WriterLock
 from ...remarks import remark
-from ..building.creating import existing_gallery, new_birth, require_index, write_encoder_copy
+from ..backends import require_index
+from ..building.creating import existing_gallery, new_birth, write_encoder_copy
 from ..reports import AddReport, Skipped
 from ..search import METRICS, Metric, SearchSpec
 from ..storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
@@ -150,7 +151,7 @@ def _opened(folder: Path, manifest: Manifest, *, overwrite: bool) -> Iterator[Ga
         if old is not None:
             manifest = dataclasses.replace(manifest, generation=old.generation + 1)
         writer = GalleryWriter(folder, manifest, on_disk=old, storage=storage)
-        writer.sweep()
+        writer.delete_orphans()
         yield writer
 
 
@@ -183,7 +184,7 @@ def _copy(writer: GalleryWriter, found: Source, known: Encoder | None, progress:
         raise InputError(f"none of {found.count} rows of {found.place} could be used ({shown}); no gallery was written")
     file = writer.write_skipped([item.to_json() for item in skipped]) if skipped else None
     writer.commit(skipped=file, complete=True)
-    writer.tidy()
+    writer.merge_small()
 
 
 def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skipped: list[Skipped]) -> Array:

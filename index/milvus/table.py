@@ -308,11 +308,6 @@ class MilvusTable:
                 )
         return rows
 
-    def present(self, ids: Ids) -> Ids:
-        """Those ids that have a row, ascending."""
-        found = [self.ids_where(expression) for expression in expressions_of(np.unique(ids))]
-        return np.concatenate([np.empty(0, np.uint64), *found])
-
     def ids_where(self, expression: str = EVERY_ROW, *, pooled: bool = False, most: int | None = None) -> Ids:
         """The ids of the rows that fit, ascending, each once; at most about `most` when given."""
         found: list[int] = []

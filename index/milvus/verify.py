@@ -31,9 +31,12 @@ class MilvusCheck(Check):
         self.is_reachable = True
         super().__init__(folder, manifest)
 
+    def _opened(self, manifest: Manifest) -> MilvusSnapshot:
+        return MilvusSnapshot(self.folder, manifest, verify=False)
+
     def _check_whole(self) -> None:
         """Compare ids first; nothing can be read of a row that is missing."""
-        snapshot = MilvusSnapshot(self.folder, self.manifest, verify=False)
+        snapshot = self._opened(self.manifest)
         self.images = len(snapshot)
         if not len(snapshot):
             return

@@ -70,10 +70,7 @@ class Derived:
     @property
     def search(self) -> FaissSearch | MilvusSearch:
         """The search index; read from the cache when this user made it, else built; or Milvus."""
-        if self._search is None and self.snapshot.manifest.backend is not None:
-            from ..milvus.snapshot import MilvusSnapshot
-
-            assert isinstance(self.snapshot, MilvusSnapshot)
+        if self._search is None:
             self._search = self.snapshot.search()
         if self._search is None:
             self._search = self._cached_search() or self._new_search()
@@ -125,7 +122,7 @@ class Derived:
         old, new = before.manifest, after.manifest
         if (old.birth, old.spec, old.encoder.fingerprint) != (new.birth, new.spec, new.encoder.fingerprint):
             self.forget()  # somebody built it anew: ids mean other images
-        if (old.index, old.tuning) != (new.index, new.tuning) or new.backend is not None:
+        if (old.index, old.tuning) != (new.index, new.tuning) or after.is_remote:
             self.close()  # Milvus has what came, and the new generation says what of it counts
         if isinstance(self._unmade, TooFewVectorsError) and len(after) >= self._unmade.needed:
             self.close()
@@ -142,7 +139,7 @@ class Derived:
             caches.update_prototypes(store, before=before, after=after)
             self._prototypes = store
         except CorruptGalleryError:
-            if after.manifest.backend is None:
+            if not after.is_remote:
                 raise
             # another writer has deleted the rows of what left from Milvus; the cache knows the outcome
 
@@ -183,7 +180,7 @@ class Derived:
 
     def _has_slow_index(self) -> bool:
         manifest = self.snapshot.manifest
-        if manifest.backend is not None:
+        if self.snapshot.is_remote:
             return False
         if manifest.index in ("flat", "SQfp16") or (manifest.index == "auto" and len(self.snapshot) < _FAST_INDEX):
             return False

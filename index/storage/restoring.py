@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ...errors import CorruptGalleryError, GalleryError, GalleryExistsError, InputError, NotAGalleryError
 from ...files import REMEDY, Storage, WriterLock, file_sha256, refusals_named
+from ..backends import require_rows_in_folder
 from ..building.creating import foreign_file, is_root_of_this_user, new_birth
 from .manifest import CacheEntry, FileEntry, Manifest
 from .segments import Segment
@@ -61,8 +62,8 @@ def restore_gallery(
     storage.make_folder(folder)
     with WriterLock(folder), refusals_named(folder):
         old = _old_manifest(folder)
-        if old is not None and old.backend is not None:
-            raise InputError(f"{folder} has its rows in Milvus; restore the collection there, or into another folder")
+        if old is not None:
+            require_rows_in_folder(folder, old, "restore the collection there, or into another folder")
         for _ in range(_ATTEMPTS):
             try:
                 new = _copied(source, manifest, folder, old, storage)
@@ -75,7 +76,7 @@ def restore_gallery(
             raise GalleryError(f"{source}: changed {_ATTEMPTS} times while it was copied; try again")
         writer = GalleryWriter(folder, new, on_disk=old, storage=storage)
         writer.commit(birth=new.birth)
-        writer.sweep()
+        writer.delete_orphans()
     return new
 
 
@@ -83,8 +84,7 @@ def _checked(source: Path) -> Manifest:
     """The manifest of a whole gallery; caches that are not in order are left out of it."""
     manifest = Manifest.load(source)
     for _ in range(_ATTEMPTS):
-        if manifest.backend is not None:
-            raise InputError(f"{source} has its rows in Milvus; copy and restore the collection there")
+        require_rows_in_folder(source, manifest, "copy and restore the collection there")
         try:
             return _without_bad_files(source, manifest)
         except (FileNotFoundError, CorruptGalleryError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +18,16 @@ from ...errors import CorruptGalleryError, InputError
 from ...files import REMEDY, file_sha256, read_file
 from ..filters.matching import Filter, Verdicts, matching
 from ..reports import counted
-from ..search import SearchSpec, check_ids
+from ..search import Hits, SearchSpec, check_ids
 from .hdf5 import StoredArray
 from .manifest import FileEntry, Manifest, Spec
 from .records import Array, Categorical, Record, Vectors
 from .segments import Segment
 
-__all__ = ["BLOCK_BYTES", "Ids", "Snapshot", "Verify", "check_file", "read_ids", "require_file"]
+__all__ = ["BLOCK_BYTES", "Ids", "Searcher", "Snapshot", "Verify", "check_file", "read_ids", "require_file"]
 
 AUTO_VERIFY_BYTES = 1 << 30
 BLOCK_BYTES = 16 << 20
-_ATTEMPTS = 10
 _FEW_ROWS = 256
 _PATHS_KEPT = 2_000_000  # about 200 MB
 
@@ -36,8 +35,28 @@ Ids: TypeAlias = NDArray[np.uint64]
 Verify: TypeAlias = bool | Literal["auto"]
 
 
+class Searcher(Protocol):
+    """The part of a search that reading a gallery needs, wherever its rows lie."""
+
+    @property
+    def is_worth_saving(self) -> bool:
+        """Whether it takes longer to make than to read from a file."""
+
+    def search(self, queries: Array, k: int, *, allowed: Ids | None = None) -> list[Hits]:
+        """The k nearest of each query, out of `allowed` when given."""
+
+    def count(self) -> int:
+        """Number of ids stored."""
+
+    def close(self) -> None:
+        """Lets go of memory and connections."""
+
+
 class Snapshot:
     """The images of one generation, in the order of ids.
+
+    Attributes:
+        is_remote: the rows lie elsewhere, where reading them all takes long, and are searched there.
 
     Args:
         folder: the gallery.
@@ -45,12 +64,13 @@ class Snapshot:
         verify: whether to compare the checksums of segments and tombstones; `"auto"` does up to 1 GiB.
 
     Raises:
-        FileNotFoundError: a file is gone; `Snapshot.open` decides what that means.
+        FileNotFoundError: a file is gone; `newest_snapshot` decides what that means.
         CorruptGalleryError: a file is damaged, or not what the manifest says.
     """
 
+    is_remote = False
+
     def __init__(self, folder: Path, manifest: Manifest, *, verify: Verify = "auto") -> None:
-        assert manifest.backend is None
         self.folder = folder
         self.manifest = manifest
         files = (*manifest.segments, *manifest.tombstones)
@@ -63,36 +83,6 @@ class Snapshot:
         self.ids, self._positions = self._live_rows()
         self._columns: dict[str, Categorical] = {}
         self._verdicts = Verdicts()
-
-    @classmethod
-    def at(cls, folder: Path, manifest: Manifest, *, verify: Verify = "auto") -> Snapshot:
-        """This generation, wherever its rows lie."""
-        if manifest.backend is None:
-            return cls(folder, manifest, verify=verify)
-        from ..milvus.snapshot import MilvusSnapshot
-
-        return MilvusSnapshot(folder, manifest, verify=verify)
-
-    @classmethod
-    def open(cls, folder: Path, *, verify: Verify = "auto") -> Snapshot:
-        """The newest generation.
-
-        A compaction may remove a file between reading the manifest and opening the file; then there is a newer
-        manifest.
-        """
-        manifest = Manifest.load(folder)
-        for _ in range(_ATTEMPTS):
-            try:
-                return cls.at(folder, manifest, verify=verify)
-            except (FileNotFoundError, CorruptGalleryError) as error:
-                newer = Manifest.load(folder)
-                if newer != manifest:
-                    manifest = newer
-                elif isinstance(error, CorruptGalleryError):
-                    raise
-                else:
-                    raise CorruptGalleryError(f"{error.filename}: is missing; {REMEDY}") from error
-        raise CorruptGalleryError(f"{folder}: changed {_ATTEMPTS} times while it was being opened; try again")
 
     @property
     def spec(self) -> Spec:
@@ -152,16 +142,15 @@ class Snapshot:
             raise InputError(f"no column {name!r} in {self.folder}; there are {', '.join(self.column_names)}")
         if (kept := self._columns.get(name)) is not None:
             return kept
-        if name != "path":
-            self._columns[name] = column = self._unite(name)
-            return column
-        column = Categorical(tuple(self.all_paths()), np.arange(len(self), dtype=np.int32))
-        if len(self) <= _PATHS_KEPT:
+        column = self._read_column(name)
+        if name != "path" or len(self) <= _PATHS_KEPT:
             self._columns[name] = column
         return column
 
-    def _unite(self, name: str) -> Categorical:
+    def _read_column(self, name: str) -> Categorical:
         """Every segment numbers its own values; give each value one number for all."""
+        if name == "path":
+            return Categorical(tuple(self.all_paths()), np.arange(len(self), dtype=np.int32))
         parts = [segment.column(name) if name in segment.column_names else None for segment in self.segments]
         values = tuple(sorted({value for part in parts if part is not None for value in part.values}))
         number = {value: code for code, value in enumerate(values)}
@@ -187,8 +176,12 @@ class Snapshot:
         """The ids of the images that a filter keeps, ascending."""
         return self.ids[matching(where, self, self._verdicts)]
 
+    def search(self) -> Searcher | None:
+        """The search of whatever holds the rows; None where an index has to be made of them."""
+        return None
+
     def search_limits(self, where: Filter) -> dict[str, Any]:
-        """How a search is told about a filter."""
+        """The arguments by which a search is told of a filter."""
         return {"allowed": self.ids_where(where)}
 
     def paths(self, places: Array) -> Iterator[str]:
@@ -280,10 +273,10 @@ class Snapshot:
         parts = [(segment, np.flatnonzero(np.isin(segment.ids, self.ids))) for segment in self.segments]
         return [(segment, rows) for segment, rows in parts if len(rows)]
 
-    def known_files(self, among: Iterable[str] | None = None) -> dict[str, int]:
-        """Each image's place by its path; of those `among` at least."""
-        del among  # all are at hand
-        return {path: place for place, path in enumerate(self.all_paths())}
+    def places_by_path(self, among: Iterable[str] | None = None) -> dict[str, int]:
+        """The place of each image, or of those under the paths `among`, by its path."""
+        wanted = None if among is None else set(among)
+        return {path: place for place, path in enumerate(self.all_paths()) if wanted is None or path in wanted}
 
     def preload(self) -> None:
         """Read everything that is known of the images besides vectors, before a writer merges the files away."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +17,9 @@ from . import caches
 from .manifest import CacheEntry, FileEntry, Manifest
 from .segments import Segment
 from .snapshot import BLOCK_BYTES, Ids, Snapshot, check_file, read_ids
-from .writer import GalleryWriter, opened_for_writing
+from .writer import GalleryWriter
 
-__all__ = ["Check", "verify_gallery"]
+__all__ = ["Check"]
 
 _REPAIR_OF_SEGMENT = "repair sets it aside, {lost} lost; build or add its images again"
 _REPAIR_OF_TOMBSTONE = "repair drops it; images removed with it may come back"
@@ -28,50 +27,6 @@ _REPAIR_OF_ENCODER = "repair drops it; name the encoder with --encoder from then
 _REPAIR_OF_SKIPPED = "repair drops the list"
 _REPAIR_OF_CACHE = "repair drops it; it is computed again"
 _REPAIR_OF_PATH = "repair keeps the newer one"
-
-
-def verify_gallery(folder: str | os.PathLike[str], *, repair: bool = False) -> VerifyReport:
-    """Check every file's checksum and structure, every vector, and whether ids, paths and caches agree.
-
-    Works on galleries that are too damaged to open. Repairing sets damaged segments aside (their files get the ending
-    `.damaged`), says how many images that costs, and marks the gallery as unfinished, so that the same build encodes
-    them again.
-
-    Raises:
-        NotAGalleryError: there is no gallery.
-        CorruptGalleryError: the manifest itself is damaged.
-        GalleryLockedError: with `repair`, another process is writing.
-    """
-    folder = Path(folder)
-    if not repair:
-        return _check_unlocked(folder)
-    with opened_for_writing(folder) as writer:
-        check = _checked(folder, writer.manifest)
-        check.mend(writer)
-        return check.report(repaired=True)
-
-
-def _check_unlocked(folder: Path) -> VerifyReport:
-    """A check without the lock: when a writer replaced files under it, of the generation that came after."""
-    while True:
-        manifest = Manifest.load(folder)
-        try:
-            report = _checked(folder, manifest).report()
-        except FileNotFoundError:
-            if Manifest.load(folder) == manifest:
-                raise
-            continue
-        if report.is_sound or Manifest.load(folder) == manifest:
-            return report
-
-
-def _checked(folder: Path, manifest: Manifest) -> Check:
-    """The check of this generation, wherever its rows lie."""
-    if manifest.backend is None:
-        return Check(folder, manifest)
-    from ..milvus.verify import MilvusCheck
-
-    return MilvusCheck(folder, manifest)
 
 
 class Check:
@@ -103,6 +58,9 @@ class Check:
             files=sum(1 for _ in self.manifest.files()),
             problems=tuple(dataclasses.replace(problem, repaired=repaired) for problem in self.problems),
         )
+
+    def _opened(self, manifest: Manifest) -> Snapshot:
+        return Snapshot(self.folder, manifest, verify=False)
 
     @contextmanager
     def _noting(self, entry: FileEntry) -> Iterator[None]:
@@ -179,9 +137,9 @@ class Check:
 
     def _check_whole(self) -> None:
         """Look at all rows together."""
-        snapshot = Snapshot.at(self.folder, self.manifest, verify=False)
+        snapshot = self._opened(self.manifest)
         self.images = len(snapshot)
-        newest = snapshot.known_files()
+        newest = snapshot.places_by_path()
         kept = np.zeros(len(snapshot), bool)
         kept[list(newest.values())] = True
         self.duplicates = snapshot.ids[~kept]
@@ -194,10 +152,10 @@ class Check:
         """Count the images in sound segments, and those that are nowhere else than in a bad one."""
         old = self.manifest
         sound = dataclasses.replace(old, segments=self._sound(old.segments), tombstones=self._sound(old.tombstones))
-        left = Snapshot.at(self.folder, sound, verify=False)
+        left = self._opened(sound)
         self.images = len(left)
         dead = np.concatenate([np.empty(0, np.uint64), *(read_ids(self.folder, entry) for entry in sound.tombstones)])
-        kept = left.known_files().keys()
+        kept = left.places_by_path().keys()
         lost = {entry.name: self._lost(entry, dead, kept) for entry in old.segments if entry.name in self.bad}
         self.problems = [
             problem
@@ -256,12 +214,12 @@ class Check:
         if self.bad:
             self._drop_bad_files(writer)
         if not len(self.duplicates):
-            newest = (after := Snapshot.at(self.folder, writer.manifest, verify=False)).known_files()
+            newest = (after := self._opened(writer.manifest)).places_by_path()
             self.duplicates = np.setdiff1d(after.ids, after.ids[list(newest.values())])
         if len(self.duplicates):
             writer.remove(self.duplicates.tolist())
             writer.commit()
-        self.images = len(Snapshot.at(self.folder, writer.manifest, verify=False))
+        self.images = len(self._opened(writer.manifest))
 
     def _drop_bad_files(self, writer: GalleryWriter) -> None:
         old = self.manifest

@@ -12,8 +12,8 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,14 +21,14 @@ from typing import Any, Literal
 import numpy as np
 
 from ...errors import GalleryError
-from ...files import LOCK_NAME, Storage, WriterLock, after_commit, file_sha256, refusals_named
+from ...files import LOCK_NAME, Storage, after_commit, file_sha256
 from .manifest import MANIFEST_NAME, CacheEntry, FileEntry, Manifest
 from .merging import groups_of, live_blocks, newest_to_merge
 from .records import Entries, Vectors
 from .segments import Segment, write_segment
 from .snapshot import Ids, read_ids
 
-__all__ = ["CommitLimits", "GalleryWriter", "opened_for_writing"]
+__all__ = ["CommitLimits", "GalleryWriter"]
 
 _OWN_FILE = re.compile(
     r"(segment-[0-9a-f]{32}\.h5|tombstone-[0-9a-f]{32}\.u64|skipped-[0-9a-f]{32}\.jsonl|prototypes-[0-9a-f]{32}\.h5"
@@ -94,15 +94,6 @@ class GalleryWriter:
         self._pending_since = time.monotonic()
         self._process = os.getpid()
 
-    @staticmethod
-    def at(folder: Path, manifest: Manifest, **options: Any) -> GalleryWriter:
-        """The writer for a gallery, wherever its rows lie; options as above."""
-        if manifest.backend is None:
-            return GalleryWriter(folder, manifest, **options)
-        from ..milvus.writer import MilvusWriter
-
-        return MilvusWriter(folder, manifest, **options)
-
     @property
     def manifest(self) -> Manifest:
         """The state as of the last commit."""
@@ -164,14 +155,17 @@ class GalleryWriter:
             entries = Entries.cat([entries for entries, _ in pending])
             next_id = manifest.next_id + len(entries)
             entries = dataclasses.replace(entries, ids=np.arange(manifest.next_id, next_id, dtype=np.uint64))
-            segment = self._write_segment(entries, (vectors for _, vectors in pending))
-            changes |= {"segments": (*manifest.segments, segment), "next_id": next_id}
+            changes |= {**self._store(entries, [vectors for _, vectors in pending]), "next_id": next_id}
         if len(gone):
             changes |= {"tombstones": (*manifest.tombstones, self._write_ids(gone))}
         if pending or len(gone):
             changes |= {"generation": manifest.generation + 1}
         if changes:
             self._save(**changes)
+
+    def _store(self, entries: Entries, blocks: Sequence[Vectors]) -> dict[str, Any]:
+        """Write new rows; returns what changes in the manifest with them."""
+        return {"segments": (*self.manifest.segments, self._write_segment(entries, blocks))}
 
     def _save(self, **changes: Any) -> None:
         """Make the changed manifest the gallery's, then delete what only the old one named.
@@ -247,7 +241,7 @@ class GalleryWriter:
         """Whether a file of this name is one that writers make and may delete."""
         return _OWN_FILE.fullmatch(name) is not None
 
-    def sweep(self) -> list[str]:
+    def delete_orphans(self) -> list[str]:
         """Delete the files that an interrupted writer left behind; what is not ours stays. Returns their names."""
         manifests = [self.manifest] if self._on_disk is None else [self.manifest, self._on_disk]
         named = {entry.name for manifest in manifests for entry in manifest.files()}
@@ -266,37 +260,34 @@ class GalleryWriter:
         with suppress(OSError):
             self.folder.rmdir()
 
-    def carry_out(self) -> None:
-        """Do what had to wait until nobody here reads removed images any more: nothing, where rows are in segments."""
-
     # --- Merging -----------------------------------------------------------------------------------------------------
 
-    def keep_few(self) -> None:
+    def merge_newest(self) -> None:
         """Merge in the course of a long build, so that files never become many; see `merging.newest_to_merge`."""
         if self._state.pending or self._state.removed:  # until the next commit
             return
         with after_commit(self.folder, "the number of its files"):
-            self._keep_few()
+            self._merge_newest()
 
-    def _keep_few(self) -> None:
+    def _merge_newest(self) -> None:
         segments, limits = self.manifest.segments, self.limits
         count = newest_to_merge([entry.count for entry in segments], base=limits.files, most=limits.segment_images)
         if count:
             self._merge(list(segments[-count:]))
         elif len(self.manifest.tombstones) > limits.files:
-            self._forget_the_dead()
+            self._drop_tombstones()
 
-    def tidy(self) -> None:
+    def merge_small(self) -> None:
         """Merge small segments, and tombstone files, when they have become many."""
         with after_commit(self.folder, "the number of its files"):
-            self._tidy()
+            self._merge_small()
 
-    def _tidy(self) -> None:
+    def _merge_small(self) -> None:
         small = [entry for entry in self.manifest.segments if entry.count < self.limits.segment_images // 2]
         if len(small) > self.limits.files:
             self._merge(small)
         elif len(self.manifest.tombstones) > self.limits.files:
-            self._forget_the_dead()
+            self._drop_tombstones()
 
     def compact(self) -> None:
         """Merge everything alive into as few segments as the limit allows, and give the room of the dead back."""
@@ -304,11 +295,11 @@ class GalleryWriter:
 
     def _merge(self, entries: Sequence[FileEntry]) -> None:
         assert not self._state.pending
-        dead = self._dead()
+        dead = self._removed_ids()
         alive = [entry.count - int(np.isin(self._open(entry).ids, dead).sum()) for entry in entries]
         for group in groups_of([entry.count for entry in entries], alive, most=self.limits.segment_images):
             self._merge_group(entries[group.start : group.stop], dead)
-        self._forget_the_dead()
+        self._drop_tombstones()
 
     def _merge_group(self, group: Sequence[FileEntry], dead: Ids) -> None:
         parts = [(segment := self._open(entry), np.flatnonzero(~np.isin(segment.ids, dead))) for entry in group]
@@ -322,16 +313,16 @@ class GalleryWriter:
             segments.extend(merged if entry == group[0] else () if entry in group else (entry,))
         self._save(segments=tuple(segments))
 
-    def _forget_the_dead(self) -> None:
+    def _drop_tombstones(self) -> None:
         """Keep only the tombstones of ids that some segment still holds, in one file."""
         if not self.manifest.tombstones:
             return
-        dead = self._dead()
+        dead = self._removed_ids()
         held = [np.intersect1d(self._open(entry).ids, dead) for entry in self.manifest.segments]
         still = np.concatenate([np.empty(0, np.uint64), *held])
         self._save(tombstones=(self._write_ids(still),) if len(still) else ())
 
-    def _dead(self) -> Ids:
+    def _removed_ids(self) -> Ids:
         files = [read_ids(self.folder, entry) for entry in self.manifest.tombstones]
         return np.concatenate([np.empty(0, np.uint64), *files])
 
@@ -341,22 +332,3 @@ class GalleryWriter:
 
 def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-
-
-@contextmanager
-def opened_for_writing(folder: Path, *, patience: float = 0.0, **options: Any) -> Iterator[GalleryWriter]:
-    """A writer for an existing gallery, holding its lock; what an interrupted writer left behind is swept first.
-
-    Args:
-        folder: the gallery.
-        patience: seconds to wait for another writer.
-        options: of `GalleryWriter`.
-    """
-    manifest = Manifest.load(folder)  # before the lock, which would leave a lock file in a folder that is no gallery
-    with WriterLock(folder, patience=patience), refusals_named(folder):
-        manifest = Manifest.load(folder)
-        writer = GalleryWriter.at(folder, manifest, on_disk=manifest, **options)
-        writer.sweep()
-        yield writer
-        with after_commit(folder, "what removed images left behind"):
-            writer.carry_out()

@@ -135,7 +135,7 @@ def sync_folder(
         changes += _removed(plan)
     with after_commit(writer.folder, "the list of images that could not be used"):
         _note_skipped(writer, old_skipped, skipped, place)
-    writer.tidy()
+    writer.merge_small()
     return _report(plan, changes, skipped, images=len(Snapshot(writer.folder, writer.manifest, verify=False)))
 
 

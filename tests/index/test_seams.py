@@ -25,10 +25,11 @@ from distcam.errors import (
 )
 from distcam.images import Transform
 from distcam.index import Gallery, export_gallery, import_gallery, verify_gallery
+from distcam.index.backends import opened_for_writing
 from distcam.index.storage import manifest as manifests
 from distcam.index.storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
 from distcam.index.storage.records import Entries, Vectors
-from distcam.index.storage.writer import CommitLimits, GalleryWriter, opened_for_writing
+from distcam.index.storage.writer import CommitLimits, GalleryWriter
 from distcam.index.sync.sync import LazyEncoder
 
 # The galleries here are of vectors without an encoder, which an export and an import remark upon.
@@ -174,7 +175,7 @@ def test_a_tuned_gallery_stays_sound_through_every_change(tmp_path: Path, change
             for number in range(3):
                 writer.append(*_rows([f"new{number}.png"], ["a"], number))
                 writer.commit()
-            writer.tidy()
+            writer.merge_small()
     elif change == "repair":
         entry = gallery.manifest.index_cache
         assert entry is not None

@@ -20,12 +20,12 @@ from distcam.encoders import Encoder, Linear
 from distcam.errors import ImageError, InputError, MissingExtraError
 from distcam.images import Transform, list_images
 from distcam.index import Gallery
+from distcam.index.backends import opened_for_writing
 from distcam.index.building import ray as ray_engine
 from distcam.index.building.build import InferenceSettings
 from distcam.index.building.ingest import Offer
 from distcam.index.building.ray import RayEngine
 from distcam.index.storage.manifest import Spec
-from distcam.index.storage.writer import opened_for_writing
 
 
 def _encoder() -> Encoder:

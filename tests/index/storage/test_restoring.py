@@ -14,9 +14,10 @@ from commands import distcam, fails
 from distcam.errors import CorruptGalleryError, DistcamError, GalleryExistsError, GalleryLockedError, InputError
 from distcam.files import Storage, WriterLock
 from distcam.index import Gallery, restore_gallery, verify_gallery
+from distcam.index.backends import opened_for_writing
 from distcam.index.storage.manifest import BackendEntry, EncoderEntry, Manifest, Spec
 from distcam.index.storage.records import Entries, Vectors
-from distcam.index.storage.writer import GalleryWriter, opened_for_writing
+from distcam.index.storage.writer import GalleryWriter
 
 
 def _rows(paths: list[str], value: float) -> tuple[Entries, Vectors]:
