@@ -35,7 +35,7 @@ from distcam.index.faiss.recall import Truth, ground_truth
 from distcam.index.faiss.tuning import readable
 from distcam.index.search import Hits, distances_to
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.records import Entries, Vectors
+from distcam.index.storage.segments import Entries, Vectors
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
 BLOCK = 65_536

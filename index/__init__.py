@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from .rejection import Rejection
     from .reports import AddReport, Problem, Skipped, VerifyReport
     from .search import METRICS, Hits, Metric, Search, SearchSpec
-    from .storage.records import Record
+    from .storage.manifest import Tuning
     from .storage.restoring import restore_gallery
-    from .storage.tuned import Tuning
+    from .storage.segments import Record
     from .sync.report import SyncReport
     from .sync.watch import watch_folder
 
@@ -49,13 +49,13 @@ _HOME = {
     "PrototypeStore": "prototypes",
     "Range": "filters.matching",
     "RayEngine": "building.ray",
-    "Record": "storage.records",
+    "Record": "storage.segments",
     "Rejection": "rejection",
     "Search": "search",
     "SearchSpec": "search",
     "Skipped": "reports",
     "SyncReport": "sync.report",
-    "Tuning": "storage.tuned",
+    "Tuning": "storage.manifest",
     "TuningReport": "faiss.tuning",
     "VerifyReport": "reports",
     "encode_to_file": "building.encodings",

@@ -27,8 +27,9 @@ from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold
 from .reports import AddReport, VerifyReport, counted
 from .search import Metric
-from .storage.records import Array, stored_path
-from .storage.snapshot import Ids, Snapshot, Verify
+from .storage.hdf5 import Array
+from .storage.segments import stored_path
+from .storage.snapshot import Ids, Snapshot
 from .storage.writer import GalleryWriter
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
@@ -53,9 +54,7 @@ class Gallery(GalleryReader):
         report: what the build or add that this object was used for did; None before.
     """
 
-    def __init__(self, snapshot: Snapshot, *, root: Path | None = None, verify: Verify = "auto") -> None:
-        super().__init__(snapshot, root=root, verify=verify)
-        self.report: AddReport | None = None
+    report: AddReport | None = None
 
     @classmethod
     def build(
@@ -116,12 +115,12 @@ class Gallery(GalleryReader):
         """
         from .building.build import InferenceSettings, add_images, given_masks, listing_of, opened_for_building
 
+        encode = None
         if engine != "local":
-            from .building.ray import adding_with
+            from .building.ray import RayEngine
 
-            add_images = adding_with(engine)
+            encode = RayEngine.named(engine).stream
         folder, listing = Path(out), listing_of(source, labels, strict=strict)
-        settings = InferenceSettings(batch_size, workers, device, precision)
         with opened_for_building(
             folder,
             listing,
@@ -137,11 +136,12 @@ class Gallery(GalleryReader):
                 writer,
                 listing,
                 encoder,
-                settings=settings,
+                settings=InferenceSettings(batch_size, workers, device, precision),
                 store_maps=store_maps,
                 complete=True,
                 strict=strict,
                 progress=progress,
+                encode=encode,
             )
             gallery = cls.open(folder)
             gallery.report = report
@@ -190,7 +190,7 @@ class Gallery(GalleryReader):
         generation = snapshot.manifest.generation
         rejection = choose_threshold(nearest, target=false_alarm_rate, source=source, generation=generation)
         with self._writing() as writer:
-            self._require_same_birth(snapshot)
+            self._require_same_gallery(snapshot)
             writer.commit(rejection=rejection)
         return rejection
 
@@ -244,10 +244,10 @@ class Gallery(GalleryReader):
         )
         if not dry_run:
             with self._writing(patience=_PATIENCE) as writer:
-                self._require_same_birth(before)
+                self._require_same_gallery(before)
                 writer.commit(index=report.index, tuning=report.tuning, index_cache=None)
                 self.refresh()
-                self._derived.adopt(search, before.ids)
+                self._cache.attach(search, before.ids)
             self.close()  # the next search maps the index that was stored
         return report
 
@@ -384,7 +384,7 @@ class Gallery(GalleryReader):
 
         report = verify_gallery(self.folder, repair=repair)
         if repair:  # what was damaged may be in what is in memory
-            self._derived.forget()
+            self._cache.clear()
             self.refresh()
         return report
 
@@ -407,7 +407,7 @@ class Gallery(GalleryReader):
 
     def _store_caches(self, writer: GalleryWriter) -> None:
         self.refresh()
-        self._derived.store(writer)
+        self._cache.store(writer)
         self.refresh()
 
     @contextmanager
@@ -423,9 +423,9 @@ class Gallery(GalleryReader):
                 raise
             self.save_caches(writer)
 
-    def _require_same_birth(self, before: Snapshot) -> None:
+    def _require_same_gallery(self, before: Snapshot) -> None:
         """What was measured on one gallery says nothing of another in its place."""
-        if self.manifest.birth != before.manifest.birth:
+        if self.manifest.gallery_id != before.manifest.gallery_id:
             raise InputError(f"{self.folder} was built anew meanwhile, and is left as it is; try again")
 
     def require_segments(self, command: str) -> None:

@@ -1,11 +1,11 @@
-"""A gallery open for reading: what is in it, what its encoder is, and which of its images are nearest."""
+"""A gallery open for reading: its images, its encoder, and search."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -13,21 +13,19 @@ from numpy.typing import NDArray
 
 from ..errors import FingerprintMismatchError, InputError
 from .backends import newest_snapshot
-from .facts import facts_of
 from .filters.matching import Filter, hints, tree_of
 from .prototypes import PrototypeStore, unit_rows
 from .reports import Skipped, counted, read_skipped
 from .search import Hits, Metric
-from .storage.derived import Derived
-from .storage.manifest import FileEntry, Manifest, Spec
-from .storage.records import Array, Record, located
-from .storage.snapshot import Ids, Snapshot, Verify, require_file
+from .storage.cache import GalleryCache
+from .storage.hdf5 import Array
+from .storage.manifest import EncoderEntry, FileEntry, Manifest, Spec
+from .storage.segments import MASK_COLUMN, NO_MASK, Record, located
+from .storage.snapshot import Ids, Searcher, Snapshot, Verify, require_file
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
     from ..images.masks import MaskFolder
-    from .faiss.search import FaissSearch
-    from .milvus.search import MilvusSearch
 
 __all__ = ["GalleryReader"]
 
@@ -43,7 +41,7 @@ class GalleryReader:
     def __init__(self, snapshot: Snapshot, *, root: Path | None = None, verify: Verify = "auto") -> None:
         self.folder = snapshot.folder
         self.root = Path(snapshot.manifest.root) if root is None else root
-        self._derived = Derived(snapshot)
+        self._cache = GalleryCache(snapshot)
         self._verify: Verify = verify
         self._checked_copy: FileEntry | None = None
 
@@ -69,20 +67,18 @@ class GalleryReader:
         return cls(snapshot, root=None if root is None else Path(root).absolute(), verify=verify)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled and copied as the folder and how it was opened: whoever gets it opens the newest generation there."""
+        """Pickled and copied as the folder and the way it was opened; the copy opens the newest generation there."""
         root = None if self.root == Path(self.manifest.root) else self.root.absolute()
         return _opened_again, (type(self), self.folder, root, self._verify)
 
     def close(self) -> None:
         """Let go of the search index; files are let go with the last array that was read from them."""
-        self._derived.close()
+        self._cache.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __len__(self) -> int:
@@ -98,15 +94,15 @@ class GalleryReader:
         after = newest_snapshot(self.folder, verify=False)
         if after.manifest == self.manifest:
             return False
-        self._derived.follow(after)
+        self._cache.refresh(after)
         return True
 
-    # --- What is in it ------------------------------------------------------------------------------------------------
+    # --- Its contents ------------------------------------------------------------------------------------------------
 
     @property
     def snapshot(self) -> Snapshot:
         """The generation this gallery is open at; it stays as it is when the gallery moves on."""
-        return self._derived.snapshot
+        return self._cache.snapshot
 
     @property
     def manifest(self) -> Manifest:
@@ -130,7 +126,7 @@ class GalleryReader:
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        """What a filter may name: path, label, and the user's columns."""
+        """The columns that a filter may name: path, label, and the user's."""
         return self.snapshot.column_names
 
     @property
@@ -155,7 +151,7 @@ class GalleryReader:
         return self.snapshot.records(ids)
 
     def file(self, image: Record | int) -> Path:
-        """Where an image's file lies, or lay when it was encoded."""
+        """The place of an image's file, or that at the time of encoding."""
         record = image if isinstance(image, Record) else self.records([image])[0]
         return located(record.path, self.root)
 
@@ -178,8 +174,7 @@ class GalleryReader:
 
     def ids_where(self, where: str | Filter) -> Ids:
         """The ids of the images that a filter keeps, ascending."""
-        tree = tree_of(where)
-        return self.snapshot.ids_where(tree)
+        return self.snapshot.ids_where(tree_of(where))
 
     def filter_hints(self, where: str | Filter) -> list[str]:
         """One sentence for each value that a filter asks for and no image has; see `filters.hints`."""
@@ -188,7 +183,7 @@ class GalleryReader:
     @property
     def prototypes(self) -> PrototypeStore:
         """The classes' prototypes and the gallery's mean; read from the cache, or computed on first use."""
-        return self._derived.prototypes
+        return self._cache.prototypes
 
     @property
     def masks(self) -> MaskFolder | None:
@@ -199,8 +194,39 @@ class GalleryReader:
         return None if entry is None else MaskFolder(Path(entry.folder), entry.category)
 
     def info(self) -> dict[str, Any]:
-        """What `distcam index info` shows, for JSON."""
-        return facts_of(self)
+        """The summary that `distcam index info` shows, for JSON."""
+        snapshot, manifest, spec = self.snapshot, self.manifest, self.spec
+        masks, rejection, tuning = manifest.masks, manifest.rejection, manifest.tuning
+        is_current = rejection is not None and rejection.generation == manifest.generation
+        return {
+            "path": str(self.folder),
+            "images": len(self),
+            "classes": len(self.labels),
+            "columns": list(self.column_names),
+            "complete": manifest.complete,
+            "generation": manifest.generation,
+            "metric": spec.metric,
+            "embedding_dim": spec.embedding_dim,
+            "pooled_dim": spec.pooled_dim,
+            "maps": None if spec.map_shape is None else list(spec.map_shape),
+            "encoder": manifest.encoder.short_name,
+            "fingerprint": manifest.encoder.fingerprint,
+            "precision": manifest.encoder.precision,
+            "images_as": _images_as(manifest.encoder),
+            "encoder_copied": manifest.encoder.file is not None,
+            "root": str(self.root),
+            "segments": len(manifest.segments),
+            "backend": None if manifest.backend is None else manifest.backend.address,
+            "removed_rows": snapshot.removed_rows,
+            "skipped": 0 if manifest.skipped is None else manifest.skipped.count,
+            "masks": None if masks is None else {**asdict(masks), "images": _under_masks(snapshot)},
+            "rejection": None if rejection is None else {**asdict(rejection), "is_current": is_current},
+            "index": manifest.index,
+            "tuning": None if tuning is None else {**asdict(tuning), "is_due": self.is_tuning_due},
+            "index_cached": manifest.is_fresh(manifest.index_cache),
+            "prototypes_cached": manifest.is_fresh(manifest.prototype_cache),
+            "bytes": sum(entry.bytes for entry in manifest.files()),
+        }
 
     # --- Its encoder --------------------------------------------------------------------------------------------------
 
@@ -254,13 +280,12 @@ class GalleryReader:
         """
         if where is None:
             return self.searcher.search(embeddings, k)
-        tree = tree_of(where)
-        return self.searcher.search(embeddings, k, **self.snapshot.search_limits(tree))
+        return self.searcher.search(embeddings, k, **self.snapshot.search_limits(tree_of(where)))
 
     @property
-    def searcher(self) -> FaissSearch | MilvusSearch:
-        """The search index; read from the cache when this user made it, else built on first use; or Milvus."""
-        return self._derived.search
+    def searcher(self) -> Searcher:
+        """The search index; read from its file when this user made it, else built on first use; or Milvus."""
+        return self._cache.search
 
     @property
     def is_tuning_due(self) -> bool:
@@ -270,3 +295,22 @@ class GalleryReader:
 
 def _opened_again(kind: type[GalleryReader], folder: Path, root: Path | None, verify: Verify) -> GalleryReader:
     return kind.open(folder, root=root, verify=verify)
+
+
+def _images_as(encoder: EncoderEntry) -> str | None:
+    """The size that images are brought to: `Transform.summary` without torch. None for imported vectors."""
+    transform = encoder.description.get("transform")
+    if not isinstance(transform, dict):
+        return None
+    size = transform.get("size")
+    height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
+    return f"{transform.get('fit')} to {height}×{width}"
+
+
+def _under_masks(snapshot: Snapshot) -> int:
+    """Number of images with a mask file; one without a pixel counts, though it pools the whole image."""
+    if MASK_COLUMN not in snapshot.column_names:
+        return 0
+    column = snapshot.column(MASK_COLUMN)
+    without = [number for number, value in enumerate(column.values) if value == NO_MASK]
+    return int(((column.codes >= 0) & ~np.isin(column.codes, without)).sum())

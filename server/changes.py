@@ -11,7 +11,7 @@ from ..errors import FingerprintMismatchError
 from ..index.backends import open_snapshot, opened_for_writing
 from ..index.building.build import finish, to_vectors
 from ..index.building.ingest import Encoded, Offer, ingest_offers, read_offer
-from ..index.storage.records import stored_path
+from ..index.storage.segments import stored_path
 from ..index.storage.writer import GalleryWriter
 from .refusals import Refusal
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import GalleryError, GalleryExistsError, InputError, NotAGalleryError
 from ...files import LOCK_NAME
-from ..storage.caches import user_secret
+from ..storage.cache import user_secret
 from ..storage.manifest import FileEntry, Manifest
 from ..storage.writer import GalleryWriter
 
@@ -20,7 +20,7 @@ __all__ = [
     "existing_gallery",
     "foreign_file",
     "is_root_of_this_user",
-    "new_birth",
+    "new_gallery_id",
     "write_encoder_copy",
 ]
 
@@ -52,7 +52,7 @@ def existing_gallery(folder: Path, *, overwrite: bool) -> Manifest | None:
         raise
 
 
-def new_birth(root: str | None = None) -> str:
+def new_gallery_id(root: str | None = None) -> str:
     """A random name for a new gallery; with the root that this user named for its images, one that proves who did."""
     name = uuid.uuid4().hex
     tag = None if root is None else _root_tag(name, root)
@@ -61,7 +61,7 @@ def new_birth(root: str | None = None) -> str:
 
 def is_root_of_this_user(manifest: Manifest) -> bool:
     """Whether this user, on this machine, named the root that a gallery records; nobody else can make it seem so."""
-    name, _, given = manifest.birth.partition("-")
+    name, _, given = manifest.gallery_id.partition("-")
     expected = _root_tag(name, manifest.root)
     return expected is not None and hmac.compare_digest(expected.encode(), given.encode())
 

@@ -24,8 +24,8 @@ from ...images.listing import Listing
 from ...images.masks import MaskFolder
 from ..backends import open_snapshot
 from ..reports import AddReport, Skipped
-from ..storage.records import Array, Entries, Vectors, stored_path
-from ..storage.segments import MAX_COLUMNS
+from ..storage.hdf5 import Array
+from ..storage.segments import MAX_COLUMNS, Entries, Vectors, stored_path
 from ..storage.snapshot import Snapshot
 from ..storage.writer import GalleryWriter
 

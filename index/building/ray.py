@@ -12,30 +12,29 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from torch import nn
 
 from ...encoders import Encoder, Inference
 from ...errors import GalleryError, ImageError, InputError, MissingExtraError
-from ...images.listing import Listing
 from ...images.loading import read_image
-from ..reports import AddReport
+from ...images.masks import MaskFolder
+from ..storage.hdf5 import Array
 from ..storage.manifest import Spec
-from ..storage.records import Array, Vectors
+from ..storage.segments import Vectors
 from ..storage.writer import GalleryWriter
-from .build import InferenceSettings, finish, require_usable, to_vectors
-from .ingest import Encoded, Offer, Progress, ingest, read_offer
+from .build import InferenceSettings, begin, to_vectors
+from .ingest import Encoded, Offer, Stream, read_offer
 
-__all__ = ["RayEngine", "add_images_with_ray", "adding_with"]
+__all__ = ["RayEngine"]
 
 _BATCHES_PER_TASK = 8  # a task decodes its next batch while the network works on this one
 
@@ -57,59 +56,55 @@ class RayEngine:
         if self.workers is not None and self.workers < 1:
             raise InputError(f"expected at least 1 Ray worker, got {self.workers}")
 
+    @classmethod
+    def named(cls, engine: str | Self) -> Self:
+        """The engine that `Gallery.build` was told of."""
+        if isinstance(engine, str) and engine != "ray":
+            raise InputError(f"expected the engine local or ray, got {engine!r}")
+        return cls() if isinstance(engine, str) else engine
 
-def adding_with(engine: str | RayEngine) -> Callable[..., AddReport]:
-    """What stands in for `add_images` with another engine than the local one."""
-    if isinstance(engine, str) and engine != "ray":
-        raise InputError(f"expected the engine local or ray, got {engine!r}")
-    return partial(add_images_with_ray, engine=RayEngine() if isinstance(engine, str) else engine)
+    def stream(
+        self,
+        writer: GalleryWriter,
+        encoder: Encoder,
+        settings: InferenceSettings,
+        *,
+        masks: MaskFolder | None = None,
+        store_maps: bool = False,
+        strict: bool = False,  # noqa: ARG002 - of masks
+    ) -> Stream:
+        """The stream that encodes on a cluster, in place of `encoding_stream`.
 
+        A worker that dies is started again, and what it was at is done again. When the driver dies, build again: what
+        is committed is kept. Every machine must see the images under the same paths.
 
-def add_images_with_ray(
-    writer: GalleryWriter,
-    listing: Listing,
-    encoder: Encoder,
-    *,
-    engine: RayEngine,
-    settings: InferenceSettings,
-    store_maps: bool = False,
-    complete: bool = False,
-    strict: bool = False,
-    progress: Progress | None = None,
-) -> AddReport:
-    """Encode a listing's images into an open gallery on a Ray cluster; see `add_images` for the arguments.
+        Raises:
+            MissingExtraError: Ray is not installed.
+            InputError: the encoder has no checkpoint, or the gallery pools under masks.
+            GalleryError: the cluster cannot be reached, or a worker failed at something else than an image.
+        """
+        if masks is not None:
+            raise InputError("masks are read by the local engine only; leave out --engine ray, or the masks")
+        checkpoint = _checkpoint(encoder)
+        maps = store_maps if writer.is_new else writer.manifest.spec.map_shape is not None
 
-    A worker that dies is started again, and what it was at is done again. When the driver dies, build again: what is
-    committed is kept. Every machine must see the images under the same paths.
+        def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
+            asked = dataclasses.replace(settings, precision=writer.manifest.encoder.precision or settings.precision)
+            work = _Work(asked, writer.manifest.spec, maps)
+            rest = iter(offers)
+            first = next(rest, None)
+            if first is None:  # nothing to encode, and no reason to start Ray
+                return
+            with _running(self) as cluster:
+                for precision, encoded in cluster.encode(chain([first], rest), checkpoint, work):
+                    vectors = encoded.vectors
+                    if vectors is not None and writer.is_new and not writer.has_pending:
+                        shape = None if vectors.maps is None else (vectors.maps.shape[2], vectors.maps.shape[3])
+                        copy = writer.write_encoder(lambda path: path.write_bytes(checkpoint))
+                        begin(writer, precision=precision, map_shape=shape, copy=copy)
+                    yield encoded
 
-    Raises:
-        MissingExtraError: Ray is not installed.
-        InputError: the encoder has no checkpoint, the gallery pools under masks, or no image could be used.
-        ImageError: with `strict`, the first file that cannot be used.
-        GalleryError: the cluster cannot be reached, or a worker failed at something else than an image.
-    """
-    if writer.manifest.masks is not None:
-        raise InputError("masks are read by the local engine only; leave out --engine ray, or the masks")
-    checkpoint = _checkpoint(encoder)
-    maps = store_maps if writer.is_new else writer.manifest.spec.map_shape is not None
-
-    def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
-        asked = dataclasses.replace(settings, precision=writer.manifest.encoder.precision or settings.precision)
-        work = _Work(asked, writer.manifest.spec, maps)
-        rest = iter(offers)
-        first = next(rest, None)
-        if first is None:  # nothing to encode, and no reason to start Ray
-            return
-        with _running(engine) as cluster:
-            for precision, encoded in cluster.encode(chain([first], rest), checkpoint, work):
-                if encoded.vectors is not None and writer.is_new and not writer.has_pending:
-                    _begin(writer, checkpoint, encoded.vectors, precision)
-                yield encoded
-
-    report = ingest(writer, listing, stream, strict=strict, progress=progress)
-    require_usable(writer, report)
-    finish(writer, report, complete=complete)
-    return report
+        return stream
 
 
 def _checkpoint(encoder: Encoder) -> bytes:
@@ -118,20 +113,6 @@ def _checkpoint(encoder: Encoder) -> bytes:
         file = Path(folder) / "encoder.safetensors"
         encoder.save(file)
         return file.read_bytes()
-
-
-def _begin(writer: GalleryWriter, checkpoint: bytes, vectors: Vectors, precision: Literal["fp32", "bf16"]) -> None:
-    """What waits for the first encoding: the shape of the maps, the precision, and the copy of the encoder."""
-    shape = None if vectors.maps is None else (vectors.maps.shape[2], vectors.maps.shape[3])
-    file = writer.write_encoder(lambda path: _write(path, checkpoint))
-    manifest = writer.manifest
-    spec = dataclasses.replace(manifest.spec, map_shape=shape)
-    entry = dataclasses.replace(manifest.encoder, precision=precision, file=file)
-    writer.begin(dataclasses.replace(manifest, spec=spec, encoder=entry))
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
 
 
 # --- On the machine that writes ---------------------------------------------------------------------------------------

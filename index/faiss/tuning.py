@@ -22,7 +22,7 @@ import numpy as np
 from ...errors import InputError
 from ..reports import counted
 from ..search import Ids, SearchSpec, VectorSource
-from ..storage.tuned import Tuning
+from ..storage.manifest import Tuning
 from .factory import Coarse, index_bytes, list_count, new_index
 from .recall import Calibration, Truth, enough, ground_truth, has_levelled_off
 from .search import FaissSearch

@@ -23,7 +23,7 @@ from ...files import Storage
 from ...remarks import remark
 from ..reports import counted
 from ..search import comparable
-from ..storage.records import located
+from ..storage.segments import located
 from ..storage.snapshot import Ids
 from .clip_retrieval import ENCODER_FILE, EXPORT_FILE
 from .tables import parquet

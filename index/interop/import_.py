@@ -21,11 +21,12 @@ from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError
 from ...files import Storage, WriterLock
 from ...remarks import remark
 from ..backends import require_index
-from ..building.creating import existing_gallery, new_birth, write_encoder_copy
+from ..building.creating import existing_gallery, new_gallery_id, write_encoder_copy
 from ..reports import AddReport, Skipped
 from ..search import METRICS, Metric, SearchSpec
+from ..storage.hdf5 import Array
 from ..storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
-from ..storage.records import Array, Entries, Vectors, located
+from ..storage.segments import Entries, Vectors, located
 from ..storage.writer import GalleryWriter
 from .clip_retrieval import ENCODER_FILE
 from .sources import Kind, open_source
@@ -107,7 +108,7 @@ def import_gallery(
         root=str(found.root),
         index=index,
         masks=_masks(found),
-        birth=new_birth(None if root is None else str(found.root)),
+        gallery_id=new_gallery_id(None if root is None else str(found.root)),
     )
     require_index(SearchSpec(found.embedding_dim, chosen), index)
     with _opened(Path(out), manifest, overwrite=overwrite) as writer:

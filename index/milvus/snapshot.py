@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ..filters.matching import Filter, Verdicts, matching
+from ..filters.matching import Categorical, Filter, Verdicts, matching
 from ..search import check_ids
+from ..storage.hdf5 import Array
 from ..storage.manifest import Manifest
-from ..storage.records import Array, Categorical, Record
+from ..storage.segments import Record
 from ..storage.snapshot import Ids, Snapshot, Verify, check_file, read_ids
 from .connection import Address
 from .filters import compiled, key_of

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import GalleryError
 from ..storage.manifest import BackendEntry, Manifest
-from ..storage.records import Entries, Vectors
+from ..storage.segments import Entries, Vectors
 from ..storage.writer import GalleryWriter
 from .filters import keys_of, numbers_of
 from .index import IndexKind

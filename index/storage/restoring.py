@@ -18,7 +18,7 @@ from pathlib import Path
 from ...errors import CorruptGalleryError, GalleryError, GalleryExistsError, InputError, NotAGalleryError
 from ...files import REMEDY, Storage, WriterLock, file_sha256, refusals_named
 from ..backends import require_rows_in_folder
-from ..building.creating import foreign_file, is_root_of_this_user, new_birth
+from ..building.creating import foreign_file, is_root_of_this_user, new_gallery_id
 from .manifest import CacheEntry, FileEntry, Manifest
 from .segments import Segment
 from .snapshot import check_file, read_ids
@@ -75,7 +75,7 @@ def restore_gallery(
         else:
             raise GalleryError(f"{source}: changed {_ATTEMPTS} times while it was copied; try again")
         writer = GalleryWriter(folder, new, on_disk=old, storage=storage)
-        writer.commit(birth=new.birth)
+        writer.commit(gallery_id=new.gallery_id)
         writer.delete_orphans()
     return new
 
@@ -193,5 +193,5 @@ def _renamed(manifest: Manifest, new: Mapping[str, FileEntry]) -> Manifest:
         skipped=None if manifest.skipped is None else new[manifest.skipped.name],
         prototype_cache=cache(manifest.prototype_cache),
         index_cache=cache(manifest.index_cache),
-        birth=new_birth(manifest.root if is_root_of_this_user(manifest) else None),
+        gallery_id=new_gallery_id(manifest.root if is_root_of_this_user(manifest) else None),
     )

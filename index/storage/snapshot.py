@@ -16,18 +16,16 @@ from numpy.typing import NDArray
 
 from ...errors import CorruptGalleryError, InputError
 from ...files import REMEDY, file_sha256, read_file
-from ..filters.matching import Filter, Verdicts, matching
+from ..filters.matching import Categorical, Filter, Verdicts, matching
 from ..reports import counted
 from ..search import Hits, SearchSpec, check_ids
-from .hdf5 import StoredArray
+from .hdf5 import Array, StoredArray
 from .manifest import FileEntry, Manifest, Spec
-from .records import Array, Categorical, Record, Vectors
-from .segments import Segment
+from .segments import BLOCK_BYTES, Record, Segment, Vectors
 
 __all__ = ["BLOCK_BYTES", "Ids", "Searcher", "Snapshot", "Verify", "check_file", "read_ids", "require_file"]
 
 AUTO_VERIFY_BYTES = 1 << 30
-BLOCK_BYTES = 16 << 20
 _FEW_ROWS = 256
 _PATHS_KEPT = 2_000_000  # about 200 MB
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from ...errors import DistcamError, TooManyFilesError, is_out_of_descriptors, too_many_files
 from ..prototypes import PrototypeStore
 from ..reports import Problem, VerifyReport, counted, read_skipped
-from . import caches
+from .cache import computed_prototypes, load_index_bytes, load_prototypes
 from .manifest import CacheEntry, FileEntry, Manifest
-from .segments import Segment
-from .snapshot import BLOCK_BYTES, Ids, Snapshot, check_file, read_ids
+from .segments import BLOCK_BYTES, Segment
+from .snapshot import Ids, Snapshot, check_file, read_ids
 from .writer import GalleryWriter
 
 __all__ = ["Check"]
@@ -182,15 +182,14 @@ class Check:
         if not self._is_checkable(entry):
             return
         assert entry is not None
-        cached, true = caches.load_prototypes(snapshot), caches.new_store(snapshot)
-        caches.update_prototypes(true, before=None, after=snapshot)
+        cached, true = load_prototypes(snapshot), computed_prototypes(snapshot)
         if cached is None or not _agree(cached, true):
             self._note(entry.file, "does not hold the prototypes of this gallery")
 
     def _check_index(self, snapshot: Snapshot) -> None:
         """An index that another user wrote is not read, and so not checked: it is never used either."""
         entry = self.manifest.index_cache
-        data = caches.load_index_bytes(snapshot) if self._is_checkable(entry) else None
+        data = load_index_bytes(snapshot) if self._is_checkable(entry) else None
         if entry is None or data is None:
             return
         from ..faiss.search import FaissSearch

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +24,10 @@ import numpy as np
 from ...errors import GalleryError
 from ...files import LOCK_NAME, Storage, after_commit, file_sha256
 from .manifest import MANIFEST_NAME, CacheEntry, FileEntry, Manifest
-from .merging import groups_of, live_blocks, newest_to_merge
-from .records import Entries, Vectors
-from .segments import Segment, write_segment
+from .segments import Entries, Segment, Vectors, write_segment
 from .snapshot import Ids, read_ids
 
-__all__ = ["CommitLimits", "GalleryWriter"]
+__all__ = ["CommitLimits", "GalleryWriter", "groups_of", "newest_to_merge"]
 
 _OWN_FILE = re.compile(
     r"(segment-[0-9a-f]{32}\.h5|tombstone-[0-9a-f]{32}\.u64|skipped-[0-9a-f]{32}\.jsonl|prototypes-[0-9a-f]{32}\.h5"
@@ -127,21 +126,18 @@ class GalleryWriter:
             self._pending_since = time.monotonic()
         gone = np.fromiter(replaces, np.uint64)
         self._state = _State(state.manifest, (*state.pending, (entries, vectors)), (*state.removed, gone))
-        if self._is_due():
+        pending, limits = self._state.pending, self.limits
+        if (
+            sum(len(entries) for entries, _ in pending) >= limits.images
+            or sum(vectors.nbytes for _, vectors in pending) >= limits.vector_bytes
+            or time.monotonic() - self._pending_since >= limits.seconds
+        ):
             self.commit()
 
     def remove(self, ids: Iterable[int]) -> None:
         """Let ids leave with the next commit."""
         gone = np.fromiter(ids, np.uint64)
         self._state = dataclasses.replace(self._state, removed=(*self._state.removed, gone))
-
-    def _is_due(self) -> bool:
-        pending = self._state.pending
-        return (
-            sum(len(entries) for entries, _ in pending) >= self.limits.images
-            or sum(vectors.nbytes for _, vectors in pending) >= self.limits.vector_bytes
-            or time.monotonic() - self._pending_since >= self.limits.seconds
-        )
 
     def commit(self, **changes: Any) -> None:
         """Bring everything taken in so far to the disk, together with other changes of the manifest.
@@ -194,7 +190,7 @@ class GalleryWriter:
 
     # --- Files -------------------------------------------------------------------------------------------------------
 
-    def _write_new(self, kind: str, suffix: str, fill: Callable[[Path], None], *, count: int) -> FileEntry:
+    def _write_new(self, kind: str, suffix: str, fill: Callable[[Path], object], *, count: int) -> FileEntry:
         """Write a file of the gallery durably, under a new name; it belongs to the gallery when a commit names it."""
         self._require_own_process()
         path = self.folder / f"{kind}-{uuid.uuid4().hex}.{suffix}"
@@ -206,9 +202,9 @@ class GalleryWriter:
     def write_skipped(self, lines: Sequence[str]) -> FileEntry:
         """Write a new list of images that could not be used."""
         data = "".join(f"{line}\n" for line in lines).encode()
-        return self._write_new("skipped", "jsonl", lambda path: _write(path, data), count=len(lines))
+        return self._write_new("skipped", "jsonl", lambda path: path.write_bytes(data), count=len(lines))
 
-    def write_encoder(self, save: Callable[[Path], None]) -> FileEntry:
+    def write_encoder(self, save: Callable[[Path], object]) -> FileEntry:
         """Write a copy of the encoder's checkpoint."""
         return self._write_new("encoder", "safetensors", save, count=1)
 
@@ -234,7 +230,7 @@ class GalleryWriter:
 
     def _write_ids(self, ids: Ids) -> FileEntry:
         data = np.unique(ids).astype("<u8").tobytes()
-        return self._write_new("tombstone", "u64", lambda path: _write(path, data), count=len(data) // 8)
+        return self._write_new("tombstone", "u64", lambda path: path.write_bytes(data), count=len(data) // 8)
 
     @staticmethod
     def owns(name: str) -> bool:
@@ -263,7 +259,7 @@ class GalleryWriter:
     # --- Merging -----------------------------------------------------------------------------------------------------
 
     def merge_newest(self) -> None:
-        """Merge in the course of a long build, so that files never become many; see `merging.newest_to_merge`."""
+        """Merge in the course of a long build, so that files never become many; see `newest_to_merge`."""
         if self._state.pending or self._state.removed:  # until the next commit
             return
         with after_commit(self.folder, "the number of its files"):
@@ -290,24 +286,25 @@ class GalleryWriter:
             self._drop_tombstones()
 
     def compact(self) -> None:
-        """Merge everything alive into as few segments as the limit allows, and give the room of the dead back."""
+        """Merge everything alive into as few segments as the limit allows, and reclaim the space of removed images."""
         self._merge(list(self.manifest.segments))
 
     def _merge(self, entries: Sequence[FileEntry]) -> None:
         assert not self._state.pending
-        dead = self._removed_ids()
-        alive = [entry.count - int(np.isin(self._open(entry).ids, dead).sum()) for entry in entries]
+        removed = self._removed_ids()
+        alive = [entry.count - int(np.isin(self._open(entry).ids, removed).sum()) for entry in entries]
         for group in groups_of([entry.count for entry in entries], alive, most=self.limits.segment_images):
-            self._merge_group(entries[group.start : group.stop], dead)
+            self._merge_group(entries[group.start : group.stop], removed)
         self._drop_tombstones()
 
-    def _merge_group(self, group: Sequence[FileEntry], dead: Ids) -> None:
-        parts = [(segment := self._open(entry), np.flatnonzero(~np.isin(segment.ids, dead))) for entry in group]
+    def _merge_group(self, group: Sequence[FileEntry], removed: Ids) -> None:
+        parts = [(segment := self._open(entry), np.flatnonzero(~np.isin(segment.ids, removed))) for entry in group]
         parts = [(segment, rows) for segment, rows in parts if len(rows)]
         merged: tuple[FileEntry, ...] = ()
         if parts:
             entries = Entries.cat([segment.entries(rows) for segment, rows in parts])
-            merged = (self._write_segment(entries, live_blocks(parts)),)
+            blocks = chain.from_iterable(segment.blocks(rows) for segment, rows in parts)
+            merged = (self._write_segment(entries, blocks),)
         segments: list[FileEntry] = []
         for entry in self.manifest.segments:
             segments.extend(merged if entry == group[0] else () if entry in group else (entry,))
@@ -317,8 +314,8 @@ class GalleryWriter:
         """Keep only the tombstones of ids that some segment still holds, in one file."""
         if not self.manifest.tombstones:
             return
-        dead = self._removed_ids()
-        held = [np.intersect1d(self._open(entry).ids, dead) for entry in self.manifest.segments]
+        removed = self._removed_ids()
+        held = [np.intersect1d(self._open(entry).ids, removed) for entry in self.manifest.segments]
         still = np.concatenate([np.empty(0, np.uint64), *held])
         self._save(tombstones=(self._write_ids(still),) if len(still) else ())
 
@@ -330,5 +327,45 @@ class GalleryWriter:
         return Segment.of(self.folder, entry, self.manifest.spec)
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+def newest_to_merge(sizes: Sequence[int], *, base: int, most: int) -> int:
+    """How many of the newest segments of a long build should become one now; 0 for none.
+
+    Segments have levels: the power of `base` in their number of images. As many as `base` of one level, with all
+    smaller ones among them, become one of a higher level, so a row is written again once a level at the most, and no
+    level has many segments. Those of half of `most` images stay as they are.
+
+    >>> newest_to_merge([64, 16, 4, 4, 1, 4, 4], base=4, most=1000), newest_to_merge([16, 4, 4, 1], base=4, most=1000)
+    (5, 0)
+    """
+    start = len(sizes)
+    while start > 0 and sizes[start - 1] < most // 2:
+        start -= 1
+    levels = [0] * (len(sizes) - start)
+    for number, size in enumerate(sizes[start:]):
+        while (size := size // base) > 0:
+            levels[number] += 1
+    for level in sorted(set(levels)):
+        first = len(levels)
+        while first > 0 and levels[first - 1] <= level:
+            first -= 1
+        if levels[first:].count(level) >= base:
+            return len(levels) - first
+    return 0
+
+
+def groups_of(sizes: Sequence[int], alive: Sequence[int], *, most: int) -> Iterator[range]:
+    """Neighbours with at most so many living rows together; a segment that is alone and wholly alive stays as it is.
+
+    >>> list(groups_of([3, 3, 3, 9, 2], [3, 3, 2, 9, 1], most=9))
+    [range(0, 3), range(4, 5)]
+    """
+    start = living = dying = 0
+    for number, (size, left) in enumerate(zip(sizes, alive, strict=True)):
+        if number > start and living + left > most:
+            if number > start + 1 or dying:
+                yield range(start, number)
+            start, living, dying = number, 0, 0
+        living += left
+        dying += size - left
+    if len(sizes) > start + 1 or dying:
+        yield range(start, len(sizes))

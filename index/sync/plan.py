@@ -23,8 +23,7 @@ from ...images.loading import IMAGE_SUFFIXES, read_image
 from ...images.splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 from ..building.ingest import MAX_FILE_BYTES, Offer, Progress
 from ..reports import Skipped
-from ..storage.records import stored_path
-from ..storage.segments import Segment
+from ..storage.segments import Segment, stored_path
 from ..storage.snapshot import Snapshot
 
 __all__ = ["Carry", "Place", "Plan", "Row", "SyncKind", "make_plan", "rows_of"]

@@ -19,7 +19,8 @@ from ...errors import GalleryError, ImageError, InputError
 from ...files import after_commit
 from ..building.ingest import Offer, Progress, Stream, entries_of, ingest_offers
 from ..reports import Skipped, counted, read_skipped
-from ..storage.snapshot import BLOCK_BYTES, Snapshot
+from ..storage.segments import BLOCK_BYTES
+from ..storage.snapshot import Snapshot
 from ..storage.writer import GalleryWriter
 from .plan import Carry, Place, Plan, make_plan, rows_of
 from .report import Change, SyncReport, SyncSettings

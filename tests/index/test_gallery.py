@@ -21,10 +21,10 @@ from distcam.errors import CorruptGalleryError, FingerprintMismatchError, InputE
 from distcam.files import Storage
 from distcam.index import Gallery, verify_gallery
 from distcam.index.backends import opened_for_writing
-from distcam.index.storage import caches
-from distcam.index.storage.derived import Derived
+from distcam.index.storage import cache as caches
+from distcam.index.storage.cache import GalleryCache
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.records import Entries, Vectors, pack_maps
+from distcam.index.storage.segments import Entries, Vectors, pack_maps
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
 LABELS = ["cat", "cat", "dog", None, "dog", "owl"]
@@ -475,10 +475,10 @@ def _cached(tmp_path: Path) -> Gallery:
 
 
 def _forbid_building(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Derived) -> Any:
+    def refuse(self: GalleryCache) -> Any:
         raise AssertionError("the index was built")
 
-    monkeypatch.setattr(Derived, "_new_search", refuse)
+    monkeypatch.setattr(GalleryCache, "_new_search", refuse)
 
 
 def test_a_cached_index_is_read_instead_of_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from distcam.images import list_images
 from distcam.index import Gallery, restore_gallery, verify_gallery
 from distcam.index.backends import newest_snapshot, opened_for_writing
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.records import Entries, Vectors
+from distcam.index.storage.segments import Entries, Vectors
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
 SPEC = Spec("l2", embedding_dim=2, pooled_dim=2, embedding_is_pooled=True)
@@ -327,7 +327,7 @@ from distcam.images.listing import list_images
 from distcam.files import Storage, WriterLock
 from distcam.index.building.ingest import Encoded, ingest, read_offer
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.records import Vectors
+from distcam.index.storage.segments import Vectors
 from distcam.index.storage.snapshot import Snapshot
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 

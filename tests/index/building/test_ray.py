@@ -22,7 +22,7 @@ from distcam.images import Transform, list_images
 from distcam.index import Gallery
 from distcam.index.backends import opened_for_writing
 from distcam.index.building import ray as ray_engine
-from distcam.index.building.build import InferenceSettings
+from distcam.index.building.build import InferenceSettings, add_images
 from distcam.index.building.ingest import Offer
 from distcam.index.building.ray import RayEngine
 from distcam.index.storage.manifest import Spec
@@ -109,8 +109,8 @@ def test_ray_is_not_started_when_there_is_nothing_to_encode(
     (photos / "b" / "broken.png").unlink()
     monkeypatch.setitem(sys.modules, "ray", None)
     with opened_for_writing(tmp_path / "g") as writer:
-        report = ray_engine.add_images_with_ray(
-            writer, list_images(photos), encoder, engine=RayEngine(), settings=InferenceSettings()
+        report = add_images(
+            writer, list_images(photos), encoder, settings=InferenceSettings(), encode=RayEngine().stream
         )
     assert (report.added, report.unchanged) == (0, 60)
 
@@ -150,7 +150,7 @@ import torch
 torch.set_num_threads(1)
 from distcam.encoders import Encoder
 from distcam.images import list_images
-from distcam.index.building.build import InferenceSettings, opened_for_building
+from distcam.index.building.build import InferenceSettings, add_images, opened_for_building
 from distcam.index.building.ray import RayEngine, add_images_with_ray
 from distcam.index.storage.writer import CommitLimits
 

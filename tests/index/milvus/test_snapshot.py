@@ -37,7 +37,7 @@ from distcam.errors import (
 from distcam.files import Storage
 from distcam.index import Gallery, parse_filter, verify_gallery
 from distcam.index.backends import newest_snapshot, opened_for_writing
-from distcam.index.filters.matching import And, In, Ne, Not, Or, Range, matching
+from distcam.index.filters.matching import And, Categorical, In, Ne, Not, Or, Range, matching
 from distcam.index.milvus.connection import TOKEN_VARIABLE, Address, connected
 from distcam.index.milvus.filters import compiled, key_of
 from distcam.index.milvus.index import IndexKind
@@ -47,7 +47,7 @@ from distcam.index.milvus.table import MAX_DIM, MilvusTable, TableSpec
 from distcam.index.milvus.writer import MilvusWriter
 from distcam.index.search import SearchSpec
 from distcam.index.storage.manifest import BackendEntry, EncoderEntry, Manifest, Spec
-from distcam.index.storage.records import Categorical, Entries, Vectors
+from distcam.index.storage.segments import Entries, Vectors
 from distcam.index.storage.writer import GalleryWriter
 
 LITE = importlib.util.find_spec("milvus_lite") is not None

@@ -21,7 +21,7 @@ from distcam.index.building.ingest import Encoded, ingest, read_offer
 from distcam.index.storage import descriptors
 from distcam.index.storage.descriptors import OpenFile
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.records import Entries, Vectors
+from distcam.index.storage.segments import Entries, Vectors
 from distcam.index.storage.snapshot import Snapshot
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
@@ -34,7 +34,8 @@ from pathlib import Path
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 import numpy as np
 from distcam import Encoder, Gallery
-from distcam.index import build, verify_gallery, writer
+from distcam.index import verify_gallery
+from distcam.index.storage import writer
 
 limits = partial(writer.CommitLimits, images=1, files=int(sys.argv[2]))
 writer.CommitLimits = limits  # one commit per image

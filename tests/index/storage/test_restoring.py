@@ -16,7 +16,7 @@ from distcam.files import Storage, WriterLock
 from distcam.index import Gallery, restore_gallery, verify_gallery
 from distcam.index.backends import opened_for_writing
 from distcam.index.storage.manifest import BackendEntry, EncoderEntry, Manifest, Spec
-from distcam.index.storage.records import Entries, Vectors
+from distcam.index.storage.segments import Entries, Vectors
 from distcam.index.storage.writer import GalleryWriter
 
 
