@@ -1,4 +1,4 @@
-"""Where a new gallery may be written, and what it starts with: the same for a build and for an import."""
+"""The start of a new gallery: a place where it may lie, its id, its copy of the encoder."""
 
 from __future__ import annotations
 
@@ -16,22 +16,10 @@ from ..storage.writer import GalleryWriter
 if TYPE_CHECKING:
     from ...encoders import Encoder
 
-__all__ = [
-    "existing_gallery",
-    "foreign_file",
-    "is_root_of_this_user",
-    "new_gallery_id",
-    "write_encoder_copy",
-]
+__all__ = ["existing_gallery", "is_root_of_this_user", "new_gallery_id", "write_encoder_copy"]
 
 
-def foreign_file(folder: Path) -> str | None:
-    """The first file of a folder, by name, that is no gallery's; None if there is none."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return min((name for name in names if name != LOCK_NAME and not GalleryWriter.owns(name)), default=None)
-
-
-def existing_gallery(folder: Path, *, overwrite: bool) -> Manifest | None:
+def existing_gallery(folder: Path, *, overwrite: bool, remedy: str = "choose another --out") -> Manifest | None:
     """The gallery that lies there; a new one may be where nothing is or a build left off, never among other files.
 
     Raises:
@@ -39,12 +27,16 @@ def existing_gallery(folder: Path, *, overwrite: bool) -> Manifest | None:
         GalleryError: there is a gallery that cannot be read, and it is not to be overwritten.
     """
     if folder.exists() and not folder.is_dir():
-        raise GalleryExistsError(f"{folder}: is a file; choose another --out")
+        raise GalleryExistsError(f"{folder}: is a file; {remedy}")
     try:
         return Manifest.load(folder)
     except NotAGalleryError:
-        if (foreign := foreign_file(folder)) is not None:
-            raise GalleryExistsError(f"{folder}: holds other files, such as {foreign}; choose another --out") from None
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        for name in names:
+            if name != LOCK_NAME and not GalleryWriter.owns(name):
+                raise GalleryExistsError(
+                    f"{folder}: is no gallery and holds other files, such as {name}; {remedy}"
+                ) from None
         return None
     except GalleryError:
         if overwrite:

@@ -26,11 +26,6 @@ def key_of(column: str, value: str) -> int:
     return _hashed(b"v", column, value)
 
 
-def _number_key(column: str) -> int:
-    """The number that stands for "this column's value is a number"."""
-    return _hashed(b"n", column, "")
-
-
 def _number_name(column: str) -> str:
     return f"n{_hashed(b'c', column, ''):016x}"
 
@@ -46,7 +41,7 @@ def keys_of(values: Mapping[str, str | None]) -> list[int]:
     found = [(column, value) for column, value in values.items() if value is not None]
     return [
         *(key_of(column, value) for column, value in found),
-        *(_number_key(column) for column, value in found if _number(value) is not None),
+        *(_hashed(b"n", column, "") for column, value in found if _number(value) is not None),
     ]
 
 
@@ -80,7 +75,7 @@ def compiled(where: Filter) -> str | None:
                 return None if values else "id < 0"
             return f"array_contains_any(keys, [{', '.join(str(key_of(column, value)) for value in values)}])"
         case Range():
-            return " and ".join([f"(array_contains(keys, {_number_key(where.column)})", *_bounds(where)]) + ")"
+            return " and ".join([f"(array_contains(keys, {_hashed(b'n', where.column, '')})", *_bounds(where)]) + ")"
         case Not(part):
             inner = compiled(part)
             return None if inner is None else f"not ({inner})"

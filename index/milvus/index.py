@@ -1,4 +1,4 @@
-"""How Milvus indexes the embeddings: FAISS factory strings on the outside, Milvus' names and parameters inside."""
+"""Milvus' indexes of the embeddings: FAISS factory strings outside, Milvus' names and parameters inside."""
 
 from __future__ import annotations
 

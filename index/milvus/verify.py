@@ -1,8 +1,9 @@
-"""The full check of a gallery in Milvus: are exactly its rows there, each whole, and does the folder agree?"""
+"""The full check of a gallery in Milvus: exactly its rows are there, each whole, and the folder agrees."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,7 @@ class MilvusCheck(Check):
         self.problems.append(Problem(self.manifest.backend.address, problem, repair, is_loss=is_loss))
 
     def report(self, *, repaired: bool = False) -> VerifyReport:
-        """What was found; of a server that does not answer nothing is repaired."""
+        """The findings; of a server that does not answer nothing is repaired."""
         return super().report(repaired=repaired and self.is_reachable)
 
     def mend(self, writer: GalleryWriter) -> None:
@@ -102,17 +103,11 @@ class MilvusCheck(Check):
         self.images = 0
 
 
-def _is_record(record: object) -> bool:
+def _is_record(record: Any) -> bool:
     """Whether a row's record is one that distcam wrote."""
-    if not isinstance(record, dict):
-        return False
-    texts, numbers = ("path", "sha256"), ("size", "mtime_ns")
-    label, columns = record.get("label"), record.get("columns")
-    return (
-        all(isinstance(record.get(name), str) for name in texts)
-        and all(isinstance(record.get(name), int) for name in numbers)
-        and (label is None or isinstance(label, str))
-        and isinstance(columns, dict)
-        and all(isinstance(value, str) for value in columns.values())
-        and len(record["sha256"]) == 64
-    )
+    match record:
+        case {"path": str(), "sha256": str(digest), "size": int(), "mtime_ns": int(), "columns": dict(columns)}:
+            label = record.get("label")
+            texts = [*columns.values(), *([] if label is None else [label])]
+            return len(digest) == 64 and all(isinstance(text, str) for text in texts)
+    return False

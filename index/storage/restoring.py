@@ -12,13 +12,12 @@ import hashlib
 import os
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
-from ...errors import CorruptGalleryError, GalleryError, GalleryExistsError, InputError, NotAGalleryError
-from ...files import REMEDY, Storage, WriterLock, file_sha256, refusals_named
+from ...errors import CorruptGalleryError, GalleryError, InputError
+from ...files import REMEDY, Storage, WriterLock, refusals_named
 from ..backends import require_rows_in_folder
-from ..building.creating import foreign_file, is_root_of_this_user, new_gallery_id
+from ..building.creating import existing_gallery, is_root_of_this_user, new_gallery_id
 from .manifest import CacheEntry, FileEntry, Manifest
 from .segments import Segment
 from .snapshot import check_file, read_ids
@@ -27,6 +26,7 @@ from .writer import GalleryWriter
 __all__ = ["restore_gallery"]
 
 _BLOCK = 4 << 20
+_REMEDY = "name the gallery's folder"
 _ATTEMPTS = 10
 
 
@@ -51,17 +51,16 @@ def restore_gallery(
         CorruptGalleryError: `source` is damaged; the message names the file, and nothing was changed.
         GalleryExistsError: `folder` holds something else than a gallery.
         GalleryLockedError: another process is writing to `folder`.
-        InputError: both are the same folder, or the rows of `source` lie in Milvus.
+        InputError: one folder is the other or lies in it, or the rows of `source` lie in Milvus.
         GalleryError: the disk is full.
     """
     source, folder, storage = Path(source), Path(folder), storage or Storage()
-    if source.exists() and folder.exists() and source.samefile(folder):
-        raise InputError(f"{folder}: is to be restored from itself; name the copy first, then the gallery")
+    _require_apart(source, folder)
     manifest = _checked(source)
-    _old_manifest(folder)
+    existing_gallery(folder, overwrite=True, remedy=_REMEDY)
     storage.make_folder(folder)
     with WriterLock(folder), refusals_named(folder):
-        old = _old_manifest(folder)
+        old = existing_gallery(folder, overwrite=True, remedy=_REMEDY)
         if old is not None:
             require_rows_in_folder(folder, old, "restore the collection there, or into another folder")
         for _ in range(_ATTEMPTS):
@@ -78,6 +77,15 @@ def restore_gallery(
         writer.commit(gallery_id=new.gallery_id)
         writer.delete_orphans()
     return new
+
+
+def _require_apart(source: Path, folder: Path) -> None:
+    """Refuse a folder in itself: clearing up after one gallery would reach into the other."""
+    outer, inner = sorted((source.resolve(), folder.resolve()), key=lambda path: len(path.parts))
+    if outer == inner or (outer.exists() and inner.exists() and outer.samefile(inner)):
+        raise InputError(f"{folder}: is to be restored from itself; name the copy first, then the gallery")
+    if inner.is_relative_to(outer):
+        raise InputError(f"{inner} lies in {outer}; a gallery is restored from, and to, a folder outside of it")
 
 
 def _checked(source: Path) -> Manifest:
@@ -124,26 +132,6 @@ def _sound_cache(source: Path, cache: CacheEntry | None) -> CacheEntry | None:
     return None
 
 
-def _old_manifest(folder: Path) -> Manifest | None:
-    """What the folder's manifest says, if it has one that can be read.
-
-    Raises:
-        GalleryExistsError: there is something else in the folder, and no gallery.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise GalleryExistsError(f"{folder}: is a file; name the gallery's folder")
-    try:
-        return Manifest.load(folder)
-    except NotAGalleryError as error:
-        if (foreign := foreign_file(folder)) is not None:
-            raise GalleryExistsError(
-                f"{folder}: is no gallery and holds other files, such as {foreign}; name the gallery's folder"
-            ) from error
-        return None
-    except GalleryError:  # it is damaged, which is why it is restored
-        return None
-
-
 def _copied(source: Path, manifest: Manifest, folder: Path, old: Manifest | None, storage: Storage) -> Manifest:
     """Bring all files into the folder under names that the old manifest does not use for something else."""
     taken = {} if old is None else {entry.name: entry for entry in old.files()}
@@ -153,18 +141,13 @@ def _copied(source: Path, manifest: Manifest, folder: Path, old: Manifest | None
         if name in taken and taken[name] != entry:
             kind, _, rest = name.partition("-")
             name = f"{kind}-{uuid.uuid4().hex}{rest[32:]}"
-        target = folder / name
-        if not _is_there(target, entry):
-            with storage.replacing(target) as aside:
+        new[entry.name] = placed = dataclasses.replace(entry, name=name)
+        try:
+            check_file(folder, placed, checksum=True)
+        except (GalleryError, OSError):
+            with storage.replacing(folder / name) as aside:
                 _copy(source / entry.name, aside, entry)
-        new[entry.name] = dataclasses.replace(entry, name=name)
     return _renamed(manifest, new)
-
-
-def _is_there(path: Path, entry: FileEntry) -> bool:
-    with suppress(GalleryError, OSError):
-        return not path.is_symlink() and path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
-    return False
 
 
 def _copy(source: Path, target: Path, entry: FileEntry) -> None:
