@@ -5,37 +5,30 @@
     hits = gallery.search(embeddings, k=10, where="label in cat,dog")
 
 The folder holds `manifest.json` and the files it names; everything else is a leftover or a stranger. Opening costs
-memory for ids and for the columns that are asked for, never for vectors. `rows.py`, `segments.py` and `manifest.py`
-describe the files, `reader.py` what an open gallery answers; here are the ways to make and to change one.
+memory for ids and for the columns that are asked for, never for vectors. Reading is in `reader.py`, changing here.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-import numpy as np
-
 from ..errors import InputError
-from ..files import after_commit
-from .backends import newest_snapshot, opened_for_writing, require_rows_in_folder
+from .backends import newest_snapshot
 from .filters.matching import Filter
 from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold
-from .reports import AddReport, VerifyReport, counted
+from .reports import AddReport, counted
 from .search import Metric
 from .storage.hdf5 import Array
-from .storage.segments import stored_path
-from .storage.snapshot import Ids, Snapshot
-from .storage.writer import GalleryWriter
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
     from ..images.masks import MaskFolder
     from .building.build import ImageFiles, Precision
+    from .building.ingest import Progress
     from .building.ray import RayEngine
     from .faiss.tuning import TuningReport
     from .sync.report import SyncReport
@@ -43,18 +36,13 @@ if TYPE_CHECKING:  # what encodes images imports torch, which searching does wit
 
 __all__ = ["Gallery"]
 
-Progress = Callable[[int, int], None]  # images done, images in all
 _PATIENCE = 60.0  # seconds that a finished tuning waits for another writer
 
 
 class Gallery(GalleryReader):
-    """A gallery on disk, open at one generation; `build`, `open`, and the methods that change it move it to the newest.
+    """A gallery on disk, open at one generation; `build`, `open`, and the methods that change it move it to the newest."""
 
-    Attributes:
-        report: what the build or add that this object was used for did; None before.
-    """
-
-    report: AddReport | None = None
+    report: AddReport | None = None  # of the last build or add through this object
 
     @classmethod
     def build(
@@ -101,7 +89,7 @@ class Gallery(GalleryReader):
             precision: of the arithmetic; remembered, so that what is added and queries are encoded alike.
             index: `"auto"`, `"flat"`, or a FAISS factory string.
             backend: where the rows lie instead of in the folder: `"milvus://HOST:19530/COLLECTION"`, see
-                `milvus_address.py`; from then on the gallery is used as any other.
+                `milvus/connection.py`; from then on the gallery is used as any other.
             strict: stop at the first file that cannot be used, or that has no mask where masks are given.
             overwrite: start anew over an existing gallery, which stays readable until the first commit.
             engine: `"ray"`, or a `RayEngine` that says where, encodes on many machines; the writer stays here, and all
@@ -120,9 +108,9 @@ class Gallery(GalleryReader):
             from .building.ray import RayEngine
 
             encode = RayEngine.named(engine).stream
-        folder, listing = Path(out), listing_of(source, labels, strict=strict)
+        listing = listing_of(source, labels, strict=strict)
         with opened_for_building(
-            folder,
+            Path(out),
             listing,
             encoder,
             metric=metric,
@@ -143,7 +131,7 @@ class Gallery(GalleryReader):
                 progress=progress,
                 encode=encode,
             )
-            gallery = cls.open(folder)
+            gallery = cls.open(out)
             gallery.report = report
             gallery.save_caches(writer)
         return gallery
@@ -160,10 +148,10 @@ class Gallery(GalleryReader):
         most: int = 2000,
         seed: int = 0,
     ) -> Rejection:
-        """Choose from which distance on nothing is a match, and keep it in the gallery.
+        """Choose the distance from which on nothing is a match, and keep it in the gallery.
 
         Without probes the gallery's own labelled images ask, each without itself. Neighbours within a gallery are often
-        nearer than those of new photographs will be: probes of your own are the better measure.
+        nearer than those of new photographs will be: give probes of your own where there are some.
 
         Args:
             embeddings: raw vectors (p, d) of labelled probes that are not in the gallery.
@@ -187,8 +175,9 @@ class Gallery(GalleryReader):
         else:
             probes = probes_of(snapshot, embeddings, labels, column=exclude_same, groups=groups)
         nearest = nearest_of_both_kinds(snapshot, probes, column=exclude_same)
-        generation = snapshot.manifest.generation
-        rejection = choose_threshold(nearest, target=false_alarm_rate, source=source, generation=generation)
+        rejection = choose_threshold(
+            nearest, target=false_alarm_rate, source=source, generation=snapshot.manifest.generation
+        )
         with self._writing() as writer:
             self._require_same_gallery(snapshot)
             writer.commit(rejection=rejection)
@@ -207,7 +196,7 @@ class Gallery(GalleryReader):
         dry_run: bool = False,
         progress: Progress | None = None,
     ) -> TuningReport:
-        """Choose the index by measuring on the gallery's own vectors, and keep it, what was measured, and its settings.
+        """Choose the index by measuring on the gallery's own vectors, and keep it with the measurements.
 
         Other processes may read and change the gallery meanwhile.
 
@@ -230,7 +219,7 @@ class Gallery(GalleryReader):
 
         self.require_segments("tune")
         budget = Budget.of(recall=recall, memory=memory, latency_ms=latency_ms)
-        before = self.snapshot  # others may change the gallery while this goes on
+        before = self.snapshot
         report, search = tune(
             before.search_spec,
             before.ids,
@@ -334,8 +323,9 @@ class Gallery(GalleryReader):
         settings = SyncSettings(
             labels, checksum, keep_missing, max_vanishing, force, settle, strict, batch_size, workers, device
         )
-        place = Place(Path(folder), self.root)
-        load = encoder if isinstance(encoder, LazyEncoder) else LazyEncoder(self, encoder)
+        place, load = Place(Path(folder), self.root), encoder
+        if not isinstance(load, LazyEncoder):
+            load = LazyEncoder(self, load)
         if dry_run:
             return plan_sync(newest_snapshot(self.folder, verify=False), place, settings, progress=progress)
         with self._writing() as writer:
@@ -356,79 +346,9 @@ class Gallery(GalleryReader):
         if (paths is None) == (where is None):
             raise InputError("expected either paths or a filter; give one of them")
         with self._writing() as writer:
-            ids = self.ids_where(where) if where is not None else self._ids_of(list(paths or ()))
+            ids = self.snapshot.ids_of(list(paths or ()), self.root) if where is None else self.ids_where(where)
             if len(ids):
                 writer.remove(ids.tolist())
                 writer.commit()
                 writer.merge_small()
         return len(ids)
-
-    def _ids_of(self, paths: Sequence[str | os.PathLike[str]]) -> Ids:
-        stored = [stored_path(path, self.root) for path in paths]
-        known = self.snapshot.places_by_path(among=[*(os.fspath(path) for path in paths), *stored])
-        places = [known.get(os.fspath(path), known.get(other)) for path, other in zip(paths, stored, strict=True)]
-        missing = [os.fspath(path) for path, place in zip(paths, places, strict=True) if place is None]
-        if missing:
-            shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
-            raise InputError(f"not in {self.folder}: {shown}; nothing was removed")
-        return np.unique(self.ids[[place for place in places if place is not None]])
-
-    def compact(self) -> None:
-        """Merge all segments and give the room of removed images back; readers go on undisturbed."""
-        with self._writing() as writer:
-            writer.compact()
-
-    def verify(self, *, repair: bool = False) -> VerifyReport:
-        """Check everything: checksums, structure, vectors, counts, caches; see `verify_gallery`."""
-        from .backends import verify_gallery
-
-        report = verify_gallery(self.folder, repair=repair)
-        if repair:  # what was damaged may be in what is in memory
-            self._cache.clear()
-            self.refresh()
-        return report
-
-    def save_caches(self, writer: GalleryWriter | None = None) -> None:
-        """Store what the next reader would otherwise compute: prototypes, and an index that is slow to build.
-
-        Args:
-            writer: of whoever holds the gallery's lock already; what fails is then a remark, for it follows a change
-                that is done.
-
-        Raises:
-            GalleryError: without a writer, another process is writing, or the disk is full.
-        """
-        if writer is not None:
-            with after_commit(self.folder, "what makes the next search quick"):
-                self._store_caches(writer)
-            return
-        with opened_for_writing(self.folder) as own:
-            self._store_caches(own)
-
-    def _store_caches(self, writer: GalleryWriter) -> None:
-        self.refresh()
-        self._cache.store(writer)
-        self.refresh()
-
-    @contextmanager
-    def _writing(self, *, patience: float = 0.0) -> Iterator[GalleryWriter]:
-        """The lock, with the gallery at its newest generation before and after, and its caches stored at the end."""
-        with opened_for_writing(self.folder, patience=patience) as writer:
-            self.refresh()
-            try:
-                yield writer
-            except BaseException:
-                with after_commit(self.folder, "this open gallery"):
-                    self.refresh()
-                raise
-            self.save_caches(writer)
-
-    def _require_same_gallery(self, before: Snapshot) -> None:
-        """What was measured on one gallery says nothing of another in its place."""
-        if self.manifest.gallery_id != before.manifest.gallery_id:
-            raise InputError(f"{self.folder} was built anew meanwhile, and is left as it is; try again")
-
-    def require_segments(self, command: str) -> None:
-        """InputError for what is not done where the rows lie in Milvus."""
-        remedy = f"`{command}` is not for them: use `add` and `remove`, and choose the index with `build --index`"
-        require_rows_in_folder(self.folder, self.manifest, remedy)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,16 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FingerprintMismatchError, InputError
-from .backends import newest_snapshot
+from ..files import after_commit
+from .backends import newest_snapshot, opened_for_writing, require_rows_in_folder, verify_gallery
 from .filters.matching import Filter, hints, tree_of
+from .info import describe
 from .prototypes import PrototypeStore, unit_rows
-from .reports import Skipped, counted, read_skipped
+from .reports import Skipped, VerifyReport, counted, read_skipped
 from .search import Hits, Metric
 from .storage.cache import GalleryCache
 from .storage.hdf5 import Array
-from .storage.manifest import EncoderEntry, FileEntry, Manifest, Spec
-from .storage.segments import MASK_COLUMN, NO_MASK, Record, located
+from .storage.manifest import FileEntry, Manifest, Spec
+from .storage.segments import Record, located
 from .storage.snapshot import Ids, Searcher, Snapshot, Verify, require_file
+from .storage.writer import GalleryWriter
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
@@ -195,38 +198,7 @@ class GalleryReader:
 
     def info(self) -> dict[str, Any]:
         """The summary that `distcam index info` shows, for JSON."""
-        snapshot, manifest, spec = self.snapshot, self.manifest, self.spec
-        masks, rejection, tuning = manifest.masks, manifest.rejection, manifest.tuning
-        is_current = rejection is not None and rejection.generation == manifest.generation
-        return {
-            "path": str(self.folder),
-            "images": len(self),
-            "classes": len(self.labels),
-            "columns": list(self.column_names),
-            "complete": manifest.complete,
-            "generation": manifest.generation,
-            "metric": spec.metric,
-            "embedding_dim": spec.embedding_dim,
-            "pooled_dim": spec.pooled_dim,
-            "maps": None if spec.map_shape is None else list(spec.map_shape),
-            "encoder": manifest.encoder.short_name,
-            "fingerprint": manifest.encoder.fingerprint,
-            "precision": manifest.encoder.precision,
-            "images_as": _images_as(manifest.encoder),
-            "encoder_copied": manifest.encoder.file is not None,
-            "root": str(self.root),
-            "segments": len(manifest.segments),
-            "backend": None if manifest.backend is None else manifest.backend.address,
-            "removed_rows": snapshot.removed_rows,
-            "skipped": 0 if manifest.skipped is None else manifest.skipped.count,
-            "masks": None if masks is None else {**asdict(masks), "images": _under_masks(snapshot)},
-            "rejection": None if rejection is None else {**asdict(rejection), "is_current": is_current},
-            "index": manifest.index,
-            "tuning": None if tuning is None else {**asdict(tuning), "is_due": self.is_tuning_due},
-            "index_cached": manifest.is_fresh(manifest.index_cache),
-            "prototypes_cached": manifest.is_fresh(manifest.prototype_cache),
-            "bytes": sum(entry.bytes for entry in manifest.files()),
-        }
+        return describe(self.snapshot, root=self.root, classes=len(self.labels))
 
     # --- Its encoder --------------------------------------------------------------------------------------------------
 
@@ -292,25 +264,66 @@ class GalleryReader:
         """Whether the gallery has grown or shrunk so much since it was tuned that its index should be chosen anew."""
         return self.manifest.tuning is not None and self.manifest.tuning.is_due(len(self))
 
+    # --- Looking after it ---------------------------------------------------------------------------------------------
+
+    def compact(self) -> None:
+        """Merge all segments and reclaim the space of removed images; readers go on undisturbed."""
+        with self._writing() as writer:
+            writer.compact()
+
+    def verify(self, *, repair: bool = False) -> VerifyReport:
+        """Check everything: checksums, structure, vectors, counts, caches; see `verify_gallery`."""
+        report = verify_gallery(self.folder, repair=repair)
+        if repair:  # what was damaged may be in what is in memory
+            self._cache.clear()
+            self.refresh()
+        return report
+
+    def save_caches(self, writer: GalleryWriter | None = None) -> None:
+        """Store what the next reader would otherwise compute: prototypes, and an index that is slow to build.
+
+        Args:
+            writer: of whoever holds the gallery's lock already; what fails is then a remark, for it follows a change
+                that is done.
+
+        Raises:
+            GalleryError: without a writer, another process is writing, or the disk is full.
+        """
+        if writer is None:
+            with opened_for_writing(self.folder) as own:
+                self._store_caches(own)
+        else:
+            with after_commit(self.folder, "what makes the next search quick"):
+                self._store_caches(writer)
+
+    def _store_caches(self, writer: GalleryWriter) -> None:
+        self.refresh()
+        self._cache.store(writer)
+        self.refresh()
+
+    @contextmanager
+    def _writing(self, *, patience: float = 0.0) -> Iterator[GalleryWriter]:
+        """The lock, with the gallery at its newest generation before and after, and its caches stored at the end."""
+        with opened_for_writing(self.folder, patience=patience) as writer:
+            self.refresh()
+            try:
+                yield writer
+            except BaseException:
+                with after_commit(self.folder, "this open gallery"):
+                    self.refresh()
+                raise
+            self.save_caches(writer)
+
+    def _require_same_gallery(self, before: Snapshot) -> None:
+        """What was measured on one gallery says nothing of another in its place."""
+        if self.manifest.gallery_id != before.manifest.gallery_id:
+            raise InputError(f"{self.folder} was built anew meanwhile, and is left as it is; try again")
+
+    def require_segments(self, command: str) -> None:
+        """InputError for what is not done where the rows lie in Milvus."""
+        remedy = f"`{command}` is not for them: use `add` and `remove`, and choose the index with `build --index`"
+        require_rows_in_folder(self.folder, self.manifest, remedy)
+
 
 def _opened_again(kind: type[GalleryReader], folder: Path, root: Path | None, verify: Verify) -> GalleryReader:
     return kind.open(folder, root=root, verify=verify)
-
-
-def _images_as(encoder: EncoderEntry) -> str | None:
-    """The size that images are brought to: `Transform.summary` without torch. None for imported vectors."""
-    transform = encoder.description.get("transform")
-    if not isinstance(transform, dict):
-        return None
-    size = transform.get("size")
-    height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
-    return f"{transform.get('fit')} to {height}×{width}"
-
-
-def _under_masks(snapshot: Snapshot) -> int:
-    """Number of images with a mask file; one without a pixel counts, though it pools the whole image."""
-    if MASK_COLUMN not in snapshot.column_names:
-        return 0
-    column = snapshot.column(MASK_COLUMN)
-    without = [number for number, value in enumerate(column.values) if value == NO_MASK]
-    return int(((column.codes >= 0) & ~np.isin(column.codes, without)).sum())

@@ -1,4 +1,4 @@
-"""Building a gallery with the encoders of many machines: Ray Data carries images out and vectors back to one writer.
+"""Building a gallery with the encoders of many machines: Ray carries names out and vectors back to one writer.
 
 The writer, its commits, and so everything that makes a build resumable, are those of the local engine: only where the
 network runs differs. Work goes out in the listing's order and comes back in it, cut at the same places as locally, so
@@ -8,26 +8,21 @@ that the same arithmetic gives the same bits. The encoder travels as the bytes o
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
 import os
 import tempfile
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 from torch import nn
 
 from ...encoders import Encoder, Inference
 from ...errors import GalleryError, ImageError, InputError, MissingExtraError
 from ...images.loading import read_image
 from ...images.masks import MaskFolder
-from ..storage.hdf5 import Array
 from ..storage.manifest import Spec
 from ..storage.segments import Vectors
 from ..storage.writer import GalleryWriter
@@ -120,7 +115,7 @@ def _checkpoint(encoder: Encoder) -> bytes:
 
 @dataclass(frozen=True)
 class _Work:
-    """What every worker is told."""
+    """The orders of every worker."""
 
     settings: InferenceSettings
     spec: Spec
@@ -132,7 +127,6 @@ def _running(engine: RayEngine) -> Iterator[_Cluster]:
     """A cluster: the one that this process is connected to already, the one at the address, or one of our own."""
     try:
         import ray
-        import ray.data
     except ImportError as error:
         raise MissingExtraError(
             "engine ray needs Ray: pip install 'distcam[ray]'; the local engine builds the same gallery"
@@ -140,15 +134,11 @@ def _running(engine: RayEngine) -> Iterator[_Cluster]:
     is_ours = not ray.is_initialized()
     if is_ours:
         _start(ray, engine)
-    logger = logging.getLogger("ray.data")
-    level = logger.level
     try:
-        logger.setLevel(logging.ERROR)  # Ray Data tells its plans on the terminal
         yield _Cluster(ray, engine)
     except ray.exceptions.RayError as error:
         raise GalleryError(f"Ray: {_last_line(error)}; what was encoded before is kept") from error
     finally:
-        logger.setLevel(level)
         if is_ours:
             ray.shutdown()
 
@@ -158,22 +148,14 @@ def _start(ray: Any, engine: RayEngine) -> None:
     if engine.address is None:
         cores = os.cpu_count() or 1
         options = {"address": "local", "include_dashboard": False, "num_cpus": max(cores, (engine.workers or 1) + 1)}
+    name = "RAY_USAGE_STATS_ENABLED"
+    before = os.environ.get(name)
+    os.environ[name] = before or "0"  # Ray reports its use to its makers unless this says no while it starts
     try:
-        with _without_usage_reports():
-            ray.init(log_to_driver=False, logging_level="error", **options)
+        ray.init(log_to_driver=False, logging_level="error", **options)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         where = engine.address or "this machine"
         raise GalleryError(f"Ray cannot be reached or started at {where}: {_last_line(error)}") from error
-
-
-@contextmanager
-def _without_usage_reports() -> Iterator[None]:
-    """Ray reports its use to its makers unless the environment says no while it starts."""
-    name = "RAY_USAGE_STATS_ENABLED"
-    before = os.environ.get(name)
-    os.environ[name] = before or "0"
-    try:
-        yield
     finally:
         if before is None:
             del os.environ[name]
@@ -194,31 +176,25 @@ class _Cluster:
         self, offers: Iterable[Offer], checkpoint: bytes, work: _Work
     ) -> Iterator[tuple[Literal["fp32", "bf16"], Encoded]]:
         """The encodings of all offers, in their order, each with the precision of its arithmetic."""
-        import pyarrow as pa  # comes with Ray Data
+        from ray.util import ActorPool
 
         ray = self._ray
-        gpus = self._gpus(work.settings.device)
-        settings = ray.get(ray.remote(num_cpus=1, num_gpus=min(1, gpus))(_settled).remote(work.settings))
-        tasks = [
-            ray.put(pa.table({"offers": [task]})) for task in _tasks(offers, settings.batch_size * _BATCHES_PER_TASK)
-        ]
-        data = ray.data.from_arrow_refs(tasks)
-        data.context.execution_options.preserve_order = True
-        data.context.enable_progress_bars = False
-        encoded = data.map_batches(
-            _Worker,
-            fn_constructor_args=(ray.put(checkpoint), dataclasses.replace(work, settings=settings)),
-            batch_size=1,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=self._pool(gpus, len(tasks))),
-            num_cpus=1,
-            num_gpus=min(1, gpus),
-        )  # Ray Data restarts an actor that dies, and gives it its task again
-        for row in encoded.iter_rows():
-            yield settings.precision, _unpacked(row["offers"], row["arrays"], work)
-
-    def _gpus(self, device: str) -> int:
-        return 0 if device == "cpu" else int(self._ray.cluster_resources().get("GPU", 0))
+        gpus = 0 if work.settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+        resources = {"num_cpus": 1, "num_gpus": min(1, gpus)}
+        settings = ray.get(ray.remote(**resources)(_settled).remote(work.settings))
+        rest, size = iter(offers), settings.batch_size * _BATCHES_PER_TASK
+        tasks = list(iter(lambda: list(islice(rest, size)), []))  # only names wait in memory
+        worker = ray.remote(**resources, max_restarts=-1, max_task_retries=-1)(_Worker)  # one that dies starts again
+        stored, work = ray.put(checkpoint), dataclasses.replace(work, settings=settings)
+        workers = [worker.remote(stored, work) for _ in range(self._pool(gpus, len(tasks)))]
+        try:
+            for answer in ActorPool(workers).map(lambda actor, task: actor.encode.remote(task), tasks):
+                for encoded, vectors, failures in answer:
+                    refused = [(offer, _failure(offer, reason)) for offer, reason in failures]
+                    yield settings.precision, Encoded(encoded, vectors, refused)
+        finally:
+            for actor in workers:
+                ray.kill(actor)
 
     def _pool(self, gpus: int, tasks: int) -> int:
         """How many encoders: one CPU stays free for Ray's own tasks, which would starve and stop everything."""
@@ -230,44 +206,6 @@ class _Cluster:
                 + ("" if gpus else ", and one must stay free")
             )
         return max(1, min(self._workers or free, tasks))
-
-
-def _tasks(offers: Iterable[Offer], size: int) -> Iterator[str]:
-    """Offers as JSON, in portions that are the work of one task: only names wait in memory."""
-    rest = iter(offers)
-    while some := list(islice(rest, size)):
-        yield json.dumps([_to_json(offer) for offer in some])
-
-
-def _to_json(offer: Offer) -> dict[str, Any]:
-    known = None if offer.known_sha256 is None else offer.known_sha256.hex()
-    return {
-        **{name: getattr(offer, name) for name in ("path", "label", "replaces", "size", "mtime_ns")},
-        "file": str(offer.file),
-        "columns": dict(offer.columns),
-        "known_sha256": known,
-        "sha256": offer.sha256.hex(),
-    }
-
-
-def _from_json(value: dict[str, Any]) -> Offer:
-    known = None if value["known_sha256"] is None else bytes.fromhex(value["known_sha256"])
-    binary = {"known_sha256": known, "sha256": bytes.fromhex(value["sha256"]), "file": Path(value["file"])}
-    return Offer(**(value | binary))
-
-
-def _unpacked(text: str, arrays: bytes, work: _Work) -> Encoded:
-    """A worker's answer: the failures, and the vectors of the rest."""
-    answer = json.loads(text)
-    failures = [(offer := _from_json(value), _failure(offer, reason)) for value, reason in answer["failures"]]
-    offers = [_from_json(value) for value in answer["offers"]]
-    if not offers:
-        return Encoded([], None, failures)
-    with np.load(BytesIO(arrays), allow_pickle=False) as found:
-        pooled = found["pooled"]
-        embedding = pooled if work.spec.embedding_is_pooled else found["embedding"]
-        maps = (found["maps"], found["map_scale"]) if work.maps else (None, None)
-    return Encoded(offers, Vectors(pooled, embedding, *maps), failures)
 
 
 def _failure(offer: Offer, reason: str) -> ImageError:
@@ -294,49 +232,26 @@ def _settled(settings: InferenceSettings) -> InferenceSettings:
 class _Worker:
     """One encoder at work in a process of its own."""
 
-    def __init__(self, checkpoint: Any, work: _Work) -> None:
-        import ray
-
+    def __init__(self, checkpoint: bytes, work: _Work) -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "encoder.safetensors"
-            file.write_bytes(ray.get(checkpoint))
+            file.write_bytes(checkpoint)
             encoder = Encoder.load(file)
         settings = work.settings
         self._inference = Inference(
             encoder, device=settings.device, precision=settings.precision, batch_size=settings.batch_size
         )
         self._workers = settings.workers
-        self._spec = dataclasses.replace(
-            work.spec, map_shape=(1, 1) if work.maps else None
-        )  # only whether there is one
+        self._spec = dataclasses.replace(work.spec, map_shape=(1, 1) if work.maps else None)  # only whether there is
 
-    def __call__(self, task: dict[str, Array]) -> dict[str, list[Any]]:
-        """One task: JSON with what became of the offers, and the vectors as an `.npz` file."""
-        offers = [_from_json(value) for value in json.loads(str(task["offers"][0]))]
+    def encode(self, offers: list[Offer]) -> list[tuple[list[Offer], Vectors | None, list[tuple[Offer, str]]]]:
+        """For each batch its offers, their vectors, and those that could not be used with the reasons."""
         transform = self._inference.transform
-        encoded: list[Any] = []
-        failures: list[Any] = []
-        vectors: list[Vectors] = []
+        answer = []
         for batch in self._inference.stream(
             offers, load=lambda offer: transform(read_image(read_offer(offer))), workers=self._workers
         ):
-            failures += [(_to_json(failure.item), failure.error.reason) for failure in batch.failures]
-            if batch.encoding is not None:
-                encoded += [_to_json(offer) for offer in batch.items]
-                vectors.append(to_vectors(batch.encoding, self._spec))
-        return {"offers": [json.dumps({"offers": encoded, "failures": failures})], "arrays": [_packed(vectors)]}
-
-
-def _packed(vectors: Sequence[Vectors]) -> bytes:
-    """Vectors as the bytes of an `.npz` file."""
-    if not vectors:
-        return b""
-    arrays = {"pooled": np.concatenate([part.pooled for part in vectors])}
-    if any(part.embedding is not part.pooled for part in vectors):
-        arrays["embedding"] = np.concatenate([part.embedding for part in vectors])
-    for name in ("maps", "map_scale"):
-        if getattr(vectors[0], name) is not None:
-            arrays[name] = np.concatenate([getattr(part, name) for part in vectors])
-    file = BytesIO()
-    np.savez(file, allow_pickle=False, **arrays)
-    return file.getvalue()
+            vectors = None if batch.encoding is None else to_vectors(batch.encoding, self._spec)
+            failures = [(failure.item, failure.error.reason) for failure in batch.failures]
+            answer.append((list(batch.items), vectors, failures))
+        return answer

@@ -40,7 +40,7 @@ _seeking = ForkSafeLock()
 
 
 class _State(NamedTuple):
-    """What changes when somebody writes to a file."""
+    """The file's state, which changes when somebody writes to it."""
 
     device: int
     inode: int
@@ -128,10 +128,13 @@ class OpenFile:
                 return
             if self._sha256 is None or now == self._refused or now.bytes != self.bytes:
                 raise self._changed()
-            sha256 = _sha256_of(descriptor.number)
+            digest, buffer, offset = hashlib.sha256(), bytearray(_CHUNK), 0
+            while size := _read_at(descriptor.number, buffer, offset):
+                digest.update(memoryview(buffer)[:size])
+                offset += size
             if _State.of(os.fstat(descriptor.number)) != now:
                 raise self._changed()
-            if sha256 != self._sha256:
+            if digest.hexdigest() != self._sha256:
                 self._refused = now
                 raise self._changed()
             self._state = now
@@ -200,14 +203,6 @@ else:  # Windows
         return len(data)
 
 
-def _sha256_of(number: int) -> str:
-    digest, buffer, offset = hashlib.sha256(), bytearray(_CHUNK), 0
-    while size := _read_at(number, buffer, offset):
-        digest.update(memoryview(buffer)[:size])
-        offset += size
-    return digest.hexdigest()
-
-
 def _give_up(count: int) -> None:
     """Close so many descriptors, first those that were not used since they were last passed over."""
     for _ in range(2 * len(_held)):
@@ -225,21 +220,15 @@ def _give_up(count: int) -> None:
 
 def _most_held() -> int:
     """How many descriptors may be kept, after raising the limit if they are more than may be."""
-    soft, hard = _limits()
-    wanted = min(hard, _LIMIT_MOST)
-    if len(_held) > soft // _SHARE and soft < wanted and sys.platform != "win32":
+    if sys.platform == "win32":
+        return 2048 // _SHARE
+    found, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, most = (_LIMIT_MOST if limit == resource.RLIM_INFINITY else limit for limit in (found, hard))
+    wanted = min(most, _LIMIT_MOST)
+    if len(_held) > soft // _SHARE and soft < wanted:
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
         except (OSError, ValueError):
             pass
     return max(_LEAST, soft // _SHARE)
-
-
-def _limits() -> tuple[int, int]:
-    """How many files this process may have open, and how far it may raise that."""
-    if sys.platform == "win32":
-        return 2048, 2048
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    endless = resource.RLIM_INFINITY
-    return (_LIMIT_MOST if soft == endless else soft), (_LIMIT_MOST if hard == endless else hard)

@@ -10,6 +10,7 @@ Bytes are read, not mapped: a mapped file that somebody cuts while it is read en
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ Array = NDArray[Any]
 
 
 class Layout(NamedTuple):
-    """What a dataset looks like: its type, as numpy spells it, and its shape."""
+    """The type of a dataset, as numpy spells it, and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -190,13 +191,8 @@ class FlatFile:
             raise self.corrupt(f"{name} is chunked or compressed")
         if dataset.dtype not in _DTYPES:
             raise self.corrupt(f"{name} has the type {dataset.dtype}")
-        return self._locate(name, dataset)
-
-    def _locate(self, name: str, dataset: Any) -> _Dataset:
         shape = tuple(int(length) for length in dataset.shape or ())
-        size = dataset.dtype.itemsize
-        for length in shape:  # Python integers: a lying shape cannot overflow
-            size *= length
+        size = dataset.dtype.itemsize * math.prod(shape)  # Python integers: a lying shape cannot overflow
         offset = dataset.id.get_offset()
         if size and (offset is None or offset + size > self.bytes):
             raise self.corrupt(f"{name} says it has {size} bytes, more than the file holds")
@@ -327,7 +323,7 @@ class Strings:
             yield self._decode(blob[start:stop])
 
     def take(self, rows: Array) -> list[str]:
-        """Those in some rows."""
+        """The strings in some rows."""
         if len(rows) * 32 < len(self):
             return [self[row] for row in rows.tolist()]
         strings = list(self)

@@ -7,6 +7,7 @@ as they are not more than a process may keep open (`descriptors.py`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -21,7 +22,7 @@ from ..reports import counted
 from ..search import Hits, SearchSpec, check_ids
 from .hdf5 import Array, StoredArray
 from .manifest import FileEntry, Manifest, Spec
-from .segments import BLOCK_BYTES, Record, Segment, Vectors
+from .segments import BLOCK_BYTES, Record, Segment, Vectors, stored_path
 
 __all__ = ["BLOCK_BYTES", "Ids", "Searcher", "Snapshot", "Verify", "check_file", "read_ids", "require_file"]
 
@@ -275,6 +276,17 @@ class Snapshot:
         """The place of each image, or of those under the paths `among`, by its path."""
         wanted = None if among is None else set(among)
         return {path: place for place, path in enumerate(self.all_paths()) if wanted is None or path in wanted}
+
+    def ids_of(self, paths: Sequence[str | os.PathLike[str]], root: Path) -> Ids:
+        """The ids of images given by path, as stored or where the files lie; InputError when one is not there."""
+        stored = [stored_path(path, root) for path in paths]
+        known = self.places_by_path([*(os.fspath(path) for path in paths), *stored])
+        places = [known.get(os.fspath(path), known.get(other)) for path, other in zip(paths, stored, strict=True)]
+        missing = [os.fspath(path) for path, place in zip(paths, places, strict=True) if place is None]
+        if missing:
+            shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+            raise InputError(f"not in {self.folder}: {shown}; nothing was removed")
+        return np.unique(self.ids[[place for place in places if place is not None]])
 
     def preload(self) -> None:
         """Read everything that is known of the images besides vectors, before a writer merges the files away."""

@@ -27,7 +27,7 @@ from .report import Change, SyncReport, SyncSettings
 
 if TYPE_CHECKING:  # a sync that finds nothing new does without torch
     from ...encoders import Encoder
-    from ..gallery import Gallery
+    from ..reader import GalleryReader
 
 __all__ = ["LazyEncoder", "plan_sync", "sync_folder"]
 
@@ -45,7 +45,7 @@ class LazyEncoder:
         FingerprintMismatchError: another encoder built the gallery.
     """
 
-    def __init__(self, gallery: Gallery, given: Encoder | str | os.PathLike[str] | None) -> None:
+    def __init__(self, gallery: GalleryReader, given: Encoder | str | os.PathLike[str] | None) -> None:
         self._gallery = gallery
         self._given = given
         self._loaded: Encoder | None = None
