@@ -4,8 +4,8 @@
     gallery = Gallery.open("photos.gallery")
     hits = gallery.search(embeddings, k=10, where="label in cat,dog")
 
-The folder holds `manifest.json` and the files it names; everything else is a leftover or a stranger. Opening costs
-memory for ids and for the columns that are asked for, never for vectors. Reading is in `reader.py`, changing here.
+The folder holds `manifest.json` and the files it names; everything else is a leftover or a stranger. Reading is in
+`reader.py`, changing here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PATIENCE = 60.0  # seconds that a finished tuning waits for another writer
 
 
 class Gallery(GalleryReader):
-    """A gallery on disk, open at one generation; `build`, `open`, and the methods that change it move it to the newest."""
+    """A gallery on disk, open at one generation; `build` and `open` make one, every change moves it to the newest."""
 
     report: AddReport | None = None  # of the last build or add through this object
 
@@ -69,8 +69,7 @@ class Gallery(GalleryReader):
     ) -> Self:
         """Encode images into a new gallery, or go on with a build that was interrupted.
 
-        Ctrl-C keeps what is encoded; the same call goes on from there. Files that cannot be used are listed in
-        `skipped`.
+        Ctrl-C keeps what is encoded; the same call goes on. Files that cannot be used are listed in `skipped`.
 
         Args:
             source: a folder, a CSV, a pattern, files, or a `Listing`.
@@ -175,9 +174,8 @@ class Gallery(GalleryReader):
         else:
             probes = probes_of(snapshot, embeddings, labels, column=exclude_same, groups=groups)
         nearest = nearest_of_both_kinds(snapshot, probes, column=exclude_same)
-        rejection = choose_threshold(
-            nearest, target=false_alarm_rate, source=source, generation=snapshot.manifest.generation
-        )
+        now = snapshot.manifest.generation
+        rejection = choose_threshold(nearest, target=false_alarm_rate, source=source, generation=now)
         with self._writing() as writer:
             self._require_same_gallery(snapshot)
             writer.commit(rejection=rejection)
@@ -266,9 +264,8 @@ class Gallery(GalleryReader):
         settings = InferenceSettings(batch_size, workers, device, precision)
         with self._writing() as writer:
             self.check_encoder(encoder)  # again: somebody may have built the gallery anew since it was opened
-            report = add_images(writer, listing, encoder, settings=settings, strict=strict, progress=progress)
-        self.report = report
-        return report
+            self.report = add_images(writer, listing, encoder, settings=settings, strict=strict, progress=progress)
+        return self.report
 
     def sync(
         self,
@@ -288,7 +285,7 @@ class Gallery(GalleryReader):
         device: str = "auto",
         progress: Progress | None = None,
     ) -> SyncReport:
-        """Make the gallery hold what a folder holds; images of other folders are none of its business.
+        """Make the gallery hold what a folder holds; images of other folders are left alone.
 
         Contents decide: a file that was renamed or copied is not encoded again. Files that cannot be used are listed,
         and what the gallery had under their paths is kept.
@@ -323,9 +320,8 @@ class Gallery(GalleryReader):
         settings = SyncSettings(
             labels, checksum, keep_missing, max_vanishing, force, settle, strict, batch_size, workers, device
         )
-        place, load = Place(Path(folder), self.root), encoder
-        if not isinstance(load, LazyEncoder):
-            load = LazyEncoder(self, load)
+        place = Place(Path(folder), self.root)
+        load = encoder if isinstance(encoder, LazyEncoder) else LazyEncoder(self, encoder)
         if dry_run:
             return plan_sync(newest_snapshot(self.folder, verify=False), place, settings, progress=progress)
         with self._writing() as writer:

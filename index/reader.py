@@ -1,4 +1,7 @@
-"""A gallery open for reading: its images, its encoder, and search."""
+"""A gallery open for reading: its images, its encoder, and search.
+
+Opening costs memory for ids and for the columns that are asked for, never for vectors.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,12 @@ from .filters.matching import Filter, hints, tree_of
 from .info import describe
 from .prototypes import PrototypeStore, unit_rows
 from .reports import Skipped, VerifyReport, counted, read_skipped
-from .search import Hits, Metric
+from .search import Hits, Metric, Searcher
 from .storage.cache import GalleryCache
 from .storage.hdf5 import Array
 from .storage.manifest import FileEntry, Manifest, Spec
 from .storage.segments import Record, located
-from .storage.snapshot import Ids, Searcher, Snapshot, Verify, require_file
+from .storage.snapshot import Ids, Snapshot, Verify, require_file
 from .storage.writer import GalleryWriter
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without

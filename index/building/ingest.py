@@ -186,7 +186,7 @@ class _Intake:
                     self._refuse(offer, error)
                 if batch.vectors is not None:
                     self._accept(batch.offers, batch.vectors)
-                    self.writer.merge_newest()
+                    self.writer.merge_small(newest=True)
                 self._report_progress()
 
     def _report_progress(self) -> None:

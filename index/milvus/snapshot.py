@@ -26,13 +26,13 @@ from ..search import check_ids
 from ..storage.hdf5 import Array
 from ..storage.manifest import Manifest
 from ..storage.segments import Record
-from ..storage.snapshot import Ids, Snapshot, Verify, check_file, read_ids
+from ..storage.snapshot import Ids, Snapshot, Verify, check_file, removed_ids
 from .connection import Address
 from .filters import compiled, key_of
 from .search import MilvusSearch, Rows
 from .table import MilvusTable, TableSpec
 
-__all__ = ["MilvusSnapshot", "removed_ids", "table_of"]
+__all__ = ["MilvusSnapshot", "table_of"]
 
 _SCAN = 4096  # rows
 _PATHS = 500  # in one request
@@ -47,12 +47,6 @@ def table_of(manifest: Manifest) -> MilvusTable:
     return MilvusTable(
         Address.parse(manifest.backend.address), TableSpec(spec.embedding_dim, spec.metric, pooled_dim, owner)
     )
-
-
-def removed_ids(folder: Path, manifest: Manifest, *, start: int = 0) -> Ids:
-    """The ids in the tombstone files from number `start` on, ascending."""
-    files = [read_ids(folder, entry) for entry in manifest.tombstones[start:]]
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *files]))
 
 
 class MilvusSnapshot(Snapshot):
@@ -72,7 +66,7 @@ class MilvusSnapshot(Snapshot):
         self.segments = ()
         for entry in manifest.tombstones:
             check_file(folder, entry, checksum=verify is not False)
-        self.rows = Rows(manifest.next_id, removed_ids(folder, manifest))
+        self.rows = Rows(manifest.next_id, removed_ids(folder, manifest.tombstones))
         self._columns: dict[str, Categorical] = {}
         self._verdicts = Verdicts()
         self._seen: dict[int, dict[str, Any]] = {}  # what Milvus said of the images that were asked for by path
@@ -99,7 +93,7 @@ class MilvusSnapshot(Snapshot):
     def removed_rows(self) -> int:
         """Rows of removed images that Milvus has still to delete."""
         assert self.manifest.backend is not None
-        return len(removed_ids(self.folder, self.manifest, start=self.manifest.backend.settled))
+        return len(removed_ids(self.folder, self.manifest.tombstones[self.manifest.backend.settled :]))
 
     # --- Which images ------------------------------------------------------------------------------------------------
 

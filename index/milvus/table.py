@@ -32,6 +32,7 @@ _REQUEST_BYTES = 32 << 20  # servers take 64 MiB
 _MOST_IDS = 4096  # in one expression
 _MAX_RECORD_BYTES = 65_536  # of a JSON field
 _MAX_KEYS = 2048
+_STRANGER = "belongs to another gallery or program"
 _OWNER = "distcam.gallery"
 _GENERATION = "distcam.generation"
 _METRIC_TYPES: dict[Metric, str] = {"cosine": "COSINE", "l2": "L2", "l1": "L2", "dot": "IP"}
@@ -46,7 +47,7 @@ class TableSpec:
     Attributes:
         embedding_dim, metric: of the vectors that are searched.
         pooled_dim: of the vectors that are read by id; None when there are none besides the embeddings.
-        owner: the gallery's own id, kept with the collections: one gallery never takes another's rows for its own.
+        owner: random, kept with the collections: one gallery never takes another's rows for its own.
     """
 
     embedding_dim: int
@@ -83,8 +84,6 @@ class MilvusTable:
         self._connection: Connection = connected(address)
         self._names = [address.collection] + ([f"{address.collection}_pooled"] if spec.pooled_dim else [])
 
-    # --- The collections ---------------------------------------------------------------------------------------------
-
     def open(self) -> None:
         """Make sure that the collections are there, are this gallery's, and are loaded.
 
@@ -97,7 +96,7 @@ class MilvusTable:
             if owner is None:
                 raise CorruptGalleryError(f"{self.address}: there is no collection {name}; {remedy}")
             if owner != self.spec.owner:
-                raise CorruptGalleryError(f"{self.address}: collection {name} belongs to {_named(owner)}; {remedy}")
+                raise CorruptGalleryError(f"{self.address}: collection {name} {_STRANGER}; {remedy}")
             if found_dim != dim:
                 raise CorruptGalleryError(
                     f"{self.address}: {name} holds vectors of {found_dim} numbers, the gallery's have {dim}; {remedy}"
@@ -124,7 +123,7 @@ class MilvusTable:
         for name, owner in owners.items():
             if owner not in (None, self.spec.owner):
                 raise GalleryExistsError(
-                    f"{self.address}: collection {name} belongs to {_named(owner)}; choose another name, or drop it"
+                    f"{self.address}: collection {name} {_STRANGER}; choose another name, or drop it"
                 )
         return owners
 
@@ -144,8 +143,7 @@ class MilvusTable:
                 schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
                 schema.add_field("id", DataType.INT64, is_primary=True)
                 schema.add_field(field, DataType.FLOAT_VECTOR, dim=dim)
-                properties = {_OWNER: self.spec.owner}
-                metric = "L2"
+                properties, metric = {_OWNER: self.spec.owner}, "L2"
                 if field == "embedding":
                     schema.add_field("record", DataType.JSON)
                     schema.add_field("keys", DataType.ARRAY, element_type=DataType.INT64, max_capacity=_MAX_KEYS)
@@ -199,21 +197,18 @@ class MilvusTable:
             client.flush(name)
             client.release_collection(name)
             client.drop_index(name, "embedding")
-            index = client.prepare_index_params()
-            metric = _METRIC_TYPES[self.spec.metric]
+            index, metric = client.prepare_index_params(), _METRIC_TYPES[self.spec.metric]
             index.add_index("embedding", index_type=kind.name, metric_type=metric, params=kind.build)
             client.create_index(name, index)
             client.load_collection(name)
         self.kind = kind
 
     def compact(self) -> None:
-        """Let Milvus write out what it holds in memory, and give the room of deleted rows back in its own time."""
+        """Let Milvus write out what it holds in memory, and reclaim the space of deleted rows in its own time."""
         with self._connection.speaking() as client:
             for name in self._names:
                 client.flush(name)
                 client.compact(name)
-
-    # --- Changing ----------------------------------------------------------------------------------------------------
 
     def upsert(
         self, ids: Ids, embeddings: Vectors, *, pooled: Vectors | None = None, records: Sequence[Record] | None = None
@@ -255,8 +250,6 @@ class MilvusTable:
             for some in _parts(np.unique(ids), _MOST_IDS):
                 for name in self._names:
                     client.delete(name, ids=some.tolist())
-
-    # --- Reading -----------------------------------------------------------------------------------------------------
 
     def embeddings(self, ids: Ids) -> Vectors:
         """Raw embeddings in the order of `ids`."""
@@ -353,7 +346,3 @@ def expressions_of(ids: Ids) -> list[str]:
 def _parts(ids: Ids, size: int) -> Iterator[Ids]:
     for start in range(0, len(ids), size):
         yield ids[start : start + size]
-
-
-def _named(owner: str | None) -> str:
-    return f"another gallery ({owner})" if owner else "something else than distcam"

@@ -10,10 +10,10 @@ import numpy as np
 from ...errors import DistcamError
 from ..reports import Problem, VerifyReport, counted
 from ..storage.manifest import Manifest
-from ..storage.snapshot import Ids
+from ..storage.snapshot import Ids, removed_ids
 from ..storage.verify import Check
 from ..storage.writer import GalleryWriter
-from .snapshot import MilvusSnapshot, removed_ids
+from .snapshot import MilvusSnapshot
 from .table import MilvusTable
 
 __all__ = ["MilvusCheck"]
@@ -57,7 +57,7 @@ class MilvusCheck(Check):
             pooled = table.ids_where(pooled=True)
             whole, there = np.intersect1d(there, pooled), np.union1d(there, pooled)
         self.lost = np.setdiff1d(snapshot.ids, whole)
-        waiting = removed_ids(self.folder, self.manifest)  # until their writer is done
+        waiting = removed_ids(self.folder, self.manifest.tombstones)  # until their writer is done
         strays = np.setdiff1d(there, np.concatenate([snapshot.ids, waiting]))
         if len(strays):
             self._say(f"holds {counted(len(strays), 'row')} that the gallery does not know", _REPAIR_OF_STRAY)

@@ -13,10 +13,11 @@ import numpy as np
 from ...errors import GalleryError
 from ..storage.manifest import BackendEntry, Manifest
 from ..storage.segments import Entries, Vectors
+from ..storage.snapshot import removed_ids
 from ..storage.writer import GalleryWriter
 from .filters import keys_of, numbers_of
 from .index import IndexKind
-from .snapshot import removed_ids, table_of
+from .snapshot import table_of
 
 __all__ = ["MilvusWriter"]
 
@@ -103,24 +104,23 @@ class MilvusWriter(GalleryWriter):
         if self.is_new or self._backend.settled == len(self.manifest.tombstones):
             return
         assert not self._state.pending
-        self.table.delete(removed_ids(self.folder, self.manifest, start=self._backend.settled))
+        self.table.delete(removed_ids(self.folder, self.manifest.tombstones[self._backend.settled :]))
         tombstones = self.manifest.tombstones
         if len(tombstones) > self.limits.files:
-            tombstones = (self._write_ids(removed_ids(self.folder, self.manifest)),)
+            tombstones = (self._write_ids(removed_ids(self.folder, self.manifest.tombstones)),)
         self._save(tombstones=tombstones, backend=dataclasses.replace(self._backend, settled=len(tombstones)))
 
-    def _merge_newest(self) -> None:
-        """Nothing: rows are not in files."""
-
-    def _merge_small(self) -> None:
+    def _merge_small(self, *, newest: bool) -> None:
         """Let Milvus index the embeddings as the gallery says, for the number of images it has now."""
-        count = self.manifest.next_id - len(removed_ids(self.folder, self.manifest))
+        if newest:
+            return
+        count = self.manifest.next_id - len(removed_ids(self.folder, self.manifest.tombstones))
         self.table.reindex(IndexKind.parse(self.manifest.index, count=count))
 
     def compact(self) -> None:
         """Delete the rows of removed images, and let Milvus give their room back."""
         self.delete_removed_rows()
-        self._merge_small()
+        self._merge_small(newest=False)
         self.table.compact()
 
 

@@ -34,8 +34,9 @@ from ...errors import CorruptGalleryError, DistcamError, InputError, TooFewVecto
 from ...files import file_sha256, say_after_commit
 from ..prototypes import PrototypeStore
 from ..reports import counted
+from ..search import Searcher
 from .hdf5 import Array
-from .snapshot import Ids, Searcher, Snapshot
+from .snapshot import Ids, Snapshot
 from .writer import GalleryWriter
 
 if TYPE_CHECKING:  # FAISS is imported by the first search

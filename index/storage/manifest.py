@@ -1,8 +1,7 @@
 """The manifest: the one small file that says what a gallery consists of. Replacing it is the commit.
 
-It is read as untrusted: every field has a type, every file name is plain, and the checksum covers all of it, so that a
-damaged manifest is noticed before anything it names is touched. The checksum guards against accidents; against someone
-who can compute it there are the checks of `hdf5.py`.
+It is read as untrusted: every field has a type, every file name is plain, and the checksum covers all of it. The
+checksum guards against accidents; `hdf5.py` checks what somebody forged.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of the gallery: its plain name, its length, its contents' SHA-256, and how many items it holds."""
+    """A file of the gallery: its plain name, number of items, length, and SHA-256."""
 
     name: str
     count: int
@@ -126,12 +125,7 @@ class EncoderEntry:
 
 @dataclass(frozen=True)
 class MaskEntry:
-    """The masks that the vectors were pooled under.
-
-    Attributes:
-        folder: the absolute folder of the masks, beside the root's images.
-        category: the number that marks the object in them; None for everything that is not black.
-    """
+    """The masks that the vectors were pooled under: their absolute folder, and the object's number if one is given."""
 
     folder: str
     category: int | None = None
@@ -165,16 +159,12 @@ class Tuning:
         images: how many there were.
         recall_at_1, recall_at_10, recall_at_100: share of the true nearest 1, 10, 100 that were found, after exact
             re-scoring, in [0, 1].
-        latency_ms: median of single queries, k = 10.
-        latency_p95_ms: their 95th percentile.
+        latency_ms, latency_p95_ms: of single queries, k = 10: median and 95th percentile.
         batch_ms: per query, when all are asked at once.
         bytes_per_vector: memory of the index and its ids.
         build_seconds: training and filling.
-        queries: how many asked.
-        seed: of their draw and of the training.
-        threads: of FAISS, when many queries are asked.
-        device, machine: `"cpu"` or the GPU; processor and cores.
-        date: ISO 8601.
+        queries, seed: number of queries; the seed of their draw and of the training.
+        threads, device, machine, date: of the measurement; threads are those of FAISS when many queries are asked.
     """
 
     factory: str
@@ -197,7 +187,7 @@ class Tuning:
     date: str
 
     def __post_init__(self) -> None:
-        if self.overfetch < 1 or self.images < 0 or (self.effort is not None and self.effort < 1):
+        if min(self.overfetch, self.images + 1, 1 if self.effort is None else self.effort) < 1:
             raise ValueError("a tuned index needs a positive effort and over-fetch")
 
     def is_due(self, images: int) -> bool:
@@ -252,9 +242,7 @@ class Manifest:
         if len(set(names)) != len(names):
             raise ValueError("two entries name the same file")
         if self.backend is not None and (self.segments or not 0 <= self.backend.settled <= len(self.tombstones)):
-            raise ValueError(
-                "rows are in Milvus, but the manifest speaks of segments or of tombstones that are not there"
-            )
+            raise ValueError("rows are in Milvus, but it speaks of segments or of tombstones that are not there")
         if self.generation < 0 or not 0 <= self.next_id < 1 << 63:
             raise ValueError("a counter is out of range")
 
@@ -287,8 +275,9 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         if not path.is_file():
-            what = "is not a folder" if folder.exists() else "not found"
-            what = "holds no manifest.json" if folder.is_dir() else what
+            what = (
+                "holds no manifest.json" if folder.is_dir() else "is not a folder" if folder.exists() else "not found"
+            )
             raise NotAGalleryError(f"{folder}: {what}; a gallery is a folder written by `distcam index build`")
         try:
             if path.stat().st_size > MAX_MANIFEST_BYTES:
@@ -338,13 +327,11 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list) or (arguments[-1] is not ... and len(value) != len(arguments)):
             raise ValueError(f"{where} should be a list")
         return tuple(_parse(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value))
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{where} should be one of {', '.join(arguments)}")
-        return value
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} should be an object")
+    if origin is Literal and value not in arguments:
+        raise ValueError(f"{where} should be one of {', '.join(arguments)}")
+    if origin is dict and not isinstance(value, dict):
+        raise ValueError(f"{where} should be an object")
+    if origin in (Literal, dict):
         return value
     if is_dataclass(kind) and isinstance(kind, type):
         known = {item.name for item in fields(kind)}

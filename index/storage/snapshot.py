@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,21 @@ from ...errors import CorruptGalleryError, InputError
 from ...files import REMEDY, file_sha256, read_file
 from ..filters.matching import Categorical, Filter, Verdicts, matching
 from ..reports import counted
-from ..search import Hits, SearchSpec, check_ids
+from ..search import Searcher, SearchSpec, check_ids
 from .hdf5 import Array, StoredArray
 from .manifest import FileEntry, Manifest, Spec
 from .segments import BLOCK_BYTES, Record, Segment, Vectors, stored_path
 
-__all__ = ["BLOCK_BYTES", "Ids", "Searcher", "Snapshot", "Verify", "check_file", "read_ids", "require_file"]
+__all__ = [
+    "BLOCK_BYTES",
+    "Ids",
+    "Snapshot",
+    "Verify",
+    "check_file",
+    "read_ids",
+    "removed_ids",
+    "require_file",
+]
 
 AUTO_VERIFY_BYTES = 1 << 30
 _FEW_ROWS = 256
@@ -32,23 +41,6 @@ _PATHS_KEPT = 2_000_000  # about 200 MB
 
 Ids: TypeAlias = NDArray[np.uint64]
 Verify: TypeAlias = bool | Literal["auto"]
-
-
-class Searcher(Protocol):
-    """The part of a search that reading a gallery needs, wherever its rows lie."""
-
-    @property
-    def is_worth_saving(self) -> bool:
-        """Whether it takes longer to make than to read from a file."""
-
-    def search(self, queries: Array, k: int, *, allowed: Ids | None = None) -> list[Hits]:
-        """The k nearest of each query, out of `allowed` when given."""
-
-    def count(self) -> int:
-        """Number of ids stored."""
-
-    def close(self) -> None:
-        """Lets go of memory and connections."""
 
 
 class Snapshot:
@@ -102,9 +94,8 @@ class Snapshot:
         ids = ids[order]
         if len(ids) and (bool(np.any(ids[1:] == ids[:-1])) or int(ids[-1]) >= self.manifest.next_id):
             raise CorruptGalleryError(f"{self.folder}: an id occurs twice or was never given out; {REMEDY}")
-        removed = [read_ids(self.folder, entry) for entry in self.manifest.tombstones]
-        if removed:
-            alive = ~np.isin(ids, np.concatenate(removed))
+        if self.manifest.tombstones:
+            alive = ~np.isin(ids, removed_ids(self.folder, self.manifest.tombstones))
             ids, order = ids[alive], order[alive]
         return ids.astype(np.uint64, copy=False), order
 
@@ -338,3 +329,8 @@ def read_ids(folder: Path, entry: FileEntry) -> Ids:
     if len(data) != 8 * entry.count:
         raise CorruptGalleryError(f"{folder / entry.name}: should hold {counted(entry.count, 'id')}; {REMEDY}")
     return np.frombuffer(data, "<u8").astype(np.uint64)
+
+
+def removed_ids(folder: Path, entries: Iterable[FileEntry]) -> Ids:
+    """The removed ids in some tombstone files, ascending, each once."""
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *(read_ids(folder, entry) for entry in entries)]))

@@ -16,7 +16,7 @@ from ..reports import Problem, VerifyReport, counted, read_skipped
 from .cache import computed_prototypes, load_index_bytes, load_prototypes
 from .manifest import CacheEntry, FileEntry, Manifest
 from .segments import BLOCK_BYTES, Segment
-from .snapshot import Ids, Snapshot, check_file, read_ids
+from .snapshot import Ids, Snapshot, check_file, read_ids, removed_ids
 from .writer import GalleryWriter
 
 __all__ = ["Check"]
@@ -154,9 +154,9 @@ class Check:
         sound = dataclasses.replace(old, segments=self._sound(old.segments), tombstones=self._sound(old.tombstones))
         left = self._opened(sound)
         self.images = len(left)
-        dead = np.concatenate([np.empty(0, np.uint64), *(read_ids(self.folder, entry) for entry in sound.tombstones)])
+        removed = removed_ids(self.folder, sound.tombstones)
         kept = left.places_by_path().keys()
-        lost = {entry.name: self._lost(entry, dead, kept) for entry in old.segments if entry.name in self.bad}
+        lost = {entry.name: self._lost(entry, removed, kept) for entry in old.segments if entry.name in self.bad}
         self.problems = [
             problem
             if (count := lost.get(problem.file)) is None
@@ -166,11 +166,11 @@ class Check:
             for problem in self.problems
         ]
 
-    def _lost(self, entry: FileEntry, dead: Ids, kept: Set[str]) -> int:
+    def _lost(self, entry: FileEntry, removed: Ids, kept: Set[str]) -> int:
         """How many images go with a bad segment; as many as the manifest names when it cannot be read at all."""
         try:
             segment = Segment.of(self.folder, entry, self.manifest.spec)
-            alive = np.flatnonzero(~np.isin(segment.ids, dead))
+            alive = np.flatnonzero(~np.isin(segment.ids, removed))
             return sum(segment.paths[row] not in kept for row in alive.tolist())
         except TooManyFilesError:
             raise

@@ -1,8 +1,8 @@
 """Changing a gallery: images go in by commits, leave by tombstones, and segments are merged when they become many.
 
 Every change is a new manifest. Whoever holds the `WriterLock` has one `GalleryWriter`; when a call returns, what it
-did is on the disk. Whatever interrupts it, the gallery is as the last commit left it, and files that no manifest
-names are swept by the next writer.
+did is on the disk. Whatever interrupts it, the gallery is as the last commit left it, and the next writer deletes the
+files that no manifest names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ...errors import GalleryError
 from ...files import LOCK_NAME, Storage, after_commit, file_sha256
 from .manifest import MANIFEST_NAME, CacheEntry, FileEntry, Manifest
 from .segments import Entries, Segment, Vectors, write_segment
-from .snapshot import Ids, read_ids
+from .snapshot import Ids, removed_ids
 
 __all__ = ["CommitLimits", "GalleryWriter", "groups_of", "newest_to_merge"]
 
@@ -37,7 +37,7 @@ _OWN_FILE = re.compile(
 
 @dataclass(frozen=True)
 class CommitLimits:
-    """How much may be lost when the process is killed, and how many files may pile up.
+    """Bounds on the work that a kill may lose, and on the number of files.
 
     Attributes:
         images, vector_bytes, seconds: a commit happens when the first of them is reached.
@@ -54,7 +54,7 @@ class CommitLimits:
 
 @dataclass(frozen=True)
 class _State:
-    """What is on the disk, and what the next commit adds to it and takes away."""
+    """The state on the disk, and the changes of the next commit."""
 
     manifest: Manifest
     pending: tuple[tuple[Entries, Vectors], ...] = ()
@@ -67,11 +67,9 @@ class GalleryWriter:
     Args:
         folder: the gallery's folder, which exists.
         manifest: the state to start from.
-        on_disk: the state that the folder is in, if it is another: the first commit replaces it. None: there is none
-            yet.
+        on_disk: the state that the folder is in; the first commit replaces another one. None: there is none yet.
         storage: the file operations; tests record them.
         limits: when to commit and to merge.
-        on_commit: called with the new manifest after each commit, when it is on the disk.
     """
 
     def __init__(
@@ -82,12 +80,10 @@ class GalleryWriter:
         on_disk: Manifest | None,
         storage: Storage | None = None,
         limits: CommitLimits | None = None,
-        on_commit: Callable[[Manifest], None] | None = None,
     ) -> None:
         self.folder = folder
         self.limits = limits or CommitLimits()
         self._storage = storage or Storage()
-        self._on_commit = on_commit
         self._state = _State(manifest)
         self._on_disk = on_disk
         self._pending_since = time.monotonic()
@@ -109,18 +105,12 @@ class GalleryWriter:
         return bool(self._state.pending)
 
     def begin(self, manifest: Manifest) -> None:
-        """Settle what a new gallery starts from, now that it is known; nothing is written before the first commit."""
-        assert self.is_new
-        assert not self._state.pending
+        """Set the manifest that a new gallery starts from; nothing is written before the first commit."""
+        assert self.is_new and not self._state.pending  # noqa: PT018
         self._state = _State(manifest)
 
-    # --- Commits -----------------------------------------------------------------------------------------------------
-
     def append(self, entries: Entries, vectors: Vectors, *, replaces: Iterable[int] = ()) -> None:
-        """Take images in, to be numbered by the next commit, and commit when enough have come together.
-
-        `replaces` are the ids that leave in the same commit.
-        """
+        """Take images in for the next commit, which numbers them and removes what they replace; it comes when due."""
         state = self._state
         if not state.pending:
             self._pending_since = time.monotonic()
@@ -135,7 +125,7 @@ class GalleryWriter:
             self.commit()
 
     def remove(self, ids: Iterable[int]) -> None:
-        """Let ids leave with the next commit."""
+        """Remove ids with the next commit."""
         gone = np.fromiter(ids, np.uint64)
         self._state = dataclasses.replace(self._state, removed=(*self._state.removed, gone))
 
@@ -177,8 +167,6 @@ class GalleryWriter:
         for entry in old.files() if old is not None else ():
             if entry.name not in named and self.owns(entry.name):  # a manifest may name what is not the gallery's
                 self._storage.remove(self.folder / entry.name)
-        if self._on_commit is not None:
-            self._on_commit(new)
 
     def _require_own_process(self) -> None:
         """The lock stays with the process that took it."""
@@ -187,8 +175,6 @@ class GalleryWriter:
                 f"{self.folder}: was opened for writing before this process was forked, which may not write through "
                 "it; open the gallery in this process, once the other has finished"
             )
-
-    # --- Files -------------------------------------------------------------------------------------------------------
 
     def _write_new(self, kind: str, suffix: str, fill: Callable[[Path], object], *, count: int) -> FileEntry:
         """Write a file of the gallery durably, under a new name; it belongs to the gallery when a commit names it."""
@@ -223,10 +209,10 @@ class GalleryWriter:
         self._save(**{key: CacheEntry(file, self.manifest.generation, tag(file) if tag is not None else None)})
 
     def _write_segment(self, entries: Entries, vectors: Iterable[Vectors]) -> FileEntry:
-        spec = self.manifest.spec
-        return self._write_new(
-            "segment", "h5", lambda path: write_segment(path, entries, vectors, spec=spec), count=len(entries)
-        )
+        def fill(path: Path) -> None:
+            write_segment(path, entries, vectors, spec=self.manifest.spec)
+
+        return self._write_new("segment", "h5", fill, count=len(entries))
 
     def _write_ids(self, ids: Ids) -> FileEntry:
         data = np.unique(ids).astype("<u8").tobytes()
@@ -239,10 +225,10 @@ class GalleryWriter:
 
     def delete_orphans(self) -> list[str]:
         """Delete the files that an interrupted writer left behind; what is not ours stays. Returns their names."""
-        manifests = [self.manifest] if self._on_disk is None else [self.manifest, self._on_disk]
+        manifests = [self.manifest, *([] if self._on_disk is None else [self._on_disk])]
         named = {entry.name for manifest in manifests for entry in manifest.files()}
-        names = [path.name for path in self.folder.iterdir()]
-        orphans = sorted(name for name in names if name not in named and self.owns(name))
+        found = sorted(path.name for path in self.folder.iterdir())
+        orphans = [name for name in found if name not in named and self.owns(name)]
         for name in orphans:
             self._storage.remove(self.folder / name)
         return orphans
@@ -258,81 +244,73 @@ class GalleryWriter:
 
     # --- Merging -----------------------------------------------------------------------------------------------------
 
-    def merge_newest(self) -> None:
-        """Merge in the course of a long build, so that files never become many; see `newest_to_merge`."""
-        if self._state.pending or self._state.removed:  # until the next commit
+    def merge_small(self, *, newest: bool = False) -> None:
+        """Merge small segments, and tombstone files, when they have become many.
+
+        Args:
+            newest: only those written last, in the course of a long build; see `newest_to_merge`.
+        """
+        if newest and (self._state.pending or self._state.removed):  # until the next commit
             return
         with after_commit(self.folder, "the number of its files"):
-            self._merge_newest()
+            self._merge_small(newest=newest)
 
-    def _merge_newest(self) -> None:
+    def _merge_small(self, *, newest: bool) -> None:
         segments, limits = self.manifest.segments, self.limits
-        count = newest_to_merge([entry.count for entry in segments], base=limits.files, most=limits.segment_images)
-        if count:
-            self._merge(list(segments[-count:]))
+        if newest:
+            count = newest_to_merge([entry.count for entry in segments], base=limits.files, most=limits.segment_images)
+            due = segments[len(segments) - count :]
+        else:
+            small = tuple(entry for entry in segments if entry.count < limits.segment_images // 2)
+            due = small if len(small) > limits.files else ()
+        if due:
+            self._merge(due)
         elif len(self.manifest.tombstones) > limits.files:
             self._drop_tombstones()
 
-    def merge_small(self) -> None:
-        """Merge small segments, and tombstone files, when they have become many."""
-        with after_commit(self.folder, "the number of its files"):
-            self._merge_small()
-
-    def _merge_small(self) -> None:
-        small = [entry for entry in self.manifest.segments if entry.count < self.limits.segment_images // 2]
-        if len(small) > self.limits.files:
-            self._merge(small)
-        elif len(self.manifest.tombstones) > self.limits.files:
-            self._drop_tombstones()
-
     def compact(self) -> None:
-        """Merge everything alive into as few segments as the limit allows, and reclaim the space of removed images."""
-        self._merge(list(self.manifest.segments))
+        """Merge all live rows into as few segments as the limit allows, and reclaim the space of removed images."""
+        self._merge(self.manifest.segments)
 
     def _merge(self, entries: Sequence[FileEntry]) -> None:
         assert not self._state.pending
-        removed = self._removed_ids()
-        alive = [entry.count - int(np.isin(self._open(entry).ids, removed).sum()) for entry in entries]
-        for group in groups_of([entry.count for entry in entries], alive, most=self.limits.segment_images):
-            self._merge_group(entries[group.start : group.stop], removed)
+        removed = removed_ids(self.folder, self.manifest.tombstones)
+        segments = [Segment.of(self.folder, entry, self.manifest.spec) for entry in entries]
+        alive = [len(segment) - int(np.isin(segment.ids, removed).sum()) for segment in segments]
+        for group in groups_of([len(segment) for segment in segments], alive, most=self.limits.segment_images):
+            self._merge_group(entries[group.start : group.stop], segments[group.start : group.stop], removed)
         self._drop_tombstones()
 
-    def _merge_group(self, group: Sequence[FileEntry], removed: Ids) -> None:
-        parts = [(segment := self._open(entry), np.flatnonzero(~np.isin(segment.ids, removed))) for entry in group]
+    def _merge_group(self, group: Sequence[FileEntry], segments: Sequence[Segment], removed: Ids) -> None:
+        parts = [(segment, np.flatnonzero(~np.isin(segment.ids, removed))) for segment in segments]
         parts = [(segment, rows) for segment, rows in parts if len(rows)]
         merged: tuple[FileEntry, ...] = ()
         if parts:
             entries = Entries.cat([segment.entries(rows) for segment, rows in parts])
             blocks = chain.from_iterable(segment.blocks(rows) for segment, rows in parts)
             merged = (self._write_segment(entries, blocks),)
-        segments: list[FileEntry] = []
+        left: list[FileEntry] = []
         for entry in self.manifest.segments:
-            segments.extend(merged if entry == group[0] else () if entry in group else (entry,))
-        self._save(segments=tuple(segments))
+            left.extend(merged if entry == group[0] else () if entry in group else (entry,))
+        self._save(segments=tuple(left))
 
     def _drop_tombstones(self) -> None:
         """Keep only the tombstones of ids that some segment still holds, in one file."""
         if not self.manifest.tombstones:
             return
-        removed = self._removed_ids()
-        held = [np.intersect1d(self._open(entry).ids, removed) for entry in self.manifest.segments]
+        removed = removed_ids(self.folder, self.manifest.tombstones)
+        segments = [Segment.of(self.folder, entry, self.manifest.spec) for entry in self.manifest.segments]
+        held = [np.intersect1d(segment.ids, removed) for segment in segments]
         still = np.concatenate([np.empty(0, np.uint64), *held])
         self._save(tombstones=(self._write_ids(still),) if len(still) else ())
-
-    def _removed_ids(self) -> Ids:
-        files = [read_ids(self.folder, entry) for entry in self.manifest.tombstones]
-        return np.concatenate([np.empty(0, np.uint64), *files])
-
-    def _open(self, entry: FileEntry) -> Segment:
-        return Segment.of(self.folder, entry, self.manifest.spec)
 
 
 def newest_to_merge(sizes: Sequence[int], *, base: int, most: int) -> int:
     """How many of the newest segments of a long build should become one now; 0 for none.
 
     Segments have levels: the power of `base` in their number of images. As many as `base` of one level, with all
-    smaller ones among them, become one of a higher level, so a row is written again once a level at the most, and no
-    level has many segments. Those of half of `most` images stay as they are.
+    smaller ones among them, become one of a higher level: a row is written again once a level at the most. Segments of
+    half of `most` images stay as they are.
 
     >>> newest_to_merge([64, 16, 4, 4, 1, 4, 4], base=4, most=1000), newest_to_merge([16, 4, 4, 1], base=4, most=1000)
     (5, 0)
