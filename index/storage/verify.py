@@ -8,25 +8,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import DistcamError, TooManyFilesError, is_out_of_descriptors, too_many_files
 from ..prototypes import PrototypeStore
 from ..reports import Problem, VerifyReport, counted, read_skipped
 from .cache import computed_prototypes, load_index_bytes, load_prototypes
 from .manifest import CacheEntry, FileEntry, Manifest
-from .segments import BLOCK_BYTES, Segment
+from .segments import Segment
 from .snapshot import Ids, Snapshot, check_file, read_ids, removed_ids
 from .writer import GalleryWriter
 
 __all__ = ["Check"]
 
-_REPAIR_OF_SEGMENT = "repair sets it aside, {lost} lost; build or add its images again"
-_REPAIR_OF_TOMBSTONE = "repair drops it; images removed with it may come back"
-_REPAIR_OF_ENCODER = "repair drops it; name the encoder with --encoder from then on"
-_REPAIR_OF_SKIPPED = "repair drops the list"
-_REPAIR_OF_CACHE = "repair drops it; it is computed again"
-_REPAIR_OF_PATH = "repair keeps the newer one"
+_REPAIRS = {
+    "segment": "repair sets it aside, {lost} lost; build or add its images again",
+    "tombstone": "repair drops it; images removed with it may come back",
+    "encoder": "repair drops it; name the encoder with --encoder from then on",
+    "skipped": "repair drops the list",
+    "cache": "repair drops it; it is computed again",
+}
+_LOSSES = ("segment", "tombstone", "encoder")
 
 
 class Check:
@@ -78,62 +79,48 @@ class Check:
 
     def _note(self, entry: FileEntry, problem: str) -> None:
         self.bad.add(entry.name)
-        self.problems.append(Problem(entry.name, problem, self._repair_of(entry), is_loss=self._is_loss(entry)))
+        use = self._use_of(entry)
+        repair = _REPAIRS[use].format(lost=counted(entry.count, "image"))
+        self.problems.append(Problem(entry.name, problem, repair, is_loss=use in _LOSSES))
 
-    def _repair_of(self, entry: FileEntry) -> str:
-        """By what the manifest uses the file for: its name may be anything."""
+    def _use_of(self, entry: FileEntry) -> str:
+        """The manifest's use for the file: its name may be anything."""
         if entry in self.manifest.segments:
-            return _REPAIR_OF_SEGMENT.format(lost=counted(entry.count, "image"))
+            return "segment"
         if entry in self.manifest.tombstones:
-            return _REPAIR_OF_TOMBSTONE
+            return "tombstone"
         if entry == self.manifest.encoder.file:
-            return _REPAIR_OF_ENCODER
-        return _REPAIR_OF_SKIPPED if entry == self.manifest.skipped else _REPAIR_OF_CACHE
-
-    def _is_loss(self, entry: FileEntry) -> bool:
-        manifest = self.manifest
-        return entry in (*manifest.segments, *manifest.tombstones) or entry == manifest.encoder.file
+            return "encoder"
+        return "skipped" if entry == self.manifest.skipped else "cache"
 
     # --- Checking ----------------------------------------------------------------------------------------------------
 
     def _check_contents(self, entry: FileEntry) -> None:
-        if entry in self.manifest.segments:
-            self._check_segment(entry)
-        elif entry in self.manifest.tombstones:
-            read_ids(self.folder, entry)
-        elif entry == self.manifest.skipped:
-            read_skipped(self.folder / entry.name)
+        match self._use_of(entry):
+            case "segment":
+                self._check_segment(Segment.of(self.folder, entry, self.manifest.spec))
+            case "tombstone":
+                read_ids(self.folder, entry)
+            case "skipped":
+                read_skipped(self.folder / entry.name)
 
-    def _check_segment(self, entry: FileEntry) -> None:
-        segment = Segment.of(self.folder, entry, self.manifest.spec)
+    def _check_segment(self, segment: Segment) -> None:
+        corrupt = segment.file.corrupt
         if len(segment) and int(segment.ids.max()) >= self.manifest.next_id:
-            self._note(entry, "holds an id that was never given out")
-            return
+            raise corrupt("holds an id that was never given out")
         ids = np.concatenate([self._ids, segment.ids])
         if len(np.unique(ids)) < len(ids):
-            self._note(entry, "holds an id that occurs twice")
-            return
+            raise corrupt("holds an id that occurs twice")
         self._ids = ids
         assert segment.columns  # reading them checks their codes and text
-        for path in segment.paths:
-            if not path or "\0" in path:
-                self._note(entry, "holds a path that no file has")
-                return
-        step = max(1, BLOCK_BYTES // max(1, segment.file.bytes // max(1, len(segment))))
-        for start in range(0, len(segment), step):
-            problem = self._vector_problem(segment, np.arange(start, min(start + step, len(segment))))
-            if problem:
-                self._note(entry, problem)
-                return
-
-    def _vector_problem(self, segment: Segment, rows: NDArray[np.int64]) -> str:
-        vectors = segment.vectors(rows)
-        arrays = [vectors.pooled, vectors.embedding, vectors.maps, vectors.map_scale]
-        if any(array is not None and not np.isfinite(array).all() for array in arrays):
-            return "holds vectors that are not finite"
-        if self.manifest.spec.metric == "cosine" and not (vectors.embedding != 0).any(1).all():
-            return "holds a zero embedding, which no cosine compares"
-        return ""
+        if any(not path or "\0" in path for path in segment.paths):
+            raise corrupt("holds a path that no file has")
+        for block in segment.blocks(np.arange(len(segment))):
+            arrays = [block.pooled, block.embedding, block.maps, block.map_scale]
+            if any(array is not None and not np.isfinite(array).all() for array in arrays):
+                raise corrupt("holds vectors that are not finite")
+            if self.manifest.spec.metric == "cosine" and not (block.embedding != 0).any(1).all():
+                raise corrupt("holds a zero embedding, which no cosine compares")
 
     def _check_whole(self) -> None:
         """Look at all rows together."""
@@ -144,7 +131,7 @@ class Check:
         kept[list(newest.values())] = True
         self.duplicates = snapshot.ids[~kept]
         for path in list(snapshot.paths(np.flatnonzero(~kept)))[:10]:
-            self.problems.append(Problem(path, "is in the gallery twice", _REPAIR_OF_PATH))
+            self.problems.append(Problem(path, "is in the gallery twice", "repair keeps the newer one"))
         self._check_prototypes(snapshot)
         self._check_index(snapshot)
 
@@ -157,14 +144,10 @@ class Check:
         removed = removed_ids(self.folder, sound.tombstones)
         kept = left.places_by_path().keys()
         lost = {entry.name: self._lost(entry, removed, kept) for entry in old.segments if entry.name in self.bad}
-        self.problems = [
-            problem
-            if (count := lost.get(problem.file)) is None
-            else dataclasses.replace(
-                problem, repair=_REPAIR_OF_SEGMENT.format(lost=counted(count, "image")), is_loss=count > 0
-            )
-            for problem in self.problems
-        ]
+        for number, problem in enumerate(self.problems):
+            if (count := lost.get(problem.file)) is not None:
+                repair = _REPAIRS["segment"].format(lost=counted(count, "image"))
+                self.problems[number] = dataclasses.replace(problem, repair=repair, is_loss=count > 0)
 
     def _lost(self, entry: FileEntry, removed: Ids, kept: Set[str]) -> int:
         """How many images go with a bad segment; as many as the manifest names when it cannot be read at all."""
@@ -179,18 +162,16 @@ class Check:
 
     def _check_prototypes(self, snapshot: Snapshot) -> None:
         entry = self.manifest.prototype_cache
-        if not self._is_checkable(entry):
+        if entry is None or not self._is_checkable(entry):
             return
-        assert entry is not None
-        cached, true = load_prototypes(snapshot), computed_prototypes(snapshot)
-        if cached is None or not _agree(cached, true):
+        cached = load_prototypes(snapshot)
+        if cached is None or not _agree(cached, computed_prototypes(snapshot)):
             self._note(entry.file, "does not hold the prototypes of this gallery")
 
     def _check_index(self, snapshot: Snapshot) -> None:
         """An index that another user wrote is not read, and so not checked: it is never used either."""
         entry = self.manifest.index_cache
-        data = load_index_bytes(snapshot) if self._is_checkable(entry) else None
-        if entry is None or data is None:
+        if entry is None or not self._is_checkable(entry) or (data := load_index_bytes(snapshot)) is None:
             return
         from ..faiss.search import FaissSearch
 
@@ -202,9 +183,8 @@ class Check:
             if problems:
                 self._note(entry.file, problems[0])
 
-    def _is_checkable(self, entry: CacheEntry | None) -> bool:
-        fresh = entry is not None and entry.generation == self.manifest.generation
-        return fresh and entry is not None and entry.file.name not in self.bad
+    def _is_checkable(self, entry: CacheEntry) -> bool:
+        return self.manifest.is_fresh(entry) and entry.file.name not in self.bad
 
     # --- Mending -----------------------------------------------------------------------------------------------------
 
