@@ -19,18 +19,6 @@ from .storage.snapshot import Snapshot, Verify
 from .storage.verify import Check
 from .storage.writer import GalleryWriter
 
-__all__ = [
-    "backend_entry",
-    "newest_snapshot",
-    "open_snapshot",
-    "opened_for_writing",
-    "require_index",
-    "require_rows_in_folder",
-    "rows_in",
-    "verify_gallery",
-    "writer_of",
-]
-
 _ATTEMPTS = 10
 
 

@@ -34,8 +34,6 @@ if TYPE_CHECKING:  # what encodes images imports torch, which searching does wit
     from .sync.report import SyncReport
     from .sync.sync import LazyEncoder
 
-__all__ = ["Gallery"]
-
 _PATIENCE = 60.0  # seconds that a finished tuning waits for another writer
 
 

@@ -12,8 +12,6 @@ from .storage.manifest import EncoderEntry
 from .storage.segments import MASK_COLUMN, NO_MASK
 from .storage.snapshot import Snapshot
 
-__all__ = ["describe"]
-
 
 def describe(snapshot: Snapshot, *, root: Path, classes: int) -> dict[str, Any]:
     """The values that `distcam index info` shows."""

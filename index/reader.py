@@ -33,8 +33,6 @@ if TYPE_CHECKING:  # what encodes images imports torch, which searching does wit
     from ..encoders import Encoder
     from ..images.masks import MaskFolder
 
-__all__ = ["GalleryReader"]
-
 
 class GalleryReader:
     """A gallery on disk, open at one generation; `refresh` moves it to the newest.

@@ -10,8 +10,6 @@ from typing import Any, Self
 from ..errors import CorruptGalleryError
 from ..files import read_file
 
-__all__ = ["AddReport", "Problem", "Skipped", "VerifyReport", "counted", "read_skipped"]
-
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun.

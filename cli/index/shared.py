@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ...index import Gallery
     from ...index.reports import Skipped
 
-__all__ = ["encoded_probes", "note_what_is_due", "report_skipped"]
-
 
 def encoded_probes(
     gallery: Gallery,

@@ -33,21 +33,6 @@ from ..storage.writer import CommitLimits, GalleryWriter
 from .creating import existing_gallery, new_gallery_id, write_encoder_copy
 from .ingest import Encoded, Offer, Progress, Stream, ingest, read_offer
 
-__all__ = [
-    "ImageFiles",
-    "InferenceSettings",
-    "Precision",
-    "add_images",
-    "begin",
-    "encoding_stream",
-    "finish",
-    "given_masks",
-    "listing_of",
-    "opened_for_building",
-    "spec_of",
-    "to_vectors",
-]
-
 Precision = Literal["auto", "fp32", "bf16"]
 ImageFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Listing
 

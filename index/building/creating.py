@@ -16,8 +16,6 @@ from ..storage.writer import GalleryWriter
 if TYPE_CHECKING:
     from ...encoders import Encoder
 
-__all__ = ["existing_gallery", "is_root_of_this_user", "new_gallery_id", "write_encoder_copy"]
-
 
 def existing_gallery(folder: Path, *, overwrite: bool, remedy: str = "choose another --out") -> Manifest | None:
     """The gallery that lies there; a new one may be where nothing is or a build left off, never among other files.

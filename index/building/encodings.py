@@ -28,8 +28,6 @@ if TYPE_CHECKING:  # what encodes images imports torch, which reading does witho
     from .build import ImageFiles, Precision
     from .ingest import Progress
 
-__all__ = ["Encodings", "encode_to_file", "read_encodings", "write_encodings"]
-
 FORMAT = "distcam-encodings"
 VERSION = 1
 _REMEDY = "write it again with `distcam encode`"

@@ -29,19 +29,6 @@ from ..storage.segments import MAX_COLUMNS, Entries, Vectors, stored_path
 from ..storage.snapshot import Snapshot
 from ..storage.writer import GalleryWriter
 
-__all__ = [
-    "MASK_COLUMN",
-    "NO_MASK",
-    "Encoded",
-    "Offer",
-    "Progress",
-    "Stream",
-    "entries_of",
-    "ingest",
-    "ingest_offers",
-    "read_offer",
-]
-
 MAX_FILE_BYTES = 1 << 30
 MASK_COLUMN, NO_MASK = "mask", "none"
 Progress = Callable[[int, int], None]  # images done, images in all

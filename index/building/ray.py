@@ -29,8 +29,6 @@ from ..storage.writer import GalleryWriter
 from .build import InferenceSettings, begin, to_vectors
 from .ingest import Encoded, Offer, Stream, read_offer
 
-__all__ = ["RayEngine"]
-
 _BATCHES_PER_TASK = 8  # a task decodes its next batch while the network works on this one
 
 

@@ -24,8 +24,6 @@ from weakref import WeakValueDictionary, finalize
 
 from ...errors import GalleryError, InputError, MissingExtraError
 
-__all__ = ["CA_VARIABLE", "TOKEN_VARIABLE", "Address", "Connection", "connected"]
-
 TOKEN_VARIABLE = "DISTCAM_MILVUS_TOKEN"
 CA_VARIABLE = "DISTCAM_MILVUS_CA"
 FORMS = "milvus://HOST:19530/COLLECTION, milvus+tls://HOST:443/COLLECTION, or milvus+lite:///path/file.db"

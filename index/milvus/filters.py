@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping
 
 from ..filters.matching import And, Eq, Filter, Glob, In, Ne, Not, Or, Range
 
-__all__ = ["EVERY_ROW", "compiled", "key_of", "keys_of", "numbers_of"]
-
 EVERY_ROW = "id >= 0"
 _MOST_VALUES = 5000
 _LARGEST = 1.7976931348623157e308  # JSON has no infinity

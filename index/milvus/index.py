@@ -9,8 +9,6 @@ from typing import Any, Self
 
 from ...errors import InputError
 
-__all__ = ["FLAT_UP_TO", "IndexKind"]
-
 FLAT_UP_TO = 100_000  # images; "auto" means a graph above
 _GRAPH = {"M": 16, "efConstruction": 200}
 

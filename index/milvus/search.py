@@ -25,8 +25,6 @@ from ..search import (
 from .filters import EVERY_ROW, compiled
 from .table import MAX_CANDIDATES, Found, MilvusTable, expressions_of
 
-__all__ = ["MAX_ID", "MAX_K", "MilvusSearch", "Rows"]
-
 MAX_ID = (1 << 63) - 2  # Milvus has one more, but its server 2.3 does not list a row that has it
 MAX_K = (MAX_CANDIDATES - 8) // 2  # twice as many candidates are asked for
 _READ_ALL = 200_000  # rows; in larger galleries what Milvus proposes has to do

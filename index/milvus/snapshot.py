@@ -32,8 +32,6 @@ from .filters import compiled, key_of
 from .search import MilvusSearch, Rows
 from .table import MilvusTable, TableSpec
 
-__all__ = ["MilvusSnapshot", "table_of"]
-
 _SCAN = 4096  # rows
 _PATHS = 500  # in one request
 _FEW = 20  # times fewer paths than rows are worth asking for one by one

@@ -24,8 +24,6 @@ from .connection import Address, Connection, connected
 from .filters import EVERY_ROW
 from .index import IndexKind
 
-__all__ = ["MAX_CANDIDATES", "MAX_DIM", "Found", "MilvusTable", "TableSpec", "expressions_of"]
-
 MAX_CANDIDATES = 16_384  # Milvus' own limit of one search
 MAX_DIM = 32_768  # likewise; milvus-lite accepts more
 _REQUEST_BYTES = 32 << 20  # servers take 64 MiB

@@ -16,8 +16,6 @@ from ..storage.writer import GalleryWriter
 from .snapshot import MilvusSnapshot
 from .table import MilvusTable
 
-__all__ = ["MilvusCheck"]
-
 _REPAIR_OF_LOST = "repair takes the images out; build or add them again"
 _REPAIR_OF_STRAY = "repair deletes them"
 _REPAIR_OF_SERVER = "nothing can be repaired before it is there again"

@@ -19,8 +19,6 @@ from .filters import keys_of, numbers_of
 from .index import IndexKind
 from .snapshot import table_of
 
-__all__ = ["MilvusWriter"]
-
 
 class MilvusWriter(GalleryWriter):
     """The writing side of a gallery in Milvus, for the holder of its lock.

@@ -42,15 +42,6 @@ from .writer import GalleryWriter
 if TYPE_CHECKING:  # FAISS is imported by the first search
     from ..faiss.search import FaissSearch
 
-__all__ = [
-    "GalleryCache",
-    "computed_prototypes",
-    "index_tag",
-    "load_index_bytes",
-    "load_prototypes",
-    "user_secret",
-]
-
 _FAST_INDEX = 100_000  # images; below, "auto" always means an index that is built as quickly as read
 _SECRET_BYTES = 32
 _IN_MEMORY = 1 << 30

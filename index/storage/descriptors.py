@@ -26,8 +26,6 @@ from ...forking import ForkSafeLock
 if sys.platform != "win32":
     import resource
 
-__all__ = ["OpenFile"]
-
 _LIMIT_MOST = 16_384
 _SHARE = 4  # of the soft limit; images, sockets and the rest of the process need descriptors too
 _LEAST = 4

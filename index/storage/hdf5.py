@@ -26,8 +26,6 @@ from numpy.typing import NDArray
 from ...errors import CorruptGalleryError, TooManyFilesError
 from .descriptors import OpenFile
 
-__all__ = ["FlatFile", "Layout", "StoredArray", "Strings", "create", "pack_strings", "write_arrays"]
-
 MAX_DATASETS = 4096
 _ONE_READ = 8192  # bytes that are copied in the time that one more read takes
 _SPAN_MOST = 64 << 20  # bytes that are read for rows that lie scattered among them

@@ -20,18 +20,6 @@ from ...files import REMEDY, Storage, read_file
 from ..rejection import Rejection
 from ..search import METRICS, Metric
 
-__all__ = [
-    "MANIFEST_NAME",
-    "BackendEntry",
-    "CacheEntry",
-    "EncoderEntry",
-    "FileEntry",
-    "Manifest",
-    "MaskEntry",
-    "Spec",
-    "Tuning",
-]
-
 MANIFEST_NAME = "manifest.json"
 FORMAT = "distcam-gallery"
 VERSION = 1

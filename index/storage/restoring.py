@@ -23,8 +23,6 @@ from .segments import Segment
 from .snapshot import check_file, read_ids
 from .writer import GalleryWriter
 
-__all__ = ["restore_gallery"]
-
 _BLOCK = 4 << 20
 _REMEDY = "name the gallery's folder"
 _ATTEMPTS = 10

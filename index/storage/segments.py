@@ -30,22 +30,6 @@ from . import hdf5
 from .hdf5 import Array, FlatFile, Layout, StoredArray, Strings, pack_strings
 from .manifest import FileEntry, Spec
 
-__all__ = [
-    "BLOCK_BYTES",
-    "MASK_COLUMN",
-    "MAX_COLUMNS",
-    "NO_MASK",
-    "Entries",
-    "Record",
-    "Segment",
-    "Vectors",
-    "located",
-    "pack_maps",
-    "stored_path",
-    "unpack_maps",
-    "write_segment",
-]
-
 MASK_COLUMN, NO_MASK = "mask", "none"
 BLOCK_BYTES = 16 << 20
 MAX_COLUMNS = 512  # "path", which every table has, is one of them

@@ -24,17 +24,6 @@ from .hdf5 import Array, StoredArray
 from .manifest import FileEntry, Manifest, Spec
 from .segments import BLOCK_BYTES, Record, Segment, Vectors, stored_path
 
-__all__ = [
-    "BLOCK_BYTES",
-    "Ids",
-    "Snapshot",
-    "Verify",
-    "check_file",
-    "read_ids",
-    "removed_ids",
-    "require_file",
-]
-
 AUTO_VERIFY_BYTES = 1 << 30
 _FEW_ROWS = 256
 _PATHS_KEPT = 2_000_000  # about 200 MB

@@ -18,8 +18,6 @@ from .segments import Segment
 from .snapshot import Ids, Snapshot, check_file, read_ids, removed_ids
 from .writer import GalleryWriter
 
-__all__ = ["Check"]
-
 _REPAIRS = {
     "segment": "repair sets it aside, {lost} lost; build or add its images again",
     "tombstone": "repair drops it; images removed with it may come back",

@@ -27,8 +27,6 @@ from .manifest import MANIFEST_NAME, CacheEntry, FileEntry, Manifest
 from .segments import Entries, Segment, Vectors, write_segment
 from .snapshot import Ids, removed_ids
 
-__all__ = ["CommitLimits", "GalleryWriter", "groups_of", "newest_to_merge"]
-
 _OWN_FILE = re.compile(
     r"(segment-[0-9a-f]{32}\.h5|tombstone-[0-9a-f]{32}\.u64|skipped-[0-9a-f]{32}\.jsonl|prototypes-[0-9a-f]{32}\.h5"
     r"|index-[0-9a-f]{32}\.faiss)(\.tmp)?|manifest\.json\.tmp|\.?encoder-[0-9a-f]{32}\.safetensors[.0-9a-z]*"
