@@ -126,13 +126,7 @@ def writer_of(folder: Path, manifest: Manifest, **options: Any) -> Iterator[Gall
 
 @contextmanager
 def opened_for_writing(folder: Path, *, patience: float = 0.0, **options: Any) -> Iterator[GalleryWriter]:
-    """A writer for an existing gallery, holding its lock.
-
-    Args:
-        folder: the gallery.
-        patience: seconds to wait for another writer.
-        options: of `GalleryWriter`.
-    """
+    """A writer for an existing gallery, holding its lock."""
     Manifest.load(folder)  # before the lock, which would leave a lock file in a folder that is no gallery
     with WriterLock(folder, patience=patience), refusals_named(folder):
         manifest = Manifest.load(folder)

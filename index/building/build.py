@@ -124,16 +124,8 @@ def add_images(
 ) -> AddReport:
     """Encode a listing's images into an open gallery, under masks if it pools under masks.
 
-    Args:
-        writer: the gallery.
-        listing: the images.
-        encoder: the gallery's encoder.
-        settings: how to run it.
-        store_maps: keep feature maps, if the gallery is new; else it is settled.
-        complete: say afterwards that the gallery is complete.
-        strict: stop at the first file that cannot be used, or that has no mask where the gallery pools under masks.
-        progress: called with the number of images done and the number in all.
-        encode: makes the stream; by default `encoding_stream`, which encodes here.
+    `store_maps` counts where the gallery is new; `encode` makes the stream, by default `encoding_stream`; `complete`
+    says afterwards that the gallery is complete.
 
     Raises:
         InputError: the gallery is new and no image could be used; or its folder of masks is not there.

@@ -173,15 +173,8 @@ def write_encodings(
 ) -> None:
     """Write encodings as the one file that `read_encodings` reads; it appears when it is whole.
 
-    Args:
-        file: the target.
-        entries: paths, columns and file states of the images.
-        vectors: theirs, in the same order, in blocks of any size.
-        spec: of the vectors.
-        root: the folder that relative paths refer to.
-        encoder: the one that made them; how much of it was trained on these images is noted.
-        precision: of its arithmetic.
-        skipped: images that were asked for and could not be used, with the reasons; None where the file says nothing.
+    The entries and the vectors, in blocks of any size, are in the same order. How much of these images the encoder was
+    trained on is noted. `skipped` holds the images that could not be used, with reasons; None: the file says nothing.
     """
     about: dict[str, Any] = {
         "format": FORMAT,

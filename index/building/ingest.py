@@ -1,9 +1,7 @@
 """Images on their way into a gallery: which are new, which changed, and what is done with those that cannot be used.
 
-Nothing here knows what an encoder is: a `Stream` turns offers into vectors, and `build.py` makes one from an encoder.
-Each file is read once; its checksum is taken from the same bytes that are decoded. Memory holds a batch, and the
-known paths. Where a gallery pools under masks, the column `mask` says under which: the first digits of the mask file's
-checksum, so that another mask is news as another picture is, or "none" for the whole picture.
+Each file is read once; its checksum is taken from the same bytes that are decoded. Where a gallery pools under masks,
+the column `mask` holds the first digits of the mask file's checksum, or "none" for the whole image.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Filters as Milvus expressions, made of numbers only: no text of a user ever stands in one.
 
-Every row carries `keys`, an array with one 63-bit hash for each (column, value) it has, its label and path among
-them, and one for each column whose value is a number; and those numbers themselves. "label=cat" becomes
-`array_contains(keys, 4617…)`. What values look like, how Milvus escapes strings and compares nothing with something,
-does not matter then. Two values share a hash with probability 2⁻⁶³.
+Every row carries `keys`, an array with one 63-bit hash for each (column, value) it has, its label and path among them,
+and one for each column whose value is a number; and those numbers. "label=cat" becomes `array_contains(keys, 4617…)`.
 """
 
 from __future__ import annotations

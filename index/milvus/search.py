@@ -63,13 +63,7 @@ class Rows:
 
 
 class MilvusSearch:
-    """Search over the rows of a gallery; L1 neighbours are looked for among five times as many L2 neighbours.
-
-    Args:
-        spec: dimension and metric.
-        table: the rows.
-        rows: which of them count.
-    """
+    """Search over the rows of a gallery; L1 neighbours are looked for among five times as many L2 neighbours."""
 
     is_worth_saving = False
 
@@ -86,13 +80,7 @@ class MilvusSearch:
         allowed: npt.ArrayLike | None = None,
         where: Filter | None = None,
     ) -> list[Hits]:
-        """The k nearest of each query (q, d).
-
-        Args:
-            queries: raw.
-            k: from 1 to `MAX_K`.
-            allowed: only among these ids.
-            where: only among rows that fit; a filter that `compiled` has an expression for.
+        """The k nearest of each raw query (q, d), among `allowed` ids and rows that fit `where` (see `compiled`).
 
         Raises:
             ShapeError, InputError: queries that `check_vectors` refuses, or k out of range.

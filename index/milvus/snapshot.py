@@ -48,13 +48,7 @@ def table_of(manifest: Manifest) -> MilvusTable:
 
 
 class MilvusSnapshot(Snapshot):
-    """One generation of a gallery in Milvus.
-
-    Args:
-        folder: the gallery.
-        manifest: the generation to open.
-        verify: False: do not look at Milvus before something is asked of it.
-    """
+    """One generation of a gallery in Milvus; `verify=False` does not look there before something is asked of it."""
 
     is_remote = True
 

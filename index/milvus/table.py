@@ -1,11 +1,8 @@
 """The rows of one gallery in Milvus: two collections, and every request that is made to them.
 
-`NAME` holds what is searched and filtered: id, embedding, `record` (JSON: path, label, columns, checksum, size, time,
-numbers) and `keys` (`filters.py`). `NAME_pooled` holds id and pooled vector, unless the embedding is the pooled
-vector. They are two because pooled vectors are only ever read by id: Milvus may keep them on disk while the embeddings
-are in memory, and servers before 2.4 know one vector per collection.
-
-Rows may come back more than once after a crash of the server or of milvus-lite, so every answer is made unique by id.
+`NAME` holds id, embedding, `record` (JSON: path, label, columns, checksum, size, time, numbers) and `keys`
+(`filters.py`); `NAME_pooled` id and pooled vector, which is only read by id and may stay on disk. Rows may come back
+more than once after a crash of the server or of milvus-lite, so every answer is made unique by id.
 """
 
 from __future__ import annotations
@@ -68,12 +65,7 @@ class Found(NamedTuple):
 
 
 class MilvusTable:
-    """The rows of one gallery; every method asks the server. May be used by several threads.
-
-    Args:
-        address: where they lie.
-        spec: what they should be like.
-    """
+    """The rows of one gallery; every method asks the server. May be used by several threads."""
 
     def __init__(self, address: Address, spec: TableSpec) -> None:
         self.address = address

@@ -4,10 +4,7 @@ Neither is ever the truth: both are read from the gallery's cache files or made 
 comes and what leaves. A cache file that is missing, stale, damaged, or foreign is passed over without an error.
 
 FAISS reads its own files with C++ that was not made for hostile input, so an index file is read only when this user
-wrote it: the manifest holds an HMAC over its contents, keyed with a secret in the user's state folder. Whoever sends a
-gallery around sends an index that others ignore. An index is read into memory, and a large one into a file without a
-name that is mapped: FAISS looks into it while it searches, and a file that somebody cuts under a mapping (as `cp` over
-a gallery in use does) ends the process. The copy is hashed and used, so changing the file changes nothing.
+wrote it: the manifest holds an HMAC over its contents, keyed with a secret in the user's state folder.
 """
 
 from __future__ import annotations
@@ -302,7 +299,7 @@ def load_index_bytes(snapshot: Snapshot) -> bytes | mmap.mmap | None:
 
 
 def _own_copy(file: BinaryIO, size: int, folder: Path) -> bytes | mmap.mmap:
-    """The contents of a file where nobody else can change them."""
+    """The contents of a file where nobody can change or cut them, which under a mapping would end the process."""
     if size > _IN_MEMORY:
         for place in (folder, None):  # the gallery may be write-protected; then where temporary files lie
             with suppress(OSError), tempfile.TemporaryFile(dir=place) as aside:

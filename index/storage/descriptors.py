@@ -1,11 +1,7 @@
 """Files that stay open for reading by position: bytes of the file that was opened, or an error, and few descriptors.
 
-A mapped file that somebody truncates ends the process (SIGBUS); here a short read is an error. Contents decide: a file
-that was touched or copied over is hashed once, and read on if it holds what it held.
-
-However many files are open, few descriptors are: those that were not read from lately are closed, and opened again
-when they are needed. Only where more are in use than a quarter of the soft limit (`ulimit -n`), the limit is raised as
-far as the hard one allows, up to 16,384.
+A mapped file that somebody truncates ends the process (SIGBUS); here a short read is an error. Descriptors that were
+not read from lately are closed; the soft limit (`ulimit -n`) is raised when a quarter of it is in use.
 """
 
 from __future__ import annotations
@@ -65,10 +61,8 @@ class _Descriptor:
 class OpenFile:
     """A plain file, open for reading. Deleting or replacing it changes nothing as long as its descriptor is kept.
 
-    Args:
-        path: the file.
-        sha256: of the contents it should have; without it, a file that was written to is refused unread.
-        remedy: what the user can do about a damaged file; ends every message.
+    A file that was written to is hashed once and read on if it still has this `sha256`; without one it is refused.
+    `remedy` ends every message.
 
     Attributes:
         bytes: its length.

@@ -1,10 +1,7 @@
 """One-level HDF5 files of plain arrays, written once and read without trusting them.
 
-HDF5 can name other files (external links, virtual datasets, external raw storage) and can unfold to any size. A flat
-file uses none of that: contiguous, uncompressed, little-endian datasets at the top level and nothing else. Reading
-checks that, closes HDF5, and reads the bytes at the offsets it found, so no array ever comes from outside the file.
-
-Bytes are read, not mapped: a mapped file that somebody cuts while it is read ends the process without a word.
+HDF5 can name other files and unfold to any size. A flat file holds contiguous, uncompressed, little-endian datasets at
+the top level and nothing else; reading checks that, closes HDF5, and reads the bytes at the offsets it found.
 """
 
 from __future__ import annotations
@@ -107,11 +104,6 @@ class FlatFile:
     """The arrays of a flat file, read-only: opening costs no more than looking at the headers.
 
     Arrays stay readable after the file is deleted or replaced, as long as few others are open; see `descriptors.py`.
-
-    Args:
-        path: the file.
-        remedy: what the user can do about a damaged file; ends every message.
-        sha256: of the contents it should have, if known; only compared when the file is written to while it is open.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,8 +1,7 @@
 """A copy of a gallery put into its place, or anywhere: checked first, then written aside, renamed, and named last.
 
-Copying files over a gallery changes them under whoever has it open, and a copy that stops half way leaves neither the
-old gallery nor the new one. Here every file appears whole under its name, and the manifest that names them is replaced
-when all are there: readers go on with what they have open and find the new state at their next look.
+Every file appears whole under its name, and the manifest that names them is replaced when all are there: readers go on
+with what they have open and find the new state at their next look.
 """
 
 from __future__ import annotations

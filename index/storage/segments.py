@@ -162,15 +162,7 @@ def located(path: str, root: Path) -> Path:
 def write_segment(
     path: Path, entries: Entries, vectors: Iterable[Vectors], *, spec: Spec, about: str | None = None
 ) -> None:
-    """Write a segment file; making it durable and known is the caller's business.
-
-    Args:
-        path: the new file.
-        entries: what is known about the images.
-        vectors: their vectors in the same order, in blocks of any size: never all of them in memory.
-        spec: what the gallery's segments have in common.
-        about: JSON to put into a file that stands alone.
-    """
+    """Write a segment file, from blocks of vectors of any size; making it durable and known is the caller's business."""
     names = ["label", *(name for name in entries.columns if name != "label")]
     small: dict[str, Array] = {
         "id": entries.ids.astype("<u8"),
@@ -213,13 +205,6 @@ def _vector_layouts(count: int, spec: Spec) -> dict[str, Layout]:
 
 class Segment:
     """A segment file, checked as far as its headers say; contents are read when asked for.
-
-    Args:
-        path: the file.
-        spec: what the gallery says of all its segments.
-        count: how many images the gallery says are in it; None takes the file's word.
-        remedy: what a user can do about a damaged file.
-        sha256: what the gallery says of its contents; looked at when the file is written to while it is open.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -38,11 +38,6 @@ class Snapshot:
     Attributes:
         is_remote: the rows lie elsewhere, where reading them all takes long, and are searched there.
 
-    Args:
-        folder: the gallery.
-        manifest: the generation to open.
-        verify: whether to compare the checksums of segments and tombstones; `"auto"` does up to 1 GiB.
-
     Raises:
         FileNotFoundError: a file is gone; `newest_snapshot` decides what that means.
         CorruptGalleryError: a file is damaged, or not what the manifest says.

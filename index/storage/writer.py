@@ -62,12 +62,8 @@ class _State:
 class GalleryWriter:
     """The writing side of a gallery, for the holder of its lock.
 
-    Args:
-        folder: the gallery's folder, which exists.
-        manifest: the state to start from.
-        on_disk: the state that the folder is in; the first commit replaces another one. None: there is none yet.
-        storage: the file operations; tests record them.
-        limits: when to commit and to merge.
+    `on_disk` is the state that the folder is in, None where there is none; the first commit replaces it by one that
+    starts from `manifest`. Tests record the operations of `storage`.
     """
 
     def __init__(
@@ -243,11 +239,7 @@ class GalleryWriter:
     # --- Merging -----------------------------------------------------------------------------------------------------
 
     def merge_small(self, *, newest: bool = False) -> None:
-        """Merge small segments, and tombstone files, when they have become many.
-
-        Args:
-            newest: only those written last, in the course of a long build; see `newest_to_merge`.
-        """
+        """Merge small segments, and tombstone files, when they have become many; or only the `newest`, as builds do."""
         if newest and (self._state.pending or self._state.removed):  # until the next commit
             return
         with after_commit(self.folder, "the number of its files"):
