@@ -60,7 +60,7 @@ _LOCKED_BYTE = 1 << 30  # Windows locks bytes, not files: one far behind the pid
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is there; False as well for what can be no path, such as a name of 5,000 letters."""
+    """True if a file is there; False as well for what can be no path, such as a name of 5,000 letters."""
     return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for such names
 
 
@@ -106,13 +106,15 @@ class Storage:
     def make_folder(self, folder: Path) -> None:
         """Create `folder` and its missing parents, and bring their names to the disk."""
         missing = [folder]
-        while not missing[-1].parent.is_dir():
-            missing.append(missing[-1].parent)
         try:
+            while not missing[-1].parent.is_dir():
+                missing.append(missing[-1].parent)
             for path in reversed(missing):
                 path.mkdir(exist_ok=True)
                 self.sync_folder(path.parent)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: no path holds a NUL
+            if not isinstance(error, OSError):
+                raise GalleryError(f"{folder}: cannot be made ({error}); choose another place") from error
             raise _refusal(error, folder, f"cannot be made ({error.strerror}); choose another place") from error
 
     def sync(self, path: Path) -> None:

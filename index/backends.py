@@ -1,4 +1,4 @@
-"""Where a gallery's rows lie: in segments in its folder, or in Milvus. Here, and nowhere else, one is chosen."""
+"""The choice between rows in segments in the gallery's folder, and rows in Milvus: made here, and nowhere else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ATTEMPTS = 10
 
 
 def rows_in(manifest: Manifest) -> str:
-    """Where the rows lie, for messages and comparison."""
+    """The place of the rows, for messages and comparison."""
     return "the folder" if manifest.backend is None else manifest.backend.address
 
 

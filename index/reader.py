@@ -65,7 +65,7 @@ class GalleryReader:
             NotAGalleryError: there is no gallery.
             CorruptGalleryError: a file is missing, damaged, or holds what no gallery may hold.
         """
-        if root is not None and not Path(root).is_dir():
+        if root is not None and not os.path.isdir(root):  # noqa: PTH112 - never raises
             raise InputError(f"root {os.fspath(root)!r} is no folder; expected the one that the images now lie in")
         snapshot = newest_snapshot(Path(path).absolute(), verify=verify)  # the process may change its folder
         return cls(snapshot, root=None if root is None else Path(root).absolute(), verify=verify)
@@ -262,7 +262,7 @@ class GalleryReader:
 
     @property
     def is_tuning_due(self) -> bool:
-        """Whether the gallery has grown or shrunk so much since it was tuned that its index should be chosen anew."""
+        """True when the gallery has grown or shrunk so much that it should be tuned again."""
         return self.manifest.tuning is not None and self.manifest.tuning.is_due(len(self))
 
     # --- Looking after it ---------------------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ class GalleryReader:
             self.save_caches(writer)
 
     def _require_same_gallery(self, before: Snapshot) -> None:
-        """What was measured on one gallery says nothing of another in its place."""
+        """InputError when another gallery lies here: measurements on one say nothing of the other."""
         if self.manifest.gallery_id != before.manifest.gallery_id:
             raise InputError(f"{self.folder} was built anew meanwhile, and is left as it is; try again")
 

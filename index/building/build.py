@@ -27,7 +27,7 @@ from ...images.masks import MaskFolder
 from ..backends import backend_entry, open_snapshot, require_index, rows_in, writer_of
 from ..reports import AddReport, Skipped, read_skipped
 from ..search import METRICS, Metric, SearchSpec
-from ..storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
+from ..storage.manifest import EncoderEntry, FileEntry, Manifest, MaskEntry, Spec
 from ..storage.segments import Vectors, pack_maps
 from ..storage.writer import CommitLimits, GalleryWriter
 from .creating import existing_gallery, new_gallery_id, write_encoder_copy

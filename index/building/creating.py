@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import os
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,12 +25,12 @@ def existing_gallery(folder: Path, *, overwrite: bool, remedy: str = "choose ano
         GalleryExistsError: there is something else.
         GalleryError: there is a gallery that cannot be read, and it is not to be overwritten.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):  # noqa: PTH110, PTH112 - never raise
         raise GalleryExistsError(f"{folder}: is a file; {remedy}")
     try:
         return Manifest.load(folder)
     except NotAGalleryError:
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []  # noqa: PTH112, PTH208
         for name in names:
             if name != LOCK_NAME and not GalleryWriter.owns(name):
                 raise GalleryExistsError(
@@ -50,7 +51,7 @@ def new_gallery_id(root: str | None = None) -> str:
 
 
 def is_root_of_this_user(manifest: Manifest) -> bool:
-    """Whether this user, on this machine, named the root that a gallery records; nobody else can make it seem so."""
+    """True if this user, on this machine, named the root that a gallery records; nobody else can make it seem so."""
     name, _, given = manifest.gallery_id.partition("-")
     expected = _root_tag(name, manifest.root)
     return expected is not None and hmac.compare_digest(expected.encode(), given.encode())

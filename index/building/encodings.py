@@ -75,7 +75,7 @@ class Encodings:
 
     @property
     def has_maps(self) -> bool:
-        """Whether feature maps were stored."""
+        """True if feature maps were stored."""
         return self._segment.spec.map_shape is not None
 
     def maps(self, rows: Array | slice = slice(None)) -> NDArray[np.float32]:

@@ -180,7 +180,7 @@ class _Intake:
             self._progress(min(done, self._total), self._total)
 
     def offers_of(self, images: Listing, masks: MaskFolder | None) -> Iterator[Offer]:
-        """What the listing offers, without files whose size and time of change say that they are known."""
+        """The offers of a listing, without files whose size and time of change say that they are known."""
         manifest = self.writer.manifest
         root = Path(manifest.root)
         snapshot = open_snapshot(self.writer.folder, manifest)
@@ -214,7 +214,7 @@ class _Intake:
         return True
 
     def _is_news(self, offer: Offer, snapshot: Snapshot, *, place: int) -> bool:
-        """Whether the file must be read; notes what it would replace.
+        """True if the file must be read; notes what it would replace.
 
         A listing that says nothing of label and columns changes none; one that says something else does.
         """

@@ -34,7 +34,7 @@ _BATCHES_PER_TASK = 8  # a task decodes its next batch while the network works o
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Where a Ray build runs.
+    """The cluster of a Ray build.
 
     Attributes:
         address: of a running cluster, such as `"auto"` (that of this machine) or `"head:6379"`; None starts Ray on this
@@ -195,7 +195,7 @@ class _Cluster:
                 ray.kill(actor)
 
     def _pool(self, gpus: int, tasks: int) -> int:
-        """How many encoders: one CPU stays free for Ray's own tasks, which would starve and stop everything."""
+        """Number of encoders: one CPU stays free for Ray itself."""
         free = max(1, gpus or int(self._ray.cluster_resources().get("CPU", 1)) - 1)
         if self._workers is not None and self._workers > free:
             kind = "GPU" if gpus else "CPU"

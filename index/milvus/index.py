@@ -60,13 +60,13 @@ class IndexKind:
         )
 
     def is_like(self, other: Self) -> bool:
-        """Whether the same index is meant, as far as both say."""
+        """True if the same index is meant, as far as both say."""
         shared = self.build.keys() & other.build.keys()
         return self.name == other.name and all(self.build[name] == other.build[name] for name in shared)
 
     @property
     def is_exact(self) -> bool:
-        """Whether every vector is looked at, in single precision."""
+        """True if every vector is looked at, in single precision."""
         return self.name == "FLAT"
 
     def effort(self, n: int) -> dict[str, int]:

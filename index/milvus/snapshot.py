@@ -90,7 +90,7 @@ class MilvusSnapshot(Snapshot):
     # --- Which images ------------------------------------------------------------------------------------------------
 
     def places(self, ids: Iterable[int] | Array) -> NDArray[np.int64]:
-        """Where ids stand in `self.ids`, without making that.
+        """The places of ids in `self.ids`, without making that.
 
         Raises:
             InputError: an id is not in the gallery.

@@ -102,7 +102,7 @@ class MilvusCheck(Check):
 
 
 def _is_record(record: Any) -> bool:
-    """Whether a row's record is one that distcam wrote."""
+    """True for a record that distcam wrote."""
     match record:
         case {"path": str(), "sha256": str(digest), "size": int(), "mtime_ns": int(), "columns": dict(columns)}:
             label = record.get("label")

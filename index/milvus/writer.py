@@ -123,7 +123,7 @@ class MilvusWriter(GalleryWriter):
 
 
 def _stored(entries: Entries, place: int) -> dict[str, Any]:
-    """What Milvus keeps of an image besides its vectors."""
+    """The record of an image: all that Milvus keeps besides its vectors."""
     columns = {name: column[place] for name, column in entries.columns.items() if name != "label"}
     label = entries.columns.get("label", [None] * len(entries))[place]
     values = {**columns, "path": entries.paths[place], "label": label}

@@ -122,7 +122,7 @@ class GalleryCache:
         )
 
     def _embeddings(self, ids: Ids | Array) -> NDArray[np.float32]:
-        """Where a search index reads vectors: in the generation that is open now, whatever it was built from."""
+        """The vectors for a search index: of the generation that is open now, whatever the index was built from."""
         return self.snapshot.embeddings(ids)
 
     # --- Following changes -------------------------------------------------------------------------------------------

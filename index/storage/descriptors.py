@@ -211,7 +211,7 @@ def _give_up(count: int) -> None:
 
 
 def _most_held() -> int:
-    """How many descriptors may be kept, after raising the limit if they are more than may be."""
+    """Number of descriptors that may be kept, after raising the limit where more are in use."""
     if sys.platform == "win32":
         return 2048 // _SHARE
     found, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -16,7 +17,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
 
 from ...errors import CorruptGalleryError, GalleryError, NotAGalleryError
-from ...files import REMEDY, Storage, read_file
+from ...files import REMEDY, Storage, is_file, read_file
 from ..rejection import Rejection
 from ..search import METRICS, Metric
 
@@ -179,7 +180,7 @@ class Tuning:
             raise ValueError("a tuned index needs a positive effort and over-fetch")
 
     def is_due(self, images: int) -> bool:
-        """Whether a gallery of so many images should be tuned again."""
+        """True if a gallery of so many images should be tuned again."""
         return images > _GROWTH * self.images or images < self.images / _GROWTH
 
 
@@ -242,7 +243,7 @@ class Manifest:
         yield from (cache.file for cache in (self.prototype_cache, self.index_cache) if cache is not None)
 
     def is_fresh(self, cache: CacheEntry | None) -> bool:
-        """Whether a cache is there and of this generation."""
+        """True if a cache is there and of this generation."""
         return cache is not None and cache.generation == self.generation
 
     def save(self, folder: Path, storage: Storage) -> None:
@@ -262,10 +263,9 @@ class Manifest:
             GalleryError: a newer version wrote it.
         """
         path = folder / MANIFEST_NAME
-        if not path.is_file():
-            what = (
-                "holds no manifest.json" if folder.is_dir() else "is not a folder" if folder.exists() else "not found"
-            )
+        if not is_file(path):
+            what = "is not a folder" if os.path.exists(folder) else "not found"  # noqa: PTH110
+            what = "holds no manifest.json" if os.path.isdir(folder) else what  # noqa: PTH112
             raise NotAGalleryError(f"{folder}: {what}; a gallery is a folder written by `distcam index build`")
         try:
             if path.stat().st_size > MAX_MANIFEST_BYTES:

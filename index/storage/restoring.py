@@ -11,6 +11,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ...errors import CorruptGalleryError, GalleryError, InputError
@@ -78,8 +79,9 @@ def restore_gallery(
 
 def _require_apart(source: Path, folder: Path) -> None:
     """Refuse a folder in itself: clearing up after one gallery would reach into the other."""
-    outer, inner = sorted((source.resolve(), folder.resolve()), key=lambda path: len(path.parts))
-    if outer == inner or (outer.exists() and inner.exists() and outer.samefile(inner)):
+    real = (Path(os.path.realpath(source)), Path(os.path.realpath(folder)))  # which never raises
+    outer, inner = sorted(real, key=lambda path: len(path.parts))
+    if outer == inner or (os.path.exists(outer) and os.path.exists(inner) and outer.samefile(inner)):  # noqa: PTH110
         raise InputError(f"{folder}: is to be restored from itself; name the copy first, then the gallery")
     if inner.is_relative_to(outer):
         raise InputError(f"{inner} lies in {outer}; a gallery is restored from, and to, a folder outside of it")

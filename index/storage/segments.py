@@ -149,7 +149,7 @@ def stored_path(file: str | os.PathLike[str], root: Path) -> str:
 
 
 def located(path: str, root: Path) -> Path:
-    """Where the file behind a stored path lies.
+    """The place of the file behind a stored path.
 
     Raises:
         CorruptGalleryError: a relative path leads out of the root, as none that distcam stores does.
@@ -162,7 +162,7 @@ def located(path: str, root: Path) -> Path:
 def write_segment(
     path: Path, entries: Entries, vectors: Iterable[Vectors], *, spec: Spec, about: str | None = None
 ) -> None:
-    """Write a segment file, from blocks of vectors of any size; making it durable and known is the caller's business."""
+    """Write a segment file, from blocks of vectors of any size; the caller makes it durable and known."""
     names = ["label", *(name for name in entries.columns if name != "label")]
     small: dict[str, Array] = {
         "id": entries.ids.astype("<u8"),
@@ -284,7 +284,7 @@ class Segment:
         return Categorical(values, codes)
 
     def entries(self, rows: Array) -> Entries:
-        """What is known about the images in these rows."""
+        """The entries of the images in these rows."""
         return Entries(
             ids=self.stored_ids[rows],
             paths=self.paths.take(rows),

@@ -61,12 +61,12 @@ class Snapshot:
 
     @property
     def spec(self) -> Spec:
-        """What all segments have in common."""
+        """Metric and dimensions."""
         return self.manifest.spec
 
     @property
     def search_spec(self) -> SearchSpec:
-        """What a search has to know: dimension and metric."""
+        """Dimension and metric, for a search."""
         return SearchSpec(self.spec.embedding_dim, self.spec.metric)
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class Snapshot:
     # --- Which images ------------------------------------------------------------------------------------------------
 
     def places(self, ids: Iterable[int] | Array) -> NDArray[np.int64]:
-        """Where ids stand in `self.ids`.
+        """The places of ids in `self.ids`.
 
         Raises:
             InputError: an id is not in the gallery.
@@ -106,7 +106,7 @@ class Snapshot:
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        """What a filter may name: path, label, and the user's columns."""
+        """The columns that a filter may name: path, label, and the user's."""
         names = dict.fromkeys(name for segment in self.segments for name in segment.column_names)
         return ("path", *dict.fromkeys(("label", *names)))
 
@@ -175,7 +175,7 @@ class Snapshot:
             yield self.segments[number], row
 
     def records(self, ids: Iterable[int] | Array) -> list[Record]:
-        """What is known about these images, in their order."""
+        """Path, label and columns of these images, in their order."""
         places = self.places(ids)
         names = self.column_names[2:]
         labels = self.column("label")

@@ -49,7 +49,7 @@ class Check:
             self._count_what_is_left()
 
     def report(self, *, repaired: bool = False) -> VerifyReport:
-        """What was found."""
+        """The findings."""
         return VerifyReport(
             path=str(self.folder),
             generation=self.manifest.generation,
@@ -148,7 +148,7 @@ class Check:
                 self.problems[number] = dataclasses.replace(problem, repair=repair, is_loss=count > 0)
 
     def _lost(self, entry: FileEntry, removed: Ids, kept: Set[str]) -> int:
-        """How many images go with a bad segment; as many as the manifest names when it cannot be read at all."""
+        """Number of images lost with a bad segment; as the manifest has it when the segment cannot be read at all."""
         try:
             segment = Segment.of(self.folder, entry, self.manifest.spec)
             alive = np.flatnonzero(~np.isin(segment.ids, removed))

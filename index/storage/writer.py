@@ -12,7 +12,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -90,12 +90,12 @@ class GalleryWriter:
 
     @property
     def is_new(self) -> bool:
-        """Whether the first commit is still to come."""
+        """True before the first commit."""
         return self._on_disk is not self.manifest
 
     @property
     def has_pending(self) -> bool:
-        """Whether images wait for the next commit."""
+        """True while images wait for the next commit."""
         return bool(self._state.pending)
 
     def begin(self, manifest: Manifest) -> None:
@@ -214,7 +214,7 @@ class GalleryWriter:
 
     @staticmethod
     def owns(name: str) -> bool:
-        """Whether a file of this name is one that writers make and may delete."""
+        """True for the names of files that writers make and may delete."""
         return _OWN_FILE.fullmatch(name) is not None
 
     def delete_orphans(self) -> list[str]:
@@ -296,7 +296,7 @@ class GalleryWriter:
 
 
 def newest_to_merge(sizes: Sequence[int], *, base: int, most: int) -> int:
-    """How many of the newest segments of a long build should become one now; 0 for none.
+    """Number of the newest segments of a long build that should become one now.
 
     Segments have levels: the power of `base` in their number of images. As many as `base` of one level, with all
     smaller ones among them, become one of a higher level: a row is written again once a level at the most. Segments of

@@ -6,6 +6,7 @@ import pytest
 
 from distcam.errors import CorruptGalleryError, GalleryError, NotAGalleryError
 from distcam.files import Storage
+from distcam.index import Gallery, restore_gallery, verify_gallery
 from distcam.index.storage.manifest import MANIFEST_NAME, CacheEntry, EncoderEntry, FileEntry, Manifest, Spec
 
 
@@ -33,6 +34,16 @@ def _manifest() -> Manifest:
 def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     _manifest().save(tmp_path, Storage())
     assert Manifest.load(tmp_path) == _manifest()
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "a\0b", "", "loop/x"])
+def test_what_can_be_no_path_is_no_gallery(path: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-copy"
+    for refused in (Gallery.open, verify_gallery, lambda folder: restore_gallery(folder, elsewhere)):
+        with pytest.raises(NotAGalleryError, match="a gallery is a folder written by"):
+            refused(tmp_path / path)
+    assert not elsewhere.exists()
 
 
 def test_a_folder_without_manifest_is_no_gallery(tmp_path: Path) -> None:
