@@ -53,6 +53,7 @@ def restore_gallery(
         GalleryError: the disk is full.
     """
     source, folder, storage = Path(source), Path(folder), storage or Storage()
+    Manifest.load(source)  # says of what can be no path that it is no gallery
     _require_apart(source, folder)
     manifest = _checked(source)
     existing_gallery(folder, overwrite=True, remedy=_REMEDY)
@@ -79,7 +80,10 @@ def restore_gallery(
 
 def _require_apart(source: Path, folder: Path) -> None:
     """Refuse a folder in itself: clearing up after one gallery would reach into the other."""
-    real = (Path(os.path.realpath(source)), Path(os.path.realpath(folder)))  # which never raises
+    try:
+        real = (Path(os.path.realpath(source)), Path(os.path.realpath(folder)))
+    except ValueError as error:
+        raise InputError(f"{folder}: is no path ({error}); name the gallery's folder") from error
     outer, inner = sorted(real, key=lambda path: len(path.parts))
     if outer == inner or (os.path.exists(outer) and os.path.exists(inner) and outer.samefile(inner)):  # noqa: PTH110
         raise InputError(f"{folder}: is to be restored from itself; name the copy first, then the gallery")
