@@ -434,7 +434,9 @@ def _kill_builds(tmp_path: Path, photographs: Path, times: int) -> None:
     acknowledged = 0
     everything = {record.path for record in list_images(photographs)}
     for attempt in range(times):
-        said = kill_at_random(_start(photographs, folder, "build", attempt), chance, lines=1, at_most=0.08)
+        said = kill_at_random(
+            _start(photographs, folder, "build", attempt), chance, lines=1 + attempt % 3, at_most=0.08
+        )
         kept |= {path for kind, paths in said if kind == "done" for path in paths}
         acknowledged += sum(kind == "done" for kind, _ in said)
         _check(folder, photographs, at_least=kept)
