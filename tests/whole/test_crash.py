@@ -456,7 +456,7 @@ def _kill_changes(tmp_path: Path, photographs: Path, times: int) -> None:
     unfinished = finished = 0
     for attempt in range(times):
         child = _start(photographs, folder, "change", attempt)
-        said = kill_at_random(child, chance, lines=2, at_most=0.15)  # the clock starts when the gallery is complete
+        said = kill_at_random(child, chance, lines=2 + attempt % 3, at_most=0.15)  # the gallery is complete by then
         steps = [(kind, set(paths)) for kind, paths in said if kind != "ready"]
         done = [paths for kind, paths in steps if kind == "done"]
         last_kind, last = steps[-1]  # perhaps only begun
