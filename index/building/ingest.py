@@ -22,7 +22,6 @@ from ...images.listing import Listing
 from ...images.masks import MaskFolder
 from ..backends import open_snapshot
 from ..reports import AddReport, Skipped
-from ..storage.hdf5 import Array
 from ..storage.segments import MAX_COLUMNS, Entries, Vectors, stored_path
 from ..storage.snapshot import Snapshot
 from ..storage.writer import GalleryWriter
@@ -153,7 +152,14 @@ class _Intake:
     def carry_through(self, stream: Stream, offers: Iterable[Offer], images: Listing | None = None) -> AddReport:
         """Encode and commit, whatever happens on the way."""
         try:
-            self._run(stream, offers)
+            with closing(stream(offers)) as batches:  # its threads end before the last commit
+                for batch in batches:
+                    for offer, error in batch.failures:
+                        self._refuse(offer, error)
+                    if batch.vectors is not None:
+                        self._accept(batch.offers, batch.vectors)
+                        self.writer.merge_small(newest=True)
+                    self._report_progress()
             for problem in () if images is None else images.problems:
                 path, _, reason = problem.partition(": ")
                 self.skipped.append(Skipped(path, reason))
@@ -163,16 +169,6 @@ class _Intake:
             self.writer.commit()
             raise
         return AddReport(self.added, self.replaced, self.unchanged, tuple(self.skipped))
-
-    def _run(self, stream: Stream, offers: Iterable[Offer]) -> None:
-        with closing(stream(offers)) as batches:  # its threads end before the last commit
-            for batch in batches:
-                for offer, error in batch.failures:
-                    self._refuse(offer, error)
-                if batch.vectors is not None:
-                    self._accept(batch.offers, batch.vectors)
-                    self.writer.merge_small(newest=True)
-                self._report_progress()
 
     def _report_progress(self) -> None:
         if self._progress is not None:
@@ -258,7 +254,7 @@ class _Intake:
         taken = [offers[row] for row in rows.tolist()]
         replaced = [offer.replaces for offer in taken if offer.replaces is not None]
         self.writer.append(
-            entries_of(taken), vectors if len(rows) == len(offers) else _some(vectors, rows), replaces=replaced
+            entries_of(taken), vectors if len(rows) == len(offers) else vectors.take(rows), replaces=replaced
         )
         self.added += len(taken) - len(replaced)
         self.replaced += len(replaced)
@@ -284,14 +280,4 @@ def entries_of(offers: Sequence[Offer]) -> Entries:
             "label": [offer.label for offer in offers],
             **{name: [offer.columns.get(name) for offer in offers] for name in names},
         },
-    )
-
-
-def _some(vectors: Vectors, rows: Array) -> Vectors:
-    pooled = vectors.pooled[rows]
-    return Vectors(
-        pooled=pooled,
-        embedding=pooled if vectors.embedding is vectors.pooled else vectors.embedding[rows],
-        maps=None if vectors.maps is None else vectors.maps[rows],
-        map_scale=None if vectors.map_scale is None else vectors.map_scale[rows],
     )

@@ -236,7 +236,9 @@ def _update(store: PrototypeStore, *, before: Snapshot | None, after: Snapshot) 
 def user_secret() -> bytes | None:
     """This user's secret for authenticating index files, made on first use; None where it cannot be kept secret."""
     with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home
-        path = _state_folder() / "distcam" / "key"
+        windows = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else None
+        state = os.environ.get("XDG_STATE_HOME") or windows
+        path = (Path(state) if state else Path.home() / ".local" / "state") / "distcam" / "key"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f"key.{secrets.token_hex(8)}")
@@ -249,14 +251,6 @@ def user_secret() -> bytes | None:
         if stat.S_ISREG(status.st_mode) and status.st_size == _SECRET_BYTES and is_private:
             return path.read_bytes()
     return None
-
-
-def _state_folder() -> Path:
-    if folder := os.environ.get("XDG_STATE_HOME"):
-        return Path(folder)
-    if sys.platform == "win32" and (folder := os.environ.get("LOCALAPPDATA")):
-        return Path(folder)
-    return Path.home() / ".local" / "state"
 
 
 def index_tag(snapshot: Snapshot, sha256: str) -> str | None:

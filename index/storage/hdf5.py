@@ -119,7 +119,9 @@ class FlatFile:
             raise self.corrupt("is empty")
         try:
             with h5py.File(_Source(self.file), "r") as hdf5:
-                self._datasets = self._inspect(hdf5)
+                if len(hdf5) > MAX_DATASETS:
+                    raise self.corrupt(f"holds {len(hdf5)} datasets, more than {MAX_DATASETS}")
+                self._datasets = {name: self._inspect_dataset(hdf5, name) for name in hdf5}
         except (CorruptGalleryError, TooManyFilesError):
             raise
         except Exception as error:  # h5py raises nearly every kind for a damaged file
@@ -160,11 +162,6 @@ class FlatFile:
         if name not in self._datasets:
             raise self.corrupt(f"holds no {name}")
         return self._datasets[name]
-
-    def _inspect(self, file: Any) -> dict[str, _Dataset]:
-        if len(file) > MAX_DATASETS:
-            raise self.corrupt(f"holds {len(file)} datasets, more than {MAX_DATASETS}")
-        return {name: self._inspect_dataset(file, name) for name in file}
 
     def _inspect_dataset(self, file: Any, name: str) -> _Dataset:
         if not _NAME.fullmatch(name):

@@ -117,6 +117,16 @@ class Vectors:
         own = self.pooled.nbytes + (0 if self.embedding is self.pooled else self.embedding.nbytes)
         return own + (0 if self.maps is None else self.maps.nbytes)
 
+    def take(self, rows: Array) -> Self:
+        """The vectors of some rows, copied."""
+        pooled = self.pooled[rows]
+        return type(self)(
+            pooled=pooled,
+            embedding=pooled if self.embedding is self.pooled else self.embedding[rows],
+            maps=None if self.maps is None else self.maps[rows],
+            map_scale=None if self.map_scale is None else self.map_scale[rows],
+        )
+
 
 def pack_maps(maps: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
     """Feature maps (n, K, h, w) in half precision, each image scaled so that its largest magnitude is 2¹⁵.
