@@ -212,7 +212,7 @@ def _readable(images: list[Path]) -> list[Path]:
     """
     from ..images import read_image
     from ..remarks import Skipped
-    from .index.manage import report_skipped
+    from .index.shared import report_skipped
 
     skipped: dict[Path, Skipped] = {}
     for image in images:

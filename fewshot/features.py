@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,15 +12,13 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..datasets import Split
-from ..encoders import Encoder, Identity, Inference, Overlap
+from ..encoders import Encoder, Inference, Overlap
 from ..errors import FingerprintMismatchError, ImageError, InputError
 from ..index import Encodings, read_encodings
-from ..index.building.build import InferenceSettings, to_vectors
-from ..index.building.encodings import FORMAT, VERSION
-from ..index.storage.durable import Storage
+from ..index.building.build import InferenceSettings, spec_of, to_vectors
+from ..index.building.encodings import write_encodings
 from ..index.storage.manifest import Spec
-from ..index.storage.records import Entries, Vectors
-from ..index.storage.segments import write_segment
+from ..index.storage.segments import Entries, Vectors
 from ..progress import Progress
 from ..remarks import remark
 
@@ -91,24 +88,19 @@ def encode_split(
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path.parent} is not a folder; create it first")
     inference = Inference(encoder, device=settings.device, precision=settings.precision, batch_size=settings.batch_size)
-    is_pooled = isinstance(encoder.head, (Identity, torch.nn.Identity))
-    spec = Spec("dot", encoder.embedding_dim, encoder.pooled_dim, None, embedding_is_pooled=is_pooled)
-    about: dict[str, object] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "root": str(split.images.root.absolute()),
-        "encoder": {
-            "fingerprint": encoder.fingerprint,
-            "short_name": encoder.short_name,
-            "description": encoder.describe(),
-            "precision": inference.precision,
-        },
-    }
+    spec = spec_of(encoder, "dot")
     blocks, skipped = _blocks(split, inference, spec, workers=settings.workers, strict=strict, progress=progress)
     _remark_on_skipped(skipped, len(split), strict=strict)
-    about["skipped"] = skipped
-    with Storage().replacing(path) as aside:
-        write_segment(aside, _entries(split.without(skipped)), blocks, spec=spec, about=json.dumps(about))
+    write_encodings(
+        path,
+        _entries(split.without(skipped)),
+        blocks,
+        spec=spec,
+        root=split.images.root.absolute(),
+        encoder=encoder,
+        precision=inference.precision,
+        skipped=skipped,
+    )
     return read_encodings(path)
 
 

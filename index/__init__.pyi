@@ -1,3 +1,5 @@
+from ..remarks import Skipped
+from .backends import verify_gallery
 from .building.encodings import Encodings, encode_to_file, read_encodings
 from .building.ray import RayEngine
 from .faiss.search import FaissSearch
@@ -8,12 +10,11 @@ from .interop.export import export_gallery
 from .interop.import_ import import_gallery
 from .prototypes import PrototypeStore
 from .rejection import Rejection
-from .reports import AddReport, Problem, Skipped, VerifyReport
+from .reports import AddReport, Problem, VerifyReport
 from .search import METRICS, Hits, Metric, Search, SearchSpec
-from .storage.records import Record
+from .storage.manifest import Tuning
 from .storage.restoring import restore_gallery
-from .storage.tuned import Tuning
-from .storage.verify import verify_gallery
+from .storage.segments import Record
 from .sync.report import SyncReport
 from .sync.watch import watch_folder
 

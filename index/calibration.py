@@ -18,7 +18,7 @@ from ..errors import ShapeError
 from ..images.labelling import twins
 from ..remarks import remark
 from .rejection import NearestOfBothKinds
-from .search import Ids, Vectors, check_vectors, comparable, distances_to
+from .search import Ids, SearchSpec, Vectors, check_vectors, comparable, distances_to
 from .storage.snapshot import Snapshot
 
 __all__ = ["Probes", "nearest_of_both_kinds", "own_probes", "probes_of"]

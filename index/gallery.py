@@ -4,57 +4,44 @@
     gallery = Gallery.open("photos.gallery")
     hits = gallery.search(embeddings, k=10, where="label in cat,dog")
 
-The folder holds `manifest.json` and the files it names; everything else is a leftover or a stranger. Opening costs
-memory for ids and for the columns that are asked for, never for vectors. `rows.py`, `segments.py` and `manifest.py`
-describe the files, `reader.py` what an open gallery answers; here are the ways to make and to change one.
+The folder holds `manifest.json` and the files it names; everything else is a leftover or a stranger. Reading is in
+`reader.py`, changing here.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-import numpy as np
-
 from ..errors import InputError
+from ..remarks import counted
+from .backends import newest_snapshot
 from .filters.tree import Filter
 from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold
-from .reports import AddReport, VerifyReport, counted
+from .reports import AddReport
 from .search import Metric
-from .storage.durable import after_commit
-from .storage.records import Array, stored_path
-from .storage.snapshot import Ids, Snapshot, Verify
-from .storage.writer import GalleryWriter, opened_for_writing
+from .storage.hdf5 import Array
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
     from ..images.masks import MaskFolder
     from .building.build import ImageFiles, Precision
+    from .building.ingest import Progress
     from .building.ray import RayEngine
     from .faiss.tuning import TuningReport
     from .sync.report import SyncReport
     from .sync.sync import LazyEncoder
 
-__all__ = ["Gallery"]
-
-Progress = Callable[[int, int], None]  # images done, images in all
 _PATIENCE = 60.0  # seconds that a finished tuning waits for another writer
 
 
 class Gallery(GalleryReader):
-    """A gallery on disk, open at one generation; `build`, `open`, and the methods that change it move it to the newest.
+    """A gallery on disk, open at one generation; `build` and `open` make one, every change moves it to the newest."""
 
-    Attributes:
-        report: what the build or add that this object was used for did; None before.
-    """
-
-    def __init__(self, snapshot: Snapshot, *, root: Path | None = None, verify: Verify = "auto") -> None:
-        super().__init__(snapshot, root=root, verify=verify)
-        self.report: AddReport | None = None
+    report: AddReport | None = None  # of the last build or add through this object
 
     @classmethod
     def build(
@@ -81,8 +68,7 @@ class Gallery(GalleryReader):
     ) -> Self:
         """Encode images into a new gallery, or go on with a build that was interrupted.
 
-        Ctrl-C keeps what is encoded; the same call goes on from there. Files that cannot be used are listed in
-        `skipped`.
+        Ctrl-C keeps what is encoded; the same call goes on. Files that cannot be used are listed in `skipped`.
 
         Args:
             source: a folder, a CSV, a pattern, files, or a `Listing`.
@@ -101,7 +87,7 @@ class Gallery(GalleryReader):
             precision: of the arithmetic; remembered, so that what is added and queries are encoded alike.
             index: `"auto"`, `"flat"`, or a FAISS factory string.
             backend: where the rows lie instead of in the folder: `"milvus://HOST:19530/COLLECTION"`, see
-                `milvus_address.py`; from then on the gallery is used as any other.
+                `milvus/connection.py`; from then on the gallery is used as any other.
             strict: stop at the first file that cannot be used, or that has no mask where masks are given.
             overwrite: start anew over an existing gallery, which stays readable until the first commit.
             engine: `"ray"`, or a `RayEngine` that says where, encodes on many machines; the writer stays here, and all
@@ -115,14 +101,14 @@ class Gallery(GalleryReader):
         """
         from .building.build import InferenceSettings, add_images, given_masks, listing_of, opened_for_building
 
+        encode = None
         if engine != "local":
-            from .building.ray import adding_with
+            from .building.ray import RayEngine
 
-            add_images = adding_with(engine)
-        folder, listing = Path(out), listing_of(source, labels, strict=strict)
-        settings = InferenceSettings(batch_size, workers, device, precision)
+            encode = RayEngine.named(engine).stream
+        listing = listing_of(source, labels, strict=strict)
         with opened_for_building(
-            folder,
+            Path(out),
             listing,
             encoder,
             metric=metric,
@@ -136,13 +122,14 @@ class Gallery(GalleryReader):
                 writer,
                 listing,
                 encoder,
-                settings=settings,
+                settings=InferenceSettings(batch_size, workers, device, precision),
                 store_maps=store_maps,
                 complete=True,
                 strict=strict,
                 progress=progress,
+                encode=encode,
             )
-            gallery = cls.open(folder)
+            gallery = cls.open(out)
             gallery.report = report
             gallery.save_caches(writer)
         return gallery
@@ -159,10 +146,10 @@ class Gallery(GalleryReader):
         most: int = 2000,
         seed: int = 0,
     ) -> Rejection:
-        """Choose from which distance on nothing is a match, and keep it in the gallery.
+        """Choose the distance from which on nothing is a match, and keep it in the gallery.
 
         Without probes the gallery's own labelled images ask, each without itself. Neighbours within a gallery are often
-        nearer than those of new photographs will be: probes of your own are the better measure.
+        nearer than those of new photographs will be: give probes of your own where there are some.
 
         Args:
             embeddings: raw vectors (p, d) of labelled probes that are not in the gallery.
@@ -186,10 +173,10 @@ class Gallery(GalleryReader):
         else:
             probes = probes_of(snapshot, embeddings, labels, column=exclude_same, groups=groups)
         nearest = nearest_of_both_kinds(snapshot, probes, column=exclude_same)
-        generation = snapshot.manifest.generation
-        rejection = choose_threshold(nearest, target=false_alarm_rate, source=source, generation=generation)
+        now = snapshot.manifest.generation
+        rejection = choose_threshold(nearest, target=false_alarm_rate, source=source, generation=now)
         with self._writing() as writer:
-            self._require_same_birth(snapshot)
+            self._require_same_gallery(snapshot)
             writer.commit(rejection=rejection)
         return rejection
 
@@ -206,7 +193,7 @@ class Gallery(GalleryReader):
         dry_run: bool = False,
         progress: Progress | None = None,
     ) -> TuningReport:
-        """Choose the index by measuring on the gallery's own vectors, and keep it, what was measured, and its settings.
+        """Choose the index by measuring on the gallery's own vectors, and keep it with the measurements.
 
         Other processes may read and change the gallery meanwhile.
 
@@ -229,7 +216,7 @@ class Gallery(GalleryReader):
 
         self.require_segments("tune")
         budget = Budget.of(recall=recall, memory=memory, latency_ms=latency_ms)
-        before = self.snapshot  # others may change the gallery while this goes on
+        before = self.snapshot
         report, search = tune(
             before.search_spec,
             before.ids,
@@ -243,10 +230,10 @@ class Gallery(GalleryReader):
         )
         if not dry_run:
             with self._writing(patience=_PATIENCE) as writer:
-                self._require_same_birth(before)
+                self._require_same_gallery(before)
                 writer.commit(index=report.index, tuning=report.tuning, index_cache=None)
                 self.refresh()
-                self._derived.adopt(search, before.ids)
+                self._cache.attach(search, before.ids)
             self.close()  # the next search maps the index that was stored
         return report
 
@@ -276,9 +263,8 @@ class Gallery(GalleryReader):
         settings = InferenceSettings(batch_size, workers, device, precision)
         with self._writing() as writer:
             self.check_encoder(encoder)  # again: somebody may have built the gallery anew since it was opened
-            report = add_images(writer, listing, encoder, settings=settings, strict=strict, progress=progress)
-        self.report = report
-        return report
+            self.report = add_images(writer, listing, encoder, settings=settings, strict=strict, progress=progress)
+        return self.report
 
     def sync(
         self,
@@ -298,7 +284,7 @@ class Gallery(GalleryReader):
         device: str = "auto",
         progress: Progress | None = None,
     ) -> SyncReport:
-        """Make the gallery hold what a folder holds; images of other folders are none of its business.
+        """Make the gallery hold what a folder holds; images of other folders are left alone.
 
         Contents decide: a file that was renamed or copied is not encoded again. Files that cannot be used are listed,
         and what the gallery had under their paths is kept.
@@ -336,7 +322,7 @@ class Gallery(GalleryReader):
         place = SyncFolder(Path(folder), self.root)
         load = encoder if isinstance(encoder, LazyEncoder) else LazyEncoder(self, encoder)
         if dry_run:
-            return plan_sync(Snapshot.open(self.folder, verify=False), place, settings, progress=progress)
+            return plan_sync(newest_snapshot(self.folder, verify=False), place, settings, progress=progress)
         with self._writing() as writer:
             return sync_folder(writer, place, load, settings=settings, progress=progress)
 
@@ -355,82 +341,9 @@ class Gallery(GalleryReader):
         if (paths is None) == (where is None):
             raise InputError("expected either paths or a filter; give one of them")
         with self._writing() as writer:
-            ids = self.ids_where(where) if where is not None else self._ids_of(list(paths or ()))
+            ids = self.snapshot.ids_of(list(paths or ()), self.root) if where is None else self.ids_where(where)
             if len(ids):
                 writer.remove(ids.tolist())
                 writer.commit()
-                writer.tidy()
+                writer.merge_small()
         return len(ids)
-
-    def _ids_of(self, paths: Sequence[str | os.PathLike[str]]) -> Ids:
-        stored = [stored_path(path, self.root) for path in paths]
-        known = self.snapshot.known_files(among=[*(os.fspath(path) for path in paths), *stored])
-        places = [known.get(os.fspath(path), known.get(other)) for path, other in zip(paths, stored, strict=True)]
-        missing = [os.fspath(path) for path, place in zip(paths, places, strict=True) if place is None]
-        if missing:
-            shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
-            raise InputError(f"not in {self.folder}: {shown}; nothing was removed")
-        return np.unique(self.ids[[place for place in places if place is not None]])
-
-    def compact(self) -> None:
-        """Merge all segments and give the room of removed images back; readers go on undisturbed."""
-        with self._writing() as writer:
-            writer.compact()
-
-    def verify(self, *, repair: bool = False) -> VerifyReport:
-        """Check everything: checksums, structure, vectors, counts, caches; see `verify_gallery`."""
-        from .storage.verify import verify_gallery
-
-        report = verify_gallery(self.folder, repair=repair)
-        if repair:  # what was damaged may be in what is in memory
-            self._derived.forget()
-            self.refresh()
-        return report
-
-    def save_caches(self, writer: GalleryWriter | None = None) -> None:
-        """Store what the next reader would otherwise compute: prototypes, and an index that is slow to build.
-
-        Args:
-            writer: of whoever holds the gallery's lock already; what fails is then a remark, for it follows a change
-                that is done.
-
-        Raises:
-            GalleryError: without a writer, another process is writing, or the disk is full.
-        """
-        if writer is not None:
-            with after_commit(self.folder, "what makes the next search quick"):
-                self._store_caches(writer)
-            return
-        with opened_for_writing(self.folder) as own:
-            self._store_caches(own)
-
-    def _store_caches(self, writer: GalleryWriter) -> None:
-        self.refresh()
-        self._derived.store(writer)
-        self.refresh()
-
-    @contextmanager
-    def _writing(self, *, patience: float = 0.0) -> Iterator[GalleryWriter]:
-        """The lock, with the gallery at its newest generation before and after, and its caches stored at the end."""
-        with opened_for_writing(self.folder, patience=patience) as writer:
-            self.refresh()
-            try:
-                yield writer
-            except BaseException:
-                with after_commit(self.folder, "this open gallery"):
-                    self.refresh()
-                raise
-            self.save_caches(writer)
-
-    def _require_same_birth(self, before: Snapshot) -> None:
-        """What was measured on one gallery says nothing of another in its place."""
-        if self.manifest.birth != before.manifest.birth:
-            raise InputError(f"{self.folder} was built anew meanwhile, and is left as it is; try again")
-
-    def require_segments(self, command: str) -> None:
-        """InputError for what is not done where the rows lie in Milvus."""
-        if self.manifest.backend is not None:
-            raise InputError(
-                f"`{command}` is for galleries whose rows are in their folder; {self.folder} has them in Milvus: "
-                "use `add` and `remove`, and choose the index with `build --index`"
-            )

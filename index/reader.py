@@ -1,35 +1,39 @@
-"""A gallery open for reading: what is in it, what its encoder is, and which of its images are nearest."""
+"""A gallery open for reading: its images, its encoder, and search.
+
+Opening costs memory for ids and for the columns that are asked for, never for vectors.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FingerprintMismatchError, InputError
-from .facts import facts_of
+from ..files import after_commit
+from ..remarks import Skipped, counted
+from .backends import newest_snapshot, opened_for_writing, require_rows_in_folder, verify_gallery
 from .filters.matching import hints
 from .filters.tree import Filter, tree_of
+from .info import describe
 from .prototypes import PrototypeStore, unit_rows
-from .reports import Skipped, counted, read_skipped
-from .search import Hits, Metric
-from .storage.derived import Derived
+from .reports import VerifyReport, read_skipped
+from .search import Hits, Metric, Searcher
+from .storage.cache import GalleryCache
+from .storage.hdf5 import Array
 from .storage.manifest import FileEntry, Manifest, Spec
-from .storage.records import Array, Record, located
+from .storage.segments import Record, located
 from .storage.snapshot import Ids, Snapshot, Verify, require_file
+from .storage.writer import GalleryWriter
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
     from ..images.masks import MaskFolder
-    from .faiss.search import FaissSearch
-    from .milvus.search import MilvusSearch
-
-__all__ = ["GalleryReader"]
 
 
 class GalleryReader:
@@ -43,7 +47,7 @@ class GalleryReader:
     def __init__(self, snapshot: Snapshot, *, root: Path | None = None, verify: Verify = "auto") -> None:
         self.folder = snapshot.folder
         self.root = Path(snapshot.manifest.root) if root is None else root
-        self._derived = Derived(snapshot)
+        self._cache = GalleryCache(snapshot)
         self._verify: Verify = verify
         self._checked_copy: FileEntry | None = None
 
@@ -63,26 +67,24 @@ class GalleryReader:
             NotAGalleryError: there is no gallery.
             CorruptGalleryError: a file is missing, damaged, or holds what no gallery may hold.
         """
-        if root is not None and not Path(root).is_dir():
+        if root is not None and not os.path.isdir(root):  # noqa: PTH112 - never raises
             raise InputError(f"root {os.fspath(root)!r} is no folder; expected the one that the images now lie in")
-        snapshot = Snapshot.open(Path(path).absolute(), verify=verify)  # the process may change its folder
+        snapshot = newest_snapshot(Path(path).absolute(), verify=verify)  # the process may change its folder
         return cls(snapshot, root=None if root is None else Path(root).absolute(), verify=verify)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled and copied as the folder and how it was opened: whoever gets it opens the newest generation there."""
+        """Pickled and copied as the folder and the way it was opened; the copy opens the newest generation there."""
         root = None if self.root == Path(self.manifest.root) else self.root.absolute()
         return _opened_again, (type(self), self.folder, root, self._verify)
 
     def close(self) -> None:
         """Let go of the search index; files are let go with the last array that was read from them."""
-        self._derived.close()
+        self._cache.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __len__(self) -> int:
@@ -95,18 +97,18 @@ class GalleryReader:
 
     def refresh(self) -> bool:
         """Move to the newest generation on the disk; says whether there was another. No search may run beside it."""
-        after = Snapshot.open(self.folder, verify=False)
+        after = newest_snapshot(self.folder, verify=False)
         if after.manifest == self.manifest:
             return False
-        self._derived.follow(after)
+        self._cache.refresh(after)
         return True
 
-    # --- What is in it ------------------------------------------------------------------------------------------------
+    # --- Its contents ------------------------------------------------------------------------------------------------
 
     @property
     def snapshot(self) -> Snapshot:
         """The generation this gallery is open at; it stays as it is when the gallery moves on."""
-        return self._derived.snapshot
+        return self._cache.snapshot
 
     @property
     def manifest(self) -> Manifest:
@@ -130,13 +132,13 @@ class GalleryReader:
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        """What a filter may name: path, label, and the user's columns."""
+        """The columns that a filter may name: path, label, and the user's."""
         return self.snapshot.column_names
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes in alphabetical order."""
-        if self.manifest.backend is not None:  # reading every row takes long; the classes have prototypes
+        if self.snapshot.is_remote:  # the classes have prototypes
             return self.prototypes.labels
         column = self.snapshot.column("label")
         present = np.unique(column.codes)
@@ -155,7 +157,7 @@ class GalleryReader:
         return self.snapshot.records(ids)
 
     def file(self, image: Record | int) -> Path:
-        """Where an image's file lies, or lay when it was encoded."""
+        """The place of an image's file, or that at the time of encoding."""
         record = image if isinstance(image, Record) else self.records([image])[0]
         return located(record.path, self.root)
 
@@ -178,8 +180,7 @@ class GalleryReader:
 
     def ids_where(self, where: str | Filter) -> Ids:
         """The ids of the images that a filter keeps, ascending."""
-        tree = tree_of(where)
-        return self.snapshot.ids_where(tree)
+        return self.snapshot.ids_where(tree_of(where))
 
     def filter_hints(self, where: str | Filter) -> list[str]:
         """One sentence for each value that a filter asks for and no image has; see `filters.hints`."""
@@ -188,7 +189,7 @@ class GalleryReader:
     @property
     def prototypes(self) -> PrototypeStore:
         """The classes' prototypes and the gallery's mean; read from the cache, or computed on first use."""
-        return self._derived.prototypes
+        return self._cache.prototypes
 
     @property
     def masks(self) -> MaskFolder | None:
@@ -199,8 +200,8 @@ class GalleryReader:
         return None if entry is None else MaskFolder(Path(entry.folder), entry.category)
 
     def info(self) -> dict[str, Any]:
-        """What `distcam index info` shows, for JSON."""
-        return facts_of(self)
+        """The summary that `distcam index info` shows, for JSON."""
+        return describe(self.snapshot, root=self.root, classes=len(self.labels))
 
     # --- Its encoder --------------------------------------------------------------------------------------------------
 
@@ -254,18 +255,77 @@ class GalleryReader:
         """
         if where is None:
             return self.searcher.search(embeddings, k)
-        tree = tree_of(where)
-        return self.searcher.search(embeddings, k, **self.snapshot.search_limits(tree))
+        return self.searcher.search(embeddings, k, **self.snapshot.search_limits(tree_of(where)))
 
     @property
-    def searcher(self) -> FaissSearch | MilvusSearch:
-        """The search index; read from the cache when this user made it, else built on first use; or Milvus."""
-        return self._derived.search
+    def searcher(self) -> Searcher:
+        """The search index; read from its file when this user made it, else built on first use; or Milvus."""
+        return self._cache.search
 
     @property
     def is_tuning_due(self) -> bool:
-        """Whether the gallery has grown or shrunk so much since it was tuned that its index should be chosen anew."""
+        """True when the gallery has grown or shrunk so much that it should be tuned again."""
         return self.manifest.tuning is not None and self.manifest.tuning.is_due(len(self))
+
+    # --- Looking after it ---------------------------------------------------------------------------------------------
+
+    def compact(self) -> None:
+        """Merge all segments and reclaim the space of removed images; readers go on undisturbed."""
+        with self._writing() as writer:
+            writer.compact()
+
+    def verify(self, *, repair: bool = False) -> VerifyReport:
+        """Check everything: checksums, structure, vectors, counts, caches; see `verify_gallery`."""
+        report = verify_gallery(self.folder, repair=repair)
+        if repair:  # what was damaged may be in what is in memory
+            self._cache.clear()
+            self.refresh()
+        return report
+
+    def save_caches(self, writer: GalleryWriter | None = None) -> None:
+        """Store what the next reader would otherwise compute: prototypes, and an index that is slow to build.
+
+        Args:
+            writer: of whoever holds the gallery's lock already; what fails is then a remark, for it follows a change
+                that is done.
+
+        Raises:
+            GalleryError: without a writer, another process is writing, or the disk is full.
+        """
+        if writer is None:
+            with opened_for_writing(self.folder) as own:
+                self._store_caches(own)
+        else:
+            with after_commit(self.folder, "what makes the next search quick"):
+                self._store_caches(writer)
+
+    def _store_caches(self, writer: GalleryWriter) -> None:
+        self.refresh()
+        self._cache.store(writer)
+        self.refresh()
+
+    @contextmanager
+    def _writing(self, *, patience: float = 0.0) -> Iterator[GalleryWriter]:
+        """The lock, with the gallery at its newest generation before and after, and its caches stored at the end."""
+        with opened_for_writing(self.folder, patience=patience) as writer:
+            self.refresh()
+            try:
+                yield writer
+            except BaseException:
+                with after_commit(self.folder, "this open gallery"):
+                    self.refresh()
+                raise
+            self.save_caches(writer)
+
+    def _require_same_gallery(self, before: Snapshot) -> None:
+        """InputError when another gallery lies here: measurements on one say nothing of the other."""
+        if self.manifest.gallery_id != before.manifest.gallery_id:
+            raise InputError(f"{self.folder} was built anew meanwhile, and is left as it is; try again")
+
+    def require_segments(self, command: str) -> None:
+        """InputError for what is not done where the rows lie in Milvus."""
+        remedy = f"`{command}` is not for them: use `add` and `remove`, and choose the index with `build --index`"
+        require_rows_in_folder(self.folder, self.manifest, remedy)
 
 
 def _opened_again(kind: type[GalleryReader], folder: Path, root: Path | None, verify: Verify) -> GalleryReader:

@@ -1,4 +1,4 @@
-"""What building, adding and verifying report: frozen values that know how to become JSON or a table."""
+"""Reports of building, adding and verifying: frozen values that know how to become JSON or a table."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CorruptGalleryError
+from ..files import read_file
 from ..remarks import Skipped, counted
-from .storage.durable import read_file
-
-__all__ = ["AddReport", "Problem", "Skipped", "VerifyReport", "counted", "read_skipped"]
 
 
 def read_skipped(path: Path) -> tuple[Skipped, ...]:
@@ -23,7 +21,7 @@ def read_skipped(path: Path) -> tuple[Skipped, ...]:
 
 @dataclass(frozen=True)
 class AddReport:
-    """What became of the images that were offered to a gallery.
+    """The outcome of offering images to a gallery.
 
     Attributes:
         added: images under a new path.
@@ -67,7 +65,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What a full check of a gallery found.
+    """The findings of a full check of a gallery.
 
     Attributes:
         path: the gallery.
@@ -85,12 +83,12 @@ class VerifyReport:
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong now."""
+        """True if nothing is wrong now."""
         return all(problem.repaired for problem in self.problems)
 
     @property
     def has_losses(self) -> bool:
-        """Whether something is gone, or will be with the repair, that is nowhere else in the gallery."""
+        """True if something is gone, or will be with the repair, that is nowhere else in the gallery."""
         return any(problem.is_loss for problem in self.problems)
 
     def to_dict(self) -> dict[str, Any]:

@@ -38,6 +38,7 @@ __all__ = [
     "Proposal",
     "Search",
     "SearchSpec",
+    "Searcher",
     "VectorSource",
     "Vectors",
     "check_ids",
@@ -64,6 +65,23 @@ class VectorSource(Protocol):
 
     def __call__(self, ids: Ids, /) -> Vectors:
         """One row for each id; there is at least one, and all are stored."""
+
+
+class Searcher(Protocol):
+    """The part of a search that reading a gallery needs, wherever its rows lie."""
+
+    @property
+    def is_worth_saving(self) -> bool:
+        """Whether it takes longer to make than to read from a file."""
+
+    def search(self, queries: Vectors, k: int, *, allowed: Ids | None = None) -> list[Hits]:
+        """The k nearest of each query, out of `allowed` when given."""
+
+    def count(self) -> int:
+        """Number of ids stored."""
+
+    def close(self) -> None:
+        """Lets go of memory and connections."""
 
 
 class Search(Protocol):

@@ -23,7 +23,7 @@ from ..encoders.trained_on import say_overlap
 from ..errors import FingerprintMismatchError, InputError
 from ..images.splits import split_column, split_name
 from ..index import Encodings, Gallery, encode_to_file, read_encodings
-from ..index.storage.records import Record
+from ..index.storage.segments import Record
 from ..remarks import remark
 from .evaluation import Progress, evaluate_embeddings
 from .protocols import RECALL_AT, Protocol

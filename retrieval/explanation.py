@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..explain.drawing.overlay import Look
     from ..index import Gallery
-    from ..index.storage.records import Record
+    from ..index.storage.segments import Record
     from .retriever import Retriever
 
 __all__ = ["Explanation", "Reference", "Side", "explain"]

@@ -27,7 +27,7 @@ from ..explain import is_constant, normalise, rectify, upsample
 from ..files import replacing
 from ..images import Transform, read_image
 from ..images.masks import MaskFolder, read_mask
-from ..index.building.ingest import MASK_COLUMN, NO_MASK
+from ..index.storage.segments import MASK_COLUMN, NO_MASK
 
 if TYPE_CHECKING:
     from ..index import Gallery, Record

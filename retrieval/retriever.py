@@ -72,7 +72,7 @@ class Retriever:
             precision = self.gallery.manifest.encoder.precision or "auto"
         self.inference: Encodes = inference or Inference(self.encoder, device=device, precision=precision)
         self._given = (encoder, device, precision, inference is not None)
-        if inference is None and self.gallery.manifest.backend is None:
+        if inference is None and not self.gallery.snapshot.is_remote:
             note_search_on_cpu(device)
         self._kept_prototypes: tuple[tuple[str, int], _Prototypes] | None = None
         self._kept_classes: tuple[tuple[str, int, str], frozenset[str]] | None = None
@@ -325,7 +325,7 @@ class Retriever:
             InputError: it does not parse, or names a column that the gallery does not have.
         """
         manifest, kept = self.gallery.manifest, self._kept_classes
-        state = (manifest.birth, manifest.generation, where)
+        state = (manifest.gallery_id, manifest.generation, where)
         if kept is None or kept[0] != state:
             snapshot = self.gallery.snapshot
             label = snapshot.column("label")
@@ -336,7 +336,7 @@ class Retriever:
     def _prototypes(self) -> _Prototypes:
         """Labels and vectors, computed anew when the gallery has moved on."""
         manifest, kept = self.gallery.manifest, self._kept_prototypes
-        state = (manifest.birth, manifest.generation)
+        state = (manifest.gallery_id, manifest.generation)
         if kept is None or kept[0] != state:
             store = self.gallery.prototypes
             kept = self._kept_prototypes = (state, (store.labels, store.all_embeddings()))

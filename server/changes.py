@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from ..encoders import Encoding
 from ..errors import FingerprintMismatchError
+from ..index.backends import open_snapshot, opened_for_writing
 from ..index.building.build import finish, to_vectors
 from ..index.building.ingest import Encoded, Offer, ingest_offers, read_offer
-from ..index.storage.records import stored_path
-from ..index.storage.snapshot import Snapshot
-from ..index.storage.writer import GalleryWriter, opened_for_writing
+from ..index.storage.segments import stored_path
+from ..index.storage.writer import GalleryWriter
 from .refusals import Refusal
 
 __all__ = ["NewImage", "add_image", "remove_image"]
@@ -61,16 +61,16 @@ def remove_image(folder: Path, image: int) -> bool:
         GalleryLockedError: another process is writing to the gallery.
     """
     with opened_for_writing(folder) as writer:
-        if image not in Snapshot.at(folder, writer.manifest, verify=False).ids:
+        if image not in open_snapshot(folder, writer.manifest).ids:
             return False
         writer.remove([image])
         writer.commit()
-        writer.tidy()
+        writer.merge_small()
     return True
 
 
 def _require_new(writer: GalleryWriter, path: str) -> None:
-    snapshot = Snapshot.at(writer.folder, writer.manifest, verify=False)
-    place = snapshot.known_files([path]).get(path)
+    snapshot = open_snapshot(writer.folder, writer.manifest)
+    place = snapshot.places_by_path([path]).get(path)
     if place is not None:
         raise Refusal(409, f"the gallery has this picture already, as image {snapshot.ids[place]}", reason="known")

@@ -234,7 +234,7 @@ class LiveGallery:
             retriever = Retriever(fenced, self._encoder, inference=self._inference)
         gallery = retriever.gallery
         _ = gallery.searcher, gallery.prototypes
-        if gallery.manifest.backend is None:
+        if not gallery.snapshot.is_remote:
             gallery.records(gallery.ids[:1])  # reads all columns
         return retriever
 
@@ -252,8 +252,8 @@ class LiveGallery:
 
 def _continues(before: Manifest, after: Manifest) -> bool:
     """Whether it is still the same gallery, added to, removed from and merged, so that an id means the same image."""
-    return (before.birth, before.root, before.encoder.fingerprint) == (
-        after.birth,
+    return (before.gallery_id, before.root, before.encoder.fingerprint) == (
+        after.gallery_id,
         after.root,
         after.encoder.fingerprint,
     )

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...errors import InputError
-from ...remarks import counted, remark
+from ...remarks import counted
 from ..checks import require_encoder, require_file, require_images
 from ..command import Commands, refuse_unused
 from ..console import err, load_encoder, note, out, print_json, progress_bar, resumable, say
@@ -35,12 +35,10 @@ from ..options import (
     Weights,
     Workers,
 )
+from .shared import encoded_probes, note_what_is_due, report_skipped
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ...index import Gallery
-    from ...remarks import Skipped
+    from ...index import Gallery, RayEngine
 
 app = Commands(help="Build a gallery, change it, and look after it.", no_args_is_help=True)
 
@@ -87,7 +85,13 @@ def build(
     """Encode images and write them, with their pooled vectors and labels, as a gallery."""
     from ...index import Gallery
 
-    options = _engine(engine, ray_address, ray_workers)
+    where: Literal["local"] | RayEngine = "local"
+    if engine == "ray":
+        from ...index import RayEngine
+
+        where = RayEngine(ray_address, ray_workers)
+    else:
+        refuse_unused("by the local engine", "ray_address", "ray_workers", remedy="add --engine ray")
     if masks is None:
         refuse_unused("without --masks", "mask_class", remedy="add --masks FOLDER")
     require_encoder(encoder, weights, layer)
@@ -111,15 +115,16 @@ def build(
             overwrite=overwrite,
             strict=strict,
             progress=progress,
-            **options,
+            engine=where,
         )
     if as_json:
         print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
         return
-    seen_as = f"{loaded.transform.summary}, {gallery.info()['precision']}"
+    seen_as = f"{loaded.transform.summary}, {gallery.manifest.encoder.precision}"
     say(f"{counted(len(gallery), 'image')} in {out_path}, encoded by {loaded.short_name}; {seen_as}")
     say(_classes_of(gallery))
-    if (pooled := gallery.info()["masks"]) is not None:
+    if gallery.masks is not None:
+        pooled = gallery.info()["masks"]
         say(f"vectors are pooled under masks: {pooled['images']} of them have one in {pooled['folder']}")
     report_skipped(gallery.skipped)
 
@@ -288,7 +293,7 @@ def calibrate(
     options: dict[str, Any] = {"false_alarm_rate": false_alarms, "exclude_same": exclude_same, "seed": seed}
     if queries is not None:
         with progress_bar("encoding queries"):
-            options |= _probes(
+            options |= encoded_probes(
                 opened, queries, labels=labels, column=exclude_same, encoder=encoder, device=device, strict=strict
             )
     with progress_bar("calibrating"):
@@ -321,16 +326,6 @@ def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
     say(f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {counted(len(opened), 'image')}")
 
 
-def _engine(name: str, address: str | None, workers: int | None) -> dict[str, Any]:
-    """What `Gallery.build` is told about where to encode."""
-    if name == "ray":
-        from ...index.building.ray import RayEngine
-
-        return {"engine": RayEngine(address, workers)}
-    refuse_unused("by the local engine", "ray_address", "ray_workers", remedy="add --engine ray")
-    return {}
-
-
 def _classes_of(gallery: Gallery) -> str:
     """One line: how many classes, the first of them, and how many images have none."""
     names = gallery.labels
@@ -339,80 +334,6 @@ def _classes_of(gallery: Gallery) -> str:
     bare = len(gallery) - int(gallery.prototypes.counts.sum())
     more = ", …" if len(names) > 3 else ""
     return f"{len(names)} classes ({', '.join(names[:3])}{more})" + (f", {bare} images without a label" if bare else "")
-
-
-def _probes(
-    gallery: Gallery,
-    queries: str,
-    *,
-    labels: str | None,
-    column: str | None,
-    encoder: str | None,
-    device: str,
-    strict: bool,
-) -> dict[str, Any]:
-    """Labelled images, encoded as the gallery was, for `Gallery.calibrate`; those that cannot be used are left out."""
-    import numpy as np
-
-    from ...encoders import Encoder, Inference
-    from ...images import list_images
-
-    source = encoder or gallery.encoder_path
-    if source is None:
-        raise InputError(f"{gallery.folder} keeps no encoder; pass --encoder CHECKPOINT")
-    loaded = Encoder.load(source)
-    gallery.check_encoder(loaded)
-    listing = list_images(queries, labels=labels)
-    if column is not None and column not in listing.column_names:
-        raise InputError(f"{queries} has no column {column!r}; it has {', '.join(listing.column_names) or 'none'}")
-    records = [record for record in listing if record.label is not None]
-    if len(records) < len(listing):
-        bare = next(record.path for record in listing if record.label is None)
-        remark(
-            f"{len(listing) - len(records):,} of {len(listing):,} queries have no label and are left out, as {bare}",
-            strict=strict,
-        )
-    inference = Inference(loaded, device=device, precision=gallery.manifest.encoder.precision or "auto")
-    known, vectors, failures = [], [], []
-    for batch in inference.stream(records, load=lambda record: inference.read(listing.file(record))):
-        failures += [f"{failure.item.path}: {failure.error.reason}" for failure in batch.failures]
-        if batch.encoding is not None:
-            known += batch.items
-            vectors.append(batch.encoding.embedding.cpu().numpy())
-    if not known:
-        raise InputError(
-            f"none of the images of {queries} can be used; {failures[0] if failures else 'none is labelled'}"
-        )
-    if failures:
-        remark(
-            f"{len(failures):,} of {len(records):,} queries cannot be read and are left out, the first: {failures[0]}"
-        )
-    return {
-        "embeddings": np.concatenate(vectors),
-        "labels": [record.label for record in known],
-        "groups": None if column is None else [record.columns[column] for record in known],
-        "source": f"{counted(len(known), 'image')} of {queries}",
-    }
-
-
-def note_what_is_due(gallery: Gallery) -> None:
-    """Say on stderr when what was measured on the gallery does not fit it any more."""
-    if gallery.is_tuning_due:
-        err.print(
-            f"note: the index was tuned for a gallery of another size; run `distcam index tune {gallery.folder}` again",
-            soft_wrap=True,
-        )
-
-
-def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:
-    """List on stderr the files that could not be used, with the reasons."""
-    if not skipped:
-        return
-    err.print(Text(f"{len(skipped)} of the files could not be used:", style="yellow"))
-    for item in skipped[:most]:
-        err.print(f"  {item.path}: {item.reason}", soft_wrap=True)
-    if len(skipped) > most:
-        err.print(f"  … and {len(skipped) - most} more (all with --json)")
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from ..checks import require_file
 from ..command import refuse_unused
 from ..console import complain, err, print_json, progress_bar, resumable, say
 from ..options import AsJson, BatchSize, Device, GalleryPath, Labels, Strict, Workers
-from .manage import note_what_is_due
+from .shared import note_what_is_due
 
 if TYPE_CHECKING:
     from ...index import Gallery

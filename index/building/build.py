@@ -1,11 +1,11 @@
-"""From images and an encoder to a gallery: the only part of `index/` that runs a network."""
+"""From images and an encoder to a gallery."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,32 +20,19 @@ from ...encoders.heads import Identity
 from ...encoders.inference import Inference, whole_encoder
 from ...encoders.regions import MaskPooling, pooled_under
 from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError
+from ...files import Storage, WriterLock, after_commit, refusals_named
 from ...images.listing import Listing, list_images
 from ...images.loading import read_image
 from ...images.masks import MaskFolder
-from ..reports import AddReport, Skipped, read_skipped
+from ...remarks import Skipped
+from ..backends import backend_entry, open_snapshot, require_index, rows_in, writer_of
+from ..reports import AddReport, read_skipped
 from ..search import METRICS, Metric, SearchSpec
-from ..storage.durable import Storage, WriterLock, after_commit, refusals_named
-from ..storage.manifest import BackendEntry, EncoderEntry, Manifest, MaskEntry, Spec
-from ..storage.records import Vectors, pack_maps
-from ..storage.snapshot import Snapshot
+from ..storage.manifest import EncoderEntry, FileEntry, Manifest, MaskEntry, Spec
+from ..storage.segments import Vectors, pack_maps
 from ..storage.writer import CommitLimits, GalleryWriter
-from .creating import existing_gallery, new_birth, require_index, write_encoder_copy
+from .creating import existing_gallery, new_gallery_id, write_encoder_copy
 from .ingest import Encoded, Offer, Progress, Stream, ingest, read_offer
-
-__all__ = [
-    "ImageFiles",
-    "InferenceSettings",
-    "Precision",
-    "add_images",
-    "encoding_stream",
-    "finish",
-    "given_masks",
-    "listing_of",
-    "opened_for_building",
-    "require_usable",
-    "to_vectors",
-]
 
 Precision = Literal["auto", "fp32", "bf16"]
 ImageFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Listing
@@ -53,7 +40,7 @@ ImageFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Listing
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How to run an encoder; see `Inference`. None leaves the choice to it."""
+    """Options of `Inference`; None leaves the choice to it."""
 
     batch_size: int | None = None
     workers: int | None = None
@@ -94,10 +81,7 @@ def opened_for_building(
     encoder = whole_encoder(encoder)
     if metric not in METRICS:
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {metric!r}")
-    if backend is not None:
-        _require_index_of_backend(index, store_maps=store_maps)
-    else:
-        require_index(SearchSpec(encoder.embedding_dim, metric), index)
+    require_index(SearchSpec(encoder.embedding_dim, metric), index, backend, store_maps=store_maps)
     storage = storage or Storage()
     with refusals_named(folder):
         existing_gallery(folder, overwrite=overwrite)  # before a lock file gets into a folder of something else
@@ -105,23 +89,26 @@ def opened_for_building(
     with WriterLock(folder), refusals_named(folder):
         old = existing_gallery(folder, overwrite=overwrite)
         manifest = Manifest(
-            spec=Spec(metric, encoder.embedding_dim, encoder.pooled_dim, None, _keeps_pooled(encoder)),
+            spec=Spec(
+                metric,
+                encoder.embedding_dim,
+                encoder.pooled_dim,
+                None,
+                isinstance(encoder.head, (Identity, nn.Identity)),
+            ),
             encoder=EncoderEntry(encoder.fingerprint, encoder.short_name, encoder.describe()),
             root=str(listing.root.absolute()),
             generation=0 if old is None else old.generation + 1,
             index=index,
-            backend=None if backend is None else _backend_entry(backend, old),
+            backend=backend_entry(backend, old),
             masks=None if masks is None else MaskEntry(str(masks.folder), masks.category),
-            birth=new_birth(str(listing.root.absolute())),
+            gallery_id=new_gallery_id(str(listing.root.absolute())),
         )
         if old is not None and not overwrite:
             _require_same(folder, old, manifest, store_maps=store_maps)
             manifest = old
-        writer = GalleryWriter.at(folder, manifest, on_disk=old, storage=storage, limits=limits)
-        writer.sweep()
-        yield writer
-        with after_commit(folder, "what removed images left behind"):
-            writer.carry_out()
+        with writer_of(folder, manifest, on_disk=old, storage=storage, limits=limits) as writer:
+            yield writer
 
 
 def add_images(
@@ -134,27 +121,24 @@ def add_images(
     complete: bool = False,
     strict: bool = False,
     progress: Progress | None = None,
+    encode: Callable[..., Stream] | None = None,
 ) -> AddReport:
     """Encode a listing's images into an open gallery, under masks if it pools under masks.
 
-    Args:
-        writer: the gallery.
-        listing: the images.
-        encoder: the gallery's encoder.
-        settings: how to run it.
-        store_maps: keep feature maps, if the gallery is new; else it is settled.
-        complete: say afterwards that the gallery is complete.
-        strict: stop at the first file that cannot be used, or that has no mask where the gallery pools under masks.
-        progress: called with the number of images done and the number in all.
+    `store_maps` counts where the gallery is new; `encode` makes the stream, by default `encoding_stream`; `complete`
+    says afterwards that the gallery is complete.
 
     Raises:
         InputError: the gallery is new and no image could be used; or its folder of masks is not there.
         ImageError: with `strict`, the first file that cannot be used.
     """
     masks, encoder = _masks_of(writer.manifest), whole_encoder(encoder)
-    stream = encoding_stream(writer, encoder, settings, masks=masks, store_maps=store_maps, strict=strict)
+    make_stream = encode or encoding_stream
+    stream = make_stream(writer, encoder, settings, masks=masks, store_maps=store_maps, strict=strict)
     report = ingest(writer, listing, stream, masks=masks, strict=strict, progress=progress)
-    require_usable(writer, report)
+    if writer.is_new or not writer.manifest.next_id:
+        shown = "; ".join(f"{item.path}: {item.reason}" for item in report.skipped[:3])
+        raise InputError(f"none of {len(report.skipped)} images could be used ({shown}); no gallery was written")
     finish(writer, report, complete=complete)
     return report
 
@@ -168,7 +152,7 @@ def encoding_stream(
     store_maps: bool = False,
     strict: bool = False,
 ) -> Stream:
-    """What turns offers into vectors, as `ingest` wants it; the first ones settle what a new gallery starts from."""
+    """The stream that encodes here; the first batch settles the spec of a new gallery."""
 
     def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
         precision = settings.precision
@@ -188,7 +172,13 @@ def encoding_stream(
             vectors = None
             if batch.encoding is not None:
                 if writer.is_new and not writer.has_pending:
-                    _begin(writer, encoder, batch.encoding, precision=inference.precision, store_maps=store_maps)
+                    rows, columns = batch.encoding.feature_map.shape[2:]
+                    begin(
+                        writer,
+                        precision=inference.precision,
+                        map_shape=(rows, columns) if store_maps else None,
+                        copy=write_encoder_copy(encoder, writer),
+                    )
                 own = [weights.pop(id(offer), None) for offer in batch.items]
                 encoding = pooled_under(inference.encoder, batch.encoding, own)
                 vectors = to_vectors(encoding, writer.manifest.spec)
@@ -197,6 +187,20 @@ def encoding_stream(
             under.tell()
 
     return stream
+
+
+def begin(
+    writer: GalleryWriter,
+    *,
+    precision: Literal["fp32", "bf16"],
+    map_shape: tuple[int, int] | None,
+    copy: FileEntry | None,
+) -> None:
+    """Settle what waits for the first encoding: precision, shape of the maps, and the copy of the encoder."""
+    manifest = writer.manifest
+    spec = dataclasses.replace(manifest.spec, map_shape=map_shape)
+    entry = dataclasses.replace(manifest.encoder, precision=precision, file=copy)
+    writer.begin(dataclasses.replace(manifest, spec=spec, encoder=entry))
 
 
 def given_masks(masks: MaskFolder | str | os.PathLike[str] | None, category: int | None = None) -> MaskFolder | None:
@@ -236,11 +240,17 @@ def finish(writer: GalleryWriter, report: AddReport, *, complete: bool = False) 
             writer.commit(**changes)
     if complete and not writer.manifest.complete:
         writer.commit(**changes, complete=True)
-    writer.tidy()
+    writer.merge_small()
+
+
+def spec_of(encoder: Encoder, metric: Metric) -> Spec:
+    """The spec of what this encoder makes, without maps."""
+    is_pooled = isinstance(encoder.head, (Identity, nn.Identity))
+    return Spec(metric, encoder.embedding_dim, encoder.pooled_dim, embedding_is_pooled=is_pooled)
 
 
 def to_vectors(encoding: Encoding, spec: Spec) -> Vectors:
-    """What a gallery of this kind stores of an encoding."""
+    """The vectors that a gallery of this kind stores of an encoding."""
     pooled = _numpy(encoding.pooled)
     embedding = pooled if spec.embedding_is_pooled else _numpy(encoding.embedding)
     if spec.map_shape is None:
@@ -251,41 +261,6 @@ def to_vectors(encoding: Encoding, spec: Spec) -> Vectors:
 
 def _numpy(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
     return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
-
-
-def _keeps_pooled(encoder: Encoder) -> bool:
-    return isinstance(encoder.head, (Identity, nn.Identity))
-
-
-def _begin(
-    writer: GalleryWriter,
-    encoder: Encoder,
-    encoding: Encoding,
-    *,
-    precision: Literal["fp32", "bf16"],
-    store_maps: bool,
-) -> None:
-    """What waits for the first encoding: the shape of the maps, and the copy of the encoder, if it can be saved."""
-    rows, columns = encoding.feature_map.shape[2:]
-    spec = dataclasses.replace(writer.manifest.spec, map_shape=(rows, columns) if store_maps else None)
-    entry = dataclasses.replace(writer.manifest.encoder, precision=precision, file=write_encoder_copy(encoder, writer))
-    writer.begin(dataclasses.replace(writer.manifest, spec=spec, encoder=entry))
-
-
-def _require_index_of_backend(index: str, *, store_maps: bool) -> None:
-    from ..milvus.snapshot import require_index as require_index_of_milvus
-
-    if store_maps:
-        raise InputError(
-            "feature maps are not kept in Milvus; leave --store-maps out, maps are then made from the images"
-        )
-    require_index_of_milvus(index)
-
-
-def _backend_entry(backend: str, old: Manifest | None) -> BackendEntry:
-    from ..milvus.snapshot import backend_entry
-
-    return backend_entry(backend, old)
 
 
 def _require_same(folder: Path, old: Manifest, new: Manifest, *, store_maps: bool) -> None:
@@ -304,7 +279,7 @@ def _require_same(folder: Path, old: Manifest, new: Manifest, *, store_maps: boo
         ("index", old.index, new.index),
         ("stored maps", old.spec.map_shape is not None, store_maps),
         ("masks", old.masks, new.masks),
-        ("rows in", *(entry.backend.address if entry.backend else "the folder" for entry in (old, new))),
+        ("rows in", rows_in(old), rows_in(new)),
     ]
     if different := [f"{name} {found}, given {given}" for name, found, given in settings if found != given]:
         raise GalleryExistsError(
@@ -318,23 +293,13 @@ def _skip_list(writer: GalleryWriter, report: AddReport) -> FileEntry | None:
     old = writer.manifest.skipped
     before: tuple[Skipped, ...] = ()
     if old is not None:
-        try:
+        with suppress(GalleryError):  # nothing hangs on the old list
             before = read_skipped(writer.folder / old.name)
-        except GalleryError:  # nothing hangs on the old list
-            before = ()
-    held: dict[str, int] = {}
-    if before:
-        now = Snapshot.at(writer.folder, writer.manifest, verify=False)
-        held = now.known_files(among=[item.path for item in before])
+    held = (
+        open_snapshot(writer.folder, writer.manifest).places_by_path([item.path for item in before]) if before else {}
+    )
     merged = {item.path: item for item in before if item.path not in held}
     merged |= {item.path: item for item in report.skipped}
     if tuple(merged.values()) == before:
         return old
     return writer.write_skipped([item.to_json() for item in merged.values()]) if merged else None
-
-
-def require_usable(writer: GalleryWriter, report: AddReport) -> None:
-    """InputError when a new gallery has got no image at all."""
-    if writer.is_new or not writer.manifest.next_id:
-        shown = "; ".join(f"{item.path}: {item.reason}" for item in report.skipped[:3])
-        raise InputError(f"none of {len(report.skipped)} images could be used ({shown}); no gallery was written")

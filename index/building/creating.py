@@ -1,52 +1,41 @@
-"""Where a new gallery may be written, and what it starts with: the same for a build and for an import."""
+"""The start of a new gallery: a place where it may lie, its id, its copy of the encoder."""
 
 from __future__ import annotations
 
 import hmac
+import os
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import GalleryError, GalleryExistsError, InputError, NotAGalleryError
-from ..search import SearchSpec
-from ..storage.caches import user_secret
-from ..storage.durable import LOCK_NAME
+from ...files import LOCK_NAME
+from ..storage.cache import user_secret
 from ..storage.manifest import FileEntry, Manifest
 from ..storage.writer import GalleryWriter
 
 if TYPE_CHECKING:
     from ...encoders import Encoder
 
-__all__ = [
-    "existing_gallery",
-    "foreign_file",
-    "is_root_of_this_user",
-    "new_birth",
-    "require_index",
-    "write_encoder_copy",
-]
 
-
-def foreign_file(folder: Path) -> str | None:
-    """The first file of a folder, by name, that is no gallery's; None if there is none."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return min((name for name in names if name != LOCK_NAME and not GalleryWriter.owns(name)), default=None)
-
-
-def existing_gallery(folder: Path, *, overwrite: bool) -> Manifest | None:
+def existing_gallery(folder: Path, *, overwrite: bool, remedy: str = "choose another --out") -> Manifest | None:
     """The gallery that lies there; a new one may be where nothing is or a build left off, never among other files.
 
     Raises:
         GalleryExistsError: there is something else.
         GalleryError: there is a gallery that cannot be read, and it is not to be overwritten.
     """
-    if folder.exists() and not folder.is_dir():
-        raise GalleryExistsError(f"{folder}: is a file; choose another --out")
+    if os.path.exists(folder) and not os.path.isdir(folder):  # noqa: PTH110, PTH112 - never raise
+        raise GalleryExistsError(f"{folder}: is a file; {remedy}")
     try:
         return Manifest.load(folder)
     except NotAGalleryError:
-        if (foreign := foreign_file(folder)) is not None:
-            raise GalleryExistsError(f"{folder}: holds other files, such as {foreign}; choose another --out") from None
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []  # noqa: PTH112, PTH208
+        for name in names:
+            if name != LOCK_NAME and not GalleryWriter.owns(name):
+                raise GalleryExistsError(
+                    f"{folder}: is no gallery and holds other files, such as {name}; {remedy}"
+                ) from None
         return None
     except GalleryError:
         if overwrite:
@@ -54,7 +43,7 @@ def existing_gallery(folder: Path, *, overwrite: bool) -> Manifest | None:
         raise
 
 
-def new_birth(root: str | None = None) -> str:
+def new_gallery_id(root: str | None = None) -> str:
     """A random name for a new gallery; with the root that this user named for its images, one that proves who did."""
     name = uuid.uuid4().hex
     tag = None if root is None else _root_tag(name, root)
@@ -62,8 +51,8 @@ def new_birth(root: str | None = None) -> str:
 
 
 def is_root_of_this_user(manifest: Manifest) -> bool:
-    """Whether this user, on this machine, named the root that a gallery records; nobody else can make it seem so."""
-    name, _, given = manifest.birth.partition("-")
+    """True if this user, on this machine, named the root that a gallery records; nobody else can make it seem so."""
+    name, _, given = manifest.gallery_id.partition("-")
     expected = _root_tag(name, manifest.root)
     return expected is not None and hmac.compare_digest(expected.encode(), given.encode())
 
@@ -72,14 +61,6 @@ def _root_tag(name: str, root: str) -> str | None:
     secret = user_secret()
     text = f"root\0{name}\0{root}".encode("utf-8", "surrogateescape")
     return None if secret is None else hmac.new(secret, text, "sha256").hexdigest()
-
-
-def require_index(spec: SearchSpec, factory: str) -> None:
-    """Refuse a misspelt factory string now, not after hours of work."""
-    if factory not in ("auto", "flat"):
-        from ..faiss.factory import new_index
-
-        new_index(spec, factory)
 
 
 def write_encoder_copy(encoder: Encoder, writer: GalleryWriter) -> FileEntry | None:

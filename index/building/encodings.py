@@ -1,11 +1,12 @@
-"""One file of encodings that stands alone: what `distcam encode` writes, and other tasks read as arrays."""
+"""One file of encodings that stands alone: written by `distcam encode`, read by other tasks as arrays."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,23 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import GalleryExistsError, InputError
+from ...files import Storage
 from ..reports import AddReport
-from ..storage.durable import Storage
-from ..storage.hdf5 import FlatFile, StoredArray
+from ..storage.hdf5 import Array, FlatFile, StoredArray
 from ..storage.manifest import MANIFEST_NAME, Spec
-from ..storage.merging import live_blocks
-from ..storage.records import Array, Entries, Record, located, stored_path
-from ..storage.segments import Segment, write_segment
+from ..storage.segments import Entries, Record, Segment, Vectors, located, stored_path, write_segment
 from ..storage.snapshot import Snapshot
 from ..storage.writer import GalleryWriter
 
 if TYPE_CHECKING:  # what encodes images imports torch, which reading does without
-    from ...encoders import Encoder, TrainedOn
+    from ...encoders import Encoder
     from ...images import Listing
     from .build import ImageFiles, Precision
     from .ingest import Progress
-
-__all__ = ["Encodings", "encode_to_file", "read_encodings"]
 
 FORMAT = "distcam-encodings"
 VERSION = 1
@@ -38,7 +35,7 @@ _REMEDY = "write it again with `distcam encode`"
 
 @dataclass(frozen=True, eq=False)
 class Encodings:
-    """What an encoder said about n images; vectors are in memory and read-only, maps are read when asked for.
+    """The encodings of n images; vectors are in memory and read-only, maps are read when asked for.
 
     Attributes:
         file: where they were read from.
@@ -78,7 +75,7 @@ class Encodings:
 
     @property
     def has_maps(self) -> bool:
-        """Whether feature maps were stored."""
+        """True if feature maps were stored."""
         return self._segment.spec.map_shape is not None
 
     def maps(self, rows: Array | slice = slice(None)) -> NDArray[np.float32]:
@@ -95,7 +92,7 @@ class Encodings:
         return columns[name].strings()
 
     def file_of(self, record: Record) -> Path:
-        """Where an image lies, or lay when it was encoded."""
+        """The place of an image, or that at the time of encoding."""
         return located(record.path, self.root)
 
 
@@ -139,42 +136,64 @@ def encode_to_file(
         report = add_images(
             writer, listing, encoder, settings=settings, store_maps=store_maps, strict=strict, progress=progress
         )
-        _forget_others(writer, listing)
-        _write_whole(target, Snapshot(partial, writer.manifest), encoder.trained_on)
+        _remove_others(writer, listing)
+        parts = Snapshot(partial, writer.manifest).live_parts()
+        write_encodings(
+            target,
+            Entries.cat([segment.entries(rows) for segment, rows in parts]),
+            chain.from_iterable(segment.blocks(rows) for segment, rows in parts),
+            spec=writer.manifest.spec,
+            root=writer.manifest.root,
+            encoder=encoder,
+            precision=writer.manifest.encoder.precision,
+        )
         writer.delete_gallery()
     return report
 
 
-def _forget_others(writer: GalleryWriter, listing: Listing) -> None:
+def _remove_others(writer: GalleryWriter, listing: Listing) -> None:
     """Images that an interrupted run encoded, and that are not asked for any more."""
     root = Path(writer.manifest.root)
     listed = {stored_path(listing.file(record), root) for record in listing}
     snapshot = Snapshot(writer.folder, writer.manifest, verify=False)
-    writer.remove(int(snapshot.ids[place]) for path, place in snapshot.known_files().items() if path not in listed)
+    writer.remove(int(snapshot.ids[place]) for path, place in snapshot.places_by_path().items() if path not in listed)
     writer.commit()
 
 
-def _write_whole(target: Path, snapshot: Snapshot, trained_on: TrainedOn | None) -> None:
-    """All segments of a finished gallery as one file."""
-    manifest = snapshot.manifest
+def write_encodings(
+    file: Path,
+    entries: Entries,
+    vectors: Iterable[Vectors],
+    *,
+    spec: Spec,
+    root: str | os.PathLike[str],
+    encoder: Encoder,
+    precision: str | None,
+    skipped: Mapping[str, str] | None = None,
+) -> None:
+    """Write encodings as the one file that `read_encodings` reads; it appears when it is whole.
+
+    The entries and the vectors, in blocks of any size, are in the same order. How much of these images the encoder was
+    trained on is noted. `skipped` holds the images that could not be used, with reasons; None: the file says nothing.
+    """
     about: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "root": manifest.root,
+        "root": os.fspath(root),
         "encoder": {
-            "fingerprint": manifest.encoder.fingerprint,
-            "short_name": manifest.encoder.short_name,
-            "description": manifest.encoder.description,
-            "precision": manifest.encoder.precision,
+            "fingerprint": encoder.fingerprint,
+            "short_name": encoder.short_name,
+            "description": encoder.describe(),
+            "precision": precision,
         },
     }
-    parts = snapshot.live_parts()
-    entries = Entries.cat([segment.entries(rows) for segment, rows in parts])
-    if trained_on is not None:
-        overlap = trained_on.overlap(entries.columns["label"], trained_on.short(entries.sha256))
+    if encoder.trained_on is not None:
+        overlap = encoder.trained_on.overlap(entries.columns["label"], encoder.trained_on.short(entries.sha256))
         about["encoder"]["trained_on"] = overlap.to_dict()
-    with Storage().replacing(target) as aside:
-        write_segment(aside, entries, live_blocks(parts), spec=snapshot.spec, about=json.dumps(about))
+    if skipped is not None:
+        about["skipped"] = dict(skipped)
+    with Storage().replacing(file) as aside:
+        write_segment(aside, entries, vectors, spec=spec, about=json.dumps(about))
 
 
 def read_encodings(file: str | os.PathLike[str]) -> Encodings:
@@ -192,7 +211,7 @@ def read_encodings(file: str | os.PathLike[str]) -> Encodings:
     labels = segment.columns["label"].strings()
     others = {name: column.strings() for name, column in segment.columns.items() if name != "label"}
     records = tuple(
-        Record(int(id_), image, labels[row], _values(others, row))
+        Record(int(id_), image, labels[row], {k: value for k, v in others.items() if (value := v[row]) is not None})
         for row, (id_, image) in enumerate(zip(segment.ids, segment.paths, strict=True))
     )
     pooled = embeddings = _read_only(segment.pooled)
@@ -206,10 +225,6 @@ def _read_only(stored: StoredArray) -> Array:
     array = stored.read()
     array.flags.writeable = False
     return array
-
-
-def _values(columns: Mapping[str, list[str | None]], row: int) -> dict[str, str]:
-    return {name: value for name, values in columns.items() if (value := values[row]) is not None}
 
 
 def _spec_of(path: Path) -> Spec:
@@ -227,7 +242,7 @@ def _spec_of(path: Path) -> Spec:
 
 def _about(segment: Segment) -> dict[str, Any]:
     try:
-        about = json.loads(segment.about or "null")
+        about = json.loads(segment.file.strings("about", 1)[0]) if "about_blob" in segment.file.names else None
         if not isinstance(about, dict) or (about.get("format"), about.get("version")) != (FORMAT, VERSION):
             raise ValueError(f"not {FORMAT} version {VERSION}")
         if not isinstance(about.get("root"), str) or not isinstance(about.get("encoder"), dict):

@@ -1,9 +1,7 @@
 """Images on their way into a gallery: which are new, which changed, and what is done with those that cannot be used.
 
-Nothing here knows what an encoder is: a `Stream` turns offers into vectors, and `build.py` makes one from an encoder.
-Each file is read once; its checksum is taken from the same bytes that are decoded. Memory holds a batch, and the
-known paths. Where a gallery pools under masks, the column `mask` says under which: the first digits of the mask file's
-checksum, so that another mask is news as another picture is, or "none" for the whole picture.
+Each file is read once; its checksum is taken from the same bytes that are decoded. Where a gallery pools under masks,
+the column `mask` holds the first digits of the mask file's checksum, or "none" for the whole image.
 """
 
 from __future__ import annotations
@@ -22,24 +20,12 @@ import numpy as np
 from ...errors import ImageError, InputError, is_out_of_descriptors, too_many_files
 from ...images.listing import Listing
 from ...images.masks import MaskFolder
-from ..reports import AddReport, Skipped
-from ..storage.records import Array, Entries, Vectors, stored_path
-from ..storage.segments import MAX_COLUMNS
+from ...remarks import Skipped
+from ..backends import open_snapshot
+from ..reports import AddReport
+from ..storage.segments import MAX_COLUMNS, Entries, Vectors, stored_path
 from ..storage.snapshot import Snapshot
 from ..storage.writer import GalleryWriter
-
-__all__ = [
-    "MASK_COLUMN",
-    "NO_MASK",
-    "Encoded",
-    "Offer",
-    "Progress",
-    "Stream",
-    "entries_of",
-    "ingest",
-    "ingest_offers",
-    "read_offer",
-]
 
 MAX_FILE_BYTES = 1 << 30
 MASK_COLUMN, NO_MASK = "mask", "none"
@@ -167,7 +153,14 @@ class _Intake:
     def carry_through(self, stream: Stream, offers: Iterable[Offer], images: Listing | None = None) -> AddReport:
         """Encode and commit, whatever happens on the way."""
         try:
-            self._run(stream, offers)
+            with closing(stream(offers)) as batches:  # its threads end before the last commit
+                for batch in batches:
+                    for offer, error in batch.failures:
+                        self._refuse(offer, error)
+                    if batch.vectors is not None:
+                        self._accept(batch.offers, batch.vectors)
+                        self.writer.merge_small(newest=True)
+                    self._report_progress()
             for problem in () if images is None else images.problems:
                 path, _, reason = problem.partition(": ")
                 self.skipped.append(Skipped(path, reason))
@@ -178,28 +171,18 @@ class _Intake:
             raise
         return AddReport(self.added, self.replaced, self.unchanged, tuple(self.skipped))
 
-    def _run(self, stream: Stream, offers: Iterable[Offer]) -> None:
-        with closing(stream(offers)) as batches:  # its threads end before the last commit
-            for batch in batches:
-                for offer, error in batch.failures:
-                    self._refuse(offer, error)
-                if batch.vectors is not None:
-                    self._accept(batch.offers, batch.vectors)
-                    self.writer.keep_few()
-                self._report_progress()
-
     def _report_progress(self) -> None:
         if self._progress is not None:
             done = self.added + self.replaced + self.unchanged + len(self.skipped)
             self._progress(min(done, self._total), self._total)
 
     def offers_of(self, images: Listing, masks: MaskFolder | None) -> Iterator[Offer]:
-        """What the listing offers, without files whose size and time of change say that they are known."""
+        """The offers of a listing, without files whose size and time of change say that they are known."""
         manifest = self.writer.manifest
         root = Path(manifest.root)
-        snapshot = Snapshot.at(self.writer.folder, manifest, verify=False)
+        snapshot = open_snapshot(self.writer.folder, manifest)
         snapshot.preload()  # the commits to come may merge its files away
-        known = snapshot.known_files(among=(stored_path(images.file(record), root) for record in images))
+        known = snapshot.places_by_path(among=(stored_path(images.file(record), root) for record in images))
         seen: set[str] = set()
         for record in images:
             file = images.file(record)
@@ -228,7 +211,7 @@ class _Intake:
         return True
 
     def _is_news(self, offer: Offer, snapshot: Snapshot, *, place: int) -> bool:
-        """Whether the file must be read; notes what it would replace.
+        """True if the file must be read; notes what it would replace.
 
         A listing that says nothing of label and columns changes none; one that says something else does.
         """
@@ -272,7 +255,7 @@ class _Intake:
         taken = [offers[row] for row in rows.tolist()]
         replaced = [offer.replaces for offer in taken if offer.replaces is not None]
         self.writer.append(
-            entries_of(taken), vectors if len(rows) == len(offers) else _some(vectors, rows), replaces=replaced
+            entries_of(taken), vectors if len(rows) == len(offers) else vectors.take(rows), replaces=replaced
         )
         self.added += len(taken) - len(replaced)
         self.replaced += len(replaced)
@@ -280,7 +263,7 @@ class _Intake:
 
 def _check_columns(writer: GalleryWriter, new: Iterable[str]) -> None:
     """Refuse now what could not be read again later."""
-    names = {*Snapshot.at(writer.folder, writer.manifest, verify=False).column_names, *new}
+    names = {*open_snapshot(writer.folder, writer.manifest).column_names, *new}
     if len(names) > MAX_COLUMNS:
         raise InputError(f"a gallery holds up to {MAX_COLUMNS} columns, with these images it would have {len(names)}")
 
@@ -298,14 +281,4 @@ def entries_of(offers: Sequence[Offer]) -> Entries:
             "label": [offer.label for offer in offers],
             **{name: [offer.columns.get(name) for offer in offers] for name in names},
         },
-    )
-
-
-def _some(vectors: Vectors, rows: Array) -> Vectors:
-    pooled = vectors.pooled[rows]
-    return Vectors(
-        pooled=pooled,
-        embedding=pooled if vectors.embedding is vectors.pooled else vectors.embedding[rows],
-        maps=None if vectors.maps is None else vectors.maps[rows],
-        map_scale=None if vectors.map_scale is None else vectors.map_scale[rows],
     )

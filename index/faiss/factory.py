@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError, TooFewVectorsError
-from ..reports import counted
+from ...remarks import counted
 from ..search import SearchSpec, Vectors
 from .runtime import reconstructed
 

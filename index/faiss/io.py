@@ -23,7 +23,7 @@ import numpy as np
 
 from ...errors import CorruptGalleryError
 from ...forking import ForkSafeLock
-from ..reports import counted
+from ...remarks import counted
 from ..search import SearchSpec
 from .factory import faiss_metric, inner_index
 from .index_store import IdMap, IndexStore, Precision, SearchSettings

@@ -18,7 +18,7 @@ from typing import Any
 import faiss as typed_faiss
 import numpy as np
 
-from ..reports import counted
+from ...remarks import counted
 from ..search import (
     Distances,
     Hits,

@@ -18,9 +18,9 @@ import faiss
 import numpy as np
 
 from ...errors import InputError
-from ..reports import counted
+from ...remarks import counted
 from ..search import Ids, SearchSpec, VectorSource
-from ..storage.tuned import Tuning
+from ..storage.manifest import Tuning
 from .factory import Coarse, index_bytes, list_count, new_index
 from .index_store import SearchSettings
 from .recall import GroundTruth, enough, ground_truth, has_levelled_off, machine, single_latencies

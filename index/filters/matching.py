@@ -19,8 +19,9 @@ import fnmatch
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +29,44 @@ from numpy.typing import NDArray
 from ...deadlines import check_deadline
 from ...errors import InputError
 from ...forking import ForkSafeLock
-from ..storage.records import Categorical
 from .tree import And, Comparison, Eq, Filter, Glob, In, Ne, Not, Or, Range, number, tree_of
-
-__all__ = ["Table", "Verdicts", "hints", "matching"]
 
 Mask: TypeAlias = NDArray[np.bool_]
 
 _VERDICT_BYTES = 64 << 20
 _BLOCK = 4096  # values between two looks at the clock
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """A column of strings as codes into its distinct values; code -1 is "no value"."""
+
+    values: tuple[str, ...]
+    codes: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, strings: Sequence[str | None]) -> Self:
+        """Number the distinct values in alphabetical order.
+
+        >>> Categorical.of(["dog", None, "cat", "dog"])
+        Categorical(values=('cat', 'dog'), codes=array([ 1, -1,  0,  1], dtype=int32))
+        """
+        values = tuple(sorted({string for string in strings if string is not None}))
+        number: dict[str | None, int] = {value: code for code, value in enumerate(values)}
+        number[None] = -1
+        return cls(values, np.array([number[string] for string in strings], np.int32))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, index: int) -> str | None:
+        code = self.codes[index]
+        return None if code < 0 else self.values[code]
+
+    def strings(self) -> list[str | None]:
+        """The column as a list."""
+        known: tuple[str | None, ...] = (*self.values, None)  # code -1 is the last
+        return [known[code] for code in self.codes]
 
 
 class Table(Protocol):

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from ..storage.records import Array, Entries, Vectors
+from ..storage.hdf5 import Array
+from ..storage.segments import Entries, Vectors
 from .tables import BLOCK_ROWS, Source, TableReader, parquet, read_matrix
 
 __all__ = ["ENCODER_FILE", "EXPORT_FILE", "open_clip_retrieval"]

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import GalleryError, GalleryExistsError, InputError
-from ...remarks import remark
-from ..reports import counted
+from ...files import Storage
+from ...remarks import counted, remark
 from ..search import comparable
-from ..storage.durable import Storage
-from ..storage.records import located
+from ..storage.segments import located
 from ..storage.snapshot import Ids
 from .clip_retrieval import ENCODER_FILE, EXPORT_FILE
 from .tables import parquet

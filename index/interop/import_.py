@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, WeightsError
-from ...remarks import remark
-from ..building.creating import existing_gallery, new_birth, require_index, write_encoder_copy
-from ..reports import AddReport, Skipped
+from ...files import Storage, WriterLock
+from ...remarks import Skipped, remark
+from ..backends import require_index
+from ..building.creating import existing_gallery, new_gallery_id, write_encoder_copy
+from ..reports import AddReport
 from ..search import METRICS, Metric, SearchSpec
-from ..storage.durable import Storage, WriterLock
+from ..storage.hdf5 import Array
 from ..storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
-from ..storage.records import Array, Entries, Vectors, located
+from ..storage.segments import Entries, Vectors, located
 from ..storage.writer import GalleryWriter
 from .clip_retrieval import ENCODER_FILE
 from .sources import Kind, open_source
@@ -107,7 +109,7 @@ def import_gallery(
         root=str(found.root),
         index=index,
         masks=None if masks is None else MaskEntry(masks["folder"], masks.get("category")),
-        birth=new_birth(None if root is None else str(found.root)),
+        gallery_id=new_gallery_id(None if root is None else str(found.root)),
     )
     require_index(SearchSpec(found.embedding_dim, chosen), index)
     with _opened(Path(out), manifest, overwrite=overwrite) as writer:
@@ -145,7 +147,7 @@ def _opened(folder: Path, manifest: Manifest, *, overwrite: bool) -> Iterator[Ga
         if old is not None:
             manifest = dataclasses.replace(manifest, generation=old.generation + 1)
         writer = GalleryWriter(folder, manifest, on_disk=old, storage=storage)
-        writer.sweep()
+        writer.delete_orphans()
         yield writer
 
 
@@ -180,7 +182,7 @@ def _copy(writer: GalleryWriter, found: Source, known: Encoder | None, progress:
         raise InputError(f"none of {found.count} rows of {found.place} could be used ({shown}); no gallery was written")
     file = writer.write_skipped([item.to_json() for item in skipped]) if skipped else None
     writer.commit(skipped=file, complete=True)
-    writer.tidy()
+    writer.merge_small()
 
 
 def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skipped: list[Skipped]) -> Array:

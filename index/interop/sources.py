@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...images.listing import quiet_listing
-from ..storage.records import Array, Entries, Vectors
+from ..storage.hdf5 import Array
+from ..storage.segments import Entries, Vectors
 from .clip_retrieval import open_clip_retrieval
 from .tables import BLOCK_ROWS, Source, TableReader, checked_matrix, read_matrix
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError, MissingExtraError
-from ..storage.records import Array, Entries, Vectors, stored_path
+from ..storage.hdf5 import Array
+from ..storage.segments import Entries, Vectors, stored_path
 
 __all__ = ["BLOCK_ROWS", "Source", "TableReader", "checked_matrix", "parquet", "read_matrix"]
 

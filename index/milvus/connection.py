@@ -1,4 +1,4 @@
-"""Where a gallery's rows lie in Milvus, written as one address without secrets; and the connection to it.
+"""The address of a gallery's rows in Milvus, one text without secrets; and the connection to it.
 
     milvus://HOST:19530/COLLECTION            milvus+tls://HOST:443/COLLECTION        milvus://HOST/DATABASE/COLLECTION
     milvus+lite:///path/file.db               path/file.db                            ?consistency=bounded at the end
@@ -23,8 +23,6 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from weakref import WeakValueDictionary, finalize
 
 from ...errors import GalleryError, InputError, MissingExtraError
-
-__all__ = ["CA_VARIABLE", "TOKEN_VARIABLE", "Address", "Connection", "connected"]
 
 TOKEN_VARIABLE = "DISTCAM_MILVUS_TOKEN"
 CA_VARIABLE = "DISTCAM_MILVUS_CA"
@@ -56,7 +54,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The address that a text means.
+        """The address in a text.
 
         >>> str(Address.parse("milvus://10.0.0.7/photos"))
         'milvus://10.0.0.7:19530/photos'
@@ -133,7 +131,7 @@ class Connection:
     def __init__(self, address: Address) -> None:
         self.name = str(address)
         self.client: Any = _client(address)
-        finalize(self, _closed, self.client)
+        finalize(self, self.client.close)
 
     @contextmanager
     def speaking(self) -> Iterator[Any]:
@@ -192,7 +190,3 @@ def _client(address: Address) -> Any:
 def _sentence(error: Exception) -> str:
     text = str(getattr(error, "message", "") or error)
     return " ".join(text.split())[:300] or type(error).__name__
-
-
-def _closed(client: Any) -> None:
-    client.close()

@@ -1,9 +1,7 @@
 """Filters as Milvus expressions, made of numbers only: no text of a user ever stands in one.
 
-Every row carries `keys`, an array with one 63-bit hash for each (column, value) it has, its label and path among
-them, and one for each column whose value is a number; and those numbers themselves. "label=cat" becomes
-`array_contains(keys, 4617…)`. What values look like, how Milvus escapes strings and compares nothing with something,
-does not matter then. Two values share a hash with probability 2⁻⁶³.
+Every row carries `keys`, an array with one 63-bit hash for each (column, value) it has, its label and path among them,
+and one for each column whose value is a number; and those numbers. "label=cat" becomes `array_contains(keys, 4617…)`.
 """
 
 from __future__ import annotations
@@ -14,8 +12,6 @@ from collections.abc import Iterator, Mapping
 
 from ..filters.tree import And, Eq, Filter, Glob, In, Ne, Not, Or, Range
 
-__all__ = ["EVERY_ROW", "compiled", "key_of", "keys_of", "numbers_of"]
-
 EVERY_ROW = "id >= 0"
 _MOST_VALUES = 5000
 _LARGEST = 1.7976931348623157e308  # JSON has no infinity
@@ -24,11 +20,6 @@ _LARGEST = 1.7976931348623157e308  # JSON has no infinity
 def key_of(column: str, value: str) -> int:
     """The number that stands for "this column has this value"."""
     return _hashed(b"v", column, value)
-
-
-def _number_key(column: str) -> int:
-    """The number that stands for "this column's value is a number"."""
-    return _hashed(b"n", column, "")
 
 
 def _number_name(column: str) -> str:
@@ -46,7 +37,7 @@ def keys_of(values: Mapping[str, str | None]) -> list[int]:
     found = [(column, value) for column, value in values.items() if value is not None]
     return [
         *(key_of(column, value) for column, value in found),
-        *(_number_key(column) for column, value in found if _number(value) is not None),
+        *(_hashed(b"n", column, "") for column, value in found if _number(value) is not None),
     ]
 
 
@@ -80,7 +71,7 @@ def compiled(where: Filter) -> str | None:
                 return None if values else "id < 0"
             return f"array_contains_any(keys, [{', '.join(str(key_of(column, value)) for value in values)}])"
         case Range():
-            return " and ".join([f"(array_contains(keys, {_number_key(where.column)})", *_bounds(where)]) + ")"
+            return " and ".join([f"(array_contains(keys, {_hashed(b'n', where.column, '')})", *_bounds(where)]) + ")"
         case Not(part):
             inner = compiled(part)
             return None if inner is None else f"not ({inner})"

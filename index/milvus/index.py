@@ -1,4 +1,4 @@
-"""How Milvus indexes the embeddings: FAISS factory strings on the outside, Milvus' names and parameters inside."""
+"""Milvus' indexes of the embeddings: FAISS factory strings outside, Milvus' names and parameters inside."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from ...errors import InputError
-
-__all__ = ["FLAT_UP_TO", "IndexKind"]
 
 FLAT_UP_TO = 100_000  # images; "auto" means a graph above
 _GRAPH = {"M": 16, "efConstruction": 200}
@@ -62,13 +60,13 @@ class IndexKind:
         )
 
     def is_like(self, other: Self) -> bool:
-        """Whether the same index is meant, as far as both say."""
+        """True if the same index is meant, as far as both say."""
         shared = self.build.keys() & other.build.keys()
         return self.name == other.name and all(self.build[name] == other.build[name] for name in shared)
 
     @property
     def is_exact(self) -> bool:
-        """Whether every vector is looked at, in single precision."""
+        """True if every vector is looked at, in single precision."""
         return self.name == "FLAT"
 
     def effort(self, n: int) -> dict[str, int]:

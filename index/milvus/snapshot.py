@@ -11,9 +11,8 @@ The live ids are all below `next_id` without those in the tombstone files, so op
 
 from __future__ import annotations
 
-import dataclasses
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,40 +21,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ..filters.matching import Verdicts, matching
+from ..filters.matching import Categorical, Verdicts, matching
 from ..filters.tree import Filter
 from ..search import check_ids
-from ..storage.manifest import BackendEntry, Manifest
-from ..storage.records import Array, Categorical, Record
-from ..storage.snapshot import Ids, Snapshot, Verify, check_file, read_ids
+from ..storage.hdf5 import Array
+from ..storage.manifest import Manifest
+from ..storage.segments import Record
+from ..storage.snapshot import Ids, Snapshot, Verify, check_file, removed_ids
 from .connection import Address
 from .filters import compiled, key_of
-from .index import IndexKind
 from .search import MilvusSearch, Rows
 from .table import MilvusTable, TableSpec
-
-__all__ = ["MilvusSnapshot", "backend_entry", "removed_ids", "require_index", "table_of"]
 
 _SCAN = 4096  # rows
 _PATHS = 500  # in one request
 _FEW = 20  # times fewer paths than rows are worth asking for one by one
-
-
-def backend_entry(text: str, old: Manifest | None) -> BackendEntry:
-    """What a new gallery's manifest says of its backend; building anew at the same place takes the old rows' place.
-
-    Raises:
-        InputError: the text is no address.
-    """
-    address = str(Address.parse(text))
-    if old is not None and old.backend is not None and old.backend.address == address:
-        return dataclasses.replace(old.backend, columns=(), settled=0)
-    return BackendEntry(address, uuid.uuid4().hex)
-
-
-def require_index(text: str) -> None:
-    """Refuse a kind of index that Milvus does not have, before hours of encoding."""
-    IndexKind.parse(text)
 
 
 def table_of(manifest: Manifest) -> MilvusTable:
@@ -68,20 +48,10 @@ def table_of(manifest: Manifest) -> MilvusTable:
     )
 
 
-def removed_ids(folder: Path, manifest: Manifest, *, start: int = 0) -> Ids:
-    """The ids in the tombstone files from number `start` on, ascending."""
-    files = [read_ids(folder, entry) for entry in manifest.tombstones[start:]]
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *files]))
-
-
 class MilvusSnapshot(Snapshot):
-    """One generation of a gallery in Milvus.
+    """One generation of a gallery in Milvus; `verify=False` does not look there before something is asked of it."""
 
-    Args:
-        folder: the gallery.
-        manifest: the generation to open.
-        verify: False: do not look at Milvus before something is asked of it.
-    """
+    is_remote = True
 
     def __init__(self, folder: Path, manifest: Manifest, *, verify: Verify = "auto") -> None:
         self.folder = folder
@@ -89,10 +59,10 @@ class MilvusSnapshot(Snapshot):
         self.segments = ()
         for entry in manifest.tombstones:
             check_file(folder, entry, checksum=verify is not False)
-        self.rows = Rows(manifest.next_id, removed_ids(folder, manifest))
+        self.rows = Rows(manifest.next_id, removed_ids(folder, manifest.tombstones))
         self._columns: dict[str, Categorical] = {}
         self._verdicts = Verdicts()
-        self._known: dict[int, dict[str, Any]] = {}
+        self._seen: dict[int, dict[str, Any]] = {}  # what Milvus said of the images that were asked for by path
         if verify is not False and manifest.next_id:
             assert self.table
 
@@ -116,16 +86,12 @@ class MilvusSnapshot(Snapshot):
     def removed_rows(self) -> int:
         """Rows of removed images that Milvus has still to delete."""
         assert self.manifest.backend is not None
-        return len(removed_ids(self.folder, self.manifest, start=self.manifest.backend.settled))
-
-    def search(self) -> MilvusSearch:
-        """The search over these rows."""
-        return MilvusSearch(self.search_spec, self.table, rows=self.rows)
+        return len(removed_ids(self.folder, self.manifest.tombstones[self.manifest.backend.settled :]))
 
     # --- Which images ------------------------------------------------------------------------------------------------
 
     def places(self, ids: Iterable[int] | Array) -> NDArray[np.int64]:
-        """Where ids stand in `self.ids`, without making that.
+        """The places of ids in `self.ids`, without making that.
 
         Raises:
             InputError: an id is not in the gallery.
@@ -143,95 +109,93 @@ class MilvusSnapshot(Snapshot):
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        """What a filter may name: path, label, and the user's columns."""
+        """The columns that a filter may name: path, label, and the user's."""
         assert self.manifest.backend is not None
         return tuple(dict.fromkeys(("path", "label", *self.manifest.backend.columns)))
 
-    def column(self, name: str) -> Categorical:
-        """One column of all images, read row by row; InputError for an unknown one."""
-        if name not in self.column_names:
-            raise InputError(f"no column {name!r} in {self.folder}; there are {', '.join(self.column_names)}")
-        if name not in self._columns:
-            values = [_value(record, name) for record in self._scan()]
-            self._columns[name] = Categorical.of(values)
-        return self._columns[name]
+    def _read_column(self, name: str) -> Categorical:
+        return Categorical.of([_value(record, name) for record in self._scan()])
 
     def _scan(self) -> Iterator[dict[str, Any]]:
         for start in range(0, len(self), _SCAN):
             yield from self.table.records(self.ids[start : start + _SCAN])
 
-    def _records(self, places: Array) -> list[dict[str, Any]]:
-        return self.table.records(self.ids[places]) if len(places) else []
-
     def paths(self, places: Array) -> Iterator[str]:
         """The stored paths of images given by place."""
-        return (record["path"] for record in self._records(places))
+        return (record["path"] for record in self.table.records(self.ids[places]))
 
     def all_paths(self) -> list[str]:
         """The stored paths of all images, in the order of ids."""
         return [record["path"] for record in self._scan()]
 
     def records(self, ids: Iterable[int] | Array) -> list[Record]:
-        """What is known about these images, in their order."""
+        """Path, label and columns of these images, in their order."""
         held = self._held(ids)
-        rows = self.table.records(held) if len(held) else []
         return [
             Record(key, stored["path"], stored["label"], stored["columns"])
-            for key, stored in zip(held.tolist(), rows, strict=True)
+            for key, stored in zip(held.tolist(), self.table.records(held), strict=True)
         ]
 
     def values(self, name: str, places: Array) -> list[str | None]:
         """One column of some images."""
-        return [_value(record, name) for record in self._records(places)]
+        return [_value(record, name) for record in self.table.records(self.ids[places])]
 
     def value(self, name: str, place: int) -> str | None:
-        """One column of an image that `known_files` has named."""
-        return _value(self._known[place], name)
+        """One column of one image."""
+        return _value(self._record(place), name)
+
+    def file_state(self, place: int) -> tuple[bytes, int, int]:
+        """SHA-256, size in bytes, and time of change in ns of the file an image was read from."""
+        stored = self._record(place)
+        return bytes.fromhex(stored["sha256"]), int(stored["size"]), int(stored["mtime_ns"])
+
+    def _record(self, place: int) -> dict[str, Any]:
+        return self._seen.get(place) or self.table.records(self.ids[[place]])[0]
 
     def preload(self) -> None:
         """Nothing: rows stay where they are."""
 
-    def file_state(self, place: int) -> tuple[bytes, int, int]:
-        """SHA-256, size in bytes, and time of change in ns of the file behind an image that `known_files` has named."""
-        stored = self._known[place]
-        return bytes.fromhex(stored["sha256"]), int(stored["size"]), int(stored["mtime_ns"])
-
-    def known_files(self, among: Iterable[str] | None = None) -> dict[str, int]:
-        """Each image's place by its path; where few paths are in question, at least of those."""
+    def places_by_path(self, among: Iterable[str] | None = None) -> dict[str, int]:
+        """The place of each image, or of those under the paths `among`, by its path."""
         if not len(self):
             return {}
-        wanted = None if among is None else list(dict.fromkeys(among))
+        wanted = None if among is None else set(among)
         if wanted is None or len(wanted) * _FEW > len(self):
-            self._known = dict(enumerate(self._scan()))
+            self._seen = dict(enumerate(self._scan()))
         else:
-            ids = self._ids_of_paths(wanted)
-            rows = self.table.records(ids) if len(ids) else []
-            self._known = dict(zip(self.places(ids).tolist(), rows, strict=True))
-        return {stored["path"]: place for place, stored in sorted(self._known.items())}
+            ids = self._ids_of_keys([key_of("path", path) for path in wanted])
+            self._seen = dict(zip(self.places(ids).tolist(), self.table.records(ids), strict=True))
+        found = {stored["path"]: place for place, stored in sorted(self._seen.items())}
+        return found if wanted is None else {path: place for path, place in found.items() if path in wanted}
 
-    def _ids_of_paths(self, paths: Sequence[str]) -> Ids:
+    def _ids_of_keys(self, keys: list[int]) -> Ids:
         found = [np.empty(0, np.uint64)]
-        for start in range(0, len(paths), _PATHS):
-            keys = ", ".join(str(key_of("path", path)) for path in paths[start : start + _PATHS])
-            found.append(self.table.ids_where(f"{self.rows.expression} and array_contains_any(keys, [{keys}])"))
+        for start in range(0, len(keys), _PATHS):
+            some = ", ".join(map(str, keys[start : start + _PATHS]))
+            found.append(self.table.ids_where(f"{self.rows.expression} and array_contains_any(keys, [{some}])"))
         ids = np.concatenate(found)
         return np.unique(ids[self.rows.hold(ids)])
 
     def ids_where(self, where: Filter) -> Ids:
         """The ids of the images that a filter keeps, ascending."""
-        matching(where, _NoRows(self.column_names))  # names a column that is not there
-        expression = compiled(where)
+        expression = self._expression(where)
         if expression is None:
-            return self.ids[matching(where, self, self._verdicts)]
-        if not len(self):
-            return self.ids
-        ids = self.table.ids_where(f"{self.rows.expression} and ({expression})")
+            return super().ids_where(where)
+        ids = self.table.ids_where(f"{self.rows.expression} and ({expression})") if len(self) else self.ids
         return ids[self.rows.hold(ids)]
 
+    def search(self) -> MilvusSearch:
+        """The search over these rows."""
+        return MilvusSearch(self.search_spec, self.table, rows=self.rows)
+
     def search_limits(self, where: Filter) -> dict[str, Any]:
-        """How a search is told about a filter."""
+        """The arguments by which a search is told of a filter."""
+        return super().search_limits(where) if self._expression(where) is None else {"where": where}
+
+    def _expression(self, where: Filter) -> str | None:
+        """The filter for Milvus; None when only we can decide it. A column that is not there is refused."""
         matching(where, _NoRows(self.column_names))
-        return {"where": where} if compiled(where) is not None else {"allowed": self.ids_where(where)}
+        return compiled(where)
 
     # --- Their vectors -----------------------------------------------------------------------------------------------
 
@@ -245,20 +209,18 @@ class MilvusSnapshot(Snapshot):
         held = self._held(ids)
         return self.table.embeddings(held) if len(held) else np.empty((0, self.spec.embedding_dim), np.float32)
 
-    def maps(self, ids: Iterable[int] | Array) -> NDArray[np.float32]:
-        """Never there."""
-        del ids
+    def maps(self, ids: Iterable[int] | Array) -> NDArray[np.float32]:  # noqa: ARG002
+        """Refused: Milvus keeps none."""
         raise InputError(f"{self.folder} lies in Milvus, which keeps no feature maps")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _NoRows:
     """A table without rows, on which a filter's columns can be checked."""
 
     column_names: tuple[str, ...]
 
-    def column(self, name: str) -> Categorical:
-        del name  # all are alike
+    def column(self, _name: str) -> Categorical:
         return Categorical((), np.empty(0, np.int32))
 
     def __len__(self) -> int:

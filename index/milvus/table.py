@@ -1,11 +1,8 @@
 """The rows of one gallery in Milvus: two collections, and every request that is made to them.
 
-`NAME` holds what is searched and filtered: id, embedding, `record` (JSON: path, label, columns, checksum, size, time,
-numbers) and `keys` (`milvus_filters.py`). `NAME_pooled` holds id and pooled vector, unless the embedding is the pooled
-vector. They are two because pooled vectors are only ever read by id: Milvus may keep them on disk while the embeddings
-are in memory, and servers before 2.4 know one vector per collection.
-
-Rows may come back more than once after a crash of the server or of milvus-lite, so every answer is made unique by id.
+`NAME` holds id, embedding, `record` (JSON: path, label, columns, checksum, size, time, numbers) and `keys`
+(`filters.py`); `NAME_pooled` id and pooled vector, which is only read by id and may stay on disk. Rows may come back
+more than once after a crash of the server or of milvus-lite, so every answer is made unique by id.
 """
 
 from __future__ import annotations
@@ -16,16 +13,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import CorruptGalleryError, GalleryExistsError, InputError
-from ..reports import counted
+from ...remarks import counted
 from ..search import Distances, Ids, Metric, Vectors
 from .connection import Address, Connection, connected
 from .filters import EVERY_ROW
 from .index import IndexKind
-
-__all__ = ["MAX_CANDIDATES", "MAX_DIM", "Found", "MilvusTable", "TableSpec", "expressions_of"]
 
 MAX_CANDIDATES = 16_384  # Milvus' own limit of one search
 MAX_DIM = 32_768  # likewise; milvus-lite accepts more
@@ -33,6 +27,7 @@ _REQUEST_BYTES = 32 << 20  # servers take 64 MiB
 _MOST_IDS = 4096  # in one expression
 _MAX_RECORD_BYTES = 65_536  # of a JSON field
 _MAX_KEYS = 2048
+_STRANGER = "belongs to another gallery or program"
 _OWNER = "distcam.gallery"
 _GENERATION = "distcam.generation"
 _METRIC_TYPES: dict[Metric, str] = {"cosine": "COSINE", "l2": "L2", "l1": "L2", "dot": "IP"}
@@ -42,12 +37,12 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class TableSpec:
-    """What the rows have in common.
+    """Dimensions, metric and owner of the rows.
 
     Attributes:
         embedding_dim, metric: of the vectors that are searched.
         pooled_dim: of the vectors that are read by id; None when there are none besides the embeddings.
-        owner: the gallery's own id, kept with the collections: one gallery never takes another's rows for its own.
+        owner: random, kept with the collections: one gallery never takes another's rows for its own.
     """
 
     embedding_dim: int
@@ -62,7 +57,7 @@ class TableSpec:
 
 
 class Found(NamedTuple):
-    """What Milvus found near one query: ids, its own scores, raw vectors, best first; an id may come twice."""
+    """Rows near one query: ids, Milvus' own scores, raw vectors, best first; an id may come twice."""
 
     ids: Ids
     scores: Distances
@@ -70,12 +65,7 @@ class Found(NamedTuple):
 
 
 class MilvusTable:
-    """The rows of one gallery; every method asks the server. May be used by several threads.
-
-    Args:
-        address: where they lie.
-        spec: what they should be like.
-    """
+    """The rows of one gallery; every method asks the server. May be used by several threads."""
 
     def __init__(self, address: Address, spec: TableSpec) -> None:
         self.address = address
@@ -83,8 +73,6 @@ class MilvusTable:
         self.kind = IndexKind.parse("flat")
         self._connection: Connection = connected(address)
         self._names = [address.collection] + ([f"{address.collection}_pooled"] if spec.pooled_dim else [])
-
-    # --- The collections ---------------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Make sure that the collections are there, are this gallery's, and are loaded.
@@ -98,7 +86,7 @@ class MilvusTable:
             if owner is None:
                 raise CorruptGalleryError(f"{self.address}: there is no collection {name}; {remedy}")
             if owner != self.spec.owner:
-                raise CorruptGalleryError(f"{self.address}: collection {name} belongs to {_named(owner)}; {remedy}")
+                raise CorruptGalleryError(f"{self.address}: collection {name} {_STRANGER}; {remedy}")
             if found_dim != dim:
                 raise CorruptGalleryError(
                     f"{self.address}: {name} holds vectors of {found_dim} numbers, the gallery's have {dim}; {remedy}"
@@ -106,10 +94,7 @@ class MilvusTable:
         with self._connection.speaking() as client:
             for name in self._names:
                 client.load_collection(name)
-            self._read_kind(client)
-
-    def _read_kind(self, client: Any) -> None:
-        described = client.describe_index(self._names[0], "embedding")
+            described = client.describe_index(self._names[0], "embedding")
         expected = _METRIC_TYPES[self.spec.metric]
         if described.get("metric_type", expected) != expected:
             raise CorruptGalleryError(
@@ -128,7 +113,7 @@ class MilvusTable:
         for name, owner in owners.items():
             if owner not in (None, self.spec.owner):
                 raise GalleryExistsError(
-                    f"{self.address}: collection {name} belongs to {_named(owner)}; choose another name, or drop it"
+                    f"{self.address}: collection {name} {_STRANGER}; choose another name, or drop it"
                 )
         return owners
 
@@ -138,31 +123,28 @@ class MilvusTable:
         Raises:
             GalleryExistsError: they belong to somebody else.
         """
+        from pymilvus import DataType
+
         owners = self.refuse_strangers()
         for name, field, dim in self._fields():
             with self._connection.speaking() as client:
                 if owners[name] is not None:
                     client.drop_collection(name)
-                self._create(client, name, field, dim)
-
-    def _create(self, client: Any, name: str, field: str, dim: int) -> None:
-        from pymilvus import DataType
-
-        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
-        schema.add_field("id", DataType.INT64, is_primary=True)
-        schema.add_field(field, DataType.FLOAT_VECTOR, dim=dim)
-        if field == "embedding":
-            schema.add_field("record", DataType.JSON)
-            schema.add_field("keys", DataType.ARRAY, element_type=DataType.INT64, max_capacity=_MAX_KEYS)
-        metric = _METRIC_TYPES[self.spec.metric] if field == "embedding" else "L2"
-        index = client.prepare_index_params()
-        index.add_index(field, index_type="FLAT", metric_type=metric)
-        properties = {_OWNER: self.spec.owner}
-        if field == "pooled":
-            properties["mmap.enabled"] = "true"  # read by id, never searched: may stay on disk
-        client.create_collection(
-            name, schema=schema, index_params=index, consistency_level="Strong", properties=properties
-        )
+                schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+                schema.add_field("id", DataType.INT64, is_primary=True)
+                schema.add_field(field, DataType.FLOAT_VECTOR, dim=dim)
+                properties, metric = {_OWNER: self.spec.owner}, "L2"
+                if field == "embedding":
+                    schema.add_field("record", DataType.JSON)
+                    schema.add_field("keys", DataType.ARRAY, element_type=DataType.INT64, max_capacity=_MAX_KEYS)
+                    metric = _METRIC_TYPES[self.spec.metric]
+                else:
+                    properties["mmap.enabled"] = "true"  # read by id, never searched: may stay on disk
+                index = client.prepare_index_params()
+                index.add_index(field, index_type="FLAT", metric_type=metric)
+                client.create_collection(
+                    name, schema=schema, index_params=index, consistency_level="Strong", properties=properties
+                )
 
     def drop(self) -> None:
         """Drop the collections, as far as they are this gallery's."""
@@ -182,13 +164,14 @@ class MilvusTable:
                 return None, 0
             description = client.describe_collection(name)
         dims = [int(f["params"].get("dim", 0)) for f in description["fields"] if f["name"] == field]
-        return str(_property(description, _OWNER)), dims[0] if dims else 0
+        return str((description.get("properties") or {}).get(_OWNER, "")), dims[0] if dims else 0
 
     @property
     def generation(self) -> int:
         """The newest generation that a writer has finished here, -1 when none has."""
         with self._connection.speaking() as client:
-            return int(_property(client.describe_collection(self._names[0]), _GENERATION) or -1)
+            description = client.describe_collection(self._names[0])
+        return int((description.get("properties") or {}).get(_GENERATION) or -1)
 
     def note_generation(self, generation: int) -> None:
         """Keep with the rows that this generation is finished, so that an older copy of the folder is told apart."""
@@ -204,21 +187,18 @@ class MilvusTable:
             client.flush(name)
             client.release_collection(name)
             client.drop_index(name, "embedding")
-            index = client.prepare_index_params()
-            metric = _METRIC_TYPES[self.spec.metric]
+            index, metric = client.prepare_index_params(), _METRIC_TYPES[self.spec.metric]
             index.add_index("embedding", index_type=kind.name, metric_type=metric, params=kind.build)
             client.create_index(name, index)
             client.load_collection(name)
         self.kind = kind
 
     def compact(self) -> None:
-        """Let Milvus write out what it holds in memory, and give the room of deleted rows back in its own time."""
+        """Let Milvus write out what it holds in memory, and reclaim the space of deleted rows in its own time."""
         with self._connection.speaking() as client:
             for name in self._names:
                 client.flush(name)
                 client.compact(name)
-
-    # --- Changing ----------------------------------------------------------------------------------------------------
 
     def upsert(
         self, ids: Ids, embeddings: Vectors, *, pooled: Vectors | None = None, records: Sequence[Record] | None = None
@@ -230,62 +210,57 @@ class MilvusTable:
         Raises:
             InputError: a record too long for Milvus.
         """
-        facts = [_facts(record) for record in records] if records is not None else [({}, [])] * len(ids)
-        sizes = [len(json.dumps(record)) + 8 * len(keys) for record, keys in facts]
-        main = [
-            {"id": key, "embedding": embedding, "record": record, "keys": keys}
-            for key, embedding, (record, keys) in zip(ids.tolist(), embeddings, facts, strict=True)
-        ]
         if pooled is not None:  # first: a row that is found can be explained
-            rows = [{"id": key, "pooled": vector} for key, vector in zip(ids.tolist(), pooled, strict=True)]
-            self._upsert(self._names[1], rows, [0] * len(rows), dim=pooled.shape[1])
-        self._upsert(self._names[0], main, sizes, dim=embeddings.shape[1])
+            self._send(1, [{"id": key, "pooled": row} for key, row in zip(ids.tolist(), pooled, strict=True)])
+        rows = []
+        for key, embedding, record in zip(ids.tolist(), embeddings, records or [{}] * len(ids), strict=True):
+            stored = {name: value for name, value in record.items() if name != "keys"}
+            keys = record.get("keys", [])
+            size = len(json.dumps(stored, ensure_ascii=False).encode("utf-8", "replace"))
+            if size > _MAX_RECORD_BYTES or len(keys) > _MAX_KEYS:
+                raise InputError(
+                    f"{str(stored.get('path'))[:200]}: its path, label and columns take {size} bytes, Milvus keeps "
+                    f"{_MAX_RECORD_BYTES}; leave a column out"
+                )
+            rows.append({"id": key, "embedding": embedding, "record": stored, "keys": keys})
+        self._send(0, rows)
 
-    def _upsert(self, name: str, rows: list[Record], sizes: list[int], *, dim: int) -> None:
-        start = size = 0
-        for stop, extra in enumerate(sizes):
-            row_bytes = 4 * dim + extra + 64
-            if size + row_bytes > _REQUEST_BYTES:
-                self._send(name, rows[start:stop])
-                start, size = stop, 0
-            size += row_bytes
-        self._send(name, rows[start:])
-
-    def _send(self, name: str, rows: list[Record]) -> None:
-        if rows:
+    def _send(self, number: int, rows: list[Record]) -> None:
+        """Write rows into one of the collections, in requests of a size that servers take."""
+        name, _, dim = self._fields()[number]
+        facts = [len(json.dumps(row.get("record"))) + 8 * len(row.get("keys", [])) for row in rows]
+        step = max(1, _REQUEST_BYTES // (64 + 4 * dim + max(facts, default=0)))
+        for start in range(0, len(rows), step):
             with self._connection.speaking() as client:
-                client.upsert(name, rows)
+                client.upsert(name, rows[start : start + step])
 
     def delete(self, ids: Ids) -> None:
         """Delete rows; unknown ids are no error."""
-        for some in _parts(np.unique(ids), _MOST_IDS):
-            for name in self._names:
-                with self._connection.speaking() as client:
+        with self._connection.speaking() as client:
+            for some in _parts(np.unique(ids), _MOST_IDS):
+                for name in self._names:
                     client.delete(name, ids=some.tolist())
-
-    # --- Reading -----------------------------------------------------------------------------------------------------
 
     def embeddings(self, ids: Ids) -> Vectors:
         """Raw embeddings in the order of `ids`."""
-        return self._vectors(self._names[0], "embedding", self.spec.embedding_dim, ids)
+        return self._vectors(0, ids)
 
     def pooled(self, ids: Ids) -> Vectors:
         """Raw pooled vectors in the order of `ids`."""
-        if self.spec.pooled_dim is None:
-            return self.embeddings(ids)
-        return self._vectors(self._names[1], "pooled", self.spec.pooled_dim, ids)
+        return self._vectors(-1, ids)
 
-    def records(self, ids: Ids) -> list[Record]:
-        """What is stored besides vectors, in the order of `ids`."""
-        rows = self._rows(self._names[0], "record", ids, row_bytes=1024)
-        return [rows[key] for key in ids.tolist()]
-
-    def _vectors(self, name: str, field: str, dim: int, ids: Ids) -> Vectors:
+    def _vectors(self, number: int, ids: Ids) -> Vectors:
+        name, field, dim = self._fields()[number]
         rows = self._rows(name, field, ids, row_bytes=4 * dim)
         out = np.empty((len(ids), dim), np.float32)
         for at, key in enumerate(ids.tolist()):
             out[at] = rows[key]
         return out
+
+    def records(self, ids: Ids) -> list[Record]:
+        """The records, in the order of `ids`."""
+        rows = self._rows(self._names[0], "record", ids, row_bytes=1024)
+        return [rows[key] for key in ids.tolist()]
 
     def _rows(self, name: str, field: str, ids: Ids, *, row_bytes: int) -> dict[int, Any]:
         """One field by id. Rows that a replica does not have yet are asked for again, from the newest data."""
@@ -295,7 +270,7 @@ class MilvusTable:
             for level in ("Session", "Strong"):
                 with self._connection.speaking() as client:
                     found = client.query(
-                        name, filter=_among(wanted), output_fields=["id", field], consistency_level=level
+                        name, filter=expressions_of(wanted)[0], output_fields=["id", field], consistency_level=level
                     )
                 rows |= {int(row["id"]): row[field] for row in found}
                 wanted = np.array([key for key in wanted.tolist() if key not in rows], np.uint64)
@@ -308,22 +283,13 @@ class MilvusTable:
                 )
         return rows
 
-    def present(self, ids: Ids) -> Ids:
-        """Those ids that have a row, ascending."""
-        found = [self.ids_where(expression) for expression in expressions_of(np.unique(ids))]
-        return np.concatenate([np.empty(0, np.uint64), *found])
-
     def ids_where(self, expression: str = EVERY_ROW, *, pooled: bool = False, most: int | None = None) -> Ids:
         """The ids of the rows that fit, ascending, each once; at most about `most` when given."""
         found: list[int] = []
-        name = self._names[1 if pooled and self.spec.pooled_dim else 0]
+        name = self._names[-1 if pooled else 0]
         with self._connection.speaking() as client:
             pages = client.query_iterator(
-                name,
-                batch_size=MAX_CANDIDATES,
-                filter=expression,
-                output_fields=["id"],
-                consistency_level="Strong",
+                name, batch_size=MAX_CANDIDATES, filter=expression, output_fields=["id"], consistency_level="Strong"
             )
             try:
                 while page := pages.next():
@@ -355,45 +321,18 @@ class MilvusTable:
                 ids = np.array([hit["id"] for hit in hits], np.int64).astype(np.uint64)
                 scores = np.array([hit["distance"] for hit in hits], np.float64)
                 if brings_vectors:
-                    vectors = _stacked([hit["entity"]["embedding"] for hit in hits], self.spec.embedding_dim)
+                    stored = [hit["entity"]["embedding"] for hit in hits]
+                    vectors = np.array(stored, np.float32).reshape(-1, self.spec.embedding_dim)
                 else:
                     vectors = self.embeddings(ids)
                 yield Found(ids, scores, vectors)
 
 
-def _facts(record: Record) -> tuple[Record, list[int]]:
-    keys = record["keys"]
-    stored = {name: value for name, value in record.items() if name != "keys"}
-    size = len(json.dumps(stored, ensure_ascii=False).encode("utf-8", "replace"))
-    if size > _MAX_RECORD_BYTES or len(keys) > _MAX_KEYS:
-        raise InputError(
-            f"{str(stored.get('path'))[:200]}: its path, label and columns take {size} bytes, Milvus keeps "
-            f"{_MAX_RECORD_BYTES}; leave a column out"
-        )
-    return stored, keys
-
-
-def _stacked(vectors: list[Any], dim: int) -> NDArray[np.float32]:
-    return np.array(vectors, np.float32).reshape(-1, dim)
-
-
 def expressions_of(ids: Ids) -> list[str]:
     """Expressions that together keep the rows with these ids, each once; none is long."""
-    return [_among(some) for some in _parts(ids, _MOST_IDS)]
-
-
-def _among(ids: Ids) -> str:
-    return f"id in [{', '.join(map(str, ids.tolist()))}]"
+    return [f"id in [{', '.join(map(str, some.tolist()))}]" for some in _parts(ids, _MOST_IDS)]
 
 
 def _parts(ids: Ids, size: int) -> Iterator[Ids]:
     for start in range(0, len(ids), size):
         yield ids[start : start + size]
-
-
-def _property(description: dict[str, Any], name: str) -> Any:
-    return (description.get("properties") or {}).get(name, "")
-
-
-def _named(owner: str | None) -> str:
-    return f"another gallery ({owner})" if owner else "something else than distcam"

@@ -1,21 +1,21 @@
-"""The full check of a gallery in Milvus: are exactly its rows there, each whole, and does the folder agree?"""
+"""The full check of a gallery in Milvus: exactly its rows are there, each whole, and the folder agrees."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ...errors import DistcamError
-from ..reports import Problem, VerifyReport, counted
+from ...remarks import counted
+from ..reports import Problem, VerifyReport
 from ..storage.manifest import Manifest
-from ..storage.snapshot import Ids
+from ..storage.snapshot import Ids, removed_ids
 from ..storage.verify import Check
 from ..storage.writer import GalleryWriter
-from .snapshot import MilvusSnapshot, removed_ids
+from .snapshot import MilvusSnapshot
 from .table import MilvusTable
-
-__all__ = ["MilvusCheck"]
 
 _REPAIR_OF_LOST = "repair takes the images out; build or add them again"
 _REPAIR_OF_STRAY = "repair deletes them"
@@ -31,9 +31,12 @@ class MilvusCheck(Check):
         self.is_reachable = True
         super().__init__(folder, manifest)
 
+    def _opened(self, manifest: Manifest) -> MilvusSnapshot:
+        return MilvusSnapshot(self.folder, manifest, verify=False)
+
     def _check_whole(self) -> None:
         """Compare ids first; nothing can be read of a row that is missing."""
-        snapshot = MilvusSnapshot(self.folder, self.manifest, verify=False)
+        snapshot = self._opened(self.manifest)
         self.images = len(snapshot)
         if not len(snapshot):
             return
@@ -53,7 +56,7 @@ class MilvusCheck(Check):
             pooled = table.ids_where(pooled=True)
             whole, there = np.intersect1d(there, pooled), np.union1d(there, pooled)
         self.lost = np.setdiff1d(snapshot.ids, whole)
-        waiting = removed_ids(self.folder, self.manifest)  # until their writer is done
+        waiting = removed_ids(self.folder, self.manifest.tombstones)  # until their writer is done
         strays = np.setdiff1d(there, np.concatenate([snapshot.ids, waiting]))
         if len(strays):
             self._say(f"holds {counted(len(strays), 'row')} that the gallery does not know", _REPAIR_OF_STRAY)
@@ -82,7 +85,7 @@ class MilvusCheck(Check):
         self.problems.append(Problem(self.manifest.backend.address, problem, repair, is_loss=is_loss))
 
     def report(self, *, repaired: bool = False) -> VerifyReport:
-        """What was found; of a server that does not answer nothing is repaired."""
+        """The findings; of a server that does not answer nothing is repaired."""
         return super().report(repaired=repaired and self.is_reachable)
 
     def mend(self, writer: GalleryWriter) -> None:
@@ -99,17 +102,11 @@ class MilvusCheck(Check):
         self.images = 0
 
 
-def _is_record(record: object) -> bool:
-    """Whether a row's record is one that distcam wrote."""
-    if not isinstance(record, dict):
-        return False
-    texts, numbers = ("path", "sha256"), ("size", "mtime_ns")
-    label, columns = record.get("label"), record.get("columns")
-    return (
-        all(isinstance(record.get(name), str) for name in texts)
-        and all(isinstance(record.get(name), int) for name in numbers)
-        and (label is None or isinstance(label, str))
-        and isinstance(columns, dict)
-        and all(isinstance(value, str) for value in columns.values())
-        and len(record["sha256"]) == 64
-    )
+def _is_record(record: Any) -> bool:
+    """True for a record that distcam wrote."""
+    match record:
+        case {"path": str(), "sha256": str(digest), "size": int(), "mtime_ns": int(), "columns": dict(columns)}:
+            label = record.get("label")
+            texts = [*columns.values(), *([] if label is None else [label])]
+            return len(digest) == 64 and all(isinstance(text, str) for text in texts)
+    return False

@@ -1,4 +1,4 @@
-"""Changing a gallery whose rows lie in Milvus; `milvus_gallery.py` says in what order, and why nothing is lost."""
+"""Changing a gallery whose rows lie in Milvus; `snapshot.py` says in what order, and why nothing is lost."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import numpy as np
 
 from ...errors import GalleryError
 from ..storage.manifest import BackendEntry, Manifest
-from ..storage.records import Entries, Vectors
+from ..storage.segments import Entries, Vectors
+from ..storage.snapshot import removed_ids
 from ..storage.writer import GalleryWriter
 from .filters import keys_of, numbers_of
 from .index import IndexKind
-from .snapshot import removed_ids, table_of
-
-__all__ = ["MilvusWriter"]
+from .snapshot import table_of
 
 
 class MilvusWriter(GalleryWriter):
@@ -53,43 +52,32 @@ class MilvusWriter(GalleryWriter):
 
     def commit(self, **changes: Any) -> None:
         """Bring everything taken in so far to Milvus, then make it visible, together with other changes."""
-        manifest, pending = self.manifest, self._state.pending
-        gone = np.concatenate([np.empty(0, np.uint64), *self._state.removed])
-        if pending:
-            entries = Entries.cat([entries for entries, _ in pending])
-            next_id = manifest.next_id + len(entries)
-            entries = dataclasses.replace(entries, ids=np.arange(manifest.next_id, next_id, dtype=np.uint64))
-            self._upsert(entries, [vectors for _, vectors in pending])
-            columns = dict.fromkeys((*self._backend.columns, *(name for name in entries.columns if name != "label")))
-            changes |= {"next_id": next_id, "backend": dataclasses.replace(self._backend, columns=tuple(columns))}
-        if len(gone):
-            changes |= {"tombstones": (*manifest.tombstones, self._write_ids(gone))}
-        if pending or len(gone):
-            changes |= {"generation": manifest.generation + 1}
-        if changes:
-            self._save(**changes)
-        if pending or len(gone):
+        before = self.manifest.generation
+        super().commit(**changes)
+        if self.manifest.generation != before:
             self.table.note_generation(self.manifest.generation)
 
-    def _upsert(self, entries: Entries, blocks: Sequence[Vectors]) -> None:
+    def _store(self, entries: Entries, blocks: Sequence[Vectors]) -> dict[str, Any]:
         start = 0
         for block in blocks:
-            places = range(start, start + len(block))
+            stop = start + len(block)
             self.table.upsert(
-                entries.ids[start : start + len(block)],
+                entries.ids[start:stop],
                 block.embedding,
                 pooled=None if self.manifest.spec.embedding_is_pooled else block.pooled,
-                records=[_stored(entries, place) for place in places],
+                records=[_stored(entries, place) for place in range(start, stop)],
             )
-            start += len(block)
+            start = stop
+        columns = dict.fromkeys((*self._backend.columns, *(name for name in entries.columns if name != "label")))
+        return {"backend": dataclasses.replace(self._backend, columns=tuple(columns))}
 
-    def sweep(self) -> list[str]:
+    def delete_orphans(self) -> list[str]:
         """Delete what an interrupted writer left in the folder and in Milvus.
 
         Raises:
             GalleryError: another copy of the folder has written to Milvus since; this one must not.
         """
-        names = super().sweep()
+        names = super().delete_orphans()
         if self.is_new:
             return names
         if not self.manifest.next_id:
@@ -106,37 +94,36 @@ class MilvusWriter(GalleryWriter):
             more = self.table.ids_where(f"id >= {self.manifest.next_id}", pooled=True)
             leftovers = np.union1d(leftovers, more)
         self.table.delete(leftovers)
-        self.carry_out()
+        self.delete_removed_rows()
         return names
 
-    def carry_out(self) -> None:
+    def delete_removed_rows(self) -> None:
         """Delete the rows of removed images, and note that it is done."""
         if self.is_new or self._backend.settled == len(self.manifest.tombstones):
             return
         assert not self._state.pending
-        self.table.delete(removed_ids(self.folder, self.manifest, start=self._backend.settled))
+        self.table.delete(removed_ids(self.folder, self.manifest.tombstones[self._backend.settled :]))
         tombstones = self.manifest.tombstones
         if len(tombstones) > self.limits.files:
-            tombstones = (self._write_ids(removed_ids(self.folder, self.manifest)),)
+            tombstones = (self._write_ids(removed_ids(self.folder, self.manifest.tombstones)),)
         self._save(tombstones=tombstones, backend=dataclasses.replace(self._backend, settled=len(tombstones)))
 
-    def _keep_few(self) -> None:
-        """Nothing: rows are not in files."""
-
-    def _tidy(self) -> None:
+    def _merge_small(self, *, newest: bool) -> None:
         """Let Milvus index the embeddings as the gallery says, for the number of images it has now."""
-        count = self.manifest.next_id - len(removed_ids(self.folder, self.manifest))
+        if newest:
+            return
+        count = self.manifest.next_id - len(removed_ids(self.folder, self.manifest.tombstones))
         self.table.reindex(IndexKind.parse(self.manifest.index, count=count))
 
     def compact(self) -> None:
         """Delete the rows of removed images, and let Milvus give their room back."""
-        self.carry_out()
-        self._tidy()
+        self.delete_removed_rows()
+        self._merge_small(newest=False)
         self.table.compact()
 
 
 def _stored(entries: Entries, place: int) -> dict[str, Any]:
-    """What Milvus keeps of an image besides its vectors."""
+    """The record of an image: all that Milvus keeps besides its vectors."""
     columns = {name: column[place] for name, column in entries.columns.items() if name != "label"}
     label = entries.columns.get("label", [None] * len(entries))[place]
     values = {**columns, "path": entries.paths[place], "label": label}

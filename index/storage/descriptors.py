@@ -1,11 +1,7 @@
 """Files that stay open for reading by position: bytes of the file that was opened, or an error, and few descriptors.
 
-A mapped file that somebody truncates ends the process (SIGBUS); here a short read is an error. Contents decide: a file
-that was touched or copied over is hashed once, and read on if it holds what it held.
-
-However many files are open, few descriptors are: those that were not read from lately are closed, and opened again
-when they are needed. Only where more are in use than a quarter of the soft limit (`ulimit -n`), the limit is raised as
-far as the hard one allows, up to 16,384.
+A mapped file that somebody truncates ends the process (SIGBUS); here a short read is an error. Descriptors that were
+not read from lately are closed; the soft limit (`ulimit -n`) is raised when a quarter of it is in use.
 """
 
 from __future__ import annotations
@@ -26,8 +22,6 @@ from ...forking import ForkSafeLock
 if sys.platform != "win32":
     import resource
 
-__all__ = ["OpenFile"]
-
 _LIMIT_MOST = 16_384
 _SHARE = 4  # of the soft limit; images, sockets and the rest of the process need descriptors too
 _LEAST = 4
@@ -40,7 +34,7 @@ _seeking = ForkSafeLock()
 
 
 class _State(NamedTuple):
-    """What changes when somebody writes to a file."""
+    """The file's state, which changes when somebody writes to it."""
 
     device: int
     inode: int
@@ -67,10 +61,8 @@ class _Descriptor:
 class OpenFile:
     """A plain file, open for reading. Deleting or replacing it changes nothing as long as its descriptor is kept.
 
-    Args:
-        path: the file.
-        sha256: of the contents it should have; without it, a file that was written to is refused unread.
-        remedy: what the user can do about a damaged file; ends every message.
+    A file that was written to is hashed once and read on if it still has this `sha256`; without one it is refused.
+    `remedy` ends every message.
 
     Attributes:
         bytes: its length.
@@ -128,10 +120,13 @@ class OpenFile:
                 return
             if self._sha256 is None or now == self._refused or now.bytes != self.bytes:
                 raise self._changed()
-            sha256 = _sha256_of(descriptor.number)
+            digest, buffer, offset = hashlib.sha256(), bytearray(_CHUNK), 0
+            while size := _read_at(descriptor.number, buffer, offset):
+                digest.update(memoryview(buffer)[:size])
+                offset += size
             if _State.of(os.fstat(descriptor.number)) != now:
                 raise self._changed()
-            if sha256 != self._sha256:
+            if digest.hexdigest() != self._sha256:
                 self._refused = now
                 raise self._changed()
             self._state = now
@@ -200,14 +195,6 @@ else:  # Windows
         return len(data)
 
 
-def _sha256_of(number: int) -> str:
-    digest, buffer, offset = hashlib.sha256(), bytearray(_CHUNK), 0
-    while size := _read_at(number, buffer, offset):
-        digest.update(memoryview(buffer)[:size])
-        offset += size
-    return digest.hexdigest()
-
-
 def _give_up(count: int) -> None:
     """Close so many descriptors, first those that were not used since they were last passed over."""
     for _ in range(2 * len(_held)):
@@ -224,22 +211,16 @@ def _give_up(count: int) -> None:
 
 
 def _most_held() -> int:
-    """How many descriptors may be kept, after raising the limit if they are more than may be."""
-    soft, hard = _limits()
-    wanted = min(hard, _LIMIT_MOST)
-    if len(_held) > soft // _SHARE and soft < wanted and sys.platform != "win32":
+    """Number of descriptors that may be kept, after raising the limit where more are in use."""
+    if sys.platform == "win32":
+        return 2048 // _SHARE
+    found, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, most = (_LIMIT_MOST if limit == resource.RLIM_INFINITY else limit for limit in (found, hard))
+    wanted = min(most, _LIMIT_MOST)
+    if len(_held) > soft // _SHARE and soft < wanted:
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
         except (OSError, ValueError):
             pass
     return max(_LEAST, soft // _SHARE)
-
-
-def _limits() -> tuple[int, int]:
-    """How many files this process may have open, and how far it may raise that."""
-    if sys.platform == "win32":
-        return 2048, 2048
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    endless = resource.RLIM_INFINITY
-    return (_LIMIT_MOST if soft == endless else soft), (_LIMIT_MOST if hard == endless else hard)

@@ -1,15 +1,13 @@
 """One-level HDF5 files of plain arrays, written once and read without trusting them.
 
-HDF5 can name other files (external links, virtual datasets, external raw storage) and can unfold to any size. A flat
-file uses none of that: contiguous, uncompressed, little-endian datasets at the top level and nothing else. Reading
-checks that, closes HDF5, and reads the bytes at the offsets it found, so no array ever comes from outside the file.
-
-Bytes are read, not mapped: a mapped file that somebody cuts while it is read ends the process without a word.
+HDF5 can name other files and unfold to any size. A flat file holds contiguous, uncompressed, little-endian datasets at
+the top level and nothing else; reading checks that, closes HDF5, and reads the bytes at the offsets it found.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,8 +23,6 @@ from numpy.typing import NDArray
 from ...errors import CorruptGalleryError, TooManyFilesError
 from .descriptors import OpenFile
 
-__all__ = ["FlatFile", "Layout", "StoredArray", "Strings", "create", "pack_strings", "write_arrays"]
-
 MAX_DATASETS = 4096
 _ONE_READ = 8192  # bytes that are copied in the time that one more read takes
 _SPAN_MOST = 64 << 20  # bytes that are read for rows that lie scattered among them
@@ -37,7 +33,7 @@ Array = NDArray[Any]
 
 
 class Layout(NamedTuple):
-    """What a dataset looks like: its type, as numpy spells it, and its shape."""
+    """The type of a dataset, as numpy spells it, and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -109,11 +105,6 @@ class FlatFile:
 
     Arrays stay readable after the file is deleted or replaced, as long as few others are open; see `descriptors.py`.
 
-    Args:
-        path: the file.
-        remedy: what the user can do about a damaged file; ends every message.
-        sha256: of the contents it should have, if known; only compared when the file is written to while it is open.
-
     Raises:
         FileNotFoundError: there is no such file.
         CorruptGalleryError: it is not a flat file, or holds what no flat file may hold.
@@ -128,7 +119,9 @@ class FlatFile:
             raise self.corrupt("is empty")
         try:
             with h5py.File(_Source(self.file), "r") as hdf5:
-                self._datasets = self._inspect(hdf5)
+                if len(hdf5) > MAX_DATASETS:
+                    raise self.corrupt(f"holds {len(hdf5)} datasets, more than {MAX_DATASETS}")
+                self._datasets = {name: self._inspect_dataset(hdf5, name) for name in hdf5}
         except (CorruptGalleryError, TooManyFilesError):
             raise
         except Exception as error:  # h5py raises nearly every kind for a damaged file
@@ -170,11 +163,6 @@ class FlatFile:
             raise self.corrupt(f"holds no {name}")
         return self._datasets[name]
 
-    def _inspect(self, file: Any) -> dict[str, _Dataset]:
-        if len(file) > MAX_DATASETS:
-            raise self.corrupt(f"holds {len(file)} datasets, more than {MAX_DATASETS}")
-        return {name: self._inspect_dataset(file, name) for name in file}
-
     def _inspect_dataset(self, file: Any, name: str) -> _Dataset:
         if not _NAME.fullmatch(name):
             raise self.corrupt(f"holds an unknown object {name[:80]!r}")
@@ -190,13 +178,8 @@ class FlatFile:
             raise self.corrupt(f"{name} is chunked or compressed")
         if dataset.dtype not in _DTYPES:
             raise self.corrupt(f"{name} has the type {dataset.dtype}")
-        return self._locate(name, dataset)
-
-    def _locate(self, name: str, dataset: Any) -> _Dataset:
         shape = tuple(int(length) for length in dataset.shape or ())
-        size = dataset.dtype.itemsize
-        for length in shape:  # Python integers: a lying shape cannot overflow
-            size *= length
+        size = dataset.dtype.itemsize * math.prod(shape)  # Python integers: a lying shape cannot overflow
         offset = dataset.id.get_offset()
         if size and (offset is None or offset + size > self.bytes):
             raise self.corrupt(f"{name} says it has {size} bytes, more than the file holds")
@@ -327,7 +310,7 @@ class Strings:
             yield self._decode(blob[start:stop])
 
     def take(self, rows: Array) -> list[str]:
-        """Those in some rows."""
+        """The strings in some rows."""
         if len(rows) * 32 < len(self):
             return [self[row] for row in rows.tolist()]
         strings = list(self)

@@ -1,28 +1,25 @@
 """The manifest: the one small file that says what a gallery consists of. Replacing it is the commit.
 
-It is read as untrusted: every field has a type, every file name is plain, and the checksum covers all of it, so that a
-damaged manifest is noticed before anything it names is touched. The checksum guards against accidents, not against
-someone who can compute it; that is what the checks of `flatfile.py` are for.
+It is read as untrusted: every field has a type, every file name is plain, and the checksum covers all of it. The
+checksum guards against accidents; `hdf5.py` checks what somebody forged.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, cast, get_args, get_origin, get_type_hints
 
 from ...errors import CorruptGalleryError, GalleryError, NotAGalleryError
+from ...files import REMEDY, Storage, is_file, read_file
 from ..rejection import Rejection
 from ..search import METRICS, Metric
-from .durable import REMEDY, Storage, read_file
-from .tuned import Tuning
-
-__all__ = ["MANIFEST_NAME", "BackendEntry", "CacheEntry", "EncoderEntry", "FileEntry", "Manifest", "MaskEntry", "Spec"]
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "distcam-gallery"
@@ -30,13 +27,14 @@ VERSION = 1
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_DIMENSION = 1 << 20
 
+_GROWTH = 2.0  # times as many images, or as few, and the number of lists no longer fits
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What every segment of a gallery has in common.
+    """The dimensions and the metric that all segments of a gallery share.
 
     Attributes:
         metric: `"cosine"`, `"l2"`, `"l1"` or `"dot"`. Vectors are stored raw; the metric is applied on reading.
@@ -64,7 +62,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of the gallery: its plain name, its length, its contents' SHA-256, and how many items it holds."""
+    """A file of the gallery: its plain name, number of items, length, and SHA-256."""
 
     name: str
     count: int
@@ -87,7 +85,7 @@ class CacheEntry:
     Attributes:
         file: the file.
         generation: the gallery's generation it was computed from; any other makes it stale.
-        tag: proof that this user wrote it (`caches.py`); None where no proof is needed.
+        tag: proof that this user wrote it (`cache.py`); None where no proof is needed.
     """
 
     file: FileEntry
@@ -97,7 +95,7 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class EncoderEntry:
-    """Which encoder made the vectors.
+    """The encoder that made the vectors.
 
     Attributes:
         fingerprint: hash over its weights and settings.
@@ -116,12 +114,7 @@ class EncoderEntry:
 
 @dataclass(frozen=True)
 class MaskEntry:
-    """Under which masks the vectors were pooled.
-
-    Attributes:
-        folder: the absolute folder of the masks, beside the root's pictures.
-        category: the number that marks the object in them; None for everything that is not black.
-    """
+    """The masks that the vectors were pooled under: their absolute folder, and the object's number if one is given."""
 
     folder: str
     category: int | None = None
@@ -129,13 +122,13 @@ class MaskEntry:
 
 @dataclass(frozen=True)
 class BackendEntry:
-    """Where the rows lie when they are not in the folder.
+    """The place of the rows when they are not in the folder.
 
     Attributes:
         address: of the collection in Milvus, without secrets.
         owner: a random id that the collection carries too.
         columns: the names of the user's columns.
-        settled: of how many tombstone files the rows have been deleted.
+        settled: number of tombstone files whose rows have been deleted.
     """
 
     address: str
@@ -145,12 +138,59 @@ class BackendEntry:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """An index that was chosen by measuring, and the measurements on the gallery's own images, each without itself.
+
+    Attributes:
+        factory: the FAISS factory string; the gallery's `index` as long as it holds.
+        effort: nprobe (inverted file) or efSearch (graph); None where there is no such knob.
+        overfetch: how many times the usual number of candidates are re-scored.
+        images: how many there were.
+        recall_at_1, recall_at_10, recall_at_100: share of the true nearest 1, 10, 100 that were found, after exact
+            re-scoring, in [0, 1].
+        latency_ms, latency_p95_ms: of single queries, k = 10: median and 95th percentile.
+        batch_ms: per query, when all are asked at once.
+        bytes_per_vector: memory of the index and its ids.
+        build_seconds: training and filling.
+        queries, seed: number of queries; the seed of their draw and of the training.
+        threads, device, machine, date: of the measurement; threads are those of FAISS when many queries are asked.
+    """
+
+    factory: str
+    effort: int | None
+    overfetch: int
+    images: int
+    recall_at_1: float
+    recall_at_10: float
+    recall_at_100: float
+    latency_ms: float
+    latency_p95_ms: float
+    batch_ms: float
+    bytes_per_vector: float
+    build_seconds: float
+    queries: int
+    seed: int
+    threads: int
+    device: str
+    machine: str
+    date: str
+
+    def __post_init__(self) -> None:
+        if min(self.overfetch, self.images + 1, 1 if self.effort is None else self.effort) < 1:
+            raise ValueError("a tuned index needs a positive effort and over-fetch")
+
+    def is_due(self, images: int) -> bool:
+        """True if a gallery of so many images should be tuned again."""
+        return images > _GROWTH * self.images or images < self.images / _GROWTH
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A gallery's state, complete and consistent; a commit replaces it by another.
 
     Attributes:
-        spec: what all segments have in common.
-        encoder: which encoder made the vectors.
+        spec: metric and dimensions.
+        encoder: the one that made the vectors.
         root: the absolute folder that relative paths refer to.
         generation: grows with every change of content.
         next_id: the first id never given out.
@@ -162,9 +202,10 @@ class Manifest:
         prototype_cache, index_cache: can be computed again.
         rejection: from which distance on nothing is a match; None until somebody calibrates.
         backend: where the rows lie when there are no segments; None when they are in segments.
-        masks: under which masks the vectors were pooled; None when whole pictures were.
-        tuning: what was measured when `index` was chosen by tuning; None until somebody tunes.
-        birth: a random name: whoever has the gallery open notices by it that another lies in its place.
+        masks: those that the vectors were pooled under; None when whole images were.
+        tuning: the measurements by which `index` was chosen; None until somebody tunes.
+        gallery_id: random: whoever has the gallery open notices by it that another lies in its place. In the file it
+            is called `birth`.
     """
 
     spec: Spec
@@ -183,16 +224,14 @@ class Manifest:
     backend: BackendEntry | None = None
     masks: MaskEntry | None = None
     tuning: Tuning | None = None
-    birth: str = ""
+    gallery_id: str = ""
 
     def __post_init__(self) -> None:
         names = [entry.name for entry in self.files()]
         if len(set(names)) != len(names):
             raise ValueError("two entries name the same file")
         if self.backend is not None and (self.segments or not 0 <= self.backend.settled <= len(self.tombstones)):
-            raise ValueError(
-                "rows are in Milvus, but the manifest speaks of segments or of tombstones that are not there"
-            )
+            raise ValueError("rows are in Milvus, but it speaks of segments or of tombstones that are not there")
         if self.generation < 0 or not 0 <= self.next_id < 1 << 63:
             raise ValueError("a counter is out of range")
 
@@ -204,12 +243,13 @@ class Manifest:
         yield from (cache.file for cache in (self.prototype_cache, self.index_cache) if cache is not None)
 
     def is_fresh(self, cache: CacheEntry | None) -> bool:
-        """Whether a cache is there and of this generation."""
+        """True if a cache is there and of this generation."""
         return cache is not None and cache.generation == self.generation
 
     def save(self, folder: Path, storage: Storage) -> None:
         """Make this the gallery's manifest: durable when the call returns, and never half there."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        content["birth"] = content.pop("gallery_id")
         text = json.dumps({**content, "checksum": _checksum(content)}, indent=1, ensure_ascii=True) + "\n"
         storage.write(folder / MANIFEST_NAME, text.encode())
 
@@ -223,17 +263,16 @@ class Manifest:
             GalleryError: a newer version wrote it.
         """
         path = folder / MANIFEST_NAME
-        if not path.is_file():
-            what = (
-                "holds no manifest.json" if folder.is_dir() else "is not a folder" if folder.exists() else "not found"
-            )
+        if not is_file(path):
+            what = "is not a folder" if os.path.exists(folder) else "not found"  # noqa: PTH110
+            what = "holds no manifest.json" if os.path.isdir(folder) else what  # noqa: PTH112
             raise NotAGalleryError(f"{folder}: {what}; a gallery is a folder written by `distcam index build`")
         try:
             if path.stat().st_size > MAX_MANIFEST_BYTES:
                 raise ValueError(f"larger than {MAX_MANIFEST_BYTES} bytes")
             content = json.loads(read_file(path))
         except (ValueError, RecursionError, OSError) as error:  # OSError: it was there a moment ago
-            raise CorruptGalleryError(f"{path}: {_reason(error)}; {REMEDY}") from error
+            raise _damaged(path, error) from error
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise NotAGalleryError(f"{path}: belongs to something else; a gallery is a folder written by distcam")
         version = content.pop("version", None)
@@ -245,19 +284,21 @@ class Manifest:
             checksum = content.pop("checksum", None)
             if checksum != _checksum({"format": FORMAT, "version": VERSION, **content}):
                 raise ValueError("the checksum does not fit the contents")
+            content |= {"gallery_id": content.pop("birth")} if "birth" in content else {}
             return cast(Self, _parse(cls, content, "manifest"))
         except _NewerError as error:
             raise GalleryError(f"{path}: a newer distcam wrote it ({error}); upgrade distcam") from error
         except (ValueError, RecursionError) as error:
-            raise CorruptGalleryError(f"{path}: {_reason(error)}; {REMEDY}") from error
+            raise _damaged(path, error) from error
 
 
 class _NewerError(ValueError):
     """The manifest is whole, and says what this version does not know."""
 
 
-def _reason(error: Exception) -> str:
-    return "is nested too deeply" if isinstance(error, RecursionError) else f"is damaged ({error})"
+def _damaged(path: Path, error: Exception) -> CorruptGalleryError:
+    reason = "is nested too deeply" if isinstance(error, RecursionError) else f"is damaged ({error})"
+    return CorruptGalleryError(f"{path}: {reason}; {REMEDY}")
 
 
 def _checksum(content: dict[str, Any]) -> str:
@@ -274,17 +315,13 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list) or (arguments[-1] is not ... and len(value) != len(arguments)):
             raise ValueError(f"{where} should be a list")
         return tuple(_parse(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(value))
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{where} should be one of {', '.join(arguments)}")
+    if origin is Literal and value not in arguments:
+        raise ValueError(f"{where} should be one of {', '.join(arguments)}")
+    if origin is dict and not isinstance(value, dict):
+        raise ValueError(f"{where} should be an object")
+    if origin in (Literal, dict):
         return value
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{where} should be an object")
-        return value
-    if isinstance(kind, type) and issubclass(
-        kind, (Spec, FileEntry, CacheEntry, EncoderEntry, BackendEntry, MaskEntry, Rejection, Tuning, Manifest)
-    ):
+    if is_dataclass(kind) and isinstance(kind, type):
         known = {item.name for item in fields(kind)}
         needed = {item.name for item in fields(kind) if item.default is item.default_factory is MISSING}
         if not isinstance(value, dict) or not needed <= set(value):

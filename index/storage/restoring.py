@@ -1,8 +1,7 @@
 """A copy of a gallery put into its place, or anywhere: checked first, then written aside, renamed, and named last.
 
-Copying files over a gallery changes them under whoever has it open, and a copy that stops half way leaves neither the
-old gallery nor the new one. Here every file appears whole under its name, and the manifest that names them is replaced
-when all are there: readers go on with what they have open and find the new state at their next look.
+Every file appears whole under its name, and the manifest that names them is replaced when all are there: readers go on
+with what they have open and find the new state at their next look.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ...errors import CorruptGalleryError, GalleryError, GalleryExistsError, InputError, NotAGalleryError
-from ..building.creating import foreign_file, is_root_of_this_user, new_birth
-from .durable import REMEDY, Storage, WriterLock, file_sha256, refusals_named
+from ...errors import CorruptGalleryError, GalleryError, InputError
+from ...files import REMEDY, Storage, WriterLock, refusals_named
+from ..backends import require_rows_in_folder
+from ..building.creating import existing_gallery, is_root_of_this_user, new_gallery_id
 from .manifest import CacheEntry, FileEntry, Manifest
 from .segments import Segment
 from .snapshot import check_file, read_ids
 from .writer import GalleryWriter
 
-__all__ = ["restore_gallery"]
-
 _BLOCK = 4 << 20
+_REMEDY = "name the gallery's folder"
 _ATTEMPTS = 10
 
 
@@ -50,19 +49,19 @@ def restore_gallery(
         CorruptGalleryError: `source` is damaged; the message names the file, and nothing was changed.
         GalleryExistsError: `folder` holds something else than a gallery.
         GalleryLockedError: another process is writing to `folder`.
-        InputError: both are the same folder, or the rows of `source` lie in Milvus.
+        InputError: one folder is the other or lies in it, or the rows of `source` lie in Milvus.
         GalleryError: the disk is full.
     """
     source, folder, storage = Path(source), Path(folder), storage or Storage()
-    if source.exists() and folder.exists() and source.samefile(folder):
-        raise InputError(f"{folder}: is to be restored from itself; name the copy first, then the gallery")
+    Manifest.load(source)  # says of what can be no path that it is no gallery
+    _require_apart(source, folder)
     manifest = _checked(source)
-    _old_manifest(folder)
+    existing_gallery(folder, overwrite=True, remedy=_REMEDY)
     storage.make_folder(folder)
     with WriterLock(folder), refusals_named(folder):
-        old = _old_manifest(folder)
-        if old is not None and old.backend is not None:
-            raise InputError(f"{folder} has its rows in Milvus; restore the collection there, or into another folder")
+        old = existing_gallery(folder, overwrite=True, remedy=_REMEDY)
+        if old is not None:
+            require_rows_in_folder(folder, old, "restore the collection there, or into another folder")
         for _ in range(_ATTEMPTS):
             try:
                 new = _copied(source, manifest, folder, old, storage)
@@ -74,17 +73,29 @@ def restore_gallery(
         else:
             raise GalleryError(f"{source}: changed {_ATTEMPTS} times while it was copied; try again")
         writer = GalleryWriter(folder, new, on_disk=old, storage=storage)
-        writer.commit(birth=new.birth)
-        writer.sweep()
+        writer.commit(gallery_id=new.gallery_id)
+        writer.delete_orphans()
     return new
+
+
+def _require_apart(source: Path, folder: Path) -> None:
+    """Refuse a folder in itself: clearing up after one gallery would reach into the other."""
+    try:
+        real = (Path(os.path.realpath(source)), Path(os.path.realpath(folder)))
+    except ValueError as error:
+        raise InputError(f"{folder}: is no path ({error}); name the gallery's folder") from error
+    outer, inner = sorted(real, key=lambda path: len(path.parts))
+    if outer == inner or (os.path.exists(outer) and os.path.exists(inner) and outer.samefile(inner)):  # noqa: PTH110
+        raise InputError(f"{folder}: is to be restored from itself; name the copy first, then the gallery")
+    if inner.is_relative_to(outer):
+        raise InputError(f"{inner} lies in {outer}; a gallery is restored from, and to, a folder outside of it")
 
 
 def _checked(source: Path) -> Manifest:
     """The manifest of a whole gallery; caches that are not in order are left out of it."""
     manifest = Manifest.load(source)
     for _ in range(_ATTEMPTS):
-        if manifest.backend is not None:
-            raise InputError(f"{source} has its rows in Milvus; copy and restore the collection there")
+        require_rows_in_folder(source, manifest, "copy and restore the collection there")
         try:
             return _without_bad_files(source, manifest)
         except (FileNotFoundError, CorruptGalleryError) as error:
@@ -124,26 +135,6 @@ def _sound_cache(source: Path, cache: CacheEntry | None) -> CacheEntry | None:
     return None
 
 
-def _old_manifest(folder: Path) -> Manifest | None:
-    """What the folder's manifest says, if it has one that can be read.
-
-    Raises:
-        GalleryExistsError: there is something else in the folder, and no gallery.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise GalleryExistsError(f"{folder}: is a file; name the gallery's folder")
-    try:
-        return Manifest.load(folder)
-    except NotAGalleryError as error:
-        if (foreign := foreign_file(folder)) is not None:
-            raise GalleryExistsError(
-                f"{folder}: is no gallery and holds other files, such as {foreign}; name the gallery's folder"
-            ) from error
-        return None
-    except GalleryError:  # it is damaged, which is why it is restored
-        return None
-
-
 def _copied(source: Path, manifest: Manifest, folder: Path, old: Manifest | None, storage: Storage) -> Manifest:
     """Bring all files into the folder under names that the old manifest does not use for something else."""
     taken = {} if old is None else {entry.name: entry for entry in old.files()}
@@ -153,18 +144,13 @@ def _copied(source: Path, manifest: Manifest, folder: Path, old: Manifest | None
         if name in taken and taken[name] != entry:
             kind, _, rest = name.partition("-")
             name = f"{kind}-{uuid.uuid4().hex}{rest[32:]}"
-        target = folder / name
-        if not _is_there(target, entry):
-            with storage.replacing(target) as aside:
+        new[entry.name] = placed = dataclasses.replace(entry, name=name)
+        try:
+            check_file(folder, placed, checksum=True)
+        except (GalleryError, OSError):
+            with storage.replacing(folder / name) as aside:
                 _copy(source / entry.name, aside, entry)
-        new[entry.name] = dataclasses.replace(entry, name=name)
     return _renamed(manifest, new)
-
-
-def _is_there(path: Path, entry: FileEntry) -> bool:
-    with suppress(GalleryError, OSError):
-        return not path.is_symlink() and path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
-    return False
 
 
 def _copy(source: Path, target: Path, entry: FileEntry) -> None:
@@ -193,5 +179,5 @@ def _renamed(manifest: Manifest, new: Mapping[str, FileEntry]) -> Manifest:
         skipped=None if manifest.skipped is None else new[manifest.skipped.name],
         prototype_cache=cache(manifest.prototype_cache),
         index_cache=cache(manifest.index_cache),
-        birth=new_birth(manifest.root if is_root_of_this_user(manifest) else None),
+        gallery_id=new_gallery_id(manifest.root if is_root_of_this_user(manifest) else None),
     )

@@ -1,4 +1,4 @@
-"""A segment: one immutable file with the vectors of some images and everything known about them.
+"""The images of a gallery and their vectors, and the segment: one immutable file with some of them.
 
 Arrays of a segment of n images (K = pooled, d = embedding, h × w = feature map):
 
@@ -12,66 +12,181 @@ Arrays of a segment of n images (K = pooled, d = embedding, h × w = feature map
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from . import hdf5 as flatfile
-from .durable import REMEDY
-from .hdf5 import FlatFile, Layout, StoredArray, Strings, pack_strings
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import CorruptGalleryError
+from ...files import REMEDY
+from ..filters.matching import Categorical
+from . import hdf5
+from .hdf5 import Array, FlatFile, Layout, StoredArray, Strings, pack_strings
 from .manifest import FileEntry, Spec
-from .records import Array, Categorical, Entries, Vectors, unpack_maps
 
-__all__ = ["MAX_COLUMNS", "Segment", "write_segment"]
-
+MASK_COLUMN, NO_MASK = "mask", "none"
+BLOCK_BYTES = 16 << 20
 MAX_COLUMNS = 512  # "path", which every table has, is one of them
-_FIXED = {"id", "pooled", "sha256", "size", "mtime_ns", "path_blob", "path_offsets"} | {
-    "column_names_blob",
-    "column_names_offsets",
-}
-_COLUMN = re.compile(r"column_(\d{1,3})_(codes|values_blob|values_offsets)")
-_FILE_STATES: tuple[tuple[str, str, tuple[int, ...]], ...] = (
-    ("sha256", "|u1", (32,)),
-    ("size", "<u8", ()),
-    ("mtime_ns", "<i8", ()),
+_KNOWN = re.compile(
+    r"id|pooled|embedding|maps|map_scale|sha256|size|mtime_ns|(path|about|column_names)_(blob|offsets)"
+    r"|column_\d{1,3}_(codes|values_blob|values_offsets)"
 )
-_OPTIONAL = {"embedding", "maps", "map_scale", "about_blob", "about_offsets"}
+_FILE_STATES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "sha256": ("|u1", (32,)),
+    "size": ("<u8", ()),
+    "mtime_ns": ("<i8", ()),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image of a gallery: everything but its vectors.
+
+    Attributes:
+        id: unique in its gallery for ever; a removed image's id is not given out again.
+        path: with `/`; relative to the gallery's root when the image lies under it, else absolute.
+        label: the class, or None.
+        columns: the user's other columns; a column in which the image has no value is left out.
+    """
+
+    id: int
+    path: str
+    label: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record for JSON."""
+        return {"id": self.id, "path": self.path, "label": self.label, "columns": dict(self.columns)}
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Paths, columns and file states of n images: all that is stored but their vectors."""
+
+    ids: NDArray[np.uint64]
+    paths: list[str]
+    sha256: NDArray[np.uint8]  # (n, 32), of the image file
+    size: NDArray[np.uint64]  # of the image file, in bytes
+    mtime_ns: NDArray[np.int64]
+    columns: Mapping[str, list[str | None]]  # "label" is one of them
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Array) -> Self:
+        """The entries of some rows."""
+        numbers = rows.tolist()
+        return type(self)(
+            ids=self.ids[rows],
+            paths=[self.paths[row] for row in numbers],
+            sha256=self.sha256[rows],
+            size=self.size[rows],
+            mtime_ns=self.mtime_ns[rows],
+            columns={name: [values[row] for row in numbers] for name, values in self.columns.items()},
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """All parts in order; a column that a part does not have is empty there."""
+        names = dict.fromkeys(name for part in parts for name in part.columns)
+        return cls(
+            ids=np.concatenate([part.ids for part in parts]),
+            paths=[path for part in parts for path in part.paths],
+            sha256=np.concatenate([part.sha256 for part in parts]),
+            size=np.concatenate([part.size for part in parts]),
+            mtime_ns=np.concatenate([part.mtime_ns for part in parts]),
+            columns={
+                name: [value for part in parts for value in part.columns.get(name, [None] * len(part))]
+                for name in names
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The encodings of n images: raw vectors, and feature maps when they are kept.
+
+    `embedding` is `pooled` itself when the encoder's head changes nothing; it is stored once then.
+    """
+
+    pooled: NDArray[np.float32]  # (n, K)
+    embedding: NDArray[np.float32]  # (n, d)
+    maps: NDArray[np.float16] | None = None  # (n, K, h, w), each image divided by its map_scale
+    map_scale: NDArray[np.float32] | None = None  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory the vectors take, in bytes."""
+        own = self.pooled.nbytes + (0 if self.embedding is self.pooled else self.embedding.nbytes)
+        return own + (0 if self.maps is None else self.maps.nbytes)
+
+    def take(self, rows: Array) -> Self:
+        """The vectors of some rows, copied."""
+        pooled = self.pooled[rows]
+        return type(self)(
+            pooled=pooled,
+            embedding=pooled if self.embedding is self.pooled else self.embedding[rows],
+            maps=None if self.maps is None else self.maps[rows],
+            map_scale=None if self.map_scale is None else self.map_scale[rows],
+        )
+
+
+def pack_maps(maps: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """Feature maps (n, K, h, w) in half precision, each image scaled so that its largest magnitude is 2¹⁵.
+
+    Half precision keeps 11 bits between 6e-5 and 65504: scaling to the top keeps the small activations too.
+    """
+    largest = np.abs(maps).reshape(len(maps), -1).max(axis=1)
+    scale = np.where(largest > 0, largest / 32768, 1).astype(np.float32)
+    return (maps / scale[:, None, None, None]).astype(np.float16), scale
+
+
+def unpack_maps(maps: NDArray[np.float16], scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The maps that `pack_maps` packed, within half precision."""
+    return np.asarray(maps.astype(np.float32) * scale[:, None, None, None], np.float32)
+
+
+def stored_path(file: str | os.PathLike[str], root: Path) -> str:
+    """The path under which a gallery knows a file: with `/`, relative to `root` when it lies under it, else absolute.
+
+    Names of links stay as the user gave them, except that a root reached by two names still counts as one.
+
+    >>> stored_path("/photos/cat/1.jpg", Path("/photos"))
+    'cat/1.jpg'
+    """
+    path = Path(os.path.abspath(file))  # noqa: PTH100 (no resolve(): it would follow links)
+    if path.is_relative_to(root):
+        return path.relative_to(root).as_posix()
+    real, real_root = path.parent.resolve() / path.name, root.resolve()
+    return real.relative_to(real_root).as_posix() if real.is_relative_to(real_root) else path.as_posix()
+
+
+def located(path: str, root: Path) -> Path:
+    """The place of the file behind a stored path.
+
+    Raises:
+        CorruptGalleryError: a relative path leads out of the root, as none that distcam stores does.
+    """
+    if not Path(path).is_absolute() and ".." in Path(path).parts:
+        raise CorruptGalleryError(f"the stored path {path!r} leads out of {root}; build the gallery again")
+    return root / path
 
 
 def write_segment(
     path: Path, entries: Entries, vectors: Iterable[Vectors], *, spec: Spec, about: str | None = None
 ) -> None:
-    """Write a segment file; making it durable and known is the caller's business.
-
-    Args:
-        path: the new file.
-        entries: what is known about the images.
-        vectors: their vectors in the same order, in blocks of any size: never all of them in memory.
-        spec: what the gallery's segments have in common.
-        about: JSON to put into a file that stands alone.
-    """
-    small = _describe(entries)
-    if about is not None:
-        small |= pack_strings("about", [about])
-    layouts = {name: Layout(array.dtype.str, array.shape) for name, array in small.items()}
-    with flatfile.create(path, layouts | _vector_layouts(len(entries), spec)) as datasets:
-        for name, array in small.items():
-            if array.size:
-                datasets[name][...] = array
-        start = 0
-        for block in vectors:
-            stop = start + len(block)
-            for name, array in _vector_arrays(block, spec).items():
-                datasets[name][start:stop] = array
-            start = stop
-        assert start == len(entries), "as many vectors as entries"
-
-
-def _describe(entries: Entries) -> dict[str, Array]:
+    """Write a segment file, from blocks of vectors of any size; the caller makes it durable and known."""
     names = ["label", *(name for name in entries.columns if name != "label")]
-    arrays: dict[str, Array] = {
+    small: dict[str, Array] = {
         "id": entries.ids.astype("<u8"),
         "sha256": entries.sha256,
         "size": entries.size.astype("<u8"),
@@ -81,9 +196,23 @@ def _describe(entries: Entries) -> dict[str, Array]:
     }
     for number, name in enumerate(names):
         column = Categorical.of(entries.columns.get(name, [None] * len(entries)))
-        arrays[f"column_{number}_codes"] = column.codes.astype("<i4")
-        arrays |= pack_strings(f"column_{number}_values", column.values)
-    return arrays
+        small[f"column_{number}_codes"] = column.codes.astype("<i4")
+        small |= pack_strings(f"column_{number}_values", column.values)
+    if about is not None:
+        small |= pack_strings("about", [about])
+    layouts = {name: Layout(array.dtype.str, array.shape) for name, array in small.items()}
+    with hdf5.create(path, layouts | _vector_layouts(len(entries), spec)) as datasets:
+        for name, array in small.items():
+            if array.size:
+                datasets[name][...] = array
+        start = 0
+        for block in vectors:
+            stop = start + len(block)
+            for name in ("pooled", "embedding", "maps", "map_scale"):
+                if name in datasets:
+                    datasets[name][start:stop] = getattr(block, name)
+            start = stop
+        assert start == len(entries), "as many vectors as entries"
 
 
 def _vector_layouts(count: int, spec: Spec) -> dict[str, Layout]:
@@ -96,26 +225,8 @@ def _vector_layouts(count: int, spec: Spec) -> dict[str, Layout]:
     return layouts
 
 
-def _vector_arrays(block: Vectors, spec: Spec) -> dict[str, Array]:
-    arrays: dict[str, Array] = {"pooled": block.pooled}
-    if not spec.embedding_is_pooled:
-        arrays["embedding"] = block.embedding
-    if spec.map_shape:
-        assert block.maps is not None
-        assert block.map_scale is not None
-        arrays |= {"maps": block.maps, "map_scale": block.map_scale}
-    return arrays
-
-
 class Segment:
     """A segment file, checked as far as its headers say; contents are read when asked for.
-
-    Args:
-        path: the file.
-        spec: what the gallery says of all its segments.
-        count: how many images the gallery says are in it; None takes the file's word.
-        remedy: what a user can do about a damaged file.
-        sha256: what the gallery says of its contents; looked at when the file is written to while it is open.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -127,8 +238,7 @@ class Segment:
     ) -> None:
         self.file = file = FlatFile(path, remedy=remedy, sha256=sha256)
         self.spec = spec
-        unknown = {name for name in file.names - _FIXED - _OPTIONAL if not _COLUMN.fullmatch(name)}
-        if unknown:
+        if unknown := {name for name in file.names if not _KNOWN.fullmatch(name)}:
             raise file.corrupt(f"holds {', '.join(sorted(unknown))}, which no segment has")
         self.stored_ids = file.array("id", "<u8", (count,))
         n = len(self.stored_ids)
@@ -142,7 +252,7 @@ class Segment:
         if spec.map_shape:
             self._maps = file.array("maps", "<f2", (n, spec.pooled_dim, *spec.map_shape))
             self._map_scale = file.array("map_scale", "<f4", (n,))
-        for name, dtype, width in _FILE_STATES:
+        for name, (dtype, width) in _FILE_STATES.items():
             file.array(name, dtype, (n, *width))
 
     @classmethod
@@ -173,11 +283,6 @@ class Segment:
         """When the image files were changed, in ns."""
         return self.file.array("mtime_ns", "<i8", (len(self),)).read()
 
-    @property
-    def about(self) -> str | None:
-        """The JSON of a file that stands alone."""
-        return self.file.strings("about", 1)[0] if "about_blob" in self.file.names else None
-
     @cached_property
     def column_names(self) -> tuple[str, ...]:
         """The label and the names of the user's columns."""
@@ -201,7 +306,7 @@ class Segment:
         return Categorical(values, codes)
 
     def entries(self, rows: Array) -> Entries:
-        """What is known about the images in these rows."""
+        """The entries of the images in these rows."""
         return Entries(
             ids=self.stored_ids[rows],
             paths=self.paths.take(rows),
@@ -226,3 +331,9 @@ class Segment:
         assert self._maps is not None
         assert self._map_scale is not None
         return unpack_maps(self._maps[rows], self._map_scale[rows])
+
+    def blocks(self, rows: Array) -> Iterator[Vectors]:
+        """The vectors and packed maps of these rows, a bounded number of bytes at a time."""
+        step = max(1, BLOCK_BYTES // max(1, self.file.bytes // max(1, len(self))))
+        for start in range(0, len(rows), step):
+            yield self.vectors(rows[start : start + step])

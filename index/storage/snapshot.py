@@ -7,6 +7,7 @@ as they are not more than a process may keep open (`descriptors.py`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -15,21 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import CorruptGalleryError, InputError
-from ..filters.matching import Verdicts, matching
+from ...files import REMEDY, file_sha256, read_file
+from ...remarks import counted
+from ..filters.matching import Categorical, Verdicts, matching
 from ..filters.tree import Filter
-from ..reports import counted
-from ..search import SearchSpec, check_ids
-from .durable import REMEDY, file_sha256, read_file
-from .hdf5 import StoredArray
+from ..search import Searcher, SearchSpec, check_ids
+from .hdf5 import Array, StoredArray
 from .manifest import FileEntry, Manifest, Spec
-from .records import Array, Categorical, Record, Vectors
-from .segments import Segment
-
-__all__ = ["BLOCK_BYTES", "Ids", "Snapshot", "Verify", "check_file", "read_ids", "require_file"]
+from .segments import BLOCK_BYTES, Record, Segment, Vectors, stored_path
 
 AUTO_VERIFY_BYTES = 1 << 30
-BLOCK_BYTES = 16 << 20
-_ATTEMPTS = 10
 _FEW_ROWS = 256
 _PATHS_KEPT = 2_000_000  # about 200 MB
 
@@ -40,18 +36,17 @@ Verify: TypeAlias = bool | Literal["auto"]
 class Snapshot:
     """The images of one generation, in the order of ids.
 
-    Args:
-        folder: the gallery.
-        manifest: the generation to open.
-        verify: whether to compare the checksums of segments and tombstones; `"auto"` does up to 1 GiB.
+    Attributes:
+        is_remote: the rows lie elsewhere, where reading them all takes long, and are searched there.
 
     Raises:
-        FileNotFoundError: a file is gone; `Snapshot.open` decides what that means.
+        FileNotFoundError: a file is gone; `newest_snapshot` decides what that means.
         CorruptGalleryError: a file is damaged, or not what the manifest says.
     """
 
+    is_remote = False
+
     def __init__(self, folder: Path, manifest: Manifest, *, verify: Verify = "auto") -> None:
-        assert manifest.backend is None
         self.folder = folder
         self.manifest = manifest
         files = (*manifest.segments, *manifest.tombstones)
@@ -65,44 +60,14 @@ class Snapshot:
         self._columns: dict[str, Categorical] = {}
         self._verdicts = Verdicts()
 
-    @classmethod
-    def at(cls, folder: Path, manifest: Manifest, *, verify: Verify = "auto") -> Snapshot:
-        """This generation, wherever its rows lie."""
-        if manifest.backend is None:
-            return cls(folder, manifest, verify=verify)
-        from ..milvus.snapshot import MilvusSnapshot
-
-        return MilvusSnapshot(folder, manifest, verify=verify)
-
-    @classmethod
-    def open(cls, folder: Path, *, verify: Verify = "auto") -> Snapshot:
-        """The newest generation.
-
-        A compaction may remove a file between reading the manifest and opening the file; then there is a newer
-        manifest.
-        """
-        manifest = Manifest.load(folder)
-        for _ in range(_ATTEMPTS):
-            try:
-                return cls.at(folder, manifest, verify=verify)
-            except (FileNotFoundError, CorruptGalleryError) as error:
-                newer = Manifest.load(folder)
-                if newer != manifest:
-                    manifest = newer
-                elif isinstance(error, CorruptGalleryError):
-                    raise
-                else:
-                    raise CorruptGalleryError(f"{error.filename}: is missing; {REMEDY}") from error
-        raise CorruptGalleryError(f"{folder}: changed {_ATTEMPTS} times while it was being opened; try again")
-
     @property
     def spec(self) -> Spec:
-        """What all segments have in common."""
+        """Metric and dimensions."""
         return self.manifest.spec
 
     @property
     def search_spec(self) -> SearchSpec:
-        """What a search has to know: dimension and metric."""
+        """Dimension and metric, for a search."""
         return SearchSpec(self.spec.embedding_dim, self.spec.metric)
 
     def __len__(self) -> int:
@@ -114,9 +79,8 @@ class Snapshot:
         ids = ids[order]
         if len(ids) and (bool(np.any(ids[1:] == ids[:-1])) or int(ids[-1]) >= self.manifest.next_id):
             raise CorruptGalleryError(f"{self.folder}: an id occurs twice or was never given out; {REMEDY}")
-        removed = [read_ids(self.folder, entry) for entry in self.manifest.tombstones]
-        if removed:
-            alive = ~np.isin(ids, np.concatenate(removed))
+        if self.manifest.tombstones:
+            alive = ~np.isin(ids, removed_ids(self.folder, self.manifest.tombstones))
             ids, order = ids[alive], order[alive]
         return ids.astype(np.uint64, copy=False), order
 
@@ -128,7 +92,7 @@ class Snapshot:
     # --- Which images ------------------------------------------------------------------------------------------------
 
     def places(self, ids: Iterable[int] | Array) -> NDArray[np.int64]:
-        """Where ids stand in `self.ids`.
+        """The places of ids in `self.ids`.
 
         Raises:
             InputError: an id is not in the gallery.
@@ -143,7 +107,7 @@ class Snapshot:
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        """What a filter may name: path, label, and the user's columns."""
+        """The columns that a filter may name: path, label, and the user's."""
         names = dict.fromkeys(name for segment in self.segments for name in segment.column_names)
         return ("path", *dict.fromkeys(("label", *names)))
 
@@ -153,16 +117,15 @@ class Snapshot:
             raise InputError(f"no column {name!r} in {self.folder}; there are {', '.join(self.column_names)}")
         if (kept := self._columns.get(name)) is not None:
             return kept
-        if name != "path":
-            self._columns[name] = column = self._unite(name)
-            return column
-        column = Categorical(tuple(self.all_paths()), np.arange(len(self), dtype=np.int32))
-        if len(self) <= _PATHS_KEPT:
+        column = self._read_column(name)
+        if name != "path" or len(self) <= _PATHS_KEPT:
             self._columns[name] = column
         return column
 
-    def _unite(self, name: str) -> Categorical:
+    def _read_column(self, name: str) -> Categorical:
         """Every segment numbers its own values; give each value one number for all."""
+        if name == "path":
+            return Categorical(tuple(self.all_paths()), np.arange(len(self), dtype=np.int32))
         parts = [segment.column(name) if name in segment.column_names else None for segment in self.segments]
         values = tuple(sorted({value for part in parts if part is not None for value in part.values}))
         number = {value: code for code, value in enumerate(values)}
@@ -188,8 +151,12 @@ class Snapshot:
         """The ids of the images that a filter keeps, ascending."""
         return self.ids[matching(where, self, self._verdicts)]
 
+    def search(self) -> Searcher | None:
+        """The search of whatever holds the rows; None where an index has to be made of them."""
+        return None
+
     def search_limits(self, where: Filter) -> dict[str, Any]:
-        """How a search is told about a filter."""
+        """The arguments by which a search is told of a filter."""
         return {"allowed": self.ids_where(where)}
 
     def paths(self, places: Array) -> Iterator[str]:
@@ -209,7 +176,7 @@ class Snapshot:
             yield self.segments[number], row
 
     def records(self, ids: Iterable[int] | Array) -> list[Record]:
-        """What is known about these images, in their order."""
+        """Path, label and columns of these images, in their order."""
         places = self.places(ids)
         names = self.column_names[2:]
         labels = self.column("label")
@@ -281,10 +248,21 @@ class Snapshot:
         parts = [(segment, np.flatnonzero(np.isin(segment.ids, self.ids))) for segment in self.segments]
         return [(segment, rows) for segment, rows in parts if len(rows)]
 
-    def known_files(self, among: Iterable[str] | None = None) -> dict[str, int]:
-        """Each image's place by its path; of those `among` at least."""
-        del among  # all are at hand
-        return {path: place for place, path in enumerate(self.all_paths())}
+    def places_by_path(self, among: Iterable[str] | None = None) -> dict[str, int]:
+        """The place of each image, or of those under the paths `among`, by its path."""
+        wanted = None if among is None else set(among)
+        return {path: place for place, path in enumerate(self.all_paths()) if wanted is None or path in wanted}
+
+    def ids_of(self, paths: Sequence[str | os.PathLike[str]], root: Path) -> Ids:
+        """The ids of images given by path, as stored or where the files lie; InputError when one is not there."""
+        stored = [stored_path(path, root) for path in paths]
+        known = self.places_by_path([*(os.fspath(path) for path in paths), *stored])
+        places = [known.get(os.fspath(path), known.get(other)) for path, other in zip(paths, stored, strict=True)]
+        missing = [os.fspath(path) for path, place in zip(paths, places, strict=True) if place is None]
+        if missing:
+            shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+            raise InputError(f"not in {self.folder}: {shown}; nothing was removed")
+        return np.unique(self.ids[[place for place in places if place is not None]])
 
     def preload(self) -> None:
         """Read everything that is known of the images besides vectors, before a writer merges the files away."""
@@ -336,3 +314,8 @@ def read_ids(folder: Path, entry: FileEntry) -> Ids:
     if len(data) != 8 * entry.count:
         raise CorruptGalleryError(f"{folder / entry.name}: should hold {counted(entry.count, 'id')}; {REMEDY}")
     return np.frombuffer(data, "<u8").astype(np.uint64)
+
+
+def removed_ids(folder: Path, entries: Iterable[FileEntry]) -> Ids:
+    """The removed ids in some tombstone files, ascending, each once."""
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *(read_ids(folder, entry) for entry in entries)]))

@@ -3,75 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import DistcamError, TooManyFilesError, is_out_of_descriptors, too_many_files
+from ...remarks import counted
 from ..prototypes import PrototypeStore
-from ..reports import Problem, VerifyReport, counted, read_skipped
-from . import caches
+from ..reports import Problem, VerifyReport, read_skipped
+from .cache import computed_prototypes, load_index_bytes, load_prototypes
 from .manifest import CacheEntry, FileEntry, Manifest
 from .segments import Segment
-from .snapshot import BLOCK_BYTES, Ids, Snapshot, check_file, read_ids
-from .writer import GalleryWriter, opened_for_writing
+from .snapshot import Ids, Snapshot, check_file, read_ids, removed_ids
+from .writer import GalleryWriter
 
-__all__ = ["Check", "verify_gallery"]
-
-_REPAIR_OF_SEGMENT = "repair sets it aside, {lost} lost; build or add its images again"
-_REPAIR_OF_TOMBSTONE = "repair drops it; images removed with it may come back"
-_REPAIR_OF_ENCODER = "repair drops it; name the encoder with --encoder from then on"
-_REPAIR_OF_SKIPPED = "repair drops the list"
-_REPAIR_OF_CACHE = "repair drops it; it is computed again"
-_REPAIR_OF_PATH = "repair keeps the newer one"
-
-
-def verify_gallery(folder: str | os.PathLike[str], *, repair: bool = False) -> VerifyReport:
-    """Check every file's checksum and structure, every vector, and whether ids, paths and caches agree.
-
-    Works on galleries that are too damaged to open. Repairing sets damaged segments aside (their files get the ending
-    `.damaged`), says how many images that costs, and marks the gallery as unfinished, so that the same build encodes
-    them again.
-
-    Raises:
-        NotAGalleryError: there is no gallery.
-        CorruptGalleryError: the manifest itself is damaged.
-        GalleryLockedError: with `repair`, another process is writing.
-    """
-    folder = Path(folder)
-    if not repair:
-        return _check_unlocked(folder)
-    with opened_for_writing(folder) as writer:
-        check = _checked(folder, writer.manifest)
-        check.mend(writer)
-        return check.report(repaired=True)
-
-
-def _check_unlocked(folder: Path) -> VerifyReport:
-    """A check without the lock: when a writer replaced files under it, of the generation that came after."""
-    while True:
-        manifest = Manifest.load(folder)
-        try:
-            report = _checked(folder, manifest).report()
-        except FileNotFoundError:
-            if Manifest.load(folder) == manifest:
-                raise
-            continue
-        if report.is_sound or Manifest.load(folder) == manifest:
-            return report
-
-
-def _checked(folder: Path, manifest: Manifest) -> Check:
-    """The check of this generation, wherever its rows lie."""
-    if manifest.backend is None:
-        return Check(folder, manifest)
-    from ..milvus.verify import MilvusCheck
-
-    return MilvusCheck(folder, manifest)
+_REPAIRS = {
+    "segment": "repair sets it aside, {lost} lost; build or add its images again",
+    "tombstone": "repair drops it; images removed with it may come back",
+    "encoder": "repair drops it; name the encoder with --encoder from then on",
+    "skipped": "repair drops the list",
+    "cache": "repair drops it; it is computed again",
+}
+_LOSSES = ("segment", "tombstone", "encoder")
 
 
 class Check:
@@ -95,7 +50,7 @@ class Check:
             self._count_what_is_left()
 
     def report(self, *, repaired: bool = False) -> VerifyReport:
-        """What was found."""
+        """The findings."""
         return VerifyReport(
             path=str(self.folder),
             generation=self.manifest.generation,
@@ -103,6 +58,9 @@ class Check:
             files=sum(1 for _ in self.manifest.files()),
             problems=tuple(dataclasses.replace(problem, repaired=repaired) for problem in self.problems),
         )
+
+    def _opened(self, manifest: Manifest) -> Snapshot:
+        return Snapshot(self.folder, manifest, verify=False)
 
     @contextmanager
     def _noting(self, entry: FileEntry) -> Iterator[None]:
@@ -120,73 +78,59 @@ class Check:
 
     def _note(self, entry: FileEntry, problem: str) -> None:
         self.bad.add(entry.name)
-        self.problems.append(Problem(entry.name, problem, self._repair_of(entry), is_loss=self._is_loss(entry)))
+        use = self._use_of(entry)
+        repair = _REPAIRS[use].format(lost=counted(entry.count, "image"))
+        self.problems.append(Problem(entry.name, problem, repair, is_loss=use in _LOSSES))
 
-    def _repair_of(self, entry: FileEntry) -> str:
-        """By what the manifest uses the file for: its name may be anything."""
+    def _use_of(self, entry: FileEntry) -> str:
+        """The manifest's use for the file: its name may be anything."""
         if entry in self.manifest.segments:
-            return _REPAIR_OF_SEGMENT.format(lost=counted(entry.count, "image"))
+            return "segment"
         if entry in self.manifest.tombstones:
-            return _REPAIR_OF_TOMBSTONE
+            return "tombstone"
         if entry == self.manifest.encoder.file:
-            return _REPAIR_OF_ENCODER
-        return _REPAIR_OF_SKIPPED if entry == self.manifest.skipped else _REPAIR_OF_CACHE
-
-    def _is_loss(self, entry: FileEntry) -> bool:
-        manifest = self.manifest
-        return entry in (*manifest.segments, *manifest.tombstones) or entry == manifest.encoder.file
+            return "encoder"
+        return "skipped" if entry == self.manifest.skipped else "cache"
 
     # --- Checking ----------------------------------------------------------------------------------------------------
 
     def _check_contents(self, entry: FileEntry) -> None:
-        if entry in self.manifest.segments:
-            self._check_segment(entry)
-        elif entry in self.manifest.tombstones:
-            read_ids(self.folder, entry)
-        elif entry == self.manifest.skipped:
-            read_skipped(self.folder / entry.name)
+        match self._use_of(entry):
+            case "segment":
+                self._check_segment(Segment.of(self.folder, entry, self.manifest.spec))
+            case "tombstone":
+                read_ids(self.folder, entry)
+            case "skipped":
+                read_skipped(self.folder / entry.name)
 
-    def _check_segment(self, entry: FileEntry) -> None:
-        segment = Segment.of(self.folder, entry, self.manifest.spec)
+    def _check_segment(self, segment: Segment) -> None:
+        corrupt = segment.file.corrupt
         if len(segment) and int(segment.ids.max()) >= self.manifest.next_id:
-            self._note(entry, "holds an id that was never given out")
-            return
+            raise corrupt("holds an id that was never given out")
         ids = np.concatenate([self._ids, segment.ids])
         if len(np.unique(ids)) < len(ids):
-            self._note(entry, "holds an id that occurs twice")
-            return
+            raise corrupt("holds an id that occurs twice")
         self._ids = ids
         assert segment.columns  # reading them checks their codes and text
-        for path in segment.paths:
-            if not path or "\0" in path:
-                self._note(entry, "holds a path that no file has")
-                return
-        step = max(1, BLOCK_BYTES // max(1, segment.file.bytes // max(1, len(segment))))
-        for start in range(0, len(segment), step):
-            problem = self._vector_problem(segment, np.arange(start, min(start + step, len(segment))))
-            if problem:
-                self._note(entry, problem)
-                return
-
-    def _vector_problem(self, segment: Segment, rows: NDArray[np.int64]) -> str:
-        vectors = segment.vectors(rows)
-        arrays = [vectors.pooled, vectors.embedding, vectors.maps, vectors.map_scale]
-        if any(array is not None and not np.isfinite(array).all() for array in arrays):
-            return "holds vectors that are not finite"
-        if self.manifest.spec.metric == "cosine" and not (vectors.embedding != 0).any(1).all():
-            return "holds a zero embedding, which no cosine compares"
-        return ""
+        if any(not path or "\0" in path for path in segment.paths):
+            raise corrupt("holds a path that no file has")
+        for block in segment.blocks(np.arange(len(segment))):
+            arrays = [block.pooled, block.embedding, block.maps, block.map_scale]
+            if any(array is not None and not np.isfinite(array).all() for array in arrays):
+                raise corrupt("holds vectors that are not finite")
+            if self.manifest.spec.metric == "cosine" and not (block.embedding != 0).any(1).all():
+                raise corrupt("holds a zero embedding, which no cosine compares")
 
     def _check_whole(self) -> None:
         """Look at all rows together."""
-        snapshot = Snapshot.at(self.folder, self.manifest, verify=False)
+        snapshot = self._opened(self.manifest)
         self.images = len(snapshot)
-        newest = snapshot.known_files()
+        newest = snapshot.places_by_path()
         kept = np.zeros(len(snapshot), bool)
         kept[list(newest.values())] = True
         self.duplicates = snapshot.ids[~kept]
         for path in list(snapshot.paths(np.flatnonzero(~kept)))[:10]:
-            self.problems.append(Problem(path, "is in the gallery twice", _REPAIR_OF_PATH))
+            self.problems.append(Problem(path, "is in the gallery twice", "repair keeps the newer one"))
         self._check_prototypes(snapshot)
         self._check_index(snapshot)
 
@@ -194,25 +138,21 @@ class Check:
         """Count the images in sound segments, and those that are nowhere else than in a bad one."""
         old = self.manifest
         sound = dataclasses.replace(old, segments=self._sound(old.segments), tombstones=self._sound(old.tombstones))
-        left = Snapshot.at(self.folder, sound, verify=False)
+        left = self._opened(sound)
         self.images = len(left)
-        dead = np.concatenate([np.empty(0, np.uint64), *(read_ids(self.folder, entry) for entry in sound.tombstones)])
-        kept = left.known_files().keys()
-        lost = {entry.name: self._lost(entry, dead, kept) for entry in old.segments if entry.name in self.bad}
-        self.problems = [
-            problem
-            if (count := lost.get(problem.file)) is None
-            else dataclasses.replace(
-                problem, repair=_REPAIR_OF_SEGMENT.format(lost=counted(count, "image")), is_loss=count > 0
-            )
-            for problem in self.problems
-        ]
+        removed = removed_ids(self.folder, sound.tombstones)
+        kept = left.places_by_path().keys()
+        lost = {entry.name: self._lost(entry, removed, kept) for entry in old.segments if entry.name in self.bad}
+        for number, problem in enumerate(self.problems):
+            if (count := lost.get(problem.file)) is not None:
+                repair = _REPAIRS["segment"].format(lost=counted(count, "image"))
+                self.problems[number] = dataclasses.replace(problem, repair=repair, is_loss=count > 0)
 
-    def _lost(self, entry: FileEntry, dead: Ids, kept: Set[str]) -> int:
-        """How many images go with a bad segment; as many as the manifest names when it cannot be read at all."""
+    def _lost(self, entry: FileEntry, removed: Ids, kept: Set[str]) -> int:
+        """Number of images lost with a bad segment; as the manifest has it when the segment cannot be read at all."""
         try:
             segment = Segment.of(self.folder, entry, self.manifest.spec)
-            alive = np.flatnonzero(~np.isin(segment.ids, dead))
+            alive = np.flatnonzero(~np.isin(segment.ids, removed))
             return sum(segment.paths[row] not in kept for row in alive.tolist())
         except TooManyFilesError:
             raise
@@ -221,19 +161,16 @@ class Check:
 
     def _check_prototypes(self, snapshot: Snapshot) -> None:
         entry = self.manifest.prototype_cache
-        if not self._is_checkable(entry):
+        if entry is None or not self._is_checkable(entry):
             return
-        assert entry is not None
-        cached, true = caches.load_prototypes(snapshot), caches.new_store(snapshot)
-        caches.update_prototypes(true, before=None, after=snapshot)
-        if cached is None or not _agree(cached, true):
+        cached = load_prototypes(snapshot)
+        if cached is None or not _agree(cached, computed_prototypes(snapshot)):
             self._note(entry.file, "does not hold the prototypes of this gallery")
 
     def _check_index(self, snapshot: Snapshot) -> None:
         """An index that another user wrote is not read, and so not checked: it is never used either."""
         entry = self.manifest.index_cache
-        data = caches.load_index_bytes(snapshot) if self._is_checkable(entry) else None
-        if entry is None or data is None:
+        if entry is None or not self._is_checkable(entry) or (data := load_index_bytes(snapshot)) is None:
             return
         from ..faiss.search import FaissSearch
 
@@ -245,9 +182,8 @@ class Check:
             if problems:
                 self._note(entry.file, problems[0])
 
-    def _is_checkable(self, entry: CacheEntry | None) -> bool:
-        fresh = entry is not None and entry.generation == self.manifest.generation
-        return fresh and entry is not None and entry.file.name not in self.bad
+    def _is_checkable(self, entry: CacheEntry) -> bool:
+        return self.manifest.is_fresh(entry) and entry.file.name not in self.bad
 
     # --- Mending -----------------------------------------------------------------------------------------------------
 
@@ -256,12 +192,12 @@ class Check:
         if self.bad:
             self._drop_bad_files(writer)
         if not len(self.duplicates):
-            newest = (after := Snapshot.at(self.folder, writer.manifest, verify=False)).known_files()
+            newest = (after := self._opened(writer.manifest)).places_by_path()
             self.duplicates = np.setdiff1d(after.ids, after.ids[list(newest.values())])
         if len(self.duplicates):
             writer.remove(self.duplicates.tolist())
             writer.commit()
-        self.images = len(Snapshot.at(self.folder, writer.manifest, verify=False))
+        self.images = len(self._opened(writer.manifest))
 
     def _drop_bad_files(self, writer: GalleryWriter) -> None:
         old = self.manifest

@@ -1,8 +1,8 @@
 """Changing a gallery: images go in by commits, leave by tombstones, and segments are merged when they become many.
 
 Every change is a new manifest. Whoever holds the `WriterLock` has one `GalleryWriter`; when a call returns, what it
-did is on the disk. Whatever interrupts it, the gallery is as the last commit left it, and files that no manifest
-names are swept by the next writer.
+did is on the disk. Whatever interrupts it, the gallery is as the last commit left it, and the next writer deletes the
+files that no manifest names.
 """
 
 from __future__ import annotations
@@ -13,22 +13,19 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ...errors import GalleryError
-from .durable import LOCK_NAME, Storage, WriterLock, after_commit, file_sha256, refusals_named
+from ...files import LOCK_NAME, Storage, after_commit, file_sha256
 from .manifest import MANIFEST_NAME, CacheEntry, FileEntry, Manifest
-from .merging import groups_of, live_blocks, newest_to_merge
-from .records import Entries, Vectors
-from .segments import Segment, write_segment
-from .snapshot import Ids, read_ids
-
-__all__ = ["CommitLimits", "GalleryWriter", "opened_for_writing"]
+from .segments import Entries, Segment, Vectors, write_segment
+from .snapshot import Ids, removed_ids
 
 _OWN_FILE = re.compile(
     r"(segment-[0-9a-f]{32}\.h5|tombstone-[0-9a-f]{32}\.u64|skipped-[0-9a-f]{32}\.jsonl|prototypes-[0-9a-f]{32}\.h5"
@@ -38,7 +35,7 @@ _OWN_FILE = re.compile(
 
 @dataclass(frozen=True)
 class CommitLimits:
-    """How much may be lost when the process is killed, and how many files may pile up.
+    """Bounds on the work that a kill may lose, and on the number of files.
 
     Attributes:
         images, vector_bytes, seconds: a commit happens when the first of them is reached.
@@ -55,7 +52,7 @@ class CommitLimits:
 
 @dataclass(frozen=True)
 class _State:
-    """What is on the disk, and what the next commit adds to it and takes away."""
+    """The state on the disk, and the changes of the next commit."""
 
     manifest: Manifest
     pending: tuple[tuple[Entries, Vectors], ...] = ()
@@ -65,14 +62,8 @@ class _State:
 class GalleryWriter:
     """The writing side of a gallery, for the holder of its lock.
 
-    Args:
-        folder: the gallery's folder, which exists.
-        manifest: the state to start from.
-        on_disk: the state that the folder is in, if it is another: the first commit replaces it. None: there is none
-            yet.
-        storage: the file operations; tests record them.
-        limits: when to commit and to merge.
-        on_commit: called with the new manifest after each commit, when it is on the disk.
+    `on_disk` is the state that the folder is in, None where there is none; the first commit replaces it by one that
+    starts from `manifest`. Tests record the operations of `storage`.
     """
 
     def __init__(
@@ -83,25 +74,14 @@ class GalleryWriter:
         on_disk: Manifest | None,
         storage: Storage | None = None,
         limits: CommitLimits | None = None,
-        on_commit: Callable[[Manifest], None] | None = None,
     ) -> None:
         self.folder = folder
         self.limits = limits or CommitLimits()
         self._storage = storage or Storage()
-        self._on_commit = on_commit
         self._state = _State(manifest)
         self._on_disk = on_disk
         self._pending_since = time.monotonic()
         self._process = os.getpid()
-
-    @staticmethod
-    def at(folder: Path, manifest: Manifest, **options: Any) -> GalleryWriter:
-        """The writer for a gallery, wherever its rows lie; options as above."""
-        if manifest.backend is None:
-            return GalleryWriter(folder, manifest, **options)
-        from ..milvus.writer import MilvusWriter
-
-        return MilvusWriter(folder, manifest, **options)
 
     @property
     def manifest(self) -> Manifest:
@@ -110,47 +90,38 @@ class GalleryWriter:
 
     @property
     def is_new(self) -> bool:
-        """Whether the first commit is still to come."""
+        """True before the first commit."""
         return self._on_disk is not self.manifest
 
     @property
     def has_pending(self) -> bool:
-        """Whether images wait for the next commit."""
+        """True while images wait for the next commit."""
         return bool(self._state.pending)
 
     def begin(self, manifest: Manifest) -> None:
-        """Settle what a new gallery starts from, now that it is known; nothing is written before the first commit."""
-        assert self.is_new
-        assert not self._state.pending
+        """Set the manifest that a new gallery starts from; nothing is written before the first commit."""
+        assert self.is_new and not self._state.pending  # noqa: PT018
         self._state = _State(manifest)
 
-    # --- Commits -----------------------------------------------------------------------------------------------------
-
     def append(self, entries: Entries, vectors: Vectors, *, replaces: Iterable[int] = ()) -> None:
-        """Take images in, to be numbered by the next commit, and commit when enough have come together.
-
-        `replaces` are the ids that leave in the same commit.
-        """
+        """Take images in for the next commit, which numbers them and removes what they replace; it comes when due."""
         state = self._state
         if not state.pending:
             self._pending_since = time.monotonic()
         gone = np.fromiter(replaces, np.uint64)
         self._state = _State(state.manifest, (*state.pending, (entries, vectors)), (*state.removed, gone))
-        if self._is_due():
+        pending, limits = self._state.pending, self.limits
+        if (
+            sum(len(entries) for entries, _ in pending) >= limits.images
+            or sum(vectors.nbytes for _, vectors in pending) >= limits.vector_bytes
+            or time.monotonic() - self._pending_since >= limits.seconds
+        ):
             self.commit()
 
     def remove(self, ids: Iterable[int]) -> None:
-        """Let ids leave with the next commit."""
+        """Remove ids with the next commit."""
         gone = np.fromiter(ids, np.uint64)
         self._state = dataclasses.replace(self._state, removed=(*self._state.removed, gone))
-
-    def _is_due(self) -> bool:
-        pending = self._state.pending
-        return (
-            sum(len(entries) for entries, _ in pending) >= self.limits.images
-            or sum(vectors.nbytes for _, vectors in pending) >= self.limits.vector_bytes
-            or time.monotonic() - self._pending_since >= self.limits.seconds
-        )
 
     def commit(self, **changes: Any) -> None:
         """Bring everything taken in so far to the disk, together with other changes of the manifest.
@@ -164,14 +135,17 @@ class GalleryWriter:
             entries = Entries.cat([entries for entries, _ in pending])
             next_id = manifest.next_id + len(entries)
             entries = dataclasses.replace(entries, ids=np.arange(manifest.next_id, next_id, dtype=np.uint64))
-            segment = self._write_segment(entries, (vectors for _, vectors in pending))
-            changes |= {"segments": (*manifest.segments, segment), "next_id": next_id}
+            changes |= {**self._store(entries, [vectors for _, vectors in pending]), "next_id": next_id}
         if len(gone):
             changes |= {"tombstones": (*manifest.tombstones, self._write_ids(gone))}
         if pending or len(gone):
             changes |= {"generation": manifest.generation + 1}
         if changes:
             self._save(**changes)
+
+    def _store(self, entries: Entries, blocks: Sequence[Vectors]) -> dict[str, Any]:
+        """Write new rows; returns what changes in the manifest with them."""
+        return {"segments": (*self.manifest.segments, self._write_segment(entries, blocks))}
 
     def _save(self, **changes: Any) -> None:
         """Make the changed manifest the gallery's, then delete what only the old one named.
@@ -187,8 +161,6 @@ class GalleryWriter:
         for entry in old.files() if old is not None else ():
             if entry.name not in named and self.owns(entry.name):  # a manifest may name what is not the gallery's
                 self._storage.remove(self.folder / entry.name)
-        if self._on_commit is not None:
-            self._on_commit(new)
 
     def _require_own_process(self) -> None:
         """The lock stays with the process that took it."""
@@ -198,9 +170,7 @@ class GalleryWriter:
                 "it; open the gallery in this process, once the other has finished"
             )
 
-    # --- Files -------------------------------------------------------------------------------------------------------
-
-    def _write_new(self, kind: str, suffix: str, fill: Callable[[Path], None], *, count: int) -> FileEntry:
+    def _write_new(self, kind: str, suffix: str, fill: Callable[[Path], object], *, count: int) -> FileEntry:
         """Write a file of the gallery durably, under a new name; it belongs to the gallery when a commit names it."""
         self._require_own_process()
         path = self.folder / f"{kind}-{uuid.uuid4().hex}.{suffix}"
@@ -212,9 +182,9 @@ class GalleryWriter:
     def write_skipped(self, lines: Sequence[str]) -> FileEntry:
         """Write a new list of images that could not be used."""
         data = "".join(f"{line}\n" for line in lines).encode()
-        return self._write_new("skipped", "jsonl", lambda path: _write(path, data), count=len(lines))
+        return self._write_new("skipped", "jsonl", lambda path: path.write_bytes(data), count=len(lines))
 
-    def write_encoder(self, save: Callable[[Path], None]) -> FileEntry:
+    def write_encoder(self, save: Callable[[Path], object]) -> FileEntry:
         """Write a copy of the encoder's checkpoint."""
         return self._write_new("encoder", "safetensors", save, count=1)
 
@@ -233,26 +203,26 @@ class GalleryWriter:
         self._save(**{key: CacheEntry(file, self.manifest.generation, tag(file) if tag is not None else None)})
 
     def _write_segment(self, entries: Entries, vectors: Iterable[Vectors]) -> FileEntry:
-        spec = self.manifest.spec
-        return self._write_new(
-            "segment", "h5", lambda path: write_segment(path, entries, vectors, spec=spec), count=len(entries)
-        )
+        def fill(path: Path) -> None:
+            write_segment(path, entries, vectors, spec=self.manifest.spec)
+
+        return self._write_new("segment", "h5", fill, count=len(entries))
 
     def _write_ids(self, ids: Ids) -> FileEntry:
         data = np.unique(ids).astype("<u8").tobytes()
-        return self._write_new("tombstone", "u64", lambda path: _write(path, data), count=len(data) // 8)
+        return self._write_new("tombstone", "u64", lambda path: path.write_bytes(data), count=len(data) // 8)
 
     @staticmethod
     def owns(name: str) -> bool:
-        """Whether a file of this name is one that writers make and may delete."""
+        """True for the names of files that writers make and may delete."""
         return _OWN_FILE.fullmatch(name) is not None
 
-    def sweep(self) -> list[str]:
+    def delete_orphans(self) -> list[str]:
         """Delete the files that an interrupted writer left behind; what is not ours stays. Returns their names."""
-        manifests = [self.manifest] if self._on_disk is None else [self.manifest, self._on_disk]
+        manifests = [self.manifest, *([] if self._on_disk is None else [self._on_disk])]
         named = {entry.name for manifest in manifests for entry in manifest.files()}
-        names = [path.name for path in self.folder.iterdir()]
-        orphans = sorted(name for name in names if name not in named and self.owns(name))
+        found = sorted(path.name for path in self.folder.iterdir())
+        orphans = [name for name in found if name not in named and self.owns(name)]
         for name in orphans:
             self._storage.remove(self.folder / name)
         return orphans
@@ -266,97 +236,104 @@ class GalleryWriter:
         with suppress(OSError):
             self.folder.rmdir()
 
-    def carry_out(self) -> None:
-        """Do what had to wait until nobody here reads removed images any more: nothing, where rows are in segments."""
-
     # --- Merging -----------------------------------------------------------------------------------------------------
 
-    def keep_few(self) -> None:
-        """Merge in the course of a long build, so that files never become many; see `merging.newest_to_merge`."""
-        if self._state.pending or self._state.removed:  # until the next commit
+    def merge_small(self, *, newest: bool = False) -> None:
+        """Merge small segments, and tombstone files, when they have become many; or only the `newest`, as builds do."""
+        if newest and (self._state.pending or self._state.removed):  # until the next commit
             return
         with after_commit(self.folder, "the number of its files"):
-            self._keep_few()
+            self._merge_small(newest=newest)
 
-    def _keep_few(self) -> None:
+    def _merge_small(self, *, newest: bool) -> None:
         segments, limits = self.manifest.segments, self.limits
-        count = newest_to_merge([entry.count for entry in segments], base=limits.files, most=limits.segment_images)
-        if count:
-            self._merge(list(segments[-count:]))
+        if newest:
+            count = newest_to_merge([entry.count for entry in segments], base=limits.files, most=limits.segment_images)
+            due = segments[len(segments) - count :]
+        else:
+            small = tuple(entry for entry in segments if entry.count < limits.segment_images // 2)
+            due = small if len(small) > limits.files else ()
+        if due:
+            self._merge(due)
         elif len(self.manifest.tombstones) > limits.files:
-            self._forget_the_dead()
-
-    def tidy(self) -> None:
-        """Merge small segments, and tombstone files, when they have become many."""
-        with after_commit(self.folder, "the number of its files"):
-            self._tidy()
-
-    def _tidy(self) -> None:
-        small = [entry for entry in self.manifest.segments if entry.count < self.limits.segment_images // 2]
-        if len(small) > self.limits.files:
-            self._merge(small)
-        elif len(self.manifest.tombstones) > self.limits.files:
-            self._forget_the_dead()
+            self._drop_tombstones()
 
     def compact(self) -> None:
-        """Merge everything alive into as few segments as the limit allows, and give the room of the dead back."""
-        self._merge(list(self.manifest.segments))
+        """Merge all live rows into as few segments as the limit allows, and reclaim the space of removed images."""
+        self._merge(self.manifest.segments)
 
     def _merge(self, entries: Sequence[FileEntry]) -> None:
         assert not self._state.pending
-        dead = self._dead()
-        alive = [entry.count - int(np.isin(self._open(entry).ids, dead).sum()) for entry in entries]
-        for group in groups_of([entry.count for entry in entries], alive, most=self.limits.segment_images):
-            self._merge_group(entries[group.start : group.stop], dead)
-        self._forget_the_dead()
+        removed = removed_ids(self.folder, self.manifest.tombstones)
+        segments = [Segment.of(self.folder, entry, self.manifest.spec) for entry in entries]
+        alive = [len(segment) - int(np.isin(segment.ids, removed).sum()) for segment in segments]
+        for group in groups_of([len(segment) for segment in segments], alive, most=self.limits.segment_images):
+            self._merge_group(entries[group.start : group.stop], segments[group.start : group.stop], removed)
+        self._drop_tombstones()
 
-    def _merge_group(self, group: Sequence[FileEntry], dead: Ids) -> None:
-        parts = [(segment := self._open(entry), np.flatnonzero(~np.isin(segment.ids, dead))) for entry in group]
+    def _merge_group(self, group: Sequence[FileEntry], segments: Sequence[Segment], removed: Ids) -> None:
+        parts = [(segment, np.flatnonzero(~np.isin(segment.ids, removed))) for segment in segments]
         parts = [(segment, rows) for segment, rows in parts if len(rows)]
         merged: tuple[FileEntry, ...] = ()
         if parts:
             entries = Entries.cat([segment.entries(rows) for segment, rows in parts])
-            merged = (self._write_segment(entries, live_blocks(parts)),)
-        segments: list[FileEntry] = []
+            blocks = chain.from_iterable(segment.blocks(rows) for segment, rows in parts)
+            merged = (self._write_segment(entries, blocks),)
+        left: list[FileEntry] = []
         for entry in self.manifest.segments:
-            segments.extend(merged if entry == group[0] else () if entry in group else (entry,))
-        self._save(segments=tuple(segments))
+            left.extend(merged if entry == group[0] else () if entry in group else (entry,))
+        self._save(segments=tuple(left))
 
-    def _forget_the_dead(self) -> None:
+    def _drop_tombstones(self) -> None:
         """Keep only the tombstones of ids that some segment still holds, in one file."""
         if not self.manifest.tombstones:
             return
-        dead = self._dead()
-        held = [np.intersect1d(self._open(entry).ids, dead) for entry in self.manifest.segments]
+        removed = removed_ids(self.folder, self.manifest.tombstones)
+        segments = [Segment.of(self.folder, entry, self.manifest.spec) for entry in self.manifest.segments]
+        held = [np.intersect1d(segment.ids, removed) for segment in segments]
         still = np.concatenate([np.empty(0, np.uint64), *held])
         self._save(tombstones=(self._write_ids(still),) if len(still) else ())
 
-    def _dead(self) -> Ids:
-        files = [read_ids(self.folder, entry) for entry in self.manifest.tombstones]
-        return np.concatenate([np.empty(0, np.uint64), *files])
 
-    def _open(self, entry: FileEntry) -> Segment:
-        return Segment.of(self.folder, entry, self.manifest.spec)
+def newest_to_merge(sizes: Sequence[int], *, base: int, most: int) -> int:
+    """Number of the newest segments of a long build that should become one now.
 
+    Segments have levels: the power of `base` in their number of images. As many as `base` of one level, with all
+    smaller ones among them, become one of a higher level: a row is written again once a level at the most. Segments of
+    half of `most` images stay as they are.
 
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-
-
-@contextmanager
-def opened_for_writing(folder: Path, *, patience: float = 0.0, **options: Any) -> Iterator[GalleryWriter]:
-    """A writer for an existing gallery, holding its lock; what an interrupted writer left behind is swept first.
-
-    Args:
-        folder: the gallery.
-        patience: seconds to wait for another writer.
-        options: of `GalleryWriter`.
+    >>> newest_to_merge([64, 16, 4, 4, 1, 4, 4], base=4, most=1000), newest_to_merge([16, 4, 4, 1], base=4, most=1000)
+    (5, 0)
     """
-    manifest = Manifest.load(folder)  # before the lock, which would leave a lock file in a folder that is no gallery
-    with WriterLock(folder, patience=patience), refusals_named(folder):
-        manifest = Manifest.load(folder)
-        writer = GalleryWriter.at(folder, manifest, on_disk=manifest, **options)
-        writer.sweep()
-        yield writer
-        with after_commit(folder, "what removed images left behind"):
-            writer.carry_out()
+    start = len(sizes)
+    while start > 0 and sizes[start - 1] < most // 2:
+        start -= 1
+    levels = [0] * (len(sizes) - start)
+    for number, size in enumerate(sizes[start:]):
+        while (size := size // base) > 0:
+            levels[number] += 1
+    for level in sorted(set(levels)):
+        first = len(levels)
+        while first > 0 and levels[first - 1] <= level:
+            first -= 1
+        if levels[first:].count(level) >= base:
+            return len(levels) - first
+    return 0
+
+
+def groups_of(sizes: Sequence[int], alive: Sequence[int], *, most: int) -> Iterator[range]:
+    """Neighbours with at most so many living rows together; a segment that is alone and wholly alive stays as it is.
+
+    >>> list(groups_of([3, 3, 3, 9, 2], [3, 3, 2, 9, 1], most=9))
+    [range(0, 3), range(4, 5)]
+    """
+    start = living = dying = 0
+    for number, (size, left) in enumerate(zip(sizes, alive, strict=True)):
+        if number > start and living + left > most:
+            if number > start + 1 or dying:
+                yield range(start, number)
+            start, living, dying = number, 0, 0
+        living += left
+        dying += size - left
+    if len(sizes) > start + 1 or dying:
+        yield range(start, len(sizes))

@@ -14,7 +14,7 @@ from ...images.loading import IMAGE_SUFFIXES
 from ...images.split_folders import SplitFolders, find_split_folders
 from ...images.splits import SPLIT_COLUMN
 from ..building.ingest import MAX_FILE_BYTES
-from ..storage.records import stored_path
+from ..storage.segments import stored_path
 
 __all__ = ["SyncFolder", "digest", "list_folder", "reason_of", "status_of"]
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..reports import Skipped, counted
+from ...remarks import Skipped, counted
 from .plan import SyncKind
 
 __all__ = ["Change", "SyncReport"]

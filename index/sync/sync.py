@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import GalleryError, ImageError, InputError
+from ...files import after_commit
+from ...remarks import Skipped, counted
 from ..building.ingest import Offer, Progress, Stream, entries_of, ingest_offers
-from ..reports import Skipped, counted, read_skipped
-from ..storage.durable import after_commit
-from ..storage.snapshot import BLOCK_BYTES, Snapshot
+from ..reports import read_skipped
+from ..storage.segments import BLOCK_BYTES
+from ..storage.snapshot import Snapshot
 from ..storage.writer import GalleryWriter
 from .folder import SyncFolder
 from .plan import Carry, Plan, SyncSettings, make_plan, rows_of
@@ -27,7 +29,7 @@ from .report import Change, SyncReport
 
 if TYPE_CHECKING:  # a sync that finds nothing new does without torch
     from ...encoders import Encoder
-    from ..gallery import Gallery
+    from ..reader import GalleryReader
 
 __all__ = ["LazyEncoder", "plan_sync", "sync_folder"]
 
@@ -45,7 +47,7 @@ class LazyEncoder:
         FingerprintMismatchError: another encoder built the gallery.
     """
 
-    def __init__(self, gallery: Gallery, given: Encoder | str | os.PathLike[str] | None) -> None:
+    def __init__(self, gallery: GalleryReader, given: Encoder | str | os.PathLike[str] | None) -> None:
         self._gallery = gallery
         self._given = given
         self._loaded: Encoder | None = None
@@ -137,7 +139,7 @@ def sync_folder(
         changes += [Change("removed", path) for _, path in plan.removed]
     with after_commit(writer.folder, "the list of images that could not be used"):
         _note_skipped(writer, old_skipped, skipped, folder)
-    writer.tidy()
+    writer.merge_small()
     return _report(plan, changes, skipped, images=len(Snapshot(writer.folder, writer.manifest, verify=False)))
 
 

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
-from ...index.storage.durable import Storage
+from ...files import Storage
 from ...retrieval import Retriever
 from .. import schemas
 from ..answers import image_answer

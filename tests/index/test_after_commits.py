@@ -16,9 +16,9 @@ from commands import distcam
 from distcam import DistcamWarning
 from distcam.cli import main
 from distcam.errors import CorruptGalleryError, GalleryError
+from distcam.files import Storage
 from distcam.index import Gallery, verify_gallery
-from distcam.index.storage import caches
-from distcam.index.storage.durable import Storage
+from distcam.index.storage import cache as caches
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
 

@@ -50,7 +50,7 @@ import json, multiprocessing, sys, threading, traceback
 import faiss, numpy as np, torch
 from distcam import Encoder, Gallery, Retriever
 from distcam.errors import GalleryError
-from distcam.index.storage.writer import opened_for_writing
+from distcam.index.backends import opened_for_writing
 
 torch.set_num_threads(2)
 faiss.omp_set_num_threads(2)

@@ -18,13 +18,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from distcam.encoders import Encoder
 from distcam.errors import CorruptGalleryError, FingerprintMismatchError, InputError, NotAGalleryError, ShapeError
+from distcam.files import Storage
 from distcam.index import Gallery, verify_gallery
-from distcam.index.storage import caches
-from distcam.index.storage.derived import Derived
-from distcam.index.storage.durable import Storage
+from distcam.index.backends import opened_for_writing
+from distcam.index.storage import cache as caches
+from distcam.index.storage.cache import GalleryCache
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.records import Entries, Vectors, pack_maps
-from distcam.index.storage.writer import CommitLimits, GalleryWriter, opened_for_writing
+from distcam.index.storage.segments import Entries, Vectors, pack_maps
+from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
 LABELS = ["cat", "cat", "dog", None, "dog", "owl"]
 VECTORS = np.array([[3, 4], [6, 8], [1, 0], [0, 2], [-1, 0], [1, 1]], np.float32)
@@ -269,7 +270,7 @@ def test_many_small_segments_are_merged(tmp_path: Path) -> None:
     with opened_for_writing(gallery.folder, limits=limits) as writer:
         for number in range(6, 15):
             writer.append(_entries([f"{number}.jpg"], ["new"]), Vectors(POOLED[:1] + number, VECTORS[:1]))
-        writer.tidy()
+        writer.merge_small()
         assert [entry.count for entry in writer.manifest.segments] == [2, 2, 2, 5, 4]
     gallery = Gallery.open(gallery.folder, verify=True)
     assert gallery.ids.tolist() == list(range(15))
@@ -474,10 +475,10 @@ def _cached(tmp_path: Path) -> Gallery:
 
 
 def _forbid_building(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Derived) -> Any:
+    def refuse(self: GalleryCache) -> Any:
         raise AssertionError("the index was built")
 
-    monkeypatch.setattr(Derived, "_new_search", refuse)
+    monkeypatch.setattr(GalleryCache, "_new_search", refuse)
 
 
 def test_a_cached_index_is_read_instead_of_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,11 @@ from distcam.errors import (
 )
 from distcam.images import Transform
 from distcam.index import Gallery, export_gallery, import_gallery, verify_gallery
+from distcam.index.backends import opened_for_writing
 from distcam.index.storage import manifest as manifests
 from distcam.index.storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
-from distcam.index.storage.records import Entries, Vectors
-from distcam.index.storage.writer import CommitLimits, GalleryWriter, opened_for_writing
+from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.writer import CommitLimits, GalleryWriter
 from distcam.index.sync.sync import LazyEncoder
 
 # The galleries here are of vectors without an encoder, which an export and an import remark upon.
@@ -58,7 +59,7 @@ def _gallery(folder: Path, *, count: int = 40, seed: int = 0, old: Manifest | No
     folder.mkdir(exist_ok=True)
     encoder = EncoderEntry("f" * 64, "fake", precision="bf16")
     generation = 0 if old is None else old.generation + 1
-    given = {"root": str(folder.parent), "birth": f"{seed:032x}", "generation": generation, **options}
+    given = {"root": str(folder.parent), "gallery_id": f"{seed:032x}", "generation": generation, **options}
     writer = GalleryWriter(folder, Manifest(Spec("l2", 4, 4, None, True), encoder, **given), on_disk=old)
     mask = {"mask": ["none"] * count} if "masks" in options else None
     labels: list[str | None] = ["ab"[(number + seed) % 2] for number in range(count)]
@@ -174,7 +175,7 @@ def test_a_tuned_gallery_stays_sound_through_every_change(tmp_path: Path, change
             for number in range(3):
                 writer.append(*_rows([f"new{number}.png"], ["a"], number))
                 writer.commit()
-            writer.tidy()
+            writer.merge_small()
     elif change == "repair":
         entry = gallery.manifest.index_cache
         assert entry is not None
@@ -306,7 +307,7 @@ def _rewrite(folder: Path, change: Any) -> None:
     file.write_text(json.dumps({**content, "checksum": manifests._checksum(content)}))
 
 
-def test_a_gallery_from_before_masks_tuning_and_births_opens_changes_and_verifies(tmp_path: Path) -> None:
+def test_a_gallery_from_before_masks_tuning_and_gallery_ids_opens_changes_and_verifies(tmp_path: Path) -> None:
     _gallery(tmp_path / "g")
     _rewrite(tmp_path / "g", lambda content: [content.pop(name) for name in ("backend", "masks", "tuning", "birth")])
     gallery = Gallery.open(tmp_path / "g")

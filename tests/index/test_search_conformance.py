@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from distcam.index.faiss.search import FaissSearch
-from distcam.index.search import METRICS, Hits, Metric, Search, SearchSpec, VectorSource
+from distcam.index.search import METRICS, Capabilities, Hits, Metric, Search, SearchSpec, VectorSource
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
 Make = Callable[[SearchSpec, Batches, VectorSource | None], Search]
@@ -48,30 +48,46 @@ class Backend:
 
 def with_milvus(address: str, examples: int) -> Backend:
     from distcam.index.milvus.connection import Address
-    from distcam.index.milvus.search import MilvusSearch
+    from distcam.index.milvus.search import MAX_ID, MilvusSearch, Rows
     from distcam.index.milvus.table import MilvusTable, TableSpec
+
+    class Table(MilvusSearch):
+        """A table that no gallery manages, changed as any other backend."""
+
+        def __init__(self, spec: SearchSpec, table: MilvusTable) -> None:
+            super().__init__(spec, table, rows=Rows(MAX_ID + 1, np.empty(0, np.uint64)))
+            self.upsert = table.upsert
+            self.delete = lambda keys: table.delete(keys[keys <= MAX_ID])
+            self.get = table.embeddings
+            exact = table.kind.is_exact and spec.metric in ("cosine", "l2")
+            self.capabilities = Capabilities(frozenset(METRICS), exact, True, 2**13, 2**15, True)
+
+        def scan(self, batch_size: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+            keys = self._table.ids_where()
+            for start in range(0, len(keys), batch_size):
+                yield keys[start : start + batch_size], self.get(keys[start : start + batch_size])
+
+        def count(self) -> int:
+            return len(self._table.ids_where())
+
+        def verify(self) -> list[str]:
+            return []
 
     def make(spec: SearchSpec, batches: Batches, source: VectorSource | None) -> Search:
         owner = f"x{uuid.uuid4().hex}"
         place = Address.parse(address.format(owner))
         table = MilvusTable(place, TableSpec(spec.dim, spec.metric, None, owner))
         table.create()
-        search = MilvusSearch(spec, table)
         for keys, stored in batches:
-            search.upsert(keys, stored)
-        return search
+            table.upsert(keys, stored)
+        return Table(spec, table)
 
     def reopen(search: Search) -> Search:
-        assert isinstance(search, MilvusSearch)
         table = MilvusTable(search._table.address, search._table.spec)
         table.open()
-        return MilvusSearch(search.spec, table)
+        return Table(search.spec, table)
 
-    def drop(search: Search) -> None:
-        assert isinstance(search, MilvusSearch)
-        search._table.drop()
-
-    return Backend(make, reopen, drop, examples, max_id=2**63 - 2)
+    return Backend(make, reopen, lambda search: search._table.drop(), examples, max_id=MAX_ID)
 
 
 BACKENDS = {

@@ -14,7 +14,7 @@ from commands import distcam, fails
 from distcam.errors import ImageError, InputError
 from distcam.images import Box
 from distcam.index import Gallery
-from distcam.index.storage.writer import opened_for_writing
+from distcam.index.backends import opened_for_writing
 from distcam.retrieval import Retriever
 from distcam.retrieval.matches import Query
 from distcam.retrieval.stored import BareVector

@@ -13,7 +13,7 @@ from commands import fails
 from serving import BEARER, TOKEN, picture_bytes, running, served, upload
 
 from distcam.index import Gallery
-from distcam.index.building.creating import is_root_of_this_user, new_birth
+from distcam.index.building.creating import is_root_of_this_user, new_gallery_id
 
 READER = "a-token-to-read-with"
 
@@ -32,7 +32,7 @@ def as_from_a_stranger(folder, monkeypatch, tmp_path, **changes):
 
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
     if changes:
-        from distcam.index.storage.durable import Storage
+        from distcam.files import Storage
 
         replace(Manifest.load(folder), **changes).save(folder, Storage())
 
@@ -70,9 +70,9 @@ def test_those_of_a_stranger_are_not_until_a_root_is_named(gallery, photos, monk
 def test_a_root_that_was_changed_afterwards_is_nobodys(gallery, root):
     assert is_root_of_this_user(gallery.manifest)
     assert not is_root_of_this_user(replace(gallery.manifest, root=root))
-    assert not is_root_of_this_user(replace(gallery.manifest, birth=""))
-    assert not is_root_of_this_user(replace(gallery.manifest, birth=new_birth()))
-    assert not is_root_of_this_user(replace(gallery.manifest, birth=new_birth("/somewhere")))
+    assert not is_root_of_this_user(replace(gallery.manifest, gallery_id=""))
+    assert not is_root_of_this_user(replace(gallery.manifest, gallery_id=new_gallery_id()))
+    assert not is_root_of_this_user(replace(gallery.manifest, gallery_id=new_gallery_id("/somewhere")))
 
 
 def test_absolute_paths_and_links_out_of_the_root_are_not_followed(small_encoder, tmp_path):

@@ -12,9 +12,9 @@ from serving import BEARER, TOKEN, picture_bytes, served, upload
 
 from distcam.encoders import Encoder
 from distcam.errors import FingerprintMismatchError, InputError
+from distcam.files import WriterLock
 from distcam.images import Transform
 from distcam.index import Gallery
-from distcam.index.storage.durable import WriterLock
 from distcam.server import Settings, create_app
 
 

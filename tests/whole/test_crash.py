@@ -22,13 +22,13 @@ import pytest
 from killing import kill_at_random, sha256_of, start
 
 from distcam.errors import GalleryLockedError, NotAGalleryError
+from distcam.files import Storage
 from distcam.images import list_images
 from distcam.index import Gallery, restore_gallery, verify_gallery
-from distcam.index.storage.durable import Storage
+from distcam.index.backends import newest_snapshot, opened_for_writing
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.records import Entries, Vectors
-from distcam.index.storage.snapshot import Snapshot
-from distcam.index.storage.writer import CommitLimits, GalleryWriter, opened_for_writing
+from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
 SPEC = Spec("l2", embedding_dim=2, pooled_dim=2, embedding_is_pooled=True)
 Model = dict[str, float]  # path → first number of its vector
@@ -166,7 +166,7 @@ def _live(folder: Path, storage: Recorder) -> None:
         writer.append(*_rows(new))
         model |= new
         storage.acknowledge(model)
-        writer.keep_few()  # as a build does
+        writer.merge_small(newest=True)  # as a build does
         storage.acknowledge(model)
     assert len(writer.manifest.segments) == 2
     writer.append(*_rows({"c0": 10.0}), replaces=[0])  # changed content: the old image leaves in the same commit
@@ -174,7 +174,7 @@ def _live(folder: Path, storage: Recorder) -> None:
     writer.commit(complete=True)
     model = {path: value for path, value in (model | {"c0": 10.0}).items() if path != "c3"}
     storage.acknowledge(model)
-    writer.tidy()
+    writer.merge_small()
     storage.acknowledge(model)
     writer.store_cache("prototypes", lambda path: path.write_bytes(b"sums") and None, count=1)
     storage.acknowledge(model)
@@ -324,10 +324,10 @@ import json, random, sys, time
 from pathlib import Path
 import numpy as np
 from distcam.images.listing import list_images
-from distcam.index.storage.durable import Storage, WriterLock
+from distcam.files import Storage, WriterLock
 from distcam.index.building.ingest import Encoded, ingest, read_offer
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.records import Vectors
+from distcam.index.storage.segments import Vectors
 from distcam.index.storage.snapshot import Snapshot
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
@@ -363,17 +363,22 @@ def manifest():
     except FileNotFoundError:
         return None
 
+class Telling(GalleryWriter):
+    def _save(self, **changes):
+        super()._save(**changes)
+        if job == "build":
+            say("done", held(self.manifest))
+
 Storage().make_folder(folder)
 with WriterLock(folder):
     old = manifest()
     new = Manifest(Spec("l2", 32, 32, None, True), EncoderEntry("f" * 64, "fake"), root=str(listing.root))
-    on_commit = (lambda manifest: say("done", held(manifest))) if job == "build" else None
-    writer = GalleryWriter(folder, old or new, on_disk=old, limits=limits, on_commit=on_commit)
-    writer.sweep()
+    writer = Telling(folder, old or new, on_disk=old, limits=limits)
+    writer.delete_orphans()
     say("ready", [])
     ingest(writer, listing, stream)
     writer.commit(complete=True)
-    writer.tidy()
+    writer.merge_small()
     if job == "change":
         say("done", held(writer.manifest))
     while job == "change":
@@ -388,7 +393,7 @@ with WriterLock(folder):
         say("begin", paths)
         ingest(writer, listing, stream)
         say("done", paths)
-        writer.tidy() if chance.random() < 0.5 else writer.compact()
+        writer.merge_small() if chance.random() < 0.5 else writer.compact()
 """
 
 
@@ -429,7 +434,9 @@ def _kill_builds(tmp_path: Path, photographs: Path, times: int) -> None:
     acknowledged = 0
     everything = {record.path for record in list_images(photographs)}
     for attempt in range(times):
-        said = kill_at_random(_start(photographs, folder, "build", attempt), chance, lines=1, at_most=0.08)
+        said = kill_at_random(
+            _start(photographs, folder, "build", attempt), chance, lines=1 + attempt % 3, at_most=0.08
+        )
         kept |= {path for kind, paths in said if kind == "done" for path in paths}
         acknowledged += sum(kind == "done" for kind, _ in said)
         _check(folder, photographs, at_least=kept)
@@ -449,7 +456,7 @@ def _kill_changes(tmp_path: Path, photographs: Path, times: int) -> None:
     unfinished = finished = 0
     for attempt in range(times):
         child = _start(photographs, folder, "change", attempt)
-        said = kill_at_random(child, chance, lines=2, at_most=0.15)  # the clock starts when the gallery is complete
+        said = kill_at_random(child, chance, lines=2 + attempt % 3, at_most=0.15)  # the gallery is complete by then
         steps = [(kind, set(paths)) for kind, paths in said if kind != "ready"]
         done = [paths for kind, paths in steps if kind == "done"]
         last_kind, last = steps[-1]  # perhaps only begun
@@ -487,7 +494,7 @@ def test_a_second_writer_is_refused_with_the_process_that_writes(tmp_path: Path,
         opened_for_writing(tmp_path / "gallery"),
     ):
         pass
-    assert len(Snapshot.open(tmp_path / "gallery")) > 0  # a reader does not wait
+    assert len(newest_snapshot(tmp_path / "gallery")) > 0  # a reader does not wait
     child.kill()
     child.communicate()
     with opened_for_writing(tmp_path / "gallery"):

@@ -19,10 +19,10 @@ import pytest
 
 from distcam.encoders import Encoder
 from distcam.errors import DistcamError, GalleryError
+from distcam.files import Storage
 from distcam.index import Gallery, verify_gallery
-from distcam.index.storage.durable import Storage
+from distcam.index.backends import opened_for_writing
 from distcam.index.storage.manifest import MANIFEST_NAME, Manifest
-from distcam.index.storage.writer import opened_for_writing
 
 Damage = Callable[[bytearray, random.Random], bytearray]
 

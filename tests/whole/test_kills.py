@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from killing import sha256_of, start
 
+from distcam.files import Storage
 from distcam.index import Gallery, verify_gallery
-from distcam.index.storage.durable import Storage
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.records import Entries, Vectors
+from distcam.index.storage.segments import Entries, Vectors
 from distcam.index.storage.writer import GalleryWriter
 
 DYING = """
 import json, os, signal, sys, threading
-from distcam.index.storage.durable import Storage
+from distcam.files import Storage
 
 operations_left, delay = int(sys.argv.pop()), float(sys.argv.pop())
 
@@ -50,7 +50,7 @@ import numpy as np
 import distcam.index.sync.sync as sync
 from distcam.index import Gallery
 from distcam.index.building.ingest import Encoded, read_offer
-from distcam.index.storage.records import Vectors
+from distcam.index.storage.segments import Vectors
 import distcam.index.storage.writer as writer
 
 folder, images = map(Path, sys.argv[1:])

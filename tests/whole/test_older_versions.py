@@ -17,7 +17,7 @@ from commands import distcam
 from distcam import DistcamWarning
 from distcam.encoders import Encoder
 from distcam.index import Gallery
-from distcam.index.storage.verify import verify_gallery
+from distcam.index.backends import verify_gallery
 from distcam.retrieval import Retriever
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "version_0_1_0.zip"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import MissingExtraError
-from ...index.storage.durable import Storage
+from ...files import Storage
 
 Row = Mapping[str, float]
 

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from ..._version import __version__
 from ...encoders import Encoder
 from ...errors import InputError
-from ...index.storage.durable import Storage
+from ...files import Storage
 from .logs import Row, write_csv, write_json
 from .step import Objective
 

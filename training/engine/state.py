@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ...errors import InputError, WeightsError
-from ...index.storage.durable import Storage
+from ...files import Storage
 
 STATE = Path("state", "run.safetensors")
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from distcam import DistcamWarning
 from distcam.encoders import BNNeck, Encoder, GeM, Linear, Pooling, Sequential

@@ -20,12 +20,12 @@ from distcam.encoders import Encoder, Linear
 from distcam.errors import ImageError, InputError, MissingExtraError
 from distcam.images import Transform, list_images
 from distcam.index import Gallery
+from distcam.index.backends import opened_for_writing
 from distcam.index.building import ray as ray_engine
-from distcam.index.building.build import InferenceSettings
-from distcam.index.building.ingest import Offer
+from distcam.index.building.build import InferenceSettings, add_images
+from distcam.index.building.ingest import Encoded, Offer
 from distcam.index.building.ray import RayEngine
 from distcam.index.storage.manifest import Spec
-from distcam.index.storage.writer import opened_for_writing
 
 
 def _encoder() -> Encoder:
@@ -49,10 +49,7 @@ def photos(tmp_path: Path) -> Path:
 # --- Without Ray ------------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_answers_with_the_local_engines_bits(
-    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=lambda value: value))
+def test_a_worker_answers_with_the_local_engines_bits(tmp_path: Path, photos: Path) -> None:
     encoder = _encoder()
     gallery = Gallery.build(photos, encoder, out=tmp_path / "g", store_maps=True, batch_size=4)
     offers = [
@@ -67,10 +64,11 @@ def test_a_worker_answers_with_the_local_engines_bits(
     assert settings.precision == gallery.manifest.encoder.precision
     work = ray_engine._Work(settings, spec, maps=True)
     worker = ray_engine._Worker(ray_engine._checkpoint(encoder), work)
-    tasks = list(ray_engine._tasks(offers, 16))
-    assert len(tasks) == 3
-    answers = [worker({"offers": np.array([task])}) for task in tasks]
-    found = [ray_engine._unpacked(answer["offers"][0], answer["arrays"][0], work) for answer in answers]
+    found = []
+    for start in range(0, len(offers), 16):
+        for encoded, vectors, failures in worker.encode(offers[start : start + 16]):
+            refused = [(offer, ray_engine._failure(offer, reason)) for offer, reason in failures]
+            found.append(Encoded(encoded, vectors, refused))
     taken = [offer for encoded in found for offer in encoded.offers]
     assert [offer.path for offer in taken] == [
         offer.path for offer in offers if offer.path not in ("a/06.png", "b/broken.png")
@@ -85,12 +83,6 @@ def test_a_worker_answers_with_the_local_engines_bits(
     (unchanged_now, error), (broken, reason) = [failure for encoded in found for failure in encoded.failures]
     assert (unchanged_now.path, type(error).__name__) == ("a/06.png", "_Unchanged")
     assert (broken.path, broken.replaces, type(reason)) == ("b/broken.png", 12, ImageError)
-
-
-def test_a_task_without_a_usable_image_has_no_vectors() -> None:
-    work = ray_engine._Work(InferenceSettings(), Spec("cosine", 2, 2), maps=False)
-    answer = ray_engine._unpacked('{"offers": [], "failures": []}', ray_engine._packed([]), work)
-    assert (answer.offers, answer.vectors, answer.failures) == ([], None, [])
 
 
 def test_without_ray_the_message_says_what_to_install(
@@ -109,8 +101,8 @@ def test_ray_is_not_started_when_there_is_nothing_to_encode(
     (photos / "b" / "broken.png").unlink()
     monkeypatch.setitem(sys.modules, "ray", None)
     with opened_for_writing(tmp_path / "g") as writer:
-        report = ray_engine.add_images_with_ray(
-            writer, list_images(photos), encoder, engine=RayEngine(), settings=InferenceSettings()
+        report = add_images(
+            writer, list_images(photos), encoder, settings=InferenceSettings(), encode=RayEngine().stream
         )
     assert (report.added, report.unchanged) == (0, 60)
 
@@ -135,10 +127,11 @@ def test_what_the_engine_cannot_do_is_refused(
 def test_one_cpu_stays_free(resources: dict[str, float], asked: int | None, pool: int) -> None:
     ray = SimpleNamespace(cluster_resources=lambda: resources)
     cluster = ray_engine._Cluster(ray, RayEngine(workers=asked))
-    assert cluster._pool(cluster._gpus("auto"), tasks=100) == pool
-    assert cluster._pool(cluster._gpus("auto"), tasks=1) == 1
+    gpus = int(resources.get("GPU", 0))
+    assert cluster._pool(gpus, tasks=100) == pool
+    assert cluster._pool(gpus, tasks=1) == 1
     with pytest.raises(InputError, match="expected at most"):
-        ray_engine._Cluster(ray, RayEngine(workers=9))._pool(cluster._gpus("auto"), tasks=100)
+        ray_engine._Cluster(ray, RayEngine(workers=9))._pool(gpus, tasks=100)
 
 
 # --- With Ray ---------------------------------------------------------------------------------------------------------
@@ -150,8 +143,8 @@ import torch
 torch.set_num_threads(1)
 from distcam.encoders import Encoder
 from distcam.images import list_images
-from distcam.index.building.build import InferenceSettings, opened_for_building
-from distcam.index.building.ray import RayEngine, add_images_with_ray
+from distcam.index.building.build import InferenceSettings, add_images, opened_for_building
+from distcam.index.building.ray import RayEngine
 from distcam.index.storage.writer import CommitLimits
 
 photos, out, job = sys.argv[1:]
@@ -165,7 +158,7 @@ def workers():
             title = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if title.startswith(b"ray::MapWorker"):
+        if title.startswith(b"ray::_Worker"):
             yield int(folder.name)
 
 def progress(done, total):
@@ -173,14 +166,14 @@ def progress(done, total):
     if job == "kill a worker" and not killed:
         killed.append(min(workers()))
         os.kill(killed[0], signal.SIGKILL)
-    if job == "be killed":
+    if job == "be killed" and done >= 16:
         time.sleep(60)
 
 with opened_for_building(
     Path(out), listing, encoder, metric="cosine", store_maps=True, limits=CommitLimits(images=8)
 ) as writer:
-    report = add_images_with_ray(
-        writer, listing, encoder, engine=RayEngine(workers=2), settings=InferenceSettings(batch_size=1),
+    report = add_images(
+        writer, listing, encoder, encode=RayEngine(workers=2).stream, settings=InferenceSettings(batch_size=1),
         store_maps=True, complete=True, progress=progress,
     )
 print(report, len(killed), flush=True)
@@ -205,7 +198,7 @@ def _no_ray_is_left(seconds: float = 30) -> bool:
                 titles.append((folder / "cmdline").read_bytes())
             except OSError:
                 continue
-        if not any(b"raylet" in title.split(b"\0")[0] or title.startswith(b"ray::MapWorker") for title in titles):
+        if not any(b"raylet" in title.split(b"\0")[0] or title.startswith(b"ray::_Worker") for title in titles):
             return True
         time.sleep(0.5)
     return False
@@ -238,7 +231,8 @@ def test_two_workers_build_the_local_gallery_whatever_is_killed(tmp_path: Path, 
     child = _start(photos, tmp_path / "ray", job)
     if job == "be killed":
         assert child.stdout is not None
-        assert child.stdout.readline().startswith("done")
+        while int(child.stdout.readline().removeprefix("done ")) < 16:
+            pass
         time.sleep(1)
         child.kill()
         child.communicate()

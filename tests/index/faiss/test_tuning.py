@@ -34,9 +34,8 @@ from distcam.index.faiss.tuning import (
     tune,
 )
 from distcam.index.search import METRICS, Hits, Metric, SearchSpec
-from distcam.index.storage import caches
-from distcam.index.storage.manifest import Manifest
-from distcam.index.storage.tuned import Tuning
+from distcam.index.storage import cache as caches
+from distcam.index.storage.manifest import Manifest, Tuning
 
 
 def tuned(

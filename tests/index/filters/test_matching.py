@@ -16,10 +16,10 @@ from distcam.deadlines import DeadlineError, finish_by
 from distcam.errors import InputError
 from distcam.index import And, Eq, Gallery, Glob, In, Ne, Not, Or, Range, parse_filter
 from distcam.index.filters import matching as filters
-from distcam.index.filters.matching import Verdicts, hints, matching
+from distcam.index.filters.matching import Categorical, Verdicts, hints, matching
 from distcam.index.filters.tree import Filter
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.records import Categorical, Entries, Vectors
+from distcam.index.storage.segments import Entries, Vectors
 from distcam.index.storage.snapshot import Snapshot
 from distcam.index.storage.writer import GalleryWriter
 

@@ -34,21 +34,22 @@ from distcam.errors import (
     GalleryExistsError,
     InputError,
 )
+from distcam.files import Storage
 from distcam.index import Gallery, parse_filter, verify_gallery
-from distcam.index.filters.matching import matching
+from distcam.index.backends import newest_snapshot, opened_for_writing
+from distcam.index.filters.matching import Categorical, matching
 from distcam.index.filters.tree import And, In, Ne, Not, Or, Range
 from distcam.index.milvus.connection import TOKEN_VARIABLE, Address, connected
 from distcam.index.milvus.filters import compiled, key_of
 from distcam.index.milvus.index import IndexKind
-from distcam.index.milvus.search import MAX_K, MilvusSearch
+from distcam.index.milvus.search import MAX_K, MilvusSearch, Rows
 from distcam.index.milvus.snapshot import MilvusSnapshot
 from distcam.index.milvus.table import MAX_DIM, MilvusTable, TableSpec
+from distcam.index.milvus.writer import MilvusWriter
 from distcam.index.search import SearchSpec
-from distcam.index.storage.durable import Storage
 from distcam.index.storage.manifest import BackendEntry, EncoderEntry, Manifest, Spec
-from distcam.index.storage.records import Categorical, Entries, Vectors
-from distcam.index.storage.snapshot import Snapshot
-from distcam.index.storage.writer import GalleryWriter, opened_for_writing
+from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.writer import GalleryWriter
 
 LITE = importlib.util.find_spec("milvus_lite") is not None
 needs_lite = pytest.mark.skipif(not LITE, reason="needs pip install milvus-lite")
@@ -255,7 +256,7 @@ def columns(place: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) 
         own = {name: values for name, values in table.columns.items() if name != "path"}
         writer.append(dataclasses.replace(entries, columns=own), _vectors(len(pairs)))
         writer.commit(complete=True)
-    snapshot = Snapshot.open(folder)
+    snapshot = newest_snapshot(folder)
     assert isinstance(snapshot, MilvusSnapshot)
     return snapshot, table
 
@@ -276,24 +277,20 @@ def test_limits_of_milvus_are_checked_before_milvus_is_asked(place: Callable[[],
     with pytest.raises(InputError, match=f"up to {MAX_DIM} numbers"):
         TableSpec(MAX_DIM + 1, "l2", None, "o")
     table = MilvusTable(Address.parse(place()), TableSpec(2, "l2", None, "o"))
-    search = MilvusSearch(SearchSpec(2, "l2"), table)
+    search = MilvusSearch(SearchSpec(2, "l2"), table, rows=Rows(4, np.empty(0, np.uint64)))
     with pytest.raises(InputError, match=f"up to {MAX_K} neighbours"):
         search.search(np.ones((1, 2)), MAX_K + 1)
-    with pytest.raises(InputError, match="finite"):
-        search.upsert([1], np.array([[np.nan, 1]]))
-    with pytest.raises(InputError, match="ids up to"):
-        search.upsert([2**63 - 1], np.ones((1, 2)))
 
 
 def test_an_index_of_another_kind_gives_the_same_answer(place: Callable[[], str]) -> None:
     vectors = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
     table = MilvusTable(Address.parse(place()), TableSpec(8, "cosine", None, "o"))
     table.create()
-    search = MilvusSearch(SearchSpec(8, "cosine"), table)
-    search.upsert(np.arange(600), vectors)
+    search = MilvusSearch(SearchSpec(8, "cosine"), table, rows=Rows(600, np.empty(0, np.uint64)))
+    table.upsert(np.arange(600), vectors)
     exact = search.search(vectors[:4], 5)
     table.reindex(IndexKind.parse("HNSW"))
-    assert not search.is_exact
+    assert not table.kind.is_exact
     for hits, same in zip(search.search(vectors[:4], 5), exact, strict=True):
         np.testing.assert_array_equal(hits.ids, same.ids)
         np.testing.assert_array_equal(hits.distances, same.distances)
@@ -347,7 +344,7 @@ def test_a_gallery_in_milvus_lives_like_one_in_a_folder(
     assert_same(local, remote)
     with pytest.raises(InputError, match="keeps no feature maps"):
         remote.maps([int(remote.ids[0])])
-    with pytest.raises(InputError, match="`sync` is for galleries whose rows are in their folder"):
+    with pytest.raises(InputError, match="has its rows in Milvus; `sync` is not for them"):
         remote.sync(tmp_path / "photos")
 
 
@@ -434,18 +431,18 @@ class _new_writer:
         folder.mkdir(exist_ok=True)
         backend = BackendEntry(str(Address.parse(address)), uuid.uuid4().hex)
         manifest = Manifest(SPEC, EncoderEntry("f", "e"), "/", backend=backend)
-        self.writer = GalleryWriter.at(folder, manifest, on_disk=None, storage=storage)
+        self.writer = MilvusWriter(folder, manifest, on_disk=None, storage=storage)
         self.writer.begin(manifest)
 
     def __enter__(self) -> GalleryWriter:
         return self.writer
 
     def __exit__(self, *_: object) -> None:
-        self.writer.carry_out()
+        self.writer.delete_removed_rows()
 
 
 def _content(folder: Path) -> Model:
-    snapshot = Snapshot.open(folder)
+    snapshot = newest_snapshot(folder)
     if not len(snapshot):
         return {}
     vectors = snapshot.embeddings(snapshot.ids)
@@ -560,7 +557,7 @@ def _assert_survived(folder: Path, states: list[Model]) -> None:
     assert _content(folder) == {**found, "z": 9.0}
     report = verify_gallery(folder)
     assert report.is_sound, str(report)
-    snapshot = Snapshot.open(folder)
+    snapshot = newest_snapshot(folder)
     assert isinstance(snapshot, MilvusSnapshot)
     np.testing.assert_array_equal(snapshot.table.ids_where(), snapshot.ids)
     np.testing.assert_array_equal(snapshot.table.ids_where(pooled=True), snapshot.ids)
@@ -572,7 +569,7 @@ def test_rows_that_come_twice_count_once(place: Callable[[], str], tmp_path: Pat
     with _new_writer(tmp_path / "g", place()) as writer:
         writer.append(*_entries({str(number): float(number) for number in range(40)}))
         writer.commit(complete=True)
-    snapshot = Snapshot.open(tmp_path / "g")
+    snapshot = newest_snapshot(tmp_path / "g")
     assert isinstance(snapshot, MilvusSnapshot)
     expected = snapshot.search().search(np.zeros((1, 2)), 8)[0]
     nearest = MilvusTable.nearest
@@ -637,7 +634,7 @@ import sys
 import torch
 torch.set_num_threads(1)
 from distcam.encoders import Encoder
-from distcam.index import writer
+from distcam.index.storage import writer
 from distcam.index import Gallery
 limits = writer.CommitLimits.__init__.__defaults__
 writer.CommitLimits.__init__.__defaults__ = (8, *limits[1:])

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from distcam.errors import CorruptGalleryError, DistcamError, GalleryError, ImageError, TooManyFilesError
+from distcam.files import Storage
 from distcam.images import list_images
 from distcam.index import Gallery, verify_gallery
 from distcam.index.building.ingest import Encoded, ingest, read_offer
 from distcam.index.storage import descriptors
 from distcam.index.storage.descriptors import OpenFile
-from distcam.index.storage.durable import Storage
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
-from distcam.index.storage.records import Entries, Vectors
+from distcam.index.storage.segments import Entries, Vectors
 from distcam.index.storage.snapshot import Snapshot
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
@@ -127,7 +127,7 @@ def test_a_long_build_keeps_few_files_and_writes_no_row_often(
     most = total = 0
     for size in sizes:
         writer.append(*_rows(total, size))
-        writer.keep_few()
+        writer.merge_small(newest=True)
         total += size
         most = max(most, len(writer.manifest.segments))
     levels = 1 + int(np.log(total) / np.log(4))
@@ -141,7 +141,7 @@ def test_merging_leaves_images_alone_that_wait_for_a_commit(tmp_path: Path) -> N
     writer = _writer(tmp_path / "g", images=2, files=2)
     for number in range(9):
         writer.append(*_rows(number))
-        writer.keep_few()
+        writer.merge_small(newest=True)
     writer.commit()
     assert len(Snapshot(tmp_path / "g", writer.manifest)) == 9
 

@@ -12,11 +12,12 @@ import pytest
 from commands import distcam, fails
 
 from distcam.errors import CorruptGalleryError, DistcamError, GalleryExistsError, GalleryLockedError, InputError
+from distcam.files import Storage, WriterLock
 from distcam.index import Gallery, restore_gallery, verify_gallery
-from distcam.index.storage.durable import Storage, WriterLock
+from distcam.index.backends import opened_for_writing
 from distcam.index.storage.manifest import BackendEntry, EncoderEntry, Manifest, Spec
-from distcam.index.storage.records import Entries, Vectors
-from distcam.index.storage.writer import GalleryWriter, opened_for_writing
+from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.writer import GalleryWriter
 
 
 def _rows(paths: list[str], value: float) -> tuple[Entries, Vectors]:
@@ -184,6 +185,16 @@ def test_other_folders_and_galleries_that_somebody_writes_to_are_left_alone(
         restore_gallery(backup, tmp_path / "photos" / "a.jpg")
     with pytest.raises(InputError, match="from itself"):
         restore_gallery(gallery, gallery)
+    before = sorted(gallery.iterdir())
+    for source, folder in [(gallery, gallery / "sub" / "copy"), (gallery, gallery.parent), (gallery, gallery / "..")]:
+        with pytest.raises(InputError, match=r"lies in .*a folder outside of it"):
+            restore_gallery(source, folder)
+    (tmp_path / "link").symlink_to(gallery)
+    with pytest.raises(InputError, match="from itself"):
+        restore_gallery(gallery, tmp_path / "link")
+    with pytest.raises(InputError, match="lies in"):
+        restore_gallery(gallery, tmp_path / "link" / "sub")
+    assert sorted(gallery.iterdir()) == before
     with WriterLock(gallery), pytest.raises(GalleryLockedError):
         restore_gallery(backup, gallery)
 

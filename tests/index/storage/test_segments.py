@@ -11,10 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distcam.errors import CorruptGalleryError, DistcamError
+from distcam.index.filters.matching import Categorical
 from distcam.index.storage.hdf5 import FlatFile, pack_strings, write_arrays
 from distcam.index.storage.manifest import Spec
-from distcam.index.storage.records import Categorical, Entries, Vectors, located, pack_maps, stored_path, unpack_maps
-from distcam.index.storage.segments import Segment, write_segment
+from distcam.index.storage.segments import (
+    Entries,
+    Segment,
+    Vectors,
+    located,
+    pack_maps,
+    stored_path,
+    unpack_maps,
+    write_segment,
+)
 
 SPEC = Spec("cosine", embedding_dim=4, pooled_dim=6, map_shape=(2, 3))
 

@@ -12,12 +12,13 @@ import pytest
 
 from distcam.encoders import Encoder
 from distcam.errors import CorruptGalleryError, InputError, NotAGalleryError
+from distcam.files import Storage
 from distcam.index import Gallery, VerifyReport, verify_gallery
+from distcam.index.backends import opened_for_writing
 from distcam.index.storage import verify as checks
-from distcam.index.storage.durable import Storage
 from distcam.index.storage.manifest import EncoderEntry, FileEntry, Manifest, Spec
-from distcam.index.storage.records import Entries, Vectors
-from distcam.index.storage.writer import CommitLimits, GalleryWriter, opened_for_writing
+from distcam.index.storage.segments import Entries, Vectors
+from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
 
 @pytest.fixture(autouse=True)

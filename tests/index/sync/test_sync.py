@@ -24,9 +24,9 @@ from distcam.encoders import Encoder
 from distcam.errors import FingerprintMismatchError, GalleryLockedError, ImageError, InputError
 from distcam.images import Transform
 from distcam.index import Gallery, SyncReport, verify_gallery, watch_folder
+from distcam.index.backends import opened_for_writing
 from distcam.index.building import build as building
 from distcam.index.building import ingest
-from distcam.index.storage.writer import opened_for_writing
 
 
 class Colours(nn.Module):

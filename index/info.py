@@ -1,31 +1,28 @@
-"""What there is to say about a gallery, as JSON has it."""
+"""The summary of a gallery, as JSON."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .building.ingest import MASK_COLUMN, NO_MASK
 from .storage.manifest import EncoderEntry
+from .storage.segments import MASK_COLUMN, NO_MASK
 from .storage.snapshot import Snapshot
 
-if TYPE_CHECKING:
-    from .reader import GalleryReader
 
-__all__ = ["facts_of"]
-
-
-def facts_of(gallery: GalleryReader) -> dict[str, Any]:
-    """What `distcam index info` shows."""
-    snapshot = gallery.snapshot
+def describe(snapshot: Snapshot, *, root: Path, classes: int) -> dict[str, Any]:
+    """The values that `distcam index info` shows."""
     manifest, spec = snapshot.manifest, snapshot.spec
+    masks, rejection, tuning = manifest.masks, manifest.rejection, manifest.tuning
+    is_current = rejection is not None and rejection.generation == manifest.generation
     return {
-        "path": str(gallery.folder),
-        "images": len(gallery),
-        "classes": len(gallery.labels),
-        "columns": list(gallery.column_names),
+        "path": str(snapshot.folder),
+        "images": len(snapshot),
+        "classes": classes,
+        "columns": list(snapshot.column_names),
         "complete": manifest.complete,
         "generation": manifest.generation,
         "metric": spec.metric,
@@ -37,15 +34,15 @@ def facts_of(gallery: GalleryReader) -> dict[str, Any]:
         "precision": manifest.encoder.precision,
         "images_as": _images_as(manifest.encoder),
         "encoder_copied": manifest.encoder.file is not None,
-        "root": str(gallery.root),
+        "root": str(root),
         "segments": len(manifest.segments),
         "backend": None if manifest.backend is None else manifest.backend.address,
         "removed_rows": snapshot.removed_rows,
         "skipped": 0 if manifest.skipped is None else manifest.skipped.count,
-        "masks": None if manifest.masks is None else {**asdict(manifest.masks), "images": _under_masks(snapshot)},
-        "rejection": _rejection(snapshot),
+        "masks": None if masks is None else {**asdict(masks), "images": _under_masks(snapshot)},
+        "rejection": None if rejection is None else {**asdict(rejection), "is_current": is_current},
         "index": manifest.index,
-        "tuning": None if manifest.tuning is None else {**asdict(manifest.tuning), "is_due": gallery.is_tuning_due},
+        "tuning": None if tuning is None else {**asdict(tuning), "is_due": tuning.is_due(len(snapshot))},
         "index_cached": manifest.is_fresh(manifest.index_cache),
         "prototypes_cached": manifest.is_fresh(manifest.prototype_cache),
         "bytes": sum(entry.bytes for entry in manifest.files()),
@@ -53,7 +50,7 @@ def facts_of(gallery: GalleryReader) -> dict[str, Any]:
 
 
 def _images_as(encoder: EncoderEntry) -> str | None:
-    """What the encoder makes of an image: `Transform.summary`, which would import torch. None for imported vectors."""
+    """The size that images are brought to: `Transform.summary` without torch. None for imported vectors."""
     transform = encoder.description.get("transform")
     if not isinstance(transform, dict):
         return None
@@ -62,16 +59,8 @@ def _images_as(encoder: EncoderEntry) -> str | None:
     return f"{transform.get('fit')} to {height}×{width}"
 
 
-def _rejection(snapshot: Snapshot) -> dict[str, Any] | None:
-    """The threshold, and whether the gallery is still as it was when the threshold was chosen."""
-    rejection = snapshot.manifest.rejection
-    if rejection is None:
-        return None
-    return {**asdict(rejection), "is_current": rejection.generation == snapshot.manifest.generation}
-
-
 def _under_masks(snapshot: Snapshot) -> int:
-    """How many images have a mask file; one without a pixel counts, though it pools the whole image."""
+    """Number of images with a mask file; one without a pixel counts, though it pools the whole image."""
     if MASK_COLUMN not in snapshot.column_names:
         return 0
     column = snapshot.column(MASK_COLUMN)

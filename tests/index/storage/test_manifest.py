@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from distcam.errors import CorruptGalleryError, GalleryError, GalleryLockedError, NotAGalleryError
-from distcam.index.storage.durable import Storage, WriterLock, file_sha256
+from distcam.errors import CorruptGalleryError, GalleryError, NotAGalleryError
+from distcam.files import Storage
+from distcam.index import Gallery, restore_gallery, verify_gallery
 from distcam.index.storage.manifest import MANIFEST_NAME, CacheEntry, EncoderEntry, FileEntry, Manifest, Spec
 
 
@@ -34,84 +31,19 @@ def _manifest() -> Manifest:
     )
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    target = tmp_path / "file"
-    Storage().write(target, b"old")
-    with suppress(KeyboardInterrupt), Storage().replacing(target) as aside:
-        aside.write_bytes(b"half of the ne")
-        raise KeyboardInterrupt
-    assert target.read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    Storage().write(target, b"new")
-    assert target.read_bytes() == b"new"
-
-
-def test_what_the_file_system_refuses_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Storage, path: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Storage, "sync", full)
-    with pytest.raises(GalleryError, match=r"file: cannot be written \(No space left on device\); is the disk full"):
-        Storage().write(tmp_path / "file", b"much")
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").touch()
-    with pytest.raises(GalleryError, match="cannot be made"):
-        Storage().make_folder(tmp_path / "file" / "gallery")
-
-
-def test_missing_parents_are_made_and_their_names_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[Path] = []
-    monkeypatch.setattr(Storage, "sync_folder", lambda self, folder: synced.append(folder))
-    Storage().make_folder(tmp_path / "a" / "b")
-    assert synced == [tmp_path, tmp_path / "a"]
-    Storage().make_folder(tmp_path / "a" / "b")
-    assert (tmp_path / "a" / "b").is_dir()
-
-
-def test_removing_what_is_not_there_is_no_error(tmp_path: Path) -> None:
-    Storage().remove(tmp_path / "nothing")
-
-
-def test_a_checksum_is_sha256_of_the_contents(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    with pytest.raises(FileNotFoundError):
-        file_sha256(tmp_path / "other")
-
-
-def test_the_lock_names_its_holder_and_is_free_afterwards(tmp_path: Path) -> None:
-    with (
-        WriterLock(tmp_path),
-        pytest.raises(GalleryLockedError, match=f"process {os.getpid()} is writing"),
-        WriterLock(tmp_path),
-    ):
-        pass
-    with WriterLock(tmp_path):
-        pass
-
-
-def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from pathlib import Path; from distcam.index.storage.durable import WriterLock\n"
-        "with WriterLock(Path(sys.argv[1])): os._exit(9)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
-    with WriterLock(tmp_path):
-        pass
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs symbolic links")
-def test_the_lock_file_is_no_way_to_write_elsewhere(tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("precious")
-    (tmp_path / ".lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(GalleryError, match="cannot be changed"), WriterLock(tmp_path):
-        pass
-    assert (tmp_path / "precious").read_text() == "precious"
-
-
 def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     _manifest().save(tmp_path, Storage())
     assert Manifest.load(tmp_path) == _manifest()
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "a\0b", "", "loop/x"])
+def test_what_can_be_no_path_is_no_gallery(path: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-copy"
+    for refused in (Gallery.open, verify_gallery, lambda folder: restore_gallery(folder, elsewhere)):
+        with pytest.raises(NotAGalleryError, match="a gallery is a folder written by"):
+            refused(tmp_path / path)
+    assert not elsewhere.exists()
 
 
 def test_a_folder_without_manifest_is_no_gallery(tmp_path: Path) -> None:

@@ -1,0 +1,305 @@
+"""Prototypes and search index of an open gallery, and the files that spare the next reader their making.
+
+Neither is ever the truth: both are read from the gallery's cache files or made on first use, and brought along by what
+comes and what leaves. A cache file that is missing, stale, damaged, or foreign is passed over without an error.
+
+FAISS reads its own files with C++ that was not made for hostile input, so an index file is read only when this user
+wrote it: the manifest holds an HMAC over its contents, keyed with a secret in the user's state folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import mmap
+import os
+import secrets
+import shutil
+import stat
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import CorruptGalleryError, DistcamError, InputError, TooFewVectorsError
+from ...files import file_sha256, say_after_commit
+from ...remarks import counted
+from ..prototypes import PrototypeStore
+from ..search import Searcher
+from .hdf5 import Array
+from .snapshot import Ids, Snapshot
+from .writer import GalleryWriter
+
+if TYPE_CHECKING:  # FAISS is imported by the first search
+    from ..faiss.search import FaissSearch
+
+_FAST_INDEX = 100_000  # images; below, "auto" always means an index that is built as quickly as read
+_SECRET_BYTES = 32
+_IN_MEMORY = 1 << 30
+
+
+class GalleryCache:
+    """Prototypes and search index of one open gallery.
+
+    Attributes:
+        snapshot: the generation that they are of.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self._prototypes: PrototypeStore | None = None
+        self._search: Searcher | None = None
+        self._unmade: InputError | None = None  # why a flat index stands in for the gallery's
+
+    def close(self) -> None:
+        """Let go of the search index."""
+        self._unmade = None
+        if self._search is not None:
+            self._search.close()
+            self._search = None
+
+    def clear(self) -> None:
+        """Let go of everything: it may hold what was damaged, or belong to another gallery."""
+        self.close()
+        self._prototypes = None
+
+    @property
+    def prototypes(self) -> PrototypeStore:
+        """The classes' prototypes and the gallery's mean."""
+        if self._prototypes is None:
+            self._prototypes = load_prototypes(self.snapshot)
+        if self._prototypes is None:
+            self._prototypes = computed_prototypes(self.snapshot)
+        return self._prototypes
+
+    @property
+    def search(self) -> Searcher:
+        """The search index; read from its file when this user made it, else built; or the backend's own."""
+        if self._search is None:
+            self._search = self.snapshot.search() or self._stored_search() or self._new_search()
+        return self._search
+
+    def _stored_search(self) -> FaissSearch | None:
+        data = load_index_bytes(self.snapshot)
+        if data is None:
+            return None
+        from ..faiss.search import FaissSearch
+
+        with suppress(DistcamError):
+            return FaissSearch.deserialise(data, spec=self.snapshot.search_spec, source=self._embeddings)
+        return None
+
+    def _new_search(self) -> FaissSearch:
+        """The gallery's index, or a flat one where FAISS cannot make that of these vectors: there may be too few."""
+        factory = self.snapshot.manifest.index
+        try:
+            return self._search_of(factory)
+        except InputError as error:
+            if factory == "flat":
+                raise
+            search = self._search_of("flat")
+            self._unmade = error
+            return search
+
+    def _search_of(self, factory: str) -> FaissSearch:
+        from ..faiss.search import FaissSearch
+        from ..faiss.tuning import settings_of
+
+        manifest = self.snapshot.manifest
+        return FaissSearch.from_source(
+            self.snapshot.search_spec,
+            self.snapshot.ids,
+            self._embeddings,
+            factory=factory,
+            seed=0 if manifest.tuning is None else manifest.tuning.seed,
+            settings=settings_of(manifest.tuning),
+        )
+
+    def _embeddings(self, ids: Ids | Array) -> NDArray[np.float32]:
+        """The vectors for a search index: of the generation that is open now, whatever the index was built from."""
+        return self.snapshot.embeddings(ids)
+
+    # --- Following changes -------------------------------------------------------------------------------------------
+
+    def refresh(self, after: Snapshot) -> None:
+        """Go on to another generation, by what came and what left."""
+        before = self.snapshot
+        old, new = before.manifest, after.manifest
+        if (old.gallery_id, old.spec, old.encoder.fingerprint) != (new.gallery_id, new.spec, new.encoder.fingerprint):
+            self.clear()  # somebody built it anew: ids mean other images
+        if (old.index, old.tuning) != (new.index, new.tuning) or after.is_remote:
+            self.close()  # a backend has what came, and the new generation says what of it counts
+        if isinstance(self._unmade, TooFewVectorsError) and len(after) >= self._unmade.needed:
+            self.close()
+        store, self._prototypes = self._prototypes, None  # a failure on the way leaves none rather than half of them
+        if store is not None:
+            try:
+                _update(store, before=before, after=after)
+                self._prototypes = store
+            except CorruptGalleryError:
+                if not after.is_remote:
+                    raise
+                # another writer has deleted the rows of what left from the backend; the cache file knows the outcome
+        self.snapshot = after
+        if self._search is not None:
+            self._bring_up_to_date(self._search, before.ids)
+
+    def attach(self, search: FaissSearch, known: Ids) -> None:
+        """Search with an index that was made from the images `known`."""
+        self.close()
+        search.read_from(self._embeddings)
+        self._bring_up_to_date(search, known)
+        self._search = search
+
+    def _bring_up_to_date(self, search: Searcher, known: Ids) -> None:
+        """Take what left out of a search index over the ids in `known`, and put in what came."""
+        from ..faiss.search import FaissSearch
+
+        assert isinstance(search, FaissSearch)
+        search.delete(np.setdiff1d(known, self.snapshot.ids, assume_unique=True))
+        for ids, vectors in self.snapshot.blocks(np.flatnonzero(~np.isin(self.snapshot.ids, known))):
+            search.upsert(ids, vectors.embedding)
+
+    def store(self, writer: GalleryWriter) -> None:
+        """Store prototypes, and the search index if it costs more to build than to read, in the gallery's folder."""
+        snapshot = self.snapshot
+        manifest = snapshot.manifest
+        if not manifest.is_fresh(manifest.prototype_cache):
+            writer.store_cache("prototypes", self.prototypes.save, count=len(self.prototypes))
+        if not manifest.is_fresh(manifest.index_cache) and self._has_slow_index():
+            from ..faiss.search import FaissSearch
+
+            search = self.search
+            assert isinstance(search, FaissSearch)
+            writer.store_cache(
+                "index", search.save, count=len(snapshot), tag=lambda file: index_tag(snapshot, file.sha256)
+            )
+        if self._unmade is not None:
+            reason = str(self._unmade).split(";")[0].split(", got ")[0]
+            say_after_commit(
+                f"{snapshot.folder}: is searched exactly for now, since no index {manifest.index} can be made of "
+                f"{counted(len(snapshot), 'image')} ({reason}); `distcam index tune` chooses another"
+            )
+
+    def _has_slow_index(self) -> bool:
+        index = self.snapshot.manifest.index
+        if self.snapshot.is_remote or index in ("flat", "SQfp16"):
+            return False
+        return (index != "auto" or len(self.snapshot) >= _FAST_INDEX) and self.search.is_worth_saving
+
+
+# --- Prototypes -------------------------------------------------------------------------------------------------------
+
+
+def load_prototypes(snapshot: Snapshot) -> PrototypeStore | None:
+    """The stored prototypes of exactly this generation, if they are there and in order."""
+    entry, spec = snapshot.manifest.prototype_cache, snapshot.spec
+    if entry is None or not snapshot.manifest.is_fresh(entry):
+        return None
+    path = snapshot.folder / entry.file.name
+    with suppress(OSError, DistcamError):
+        if path.stat().st_size != entry.file.bytes or file_sha256(path) != entry.file.sha256:
+            return None
+        store = PrototypeStore.load(
+            path, pooled_dim=spec.pooled_dim, embedding_dim=spec.embedding_dim, metric=spec.metric
+        )
+        return store if store.total == len(snapshot) else None
+    return None
+
+
+def computed_prototypes(snapshot: Snapshot) -> PrototypeStore:
+    """The prototypes, from all vectors."""
+    spec = snapshot.spec
+    store = PrototypeStore(pooled_dim=spec.pooled_dim, embedding_dim=spec.embedding_dim, metric=spec.metric)
+    _update(store, before=None, after=snapshot)
+    return store
+
+
+def _update(store: PrototypeStore, *, before: Snapshot | None, after: Snapshot) -> None:
+    """Bring prototypes from one generation to another by reading only the images that came or went."""
+    old_ids = after.ids[:0] if before is None else before.ids
+    for snapshot, others, change in ((before, after.ids, store.subtract), (after, old_ids, store.add)):
+        if snapshot is not None:
+            for ids, vectors in snapshot.blocks(np.flatnonzero(~np.isin(snapshot.ids, others))):
+                change(snapshot.values("label", snapshot.places(ids)), vectors.pooled, vectors.embedding)
+
+
+# --- The index file ---------------------------------------------------------------------------------------------------
+
+
+def user_secret() -> bytes | None:
+    """This user's secret for authenticating index files, made on first use; None where it cannot be kept secret."""
+    with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home
+        windows = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else None
+        state = os.environ.get("XDG_STATE_HOME") or windows
+        path = (Path(state) if state else Path.home() / ".local" / "state") / "distcam" / "key"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(f"key.{secrets.token_hex(8)}")
+            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(_SECRET_BYTES))
+            aside.replace(path)
+        status = path.lstat()
+        is_private = sys.platform == "win32" or (status.st_uid == os.getuid() and not status.st_mode & 0o077)
+        if stat.S_ISREG(status.st_mode) and status.st_size == _SECRET_BYTES and is_private:
+            return path.read_bytes()
+    return None
+
+
+def index_tag(snapshot: Snapshot, sha256: str) -> str | None:
+    """Proof that this user computed the index file with this checksum for this very state of the gallery."""
+    secret = user_secret()
+    if secret is None:
+        return None
+    manifest = snapshot.manifest
+    state = {
+        "index": sha256,
+        "ids": hashlib.sha256(snapshot.ids.tobytes()).hexdigest(),
+        "generation": manifest.generation,
+        "spec": asdict(manifest.spec),
+        "factory": manifest.index,
+        "encoder": manifest.encoder.fingerprint,
+    }
+    return hmac.new(secret, json.dumps(state, sort_keys=True).encode(), "sha256").hexdigest()
+
+
+def load_index_bytes(snapshot: Snapshot) -> bytes | mmap.mmap | None:
+    """The contents of the stored FAISS index, if this user wrote it for this very state of the gallery.
+
+    Up to 1 GiB they are in memory, else in a nameless file on the gallery's disk, which is read as far as it is used.
+    """
+    entry = snapshot.manifest.index_cache
+    if entry is None or entry.tag is None or not snapshot.manifest.is_fresh(entry):
+        return None
+    with suppress(OSError, ValueError):  # ValueError: an empty file cannot be mapped
+        path = snapshot.folder / entry.file.name
+        flags = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")  # no links, no waiting for the other end of a pipe
+        descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, name, 0) for name in flags))
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(file.fileno())
+            if path.is_symlink() or not stat.S_ISREG(status.st_mode) or status.st_size != entry.file.bytes:
+                return None
+            data = _own_copy(file, status.st_size, snapshot.folder)
+        expected = index_tag(snapshot, hashlib.sha256(data).hexdigest())
+        return data if expected is not None and hmac.compare_digest(expected, entry.tag) else None
+    return None
+
+
+def _own_copy(file: BinaryIO, size: int, folder: Path) -> bytes | mmap.mmap:
+    """The contents of a file where nobody can change or cut them, which under a mapping would end the process."""
+    if size > _IN_MEMORY:
+        for place in (folder, None):  # the gallery may be write-protected; then where temporary files lie
+            with suppress(OSError), tempfile.TemporaryFile(dir=place) as aside:
+                file.seek(0)
+                shutil.copyfileobj(file, aside, 1 << 20)
+                aside.flush()
+                return mmap.mmap(aside.fileno(), size, access=mmap.ACCESS_READ)
+        file.seek(0)
+    return file.read()
