@@ -29,7 +29,7 @@ import torch
 from machine import describe_machine
 from torch import nn
 
-from distcam.explain import METHODS, Look, Tile, contour, draw_box, draw_points, grid, map_tiles, rectify
+from distcam.explain import METHODS, DrawStyle, Tile, contour, draw_box, draw_points, grid, map_tiles, rectify
 from distcam.images import Box, Transform
 from distcam.images.scenes import blueprints
 from distcam.segmentation.crowds import Crowd, draw_cells, draw_crowd, draw_crowds
@@ -214,7 +214,11 @@ def figure(file: Path, options: argparse.Namespace) -> None:
         marked = mark(picture, one, by, options.size)
         tiles = [
             map_tiles(
-                [picture], rectify(maps), views=[Box(0, 0, *picture.size)], look=Look(opacity=0.6), title=short(name)
+                [picture],
+                rectify(maps),
+                views=[Box(0, 0, *picture.size)],
+                look=DrawStyle(opacity=0.6),
+                title=short(name),
             )[0]
             for name, maps in found.items()
         ]

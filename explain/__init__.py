@@ -24,7 +24,8 @@ from .checks.sensitivity import (
 )
 from .drawing.boxes import Components, box_from_map, boxes_from_maps, components, largest_component, peak
 from .drawing.colours import COLOUR_SCALES, Colours, colourise
-from .drawing.overlay import Look, map_tiles, paint, sheet, write_page
+from .drawing.overlay import DrawStyle, map_tiles, paint, sheet
+from .drawing.page import write_page
 from .drawing.panels import Tile, grid, legend, panel
 from .drawing.rendering import contour, draw_box, draw_points, overlay, to_data_uri, to_png_bytes
 from .engine import METHODS, ActivationMaps, explain_image
@@ -51,11 +52,11 @@ __all__ = [
     "ComponentAt",
     "Components",
     "Correspondence",
+    "DrawStyle",
     "EnergyShare",
     "Faithfulness",
     "InsertionDeletion",
     "LayerRun",
-    "Look",
     "Metric",
     "Norm",
     "PixelCounts",

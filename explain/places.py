@@ -10,13 +10,14 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..encoders.regions import region_mask
 from ..errors import InputError
 from ..images.geometry import Box
 from ..images.transform import Transform
-from .regions import region_mask
+from ..remarks import remark
 from .targets import ComponentAt
 
-__all__ = ["box_in_input", "component_in_input", "mask_in_input", "point_in_input"]
+__all__ = ["box_in_input", "component_in_input", "mask_in_input", "point_in_input", "visible_box"]
 
 
 def point_in_input(point: tuple[float, float], transform: Transform, size: tuple[int, int]) -> tuple[int, int]:
@@ -46,6 +47,29 @@ def component_in_input(point: tuple[float, float], transform: Transform, size: t
     return ComponentAt(*point_in_input(point, transform, size))
 
 
+def visible_box(box: Box, size: tuple[int, int]) -> Box:
+    """The part of a box that lies on an image of `size` (width, height), in its pixels; says if that is not all of it.
+
+    Raises:
+        InputError: the box is empty or outside, or is given in shares of the sides.
+    """
+    width, height = size
+    if min(box) >= 0 and max(box) <= 1 < min(size):
+        raise InputError(
+            f"the box {tuple(box)} lies within the first pixel; boxes are in pixels of the image, here of "
+            f"{width}×{height}, not in shares of its sides"
+        )
+    inside = box.clipped(width, height)
+    if not inside.area > 0:  # NaN fails too
+        raise InputError(f"the region {tuple(box)} is empty or lies outside the image of {width}×{height} pixels")
+    if inside.area < 0.99 * box.area:
+        remark(
+            f"the box {tuple(box)} reaches beyond the image of {width}×{height} pixels; the part on it is used, "
+            f"{tuple(inside)}"
+        )
+    return inside
+
+
 def box_in_input(box: Box, transform: Transform, size: tuple[int, int]) -> Box:
     """A box of the picture in pixels of the network's input, clipped to it.
 
@@ -53,12 +77,12 @@ def box_in_input(box: Box, transform: Transform, size: tuple[int, int]) -> Box:
         InputError: nothing of it is seen by the network.
     """
     view = transform.view(*size)
-    moved = box.clipped(*size).shifted(-view.left, -view.top)
+    moved = visible_box(box, size).shifted(-view.left, -view.top)
     placed = moved.scaled(transform.width / view.width, transform.height / view.height)
     inside = placed.clipped(transform.width, transform.height)
     if not inside.area > 0:  # NaN fails too
         raise InputError(
-            f"the box {tuple(box)} is empty or lies outside what the network sees of a picture of "
+            f"the box {tuple(box)} lies outside what the network sees of a picture of "
             f"{size[0]}×{size[1]} pixels, (left, top, right, bottom) = {tuple(view.clipped(*size))}"
         )
     return inside

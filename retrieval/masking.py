@@ -31,7 +31,7 @@ from ..index.building.ingest import MASK_COLUMN, NO_MASK
 
 if TYPE_CHECKING:
     from ..index import Gallery, Record
-    from .matches import Match
+    from .ranking import Match
 
 __all__ = [
     "EncodedBothWays",

@@ -21,7 +21,7 @@ from .subjects import TARGETS, Asked, Subject, encoder_subject, network_subject,
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ...explain import ActivationMaps, Faithfulness, Look
+    from ...explain import ActivationMaps, DrawStyle, Faithfulness
 
 EXAMPLE = (
     "Example: `distcam explain cat.jpg --encoder mobilenet_v2 --weights FILE.pth --target class:tabby "
@@ -104,13 +104,13 @@ def explain(
         subject = network_subject(asked, encoder, weights, classes, fit=fit, size=image_size)
     else:
         subject = encoder_subject(asked, encoder, weights, gallery, metric, fit=fit, size=image_size)
-    from ...explain import Look
+    from ...explain import DrawStyle
 
     methods = _methods(method, "hirescam" if of_network else "distcam")
     options = option_values(option or [], methods, defaults=subject.method_options)
     found = [_explained(path, subject, methods, layer, options, measured=faithfulness) for path in images]
     if out_file is not None:
-        _write(out_file, found, target=target, look=Look(style=style, scale=scale, colours=colours))
+        _write(out_file, found, target=target, look=DrawStyle(style=style, scale=scale, colours=colours))
     for each in found:
         for name, maps in each.maps.items():
             if bool(maps.is_constant[0, 0]):
@@ -192,7 +192,7 @@ def _explained(
     from ...explain import explain_image, measure_faithfulness
     from ...images import read_image
 
-    image = read_image(path)
+    image = read_image(path, whole=subject.has_place)
     pixels = subject.transform.normalise(subject.transform(image)[None])
     target, name = subject.question(image, pixels)
     layer = subject.layer if layer is None else layer
@@ -205,12 +205,13 @@ def _explained(
     return Explained(path, image, subject.transform.view(*image.size), name, maps, faithfulness)
 
 
-def _write(path: Path, found: Sequence[Explained], *, target: str, look: Look) -> None:
+def _write(path: Path, found: Sequence[Explained], *, target: str, look: DrawStyle) -> None:
     """The maps as a picture, a page, or arrays; written aside first."""
     import numpy as np
     import torch
 
     from ...explain import METHODS, grid, sheet, write_page
+    from ...images import Box
 
     maps = {name: torch.cat([each.maps[name].maps[:, 0] for each in found]) for name in found[0].maps}
     if path.suffix.lower() == ".npz":
@@ -237,7 +238,8 @@ def _write(path: Path, found: Sequence[Explained], *, target: str, look: Look) -
     )
     if path.suffix.lower() == ".html":
         scores = [f"{each.path.name}: {each.target}, score {each.to_dict()['score']:.4g}" for each in found]
-        write_page(path, rows, title=target, notes=scores)
+        has_unseen = any(each.view.clipped(*each.image.size) != Box(0, 0, *each.image.size) for each in found)
+        write_page(path, rows, title=target, notes=scores, has_unseen=has_unseen)
     else:
         with replacing(path) as aside:
             grid(rows, tile_size=224).save(aside)

@@ -61,6 +61,11 @@ class NetworkSubject:
     category: int | None
     method_options: Mapping[str, Any]
 
+    @property
+    def has_place(self) -> bool:
+        """Whether it asks about a place in the image's own pixels, which then is not read at a reduced size."""
+        return self.asked.place.partition(":")[2] != ""
+
     def question(self, image: Image, pixels: Tensor) -> tuple[Target, str]:
         """The class, or its pixels at the place asked for."""
         import torch
@@ -107,6 +112,7 @@ class EncoderSubject:
     references: Tensor
     metric: Any
     method_options: Mapping[str, Any]
+    has_place: bool = False
 
     def question(self, _image: Image, pixels: Tensor) -> tuple[Target, str]:
         """The similarity to the reference that is nearest."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from os import PathLike
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -15,15 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import InputError, ShapeError
-from ...files import write_text
 from ...images.geometry import Box
 from ..maps import is_constant, normalise, upsample
 from .boxes import box_from_map
 from .colours import Colours
-from .panels import Tile, legend
-from .rendering import contour, draw_box, overlay, to_data_uri
+from .panels import MISSING, Tile, legend, panel
+from .rendering import contour, draw_box, overlay
 
-__all__ = ["Look", "legend_of", "map_tiles", "paint", "place_box", "scaled", "sheet", "write_page"]
+__all__ = ["DrawStyle", "legend_of", "map_panel", "map_tiles", "paint", "place_box", "scaled", "sheet"]
 
 Style = Literal["overlay", "contour", "box"]
 Scale = Literal["each", "shared"]
@@ -32,7 +28,7 @@ FINE = 16  # steps per position at which a map is enlarged before a box is put a
 
 
 @dataclass(frozen=True)
-class Look:
+class DrawStyle:
     """How a set of maps is drawn.
 
     Attributes:
@@ -58,10 +54,10 @@ class Look:
             raise InputError(f"level={self.level} should be a fraction from 0 to 1")
 
 
-def scaled(maps: Float[Tensor, "n h w"], look: Look) -> tuple[Float[Tensor, "n h w"], list[tuple[float, float]]]:
+def scaled(maps: Float[Tensor, "n h w"], look: DrawStyle) -> tuple[Float[Tensor, "n h w"], list[tuple[float, float]]]:
     """The maps in [0, 1], and for each the raw values that 0 and 1 stand for.
 
-    >>> scaled(torch.tensor([[[1.0, 3.0]], [[2.0, 5.0]]]), Look(scale="shared"))[1]
+    >>> scaled(torch.tensor([[[1.0, 3.0]], [[2.0, 5.0]]]), DrawStyle(scale="shared"))[1]
     [(1.0, 5.0), (1.0, 5.0)]
     """
     shared, centred = look.scale == "shared", look.colours == "blue-orange"
@@ -76,10 +72,10 @@ def scaled(maps: Float[Tensor, "n h w"], look: Look) -> tuple[Float[Tensor, "n h
 
 
 def paint(
-    image: Image.Image, heat_map: Float[Tensor, "h w"], *, view: Box | None = None, look: Look | None = None
+    image: Image.Image, heat_map: Float[Tensor, "h w"], *, view: Box | None = None, look: DrawStyle | None = None
 ) -> Image.Image:
     """One map, scaled to [0, 1], on its picture, in the style of the look."""
-    look = look or Look()
+    look = look or DrawStyle()
     if look.style == "overlay":
         return overlay(image, heat_map, view=view, opacity=look.opacity, colours=look.colours)
     if look.style == "contour":
@@ -101,11 +97,11 @@ def map_tiles(
     maps: Float[Tensor, "n h w"],
     *,
     views: Sequence[Box],
-    look: Look | None = None,
+    look: DrawStyle | None = None,
     title: str = "",
 ) -> list[Tile]:
     """Each map on its picture, captioned with the raw values at the two ends of its colours; constant ones say so."""
-    look = look or Look()
+    look = look or DrawStyle()
     if not len(images) == len(maps) == len(views):
         raise ShapeError(f"expected a map and a view for each of {len(images)} pictures; got {len(maps)}, {len(views)}")
     unit, ranges = scaled(maps, look)
@@ -125,7 +121,7 @@ def sheet(
     maps: Mapping[str, Float[Tensor, "n h w"]],
     *,
     views: Sequence[Box],
-    look: Look | None = None,
+    look: DrawStyle | None = None,
     captions: Sequence[str] = (),
 ) -> list[list[Tile | None]]:
     """A row for each picture, a column for each set of maps, and legends below: what `grid` and `write_page` take.
@@ -133,7 +129,7 @@ def sheet(
     A shared scale is that of one column, the maps of one method, which have one unit; its legend holds the numbers.
     Otherwise they stand under each map.
     """
-    look = look or Look()
+    look = look or DrawStyle()
     words = list(captions) or [""] * len(images)
     columns = [map_tiles(images, each, views=views, look=look, title=name) for name, each in maps.items()]
     rows: list[list[Tile | None]] = [
@@ -145,7 +141,7 @@ def sheet(
     return rows
 
 
-def legend_of(maps: Float[Tensor, "n h w"], look: Look) -> Image.Image:
+def legend_of(maps: Float[Tensor, "n h w"], look: DrawStyle) -> Image.Image:
     """The bar of colours; with raw values at its ends where one scale holds for all maps, else with words."""
     low, high = ("-", "+") if look.colours == "blue-orange" else ("low", "high")
     if look.scale == "shared" or len(maps) == 1:
@@ -153,29 +149,44 @@ def legend_of(maps: Float[Tensor, "n h w"], look: Look) -> Image.Image:
     return legend(colours=look.colours, low=low, high=high)
 
 
-def write_page(
-    path: str | PathLike[str], rows: Sequence[Sequence[Tile | None]], *, title: str, notes: Sequence[str] = ()
-) -> Path:
-    """The tiles as one HTML file that needs nothing else, light or dark as the reader's system; written aside first."""
-    body = "".join(f"<p>{escape(note)}</p>" for note in notes)
-    body += "".join(f"<div class=row>{''.join(map(_figure, row))}</div>" for row in rows)
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{body}</body></html>"
+def map_panel(
+    query: Tile,
+    references: Sequence[Tile],
+    query_maps: Float[Tensor, "n h w"],
+    reference_maps: Float[Tensor, "n u v"] | None,
+    *,
+    view: Box,
+    views: Sequence[Box | None],
+    look: DrawStyle,
+    ends: tuple[str, str],
+) -> Image.Image:
+    """A `panel` of a query, its n references, and the maps on both.
+
+    Args:
+        query: the query.
+        references: what it is compared with.
+        query_maps: on the query, one for each reference.
+        reference_maps: on the references; None without.
+        view: the part of the query that its maps cover.
+        views: the same of each reference; None where there is no image of it.
+        look: how maps are drawn.
+        ends: words for the two ends of the colours, where no one scale holds for all maps.
+    """
+    n = len(references)
+    on_references: list[Tile] = []
+    if reference_maps is not None:
+        there = [index for index, seen in enumerate(views) if seen is not None]
+        images, seen = [references[index].image for index in there], [each for each in views if each is not None]
+        drawn = dict(zip(there, map_tiles(images, reference_maps[there], views=seen, look=look), strict=True))
+        on_references = [drawn.get(index, Tile(MISSING)) for index in range(n)]
+    if look.scale == "shared" or n == 1:
+        low, high = scaled(query_maps, look)[1][0]
+        ends = (f"{low:.3g}", f"{high:.3g}")
+    return panel(
+        query,
+        references,
+        map_tiles([query.image] * n, query_maps, views=[view] * n, look=look),
+        on_references,
+        colours=look.colours if look.style == "overlay" else None,
+        ends=ends,
     )
-    return write_text(path, page)
-
-
-STYLE = (
-    ":root{color-scheme:light dark}body{font:15px/1.4 system-ui,sans-serif;margin:2rem}h1{font-size:1.3rem}"
-    ".row{display:flex;gap:14px;margin:0 0 18px;overflow-x:auto}figure{margin:0;width:260px;flex:none}"
-    "img{max-width:100%;border-radius:4px}figcaption{font-size:13px;opacity:.85;overflow-wrap:anywhere}"
-)
-
-
-def _figure(tile: Tile | None) -> str:
-    if tile is None:
-        return "<figure></figure>"
-    words = "<br>".join(escape(text) for text in (tile.title, tile.caption) if text)
-    picture = f'<img alt="{escape(tile.title)}" src="{to_data_uri(tile.image)}">'
-    return f"<figure>{picture}<figcaption>{words}</figcaption></figure>"

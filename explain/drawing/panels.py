@@ -12,11 +12,12 @@ from ...errors import InputError
 from .colours import Colours, colour_table
 from .rendering import WHITE, Colour, text_font
 
-__all__ = ["Tile", "grid", "legend", "panel"]
+__all__ = ["MISSING", "Tile", "grid", "legend", "panel"]
 
 INK: Colour = (28, 32, 40)
 FAINT: Colour = (118, 124, 136)
 GAP = 14
+MISSING = Image.new("RGB", (96, 96), (214, 217, 222))  # stands for an image that does not exist
 
 
 @dataclass(frozen=True)
