@@ -29,7 +29,8 @@ import torch
 from machine import describe_machine
 from torch import nn
 
-from distcam.explain import METHODS, DrawStyle, Tile, contour, draw_box, draw_points, grid, map_tiles, rectify
+from distcam.explain import METHODS, DrawStyle, Tile, contour, draw_box, grid, map_tiles, rectify
+from distcam.explain.drawing.rendering import draw_points
 from distcam.images import Box, Transform
 from distcam.images.scenes import blueprints
 from distcam.segmentation.crowds import Crowd, draw_cells, draw_crowd, draw_crowds

@@ -170,10 +170,7 @@ def _evaluate_images(
 
 
 def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Dataset:
-    """The split asked for, else the only one or `test`; other splits are not compared with the official counts.
-
-    Splits whose images are all missing count too: nobody wants the training images measured instead.
-    """
+    """The split asked for, else the only one or `test`; other splits are not compared with the official counts."""
     from ..images import load_dataset
     from ..images.datasets import listed_splits, named_split
 

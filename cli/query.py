@@ -208,11 +208,7 @@ def _listed(sources: Sequence[str]) -> list[Path]:
 
 
 def _readable(images: list[Path]) -> tuple[list[Path], list[Path]]:
-    """The images that can be read, and the others, which are named on stderr.
-
-    Raises:
-        InputError: none can be read.
-    """
+    """The images that can be read, and the others, which are named on stderr."""
     from ..images import read_image
     from ..index.reports import Skipped
     from .index.manage import report_skipped
@@ -230,11 +226,7 @@ def _readable(images: list[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _require_place(target: Path, queries: int) -> None:
-    """Nothing, if the explanations may go there: one file for one query, a report, a folder of explanations or none.
-
-    Raises:
-        InputError: several queries for one picture, or a folder with something else in it.
-    """
+    """Nothing, if the explanations may go there: one file for one query, a report, a folder of explanations or none."""
     if target.suffix.lower() in (*_PICTURES, ".npz") and queries > 1:
         raise InputError(f"{target.name} holds one query and there are {queries}; give --explain a folder or OUT.html")
     if target.suffix or not target.is_dir():

@@ -1,14 +1,4 @@
-"""Looking into a network at one layer, and leaving it as it was.
-
-    with capture(model, "layer4") as run:
-        output = run(images)
-        gradients = run.gradients(output[:, [3, 7]])     # of two scores, without a second forward pass
-        run.activations
-
-Only what lies behind the layer is recorded for gradients: the layer's output is handed on as a new leaf, and everything
-before it runs as in inference. Nothing is ever written to `.grad`; modes, hooks, `requires_grad`, the generator of
-random numbers, and the gradient mode are as before when the block is left, also by an exception.
-"""
+"""Looking into a network at one layer, and leaving it as it was."""
 
 from __future__ import annotations
 
@@ -60,12 +50,7 @@ class LayerRun:
         self._leaf: Tensor | None = None
 
     def __call__(self, images: Float[Tensor, "b c h w"]) -> Any:
-        """The network's output; gradients are recorded from the layer on.
-
-        Raises:
-            InputError: values are not finite, or the layer ran several times or not at all.
-            ShapeError: the layer's output cannot be read as a map.
-        """
+        """The network's output; gradients are recorded from the layer on."""
         refuse_non_finite("the images", images)
         self.images, self._leaf = images.detach(), None
 
@@ -92,13 +77,7 @@ class LayerRun:
         return self._leaf
 
     def gradients(self, scores: Float[Tensor, "b m"]) -> Float[Tensor, "b m k h w"]:
-        """The derivative of each score with respect to the layer's output, laid out as `activations` is.
-
-        All scores of all images take one backward pass (several, if there are very many).
-
-        Raises:
-            InputError: the scores do not depend on the layer, or the derivative is not finite.
-        """
+        """The derivative of each score with respect to the layer's output, laid out as `activations` is."""
         (gradients,) = jacobian(scores, [self.leaf])
         n_images, n_scores = scores.shape
         maps = at_least_float32("the gradients", self.as_map(gradients.flatten(0, 1)))
@@ -120,10 +99,7 @@ class LayerRun:
             return self._run(self.images[rows[:1] if share else rows], lambda _: edited)
 
     def can_share(self, score: Callable[[Any, Tensor], Tensor]) -> bool:
-        """Whether `replay` may share: tried out on the first image, with its own map and with nothing but zeros.
-
-        A network in which something goes around the layer (a skip connection that is concatenated) cannot.
-        """
+        """Whether `replay` may share: tried out on the first image, with its own map and with nothing but zeros."""
         rows = torch.zeros(2, dtype=torch.long, device=self.images.device)
 
         def empty_second(maps: Tensor) -> None:
@@ -138,10 +114,7 @@ class LayerRun:
         return found.shape == expected.shape and bool((found - expected).abs().amax() < 1e-3 * change)
 
     def beside_zero(self) -> Any:
-        """The output for 2b rows: the images as they are, then the images with nothing but zeros in the layer's map.
-
-        Gradients are recorded from the layer on, for both halves. Tokens that are no part of the map stay.
-        """
+        """The output for 2b rows: the images as they are, then the images with nothing but zeros in the layer's map."""
         zeros = self.leaf.detach().clone()
         self.as_map(zeros).zero_()
         with torch.no_grad():
@@ -182,14 +155,7 @@ class LayerRun:
 
 
 def jacobian(scores: Float[Tensor, "b m"], inputs: Sequence[Tensor], *, allow_unrelated: bool = False) -> list[Tensor]:
-    """The derivatives of the m scores of each image with respect to each input, (m, *input.shape), in one sweep.
-
-    The rows of a network's output do not depend on one another, so the scores of all images can be summed; the m scores
-    of an image are a batch of backward passes over one graph.
-
-    Raises:
-        InputError: no score depends on an input, unless `allow_unrelated` lets the derivative be 0.
-    """
+    """The derivatives of the m scores of each image with respect to each input, (m, *input.shape), in one sweep."""
     if not scores.requires_grad:
         raise InputError(UNRELATED)
     n_images, n_scores = scores.shape

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ..encoders.encoder import Encoder
 from ..encoders.layers import closest
 from ..errors import InputError, ShapeError
+from ..metrics.maps import is_constant
 from .capture import LayerRun, capture
 from .folding import fold
 from .inputs import Norm, Weighting, refuse_non_finite
-from .maps import is_constant
 from .methods import gradient as methods
 from .methods.dist_cam import dist_cam
 from .methods.full_grad import full_grad, full_gradient
@@ -136,13 +136,7 @@ class View:
 
 @dataclass(frozen=True)
 class Method:
-    """A method by name.
-
-    Attributes:
-        title: what its authors call it.
-        compute: (view, **options) → maps (b, m, h, w).
-        options: the names it takes.
-    """
+    """A method by name."""
 
     title: str
     compute: Callable[..., Tensor]
@@ -204,11 +198,7 @@ def _dist_cam(
 
 
 def _response(view: View) -> Tensor:
-    """The map whose mean over positions is the vector that is searched.
-
-    Raises:
-        InputError: the layer is not the one that is pooled.
-    """
+    """The map whose mean over positions is the vector that is searched."""
     model, response = view.run.model, view.run.activations
     if isinstance(model, Encoder) and view.run.layer == ENCODERS_LAYER:
         response = fold(response, pooling=model.pooling, head=model.head).map
@@ -242,11 +232,7 @@ METHODS: Mapping[str, Method] = {
 
 
 def method_name(method: str) -> str:
-    """The method's name in `METHODS`; "Seg-Grad-CAM" is Grad-CAM with a target of pixels, and so on.
-
-    Raises:
-        InputError: there is no such method; the message holds the three nearest names.
-    """
+    """The method's name in `METHODS`; "Seg-Grad-CAM" is Grad-CAM with a target of pixels, and so on."""
     name = method.lower().replace("-", "").replace("_", "").replace(" ", "")
     name = SEGMENTATION_NAMES.get(name, name)
     if name not in METHODS:

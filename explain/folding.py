@@ -1,9 +1,4 @@
-"""Folding pooling and head into the feature map, so that a map explains the very vector that is searched.
-
-Pooling and head turn a feature map into an embedding. `fold` applies them position by position instead, such that the
-mean over positions is the embedding: R_j = Σ_k H_jk Q_k + b_j for an affine head. Whatever is a sum over R's channels,
-Dist-CAM above all, then speaks about the embedding, and its reference is an embedding as the gallery stores it.
-"""
+"""Folding pooling and head into the feature map, so that a map explains the very vector that is searched."""
 
 from __future__ import annotations
 
@@ -15,8 +10,8 @@ from torch import Tensor, nn
 
 from ..encoders.heads import Affine, affine_of
 from ..encoders.pooling import GAP, GeM, Pooling
+from ..encoders.regions import pool_region
 from ..errors import InputError
-from .regions import pool_region
 
 __all__ = ["Response", "fold"]
 

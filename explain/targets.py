@@ -1,11 +1,4 @@
-"""Targets: which number of a network's output a map explains.
-
-A target is one of three: the score of a class, the summed scores of a class over a set of pixels, or the similarity of
-the output vector to a reference. Each asks m questions about each of b images and answers with a (b, m) tensor.
-
-What a target takes from the prediction itself (the best class, the predicted mask) is settled once, on the image as it
-is, by `fix`. The `Score` that comes back measures the same thing on every perturbed copy of the image.
-"""
+"""Targets: which number of a network's output a map explains."""
 
 from __future__ import annotations
 
@@ -21,7 +14,7 @@ from torch.nn import functional
 from ..encoders.encoding import Encoding
 from ..errors import InputError, ShapeError
 from ..images.geometry import Box
-from .drawing.boxes import largest_component
+from ..metrics.components import largest_component
 from .inputs import METRICS, Metric, refuse_non_finite
 
 __all__ = ["ClassScore", "ComponentAt", "PixelScore", "Score", "Similarity", "Target"]

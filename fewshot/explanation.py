@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import InputError, ShapeError
-from ..explain import Metric, Norm, Weighting, dist_cam
+from ..explain import Norm, Weighting, dist_cam
+from ..metrics.distances import Metric
 
 __all__ = ["DecisionMap", "decision_map", "episode_maps"]
 

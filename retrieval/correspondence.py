@@ -14,11 +14,11 @@ from ..errors import InputError
 from ..explain.drawing.overlay import DrawStyle, map_tiles
 from ..explain.drawing.panels import Tile, grid
 from ..explain.drawing.rendering import draw_points
-from ..explain.maps import rectify
 from ..explain.methods.correspondence import Correspondence
 from ..explain.methods.correspondence import correspondence as divide
 from ..files import replacing
 from ..images import Box, read_image
+from ..metrics.maps import rectify
 from .evidence import Evidence, Space
 from .ranking import Match, Ranking
 

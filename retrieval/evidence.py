@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..encoders.heads import Identity
 from ..errors import InputError
-from ..explain import Response, fold
+from ..explain.folding import Response, fold
 from ..explain.inputs import NEEDS_MEAN
 from .masking import gallery_weights
 from .ranking import Match, Ranking
@@ -39,11 +39,7 @@ class Reference:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """The response maps of a ranking's query and matches in one space, and the vectors that explain them.
-
-    Attributes:
-        space: "metric" is the space that ranks; "backbone" that of the pooled features before the head.
-    """
+    """The response maps of a ranking's query and matches in one space, and the vectors that explain them."""
 
     ranking: Ranking
     space: Space

@@ -1,9 +1,4 @@
-"""Retrieval meets segmentation: vectors pooled under masks, and masks made of maps.
-
-A gallery that was built with masks holds the vectors of its objects, not of its pictures. What explains a match on the
-gallery's side then has to look under the same mask. `encode_both_ways` gives every picture's vector with and without
-its mask from one forward pass, for whoever wants to know what the masks are worth.
-"""
+"""Retrieval meets segmentation: vectors pooled under masks, and masks made of maps."""
 
 from __future__ import annotations
 
@@ -47,12 +42,7 @@ Images = Iterable[tuple[Path, str]]
 
 
 def region_of_file(file: str | PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:
-    """A mask file as the region of a query: everything that is not black, or the pixels with a class's number.
-
-    Raises:
-        ImageError: it is no usable mask.
-        InputError: it holds no pixel of that kind.
-    """
+    """A mask file as the region of a query: everything that is not black, or the pixels with a class's number."""
     mask = read_mask(file, category=category)
     if not mask.any():
         what = "nothing but black" if category is None else f"no pixel with the number {category}"
@@ -63,17 +53,7 @@ def region_of_file(file: str | PathLike[str], *, category: int | None = None) ->
 def mask_of_map(
     heat: Float[Tensor, "h w"], *, threshold: float, transform: Transform, size: tuple[int, int]
 ) -> Bool[NDArray[Any], "height width"]:
-    """Where a map is at least `threshold` of its range, in pixels of a picture of `size` (width, height).
-
-    The map covers what the network saw, `transform.view(*size)`; beyond it the mask is empty. Negative values of the
-    map count as 0. The mask of a constant map is empty: it points nowhere.
-
-    Args:
-        heat: of any resolution, a classifier's map for the picture's class, say.
-        threshold: a fraction of the map's range, from 0 to 1.
-        transform: the encoder's.
-        size: of the picture.
-    """
+    """Where a map is at least `threshold` of its range, in pixels of a picture of `size` (width, height)."""
     if not 0 <= threshold <= 1:
         raise InputError(f"the threshold is a fraction of the map's range, from 0 to 1; got {threshold}")
     width, height = size
@@ -99,15 +79,7 @@ def write_mask(mask: Bool[NDArray[Any], "height width"], file: Path) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class EncodedBothWays:
-    """Pictures as a whole and under their masks, from the same feature maps.
-
-    Attributes:
-        files: of the n pictures that could be read.
-        whole: pooled vectors (n, k) and embeddings (n, d) of whole pictures.
-        masked: the same under the masks; of a picture without one as in `whole`.
-        has_mask: (n,), whether a mask was applied.
-        skipped: pictures that could not be used, with the reason.
-    """
+    """Pictures as a whole and under their masks, from the same feature maps."""
 
     files: tuple[Path, ...]
     whole: tuple[Tensor, Tensor]
@@ -124,19 +96,7 @@ def encode_both_ways(
     strict: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> EncodedBothWays:
-    """Each picture encoded once and pooled twice: over all of it, and under its mask.
-
-    Args:
-        images: file, and the path by which the folder of masks knows it.
-        inference: the encoder.
-        masks: see `MaskFolder`.
-        strict: whether every picture must have a usable mask.
-        progress: called with the number of pictures done.
-
-    Raises:
-        InputError: no picture could be used.
-        ImageError: with `strict`, the first without a mask.
-    """
+    """Each picture encoded once and pooled twice: over all of it, and under its mask."""
     listed = list(images)
     if not strict:
         masks.join(path for _, path in listed).tell(what="a mask", lines=f"masks in {masks.folder}")
@@ -196,17 +156,7 @@ def _joined(parts: Sequence[Encoding]) -> tuple[Tensor, Tensor]:
 def gallery_weights(
     gallery: Gallery, encoder: Encoder, images: Sequence[Record | Match], shape: tuple[int, int]
 ) -> Float[Tensor, "n h w"] | None:
-    """The weights under which a gallery pooled these images of its own; None where it pools whole images.
-
-    Args:
-        gallery: where they are from.
-        encoder: the gallery's.
-        images: their paths and columns.
-        shape: rows and columns of the feature map.
-
-    Raises:
-        InputError: a mask is gone, or is another one than the vectors were pooled under.
-    """
+    """The weights under which a gallery pooled these images of its own; None where it pools whole images."""
     masks = gallery.masks
     if masks is None:
         return None

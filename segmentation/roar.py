@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError, ShapeError
-from ..explain import PixelScore, explain_image, pixel_order, rectify, upsample
+from ..explain import PixelScore, explain_image, rectify, upsample
+from ..explain.checks.faithfulness import pixel_order
 from ..explain.checks.imputation import impute_linearly
 from .segmenter.pixel_data import PixelData
 

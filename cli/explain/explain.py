@@ -150,8 +150,9 @@ class Explained:
         return described
 
     def _described(self, name: str, found: ActivationMaps) -> dict[str, Any]:
-        from ...explain import normalise, peak
+        from ...explain import normalise
         from ...explain.drawing.overlay import place_box
+        from ...metrics.components import peak
 
         heat = found.maps[0, 0]
         row, column = peak(heat)
@@ -210,7 +211,9 @@ def _write(path: Path, found: Sequence[Explained], *, target: str, look: DrawSty
     import numpy as np
     import torch
 
-    from ...explain import METHODS, grid, sheet, write_page
+    from ...explain import METHODS, grid
+    from ...explain.drawing.overlay import sheet
+    from ...explain.drawing.page import write_page
     from ...images import Box
 
     maps = {name: torch.cat([each.maps[name].maps[:, 0] for each in found]) for name in found[0].maps}

@@ -1,10 +1,4 @@
-"""Faithfulness: what becomes of the score when the pixels that a map calls important vanish, or are all there is.
-
-Every map is judged on its own question: a similarity to a stored reference, a class, or any other target. Pixels are
-ordered by the map, perturbed copies of all images go through the network in batches, and the target says what is left.
-Only the order of a map's values counts. Perturbed pictures are unlike any the network has seen, so read the numbers
-beside those of a random order and of the class-agnostic map, never alone.
-"""
+"""Faithfulness: what becomes of the score when the pixels that a map calls important vanish, or are all there is."""
 
 from __future__ import annotations
 
@@ -18,10 +12,10 @@ from torch import Tensor, nn
 
 from ...encoders.encoding import Encoding
 from ...errors import InputError, ShapeError
+from ...metrics.maps import upsample
 from ..capture import undisturbed
 from ..engine import explain_image
 from ..inputs import Metric, refuse_non_finite
-from ..maps import upsample
 from ..targets import Score, Similarity, Target, distances, vector_of
 from .imputation import blurred, impute_linearly
 

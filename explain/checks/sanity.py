@@ -1,8 +1,4 @@
-"""Sanity checks: does a map change when what it claims to explain changes, the network, the match, or the class?
-
-A picture that stays the same when the network is randomised, or when the match is replaced by a stranger, shows edges
-or objects but explains nothing. The class-agnostic map is the yardstick: it fails the last two by construction.
-"""
+"""Sanity checks: does a map change when what it claims to explain changes, the network, the match, or the class?"""
 
 from __future__ import annotations
 
@@ -17,9 +13,9 @@ from torch import Tensor, nn
 
 from ...encoders.layers import require_layer
 from ...errors import InputError, ShapeError
-from ..maps import spearman
+from ...metrics.maps import spearman
 
-__all__ = ["Randomisation", "match_randomisation", "randomise_parameters", "two_object_preference"]
+__all__ = ["Randomisation", "match_randomisation", "match_sensitivity", "randomise_parameters", "two_object_preference"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +76,27 @@ def randomise_parameters(
         _draw_anew(network.get_submodule(name), seed + number)
         found.append(spearman(original, explain(network).detach()).flatten())
     return Randomisation(names, torch.stack(found))
+
+
+def match_sensitivity(maps: Float[Tensor, "*b n h w"]) -> Float[Tensor, "*b"]:
+    """Rank correlation of the map for the first reference with the others' maps, in [-1, 1]: 1 = blind to the match.
+
+    Usually n = 2: the map for the best match and the map for a random gallery image. With more references it is the
+    mean over the pairs of the first and another. The class-agnostic map has 1 by construction, and so does any
+    explanation that shows the object whatever it is compared with; read every good-looking map beside this number.
+
+    Raises:
+        ShapeError: fewer than two maps.
+
+    >>> match_sensitivity(torch.tensor([[[1.0, 2.0, 3.0]], [[3.0, 2.0, 1.0]]]))
+    tensor(-1.)
+    """
+    if maps.ndim < 3 or maps.shape[-3] < 2:
+        raise ShapeError(
+            f"match sensitivity compares two maps or more, as (…, n, rows, columns); got {tuple(maps.shape)}"
+        )
+    others = maps[..., 1:, :, :]
+    return spearman(maps[..., :1, :, :].expand_as(others), others).mean(-1)
 
 
 def match_randomisation(

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import InputError, ShapeError
+from ...explain.places import box_from_map
 from ...images.geometry import Box
-from ..maps import is_constant, normalise, upsample
-from .boxes import box_from_map
+from ...metrics.maps import is_constant, normalise, upsample
 from .colours import Colours
 from .panels import MISSING, Tile, legend, panel
 from .rendering import contour, draw_box, overlay

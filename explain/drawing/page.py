@@ -24,12 +24,7 @@ DIGITS = 4  # significant digits of a map's values in a report
 
 
 class Thumbnails(dict[str, dict[str, Any]]):
-    """The images of a report by name, each once: small, and with the part that the network saw, as fractions.
-
-    Args:
-        view: the rectangle of an image, in its pixels, that the network sees.
-        side: the longest one of a thumbnail, in pixels.
-    """
+    """The images of a report by name, each once: small, and with the part that the network saw, as fractions."""
 
     def __init__(self, view: Callable[[Image.Image], Box], *, side: int = 320) -> None:
         super().__init__()
@@ -61,17 +56,7 @@ def write_html(
     data: dict[str, Any] | None = None,
     **content: Any,
 ) -> Path:
-    """Write a report as one HTML file; an existing one is replaced. All text in it is escaped.
-
-    Args:
-        path: the file.
-        template: the name of a template that extends `base.html`.
-        package: where it lies.
-        title: the heading.
-        notes: lines under it.
-        data: what the template's script reads, as JSON; a page without it has no script.
-        content: what the template itself refers to.
-    """
+    """Write a report as one HTML file; an existing one is replaced. All text in it is escaped."""
     base = files(__package__).joinpath("base.html").read_text(encoding="utf-8")
     environment = Environment(loader=DictLoader({"base.html": base}), autoescape=True, undefined=StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}

@@ -1,8 +1,4 @@
-"""Maps on pictures: overlay, contour, boxes, and what a browser or a file takes. NumPy and Pillow only.
-
-Every function takes a picture and returns a new one of the same size. A map is laid on the part of the picture that the
-network saw (`view`, from `Transform.view`), pixel areas on pixel areas; what lies outside is dimmed.
-"""
+"""Maps on pictures: overlay, contour, boxes, and what a browser or a file takes. NumPy and Pillow only."""
 
 from __future__ import annotations
 

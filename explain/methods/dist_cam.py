@@ -240,10 +240,7 @@ def _eps(distance: Tensor, size: Tensor, alive: Tensor, tau: float) -> Tensor | 
 
 
 def _lower_median(distance: Tensor, alive: Tensor, *, by_sorting: bool) -> Tensor:
-    """The lower median of the live entries, or something not above 0 where none is.
-
-    On a CPU selection is ten times faster than sorting; on a GPU torch selects in no deterministic way, and sorts fast.
-    """
+    """The lower median of the live entries, or something not above 0 where none is."""
     if not by_sorting:
         return distance.masked_fill(~alive, math.nan).nanmedian(dim=-1, keepdim=True).values
     ordered = torch.where(alive, distance, math.inf).sort(-1).values

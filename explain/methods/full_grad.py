@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ...encoders.layers import as_feature_map
 from ...errors import InputError, ShapeError
+from ...metrics.maps import normalise, upsample
 from ..capture import jacobian, undisturbed
 from ..inputs import refuse_non_finite
-from ..maps import normalise, upsample
 from ..targets import Target
 
 __all__ = ["FullGradient", "full_grad", "full_gradient"]
@@ -54,11 +54,7 @@ def full_grad(gradient: FullGradient, size: tuple[int, int]) -> Float[Tensor, "b
 
 
 def full_gradient(model: nn.Module, images: Float[Tensor, "b c h w"], target: Target) -> FullGradient:
-    """The contributions of the input and of all biases to each score.
-
-    Biases of convolutions, batch and layer norm, and linear layers are seen; those that are parameters of the model's
-    own (a positional embedding) are not.
-    """
+    """The contributions of the input and of all biases to each score."""
     refuse_non_finite("the images", images)
     with undisturbed(model), torch.enable_grad():
         entry = images.detach().clone().requires_grad_()
@@ -112,10 +108,7 @@ def _bias(module: nn.Module) -> Tensor | None:
 
 
 def _times_bias(module: nn.Module, gradient: Tensor) -> Tensor:
-    """(m, b, …) gradients times the bias of each channel, which comes first in maps and last in tokens.
-
-    A layer norm of another make (torchvision's `LayerNorm2d`) may be one for maps.
-    """
+    """(m, b, …) gradients times the bias of each channel, which comes first in maps and last in tokens."""
     bias = _bias(module)
     assert bias is not None
     is_for_tokens = isinstance(module, nn.Linear) or type(module) is nn.LayerNorm or gradient.shape[2] != len(bias)

@@ -1,8 +1,4 @@
-"""Channel weights from running the network again: with a channel left out, or on the image seen through a channel.
-
-Both need one run for each channel of each image, and answer for all m targets at once. Where the network allows it,
-leaving channels out runs only what lies behind the layer.
-"""
+"""Channel weights from running the network again: with a channel left out, or on the image seen through a channel."""
 
 from __future__ import annotations
 
@@ -14,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import InputError
+from ...metrics.maps import normalise, upsample
 from ..capture import LayerRun
-from ..maps import normalise, upsample
 from ..targets import Score
 
 __all__ = ["ablation_weights", "score_weights"]

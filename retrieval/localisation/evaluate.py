@@ -1,9 +1,4 @@
-"""Weakly supervised localisation: do maps that were learnt without boxes find what people drew boxes around?
-
-The form of Dist-CAM's Table 1 for any encoder and any images with boxes: classify by the nearest prototype or the
-nearest image, take the map against it, put a box around the map's hot region. In every table stand, asked for or not,
-the class-agnostic map and maps that know nothing: a random one, a centred box, the whole picture.
-"""
+"""Weakly supervised localisation: do maps that were learnt without boxes find what people drew boxes around?"""
 
 from __future__ import annotations
 
@@ -21,23 +16,14 @@ from ...encoders import Encoder, Encoding, Inference
 from ...encoders.layers import closest
 from ...encoders.trained_on import file_digests, say_overlap
 from ...errors import ImageError, InputError
-from ...explain import (
-    THRESHOLDS,
-    Metric,
-    PixelCounts,
-    box_coverage,
-    box_overlaps,
-    energy_shares,
-    peak_in_box,
-    pixel_counts,
-    rectify,
-    spearman,
-    two_object_preference,
-    upsample,
-)
+from ...explain import peak_in_box, rectify, upsample
+from ...explain.checks.sanity import two_object_preference
 from ...images import Box, Listing, Transform, read_image
 from ...images.boxes.joined import BoxedImage, BoxedImages
 from ...images.masks import wrong_size
+from ...metrics.distances import Metric
+from ...metrics.localisation import THRESHOLDS, PixelCounts, box_coverage, box_overlaps, energy_shares, pixel_counts
+from ...metrics.maps import spearman
 from ...remarks import remark
 from .maps import Kind, MapMaker, MapMethod, parse_methods
 from .references import LinearClassifier, Reference, References, linear_probe
@@ -204,18 +190,7 @@ def _notes(images: BoxedImages, skipped: Sequence[str]) -> tuple[str, ...]:
 
 
 class _Seen(NamedTuple):
-    """A batch of images as the network saw them; boxes and views are in pixels of its input.
-
-    Attributes:
-        images: what they are.
-        boxes: the true boxes of the image's class.
-        others: the true boxes of the second class, empty without one.
-        pictures: the part of the input that is picture and not margin.
-        sizes: (width, height) of the files.
-        pixels: (b, 3, rows, columns), grey levels.
-        masks: the objects' pixels at the files' sizes; empty if there are none.
-        encoding: on the CPU.
-    """
+    """A batch of images as the network saw them; boxes and views are in pixels of its input."""
 
     images: list[BoxedImage]
     boxes: list[list[Box]]
@@ -272,11 +247,7 @@ def _seen(
 def _mask_of(
     image: BoxedImage, size: tuple[int, int], masks: Masks, astray: list[tuple[bool, str]]
 ) -> NDArray[np.bool_]:
-    """The mask of an image of this (width, height); notes in `astray` whether most of it is outside of its boxes.
-
-    Raises:
-        ImageError: it cannot be read, or has another size.
-    """
+    """The mask of an image of this (width, height); notes in `astray` whether most of it is outside of its boxes."""
     try:
         mask = masks(image)
     except ImageError as error:

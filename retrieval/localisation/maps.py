@@ -1,8 +1,4 @@
-"""The maps of a localisation table: Dist-CAM's weightings, CAM, gradient methods, and floors that know nothing.
-
-A question is a class; m questions are asked about each image. Everything but the gradient methods is a matrix product
-on the feature map of one forward pass.
-"""
+"""The maps of a localisation table: Dist-CAM's weightings, CAM, gradient methods, and floors that know nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +14,8 @@ from ...encoders import Encoder, Encoding
 from ...encoders.heads import Identity
 from ...encoders.layers import closest
 from ...errors import InputError
-from ...explain import METHODS, WEIGHTINGS, Metric, Similarity, Weighting, dist_cam, explain_image, fold
+from ...explain import METHODS, WEIGHTINGS, Similarity, Weighting, dist_cam, explain_image, fold
+from ...metrics.distances import Metric
 from .references import LinearClassifier
 
 __all__ = ["FLOORS", "MapMaker", "MapMethod", "parse_methods"]
@@ -85,16 +82,7 @@ def _tau(name: str, option: str) -> float:
 
 @dataclass(frozen=True, eq=False)
 class MapMaker:
-    """Everything that turns images and questions into maps.
-
-    Attributes:
-        encoder: for folding, and for the gradient methods; its backbone is the unchanged one.
-        methods: what to make.
-        metric: how embeddings are compared.
-        mean: the references' mean embedding.
-        classifiers: the network's own classifier and a learnt one, as far as `methods` ask for them.
-        generator: of the random maps.
-    """
+    """Everything that turns images and questions into maps."""
 
     encoder: Encoder
     methods: tuple[MapMethod, ...]
@@ -104,14 +92,7 @@ class MapMaker:
     generator: torch.Generator
 
     def maps(self, encoding: Encoding, pixels: Tensor, references: Tensor, classes: Tensor) -> dict[str, Tensor]:
-        """Raw maps (b, m, rows, columns) by method, in the order of `methods`.
-
-        Args:
-            encoding: of the images.
-            pixels: the images, grey levels; only the gradient methods look at them.
-            references: (b, m, d), what each question compares with.
-            classes: (b, m), the class of each question.
-        """
+        """Raw maps (b, m, rows, columns) by method, in the order of `methods`."""
         pooled = fold(encoding.feature_map, pooling=self.encoder.pooling, head=Identity()).map
         response = fold(encoding.feature_map, pooling=self.encoder.pooling, head=self.encoder.head).map
         made = {}

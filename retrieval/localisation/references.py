@@ -15,11 +15,11 @@ from torch.nn import functional
 from ...encoders import Inference
 from ...encoders.weights.reading import fetch_imagenet, read_state_dict
 from ...errors import InputError, WeightsError
-from ...explain import Metric
 from ...explain.targets import distances
 from ...images import Listing
 from ...images.masks import MaskFolder
 from ...index.prototypes import PrototypeStore
+from ...metrics.distances import Metric
 from ...remarks import remark
 from ..masking import encode_both_ways
 
@@ -167,10 +167,7 @@ class References:
         )
 
     def predicted(self, embeddings: Tensor, *, reference: Reference, files: Sequence[Path] = ()) -> Tensor:
-        """The class of the nearest prototype, or of the nearest image, (b,); −1 where two classes are equally near.
-
-        An image is not its own reference.
-        """
+        """The class of the nearest prototype, or of the nearest image, (b,); −1 where two classes are equally near."""
         if reference == "prototypes":
             found, classes = distances(embeddings, self.prototypes, self.metric), torch.arange(len(self.labels))
         else:
@@ -183,14 +180,7 @@ class References:
     def of_classes(
         self, embeddings: Tensor, classes: Tensor, *, reference: Reference, files: Sequence[Path] = ()
     ) -> Tensor:
-        """The reference of each class asked for, (b, m, d): its prototype, or the nearest of its images.
-
-        Args:
-            embeddings: (b, d), of the images asked about.
-            classes: (b, m).
-            reference: which of the two.
-            files: the images asked about; one that is among the references is not its own match.
-        """
+        """The reference of each class asked for, (b, m, d): its prototype, or the nearest of its images."""
         if reference == "prototypes":
             return self.prototypes[classes]
         to_images = self._to_images(embeddings, files)[:, None]
@@ -263,11 +253,7 @@ def read_classifier(architecture: str, weights: str | os.PathLike[str], *, poole
 
 
 def linear_probe(references: References, *, decay: float = 1e-2) -> LinearClassifier:
-    """A softmax classifier learnt on the references' pooled vectors: CAM for encoders that have no classifier.
-
-    Features are standardised for learning, the weights written for raw ones. Full-batch L-BFGS on cross entropy plus
-    `decay` / 2 times the squared weights: a convex problem, so nothing is random.
-    """
+    """A softmax classifier learnt on the references' pooled vectors: CAM for encoders that have no classifier."""
     vectors, n_classes = references.pooled, len(references.labels)
     mean, spread = vectors.mean(0), vectors.std(0, correction=0)
     spread = torch.where(spread > 0, spread, 1.0)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...encoders.trained_on import Overlap
 from ...errors import InputError
-from ...explain.checks.localisation import BoxOverlaps, PixelCounts
 from ...metrics.intervals import bootstrap_weights
+from ...metrics.localisation import BoxOverlaps, PixelCounts
 
 __all__ = ["Estimate", "ImageScores", "LocalisationRow", "LocalisationTable"]
 
@@ -34,17 +34,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
-    """What was measured for one method on n images.
-
-    Attributes:
-        overlaps: of the maps for the true class.
-        is_right: (n,), whether what the method compares with also predicts the class.
-        peak: (n,), 1 where the map's highest pixel lies in a box.
-        energy: (n,), share of the map's energy in the boxes.
-        sensitivity: (n,), rank correlation with the map for another class's reference.
-        two_objects: (m,), preference for the object asked about, for the images that show two.
-        pixels: counts for PxAP, None without masks.
-    """
+    """What was measured for one method on n images."""
 
     overlaps: BoxOverlaps
     is_right: Tensor

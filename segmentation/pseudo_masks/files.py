@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from ...errors import InputError
-from ...explain.drawing.boxes import components
 from ...images import Transform
+from ...metrics.components import components
 
 __all__ = ["VOID", "Mask", "MaskIds", "boxes_around", "label_map", "read_names"]
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ...encoders.encoder import evaluating
 from ...errors import InputError, ShapeError
-from ...explain.drawing.boxes import labelled
 from ...images import Transform
+from ...metrics.components import labelled
 from ..crowds import Crowd
 from ..data import VOID, MaskedImages, label_map
 from ..measures import SegmentationScore, evaluate_masks

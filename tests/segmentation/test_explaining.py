@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import distcam.explain.drawing.boxes as boxes
+import distcam.metrics.components as boxes
 from distcam.errors import InputError, ShapeError
 from distcam.explain import METHODS
-from distcam.explain.drawing.boxes import labelled
 from distcam.images import Transform
 from distcam.images.scenes import blueprints
+from distcam.metrics.components import labelled
 from distcam.segmentation.crowds import draw_cells, draw_crowd, draw_crowds
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.explaining import ASKS, REFERENCES, MapScores, ask_objects, judge_maps, maps_for

@@ -13,20 +13,10 @@ from PIL import Image
 
 import distcam.explain.drawing.colours as colours_module
 from distcam.errors import InputError
-from distcam.explain import (
-    COLOUR_SCALES,
-    Tile,
-    colourise,
-    contour,
-    draw_box,
-    grid,
-    legend,
-    overlay,
-    panel,
-    to_data_uri,
-    to_png_bytes,
-    upsample,
-)
+from distcam.explain import Tile, colourise, contour, draw_box, grid, overlay, upsample
+from distcam.explain.drawing.colours import COLOUR_SCALES
+from distcam.explain.drawing.panels import legend, panel
+from distcam.explain.drawing.rendering import to_data_uri, to_png_bytes
 from distcam.images import Box, Transform
 
 

@@ -14,11 +14,11 @@ import distcam.retrieval.localisation.evaluate as localisation
 import distcam.retrieval.localisation.maps as localisation_maps
 from distcam.encoders import Encoder, Inference
 from distcam.errors import ImageError, InputError
-from distcam.explain import box_coverage
 from distcam.explain.targets import distances
 from distcam.images import Box, Transform, list_images
 from distcam.images.boxes.joined import BoxedImage, BoxedImages, boxed_images, read_boxes
 from distcam.images.scenes import blueprints, write_scenes
+from distcam.metrics.localisation import box_coverage
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
 from distcam.retrieval.localisation.evaluate import project
