@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from ..encoders.layers import as_feature_map, require_layer
 from ..encoders.weights.wrapping import eagerly, find_layer
 from ..errors import InputError, ShapeError
 from .inputs import at_least_float32, refuse_non_finite
+from .targets import Score, Target
 
-__all__ = ["LayerRun", "capture", "jacobian", "undisturbed"]
+__all__ = ["LayerRun", "LayerView", "capture", "jacobian", "undisturbed"]
 
 AT_ONCE = 32  # how many scores are differentiated together: memory grows with it
 UNRELATED = "the score does not depend on the layer; choose one that leads to the output"
@@ -154,6 +156,27 @@ class LayerRun:
         return output
 
 
+class LayerView:
+    """What a method may look at: activations, gradients (computed when they are asked for), and the network."""
+
+    def __init__(self, run: LayerRun, output: Any, target: Target) -> None:
+        self.run = run
+        self.output = output
+        self.target = target
+        self.score: Score = target.fix(output)
+        self.scores: Tensor = self.score(output)
+
+    @cached_property
+    def activations(self) -> Float[Tensor, "b m k h w"]:
+        """The same activations for all questions about an image."""
+        return self.run.activations[:, None].expand(-1, self.scores.shape[1], -1, -1, -1)
+
+    @cached_property
+    def gradients(self) -> Float[Tensor, "b m k h w"]:
+        """The derivatives of the scores with respect to the activations."""
+        return self.run.gradients(self.scores)
+
+
 def jacobian(scores: Float[Tensor, "b m"], inputs: Sequence[Tensor], *, allow_unrelated: bool = False) -> list[Tensor]:
     """The derivatives of the m scores of each image with respect to each input, (m, *input.shape), in one sweep."""
     if not scores.requires_grad:
@@ -161,12 +184,6 @@ def jacobian(scores: Float[Tensor, "b m"], inputs: Sequence[Tensor], *, allow_un
     n_images, n_scores = scores.shape
     one_hot = torch.eye(n_scores, dtype=scores.dtype, device=scores.device)
     directions = one_hot[:, None].expand(-1, n_images, -1)
-    parts = [_products(scores, inputs, some, allow_unrelated) for some in torch.split(directions, AT_ONCE)]
-    return [torch.cat(part) for part in zip(*parts, strict=True)]
-
-
-def _products(scores: Tensor, inputs: Sequence[Tensor], directions: Tensor, allow_unrelated: bool) -> list[Tensor]:
-    """One derivative for each direction (n, b, m) and input."""
 
     def product(direction: Tensor, *, batched: bool) -> list[Tensor]:
         found = torch.autograd.grad(
@@ -180,12 +197,16 @@ def _products(scores: Tensor, inputs: Sequence[Tensor], directions: Tensor, allo
             for at, gradient in zip(inputs, found, strict=True)
         ]
 
-    if len(directions) > 1:
-        # Some operations, a function of the model's own say, cannot be differentiated in batches; they take their turn.
-        with suppress(RuntimeError):
-            return product(directions, batched=True)
-    singly = [product(direction, batched=False) for direction in directions]
-    return [torch.stack(gradients) for gradients in zip(*singly, strict=True)]
+    def products(some: Tensor) -> list[Tensor]:
+        if len(some) > 1:
+            # Some operations, a function of the model's own say, cannot be differentiated in batches; one by one then.
+            with suppress(RuntimeError):
+                return product(some, batched=True)
+        singly = [product(direction, batched=False) for direction in some]
+        return [torch.stack(gradients) for gradients in zip(*singly, strict=True)]
+
+    parts = [products(some) for some in torch.split(directions, AT_ONCE)]
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
 @contextmanager

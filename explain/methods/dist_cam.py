@@ -24,6 +24,7 @@ of a match that answers the query is the same call with the roles swapped: the m
 from __future__ import annotations
 
 import math
+from typing import TypedDict, Unpack
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,15 +52,20 @@ DEAD = 1e-5  # of the largest magnitude: what counts as a channel that is zero
 NO_DIRECTION = 1e-12  # a vector no longer than this counts as zero when directions are compared
 
 
+class WeightOptions(TypedDict, total=False):
+    """The options of `channel_weights`, which explains them."""
+
+    metric: Metric
+    weighting: Weighting
+    tau: float
+    norm: Norm
+    mean: Tensor | None
+
+
 def dist_cam(
     response_map: Float[Tensor, "*b d h w"],
     references: Float[Tensor, "*b n d"],
-    *,
-    metric: Metric = "cosine",
-    weighting: Weighting = "dist",
-    tau: float = 1.0,
-    norm: Norm = "sum",
-    mean: Float[Tensor, " d"] | None = None,
+    **options: Unpack[WeightOptions],
 ) -> Float[Tensor, "*b n h w"]:
     """Raw activation maps of a query, one for each of its references; all of them are one matrix product.
 
@@ -74,11 +80,7 @@ def dist_cam(
     Args:
         response_map: channels of the query; leading dimensions are a batch, and references are given for each entry.
         references: pooled vectors of gallery images or prototypes, in the space of `response_map`.
-        metric: how the vectors are compared; only "cosine" makes a difference to the map.
-        weighting: see `channel_weights`.
-        tau: see `channel_weights`.
-        norm: see `channel_weights`.
-        mean: see `channel_weights`.
+        options: `metric`, `weighting`, `tau`, `norm` and `mean`, see `channel_weights`.
 
     Raises:
         InputError: a value is not finite, an option is unknown, or `mean` is missing where it is needed.
@@ -92,22 +94,14 @@ def dist_cam(
     [[[3.0, 0.0], [0.5, 0.5]]]
     """
     response, query, live = _query_side(response_map)
-    weights = channel_weights(
-        query, references, metric=metric, weighting=weighting, tau=tau, norm=norm, mean=mean, live=live
-    )
-    return _raw_map(response, query, weights, metric=metric, weighting=weighting)
+    return _raw_map(response, query, channel_weights(query, references, live=live, **options), options)
 
 
 def contrast(
     response_map: Float[Tensor, "*b d h w"],
     references: Float[Tensor, "*b n d"],
     against: Float[Tensor, "*b m d"],
-    *,
-    metric: Metric = "cosine",
-    weighting: Weighting = "dist",
-    tau: float = 1.0,
-    norm: Norm = "sum",
-    mean: Float[Tensor, " d"] | None = None,
+    **options: Unpack[WeightOptions],
 ) -> Float[Tensor, "*b n h w"]:
     """Signed maps of what pulls the query to each reference rather than to `against`; 0 where neither is favoured.
 
@@ -124,12 +118,8 @@ def contrast(
         raise ShapeError(
             f"`against` needs at least one vector, as (…, m, channels); it has shape {tuple(against.shape)}"
         )
-    towards, away = (
-        channel_weights(query, side, metric=metric, weighting=weighting, tau=tau, norm=norm, mean=mean, live=live)
-        for side in (references, against)
-    )
-    weights = towards - away.mean(-2, keepdim=True)
-    return _raw_map(response, query, weights, metric=metric, weighting=weighting)
+    towards, away = (channel_weights(query, side, live=live, **options) for side in (references, against))
+    return _raw_map(response, query, towards - away.mean(-2, keepdim=True), options)
 
 
 def channel_weights(
@@ -195,7 +185,11 @@ def channel_weights(
     alive = active | _is_alive(references.abs())
 
     if weighting in LINEAR:
-        return _linear_weights(query, references, weighting=weighting, mean=mean).masked_fill(~alive, 0)
+        weights = references if mean is None else references - mean
+        if weighting == "gradcam_cos":  # d cos / d q = (s/|s| - cos · q/|q|) / |q|
+            q, s = query / _length(query), references / _length(references)
+            weights = (s - (s * q).sum(-1, keepdim=True) * q) / _length(query)
+        return weights.masked_fill(~alive, 0)
     if weighting == "caam":
         return _normalised(torch.ones_like(references), active.expand_as(alive), norm)
     sign = torch.where(references < 0, -1.0, 1.0)
@@ -209,14 +203,6 @@ def channel_weights(
     elif weighting == "dist*excess" and mean is not None:
         closeness = closeness * (sign * (references - mean)).clamp(min=0)
     return sign * _normalised(closeness, alive, norm)  # Eq. 5
-
-
-def _linear_weights(query: Tensor, references: Tensor, *, weighting: Weighting, mean: Tensor | None) -> Tensor:
-    """Weights whose map has a total: the dot product, the one with the mean taken away, or the cosine's gradient."""
-    if weighting == "gradcam_cos":  # d cos / d q = (s/|s| - cos · q/|q|) / |q|
-        q, s = query / _length(query), references / _length(references)
-        return (s - (s * q).sum(-1, keepdim=True) * q) / _length(query)
-    return references if mean is None else references - mean
 
 
 def _log_ratio(references: Tensor, mean: Tensor) -> Tensor:
@@ -292,12 +278,12 @@ def _is_alive(magnitude: Tensor) -> Tensor:
     return magnitude > DEAD * largest
 
 
-def _raw_map(response: Tensor, query: Tensor, weights: Tensor, *, metric: Metric, weighting: Weighting) -> Tensor:
+def _raw_map(response: Tensor, query: Tensor, weights: Tensor, options: WeightOptions) -> Tensor:
     """Eq. 6 in the metric's space: R is divided by the query's length for the cosine, by h·w where the total counts."""
     rows, columns = response.shape[-2:]
     maps = torch.matmul(weights, response.flatten(-2).to(weights.dtype))
-    if metric == "cosine":
+    if options.get("metric", "cosine") == "cosine":
         maps = maps / _length(query).unsqueeze(-1)
-    if weighting in LINEAR:
+    if options.get("weighting") in LINEAR:
         maps = maps / (rows * columns)
     return maps.reshape(*maps.shape[:-1], rows, columns)
