@@ -25,6 +25,8 @@ __all__ = [
     "component_in_input",
     "mask_in_input",
     "point_in_input",
+    "project",
+    "sample_mask",
     "visible_box",
 ]
 
@@ -76,12 +78,32 @@ def visible_box(box: Box, size: tuple[int, int]) -> Box:
     return inside
 
 
+def project(box: Box, transform: Transform, size: tuple[int, int]) -> Box:
+    """A box of an image of this (width, height) in pixels of the network's input, not clipped: `locate` undone.
+
+    >>> project(Box(16, 144, 240, 368), Transform(224, fit="crop"), (256, 512))
+    Box(left=0.0, top=0.0, right=224.0, bottom=224.0)
+    """
+    view = transform.view(*size)
+    return box.shifted(-view.left, -view.top).scaled(transform.width / view.width, transform.height / view.height)
+
+
+def sample_mask(
+    mask: Bool[NDArray[Any], "height width"], transform: Transform
+) -> tuple[Bool[NDArray[Any], "h w"], Bool[NDArray[Any], "h w"]]:
+    """A mask of an image as the network's input shows it (nearest pixel), and where the input shows the image."""
+    height, width = mask.shape
+    view = transform.view(width, height)
+    y = np.floor(view.top + (np.arange(transform.height) + 0.5) * view.height / transform.height).astype(int)
+    x = np.floor(view.left + (np.arange(transform.width) + 0.5) * view.width / transform.width).astype(int)
+    inside = ((y >= 0) & (y < height))[:, None] & (x >= 0) & (x < width)
+    return mask[y.clip(0, height - 1)][:, x.clip(0, width - 1)] & inside, inside
+
+
 def box_in_input(box: Box, transform: Transform, size: tuple[int, int]) -> Box:
     """A box of the picture in pixels of the network's input, clipped to it."""
     view = transform.view(*size)
-    moved = visible_box(box, size).shifted(-view.left, -view.top)
-    placed = moved.scaled(transform.width / view.width, transform.height / view.height)
-    inside = placed.clipped(transform.width, transform.height)
+    inside = project(visible_box(box, size), transform, size).clipped(transform.width, transform.height)
     if not inside.area > 0:  # NaN fails too
         raise InputError(
             f"the box {tuple(box)} lies outside what the network sees of a picture of "
@@ -94,12 +116,7 @@ def mask_in_input(
     mask: Bool[NDArray[Any], "height width"], transform: Transform, size: tuple[int, int]
 ) -> Bool[Tensor, "h w"]:
     """A mask of the picture as one of the network's input: every pixel takes the value at its centre."""
-    values, view = region_mask(mask, size), transform.view(*size)
-    y = view.top + (np.arange(transform.height) + 0.5) * view.height / transform.height
-    x = view.left + (np.arange(transform.width) + 0.5) * view.width / transform.width
-    rows, columns = np.floor(y).astype(int), np.floor(x).astype(int)
-    inside = ((rows >= 0) & (rows < size[1]))[:, None] & (columns >= 0) & (columns < size[0])
-    seen = values[rows.clip(0, size[1] - 1)][:, columns.clip(0, size[0] - 1)] & inside
+    seen, _ = sample_mask(region_mask(mask, size), transform)
     if not seen.any():
         raise InputError("the network sees nothing of this mask: it lies outside its view, or is finer than its input")
     return torch.from_numpy(seen)

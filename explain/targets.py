@@ -142,26 +142,21 @@ class PixelScore:
         shape = (*asked.shape, *logits.shape[-2:])
         if isinstance(self.pixels, Tensor):
             return _given_mask(self.pixels, asked, shape).to(logits.device)
-        if isinstance(self.pixels, str):
-            return self._named_mask(logits, asked, shape)
-        rectangle = _rectangle(self.pixels, shape, logits.device)
-        if isinstance(self.pixels, ComponentAt):
-            return _grown(rectangle, within=_predicted(logits, asked))
-        return rectangle
-
-    def _named_mask(self, logits: Tensor, asked: Tensor, shape: tuple[int, ...]) -> Tensor:
         if self.pixels == "all":
             return torch.ones(shape, dtype=torch.bool, device=logits.device)
-        predicted = _predicted(logits, asked)
+        predicted = logits.argmax(1)[:, None] == asked[..., None, None]  # where each class has the highest score
         if self.pixels == "predicted":
             return predicted
         if self.pixels == "component":
             regions = [torch.from_numpy(largest_component(mask)) for mask in predicted.flatten(0, 1)]
             return torch.stack(regions).reshape(shape).to(logits.device)
-        raise InputError(
-            f"pixels={self.pixels!r} is not known; choose one of {', '.join(get_args(NamedPixels))}, "
-            "or give a Box, a (row, column), or a mask"
-        )
+        if isinstance(self.pixels, str):
+            raise InputError(
+                f"pixels={self.pixels!r} is not known; choose one of {', '.join(get_args(NamedPixels))}, "
+                "or give a Box, a (row, column), or a mask"
+            )
+        rectangle = _rectangle(self.pixels, shape, logits.device)
+        return _grown(rectangle, within=predicted) if isinstance(self.pixels, ComponentAt) else rectangle
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,11 +269,6 @@ def _asked(index: int | Tensor, scores: Tensor) -> Tensor:
             f"classes are whole numbers from 0 to {n_classes - 1}; got {sorted(set(asked.flatten().tolist()))}"
         )
     return asked.long()
-
-
-def _predicted(logits: Tensor, asked: Tensor) -> Tensor:
-    """Where each class asked for has the highest score."""
-    return logits.argmax(1)[:, None] == asked[..., None, None]
 
 
 def _grown(seed: Tensor, *, within: Tensor) -> Tensor:

@@ -9,10 +9,9 @@ from .localisation.evaluate import localise
 from .localisation.references import References, read_classifier
 from .localisation.results import LocalisationTable
 from .matches import Matches
-from .protocols import Protocol
 from .ranking import Match, Query
+from .results import Evaluation, Origin, Protocol, Score
 from .retriever import Retriever
-from .scores import Evaluation, Origin, Score
 
 __all__ = [
     "EncodingSettings",

@@ -26,8 +26,7 @@ from ..index import Encodings, Gallery, encode_to_file, read_encodings
 from ..index.storage.records import Record
 from ..remarks import remark
 from .evaluation import Progress, evaluate_embeddings
-from .protocols import RECALL_AT, Protocol
-from .scores import Evaluation, Origin
+from .results import RECALL_AT, Evaluation, Origin, Protocol
 
 __all__ = ["EncodingSettings", "default_protocol", "evaluate_dataset", "evaluate_encodings", "evaluate_gallery"]
 

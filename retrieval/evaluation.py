@@ -15,8 +15,7 @@ from ..metrics.counting import BLOCK_BYTES, Pairing, Rows, measure_rankings
 from ..metrics.distances import SearchSpec, Vectors, check_vectors, comparable
 from ..metrics.intervals import bootstrap_errors
 from ..metrics.ranking import RankMeasures
-from .protocols import Protocol
-from .scores import Evaluation, Origin, Score
+from .results import Evaluation, Origin, Protocol, Score
 
 __all__ = ["Progress", "evaluate_embeddings"]
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from ..index.storage.records import Record
 
-__all__ = ["SIGNED", "Explanation", "explain", "write_report"]
+__all__ = ["SIGNED", "Explanation", "write_report"]
 
 SIGNED = frozenset({"dot", "dot_centered", "gradcam_cos"})  # weightings whose negative values speak against the match
 
@@ -248,28 +248,6 @@ class Explanation:
         return arrays if self.reference_maps is None else arrays | {"reference_maps": self.reference_maps.numpy()}
 
 
-def explain(
-    ranking: Ranking,
-    *,
-    against: str | int,
-    versus: str | int | None,
-    weighting: Weighting,
-    space: Space,
-    tau: float,
-    norm: Norm,
-) -> Explanation:
-    """Dist-CAM of one query against matches, a prototype, or a named class; see `Matches.explain`."""
-    evidence = Evidence(ranking, space)
-    evidence.mean(weighting)  # refused before anything is computed
-    references, vectors = evidence.references(against)
-    opposite, opposite_vector = None, None
-    if versus == "match":
-        raise InputError("versus='match' would be all matches; name one by its rank, such as versus=2 or 'rank:2'")
-    if versus is not None:
-        (opposite,), opposite_vector = evidence.references(versus)
-    return Explanation(references, weighting, opposite, evidence, vectors, opposite_vector, tau, norm)
-
-
 def _image_of(file: Path) -> Image | None:
     try:
         return read_image(file)
@@ -335,7 +313,10 @@ def _query_data(explanation: Explanation, weightings: Sequence[Weighting], image
     if query.region is not None:
         notes.append("only the region marked on the query was searched for")
     if explanation.sensitivity is not None:
-        notes.append(f"{explanation.weighting}: {_sensitivity(explanation.sensitivity)}")
+        words = {0.95: "hardly depends", 0.75: "depends a little", 0.4: "depends in part"}
+        means = next((text for least, text in words.items() if explanation.sensitivity >= least), "depends")
+        correlation = f"rank correlation {explanation.sensitivity:.2f} with the one against an unrelated image"
+        notes.append(f"{explanation.weighting}: the map {means} on the match ({correlation})")
     return {
         "name": Path(query.name).name,
         "note": " · ".join(notes) or None,
@@ -343,13 +324,6 @@ def _query_data(explanation: Explanation, weightings: Sequence[Weighting], image
         "shape": list(explanation.query_maps.shape[-2:]),
         "references": references,
     }
-
-
-def _sensitivity(value: float) -> str:
-    """The meaning of the rank correlation with the map against an unrelated image."""
-    words = {0.95: "hardly depends", 0.75: "depends a little", 0.4: "depends in part"}
-    means = next((text for least, text in words.items() if value >= least), "depends")
-    return f"the map {means} on the match (rank correlation {value:.2f} with the one against an unrelated image)"
 
 
 def _reference_data(variants: Sequence[Explanation], index: int, images: Thumbnails) -> dict[str, Any]:

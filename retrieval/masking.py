@@ -8,19 +8,15 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from ..encoders import Encoder, Encoding, Inference
+from ..encoders import Encoder, Inference
 from ..encoders.regions import MaskPooling, pooled_under, weights_of
-from ..errors import ImageError, InputError, ShapeError
-from ..explain import is_constant, normalise, rectify, upsample
-from ..files import replacing
-from ..images import Transform, read_image
+from ..errors import ImageError, InputError
+from ..images import read_image
 from ..images.masks import MaskFolder, read_mask
 from ..index.building.ingest import MASK_COLUMN, NO_MASK
 
@@ -32,10 +28,8 @@ __all__ = [
     "EncodedBothWays",
     "encode_both_ways",
     "gallery_weights",
-    "mask_of_map",
     "region_of_file",
     "stored_weights",
-    "write_mask",
 ]
 
 Images = Iterable[tuple[Path, str]]
@@ -48,33 +42,6 @@ def region_of_file(file: str | PathLike[str], *, category: int | None = None) ->
         what = "nothing but black" if category is None else f"no pixel with the number {category}"
         raise InputError(f"{file}: the mask holds {what}, so there is nothing to search for")
     return mask
-
-
-def mask_of_map(
-    heat: Float[Tensor, "h w"], *, threshold: float, transform: Transform, size: tuple[int, int]
-) -> Bool[NDArray[Any], "height width"]:
-    """Where a map is at least `threshold` of its range, in pixels of a picture of `size` (width, height)."""
-    if not 0 <= threshold <= 1:
-        raise InputError(f"the threshold is a fraction of the map's range, from 0 to 1; got {threshold}")
-    width, height = size
-    if bool(is_constant(heat)):
-        return np.zeros((height, width), dtype=bool)
-    seen = normalise(rectify(upsample(heat, (transform.height, transform.width))))
-    view = transform.view(width, height)
-    rows = np.floor((np.arange(height) + 0.5 - view.top) / view.height * transform.height).astype(int)
-    columns = np.floor((np.arange(width) + 0.5 - view.left) / view.width * transform.width).astype(int)
-    inside = ((rows >= 0) & (rows < transform.height))[:, None] & (columns >= 0) & (columns < transform.width)
-    values = seen.numpy()[rows.clip(0, transform.height - 1)[:, None], columns.clip(0, transform.width - 1)]
-    return np.asarray((values >= threshold) & inside)
-
-
-def write_mask(mask: Bool[NDArray[Any], "height width"], file: Path) -> Path:
-    """The mask as a PNG of one bit per pixel; written aside, then renamed."""
-    if mask.ndim != 2 or mask.dtype != np.bool_:
-        raise ShapeError(f"a mask is a boolean array (rows, columns); got {mask.dtype} {mask.shape}")
-    with replacing(file) as aside:
-        Image.fromarray(mask).save(aside, format="PNG")
-    return file
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,27 +58,27 @@ class EncodedBothWays:
 def encode_both_ways(
     images: Images,
     inference: Inference,
-    masks: MaskFolder,
+    masks: MaskFolder | None,
     *,
     strict: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> EncodedBothWays:
-    """Each picture encoded once and pooled twice: over all of it, and under its mask."""
+    """Each image encoded once and pooled twice: over all of it, and under its mask (of None over all of it)."""
     listed = list(images)
-    if not strict:
+    if masks is not None and not strict:
         masks.join(path for _, path in listed).tell(what="a mask", lines=f"masks in {masks.folder}")
-    under = MaskPooling.of(masks, inference.encoder, strict=strict)
+    under = None if masks is None else MaskPooling.of(masks, inference.encoder, strict=strict)
     weights: dict[Path, Tensor | None] = {}
     files: list[Path] = []
-    whole: list[Encoding] = []
-    masked: list[Encoding] = []
+    whole: list[tuple[Tensor, Tensor]] = []
+    masked: list[tuple[Tensor, Tensor]] = []
     has_mask: list[bool] = []
     skipped: list[str] = []
 
     def load(item: tuple[Path, str]) -> Tensor:
         file, path = item
         image = read_image(file, whole=True)
-        weights[file] = under.weights(path, image.size)
+        weights[file] = None if under is None else under.weights(path, image.size)
         return inference.transform(image)
 
     for batch in inference.stream(listed, load=load):
@@ -124,33 +91,22 @@ def encode_both_ways(
             encoding = batch.encoding
             files += [file for file, _ in batch.items]
             has_mask += [each is not None for each in own]
-            masked.append(_vectors(pooled_under(inference.encoder, encoding, own)))
-            whole.append(_vectors(encoding))
+            under_masks = pooled_under(inference.encoder, encoding, own)
+            masked.append((under_masks.pooled.cpu(), under_masks.embedding.cpu()))
+            whole.append((encoding.pooled.cpu(), encoding.embedding.cpu()))
         if progress is not None:
             progress(len(files) + len(skipped))
-    under.tell()
+    if under is not None:
+        under.tell()
     if not files:
-        raise InputError(
-            f"none of the pictures could be used; the first: {skipped[0] if skipped else 'there are none'}"
-        )
+        raise InputError(f"none of the images could be used; the first: {skipped[0] if skipped else 'there are none'}")
     return EncodedBothWays(
         files=tuple(files),
-        whole=_joined(whole),
-        masked=_joined(masked),
+        whole=(torch.cat([pooled for pooled, _ in whole]), torch.cat([embedding for _, embedding in whole])),
+        masked=(torch.cat([pooled for pooled, _ in masked]), torch.cat([embedding for _, embedding in masked])),
         has_mask=torch.tensor(has_mask),
         skipped=tuple(skipped),
     )
-
-
-def _vectors(encoding: Encoding) -> Encoding:
-    """Without the feature map, which thousands of pictures would not fit into memory with."""
-    pooled, embedding = encoding.pooled.cpu(), encoding.embedding.cpu()
-    return Encoding(pooled[..., None, None], pooled, embedding)
-
-
-def _joined(parts: Sequence[Encoding]) -> tuple[Tensor, Tensor]:
-    encoding = Encoding.cat(parts)
-    return encoding.pooled, encoding.embedding
 
 
 def gallery_weights(

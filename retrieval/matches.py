@@ -13,8 +13,8 @@ from rich.text import Text
 
 from ..errors import InputError
 from .correspondence import PictureCorrespondence, correspondence
-from .evidence import Space
-from .explanation import Explanation, explain
+from .evidence import Evidence, Space
+from .explanation import Explanation
 from .ranking import Ranking
 
 if TYPE_CHECKING:
@@ -121,7 +121,15 @@ class Matches(Ranking):
 
         Source: [Dist-CAM] Eq. 4–7.
         """
-        return explain(self, against=against, versus=versus, weighting=weighting, space=space, tau=tau, norm=norm)
+        evidence = Evidence(self, space)
+        evidence.mean(weighting)  # refused before anything is computed
+        references, vectors = evidence.references(against)
+        opposite, opposite_vector = None, None
+        if versus == "match":
+            raise InputError("versus='match' would be all matches; name one by its rank, such as versus=2 or 'rank:2'")
+        if versus is not None:
+            (opposite,), opposite_vector = evidence.references(versus)
+        return Explanation(references, weighting, opposite, evidence, vectors, opposite_vector, tau, norm)
 
     def correspondence(self, rank: int = 1, *, space: Space = "metric") -> PictureCorrespondence:
         """The similarity of the query and a match, divided among pairs of places on the two images.

@@ -16,7 +16,7 @@ from ..command import refuse_unused
 from ..console import err, out, print_json, say
 from ..options import AsJson, Fit, ImageSize, Metric
 from ..places import option_values
-from .subjects import TARGETS, Asked, Subject, encoder_subject, network_subject, require_sources
+from .subjects import TARGETS, Asked, Subject, encoder_subject, network_subject
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,7 +91,9 @@ def explain(
         refuse_unused(f"by the target {asked.kind}", "gallery", "metric")
     else:
         refuse_unused(f"by the target {asked.kind}", "classes")
-        require_sources(asked, encoder, gallery)
+        if gallery is None and (encoder is None or asked.kind == "prototype"):
+            missing = "--encoder or --gallery" if encoder is None else "--gallery"
+            raise InputError(f"--target {asked.kind} needs {missing}")
     if encoder is None:
         refuse_unused("by the encoder that a gallery brings", "weights", "fit", "image_size")
     elif not of_network or (weights is not None and not encoder.endswith(".safetensors")):
@@ -104,9 +106,11 @@ def explain(
         subject = network_subject(asked, encoder, weights, classes, fit=fit, size=image_size)
     else:
         subject = encoder_subject(asked, encoder, weights, gallery, metric, fit=fit, size=image_size)
-    from ...explain import DrawStyle
+    from ...explain import METHODS, DrawStyle
+    from ...explain.engine import method_name
 
-    methods = _methods(method, "hirescam" if of_network else "distcam")
+    given = method or ("hirescam" if of_network else "distcam")
+    methods = list(dict.fromkeys(METHODS if method == "all" else map(method_name, given.split(","))))
     options = option_values(option or [], methods, defaults=subject.method_options)
     found = [_explained(path, subject, methods, layer, options, measured=faithfulness) for path in images]
     if out_file is not None:
@@ -169,15 +173,6 @@ class Explained:
             ],
             "box": [round(edge, 2) for edge in place_box(normalise(heat), self.view).clipped(*self.image.size)],
         }
-
-
-def _methods(given: str | None, default: str) -> list[str]:
-    """The names in `METHODS` of what was asked for."""
-    from ...explain import METHODS
-    from ...explain.engine import method_name
-
-    names = list(METHODS) if given == "all" else [method_name(name) for name in (given or default).split(",")]
-    return list(dict.fromkeys(names))
 
 
 def _explained(

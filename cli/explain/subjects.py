@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ...explain import Target
     from ...images import Transform
 
-__all__ = ["TARGETS", "Asked", "Subject", "encoder_subject", "network_subject", "require_sources"]
+__all__ = ["TARGETS", "Asked", "Subject", "encoder_subject", "network_subject"]
 
 TARGETS = (
     "`class:CAT` (name or number; `class` alone is the best one), `segment:CAT@PLACE` with a PLACE of `all`, "
@@ -196,14 +196,6 @@ def _trained(asked: Asked, file: Path, weights: str | None, classes: Path | None
     if kind == "segmenter":
         raise InputError(f"{file} scores pixels: ask for --target segment:{asked.value or 'CLASS'}@PLACE")
     return network_of(load_source(file))
-
-
-def require_sources(asked: Asked, name: str | None, gallery: Path | None) -> None:
-    """InputError without what a match or a prototype needs."""
-    if gallery is None and (name is None or asked.kind == "prototype"):
-        raise InputError(
-            f"--target {asked.kind} needs " + ("--gallery" if name is not None else "--encoder or --gallery")
-        )
 
 
 def encoder_subject(

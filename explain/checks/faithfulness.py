@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -104,13 +104,16 @@ def insertion_deletion(
     fractions = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     asked = _Asked(model, images, maps, target, batch_size, seed, ranks)
 
-    def keep(rows: Tensor, rank: Tensor, share: float, *, first: bool) -> Tensor:
-        n = round(share * rank[0].numel())
-        kept = rank < n if first else rank >= n
-        return torch.where(kept[:, None], images[rows], fill[rows])
+    def insert(rows: Tensor, rank: Tensor, share: float) -> Tensor:
+        shown = rank < round(share * rank[0].numel())
+        return torch.where(shown[:, None], images[rows], fill[rows])
 
-    insertion, insertion_rank = asked.curve(fractions, lambda *given: keep(*given, first=True))
-    deletion, deletion_rank = asked.curve(fractions, lambda *given: keep(*given, first=False))
+    def delete(rows: Tensor, rank: Tensor, share: float) -> Tensor:
+        gone = rank < round(share * rank[0].numel())
+        return torch.where(gone[:, None], fill[rows], images[rows])
+
+    insertion, insertion_rank = asked.curve(fractions, insert)
+    deletion, deletion_rank = asked.curve(fractions, delete)
     return InsertionDeletion(fractions, insertion, deletion, insertion_rank, deletion_rank)
 
 
@@ -299,7 +302,6 @@ class _Asked:
         self.rank = pixel_order(upsample(maps, size), seed=seed).to(images.device)
         with undisturbed(model), torch.no_grad():
             self.score: Score = target.fix(_in_batches(model, images, batch_size))
-            self.n_questions = maps.shape[1]
             found = self.score(_in_batches(model, images, batch_size)).shape
         if found != maps.shape[:2]:
             raise ShapeError(f"the target asks {tuple(found)} questions; there are maps for {tuple(maps.shape[:2])}")
@@ -311,23 +313,18 @@ class _Asked:
     ) -> tuple[Tensor, Tensor | None]:
         """Scores, and ranks if wanted, (b, m, s); `perturb` is given images' rows, pixel ranks, and a share."""
         scores, places = [], []
+        n_images, n_questions = self.rank.shape[:2]
+        pairs = torch.cartesian_prod(torch.arange(n_images), torch.arange(n_questions)).to(self.rank.device)
         with undisturbed(self.model), torch.no_grad():
             for share in fractions.tolist():
-                for rows, question in self._chunks():
+                for rows, question in (some.unbind(1) for some in torch.split(pairs, self.batch_size)):
                     output = self.model(perturb(rows, self.rank[rows, question], share))
                     scores.append(self.score(output, rows).gather(1, question[:, None])[:, 0])
                     if self.ranks is not None:
                         places.append(self.ranks(output, rows, question))
-        shape = (len(fractions), len(self.rank), self.n_questions)
+        shape = (len(fractions), n_images, n_questions)
         curve = torch.cat(scores).double().reshape(shape).permute(1, 2, 0).cpu()
         return curve, torch.cat(places).reshape(shape).permute(1, 2, 0).cpu() if places else None
-
-    def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Which image and which question: all pairs, some at a time."""
-        n_images, n_questions = self.rank.shape[:2]
-        pairs = torch.cartesian_prod(torch.arange(n_images), torch.arange(n_questions)).to(self.rank.device)
-        for some in torch.split(pairs, self.batch_size):
-            yield some[:, 0], some[:, 1]
 
 
 def _in_batches(model: nn.Module, images: Tensor, batch_size: int) -> Any:

@@ -19,7 +19,7 @@ from .colours import Colours
 from .panels import MISSING, Tile, legend, panel
 from .rendering import contour, draw_box, overlay
 
-__all__ = ["DrawStyle", "legend_of", "map_panel", "map_tiles", "paint", "place_box", "scaled", "sheet"]
+__all__ = ["DrawStyle", "map_panel", "map_tiles", "paint", "place_box", "scaled", "sheet"]
 
 Style = Literal["overlay", "contour", "box"]
 Scale = Literal["each", "shared"]
@@ -137,16 +137,14 @@ def sheet(
         for image, caption, *tiles in zip(images, words, *columns, strict=True)
     ]
     if look.style == "overlay":
-        rows.append([None, *(Tile(legend_of(each, look)) for each in maps.values())])
+        legends = []
+        for each in maps.values():
+            low, high = ("-", "+") if look.colours == "blue-orange" else ("low", "high")
+            if look.scale == "shared" or len(each) == 1:  # one scale holds for all of them
+                low, high = (f"{end:.3g}" for end in scaled(each, look)[1][0])
+            legends.append(Tile(legend(colours=look.colours, low=low, high=high)))
+        rows.append([None, *legends])
     return rows
-
-
-def legend_of(maps: Float[Tensor, "n h w"], look: DrawStyle) -> Image.Image:
-    """The bar of colours; with raw values at its ends where one scale holds for all maps, else with words."""
-    low, high = ("-", "+") if look.colours == "blue-orange" else ("low", "high")
-    if look.scale == "shared" or len(maps) == 1:
-        low, high = (f"{end:.3g}" for end in scaled(maps, look)[1][0])
-    return legend(colours=look.colours, low=low, high=high)
 
 
 def map_panel(

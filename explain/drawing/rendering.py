@@ -17,7 +17,7 @@ from ...errors import InputError
 from ...images.geometry import Box
 from .colours import Colours, colour_table, unit_array
 
-__all__ = ["contour", "draw_box", "draw_points", "overlay", "to_data_uri", "to_png_bytes"]
+__all__ = ["contour", "draw_box", "draw_points", "overlay", "to_data_uri"]
 
 Colour = tuple[int, int, int]
 
@@ -125,27 +125,19 @@ def draw_points(
     return picture
 
 
-def to_png_bytes(image: Image.Image) -> bytes:
-    """The picture as a PNG file."""
-    return _encoded(image, "png")
-
-
 def to_data_uri(image: Image.Image, kind: Literal["png", "jpeg", "webp"] = "png", *, quality: int = 88) -> str:
     """The picture as a `data:` address for an HTML page; of photographs "jpeg" and "webp" are many times smaller."""
     if kind not in ("png", "jpeg", "webp"):
         raise InputError(f"kind={kind!r} is not known; choose 'png', 'jpeg' or 'webp'")
-    return f"data:image/{kind};base64,{base64.b64encode(_encoded(image, kind, quality=quality)).decode('ascii')}"
+    file = io.BytesIO()
+    options: dict[str, Any] = {"optimize": True} if kind == "png" else {"quality": quality}
+    image.convert("RGB").save(file, format=kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
 def text_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's built-in font at about this height in pixels."""
     return ImageFont.load_default(size)
-
-
-def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.convert("RGB").save(file, format=kind, **({"optimize": True} if kind == "png" else options))
-    return file.getvalue()
 
 
 def _on_picture(

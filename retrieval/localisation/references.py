@@ -82,62 +82,22 @@ class References:
             ImageError: with `strict`, an image that cannot be used.
         """
         label_of = {listing.file(record): record.label for record in listing if record.label is not None}
+        images = [(listing.file(record), record.path) for record in listing if record.label is not None]
         if len(label_of) < len(listing):
             bare = next(record.path for record in listing if record.label is None)
             message = f"{len(listing) - len(label_of):,} of {len(listing):,} references have no label and are left out"
             remark(f"{message}, such as {bare}", strict=strict)
-        if masks is not None:
-            found = cls._under_masks(listing, inference, masks, metric=metric, strict=strict, progress=progress)
-            return found._told()
-        files: list[Path] = []
-        pooled, embeddings, skipped = [], [], []
-        for batch in inference.stream(label_of):
-            if strict and batch.failures:
-                raise batch.failures[0].error
-            files += batch.items
-            skipped += [f"{failure.item}: {failure.error.reason}" for failure in batch.failures]
-            if batch.encoding is not None:
-                pooled.append(batch.encoding.pooled.cpu())
-                embeddings.append(batch.encoding.embedding.cpu())
-            if progress is not None:
-                progress(len(files) + len(skipped), len(label_of))
-        names = [label_of[file] or "" for file in files]
-        cls._check(names, listing)
-        vectors = torch.cat(pooled), torch.cat(embeddings)
-        return cls.of(names, *vectors, metric=metric, files=files, skipped=skipped)._told()
-
-    def _told(self) -> References:
-        """The same; says how many images could not be used."""
-        if self.skipped:
-            count = len(self.skipped)
-            remark(f"{count:,} references cannot be used and are left out, the first: {self.skipped[0]}", stacklevel=4)
-        return self
-
-    @classmethod
-    def _under_masks(
-        cls,
-        listing: Listing,
-        inference: Inference,
-        masks: MaskFolder,
-        *,
-        metric: Metric,
-        strict: bool,
-        progress: Callable[[int, int], None] | None,
-    ) -> References:
-        label_of = {listing.file(record): record.label for record in listing if record.label is not None}
-        images = [(listing.file(record), record.path) for record in listing if record.label is not None]
         report = None if progress is None else lambda done: progress(done, len(images))
         found = encode_both_ways(images, inference, masks, strict=strict, progress=report)
         names = [label_of[file] or "" for file in found.files]
-        cls._check(names, listing)
-        return cls.of(names, *found.masked, metric=metric, files=found.files, skipped=found.skipped)
-
-    @staticmethod
-    def _check(names: Sequence[str], listing: Listing) -> None:
         if len(set(names)) < 2:
             raise InputError(
                 f"the references in {listing.root} have {len(set(names))} classes; at least two are compared"
             )
+        if found.skipped:
+            count = len(found.skipped)
+            remark(f"{count:,} references cannot be used and are left out, the first: {found.skipped[0]}")
+        return cls.of(names, *found.masked, metric=metric, files=found.files, skipped=found.skipped)
 
     @classmethod
     def of(

@@ -16,7 +16,7 @@ from distcam.errors import InputError
 from distcam.explain import Tile, colourise, contour, draw_box, grid, overlay, upsample
 from distcam.explain.drawing.colours import COLOUR_SCALES
 from distcam.explain.drawing.panels import legend, panel
-from distcam.explain.drawing.rendering import to_data_uri, to_png_bytes
+from distcam.explain.drawing.rendering import to_data_uri
 from distcam.images import Box, Transform
 
 
@@ -215,9 +215,8 @@ def test_the_legend_runs_from_one_end_of_the_scale_to_the_other(colours: str) ->
     assert np.array_equal(bar[0, [0, -1]], colourise(np.array([[0.0, 1.0]]), colours=colours)[0])
 
 
-def test_png_bytes_and_data_uris_hold_the_picture() -> None:
+def test_data_uris_hold_the_image() -> None:
     image = overlay(picture(), heat_map(3, 3))
-    assert np.array_equal(Image.open(io.BytesIO(to_png_bytes(image))), image)
     for kind in ("png", "jpeg", "webp"):
         head, _, data = to_data_uri(image, kind).partition(",")
         assert head == f"data:image/{kind};base64"
