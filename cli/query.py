@@ -144,7 +144,7 @@ def query(
     written = None
     if explain is not None:
         asked = {"against": against, "versus": versus, "weighting": weighting, "space": space}
-        style_options = {"style": style, "scale": scale}
+        style_options: dict[str, Any] = {"style": style, "scale": scale}
         style_options["colours"] = colours or ("inferno" if versus is None else "blue-orange")
         written = _write(results, explain, style_options, None if point is None else read_point(point), **asked)
     if as_json:

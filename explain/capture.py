@@ -87,14 +87,7 @@ class LayerRun:
         return maps.reshape(n_scores, n_images, *maps.shape[1:]).transpose(0, 1)
 
     def replay(self, rows: Int[Tensor, " r"], edit: Callable[[Tensor], None], *, share: bool = False) -> Any:
-        """The network's output for some of the images when the layer's map is edited; no gradients are recorded.
-
-        Args:
-            rows: which images; one may come several times.
-            edit: changes the map (r, k, h, w) in place.
-            share: whether one image, the first of `rows`, is enough for what runs before the layer. The layer then
-                returns more rows than it was given; see `can_share`.
-        """
+        """The network's output for some of the images when the layer's map is edited; no gradients are recorded."""
         edited = self.leaf.detach()[rows].clone()
         edit(self.as_map(edited))
         with torch.no_grad():

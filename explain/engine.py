@@ -169,8 +169,9 @@ def _dist_cam(
     options: WeightOptions = {"weighting": weighting, "tau": tau, "norm": norm, "mean": mean}
     if isinstance(view.target, Similarity):
         references = view.target.for_images(vector_of(view.output.detach()))
-        return dist_cam(_response(view), references, metric=view.target.metric, **options)
-    maps = dist_cam(view.run.activations, view.gradients.sum((-2, -1)), metric="cosine", **options)
+        options["metric"] = view.target.metric
+        return dist_cam(_response(view), references, **options)
+    maps = dist_cam(view.run.activations, view.gradients.sum((-2, -1)), **options)
     is_asked = (view.gradients != 0).any(-1).any(-1).any(-1)  # not of an empty set of pixels, which has no direction
     return maps * is_asked[..., None, None]
 

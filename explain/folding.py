@@ -73,16 +73,12 @@ def _unpool(feature_map: Tensor, pooling: Pooling, weights: Tensor | None) -> Te
     if isinstance(pooling, GAP):
         return feature_map
     if isinstance(pooling, GeM):
-        pooled = pooling(feature_map) if weights is None else pool_region(feature_map, _plain(weights), pooling=pooling)
+        plain = weights if weights is None or weights.ndim == 2 else weights[:, 0]  # without the axis of channels
+        pooled = pooling(feature_map) if plain is None else pool_region(feature_map, plain, pooling=pooling)
         pooled = pooled[..., None, None]
         share = feature_map.clamp(min=pooling.eps) / pooled  # the ratio first: x^p alone can leave float32
         return pooled * share.pow(pooling.p)
     raise InputError(f"{type(pooling).__name__} cannot be folded into a map; only GAP and GeM can")
-
-
-def _plain(weights: Tensor) -> Tensor:
-    """Without the axis that stands for the channels."""
-    return weights if weights.ndim == 2 else weights[:, 0]
 
 
 def _at_every_position(response: Tensor, affine: Affine) -> Tensor:

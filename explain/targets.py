@@ -189,7 +189,15 @@ class Similarity:
         references = self.for_images(vector_of(output))
 
         def measure(output: Any, rows: Tensor) -> Tensor:
-            return _closeness(vector_of(output), references[rows.to(references.device)], self.metric)
+            vectors, others = vector_of(output), references[rows.to(references.device)]
+            if self.metric == "cosine":
+                vectors, others = functional.normalize(vectors, dim=-1), functional.normalize(others, dim=-1)
+            if self.metric in ("cosine", "dot"):
+                return (others @ vectors[..., None]).squeeze(-1)
+            difference = vectors[:, None] - others
+            if self.metric == "l1":
+                return -difference.abs().sum(-1)
+            return -difference.square().sum(-1).clamp(min=1e-30).sqrt()  # the floor: no infinite slope at distance 0
 
         return Score(measure, len(references))
 
@@ -216,19 +224,6 @@ def vector_of(output: Any) -> Tensor:
     if not isinstance(vectors, Tensor) or vectors.ndim != 2:
         raise ShapeError(f"a similarity needs an Encoding or an output (b, d); got {_described(output)}")
     return vectors
-
-
-def _closeness(vectors: Tensor, references: Tensor, metric: Metric) -> Tensor:
-    """(r, d) against (r, m, d): the similarity, (r, m)."""
-    if metric == "dot":
-        return (references @ vectors[..., None]).squeeze(-1)
-    if metric == "cosine":
-        unit = functional.normalize(vectors, dim=-1)
-        return (functional.normalize(references, dim=-1) @ unit[..., None]).squeeze(-1)
-    difference = vectors[:, None] - references
-    if metric == "l1":
-        return -difference.abs().sum(-1)
-    return -difference.square().sum(-1).clamp(min=1e-30).sqrt()  # the floor: no infinite slope at distance 0
 
 
 def distances(vectors: Tensor, others: Tensor, metric: Metric) -> Tensor:

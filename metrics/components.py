@@ -48,13 +48,7 @@ def labelled(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
 
 
 class Components(NamedTuple):
-    """The 8-connected regions of a stack of masks, mask by mask, each in reading order of its first pixel.
-
-    Attributes:
-        mask: which mask each region is in.
-        box: tight boxes, a row of left, top, right, bottom for each region.
-        size: pixels of each region.
-    """
+    """The 8-connected regions of a stack of masks, mask by mask, each in reading order of its first pixel."""
 
     mask: NDArray[np.intp]
     box: NDArray[np.float64]

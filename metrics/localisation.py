@@ -45,13 +45,7 @@ class BestThreshold(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class BoxOverlaps:
-    """How well the boxes of n maps fit at each of t thresholds: intersection over union with the nearest true box.
-
-    Attributes:
-        thresholds: fractions of each map's range, rising.
-        largest: (n, t), of the box around the largest connected region.
-        best: (n, t), of that region's box, among all regions, that fits best.
-    """
+    """How well the boxes of n maps fit at each of t thresholds: intersection over union with the nearest true box."""
 
     thresholds: tuple[float, ...]
     largest: Float[Tensor, "n t"]
@@ -98,11 +92,6 @@ class BoxOverlaps:
 
         Maps for the true class are enough: where the prediction is another, the error is made already.
 
-        Args:
-            is_right: whether each image's class was predicted; in retrieval, whether the nearest reference has it.
-            threshold: fraction of the map's range.
-            iou: intersection over union that counts as found.
-
         Source: [Dist-CAM] Table 1 (which states no threshold).
         """
         return 1 - float(((self.at(threshold) >= iou) & is_right).double().mean())
@@ -141,12 +130,6 @@ def box_overlaps(
     """The boxes of each map at each threshold, compared with the image's true boxes.
 
     Regions are 8-connected positions at the threshold or above. 224×224 pixels at 50 thresholds take about 10 ms.
-
-    Args:
-        maps: at the resolution that boxes are wanted in; `upsample` first.
-        boxes: each image's true boxes in pixels of the maps; they may reach beyond them.
-        thresholds: fractions of the maps' range, from 0 to 1, rising.
-        visible: the part of each map that is picture and not margin; found boxes are clipped to it.
 
     Raises:
         InputError: an image without a box, a threshold outside [0, 1], or maps that are not finite.
@@ -195,12 +178,7 @@ def _overlap(found: Corners, truth: Corners) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, eq=False)
 class PixelCounts:
-    """How many pixels of n maps lie at or above each level, on the object and in all; levels fall from 1 to 0.
-
-    Attributes:
-        on_object: (n, t), pixels of the mask.
-        shown: (n, t), pixels of the mask and outside it, but not ignored ones.
-    """
+    """How many pixels of n maps lie at or above each level, on the object and in all; levels fall from 1 to 0."""
 
     on_object: Float[Tensor, "n t"]
     shown: Float[Tensor, "n t"]
@@ -220,9 +198,6 @@ class PixelCounts:
         `Σ_l Prec(τ_l) (Rec(τ_l) - Rec(τ_{l-1}))` over falling thresholds. A constant map has the objects' share of the
         pixels. Empty masks count as images without an object; NaN if all are empty.
 
-        Args:
-            weights: how much each image counts, one row for each result (a bootstrap); one for each if left out.
-
         Source: Choe et al. 2020, Eq. 4-6.
         """
         weights = torch.ones(1, len(self), dtype=torch.float64) if weights is None else weights.double()
@@ -241,12 +216,6 @@ def pixel_counts(
     levels: int = LEVELS,
 ) -> PixelCounts:
     """What the pixel precision-recall curve is made of, `PixelCounts.pxap`.
-
-    Args:
-        maps: at the masks' resolution; each is scaled to [0, 1] by its own minimum and maximum.
-        masks: the object's pixels.
-        ignore: pixels that count neither way, such as a border or a crowd; they win over `masks`.
-        levels: thresholds are 1, 1 - 1/levels, …, 0.
 
     Raises:
         InputError: maps that are not finite, or no level.
@@ -319,10 +288,6 @@ def energy_shares(maps: Float[Tensor, "n h w"], inside: Float[Tensor, "n h w"]) 
 
 def box_coverage(boxes: Sequence[Rectangle], size: tuple[int, int]) -> Float[Tensor, "h w"]:
     """The part of each pixel that the boxes cover, in [0, 1]; where boxes overlap, the larger of their parts.
-
-    Args:
-        boxes: in pixels; none cover nothing.
-        size: rows and columns.
 
     >>> box_coverage([(0.5, 0, 2, 1)], (1, 3))
     tensor([[0.5000, 1.0000, 0.0000]], dtype=torch.float64)

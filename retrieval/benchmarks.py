@@ -179,12 +179,13 @@ def evaluate_dataset(
         encodings, notes = _encoded(dataset, encoder, file, settings=settings, progress=progress)
         against = () if gallery is None else (f"searched in the gallery {gallery.folder}",)
         split = dataset.splits[0] if len(dataset.splits) == 1 else None
+        record = encoder.trained_on
         origin = _origin(
             encodings.encoder,
             dataset.title,
             split,
             notes=(*dataset.problems, *notes, *against),
-            trained_on=_overlap(encoder.trained_on, encodings),
+            trained_on=None if record is None else record.overlap(encodings.labels, record.short(encodings.sha256)),
         )
         if dataset.shared_classes:
             shared = f"{dataset.shared_classes} of these classes also occur in other splits: not an unseen-class result"
@@ -224,11 +225,6 @@ def _cached(dataset: Dataset, encoder: Encoder, file: Path) -> Encodings:
                 f"{file} holds other images, labels or roles, such as {record.path}; choose another --cache"
             )
     return encodings
-
-
-def _overlap(record: TrainedOn | None, encodings: Encodings) -> Overlap | None:
-    """How many of these images were trained on; their digests are in the file."""
-    return None if record is None else record.overlap(encodings.labels, record.short(encodings.sha256))
 
 
 def _overlap_of(gallery: Gallery, labels: Sequence[str | None]) -> Overlap | None:

@@ -97,10 +97,6 @@ class Evidence:
             raise InputError(
                 f"{weighting!r} needs the gallery's mean in the space that ranks; it is not kept for space='backbone'"
             )
-        return self._mean
-
-    @cached_property
-    def _mean(self) -> Tensor:
         return torch.from_numpy(self.ranking.retriever.gallery.prototypes.mean_embedding())
 
     @property

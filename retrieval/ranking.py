@@ -27,12 +27,7 @@ __all__ = ["BareVector", "Encodes", "Match", "Query", "Ranking", "Source", "Stor
 
 @dataclass(frozen=True, eq=False)
 class StoredEncoding:
-    """An `Encoding` of one image whose vectors are read from a gallery; its feature map is fetched when asked for.
-
-    Attributes:
-        pooled: as stored.
-        embedding: as stored.
-    """
+    """An `Encoding` of one image whose vectors are read from a gallery; its feature map is fetched when asked for."""
 
     pooled: Float[Tensor, "1 k"]
     embedding: Float[Tensor, "1 d"]

@@ -79,18 +79,6 @@ def insertion_deletion(
 ) -> InsertionDeletion:
     """Insertion and deletion of pixels in the maps' order, measured on what the maps explain.
 
-    Args:
-        model: a network or `Encoder`; it is left as it was.
-        images: a batch, as the model wants it.
-        maps: one for each image and question of the target, of any resolution; resized bilinearly.
-        target: `Similarity` to stored vectors, `ClassScore`, ….
-        steps: how many times an equal share of pixels is changed; each costs two forward passes a map.
-        fill: what stands where pixels are missing; the blurred images if left out.
-        gallery: embeddings among which the match is ranked, for a `Similarity` only; needs `matches`.
-        matches: the row of `gallery` that each question is about.
-        batch_size: perturbed images in a forward pass.
-        seed: of the order among equal values, so that a constant map is a random order.
-
     Raises:
         InputError: values that are not finite, no step, or a gallery without matches.
         ShapeError: maps, questions, matches, or the fill do not belong to the images.
@@ -151,16 +139,6 @@ def remove_and_debias(
     """ROAD, both ways round: pixels are removed in the maps' order and imputed linearly from what is left.
 
     Imputation takes away what the mere shape of the removed region would tell the network; see `impute_linearly`.
-
-    Args:
-        model: a network or `Encoder`; it is left as it was.
-        images: a batch, as the model wants it.
-        maps: one for each image and question of the target, of any resolution; resized bilinearly.
-        target: what the maps explain.
-        fractions: shares of the pixels to remove, each more than 0 and less than 1.
-        noise: standard deviation of what is added to imputed pixels, in the unit of the images.
-        batch_size: perturbed images in a forward pass.
-        seed: of the noise, and of the order among equal values.
 
     Raises:
         InputError: values that are not finite, or a fraction outside (0, 1).

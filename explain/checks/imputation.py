@@ -46,13 +46,6 @@ def impute_linearly(
     linear equations, symmetric and positive definite, that conjugate gradients solve for the whole batch. Where nothing
     of an image is kept, it becomes 0, the mean colour of normalised images.
 
-    Args:
-        images: a batch.
-        removed: Bool (b, h, w).
-        noise: standard deviation of the noise on imputed pixels.
-        generator: of the noise.
-        tolerance: residual at which the solution is good enough, relative to the right-hand side.
-
     Source: Rong et al. 2022, §4 and appendix (noisy linear imputation).
 
     >>> impute_linearly(torch.tensor([[[[1.0, 9.0, 3.0]]]]), torch.tensor([[[False, True, False]]]))

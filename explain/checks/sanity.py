@@ -111,12 +111,6 @@ def match_randomisation(
     1 means that the map would look the same for any match; the class-agnostic map has 1 by construction. Gallery
     vectors equal to the match are not drawn, unless there are no others.
 
-    Args:
-        explain: from references (b, n, d) to maps (b, n, h, w), as `dist_cam` does once its response map is given.
-        references: each image's stored match.
-        gallery: what the stand-ins are drawn from.
-        seed: of the draw.
-
     >>> response = torch.rand(1, 3, 4, 4)
     >>> from distcam.explain import dist_cam
     >>> explain = lambda vectors: dist_cam(response, vectors, weighting="caam")
@@ -146,12 +140,6 @@ def two_object_preference(
     Each image shows an object of class A and one of class B. The map for A should be higher, in the mean, on A than on
     B, and the map for B the other way round; each counts one half, a tie half of that. A map that does not depend on
     the class gets exactly one half. NaN where a region is empty once their common part is taken away.
-
-    Args:
-        map_a: for class A, raw (signs count).
-        map_b: for class B.
-        region_a: where A is: a mask, or the covered part of each pixel, see `box_coverage`.
-        region_b: where B is.
 
     >>> on_a = torch.tensor([[1.0, 0.0]])
     >>> two_object_preference(on_a, on_a, torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))

@@ -158,18 +158,7 @@ def map_panel(
     look: DrawStyle,
     ends: tuple[str, str],
 ) -> Image.Image:
-    """A `panel` of a query, its n references, and the maps on both.
-
-    Args:
-        query: the query.
-        references: what it is compared with.
-        query_maps: on the query, one for each reference.
-        reference_maps: on the references; None without.
-        view: the part of the query that its maps cover.
-        views: the same of each reference; None where there is no image of it.
-        look: how maps are drawn.
-        ends: words for the two ends of the colours, where no one scale holds for all maps.
-    """
+    """A `panel` of a query, its n references, and the maps on both."""
     n = len(references)
     on_references: list[Tile] = []
     if reference_maps is not None:

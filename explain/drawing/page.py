@@ -76,15 +76,7 @@ def write_page(
     notes: Sequence[str] = (),
     has_unseen: bool = False,
 ) -> Path:
-    """The tiles of a `sheet` as one HTML file.
-
-    Args:
-        path: the file; an existing one is replaced.
-        rows: of tiles.
-        title: the heading.
-        notes: lines under it.
-        has_unseen: whether the network did not see all of an image, which the page then explains.
-    """
+    """The tiles of a `sheet` as one HTML file."""
     assert __package__ is not None
     content: dict[str, Any] = {"rows": rows, "has_unseen": has_unseen, "uri": to_data_uri}
     return write_html(path, "sheet.html", package=__package__, title=title, notes=notes, **content)

@@ -78,7 +78,12 @@ def grid(rows: Sequence[Sequence[Tile | None]], *, tile_size: int = 196, gap_aft
         raise InputError("a grid needs at least one picture")
     n_columns = max(len(row) for row in rows)
     line = text_height(tile_size)
-    heights = [_row_height(row, tile_size, line) for row in rows]
+    step = round(1.6 * line)
+    heights = []
+    for row in rows:  # a line for the titles, if any, and the tallest tile with its caption
+        tiles = [tile for tile in row if tile is not None]
+        tallest = max((_fitted(tile.image, tile_size)[1] + step * bool(tile.caption) for tile in tiles), default=0)
+        heights.append(tallest + step * any(tile.title for tile in tiles))
     width = 2 * GAP + n_columns * tile_size + (n_columns - 1) * GAP + (gap_after_first - GAP) * (n_columns > 1)
     sheet = Image.new("RGB", (width, 2 * GAP + sum(heights) + GAP * (len(rows) - 1)), WHITE)
     y = GAP
@@ -109,14 +114,6 @@ def legend(width: int = 196, *, colours: Colours = "inferno", low: str = "low", 
 def text_height(tile_size: int) -> int:
     """Size of the letters under a tile, in pixels."""
     return max(11, round(tile_size / 14))
-
-
-def _row_height(row: Sequence[Tile | None], tile_size: int, line: int) -> int:
-    """A line for the titles, if any, and the tallest tile of the row with its caption."""
-    tiles = [tile for tile in row if tile is not None]
-    step = round(1.6 * line)
-    tallest = max((_fitted(tile.image, tile_size)[1] + step * bool(tile.caption) for tile in tiles), default=0)
-    return tallest + step * any(tile.title for tile in tiles)
 
 
 def _fitted(image: Image.Image, tile_size: int) -> tuple[int, int]:

@@ -28,13 +28,7 @@ __all__ = ["FullGradient", "full_grad", "full_gradient"]
 
 @dataclass(frozen=True, eq=False)
 class FullGradient:
-    """The contributions that a score is made of.
-
-    Attributes:
-        scores: y, (b, m).
-        maps: the image's contributions (b, m, c, h, w), then for each layer those of its biases (b, m, k, h', w').
-        elsewhere: the sum of the contributions of biases that act on no map, such as a classifier's; (b, m).
-    """
+    """The contributions that a score is made of."""
 
     scores: Float[Tensor, "b m"]
     maps: list[Tensor]

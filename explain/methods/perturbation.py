@@ -22,10 +22,6 @@ def ablation_weights(view: LayerView, *, batch_size: int = 32) -> Float[Tensor, 
     y_k is the score when the channel's map is 0. The paper divides by y; the magnitude keeps the meaning of the sign
     for negative scores (logits, minus a distance). A score of 0 divides by 1.
 
-    Args:
-        view: a network that has seen the images, and what is asked.
-        batch_size: how many images with a channel left out go through the network together.
-
     Source: Desai and Ramaswamy, Ablation-CAM, 2020, Eq. 3.
     """
     run = view.run

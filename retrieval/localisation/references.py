@@ -68,15 +68,6 @@ class References:
     ) -> References:
         """The labelled images of a listing, one forward pass each.
 
-        Args:
-            listing: images without a label are passed over, with a remark.
-            inference: the encoder.
-            metric: how embeddings are compared.
-            masks: pool each image under its mask, so that prototypes are those of the objects and not of the pictures;
-                an image without a mask is pooled as a whole.
-            strict: stop at the first image that cannot be used, has no label, or has no mask.
-            progress: called with the number of images done and the number in all.
-
         Raises:
             InputError: fewer than two classes are left.
             ImageError: with `strict`, an image that cannot be used.
