@@ -76,11 +76,13 @@ def paint(
 ) -> Image.Image:
     """One map, scaled to [0, 1], on its picture, in the style of the look."""
     look = look or DrawStyle()
-    if look.style == "overlay":
-        return overlay(image, heat_map, view=view, opacity=look.opacity, colours=look.colours)
+    is_flat = bool(is_constant(heat_map))
+    if look.style == "overlay":  # a constant map of its own scale explains nothing and is not coloured
+        opacity = 0.0 if is_flat and look.scale == "each" else look.opacity
+        return overlay(image, heat_map, view=view, opacity=opacity, colours=look.colours)
     if look.style == "contour":
         return contour(image, heat_map, look.level, view=view)
-    if bool(is_constant(heat_map)):
+    if is_flat:
         return image.convert("RGB")
     return draw_box(image, place_box(heat_map, view or Box(0, 0, *image.size), level=look.level))
 
