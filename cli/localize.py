@@ -49,7 +49,7 @@ def localize(
         str | None,
         typer.Option(
             help="Separated by commas, e.g. `cam,dist,dist@tau=0.1,hirescam`. The class-agnostic map, a random one, a "
-            "centred box, and the whole picture are always there."
+            "centred box, and the whole image are always there."
         ),
     ] = None,
     labels: Annotated[
@@ -61,7 +61,7 @@ def localize(
     reference_masks: Annotated[
         Path | None,
         typer.Option(
-            help="A FOLDER with masks of the references (same path, .png): prototypes of objects, not pictures."
+            help="A FOLDER with masks of the references (same path, .png): prototypes of objects, not of images."
         ),
     ] = None,
     split: Annotated[Literal["train", "test", "all"], typer.Option(help="Which part of CUB-200-2011.")] = "test",
@@ -134,7 +134,7 @@ def localize(
 
 
 def _mask_reader(folder: Path, images: BoxedImages) -> Callable[[BoxedImage], NDArray[np.bool_]]:
-    """What reads the object's pixels of an image; says how many images have a mask."""
+    """A reader of the object's pixels of an image; says how many images have a mask."""
     from ..images.masks import MaskFolder, read_mask
 
     masks = MaskFolder.given(folder)

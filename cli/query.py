@@ -97,7 +97,7 @@ def query(
         typer.Option(help="With a folder. `blue-orange` has 0 in the middle and is what --versus takes."),
     ] = None,
     encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Where the gallery's pictures lie now, if they were moved.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")] = None,
     device: Device = "auto",
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at what is otherwise passed over or assumed: an unreadable image, …")
@@ -167,14 +167,14 @@ def _refuse_unused(
     style: str,
     colours: str | None,
 ) -> None:
-    """Options that say how to explain without an explanation, how to draw without pictures, and the like."""
+    """Options that say how to explain without an explanation, how to draw without images, and the like."""
     if explain is None:
         refuse_unused(
             "without --explain", "against", "versus", "weighting", "space", "point", "style", "scale", "colours",
             remedy="add --explain OUT.html or a folder",
         )  # fmt: skip
         if not ids or (region is None and mask is None):
-            refuse_unused("where no picture of the gallery is opened", "root", remedy="add --explain, or leave it out")
+            refuse_unused("where no image of the gallery is opened", "root", remedy="add --explain, or leave it out")
         if ids and region is None and mask is None:
             refuse_unused(
                 "where nothing is encoded: the gallery keeps the vectors of its images", "device", "max_pixels"

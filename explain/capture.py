@@ -94,7 +94,7 @@ class LayerRun:
             return self._run(self.images[rows[:1] if share else rows], lambda _: edited)
 
     def can_share(self, score: Callable[[Any, Tensor], Tensor]) -> bool:
-        """Whether `replay` may share: tried out on the first image, with its own map and with nothing but zeros."""
+        """True if `replay` may share: tried out on the first image, with its own map and with nothing but zeros."""
         rows = torch.zeros(2, dtype=torch.long, device=self.images.device)
 
         def empty_second(maps: Tensor) -> None:
@@ -150,7 +150,7 @@ class LayerRun:
 
 
 class LayerView:
-    """What a method may look at: activations, gradients (computed when they are asked for), and the network."""
+    """The input of a method: activations, gradients (computed when they are asked for), and the network."""
 
     def __init__(self, run: LayerRun, output: Any, target: Target) -> None:
         self.run = run

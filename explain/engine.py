@@ -18,9 +18,12 @@ from ..metrics.maps import is_constant
 from .capture import LayerView, capture
 from .folding import fold
 from .inputs import Norm, Weighting, refuse_non_finite
-from .methods import gradient as methods
+from .methods.cam import caam, cam, weighted_sum
 from .methods.dist_cam import WeightOptions, dist_cam
+from .methods.eigen_cam import eigen_cam
 from .methods.full_grad import full_grad, full_gradient
+from .methods.grad_cam import grad_cam, grad_cam_plus_plus, xgrad_cam
+from .methods.hires_cam import hires_cam, layer_cam, seg_xres_cam
 from .methods.lift_cam import lift_weights
 from .methods.perturbation import ablation_weights, score_weights
 from .targets import Similarity, Target, vector_of
@@ -73,7 +76,7 @@ def explain_image(
     layer: str | None = None,
     **options: Any,
 ) -> ActivationMaps:
-    """Where in each image the network sees what is asked: one map for each image and question.
+    """Maps of where a network sees what is asked: one for each image and question.
 
     The model is run in evaluation mode and left exactly as it was. Any method answers any target. Dist-CAM compares
     pooled vectors, so for a similarity it needs the layer that is pooled; for other scores its reference is the
@@ -157,7 +160,7 @@ def _of_weights(title: str, weigh: Callable[..., Tensor]) -> Method:
     """A method that sums the channels with the weights that `weigh` finds by running the network again."""
 
     def compute(view: LayerView, *, relu: bool = True, **options: Any) -> Tensor:
-        return methods.weighted_sum(view.activations, weigh(view, **options), relu=relu)
+        return weighted_sum(view.activations, weigh(view, **options), relu=relu)
 
     return _method(title, compute, compute, weigh)
 
@@ -193,15 +196,15 @@ def _response(view: LayerView) -> Tensor:
 
 
 METHODS: Mapping[str, Method] = {
-    "cam": _of_gradients("CAM", methods.cam),
-    "caam": _of_activations("CAAM", methods.caam),
-    "gradcam": _of_gradients("Grad-CAM", methods.grad_cam),
-    "gradcam++": _of_gradients("Grad-CAM++", methods.grad_cam_plus_plus),
-    "xgradcam": _of_gradients("XGrad-CAM", methods.xgrad_cam),
-    "layercam": _of_gradients("LayerCAM", methods.layer_cam),
-    "hirescam": _of_gradients("HiResCAM", methods.hires_cam),
-    "segxrescam": _of_gradients("Seg-XRes-CAM", methods.seg_xres_cam),
-    "eigencam": _of_activations("Eigen-CAM", methods.eigen_cam),
+    "cam": _of_gradients("CAM", cam),
+    "caam": _of_activations("CAAM", caam),
+    "gradcam": _of_gradients("Grad-CAM", grad_cam),
+    "gradcam++": _of_gradients("Grad-CAM++", grad_cam_plus_plus),
+    "xgradcam": _of_gradients("XGrad-CAM", xgrad_cam),
+    "layercam": _of_gradients("LayerCAM", layer_cam),
+    "hirescam": _of_gradients("HiResCAM", hires_cam),
+    "segxrescam": _of_gradients("Seg-XRes-CAM", seg_xres_cam),
+    "eigencam": _of_activations("Eigen-CAM", eigen_cam),
     "ablationcam": _of_weights("Ablation-CAM", ablation_weights),
     "scorecam": _of_weights("Score-CAM", score_weights),
     "fullgrad": Method("FullGrad", full_grad, ()),

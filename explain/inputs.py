@@ -1,4 +1,4 @@
-"""What the functions on pooled vectors accept: the names of their options, and the checks at the public edge."""
+"""Options of the functions on pooled vectors, and the checks at the public edge."""
 
 from __future__ import annotations
 

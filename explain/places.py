@@ -16,13 +16,11 @@ from ..images.geometry import Box
 from ..images.transform import Transform
 from ..metrics.components import components, finite_array
 from ..remarks import remark
-from .targets import ComponentAt
 
 __all__ = [
     "box_from_map",
     "box_in_input",
     "boxes_from_maps",
-    "component_in_input",
     "mask_in_input",
     "point_in_input",
     "project",
@@ -32,7 +30,7 @@ __all__ = [
 
 
 def point_in_input(point: tuple[float, float], transform: Transform, size: tuple[int, int]) -> tuple[int, int]:
-    """The (row, column) of the network's input in which a point (x, y) of a picture of `size` (width, height) lies.
+    """The (row, column) of the network's input in which a point (x, y) of an image of `size` (width, height) lies.
 
     >>> point_in_input((10.0, 30.0), Transform(8, fit="squash"), (80, 40))
     (6, 1)
@@ -42,17 +40,12 @@ def point_in_input(point: tuple[float, float], transform: Transform, size: tuple
     if not (view.contains(x, y) and 0 <= x < size[0] and 0 <= y < size[1]):
         seen = tuple(round(edge, 1) for edge in view.clipped(*size))
         raise InputError(
-            f"the point {(x, y)} lies outside what the network sees of a picture of {size[0]}×{size[1]} pixels, "
+            f"the point {(x, y)} lies outside what the network sees of an image of {size[0]}×{size[1]} pixels, "
             f"(left, top, right, bottom) = {seen}"
         )
     row = int((y - view.top) / view.height * transform.height)
     column = int((x - view.left) / view.width * transform.width)
     return min(row, transform.height - 1), min(column, transform.width - 1)
-
-
-def component_in_input(point: tuple[float, float], transform: Transform, size: tuple[int, int]) -> ComponentAt:
-    """The region of predicted pixels at a point (x, y) of the picture."""
-    return ComponentAt(*point_in_input(point, transform, size))
 
 
 def visible_box(box: Box, size: tuple[int, int]) -> Box:
@@ -101,12 +94,12 @@ def sample_mask(
 
 
 def box_in_input(box: Box, transform: Transform, size: tuple[int, int]) -> Box:
-    """A box of the picture in pixels of the network's input, clipped to it."""
+    """A box of the image in pixels of the network's input, clipped to it."""
     view = transform.view(*size)
     inside = project(visible_box(box, size), transform, size).clipped(transform.width, transform.height)
     if not inside.area > 0:  # NaN fails too
         raise InputError(
-            f"the box {tuple(box)} lies outside what the network sees of a picture of "
+            f"the box {tuple(box)} lies outside what the network sees of an image of "
             f"{size[0]}×{size[1]} pixels, (left, top, right, bottom) = {tuple(view.clipped(*size))}"
         )
     return inside
@@ -115,7 +108,7 @@ def box_in_input(box: Box, transform: Transform, size: tuple[int, int]) -> Box:
 def mask_in_input(
     mask: Bool[NDArray[Any], "height width"], transform: Transform, size: tuple[int, int]
 ) -> Bool[Tensor, "h w"]:
-    """A mask of the picture as one of the network's input: every pixel takes the value at its centre."""
+    """A mask of the image as one of the network's input: every pixel takes the value at its centre."""
     seen, _ = sample_mask(region_mask(mask, size), transform)
     if not seen.any():
         raise InputError("the network sees nothing of this mask: it lies outside its view, or is finer than its input")

@@ -161,7 +161,7 @@ class PixelScore:
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """How close the output vector is to a reference; larger is closer, whatever the metric.
+    """Closeness of the output vector to a reference; larger is closer, whatever the metric.
 
     cosine: the cosine, in [-1, 1] (0 to a vector of length 0); dot: the dot product; l2 and l1: minus the distance.
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Explainer", "Failure", "worst_failures", "write_report"]
 
 N_PAIRS, N_EXAMPLES, MOST_CLASSES, MOST_SUPPORTS = 15, 12, 40, 5
-THUMBNAIL = 192  # longest side in pixels of a picture in the report
+THUMBNAIL = 192  # longest side in pixels of an image in the report
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ def worst_failures(result: EpisodeResult, n: int = N_EXAMPLES) -> list[Failure]:
 
 
 class Explainer:
-    """What a report needs to show pictures and maps: the images, the encoder that made the features, the classifiers.
+    """The source of a report's images and maps: the images, the encoder that made the features, the classifiers.
 
     Args:
         split: the images.
-        encoder: what made the features; pictures without maps if left out.
-        classifiers: by the names of the results; others get pictures without maps.
+        encoder: what made the features; images without maps if left out.
+        classifiers: by the names of the results; others get images without maps.
         device: where the encoder runs.
         precision: of its arithmetic, that of the features.
         features: the features by item, so that only the wrongly answered queries are encoded again.
@@ -89,7 +89,7 @@ class Explainer:
             self._inference = Inference(encoder, device=device, precision=precision)
 
     def image(self, name: str) -> Image:
-        """The picture of an item."""
+        """The image of an item."""
         return self._split.images[self._row[name]]
 
     def view(self, image: Image) -> Box:
@@ -157,7 +157,7 @@ def write_report(
     Args:
         path: the file to write; an existing one is replaced.
         results: the results of one manifest.
-        explainer: for pictures and maps of the worst failures; without it they are listed by name.
+        explainer: for images and maps of the worst failures; without it they are listed by name.
         sensitivity: redrawn supports by method, from `support_sensitivity`.
         title: the page's heading.
         notes: lines under it, as plain text.

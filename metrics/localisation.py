@@ -45,7 +45,7 @@ class BestThreshold(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class BoxOverlaps:
-    """How well the boxes of n maps fit at each of t thresholds: intersection over union with the nearest true box."""
+    """Intersection over union of the boxes of n maps, at each of t thresholds, with the nearest true box."""
 
     thresholds: tuple[float, ...]
     largest: Float[Tensor, "n t"]
@@ -178,7 +178,7 @@ def _overlap(found: Corners, truth: Corners) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, eq=False)
 class PixelCounts:
-    """How many pixels of n maps lie at or above each level, on the object and in all; levels fall from 1 to 0."""
+    """Counts of the pixels of n maps at or above each level, on the object and in all; levels fall from 1 to 0."""
 
     on_object: Float[Tensor, "n t"]
     shown: Float[Tensor, "n t"]
@@ -215,7 +215,7 @@ def pixel_counts(
     ignore: Bool[Tensor, "n h w"] | None = None,
     levels: int = LEVELS,
 ) -> PixelCounts:
-    """What the pixel precision-recall curve is made of, `PixelCounts.pxap`.
+    """The counts behind the pixel precision-recall curve, `PixelCounts.pxap`.
 
     Raises:
         InputError: maps that are not finite, or no level.
@@ -243,7 +243,7 @@ def pixel_counts(
 
 
 def peak_in_box(heat_map: Float[Tensor, "h w"], *boxes: Rectangle) -> bool:
-    """Whether the middle of the map's highest pixel lies in one of the boxes (the pointing game, without tolerance).
+    """True if the middle of the map's highest pixel lies in one of the boxes (the pointing game, without tolerance).
 
     Boxes are in pixels of the map. No box is never a hit, and a constant map points nowhere: it never hits.
 
@@ -263,7 +263,7 @@ class EnergyShare(NamedTuple):
 
 
 def energy_in_box(heat_map: Float[Tensor, "h w"], *boxes: Rectangle) -> EnergyShare:
-    """How much of the map, scaled to [0, 1] by minimum and maximum, lies inside the boxes (the energy pointing game).
+    """Share of the map, scaled to [0, 1] by minimum and maximum, that lies inside the boxes (the energy pointing game).
 
     Pixels on a box's edge count by the part that is covered. A map that knows nothing has its share near `chance`; the
     share of a constant map is exactly that. Boxes are in pixels of the map, and what lies outside it does not count.

@@ -33,7 +33,7 @@ __all__ = ["EncodingSettings", "default_protocol", "evaluate_dataset", "evaluate
 
 @dataclass(frozen=True)
 class EncodingSettings:
-    """How to run the encoder; see `encode_to_file`."""
+    """Settings of a run of the encoder; see `encode_to_file`."""
 
     batch_size: int | None = None
     workers: int | None = None
@@ -228,7 +228,7 @@ def _cached(dataset: Dataset, encoder: Encoder, file: Path) -> Encodings:
 
 
 def _overlap_of(gallery: Gallery, labels: Sequence[str | None]) -> Overlap | None:
-    """How many of a gallery's images its own encoder was trained on; None where no copy of it says."""
+    """The number of a gallery's images that its own encoder was trained on; None where no copy of it says."""
     record = None if gallery.encoder_path is None else TrainedOn.read(gallery.encoder_path)
     if record is None:
         return None

@@ -1,4 +1,4 @@
-"""What the maps of a ranking are made of: response maps and the vectors of references, each made once."""
+"""The evidence behind the maps of a ranking: response maps and the vectors of references, each made once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Space = Literal["metric", "backbone"]
 
 @dataclass(frozen=True)
 class Reference:
-    """What a query is compared with: a gallery image (`match` is set) or a class prototype (it is None)."""
+    """A reference that a query is compared with: a gallery image (`match` is set) or a class prototype (it is None)."""
 
     name: str
     label: str | None
@@ -101,7 +101,7 @@ class Evidence:
 
     @property
     def has_mean(self) -> bool:
-        """Whether the gallery keeps its mean vector in this space."""
+        """True if the gallery keeps its mean vector in this space."""
         return self.space == "metric" or self.ranking.retriever.gallery.spec.embedding_is_pooled
 
     def references(self, against: str | int) -> tuple[tuple[Reference, ...], Tensor]:

@@ -1,4 +1,4 @@
-"""Where a match comes from: Dist-CAM maps on the query and on its references, as arrays, a panel, or a report."""
+"""Explanation of matches: Dist-CAM maps on the query and on its references, as arrays, a panel, or a report."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def region_of_file(file: str | PathLike[str], *, category: int | None = None) ->
 
 @dataclass(frozen=True, eq=False)
 class EncodedBothWays:
-    """Pictures as a whole and under their masks, from the same feature maps."""
+    """Images as a whole and under their masks, from the same feature maps."""
 
     files: tuple[Path, ...]
     whole: tuple[Tensor, Tensor]
@@ -69,10 +69,8 @@ def encode_both_ways(
         masks.join(path for _, path in listed).tell(what="a mask", lines=f"masks in {masks.folder}")
     under = None if masks is None else MaskPooling.of(masks, inference.encoder, strict=strict)
     weights: dict[Path, Tensor | None] = {}
-    files: list[Path] = []
-    whole: list[tuple[Tensor, Tensor]] = []
-    masked: list[tuple[Tensor, Tensor]] = []
-    has_mask: list[bool] = []
+    found: list[tuple[Path, bool]] = []
+    vectors: list[tuple[Tensor, ...]] = []  # of whole images, then under masks
     skipped: list[str] = []
 
     def load(item: tuple[Path, str]) -> Tensor:
@@ -88,23 +86,21 @@ def encode_both_ways(
             skipped.append(f"{failure.item[0]}: {failure.error.reason}")
         if batch.encoding is not None:
             own = [weights.pop(file) for file, _ in batch.items]
-            encoding = batch.encoding
-            files += [file for file, _ in batch.items]
-            has_mask += [each is not None for each in own]
-            under_masks = pooled_under(inference.encoder, encoding, own)
-            masked.append((under_masks.pooled.cpu(), under_masks.embedding.cpu()))
-            whole.append((encoding.pooled.cpu(), encoding.embedding.cpu()))
+            found += [(file, each is not None) for (file, _), each in zip(batch.items, own, strict=True)]
+            both = (batch.encoding, pooled_under(inference.encoder, batch.encoding, own))
+            vectors.append(tuple(each.cpu() for encoding in both for each in (encoding.pooled, encoding.embedding)))
         if progress is not None:
-            progress(len(files) + len(skipped))
+            progress(len(found) + len(skipped))
     if under is not None:
         under.tell()
-    if not files:
-        raise InputError(f"none of the images could be used; the first: {skipped[0] if skipped else 'there are none'}")
+    if not found:
+        raise InputError(f"none of the images could be used; the first: {[*skipped, 'there are none'][0]}")
+    pooled, embedding, pooled_masked, embedding_masked = (torch.cat(part) for part in zip(*vectors, strict=True))
     return EncodedBothWays(
-        files=tuple(files),
-        whole=(torch.cat([pooled for pooled, _ in whole]), torch.cat([embedding for _, embedding in whole])),
-        masked=(torch.cat([pooled for pooled, _ in masked]), torch.cat([embedding for _, embedding in masked])),
-        has_mask=torch.tensor(has_mask),
+        files=tuple(file for file, _ in found),
+        whole=(pooled, embedding),
+        masked=(pooled_masked, embedding_masked),
+        has_mask=torch.tensor([has_mask for _, has_mask in found]),
         skipped=tuple(skipped),
     )
 

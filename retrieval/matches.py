@@ -51,7 +51,7 @@ class Matches(Ranking):
 
     @property
     def is_known(self) -> bool | None:
-        """Whether the nearest image is near enough to be a match; None if the query did not ask."""
+        """True if the nearest image is near enough to be a match; None if the query did not ask."""
         return None if self.max_distance is None else any(match.is_accepted for match in self.matches)
 
     @property

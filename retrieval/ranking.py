@@ -133,20 +133,16 @@ class Match:
 
     def to_dict(self) -> dict[str, Any]:
         """The match as JSON-able values."""
+        names = ("rank", "id", "path", "label", "distance", "similarity")
         return {
-            "rank": self.rank,
-            "id": self.id,
-            "path": self.path,
-            "label": self.label,
-            "distance": self.distance,
-            "similarity": self.similarity,
+            **{name: getattr(self, name) for name in names},
             **({} if self.is_accepted is None else {"is_accepted": self.is_accepted}),
             **({"columns": dict(self.columns)} if self.columns else {}),
         }
 
 
 class Encodes(Protocol):
-    """What encodes images: an `Inference`, or in a server the queue that stands before one."""
+    """An encoder of images: an `Inference`, or in a server the queue that stands before one."""
 
     encoder: Encoder
     device: torch.device
@@ -156,7 +152,7 @@ class Encodes(Protocol):
 
 
 class Source(Protocol):
-    """What a ranking needs of the `Retriever` that made it."""
+    """The part of a `Retriever` that its rankings need."""
 
     gallery: Gallery
     encoder: Encoder

@@ -88,7 +88,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the vectors come from.
+    """The origin of the vectors.
 
     Attributes:
         dataset: the data set's title, or a file's or folder's name.
@@ -129,7 +129,7 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What one evaluation found, and under which protocol; `print` it for a table, `to_dict` it for JSON.
+    """The result of one evaluation, with its protocol; `print` it for a table, `to_dict` it for JSON.
 
     Attributes:
         scores: by name, such as "R@1", "MAP@R", "R-precision", "mAP", "NMI".

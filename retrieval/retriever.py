@@ -35,7 +35,7 @@ _Prototypes = tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float32]]]
 
 
 class Ranked(TypedDict, total=False):
-    """What every way to query takes.
+    """Options of every way to query.
 
     Attributes:
         k: how many matches, by default 10; fewer come back when the gallery (or the filter) holds fewer.

@@ -1,4 +1,4 @@
-"""`distcam explain`: which part of a picture speaks for a class, for these pixels, or for this match."""
+"""`distcam explain`: which part of an image speaks for a class, for these pixels, or for this match."""
 
 from __future__ import annotations
 
@@ -74,15 +74,15 @@ def explain(
         ),
     ] = False,
     style: Annotated[Style, typer.Option(help="Draw colours, the line at half height, or a box.")] = "overlay",
-    scale: Annotated[Scale, typer.Option(help="Each map on its own scale, or one for all pictures.")] = "each",
+    scale: Annotated[Scale, typer.Option(help="Each map on its own scale, or one for all images.")] = "each",
     colours: Annotated[Colours, typer.Option(help="`blue-orange` has 0 in the middle.")] = "inferno",
     as_json: AsJson = False,
 ) -> None:
-    """Show which part of each picture speaks for a class, for a set of pixels, or for a match."""
+    """Show which part of each image speaks for a class, for a set of pixels, or for a match."""
     if out_file is not None and out_file.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out writes .png, .jpg, .html or .npz, not {out_file.name}")
     if out_file is None or out_file.suffix.lower() == ".npz":
-        refuse_unused("where no picture is drawn", "style", "scale", "colours", remedy="add --out OUT.png or OUT.html")
+        refuse_unused("where no image is drawn", "style", "scale", "colours", remedy="add --out OUT.png or OUT.html")
     if style != "overlay" and colours != "blue-orange":
         refuse_unused(f"by the style {style}, which draws lines", "colours")
     asked = Asked.parse(target)
@@ -129,7 +129,7 @@ def explain(
 
 @dataclass(frozen=True)
 class Explained:
-    """A picture with its maps by method."""
+    """An image with its maps by method."""
 
     path: Path
     image: Image
@@ -139,7 +139,7 @@ class Explained:
     faithfulness: Mapping[str, Faithfulness]
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers about each map, with its highest place and the box at half height in pixels of the picture."""
+        """Numbers about each map, with its highest place and the box at half height in pixels of the image."""
         described: dict[str, Any] = {
             "image": str(self.path),
             "target": self.target,
@@ -184,7 +184,7 @@ def _explained(
     *,
     measured: bool,
 ) -> Explained:
-    """The maps of one picture, and how faithful they are if that is wanted."""
+    """The maps of one image, and how faithful they are if that is wanted."""
     from ...explain import explain_image, measure_faithfulness
     from ...images import read_image
 
@@ -202,7 +202,7 @@ def _explained(
 
 
 def _write(path: Path, found: Sequence[Explained], *, target: str, look: DrawStyle) -> None:
-    """The maps as a picture, a page, or arrays; written aside first."""
+    """The maps as an image, a page, or arrays; written aside first."""
     import numpy as np
     import torch
 
@@ -244,7 +244,7 @@ def _write(path: Path, found: Sequence[Explained], *, target: str, look: DrawSty
 
 
 def _show(found: Sequence[Explained]) -> None:
-    """A table for each picture, a line for each method."""
+    """A table for each image, a line for each method."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""Whom `distcam explain` asks: a classifier or segmentation network about a class, an encoder about a match."""
+"""The subject of `distcam explain`: a classifier or segmentation network about a class, an encoder about a match."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["TARGETS", "Asked", "Subject", "encoder_subject", "network_subject"]
 TARGETS = (
     "`class:CAT` (name or number; `class` alone is the best one), `segment:CAT@PLACE` with a PLACE of `all`, "
     "`predicted`, `component`, `box:x1,y1,x2,y2`, `point:x,y`, `component:x,y` or `mask:FILE`, `match:OTHER.jpg`, or "
-    "`prototype:LABEL` (with --gallery; `prototype` alone is the nearest). Places are in pixels of the picture."
+    "`prototype:LABEL` (with --gallery; `prototype` alone is the nearest). Places are in pixels of the image."
 )
 
 
@@ -63,7 +63,7 @@ class NetworkSubject:
 
     @property
     def has_place(self) -> bool:
-        """Whether it asks about a place in the image's own pixels, which then is not read at a reduced size."""
+        """True if it asks about a place in the image's own pixels, which then is not read at a reduced size."""
         return self.asked.place.partition(":")[2] != ""
 
     def question(self, image: Image, pixels: Tensor) -> tuple[Target, str]:
@@ -82,7 +82,7 @@ class NetworkSubject:
         return PixelScore(category, self._pixels(image.size)), f"{name} @ {self.asked.place or 'predicted'}"
 
     def _pixels(self, size: tuple[int, int]) -> Any:
-        from ...explain import places
+        from ...explain import ComponentAt, places
 
         kind, _, text = (self.asked.place or "predicted").partition(":")
         if kind in ("all", "predicted", "component") and not text:
@@ -92,7 +92,7 @@ class NetworkSubject:
         if kind == "point":
             return places.point_in_input(read_point(text), self.transform, size)
         if kind == "component":
-            return places.component_in_input(read_point(text), self.transform, size)
+            return ComponentAt(*places.point_in_input(read_point(text), self.transform, size))
         if kind == "mask":
             return places.mask_in_input(read_mask(text), self.transform, size)
         raise InputError(
@@ -142,7 +142,7 @@ def network_subject(
     transform = network.transform.adapted(size=size, fit=fit)
     fixed = getattr(network.model, "image_size", None)  # a ViT is built for one size
     if isinstance(fixed, int) and (transform.height, transform.width) != (fixed, fixed):
-        raise InputError(f"{name} takes pictures of {fixed}×{fixed} pixels only; leave --image-size out")
+        raise InputError(f"{name} takes images of {fixed}×{fixed} pixels only; leave --image-size out")
     return NetworkSubject(network.model, transform, network.layer, asked, network.classes, category, {})
 
 
@@ -165,7 +165,7 @@ def _torchvisions(asked: Asked, name: str | None, weights: str | None, classes: 
 
 
 def _trained_file(asked: Asked, name: str) -> Path | None:
-    """What training left: a file, or in a run's folder what answers such a question."""
+    """The file that training left, or the one in a run's folder that answers such a question."""
     path = Path(name)
     if name.endswith(".safetensors"):
         return path
@@ -178,7 +178,7 @@ def _trained_file(asked: Asked, name: str) -> Path | None:
 
 
 def _trained(asked: Asked, file: Path, weights: str | None, classes: Path | None) -> Network:
-    """A network of our own, with its weights and the names of its classes: one that scores pixels, or pictures."""
+    """A network of our own, with its weights and the names of its classes: one that scores pixels, or images."""
     from ...encoders.checkpoint import read_checkpoint
     from ...segmentation import load_segmenter, load_source, network_of
 
@@ -189,7 +189,7 @@ def _trained(asked: Asked, file: Path, weights: str | None, classes: Path | None
     if asked.kind == "segment":
         if kind == "weak segmenter":
             raise InputError(
-                f"{file} learnt from labels alone and scores whole pictures: ask for --target class:{asked.value}, or "
+                f"{file} learnt from labels alone and scores whole images: ask for --target class:{asked.value}, or "
                 "about a network that was trained on its masks"
             )
         return load_segmenter(file).network()
@@ -208,7 +208,7 @@ def encoder_subject(
     fit: Any,
     size: int | None,
 ) -> EncoderSubject:
-    """The encoder, and the vector of the other picture or of the prototypes."""
+    """The encoder, and the vector of the other image or of the prototypes."""
     import torch
 
     from ...encoders import evaluating

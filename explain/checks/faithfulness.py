@@ -229,7 +229,7 @@ def measure_faithfulness(
 
 @dataclass(frozen=True, eq=False)
 class _Ranks:
-    """Where a match stands in a gallery."""
+    """Ranks of matches in a gallery."""
 
     gallery: Tensor
     matches: Tensor

@@ -1,4 +1,4 @@
-"""What stands where pixels are missing: a blurred image, or what the pixels around them let one guess."""
+"""Imputation of missing pixels: a blurred image, or a linear estimate from the pixels around them."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ __all__ = ["Randomisation", "match_randomisation", "match_sensitivity", "randomi
 
 @dataclass(frozen=True, eq=False)
 class Randomisation:
-    """What became of the maps while a network lost its weights, from the output down.
+    """Correlation of maps with those of the trained network while its weights are drawn anew, from the output down.
 
     Attributes:
         stages: the parts that were drawn anew, each in addition to those before it.
@@ -50,14 +50,6 @@ def randomise_parameters(
     Works on a copy: the model, its mode, and the global random numbers stay as they are. A part is drawn anew as its
     own `reset_parameters` does it, batch norms forget their statistics; parameters of modules without that method are
     drawn from a normal distribution with the mean and spread they had.
-
-    Args:
-        model: the network.
-        explain: makes the maps with a network that it is given; `lambda net: explain_image(net, images, …).maps`, with
-            the same question every time: stored references, not those the randomised network would choose.
-        stages: names of modules, first the one nearest to the output; all modules with parameters of their own, in
-            reverse order of registration, if left out.
-        seed: of the new parameters.
 
     Raises:
         InputError: a stage that does not exist, or a network without parameters.
@@ -135,7 +127,7 @@ def two_object_preference(
     region_a: Float[Tensor, "*n h w"],
     region_b: Float[Tensor, "*n h w"],
 ) -> Float[Tensor, "*n"]:
-    """How often the map for an object's class prefers that object, in {0, .25, .5, .75, 1}; one half is chance.
+    """Share of maps that prefer the object of their class, in {0, .25, .5, .75, 1}; one half is chance.
 
     Each image shows an object of class A and one of class B. The map for A should be higher, in the mean, on A than on
     B, and the map for B the other way round; each counts one half, a tie half of that. A map that does not depend on

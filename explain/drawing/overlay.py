@@ -1,4 +1,4 @@
-"""How maps are shown: on which scale, in which colours, as an overlay, a line or a box; and sheets of many."""
+"""Maps drawn on images, on a scale, in colours, as an overlay, a line or a box; and sheets of many."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ FINE = 16  # steps per position at which a map is enlarged before a box is put a
 
 @dataclass(frozen=True)
 class DrawStyle:
-    """How a set of maps is drawn.
+    """The way a set of maps is drawn.
 
     Attributes:
-        style: the map's colours over the picture, the line at `level`, or the box around the largest region above it.
+        style: the map's colours over the image, the line at `level`, or the box around the largest region above it.
         scale: "each" map runs from its own minimum to its own maximum; "shared" is one scale for the set, so that two
             maps can be compared by eye.
         colours: a scale that colour-blind readers can tell apart. "blue-orange" is for signed maps: its middle is 0.
@@ -74,7 +74,7 @@ def scaled(maps: Float[Tensor, "n h w"], look: DrawStyle) -> tuple[Float[Tensor,
 def paint(
     image: Image.Image, heat_map: Float[Tensor, "h w"], *, view: Box | None = None, look: DrawStyle | None = None
 ) -> Image.Image:
-    """One map, scaled to [0, 1], on its picture, in the style of the look."""
+    """One map, scaled to [0, 1], on its image, in the style of the look."""
     look = look or DrawStyle()
     is_flat = bool(is_constant(heat_map))
     if look.style == "overlay":  # a constant map of its own scale explains nothing and is not coloured
@@ -88,7 +88,7 @@ def paint(
 
 
 def place_box(heat_map: Float[Tensor, "h w"], view: Box, *, level: float = 0.5) -> Box:
-    """The box around the largest region above the level, in pixels of the picture that the map lies on."""
+    """The box around the largest region above the level, in pixels of the image that the map lies on."""
     rows, columns = (FINE * side for side in heat_map.shape)
     box = box_from_map(upsample(heat_map.float(), (rows, columns)), threshold=level)
     return box.scaled(view.width / columns, view.height / rows).shifted(view.left, view.top)
@@ -102,10 +102,10 @@ def map_tiles(
     look: DrawStyle | None = None,
     title: str = "",
 ) -> list[Tile]:
-    """Each map on its picture, captioned with the raw values at the two ends of its colours; constant ones say so."""
+    """Each map on its image, captioned with the raw values at the two ends of its colours; constant ones say so."""
     look = look or DrawStyle()
     if not len(images) == len(maps) == len(views):
-        raise ShapeError(f"expected a map and a view for each of {len(images)} pictures; got {len(maps)}, {len(views)}")
+        raise ShapeError(f"expected a map and a view for each of {len(images)} images; got {len(maps)}, {len(views)}")
     unit, ranges = scaled(maps, look)
     flat = is_constant(maps).tolist() if len(maps) else []
     captions = [
@@ -126,7 +126,7 @@ def sheet(
     look: DrawStyle | None = None,
     captions: Sequence[str] = (),
 ) -> list[list[Tile | None]]:
-    """A row for each picture, a column for each set of maps, and legends below: what `grid` and `write_page` take.
+    """A row for each image, a column for each set of maps, and legends below: what `grid` and `write_page` take.
 
     A shared scale is that of one column, the maps of one method, which have one unit; its legend holds the numbers.
     Otherwise they stand under each map.
@@ -135,7 +135,7 @@ def sheet(
     words = list(captions) or [""] * len(images)
     columns = [map_tiles(images, each, views=views, look=look, title=name) for name, each in maps.items()]
     rows: list[list[Tile | None]] = [
-        [Tile(image, title="picture", caption=caption), *tiles]
+        [Tile(image, title="image", caption=caption), *tiles]
         for image, caption, *tiles in zip(images, words, *columns, strict=True)
     ]
     if look.style == "overlay":

@@ -1,4 +1,4 @@
-"""Pictures of a query beside its matches and maps: for a paper, a README, an export."""
+"""Images of a query beside its matches and maps: for a paper, a README, an export."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MISSING = Image.new("RGB", (96, 96), (214, 217, 222))  # stands for an image tha
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a grid: `title` stands above it, `caption` below; `frame` colours its edge.
+    """One image of a grid: `title` stands above it, `caption` below; `frame` colours its edge.
 
     Of the colours that colour-blind readers keep apart, (0, 114, 178) and (213, 94, 0) serve for right and wrong.
     """
@@ -50,11 +50,11 @@ def panel(
     its two sides.
 
     Raises:
-        InputError: no matches, or a row that has another number of pictures than there are matches.
+        InputError: no matches, or a row that has another number of images than there are matches.
     """
     rows = [list(matches), list(query_maps), *([list(match_maps)] if match_maps else [])]
     if not matches or any(len(row) != len(matches) for row in rows):
-        raise InputError(f"a panel has one picture a match in every row; got rows of {[len(row) for row in rows]}")
+        raise InputError(f"a panel has one image a match in every row; got rows of {[len(row) for row in rows]}")
     bar = (
         Image.new("RGB", (tile_size, 1), WHITE)
         if colours is None
@@ -70,12 +70,12 @@ def panel(
 
 
 def grid(rows: Sequence[Sequence[Tile | None]], *, tile_size: int = 196, gap_after_first: int = GAP) -> Image.Image:
-    """Rows of pictures on white, each fitted into a square of `tile_size` pixels in its own proportions; None is a gap.
+    """Rows of images on white, each fitted into a square of `tile_size` pixels in its own proportions; None is a gap.
 
     One row makes a side-by-side. Text that is too long for its tile ends in an ellipsis.
     """
     if not rows or not any(tile for row in rows for tile in row):
-        raise InputError("a grid needs at least one picture")
+        raise InputError("a grid needs at least one image")
     n_columns = max(len(row) for row in rows)
     line = text_height(tile_size)
     step = round(1.6 * line)
@@ -117,13 +117,13 @@ def text_height(tile_size: int) -> int:
 
 
 def _fitted(image: Image.Image, tile_size: int) -> tuple[int, int]:
-    """Width and height of the picture inside a square tile."""
+    """Width and height of the image inside a square tile."""
     scale = tile_size / max(image.size)
     return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
 def _place(sheet: Image.Image, tile: Tile, x: int, y: int, tile_size: int, *, has_titles: bool) -> None:
-    """Title, picture, frame and caption of one tile, from its corner down, centred."""
+    """Title, image, frame and caption of one tile, from its corner down, centred."""
     draw = ImageDraw.Draw(sheet)
     line = text_height(tile_size)
     font = text_font(line)

@@ -150,7 +150,7 @@ def channel_weights(
     The first four take the sign of s (see the module's text) and, like `caam`, are normalised over the live channels.
 
     `norm="softmax"` degenerates: of values that grow like 1 / D the largest takes all, one channel is left, and the map
-    is empty wherever that channel is. It is offered for completeness. `sum`, `l2` and `none` give the same picture at
+    is empty wherever that channel is. It is offered for completeness. `sum`, `l2` and `none` give the same image at
     another scale; `minmax` takes the smallest weight away from all.
 
     The median is the lower one: an element of D, found by selection without sorting, and exactly scaled when D is.
@@ -206,7 +206,7 @@ def channel_weights(
 
 
 def _log_ratio(references: Tensor, mean: Tensor) -> Tensor:
-    """How many times more each channel has than the mean, as a logarithm, 0 for less; both turned by the sign of s."""
+    """Logarithm of how many times more each channel has than the mean, 0 for less; both turned by the sign of s."""
     mean = mean.clamp(min=0)
     floor = RARE * mean.mean(-1, keepdim=True)
     floor = torch.where(floor > 0, floor, _positive(references.mean(-1, keepdim=True)))
@@ -214,7 +214,7 @@ def _log_ratio(references: Tensor, mean: Tensor) -> Tensor:
 
 
 def _eps(distance: Tensor, size: Tensor, alive: Tensor, tau: float) -> Tensor | float:
-    """What is added to D, one number for each reference: tau medians, else tau means, and never less than rounding."""
+    """The eps added to D, one number for each reference: tau medians, else tau means, and never less than rounding."""
     if tau == 0:
         return LITERAL_EPS
     n_alive = alive.sum(-1, keepdim=True).clamp(min=1)
@@ -273,7 +273,7 @@ def _query_side(response_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _is_alive(magnitude: Tensor) -> Tensor:
-    """Where a channel is more than a trace, along the last dimension; nowhere if all is 0."""
+    """True where a channel is more than a trace, along the last dimension; nowhere if all is 0."""
     largest = magnitude.amax(-1, keepdim=True) if magnitude.shape[-1] else magnitude
     return magnitude > DEAD * largest
 

@@ -88,7 +88,7 @@ def _outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _bias(module: nn.Module) -> Tensor | None:
-    """What the module adds to each channel; None if it adds nothing, or is none of the known kinds."""
+    """The bias that a module adds to each channel; None if it adds nothing, or is none of the known kinds."""
     if isinstance(module, nn.BatchNorm2d):
         if module.running_mean is None or module.running_var is None:
             raise InputError(

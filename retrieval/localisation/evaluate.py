@@ -54,13 +54,13 @@ def localise(
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> LocalisationTable:
-    """How well the maps of several methods find the objects in images with boxes.
+    """Measure how well the maps of several methods find the objects in images with boxes.
 
     One forward pass for each image serves all methods but the gradient ones, which need their own. Every method is
     asked for the image's own class (with prototypes: its prototype; with "nearest": its nearest image), for another
     class drawn at random, and for the class of a second object where the image shows one. Maps are enlarged to the
     network's input, negative values set to 0, scaled to [0, 1]; found boxes are compared with the true ones in the
-    picture's own geometry (`Transform.locate`), so what the transform cuts off counts as not found.
+    image's own geometry (`Transform.locate`), so what the transform cuts off counts as not found.
 
     Args:
         images: with class and boxes, see `boxed_images`.
@@ -129,17 +129,17 @@ def localise(
 
 def _with_references(images: BoxedImages, references: References, *, strict: bool) -> BoxedImages:
     """The images whose class has references."""
-    strange = [image for image in images if image.label not in references.labels]
-    if not strange:
+    unknown = [image for image in images if image.label not in references.labels]
+    if not unknown:
         return images
     kept = tuple(image for image in images if image.label in references.labels)
-    first = strange[0]
+    first = unknown[0]
     message = (
         f"images of class {first.label!r} have no reference; nearest: {closest(first.label, list(references.labels))}"
     )
     if not kept:
         raise InputError(message)
-    remark(f"{len(strange):,} of {len(images):,} images are left out, as {first.path}: {message}", strict=strict)
+    remark(f"{len(unknown):,} of {len(images):,} images are left out, as {first.path}: {message}", strict=strict)
     return replace(images, images=kept)
 
 

@@ -1,4 +1,4 @@
-"""What the maps of a localisation table refer to: class prototypes, gallery images, and rows of a classifier."""
+"""References of the maps of a localisation table: class prototypes, gallery images, and rows of a classifier."""
 
 from __future__ import annotations
 

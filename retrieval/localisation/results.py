@@ -34,7 +34,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
-    """What was measured for one method on n images."""
+    """Measurements of one method on n images."""
 
     overlaps: BoxOverlaps
     is_right: Tensor
@@ -145,7 +145,7 @@ class LocalisationTable:
         raise InputError(f"no method {method!r} in this table; it has {', '.join(self.scores)}")
 
     def difference(self, one: str, other: str, measure: str = "max_box_acc") -> Estimate:
-        """How much one method's value of a measure exceeds another's, with a paired 95 % interval.
+        """Difference of two methods in a measure, with a paired 95 % interval.
 
         Both are computed on the same bootstrap samples of images, so what is common to them cancels.
         """

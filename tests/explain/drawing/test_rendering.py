@@ -143,7 +143,7 @@ def test_any_mode_becomes_rgb_and_the_argument_stays(mode: str) -> None:
 def test_unusable_options_are_refused() -> None:
     for options, message in (
         ({"opacity": 1.5}, "opacity=1.5 should be from 0 to 1"),
-        ({"view": Box(50, 0, 90, 30)}, "does not touch the picture of 40×30 pixels"),
+        ({"view": Box(50, 0, 90, 30)}, "does not touch the image of 40×30 pixels"),
     ):
         with pytest.raises(InputError, match=message):
             overlay(picture(), torch.eye(3), **options)
@@ -196,9 +196,9 @@ def test_a_panel_has_a_row_for_matches_one_for_the_query_and_one_for_the_match()
 
 
 def test_rows_of_other_lengths_are_refused() -> None:
-    with pytest.raises(InputError, match=r"one picture a match in every row; got rows of \[3, 2\]"):
+    with pytest.raises(InputError, match=r"one image a match in every row; got rows of \[3, 2\]"):
         panel(Tile(picture()), tiles(3), tiles(2))
-    with pytest.raises(InputError, match="at least one picture"):
+    with pytest.raises(InputError, match="at least one image"):
         grid([[None]])
 
 
