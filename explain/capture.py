@@ -1,4 +1,7 @@
-"""Looking into a network at one layer, and leaving it as it was."""
+"""Runs of a network with a look at one layer, which leave modes, hooks, gradients and random numbers as they were.
+
+Only what lies behind the layer is recorded for gradients: its output is handed on as a new leaf.
+"""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ __all__ = [
     "boxes_from_maps",
     "mask_in_input",
     "point_in_input",
+    "position_of",
     "project",
     "sample_mask",
     "visible_box",
@@ -43,9 +44,22 @@ def point_in_input(point: tuple[float, float], transform: Transform, size: tuple
             f"the point {(x, y)} lies outside what the network sees of an image of {size[0]}×{size[1]} pixels, "
             f"(left, top, right, bottom) = {seen}"
         )
-    row = int((y - view.top) / view.height * transform.height)
-    column = int((x - view.left) / view.width * transform.width)
-    return min(row, transform.height - 1), min(column, transform.width - 1)
+    return position_of(point, view, (transform.height, transform.width))
+
+
+def position_of(point: tuple[float, float], view: Box, shape: tuple[int, ...]) -> tuple[int, int]:
+    """The position (row, column) of a map over `view` that a point (x, y) of the image lies in.
+
+    Raises:
+        InputError: it lies outside.
+    """
+    x, y = point
+    if not view.contains(x, y):
+        seen = tuple(round(edge, 1) for edge in view)
+        raise InputError(f"the point {(x, y)} lies outside what the encoder sees, (left, top, right, bottom) = {seen}")
+    row = int((y - view.top) / view.height * shape[0])
+    column = int((x - view.left) / view.width * shape[1])
+    return min(row, shape[0] - 1), min(column, shape[1] - 1)
 
 
 def visible_box(box: Box, size: tuple[int, int]) -> Box:

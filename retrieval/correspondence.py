@@ -16,6 +16,7 @@ from ..explain.drawing.panels import Tile, grid
 from ..explain.drawing.rendering import draw_points
 from ..explain.methods.correspondence import Correspondence
 from ..explain.methods.correspondence import correspondence as divide
+from ..explain.places import position_of
 from ..files import replacing
 from ..images import Box, read_image
 from ..metrics.maps import rectify
@@ -63,7 +64,7 @@ class PictureCorrespondence:
         Raises:
             InputError: the encoder does not see that point.
         """
-        return self.parts.on_match(position_at(point, self.query_view, self.parts.shares.shape[:2]))
+        return self.parts.on_match(position_of(point, self.query_view, self.parts.shares.shape[:2]))
 
     def on_query(self, point: Point) -> Tensor:
         """Float "h w", raw: where on the query lies what this point (x, y) of the match contributes.
@@ -71,15 +72,20 @@ class PictureCorrespondence:
         Raises:
             InputError: the encoder does not see that point.
         """
-        return self.parts.on_query(position_at(point, self.match_view, self.parts.shares.shape[2:]))
+        return self.parts.on_query(position_of(point, self.match_view, self.parts.shares.shape[2:]))
 
     def pairs(self, limit: int = 10) -> list[PlacePair]:
         """The places that are each other's best partner, as the middles of their positions; largest share first."""
-        shape = self.parts.shares.shape
+        rows, columns, match_rows, match_columns = self.parts.shares.shape
+
+        def middle(position: tuple[int, int], view: Box, shape: tuple[int, int]) -> Point:
+            row, column = ((index + 0.5) / n for index, n in zip(position, shape, strict=True))
+            return view.left + column * view.width, view.top + row * view.height
+
         return [
             PlacePair(
-                middle_of(pair.query, self.query_view, shape[:2]),
-                middle_of(pair.match, self.match_view, shape[2:]),
+                middle(pair.query, self.query_view, (rows, columns)),
+                middle(pair.match, self.match_view, (match_rows, match_columns)),
                 pair.share,
             )
             for pair in self.parts.mutual_pairs(limit)
@@ -138,24 +144,4 @@ def correspondence(ranking: Ranking, rank: int, *, space: Space) -> PictureCorre
         match_view=transform.view(*read_image(match.file).size),
         is_exact=query.is_exact,
         _ranking=ranking,
-    )
-
-
-def position_at(point: Point, view: Box, shape: tuple[int, ...]) -> tuple[int, int]:
-    """The position (row, column) of a map over `view` that a point (x, y) of the image lies in."""
-    x, y = point
-    if not view.contains(x, y):
-        seen = tuple(round(edge, 1) for edge in view)
-        raise InputError(f"the point {(x, y)} lies outside what the encoder sees, (left, top, right, bottom) = {seen}")
-    row = int((y - view.top) / view.height * shape[0])
-    column = int((x - view.left) / view.width * shape[1])
-    return min(row, shape[0] - 1), min(column, shape[1] - 1)
-
-
-def middle_of(position: tuple[int, int], view: Box, shape: tuple[int, ...]) -> Point:
-    """The middle (x, y) of a position's area, in pixels of the image."""
-    row, column = position
-    return (
-        view.left + (column + 0.5) * view.width / shape[1],
-        view.top + (row + 0.5) * view.height / shape[0],
     )

@@ -1,21 +1,13 @@
-"""Dist-CAM: which part of a query makes it close to a reference, from pooled vectors and one matrix product.
+"""Dist-CAM: the part of a query that makes it close to a reference, from pooled vectors and one matrix product.
 
 A reference (a gallery image, or a class prototype) enters by its pooled vector alone. Each channel of the query's
 response map gets a weight that is large where the two pooled vectors are close, and the weighted channels are summed:
 
     D = |GAP(S) - GAP(Q)|,   W = norm(1 / (D + eps)),   M = Σ_k W_k Q_k        [Dist-CAM] Eq. 4-6
 
-What the paper leaves open is settled here, the same way for every weighting:
-
-- `eps = tau · median(D over live channels)`: the weights then do not change when all features are multiplied by a
-  number, and the rounding of vectors stored in float16 does not show. `tau = 0` is the literal reading, `eps = 1e-12`.
-- A channel that is zero everywhere in the query and zero in the reference is dead: it takes no part in weights, median
-  and normaliser. Zero means at most 1e-5 of the largest value, because GeM pooling turns 0 into its floor of 1e-6.
-- A median of 0 is replaced by the mean, and eps is at least tau · 1e-3 of the mean magnitude. So if every D is 0, or no
-  more than rounding (the query is the reference, or a copy encoded once more), all live channels weigh the same.
-- In a space with signs, closeness at a negative entry speaks *for* the match although the response there is negative.
-  So each channel is first turned such that the reference's entry is not negative: the weight takes the sign of the
-  reference's entry, and sign(0) = +1. After a ReLU this changes nothing, and the paper's rule is what remains.
+What the paper leaves open is settled the same way for every weighting (see docs/guides/explain.md): eps is tau medians of
+D over the live channels; channels that are zero in both images take no part; a median of 0 is replaced by the mean, and
+eps is at least tau · 1e-3 of the mean magnitude; the weight takes the sign of the reference's entry, and sign(0) = +1.
 
 Maps come back raw: signed, at the response map's resolution, never min-maxed. Everything is differentiable. The region
 of a match that answers the query is the same call with the roles swapped: the match's map, the query's pooled vector.
