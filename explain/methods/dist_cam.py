@@ -5,7 +5,7 @@ response map gets a weight that is large where the two pooled vectors are close,
 
     D = |GAP(S) - GAP(Q)|,   W = norm(1 / (D + eps)),   M = Σ_k W_k Q_k        [Dist-CAM] Eq. 4-6
 
-What the paper leaves open is settled the same way for every weighting (see docs/guides/explain.md): eps is tau medians of
+What the paper leaves open is settled the same way for every weighting (docs/guides/explain.md): eps is tau medians of
 D over the live channels; channels that are zero in both images take no part; a median of 0 is replaced by the mean, and
 eps is at least tau · 1e-3 of the mean magnitude; the weight takes the sign of the reference's entry, and sign(0) = +1.
 
