@@ -62,8 +62,10 @@ def position_of(point: tuple[float, float], view: Box, shape: tuple[int, ...]) -
     return min(row, shape[0] - 1), min(column, shape[1] - 1)
 
 
-def visible_box(box: Box, size: tuple[int, int]) -> Box:
+def visible_box(box: Box, size: tuple[int, int], *, is_said: bool = True) -> Box:
     """The part of a box that lies on an image of `size` (width, height), in its pixels; says if that is not all of it.
+
+    `is_said=False` is for servers, where everyone's boxes would fill the log.
 
     Raises:
         InputError: the box is empty or outside, or is given in shares of the sides.
@@ -77,7 +79,7 @@ def visible_box(box: Box, size: tuple[int, int]) -> Box:
     inside = box.clipped(width, height)
     if not inside.area > 0:  # NaN fails too
         raise InputError(f"the region {tuple(box)} is empty or lies outside the image of {width}×{height} pixels")
-    if inside.area < 0.99 * box.area:
+    if is_said and inside.area < 0.99 * box.area:
         remark(
             f"the box {tuple(box)} reaches beyond the image of {width}×{height} pixels; the part on it is used, "
             f"{tuple(inside)}"

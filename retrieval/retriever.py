@@ -139,7 +139,7 @@ class Retriever:
         queries = [Query(_name(source, i), source, encoding[i]) for i, source in enumerate(sources)]
         if region is not None:
             parts = zip(queries, _one_each(region, len(queries)), strict=True)
-            queries = [query if part is None else self.focused(query, part) for query, part in parts]
+            queries = [query if part is None else self.focused(query, part, is_said=True) for query, part in parts]
         results = self.rank(queries, **options)
         return results if many else results[0]
 
@@ -163,7 +163,7 @@ class Retriever:
         self._rejection(**options)
         query = self.stored(image)
         if region is not None:
-            query = self.focused(query, region)
+            query = self.focused(query, region, is_said=True)
         return self.rank([query], without=None if include_self else image, **options)[0]
 
     def stored(self, image: int, *, known_size: tuple[int, int] | None = None) -> Query:
@@ -226,8 +226,8 @@ class Retriever:
             )
         return rejection
 
-    def focused(self, query: Query, region: Region) -> Query:
-        """The query pooled over a region alone.
+    def focused(self, query: Query, region: Region, *, is_said: bool = False) -> Query:
+        """The query pooled over a region alone; `is_said` remarks on a box that reaches beyond the image.
 
         Raises:
             InputError: a region that is empty or outside, or a query that has no image.
@@ -235,7 +235,7 @@ class Retriever:
         encoder, feature_map = self.inference.encoder, query.encoding.feature_map.to(self.inference.device)
         size = query.whole_size
         if isinstance(region, Box):
-            visible_box(region, size)
+            visible_box(region, size, is_said=is_said)
         rows, columns = feature_map.shape[-2:]
         weights = weights_of(region, size=size, encoder=encoder, shape=(rows, columns)).to(feature_map.device)
         with torch.no_grad():

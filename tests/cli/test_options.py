@@ -127,7 +127,7 @@ BRANCHES = [
 
 # Options that every branch of their command uses; all others must stand in `BRANCHES`.
 ALWAYS = {
-    "query": "ids k where region mask reject max_distance explain encoder as_json",
+    "query": "ids k where region mask reject max_distance explain encoder strict as_json",
     "index build": "max_pixels out_path encoder weights layer fit image_size labels store_maps masks metric "
     "batch_size workers "
     "device index backend overwrite engine strict as_json",
