@@ -16,6 +16,7 @@ from distcam.encoders.backbones.networks import find_class, load_network
 from distcam.errors import InputError, WeightsError
 from distcam.explain import ClassScore, PixelScore, explain_image
 from distcam.images import Box, read_image
+from distcam.images.loading import pixel_limit, set_pixel_limit
 
 CLASSIFIER = ["--encoder", "resnet18", "--weights", "random", "--image-size", "64", "--fit", "squash"]
 SEGMENTER = ["--encoder", "lraspp_mobilenet_v3_large", "--weights", "random", "--image-size", "64", "--fit", "squash"]
@@ -288,6 +289,20 @@ def test_a_mistake_is_one_line_and_status_2(picture, monkeypatch, capsys, argume
 def test_a_query_that_cannot_be_explained_says_why(gallery, photos, monkeypatch, capsys, arguments, message):
     file = next(photos.rglob("*.jpg"))
     assert message in fails(monkeypatch, capsys, "query", gallery, file, *arguments)
+
+
+@pytest.mark.parametrize("place", ["point:3,4", "box:1,1,9,9", "component:3,4"])
+def test_a_place_on_a_photograph_that_is_not_read_whole_is_refused_not_shifted(
+    photos, monkeypatch, capsys, place
+) -> None:
+    photo = next(photos.rglob("*.jpg"))
+    limit = pixel_limit()
+    try:
+        set_pixel_limit(2000)  # a JPEG of up to four times as many pixels is reduced
+        said = fails(monkeypatch, capsys, "explain", photo, *SEGMENTER, "--target", f"segment:3@{place}")
+    finally:
+        set_pixel_limit(limit)
+    assert "64x64" in said or "4096" in said or "4,096" in said
 
 
 def test_the_help_has_an_example():
