@@ -5,28 +5,6 @@
 Public names load on first use, so `import distcam` costs nothing and the command line starts without torch.
 """
 
-from __future__ import annotations
+from .lazy import attach_stub
 
-from typing import TYPE_CHECKING
-
-from ._version import __version__
-from .errors import DistcamError
-from .lazy import lazily
-from .remarks import DistcamWarning
-
-if TYPE_CHECKING:
-    from .encoders import Encoder, Encoding
-    from .index import Gallery
-    from .retrieval import Matches, Retriever
-
-__all__ = ["DistcamError", "DistcamWarning", "Encoder", "Encoding", "Gallery", "Matches", "Retriever", "__version__"]
-
-_HOME = {
-    "Encoder": "encoders",
-    "Encoding": "encoders",
-    "Gallery": "index",
-    "Matches": "retrieval",
-    "Retriever": "retrieval",
-}
-
-__getattr__, __dir__ = lazily(__name__, _HOME, __all__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Self
 
 from .errors import InputError
 
-__all__ = ["DistcamWarning", "refusing", "remark"]
+__all__ = ["DistcamWarning", "Skipped", "counted", "refusing", "remark"]
 
 
 class DistcamWarning(UserWarning):
@@ -48,3 +51,32 @@ def refusing(remedy: str = "") -> Iterator[None]:
             yield
         except DistcamWarning as refused:
             raise InputError(f"{refused}{remedy}") from None
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "file"), counted(2, "file")
+    ('1 file', '2 files')
+    """
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An image that was left out, and why."""
+
+    path: str
+    reason: str
+
+    def to_json(self) -> str:
+        """One line of a skip list."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        """The inverse of `to_json`; ValueError for any other line."""
+        value = json.loads(line)
+        if not isinstance(value, dict) or not isinstance(path := value.get("path"), str):
+            raise ValueError("not a line of a skip list")
+        return cls(path, str(value.get("reason", "")))

@@ -23,12 +23,12 @@ from machine import describe_machine
 from distcam.encoders import Encoder, Inference
 from distcam.images import Transform, list_images
 from distcam.images.boxes.joined import boxed_images, read_boxes
-from distcam.images.scenes import blueprints, write_scenes
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
+from distcam.synthetic.scene_set import blueprints, write_scenes
 from distcam.training import OptimiserSettings, ScheduleSettings, Settings, fit
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.batches import TrainingBatches
-from distcam.training.data.sampling import Shuffled
+from distcam.training.data.samplers import Shuffled
 from distcam.training.data.training_set import TrainingSet
 from distcam.training.losses.registry import TermContext, build_objective
 
@@ -124,8 +124,8 @@ def train_encoder(encoder: Encoder, data: TrainingSet, *, seed: int) -> None:
     batches = TrainingBatches(data, Shuffled(len(data), batch_size=64, seed=seed), augment=AugmentSettings(), seed=seed)
     loss = {"kind": "normalized_softmax", "temperature": 0.1}
     objective = build_objective([loss], TermContext(encoder, data.class_names), seed=seed)
-    optimiser, schedule = OptimiserSettings(learning_rate=1e-2), ScheduleSettings("one_cycle")
-    fit(encoder, batches, objective, Settings(8, optimiser, schedule, seed=seed))
+    optimiser, schedule = OptimiserSettings(learning_rate=1e-2), ScheduleSettings(kind="one_cycle")
+    fit(encoder, batches, objective, Settings(epochs=8, optimiser=optimiser, schedule=schedule, seed=seed))
 
 
 def differences(table: LocalisationTable) -> str:

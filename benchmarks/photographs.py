@@ -28,7 +28,7 @@ from distcam import Encoder, Gallery, Matches, Retriever
 from distcam.encoders import Inference
 from distcam.explain import WEIGHTINGS, energy_in_box, peak_in_box, rectify, upsample
 from distcam.images import Box, list_images
-from distcam.index.faiss.install import installed
+from distcam.index.faiss.runtime import installed
 
 
 def read_boxes(file: Path) -> dict[str, list[Box]]:

@@ -106,7 +106,7 @@ def main() -> None:
     if options.side:
         print(json.dumps(measure(options.side, options.n, options.classes, options.d)))
         return
-    from distcam.index.faiss.install import installed
+    from distcam.index.faiss.runtime import installed
 
     print(describe_machine("numpy", *installed(), "pytorch-metric-learning", "torch"))
     print(f"{options.d} dimensions; peak memory beyond the vectors\n")

@@ -30,7 +30,7 @@ import numpy as np
 from machine import describe_machine, interleave
 
 from distcam.index import FaissSearch, Gallery, SearchSpec
-from distcam.index.faiss.recall import Truth, ground_truth
+from distcam.index.faiss.recall import GroundTruth, ground_truth
 from distcam.index.faiss.tuning import readable
 from distcam.index.search import Hits, distances_to
 from distcam.index.storage.durable import Storage, WriterLock
@@ -134,8 +134,8 @@ def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     search, spec = gallery.searcher, SearchSpec(options.dim, options.metric)
     assert isinstance(search, FaissSearch)
     truth = ground_truth(spec, gallery.ids, gallery.embeddings, queries=options.queries, k=100, seed=options.seed + 1)
-    raw, queries, k = search._stock.index, truth.queries, options.k
-    parameters = search._stock.parameters()
+    raw, queries, k = search._store.index, truth.queries, options.k
+    parameters = search._store.parameters()
     answers = search.search(queries, k + 1)
     rows = raw.search(queries, k + 1, params=parameters)[1]
     singles = interleave(
@@ -169,7 +169,7 @@ def one_by_one(search: Any, queries: np.ndarray) -> Any:
     return lambda: search(queries[next(turn) % len(queries)][None])
 
 
-def exact_hits(spec: SearchSpec, truth: Truth, gallery: Gallery, rows: np.ndarray, number: int) -> Hits:
+def exact_hits(spec: SearchSpec, truth: GroundTruth, gallery: Gallery, rows: np.ndarray, number: int) -> Hits:
     """What raw FAISS found, with true distances: ids are rows in this gallery, from which nothing was removed."""
     ids = rows[rows >= 0].astype(np.uint64)
     return Hits(ids, distances_to(spec, truth.queries[number], gallery.ranking_vectors(ids)))
@@ -196,7 +196,7 @@ def batch_check(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     vectors = np.concatenate([block for block, _ in clustered_blocks(small)])
     ids = np.arange(len(vectors), dtype=np.uint64)
     search = FaissSearch.build(SearchSpec(512, "cosine"), [(ids, vectors)], count=len(ids), factory="flat")
-    raw, queries = search._stock.index, vectors[:200]
+    raw, queries = search._store.index, vectors[:200]
     seconds = interleave(
         {"raw": lambda: raw.search(queries, 10), "distcam": lambda: search.search(queries, 10)},
         rounds=options.rounds,

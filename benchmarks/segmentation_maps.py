@@ -27,18 +27,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from machine import describe_machine
+from roar import remove_and_retrain, whole_explanations
+from small_segmenters import FitSettings, MobileSegmenter, SmallSegmenter, as_image, crowd_data, fit_segmenter, score
 from torch import nn
 
 from distcam.explain import METHODS, DrawStyle, Tile, contour, draw_box, grid, map_tiles, rectify
 from distcam.explain.drawing.rendering import draw_points
 from distcam.images import Box, Transform
-from distcam.images.scenes import blueprints
-from distcam.segmentation.crowds import Crowd, draw_cells, draw_crowd, draw_crowds
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.explaining import ASKS, REFERENCES, MapScores, Questions, ask_objects, judge_maps, maps_for
-from distcam.segmentation.roar import remove_and_retrain, whole_explanations
-from distcam.segmentation.segmenter.pixel_data import PixelData, picture_of, predict, score
-from distcam.segmentation.small_networks import FitSettings, MobileSegmenter, SmallSegmenter, fit_segmenter
+from distcam.segmentation.segmenter.pixel_data import PixelData, predict
+from distcam.synthetic.crowds import Crowd, draw_cells, draw_crowd, draw_crowds
+from distcam.synthetic.scene_set import blueprints
 
 TITLES = {"hirescam": "Seg-HiRes-Grad-CAM", "gradcam": "Seg-Grad-CAM", "segxrescam": "Seg-XRes-CAM"}
 SHOWN = ("hirescam", "segxrescam", "layercam", "gradcam", "scorecam", "caam")
@@ -72,7 +72,7 @@ def crowd_task(
 ) -> Task:
     transform = Transform(options.size, fit="squash")
     train, test = (
-        PixelData.of_crowds(draw_crowds(draw, count=count, seed=2 * options.seed + part), names, transform)
+        crowd_data(draw_crowds(draw, count=count, seed=2 * options.seed + part), names, transform)
         for part, count in ((0, options.train), (1, options.images))
     )
     settings = FitSettings(epochs=options.epochs, seed=options.seed)
@@ -142,8 +142,8 @@ def tables(task: Task, options: argparse.Namespace) -> None:
             window=options.window,
         )
         first = next(iter(found.values()))
-        pictures = len(first.picture.unique())
-        print(f"\n### asked by {by}: {len(first.picture)} questions in {pictures} pictures\n")
+        pictures = len(first.image.unique())
+        print(f"\n### asked by {by}: {len(first.image)} questions in {pictures} pictures\n")
         print(measure_table(found, options.window, seed=options.seed))
         print(f"\n{time.process_time() - start:.0f} s of processor time", flush=True)
 
@@ -167,7 +167,7 @@ def titled(name: str, window: int) -> str:
     return f"{title}, windows of {window}" if name == "segxrescam" else title
 
 
-def roar(task: Task, options: argparse.Namespace) -> None:
+def roar_table(task: Task, options: argparse.Namespace) -> None:
     fractions = [float(share) for share in options.fractions.split(",")]
     seeds = [int(seed) for seed in options.seeds.split(",")]
     print(f"\n## ROAR, {task.title}; fill: {options.fill}; mean IoU, mean ± standard deviation over seeds {seeds}\n")
@@ -206,7 +206,7 @@ def figure(file: Path, options: argparse.Namespace) -> None:
     row, number = options.picture
     predicted = predict(model, task.test.images)
     image = task.test.images[row : row + 1]
-    picture = picture_of(image[0], Transform(options.size)).resize((384, 384), 1)
+    picture = as_image(image[0], Transform(options.size)).resize((384, 384), 1)
     rows = []
     for by in ("component", "box", "point"):
         questions = ask_objects(task.test, row, predicted[row], by=by)
@@ -279,7 +279,7 @@ def main() -> None:
         figure(options.figure, options)
     for name in options.tasks:
         task = TASKS[name](options)
-        (roar if options.roar else tables)(task, options)
+        (roar_table if options.roar else tables)(task, options)
 
 
 if __name__ == "__main__":

@@ -82,10 +82,10 @@ def gallery_of(arguments: argparse.Namespace, folder: Path) -> Path:
     """Some pictures, and many more vectors."""
     from distcam.encoders import Encoder
     from distcam.images import Transform
-    from distcam.images.scenes import blueprints, write_scenes
     from distcam.index import Gallery
     from distcam.index.storage.records import Entries, Vectors
     from distcam.index.storage.writer import opened_for_writing
+    from distcam.synthetic.scene_set import blueprints, write_scenes
 
     write_scenes(folder / "set", classes=blueprints(8), splits={"photos": 12}, size=96, two_object_share=0.0)
     encoder = Encoder.load("conv4", weights="random", transform=Transform(64, fit="squash"))

@@ -32,7 +32,7 @@ from distcam.images import Transform, list_images
 from distcam.training import Batch, Objective, Progress, Settings, Step, fit
 from distcam.training.data.augment import AugmentSettings, augment, uniforms
 from distcam.training.data.batches import TrainingBatches
-from distcam.training.data.sampling import Shuffled
+from distcam.training.data.samplers import Shuffled
 from distcam.training.data.training_set import TrainingSet
 from distcam.training.losses.registry import TERMS, TermContext, build_objective
 

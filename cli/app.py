@@ -13,32 +13,13 @@ import typer
 
 from .._version import __version__
 from ..errors import DistcamError
-from ..index.faiss.install import fault_behind
-from . import demo, encode, env, evaluate, fewshot, localize, query, serve, task_train, train
+from ..index.faiss.runtime import fault_behind
+from . import demo, encode, env, evaluate, fewshot, index, localize, query, reid, serve, train
 from .command import Commands
 from .console import complain, remarks
 from .explain import explain
-from .index import (
-    interop as index_interop,
-)
-from .index import (
-    manage as index,
-)
-from .index import (
-    restore as index_restore,
-)
-from .index import (
-    sync as index_sync,
-)
-from .index import (
-    tune as index_tune,
-)
 from .options import ReadsImages
-from .reid import explain as reid_explain
-from .reid import reid
 from .segment import segment
-
-__all__ = ["app", "main"]
 
 app = Commands(
     name="distcam",
@@ -49,16 +30,8 @@ app = Commands(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(index.app, name="index")
-index.app.command(name="tune", epilog=index_tune.EXAMPLE)(index_tune.tune)
-index.app.command(name="sync", cls=ReadsImages, epilog=index_sync.EXAMPLE)(index_sync.sync)
-index.app.command(name="import", epilog=index_interop.IMPORT_EXAMPLE)(index_interop.import_)
-index.app.command(name="export", epilog=index_interop.EXPORT_EXAMPLE)(index_interop.export)
-index.app.command(name="restore", epilog=index_restore.EXAMPLE)(index_restore.restore)
 app.add_typer(fewshot.app, name="fewshot")
 app.add_typer(reid.app, name="reid")
-reid.app.command(name="explain", cls=ReadsImages, epilog=reid_explain.EXAMPLE)(reid_explain.explain)
-reid.app.command(name="train", cls=ReadsImages, epilog=task_train.REID_EXAMPLE)(task_train.reid_train)
-fewshot.app.command(name="train", cls=ReadsImages, epilog=task_train.FEWSHOT_EXAMPLE)(task_train.fewshot_train)
 app.add_typer(segment.app, name="segment")
 app.command(name="explain", cls=ReadsImages, epilog=explain.EXAMPLE)(explain.explain)
 app.command(name="query", cls=ReadsImages, epilog=query.EXAMPLE)(query.query)

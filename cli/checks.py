@@ -1,20 +1,18 @@
-"""What can be refused before torch is imported, which takes seconds: missing files, missing options."""
+"""Checks before torch is imported, which takes seconds: missing files, missing options."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..encoders.names import OWN_ARCHITECTURES, needs_weights
+from ..encoders.names import OWN_ARCHITECTURES, needs_weights, refuse_weight_file
 from ..errors import InputError
-
-__all__ = ["require_encoder", "require_file", "require_images", "require_model"]
 
 _NAMES = ("imagenet", "random", "default")  # of weights that are in no file
 
 
 def require_encoder(name: str, weights: str | None, layer: str | None = None) -> None:
-    """Nothing, if `--encoder` and `--weights` can mean an encoder.
+    """Refuse `--encoder` and `--weights` that can mean no encoder.
 
     Raises:
         InputError: a checkpoint or a file of weights that is not there, weights beside a checkpoint, or none without.
@@ -25,7 +23,9 @@ def require_encoder(name: str, weights: str | None, layer: str | None = None) ->
                 f"{name} is a checkpoint and brings its own weights and layer; leave --weights and --layer out"
             )
         require_file(name, "--encoder")
-    elif weights is None:
+        return
+    refuse_weight_file(name, options=f": --encoder ARCHITECTURE --weights {name}")
+    if weights is None:
         if name not in OWN_ARCHITECTURES:
             raise InputError(needs_weights(name).replace("weights", "--weights", 1))
     elif weights not in _NAMES:
@@ -33,23 +33,19 @@ def require_encoder(name: str, weights: str | None, layer: str | None = None) ->
 
 
 def require_file(path: str | Path | None, option: str, *, also: str = "") -> None:
-    """Nothing, if there is such a file or none was asked for; InputError names the option."""
+    """Refuse a file that is not there, by the name of its option; None was not asked for."""
     if path is not None and not Path(path).exists():
         raise InputError(f"{option} {path}: no such file; expected a FILE{also}")
 
 
 def require_model(path: Path) -> None:
-    """Nothing, if something is there; InputError otherwise."""
+    """Refuse a path at which nothing is."""
     if not path.exists():
         raise InputError(f"{path}: nothing is there; expected a run's folder or a file of weights")
 
 
 def require_images(sources: Iterable[str | Path]) -> None:
-    """Nothing, if each is there, or is a pattern that fits a file.
-
-    Raises:
-        InputError: nothing is there, or a pattern that fits nothing.
-    """
+    """Refuse sources that are not there, and patterns that fit no file."""
     from ..images import list_images
 
     for source in map(str, sources):

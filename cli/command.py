@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -13,8 +13,6 @@ from typer.core import TyperCommand, TyperOption
 
 from ..errors import DistcamError, InputError
 from ..remarks import refusing
-
-__all__ = ["Command", "Commands", "in_words_of", "option_names", "refuse_beside", "refuse_unused", "running_words"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _WORDS: ContextVar[str] = ContextVar("words", default="")
@@ -41,8 +39,12 @@ class Command(TyperCommand):
         token = _RUNNING.set(ctx)
         try:
             is_strict = bool(ctx.params.get("strict"))  # then what would be a note is an error, in every command
-            with in_words_of(self), refusing(" (--strict)") if is_strict else nullcontext():
+            with refusing(" (--strict)") if is_strict else nullcontext():
                 return super().invoke(ctx)
+        except DistcamError as error:
+            if len(error.args) == 1 and isinstance(error.args[0], str):
+                error.args = (option_names(error.args[0], self),)
+            raise
         finally:
             _RUNNING.reset(token)
 
@@ -69,19 +71,17 @@ def running_words() -> str:
 
 
 def refuse_beside(option: str) -> None:
-    """Nothing, unless other options were typed beside one that is answered before any other is looked at.
+    """Refuse other options typed beside one that is answered before any other is looked at.
 
     Raises:
         InputError: names them as they were typed.
     """
     others = dict.fromkeys(word.partition("=")[0] for word in _TYPED.get() if word.startswith("-") and word != option)
-    if others:
-        verb, them = ("is", "it") if len(others) == 1 else ("are", "them")
-        raise InputError(f"{', '.join(others)} {verb} not used with {option}; leave {them} out")
+    _refuse(list(others), f"with {option}")
 
 
 def refuse_unused(branch: str, *options: str, remedy: str = "") -> None:
-    """Nothing, unless the caller typed an option that this branch of the running command does not use.
+    """Refuse options that the caller typed and that this branch of the running command does not use.
 
     Args:
         branch: what does not use them, after "is not used": "without --explain", "by a segmentation network".
@@ -95,32 +95,19 @@ def refuse_unused(branch: str, *options: str, remedy: str = "") -> None:
     if context is None:  # called from Python
         return
     by_name = {parameter.name: parameter for parameter in context.command.params}
-    typed = [_as_typed(by_name[name], context) for name in options if _is_typed(name, context)]
+    typed = []
+    for option in (by_name[name] for name in options):
+        source = context.get_parameter_source(str(option.name))
+        if source is not None and source.name == "COMMANDLINE":
+            is_off = bool(option.secondary_opts) and context.params[str(option.name)] is False
+            typed.append((option.secondary_opts if is_off else option.opts)[0])  # `--flip`, or `--no-flip`
+    _refuse(typed, branch, remedy)
+
+
+def _refuse(typed: list[str], branch: str, remedy: str = "") -> None:
     if typed:
         verb, them = ("is", "it") if len(typed) == 1 else ("are", "them")
         raise InputError(f"{', '.join(typed)} {verb} not used {branch}; {remedy or f'leave {them} out'}")
-
-
-def _is_typed(name: str, context: typer.Context) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _as_typed(option: Any, context: typer.Context) -> str:
-    """`--flip`, or `--no-flip` if it is that which was typed."""
-    is_off = bool(option.secondary_opts) and context.params[option.name] is False
-    return str((option.secondary_opts if is_off else option.opts)[0])
-
-
-@contextmanager
-def in_words_of(command: TyperCommand) -> Iterator[None]:
-    """Inside, errors that name a parameter of Python's name the command's option instead."""
-    try:
-        yield
-    except DistcamError as error:
-        if len(error.args) == 1 and isinstance(error.args[0], str):
-            error.args = (option_names(error.args[0], command),)
-        raise
 
 
 def option_names(message: str, command: TyperCommand | None = None) -> str:
@@ -134,21 +121,17 @@ def option_names(message: str, command: TyperCommand | None = None) -> str:
         if context is None:
             return message
         command = context.command  # type: ignore[assignment]
-    for option in command.params:  # type: ignore[union-attr]
-        if isinstance(option, TyperOption) and option.name:
-            message = _renamed(message, option.name, max(option.opts, key=len))
-    return message
-
-
-def _renamed(message: str, name: str, option: str) -> str:
-    flag = option.removeprefix("--").replace("-", "_")
-    for word in {name, flag}:
-        before, after = r"(?<![\w/.'\"=-])(?<!in Python )", r"(?![\w'\"-]|[/.]\w)"
-        message = re.sub(rf"`{word}(?:=(?:True|…))?`", option, message)
-        message = re.sub(rf"`{word}=['\"]?([\w.-]+)['\"]?`", rf"{option} \1", message)
-        message = re.sub(rf"{before}{word}=True{after}", option, message)
-        message = re.sub(rf"{before}{word}=('[^']*') is not known", rf"{option} \1 is not known", message)
-        message = re.sub(rf"\bpass {word}{after}(?!=)", f"pass {option}", message)
-        if "_" in word:
-            message = re.sub(rf"{before}{word}{after}(?!=)", option, message)
+    before, after = r"(?<![\w/.'\"=-])(?<!in Python )", r"(?![\w'\"-]|[/.]\w)"
+    for parameter in command.params:  # type: ignore[union-attr]
+        if not isinstance(parameter, TyperOption) or not parameter.name:
+            continue
+        option = max(parameter.opts, key=len)
+        for word in {parameter.name, option.removeprefix("--").replace("-", "_")}:
+            message = re.sub(rf"`{word}(?:=(?:True|…))?`", option, message)
+            message = re.sub(rf"`{word}=['\"]?([\w.-]+)['\"]?`", rf"{option} \1", message)
+            message = re.sub(rf"{before}{word}=True{after}", option, message)
+            message = re.sub(rf"{before}{word}=('[^']*') is not known", rf"{option} \1 is not known", message)
+            message = re.sub(rf"\bpass {word}{after}(?!=)", f"pass {option}", message)
+            if "_" in word:
+                message = re.sub(rf"{before}{word}{after}(?!=)", option, message)
     return message

@@ -1,4 +1,4 @@
-"""What every command shares: where text goes, progress bars, JSON, and loading an encoder."""
+"""Text, notes, progress bars, JSON, and loading an encoder: shared by all commands."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
-from ..remarks import DistcamWarning, refusing
+from ..progress import Progress
+from ..remarks import DistcamWarning
 from .checks import require_encoder
 from .command import option_names
 
@@ -53,20 +55,13 @@ def note_unfinished_build() -> None:
 
 
 @contextmanager
-def remarks(*, strict: bool = False) -> Iterator[None]:
-    """Print every `DistcamWarning` as a note, each once; with `strict`, the first one is an `InputError`."""
+def remarks() -> Iterator[None]:
+    """Print every `DistcamWarning` as a note, each once."""
     said: set[str] = set()
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
+    def show(message: Warning | str, category: type[Warning], *where: Any, **file: Any) -> None:
         if not issubclass(category, DistcamWarning):
-            shown(message, category, filename, lineno, file, line)
+            shown(message, category, *where, **file)
         elif (text := option_names(str(message))) not in said:
             said.add(text)
             note(text)
@@ -74,8 +69,7 @@ def remarks(*, strict: bool = False) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("always", DistcamWarning)
         shown, warnings.showwarning = warnings.showwarning, show
-        with refusing(" (--strict)") if strict else nullcontext():
-            yield
+        yield
 
 
 def print_json(value: Any) -> None:
@@ -84,7 +78,7 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(description: str) -> Iterator[Progress]:
     """A bar on stderr driven by `progress(done, total)`; a plain line every ten seconds if that is no terminal."""
     if not err.is_terminal:
         with progress_lines(description) as progress:
@@ -97,13 +91,13 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as bar:
+    with ProgressBar(*columns, console=err, transient=True) as bar:
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
-def progress_lines(description: str, *, every: float | None = None) -> Iterator[Callable[[int, int], None]]:
+def progress_lines(description: str, *, every: float | None = None) -> Iterator[Progress]:
     """A line on stderr every so many seconds, also while nothing is counted; none from what is done before that.
 
     Of several at once only those that have begun to count say something.

@@ -1,11 +1,12 @@
-"""`distcam demo`: the whole job on pictures it draws itself, in less than a minute, without a network."""
+"""`distcam demo`: the whole job on images it draws itself, in less than a minute, without a network."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +19,8 @@ from .options import AsJson
 if TYPE_CHECKING:
     from ..encoders import Encoder
     from ..explain import Weighting
-    from ..images.scenes import SceneRecord, SceneSet
     from ..retrieval import Matches
+    from ..synthetic.scene_set import SceneRecord, SceneSet
 
 EXAMPLE = "Example: `distcam demo --out /tmp/demo`"
 MARKER = ".distcam-demo"  # only a folder that holds it is ever cleared
@@ -29,7 +30,7 @@ Answers = Sequence[tuple["SceneRecord", "Matches"]]
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much is drawn and trained; pictures are `picture` pixels wide, the network sees `side`."""
+    """Amount of drawing and training; images are `picture` pixels wide, the network sees `side`."""
 
     base_classes: int = 32
     novel_classes: int = 16
@@ -44,7 +45,7 @@ class DemoSize:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What was measured, each share beside what chance and a map that ignores the match (`caam`) reach."""
+    """Measures, each share beside those of chance and of a map that ignores the match (`caam`)."""
 
     novel_classes: int
     gallery_images: int
@@ -99,7 +100,12 @@ def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> DemoRes
     """
     size = size or DemoSize()
     started = time.perf_counter()
-    _clear(folder)
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARKER).exists():
+            raise InputError(f"{folder} is not empty and was not written by the demo; pass another --out")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
     base, novel = _draw(folder, size, seed)
     encoder = _train(base, size, seed)
     encoder.save(folder / "encoder.safetensors")
@@ -114,42 +120,20 @@ def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> DemoRes
     )
 
 
-def _clear(folder: Path) -> None:
-    """An earlier demo's folder is replaced; any other folder with something in it is left alone."""
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / MARKER).exists():
-            raise InputError(f"{folder} is not empty and was not written by the demo; pass another --out")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).touch()
-
-
 def _draw(folder: Path, size: DemoSize, seed: int) -> tuple[SceneSet, SceneSet]:
     """Single objects of the base classes to learn from; gallery and queries of others, some with a second object."""
-    from ..images.scenes import blueprints, write_scenes
+    from ..synthetic.scene_set import blueprints, write_scenes
 
     classes = blueprints(size.base_classes + size.novel_classes, seed=seed)
+    base, novel = classes[: size.base_classes], classes[size.base_classes :]
+    draw = partial(write_scenes, size=size.picture, seed=seed)
     with progress_bar("drawing base classes") as progress:
-        base = write_scenes(
-            folder / "base",
-            classes=classes[: size.base_classes],
-            splits={"train": size.base_images},
-            size=size.picture,
-            two_object_share=0.0,
-            seed=seed,
-            progress=progress,
-        )
+        splits = {"train": size.base_images}
+        first = draw(folder / "base", classes=base, splits=splits, two_object_share=0.0, progress=progress)
     with progress_bar("drawing novel classes") as progress:
-        novel = write_scenes(
-            folder / "novel",
-            classes=classes[size.base_classes :],
-            splits={"gallery": size.gallery_images, "query": size.query_images},
-            size=size.picture,
-            two_object_share=0.1,
-            seed=seed,
-            progress=progress,
-        )
-    return base, novel
+        splits = {"gallery": size.gallery_images, "query": size.query_images}
+        second = draw(folder / "novel", classes=novel, splits=splits, two_object_share=0.1, progress=progress)
+    return first, second
 
 
 def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
@@ -159,7 +143,7 @@ def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
     from ..training import OptimiserSettings, ScheduleSettings, Settings, fit
     from ..training.data.augment import AugmentSettings
     from ..training.data.batches import TrainingBatches
-    from ..training.data.sampling import Shuffled
+    from ..training.data.samplers import Shuffled
     from ..training.data.training_set import TrainingSet
     from ..training.losses.registry import TermContext, build_objective
 
@@ -171,7 +155,8 @@ def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
     batches = TrainingBatches(data, Shuffled(len(data), batch_size=64, seed=seed), augment=AugmentSettings(), seed=seed)
     loss = {"kind": "normalized_softmax", "temperature": 0.1}
     objective = build_objective([loss], TermContext(encoder, data.class_names), seed=seed)
-    settings = Settings(size.epochs, OptimiserSettings(learning_rate=1e-2), ScheduleSettings("one_cycle"), seed=seed)
+    optimiser, schedule = OptimiserSettings(learning_rate=1e-2), ScheduleSettings(kind="one_cycle")
+    settings = Settings(epochs=size.epochs, optimiser=optimiser, schedule=schedule, seed=seed)
     with progress_bar("training") as progress:
         fit(encoder, batches, objective, settings, progress=progress)
     return encoder
@@ -182,9 +167,9 @@ def _query(folder: Path, novel: SceneSet, encoder: Encoder) -> Answers:
     from ..index import Gallery
     from ..retrieval import Retriever
 
-    images, out_folder = novel.folder / "gallery", folder / "novel.gallery"
+    out = folder / "novel.gallery"
     with progress_bar("building the gallery") as progress:
-        gallery = Gallery.build(images, encoder, out=out_folder, store_maps=True, progress=progress)
+        gallery = Gallery.build(novel.folder / "gallery", encoder, out=out, store_maps=True, progress=progress)
     records = novel.of_split("query")
     results = Retriever(gallery, encoder).query([novel.file(record) for record in records], k=5)
     return list(zip(records, results, strict=True))
@@ -192,41 +177,37 @@ def _query(folder: Path, novel: SceneSet, encoder: Encoder) -> Answers:
 
 def _measure(answers: Answers) -> dict[str, Any]:
     """R@1 and the share of map peaks in the box of the object that gives the query its label."""
-    gallery, n = answers[0][1].retriever.gallery, len(answers)
+    gallery = answers[0][1].retriever.gallery
     counts = dict(zip(gallery.prototypes.labels, gallery.prototypes.counts.tolist(), strict=True))
+
+    def is_found(record: SceneRecord, matches: Matches) -> bool:
+        """True if the nearest image is of the query's class, and none of another as near."""
+        return all(match.label == record.label for match in matches if match.distance == matches[0].distance)
+
+    def has_peak_in_box(record: SceneRecord, matches: Matches, weighting: Weighting) -> bool:
+        from ..explain import peak_in_box, upsample
+
+        width, height = matches.query.image.size
+        heat = upsample(matches.explain(weighting=weighting).query_maps[0], (height, width))
+        return peak_in_box(heat, record.boxes[0][1])
+
+    def share_of_box(record: SceneRecord, matches: Matches) -> float:
+        return record.boxes[0][1].area / (matches.query.image.width * matches.query.image.height)
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(values) / len(answers)
+
     return {
         "novel_classes": len(counts),
         "gallery_images": len(gallery),
-        "queries": n,
-        "recall_at_1": sum(_is_found(record, matches) for record, matches in answers) / n,
-        "recall_at_1_chance": sum(counts[record.label] for record, _ in answers) / (n * len(gallery)),
-        "nearest_prototype": sum((matches.prototype or "?")[0] == record.label for record, matches in answers) / n,
-        "peak_in_box": _peaks(answers, "dist"),
-        "peak_in_box_caam": _peaks(answers, "caam"),
-        "peak_in_box_chance": sum(_area_share(record, matches) for record, matches in answers) / n,
+        "queries": len(answers),
+        "recall_at_1": mean(is_found(record, matches) for record, matches in answers),
+        "recall_at_1_chance": mean(counts[record.label] / len(gallery) for record, _ in answers),
+        "nearest_prototype": mean((matches.prototype or "?")[0] == record.label for record, matches in answers),
+        "peak_in_box": mean(has_peak_in_box(record, matches, "dist") for record, matches in answers),
+        "peak_in_box_caam": mean(has_peak_in_box(record, matches, "caam") for record, matches in answers),
+        "peak_in_box_chance": mean(share_of_box(record, matches) for record, matches in answers),
     }
-
-
-def _is_found(record: SceneRecord, matches: Matches) -> bool:
-    """Whether the nearest image is of the query's class, and none of another as near."""
-    return all(match.label == record.label for match in matches if match.distance == matches[0].distance)
-
-
-def _area_share(record: SceneRecord, matches: Matches) -> float:
-    image = matches.query.image
-    return record.boxes[0][1].area / (image.width * image.height)
-
-
-def _peaks(answers: Answers, weighting: Weighting) -> float:
-    """Share of queries whose map against the nearest match has its peak in the object's box."""
-    from ..explain import peak_in_box, upsample
-
-    hits = 0
-    for record, matches in answers:
-        width, height = matches.query.image.size
-        heat = upsample(matches.explain(weighting=weighting).query_maps[0], (height, width))
-        hits += peak_in_box(heat, record.boxes[0][1])
-    return hits / len(answers)
 
 
 def _report(path: Path, answers: Answers, measured: dict[str, Any], shown: int) -> Path:

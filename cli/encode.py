@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..index.reports import counted
+from ..remarks import counted
 from .checks import require_encoder, require_images
 from .console import load_encoder, print_json, progress_bar, resumable, say
 from .index.manage import report_skipped

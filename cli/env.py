@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -47,34 +48,27 @@ def env(as_json: AsJson = False) -> None:
 def _facts() -> dict[str, Any]:
     import torch
 
-    from ..index.faiss import install as faiss_install
+    from ..index.faiss import runtime
 
-    gpus, devices = _faiss_gpus(), [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    packages = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    gpus = 0
+    with suppress(ImportError, AttributeError):  # no FAISS, or one whose files are gone
+        import faiss
+
+        gpus = int(faiss.get_num_gpus())
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "distcam": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{name: found for name in PACKAGES if (found := _version(name))},
-        **faiss_install.installed(),
+        **packages,
+        **runtime.installed(),
         "cuda devices": devices,
         "faiss gpus": gpus,
-        "faiss fault": faiss_install.why_no_gpu() if devices and not gpus else faiss_install.fault(),
+        "faiss fault": runtime.why_no_gpu() if devices and not gpus else runtime.fault(),
         "torch threads": torch.get_num_threads(),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
     }
-
-
-def _faiss_gpus() -> int:
-    try:
-        import faiss
-
-        return int(faiss.get_num_gpus())
-    except (ImportError, AttributeError):  # no FAISS, or one whose files are gone
-        return 0
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

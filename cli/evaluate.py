@@ -67,7 +67,7 @@ def evaluate(
     precision: Annotated[
         Precision,
         typer.Option(
-            help="Of the arithmetic; auto: bf16 where the hardware has it. fp32 repeats across machines. A --gallery "
+            help="Of the arithmetic; auto: bf16 where that is faster. fp32 repeats across machines. A --gallery "
             "has its own."
         ),
     ] = "auto",
@@ -153,8 +153,8 @@ def _evaluate_encoded(path: Path, chosen: dict[str, Any]) -> Evaluation:
 
 def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Dataset:
     """The split asked for, else the only one or `test`; other splits are not compared with the official counts."""
+    from ..datasets.retrieval import listed_splits, named_split
     from ..images import load_dataset
-    from ..images.datasets import listed_splits, named_split
 
     if split is None:
         listed, problems = listed_splits(path, layout=layout)

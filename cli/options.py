@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..metrics.distances import Metric as Metric
+from ..metrics import Metric as Metric
 from .command import Command
 
 FitName = Literal["crop", "squash", "pad"]

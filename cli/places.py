@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ..errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..images import Box
 
 
 def read_box(text: str) -> Box:
-    """`x1,y1,x2,y2` in pixels of a picture; right and bottom are exclusive."""
+    """`x1,y1,x2,y2` in pixels of an image; right and bottom are exclusive."""
     from ..images import Box
 
     left, top, right, bottom = _numbers(text, 4, "x1,y1,x2,y2")
@@ -25,13 +27,13 @@ def read_box(text: str) -> Box:
 
 
 def read_point(text: str) -> tuple[float, float]:
-    """`x,y` in pixels of a picture."""
+    """`x,y` in pixels of an image."""
     x, y = _numbers(text, 2, "x,y")
     return x, y
 
 
 def read_mask(path: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """A picture as a mask: everything that is not black."""
+    """An image as a mask: everything that is not black."""
     from ..images.masks import read_mask
 
     return read_mask(path)
@@ -77,10 +79,8 @@ def _value(text: str) -> Any:
     if text.lower() in words:
         return words[text.lower()]
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text
 
 
@@ -89,6 +89,6 @@ def _numbers(text: str, n: int, form: str) -> list[float]:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if len(values) != n or not np.isfinite(values).all():
-        raise InputError(f"expected {form} in pixels of the picture, got {text!r}")
+    if len(values) != n or not all(map(math.isfinite, values)):
+        raise InputError(f"expected {form} in pixels of the image, got {text!r}")
     return values

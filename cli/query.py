@@ -210,7 +210,7 @@ def _listed(sources: Sequence[str]) -> list[Path]:
 def _readable(images: list[Path]) -> tuple[list[Path], list[Path]]:
     """The images that can be read, and the others, which are named on stderr."""
     from ..images import read_image
-    from ..index.reports import Skipped
+    from ..remarks import Skipped
     from .index.manage import report_skipped
 
     skipped: dict[Path, Skipped] = {}

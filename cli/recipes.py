@@ -14,8 +14,6 @@ from ..errors import InputError
 from .command import refuse_beside, running_words
 from .console import note, say
 
-__all__ = ["ListRecipes", "RecipePath", "Template", "find_recipe"]
-
 FOLDER = Path(__file__).parents[1] / "recipes"
 _COMMAND = re.compile(r"distcam (?:(\w+) )?train")
 
@@ -30,7 +28,7 @@ class Shipped:
 
     @classmethod
     def read(cls, file: Path) -> Shipped:
-        """What the comment at a recipe's head says."""
+        """Read the comment at a recipe's head."""
         head = file.read_text(encoding="utf-8")[:1000]
         found = _COMMAND.search(head)
         task = found[1] if found else None

@@ -1,4 +1,4 @@
-"""`distcam train`: encoders from a recipe, one or several, and a table of what they are worth."""
+"""`distcam train`, `fewshot train`, `reid train`, `segment train`: recipes, and a table of what they are worth."""
 
 from __future__ import annotations
 
@@ -17,10 +17,20 @@ from .options import AsJson, Strict
 from .recipes import ListRecipes, RecipePath, Template, find_recipe
 
 if TYPE_CHECKING:
-    from ..training.recipes.recipe import Recipe
-    from ..training.recipes.runs import Comparison
+    from ..training.recipes.comparison import Comparison
+    from ..training.recipes.recipe import Recipe, RecipeFile
 
 EXAMPLE = "Example: `distcam train bias --variant all --seeds 0,1,2 --set run.epochs=10`"
+FEWSHOT_EXAMPLE = "Example: `distcam fewshot train omniglot_short`"
+REID_EXAMPLE = "Example: `distcam reid train reid_walkers --variant all --seeds 0,1,2`"
+
+OutFolder = Annotated[Path | None, typer.Option("--out", help="Where runs go. Default: runs/NAME, after the recipe's.")]
+Variant = Annotated[str | None, typer.Option(help="One of the recipe's variants, several a,b, or `all`.")]
+Seeds = Annotated[str | None, typer.Option(help="Such as 0,1,2. Default: the recipe's own.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another value, such as run.epochs=3.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with runs that were stopped.")]
 
 
 def train(
@@ -28,13 +38,13 @@ def train(
     out_path: Annotated[
         Path | None, typer.Option("--out", help="Where runs go. Default: runs/NAME, after the recipe's file.")
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="One of the recipe's variants, several a,b, or `all`.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Such as 0,1,2. Default: the recipe's own.")] = None,
+    variant: Variant = None,
+    seeds: Seeds = None,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Another value, such as run.epochs=3 or loss.gain.weight=2."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with runs that were stopped.")] = False,
+    resume: Resume = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, … Default: the recipe's own.")] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Where drawn scenes are kept for other runs. Default: in --out.")
@@ -56,28 +66,104 @@ def train(
     every_change = [*changes_with(changes, strict=strict), *([f'run.device="{device}"'] if device else [])]
     if dry_run:
         refuse_unused("with --dry-run, which trains nothing", "out_path", "seeds", "resume", "cache", "max_pixels")
-        resolved = {name or "": _dry(file.recipe(variant=name, changes=every_change)) for name in chosen}
-        print_json(resolved if variant else resolved[""])
+        _print_resolved({name: file.recipe(variant=name, changes=every_change) for name in chosen}, as_json=as_json)
         return
-    from ..training.engine.distributed import current_world
-    from ..training.recipes.runs import run_variants
-
-    folder = out_path or Path("runs") / recipe.stem
-    first = file.recipe(variant=chosen[0], changes=every_change)
-    if first.data.scenes is None:
+    if file.recipe(variant=chosen[0], changes=every_change).data.scenes is None:
         refuse_unused("by a recipe that draws no scenes", "cache")
-    with resumable_runs(folder):
+    run_file(
+        file,
+        out_path or Path("runs") / recipe.stem,
+        seeds=seeds,
+        as_json=as_json,
+        variants=chosen,
+        changes=every_change,
+        cache=cache,
+        resume=resume,
+        reading=lambda: progress_bar("reading images"),
+    )
+
+
+def task_command(load: Callable[[RecipeFile], dict[str, Any]], text: str) -> Callable[..., None]:
+    """The command that trains the recipes of a task; `load` imports it, and gives options of `run_variants`."""
+
+    def command(
+        recipe: RecipePath,
+        out_path: OutFolder = None,
+        variant: Variant = None,
+        seeds: Seeds = None,
+        changes: Changes = None,
+        resume: Resume = False,
+        _list: ListRecipes = False,
+        _template: Template = False,
+        strict: Strict = False,
+        as_json: AsJson = False,
+    ) -> None:
+        recipe = find_recipe(recipe)
+        from ..training.recipes.recipe import RecipeFile
+
+        file = RecipeFile.read(recipe)
+        run_file(
+            file,
+            out_path or Path("runs") / recipe.stem,
+            seeds=seeds,
+            as_json=as_json,
+            variants=chosen_variants(variant, file.variants),
+            changes=changes_with(changes, strict=strict),
+            resume=resume,
+            **load(file),
+        )
+
+    command.__doc__ = text
+    return command
+
+
+def _fewshot(_: RecipeFile) -> dict[str, Any]:
+    from ..fewshot.training import FewShotRecipe
+
+    return {"task": FewShotRecipe, "reading": lambda: progress_bar("reading images")}
+
+
+def _reid(_: RecipeFile) -> dict[str, Any]:
+    from ..reid.training import ReidRecipe
+
+    return {"task": ReidRecipe, "reading": lambda: progress_bar("reading images")}
+
+
+def _segment(file: RecipeFile) -> dict[str, Any]:
+    """Class maps alone, or the whole way to a segmentation network."""
+    from ..segmentation.cam_training.training import SegmentationRecipe
+    from ..segmentation.pipeline import run_segmentation
+    from ..segmentation.pipeline_recipe import PipelineRecipe, is_pipeline
+
+    whole = {"task": PipelineRecipe, "run": run_segmentation}
+    return {**(whole if is_pipeline(file) else {"task": SegmentationRecipe}), "leaves": "Models, masks"}
+
+
+fewshot_train = task_command(
+    _fewshot,
+    "Train an encoder on base classes, in episodes or in batches, and measure it on stored episodes of novel ones.",
+)
+reid_train = task_command(_reid, "Train a re-identification encoder, and evaluate its queries against the gallery.")
+segment_train = task_command(
+    _segment, "Train as a recipe says: class maps (CAM, CPN, SEAM), or all the way to a segmentation network."
+)
+
+
+def run_file(
+    file: RecipeFile, folder: Path, *, seeds: str | None, as_json: bool, leaves: str = "Encoders", **options: Any
+) -> None:
+    """Run every chosen variant with every seed, and print one table; options are those of `run_variants`."""
+    from ..training.engine.distributed import current_world
+    from ..training.recipes.comparison import run_variants
+
+    with _resumable(folder):
         comparison = run_variants(
             file,
-            variants=chosen,
-            seeds=chosen_seeds(seeds) if seeds else [first.run.seed],
-            changes=every_change,
+            seeds=chosen_seeds(seeds) if seeds else None,
             folder=folder,
-            cache=cache,
-            resume=resume,
             announce=announcer(),
-            reading=lambda: progress_bar("reading images"),
             watch=lambda name, seed: progress_bar(" ".join(filter(None, (name, f"seed {seed}")))),
+            **options,
         )
     if not current_world().is_first:
         return
@@ -86,12 +172,24 @@ def train(
         return
     out.print(comparison_table(comparison))
     say(f"Images: {'; '.join(comparison.seen_as)}")
-    say(f"Encoders, logs, and resolved recipes: {folder}")
+    say(f"{leaves}, logs, and resolved recipes: {folder}")
 
 
-def _dry(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe, divided as the data say if they are there; sizes and classes of the parts go to stderr."""
-    from ..training.data.parts import sentence
+def _print_resolved(recipes: dict[str | None, Recipe], *, as_json: bool) -> None:
+    """Print recipes as TOML that reads back, or as JSON; several are the variants of one file."""
+    from ..training.recipes.tables import as_toml
+
+    tables = {name: _settled(recipe).to_dict() for name, recipe in recipes.items()}
+    if as_json:
+        print_json(tables.get(None, tables))
+        return
+    one = next(iter(tables.values())) if len(tables) == 1 else None
+    typer.echo(as_toml(one or {"variants": {str(name): table for name, table in tables.items()}}), nl=False)
+
+
+def _settled(recipe: Recipe) -> Recipe:
+    """The recipe, divided as the data say if they are there; sizes and classes of the parts go to stderr."""
+    from ..training.data.run_data import sentence
     from ..training.data.splits import list_parts
 
     try:
@@ -99,10 +197,10 @@ def _dry(recipe: Recipe) -> dict[str, Any]:
         parts = list_parts(recipe.data, folder=recipe.folder)
     except InputError as error:
         note(f"the data cannot be divided now: {error}")
-        parts = {}
+        return recipe
     if parts:
         announcer()(sentence(parts))
-    return recipe.to_dict()
+    return recipe
 
 
 def changes_with(changes: list[str] | None, *, strict: bool) -> list[str]:
@@ -155,7 +253,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 @contextmanager
-def resumable_runs(folder: Path) -> Iterator[None]:
+def _resumable(folder: Path) -> Iterator[None]:
     """Ctrl-C says what is kept and how to go on, and ends with exit status 130."""
     try:
         yield

@@ -44,10 +44,6 @@ def write_checkpoint(path: str | os.PathLike[str], config: Mapping[str, Any], te
     """Write a checkpoint beside its place, then move it there; an old file survives until the new one is complete.
 
     The umask decides who may read it, as for any new file.
-
-    Raises:
-        InputError: options or metadata hold what JSON cannot.
-        WeightsError: the folder is missing or cannot be written.
     """
     path = Path(path)
     created_with = {"distcam": __version__, "torch": str(torch.__version__)}
@@ -75,11 +71,7 @@ def write_checkpoint(path: str | os.PathLike[str], config: Mapping[str, Any], te
 def read_checkpoint(
     path: str | os.PathLike[str], *, only: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The configuration and the tensors of a checkpoint; with `only` no tensor but that one is read.
-
-    Raises:
-        WeightsError: no such file, damaged, not an encoder's checkpoint, or from a newer distcam.
-    """
+    """The configuration and the tensors of a checkpoint; with `only` no tensor but that one is read."""
     path = Path(path)
     if not is_file(path):
         raise WeightsError(f"{path}: no such checkpoint")
@@ -118,11 +110,7 @@ _NAMES = {str: "a text", dict: "an object", list: "a list", type(None): "nothing
 
 @contextmanager
 def built_from_header(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """While something is built from what a header says: whatever fails then is the header's fault.
-
-    Raises:
-        WeightsError: in place of any other exception but running out of memory.
-    """
+    """While something is built from what a header says: whatever fails then is the header's fault."""
     try:
         yield
     except (WeightsError, MemoryError):

@@ -21,12 +21,20 @@ from .encoding import Encoding
 from .fingerprint import FingerprintCache
 from .heads import BNNeck, Identity, described, head_from_dict, width_behind
 from .layers import Tap, require_feature_map
+from .names import CHECKPOINT_SUFFIX
 from .pooling import GAP, GeM, Pooling, pooling_from
 from .trained_on import DIGESTS, TrainedOn
 from .weights.filling import load_state, say_what_is_left
 from .weights.matching import StateDict, neck_among, tensors_of
-from .weights.reading import drawn_from, read_state_dict, uninitialised
-from .weights.sources import CHECKPOINT_SUFFIX, is_checkpoint, published, require_parts, transform_for
+from .weights.reading import (
+    drawn_from,
+    is_checkpoint,
+    published,
+    read_state_dict,
+    require_parts,
+    transform_for,
+    uninitialised,
+)
 from .weights.wrapping import find_layer, require_usable, unwrapped
 
 __all__ = ["Encoder", "evaluating"]

@@ -199,9 +199,6 @@ def _batch_norm_affine(norm: nn.BatchNorm1d) -> Affine:
 def width_behind(head: nn.Module, width: int | None) -> int | None:
     """Numbers per image that leave a head when `width` enter; None where only running the head would tell.
 
-    Raises:
-        ShapeError: the head, or a part of it, was built for another width.
-
     >>> width_behind(Sequential(BNNeck(64), Linear(64, 10)), 64)
     10
     """

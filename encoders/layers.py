@@ -41,11 +41,7 @@ class Tap(nn.Module):
         self.layer = layer
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k rows columns"]:
-        """The feature map of the layer.
-
-        Raises:
-            InputError: the layer did not run, or ran several times, in this forward pass.
-        """
+        """The feature map of the layer."""
         outputs: list[Any] = []
         caller = threading.get_ident()
 
@@ -74,9 +70,6 @@ def returned_by(layer: str, output: Any) -> Tensor:
     The tensor itself is the network's: an operation in place behind the layer (`out += identity`, a ReLU with
     `inplace=True`) writes into it, and what was kept would then be another place's output. Nothing tells beforehand,
     and tensors made in inference mode do not count their versions, so it is always copied.
-
-    Raises:
-        ShapeError: the layer returned something else than one tensor.
     """
     if not isinstance(output, Tensor):
         raise ShapeError(f"layer {layer!r} returns a {type(output).__name__}, expected one tensor; name an inner layer")
@@ -84,11 +77,7 @@ def returned_by(layer: str, output: Any) -> Tensor:
 
 
 def require_layer(network: nn.Module, layer: str) -> None:
-    """Refuse a name that is no sub-module of the network, with the three names nearest to it.
-
-    Raises:
-        InputError: there is no such layer.
-    """
+    """Refuse a name that is no sub-module of the network, with the three names nearest to it."""
     if not isinstance(layer, str):
         raise InputError(f"expected a layer's name, such as 'layer4', got {type(layer).__name__}")
     names = [name for name, _ in network.named_modules(remove_duplicate=False) if name]  # a part may have two names
@@ -100,9 +89,6 @@ def require_feature_map(network: nn.Module, size: tuple[int, int]) -> None:
     """Refuse a network that answers a black image of this height and width with something else than a feature map.
 
     A network that cannot be run this way is not judged.
-
-    Raises:
-        InputError: with the last layer that does return a map.
     """
     parameter = next(network.parameters(), torch.zeros(()))
     if not parameter.is_floating_point():
@@ -147,9 +133,6 @@ def cut(network: nn.Module, layer: str) -> nn.Module:
 
     Inside plain sequences everything behind the layer is dropped. A layer inside a block (say the second convolution of
     a residual block) is tapped: its block still runs whole, and parameter names gain the prefix `source.`.
-
-    Raises:
-        InputError: there is no such layer.
     """
     require_layer(network, layer)
     if not isinstance(network, nn.Sequential):

@@ -1,10 +1,10 @@
-"""A part of a picture as the question: how much of each position of a feature map it covers, and pooling over it.
+"""A part of an image as the question: how much of each position of a feature map it covers, and pooling over it.
 
-A region is given in pixels of the picture as it was taken. What the network saw of that picture is its `view`, and the
+A region is given in pixels of the image as it was taken. What the network saw of that image is its `view`, and the
 positions of the feature map divide the view evenly, so each position is covered by a share of its area, 0 to 1. Pooling
 with these shares as weights gives the vector of the region, and `fold` with them gives the response map of which that
-vector is the mean: a region is then searched for and explained by everything that takes a whole picture. `MaskPooling`
-does so for a stream of pictures, each with a mask in a folder.
+vector is the mean: a region is then searched for and explained by everything that takes a whole image. `MaskPooling`
+does so for a stream of images, each with a mask in a folder.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def coverage(
     """How much of each position's area the region covers, in [0, 1].
 
     Args:
-        region: a `Box` in pixels of the picture, clipped to it; or a boolean mask with a value for each of its pixels.
-        size: (width, height) of the picture.
-        view: the rectangle of the picture that the network saw, `Transform.view(*size)`.
+        region: a `Box` in pixels of the image, clipped to it; or a boolean mask with a value for each of its pixels.
+        size: (width, height) of the image.
+        view: the rectangle of the image that the network saw, `Transform.view(*size)`.
         shape: rows and columns of the feature map.
 
     Raises:
-        ShapeError: a mask that is not of the picture's size.
+        ShapeError: a mask that is not of the image's size.
         InputError: the region is empty, or lies outside what the network saw.
 
     >>> coverage(Box(0, 0, 3, 2), size=(4, 4), view=Box(0, 0, 4, 4), shape=(2, 2))
@@ -73,19 +73,14 @@ def coverage(
     if shares.max() < 1e-6:
         seen = tuple(round(edge, 1) for edge in view.clipped(*size))
         raise InputError(
-            f"the region lies outside what the encoder sees of this picture of {width}×{height} pixels, which is "
+            f"the region lies outside what the encoder sees of this image of {width}×{height} pixels, which is "
             f"(left, top, right, bottom) = {seen}; an encoder whose transform has fit='pad' or 'squash' sees all"
         )
     return torch.from_numpy(shares.clip(0, 1)).float()
 
 
 def region_mask(region: Box | NDArray[Any], size: tuple[int, int]) -> Bool[NDArray[Any], "height width"]:
-    """The region as a boolean array of the picture's size; of a box the pixels with their centre inside.
-
-    Raises:
-        ShapeError: a mask that is not boolean or not of the picture's size.
-        InputError: a mask without any pixel.
-    """
+    """The region as a boolean array of the image's size; of a box the pixels with their centre inside."""
     width, height = size
     if isinstance(region, Box):
         x, y = np.arange(width) + 0.5, (np.arange(height) + 0.5)[:, None]
@@ -94,7 +89,7 @@ def region_mask(region: Box | NDArray[Any], size: tuple[int, int]) -> Bool[NDArr
     mask = np.asarray(region)
     if mask.shape != (height, width) or mask.dtype != np.bool_:
         raise ShapeError(
-            f"a region's mask is boolean and as large as the picture, (rows, columns) = ({height}, {width}); "
+            f"a region's mask is boolean and as large as the image, (rows, columns) = ({height}, {width}); "
             f"got {mask.dtype} {mask.shape}"
         )
     if not mask.any():
@@ -108,11 +103,7 @@ def region_weights(shares: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
 
 
 def weights_of(region: Region, *, size: tuple[int, int], encoder: Encoder, shape: tuple[int, int]) -> Tensor:
-    """The weights (h, w), with mean 1, that a region of a picture of `size` (width, height) gives an encoder's map.
-
-    Raises:
-        InputError, ShapeError: as `coverage`.
-    """
+    """The weights (h, w), with mean 1, that a region of an image of `size` (width, height) gives an encoder's map."""
     return region_weights(coverage(region, size=size, view=encoder.transform.view(*size), shape=shape))
 
 
@@ -141,10 +132,7 @@ def pool_region(
 def pooled_under(encoder: Encoder, encoding: Encoding, weights: Sequence[Tensor | None]) -> Encoding:
     """The encoding with each image pooled under its own weights; None leaves an image as it is.
 
-    The feature map stays the whole picture's; pooled vector and embedding are those of the region.
-
-    Raises:
-        ShapeError: not as many weights as images.
+    The feature map stays the whole image's; pooled vector and embedding are those of the region.
     """
     if len(weights) != len(encoding):
         raise ShapeError(f"{len(encoding)} images need as many weights (None for the whole image); got {len(weights)}")
@@ -161,18 +149,18 @@ def pooled_under(encoder: Encoder, encoding: Encoding, weights: Sequence[Tensor 
 
 @dataclass(frozen=True, eq=False)
 class MaskPooling:
-    """Pooling of pictures under the masks of a folder.
+    """Pooling of images under the masks of a folder.
 
-    A picture without a mask, with an empty one, or with one that lies outside what the encoder sees, is pooled as a
+    An image without a mask, with an empty one, or with one that lies outside what the encoder sees, is pooled as a
     whole; with `strict` it is an error.
 
     Attributes:
         masks: the folder.
         encoder: in evaluation mode.
         shape: rows and columns of its feature map.
-        strict: whether every picture must have a mask that it can be pooled under.
-        passed_over: pictures whose masks mark nothing, with the reason.
-        whole: of each mask that was applied, whether it marks every pixel, and of which picture it is.
+        strict: whether every image must have a mask that it can be pooled under.
+        passed_over: images whose masks mark nothing, with the reason.
+        marked: of each mask that was applied, its path and what is odd about it: "every pixel", "the rim", or "".
     """
 
     masks: MaskFolder
@@ -180,11 +168,11 @@ class MaskPooling:
     shape: tuple[int, int]
     strict: bool = False
     passed_over: list[str] = field(default_factory=list)
-    whole: list[tuple[bool, str]] = field(default_factory=list)
+    marked: list[tuple[str, str]] = field(default_factory=list)
 
     @classmethod
     def of(cls, masks: MaskFolder, encoder: Encoder, *, strict: bool = False) -> MaskPooling:
-        """With the shape of the feature map, which one empty picture tells."""
+        """With the shape of the feature map, which one empty image tells."""
         transform, parameter = encoder.transform, next(encoder.parameters(), torch.empty(0))
         blank = torch.zeros(1, 3, transform.height, transform.width, device=parameter.device, dtype=parameter.dtype)
         with torch.no_grad():
@@ -192,18 +180,14 @@ class MaskPooling:
         return cls(masks, encoder, (rows, columns), strict)
 
     def weights(self, path: str | Path, size: tuple[int, int]) -> Float[Tensor, "h w"] | None:
-        """The weights of the picture of `size` (width, height) that is known by this path; None for all of it.
-
-        Raises:
-            ImageError: its mask cannot be read or is not of its size; with `strict`, it has none.
-        """
+        """The weights of the image of `size` (width, height) that is known by this path; None for all of it."""
         mask = self.masks.read(path, size)
         if mask is None:
             reason = f"it has no mask; expected {self.masks.file(path)}"
         elif not mask.any():
             reason = f"its mask holds no pixel{self._numbers(path)}: {self.masks.file(path)}"
         else:
-            self.whole.append((bool(mask.all()), str(path)))
+            self.marked.append((str(path), _oddity(mask)))
             try:
                 return weights_of(mask, size=size, encoder=self.encoder, shape=self.shape)
             except InputError as error:
@@ -215,16 +199,17 @@ class MaskPooling:
         return None
 
     def tell(self) -> None:
-        """Remark on the masks that mark nothing, whose pictures are pooled as a whole, and if most mark everything."""
+        """Remark on the masks that mark nothing, whose images are pooled as a whole, and if most mark everything."""
         if self.passed_over:
             count, first = len(self.passed_over), self.passed_over[0]
             remark(f"{count:,} images are pooled as a whole, since their masks mark nothing; the first: {first}")
-        full = [path for is_whole, path in self.whole if is_whole]
-        if len(full) > max(2, len(self.whole) / 2):  # a few are close-ups
-            remark(
-                f"{len(full):,} of {len(self.whole):,} masks in {self.masks.folder} mark every pixel, as that of "
-                f"{full[0]}: no pixel of theirs is black, so they change nothing"
-            )
+        for oddity, meaning in _ODDITIES.items():
+            found = [path for path, own in self.marked if own == oddity]
+            if len(found) > max(2, len(self.marked) / 2):  # a few are close-ups
+                remark(
+                    f"{len(found):,} of {len(self.marked):,} masks in {self.masks.folder} mark {oddity}, as that of "
+                    f"{found[0]}: {meaning}"
+                )
 
     def _numbers(self, path: str | Path) -> str:
         """What an empty mask holds in place of the number that was asked for."""
@@ -234,11 +219,27 @@ class MaskPooling:
         return f" with the number {self.masks.category}, only {', '.join(map(str, there))}"
 
 
+_ODDITIES = {
+    "every pixel": "no pixel of theirs is black, so they change nothing",
+    "the rim and not the middle": "they may be inverted (what is not black is the object)",
+}
+
+
+def _oddity(mask: Bool[NDArray[Any], "height width"]) -> str:
+    """The key of `_ODDITIES` that a mask is a case of; "" for the mask of an object."""
+    if mask.all():
+        return "every pixel"
+    height, width = mask.shape
+    rim = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    middle = mask[height // 4 : height - height // 4, width // 4 : width - width // 4]
+    return "the rim and not the middle" if rim.mean() > 0.75 and middle.mean() < rim.mean() / 2 else ""
+
+
 def _box(box: Box, size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """The box as one cell of ones between its own edges."""
     visible = box.clipped(*size)
     if not visible.area > 0:  # NaN fails too
-        raise InputError(f"the region {tuple(box)} is empty or lies outside the picture of {size[0]}×{size[1]} pixels")
+        raise InputError(f"the region {tuple(box)} is empty or lies outside the image of {size[0]}×{size[1]} pixels")
     top, bottom, left, right = (float(e) for e in (visible.top, visible.bottom, visible.left, visible.right))
     return np.ones((1, 1)), np.array([top, bottom]), np.array([left, right])
 

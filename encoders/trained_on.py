@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,29 +16,11 @@ from ..remarks import remark
 if TYPE_CHECKING:  # what reads checkpoints imports torch, which comparing records does without
     from torch import Tensor
 
-__all__ = ["DIGESTS", "Overlap", "TrainedOn", "content_digest", "file_digests", "say_overlap"]
+__all__ = ["DIGESTS", "Overlap", "TrainedOn", "say_overlap"]
 
 DIGESTS = "trained_on.digests"  # a tensor of a checkpoint's file that is no weight
 
 LIMIT = 1 << 20  # digests that a checkpoint keeps: 8 MB
-
-
-def content_digest(content: bytes) -> int:
-    """The first eight bytes of the sha256 of a file's bytes, as a signed number."""
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little", signed=True)
-
-
-def file_digests(files: Iterable[str | os.PathLike[str]]) -> NDArray[np.int64]:
-    """`content_digest` of each file that can be read, by several threads."""
-
-    def one(file: str | os.PathLike[str]) -> int | None:
-        try:
-            return content_digest(Path(file).read_bytes())
-        except OSError:  # whoever looks at the image will say so
-            return None
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        return np.array([digest for digest in threads.map(one, files) if digest is not None], np.int64)
 
 
 @dataclass(frozen=True)

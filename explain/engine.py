@@ -15,9 +15,9 @@ from ..encoders.encoder import Encoder
 from ..encoders.layers import closest
 from ..errors import InputError, ShapeError
 from ..metrics.maps import is_constant
-from .capture import LayerView, capture
 from .folding import fold
 from .inputs import Norm, Weighting, refuse_non_finite
+from .layer_runs import LayerView, capture
 from .methods.cam import caam, cam, weighted_sum
 from .methods.dist_cam import WeightOptions, dist_cam
 from .methods.eigen_cam import eigen_cam

@@ -5,48 +5,6 @@ result = evaluate(features, episodes, Prototypes("cosine"))
 print(result.table())
 """
 
-from __future__ import annotations
+from ..lazy import attach_stub
 
-from ..metrics.intervals import Interval, Intervals, required_episodes
-from .classifiers import BDCSPN, Classifier, NearestNeighbour, Prototypes, simple_shot
-from .episodes import EpisodeManifest
-from .evaluation import Comparison, EpisodeResult, compare, evaluate
-from .explanation import DecisionMap, decision_map, episode_maps
-from .fine_tuning import FineTuned, baseline, baseline_plus_plus
-from .methods import classifier_of
-from .results import ResultFile, load_result
-from .sampling import sample_episodes
-from .support import support_quality, support_sensitivity
-from .transforms import Centre, FeatureTransform, L2Normalise, PowerTransform
-
-__all__ = [
-    "BDCSPN",
-    "Centre",
-    "Classifier",
-    "Comparison",
-    "DecisionMap",
-    "EpisodeManifest",
-    "EpisodeResult",
-    "FeatureTransform",
-    "FineTuned",
-    "Interval",
-    "Intervals",
-    "L2Normalise",
-    "NearestNeighbour",
-    "PowerTransform",
-    "Prototypes",
-    "ResultFile",
-    "baseline",
-    "baseline_plus_plus",
-    "classifier_of",
-    "compare",
-    "decision_map",
-    "episode_maps",
-    "evaluate",
-    "load_result",
-    "required_episodes",
-    "sample_episodes",
-    "simple_shot",
-    "support_quality",
-    "support_sensitivity",
-]
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

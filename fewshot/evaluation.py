@@ -1,15 +1,10 @@
-"""Accuracy of a classifier on stored episodes: per episode, per class, per pair of classes, and against another result.
-
-Features come from a bank, one row per item, so the network runs once per image however many episodes follow.
-"""
+"""Classifiers evaluated on stored episodes, from a bank of features, and two results compared in pairs."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from statistics import NormalDist
 from typing import Any
 
@@ -19,152 +14,13 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..datasets.episodes import EpisodeManifest
 from ..errors import InputError, ShapeError
 from ..metrics.intervals import Intervals, Z, intervals, required_episodes
 from .classifiers import Classifier, Prototypes
-from .episodes import EpisodeManifest
-
-__all__ = ["Comparison", "EpisodeResult", "compare", "evaluate"]
+from .results import EpisodeResult, interval_lines, intervals_to_dict
 
 _BYTES_AT_A_TIME = {"cpu": 2 << 20, "cuda": 256 << 20}  # one core's cache; enough to fill a GPU
-
-
-@dataclass(frozen=True, eq=False)
-class EpisodeResult:
-    """What a classifier answered, query by query; every figure below follows from it without the network.
-
-    Attributes:
-        episodes: the manifest that was run.
-        classifier: name, settings, and `setting`: inductive or transductive.
-        prediction: winning way of each query, in 0…N−1, (E, M). A tie is lost: where the true way's logit is no larger
-            than another's, up to rounding, that other way wins.
-        margin: logit of the true way minus the best other logit, (E, M), in the classifier's unit; 0 is a tie, and
-            wrong as everything below.
-        encoder: what made the features, for instance an encoder's `short_name`.
-    """
-
-    episodes: EpisodeManifest
-    classifier: dict[str, Any]
-    prediction: NDArray[np.int16]
-    margin: NDArray[np.float32]
-    encoder: str = ""
-
-    def __post_init__(self) -> None:
-        expected = self.episodes.query.shape
-        if self.prediction.shape != expected or self.margin.shape != expected:
-            raise ShapeError(
-                f"expected prediction and margin of shape {expected}, one per query of the manifest, "
-                f"got {self.prediction.shape} and {self.margin.shape}"
-            )
-        if self.prediction.min() < 0 or self.prediction.max() >= self.episodes.n_way:
-            raise InputError(f"predictions must be ways in 0…{self.episodes.n_way - 1}")
-
-    @property
-    def is_transductive(self) -> bool:
-        """Whether answers may depend on other queries or other test data."""
-        return bool(self.classifier["setting"] == "transductive")
-
-    @cached_property
-    def accuracy(self) -> NDArray[np.float64]:
-        """Share of right answers in each episode, (E,), in [0, 1]."""
-        share: NDArray[np.float64] = (self.prediction == self.episodes.target).mean(1, dtype=np.float64)
-        return share
-
-    @property
-    def mean_accuracy(self) -> float:
-        """Mean over episodes, in [0, 1]."""
-        return float(self.accuracy.mean())
-
-    def intervals(self, *, seed: int = 0) -> Intervals:
-        """Usual, bootstrap and class-jackknife interval of the mean accuracy; `seed` is the bootstrap's."""
-        return intervals(self.accuracy, self.episodes.ways, seed=seed)
-
-    def required_episodes(self, *, half_width: float) -> int:
-        """Episodes after which the usual interval would be at most ±`half_width` (0.002: ±0.2 points)."""
-        return required_episodes(float(self.accuracy.std(ddof=1)), half_width=half_width)
-
-    @cached_property
-    def _query_class(self) -> NDArray[np.int64]:
-        return self.episodes.class_of[self.episodes.query]
-
-    def per_class_accuracy(self) -> dict[str, float]:
-        """Share of right answers among all queries of each class; NaN for a class without queries."""
-        n_classes = len(self.episodes.class_names)
-        asked = np.bincount(self._query_class.ravel(), minlength=n_classes)
-        right = self._query_class[self.prediction == self.episodes.target]
-        with np.errstate(invalid="ignore"):
-            share = np.bincount(right, minlength=n_classes) / asked
-        return dict(zip(self.episodes.class_names.tolist(), share.tolist(), strict=True))
-
-    def meetings(self) -> NDArray[np.int64]:
-        """How many queries of class i were asked in episodes that held class j, (C, C)."""
-        n_classes, ways = len(self.episodes.class_names), self.episodes.ways
-        asked = (self.episodes.target[:, :, None] == np.arange(self.episodes.n_way)).sum(1)
-        pair = ways[:, :, None] * n_classes + ways[:, None, :]
-        weight = np.broadcast_to(asked[:, :, None], pair.shape)
-        count = np.bincount(pair.ravel(), weights=weight.ravel(), minlength=n_classes**2)
-        return count.astype(np.int64).reshape(n_classes, n_classes)
-
-    def confusion(self) -> Float[np.ndarray, "c c"]:
-        """Share of the queries of class i that class j won, among those asked while j was there; NaN if they never met.
-
-        Rows are true classes, columns winning ones, both in the order of `episodes.class_names`. Counting by meetings
-        makes pairs comparable although episodes draw them unequally often; the rows do not sum to 1. The diagonal is
-        the per-class accuracy.
-        """
-        n_classes = len(self.episodes.class_names)
-        winner = np.take_along_axis(self.episodes.ways, self.prediction.astype(np.int64), axis=1)
-        won = np.bincount((self._query_class * n_classes + winner).ravel(), minlength=n_classes**2)
-        with np.errstate(invalid="ignore"):
-            return won.reshape(n_classes, n_classes) / self.meetings()
-
-    def hardest_pairs(self, n: int = 10) -> list[tuple[str, str, float]]:
-        """The n off-diagonal entries of `confusion` that are largest: (true class, winning class, share)."""
-        share = np.nan_to_num(self.confusion(), nan=-1.0)
-        np.fill_diagonal(share, -1.0)
-        order = np.argsort(-share, axis=None, kind="stable")[:n]
-        names = self.episodes.class_names.tolist()
-        pairs = [divmod(int(i), len(names)) for i in order if share.flat[i] >= 0]
-        return [(names[i], names[j], float(share[i, j])) for i, j in pairs]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Settings, mean accuracy and intervals, JSON-able."""
-        return {
-            "episodes": self.episodes.describe(),
-            "classifier": self.classifier,
-            "encoder": self.encoder,
-            "accuracy": self.mean_accuracy,
-            "intervals": _intervals_to_dict(self.intervals()),
-        }
-
-    def table(self) -> str:
-        """The result as plain text, in percent: what was run, how, and the three intervals with their questions."""
-        episodes = self.episodes
-        queries = f"{episodes.n_query} queries per class{'' if episodes.is_balanced else ' on average'}"
-        lines = [
-            f"{episodes.n_way}-way {episodes.n_shot}-shot, {queries}, {episodes.n_episodes} episodes of "
-            f"{len(episodes.class_names)} classes, manifest {episodes.content_hash[:12]}",
-            f"{self.classifier['name']} ({self.classifier['setting']})" + (f", {self.encoder}" * bool(self.encoder)),
-            *_interval_lines(self.intervals(), "accuracy"),
-        ]
-        return "\n".join(lines)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write answers and manifest as one HDF5 file, a `ResultFile` of one method."""
-        from .results import ResultFile
-
-        ResultFile((self,)).save(path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> EpisodeResult:
-        """Read the result of a file that holds one method.
-
-        Raises:
-            InputError: the file is missing, holds something else, or several methods.
-        """
-        from .results import ResultFile
-
-        return ResultFile.load(path)[None]
 
 
 def evaluate(
@@ -175,7 +31,7 @@ def evaluate(
     names: ArrayLike | Sequence[object] | None = None,
     encoder: str = "",
 ) -> EpisodeResult:
-    """What `classifier` answers on every episode.
+    """The answers of a classifier to every episode.
 
     The work is done where `features` lie (a CUDA tensor: on the GPU), in float32 or, for float64 features, in float64.
 
@@ -257,21 +113,21 @@ class Comparison:
 
     @property
     def variance_ratio(self) -> float:
-        """How many times more episodes an unpaired comparison needs for the same interval; inf for no difference."""
+        """Factor by which an unpaired comparison needs more episodes for the same interval; inf for no difference."""
         unpaired = self.first.accuracy.var() + self.second.accuracy.var()
         paired = self.difference.var()
         return float(unpaired / paired) if paired > 0 else math.inf
 
-    def required_episodes(self, *, difference: float, is_detected: float = 0.8) -> int:
+    def required_episodes(self, *, difference: float, power: float = 0.8) -> int:
         """Episodes after which a true difference of this size is found at the two-sided 5 % level.
 
         Args:
             difference: size of the mean difference, 0.01 for one point.
-            is_detected: how often it would be found, in [0.5, 1): the power of the test.
+            power: how often it would be found, in [0.5, 1).
         """
-        if not 0.5 <= is_detected < 1:
-            raise InputError(f"the power must be in [0.5, 1), got {is_detected}")
-        shrink = Z / (Z + NormalDist().inv_cdf(is_detected))
+        if not 0.5 <= power < 1:
+            raise InputError(f"the power must be in [0.5, 1), got {power}")
+        shrink = Z / (Z + NormalDist().inv_cdf(power))
         return required_episodes(float(self.difference.std(ddof=1)), half_width=abs(difference) * shrink)
 
     def to_dict(self) -> dict[str, Any]:
@@ -280,7 +136,7 @@ class Comparison:
             "first": self.first.to_dict(),
             "second": self.second.to_dict(),
             "difference": self.mean_difference,
-            "intervals": _intervals_to_dict(self.intervals()),
+            "intervals": intervals_to_dict(self.intervals()),
         }
 
     def table(self) -> str:
@@ -295,7 +151,7 @@ class Comparison:
             lines.append(
                 "         one of them is transductive: it sees all queries of an episode, the other one at a time"
             )
-        return "\n".join([*lines, *_interval_lines(self.intervals(), "difference")])
+        return "\n".join([*lines, *interval_lines(self.intervals(), "difference")])
 
 
 def compare(first: EpisodeResult, second: EpisodeResult) -> Comparison:
@@ -337,20 +193,3 @@ def _bank(
             f"{str(episodes.names[int(bad[0])])!r}; extract them again"
         )
     return bank
-
-
-def _intervals_to_dict(found: Intervals) -> dict[str, Any]:
-    return {each.kind: {"low": each.low, "high": each.high, "question": each.question} for each in found}
-
-
-def _interval_lines(found: Intervals, what: str) -> list[str]:
-    width = max(len(each.kind) for each in found)
-    lines = [f"{what} {100 * found.usual.mean:.2f} ± {100 * found.usual.half_width:.2f}"]
-    lines += [
-        f"  {each.kind:{width}}  {100 * each.low:6.2f} … {100 * each.high:6.2f}  {each.question}" for each in found
-    ]
-    if found.class_jackknife is None:
-        lines.append(
-            "  class jackknife: does not exist, some class is in every episode; nothing is known of other classes"
-        )
-    return lines

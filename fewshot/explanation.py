@@ -1,24 +1,24 @@
 """Heat maps of few-shot answers: every query of an episode against every prototype, from one forward pass.
 
-Two maps, for two questions. `episode_maps` is Dist-CAM: where the query shows the channels in which it is close to a
-prototype. `decision_map` divides the difference of two logits among the positions without remainder: where the query
-looks more like one prototype than like another.
+`episode_maps` is Dist-CAM; `decision_map` divides the difference of two logits among the positions without remainder;
+`answers_of` does both for any classifier whose steps take a query q to scale·q + offset.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import InputError, ShapeError
 from ..explain import Norm, Weighting, dist_cam
 from ..metrics.distances import Metric
-
-__all__ = ["DecisionMap", "decision_map", "episode_maps"]
+from .classifiers import BDCSPN, Centre, Classifier, FineTuned, L2Normalise, NearestNeighbour, Prototypes
+from .classifiers.base import FewShotMetric
 
 
 def episode_maps(
@@ -73,9 +73,9 @@ def decision_map(
     first: Float[Tensor, "*e k"],
     second: Float[Tensor, "*e k"],
     *,
-    metric: Literal["l2", "cosine"] = "l2",
+    metric: FewShotMetric = "l2",
 ) -> DecisionMap:
-    """Where in each query the logit of prototype `first` exceeds that of `second`, exactly.
+    """Exact map of the difference between the logits of prototypes `first` and `second` in each query.
 
     With q the mean of Q over h·w positions, −‖q − p‖² + ‖q − r‖² = Σ_xy 2/(h·w) Σ_k (p_k − r_k) Q_kxy + ‖r‖² − ‖p‖².
     For the cosine the unit prototypes take the place of p and r, 1/‖q‖ that of 2, and the constant is 0.
@@ -115,3 +115,102 @@ def _check_maps(query_maps: Tensor, prototypes: Tensor) -> None:
             f"expected query maps (…, m, k, h, w) and prototypes (…, n, k) of the same episodes and channels, "
             f"got {tuple(query_maps.shape)} and {tuple(prototypes.shape)}"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """The queries of one episode and what they were compared with.
+
+    Attributes:
+        metric: how they were compared; `linear` is a class vector and a bias per way.
+        references: what stands for each way before each query: its prototype, its nearest support image, or its class
+            vector, (m, n, d).
+        scale: of each query, (m,).
+        offset: of each query, (m, d).
+        query: scale·q + offset, (m, d).
+        bias: of `linear`, (m, n); 0 if left out.
+    """
+
+    metric: Literal["l2", "cosine", "linear"]
+    references: Float[Tensor, "m n d"]
+    scale: Float[Tensor, " m"]
+    offset: Float[Tensor, "m d"]
+    query: Float[Tensor, "m d"]
+    bias: Float[Tensor, "m n"] | None = None
+
+    def __getitem__(self, row: int) -> Answers:
+        """One query alone."""
+        part = slice(row, row + 1)
+        bias = None if self.bias is None else self.bias[part]
+        return Answers(self.metric, self.references[part], self.scale[part], self.offset[part], self.query[part], bias)
+
+    def _affine(self) -> tuple[Float[Tensor, "m n d"], Float[Tensor, "m n"]]:
+        """Class vectors and biases that say what the classifier says of each query."""
+        if self.metric == "l2":  # 2 q·p − ‖p‖²
+            return 2 * self.references, -self.references.square().sum(-1)
+        vectors = self.references
+        if self.metric == "cosine":
+            length = torch.linalg.vector_norm(self.query, dim=-1).clamp(min=1e-12)
+            vectors = normalize(vectors, dim=-1) / length[:, None, None]
+        return vectors, torch.zeros_like(vectors[..., 0]) if self.bias is None else self.bias
+
+    def logits(self) -> Float[Tensor, "m n"]:
+        """The classifier's logits, up to a term that all ways of a query share."""
+        vectors, bias = self._affine()
+        return torch.einsum("md,mnd->mn", self.query, vectors) + bias
+
+    def maps(self, own: Float[Tensor, "m d h w"]) -> Float[Tensor, "m n h w"]:
+        """Raw maps of each query towards each way: Dist-CAM to its reference, or for `linear` the class's own CAM."""
+        seen = own * self.scale[:, None, None, None] + self.offset[:, :, None, None]
+        if self.metric == "linear":
+            return dist_cam(seen, self.references, metric="dot", weighting="dot")
+        return dist_cam(seen, self.references, metric=self.metric)
+
+    def decision(
+        self, maps: Float[Tensor, "m d h w"], first: Int[Tensor, " m"], second: Int[Tensor, " m"]
+    ) -> DecisionMap:
+        """The logit of way `first` minus that of `second`, divided among positions; one pair of ways per query.
+
+        `map.sum((-2, -1)) + constant` is the difference; the constant holds what has no position: the offset's share
+        and the biases, for l2 the lengths of the references.
+        """
+        rows, (vectors, bias) = torch.arange(len(maps)), self._affine()
+        towards = vectors[rows, first] - vectors[rows, second]
+        share = torch.einsum("mdhw,md->mhw", maps, towards * self.scale[:, None]) / maps[0, 0].numel()
+        return DecisionMap(share, bias[rows, first] - bias[rows, second] + (towards * self.offset).sum(-1))
+
+
+def answers_of(classifier: Classifier, support: Float[Tensor, "n k d"], query: Float[Tensor, "m d"]) -> Answers | None:
+    """The answers of a classifier to all queries of one episode, from raw features; None where no map is exact.
+
+    There is none for classifiers of other kinds, and after a power transform.
+    """
+    if not isinstance(classifier, Prototypes | NearestNeighbour | BDCSPN | FineTuned):
+        return None
+    scale, offset = torch.ones_like(query[:, 0]), torch.zeros_like(query)
+    is_unit = isinstance(classifier, BDCSPN) or (isinstance(classifier, FineTuned) and classifier.head == "cosine")
+    steps = [*classifier.transforms, *([L2Normalise()] if is_unit else [])]
+    for step in steps:
+        if isinstance(step, L2Normalise):
+            length = torch.linalg.vector_norm(query * scale[:, None] + offset, dim=-1).clamp(min=1e-12)
+            scale, offset = scale / length, offset / length[:, None]
+        elif isinstance(step, Centre):
+            offset = offset - step.mean.to(offset)
+        else:
+            return None
+        support = step(support)
+    query = query * scale[:, None] + offset
+    if isinstance(classifier, BDCSPN):
+        prototypes, shifted = classifier.rectify(support[None], query[None])
+        offset = offset + shifted[0] - query
+        return Answers("cosine", prototypes.expand(len(query), -1, -1), scale, offset, shifted[0])
+    if isinstance(classifier, FineTuned):
+        weight, bias = (each.expand(len(query), *each.shape[1:]) for each in classifier.fit(support[None]))
+        return Answers("linear", weight, scale, offset, query, bias)
+    if isinstance(classifier, Prototypes):
+        references = support.mean(1).expand(len(query), -1, -1)
+    else:
+        a, b = (support, query) if classifier.metric == "l2" else (normalize(support, dim=-1), normalize(query, dim=-1))
+        nearest = (a[None] - b[:, None, None]).square().sum(-1).argmin(-1)
+        references = support[torch.arange(len(support)), nearest]
+    return Answers(classifier.metric, references, scale, offset, query)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..datasets import Split
 from ..encoders import Encoder, Identity, Inference, Overlap
 from ..errors import FingerprintMismatchError, ImageError, InputError
 from ..index import Encodings, read_encodings
@@ -21,12 +22,8 @@ from ..index.storage.durable import Storage
 from ..index.storage.manifest import Spec
 from ..index.storage.records import Entries, Vectors
 from ..index.storage.segments import write_segment
+from ..progress import Progress
 from ..remarks import remark
-from .data import Split
-
-__all__ = ["cached_features", "encode_split", "overlap_of"]
-
-Progress = Callable[[int, int], None]
 
 
 def cached_features(
@@ -57,7 +54,7 @@ def cached_features(
             "choose another file, or --overwrite"
         )
     label_of = {record.path: record.label for record in found.records}
-    _tell(found.skipped, len(split), strict=strict)
+    _remark_on_skipped(found.skipped, len(split), strict=strict)
     absent = [name for name in split.names.tolist() if name not in label_of and name not in found.skipped]
     if absent:
         raise InputError(
@@ -108,14 +105,14 @@ def encode_split(
         },
     }
     blocks, skipped = _blocks(split, inference, spec, workers=settings.workers, strict=strict, progress=progress)
-    _tell(skipped, len(split), strict=strict)
+    _remark_on_skipped(skipped, len(split), strict=strict)
     about["skipped"] = skipped
     with Storage().replacing(path) as aside:
         write_segment(aside, _entries(split.without(skipped)), blocks, spec=spec, about=json.dumps(about))
     return read_encodings(path)
 
 
-def _tell(skipped: Mapping[str, str], count: int, *, strict: bool) -> None:
+def _remark_on_skipped(skipped: Mapping[str, str], count: int, *, strict: bool) -> None:
     if skipped:
         name, reason = next(iter(skipped.items()))
         remark(
@@ -127,7 +124,7 @@ def _tell(skipped: Mapping[str, str], count: int, *, strict: bool) -> None:
 
 
 def overlap_of(encodings: Encodings, split: Split, encoder: Encoder | None) -> Overlap | None:
-    """How many of a split's classes and images the encoder was trained on; None where nobody knows.
+    """Overlap of a split with the encoder's training set, in classes and images; None where it is not known.
 
     Args:
         encodings: of the split's images and perhaps of others; a file may know without the encoder.

@@ -15,10 +15,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 from ..errors import InputError
 from ..training.data.labels import is_right
-from ..training.data.sampling import Episodes
+from ..training.data.samplers import Episodes
 from ..training.engine.step import Step, Term
-
-__all__ = ["EpisodeSettings", "PrototypicalTerm", "training_episodes"]
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,14 @@ def training_episodes(
 
     def listed(epoch: int) -> list[list[int]]:
         generator = np.random.default_rng([0xE91, seed, epoch])
-        return [_episode(members, settings.n_way, needed, generator) for _ in range(settings.per_epoch)]
+        episodes = []
+        for _ in range(settings.per_epoch):
+            ways = generator.choice(len(members), settings.n_way, replace=False)
+            drawn = [generator.choice(members[way], needed, replace=False) for way in ways]
+            episodes.append([int(item) for items in drawn for item in items])
+        return episodes
 
     return Episodes(listed, settings.per_epoch)
-
-
-def _episode(members: list[NDArray[np.int64]], n_way: int, needed: int, generator: np.random.Generator) -> list[int]:
-    ways = generator.choice(len(members), n_way, replace=False)
-    return [int(item) for way in ways for item in generator.choice(members[way], needed, replace=False)]
 
 
 class PrototypicalTerm(Term):

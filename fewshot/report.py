@@ -16,17 +16,16 @@ from torch import Tensor
 from ..explain import fold
 from ..explain.drawing.page import Thumbnails, numbers, write_html
 from ..images import Box
-from .answers import answers_of
 from .classifiers import Classifier
-from .evaluation import EpisodeResult
-from .results import ResultFile
+from .explanation import answers_of
+from .results import EpisodeResult, ResultFile
 from .support import SupportSensitivity, support_quality
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..datasets import Split
     from ..encoders import Encoder, Inference
-    from .data import Split
 
 __all__ = ["Explainer", "Failure", "worst_failures", "write_report"]
 

@@ -1,4 +1,4 @@
-"""Results on disk: the answers of one or more classifiers to one manifest, and where they came from.
+"""Answers of classifiers to one manifest: figures, tables, and the file that holds them.
 
 One HDF5 file holds
 
@@ -16,20 +16,152 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
 
-from ..errors import InputError
-from .episodes import EpisodeManifest
-from .evaluation import EpisodeResult
-from .files import read_hdf5, write_aside
-
-__all__ = ["FORMAT", "ResultFile", "load_result"]
+from ..datasets.episodes import EpisodeManifest
+from ..errors import InputError, ShapeError
+from ..files import read_hdf5, write_hdf5
+from ..metrics.intervals import Intervals, intervals, required_episodes
 
 FORMAT = "distcam-fewshot-results/1"
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeResult:
+    """Answers of a classifier, query by query; every figure below follows from them without the network.
+
+    Attributes:
+        episodes: the manifest that was run.
+        classifier: name, settings, and `setting`: inductive or transductive.
+        prediction: winning way of each query, in 0…N−1, (E, M). A tie is lost: where the true way's logit is no larger
+            than another's, up to rounding, that other way wins.
+        margin: logit of the true way minus the best other logit, (E, M), in the classifier's unit; 0 is a tie, and
+            wrong as everything below.
+        encoder: what made the features, for instance an encoder's `short_name`.
+    """
+
+    episodes: EpisodeManifest
+    classifier: dict[str, Any]
+    prediction: NDArray[np.int16]
+    margin: NDArray[np.float32]
+    encoder: str = ""
+
+    def __post_init__(self) -> None:
+        expected = self.episodes.query.shape
+        if self.prediction.shape != expected or self.margin.shape != expected:
+            raise ShapeError(
+                f"expected prediction and margin of shape {expected}, one per query of the manifest, "
+                f"got {self.prediction.shape} and {self.margin.shape}"
+            )
+        if self.prediction.min() < 0 or self.prediction.max() >= self.episodes.n_way:
+            raise InputError(f"predictions must be ways in 0…{self.episodes.n_way - 1}")
+
+    @property
+    def is_transductive(self) -> bool:
+        """True if answers may depend on other queries or other test data."""
+        return bool(self.classifier["setting"] == "transductive")
+
+    @cached_property
+    def accuracy(self) -> NDArray[np.float64]:
+        """Share of right answers in each episode, (E,), in [0, 1]."""
+        share: NDArray[np.float64] = (self.prediction == self.episodes.target).mean(1, dtype=np.float64)
+        return share
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean over episodes, in [0, 1]."""
+        return float(self.accuracy.mean())
+
+    def intervals(self, *, seed: int = 0) -> Intervals:
+        """Usual, bootstrap and class-jackknife interval of the mean accuracy; `seed` is the bootstrap's."""
+        return intervals(self.accuracy, self.episodes.ways, seed=seed)
+
+    def required_episodes(self, *, half_width: float) -> int:
+        """Episodes after which the usual interval would be at most ±`half_width` (0.002: ±0.2 points)."""
+        return required_episodes(float(self.accuracy.std(ddof=1)), half_width=half_width)
+
+    def per_class_accuracy(self) -> dict[str, float]:
+        """Share of right answers among all queries of each class; NaN for a class without queries."""
+        n_classes, query_class = len(self.episodes.class_names), self.episodes.class_of[self.episodes.query]
+        asked = np.bincount(query_class.ravel(), minlength=n_classes)
+        right = query_class[self.prediction == self.episodes.target]
+        with np.errstate(invalid="ignore"):
+            share = np.bincount(right, minlength=n_classes) / asked
+        return dict(zip(self.episodes.class_names.tolist(), share.tolist(), strict=True))
+
+    def meetings(self) -> NDArray[np.int64]:
+        """Number of queries of class i in episodes that held class j, (C, C)."""
+        n_classes, ways = len(self.episodes.class_names), self.episodes.ways
+        asked = (self.episodes.target[:, :, None] == np.arange(self.episodes.n_way)).sum(1)
+        pair = ways[:, :, None] * n_classes + ways[:, None, :]
+        weight = np.broadcast_to(asked[:, :, None], pair.shape)
+        count = np.bincount(pair.ravel(), weights=weight.ravel(), minlength=n_classes**2)
+        return count.astype(np.int64).reshape(n_classes, n_classes)
+
+    def confusion(self) -> Float[np.ndarray, "c c"]:
+        """Share of the queries of class i that class j won, among those asked while j was there; NaN if they never met.
+
+        Rows are true classes, columns winning ones, both in the order of `episodes.class_names`. Counting by meetings
+        makes pairs comparable although episodes draw them unequally often; the rows do not sum to 1. The diagonal is
+        the per-class accuracy.
+        """
+        n_classes = len(self.episodes.class_names)
+        query_class = self.episodes.class_of[self.episodes.query]
+        winner = np.take_along_axis(self.episodes.ways, self.prediction.astype(np.int64), axis=1)
+        won = np.bincount((query_class * n_classes + winner).ravel(), minlength=n_classes**2)
+        with np.errstate(invalid="ignore"):
+            return won.reshape(n_classes, n_classes) / self.meetings()
+
+    def hardest_pairs(self, n: int = 10) -> list[tuple[str, str, float]]:
+        """The n off-diagonal entries of `confusion` that are largest: (true class, winning class, share)."""
+        share = np.nan_to_num(self.confusion(), nan=-1.0)
+        np.fill_diagonal(share, -1.0)
+        order = np.argsort(-share, axis=None, kind="stable")[:n]
+        names = self.episodes.class_names.tolist()
+        pairs = [divmod(int(i), len(names)) for i in order if share.flat[i] >= 0]
+        return [(names[i], names[j], float(share[i, j])) for i, j in pairs]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings, mean accuracy and intervals, JSON-able."""
+        return {
+            "episodes": self.episodes.describe(),
+            "classifier": self.classifier,
+            "encoder": self.encoder,
+            "accuracy": self.mean_accuracy,
+            "intervals": intervals_to_dict(self.intervals()),
+        }
+
+    def table(self) -> str:
+        """The result as plain text, in percent: what was run, how, and the three intervals with their questions."""
+        episodes = self.episodes
+        queries = f"{episodes.n_query} queries per class{'' if episodes.is_balanced else ' on average'}"
+        lines = [
+            f"{episodes.n_way}-way {episodes.n_shot}-shot, {queries}, {episodes.n_episodes} episodes of "
+            f"{len(episodes.class_names)} classes, manifest {episodes.content_hash[:12]}",
+            f"{self.classifier['name']} ({self.classifier['setting']})" + (f", {self.encoder}" * bool(self.encoder)),
+            *interval_lines(self.intervals(), "accuracy"),
+        ]
+        return "\n".join(lines)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write answers and manifest as one HDF5 file, a `ResultFile` of one method."""
+        ResultFile((self,)).save(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> EpisodeResult:
+        """Read the result of a file that holds one method.
+
+        Raises:
+            InputError: the file is missing, holds something else, or several methods.
+        """
+        return ResultFile.load(path)[None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +215,7 @@ class ResultFile:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything as one HDF5 file; it appears complete or not at all."""
-        write_aside(path, self._write)
+        write_hdf5(path, self._write)
 
     def _write(self, file: h5py.File) -> None:
         methods = [{"classifier": result.classifier, "encoder": result.encoder} for result in self.results]
@@ -120,7 +252,14 @@ class ResultFile:
             if prediction.dtype != np.int16 or margin.dtype != np.float32:
                 raise InputError(f"method {number}: answers are of types {prediction.dtype} and {margin.dtype}")
             result = EpisodeResult(episodes, method["classifier"], prediction, margin, method["encoder"])
-            _check_answers(result)
+            is_right = prediction == episodes.target
+            contradicts = np.where(is_right, margin < 0, margin > 0) | ~np.isfinite(margin)
+            if contradicts.any():
+                episode, query = np.argwhere(contradicts)[0]
+                raise InputError(
+                    f"{result.classifier['name']}: episode {episode}, query {query}: answer and margin contradict each "
+                    "other; the file was changed after it was written"
+                )
             results.append(result)
         return cls(tuple(results), header["source"])
 
@@ -142,13 +281,20 @@ def load_result(reference: str) -> EpisodeResult:
         raise InputError(str(error) if str(error).startswith(path) else f"{path}: {error}") from error
 
 
-def _check_answers(result: EpisodeResult) -> None:
-    """A right answer has a margin of at least 0, a wrong one of at most 0: both arrays tell the same story."""
-    is_right = result.prediction == result.episodes.target
-    contradicts = np.where(is_right, result.margin < 0, result.margin > 0) | ~np.isfinite(result.margin)
-    if contradicts.any():
-        episode, query = np.argwhere(contradicts)[0]
-        raise InputError(
-            f"{result.classifier['name']}: episode {episode}, query {query}: answer and margin contradict each other; "
-            "the file was changed after it was written"
+def intervals_to_dict(found: Intervals) -> dict[str, Any]:
+    """Ends and question of each interval by its kind, JSON-able."""
+    return {each.kind: {"low": each.low, "high": each.high, "question": each.question} for each in found}
+
+
+def interval_lines(found: Intervals, what: str) -> list[str]:
+    """The mean and its intervals in percent, a line each."""
+    width = max(len(each.kind) for each in found)
+    lines = [f"{what} {100 * found.usual.mean:.2f} ± {100 * found.usual.half_width:.2f}"]
+    lines += [
+        f"  {each.kind:{width}}  {100 * each.low:6.2f} … {100 * each.high:6.2f}  {each.question}" for each in found
+    ]
+    if found.class_jackknife is None:
+        lines.append(
+            "  class jackknife: does not exist, some class is in every episode; nothing is known of other classes"
         )
+    return lines

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..datasets.episodes import EpisodeManifest, as_names, check_items
 from ..errors import InputError
-from .episodes import EpisodeManifest, as_names, check_items
-
-__all__ = ["GENERATOR", "sample_episodes"]
 
 GENERATOR = "pcg64-sequential/1"  # a new number whenever the same seed would give other episodes
 
@@ -57,7 +55,10 @@ def sample_episodes(
     ((4, 2, 1), (4, 4))
     """
     settings = {"n_way": n_way, "n_shot": n_shot, "n_query": n_query, "n_episodes": n_episodes}
-    _check_settings(settings, seed=seed, dirichlet=dirichlet)
+    at_least = {**dict.fromkeys(settings, 1), "n_way": 2, "seed": 0, "dirichlet": 1}
+    for name, value in {**settings, "seed": seed, "dirichlet": 1 if dirichlet is None else dirichlet}.items():
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < at_least[name]:
+            raise InputError(f"{name} must be a whole number of at least {at_least[name]}, got {value!r}")
     label_names = as_names(labels, "labels")
     width = len(str(len(label_names)))
     item_names = (
@@ -127,13 +128,6 @@ def _dirichlet_sizes(unit: Unit, total: int) -> Numbers:
     order = np.argsort(np.argsort(sizes - share, axis=-1, kind="stable"), axis=-1)
     sizes += order < missing
     return sizes
-
-
-def _check_settings(settings: Mapping[str, int], *, seed: int, dirichlet: int | None) -> None:
-    at_least = {**dict.fromkeys(settings, 1), "n_way": 2, "seed": 0, "dirichlet": 1}
-    for name, value in {**settings, "seed": seed, "dirichlet": 1 if dirichlet is None else dirichlet}.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < at_least[name]:
-            raise InputError(f"{name} must be a whole number of at least {at_least[name]}, got {value!r}")
 
 
 def _check_counts(class_names: Names, size: Numbers, *, n_way: int, needed: int, is_dirichlet: bool) -> None:

@@ -1,4 +1,4 @@
-"""How much an answer hangs on which images were shown as examples."""
+"""Dependence of answers on the support images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ..datasets.episodes import EpisodeManifest, as_names
 from ..errors import InputError
 from .classifiers import Classifier
-from .episodes import EpisodeManifest, as_names
-from .evaluation import EpisodeResult, evaluate
-
-__all__ = ["SupportQuality", "SupportSensitivity", "support_quality", "support_sensitivity"]
+from .evaluation import evaluate
+from .results import EpisodeResult
 
 
 class SupportQuality(NamedTuple):
-    """How well one image serves as an example of its class.
+    """Quality of one image as an example of its class.
 
     Attributes:
         name: the image.

@@ -65,8 +65,8 @@ def _decoded(data: bytes, max_pixels: int) -> tuple[int, tuple[int, int], bytes]
         width, height = image_size(data)
         if width * height > max_pixels:
             return TOO_LARGE, (width, height), b""
-        picture = read_image(data, max_pixels=max_pixels, whole=True)
-        return DONE, picture.size, picture.tobytes()
+        image = read_image(data, max_pixels=max_pixels, whole=True)
+        return DONE, image.size, image.tobytes()
     except ImageError as error:
         return UNUSABLE, (0, 0), error.reason.encode("utf-8", "replace")
     except MemoryError:

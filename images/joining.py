@@ -170,9 +170,6 @@ class Fit:
             images: what the one side consists of.
             strict: refuse what does not fit at all.
             is_needed: refuse a join in which nothing fits.
-
-        Raises:
-            InputError: nothing fits; or, with `strict`, something does not.
         """
         if self.fitting == self.images and not self.unused:
             return

@@ -146,11 +146,7 @@ def uncut_boxes(count: int, columns: Sequence[str]) -> str:
 
 
 def require_labels(table: Path, bare: Sequence[str], *, count: int) -> None:
-    """Refuse a table that says of some of its `count` images, `bare`, no label.
-
-    Raises:
-        InputError: it has no column `label`, and which one looks like it; or how many cells are empty.
-    """
+    """Refuse a table that says of some of its `count` images, `bare`, no label."""
     if not bare:
         return
     names = header_of(table)

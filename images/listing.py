@@ -1,4 +1,4 @@
-"""Which images there are: folders, glob patterns, CSV tables and lists of files behind one kind of listing.
+"""Listings of images with their labels, from folders, glob patterns, CSV tables and lists of files.
 
 A listing is a recipe, not a list: every pass walks the folder or reads the table again, one record at a time, in the
 same order, so that a tree of millions of images costs little more memory than the names in its largest folder.
@@ -7,49 +7,23 @@ same order, so that a tree of millions of images costs little more memory than t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
-from ..errors import InputError, is_out_of_descriptors, too_many_files
+from ..errors import InputError
 from ..remarks import remark
-from .joining import Join, Names, likely_cause, spelled
+from .image_sources import FolderSource, ImageRecord, Source, TableSource, printable, source_of
+from .joining import Join, Names, likely_cause
 from .labelling import Tally, remark_on_placeholders, remark_on_twins
 from .loading import IMAGE_SUFFIXES
-from .splits import SPLIT_COLUMN, SplitFolders, find_split_folders
-from .tables import TABLE_SUFFIXES, TableFormat, rows_of
+from .split_folders import SplitFolders, find_split_folders
+from .splits import SPLIT_COLUMN
+from .tables import rows_of
 
 __all__ = ["ImageRecord", "Listing", "list_images", "quiet_listing"]
-
-_NO_COLUMNS: Mapping[str, str] = {}  # one for all records; not a MappingProxyType, which cannot be pickled
-_WILDCARDS = frozenset("*?[")
-_Report = Callable[[str, str], None]  # path, reason
-
-
-class ImageRecord(NamedTuple):
-    """One line of a listing.
-
-    Attributes:
-        path: relative to the listing's root and with forward slashes where the file lies under the root, else absolute.
-        label: its class, or None.
-        columns: the other columns of a CSV listing, as the strings they are.
-    """
-
-    path: str
-    label: str | None = None
-    columns: Mapping[str, str] = _NO_COLUMNS
-
-
-class _Source(Protocol):
-    @property
-    def root(self) -> Path: ...
-    @property
-    def column_names(self) -> tuple[str, ...]: ...
-    def scan(self, report: _Report) -> Iterator[ImageRecord]: ...
 
 
 class Listing:
@@ -65,7 +39,7 @@ class Listing:
             folders are those of splits; else empty.
     """
 
-    def __init__(self, source: _Source, labels: _Labels, *, strict: bool = False, has_vectors: bool = False) -> None:
+    def __init__(self, source: Source, labels: _Labels, *, strict: bool = False, has_vectors: bool = False) -> None:
         self._source = source
         self._labels = labels
         self._strict = strict
@@ -73,6 +47,11 @@ class Listing:
         self.root = source.root
         self.splits = labels.splits if labels.splits is not None and labels.splits.names else None
         self.column_names = (*source.column_names, *((SPLIT_COLUMN,) if self.splits is not None else ()))
+
+    @classmethod
+    def of(cls, source: Source) -> Listing:
+        """The images of any source, with the labels that it gives."""
+        return cls(source, _Labels("column"))
 
     def __iter__(self) -> Iterator[ImageRecord]:
         return self._scan(lambda _path, _reason: None)
@@ -93,6 +72,11 @@ class Listing:
         """What was taken for a split, or for a class although it is named like one; a sentence each."""
         return () if self._labels.splits is None else tuple(self._labels.splits.remarks())
 
+    @property
+    def doubt(self) -> str:
+        """Why a folder named like a split was taken for a class; empty if none was."""
+        return "" if self._labels.splits is None else self._labels.splits.doubt
+
     @cached_property
     def has_labels(self) -> bool:
         """True if at least one image has a label; looks no further than the first such image."""
@@ -102,7 +86,7 @@ class Listing:
         """Where the image of a record lies."""
         return self.root / record.path
 
-    def _scan(self, report: _Report) -> Iterator[ImageRecord]:
+    def _scan(self, report: Callable[[str, str], None]) -> Iterator[ImageRecord]:
         for record in self._source.scan(report):
             label = self._labels.of(record)
             if self.splits is not None:
@@ -113,7 +97,7 @@ class Listing:
     def _survey(self) -> tuple[int, tuple[str, ...]]:
         problems: list[str] = []
         tally, join = Tally(self.column_names), Join()
-        for record in self._scan(lambda path, reason: problems.append(f"{_printable(path)}: {reason}")):
+        for record in self._scan(lambda path, reason: problems.append(f"{printable(path)}: {reason}")):
             tally.add(record.path, record.label, record.columns)
             if self._labels.table is not None:
                 join.add(record.path, self._labels.key_of(record), is_empty=record.label is None)
@@ -122,22 +106,22 @@ class Listing:
 
     def _remark(self, tally: Tally, join: Join) -> None:
         """Say what is left open, and what of a file of labels does not fit."""
-        labels, is_table = self._labels, isinstance(self._source, _Table)
-        if isinstance(self._source, _Table):
+        labels, strict = self._labels, self._strict
+        table = self._source.table if isinstance(self._source, TableSource) else None
+        if table is not None:
             if not self._has_vectors:
-                tally.tell_boxes(strict=self._strict)
-            tally.tell_missing(self._source.table.name, self.root, strict=self._strict)
+                tally.tell_boxes(strict=strict)
+            tally.tell_missing(table.name, self.root, strict=strict)
         if labels.table is not None:
             file = Path(labels.kind)
             fit = join.fit(labels.table, is_there=lambda name: _is_there(name, self.root, file.parent))
-            fit.tell(what="a label", lines=f"lines of {file.name}", strict=self._strict)
-        elif isinstance(self._source, _Table) and labels.kind == "column" and not labels.is_quiet:
-            where = self._source.table.name
-            tally.tell_labels(where, has_column=self._source.has_labels, strict=self._strict)
-        if (is_table or labels.kind != "column") and not labels.is_quiet:
-            named = next((each.table.name for each in (self._source,) if isinstance(each, _Table)), self.root.name)
-            remark_on_placeholders(tally.labels, named, strict=self._strict)
-            remark_on_twins(tally.labels, named, strict=self._strict)
+            fit.tell(what="a label", lines=f"lines of {file.name}", strict=strict)
+        elif isinstance(self._source, TableSource) and labels.kind == "column" and not labels.is_quiet:
+            tally.tell_labels(self._source.table.name, has_column=self._source.has_labels, strict=strict)
+        if (table is not None or labels.kind != "column") and not labels.is_quiet:
+            where = self.root.name if table is None else table.name
+            remark_on_placeholders(tally.labels, where, strict=strict)
+            remark_on_twins(tally.labels, where, strict=strict)
 
 
 def list_images(
@@ -177,7 +161,8 @@ def list_images(
     What is taken for a split, or for a class although it is named like a split, is said in a `DistcamWarning`.
 
     What fits partly is remarked on, with counts and an example: images without a label, lines of a file of labels that
-    fit no image, a table with `class` and without `label`, labels such as `unknown`, boxes in columns.
+    fit no image, malformed and doubled lines of tables, a table with `class` and without `label`, labels such as
+    `unknown`, boxes in columns.
 
     Args:
         source: see above.
@@ -185,8 +170,8 @@ def list_images(
         strict: refuse what would be remarked on.
 
     Raises:
-        InputError: the source does not exist or holds no image; a table cannot be read, lacks `path`, has a malformed
-            line or names a file twice; or `labels` fits no image at all.
+        InputError: the source does not exist or holds no image; a table cannot be read or lacks `path`; or `labels`
+            fits no image at all.
     """
     listing = quiet_listing(source, labels, strict=strict)
     for sentence in listing.remarks:
@@ -205,8 +190,8 @@ def quiet_listing(
 
     `has_vectors`: those of a table's images come along, so nobody expects its boxes to be cut out now.
     """
-    resolved = _resolve(source)
-    listing = Listing(resolved, _labels(resolved, labels), strict=strict, has_vectors=has_vectors)
+    resolved = source_of(source, strict=strict)
+    listing = Listing(resolved, _labels(resolved, labels, strict=strict), strict=strict, has_vectors=has_vectors)
     first = next(iter(listing), None)
     if first is None:
         raise InputError(_nothing_found(source, listing))
@@ -218,189 +203,17 @@ def quiet_listing(
             f"{labels}: expected paths such as {first.path!r}; got {known!r}, and no image has a label"
             + ("" if pair is None else f"; {pair[2]}")
         )
-    if table is not None or isinstance(resolved, _Table):
+    if table is not None or isinstance(resolved, TableSource):
         _ = len(listing)  # a table was read from end to end already; folders of millions wait until they are counted
     return listing
 
 
-def _resolve(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> _Source:
-    if not isinstance(source, (str, os.PathLike)):
-        return _Files(Path.cwd(), tuple(os.fspath(path) for path in source))
-    text = os.fspath(source)
-    path = Path(os.path.abspath(text))  # noqa: PTH100  (no resolve(): names of links stay as the user gave them)
-    if path.is_dir() and text:
-        return _Folder(path)
-    if path.is_file():
-        return _Table.read(path) if path.suffix.lower() in TABLE_SUFFIXES else _Files(Path.cwd(), (text,))
-    if text and path.exists():
-        raise InputError(f"expected a folder, image, CSV file or pattern; {text!r} is not a regular file")
-    if _WILDCARDS.isdisjoint(text):
-        raise InputError(f"expected a folder, image, CSV file or pattern; nothing is at {text!r} (in {Path.cwd()})")
-    parts = path.parts
-    fixed = next(i for i, part in enumerate(parts) if not _WILDCARDS.isdisjoint(part))
-    root = Path(*parts[:fixed])
-    if not root.is_dir():
-        raise InputError(f"expected a folder before the first wildcard of {text!r}; got {str(root)!r}, which is none")
-    return _Folder(root, parts[fixed:])
-
-
 def _nothing_found(source: object, listing: Listing) -> str:
-    if isinstance(listing._source, _Folder):
+    if isinstance(listing._source, FolderSource):
         what = f"no image in {source}; looked for the suffixes {' '.join(sorted(IMAGE_SUFFIXES))} in any case"
     else:
         what = f"no image in {source}: it is empty"
     return "; ".join([what, *listing.problems[:3]])
-
-
-# --- folders and patterns ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """A folder tree, or with `pattern` those files of it whose path matches, segment by segment."""
-
-    root: Path
-    pattern: tuple[str, ...] = ("**",)
-    column_names: tuple[str, ...] = ()
-
-    def can_hold(self, parts: Sequence[str]) -> bool:
-        """Whether a sub-folder can hold images of the listing."""
-        return _may_contain(parts, self.pattern)
-
-    def scan(self, report: _Report) -> Iterator[ImageRecord]:
-        suffix = Path(self.pattern[-1]).suffix
-        takes_any_suffix = bool(suffix) and _WILDCARDS.isdisjoint(suffix)
-        seen: dict[tuple[int, int], str] = {}
-        pending = [""]  # folders relative to the root, each ending in a slash; the next one last
-        while pending:
-            place = pending.pop()
-            if place.endswith("/") or not place:
-                names = self._entries(place, seen, report, takes_any_suffix)
-                pending.extend(place + name for name in reversed(names))
-            elif self.pattern == ("**",) or _matches(place.split("/"), self.pattern):
-                yield ImageRecord(place)
-
-    def _entries(
-        self, place: str, seen: dict[tuple[int, int], str], report: _Report, takes_any_suffix: bool
-    ) -> list[str]:
-        """The visible images and sub-folders (ending in a slash) of a folder, sorted so that whole paths are sorted."""
-        names: list[str] = []
-        try:
-            status = os.stat(self.root / place)  # noqa: PTH116  (one call, no object)
-            if (first := seen.setdefault((status.st_dev, status.st_ino), place)) != place:
-                report(place, f"the same folder as {_printable(first) or 'the root'}, listed once")
-                return []
-            with os.scandir(self.root / place) as entries:
-                for entry in entries:
-                    try:
-                        if name := self._name(entry, place, report, takes_any_suffix):
-                            names.append(name)
-                    except OSError as error:  # such as a link to itself
-                        report(place + entry.name, f"cannot be looked up: {error.strerror}")
-        except OSError as error:
-            if is_out_of_descriptors(error):  # says nothing of the folder
-                raise too_many_files(self.root / place) from error
-            report(place or ".", f"folder cannot be read: {error.strerror}")
-        names.sort()
-        return names
-
-    def _name(self, entry: os.DirEntry[str], place: str, report: _Report, takes_any_suffix: bool) -> str | None:
-        name = entry.name
-        is_image = takes_any_suffix or os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  (speed)
-        if name.startswith("."):
-            return None
-        if entry.is_dir():
-            result = name + "/" if self.can_hold([*place.split("/")[:-1], name]) else None
-        else:
-            result = name if is_image else None
-        if result is None:
-            return None
-        if not _is_utf8(name):
-            report(place + name, "the name is not UTF-8, which galleries store; rename it")
-            return None
-        if result is name and not entry.is_file():
-            report(place + name, "a broken link" if entry.is_symlink() else "not a regular file")
-            return None
-        return result
-
-
-def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """True if path segments match a pattern's, where `**` stands for any number of segments, also none."""
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return any(_matches(parts[skipped:], pattern[1:]) for skipped in range(len(parts) + 1))
-    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
-
-
-def _may_contain(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """True if a folder can hold matching files, so that `photos/*.jpg` does not walk all of `photos`."""
-    for part, expected in zip(parts, pattern, strict=False):
-        if expected == "**":
-            return True
-        if not fnmatchcase(part, expected):
-            return False
-    return len(parts) < len(pattern)
-
-
-# --- tables and lists -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Files:
-    """Files named one by one."""
-
-    root: Path
-    paths: tuple[str, ...]
-    column_names: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        seen: dict[str, int] = {}
-        for number, path in enumerate(self.paths, 1):
-            if (first := seen.setdefault(_under(self.root, path), number)) != number:
-                raise InputError(f"expected every file once; got {_printable(path)!r} as number {first} and {number}")
-
-    def scan(self, report: _Report) -> Iterator[ImageRecord]:
-        for path in self.paths:
-            if _is_utf8(path):
-                yield ImageRecord(_under(self.root, path))
-            else:
-                report(path, "the name is not UTF-8, which galleries store; rename it")
-
-
-@dataclass(frozen=True)
-class _Table:
-    """A CSV file with a column `path`; checked from end to end by `read`, streamed by `scan`."""
-
-    table: Path
-    column_names: tuple[str, ...]
-    form: TableFormat
-    has_labels: bool
-
-    @property
-    def root(self) -> Path:
-        return self.table.parent
-
-    @classmethod
-    def read(cls, table: Path) -> _Table:
-        form = TableFormat.of(table)
-        form.remark_on(table)
-        lines: dict[str, int] = {}
-        names: tuple[str, ...] = ()
-        for line, row in rows_of(table, form=form):
-            names = tuple(row)
-            path = _under(table.parent, row["path"])
-            if (first := lines.setdefault(path, line)) != line:
-                raise InputError(f"{table}: expected every path once; got {path!r} in lines {first} and {line}")
-        return cls(table, tuple(name for name in names if name not in ("path", "label")), form, "label" in names)
-
-    def scan(self, report: _Report) -> Iterator[ImageRecord]:  # noqa: ARG002  (a table is right or refused)
-        for _, row in rows_of(self.table, form=self.form):
-            path, label = row.pop("path"), row.pop("label", None)
-            yield ImageRecord(_under(self.root, path), label or None, row)
-
-
-# --- labels -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -432,10 +245,10 @@ class _Labels:
         return self.table.key(*names, *([os.fspath(self.root / record.path)] if self.table.has_absolute else []))
 
 
-def _labels(source: _Source, labels: str | os.PathLike[str] | None) -> _Labels:
-    splits = find_split_folders(source.root, source.can_hold) if isinstance(source, _Folder) else None
+def _labels(source: Source, labels: str | os.PathLike[str] | None, *, strict: bool) -> _Labels:
+    splits = find_split_folders(source.root, source.can_hold) if isinstance(source, FolderSource) else None
     if labels is None:
-        return _Labels("folder" if isinstance(source, _Folder) else "column", splits=splits)
+        return _Labels("folder" if isinstance(source, FolderSource) else "column", splits=splits)
     text = os.fspath(labels)
     if text == "folder" and splits is not None:
         return _Labels(text, splits=splits.overruled())
@@ -446,38 +259,16 @@ def _labels(source: _Source, labels: str | os.PathLike[str] | None) -> _Labels:
     if text in ("folder", "none"):
         return _Labels(text)
     if text == "column":
-        return _Labels("folder" if isinstance(source, _Folder) else "column", is_quiet=True)
+        return _Labels("folder" if isinstance(source, FolderSource) else "column", is_quiet=True)
     file = Path(text)
     if not file.is_file():
         raise InputError(
             f"expected labels to be 'folder', 'split', 'none', or a CSV file; got {text!r}, and no file is there"
         )
-    table = {os.path.normpath(row["path"]): row["label"] for _, row in rows_of(file, needed=("path", "label"))}
+    rows = rows_of(file, needed=("path", "label"), once=lambda row: os.path.normpath(row["path"]), strict=strict)
+    table = {os.path.normpath(row["path"]): row["label"] for _, row in rows}
     return _Labels(text, Names(table), os.path.relpath(source.root, file.parent), source.root, splits=splits)
-
-
-# --- paths ------------------------------------------------------------------------------------------------------------
-
-
-def _under(root: Path, path: str) -> str:
-    """The path relative to the root with forward slashes where it lies under it, else absolute; `..` is worked out."""
-    absolute = Path(os.path.normpath(root / spelled(root, path)))
-    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else absolute.as_posix()
 
 
 def _is_there(path: str, *folders: Path) -> bool:
     return any(os.path.lexists(folder / spelled(folder, path)) for folder in folders)
-
-
-def _is_utf8(name: str) -> bool:
-    """False if the name holds bytes that Python had to smuggle in as lone surrogates."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _printable(path: str) -> str:
-    """The path on one line and in UTF-8, with everything else escaped."""
-    return path.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")

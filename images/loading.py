@@ -10,7 +10,8 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, Final, cast
 
@@ -42,6 +43,7 @@ __all__ = [
     "pixel_limit",
     "read_image",
     "set_pixel_limit",
+    "unreadable",
 ]
 
 MAX_PIXELS: Final = 64_000_000  # under Pillow's own limit; a 48-megapixel phone photograph passes
@@ -160,6 +162,28 @@ def read_image(
         return bare(as_rgb(opened, background=background, name=name), orientation)
 
 
+def unreadable(
+    files: Sequence[str | os.PathLike[str]], *, progress: Callable[[int, int], None] | None = None
+) -> dict[int, str]:
+    """Place and reason of each file that is no readable image; every file is decoded once, by several threads."""
+
+    def reason(file: str | os.PathLike[str]) -> str | None:
+        try:
+            read_image(file)
+        except ImageError as error:
+            return error.reason
+        return None
+
+    found: dict[int, str] = {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        for number, problem in enumerate(threads.map(reason, files)):
+            if problem is not None:
+                found[number] = problem
+            if progress is not None:
+                progress(number + 1, len(files))
+    return found
+
+
 def _reduce(opened: Image.Image, limit: int) -> None:
     """Let the decoder of a JPEG leave out the finest detail, where all of it would be too much."""
     width, height = opened.size
@@ -214,11 +238,7 @@ def image_size(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[int, 
 
 
 def orientation_of(source: str | os.PathLike[str] | bytes | BinaryIO) -> int:
-    """EXIF's orientation that `read_image` applies to a file, 1 to 8, from its header; 1 is upright.
-
-    Raises:
-        ImageError, InputError: as `image_size`.
-    """
+    """EXIF's orientation that `read_image` applies to a file, 1 to 8, from its header; 1 is upright."""
     _require_source(source)
     name = _name(source)
     with _readable(name), _stream(source) as stream:

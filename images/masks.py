@@ -1,4 +1,4 @@
-"""Masks of pictures: one file each, read as boolean arrays, and folders of them beside folders of pictures."""
+"""Masks of images: one file each, read as boolean arrays, and folders of them beside folders of images."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ImageError, InputError
+from ..metrics.segmentation import VOID, Mask
 from .joining import Fit, Join, beside
 from .loading import IMAGE_SUFFIXES, pixel_limit, read_image
 
-__all__ = ["MaskFolder", "read_class_numbers", "read_mask", "wrong_size"]
+__all__ = ["VOID", "Mask", "MaskFolder", "read_class_numbers", "read_mask", "wrong_size"]
 
 
 def read_mask(source: str | os.PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:
-    """A picture as a mask: everything that is not black; or, with `category`, the pixels that hold this number.
+    """An image as a mask: everything that is not black; or, with `category`, the pixels that hold this number.
 
-    Numbers are those of palette and 8-bit grey pictures, as segmentation masks have them.
-
-    Raises:
-        ImageError: the file is no usable image; or it holds colours, and a number was asked for.
+    Numbers are those of palette and 8-bit grey images, as segmentation masks have them.
     """
     if category is None:
         return np.asarray(np.asarray(read_image(source)).any(-1))
@@ -35,11 +33,7 @@ def read_mask(source: str | os.PathLike[str], *, category: int | None = None) ->
 
 
 def read_class_numbers(source: str | os.PathLike[str]) -> UInt8[NDArray[Any], "height width"]:
-    """The numbers in a mask of classes, as they are: a PNG with a palette or in grey, one byte per pixel or less.
-
-    Raises:
-        ImageError: not a readable PNG, too large, or one whose pixels are colours.
-    """
+    """The numbers in a mask of classes, as they are: a PNG with a palette or in grey, one byte per pixel or less."""
     try:
         with Image.open(source, formats=("PNG",)) as image:
             if image.mode not in ("1", "L", "P"):
@@ -55,7 +49,7 @@ def read_class_numbers(source: str | os.PathLike[str]) -> UInt8[NDArray[Any], "h
 
 @dataclass(frozen=True)
 class MaskFolder:
-    """The masks of pictures: for `cat/1.jpg` the file `FOLDER/cat/1.png`, for a path outside the root `FOLDER/1.png`.
+    """The masks of images: for `cat/1.jpg` the file `FOLDER/cat/1.png`, for a path outside the root `FOLDER/1.png`.
 
     Attributes:
         folder: where they lie.
@@ -67,11 +61,7 @@ class MaskFolder:
 
     @classmethod
     def given(cls, folder: MaskFolder | str | os.PathLike[str], category: int | None = None) -> MaskFolder:
-        """The folder that a user names, as an absolute path.
-
-        Raises:
-            InputError: it is not there, or a class's number is not one.
-        """
+        """The folder that a user names, as an absolute path."""
         if isinstance(folder, MaskFolder):
             if category is not None:
                 raise InputError("the number of the class belongs to the MaskFolder; give it there")
@@ -84,7 +74,7 @@ class MaskFolder:
         return cls(path, category)
 
     def file(self, path: str | os.PathLike[str]) -> Path:
-        """Where the mask of the picture with this path is expected."""
+        """Where the mask of the image with this path is expected."""
         return beside(self.folder, path)
 
     def join(self, paths: Iterable[str]) -> Fit:
@@ -98,11 +88,7 @@ class MaskFolder:
         return join.fit((os.fspath(file.relative_to(self.folder)) for file in masks), is_there=lambda _: True)
 
     def digest(self, path: str | os.PathLike[str]) -> str | None:
-        """The first 16 hexadecimal digits of the SHA-256 of a picture's mask file; None if there is none.
-
-        Raises:
-            ImageError: it cannot be read.
-        """
+        """The first 16 hexadecimal digits of the SHA-256 of an image's mask file; None if there is none."""
         try:
             return hashlib.sha256(self.file(path).read_bytes()).hexdigest()[:16]
         except FileNotFoundError:
@@ -111,11 +97,7 @@ class MaskFolder:
             raise ImageError(path, f"its mask cannot be read: {(error.strerror or str(error)).lower()}") from error
 
     def read(self, path: str | os.PathLike[str], size: tuple[int, int]) -> Bool[NDArray[Any], "height width"] | None:
-        """The mask of a picture of `size` (width, height); None if there is none. It may be empty.
-
-        Raises:
-            ImageError: it is no usable mask, or not of that size.
-        """
+        """The mask of an image of `size` (width, height); None if there is none. It may be empty."""
         file = self.file(path)
         if not file.is_file():
             return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
@@ -26,6 +26,7 @@ __all__ = [
     "TableFormat",
     "header_of",
     "look_alike",
+    "remark_on_left_out",
     "rows_of",
     "text_of",
 ]
@@ -69,11 +70,7 @@ class TableFormat(NamedTuple):
 
     @classmethod
     def of(cls, table: Path) -> TableFormat:
-        """What a file looks like.
-
-        Raises:
-            InputError: it cannot be read, or is no text.
-        """
+        """What a file looks like."""
         encoding = _encoding(table)
         with _opened(table, encoding) as file:
             first = next(iter(file), "")
@@ -97,25 +94,32 @@ def rows_of(
     *,
     needed: Sequence[str] = ("path",),
     form: TableFormat | None = None,
-    passed_over: list[str] | None = None,
+    once: Callable[[dict[str, str]], str] | None = None,
+    left_out: dict[int, str] | None = None,
+    strict: bool = False,
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells by column of every line that is not blank; blanks around names and cells are dropped.
+    """Line number and cells by column of every usable line; blanks around names and cells are dropped.
 
-    Blanks around a path stay: a file may be called so.
+    Blanks around a path stay: a file may be called so. A line with too few or too many cells, without a path, or with
+    the key of an earlier line is left out; how many are is remarked on behind the last line.
 
     Args:
         table: a CSV file with a header.
-        needed: columns that must be there, `path` among them.
+        needed: columns that must be there.
         form: how it is written, where that is known already; else it is looked at, and remarked on.
-        passed_over: takes what is wrong with each malformed line, which then is no error.
+        once: the key of a row, if a table may hold each only once.
+        left_out: takes what is wrong with each line that is left out, by its number; then nothing is remarked on.
+        strict: refuse what would be remarked on.
 
     Raises:
-        InputError: the table cannot be read, lacks a column, or has a malformed line; the message names it.
+        InputError: the table cannot be read, lacks a column, or has no usable line among those that are not blank.
     """
     if form is None:
         form = TableFormat.of(table)
         form.remark_on(table)
-    line = 1 + form.skipped
+    problems: dict[int, str] = {} if left_out is None else left_out
+    seen: dict[str, int] = {}
+    line, used = 1 + form.skipped, 0
     try:
         with _opened(table, form.encoding) as file:
             for _ in range(form.skipped):
@@ -127,28 +131,38 @@ def rows_of(
                 line = reader.line_num + form.skipped
                 if not any(cell.strip() for cell in cells):
                     continue
-                try:
-                    row = _row(header, cells, f"{table} line {line}")
-                except InputError as error:
-                    if passed_over is None:
-                        raise
-                    passed_over.append(str(error))
-                else:
-                    yield line, row
+                row, problem = _row(header, cells)
+                if not problem and once is not None:
+                    first = seen.setdefault(key := once(row), line)
+                    problem = "" if first == line else f"{key!r} is in line {first} already"
+                if problem:
+                    problems[line] = f"{table} line {line}: {problem}"
+                    continue
+                used += 1
+                yield line, row
     except UnicodeDecodeError as error:
         raise InputError(f"{table}: expected UTF-8; save the table with that encoding ({error.reason})") from None
     except csv.Error as error:
         raise InputError(f"{table} line {line + 1} or after: expected comma-separated values; {error}") from None
     except OSError as error:
         raise InputError(f"{table}: cannot be read: {error.strerror}") from error
+    if left_out is None:
+        remark_on_left_out(table, problems, used=used, strict=strict)
+
+
+def remark_on_left_out(table: Path, left_out: Mapping[int, str], *, used: int, strict: bool = False) -> None:
+    """Say how many lines of a table are left out, and why the first one is."""
+    if not left_out:
+        return
+    first = next(iter(left_out.values()))
+    if not used:
+        raise InputError(first)
+    count = f"{len(left_out):,} of {len(left_out) + used:,} lines of {table.name}"
+    remark(f"{count} cannot be used and are left out, the first: {first}", strict=strict, stacklevel=5)
 
 
 def header_of(table: Path) -> tuple[str, ...]:
-    """The names of a table's columns, without blanks around them; empty if the file is.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """The names of a table's columns, without blanks around them; empty if the file is."""
     form = TableFormat.of(table)
     with _opened(table, form.encoding) as file:
         lines = iter(file)
@@ -158,11 +172,7 @@ def header_of(table: Path) -> tuple[str, ...]:
 
 
 def text_of(file: Path) -> str:
-    """The whole text of a small file in whatever usual encoding it has; anything but UTF-8 is remarked on.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """The whole text of a small file in whatever usual encoding it has; anything but UTF-8 is remarked on."""
     encoding = _encoding(file)
     TableFormat(encoding, ",").remark_on(file)
     with _opened(file, encoding) as stream:
@@ -236,14 +246,13 @@ def _header(cells: Sequence[str]) -> list[str]:
     return names
 
 
-def _row(header: Sequence[str], cells: Sequence[str], where: str) -> dict[str, str]:
+def _row(header: Sequence[str], cells: Sequence[str]) -> tuple[dict[str, str], str]:
+    """The cells by column, and what is wrong with them."""
     extra = cells[len(header) :]
     if len(cells) < len(header) or any(cell.strip() for cell in extra):
-        raise InputError(f"{where}: expected {len(header)} cells; got {len(cells)}")
+        return {}, f"expected {len(header)} cells; got {len(cells)}"
     row = {name: cell if name == "path" else cell.strip() for name, cell in zip(header, cells, strict=False)}
-    if not row.get("path", "-").strip():
-        raise InputError(f"{where}: expected a path; got an empty cell")
-    return row
+    return row, "" if row.get("path", "-").strip() else "expected a path; got an empty cell"
 
 
 def _check_header(header: Sequence[str], table: Path, needed: Sequence[str]) -> None:

@@ -27,11 +27,7 @@ def _too_much(name: str, what: str, limit: int) -> ImageError:
 
 
 def require_bounded_jpeg2000(stream: BinaryIO, name: str) -> None:
-    """Count the packets that a codestream's headers promise.
-
-    Raises:
-        ImageError: there are too many.
-    """
+    """Count the packets that a codestream's headers promise."""
     start = _codestream(stream)
     if start is None:
         return  # Pillow says what is missing
@@ -122,11 +118,7 @@ def _packets(size: tuple[int, int, int, int, int], worst: tuple[int, int, int]) 
 
 
 def require_bounded_avif(stream: BinaryIO, name: str) -> None:
-    """Count the frames behind each coded item and behind a sequence's first sample: only the last of them is shown.
-
-    Raises:
-        ImageError: there are too many.
-    """
+    """Count the frames behind each coded item and behind a sequence's first sample: only the last of them is shown."""
     end = stream.seek(0, os.SEEK_END)
     boxes = list(_boxes(stream, 0, end))
     if len(boxes) >= _MAX_BOXES:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 
 from ..errors import InputError
-from .filters.matching import Filter
+from .filters.tree import Filter
 from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold
 from .reports import AddReport, VerifyReport, counted
@@ -325,15 +325,15 @@ class Gallery(GalleryReader):
             FingerprintMismatchError: another encoder built the gallery.
             GalleryLockedError: another process is writing to it.
         """
-        from .sync.plan import Place
-        from .sync.report import SyncSettings
+        from .sync.folder import SyncFolder
+        from .sync.plan import SyncSettings
         from .sync.sync import LazyEncoder, plan_sync, sync_folder
 
         self.require_segments("sync")
         settings = SyncSettings(
             labels, checksum, keep_missing, max_vanishing, force, settle, strict, batch_size, workers, device
         )
-        place = Place(Path(folder), self.root)
+        place = SyncFolder(Path(folder), self.root)
         load = encoder if isinstance(encoder, LazyEncoder) else LazyEncoder(self, encoder)
         if dry_run:
             return plan_sync(Snapshot.open(self.folder, verify=False), place, settings, progress=progress)

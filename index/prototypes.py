@@ -1,4 +1,4 @@
-"""Class prototypes, kept as sums: images come and go without reading the others again."""
+"""Class prototypes, kept as sums: images are added and removed without reading the others again."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PrototypeStore:
         self.pooled_dim = pooled_dim
         self.embedding_dim = embedding_dim
         self.metric = metric
-        self._place: dict[str | None, int] = {None: 0}  # row 0 is the images without a class
+        self._row: dict[str | None, int] = {None: 0}  # row 0 is the images without a class
         self._count = np.zeros(1, np.int64)
         self._pooled = np.zeros((1, pooled_dim))
         self._embedding = np.zeros((1, embedding_dim))
@@ -53,38 +53,43 @@ class PrototypeStore:
     # --- Changing ----------------------------------------------------------------------------------------------------
 
     def add(self, labels: Sequence[str | None], pooled: NDArray[np.floating], embedding: NDArray[np.floating]) -> None:
-        """Count images in, given by raw vectors: pooled (n, K) and embedding (n, d)."""
+        """Add images, given by raw vectors: pooled (n, K) and embedding (n, d)."""
         self._change(labels, pooled, embedding, sign=1)
 
     def subtract(
         self, labels: Sequence[str | None], pooled: NDArray[np.floating], embedding: NDArray[np.floating]
     ) -> None:
-        """Take images out that were counted in with the same labels and vectors.
+        """Remove images that were added with the same labels and vectors.
 
         Raises:
-            InputError: more images of a class are taken out than are in it; nothing is changed then.
+            InputError: more images of a class are removed than it has; nothing is changed then.
         """
-        known = {label: int(self._count[place]) for label, place in self._place.items()}
+        known = {label: int(self._count[row]) for label, row in self._row.items()}
         for label in labels:
             known[label] = known.get(label, 0) - 1
         if short := [label for label, count in known.items() if count < 0]:
             raise InputError(f"more images of {short[0]!r} are taken out than were counted in")
         self._change(labels, pooled, embedding, sign=-1)
-        self._drop_empty()
+        left = [label for label, row in self._row.items() if label is None or self._count[row]]
+        rows = [self._row[label] for label in left]
+        self._count, self._pooled, self._embedding = self._count[rows], self._pooled[rows], self._embedding[rows]
+        self._row = {label: row for row, label in enumerate(left)}
+        if not self._count[0]:  # rounding of many additions and subtractions must not outlive the images
+            self._pooled[0] = self._embedding[0] = 0
 
     def merge(self, other: PrototypeStore) -> None:
-        """Count in all images of another store of the same kind."""
+        """Add all images of another store of the same kind."""
         mine = (self.pooled_dim, self.embedding_dim, self.metric)
         if (other.pooled_dim, other.embedding_dim, other.metric) != mine:
             raise InputError(
                 f"prototypes of another kind: expected K={mine[0]}, d={mine[1]}, {mine[2]}, "
                 f"got K={other.pooled_dim}, d={other.embedding_dim}, {other.metric}"
             )
-        places = self._places(list(other._place))
-        theirs = list(other._place.values())
-        self._count[places] += other._count[theirs]
-        self._pooled[places] += other._pooled[theirs]
-        self._embedding[places] += other._embedding[theirs]
+        rows = self._rows(list(other._row))
+        theirs = list(other._row.values())
+        self._count[rows] += other._count[theirs]
+        self._pooled[rows] += other._pooled[theirs]
+        self._embedding[rows] += other._embedding[theirs]
 
     def _change(
         self, labels: Sequence[str | None], pooled: NDArray[np.floating], embedding: NDArray[np.floating], *, sign: int
@@ -92,49 +97,35 @@ class PrototypeStore:
         expected = ((len(labels), self.pooled_dim), (len(labels), self.embedding_dim))
         if (pooled.shape, embedding.shape) != expected:
             raise ShapeError(f"expected pooled and embedding of {expected}, got {(pooled.shape, embedding.shape)}")
-        places = self._places(labels)
-        np.add.at(self._count, places, sign)
-        np.add.at(self._pooled, places, sign * np.asarray(pooled, np.float64))
-        np.add.at(self._embedding, places, sign * self._ranking(embedding))
+        rows = self._rows(labels)
+        np.add.at(self._count, rows, sign)
+        np.add.at(self._pooled, rows, sign * np.asarray(pooled, np.float64))
+        ranking = unit_rows(embedding) if self.metric == "cosine" else np.asarray(embedding, np.float64)
+        np.add.at(self._embedding, rows, sign * ranking)
 
-    def _ranking(self, embedding: NDArray[np.floating]) -> Sums:
-        return unit_rows(embedding) if self.metric == "cosine" else np.asarray(embedding, np.float64)
-
-    def _places(self, labels: Sequence[str | None]) -> NDArray[np.intp]:
-        new = [label for label in dict.fromkeys(labels) if label not in self._place]
+    def _rows(self, labels: Sequence[str | None]) -> NDArray[np.intp]:
+        new = [label for label in dict.fromkeys(labels) if label not in self._row]
         for label in new:
-            self._place[label] = len(self._place)
+            self._row[label] = len(self._row)
         if new:
             self._count = np.concatenate([self._count, np.zeros(len(new), np.int64)])
             self._pooled = np.concatenate([self._pooled, np.zeros((len(new), self.pooled_dim))])
             self._embedding = np.concatenate([self._embedding, np.zeros((len(new), self.embedding_dim))])
-        return np.array([self._place[label] for label in labels], np.intp)
-
-    def _drop_empty(self) -> None:
-        kept = [label for label, place in self._place.items() if label is None or self._count[place]]
-        places = [self._place[label] for label in kept]
-        self._count, self._pooled, self._embedding = (
-            self._count[places],
-            self._pooled[places],
-            self._embedding[places],
-        )
-        self._place = {label: place for place, label in enumerate(kept)}
-        if not self._count[0]:  # rounding of many additions and subtractions must not outlive the images
-            self._pooled[0] = self._embedding[0] = 0
+        return np.array([self._row[label] for label in labels], np.intp)
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """Number of classes."""
-        return len(self._place) - 1
+        return len(self._row) - 1
 
     def __contains__(self, label: object) -> bool:
-        return label is not None and label in self._place
+        return label is not None and label in self._row
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes in alphabetical order; the order of all arrays below."""
-        return tuple(sorted(label for label in self._place if label is not None))
+        return tuple(sorted(label for label in self._row if label is not None))
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -143,7 +134,7 @@ class PrototypeStore:
 
     @property
     def total(self) -> int:
-        """Images counted in, with a class or without."""
+        """Number of images, with a class or without."""
         return int(self._count.sum())
 
     def count(self, label: str) -> int:
@@ -152,13 +143,13 @@ class PrototypeStore:
 
     def pooled(self, label: str) -> Floats:
         """Mean pooled vector of a class, (K,)."""
-        place = self._find(label)
-        return np.asarray(self._pooled[place] / self._count[place], np.float32)
+        row = self._find(label)
+        return np.asarray(self._pooled[row] / self._count[row], np.float32)
 
     def embedding(self, label: str) -> Floats:
         """Mean embedding of a class in the space that ranks, (d,); a unit vector with the cosine metric."""
-        place = self._find(label)
-        return self._mean(self._embedding[place], self._count[place])
+        row = self._find(label)
+        return self._mean(self._embedding[row], self._count[row])
 
     def all_pooled(self) -> Floats:
         """Mean pooled vectors of all classes, (c, K)."""
@@ -186,14 +177,14 @@ class PrototypeStore:
         return (unit_rows(mean) if self.metric == "cosine" else mean).astype(np.float32)
 
     def _order(self) -> list[int]:
-        return [self._place[label] for label in self.labels]
+        return [self._row[label] for label in self.labels]
 
     def _find(self, label: str) -> int:
         if label not in self:
             nearest = difflib.get_close_matches(label, self.labels, n=1)
             hint = f", did you mean {nearest[0]!r}?" if nearest else ""
             raise InputError(f"no class {label!r} among {len(self)}{hint}")
-        return self._place[label]
+        return self._row[label]
 
     # --- Files -------------------------------------------------------------------------------------------------------
 
@@ -220,8 +211,8 @@ class PrototypeStore:
         store._count = file.array("counts", "<i8", (n,)).read().astype(np.int64)
         store._pooled = file.array("pooled_sum", "<f8", (n, pooled_dim)).read().astype(np.float64)
         store._embedding = file.array("embedding_sum", "<f8", (n, embedding_dim)).read().astype(np.float64)
-        store._place = {label: place for place, label in enumerate([None, *labels])}
+        store._row = {label: row for row, label in enumerate([None, *labels])}
         finite = np.isfinite(store._pooled).all() and np.isfinite(store._embedding).all()
-        if len(store._place) != n or (store._count[1:] < 1).any() or store._count[0] < 0 or not finite:
+        if len(store._row) != n or (store._count[1:] < 1).any() or store._count[0] < 0 or not finite:
             raise file.corrupt("holds prototypes that cannot be")
         return store

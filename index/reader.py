@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ..errors import FingerprintMismatchError, InputError
 from .facts import facts_of
-from .filters.matching import Filter, hints, tree_of
+from .filters.matching import hints
+from .filters.tree import Filter, tree_of
 from .prototypes import PrototypeStore, unit_rows
 from .reports import Skipped, counted, read_skipped
 from .search import Hits, Metric

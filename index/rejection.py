@@ -1,4 +1,4 @@
-"""From which distance on a nearest image is no match: the threshold, and how it is chosen."""
+"""Rejection: the largest distance of a match, and how that threshold is chosen."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Rejection:
     Attributes:
         threshold: nearest images at most this far are matches, in the units of the gallery's metric.
         target: the false alarm rate asked for, in (0, 1).
-        false_alarm_rate: share of the unknown probes that were taken for somebody, at most `target`.
+        false_alarm_rate: share of the unknown probes that were accepted, at most `target`.
         identification_rate: share of the known probes whose nearest image was of their class and near enough.
         closed_set_rate: the same without a threshold: what rejection costs is the difference.
         n_known, n_unknown: numbers of probes.
-        is_resolved: whether there were enough unknown probes (1 / target) to tell the target from zero.
+        is_resolved: there were enough unknown probes (1 / target) to tell the target from zero.
         source: what the probes were.
         generation: of the gallery at that time.
     """

@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from ..errors import CorruptGalleryError
+from ..remarks import Skipped, counted
 from .storage.durable import read_file
 
 __all__ = ["AddReport", "Problem", "Skipped", "VerifyReport", "counted", "read_skipped"]
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun.
-
-    >>> counted(1, "file"), counted(2, "file")
-    ('1 file', '2 files')
-    """
-    return f"{number} {noun}" + "s" * (number != 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """An image that is not in the gallery, and why."""
-
-    path: str
-    reason: str
-
-    def to_json(self) -> str:
-        """One line of a skip list."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, line: str) -> Self:
-        """The inverse of `to_json`; ValueError for any other line."""
-        value = json.loads(line)
-        if not isinstance(value, dict) or not isinstance(path := value.get("path"), str):
-            raise ValueError("not a line of a skip list")
-        return cls(path, str(value.get("reason", "")))
 
 
 def read_skipped(path: Path) -> tuple[Skipped, ...]:

@@ -9,7 +9,6 @@ until nothing left out can belong to the answer: many copies of one image are a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -31,7 +30,6 @@ from ..metrics.distances import (
 __all__ = [
     "METRICS",
     "UNKNOWN_FLOOR",
-    "Capabilities",
     "Distances",
     "Engine",
     "Hits",
@@ -52,27 +50,6 @@ __all__ = [
 ]
 
 Ids: TypeAlias = npt.NDArray[np.uint64]
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What a backend can do.
-
-    Attributes:
-        metrics: those it answers, natively or through re-scoring.
-        exact: the answer is the true one, ties included; False: the engine may miss neighbours.
-        filtered: `allowed` is understood.
-        max_k: largest k of one search.
-        max_dim: longest vector.
-        persistent: what was upserted outlives the process without anybody saving it.
-    """
-
-    metrics: frozenset[Metric]
-    exact: bool
-    filtered: bool
-    max_k: int
-    max_dim: int
-    persistent: bool
 
 
 class Hits(NamedTuple):
@@ -97,8 +74,8 @@ class Search(Protocol):
         """Dimension and metric."""
 
     @property
-    def capabilities(self) -> Capabilities:
-        """What this backend can do."""
+    def is_exact(self) -> bool:
+        """The answer is the true one, ties included; False: the engine may miss neighbours."""
 
     def upsert(self, ids: Ids, vectors: Vectors) -> None:
         """Adds, or replaces by id; visible to the next search."""
@@ -119,7 +96,7 @@ class Search(Protocol):
         """Number of distinct ids stored."""
 
     def verify(self) -> list[str]:
-        """What is wrong with the backend's own data, one sentence each; empty when it is sound."""
+        """Problems in the backend's own data, one sentence each; empty when it is sound."""
 
     def close(self) -> None:
         """Lets go of memory and connections; a second call does nothing."""
@@ -142,7 +119,7 @@ UNKNOWN_FLOOR = float(np.finfo(np.float64).max)
 
 
 class Proposal(NamedTuple):
-    """What an engine offers for one query.
+    """An engine's candidates for one query.
 
     Attributes:
         ids: candidates in any order; repeats are dropped.

@@ -1,4 +1,4 @@
-"""How well clusters of vectors agree with their classes."""
+"""Clusters of vectors, and their agreement with classes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .distances import Distinct
-
-__all__ = ["cluster", "normalised_mutual_information"]
 
 
 def cluster(vectors: NDArray[np.float32], n_clusters: int, *, seed: int) -> NDArray[np.int64]:

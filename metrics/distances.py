@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError, ShapeError
+from . import METRICS, Metric
 
 __all__ = [
     "METRICS",
@@ -27,8 +28,6 @@ __all__ = [
     "lengths_of",
 ]
 
-Metric: TypeAlias = Literal["cosine", "l2", "l1", "dot"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
 _BLOCK = 1024  # rows whose float64 copy stays in the processor's cache
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
@@ -37,7 +36,7 @@ Distances: TypeAlias = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """What is searched: vectors of `dim` numbers, compared by `metric`."""
+    """The kind of a search: vectors of `dim` numbers, compared by `metric`."""
 
     dim: int
     metric: Metric
@@ -156,5 +155,5 @@ class Distinct(NamedTuple):
 
     @property
     def counts(self) -> npt.NDArray[np.intp]:
-        """How often each is there."""
+        """Number of copies of each."""
         return np.bincount(self.number, minlength=len(self.first))

@@ -1,8 +1,7 @@
-"""How far a mean can be trusted: bootstraps, and three intervals of a few-shot accuracy with the question of each.
+"""Bootstraps, and three intervals of a few-shot accuracy with the question that each answers.
 
-The usual ± says how the mean would move with other episodes of the same classes. It shrinks to nothing as episodes are
-added, although the test classes are a small sample themselves. The class jackknife says how the mean would move with
-other classes, and is usually several times wider.
+The usual ± is about other episodes of the same classes, and shrinks to nothing as episodes are added; the class
+jackknife is about other classes, and is usually several times wider.
 """
 
 from __future__ import annotations
@@ -20,19 +19,6 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
-
-__all__ = [
-    "Interval",
-    "Intervals",
-    "bootstrap_errors",
-    "bootstrap_interval",
-    "bootstrap_means",
-    "bootstrap_weights",
-    "class_jackknife_interval",
-    "intervals",
-    "required_episodes",
-    "usual_interval",
-]
 
 Z = 1.96  # the 97.5 % point of the normal distribution as the field rounds it
 

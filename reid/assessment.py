@@ -1,32 +1,109 @@
-"""A data set and its features, assessed: refined or not, under a stated protocol, with the mistakes at hand."""
+"""A data set and its features, assessed under a stated protocol, with each mistake and what re-ranking mended."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..datasets.reid_records import Protocol, ReidData, ReidImage
 from ..encoders.trained_on import Overlap
 from ..errors import InputError
 from .distances import DistanceSource, FeatureDistances, Metric
 from .evaluation import FALSE_ACCEPT_RATES, evaluate_distances
 from .features import Features
-from .mistakes import Answer, Failure, Promotion, causes_of
 from .placeholders import remark_on_placeholders
-from .policies import Matching, Protocol
-from .records import ReidData, ReidImage, labels_of
+from .policies import Matching, labels_of
 from .refinement import Refinement, refined
 from .reranking.k_reciprocal import Reranking, rerank_features
 from .results import Evaluation
 
-__all__ = ["Assessment", "Refinement", "assess", "changed_protocol"]
-
 Floats = NDArray[np.floating[Any]]
+Shared = tuple[tuple[ReidImage, float], ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One gallery image as the answer to a query.
+
+    Attributes:
+        image: the gallery image.
+        rank: among all that count, from 1; wrong answers come first where distances tie.
+        distance: what was ranked by.
+        shared: after re-ranking, the images that query and answer have in common as neighbours, and each one's part of
+            the overlap, summing to 1; empty without overlap or re-ranking.
+    """
+
+    image: ReidImage
+    rank: int
+    distance: float
+    shared: Shared = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        shared = [{"path": image.path, "share": share} for image, share in self.shared[:5]]
+        return {**_named(self.image), "rank": self.rank, "distance": self.distance, "shared_neighbours": shared}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A query that is not answered perfectly.
+
+    Attributes:
+        query: the image.
+        average_precision: step AP.
+        n_matches: right answers in the gallery.
+        wrong: the first wrong answer; None if there is none.
+        right: the first right one.
+        causes: what the labels say about the wrong answer, in words.
+    """
+
+    query: ReidImage
+    average_precision: float
+    n_matches: int
+    wrong: Answer | None
+    right: Answer
+    causes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "query": _named(self.query),
+            "average_precision": self.average_precision,
+            "n_matches": self.n_matches,
+            "wrong": None if self.wrong is None else self.wrong.to_dict(),
+            "right": self.right.to_dict(),
+            "causes": list(self.causes),
+        }
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A right answer that re-ranking brought up, and the shared neighbours that did it (see `Answer.shared`)."""
+
+    query: ReidImage
+    match: ReidImage
+    rank_before: int
+    rank_after: int
+    shared: Shared
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "query": _named(self.query),
+            "match": _named(self.match),
+            "rank_before": self.rank_before,
+            "rank_after": self.rank_after,
+            "shared_neighbours": [{"path": image.path, "share": share} for image, share in self.shared],
+        }
+
+
+def _named(image: ReidImage) -> dict[str, Any]:
+    return {"path": image.path, "identity": image.identity, "camera": image.camera}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +128,7 @@ class Assessment:
     refinement: Refinement
     about: dict[str, Any]
     _source: DistanceSource = field(repr=False)
-    _plain: DistanceSource = field(repr=False)
+    _not_reranked: DistanceSource = field(repr=False)
 
     @property
     def reranking(self) -> Reranking | None:
@@ -107,8 +184,6 @@ class Assessment:
             lines.append(f"training: {overlap}")
         return "\n".join([*lines, f"data: {self.data.format}, {self.data.root}", *self.data.notes])
 
-    # --- behind the scenes ---
-
     @cached_property
     def _matching(self) -> Matching:
         return Matching.of(labels_of(self.queries), labels_of(self.gallery), protocol=self.evaluation.protocol)
@@ -131,29 +206,30 @@ class Assessment:
 
     def _failure(self, query: int) -> Failure:
         distance, right, wrong = self._answers(query, self._source)
-        nearest = _nearest(distance, right), _nearest(distance, wrong)
-        assert nearest[0] is not None  # a failure has a match
-        wrong_answer = None if nearest[1] is None else self._answer(query, nearest[1], is_right=False)
-        image = self.queries[query]
-        return Failure(
-            image,
-            average_precision=float(self.evaluation.per_query.ap_step[query]),
-            n_matches=int(right.sum()),
-            wrong=wrong_answer,
-            right=self._answer(query, nearest[0], is_right=True),
-            causes=causes_of(image, wrong_answer, n_matches=int(right.sum()), protocol=self.evaluation.protocol),
-        )
+        n_matches, image = int(right.sum()), self.queries[query]
+        first_wrong = self._answer(query, _nearest(distance, wrong), is_right=False) if wrong.any() else None
+        causes = []
+        if first_wrong is not None and first_wrong.image.camera == image.camera is not None:
+            causes.append("the wrong answer is from the query's camera")
+        distractors = set(map(str, self.evaluation.protocol.distractors))
+        if first_wrong is not None and str(first_wrong.image.identity) in distractors:
+            causes.append("the wrong answer is a distractor")
+        if n_matches == 1:
+            causes.append("there is one match only")
+        first_right = self._answer(query, _nearest(distance, right), is_right=True)
+        precision = float(self.evaluation.per_query.ap_step[query])
+        return Failure(image, precision, n_matches, first_wrong, first_right, tuple(causes))
 
     def _promotion(self, query: int, reranking: Reranking) -> Promotion:
         distance, right, wrong = self._answers(query, self._source)
         place = _nearest(distance, right)
-        assert place is not None  # it has a rank
-        plain = self._answers(query, self._plain)[0]
-        ranks = [_rank_of(place, table, right, wrong, is_right=True) for table in (plain, distance)]
-        shared = self._shared(query, place, reranking)
-        return Promotion(self.queries[query], self.gallery[place], ranks[0], ranks[1], shared)
+        before = self._answers(query, self._not_reranked)[0]
+        ranks = [_rank_of(place, table, right, wrong, is_right=True) for table in (before, distance)]
+        return Promotion(
+            self.queries[query], self.gallery[place], ranks[0], ranks[1], self._shared(query, place, reranking)
+        )
 
-    def _shared(self, query: int, place: int, reranking: Reranking) -> tuple[tuple[ReidImage, float], ...]:
+    def _shared(self, query: int, place: int, reranking: Reranking) -> Shared:
         found = reranking.shared_neighbours(query, place)
         images = (*self.queries, *self.gallery)
         shares: dict[str, float] = {}  # an image that asks and answers is one neighbour, not two
@@ -163,9 +239,8 @@ class Assessment:
         return tuple((named[path], share) for path, share in sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def _nearest(distance: Floats, allowed: NDArray[np.bool_]) -> int | None:
-    places = np.flatnonzero(allowed)
-    return int(places[np.argmin(distance[places])]) if places.size else None
+def _nearest(distance: Floats, allowed: NDArray[np.bool_]) -> int:
+    return int(np.flatnonzero(allowed)[np.argmin(distance[allowed])])
 
 
 def _rank_of(
@@ -212,12 +287,12 @@ def assess(
         InputError: features are missing or not finite, or the protocol does not fit the labels.
     """
     rule, steps = protocol or data.protocol, refinement or Refinement()
-    ignored = {str(name) for name in (*rule.junk, *(rule.distractors if rule.distractor_policy == "ignore" else ()))}
-    nobody = {str(name) for name in (*rule.junk, *rule.distractors)}
+    junk, distractors = ({str(name) for name in names} for names in (rule.junk, rule.distractors))
+    ignored = junk | distractors if rule.distractor_policy == "ignore" else junk
     data = data.without(features.skipped)
     remark_on_placeholders(data, rule)
     asking, whole = data.queries, data.gallery
-    queries = tuple(image for image in asking if str(image.identity) not in nobody)
+    queries = tuple(image for image in asking if str(image.identity) not in junk | distractors)
     gallery = tuple(image for image in whole if str(image.identity) not in ignored)
     if not queries or not gallery:
         raise InputError(f"nothing to evaluate: {len(queries)} queries, {len(gallery)} gallery images that count")
@@ -241,39 +316,10 @@ def assess(
     counts = {
         "gallery": len(whole),
         "queries_left_out": len(asking) - len(queries),
-        "gallery_junk": sum(str(image.identity) in set(map(str, rule.junk)) for image in whole),
-        "gallery_distractors": sum(str(image.identity) in set(map(str, rule.distractors)) for image in whole),
+        "gallery_junk": sum(str(image.identity) in junk for image in whole),
+        "gallery_distractors": sum(str(image.identity) in distractors for image in whole),
     }
     before = None if source is plain else evaluate_distances(plain, metric=metric, **options)
-    return Assessment(
-        data,
-        queries,
-        gallery,
-        replace(evaluation, counts=evaluation.counts | counts),
-        before,
-        steps,
-        dict(features.about),
-        _source=source,
-        _plain=plain,
-    )
-
-
-def changed_protocol(protocol: Protocol, changes: str) -> Protocol:
-    """A protocol with some decisions changed by a text such as `same_camera=keep,distractors=0+7`.
-
-    Raises:
-        InputError: no such decision (the message names the nearest), or no such choice.
-
-    >>> changed_protocol(Protocol(), "no_match=zero,junk=").junk
-    ()
-    """
-    names = tuple(protocol.to_dict())
-    values: dict[str, Any] = {}
-    for change in filter(None, (part.strip() for part in changes.split(","))):
-        name, equals, value = (part.strip() for part in change.partition("="))
-        if name not in names or not equals:
-            near = get_close_matches(name, names, n=1, cutoff=0.0)[0]
-            raise InputError(f"expected NAME=VALUE, got {change!r}; nearest is {near}, there are {', '.join(names)}")
-        listed = tuple(int(one) if one.lstrip("-").isdigit() else one for one in value.split("+") if one)
-        values[name] = listed if name in ("junk", "distractors") else value
-    return replace(protocol, **values)
+    evaluation = replace(evaluation, counts=evaluation.counts | counts)
+    about = dict(features.about)
+    return Assessment(data, queries, gallery, evaluation, before, steps, about, _source=source, _not_reranked=plain)

@@ -1,10 +1,10 @@
-"""What is wrong with a re-identification data set, before a number is computed from it."""
+"""Audit of a re-identification data set, before a number is computed from it."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -12,16 +12,13 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from ..datasets.reid_records import Identity, ReidData, ReidImage
 from ..errors import ImageError, InputError
 from ..images import read_image
+from ..progress import Progress
 from .placeholders import placeholders
-from .policies import Identity
-from .records import ReidData, ReidImage
-
-__all__ = ["Audit", "audit"]
 
 _SIDES = ("train", "query", "gallery")
 _SHOWN, _SHOWN_CAMERAS = 5, 24
@@ -49,7 +46,7 @@ class Duplicates(NamedTuple):
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found; `print` it for a report, `to_dict` it for JSON.
+    """Findings; `print` them for a report, `to_dict` them for JSON.
 
     Attributes:
         format: of the data set.
@@ -141,7 +138,7 @@ def audit(
     open_files: bool = True,
     near_bits: int | None = None,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Audit:
     """Look at every record, and unless told otherwise at every file, once.
 
@@ -161,7 +158,16 @@ def audit(
         raise InputError(f"near_bits must be from 0 to 3 and needs the files to be opened, got {near_bits}")
     if least_images < 1:
         raise InputError(f"least_images must be at least 1, got {least_images}")
-    looks = list(_looks(data, near_bits is not None, workers, progress)) if open_files else []
+    opened_files = list(_opened(data, near_bits is not None, workers, progress)) if open_files else []
+    by_content: dict[bytes, list[ReidImage]] = defaultdict(list)
+    for look in opened_files:
+        if look.problem is None:
+            by_content[look.digest].append(look.image)
+    cameras: dict[str, dict[str, int]] = {}
+    with_camera = [image for image in data.images if image.camera is not None]
+    for image in sorted(with_camera, key=lambda image: (isinstance(image.camera, str), image.camera)):
+        row = cameras.setdefault(str(image.camera), {})
+        row[image.role] = row.get(image.role, 0) + 1
     counts = _counts(data)
     per_identity = Counter(image.identity for image in data.of("train") if not _is_none(image.identity, data))
     sides = [{i.identity for i in data.of(*roles) if not _is_none(i.identity, data)} for roles in _TRAIN_AND_TEST]
@@ -170,16 +176,16 @@ def audit(
         format=data.format,
         counts=counts,
         known=tuple(Known(name, counts.get(name, 0), number) for name, number in data.known.items()),
-        cameras=_cameras(data),
+        cameras=cameras,
         few_images={str(k): n for k, n in sorted(per_identity.items(), key=str) if n < least_images},
         in_train_and_test=tuple(sorted(map(str, common))),
         without_match=_without_match(data),
-        duplicates=_duplicates(data, looks),
-        near_duplicates=() if near_bits is None else tuple(_near_duplicates(data, looks, near_bits)),
-        unreadable={look.image.path: look.problem for look in looks if look.problem is not None},
+        duplicates=tuple(_group(images, data) for images in by_content.values() if len(images) > 1),
+        near_duplicates=() if near_bits is None else tuple(_near_duplicates(data, opened_files, near_bits)),
+        unreadable={look.image.path: look.problem for look in opened_files if look.problem is not None},
         ignored=data.ignored,
         notes=data.notes,
-        n_opened=len(looks),
+        n_opened=len(opened_files),
         placeholders=placeholders(data, data.protocol),
     )
 
@@ -206,15 +212,6 @@ def _counts(data: ReidData) -> dict[str, int]:
     return counts
 
 
-def _cameras(data: ReidData) -> dict[str, dict[str, int]]:
-    table: dict[str, dict[str, int]] = {}
-    known = [image for image in data.images if image.camera is not None]
-    for image in sorted(known, key=lambda image: (isinstance(image.camera, str), image.camera)):
-        row = table.setdefault(str(image.camera), {})
-        row[image.role] = row.get(image.role, 0) + 1
-    return table
-
-
 def _without_match(data: ReidData) -> tuple[str, ...]:
     """Queries whose identity appears in the gallery only where the format's protocol does not look."""
     seen: dict[str, set[tuple[str, str]]] = defaultdict(set)
@@ -230,10 +227,7 @@ def _without_match(data: ReidData) -> tuple[str, ...]:
     return tuple(lonely)
 
 
-# --- the files --------------------------------------------------------------------------------------------------------
-
-
-class _Look(NamedTuple):
+class _Opened(NamedTuple):
     """One opened file: what is wrong with it, or its content's hash and perhaps its look."""
 
     image: ReidImage
@@ -242,18 +236,16 @@ class _Look(NamedTuple):
     look: int = 0
 
 
-def _looks(
-    data: ReidData, wants_look: bool, workers: int | None, progress: Callable[[int, int], None] | None
-) -> Iterator[_Look]:
-    def look(image: ReidImage) -> _Look:
+def _opened(data: ReidData, wants_look: bool, workers: int | None, progress: Progress | None) -> Iterator[_Opened]:
+    def look(image: ReidImage) -> _Opened:
         try:
             content = data.file(image).read_bytes()
             opened = read_image(content)
         except OSError as error:
-            return _Look(image, error.strerror or str(error))
+            return _Opened(image, error.strerror or str(error))
         except ImageError as error:
-            return _Look(image, error.reason)
-        return _Look(image, None, sha256(content).digest(), difference_hash(opened) if wants_look else 0)
+            return _Opened(image, error.reason)
+        return _Opened(image, None, sha256(content).digest(), difference_hash(opened) if wants_look else 0)
 
     images = list({image.path: image for image in data.images}.values())
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
@@ -264,7 +256,7 @@ def _looks(
 
 
 def difference_hash(image: Image.Image) -> int:
-    """64 bits that say where a tiny grey copy becomes brighter from left to right; alike for pictures that look alike.
+    """64 bits that say where a tiny grey copy becomes brighter from left to right; alike for images that look alike.
 
     >>> difference_hash(Image.linear_gradient("L")), difference_hash(Image.linear_gradient("L").rotate(90)) == 2**64 - 1
     (0, True)
@@ -274,29 +266,24 @@ def difference_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(pixels[:, 1:] > pixels[:, :-1]).tobytes(), "big")
 
 
-def _duplicates(data: ReidData, looks: Sequence[_Look]) -> tuple[Duplicates, ...]:
-    groups: dict[bytes, list[ReidImage]] = defaultdict(list)
-    for look in looks:
-        if look.problem is None:
-            groups[look.digest].append(look.image)
-    return tuple(_group(images, data) for images in groups.values() if len(images) > 1)
-
-
 def _group(images: Sequence[ReidImage], data: ReidData) -> Duplicates:
     trains = {image.role == "train" for image in images}
     names = {(data.has_common_identities or image.role == "train", str(image.identity)) for image in images}
     return Duplicates(tuple(image.path for image in images), len(names) > 1, len(trains) > 1)
 
 
-def _near_duplicates(data: ReidData, looks: Sequence[_Look], bits: int) -> Iterator[Duplicates]:
+def _near_duplicates(data: ReidData, opened_files: Sequence[_Opened], bits: int) -> Iterator[Duplicates]:
     """Hashes that differ in at most 3 of 64 bits share one of their four quarters."""
-    good = [look for look in looks if look.problem is None]
+    good = [look for look in opened_files if look.problem is None]
     hashes = np.array([look.look for look in good], dtype=np.uint64)
     seen: set[tuple[int, int]] = set()
     for shift in range(0, 64, _CHUNK_BITS):
         quarter = (hashes >> np.uint64(shift)) & np.uint64(2**_CHUNK_BITS - 1)
-        for bucket in _buckets(quarter):
-            for first, second in combinations(bucket, 2):
+        order = np.argsort(quarter, kind="stable")
+        for bucket in np.split(order, np.flatnonzero(np.diff(quarter[order])) + 1):
+            if bucket.size > _LARGEST_BUCKET:
+                continue
+            for first, second in combinations(bucket.tolist(), 2):
                 if (first, second) in seen or (good[first].look ^ good[second].look).bit_count() > bits:
                     continue
                 seen.add((first, second))
@@ -304,16 +291,6 @@ def _near_duplicates(data: ReidData, looks: Sequence[_Look], bits: int) -> Itera
                 differs = good[first].digest != good[second].digest
                 if differs and (pair.has_several_identities or pair.has_train_and_test):
                     yield pair
-
-
-def _buckets(values: NDArray[np.uint64]) -> Iterator[list[int]]:
-    order = np.argsort(values, kind="stable")
-    for part in np.split(order, np.flatnonzero(np.diff(values[order])) + 1):
-        if 1 < part.size <= _LARGEST_BUCKET:
-            yield part.tolist()
-
-
-# --- text -------------------------------------------------------------------------------------------------------------
 
 
 def _listed(title: str, items: Iterable[str]) -> list[str]:

@@ -45,7 +45,7 @@ def blocks(
     """Numbers of the queries and their distances, one block after the other, in the order that suits the source."""
     n_queries, n_gallery = source.shape
     size = max(1, block_bytes // (source.dtype.itemsize * max(1, n_gallery)))
-    if isinstance(source, FeatureDistances):
+    if hasattr(source, "blocks"):  # features, re-ranked or not: no result depends on the order of images
         yield from source.blocks(size)
         return
     for start in range(0, n_queries, size):
@@ -88,7 +88,16 @@ class FeatureDistances:
         if metric not in METRICS:
             raise InputError(f"metric must be one of {METRICS}, got {metric!r}")
         self._query, self._gallery = np.asarray(query), np.asarray(gallery)
-        _check_features(self._query, self._gallery)
+        for name, side in (("query", self._query), ("gallery", self._gallery)):
+            if side.ndim != 2 or not side.size:
+                raise ShapeError(f"{name} features: expected (images, dimensions), got shape {side.shape}")
+            if side.dtype.kind not in "iuf":
+                raise InputError(f"{name} features: expected numbers, got {side.dtype}")
+        if self._query.shape[1] != self._gallery.shape[1]:
+            raise ShapeError(
+                f"query features have {self._query.shape[1]} dimensions, gallery features {self._gallery.shape[1]}: "
+                "both must come from one encoder"
+            )
         self.dtype: np.dtype[Any] = np.result_type(_float_type(self._query), _float_type(self._gallery))
         self._query, self._gallery = (side.astype(self.dtype, copy=False) for side in (self._query, self._gallery))
         self._norms = [
@@ -168,19 +177,6 @@ class FeatureDistances:
 def _float_type(array: NDArray[Any]) -> np.dtype[Any]:
     """float32 for float32 and half precision, float64 for everything that float32 would round."""
     return np.dtype(np.float32 if array.dtype in (np.float16, np.float32) else np.float64)
-
-
-def _check_features(query: NDArray[Any], gallery: NDArray[Any]) -> None:
-    for name, side in (("query", query), ("gallery", gallery)):
-        if side.ndim != 2 or not side.size:
-            raise ShapeError(f"{name} features: expected (images, dimensions), got shape {side.shape}")
-        if side.dtype.kind not in "iuf":
-            raise InputError(f"{name} features: expected numbers, got {side.dtype}")
-    if query.shape[1] != gallery.shape[1]:
-        raise ShapeError(
-            f"query features have {query.shape[1]} dimensions, gallery features {gallery.shape[1]}: "
-            "both must come from one encoder"
-        )
 
 
 def _norms(features: NDArray[Any], name: str, metric: Metric) -> NDArray[np.float64]:

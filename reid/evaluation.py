@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..datasets.reid_records import Protocol
 from ..errors import InputError, ShapeError
 from ..metrics.ranking import count_not_farther, expected_single_shot_cmc, rank_measures
 from .distances import BLOCK_BYTES, DistanceSource, FeatureDistances, MatrixDistances, Metric, blocks
-from .policies import Labels, Matching, Protocol
+from .policies import Labels, Matching
 from .results import CameraPair, Evaluation, QueryResults
 from .verification import PairTally, identification
-
-__all__ = ["evaluate_distances", "evaluate_features"]
 
 FloatArray = NDArray[np.floating[Any]]
 FALSE_ACCEPT_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -57,9 +55,17 @@ def evaluate_features(
         InputError: features, labels or options that cannot give a meaningful number (see `Protocol`).
         ShapeError: counts that do not fit.
     """
-    source = FeatureDistances(query_features, gallery_features, metric=metric)
-    options = _Options(metric, max_rank, tuple(false_accept_rates), single_gallery_shot, block_bytes)
-    return _evaluate(source, _match(source, query, gallery, protocol), options)
+    return evaluate_distances(
+        FeatureDistances(query_features, gallery_features, metric=metric),
+        query=query,
+        gallery=gallery,
+        metric=metric,
+        protocol=protocol,
+        max_rank=max_rank,
+        false_accept_rates=false_accept_rates,
+        single_gallery_shot=single_gallery_shot,
+        block_bytes=block_bytes,
+    )
 
 
 def evaluate_distances(
@@ -89,51 +95,31 @@ def evaluate_distances(
     (0.0, 1.0, 0.588889, 0.461111, 0.6)
     """
     source = distances if isinstance(distances, DistanceSource) else MatrixDistances(distances)
-    options = _Options(metric, max_rank, tuple(false_accept_rates), single_gallery_shot, block_bytes)
-    return _evaluate(source, _match(source, query, gallery, protocol), options)
-
-
-@dataclass(frozen=True)
-class _Options:
-    metric: str
-    max_rank: int
-    false_accept_rates: tuple[float, ...]
-    single_gallery_shot: bool
-    block_bytes: int
-
-    def __post_init__(self) -> None:
-        if self.max_rank < 1:
-            raise InputError(f"max_rank must be at least 1, got {self.max_rank}")
-        if self.block_bytes < 1:
-            raise InputError(f"block_bytes must be positive, got {self.block_bytes}")
-        for rate in self.false_accept_rates:
-            if not 0 < rate <= 1:
-                raise InputError(f"false_accept_rates must lie in (0, 1], got {rate}")
-
-
-def _match(source: DistanceSource, query: Labels, gallery: Labels, protocol: Protocol | None) -> Matching:
+    if max_rank < 1:
+        raise InputError(f"max_rank must be at least 1, got {max_rank}")
+    if block_bytes < 1:
+        raise InputError(f"block_bytes must be positive, got {block_bytes}")
+    for rate in false_accept_rates:
+        if not 0 < rate <= 1:
+            raise InputError(f"false_accept_rates must lie in (0, 1], got {rate}")
     for name, labels, number in (("query", query, source.shape[0]), ("gallery", gallery, source.shape[1])):
         if len(labels) != number:
             raise ShapeError(f"{len(labels)} {name} labels for {number} rows of {name} features or distances")
-    return Matching.of(query, gallery, protocol=protocol or Protocol())
-
-
-def _evaluate(source: DistanceSource, matching: Matching, options: _Options) -> Evaluation:
-    n_queries = source.shape[0]
-    _check_matches(matching, n_queries)
+    matching = Matching.of(query, gallery, protocol=protocol or Protocol())
+    _check_matches(matching, len(query))
     tally = None
-    if options.false_accept_rates:
+    if false_accept_rates:
         bounds = source.bounds or _bounds_of_matches(source, matching)
-        tally = PairTally(n_queries * matching.columns.size, bounds=bounds, dtype=source.dtype)
-    one_pass = _Pass(matching, n_queries, tally=tally)
-    shot = _SingleShot(matching, options.max_rank) if options.single_gallery_shot else None
-    for queries, block in blocks(source, block_bytes=options.block_bytes):
-        one_pass.add(queries, block.take(matching.columns, axis=1), shot=shot)
-    return _result(one_pass, options, shot=shot)
+        tally = PairTally(len(query) * matching.columns.size, bounds=bounds, dtype=source.dtype)
+    shot = _SingleShot(matching, max_rank) if single_gallery_shot else None
+    one_pass = _Pass(matching, len(query), tally=tally, shot=shot)
+    for queries, block in blocks(source, block_bytes=block_bytes):
+        one_pass.add(queries, block.take(matching.columns, axis=1))
+    return one_pass.result(metric, max_rank=max_rank, targets=tuple(false_accept_rates))
 
 
 def _check_matches(matching: Matching, n_queries: int) -> None:
-    """Refuse what would be an average over nothing, with the usual cause."""
+    """Refuse an average over nothing, and name the usual cause."""
     without = [query for query in range(n_queries) if not matching.relations(query)[0].size]
     if len(without) == n_queries:
         one = "there is only one camera" if len(matching.camera_names) == 1 else "check identities and cameras"
@@ -146,7 +132,7 @@ def _check_matches(matching: Matching, n_queries: int) -> None:
 
 
 def _bounds_of_matches(source: DistanceSource, matching: Matching) -> tuple[float, float]:
-    """Where thresholds are worth having: outside the matches' distances no more and no fewer of them are accepted."""
+    """The range of the matches' distances: a threshold outside of it accepts all of them, or none."""
     nearest, farthest = np.inf, -np.inf
     for query in range(source.shape[0]):
         matches, _ = matching.relations(query)
@@ -159,8 +145,10 @@ def _bounds_of_matches(source: DistanceSource, matching: Matching) -> tuple[floa
 class _Pass:
     """The one pass over the distances: ranks, counts and tallies each block, and keeps a few numbers per query."""
 
-    def __init__(self, matching: Matching, n_queries: int, *, tally: PairTally | None) -> None:
-        self.matching, self.tally = matching, tally
+    def __init__(
+        self, matching: Matching, n_queries: int, *, tally: PairTally | None, shot: _SingleShot | None
+    ) -> None:
+        self.matching, self.tally, self.shot = matching, tally, shot
         self.per_query = QueryResults(
             n_matches=np.zeros(n_queries, np.intp),
             first_rank=np.zeros(n_queries, np.intp),
@@ -176,22 +164,21 @@ class _Pass:
         # the slice of camera c is at c + 1: the first one holds the images without a camera
         self._slices = [matching.camera_slice(camera) for camera in range(-1, self._n_cameras)]
 
-    def add(self, queries: NDArray[np.intp], rows: FloatArray, *, shot: _SingleShot | None) -> None:
+    def add(self, queries: NDArray[np.intp], rows: FloatArray) -> None:
         """Take in some queries; `rows` holds their distances to the columns and is overwritten."""
         relations = [self.matching.relations(query) for query in queries.tolist()]
-        genuine = [row[matches] for row, (matches, _) in zip(rows, relations, strict=True)]
-        ignored = [row[unseen] for row, (_, unseen) in zip(rows, relations, strict=True)]
-        distance = np.concatenate(genuine)
+        matches = [found for found, _ in relations]
+        distance = np.concatenate([row[found] for row, found in zip(rows, matches, strict=True)])
+        ignored = np.concatenate([row[unseen] for row, (_, unseen) in zip(rows, relations, strict=True)])
         if self.tally is not None:
-            self.tally.add(rows, genuine=distance, ignored=np.concatenate(ignored))
-        self.pairs_ignored += sum(map(len, ignored))
+            self.tally.add(rows, genuine=distance, ignored=ignored)
+        self.pairs_ignored += ignored.size
         for row, (_, unseen) in zip(rows, relations, strict=True):
             row[unseen] = np.inf  # behind everything that is counted
-        matches = [found for found, _ in relations]
         self._rank(queries, rows, matches=matches, distance=distance)
         for row, query, found in zip(rows, queries.tolist(), matches, strict=True):
-            if shot is not None and found.size:
-                shot.add(row, query, found)
+            if self.shot is not None and found.size:
+                self.shot.add(row, query, found)
             row[found] = np.inf
         nearest = rows.min(axis=1)
         self.per_query.wrong_distance[queries] = np.where(np.isinf(nearest), np.nan, nearest)
@@ -212,25 +199,55 @@ class _Pass:
         table.ap_trapezoid[queries] = np.nan_to_num(found.ap_trapezoid)
         table.inverse_penalty[queries] = np.nan_to_num(found.inverse_penalty)
         np.fmin.at(table.match_distance, queries[at], distance)
-        known = (camera >= 0) & (self.matching.query_camera[queries[at]] >= 0)
-        self._rank_by_camera(queries, at[known], camera[known], distance=distance[known], not_farther=own[known])
-
-    def _rank_by_camera(
-        self,
-        queries: NDArray[np.intp],
-        at: NDArray[np.intp],
-        camera: NDArray[np.intp],
-        *,
-        distance: FloatArray,
-        not_farther: NDArray[np.intp],
-    ) -> None:
-        """Each query against one gallery camera at a time: the pair, whether rank 1 is right, and the AP."""
-        n_cameras = self._n_cameras
-        found = rank_measures(at * n_cameras + camera, distance, not_farther, n_queries=len(queries) * n_cameras)
-        group = np.flatnonzero(found.n_relevant)
-        query, camera = np.divmod(group, max(1, n_cameras))
+        # each query against one gallery camera at a time
+        known, n_cameras = (camera >= 0) & (self.matching.query_camera[queries[at]] >= 0), self._n_cameras
+        group = at[known] * n_cameras + camera[known]
+        found = rank_measures(group, distance[known], own[known], n_queries=len(queries) * n_cameras)
+        ranked = np.flatnonzero(found.n_relevant)
+        query, camera = np.divmod(ranked, max(1, n_cameras))
         pair = self.matching.query_camera[queries[query]] * n_cameras + camera
-        self.by_camera.append((pair, found.first_rank[group] == 1, found.average_precision[group]))
+        self.by_camera.append((pair, found.first_rank[ranked] == 1, found.average_precision[ranked]))
+
+    def result(self, metric: str, *, max_rank: int, targets: tuple[float, ...]) -> Evaluation:
+        """The means of everything taken in."""
+        per_query, protocol = self.per_query, self.matching.protocol
+        mated = per_query.n_matches > 0
+        n_mated = int(mated.sum())
+        n_scored = mated.size if protocol.no_match == "zero" else n_mated
+        first = np.bincount(per_query.first_rank[mated], minlength=max_rank + 1)
+        alarms = per_query.wrong_distance[slice(None) if protocol.false_alarms == "left_out" else ~mated]
+        counts = {
+            "queries_without_match": mated.size - n_mated,
+            "queries_scored": n_scored,
+            "pairs_ignored": self.pairs_ignored,
+        }
+        identified = per_query.match_distance[per_query.first_rank == 1]
+        return Evaluation(
+            protocol=protocol,
+            metric=metric,
+            counts=self.matching.counts | counts,
+            cmc=np.cumsum(first[1 : max_rank + 1]) / n_scored,
+            map_step=math.fsum(per_query.ap_step) / n_scored,
+            map_trapezoid=math.fsum(per_query.ap_trapezoid) / n_scored,
+            minp=math.fsum(per_query.inverse_penalty) / n_scored,
+            single_gallery_shot=None if self.shot is None else self.shot.cmc(n_scored),
+            camera_pairs=self._camera_pairs(),
+            verification=self.tally.finish(targets) if self.tally else None,
+            identification=identification(identified, alarms[~np.isnan(alarms)], n_mated=n_mated, targets=targets)
+            if self.tally
+            else None,
+            per_query=per_query,
+        )
+
+    def _camera_pairs(self) -> tuple[CameraPair, ...]:
+        pair, is_first, precision = (np.concatenate(column) for column in zip(*self.by_camera, strict=True))
+        names, pairs = self.matching.camera_names, []
+        for at in np.unique(pair).tolist():
+            own, cameras = pair == at, (names[at // len(names)], names[at % len(names)])
+            n_queries = int(own.sum())
+            rank_1, map_step = int(is_first[own].sum()) / n_queries, math.fsum(precision[own]) / n_queries
+            pairs.append(CameraPair(*cameras, n_queries, rank_1, map_step))
+        return tuple(pairs)
 
 
 class _SingleShot:
@@ -275,52 +292,3 @@ class _SingleShot:
         self._flush()
         expected = [total / number for total, number in self._sums.values()]
         return np.asarray(np.sum(expected, axis=0) / n_queries, np.float64)
-
-
-def _result(one_pass: _Pass, options: _Options, *, shot: _SingleShot | None) -> Evaluation:
-    per_query, matching = one_pass.per_query, one_pass.matching
-    protocol = matching.protocol
-    mated = per_query.n_matches > 0
-    n_mated = int(mated.sum())
-    n_scored = mated.size if protocol.no_match == "zero" else n_mated
-    first = per_query.first_rank[mated]
-    alarms = per_query.wrong_distance[slice(None) if protocol.false_alarms == "left_out" else ~mated]
-    return Evaluation(
-        protocol=protocol,
-        metric=options.metric,
-        counts=matching.counts
-        | {
-            "queries_without_match": mated.size - n_mated,
-            "queries_scored": n_scored,
-            "pairs_ignored": one_pass.pairs_ignored,
-        },
-        cmc=np.cumsum(np.bincount(first, minlength=options.max_rank + 1)[1 : options.max_rank + 1]) / n_scored,
-        map_step=math.fsum(per_query.ap_step) / n_scored,
-        map_trapezoid=math.fsum(per_query.ap_trapezoid) / n_scored,
-        minp=math.fsum(per_query.inverse_penalty) / n_scored,
-        single_gallery_shot=None if shot is None else shot.cmc(n_scored),
-        camera_pairs=_camera_pairs(matching, one_pass.by_camera),
-        verification=one_pass.tally.finish(options.false_accept_rates) if one_pass.tally else None,
-        identification=None
-        if not one_pass.tally
-        else identification(
-            per_query.match_distance[per_query.first_rank == 1],
-            alarms[~np.isnan(alarms)],
-            n_mated=n_mated,
-            targets=options.false_accept_rates,
-        ),
-        per_query=per_query,
-    )
-
-
-def _camera_pairs(
-    matching: Matching, found: list[tuple[NDArray[np.intp], NDArray[np.bool_], NDArray[np.float64]]]
-) -> tuple[CameraPair, ...]:
-    pair, is_first, precision = (np.concatenate(column) for column in zip(*found, strict=True))
-    names, pairs = matching.camera_names, []
-    for at in np.unique(pair).tolist():
-        own, cameras = pair == at, (names[at // len(names)], names[at % len(names)])
-        n_queries = int(own.sum())
-        rank_1, map_step = int(is_first[own].sum()) / n_queries, math.fsum(precision[own]) / n_queries
-        pairs.append(CameraPair(*cameras, n_queries, rank_1, map_step))
-    return tuple(pairs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +13,16 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ..datasets.reid_records import ReidData, ReidImage
 from ..errors import InputError
 from ..files import replacing
+from ..progress import Progress
 from ..remarks import remark
-from .records import ReidData, ReidImage
 
 if TYPE_CHECKING:  # encoding imports torch, which everything else here does without
     from torch import Tensor
 
-    from ..encoders import Encoder, Overlap, TrainedOn
-
-__all__ = ["Features", "encode_data", "read_features", "write_features"]
+    from ..encoders import Encoder
 
 FORMAT, VERSION = "distcam-reid-features", 1
 
@@ -76,7 +75,7 @@ def encode_data(
     device: str = "auto",
     precision: str = "auto",
     strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Features:
     """The embeddings of some images of a data set.
 
@@ -97,7 +96,6 @@ def encode_data(
         InputError: no image can be read, or, with `strict`, one cannot.
     """
     from ..encoders import Inference
-    from ..encoders.trained_on import say_overlap
 
     listed = list({image.path: image for image in images}.values())
     inference = Inference(encoder, device=device, precision=precision, batch_size=batch_size)
@@ -125,35 +123,35 @@ def encode_data(
         raise InputError(
             "expected at least one image to encode, got " + ("none" if first is None else ": ".join(first))
         )
-    _tell(skipped, len(listed))
+    _remark_on_skipped(skipped, len(listed))
     kept = [image.path for image in listed if image.path not in skipped]
     found = np.concatenate(vectors)[[path not in skipped for path in done]]
     found = found.reshape(len(kept), -1, found.shape[1]).mean(axis=1)
-    height, width = encoder.transform.height, encoder.transform.width
-    about: dict[str, Any] = {
-        "encoder": encoder.short_name,
-        "fingerprint": encoder.fingerprint,
-        "input": f"{height}x{width}, {encoder.transform.fit}, {inference.precision}",
-        "flip": flip,
-    }
-    if encoder.trained_on is not None:
-        overlap = _overlap(encoder.trained_on, data, [image for image in listed if image.path not in skipped])
-        about["trained_on"] = overlap.to_dict()
-        say_overlap(overlap)
+    about = {**_described(encoder, [image for image in listed if image.path not in skipped], data), "flip": flip}
+    about["input"] += f", {inference.precision}"
     return Features(found, tuple(kept), about, skipped)
 
 
-def _overlap(record: TrainedOn, data: ReidData, images: Sequence[ReidImage]) -> Overlap:
-    """How many of these images, and of the identities that are asked for, were trained on."""
-    from ..encoders.trained_on import file_digests
+def _described(encoder: Encoder, images: Sequence[ReidImage], data: ReidData) -> dict[str, Any]:
+    """The encoder and its input, and how many of the images and identities asked for it was trained on."""
+    from ..encoders.trained_on import say_overlap
+    from ..files import file_digests
 
-    asked = (
-        {str(image.identity) for image in images if image.role != "gallery"} if data.has_common_identities else set()
-    )
-    return record.overlap(asked, file_digests(map(data.file, images)))
+    about: dict[str, Any] = {
+        "encoder": encoder.short_name,
+        "fingerprint": encoder.fingerprint,
+        "input": f"{encoder.transform.height}x{encoder.transform.width}, {encoder.transform.fit}",
+    }
+    if encoder.trained_on is not None:
+        asked = {str(image.identity) for image in images if image.role != "gallery"}
+        digests = file_digests(map(data.file, images))
+        overlap = encoder.trained_on.overlap(asked if data.has_common_identities else set(), digests)
+        about["trained_on"] = overlap.to_dict()
+        say_overlap(overlap)
+    return about
 
 
-def _tell(skipped: Mapping[str, str], count: int) -> None:
+def _remark_on_skipped(skipped: Mapping[str, str], count: int) -> None:
     if skipped:
         path, reason = next(iter(skipped.items()))
         remark(
@@ -194,29 +192,21 @@ def read_features(file: str | os.PathLike[str], data: ReidData) -> Features:
                 about = json.loads(stream.attrs["about"])
                 names = tuple(name.decode() for name in stream["paths"][()])
                 skipped = json.loads(stream.attrs.get("skipped", "{}"))
-                _tell(skipped, len(names) + len(skipped))
+                _remark_on_skipped(skipped, len(names) + len(skipped))
                 return Features(stream["features"][()], names, about, skipped)
     except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: expected features written by `distcam reid evaluate --out`; {error}") from error
-    return _from_encodings(path, data)
-
-
-def _from_encodings(path: Path, data: ReidData) -> Features:
-    """Joined by where the images lie, since the two files may count their paths from different folders."""
     from ..index.building.encodings import read_encodings
 
     encodings = read_encodings(path)
-    place = {_absolute(encodings.file_of(record)): row for row, record in enumerate(encodings.records)}
-    found = [(image.path, row) for image in data.images if (row := place.get(_absolute(data.file(image)))) is not None]
+
+    def place(file: Path) -> str:
+        return os.path.normpath(file.absolute())  # the two may count their paths from different folders
+
+    rows = {place(encodings.file_of(record)): row for row, record in enumerate(encodings.records)}
+    found = [(image.path, row) for image in data.images if (row := rows.get(place(data.file(image)))) is not None]
     if not found:
         example = data.file(data.images[0])
         raise InputError(f"{path} knows none of the images, such as {example}; encode the folder they lie in")
-    about = {
-        "encoder": encodings.encoder.get("short_name", ""),
-        "fingerprint": encodings.encoder.get("fingerprint", ""),
-    }
+    about = {name: encodings.encoder.get(key, "") for name, key in (("encoder", "short_name"), ("fingerprint",) * 2)}
     return Features(np.asarray(encodings.embeddings)[[row for _, row in found]], tuple(p for p, _ in found), about)
-
-
-def _absolute(file: Path) -> str:
-    return os.path.normpath(file.absolute())

@@ -1,9 +1,7 @@
-"""Why two pictures match: the similarity of a pair, divided among places and body parts without remainder.
+"""The similarity of two images divided among places and body parts without remainder, and Dist-CAM on both.
 
-Two maps, for two questions. The *shares* divide the cosine itself, position by position, on either picture; with a
-batch-norm neck or any other affine head they are those of the vector that is compared. Their sums over parts of the
-picture (stripes from top to bottom, head to feet for people, or the user's) add up to the similarity. The *Dist-CAM*
-maps show where each picture has the channels in which the two are close; they explain closeness, and add up to nothing.
+The *shares* divide the cosine itself, also behind an affine head; their sums over parts (stripes, or the user's masks)
+add up to it. *Dist-CAM* shows where each image has the channels in which the two are close, and adds up to nothing.
 
 Source: [Dist-CAM] Eq. 4–6; Stylianou, Souvenir and Pless 2019 for the decomposition, here behind a folded head.
 """
@@ -13,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,14 +19,15 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..encoders import Inference
+from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError, ShapeError
 from ..explain import Tile, Weighting, dist_cam, fold, grid
 from ..explain.drawing.overlay import DrawStyle, map_tiles
 from ..explain.methods.correspondence import Correspondence, correspondence
 from ..images import Box, read_image
 
-__all__ = ["BODY_PARTS", "STRIPES", "PairExplanation", "PartShare", "explain_pair", "pairs_panel", "part_weights"]
+if TYPE_CHECKING:
+    from ..synthetic.walkers import WalkerSet
 
 Part = tuple[float, float] | np.ndarray[Any, Any]
 
@@ -47,7 +46,7 @@ ELSEWHERE = "elsewhere"
 
 @dataclass(frozen=True)
 class PartShare:
-    """What a part contributes to the similarity: as a place on the probe, and as a place on the match.
+    """Contribution of a part to the similarity: as a place on the probe, and as a place on the match.
 
     Each of the two columns adds up to the similarity over all parts.
     """
@@ -59,15 +58,15 @@ class PartShare:
 
 @dataclass(frozen=True, eq=False)
 class PairExplanation:
-    """Why a probe and a match are as similar as they are.
+    """The similarity of a probe and a match, explained on both.
 
     Attributes:
-        probe, match: the pictures.
+        probe, match: the images.
         correspondence: the cosine divided among all pairs of positions; `total` is the similarity.
-        probe_dist_map, match_dist_map: Dist-CAM on either picture, raw.
+        probe_dist_map, match_dist_map: Dist-CAM on either image, raw.
         parts: shares of the parts, in the order given; the last one is what no part covers, if anything.
         is_exact: False if the head is not affine and the shares are its first-order approximation.
-        views: the rectangles of the two pictures that the maps cover.
+        views: the rectangles of the two images that the maps cover.
     """
 
     probe: Image.Image = field(repr=False)
@@ -86,12 +85,12 @@ class PairExplanation:
 
     @cached_property
     def probe_shares(self) -> Float[Tensor, "h w"]:
-        """What each place of the probe contributes; the sum is the similarity."""
+        """Contribution of each place of the probe; the sum is the similarity."""
         return self.correspondence.on_query()
 
     @cached_property
     def match_shares(self) -> Float[Tensor, "h w"]:
-        """What each place of the match contributes; the sum is the similarity."""
+        """Contribution of each place of the match; the sum is the similarity."""
         return self.correspondence.on_match()
 
     @property
@@ -137,39 +136,39 @@ def explain_pair(
     weighting: Weighting = "dist",
     mean: Float[Tensor, " d"] | None = None,
 ) -> PairExplanation:
-    """The cosine of two pictures, explained on both.
+    """The cosine of two images, explained on both.
 
     Args:
         inference: the encoder on its device.
         probe: a path, encoded bytes, or a Pillow image.
-        match: the other picture.
-        parts: by name a stripe (top, bottom) in fractions of the picture's height, or a mask over the encoder's view
+        match: the other image.
+        parts: by name a stripe (top, bottom) in fractions of the image's height, or a mask over the encoder's view
             with values in [0, 1], rows by columns, at any resolution; parts must not overlap.
         weighting: of the Dist-CAM maps, see `distcam.explain.channel_weights`.
         mean: of the gallery's embeddings, for the weightings that need it.
 
     Raises:
-        InputError: parts that overlap or are no part of a picture.
+        InputError: parts that overlap or are no part of an image.
         ImageError: a file that is not a usable image.
     """
-    pictures = [source if isinstance(source, Image.Image) else read_image(source) for source in (probe, match)]
-    encoding = inference.encode_images(pictures)
+    images = [source if isinstance(source, Image.Image) else read_image(source) for source in (probe, match)]
+    encoding = inference.encode_images(images)
     encoder = inference.encoder
     folded = fold(encoding.feature_map.float(), pooling=encoder.pooling, head=encoder.head)
     maps = folded.map.cpu()
     vectors = encoding.embedding.float().cpu()
     found = correspondence(maps[0], maps[1], metric="cosine")
     dist = dist_cam(maps, vectors.flip(0)[:, None], metric="cosine", weighting=weighting, mean=mean)[:, 0]
-    views = [encoder.transform.view(*picture.size) for picture in pictures]
+    views = [encoder.transform.view(*image.size) for image in images]
     sides = []
-    for shares, view, picture in zip((found.on_query(), found.on_match()), views, pictures, strict=True):
+    for shares, view, image in zip((found.on_query(), found.on_match()), views, images, strict=True):
         rows, columns = shares.shape
-        weights = part_weights(parts, rows=rows, columns=columns, view=view, height=picture.height)
+        weights = part_weights(parts, rows=rows, columns=columns, view=view, height=image.height)
         sides.append({name: float((shares.double() * weight).sum()) for name, weight in weights.items()})
     names = dict.fromkeys([*sides[0], *sides[1]])
     return PairExplanation(
-        probe=pictures[0],
-        match=pictures[1],
+        probe=images[0],
+        match=images[1],
         correspondence=found,
         probe_dist_map=dist[0],
         match_dist_map=dist[1],
@@ -182,14 +181,14 @@ def explain_pair(
 def part_weights(
     parts: Mapping[str, Part], *, rows: int, columns: int, view: Box, height: int
 ) -> dict[str, Float[Tensor, "h w"]]:
-    """How much of each position of the map every part covers, in [0, 1], and `elsewhere` for what is left, if anything.
+    """Share of each position of the map that every part covers, in [0, 1], and `elsewhere` for the rest, if any.
 
     Args:
-        parts: stripes in fractions of the picture's height, or masks over the view.
+        parts: stripes in fractions of the image's height, or masks over the view.
         rows: of the map.
         columns: of the map.
-        view: the rectangle of the picture that the map covers, in pixels.
-        height: of the picture in pixels.
+        view: the rectangle of the image that the map covers, in pixels.
+        height: of the image in pixels.
 
     Raises:
         InputError: parts that overlap, an empty stripe, a mask that is not in [0, 1].
@@ -206,7 +205,12 @@ def part_weights(
     weights = {}
     for name, part in parts.items():
         if isinstance(part, np.ndarray):
-            weights[name] = _mask_weight(name, part, rows, columns)
+            values = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float64))
+            if values.ndim != 2 or 0 in values.shape:
+                raise ShapeError(f"part {name!r}: a mask is (rows, columns), got {tuple(values.shape)}")
+            if not bool(((values >= 0) & (values <= 1)).all()):
+                raise InputError(f"part {name!r}: a mask holds values in [0, 1]")
+            weights[name] = torch.nn.functional.adaptive_avg_pool2d(values[None, None], (rows, columns))[0, 0]
             continue
         top, bottom = part
         if not 0 <= top < bottom <= 1:
@@ -221,15 +225,6 @@ def part_weights(
     return weights
 
 
-def _mask_weight(name: str, mask: np.ndarray[Any, Any], rows: int, columns: int) -> Tensor:
-    values = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float64))
-    if values.ndim != 2 or 0 in values.shape:
-        raise ShapeError(f"part {name!r}: a mask is (rows, columns), got {tuple(values.shape)}")
-    if not bool(((values >= 0) & (values <= 1)).all()):
-        raise InputError(f"part {name!r}: a mask holds values in [0, 1]")
-    return torch.nn.functional.adaptive_avg_pool2d(values[None, None], (rows, columns))[0, 0]
-
-
 def pairs_panel(
     pairs: Mapping[str, PairExplanation], *, look: DrawStyle | None = None, tile_size: int = 196
 ) -> Image.Image:
@@ -241,7 +236,7 @@ def pairs_panel(
     Args:
         pairs: by title, for instance "same" and "different".
         look: how maps are drawn; its colours are those of the Dist-CAM maps.
-        tile_size: of a picture in pixels.
+        tile_size: of an image in pixels.
     """
     if not pairs:
         raise InputError("a panel needs at least one pair")
@@ -251,9 +246,10 @@ def pairs_panel(
     dists = _tiles(list(pairs.values()), ("probe_dist_map", "match_dist_map"), look)
     rows: list[Sequence[Tile | None]] = []
     for number, (title, pair) in enumerate(pairs.items()):
+        largest = sorted(pair.parts, key=lambda part: part.on_match, reverse=True)[:2]
         first = [
             Tile(pair.probe, title=f"{title}: probe", caption=f"similarity {pair.similarity:.3f}"),
-            Tile(pair.match, title="match", caption=_largest_parts(pair)),
+            Tile(pair.match, title="match", caption=", ".join(f"{part.name} {part.on_match:.2f}" for part in largest)),
         ]
         maps = [*shares[2 * number : 2 * number + 2], *dists[2 * number : 2 * number + 2]]
         titles = ("shares, probe", "shares, match", "Dist-CAM, probe", "Dist-CAM, match")
@@ -261,14 +257,64 @@ def pairs_panel(
     return grid(rows, tile_size=tile_size)
 
 
-def _largest_parts(pair: PairExplanation) -> str:
-    ranked = sorted(pair.parts, key=lambda part: part.on_match, reverse=True)
-    return ", ".join(f"{part.name} {part.on_match:.2f}" for part in ranked[:2])
-
-
 def _tiles(pairs: Sequence[PairExplanation], names: tuple[str, str], look: DrawStyle) -> list[Tile]:
-    """The maps of all pairs on their pictures: probe and match of the first, of the second, and so on."""
-    pictures = [picture for pair in pairs for picture in (pair.probe, pair.match)]
+    """The maps of all pairs on their images: probe and match of the first, of the second, and so on."""
+    images = [image for pair in pairs for image in (pair.probe, pair.match)]
     views = [view for pair in pairs for view in pair.views]
     maps = torch.stack([getattr(pair, name) for pair in pairs for name in names])
-    return map_tiles(pictures, maps, views=views, look=look)
+    return map_tiles(images, maps, views=views, look=look)
+
+
+def pair_energy(
+    encoder: Encoder,
+    walkers: WalkerSet,
+    encoding: Encoding,
+    paths: Sequence[str],
+    *,
+    parts: Mapping[str, Sequence[str]],
+    most: int = 200,
+) -> dict[str, float]:
+    """Share of the pair maps' energy on groups of parts, mean over the queries that show the group, in [0, 1].
+
+    Each query meets the first gallery image of its identity by another camera, and the maps are drawn on the query: the
+    positive shares of the cosine, and Dist-CAM. Beside them the class-agnostic map, which knows nothing of the match,
+    and chance, which is the group's share of the image.
+
+    Args:
+        encoder: that made the encoding.
+        walkers: a set with masks.
+        encoding: of queries and gallery.
+        paths: of its images.
+        parts: names of parts (see `distcam.synthetic.bodies.PARTS`) by the name of their group.
+        most: how many queries are looked at.
+
+    Raises:
+        InputError: there are no masks, or no such part.
+    """
+    from ..training.recipes.evaluator import energy_in_raster  # takes seconds to import
+
+    row = {path: number for number, path in enumerate(paths)}
+    pairs = []
+    for query in walkers.data.queries:
+        mates = (i for i in walkers.data.gallery if i.identity == query.identity and i.camera != query.camera)
+        pairs += [(query, mate) for mate in list(mates)[:1]]
+    pairs = pairs[:most]
+    maps: dict[str, list[Tensor]] = {"shares": [], "dist_cam": [], "caam": []}
+    for query, match in pairs:
+        pair = Encoding.cat([encoding[row[query.path]], encoding[row[match.path]]]).to("cpu")
+        response = fold(pair.feature_map.float(), pooling=encoder.pooling, head=encoder.head).map.cpu()
+        maps["shares"].append(correspondence(response[0], response[1]).on_query().clamp(min=0))
+        maps["dist_cam"].append(dist_cam(response[:1], pair.embedding[1:].float()[None])[0, 0])
+        maps["caam"].append(pair.feature_map[0].float().sum(0))
+    found: dict[str, float] = {}
+    for group, names in parts.items():
+        rasters = [torch.from_numpy(walkers.mask(query.path, *names)).float() for query, _ in pairs]
+        shown = [number for number, raster in enumerate(rasters) if raster.any()]
+        if not shown:
+            continue
+        raster = torch.stack([rasters[number] for number in shown])
+        for name, each in maps.items():
+            energy, _ = energy_in_raster(torch.stack([each[number] for number in shown]), raster)
+            found[f"energy on {group}: {name}"] = float(energy.mean())
+        found[f"energy on {group}: chance"] = float(raster.mean())
+    return found

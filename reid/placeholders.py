@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from ..datasets.reid_records import Protocol, ReidData, ReidImage
 from ..images.labelling import is_placeholder, remark_on_twins
 from ..remarks import remark
-from .policies import Protocol
-from .records import ReidData, ReidImage
 
 __all__ = ["placeholders", "remark_on_placeholders"]
 
+_NAMED = ("csv", "folder")  # elsewhere identities and cameras are numbers
 _CROWD = 5  # times as many images as any other identity has, before the number 0 is suspected
 
 
@@ -23,7 +23,7 @@ def placeholders(data: ReidData, protocol: Protocol) -> dict[str, int]:
     """
     declared = {str(name) for name in (*protocol.junk, *protocol.distractors)}
     images = [image for image in data.images if str(image.identity) not in declared]
-    found = {f"identity {name!r}": n for name, n in _crowds(images, is_numbered=data.format != "csv").items()}
+    found = {f"identity {name!r}": n for name, n in _crowds(images, is_numbered=data.format not in _NAMED).items()}
     cameras = Counter(str(image.camera) for image in data.images if isinstance(image.camera, str))
     return found | {f"camera {name!r}": n for name, n in cameras.items() if is_placeholder(name)}
 
@@ -39,7 +39,7 @@ def _crowds(images: Iterable[ReidImage], *, is_numbered: bool) -> dict[str, int]
 
 def remark_on_placeholders(data: ReidData, protocol: Protocol, *, strict: bool = False) -> None:
     """Say which identities and cameras look like placeholders, and how to leave them out."""
-    if data.format == "csv":  # elsewhere they are numbers
+    if data.format in _NAMED:
         people = Counter(str(image.identity) for image in data.images)
         remark_on_twins(people, f"{data.root}, individuals", what="individual", strict=strict)
         cameras = Counter(str(image.camera) for image in data.images if image.camera is not None)

@@ -1,105 +1,44 @@
-"""Who is on which image, and which gallery entries count: the part of a re-identification score that is a decision.
+"""The decisions in a re-identification score, as fields of `Protocol`: checked against the labels, kept in the result.
 
-The same distances give a mAP that differs by eight points between protocols that are all called "the Market protocol".
-So every decision is a field of `Protocol`, has a name, is checked against the labels, and travels with the result.
+The same distances give a mAP that differs by eight points between what is called "the Market protocol".
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..datasets.reid_records import Identity, Protocol, ReidImage
 from ..errors import InputError, ShapeError
 
-__all__ = ["Labels", "Matching", "Protocol"]
-
-SameCamera = Literal["drop_matches", "drop_all", "keep"]
-DistractorPolicy = Literal["wrong", "ignore"]
-NoMatch = Literal["skip", "zero", "refuse"]
-MissingCamera = Literal["refuse", "distinct"]
-FalseAlarms = Literal["left_out", "unmated"]
-Identity = int | str
 MISSING = -1
 """Code of an unknown camera, here and in integer labels; in text labels it is the empty string."""
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """The decisions behind a re-identification score; the default is the rule of the Market-1501 evaluation.
+def changed_protocol(protocol: Protocol, changes: str) -> Protocol:
+    """A protocol with some decisions changed by a text such as `same_camera=keep,distractors=0+7`.
 
-    Attributes:
-        same_camera: `"drop_matches"` ignores gallery images of the query's identity from the query's camera (the usual
-            rule); `"drop_all"` ignores every gallery image from the query's camera; `"keep"` ignores none.
-        junk: identities that are no identity: their gallery images are neither right nor wrong, they are not there.
-        distractors: identities of which two images are not the same one, such as Market's 0. They are never a match.
-        distractor_policy: distractors count as `"wrong"` answers, or are `"ignore"`d like junk.
-        no_match: a query without any match left in the gallery is left out of CMC, mAP and mINP (`"skip"`), scores
-            nothing in them (`"zero"`), or is an error (`"refuse"`).
-        missing_camera: an image without a camera is an error (`"refuse"`) or shares its camera with no other image
-            (`"distinct"`). With `same_camera="keep"` no camera is needed.
-        false_alarms: the probes whose alarm is false, for DIR@FAR: every query with its own identity taken out of the
-            gallery (`"left_out"`), or only the queries without a match (`"unmated"`).
+    Raises:
+        InputError: no such decision (the message names the nearest), or no such choice.
 
-    >>> Protocol(junk=(-1,), distractors=(0,)).same_camera
-    'drop_matches'
+    >>> changed_protocol(Protocol(), "no_match=zero,junk=").junk
+    ()
     """
-
-    same_camera: SameCamera = "drop_matches"
-    junk: tuple[Identity, ...] = (-1,)
-    distractors: tuple[Identity, ...] = ()
-    distractor_policy: DistractorPolicy = "wrong"
-    no_match: NoMatch = "skip"
-    missing_camera: MissingCamera = "refuse"
-    false_alarms: FalseAlarms = "left_out"
-
-    def __post_init__(self) -> None:
-        allowed = {
-            "same_camera": SameCamera,
-            "distractor_policy": DistractorPolicy,
-            "no_match": NoMatch,
-            "missing_camera": MissingCamera,
-            "false_alarms": FalseAlarms,
-        }
-        for name, choices in allowed.items():
-            if getattr(self, name) not in get_args(choices):
-                raise InputError(f"{name} must be one of {get_args(choices)}, got {getattr(self, name)!r}")
-        for name in ("junk", "distractors"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if both := set(map(str, self.junk)) & set(map(str, self.distractors)):
-            raise InputError(f"identities {sorted(both)} are declared both junk and distractors; choose one")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, ready for JSON."""
-        return asdict(self) | {"junk": list(self.junk), "distractors": list(self.distractors)}
-
-    def describe(self) -> list[str]:
-        """One plain line per decision."""
-        same = {
-            "drop_matches": "gallery images of the query's identity and camera are ignored",
-            "drop_all": "every gallery image from the query's camera is ignored",
-            "keep": "kept, cameras play no part",
-        }
-        skipped = {"skip": "left out of CMC, mAP and mINP", "zero": "count as 0", "refuse": "refused"}
-        alarms = {"left_out": "every query, its identity left out", "unmated": "queries without a match"}
-        missing = {"refuse": "refused", "distinct": "a camera of its own"}
-        dropped = "ignored" if self.distractor_policy == "ignore" else "count as wrong"
-        return [
-            f"same camera: {same[self.same_camera]}",
-            f"junk: {_listed(self.junk)} ignored",
-            f"distractors: {_listed(self.distractors)} {dropped}",
-            f"queries without a match: {skipped[self.no_match]}",
-            f"missing camera: {missing[self.missing_camera]}",
-            "ties: wrong answers come first; step AP takes the precision behind the whole tie",
-            f"false alarms (DIR@FAR): {alarms[self.false_alarms]}",
-        ]
-
-
-def _listed(identities: tuple[Identity, ...]) -> str:
-    return "{" + ", ".join(map(str, identities)) + "}"
+    names = tuple(protocol.to_dict())
+    values: dict[str, Any] = {}
+    for change in filter(None, (part.strip() for part in changes.split(","))):
+        name, equals, value = (part.strip() for part in change.partition("="))
+        if name not in names or not equals:
+            near = get_close_matches(name, names, n=1, cutoff=0.0)[0]
+            raise InputError(f"expected NAME=VALUE, got {change!r}; nearest is {near}, there are {', '.join(names)}")
+        listed = tuple(int(one) if one.lstrip("-").isdigit() else one for one in value.split("+") if one)
+        values[name] = listed if name in ("junk", "distractors") else value
+    return replace(protocol, **values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,9 +58,16 @@ class Labels:
 
     def __post_init__(self) -> None:
         for name in ("identities", "cameras", "images"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, _label_array(value, name=name))
+            if getattr(self, name) is None:
+                continue
+            array = np.asarray(getattr(self, name))
+            if array.ndim != 1:
+                raise ShapeError(f"{name}: expected one value per image (one dimension), got shape {array.shape}")
+            if array.dtype == object and all(isinstance(value, str) for value in array):
+                array = array.astype(str)
+            if array.size and array.dtype.kind not in "iuU":
+                raise InputError(f"{name}: expected integers or text, got {array.dtype}; convert them first")
+            object.__setattr__(self, name, array if array.size else array.astype(np.int64))
         for name in ("cameras", "images"):
             value = getattr(self, name)
             if value is not None and len(value) != len(self):
@@ -131,20 +77,27 @@ class Labels:
         return len(np.asarray(self.identities))
 
 
-def _label_array(values: ArrayLike, *, name: str) -> NDArray[Any]:
-    array = np.asarray(values)
-    if array.ndim != 1:
-        raise ShapeError(f"{name}: expected one value per image (one dimension), got shape {array.shape}")
-    if array.dtype == object and all(isinstance(value, str) for value in array):
-        array = array.astype(str)
-    if array.size and array.dtype.kind not in "iuU":
-        raise InputError(f"{name}: expected integers or text, got {array.dtype}; convert them first")
-    return array if array.size else array.astype(np.int64)
+def labels_of(images: Iterable[ReidImage]) -> Labels:
+    """What an evaluation needs to know about images.
+
+    >>> labels_of([ReidImage("a.jpg", 7, 0, "query"), ReidImage("b.jpg", 9, None, "query")]).cameras.tolist()
+    [0, -1]
+    """
+    listed = list(images)
+    cameras = [image.camera for image in listed]
+    has_names = any(isinstance(camera, str) for camera in cameras)
+    unknown: Identity = "" if has_names else -1
+    known = [unknown if camera is None else camera for camera in cameras]
+    return Labels(
+        [image.identity for image in listed],
+        cameras=[str(camera) for camera in known] if has_names else known,
+        images=[image.path for image in listed],
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """What each query may, must not, and should find: the protocol applied to the labels.
+    """The protocol applied to the labels: right answers of each query, and images it must not meet.
 
     Columns are the gallery images in use, ordered by camera so that those of one camera are neighbours. Build it with
     `Matching.of`; everything that can be wrong with labels is refused there.
@@ -172,9 +125,7 @@ class Matching:
                 that is declared neither, identities of two kinds, or a missing camera that the protocol refuses.
         """
         identity, names = _codes(query.identities, gallery.identities, name="identities")
-        junk, distractor = (_declared(names, labels) for labels in (protocol.junk, protocol.distractors))
-        _refuse_undeclared(names, junk | distractor)
-        _refuse_in_queries(identity[0], names, junk=junk, distractor=distractor)
+        junk, distractor = _nobody(identity[0], names, protocol)
         camera, camera_names = _camera_codes(query, gallery, protocol=protocol)
         ignored = junk | distractor if protocol.distractor_policy == "ignore" else junk
         columns = np.flatnonzero(~ignored[identity[1]])
@@ -184,7 +135,10 @@ class Matching:
         kept_identity, kept_camera = identity[1][columns], camera[1][columns]
         is_distractor = distractor[kept_identity]
         asked = np.isin(kept_identity, identity[0])
-        images = _same_image(query, gallery, columns)
+        same_image = None
+        if query.images is not None and gallery.images is not None:
+            (asking, answering), _ = _codes(query.images, gallery.images, name="images")
+            same_image = _Groups.of(asking, answering[columns])
         return cls(
             protocol=protocol,
             columns=columns,
@@ -205,7 +159,7 @@ class Matching:
             },
             _same_identity=_Groups.of(identity[0], kept_identity),
             _same_camera=_Groups.of(camera[0], kept_camera),
-            _same_image=images,
+            _same_image=same_image,
         )
 
     def relations(self, query: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -262,24 +216,19 @@ def _codes(
     return (codes[: first.size], codes[first.size :]), names
 
 
-def _declared(names: NDArray[Any], identities: Sequence[Identity]) -> NDArray[np.bool_]:
-    """Which names are among these identities; text labels hold the same identities as text."""
-    return np.isin(names.astype(str), [str(identity) for identity in identities])
-
-
-def _refuse_undeclared(names: NDArray[Any], declared: NDArray[np.bool_]) -> None:
-    if names.dtype.kind == "U":
-        return
-    strange = names[(names < 0) & ~declared]
+def _nobody(
+    query: NDArray[np.intp], names: NDArray[Any], protocol: Protocol
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The names that are junk and those that are distractors; text labels hold the same identities as text."""
+    junk, distractor = (
+        np.isin(names.astype(str), [str(identity) for identity in declared])
+        for declared in (protocol.junk, protocol.distractors)
+    )
+    strange = names[(names < 0) & ~(junk | distractor)] if names.dtype.kind != "U" else names[:0]
     if strange.size:
         raise InputError(
             f"identity {strange[0]} is negative: declare it in the protocol, as junk (ignored) or distractor (wrong)"
         )
-
-
-def _refuse_in_queries(
-    query: NDArray[np.intp], names: NDArray[Any], *, junk: NDArray[np.bool_], distractor: NDArray[np.bool_]
-) -> None:
     for kind, declared in (("junk", junk), ("a distractor", distractor)):
         bad = np.flatnonzero(declared[query])
         if bad.size:
@@ -287,6 +236,7 @@ def _refuse_in_queries(
                 f"query {bad[0]} has identity {names[query[bad[0]]]}, which the protocol declares {kind}: "
                 f"take {bad.size} such queries out, or change the protocol"
             )
+    return junk, distractor
 
 
 def _camera_codes(
@@ -296,7 +246,9 @@ def _camera_codes(
     sides = []
     for side, labels in (("query", query), ("gallery", gallery)):
         cameras = None if labels.cameras is None else np.asarray(labels.cameras)
-        missing = np.ones(len(labels), bool) if cameras is None else _is_missing(cameras)
+        missing = np.ones(len(labels), bool)
+        if cameras is not None:
+            missing = cameras == "" if cameras.dtype.kind == "U" else cameras < 0
         if missing.any() and protocol.missing_camera == "refuse" and protocol.same_camera != "keep":
             raise InputError(
                 f"{int(missing.sum())} of {len(labels)} {side} images have no camera: give cameras, or choose a "
@@ -314,15 +266,3 @@ def _camera_codes(
             code[~missing] = np.searchsorted(names, cameras[~missing])
         codes.append(code)
     return (codes[0], codes[1]), names.tolist()
-
-
-def _is_missing(cameras: NDArray[Any]) -> NDArray[np.bool_]:
-    missing: NDArray[np.bool_] = cameras == "" if cameras.dtype.kind == "U" else cameras < 0
-    return missing
-
-
-def _same_image(query: Labels, gallery: Labels, columns: NDArray[np.intp]) -> _Groups | None:
-    if query.images is None or gallery.images is None:
-        return None
-    (first, second), _ = _codes(query.images, gallery.images, name="images")
-    return _Groups.of(first, second[columns])

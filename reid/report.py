@@ -12,13 +12,12 @@ from math import log10
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..datasets.reid_records import ReidImage
 from ..errors import ImageError
 from ..explain.drawing.page import write_html
 from ..explain.drawing.rendering import to_data_uri
 from ..images import read_image
-from .assessment import Assessment
-from .mistakes import Failure, Promotion, Shared
-from .records import ReidImage
+from .assessment import Assessment, Failure, Promotion, Shared
 from .results import CameraPair
 from .verification import Verification
 

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .policies import Identity, Protocol
+from ..datasets.reid_records import Identity, Protocol
 from .verification import Identification, OperatingPoint, Verification
-
-__all__ = ["CameraPair", "Evaluation", "QueryResults"]
 
 _SHOWN_RANKS = (1, 5, 10, 20)
 _MOST_CAMERAS = 24
@@ -57,7 +55,7 @@ class QueryResults:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What one evaluation found, and under which protocol; all rates in [0, 1].
+    """Scores of one evaluation with their protocol; all rates in [0, 1].
 
     `print` it for a table, `to_dict` it for JSON. There is no bare "mAP": `map_step` is what most papers report since
     2018, `map_trapezoid` what the original Market-1501 code reports, up to 2.7 points lower on the same distances.
@@ -118,7 +116,7 @@ class Evaluation:
         }
         if per_query:
             result["per_query"] = asdict(self.per_query)
-        return {name: _plain(value) for name, value in result.items()}
+        return {name: _jsonable(value) for name, value in result.items()}
 
     def __str__(self) -> str:
         """A plain-text table: scores in percent, what was counted, and every decision."""
@@ -186,11 +184,11 @@ def _camera_table(pairs: tuple[CameraPair, ...]) -> list[str]:
     return [title, *_table([["", *map(str, columns)], *body])]
 
 
-def _plain(value: Any) -> Any:
+def _jsonable(value: Any) -> Any:
     """The same value without NumPy and without NaN."""
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: _jsonable(item) for name, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(item) for item in value]
+        return [_jsonable(item) for item in value]
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and np.isnan(value) else value

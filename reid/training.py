@@ -17,39 +17,39 @@ and center loss on the features before the neck, random erasing, warm-up, and fu
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from ..datasets.registry import read_data
+from ..datasets.reid_records import ReidData
 from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError
 from ..images import Transform, list_images
-from ..index.reports import Skipped
-from ..training.data.parts import Part
+from ..remarks import Skipped
+from ..synthetic.walkers import WalkerSet, write_walkers
 from ..training.data.pixels import decode, say_left_out
+from ..training.data.run_data import Part, Progress, RunData
 from ..training.data.training_set import TrainingSet
-from ..training.recipes.recipe import Recipe, RecipeFile
-from ..training.recipes.runs import Reading, RunResult, run_recipe
-from ..training.recipes.tables import parse
-from .assessment import Refinement, assess
-from .data import ReidData, read_data
+from ..training.engine.step import Objective
+from ..training.recipes.recipe import Recipe
+from ..training.recipes.runs import run_recipe as train
+from ..training.recipes.tables import Table
+from .assessment import assess
 from .distances import Metric
 from .features import Features
-from .part_energy import pair_energy
-from .walkers import WalkerSet, write_walkers
+from .pairs import pair_energy
+from .refinement import Refinement
 
 __all__ = ["ReidRecipe", "TestSettings", "WalkerSettings", "train"]
 
 CLOTHES = ("top", "bottom", "shoes")
 
 
-@dataclass(frozen=True)
-class WalkerSettings:
+class WalkerSettings(Table):
     """The synthetic set that a recipe draws for itself; see `write_walkers`."""
 
     identities: int = 100
@@ -61,9 +61,8 @@ class WalkerSettings:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class TestSettings:
-    """What is measured on queries and gallery after training.
+class TestSettings(Table):
+    """Measures of queries and gallery after training.
 
     Attributes:
         format: of the data set, or "auto".
@@ -77,40 +76,39 @@ class TestSettings:
     __test__ = False  # for pytest
 
     format: str = "auto"
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = {}
     metric: Metric = "cosine"
     rerank: tuple[float, ...] = ()
     before_neck: bool = False
-    parts: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"clothes": CLOTHES, "bag": ("bag",)})
+    parts: Mapping[str, tuple[str, ...]] = {"clothes": CLOTHES, "bag": ("bag",)}
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if len(self.rerank) not in (0, 3):
             raise InputError(f"rerank takes k1, k2 and a share such as [20, 6, 0.3], got {list(self.rerank)}")
 
 
-@dataclass(frozen=True)
-class ReidRecipe:
+class ReidRecipe(Recipe):
     """A re-identification run, resolved."""
 
-    recipe: Recipe
     walkers: WalkerSettings | None = None
-    test: TestSettings = field(default_factory=TestSettings)
+    test: TestSettings = TestSettings()
 
-    @classmethod
-    def read(cls, path: str | Path, *, variant: str | None = None, changes: Sequence[str] = ()) -> ReidRecipe:
-        """The recipe of a TOML file, with the variant and the changes of the command line.
+    def open(self, transform: Transform, *, cache: Path, progress: Progress | None = None) -> RunData:
+        """The training identities; queries and gallery are measured in the end.
 
-        Raises:
-            InputError: no file, no TOML, or a table, key or value that does not fit; the nearest name is given.
+        Images that cannot be read, of any part, are left out.
         """
-        file = RecipeFile.read(path)
-        table = file.resolved(variant=variant, changes=changes)
-        own = {key: table.pop(key) for key in ("walkers", "test") if key in table}
-        return cls(
-            Recipe.from_dict(table, folder=file.folder),
-            parse(WalkerSettings, own["walkers"], "walkers") if "walkers" in own else None,
-            parse(TestSettings, own.get("test", {}), "test"),
-        )
+        data, skipped = readable(self.open_data(cache=cache), progress=progress)
+        say_left_out(skipped, of=len(data) + len(skipped), strict=self.data.strict)
+        least = 2 if self.sampler.kind.startswith("pk") else 1
+
+        def measure(encoder: Encoder, objective: Objective, folder: Path | None) -> dict[str, float]:
+            del objective, folder
+            return measured(encoder, data, self.test)
+
+        train_set = training_set(data, transform, least=least)
+        return RunData({"train": train_set}, parts=_parts(data), left_out=skipped, measure=measure)
 
     def open_data(self, *, cache: Path) -> ReidData:
         """The data set that `[data]` names, drawn into `cache` if it is one of walkers.
@@ -121,67 +119,14 @@ class ReidRecipe:
         if self.walkers is not None:
             folder = cache / f"walkers-{hashlib.sha256(repr(self.walkers).encode()).hexdigest()[:8]}"
             if not (folder / "walkers.csv").is_file():
-                write_walkers(folder, **vars(self.walkers))
+                cache.mkdir(parents=True, exist_ok=True)
+                write_walkers(folder, **self.walkers.model_dump())
             return WalkerSet.read(folder).data
-        name, base = self.recipe.data.source(self.recipe.folder)
+        name, base = self.data.source(self.folder)
         return read_data(base / name, format=self.test.format, **self.test.options)
 
 
-def train(
-    recipe: ReidRecipe,
-    *,
-    folder: str | Path | None = None,
-    cache: str | Path | None = None,
-    seed: int | None = None,
-    resume: bool = False,
-    announce: Callable[[str], None] | None = None,
-    reading: Reading = nullcontext,
-    progress: Callable[[int, int], None] | None = None,
-    report: Callable[[Mapping[str, float]], None] | None = None,
-) -> RunResult:
-    """Train on the training identities, and evaluate queries against the gallery.
-
-    Images that cannot be read, of any part, are left out and named before the first step.
-
-    Args:
-        recipe: what to do.
-        folder: where results go; None writes nothing.
-        cache: where walkers are drawn, once for all runs that share it; in `folder` if left out.
-        seed: instead of the recipe's.
-        resume: go on from the checkpoint in `folder`.
-        announce: called before the training with sizes and identities of the parts, on one line.
-        reading: makes a context that gives the progress callback of reading the images once before the training.
-        progress: called with (batches done, batches in all).
-        report: called with every epoch's row of the log.
-
-    Raises:
-        InputError: whatever in recipe or data does not fit.
-    """
-    inner = recipe.recipe.with_seed(seed)
-    least = 2 if inner.sampler.kind.startswith("pk") else 1
-    with ExitStack() as stack:
-        place = cache or folder or stack.enter_context(tempfile.TemporaryDirectory())
-        Path(place).mkdir(parents=True, exist_ok=True)
-        with reading() as read:
-            data, skipped = readable(recipe.open_data(cache=Path(place)), progress=read)
-        say_left_out(skipped, of=len(data) + len(skipped), strict=inner.data.strict)
-        return run_recipe(
-            inner,
-            folder=folder,
-            resume=resume,
-            sets=lambda transform: {"train": training_set(data, transform, least=least)},
-            evaluations=[lambda encoder, _: measured(encoder, data, recipe.test)],
-            parts=_parts(data),
-            left_out=skipped,
-            announce=announce,
-            progress=progress,
-            report=report,
-        )
-
-
-def readable(
-    data: ReidData, *, progress: Callable[[int, int], None] | None = None
-) -> tuple[ReidData, tuple[Skipped, ...]]:
+def readable(data: ReidData, *, progress: Progress | None = None) -> tuple[ReidData, tuple[Skipped, ...]]:
     """The data set without the images that cannot be read, and these; every file is decoded once.
 
     Raises:
@@ -208,12 +153,7 @@ def _parts(data: ReidData) -> dict[str, Part]:
 
 
 def training_set(data: ReidData, transform: Transform, *, least: int = 1) -> TrainingSet:
-    """The training images of a data set, labelled by identity.
-
-    Args:
-        data: the set.
-        transform: the encoder's.
-        least: identities with fewer images are left out; one with a single image makes no pair.
+    """The training images of a data set, labelled by identity; identities with fewer than `least` are left out.
 
     Raises:
         InputError: no image is left.

@@ -1,8 +1,7 @@
-"""Is it the same one, and from which distance on: accept and reject rates over all pairs, and over all probes.
+"""Verification and identification: accept and reject rates by distance, over all pairs and over all probes.
 
-A threshold accepts distances that are at most it. Every reported rate is the exact share of pairs at its threshold:
-thresholds may be left out when there are too many distances to keep, rates are never interpolated (only the equal
-error rate lies between two thresholds).
+A threshold accepts distances that are at most it. Rates are exact shares of the pairs at their threshold, of which some
+are left out where there are too many; only the equal error rate lies between two.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-__all__ = ["Identification", "OperatingPoint", "PairTally", "Verification", "identification"]
 
 _EXACT_PAIRS = 1 << 22
 """Up to so many pairs every distance is a threshold; beyond, `_N_BINS` thresholds."""
@@ -71,7 +68,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class Identification:
-    """Who is it, if anyone: probes with a match against probes without one (open set).
+    """Open-set identification: probes with a match against probes without one.
 
     Attributes:
         n_mated: probes with a match in the gallery.
@@ -95,7 +92,10 @@ class PairTally:
         self._dtype = dtype
         self._exact: list[list[NDArray[Any]]] | None = [[], [], []] if n_pairs <= _EXACT_PAIRS else None
         low, high = bounds
-        self._exponent = _bin_exponent(low, high, dtype)
+        # The power of two by which distances are multiplied so that whole numbers are bins: no finer than the
+        # distances' own precision near the bounds, which keeps every product a whole number of 53 bits.
+        finest = np.finfo(dtype).nmant - int(np.frexp(max(abs(low), abs(high)))[1])
+        self._exponent = min(finest, int(np.floor(np.log2(_N_BINS / (high - low))))) if high > low else finest
         self._low = int(np.floor(np.ldexp(low, self._exponent)))
         self._n_bins = int(np.floor(np.ldexp(high, self._exponent))) - self._low + 2  # the last: beyond the bounds
         self._counts = np.zeros((3, 1 if self._exact is not None else self._n_bins), np.int64)
@@ -109,18 +109,20 @@ class PairTally:
                 continue
             self._farthest = max(self._farthest, float(values.max(initial=-np.inf)))
             for start in range(0, values.size, _EXACT_PAIRS):
-                self._counts[kind] += self._binned(values[start : start + _EXACT_PAIRS])
-
-    def _binned(self, values: NDArray[Any]) -> NDArray[np.intp]:
-        scaled = np.ldexp(values, self._exponent)  # exact, as is its floor
-        np.clip(np.floor(scaled, out=scaled), self._low, self._low + self._n_bins - 1, out=scaled)
-        return np.bincount(scaled.astype(np.intp) - self._low, minlength=self._n_bins)
+                scaled = np.ldexp(values[start : start + _EXACT_PAIRS], self._exponent)  # exact, as is its floor
+                np.clip(np.floor(scaled, out=scaled), self._low, self._low + self._n_bins - 1, out=scaled)
+                self._counts[kind] += np.bincount(scaled.astype(np.intp) - self._low, minlength=self._n_bins)
 
     def counts(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
         """Ascending thresholds, and the genuine and the impostor pairs between each and the one before."""
         if self._exact is None:
             everything, genuine, ignored = self._counts
-            thresholds = self._upper_ends()
+            # the largest number of each bin in the distances' own precision
+            edge = np.ldexp(self._low + np.arange(1.0, self._n_bins + 1), -self._exponent)
+            end = edge.astype(self._dtype)
+            below = np.nextafter(end, self._dtype.type(-np.inf))
+            thresholds = np.where(end >= edge, below, end).astype(np.float64)
+            thresholds[-1] = max(self._farthest, thresholds[-1])
         else:
             parts = [np.concatenate(kind) for kind in self._exact]
             thresholds = np.unique(parts[0])
@@ -130,15 +132,6 @@ class PairTally:
         impostor = everything - genuine - ignored
         used = np.flatnonzero(genuine + impostor)
         return thresholds[used].astype(np.float64), genuine[used], impostor[used]
-
-    def _upper_ends(self) -> NDArray[np.float64]:
-        """The largest number of each bin in the distances' own precision."""
-        edge = np.ldexp(self._low + np.arange(1.0, self._n_bins + 1), -self._exponent)
-        end = edge.astype(self._dtype)
-        below = np.nextafter(end, self._dtype.type(-np.inf))
-        ends: NDArray[np.float64] = np.where(end >= edge, below, end).astype(np.float64)
-        ends[-1] = max(self._farthest, ends[-1])
-        return ends
 
     def finish(self, targets: Sequence[float]) -> Verification | None:
         """The rates, or None where there are no genuine or no impostor pairs."""
@@ -163,15 +156,6 @@ class PairTally:
             genuine_histogram=np.histogram(thresholds, edges, weights=genuine)[0].astype(np.int64),
             impostor_histogram=np.histogram(thresholds, edges, weights=impostor)[0].astype(np.int64),
         )
-
-
-def _bin_exponent(low: float, high: float, dtype: np.dtype[Any]) -> int:
-    """The power of two by which distances are multiplied so that whole numbers are bins.
-
-    No finer than the distances' own precision near the bounds, which keeps every product a whole number of 53 bits.
-    """
-    finest = np.finfo(dtype).nmant - int(np.frexp(max(abs(low), abs(high)))[1])
-    return min(finest, int(np.floor(np.log2(_N_BINS / (high - low))))) if high > low else finest
 
 
 def identification(

@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..datasets.retrieval import Dataset
 from ..encoders import Encoder, Overlap, TrainedOn
 from ..encoders.trained_on import say_overlap
 from ..errors import FingerprintMismatchError, InputError
-from ..images.datasets import Dataset
 from ..images.splits import split_column, split_name
 from ..index import Encodings, Gallery, encode_to_file, read_encodings
 from ..index.storage.records import Record

@@ -11,10 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ShapeError
 from ..metrics.clustering import cluster, normalised_mutual_information
-from ..metrics.counting import BLOCK_BYTES, Pairing, Rows, measure_rankings
 from ..metrics.distances import SearchSpec, check_vectors, comparable
 from ..metrics.intervals import bootstrap_errors
-from ..metrics.ranking import RankMeasures
+from ..metrics.ranking import BLOCK_BYTES, Pairing, RankMeasures, Rows, measure_rankings
 from .results import Evaluation, Origin, Protocol, Score
 
 __all__ = ["Progress", "evaluate_embeddings"]

@@ -23,7 +23,7 @@ from ..explain.drawing.rendering import contour, draw_box
 from ..explain.inputs import NEEDS_MEAN, WORDS
 from ..files import replacing
 from ..images import Box, read_image
-from ..index.filters.matching import Eq
+from ..index.filters.tree import Eq
 from .evidence import Evidence, Reference, Space
 from .ranking import Ranking
 

@@ -20,7 +20,7 @@ from ..errors import GalleryError, InputError, UnknownEncoderError
 from ..explain.places import visible_box
 from ..images import Box
 from ..index import Gallery
-from ..index.faiss.install import note_search_on_cpu
+from ..index.faiss.runtime import note_search_on_cpu
 from ..index.rejection import Rejection
 from ..index.search import Hits, SearchSpec, comparable, distances_to
 from ..index.storage.manifest import EncoderEntry

@@ -1,4 +1,4 @@
-"""Pictures with masks, or with no more than the classes they show: the data of weakly supervised segmentation.
+"""Images with masks, or with no more than the classes they show: the data of weakly supervised segmentation.
 
 In a mask 0 is background, c + 1 is class c, and 255 is void: pixels that nobody has decided about, which neither teach
 nor count. Files may number their classes otherwise; they are renumbered when they are read, and a number that stands
@@ -8,7 +8,7 @@ for nothing is an error that names the file.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,57 +18,38 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..encoders.trained_on import file_digests
+from ..datasets import masked_images as layouts
+from ..datasets.masked_images import CAMVID_CLASSES, Entry
 from ..errors import ImageError, InputError
+from ..files import file_digests
 from ..images import Transform, read_image
-from ..images.masks import MaskFolder, read_class_numbers, wrong_size
-from ..index.reports import Skipped
+from ..images.masks import VOID, Mask, MaskFolder, read_class_numbers, wrong_size
+from ..remarks import Skipped
+from ..training.data.outlines import RegionTable
 from ..training.data.pixels import say_left_out
-from ..training.data.training_set import RegionTable, TrainingSet
-from . import layouts
-from .layouts import CAMVID_CLASSES, VOC_CLASSES, Entry
-from .pseudo_masks.files import VOID, Mask, MaskIds, boxes_around, label_map, read_names
+from ..training.data.training_set import TrainingSet
+from .label_maps import MaskIds, as_regions, boxes_around, label_map
 
 if TYPE_CHECKING:
-    from ..images.scenes import SceneSet
-
-__all__ = [
-    "CAMVID_CLASSES",
-    "VOC_CLASSES",
-    "VOID",
-    "Mask",
-    "MaskIds",
-    "MaskedImages",
-    "all_readable",
-    "label_map",
-    "read_names",
-]
-
-Progress = Callable[[int, int], None]
+    from ..synthetic.scene_set import SceneSet
 
 
 class MaskedImages:
-    """Pictures in a fixed order, each with a mask, with the classes it shows, with both, or with neither.
+    """Images in a fixed order, each with a mask, with the classes it shows, with both, or with neither.
 
     Attributes:
         class_names: of the foreground; class c is c + 1 in the masks.
         has_background: False if every pixel belongs to a class or is void, as in street scenes.
     """
 
-    def __init__(
-        self,
-        entries: Iterable[Entry],
-        class_names: Sequence[str],
-        *,
-        ids: MaskIds | None = None,
-    ) -> None:
+    def __init__(self, entries: Iterable[Entry], class_names: Sequence[str], *, ids: MaskIds | None = None) -> None:
         self._entries = tuple(entries)
         self.class_names = tuple(class_names)
         self._ids = ids or MaskIds()
         self.has_background = self._ids.first > 0
         self._found: dict[int, tuple[int, ...]] = {}
         if not self._entries:
-            raise InputError("expected one picture or more, got none")
+            raise InputError("expected one image or more, got none")
         if not 1 <= len(self.class_names) <= VOID - self._ids.first:
             raise InputError(f"expected 1 to {VOID - self._ids.first} classes, got {len(self.class_names)}")
         twice = [name for name in self.class_names if self.class_names.count(name) > 1]
@@ -80,11 +61,11 @@ class MaskedImages:
 
     def __repr__(self) -> str:
         masks = sum(entry.mask is not None for entry in self._entries)
-        return f"MaskedImages({len(self)} pictures, {masks} with masks, {len(self.class_names)} classes)"
+        return f"MaskedImages({len(self)} images, {masks} with masks, {len(self.class_names)} classes)"
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each picture is called in lists and output folders: its path without the suffix."""
+        """The images' paths without the suffix, for lists and output folders."""
         return tuple(entry.name for entry in self._entries)
 
     @property
@@ -93,11 +74,11 @@ class MaskedImages:
         return ("background", *self.class_names)
 
     def file(self, i: int) -> Path:
-        """Where picture i lies."""
+        """The file of image i."""
         return self._entries[i].image
 
     def image(self, i: int) -> Image.Image:
-        """Picture i, RGB.
+        """Image i, RGB.
 
         Raises:
             ImageError: it cannot be read.
@@ -105,15 +86,15 @@ class MaskedImages:
         return read_image(self._entries[i].image, whole=True)
 
     def has_mask(self, i: int) -> bool:
-        """Whether picture i comes with a mask."""
+        """True if image i comes with a mask."""
         return self._entries[i].mask is not None
 
     def mask(self, i: int) -> Mask | None:
-        """The mask of picture i at its size; None if it has none.
+        """The mask of image i at its size; None if it has none.
 
         Raises:
             ImageError: the file is no readable mask.
-            InputError: it is not of the picture's size, or holds a number that stands for nothing.
+            InputError: it is not of the image's size, or holds a number that stands for nothing.
         """
         entry = self._entries[i]
         if entry.mask is None:
@@ -121,11 +102,11 @@ class MaskedImages:
         values = read_class_numbers(entry.mask)
         width, height = read_image(entry.image, whole=True).size
         if (problem := wrong_size(entry.mask, (values.shape[1], values.shape[0]), (width, height))) is not None:
-            raise InputError(f"{entry.image}: {problem}; expected a mask in the size of its picture")
+            raise InputError(f"{entry.image}: {problem}; expected a mask in the size of its image")
         return self._ids.renumbered(values, len(self.class_names), entry.mask)
 
     def labels(self, i: int) -> tuple[int, ...]:
-        """The classes that picture i shows, in rising order; without a list of its own, those of its mask.
+        """The classes that image i shows, in rising order; without a list of its own, those of its mask.
 
         Raises:
             InputError: nothing says what it shows.
@@ -137,23 +118,18 @@ class MaskedImages:
             mask = self.mask(i)
             if mask is None:
                 raise InputError(
-                    f"{entry.image}: nothing says which classes the picture shows; give a mask, or a table with the "
+                    f"{entry.image}: nothing says which classes the image shows; give a mask, or a table with the "
                     "columns path and labels (names between semicolons)"
                 )
             self._found[i] = tuple(int(value) - 1 for value in np.unique(mask) if value not in (0, VOID))
         return self._found[i]
 
-    @property
-    def has_labels(self) -> bool:
-        """Whether every picture says which classes it shows."""
-        return all(map(self.is_labelled, range(len(self))))
-
     def is_labelled(self, i: int) -> bool:
-        """Whether picture i says which classes it shows."""
+        """True if something says which classes image i shows."""
         return self._entries[i].shown is not None or self._entries[i].mask is not None
 
     def readable(self) -> tuple[Self, tuple[Skipped, ...]]:
-        """The pictures that can be read, and whose masks can, and the others; every file is decoded once.
+        """The images that can be read, and whose masks can, and the others; every file is decoded once.
 
         Raises:
             InputError: nothing is left.
@@ -171,20 +147,20 @@ class MaskedImages:
             problems = list(threads.map(problem, range(len(self))))
         skipped = tuple(Skipped(self.names[i], text) for i, text in enumerate(problems) if text is not None)
         if len(skipped) == len(self):
-            raise InputError(f"none of {len(self)} pictures can be used, the first: {skipped[0].reason}")
+            raise InputError(f"none of {len(self)} images can be used, the first: {skipped[0].reason}")
         return self if not skipped else self.subset(i for i, text in enumerate(problems) if text is None), skipped
 
     def subset(self, index: Iterable[int]) -> Self:
-        """Some of the pictures, in this order."""
+        """Some of the images, in this order."""
         return type(self)([self._entries[i] for i in index], self.class_names, ids=self._ids)
 
     def without_masks(self) -> MaskedImages:
-        """The same pictures with the classes they show and nothing else: what weak supervision may see."""
+        """The same images with the classes they show and nothing else, for weak supervision."""
         entries = [replace(entry, mask=None, shown=self.labels(i)) for i, entry in enumerate(self._entries)]
         return MaskedImages(entries, self.class_names, ids=self._ids)
 
     def with_masks(self, folder: str | Path) -> MaskedImages:
-        """The same pictures with other masks: `FOLDER/NAME.png`, as `write_masks` leaves them, pseudo masks say.
+        """The same images with other masks: `FOLDER/NAME.png`, as `write_masks` leaves them, pseudo masks say.
 
         Raises:
             InputError: one is missing.
@@ -203,14 +179,14 @@ class MaskedImages:
         return MaskedImages(entries, self.class_names)
 
     def choose(self, count: int, *, seed: int = 0) -> tuple[int, ...]:
-        """That many pictures with masks by chance, classes taking turns; a larger choice contains the smaller one.
+        """Images with masks chosen by chance, classes taking turns; a larger choice contains the smaller one.
 
         Raises:
-            InputError: fewer pictures have masks.
+            InputError: fewer images have masks.
         """
         usable = [i for i in range(len(self)) if self.has_mask(i) and self.labels(i)]
         if not 0 <= count <= len(usable):
-            raise InputError(f"expected 0 to {len(usable)} pictures with masks, got {count}")
+            raise InputError(f"expected 0 to {len(usable)} images with masks, got {count}")
         generator = np.random.default_rng([0x5E6, seed])
         of_class: dict[int, list[int]] = {}
         for i in generator.permutation(usable).tolist():
@@ -228,29 +204,37 @@ class MaskedImages:
         *,
         masks_for: Sequence[int] = (),
         kind: Literal["mask", "box"] = "mask",
-        progress: Progress | None = None,
+        regions: RegionTable | None = None,
     ) -> TrainingSet:
-        """The pictures with one 0/1 column per class, in memory; what trains an encoder from image-level labels.
+        """The images with one 0/1 column per class, in memory, for training an encoder from image-level labels.
 
         Args:
             transform: the encoder's.
-            masks_for: the pictures whose masks may be used, as regions of their classes (GAIN-ext).
-            kind: whether a region is the mask itself, or the boxes around its connected parts.
-            progress: called with (pictures decoded, pictures in all).
+            masks_for: the images whose masks may be used, as regions of their classes (GAIN-ext).
+            kind: of the regions: the masks themselves, or the boxes around their connected parts.
+            regions: others, in place of those.
 
         Raises:
-            ImageError: a picture cannot be read.
-            InputError: a picture without labels; one of `masks_for` without a mask.
+            ImageError: an image cannot be read.
+            InputError: an image without labels; one of `masks_for` without a mask.
         """
         columns = torch.zeros(len(self), len(self.class_names))
-        for i in range(len(self)):
-            columns[i, list(self.labels(i))] = 1
         pixels = torch.empty(len(self), 3, transform.height, transform.width, dtype=torch.uint8)
         for i in range(len(self)):
+            columns[i, list(self.labels(i))] = 1
             pixels[i] = transform(self.image(i))
-            if progress is not None:
-                progress(i + 1, len(self))
-        regions = self._regions(sorted(set(masks_for)), transform, kind) if len(masks_for) else None
+        found: list[tuple[int, int, Mask]] = []
+        for i in sorted(set(masks_for)):
+            mask = self.mask(i)
+            if mask is None:
+                raise InputError(f"{self._entries[i].name} has no mask, but its mask was to be used")
+            for c in self.labels(i):
+                marked = boxes_around(mask == c + 1) if kind == "box" else mask == c + 1
+                seen = label_map(marked.astype(np.uint8), transform, outside=0)
+                if seen.any():
+                    found.append((i, c, seen))
+        if len(masks_for):
+            regions = as_regions(found, transform, are_boxes=kind == "box")
         return TrainingSet.from_pixels(
             pixels,
             columns,
@@ -260,36 +244,14 @@ class MaskedImages:
             digests=file_digests(map(self.file, range(len(self)))),
         )
 
-    def _regions(self, chosen: Sequence[int], transform: Transform, kind: Literal["mask", "box"]) -> RegionTable:
-        image, label, raster = [], [], []
-        for i in chosen:
-            mask = self.mask(i)
-            if mask is None:
-                raise InputError(f"{self._entries[i].name} has no mask, but its mask was to be used")
-            for c in self.labels(i):
-                marked = mask == c + 1
-                marked = boxes_around(marked) if kind == "box" else marked
-                seen = label_map(marked.astype(np.uint8), transform, outside=0)
-                if seen.any():
-                    image.append(i)
-                    label.append(c)
-                    raster.append(torch.from_numpy(seen))
-        blank = torch.zeros(0, transform.height, transform.width, dtype=torch.uint8)
-        return RegionTable(
-            torch.tensor(image, dtype=torch.long),
-            torch.tensor(label, dtype=torch.long),
-            torch.full((len(image),), kind == "box"),
-            torch.stack(raster) if raster else blank,
-        )
-
-    # ---- where pictures come from
+    # ---- where images come from
 
     @classmethod
     def from_voc(cls, root: str | Path, split: str = "train", *, class_names: Sequence[str] | None = None) -> Self:
-        """Pictures of a folder in the layout of PASCAL VOC; see `layouts.in_voc`.
+        """Images of a folder in the layout of PASCAL VOC; see `datasets.masked_images.in_voc`.
 
         Raises:
-            InputError: a folder, list, or picture is missing.
+            InputError: a folder, list, or image is missing.
         """
         return cls(*layouts.in_voc(Path(root), split, class_names))
 
@@ -314,17 +276,17 @@ class MaskedImages:
         labels: str | Path | None = None,
         ids: MaskIds | None = None,
     ) -> Self:
-        """A folder, pattern, or table of pictures, and a folder with `NAME.png` for each that has a mask.
+        """A folder, pattern, or table of images, and a folder with `NAME.png` for each that has a mask.
 
         Args:
             images: as `list_images` takes it; NAME is the path below its folder, without the suffix.
             masks: None if there are none.
             names: of the classes, or a file with them; see `read_names`.
             labels: a table with the columns path and labels (names between semicolons).
-            ids: how the masks number the classes.
+            ids: numbers of the classes in the masks.
 
         Raises:
-            InputError: a folder is missing, no picture has a mask, or a label is no class.
+            InputError: a folder is missing, no image has a mask, or a label is no class.
         """
         return cls(*layouts.in_folder(images, masks, names, labels), ids=ids)
 
@@ -343,7 +305,7 @@ class MaskedImages:
             table: paths are relative to its folder.
             names: of the classes, or a file with them; left out, the 0/1 columns.
             split: only the rows whose column `split` says so.
-            ids: how the masks number the classes.
+            ids: numbers of the classes in the masks.
 
         Raises:
             InputError: no such table, split, or class.
@@ -361,7 +323,7 @@ class MaskedImages:
 
 
 def all_readable(sets: Mapping[str, MaskedImages], *, strict: bool) -> dict[str, MaskedImages]:
-    """The pictures of each split that can be used; one remark names the others.
+    """The images of each split that can be used; one remark names the others.
 
     Raises:
         InputError: with `strict`, what the remark would say.

@@ -3,13 +3,13 @@
 Among several objects of one class a question is asked about one of them, by its pixels, its box, or one point in it.
 The true answer lies in that object; energy and peaks elsewhere in the class belong to the others. A map may find the
 class and not the object: the shares *among the objects of the class* tell these apart, and maps that do not know the
-question stand beside them. ROAD says whether the pixels matter to the network; `roar.py` asks a new one.
+question stand beside them. ROAD says whether the pixels matter to the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,23 +26,12 @@ from ..metrics.components import largest_component
 from ..metrics.intervals import bootstrap_means
 from .segmenter.pixel_data import PixelData, predict
 
-__all__ = [
-    "ASKS",
-    "REFERENCES",
-    "Ask",
-    "MapScores",
-    "Questions",
-    "ask_objects",
-    "judge_maps",
-    "maps_for",
-]
-
 Ask = Literal["component", "box", "point", "class"]
 ASKS: tuple[Ask, ...] = ("component", "box", "point", "class")
 REFERENCES: Mapping[str, str] = {
     "random": "a smooth map of noise",
-    "centre": "a bell in the middle of the picture",
-    "full": "the whole picture alike",
+    "centre": "a bell in the middle of the image",
+    "full": "the whole image alike",
     "largest": "the largest object that is predicted to be of the class",
     "softmax": "the network's own probability of the class",
     "asked": "the pixels that were asked about",
@@ -51,7 +40,7 @@ REFERENCES: Mapping[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """m questions about one picture.
+    """m questions about one image.
 
     Attributes:
         category: the class of each.
@@ -70,7 +59,7 @@ class Questions:
 
     @property
     def target(self) -> PixelScore:
-        """For a batch of this one picture."""
+        """For a batch of this one image."""
         return PixelScore(self.category[None], self.pixels[None])
 
 
@@ -84,7 +73,7 @@ def ask_objects(
     least_found: float = 0.5,
     most: int | None = None,
 ) -> Questions | None:
-    """The questions about a picture's objects; None if there is nothing to ask.
+    """The questions about an image's objects; None if there is nothing to ask.
 
     Objects are asked about that are not alone in their class, have `least_pixels`, and of which the network finds a
     share of `least_found`: a map of what it did not see answers another question. By "component" the set is the part
@@ -92,8 +81,8 @@ def ask_objects(
     each class that is there is asked about as a whole, by what is predicted to be of it.
 
     Args:
-        data: the pictures.
-        row: which.
+        data: the images.
+        row: number of the image.
         predicted: the class of each of its pixels, as the network says.
         by: see above.
         least_pixels: of an object.
@@ -102,60 +91,43 @@ def ask_objects(
     """
     if by not in ASKS:
         raise InputError(f"by={by!r} is not known; choose one of {', '.join(ASKS)}")
-    found = list(_classes(data, row) if by == "class" else _objects(data, row))
-    asked: list[tuple[int, Tensor, Tensor, Tensor]] = []
-    for category, own, others in found:
-        seen = own & (predicted == category)
-        if own.sum() >= least_pixels and seen.sum() >= least_found * own.sum() and (by == "class" or others.any()):
-            asked.append((category, _pixels_of(by, own, seen, predicted == category), own, others))
-    if not asked:
-        return None
-    chosen = asked[:most]
-    return Questions(
-        category=torch.tensor([category for category, *_ in chosen]),
-        pixels=torch.stack([pixels for _, pixels, _, _ in chosen]),
-        asked=torch.stack([own for _, _, own, _ in chosen]),
-        others=torch.stack([others for *_, others in chosen]),
-    )
-
-
-def _classes(data: PixelData, row: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    classes = data.classes[row]
-    for category in range(len(data.names)):
-        if category != data.background:
-            own = classes == category
-            yield category, own, torch.zeros_like(own)
-
-
-def _objects(data: PixelData, row: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     classes, instances = data.classes[row], data.instances[row]
-    for number in torch.unique(instances).tolist():
-        if number:
+    objects: list[tuple[int, Tensor, Tensor]] = []  # the class, its pixels, and those of others of the class
+    if by == "class":
+        for category in range(len(data.names)):
+            if category != data.background:
+                own = classes == category
+                objects.append((category, own, torch.zeros_like(own)))
+    else:
+        for number in filter(None, torch.unique(instances).tolist()):
             own = instances == number
             category = int(classes[own].mode().values)
-            yield category, own, (classes == category) & ~own
+            objects.append((category, own, (classes == category) & ~own))
+    asked: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for category, own, others in objects:
+        seen = own & (predicted == category)
+        if own.sum() >= least_pixels and seen.sum() >= least_found * own.sum() and (by == "class" or others.any()):
+            pixels = predicted == category if by == "class" else _pixels_of(by, own, seen)
+            asked.append((torch.tensor(category), pixels, own, others))
+    return Questions(*map(torch.stack, zip(*asked[:most], strict=True))) if asked else None
 
 
-def _pixels_of(by: Ask, own: Tensor, seen: Tensor, predicted: Tensor) -> Tensor:
-    if by == "class":
-        return predicted
+def _pixels_of(by: Ask, own: Tensor, seen: Tensor) -> Tensor:
+    """The pixels that are asked about, of an object and the part of it that was found."""
     if by == "component":
         return seen
+    pixels = torch.zeros_like(own)
     if by == "box":
         rows, columns = own.any(1).nonzero(), own.any(0).nonzero()
-        filled = torch.zeros_like(own)
-        filled[int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1] = True
-        return filled
-    core = seen
-    while True:  # peel until nothing would be left
-        peeled = ~functional.max_pool2d((~core)[None].float(), 3, stride=1, padding=1)[0].bool()
-        if not peeled.any():
-            break
+        pixels[int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1] = True
+        return pixels
+    core, peeled = seen, seen
+    while peeled.any():  # the last that is left when the edge is peeled off again and again
         core = peeled
-    point = torch.zeros_like(own)
+        peeled = ~functional.max_pool2d((~core)[None].float(), 3, stride=1, padding=1)[0].bool()
     row, column = core.nonzero()[0].tolist()
-    point[row, column] = True
-    return point
+    pixels[row, column] = True
+    return pixels
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------
@@ -171,7 +143,7 @@ def maps_for(
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Float[Tensor, "m _h _w"]]:
-    """The raw maps of one picture's questions by method; `REFERENCES` are methods too, in the picture's size.
+    """The raw maps of one image's questions by method; `REFERENCES` are methods too, in the image's size.
 
     Args:
         model: the segmenter.
@@ -185,7 +157,7 @@ def maps_for(
     found = {}
     for name in methods:
         if name in REFERENCES:
-            found[name] = _reference(name, model, image, questions, seed)
+            found[name] = _reference(name, model, image, questions=questions, seed=seed)
             continue
         known = {key: value for key, value in options.items() if key in METHODS[method_name(name)].options}
         maps = explain_image(model, image, target=questions.target, method=name, layer=layer, **known)
@@ -193,7 +165,7 @@ def maps_for(
     return found
 
 
-def _reference(name: str, model: nn.Module, image: Tensor, questions: Questions, seed: int) -> Tensor:
+def _reference(name: str, model: nn.Module, image: Tensor, *, questions: Questions, seed: int) -> Tensor:
     """A map that costs no gradient."""
     m, (rows, columns) = len(questions), image.shape[-2:]
     if name == "random":
@@ -222,15 +194,15 @@ def _reference(name: str, model: nn.Module, image: Tensor, questions: Questions,
 
 @dataclass(frozen=True, eq=False)
 class MapScores:
-    """How well the maps of one method answer n questions about several pictures.
+    """Measures of one method's maps for n questions about several images.
 
     Attributes:
-        pointing: whether the map's peak lies in the object; a constant map points nowhere.
+        pointing: 1 where the map's peak lies in the object; a constant map points nowhere.
         energy: share of the map, scaled to [0, 1], in the object.
         own_energy: of the map's energy in all objects of the class, the share in the one asked about; nan for classes.
-        own_peak: whether of all objects of the class the map is highest in that one; ties are no hit, nan for classes.
+        own_peak: 1 where of all objects of the class the map is highest in that one; ties are no hit, nan for classes.
         road: (LeRF - MoRF) / 2 of the score per pixel asked about; nan if it was not measured.
-        picture: which picture a question belongs to.
+        image: number of the image that a question is about.
     """
 
     pointing: Float[Tensor, " n"]
@@ -238,23 +210,23 @@ class MapScores:
     own_energy: Float[Tensor, " n"]
     own_peak: Float[Tensor, " n"]
     road: Float[Tensor, " n"]
-    picture: Int[Tensor, " n"]
+    image: Int[Tensor, " n"]
 
     MEASURES = ("pointing", "energy", "own_energy", "own_peak", "road")
 
     @classmethod
     def cat(cls, parts: Sequence[MapScores]) -> MapScores:
-        """The scores of several pictures."""
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in (*cls.MEASURES, "picture")))
+        """The scores of several images."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in (*cls.MEASURES, "image")))
 
     def interval(self, measure: str, *, samples: int = 2000, seed: int = 0) -> tuple[float, float, float] | None:
-        """Mean with its 95 % bootstrap interval over pictures, whose questions stay together; None without values."""
+        """Mean with its 95 % bootstrap interval over images, whose questions stay together; None without values."""
         values = getattr(self, measure).double().numpy()
         known = ~np.isnan(values)
         if not known.any():
             return None
-        own, picture = values[known, None], self.picture.numpy()[known]
-        means = bootstrap_means(own, picture, samples=samples, seed=seed)
+        own, image = values[known, None], self.image.numpy()[known]
+        means = bootstrap_means(own, image, samples=samples, seed=seed)
         low, high = np.quantile(means, [0.025, 0.975]).tolist()
         return float(own.mean()), low, high
 
@@ -274,20 +246,20 @@ def judge_maps(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> dict[str, MapScores]:
-    """The measures of several methods on every picture that has something to ask about.
+    """The measures of several methods on every image that has something to ask about.
 
     Args:
         model: the segmenter; it is left as it was.
-        data: pictures with masks.
+        data: images with masks.
         methods: of `METHODS` and `REFERENCES`.
         layer: of the network.
-        by: how objects are asked about, see `ask_objects`.
+        by: way to ask about objects, see `ask_objects`.
         road: shares of the pixels that ROAD removes; none leaves it out.
-        most: questions about one picture.
+        most: questions about one image.
         least_pixels: of an object.
         batch_size: of ROAD.
         seed: of the random map, and of ROAD's noise.
-        progress: called with (pictures done, pictures in all).
+        progress: called with (images done, images in all).
         options: of the methods, as for `maps_for`.
 
     Raises:
@@ -302,38 +274,30 @@ def judge_maps(
             image = data.images[row : row + 1]
             found = maps_for(model, image, questions, methods=names, layer=layer, seed=seed + row, **options)
             for name, maps in found.items():
-                removed = _road(model, image, maps, questions, road, batch_size, seed) if road else None
-                parts[name].append(_measured(maps, questions, removed, row))
+                scores = _measured(maps, questions, row)
+                if road:
+                    removed = remove_and_debias(
+                        model,
+                        image,
+                        maps[None].to(image),
+                        target=questions.target,
+                        fractions=tuple(road),
+                        batch_size=batch_size,
+                        seed=seed,
+                    )
+                    # in logits per pixel asked about, so that large and small objects count alike
+                    each = removed.combined[0] / questions.pixels.sum((1, 2)).clamp(min=1)
+                    scores = replace(scores, road=each.double())
+                parts[name].append(scores)
         if progress is not None:
             progress(row + 1, len(data))
     if not any(parts.values()):
-        raise InputError("nothing to ask about: no picture has two found objects of one class")
+        raise InputError("nothing to ask about: no image has two found objects of one class")
     return {name: MapScores.cat(own) for name, own in parts.items()}
 
 
-def _road(
-    model: nn.Module,
-    image: Tensor,
-    maps: Tensor,
-    questions: Questions,
-    fractions: Sequence[float],
-    batch_size: int,
-    seed: int,
-) -> Tensor:
-    """ROAD in logits per pixel asked about, so that large and small objects count alike."""
-    found = remove_and_debias(
-        model,
-        image,
-        maps[None].to(image),
-        target=questions.target,
-        fractions=tuple(fractions),
-        batch_size=batch_size,
-        seed=seed,
-    )
-    return found.combined[0] / questions.pixels.sum((1, 2)).clamp(min=1)
-
-
-def _measured(maps: Tensor, questions: Questions, road: Tensor | None, row: int) -> MapScores:
+def _measured(maps: Tensor, questions: Questions, row: int) -> MapScores:
+    """All measures but ROAD."""
     rows, columns = questions.asked.shape[-2:]
     heat = normalise(rectify(upsample(maps.double(), (rows, columns))))
     flat = is_constant(heat)
@@ -351,6 +315,6 @@ def _measured(maps: Tensor, questions: Questions, road: Tensor | None, row: int)
         energy=own / heat.sum((1, 2)),
         own_energy=torch.where(has_others, own_energy, unknown),
         own_peak=torch.where(has_others, (top > top_other).double(), unknown),
-        road=unknown if road is None else road.double(),
-        picture=torch.full((len(questions),), row),
+        road=unknown,
+        image=torch.full((len(questions),), row),
     )

@@ -1,7 +1,7 @@
 """A whole run: class maps from labels, masks from maps, a segmentation network from masks, and what they are worth.
 
-The recipe is `recipe.py`'s. A run leaves `weak/`, `masks/` (in VOC's layout), `network/`, `segmenter.safetensors`, and
-`result.json`; what is there already is not made again when it is resumed.
+The recipe is `pipeline_recipe.py`'s. A run leaves `weak/`, `masks/` (in VOC's layout), `network/`,
+`segmenter.safetensors`, and `result.json`; what is there already is not made again when it is resumed.
 """
 
 from __future__ import annotations
@@ -9,34 +9,37 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ..datasets.voc import VocFolder
+from ..encoders import Encoder, Overlap, TrainedOn
+from ..encoders.trained_on import say_overlap
 from ..errors import InputError
+from ..files import file_digests
+from ..images import Transform
+from ..images.masks import Mask
+from ..metrics.segmentation import SegmentationScore, evaluate_masks
 from ..training.data.batches import TrainingBatches
-from ..training.data.parts import Part, sentence
-from ..training.data.sampling import make_sampler
+from ..training.data.run_data import Part, RunData, sentence
+from ..training.data.samplers import make_sampler
 from ..training.engine.logs import write_json
 from ..training.engine.loop import fit
-from ..training.losses.registry import TERMS, TermContext, build_objective
-from ..training.recipes.recipe import EncoderSettings, Recipe
+from ..training.losses.registry import TermContext, build_objective
+from ..training.recipes.recipe import EncoderSettings, Recipe, located
 from ..training.recipes.runs import RunResult, run_recipe
 from ..training.recipes.tables import plain
-from .data import Mask, MaskedImages, all_readable
-from .measures import SegmentationScore, evaluate_masks
+from .data import MaskedImages, all_readable
+from .pipeline_recipe import NetworkSettings, PipelineRecipe
 from .pseudo_masks.make import make_masks, most_likely
 from .pseudo_masks.sources import load_source
-from .recipe import NetworkSettings, PipelineRecipe, located
 from .segmenter.inference import InferenceSettings, require_classes
 from .segmenter.losses import SEGMENTER_TERMS, dense_training_set
 from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities
-from .voc import VocFolder
-
-__all__ = ["run_segmentation", "score_segmenter"]
 
 Progress = Callable[[int, int], None]
 
@@ -53,7 +56,7 @@ def run_segmentation(
 ) -> RunResult:
     """Learn class maps, make masks of them, train a network on these, and measure all three.
 
-    Metrics: `maps.mean_iou` and `maps.beta` (training pictures, at the best constant background score),
+    Metrics: `maps.mean_iou` and `maps.beta` (training images, at the best constant background score),
     `masks.coverage` (share of the pixels that are decided), `masks.accuracy` (among those), `masks.mean_iou`, and of
     the network `test.mean_iou`, `test.pixel_accuracy`, `test.iou.CLASS`.
 
@@ -70,7 +73,6 @@ def run_segmentation(
         InputError: whatever in the recipe does not fit.
     """
     started = time.perf_counter()
-    seed = recipe.seed if seed is None else seed
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if folder is None else Path(folder)
         place.mkdir(parents=True, exist_ok=True)
@@ -79,43 +81,16 @@ def run_segmentation(
         if recipe.network is not None:
             sets["test"] = recipe.data.load("test", folder=recipe.folder, cache=drawn)
         sets = all_readable(sets, strict=recipe.data.strict)
-        train = sets["train"]
-        parts = {name: Part(len(own), _classes_shown(own)) for name, own in sets.items()}
-        told: dict[str, Any] = {"parts": parts, "announce": announce}
-        metrics: dict[str, float] = {}
-        weak: RunResult | None = None
+        parts = {name: Part(len(images), _classes_shown(images)) for name, images in sets.items()}
+        run = _Run(recipe, place, parts, recipe.seed if seed is None else seed, resume, announce, progress)
+        result, metrics, train = None, dict[str, float](), sets["train"]
         if recipe.weak is not None:
-            weak = _learn_maps(
-                recipe, recipe.weak, train, place / "weak", seed=seed, resume=resume, progress=progress, told=told
-            )
+            result = run.learn_maps(recipe.weak, train)
         if recipe.cues.kind != "truth":
-            source = load_source(
-                place / "weak" if weak is not None else located(recipe.checkpoint, recipe.folder),
-                method=recipe.cues.method,
-            )
-            masks = VocFolder(place / "masks", train.class_names, settings={"cues": plain(recipe.cues), "seed": seed})
-            metrics |= make_masks(source, train, masks, stage=recipe.cues, seed=seed, progress=progress)
-            train = train.with_masks(masks.masks)
-        result = weak
+            train, metrics = run.make_masks(train)
         if recipe.network is not None and recipe.training is not None:
-            result, found = _learn_network(
-                recipe,
-                recipe.network,
-                recipe.training,
-                train,
-                place,
-                seed=seed,
-                resume=resume,
-                progress=progress,
-                told=told,
-            )
-            score = score_segmenter(found, sets["test"], settings=recipe.network.inference, progress=progress)
-            metrics |= {"test.mean_iou": score.mean_iou, "test.pixel_accuracy": score.pixel_accuracy}
-            metrics |= {
-                f"test.iou.{name}": float(value)
-                for name, value in zip(score.class_names, score.iou, strict=True)
-                if not np.isnan(value)
-            }
+            result, network = run.learn_network(recipe.network, recipe.training, train)
+            metrics |= run.measure(network, recipe.network, sets["test"])
         if result is None:
             raise InputError("the recipe trains nothing: it has neither a [[weak.loss]] nor a [segmenter]")
         outcome = dataclasses.replace(result, metrics=metrics, parts=parts, seconds=time.perf_counter() - started)
@@ -129,80 +104,105 @@ def _classes_shown(images: MaskedImages) -> frozenset[str]:
     return frozenset(images.class_names[c] for i in known for c in images.labels(i))
 
 
-def _learn_maps(
-    recipe: PipelineRecipe,
-    stage: Recipe,
-    train: MaskedImages,
-    folder: Path,
-    *,
-    seed: int,
-    resume: bool,
-    progress: Progress | None,
-    told: dict[str, Any],
-) -> RunResult:
-    """An encoder and a classifier from image-level labels, and from some outlines where the recipe has them."""
-    outlined = train.choose(recipe.data.outlined, seed=recipe.data.outline_seed)
-    kind = recipe.data.outlines
-    return run_recipe(
-        stage,
-        terms=TERMS,
-        folder=folder,
-        seed=seed,
-        resume=resume,
-        sets=lambda transform: {"train": train.training_set(transform, masks_for=outlined, kind=kind)},
-        progress=progress,
-        **told,
-    )
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """The stages of a run, in the folder that they leave their results in."""
+
+    recipe: PipelineRecipe
+    folder: Path
+    parts: Mapping[str, Part]
+    seed: int
+    resume: bool
+    announce: Callable[[str], None] | None
+    progress: Progress | None
+
+    def learn_maps(self, stage: Recipe, train: MaskedImages) -> RunResult:
+        """An encoder and a classifier from image-level labels, and from some outlines where the recipe has them."""
+        outlined = train.choose(self.recipe.data.outlined, seed=self.recipe.data.outline_seed)
+
+        def opened(transform: Transform) -> RunData:
+            own = train.training_set(transform, masks_for=outlined, kind=self.recipe.data.outlines)
+            return RunData({"train": own}, parts=self.parts)
+
+        return run_recipe(
+            stage,
+            data=opened,
+            folder=self.folder / "weak",
+            seed=self.seed,
+            resume=self.resume,
+            announce=self.announce,
+            progress=self.progress,
+        )
+
+    def make_masks(self, train: MaskedImages) -> tuple[MaskedImages, dict[str, float]]:
+        """The training images with masks from class maps, and what these are worth."""
+        recipe = self.recipe
+        weak = self.folder / "weak" if recipe.weak is not None else located(recipe.checkpoint, recipe.folder)
+        source = load_source(weak, method=recipe.cues.method)
+        settings = {"cues": plain(recipe.cues), "seed": self.seed}
+        masks = VocFolder(self.folder / "masks", train.class_names, settings=settings)
+        metrics = make_masks(source, train, masks, stage=recipe.cues, seed=self.seed, progress=self.progress)
+        return train.with_masks(masks.masks), metrics
+
+    def learn_network(
+        self, network: NetworkSettings, training: Recipe, train: MaskedImages
+    ) -> tuple[RunResult, Segmenter]:
+        """The segmentation network, trained on the masks as they are now."""
+        recipe, training = self.recipe, training.with_seed(self.seed)
+        weights: str | Path = network.weights
+        if weights == "weak":
+            weights = self.folder / "weak" / "encoder.safetensors"
+        elif weights not in ("random", "imagenet"):
+            weights = located(network.weights, recipe.folder)
+        transform = EncoderSettings(architecture="conv4").build(training.data, folder=recipe.folder, seed=0).transform
+        segmenter = build_segmenter(
+            network.architecture,
+            train.class_names,
+            transform=transform,
+            weights=weights,
+            options=network.options,
+            seed=self.seed,
+        )
+        data = dense_training_set(train, segmenter.transform)
+        data.require_trainable()
+        segmenter.trained_on = data.trained_on.after(segmenter.trained_on)
+        context = TermContext(segmenter, data.class_names, multi_label=True, folder=recipe.folder)
+        objective = build_objective(training.loss, context, terms=SEGMENTER_TERMS, seed=self.seed)
+        sampler = make_sampler(training.sampler, data.labels, seed=self.seed, class_names=data.class_names)
+        if self.announce is not None:
+            self.announce(sentence(self.parts))
+        found = fit(
+            segmenter,
+            TrainingBatches(data, sampler, augment=training.augment, seed=self.seed),
+            objective,
+            training.run,
+            folder=self.folder / "network",
+            resume=self.resume,
+            config=plain(dict(recipe.table)),
+            progress=self.progress,
+        )
+        segmenter.save(self.folder / "segmenter.safetensors")
+        return RunResult(training, {}, found, segmenter, 0.0), segmenter
+
+    def measure(self, segmenter: Segmenter, network: NetworkSettings, test: MaskedImages) -> dict[str, float]:
+        """The network's metrics on the test images."""
+        score = score_segmenter(segmenter, test, settings=network.inference, progress=self.progress)
+        say_trained_on(segmenter, test)
+        by_class = zip(score.class_names, score.iou.tolist(), strict=True)
+        return {
+            "test.mean_iou": score.mean_iou,
+            "test.pixel_accuracy": score.pixel_accuracy,
+            **{f"test.iou.{name}": iou for name, iou in by_class if not np.isnan(iou)},
+        }
 
 
-def _learn_network(
-    recipe: PipelineRecipe,
-    network: NetworkSettings,
-    training: Recipe,
-    train: MaskedImages,
-    place: Path,
-    *,
-    seed: int,
-    resume: bool,
-    progress: Progress | None,
-    told: dict[str, Any],
-) -> tuple[RunResult, Segmenter]:
-    """The segmentation network, trained on the masks as they are now."""
-    training = training.with_seed(seed)
-    weights: str | Path = network.weights
-    if weights == "weak":
-        weights = place / "weak" / "encoder.safetensors"
-    elif weights not in ("random", "imagenet"):
-        weights = located(network.weights, recipe.folder)
-    transform = EncoderSettings("conv4").build(training.data, folder=recipe.folder, seed=0).transform
-    segmenter = build_segmenter(
-        network.architecture,
-        train.class_names,
-        transform=transform,
-        weights=weights,
-        options=network.options,
-        seed=seed,
-    )
-    data = dense_training_set(train, segmenter.transform)
-    data.require_trainable()
-    context = TermContext(segmenter, data.class_names, multi_label=True, folder=recipe.folder)
-    objective = build_objective(training.loss, context, terms=SEGMENTER_TERMS, seed=seed)
-    sampler = make_sampler(training.sampler, data.labels, seed=seed, class_names=data.class_names)
-    batches = TrainingBatches(data, sampler, augment=training.augment, seed=seed)
-    if told["announce"] is not None:
-        told["announce"](sentence(told["parts"]))
-    found = fit(
-        segmenter,
-        batches,
-        objective,
-        training.run,
-        folder=place / "network",
-        resume=resume,
-        config=plain(dict(recipe.table)),
-        progress=progress,
-    )
-    segmenter.save(place / "segmenter.safetensors")
-    return RunResult(training, {}, found, segmenter, 0.0), segmenter
+def predicted_mask(
+    segmenter: Segmenter, data: MaskedImages, i: int, *, settings: InferenceSettings | None = None
+) -> Mask:
+    """The network's mask of image i; of data without a background every pixel gets a class."""
+    device = next(segmenter.parameters()).device
+    found = class_probabilities(segmenter, data.image(i), settings=settings, device=device)
+    return most_likely(found, has_background=data.has_background)
 
 
 def score_segmenter(
@@ -212,21 +212,32 @@ def score_segmenter(
     settings: InferenceSettings | None = None,
     progress: Progress | None = None,
 ) -> SegmentationScore:
-    """What a network's masks are worth on pictures with masks.
+    """The score of a network's masks on images with masks.
 
     Raises:
-        InputError: other classes, or no picture with a mask.
+        InputError: other classes, or no image with a mask.
     """
     require_classes(segmenter.class_names, data)
-    device = next(segmenter.parameters()).device
 
     def pairs() -> Iterator[tuple[Mask, Mask]]:
         for i in range(len(data)):
             truth = data.mask(i)
             if truth is not None:
-                found = class_probabilities(segmenter, data.image(i), settings=settings, device=device)
-                yield truth, most_likely(found, has_background=data.has_background)
+                yield truth, predicted_mask(segmenter, data, i, settings=settings)
             if progress is not None:
                 progress(i + 1, len(data))
 
     return evaluate_masks(pairs(), data.mask_names)
+
+
+def say_trained_on(model: object, data: MaskedImages) -> Overlap | None:
+    """Count of the measured images that a model was trained on, remarked on if there are any; None if unknown.
+
+    Classes are not counted: a segmenter is measured on those that it was trained on.
+    """
+    encoder = model if isinstance(model, Encoder) else getattr(model, "encoder", None)
+    record: TrainedOn | None = getattr(encoder, "trained_on", None)
+    if record is None:
+        return None
+    measured = [data.file(i) for i in range(len(data)) if data.has_mask(i)]
+    return say_overlap(record.overlap((), file_digests(measured)))

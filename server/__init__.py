@@ -3,19 +3,6 @@
 Needs the extra `serve`; names load on first use, so that this package can be imported without it.
 """
 
-from __future__ import annotations
+from ..lazy import attach_stub
 
-from typing import TYPE_CHECKING
-
-from ..lazy import lazily
-
-if TYPE_CHECKING:
-    from .app import create_app
-    from .running import run
-    from .settings import Settings
-
-_HOME = {"Settings": "settings", "create_app": "app", "run": "running"}
-
-__all__ = ["Settings", "create_app", "run"]
-
-__getattr__, __dir__ = lazily(__name__, _HOME, __all__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

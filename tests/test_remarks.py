@@ -7,7 +7,7 @@ import pytest
 from distcam import DistcamWarning
 from distcam.cli.console import remarks
 from distcam.errors import InputError
-from distcam.remarks import remark
+from distcam.remarks import refusing, remark
 
 
 def test_a_remark_is_a_warning_that_can_be_filtered() -> None:
@@ -28,5 +28,5 @@ def test_the_command_line_prints_each_remark_once(capsys: pytest.CaptureFixture[
 
 
 def test_strict_commands_refuse_the_first_remark() -> None:
-    with pytest.raises(InputError, match=r"2 of 6 images \(--strict\)"), remarks(strict=True):
+    with pytest.raises(InputError, match=r"2 of 6 images \(--strict\)"), remarks(), refusing(" (--strict)"):
         remark("2 of 6 images")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ...index.reports import counted
+from ...remarks import counted
 from ..command import refuse_unused
 from ..console import err, print_json, progress_bar, resumable, say
 from ..options import AsJson, Device, GalleryPath, Metric

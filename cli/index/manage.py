@@ -11,8 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...errors import InputError
-from ...index.reports import counted
-from ...remarks import remark
+from ...remarks import counted, remark
 from ..checks import require_encoder, require_file, require_images
 from ..command import Commands, refuse_unused
 from ..console import err, load_encoder, note, out, print_json, progress_bar, resumable, say
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ...index import Gallery
-    from ...index.reports import Skipped
+    from ...remarks import Skipped
 
 app = Commands(help="Build a gallery, change it, and look after it.", no_args_is_help=True)
 

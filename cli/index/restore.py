@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ...index.reports import counted
+from ...remarks import counted
 from ..console import print_json, say
 from ..options import AsJson
 

@@ -22,8 +22,8 @@ from .manage import note_what_is_due
 
 if TYPE_CHECKING:
     from ...index import Gallery
-    from ...index.reports import Skipped
     from ...index.sync.report import SyncReport
+    from ...remarks import Skipped
 
 EXAMPLE = "Example: `distcam index sync photos.gallery photos/ --dry-run`, then without; `--watch` goes on for ever"
 _SHOWN = 10
@@ -57,7 +57,7 @@ def sync(
     settle: Annotated[
         float, typer.Option(min=0, help="With --watch: seconds that a file must have been left alone.")
     ] = 2.0,
-    root: Annotated[Path | None, typer.Option(help="Where the gallery's pictures lie now, if they were moved.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")] = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
     device: Device = "auto",
@@ -134,7 +134,7 @@ def _watch(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """One line per change set, until somebody says stop: that is how a watch ends, so the exit status is 0."""
+    """One line per change set until Ctrl-C or SIGTERM, which is how a watch ends: exit status 0."""
     from ...index.sync.watch import watch_folder
 
     with _ended_by_signals():

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...errors import InputError
-from ...index.reports import counted
+from ...remarks import counted
 from ..console import out, print_json, progress_bar, resumable, say
 from ..options import AsJson, Device, GalleryPath
 

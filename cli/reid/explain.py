@@ -1,4 +1,4 @@
-"""`distcam reid explain`: why two pictures match, part by part."""
+"""`distcam reid explain`: why two images match, part by part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .reid import CropFit, CropSize, crop_encoder
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ...reid.pairs import PairExplanation, Part
+    from ...reid.pairs import Part
 
 EXAMPLE = (
     "Example: `distcam reid explain probe.jpg match.jpg --different other.jpg --encoder reid.safetensors --out why.png`"
@@ -60,9 +60,9 @@ def explain(
         refuse_unused("where no map is written", "weighting", remedy="add --out OUT.png")
     require_encoder(encoder, weights, layer)
     require_images([probe, match, *(different or ())])
+    from ...datasets.market1501 import shows_people
     from ...encoders import Inference
-    from ...reid.layouts import shows_people
-    from ...reid.pairs import BODY_PARTS, STRIPES, explain_pair
+    from ...reid.pairs import BODY_PARTS, STRIPES, explain_pair, pairs_panel
 
     is_body = parts == "body" or (parts is None and all(map(shows_people, (probe, match, *(different or ())))))
     wanted = BODY_PARTS if is_body else STRIPES if parts is None else stripes(parts)
@@ -78,7 +78,14 @@ def explain(
                 raise
             remark(f"{error}; it is left out", strict=strict)
     if out_path is not None:
-        _write(out_path, pairs)
+        with replacing(out_path) as aside:
+            if out_path.suffix.lower() != ".npz":
+                pairs_panel(pairs).save(aside)
+            else:
+                import numpy as np
+
+                maps = {f"{i}/{name}": m for i, p in enumerate(pairs.values()) for name, m in p.to_arrays().items()}
+                np.savez_compressed(aside, allow_pickle=False, **maps)
     if as_json:
         print_json([{"title": title, "match": str(files[title]), **pair.to_dict()} for title, pair in pairs.items()])
         return
@@ -86,22 +93,6 @@ def explain(
         say(f"{title}\n{pair.table()}\n")
     if out_path is not None:
         say(f"explanation: {out_path}")
-
-
-def _write(path: Path, pairs: Mapping[str, PairExplanation]) -> None:
-    """A panel, or the raw maps as arrays."""
-    with replacing(path) as aside:
-        if path.suffix.lower() != ".npz":
-            from ...reid.pairs import pairs_panel
-
-            pairs_panel(pairs).save(aside)
-            return
-        import numpy as np
-
-        arrays = {
-            f"{number}/{name}": maps for number, p in enumerate(pairs.values()) for name, maps in p.to_arrays().items()
-        }
-        np.savez_compressed(aside, allow_pickle=False, **arrays)
 
 
 def stripes(text: str) -> Mapping[str, Part]:

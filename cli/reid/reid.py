@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -15,16 +16,17 @@ from ..console import load_encoder, print_json, progress_bar, say
 from ..options import AsJson, BatchSize, Device, EncoderName, FitName, Layer, Metric, ReadsImages, Weights, Workers
 
 if TYPE_CHECKING:
+    from ...datasets.reid_records import ReidData
     from ...encoders import Encoder
-    from ...reid.features import Features
-    from ...reid.records import ReidData
+
+Number = TypeVar("Number", int, float)
 
 app = Commands(
     help="Re-identification: audit, synthetic walkers, training, evaluation, and why two pictures match.",
     no_args_is_help=True,
 )
 
-FormatChoice = Literal["auto", "market", "duke", "msmt17", "cuhk03", "veri", "vehicleid", "csv"]
+FormatChoice = Literal["auto", "market", "duke", "msmt17", "cuhk03", "veri", "vehicleid", "csv", "folder"]
 Data = Annotated[Path, typer.Argument(help="The data set's folder, or a CSV with path, identity and camera.")]
 Format = Annotated[FormatChoice, typer.Option("--format", help="`auto` looks at what the folder holds.")]
 Option = Annotated[
@@ -96,7 +98,7 @@ def walkers(
     as_json: AsJson = False,
 ) -> None:
     """Draw synthetic pedestrians in the layout of Market-1501, with look-alikes, distractors and junk boxes."""
-    from ...reid.walkers import write_walkers
+    from ...synthetic.walkers import write_walkers
 
     with progress_bar("drawing") as progress:
         written = write_walkers(
@@ -112,11 +114,7 @@ def walkers(
             progress=progress,
         )
     data = written.data
-    counts = {
-        "train": len(data.of("train")),
-        "query": len(data.queries),
-        "gallery": len(data.gallery),
-    }
+    counts = {"train": len(data.of("train")), "query": len(data.queries), "gallery": len(data.gallery)}
     if as_json:
         print_json({"folder": str(out), "seed": seed, **counts})
     else:
@@ -172,11 +170,20 @@ def evaluate(
     if features is None:
         require_encoder(encoder, weights, layer)
     read = _read(data, format_name, option)
-    from ...reid.assessment import assess, changed_protocol
+    from ...reid.assessment import assess
     from ...reid.placeholders import remark_on_placeholders
+    from ...reid.policies import changed_protocol
     from ...reid.refinement import Refinement
 
-    refinement = Refinement(camera_norm, multi_query, _expansion(aqe), _reranking(rerank))
+    neighbours, _, alpha = (aqe or "").partition(",")
+    expansion = None if aqe is None else (_number(neighbours, "--aqe", int), _number(alpha or "0", "--aqe", float))
+    reranking = None
+    if rerank is not None:
+        if rerank.count(",") != 2:
+            raise InputError(f"--rerank expects K1,K2,LAMBDA such as 20,6,0.3; got {rerank!r}")
+        k1, k2, share = rerank.split(",")
+        reranking = _number(k1, "--rerank", int), _number(k2, "--rerank", int), _number(share, "--rerank", float)
+    refinement = Refinement(camera_norm, multi_query, expansion, reranking)
     rule = changed_protocol(read.protocol, protocol)
     remark_on_placeholders(read, rule)
     if features is not None:
@@ -188,11 +195,29 @@ def evaluate(
 
         vectors = read_features(features, read)
     else:
+        from ...reid.features import encode_data
+
         loaded = crop_encoder(encoder, weights, layer, image_size, fit)
-        options = {
-            "flip": flip, "batch_size": batch_size, "workers": workers, "device": device, "strict": strict,
-        }  # fmt: skip
-        vectors = _encoded(read, loaded, junk=rule.junk, multi_query=multi_query, **options)
+        nobody = set(map(str, rule.junk))
+        tested = [image for image in (*read.queries, *read.gallery) if str(image.identity) not in nobody]
+        views = read.of("multi_query") if multi_query else ()
+        with progress_bar("encoding") as progress:
+            vectors = encode_data(
+                [*tested, *views],
+                read,
+                loaded,
+                flip=flip,
+                batch_size=batch_size,
+                workers=workers,
+                device=device,
+                strict=strict,
+                progress=progress,
+            )
+    neighbours_on = None  # NumPy on the CPU
+    if reranking is not None and device != "cpu":
+        import torch
+
+        neighbours_on = device if device != "auto" else "cuda" if torch.cuda.is_available() else None
     found = assess(
         read,
         vectors,
@@ -200,10 +225,16 @@ def evaluate(
         protocol=rule,
         refinement=refinement,
         single_gallery_shot=single_gallery_shot,
-        device=None if refinement.reranking is None else _neighbour_device(device),
+        device=neighbours_on,
     )
     if out is not None:
-        _save(out, vectors, found.to_dict(per_query=True))
+        results = found.to_dict(per_query=True)
+        if out.suffix.lower() == ".h5":
+            from ...reid.features import write_features
+
+            write_features(out, vectors, results=results)
+        else:
+            write_text(out, json.dumps(results, indent=1) + "\n")
     if html is not None:
         from ...reid.report import write_report
 
@@ -217,7 +248,7 @@ def evaluate(
 
 
 def _read(data: Path, format_name: str, options: list[str] | None) -> ReidData:
-    from ...reid.data import read_data
+    from ...datasets.registry import read_data
 
     values: dict[str, Any] = {}
     for text in options or []:
@@ -226,12 +257,12 @@ def _read(data: Path, format_name: str, options: list[str] | None) -> ReidData:
             raise InputError(f"--option expects NAME=VALUE, got {text!r}")
         values[name] = value
     if "seed" in values:
-        values["seed"] = None if values["seed"] == "none" else _whole(values["seed"], "--option seed")
+        values["seed"] = None if values["seed"] == "none" else _number(values["seed"], "--option seed", int)
     return read_data(data, format=format_name, **values)
 
 
 def crop_encoder(name: str, weights: str | None, layer: str | None, size: str | None, fit: FitName | None) -> Encoder:
-    """The encoder that the options name, for pictures that are boxes around somebody.
+    """The encoder that the options name, for images that are boxes around somebody.
 
     Raises:
         InputError: a size that is none, or what `load_encoder` refuses.
@@ -240,68 +271,16 @@ def crop_encoder(name: str, weights: str | None, layer: str | None, size: str | 
     if size is None:
         loaded.transform = loaded.transform.adapted(fit=fit)
     else:
-        sides = tuple(_whole(side, "--image-size") for side in size.lower().split("x"))
+        sides = tuple(_number(side, "--image-size", int) for side in size.lower().split("x"))
         if len(sides) > 2 or min(sides) < 16:
             raise InputError(f"--image-size expects HEIGHTxWIDTH of at least 16 pixels, got {size!r}")
         loaded.transform = loaded.transform.adapted(size=(sides[0], sides[-1]), fit=fit)
     return loaded
 
 
-def _encoded(data: ReidData, encoder: Encoder, *, junk: tuple[Any, ...], multi_query: bool, **options: Any) -> Features:
-    from ...reid.features import encode_data
-
-    views = data.of("multi_query") if multi_query else ()
-    nobody = set(map(str, junk))
-    tested = [image for image in (*data.queries, *data.gallery) if str(image.identity) not in nobody]
-    with progress_bar("encoding") as progress:
-        return encode_data([*tested, *views], data, encoder, progress=progress, **options)
-
-
-def _neighbour_device(device: str) -> str | None:
-    """Where re-ranking looks for neighbours: on the GPU if there is one, by NumPy on the CPU."""
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return None if device == "cpu" else device
-
-
-def _save(out: Path, features: Features, results: dict[str, Any]) -> None:
-    if out.suffix.lower() == ".h5":
-        from ...reid.features import write_features
-
-        write_features(out, features, results=results)
-        return
-    import json
-
-    write_text(out, json.dumps(results, indent=1) + "\n")
-
-
-def _expansion(text: str | None) -> tuple[int, float] | None:
-    if text is None:
-        return None
-    neighbours, _, alpha = text.partition(",")
-    return _whole(neighbours, "--aqe"), _real(alpha or "0", "--aqe")
-
-
-def _reranking(text: str | None) -> tuple[int, int, float] | None:
-    if text is None:
-        return None
-    parts = text.split(",")
-    if len(parts) != 3:
-        raise InputError(f"--rerank expects K1,K2,LAMBDA such as 20,6,0.3; got {text!r}")
-    return _whole(parts[0], "--rerank"), _whole(parts[1], "--rerank"), _real(parts[2], "--rerank")
-
-
-def _whole(text: str, option: str) -> int:
+def _number(text: str, option: str, kind: type[Number]) -> Number:
     try:
-        return int(text)
+        return kind(text)
     except ValueError:
-        raise InputError(f"{option}: expected a whole number, got {text!r}") from None
-
-
-def _real(text: str, option: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"{option}: expected a number, got {text!r}") from None
+        what = "whole number" if kind is int else "number"
+        raise InputError(f"{option}: expected a {what}, got {text!r}") from None

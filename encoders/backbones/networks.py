@@ -35,12 +35,12 @@ AUXILIARY = ("aux_classifier.", "aux1.", "aux2.", "AuxLogits.")  # heads that on
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A network that scores classes, for a picture or for each of its pixels.
+    """A network that scores classes, for an image or for each of its pixels.
 
     Attributes:
         model: in evaluation mode; (b, 3, H, W) → (b, c), or → {"out": (b, c, H, W)}.
         kind: "classifier" or "segmenter".
-        transform: from a picture to its input.
+        transform: from an image to its input.
         layer: the last layer whose output is a map that the scores depend on.
         classes: the name of each class; empty where they are not known.
         n_classes: c.

@@ -60,11 +60,7 @@ def available_architectures() -> list[str]:
 
 
 def require_architecture(name: str) -> None:
-    """Refuse an unknown name with the three nearest.
-
-    Raises:
-        InputError: there is no such architecture.
-    """
+    """Refuse an unknown name with the three nearest."""
     names = available_architectures()
     if name not in names:
         raise InputError(f"no architecture {name!r}, nearest: {closest(name, names)}; nor is there a checkpoint file")

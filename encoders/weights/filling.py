@@ -45,7 +45,11 @@ def load_state(
         WeightsError: a tensor is missing, superfluous, of another shape or kind, or not finite; nothing was copied.
     """
     expected = tensors_of(module)
-    match = _exact(state, expected) if exact else best_match(module, state)
+    if exact:
+        inside = {name: tensor for name, tensor in state.items() if name in expected}
+        match = Match(inside, {name: tensor for name, tensor in state.items() if name not in expected})
+    else:
+        match = best_match(module, state)
     left = {name: tensor for name, tensor in match.left.items() if name not in spare}
     superfluous = [n for n in left if exact or not (n in match.strays or is_beside_the_network(n, expected))]
     _refuse_misfits(match, expected, state, origin=origin, superfluous=superfluous)
@@ -61,13 +65,6 @@ def load_state(
     return left
 
 
-def _exact(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Match:
-    return Match(
-        {name: tensor for name, tensor in state.items() if name in expected},
-        {name: tensor for name, tensor in state.items() if name not in expected},
-    )
-
-
 def _refuse_misfits(
     match: Match,
     expected: Mapping[str, Tensor],
@@ -81,7 +78,14 @@ def _refuse_misfits(
     wrong = [
         f"{name} is {_kind(tensor)}, expected {_kind(expected[name])}"
         for name, tensor in matched.items()
-        if not _fits(tensor, expected[name])
+        if not (
+            tensor.layout == torch.strided
+            and tensor.device.type == "cpu"
+            and not tensor.is_quantized
+            and not tensor.is_complex()
+            and tensor.is_floating_point() == expected[name].is_floating_point()
+            and tensor.shape == expected[name].shape
+        )
     ]
     hardly = 2 * (len(matched) - len(wrong)) < len(expected)  # a few names may be alike by chance
     advice = _why_missing(missing, match, state, by_chance=hardly)
@@ -119,12 +123,6 @@ def _why_missing(missing: list[str], match: Match, state: Mapping[str, Tensor], 
         f"; hardly a name in it fits: {there}, and all of its names begin with {begins!r}; save the network alone, "
         f"torch.save({{k.removeprefix({begins!r}): v for k, v in state.items()}}, FILE)"
     )
-
-
-def _fits(tensor: Tensor, expected: Tensor) -> bool:
-    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-    same_kind = tensor.is_floating_point() == expected.is_floating_point() and not tensor.is_complex()
-    return is_plain and same_kind and tensor.shape == expected.shape
 
 
 def _kind(tensor: Tensor) -> str:

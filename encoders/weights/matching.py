@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -81,7 +81,15 @@ def best_match(module: nn.Module, state: Mapping[str, Tensor]) -> Match:
     found.sort(key=lambda match: -_fitting(match, expected))  # stable: the first of equals stays first
     best, level = found[0], _fitting(found[0], expected)
     alike = [match for match in found[1:] if level and _fitting(match, expected) == level]
-    rivals = [match for match in alike if not _equal(match.tensors, best.tensors)]
+    rivals = [
+        match
+        for match in alike
+        if not all(
+            name in best.tensors and _same_values(tensor, best.tensors[name])
+            for name, tensor in match.tensors.items()
+            if not name.endswith(_COUNTER)
+        )
+    ]
     names = tuple(dict.fromkeys(f"{m.place}.{m.prefix}".strip(".") or "the top" for m in rivals))
     prefixes = tuple(match.prefix for match in alike if match.prefix and match.place == best.place)
     left = {name: t for name, t in best.left.items() if name not in best.strays or not name.startswith(prefixes)}
@@ -156,7 +164,7 @@ def _renamed_by_its_own_code(
     renaming = [
         name
         for name, part in module.named_modules()
-        if part._load_state_dict_pre_hooks or not _is_of_torch(type(part)._load_from_state_dict)
+        if part._load_state_dict_pre_hooks or not type(part)._load_from_state_dict.__module__.startswith("torch.nn.")
     ]
     renamed = dict(tensors)
     versions = state.versions if isinstance(state, StateDict) else {}
@@ -168,17 +176,8 @@ def _renamed_by_its_own_code(
     return renamed
 
 
-def _is_of_torch(function: Callable[..., object]) -> bool:
-    return function.__module__.startswith("torch.nn.")
-
-
 def _fitting(match: Match, expected: Mapping[str, Tensor]) -> int:
     return sum(tensor.shape == expected[name].shape for name, tensor in match.tensors.items())
-
-
-def _equal(some: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    names = [name for name in some if not name.endswith(_COUNTER)]
-    return all(name in other and _same_values(some[name], other[name]) for name in names)
 
 
 def _same_values(one: Tensor, other: Tensor) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.transforms import InterpolationMode
@@ -26,14 +26,20 @@ from torchvision.transforms import InterpolationMode
 from ...errors import InputError, WeightsError
 from ...files import is_file
 from ...images.transform import Transform
+from ...remarks import remark
+from ..backbones.registry import available_architectures, require_architecture
+from ..names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, needs_weights, refuse_weight_file
 from .matching import StateDict
 
 __all__ = [
     "drawn_from",
     "fetch_imagenet",
     "fetch_published",
+    "is_checkpoint",
+    "published",
     "read_state_dict",
-    "transform_of_timm",
+    "require_parts",
+    "transform_for",
     "uninitialised",
     "usual_transform",
 ]
@@ -148,11 +154,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def fetch_imagenet(name: str) -> tuple[dict[str, Tensor], Transform]:
-    """Torchvision's default weights of an architecture, downloaded or from torch's cache, and their transform.
-
-    Raises:
-        WeightsError: there are none, or they cannot be had; the message names the ways without a download.
-    """
+    """Torchvision's default weights of an architecture, downloaded or from torch's cache, and their transform."""
     if name not in models.list_models(module=models):
         raise WeightsError(f"{name}: there are no ImageNet weights; use weights='random' or a file (--weights FILE)")
     weights = models.get_model_weights(name).DEFAULT
@@ -160,11 +162,7 @@ def fetch_imagenet(name: str) -> tuple[dict[str, Tensor], Transform]:
 
 
 def fetch_published(name: str, *, otherwise: Transform) -> tuple[dict[str, Tensor], Transform]:
-    """Torchvision's default weights of any of its networks, and their transform; `otherwise` where that is no crop.
-
-    Raises:
-        WeightsError: there are none, or they cannot be had.
-    """
+    """Torchvision's default weights of any of its networks, and their transform; `otherwise` where that is no crop."""
     weights = models.get_model_weights(name).DEFAULT
     preset = weights.transforms()
     state = _fetched(name, weights)
@@ -242,3 +240,64 @@ class _SkipInitialisation(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
+
+
+def is_checkpoint(source: str | os.PathLike[str]) -> bool:
+    """True for a checkpoint's path, False for an architecture's name."""
+    if not isinstance(source, str | os.PathLike):
+        hint = "; call it, to have a module" if callable(source) else ""
+        raise InputError(
+            f"expected an architecture's name, a checkpoint's path or a module, got {_shown(source)}{hint}"
+        )
+    if isinstance(source, str) and source in available_architectures():
+        return False
+    name = os.fspath(source)
+    refuse_weight_file(name)
+    return not isinstance(source, str) or name.endswith(CHECKPOINT_SUFFIX) or is_file(name)
+
+
+def require_parts(*, head: object = None, transform: object = None, options: object = None) -> None:
+    """Refuse parts of an encoder that are of another kind than they should be."""
+    if head is not None and not isinstance(head, nn.Module):
+        raise InputError(f"expected a module as head, such as Linear(64, 128), got {_shown(head)}")
+    if transform is not None and not isinstance(transform, Transform):
+        raise InputError(f"expected a Transform as transform, such as Transform(224), got {_shown(transform)}")
+    if options is not None and not isinstance(options, Mapping):
+        raise InputError(f"expected options as a dictionary, such as {{'last_stride': 1}}, got {_shown(options)}")
+
+
+def _shown(value: object) -> str:
+    """A value in one short line of an error message."""
+    text = repr(value).partition("\n")[0]
+    return text if len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def published(name: str, weights: str | os.PathLike[str] | None) -> tuple[StateDict | None, Transform]:
+    """Weights from outside, None for random ones, and the transform that goes with them."""
+    require_architecture(name)
+    if weights is None:
+        if name not in OWN_ARCHITECTURES:
+            raise InputError(needs_weights(name))
+        remark(
+            f"there are no weights of {name} to download, so they are drawn at random, which is for trials; say "
+            "weights='random' if that is meant, or name a file of weights",
+            stacklevel=5,
+        )
+        weights = "random"
+    if weights == "imagenet":
+        state, transform = fetch_imagenet(name)
+        return StateDict(state), transform
+    return None if weights == "random" else read_state_dict(weights), usual_transform(name)
+
+
+def transform_for(module: nn.Module, *, is_told: bool) -> Transform:
+    """What a module of the user's own says about its input; that it wants ImageNet's colours otherwise is a remark."""
+    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)  # timm's models have it
+    transform = None if config is None else transform_of_timm(config)
+    if transform is None and not is_told:
+        remark(
+            f"what mean and std {type(module).__name__} wants is not known, so ImageNet's are taken; say them with "
+            "mean= and std=, or with transform=",
+            stacklevel=5,
+        )
+    return transform or Transform()

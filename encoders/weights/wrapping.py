@@ -6,7 +6,6 @@ network alone. What can be neither looked into nor copied is refused there, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -53,9 +52,6 @@ def find_layer(network: nn.Module, layer: str) -> tuple[str, str]:
     """A layer's name in the network, and the name that it has without the wrappers on the way.
 
     The name may be given with the parts that a wrapper adds or without them. One that fits nothing comes back as it is.
-
-    Raises:
-        InputError: no name at all.
     """
     if not isinstance(layer, str):
         raise InputError(f"expected a layer's name, such as 'layer4', got {type(layer).__name__}")
@@ -63,24 +59,20 @@ def find_layer(network: nn.Module, layer: str) -> tuple[str, str]:
     if layer in names:
         found = layer
     else:
-        alike = [name for name in names if plain_name(name) == plain_name(layer) and _inner(network, name) is None]
+        alike = [
+            name
+            for name in names
+            if plain_name(name) == plain_name(layer) and _inner_name(network.get_submodule(name)) is None
+        ]
         if len(alike) != 1:
             return layer, layer
         found = alike[0]
-    return found, ".".join(_without_wrappers(network, found))
-
-
-def _inner(network: nn.Module, name: str) -> str | None:
-    return _inner_name(network.get_submodule(name))
-
-
-def _without_wrappers(network: nn.Module, name: str) -> Iterator[str]:
-    """The parts of a layer's name, less those that lead into a wrapper."""
-    parent = network
-    for part in name.split("."):
+    plain, parent = [], network  # the parts of the name, less those that lead into a wrapper
+    for part in found.split("."):
         if _inner_name(parent) != part:
-            yield part
+            plain.append(part)
         parent = parent.get_submodule(part)
+    return found, ".".join(plain)
 
 
 def eagerly(network: nn.Module) -> AbstractContextManager[object]:
@@ -93,11 +85,7 @@ def eagerly(network: nn.Module) -> AbstractContextManager[object]:
 
 
 def require_usable(network: nn.Module) -> None:
-    """Refuse what can be neither looked into nor copied.
-
-    Raises:
-        InputError: TorchScript, quantised or lazy parts, or weights that are sparse or on no device.
-    """
+    """Refuse what can be neither looked into nor copied."""
     for name, part in network.named_modules():
         what = f"{type(network).__name__}{f' (at {name!r})' if name else ''}"
         if "train" in vars(part):  # torch.export replaces it by a refusal

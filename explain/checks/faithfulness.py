@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ...encoders.encoding import Encoding
 from ...errors import InputError, ShapeError
 from ...metrics.maps import upsample
-from ..capture import undisturbed
 from ..engine import explain_image
 from ..inputs import Metric, refuse_non_finite
+from ..layer_runs import undisturbed
 from ..targets import Score, Similarity, Target, distances, vector_of
 from .imputation import blurred, impute_linearly
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ...encoders.layers import as_feature_map
 from ...errors import InputError, ShapeError
 from ...metrics.maps import normalise, upsample
-from ..capture import jacobian, undisturbed
 from ..inputs import refuse_non_finite
+from ..layer_runs import jacobian, undisturbed
 from ..targets import Target
 
 __all__ = ["FullGradient", "full_grad", "full_gradient"]

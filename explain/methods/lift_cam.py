@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ..capture import LayerRun, LayerView, jacobian
+from ..layer_runs import LayerRun, LayerView, jacobian
 from ..targets import Score
 
 __all__ = ["lift_contributions", "lift_weights"]

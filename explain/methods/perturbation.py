@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...metrics.maps import normalise, upsample
-from ..capture import LayerView
+from ..layer_runs import LayerView
 
 __all__ = ["ablation_weights", "score_weights"]
 

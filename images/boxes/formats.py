@@ -72,11 +72,7 @@ def read_boxes(source: str | os.PathLike[str], *, split: Split = "all", strict: 
 
 
 def usable(table: BoxTable, *, strict: bool = False) -> BoxTable:
-    """A table whose problems are remarked on, and whose boxes are shares of their images if they look like it.
-
-    Raises:
-        InputError: no box can be used, or, with `strict`, there is something to remark on.
-    """
+    """A table whose problems are remarked on, and whose boxes are shares of their images if they look like it."""
     boxes = [box for name in table.names for box, _ in table.annotation(name).boxes]
     if table.problems and not boxes:
         raise InputError(table.problems[0])
@@ -102,9 +98,6 @@ def read_synsets(path: str | os.PathLike[str]) -> dict[str, str]:
 
     Two forms are known: a line `ILSVRC2012_val_00000001.JPEG n01751748` for each image, or the synsets alone, where
     line i is that of `ILSVRC2012_val_%08d`.
-
-    Raises:
-        InputError: a line has neither form.
     """
     classes: dict[str, str] = {}
     for number, line in _lines(Path(path)):
@@ -150,16 +143,16 @@ def _read_csv(path: Path) -> BoxTable:
     columns = _columns(path, names)
     has_size = _has_size(columns)
     _remark_on_labels(path, [name for name in names if name not in ("path", *columns)])
-    problems: list[str] = []
+    problems: dict[int, str] = {}
     boxes: dict[str, list[LabelledBox]] = {}
     sizes: dict[str, Size | None] = {}
     given = () if has_size else size_columns(names)
-    for line, row in rows_of(path, passed_over=problems):
+    for line, row in rows_of(path, left_out=problems):
         cells = [row[name] for name in columns]
         try:
             box = box_of(_edges(cells, has_size=has_size), f"{path}, line {line}")
         except InputError as error:
-            problems.append(f"{error}{'' if has_size else side_hint(cells)}")
+            problems[line] = f"{error}{'' if has_size else side_hint(cells)}"
         else:
             file = absolute(path.parent / row["path"])
             boxes.setdefault(file, []).append(LabelledBox(box, row.get("label") or None))
@@ -167,7 +160,7 @@ def _read_csv(path: Path) -> BoxTable:
     if are_of_boxes(boxes, sizes):
         sizes = {}
     found = {file: Annotation(tuple(own), sizes.get(file)) for file, own in boxes.items()}
-    return BoxTable(path, found, problems=tuple(problems))
+    return BoxTable(path, found, problems=tuple(problems.values()))
 
 
 def _remark_on_labels(path: Path, names: Sequence[str]) -> None:
@@ -278,11 +271,7 @@ def _read_xml_folder(folder: Path, files: Sequence[Path]) -> BoxTable:
 
 
 def _read_xml(path: Path, problems: list[str]) -> Annotation:
-    """The annotation in a file; objects that have no sound box become problems.
-
-    Raises:
-        InputError: the file is no annotation.
-    """
+    """The annotation in a file; objects that have no sound box become problems."""
     _limit(path, MAX_XML)
     text = _utf8(path)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:

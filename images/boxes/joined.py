@@ -141,11 +141,7 @@ def boxed_images(
 
 
 def drawn_on(listing: Listing, boxes: BoxTable, *, strict: bool = False) -> tuple[list[Drawn], int]:
-    """The images of a listing that have a usable box, with their boxes as `fitted` leaves them; and how many there are.
-
-    Raises:
-        InputError: no image has one; or, with `strict`, what would be remarked on.
-    """
+    """The images of a listing that have a usable box, as `fitted` leaves them; and how many images there are."""
     join = Join()
     drawn: list[Drawn] = []
     fitting: dict[str, str] = {}

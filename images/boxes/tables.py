@@ -114,11 +114,7 @@ class BoxTable:
 
 
 def box_of(corners: Sequence[str | None], where: str) -> Box:
-    """Four numbers, left, top, right, bottom, as a box that is not empty; a comma may stand for the point.
-
-    Raises:
-        InputError: they are not four numbers, or the box has no area.
-    """
+    """Four numbers, left, top, right, bottom, as a box that is not empty; a comma may stand for the point."""
     try:
         numbers = [as_float(corner or "") for corner in corners]
     except ValueError:

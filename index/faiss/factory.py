@@ -1,8 +1,7 @@
-"""Which FAISS index a gallery gets, what it takes, and how it is trained.
+"""Choice of a gallery's FAISS index, its memory, and its training.
 
 Exact indexes as long as they are quick enough: `Flat` (float32), then `SQfp16` (half the memory, over twice the speed).
-Beyond a million vectors an inverted file whose `nprobe` is not guessed but measured on the gallery's own vectors
-(`faiss_recall.py`).
+Beyond a million vectors an inverted file whose `nprobe` is measured on the gallery's own vectors (`recall.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from ...errors import InputError, TooFewVectorsError
 from ..reports import counted
 from ..search import SearchSpec, Vectors
-from .numpy import reconstructed
+from .runtime import reconstructed
 
 faiss: Any = typed_faiss  # its type stubs do not know the keyword arguments of its Python layer
 
@@ -96,7 +95,12 @@ def new_index(spec: SearchSpec, factory: str) -> Any:
         raise InputError(
             f"FAISS factory {factory!r}: leave out IDMap and Refine, ids and exact re-scoring are built in"
         )
-    _check_numbers(factory)
+    for pattern, (least, most, what) in _NUMBERS.items():
+        for found in re.finditer(pattern, factory):
+            if len(found[1]) > 9 or not least <= int(found[1]) <= most:
+                raise InputError(
+                    f"FAISS factory {factory!r}: expected {least} to {most} {what}, got {found[1]} in {found[0]}"
+                )
     _check_parts(spec.dim, factory)
     try:
         index = faiss.index_factory(spec.dim, factory, faiss_metric(spec, factory))
@@ -111,15 +115,6 @@ def new_index(spec: SearchSpec, factory: str) -> Any:
         if hasattr(part, "do_polysemous_training"):
             part.do_polysemous_training = False  # minutes spent on ordering codes for a kind of search not used here
     return index
-
-
-def _check_numbers(factory: str) -> None:
-    for pattern, (least, most, what) in _NUMBERS.items():
-        for found in re.finditer(pattern, factory):
-            if len(found[1]) > 9 or not least <= int(found[1]) <= most:
-                raise InputError(
-                    f"FAISS factory {factory!r}: expected {least} to {most} {what}, got {found[1]} in {found[0]}"
-                )
 
 
 def _check_parts(dim: int, factory: str) -> None:
@@ -178,7 +173,7 @@ def train(index: Any, vectors: Vectors) -> None:
         inner.pq.cp.min_points_per_centroid = 1
         inner.pq.cp.max_points_per_centroid = _TRAINING_PER_LIST  # FAISS's 256 take ten times as long
         inner.pq.cp.niter = 12
-    kept = [_quicken(transform) for transform in _rotations(index)]
+    quantisers = _quicken_rotations(index)
     try:
         index.train(vectors)
     except RuntimeError as error:
@@ -187,23 +182,21 @@ def train(index: Any, vectors: Vectors) -> None:
             f"({str(error).split('Error: ')[-1]}); use flat",
             2 * len(vectors) + 1,
         ) from error
-    del kept
+    del quantisers
 
 
-def _rotations(index: Any) -> list[Any]:
-    """The rotations that are learned for products of quantisers (OPQ)."""
-    if not isinstance(index, faiss.IndexPreTransform):
-        return []
-    transforms = [faiss.downcast_VectorTransform(index.chain.at(number)) for number in range(index.chain.size())]
-    return [transform for transform in transforms if isinstance(transform, faiss.OPQMatrix)]
-
-
-def _quicken(rotation: Any) -> Any:
-    """A fifth of FAISS's rounds on a quarter of its points; returns what has to live until it is trained."""
-    rotation.niter, rotation.max_train_points = 10, _TRAINING_PER_LIST * 256
-    rotation.pq = quantiser = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
-    quantiser.cp.min_points_per_centroid = 1
-    return quantiser
+def _quicken_rotations(index: Any) -> list[Any]:
+    """A fifth of FAISS's rounds on a quarter of its points (OPQ); returns what has to live until it is trained."""
+    quantisers = []
+    if isinstance(index, faiss.IndexPreTransform):
+        for number in range(index.chain.size()):
+            rotation = faiss.downcast_VectorTransform(index.chain.at(number))
+            if isinstance(rotation, faiss.OPQMatrix):
+                rotation.niter, rotation.max_train_points = 10, _TRAINING_PER_LIST * 256
+                rotation.pq = quantiser = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
+                quantiser.cp.min_points_per_centroid = 1
+                quantisers.append(quantiser)
+    return quantisers
 
 
 class Coarse(NamedTuple):
@@ -228,7 +221,7 @@ def coarse_of(index: Any) -> Coarse | None:
 
 
 def training_size(index: Any, count: int) -> int:
-    """How many of `count` vectors to train on: enough for every list, and for every code."""
+    """Number of vectors to train on, out of `count`: enough for every list, and for every code."""
     lists = int(getattr(inner_index(index), "nlist", 0))
     return min(count, max(_TRAINING_PER_LIST * lists, _TRAINING_LEAST))
 

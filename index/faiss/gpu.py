@@ -7,6 +7,7 @@ half-precision flat vectors cannot be sharded by FAISS's own cloner; filters exi
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -18,23 +19,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
+from ...forking import ForkSafeLock
 from .factory import index_bytes, inner_index
-from .install import why_no_gpu
-from .numpy import reconstructed, searched
+from .index_store import IndexStore
+from .runtime import reconstructed, searched, why_no_gpu
 
 faiss: Any = typed_faiss
 
-__all__ = ["GPU_MAX_K", "GpuIndex", "Plan", "check_device", "copy_to_gpus", "gpus_of", "plan_copy"]
+__all__ = ["GPU_MAX_K", "GpuCopy", "GpuIndex", "Plan", "check_device", "copy_to_gpus", "gpus_of", "plan_copy"]
 
 GPU_MAX_K = 2048
 SCRATCH_BYTES = 256 * 2**20
+_GPU_FROM = 10_000  # vectors; fewer are answered before a GPU starts
 _SPARE = 1.1  # FAISS rounds allocations up, and queries need room
 _HALF_MAX = 65504.0
 _ADD_BLOCK = 65_536
 
 
 class Plan(NamedTuple):
-    """Where a copy goes: to these devices, in parts or whole to each; flat vectors in half precision or as they are."""
+    """The devices of a copy, in parts or whole on each; flat vectors in half precision or as they are."""
 
     devices: tuple[int, ...]
     is_sharded: bool
@@ -54,6 +57,48 @@ class GpuIndex:
         """FAISS's numbers and rows, (q, n) each; n is at most `GPU_MAX_K`."""
         with self._lock:
             return searched(self._index, queries, n)
+
+
+class GpuCopy:
+    """The copy of an index on the GPUs that were asked for: made on first use, and again after a change."""
+
+    def __init__(self, device: str) -> None:
+        self._device = check_device(device) if device != "auto" or faiss.get_num_gpus() else "cpu"
+        self._index: GpuIndex | None = None
+        self._lock = ForkSafeLock()
+        self._process = os.getpid()
+
+    @property
+    def used(self) -> str:
+        """`"cpu"`, or the GPU that was asked for and used."""
+        return "cpu" if self._index is None else "cuda" if self._device == "auto" else self._device
+
+    def drop(self) -> None:
+        """Forget the copy: the index has changed."""
+        self._index = None
+
+    def of(self, store: IndexStore, *, factory: str) -> GpuIndex | None:
+        """The copy; None where the CPU answers."""
+        if self._device == "cpu" or (self._device == "auto" and len(store.id_map) < _GPU_FROM):
+            return None
+        if os.getpid() != self._process:  # what a GPU holds does not come along into a forked process
+            if self._device != "auto":
+                raise InputError(
+                    f"this process was forked after its parent had searched on {self._device}, which it cannot use; "
+                    'start it with multiprocessing.get_context("spawn"), or search on the CPU'
+                )
+            return None
+        with self._lock:
+            if self._index is None:
+                self._index = copy_to_gpus(store.index, device=self._device, radius=store.precision.radius)
+            if self._index is None and self._device != "auto":
+                raise InputError(
+                    f"FAISS cannot hold {factory!r} on {self._device}: too little memory, or no such index "
+                    "on GPUs; use device auto, or another index"
+                )
+            if self._index is None:
+                self._device = "cpu"
+            return self._index
 
 
 def check_device(device: str) -> str:
@@ -86,7 +131,7 @@ def gpus_of(device: str) -> tuple[int, ...]:
 
 
 def plan_copy(index: Any, *, device: str, free: Callable[[int], int], radius: float) -> Plan | None:
-    """How to place an index, by the memory that is free; None where there is not enough, or FAISS has no such kind.
+    """The placement of an index, by free memory; None where there is not enough, or FAISS has no such kind.
 
     "auto" takes the first GPU that holds all of it; "cuda:all" puts it on every GPU, which share out the queries. Where
     no GPU holds it, all of them share out the vectors. Flat vectors are halved only where they do not fit otherwise,

@@ -26,11 +26,8 @@ from ...errors import CorruptGalleryError
 from ...forking import ForkSafeLock
 from ..reports import counted
 from ..search import SearchSpec
-from .candidates import Stock
-from .error_bounds import Errors
 from .factory import faiss_metric, inner_index
-from .id_map import RowBook
-from .recall import Calibration
+from .index_store import IdMap, IndexStore, Precision, SearchSettings
 
 faiss: Any = typed_faiss
 
@@ -45,32 +42,32 @@ _PQ_TABLES_MAX = 2**31  # FAISS computes such tables on reading, up to this size
 _limits_lock = ForkSafeLock()
 
 
-def write(stock: Stock, file: BinaryIO, *, factory: str) -> None:
-    """All of a stock, without the raw vectors, into a file."""
+def write(store: IndexStore, file: BinaryIO, *, factory: str) -> None:
+    """All of a store, without the raw vectors, into a file."""
     header = {
-        "dim": stock.spec.dim,
-        "metric": stock.spec.metric,
+        "dim": store.spec.dim,
+        "metric": store.spec.metric,
         "factory": factory,
-        "rows": len(stock.book),
-        "errors": asdict(stock.errors),
-        "calibration": asdict(stock.calibration) if stock.calibration else None,
+        "rows": len(store.id_map),
+        "errors": asdict(store.precision),
+        "calibration": asdict(store.settings) if store.settings else None,
     }
     text = json.dumps(header).encode()
     file.write(_MAGIC + _LENGTH.pack(len(text)) + text)
-    file.write(stock.book.ids.astype("<u8").tobytes())
-    file.write(np.packbits(stock.book.live).tobytes())
-    faiss.write_index(stock.index, faiss.PyCallbackIOWriter(file.write))
+    file.write(store.id_map.ids.astype("<u8").tobytes())
+    file.write(np.packbits(store.id_map.live).tobytes())
+    faiss.write_index(store.index, faiss.PyCallbackIOWriter(file.write))
 
 
-def pack(stock: Stock, *, factory: str) -> bytes:
+def pack(store: IndexStore, *, factory: str) -> bytes:
     """The same as bytes."""
     file = io.BytesIO()
-    write(stock, file, factory=factory)
+    write(store, file, factory=factory)
     return file.getvalue()
 
 
-def unpack(data: Buffer, spec: SearchSpec) -> tuple[Stock, str]:
-    """The stock, which goes on looking into `data`, and its factory string.
+def unpack(data: Buffer, spec: SearchSpec) -> tuple[IndexStore, str]:
+    """The store, which goes on looking into `data`, and its factory string.
 
     Raises:
         CorruptGalleryError: damaged bytes, another spec, or sizes beyond the bytes.
@@ -83,7 +80,7 @@ def unpack(data: Buffer, spec: SearchSpec) -> tuple[Stock, str]:
         raise _corrupt(f"cannot be read ({type(error).__name__})") from error
 
 
-def _unpack(data: Buffer, spec: SearchSpec) -> tuple[Stock, str]:
+def _unpack(data: Buffer, spec: SearchSpec) -> tuple[IndexStore, str]:
     if data[: len(_MAGIC)] != _MAGIC:
         raise _corrupt("is none of distcam's")
     (length,) = _LENGTH.unpack_from(data, len(_MAGIC))
@@ -110,19 +107,16 @@ def _unpack(data: Buffer, spec: SearchSpec) -> tuple[Stock, str]:
         problems.append("the index is of another dimension or metric than its header says")
     if problems:
         raise _corrupt("is inconsistent: " + "; ".join(problems))
-    calibration = Calibration(**header["calibration"]) if header["calibration"] else None
-    errors = Errors(**{name: float(value) for name, value in header["errors"].items()})
-    book = RowBook.restore(ids, live)
-    stock = Stock(
+    store = IndexStore(
         spec,
         index,
-        book=book,
-        errors=errors,
-        calibration=calibration,
+        id_map=IdMap(ids, live),
+        precision=Precision(**{name: float(value) for name, value in header["errors"].items()}),
+        settings=SearchSettings(**header["calibration"]) if header["calibration"] else None,
         buffer=part,
         own_copy=lambda: _read_index(part, tables=tables, copy=True),
     )
-    return stock, factory
+    return store, factory
 
 
 def _read_index(part: Any, *, tables: int, copy: bool = False) -> Any:
@@ -161,7 +155,7 @@ def _limits(size: int, *, tables: int) -> Iterator[None]:
 
 
 def structure_problems(index: Any, *, rows: int) -> list[str]:
-    """What contradicts `rows` rows numbered from 0, one sentence each."""
+    """Contradictions to `rows` rows numbered from 0, one sentence each."""
     if index.ntotal != rows:
         return [f"the index holds {counted(index.ntotal, 'vector')}, expected {rows}"]
     inner = inner_index(index)

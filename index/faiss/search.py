@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError
-from ...forking import ForkSafeLock, make_forks_safe
+from ...forking import make_forks_safe
 from ..search import (
-    METRICS,
-    Capabilities,
     Hits,
     Ids,
     MemoryVectors,
@@ -29,20 +26,17 @@ from ..search import (
     search_exactly,
 )
 from . import io as faiss_bytes
-from .candidates import Candidates, Stock
+from .candidates import Candidates
 from .factory import Coarse, choose_factory, coarse_of, index_bytes, inner_index, new_index
-from .fill import check_range, fill
-from .gpu import GpuIndex, check_device, copy_to_gpus
+from .gpu import GpuCopy
+from .index_store import IndexStore, SearchSettings, check_range
 from .io import Buffer
-from .numpy import searched
-from .recall import RECALL_TARGET, Calibration, Truth, calibrations, enough, ground_truth
-from .threads import Tuned
+from .recall import RECALL_TARGET, GroundTruth, enough, ground_truth, measured_settings
 
 __all__ = ["FaissSearch"]
 
-_GPU_FROM = 10_000  # vectors; fewer are answered before a GPU starts
 _BLOCK = 8192
-_CALIBRATION_QUERIES = 200
+_MEASURED_QUERIES = 200
 
 
 class FaissSearch:
@@ -51,16 +45,15 @@ class FaissSearch:
     Searches may run in several threads at once; `upsert`, `delete` and `close` may not run beside them.
     """
 
-    def __init__(self, stock: Stock, *, factory: str, device: str = "auto", source: VectorSource | None = None) -> None:
-        self.spec = stock.spec
+    def __init__(
+        self, store: IndexStore, *, factory: str, device: str = "auto", source: VectorSource | None = None
+    ) -> None:
+        self.spec = store.spec
         self.factory = factory
-        self._stock = stock
+        self._store = store
         self._memory = MemoryVectors()  # stays empty where a source reads the vectors
         self._source: VectorSource = source or self._memory
-        self._device = check_device(device) if device != "auto" or faiss.get_num_gpus() else "cpu"
-        self._gpu: GpuIndex | None = None
-        self._gpu_lock = ForkSafeLock()
-        self._process = os.getpid()
+        self._gpu = GpuCopy(device)
         make_forks_safe()
 
     @classmethod
@@ -88,13 +81,13 @@ class FaissSearch:
             device: "auto" takes a GPU when FAISS sees one and the index is large enough; "cpu"; "cuda" is the first
                 GPU, "cuda:1" the second, "cuda:all" all of them.
             source: reads raw stored vectors back; without one they are kept in memory.
-            seed: of the training and calibration samples.
+            seed: of the samples for training and measuring.
 
         Raises:
             InputError: an unusable factory string, too few vectors to train it, or a GPU that is not there.
         """
         search = cls._empty(spec, count, factory=factory, device=device, source=source)
-        if search._stock.is_exact:
+        if search.is_exact:
             for ids, vectors in batches:
                 search.upsert(ids, vectors)
             return search
@@ -104,8 +97,7 @@ class FaissSearch:
             keys.append(check_ids(ids, count=len(raw)))
             if search._source is search._memory:
                 search._memory.put(keys[-1], raw)
-        fill(search._stock, np.unique(np.concatenate(keys)), search._source, factory=search.factory, seed=seed)
-        search.calibrate(seed=seed)
+        search._fill(np.unique(np.concatenate(keys)), seed=seed)
         return search
 
     @classmethod
@@ -118,7 +110,7 @@ class FaissSearch:
         factory: str = "auto",
         device: str = "auto",
         seed: int = 0,
-        calibration: Calibration | None = None,
+        settings: SearchSettings | None = None,
         coarse: Coarse | None = None,
     ) -> FaissSearch:
         """An index over stored vectors: in memory are the index, a training sample, and a block of vectors, no more.
@@ -129,21 +121,15 @@ class FaissSearch:
             source: reads raw vectors, again and again.
             factory: as in `build`, like the next two.
             device: "auto", "cpu", "cuda", "cuda:N", "cuda:all".
-            seed: of the training and calibration samples.
-            calibration: how to search an approximate kind, where it was measured before; None measures it now.
+            seed: of the samples.
+            settings: how to search an approximate kind, where it was measured before; None measures it now.
             coarse: the lists of an inverted file with as many that was built before, over the same ids.
 
         Raises:
             InputError: as in `build`.
         """
         search = cls._empty(spec, len(ids), factory=factory, device=device, source=source)
-        fill(search._stock, ids, source, factory=search.factory, seed=seed, coarse=coarse)
-        if search._stock.is_exact:
-            return search
-        if calibration is None:
-            search.calibrate(seed=seed)
-        else:
-            search.use(calibration)
+        search._fill(ids, seed=seed, settings=settings, coarse=coarse)
         return search
 
     @classmethod
@@ -151,77 +137,61 @@ class FaissSearch:
         cls, spec: SearchSpec, count: int, *, factory: str, device: str, source: VectorSource | None
     ) -> FaissSearch:
         wanted = {"auto": choose_factory(spec, count), "flat": "Flat"}.get(factory, factory)
-        return cls(Stock(spec, new_index(spec, wanted)), factory=wanted, device=device, source=source)
+        return cls(IndexStore(spec, new_index(spec, wanted)), factory=wanted, device=device, source=source)
 
-    def calibrate(self, truth: Truth | None = None, *, target: float = RECALL_TARGET, seed: int = 0) -> Calibration:
-        """The least effort that reaches `target` of the true ten neighbours; searches go by it from now on.
+    def _fill(
+        self, ids: Ids, *, seed: int, settings: SearchSettings | None = None, coarse: Coarse | None = None
+    ) -> None:
+        self._store.fill(ids, self._source, factory=self.factory, seed=seed, coarse=coarse)
+        if self.is_exact:
+            return
+        if settings is None:
+            stored = self._store.id_map.ids[self._store.id_map.ascending()]
+            truth = ground_truth(self.spec, stored, self._source, queries=_MEASURED_QUERIES, k=10, seed=seed)
+            settings = enough(self.measured_settings(truth))
+        self.use(settings)
 
-        `truth` is measured on stored vectors where it is not given, which reads everything once.
-        """
-        if truth is None:
-            ids = self._stock.book.ids[self._stock.book.ascending()]
-            truth = ground_truth(self.spec, ids, self._source, queries=_CALIBRATION_QUERIES, k=10, seed=seed)
-        self.use(found := enough(self.efforts(truth, target=target), target=target))
-        return found
-
-    def efforts(self, truth: Truth, *, target: float = RECALL_TARGET) -> Iterator[Calibration]:
-        """What each setting of an approximate index finds, from the least to the most effort."""
-        stock = self._stock
-        engine = Candidates(stock, self._source)
-
-        def propose(queries: Vectors, n: int, effort: int | None) -> Iterator[tuple[Ids, Vectors]]:
-            with Tuned(len(queries)):
-                parameters = stock.parameters(effort=effort)
-                _, rows = searched(stock.index, queries, min(n, len(stock.book)), params=parameters)
-            return engine.read_all([found[found >= 0] for found in rows])
-
-        return calibrations(stock.index, self.spec, truth, propose, target=target)
+    def measured_settings(self, truth: GroundTruth, *, target: float = RECALL_TARGET) -> Iterator[SearchSettings]:
+        """Recall of each setting of an approximate index, from the least to the most effort."""
+        return measured_settings(self._store, self._source, truth, target=target)
 
     def read_from(self, source: VectorSource) -> None:
-        """Reads raw vectors there from now on."""
+        """Read raw vectors there from now on."""
         self._source = source
 
-    def use(self, calibration: Calibration) -> None:
-        """Searches an approximate index this way from now on."""
-        self._stock.calibration = calibration
-        self._gpu = None
-        if isinstance(inner := inner_index(self._stock.index), faiss.IndexIVF):
-            inner.nprobe = calibration.effort or inner.nprobe  # a copy on a GPU takes it from here
+    def use(self, settings: SearchSettings) -> None:
+        """Search an approximate index this way from now on."""
+        self._store.settings = settings
+        self._gpu.drop()
+        if isinstance(inner := inner_index(self._store.index), faiss.IndexIVF):
+            inner.nprobe = settings.effort or inner.nprobe  # a copy on a GPU takes it from here
 
     @property
-    def capabilities(self) -> Capabilities:
-        """What this index can do; `exact` depends on its kind."""
-        return Capabilities(
-            metrics=frozenset(METRICS),
-            exact=self._stock.is_exact,
-            filtered=True,
-            max_k=2**31 - 1,
-            max_dim=2**31 - 1,
-            persistent=False,
-        )
+    def is_exact(self) -> bool:
+        """No neighbour is missed, ties included; depends on the kind of index."""
+        return self._store.is_exact
 
     @property
     def description(self) -> dict[str, Any]:
         """Kind and measured recall, for people and manifests; JSON-able."""
-        described: dict[str, Any] = {"factory": self.factory, "exact": self._stock.is_exact}
-        calibration = self._stock.calibration
-        if calibration is not None:
-            described["recall_at_10"] = round(calibration.recall_at_10, 4)
-            described["recall_queries"] = calibration.queries
-            if calibration.overfetch > 1:
-                described["overfetch"] = calibration.overfetch
-            if calibration.effort is not None:
-                is_ivf = isinstance(inner_index(self._stock.index), faiss.IndexIVF)
-                described["nprobe" if is_ivf else "ef_search"] = calibration.effort
+        described: dict[str, Any] = {"factory": self.factory, "exact": self.is_exact}
+        if (settings := self._store.settings) is not None:
+            described["recall_at_10"] = round(settings.recall_at_10, 4)
+            described["recall_queries"] = settings.queries
+            if settings.overfetch > 1:
+                described["overfetch"] = settings.overfetch
+            if settings.effort is not None:
+                is_ivf = isinstance(inner_index(self._store.index), faiss.IndexIVF)
+                described["nprobe" if is_ivf else "ef_search"] = settings.effort
         return described
 
     @property
     def is_worth_saving(self) -> bool:
         """Reading the index back saves training; exact kinds are rebuilt from the vectors as quickly."""
-        return not self._stock.is_exact
+        return not self._store.is_exact
 
     def upsert(self, ids: npt.ArrayLike, vectors: npt.ArrayLike) -> None:
-        """Adds raw vectors, or replaces them by id.
+        """Add raw vectors, or replaces them by id.
 
         Raises:
             ShapeError, InputError: what `check_vectors` and `check_ids` refuse, an id twice in one call, or numbers
@@ -235,15 +205,15 @@ class FaissSearch:
             return
         stored = comparable(self.spec, raw, lengths)
         check_range(self.factory, stored)
-        self._stock.add(keys, stored)
-        self._gpu = None
+        self._store.add(keys, stored)
+        self._gpu.drop()
         if self._source is self._memory:
             self._memory.put(keys, raw)
 
     def delete(self, ids: npt.ArrayLike) -> None:
-        """Masks ids; unknown ones are no error. Their memory comes back with a rebuild."""
+        """Mask ids; unknown ones are no error. Their memory comes back with a rebuild."""
         keys = check_ids(ids)
-        self._stock.book.drop(keys)
+        self._store.id_map.drop(keys)
         self._memory.drop(keys)
 
     def get(self, ids: npt.ArrayLike) -> Vectors:
@@ -253,7 +223,7 @@ class FaissSearch:
             InputError: an id that is not stored.
         """
         keys = check_ids(ids)
-        missing = keys[self._stock.book.find(keys) < 0]
+        missing = keys[self._store.id_map.find(keys) < 0]
         if len(missing):
             raise InputError(f"expected stored ids, but {len(missing)} of {len(keys)} are not, such as {missing[0]}")
         return self._source(keys) if len(keys) else np.empty((0, self.spec.dim), np.float32)
@@ -264,35 +234,36 @@ class FaissSearch:
         Raises:
             ShapeError, InputError: queries that `check_vectors` refuses, or k below 1.
         """
-        book = self._stock.book
+        book = self._store.id_map
         rows = book.all_live() if allowed is None else book.rows_of(check_ids(allowed))
         mask = book.live if allowed is None and rows is not None else None
-        engine = Candidates(self._stock, self._source, rows, self._on_gpu(), mask)
+        gpu = self._gpu.of(self._store, factory=self.factory)
+        engine = Candidates(self._store, self._source, rows, gpu, mask)
         return search_exactly(self.spec, queries, k, engine=engine)
 
     def scan(self, batch_size: int = 1024) -> Iterator[tuple[Ids, Vectors]]:
         """Every (ids, raw vectors), ascending by id."""
-        ids = self._stock.book.ids[self._stock.book.ascending()]
+        ids = self._store.id_map.ids[self._store.id_map.ascending()]
         for start in range(0, len(ids), batch_size):
             batch = ids[start : start + batch_size]
             yield batch, self._source(batch)
 
     def count(self) -> int:
         """Number of ids stored."""
-        return self._stock.book.live_count
+        return self._store.id_map.live_count
 
     def verify(self) -> list[str]:
-        """What does not hold: row numbers, and for exact kinds that every vector is the source's."""
-        stock = self._stock
-        problems = faiss_bytes.structure_problems(stock.index, rows=len(stock.book))
-        if problems or not stock.is_exact:
+        """Problems found: in row numbers, and for exact kinds any vector that is not the source's."""
+        store = self._store
+        problems = faiss_bytes.structure_problems(store.index, rows=len(store.id_map))
+        if problems or not store.is_exact:
             return problems
-        rows = stock.book.ascending()
+        rows = store.id_map.ascending()
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
-            ids = stock.book.ids[block]
-            difference = stock.index.reconstruct_batch(block) - comparable(self.spec, self._source(ids))
-            wrong = ~(lengths_of(difference) <= stock.errors.distortion)
+            ids = store.id_map.ids[block]
+            difference = store.index.reconstruct_batch(block) - comparable(self.spec, self._source(ids))
+            wrong = ~(lengths_of(difference) <= store.precision.distortion)
             if wrong.any():
                 problems.append(
                     f"{wrong.sum()} indexed vectors differ from the stored ones, the first with id {ids[wrong][0]}; "
@@ -301,39 +272,40 @@ class FaissSearch:
         return problems
 
     def close(self) -> None:
-        """Frees the index; what is left is empty."""
-        self._stock, self.factory, self._gpu = Stock(self.spec, new_index(self.spec, "Flat")), "Flat", None
+        """Free the index; what is left is empty."""
+        self._store, self.factory = IndexStore(self.spec, new_index(self.spec, "Flat")), "Flat"
+        self._gpu.drop()
         self._memory = MemoryVectors()
 
     @property
     def device(self) -> str:
-        """Where it is searched: `"cpu"`, or the GPU that was asked for and used."""
-        return "cpu" if self._gpu is None else "cuda" if self._device == "auto" else self._device
+        """The place of search: `"cpu"`, or the GPU that was asked for and used."""
+        return self._gpu.used
 
     @property
     def coarse(self) -> Coarse | None:
         """The lists of an inverted file, for building another with the same."""
-        return coarse_of(self._stock.index)
+        return coarse_of(self._store.index)
 
     @property
     def nbytes(self) -> int:
         """Memory of the index and of its ids, in bytes; mapped from a file or not."""
-        rows = len(self._stock.book)
-        return index_bytes(self._stock.index, rows) + 17 * rows  # id, live or not, and the row of each id
+        rows = len(self._store.id_map)
+        return index_bytes(self._store.index, rows) + 17 * rows  # id, live or not, and the row of each id
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the index looks into the bytes it was read from, without a copy of its own."""
-        return self._stock.is_mapped
+        """True while the index looks into the bytes it was read from, without a copy of its own."""
+        return self._store.is_mapped
 
     def serialise(self) -> bytes:
         """The index as bytes; the raw vectors stay where `source` reads them."""
-        return faiss_bytes.pack(self._stock, factory=self.factory)
+        return faiss_bytes.pack(self._store, factory=self.factory)
 
     def save(self, path: Path) -> None:
-        """Writes the same to a file, without a second copy in memory."""
+        """Write the same to a file, without a second copy in memory."""
         with path.open("wb") as file:
-            faiss_bytes.write(self._stock, file, factory=self.factory)
+            faiss_bytes.write(self._store, file, factory=self.factory)
 
     @classmethod
     def deserialise(cls, data: Buffer, *, spec: SearchSpec, source: VectorSource, device: str = "auto") -> FaissSearch:
@@ -344,34 +316,11 @@ class FaissSearch:
         Raises:
             CorruptGalleryError: bytes that are damaged, were made for another spec, or claim more than they hold.
         """
-        stock, factory = faiss_bytes.unpack(data, spec)
-        return cls(stock, factory=factory, device=device, source=source)
+        store, factory = faiss_bytes.unpack(data, spec)
+        return cls(store, factory=factory, device=device, source=source)
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise InputError(
             "a search index stays in its process: send the Gallery, which opens its folder again, or the bytes of "
             "`serialise()`"
         )
-
-    def _on_gpu(self) -> GpuIndex | None:
-        """The copy on GPUs, made on first use after a change; None where the CPU answers."""
-        if self._device == "cpu" or (self._device == "auto" and len(self._stock.book) < _GPU_FROM):
-            return None
-        if os.getpid() != self._process:  # what a GPU holds does not come along into a forked process
-            if self._device != "auto":
-                raise InputError(
-                    f"this process was forked after its parent had searched on {self._device}, which it cannot use; "
-                    'start it with multiprocessing.get_context("spawn"), or search on the CPU'
-                )
-            return None
-        with self._gpu_lock:
-            if self._gpu is None:
-                self._gpu = copy_to_gpus(self._stock.index, device=self._device, radius=self._stock.errors.radius)
-            if self._gpu is None and self._device != "auto":
-                raise InputError(
-                    f"FAISS cannot hold {self.factory!r} on {self._device}: too little memory, or no such index "
-                    "on GPUs; use device auto, or another index"
-                )
-            if self._gpu is None:
-                self._device = "cpu"
-            return self._gpu

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-import faiss as typed_faiss
+import faiss
 import numpy as np
 
 from ...errors import InputError
@@ -24,10 +22,9 @@ from ..reports import counted
 from ..search import Ids, SearchSpec, VectorSource
 from ..storage.tuned import Tuning
 from .factory import Coarse, index_bytes, list_count, new_index
-from .recall import Calibration, Truth, enough, ground_truth, has_levelled_off
+from .index_store import SearchSettings
+from .recall import GroundTruth, enough, ground_truth, has_levelled_off, machine, single_latencies
 from .search import FaissSearch
-
-faiss: Any = typed_faiss
 
 __all__ = ["Budget", "Trial", "TuningReport", "default_candidates", "settings_of", "tune"]
 
@@ -35,7 +32,6 @@ _ID_BYTES = 17  # per vector, beside the index
 _POINTS_PER_LIST = 39  # fewer, and FAISS warns that lists are poorly placed
 _FLAT_UP_TO = 1_000_000
 _PRODUCTS_FROM = 10_000
-_TIMED_QUERIES, _TIMED_SECONDS = 100, 3.0
 _ALIKE = 1.1  # times the latency of the quickest
 
 Progress = Callable[[int, int], None]
@@ -43,7 +39,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Budget:
-    """What an index has to keep within.
+    """Limits for an index.
 
     Attributes:
         recall: share of the true ten neighbours, at least, in (0, 1].
@@ -64,10 +60,15 @@ class Budget:
     @classmethod
     def of(cls, *, recall: float, memory: int | None, latency_ms: float | None) -> Self:
         """The budgets, with half of this machine's memory where none is given."""
-        return cls(recall, _half_of_memory() if memory is None else memory, latency_ms)
+        if memory is None:
+            try:
+                memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+            except (AttributeError, ValueError, OSError):  # Windows
+                memory = 8 << 30
+        return cls(recall, memory, latency_ms)
 
     def missed(self, trial: Trial) -> tuple[str, ...]:
-        """Which budgets a candidate overruns: "memory", "recall", "latency"."""
+        """Budgets that a candidate overruns: "memory", "recall", "latency"."""
         found = trial.tuning
         missed: tuple[str, ...] = ("memory",) if trial.total_bytes > self.memory else ()
         if found is not None and found.recall_at_10 < self.recall:
@@ -77,19 +78,15 @@ class Budget:
         return missed
 
     def __str__(self) -> str:
-        parts = [f"recall@10 of {self.recall:g}", readable(self.memory)]
-        return " and ".join([*parts, *([] if self.latency_ms is None else [f"{self.latency_ms:g} ms"])])
+        latency = "" if self.latency_ms is None else f" and {self.latency_ms:g} ms"
+        return f"recall@10 of {self.recall:g} and {readable(self.memory)}{latency}"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate: what was measured, or why it was not.
+    """A candidate with what was measured, or the note why it was not; a note also says which budgets it overruns.
 
-    Attributes:
-        factory: the FAISS factory string.
-        total_bytes: memory of index and ids; 0 where FAISS cannot make the index.
-        tuning: what was measured; None where it was not built.
-        note: which budgets it overruns, or what FAISS said; empty for one that fits.
+    `total_bytes` is the memory of index and ids; 0 where FAISS cannot make the index.
     """
 
     factory: str
@@ -100,13 +97,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class TuningReport:
-    """All candidates, and the one that was chosen.
+    """All candidates in the order in which they were tried, and what was measured of the chosen one.
 
-    Attributes:
-        trials: in the order in which they were tried.
-        tuning: of the chosen one.
-        budget: what was asked for.
-        binding: the budgets without which another would have been chosen.
+    `binding` names the budgets without which another would have been chosen.
     """
 
     trials: tuple[Trial, ...]
@@ -116,7 +109,7 @@ class TuningReport:
 
     @property
     def index(self) -> str:
-        """What the gallery's manifest calls the chosen index."""
+        """The chosen index as the manifest names it."""
         return "flat" if self.tuning.factory == "Flat" else self.tuning.factory
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,11 +125,11 @@ class TuningReport:
         )
 
 
-def settings_of(tuning: Tuning | None) -> Calibration | None:
-    """How to search an index that was tuned."""
+def settings_of(tuning: Tuning | None) -> SearchSettings | None:
+    """Search settings of an index that was tuned."""
     if tuning is None:
         return None
-    return Calibration(tuning.effort, tuning.recall_at_10, tuning.queries, tuning.overfetch)
+    return SearchSettings(tuning.effort, tuning.recall_at_10, tuning.queries, tuning.overfetch)
 
 
 def default_candidates(spec: SearchSpec, count: int, memory: int) -> tuple[str, ...]:
@@ -172,18 +165,7 @@ def tune(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> tuple[TuningReport, FaissSearch]:
-    """The report, and the chosen index, built and set.
-
-    Args:
-        spec: dimension and metric.
-        ids: what is stored.
-        source: reads raw vectors, again and again.
-        budget: what to keep within.
-        candidates: factory strings; by default `default_candidates`.
-        queries: how many stored vectors ask, each without itself.
-        seed: of their draw and of the training.
-        device: where to search.
-        progress: called with the number of candidates done and the number in all.
+    """The report, and the chosen index, built and set; arguments are those of `Gallery.tune`.
 
     Raises:
         InputError: no candidate keeps within the budgets, a factory string of the caller's is none, or there are fewer
@@ -197,14 +179,13 @@ def tune(
     bench = _Bench(spec, ids, source, budget=budget, seed=seed, device=device)
     trials: list[Trial] = []
     best: FaissSearch | None = None
-    truth: Truth | None = None
+    truth: GroundTruth | None = None
     for number, factory in enumerate(factories):
         if progress is not None:
             progress(number, len(factories))
         trial, search = bench.sized("Flat" if factory == "flat" else factory), None
         if not trial.note:
-            if truth is None:
-                truth = ground_truth(spec, ids, source, queries=queries, k=100, seed=seed)
+            truth = truth or ground_truth(spec, ids, source, queries=queries, k=100, seed=seed)
             trial, search = bench.try_out(trial, truth)
         trials.append(trial)
         if search is not None and choose(trials, budget) is trial:
@@ -217,27 +198,27 @@ def tune(
     return TuningReport(tuple(trials), chosen.tuning, budget, _binding(trials, budget, chosen)), best
 
 
+@dataclass(frozen=True)
 class _Bench:
-    """Where candidates are built and measured, one after the other; they share their lists."""
+    """Builds and measures candidates, one after the other; they share their lists."""
 
-    def __init__(
-        self, spec: SearchSpec, ids: Ids, source: VectorSource, *, budget: Budget, seed: int, device: str
-    ) -> None:
-        self.spec = spec
-        self.ids = ids
-        self.source = source
-        self.budget = budget
-        self.seed = seed
-        self.device = device
-        self._coarse: dict[int, Coarse] = {}
+    spec: SearchSpec
+    ids: Ids
+    source: VectorSource
+    budget: Budget
+    seed: int
+    device: str
+    coarse: dict[int, Coarse] = field(default_factory=dict)
 
     def sized(self, factory: str) -> Trial:
         """The candidate before it is built, with a note if it is too large."""
         size = index_bytes(new_index(self.spec, factory), len(self.ids)) + _ID_BYTES * len(self.ids)
-        trial = Trial(factory, size)
-        return Trial(factory, size, note=", ".join(self.budget.missed(trial)))
+        return self._noted(Trial(factory, size))
 
-    def try_out(self, trial: Trial, truth: Truth) -> tuple[Trial, FaissSearch | None]:
+    def _noted(self, trial: Trial) -> Trial:
+        return replace(trial, note=", ".join(self.budget.missed(trial)))
+
+    def try_out(self, trial: Trial, truth: GroundTruth) -> tuple[Trial, FaissSearch | None]:
         """The candidate with what was measured, and its index; without if FAISS cannot build it from these vectors."""
         start = time.perf_counter()
         lists = int(getattr(new_index(self.spec, trial.factory), "nlist", 0))
@@ -249,42 +230,43 @@ class _Bench:
                 factory=trial.factory,
                 device=self.device,
                 seed=self.seed,
-                calibration=Calibration(None, 0.0, 0),
-                coarse=self._coarse.get(lists),
+                settings=SearchSettings(None, 0.0, 0),
+                coarse=self.coarse.get(lists),
             )
         except InputError as error:
-            return Trial(trial.factory, trial.total_bytes, note=str(error)), None
+            return replace(trial, note=str(error)), None
         seconds = time.perf_counter() - start
         if lists and (coarse := search.coarse) is not None:
-            self._coarse[lists] = coarse
-        settings = Calibration(None, 1.0, len(truth))
-        if not search.capabilities.exact:
+            self.coarse[lists] = coarse
+        settings = SearchSettings(None, 1.0, len(truth))
+        if not search.is_exact:
             search.use(settings := self._best_settings(search, truth))
         measured = self._measure(search, settings, truth, build_seconds=seconds)
-        if not search.capabilities.exact:
+        if not search.is_exact:
             search.use(replace(settings, recall_at_10=measured.recall_at_10))
-        tried = Trial(trial.factory, search.nbytes, measured)
-        return Trial(trial.factory, search.nbytes, measured, ", ".join(self.budget.missed(tried))), search
+        return self._noted(Trial(trial.factory, search.nbytes, measured)), search
 
-    def _best_settings(self, search: FaissSearch, truth: Truth) -> Calibration:
-        """Of the settings that reach the recall the quickest: more lists, or more candidates from fewer lists."""
-        seen: list[Calibration] = []
-        good: list[Calibration] = []
-        for calibration in search.efforts(truth, target=self.budget.recall):
-            seen.append(calibration)
-            if calibration.recall_at_10 >= self.budget.recall:
-                good.append(calibration)
+    def _best_settings(self, search: FaissSearch, truth: GroundTruth) -> SearchSettings:
+        """The quickest settings that reach the recall: more lists, or more candidates from fewer lists."""
+        seen: list[SearchSettings] = []
+        good: list[SearchSettings] = []
+        for settings in search.measured_settings(truth, target=self.budget.recall):
+            seen.append(settings)
+            if settings.recall_at_10 >= self.budget.recall:
+                good.append(settings)
             if len(good) == 3 or (good and good[-1].overfetch == 1) or has_levelled_off(seen):
                 break
         if len(good) < 2:
             return enough(good or seen, target=self.budget.recall)
         timed = []
-        for calibration in good:
-            search.use(calibration)
+        for settings in good:
+            search.use(settings)
             timed.append(float(np.median(single_latencies(search, truth, most=30))))
         return good[int(np.argmin(timed))]
 
-    def _measure(self, search: FaissSearch, settings: Calibration, truth: Truth, *, build_seconds: float) -> Tuning:
+    def _measure(
+        self, search: FaissSearch, settings: SearchSettings, truth: GroundTruth, *, build_seconds: float
+    ) -> Tuning:
         latencies = single_latencies(search, truth)
         start = time.perf_counter()
         ten = search.search(truth.queries, 11)  # the query itself is one of them
@@ -307,24 +289,9 @@ class _Bench:
             seed=self.seed,
             threads=int(faiss.omp_get_max_threads()),
             device=search.device,
-            machine=_machine(),
+            machine=machine(),
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
-
-
-def single_latencies(search: FaissSearch, truth: Truth, *, most: int = _TIMED_QUERIES) -> list[float]:
-    """Milliseconds of single queries, k = 10; fewer of them where they are slow."""
-    for query in truth.queries[:3]:
-        search.search(query[None], 10)
-    latencies: list[float] = []
-    begun = time.perf_counter()
-    for query in truth.queries[:most]:
-        start = time.perf_counter()
-        search.search(query[None], 10)
-        latencies.append(1e3 * (time.perf_counter() - start))
-        if time.perf_counter() - begun > _TIMED_SECONDS and len(latencies) >= 5:
-            break
-    return latencies
 
 
 def choose(trials: Sequence[Trial], budget: Budget) -> Trial | None:
@@ -344,15 +311,12 @@ def choose(trials: Sequence[Trial], budget: Budget) -> Trial | None:
 
 def _binding(trials: Sequence[Trial], budget: Budget, chosen: Trial) -> tuple[str, ...]:
     """The budgets that kept a better candidate out, or one whose worth is not known."""
-    unlimited = {
-        "recall": Budget(1e-9, budget.memory, budget.latency_ms),
-        "latency": Budget(budget.recall, budget.memory, None),
-    }
+    unlimited = {"recall": replace(budget, recall=1e-9)}
+    if budget.latency_ms is not None:
+        unlimited["latency"] = replace(budget, latency_ms=None)
     binding = [name for name, other in unlimited.items() if choose(trials, other) is not chosen]
     if any(trial.tuning is None and "memory" in budget.missed(trial) for trial in trials):
         binding.append("memory")
-    if budget.latency_ms is None and "latency" in binding:
-        binding.remove("latency")
     return tuple(binding)
 
 
@@ -380,28 +344,5 @@ def readable(size: int) -> str:
     >>> readable(4 << 30)
     '4 GiB'
     """
-    value, unit = float(size), "bytes"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return counted(size, "byte") if unit == "bytes" else f"{value:.3g} {unit}"
-
-
-def _half_of_memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):  # Windows
-        return 8 << 30
-
-
-def _machine() -> str:
-    """Processor and cores."""
-    name = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{name}, {counted(os.cpu_count() or 1, 'core')}"
+    power = min((max(size, 1).bit_length() - 1) // 10, 4)
+    return f"{size / 1024**power:.3g} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}" if power else counted(size, "byte")

@@ -8,8 +8,8 @@ combined by `not`, `and`, `or` (in this order) and parentheses. Names and values
 
 An image without a value equals nothing and is in no range: `label=cat` leaves it out, `label!=cat` keeps it.
 
-Filters can come from strangers, and take time on many images: a text holds up to 32 comparisons, what a comparison
-keeps is remembered, and a deadline (`deadlines.finish_by`) ends them all.
+Filters can come from untrusted clients, and take time on many images: a text holds up to 32 comparisons, the rows that
+a comparison selects are remembered, and a deadline (`deadlines.finish_by`) ends them all.
 """
 
 from __future__ import annotations
@@ -29,26 +29,9 @@ from ...deadlines import check_deadline
 from ...errors import InputError
 from ...forking import ForkSafeLock
 from ..storage.records import Categorical
-from .text import parse_filter, tree_of
-from .tree import And, Comparison, Eq, Filter, Glob, In, Ne, Not, Or, Range, number
+from .tree import And, Comparison, Eq, Filter, Glob, In, Ne, Not, Or, Range, number, tree_of
 
-__all__ = [
-    "And",
-    "Eq",
-    "Filter",
-    "Glob",
-    "In",
-    "Ne",
-    "Not",
-    "Or",
-    "Range",
-    "Table",
-    "Verdicts",
-    "hints",
-    "matching",
-    "parse_filter",
-    "tree_of",
-]
+__all__ = ["Table", "Verdicts", "hints", "matching"]
 
 Mask: TypeAlias = NDArray[np.bool_]
 
@@ -61,7 +44,7 @@ class Table(Protocol):
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        """What can be asked for."""
+        """Names of the columns."""
 
     def column(self, name: str) -> Categorical:
         """One of them."""
@@ -70,41 +53,41 @@ class Table(Protocol):
 
 
 class Verdicts:
-    """Which rows each comparison keeps, for one table that does not change: the latest ones, in bounded memory."""
+    """Cache of the rows that each comparison selects in one table that does not change, in bounded memory."""
 
     def __init__(self, *, max_bytes: int = _VERDICT_BYTES) -> None:
         self._max_bytes = max_bytes
         self._lock = ForkSafeLock()
-        self._kept: OrderedDict[Comparison, NDArray[np.uint8]] = OrderedDict()
+        self._masks: OrderedDict[Comparison, NDArray[np.uint8]] = OrderedDict()
         self.nbytes = 0
 
     def get(self, where: Comparison, count: int) -> Mask | None:
-        """What was put in, of `count` rows; None if it is not known any more."""
+        """The mask of `count` rows that was put in; None if it was dropped."""
         with self._lock:
-            if (bits := self._kept.get(where)) is None:
+            if (bits := self._masks.get(where)) is None:
                 return None
-            self._kept.move_to_end(where)
+            self._masks.move_to_end(where)
         return np.unpackbits(bits, count=count).view(np.bool_)
 
     def put(self, where: Comparison, mask: Mask) -> None:
-        """Remember which rows a comparison keeps."""
+        """Remember the rows that a comparison selects."""
         bits = np.packbits(mask)
         with self._lock:
-            if where in self._kept or bits.nbytes > self._max_bytes:
+            if where in self._masks or bits.nbytes > self._max_bytes:
                 return
-            self._kept[where] = bits
+            self._masks[where] = bits
             self.nbytes += bits.nbytes
             while self.nbytes > self._max_bytes:
-                self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+                self.nbytes -= self._masks.popitem(last=False)[1].nbytes
 
 
 def matching(where: Filter, table: Table, verdicts: Verdicts | None = None) -> Mask:
-    """Which rows of the table a filter keeps.
+    """Mask of the table's rows that a filter selects.
 
     Args:
         where: the filter.
         table: the columns.
-        verdicts: what is known of this table already; equal comparisons are evaluated once in any case.
+        verdicts: the cache of this table; equal comparisons are evaluated once in any case.
 
     Raises:
         InputError: the filter names a column that the table does not have.
@@ -142,7 +125,7 @@ def _verdict(where: Comparison, column: Categorical) -> Mask:
 def hints(where: Filter | str, table: Table) -> list[str]:
     """One sentence for each value that a filter asks for and no image has, with the nearest one that some image has.
 
-    For whoever shows the answer to a person: nothing found because of a misspelt label looks like nothing there. So
+    For messages to people: an empty answer to a misspelt label looks like an empty gallery. So
     does a range of a column that holds no number. What is asked for by `!=`, by a pattern or by a range of numbers is
     not looked at. `Gallery.filter_hints` asks an open gallery.
 

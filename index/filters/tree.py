@@ -1,18 +1,49 @@
-"""The parts of a filter: comparisons of one column, and how they are combined.
+"""Filters: comparisons of one column, how they are combined, and how both are written as text.
 
-Every value in a gallery is text. A number where text belongs would equal nothing, in silence, so it is refused.
+`matching.py` describes the grammar. Every value in a gallery is text. A number where text belongs would equal nothing,
+in silence, so it is refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ...errors import InputError
 
-__all__ = ["And", "Comparison", "Eq", "Filter", "Glob", "In", "Ne", "Not", "Or", "Range", "number"]
+__all__ = [
+    "And",
+    "Comparison",
+    "Eq",
+    "Filter",
+    "Glob",
+    "In",
+    "Ne",
+    "Not",
+    "Or",
+    "Range",
+    "number",
+    "parse_filter",
+    "tree_of",
+]
+
+MAX_DEPTH = 128  # levels of a tree; a text's parentheses and `not` make two levels each at most
+MAX_NESTING = 50  # of a text
+MAX_COMPARISONS = 32  # of a text; each may have to look at every path
+MAX_STARS = 16  # of one pattern in a text
+
+_TOKEN = re.compile(
+    r"""\s*(?:
+        (?P<quoted>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")
+      | (?P<operator>==|!=|<=|>=|=|<|>|~|\(|\)|,)
+      | (?P<word>[^\s=!<>~(),'"]+)
+    )""",
+    re.VERBOSE,
+)
+_COMPARISONS = {"=", "==", "!=", "<", "<=", ">", ">=", "~"}
 
 
 @dataclass(frozen=True)
@@ -82,10 +113,11 @@ class And:
     """All parts hold."""
 
     parts: tuple[Filter, ...]
+    depth: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", _several(self, self.parts, "filters"))
-        _require_filters(self, *self.parts)
+        object.__setattr__(self, "depth", _depth_over(self, *self.parts))
 
 
 @dataclass(frozen=True)
@@ -93,10 +125,11 @@ class Or:
     """At least one part holds."""
 
     parts: tuple[Filter, ...]
+    depth: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", _several(self, self.parts, "filters"))
-        _require_filters(self, *self.parts)
+        object.__setattr__(self, "depth", _depth_over(self, *self.parts))
 
 
 @dataclass(frozen=True)
@@ -104,9 +137,10 @@ class Not:
     """The part does not hold."""
 
     part: Filter
+    depth: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _require_filters(self, self.part)
+        object.__setattr__(self, "depth", _depth_over(self, self.part))
 
 
 Comparison: TypeAlias = Eq | Ne | In | Glob | Range
@@ -128,12 +162,19 @@ def _require_text(where: Comparison, *values: Any) -> None:
             raise InputError(f"filter {_spelt(where)}: columns and values are text, write {str(value)!r} for {value!r}")
 
 
-def _require_filters(where: Filter, *parts: Any) -> None:
+def _depth_over(where: And | Or | Not, *parts: Any) -> int:
+    """Levels of `and`, `or`, `not` in a filter over these parts; evaluation goes down them by recursion."""
     for part in parts:
         if not isinstance(part, Filter):
             raise InputError(
                 f"filter {_spelt(where)}: combines filters, got {part!r}; parse_filter reads one from text"
             )
+    depth = 1 + max((getattr(part, "depth", 0) for part in parts), default=0)
+    if depth > MAX_DEPTH:
+        raise InputError(
+            f"a filter is nested more than {MAX_DEPTH} deep; And and Or take any number of parts at one level"
+        )
+    return depth
 
 
 def _several(where: Filter, values: Any, what: str) -> tuple[Any, ...]:
@@ -145,3 +186,148 @@ def _several(where: Filter, values: Any, what: str) -> tuple[Any, ...]:
 def _spelt(where: Filter) -> str:
     text = repr(where)
     return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str  # "quoted", "operator", "word", or "end"
+    text: str
+
+
+def parse_filter(text: str) -> Filter:
+    """The tree of a filter written as text.
+
+    >>> parse_filter("label in cat,dog and camera<3")
+    And(parts=(In(column='label', values=('cat', 'dog')), Range(column='camera', low=-inf, high=3.0, \
+low_included=True, high_included=False)))
+
+    Raises:
+        InputError: the text is no filter, the message shows where; or it holds more than 32 comparisons, or a pattern
+            with more than 16 stars, which take long on many images. A tree made in Python may hold any number.
+    """
+    return _Parser(text).parse()
+
+
+def tree_of(where: str | Filter) -> Filter:
+    """The tree of a filter, whether it comes as text or as a tree.
+
+    Raises:
+        InputError: the text is no filter, or it is something else.
+    """
+    if isinstance(where, str):
+        return parse_filter(where)
+    if not isinstance(where, Filter):
+        raise InputError(f'a filter is text such as "label=cat", or made of Eq, In, Range, …; got {where!r}')
+    return where
+
+
+class _Parser:
+    """Recursive descent, one method per rule of the grammar."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tokens = self._tokenise()
+        self.position = 0
+        self.depth = 0
+        self.comparisons = 0
+
+    def parse(self) -> Filter:
+        where = self._or()
+        if self.comparisons > MAX_COMPARISONS:
+            raise self._error(
+                f"holds {self.comparisons} comparisons, up to {MAX_COMPARISONS} are allowed; "
+                "`label in a,b,c` is one comparison, whatever the number of values"
+            )
+        if self._peek().kind != "end":
+            raise self._error(f"unexpected {self._peek().text!r}; values with spaces need quotes")
+        return where
+
+    def _tokenise(self) -> list[_Token]:
+        tokens, position, end = [], 0, len(self.text.rstrip())
+        while position < end:
+            found = _TOKEN.match(self.text, position)
+            if found is None:
+                raise self._error(f"cannot read {self.text[position:end].strip()!r}")
+            kind = str(found.lastgroup)
+            token = found[kind]
+            tokens.append(_Token(kind, re.sub(r"\\(.)", r"\1", token[1:-1]) if kind == "quoted" else token))
+            position = found.end()
+        return [*tokens, _Token("end", "the end")]
+
+    def _or(self) -> Filter:
+        return self._chain("or", self._and, Or)
+
+    def _and(self) -> Filter:
+        return self._chain("and", self._not, And)
+
+    def _chain(self, word: str, rule: Callable[[], Filter], node: type[And] | type[Or]) -> Filter:
+        parts = [rule()]
+        while self._accept("word", word):
+            parts.append(rule())
+        return parts[0] if len(parts) == 1 else node(tuple(parts))
+
+    def _not(self) -> Filter:
+        self.depth += 1
+        if self.depth > MAX_NESTING:
+            raise self._error(f"nested more than {MAX_NESTING} deep")
+        try:
+            if self._accept("word", "not"):
+                return Not(self._not())
+            if self._accept("operator", "("):
+                inner = self._or()
+                if not self._accept("operator", ")"):
+                    raise self._error("a parenthesis is not closed")
+                return inner
+            return self._comparison()
+        finally:
+            self.depth -= 1
+
+    def _comparison(self) -> Filter:
+        self.comparisons += 1
+        column = self._value("a column name")
+        if self._accept("word", "in"):
+            values = [self._value("a value after 'in'")]
+            while self._accept("operator", ","):
+                values.append(self._value("a value after ','"))
+            return In(column, tuple(values))
+        operator = self._next()
+        if operator.kind != "operator" or operator.text not in _COMPARISONS:
+            raise self._error(f"expected a comparison such as = after {column!r}, got {operator.text!r}")
+        return self._compare(column, operator.text, self._value(f"a value after {operator.text!r}"))
+
+    def _compare(self, column: str, operator: str, value: str) -> Filter:
+        if operator in ("=", "=="):
+            return Eq(column, value)
+        if operator == "~" and value.count("*") > MAX_STARS:
+            raise self._error(f"a pattern may hold up to {MAX_STARS} stars, this one has {value.count('*')}")
+        if operator in ("!=", "~"):
+            return Ne(column, value) if operator == "!=" else Glob(column, value)
+        bound = number(value)
+        if bound is None:
+            raise self._error(f"{operator!r} compares numbers, got {value!r}")
+        if operator in ("<", "<="):
+            return Range(column, high=bound, high_included=operator == "<=")
+        return Range(column, low=bound, low_included=operator == ">=")
+
+    def _value(self, expected: str) -> str:
+        token = self._next()
+        if token.kind not in ("word", "quoted"):
+            raise self._error(f"expected {expected}, got {token.text!r}")
+        return token.text
+
+    def _peek(self) -> _Token:
+        return self.tokens[self.position]
+
+    def _next(self) -> _Token:
+        token = self.tokens[self.position]
+        self.position = min(self.position + 1, len(self.tokens) - 1)
+        return token
+
+    def _accept(self, kind: str, text: str) -> bool:
+        if self._peek() != _Token(kind, text):
+            return False
+        self.position += 1
+        return True
+
+    def _error(self, problem: str) -> InputError:
+        return InputError(f'filter {self.text!r}: {problem}; write for example "label=cat" or "label in cat,dog"')

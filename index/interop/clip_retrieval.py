@@ -26,41 +26,38 @@ MAX_JSON_BYTES = 16 << 20
 def open_clip_retrieval(place: Path, *, root: Path | None, label_column: str | None) -> Source:
     """`img_emb/img_emb_<n>.npy` and `metadata/metadata_<n>.parquet`, row by row; rows are numbered through."""
     about = _about(place)
-    shards = _numbered(place / "img_emb", ".npy")
-    if not shards:
+    arrays = _numbered(place / "img_emb", ".npy")
+    if not arrays:
         raise InputError(f"{place / 'img_emb'}: holds no .npy file")
-    tables = dict(_numbered(place / "metadata", ".parquet"))
-    pooled = dict(_numbered(place / "pooled", ".npy"))
-    if tables and (alone := [file.name for number, file in shards if number not in tables]):
+    tables = _numbered(place / "metadata", ".parquet")
+    pooled = _numbered(place / "pooled", ".npy")
+    if tables and (alone := [file.name for number, file in arrays.items() if number not in tables]):
         raise InputError(
             f"{place}: no table in metadata belongs to {', '.join(alone[:5])}; was the folder copied whole?"
         )
-    arrays = [
-        _Shard(read_matrix(file), tables.get(number), _optional(pooled.get(number)), file) for number, file in shards
+    shards = [
+        _Shard(read_matrix(file), tables.get(number), read_matrix(pooled[number]) if number in pooled else None, file)
+        for number, file in arrays.items()
     ]
-    dims = {(array.embedding.shape[1], None if array.pooled is None else array.pooled.shape[1]) for array in arrays}
+    dims = {(shard.embedding.shape[1], None if shard.pooled is None else shard.pooled.shape[1]) for shard in shards}
     if len(dims) > 1:
         raise InputError(f"{place}: its arrays have different widths, {sorted(map(str, dims))}")
-    for array in arrays:
-        array.check()
-    own_root = Path(about["root"]) if "root" in about else place.absolute()
-    reader = TableReader(
-        root=own_root if root is None else root.absolute(),
-        label=label_column or "label",
-        columns=about.get("columns"),
-    )
+    for shard in shards:
+        shard.check()
+    own_root = Path(about["root"]) if "root" in about else place
+    reader = TableReader((root or own_root).absolute(), label_column or "label", about.get("columns"))
 
     def blocks() -> Iterator[tuple[Entries, Vectors]]:
-        for shard in arrays:
-            yield from _blocks(shard, reader)
+        for shard in shards:
+            yield from shard.blocks(reader)
 
     (dim, pooled_dim) = dims.pop()
-    count = sum(len(array.embedding) for array in arrays)
+    count = sum(len(shard.embedding) for shard in shards)
     return Source("clip-retrieval", place, reader.root, count, dim, blocks, pooled_dim, about)
 
 
 def _about(place: Path) -> dict[str, Any]:
-    """What our own export says of itself, checked; nothing when somebody else wrote the folder."""
+    """The description in a distcam export, checked; empty for folders of other tools."""
     file = place / EXPORT_FILE
     if not file.is_file():
         return {}
@@ -74,9 +71,8 @@ def _about(place: Path) -> dict[str, Any]:
         if wrong := [name for name, kind in kinds.items() if not isinstance(about.get(name), kind)]:
             raise ValueError(f"no {', '.join(wrong)}")
         encoder = about["encoder"]
-        if not isinstance(encoder.get("description"), dict) or not all(
-            isinstance(encoder.get(name), str) for name in ("fingerprint", "short_name")
-        ):
+        kinds = {"description": dict, "fingerprint": str, "short_name": str}
+        if not all(isinstance(encoder.get(name), kind) for name, kind in kinds.items()):
             raise ValueError("its encoder is not described")
         if (masks := about.get("masks")) is not None and not (
             isinstance(masks["folder"], str) and type(masks.get("category")) in (int, NoneType)
@@ -87,23 +83,15 @@ def _about(place: Path) -> dict[str, Any]:
     return dict(about)
 
 
-def _numbered(folder: Path, suffix: str) -> list[tuple[int, Path]]:
+def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
     """Files by the number that their names end in: `img_emb_2` comes before `img_emb_10`."""
-    found = []
-    for path in folder.glob(f"*{suffix}") if folder.is_dir() else ():
-        number = re.search(r"(\d+)$", path.stem)
-        found.append((int(number[1]) if number else 0, path))
-    found.sort()
-    numbers = [number for number, _ in found]
-    if len(set(numbers)) < len(numbers):
+    paths = list(folder.glob(f"*{suffix}"))
+    found = {int(number[0]) if (number := re.search(r"\d+$", path.stem)) else 0: path for path in paths}
+    if len(found) < len(paths):
         raise InputError(
             f"{folder}: two files have the same number, so nothing says which table belongs to which array"
         )
-    return found
-
-
-def _optional(file: Path | None) -> Array | None:
-    return None if file is None else read_matrix(file)
+    return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True)
@@ -126,27 +114,25 @@ class _Shard:
         if len(rows) > 1:
             raise InputError(f"{self.file}: the files of this number have {sorted(rows)} rows; they must have the same")
 
+    def blocks(self, reader: TableReader) -> Iterator[tuple[Entries, Vectors]]:
+        start = 0
+        for table in self._tables():
+            stop = start + len(next(iter(table.values())))
+            embedding = np.array(self.embedding[start:stop], np.float32)
+            pooled = embedding if self.pooled is None else np.array(self.pooled[start:stop], np.float32)
+            yield reader.entries(table, f"{self.file.stem}/", start), Vectors(pooled, embedding)
+            start = stop
 
-def _blocks(shard: _Shard, reader: TableReader) -> Iterator[tuple[Entries, Vectors]]:
-    start = 0
-    for table in _tables(shard):
-        stop = start + len(next(iter(table.values())))
-        embedding = np.array(shard.embedding[start:stop], np.float32)
-        pooled = embedding if shard.pooled is None else np.array(shard.pooled[start:stop], np.float32)
-        yield reader.entries(table, f"{shard.file.stem}/", start), Vectors(pooled, embedding)
-        start = stop
-
-
-def _tables(shard: _Shard) -> Iterator[dict[str, list[Any]]]:
-    if shard.table is None:
-        for start in range(0, len(shard.embedding), BLOCK_ROWS):
-            yield {"": [None] * min(BLOCK_ROWS, len(shard.embedding) - start)}
-        return
-    _, pq = parquet()
-    try:
-        with pq.ParquetFile(shard.table) as file:
-            for batch in file.iter_batches(batch_size=BLOCK_ROWS):
-                names = map(str, batch.schema.names)
-                yield {name: column.to_pylist() for name, column in zip(names, batch.columns, strict=True)}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{shard.table}: cannot be read as Parquet ({error})") from error
+    def _tables(self) -> Iterator[dict[str, list[Any]]]:
+        if self.table is None:
+            for start in range(0, len(self.embedding), BLOCK_ROWS):
+                yield {"": [None] * min(BLOCK_ROWS, len(self.embedding) - start)}
+            return
+        _, pq = parquet()
+        try:
+            with pq.ParquetFile(self.table) as file:
+                for batch in file.iter_batches(batch_size=BLOCK_ROWS):
+                    names = map(str, batch.schema.names)
+                    yield {name: column.to_pylist() for name, column in zip(names, batch.columns, strict=True)}
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.table}: cannot be read as Parquet ({error})") from error

@@ -43,16 +43,7 @@ _OWN_COLUMNS = ("image_path", "path", "label", "id", "sha256", "size", "mtime_ns
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
-
-    Attributes:
-        folder: where it lies.
-        images: rows.
-        files: how many files.
-        bytes: their size.
-        index: the FAISS factory string; None when no index was asked for.
-        encoder: whether the encoder lies in it.
-    """
+    """The folder written: rows, files, their bytes, the FAISS factory string or None, and if the encoder lies in it."""
 
     folder: str
     images: int
@@ -102,10 +93,10 @@ def export_gallery(
         factory = writing.index(index) if index != "none" else None
         starts = range(0, len(gallery), rows_per_file)
         for number, start in enumerate(starts):
-            done = (lambda rows, start=start: progress(start + rows, len(gallery))) if progress is not None else None
-            writing.shard(
-                number, gallery.ids[start : start + rows_per_file], digits=len(str(len(starts) - 1)), done=done
-            )
+            name = f"{number:0{len(str(len(starts) - 1))}d}"
+            for rows in writing.shard(name, gallery.ids[start : start + rows_per_file]):
+                if progress is not None:
+                    progress(start + rows, len(gallery))
         has_encoder = encoder and writing.encoder()
         writing.describe(factory, has_encoder=has_encoder)
     files = [path for path in target.rglob("*") if path.is_file()]
@@ -166,10 +157,9 @@ class _Writing:
         factory = own if wanted == "auto" and own not in ("auto", "flat") else wanted
         factory = {"flat": "Flat", "auto": choose_factory(spec, len(gallery))}.get(factory, factory)
         index = new_index(spec, factory)
-        sample = np.random.default_rng(0).permutation(gallery.ids)[
-            : max(_TRAINING_ROWS, 64 * getattr(index, "nlist", 0))
-        ]
         if not index.is_trained:
+            rows = max(_TRAINING_ROWS, 64 * getattr(index, "nlist", 0))
+            sample = np.random.default_rng(0).permutation(gallery.ids)[:rows]
             train(index, comparable(spec, gallery.embeddings(np.sort(sample))))
         for start in range(0, len(gallery), BLOCK_ROWS):
             index.add(comparable(spec, gallery.embeddings(gallery.ids[start : start + BLOCK_ROWS])))
@@ -182,26 +172,24 @@ class _Writing:
             ) from error
         return factory
 
-    def shard(self, number: int, ids: Ids, *, digits: int, done: Any) -> None:
-        """Write one pair (or triple) of files."""
+    def shard(self, name: str, ids: Ids) -> Iterator[int]:
+        """Write one pair (or triple) of files; yields the number of rows done."""
         pa, pq = parquet()
-        name = f"{number:0{digits}d}"
         spec = self._gallery.spec
         embedding = self._array("img_emb", name, (len(ids), spec.embedding_dim))
         pooled = None if spec.embedding_is_pooled else self._array("pooled", name, (len(ids), spec.pooled_dim))
-        text = [("image_path", "path", "label"), self._columns]
-        fields = [*((column, pa.string()) for part in text for column in part), ("id", pa.int64())]
-        fields += [("sha256", pa.string()), ("size", pa.uint64()), ("mtime_ns", pa.int64())]
+        fields = [(column, pa.string()) for column in ("image_path", "path", "label", *self._columns)]
+        fields += [("id", pa.int64()), ("sha256", pa.string()), ("size", pa.uint64()), ("mtime_ns", pa.int64())]
         schema = pa.schema(fields)
         with pq.ParquetWriter(self._folder / "metadata" / f"metadata_{name}.parquet", schema) as writer:
             for start in range(0, len(ids), BLOCK_ROWS):
                 some = ids[start : start + BLOCK_ROWS]
-                embedding[start : start + len(some)] = self._gallery.embeddings(some)
+                stop = start + len(some)
+                embedding[start:stop] = self._gallery.embeddings(some)
                 if pooled is not None:
-                    pooled[start : start + len(some)] = self._gallery.pooled(some)
+                    pooled[start:stop] = self._gallery.pooled(some)
                 writer.write_table(pa.table(self._table(some), schema=schema))
-                if done is not None:
-                    done(start + len(some))
+                yield stop
         for array in (embedding, pooled):
             if array is not None:
                 array.flush()
@@ -211,11 +199,11 @@ class _Writing:
         return np.lib.format.open_memmap(path, mode="w+", dtype=self._dtype, shape=shape)
 
     def _table(self, ids: Ids) -> dict[str, list[Any]]:
-        gallery, snapshot = self._gallery, self._snapshot
-        records = gallery.records(ids)
-        states = [snapshot.file_state(place) for place in snapshot.places(ids).tolist()]
-        return {
-            "image_path": [_location(gallery, record.path) for record in records],
+        records = self._gallery.records(ids)
+        states = [self._snapshot.file_state(place) for place in self._snapshot.places(ids).tolist()]
+        root = self._gallery.root
+        return {  # tools that know no root need the whole path; addresses stay as they are
+            "image_path": [item.path if "://" in item.path else str(located(item.path, root)) for item in records],
             "path": [record.path for record in records],
             "label": [record.label for record in records],
             **{column: [record.columns.get(name) for record in records] for column, name in self._columns.items()},
@@ -231,7 +219,7 @@ class _Writing:
         if copy is None or not copy.is_file():
             remark(
                 f"{self._gallery.folder} keeps no copy of its encoder {self._gallery.manifest.encoder.short_name}, so "
-                "none is exported; whoever imports this needs the encoder to ask about new images"
+                "none is exported; an import needs the encoder to be given for queries with new images"
             )
             return False
         shutil.copyfile(copy, self._folder / ENCODER_FILE)
@@ -264,11 +252,6 @@ class _Writing:
         (self._folder / "README.md").write_text(_readme(gallery, factory, has_encoder=has_encoder), encoding="utf-8")
 
 
-def _location(gallery: Gallery, path: str) -> str:
-    """Where the image lies, for tools that know no root; addresses stay as they are."""
-    return path if "://" in path else str(located(path, gallery.root))
-
-
 def _readme(gallery: Gallery, factory: str | None, *, has_encoder: bool) -> str:
     told = {
         "cosine": "Inner products of unit vectors: normalise a query; distance = 1 - score.",
@@ -276,14 +259,13 @@ def _readme(gallery: Gallery, factory: str | None, *, has_encoder: bool) -> str:
         "l2": "Squared Euclidean distances of raw vectors: distance = sqrt(score).",
         "l1": "Sums of absolute differences of raw vectors where FAISS has them (Flat, HNSW), else squared Euclidean.",
     }
-    index = (
-        ""
-        if factory is None
-        else f"""
+    also = ""
+    if factory is not None:
+        also += f"""
 - `image.index`: FAISS `{factory}`, read with `faiss.read_index`. Its ids are row numbers over all files in order, from
   0. {told[gallery.metric]}"""
-    )
-    also = index + (f"\n- `{ENCODER_FILE}`: the encoder, a checkpoint of distcam." if has_encoder else "")
+    if has_encoder:
+        also += f"\n- `{ENCODER_FILE}`: the encoder, a checkpoint of distcam."
     return f"""# {counted(len(gallery), "image")} of {gallery.folder.name}
 
 - `img_emb/img_emb_<n>.npy`: raw embeddings, one row per image, {gallery.spec.embedding_dim} numbers each.

@@ -1,7 +1,7 @@
 """A gallery of vectors that other tools made: written by commits, as a build writes it, and as crash-safe.
 
 Which encoder made the vectors is in none of these files but our own exports, which bring it along. Without it the
-gallery answers stored images and vectors only; whoever names one has it checked on the images themselves.
+gallery answers stored images and vectors only; an encoder that is named is checked on the images themselves.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def import_gallery(
         label_column: the column with the classes.
         root: the folder that relative image paths refer to.
         index: `"auto"`, `"flat"`, or a FAISS factory string.
-        device: where the encoder runs for that.
+        device: of the encoder in that trial.
         overwrite: replace a gallery at `out`.
         progress: called with rows done and rows in all.
 
@@ -100,12 +100,13 @@ def import_gallery(
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {chosen!r}")
     encoder = _brought_along(found) if encoder is None else encoder
     known = None if encoder is None else _checked_encoder(found, encoder, device)
+    masks = found.about.get("masks")  # what is added later must be pooled alike
     manifest = Manifest(
         spec=Spec(chosen, found.embedding_dim, found.pooled_dim or found.embedding_dim, None, found.pooled_dim is None),
         encoder=_entry(found, name or found.place.resolve().name, known),
         root=str(found.root),
         index=index,
-        masks=_masks(found),
+        masks=None if masks is None else MaskEntry(masks["folder"], masks.get("category")),
         birth=new_birth(None if root is None else str(found.root)),
     )
     require_index(SearchSpec(found.embedding_dim, chosen), index)
@@ -130,12 +131,6 @@ def _entry(found: Source, name: str, known: Encoder | None) -> EncoderEntry:
     return EncoderEntry(fingerprint, f"imported/{fingerprint[:8]}", description)
 
 
-def _masks(found: Source) -> MaskEntry | None:
-    """Under which masks an export's vectors were pooled: what is added later must be pooled alike."""
-    masks = found.about.get("masks")
-    return None if masks is None else MaskEntry(masks["folder"], masks.get("category"))
-
-
 # --- Copying ----------------------------------------------------------------------------------------------------------
 
 
@@ -155,7 +150,7 @@ def _opened(folder: Path, manifest: Manifest, *, overwrite: bool) -> Iterator[Ga
 
 
 def _replaceable(folder: Path, new: Manifest, *, overwrite: bool) -> Manifest | None:
-    """What lies there and may be replaced; GalleryExistsError when it may not."""
+    """The gallery there that may be replaced; GalleryExistsError when it may not."""
     old = existing_gallery(folder, overwrite=overwrite)
     if old is not None and not overwrite and (old.complete or old.encoder.fingerprint != new.encoder.fingerprint):
         raise GalleryExistsError(f"{folder}: holds a gallery; choose another --out, or replace it with --overwrite")
@@ -172,8 +167,10 @@ def _copy(writer: GalleryWriter, found: Source, known: Encoder | None, progress:
     done = 0
     for entries, vectors in found.blocks():
         rows = _usable(entries, vectors, writer.manifest.spec, seen, skipped)
-        if len(rows):
-            writer.append(_some(entries, rows), vectors if len(rows) == len(entries) else _some_vectors(vectors, rows))
+        if len(rows) == len(entries):
+            writer.append(entries, vectors)
+        elif len(rows):
+            writer.append(entries.take(rows), vectors.take(rows))
         done += len(entries)
         if progress is not None:
             progress(done, found.count)
@@ -189,11 +186,15 @@ def _copy(writer: GalleryWriter, found: Source, known: Encoder | None, progress:
 def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skipped: list[Skipped]) -> Array:
     """The rows that a gallery can hold; the others are noted with their reasons."""
     finite = np.logical_and(np.isfinite(vectors.embedding).all(axis=1), np.isfinite(vectors.pooled).all(axis=1))
-    is_cosine = spec.metric == "cosine"
-    directed = np.any(vectors.embedding != 0, axis=1)
+    is_zero: Array = (vectors.embedding == 0).all(axis=1)
     rows = []
     for row, path in enumerate(entries.paths):
-        if reason := _refusal(path, seen, is_finite=bool(finite[row]), is_zero=is_cosine and not directed[row]):
+        reason = _path_refusal(path, seen)
+        if not reason and not finite[row]:
+            reason = "its vectors are not finite"
+        elif not reason and is_zero[row] and spec.metric == "cosine":
+            reason = "its embedding is zero, which no cosine compares"
+        if reason:
             skipped.append(Skipped(path.encode("utf-8", "backslashreplace").decode(), reason))
         else:
             seen.add(path)
@@ -201,7 +202,7 @@ def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skip
     return np.array(rows, np.int64)
 
 
-def _refusal(path: str, seen: set[str], *, is_finite: bool, is_zero: bool) -> str:
+def _path_refusal(path: str, seen: set[str]) -> str | None:
     if not path or "\0" in path:
         return "has no path that a file could have"
     if path in seen:
@@ -211,26 +212,7 @@ def _refusal(path: str, seen: set[str], *, is_finite: bool, is_zero: bool) -> st
         located(path, Path("/"))
     except (UnicodeEncodeError, GalleryError):
         return "its path is not UTF-8, or leads out of the root"
-    if not is_finite:
-        return "its vectors are not finite"
-    return "its embedding is zero, which no cosine compares" if is_zero else ""
-
-
-def _some(entries: Entries, rows: Array) -> Entries:
-    numbers = rows.tolist()
-    return Entries(
-        ids=entries.ids[rows],
-        paths=[entries.paths[row] for row in numbers],
-        sha256=entries.sha256[rows],
-        size=entries.size[rows],
-        mtime_ns=entries.mtime_ns[rows],
-        columns={name: [values[row] for row in numbers] for name, values in entries.columns.items()},
-    )
-
-
-def _some_vectors(vectors: Vectors, rows: Array) -> Vectors:
-    pooled = vectors.pooled[rows]
-    return Vectors(pooled, pooled if vectors.embedding is vectors.pooled else vectors.embedding[rows])
+    return None
 
 
 # --- Checking an encoder ----------------------------------------------------------------------------------------------
@@ -281,33 +263,29 @@ def _checked_encoder(found: Source, given: str | os.PathLike[str] | Encoder, dev
             f"{widths[1]} and embeddings of {widths[0]}, and explaining needs both; leave --encoder out, or build the "
             "gallery from the images"
         )
-    files, stored = _probes(found)
+    _try_out(encoder, found, device)
+    return encoder
+
+
+def _try_out(encoder: Encoder, found: Source, device: str) -> None:
+    """Encode some images that are there again, and compare with their stored vectors."""
+    from ...encoders import Inference
+
+    files: list[Path] = []
+    vectors: list[Array] = []
+    rows = (pair for entries, block in found.blocks() for pair in zip(entries.paths, block.embedding, strict=True))
+    for path, vector in islice(rows, _PROBED_ROWS):
+        if path and "\0" not in path and (file := found.root / path).is_file():
+            files.append(file)
+            vectors.append(vector)
+        if len(files) == _PROBES:
+            break
     if not files:
         raise InputError(
             f"none of the first {min(found.count, _PROBED_ROWS)} images of {found.place} is under {found.root}, so "
             f"{encoder.short_name} cannot be tried on them; say where they are with --root, or leave --encoder out"
         )
-    _compare(found, encoder, files, stored, device)
-    return encoder
-
-
-def _probes(found: Source) -> tuple[list[Path], Array]:
-    """Some images that are there, with their stored vectors."""
-    files: list[Path] = []
-    vectors: list[Array] = []
-    rows = (pair for entries, block in found.blocks() for pair in zip(entries.paths, block.embedding, strict=True))
-    for path, vector in islice(rows, _PROBED_ROWS):
-        if len(files) < _PROBES and path and "\0" not in path and (file := found.root / path).is_file():
-            files.append(file)
-            vectors.append(vector)
-        if len(files) == _PROBES:
-            break
-    return files, np.array(vectors)
-
-
-def _compare(found: Source, encoder: Encoder, files: list[Path], stored: Array, device: str) -> None:
-    from ...encoders import Inference
-
+    stored = np.array(vectors)
     made = Inference(encoder, device=device, precision="fp32").encode_images(files).embedding.cpu().numpy()
     lengths = np.linalg.norm(made, axis=1)
     error = np.linalg.norm(made - stored, axis=1) / np.maximum(lengths, 1e-12)

@@ -90,7 +90,7 @@ def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_colum
             f"{table} has {len(listing)} lines and {file.name} {len(matrix)} rows; they must have the same"
         )
     own_root = (root or listing.root).absolute()
-    reader = TableReader(root=own_root, label=label_column or "label", columns=None)
+    reader = TableReader(own_root, label_column or "label")
 
     def blocks() -> Iterator[tuple[Entries, Vectors]]:
         records, start = iter(listing), 0
@@ -99,7 +99,7 @@ def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_colum
             rows["label"] = [record.label for record in some]
             rows |= {name: [record.columns.get(name) for record in some] for name in listing.column_names}
             embedding = np.array(matrix[start : start + len(some)], np.float32)
-            yield reader.entries(rows, "", start), Vectors(embedding, embedding)
+            yield reader.entries(rows), Vectors(embedding, embedding)
             start += len(some)
 
     return Source("oml", table, own_root, len(matrix), matrix.shape[1], blocks)
@@ -141,13 +141,13 @@ def _hloc(place: Path, root: Path) -> Source:
     names, dim = _with_hloc(place, _descriptors)
     if not names:
         raise InputError(f"{place}: no group in it holds a global_descriptor")
-    reader = TableReader(root=root.absolute(), label="label", columns=None)
+    reader = TableReader(root.absolute(), "label")
 
     def blocks() -> Iterator[tuple[Entries, Vectors]]:
         for start in range(0, len(names), BLOCK_ROWS):
             some = names[start : start + BLOCK_ROWS]
             embedding = _with_hloc(place, partial(_stacked, some))
-            yield reader.entries({"path": list(some)}, "", start), Vectors(embedding, embedding)
+            yield reader.entries({"path": list(some)}), Vectors(embedding, embedding)
 
     return Source("hloc", place, reader.root, len(names), dim, blocks)
 

@@ -1,9 +1,8 @@
-"""What the formats of other tools have in common: a source of rows, arrays that are not trusted, cells of tables."""
+"""Ground common to the formats of other tools: a source of rows, untrusted arrays, cells of tables."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ _STATE_COLUMNS = ("id", "sha256", "size", "mtime_ns")  # in the tables of `distc
 
 @dataclass(frozen=True)
 class Source:
-    """What another tool left behind.
+    """Rows of vectors that another tool wrote.
 
     Attributes:
         kind: which tool's layout it is.
@@ -91,44 +90,43 @@ class TableReader:
 
     root: Path
     label: str
-    columns: Mapping[str, str] | None
+    columns: Mapping[str, str] | None = None
 
-    def entries(self, table: dict[str, list[Any]], prefix: str, start: int) -> Entries:
+    def entries(self, table: dict[str, list[Any]], prefix: str = "", start: int = 0) -> Entries:
         """Some rows, given as columns; those without a path are named by `prefix` and their number."""
         count = len(next(iter(table.values())))
-        state = {name: table.pop(name) for name in _STATE_COLUMNS if name in table} if self.columns is not None else {}
-        own = "path" if self.columns is not None else next((name for name in _PATH_COLUMNS if name in table), None)
-        paths = _texts(table.pop(own, [None] * count)) if own is not None else [None] * count
+        empty = [None] * count
+        state: dict[str, list[Any]] = {}
+        own = next((name for name in _PATH_COLUMNS if name in table), "")
         if self.columns is not None:
+            own = "path"
             table.pop("image_path", None)
-        labels = _texts(table.pop(self.label, [None] * count))
-        names = self.columns or {}
-        columns = {names.get(name, _free(name)): _texts(values) for name, values in table.items() if name}
+            state = {name: table.pop(name) for name in _STATE_COLUMNS if name in table}
+        paths = [
+            f"{prefix}{start + row:08d}" if path is None else path
+            for row, path in enumerate(map(_text, table.pop(own, empty)))
+        ]
+        columns = {"label": [_text(value) for value in table.pop(self.label, empty)]}
+        for name, values in table.items():
+            if name:
+                taken = f"{name}_" if name in ("path", "label") else name
+                columns[(self.columns or {}).get(name, taken)] = [_text(value) for value in values]
         return Entries(
             ids=np.zeros(count, np.uint64),
-            paths=[
-                _stored(f"{prefix}{start + row:08d}" if path is None else path, self.root)
-                for row, path in enumerate(paths)
+            paths=[  # addresses stay as they are
+                path if "://" in path or not path or "\0" in path else stored_path(self.root / path, self.root)
+                for path in paths
             ],
-            sha256=_checksums(state.get("sha256", [None] * count)),
-            size=_numbers(state.get("size", [None] * count), np.uint64),
-            mtime_ns=_numbers(state.get("mtime_ns", [None] * count), np.int64),
-            columns={"label": labels, **columns},
+            sha256=_checksums(state.get("sha256", empty)),
+            size=_numbers(state.get("size", empty), np.uint64),
+            mtime_ns=_numbers(state.get("mtime_ns", empty), np.int64),
+            columns=columns,
         )
-
-
-def _free(name: str) -> str:
-    """A column's name in the gallery, where `path` and `label` are taken."""
-    return f"{name}_" if name in ("path", "label") else name
-
-
-def _texts(values: Sequence[Any]) -> list[str | None]:
-    return [_text(value) for value in values]
 
 
 def _text(value: Any) -> str | None:
     """A cell as a gallery stores it: text, or nothing."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value != value:  # NaN
         return None
     if isinstance(value, (dict, list)):
         return json.dumps(value, default=str)
@@ -147,8 +145,3 @@ def _numbers(values: Sequence[Any], kind: type[np.integer[Any]]) -> Array:
     limits = np.iinfo(kind)
     fits = (isinstance(value, int) and limits.min <= value <= limits.max for value in values)
     return np.array([value if is_one else 0 for value, is_one in zip(values, fits, strict=True)], kind)
-
-
-def _stored(path: str, root: Path) -> str:
-    """The path under which the gallery will know an image; addresses stay as they are."""
-    return path if "://" in path or not path or "\0" in path else stored_path(root / path, root)

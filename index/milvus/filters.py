@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 
-from ..filters.matching import And, Eq, Filter, Glob, In, Ne, Not, Or, Range
+from ..filters.tree import And, Eq, Filter, Glob, In, Ne, Not, Or, Range
 
 __all__ = ["EVERY_ROW", "compiled", "key_of", "keys_of", "numbers_of"]
 

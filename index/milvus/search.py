@@ -9,11 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError, ShapeError
-from ..filters.matching import Filter
+from ..filters.tree import Filter
 from ..search import (
-    METRICS,
     UNKNOWN_FLOOR,
-    Capabilities,
     Hits,
     Ids,
     Proposal,
@@ -26,7 +24,7 @@ from ..search import (
     search_exactly,
 )
 from .filters import EVERY_ROW, compiled
-from .table import MAX_CANDIDATES, MAX_DIM, Found, MilvusTable, expressions_of
+from .table import MAX_CANDIDATES, Found, MilvusTable, expressions_of
 
 __all__ = ["MilvusSearch", "Rows"]
 
@@ -82,16 +80,9 @@ class MilvusSearch:
         self._rows = rows
 
     @property
-    def capabilities(self) -> Capabilities:
+    def is_exact(self) -> bool:
         """L1 neighbours are looked for among five times as many L2 neighbours, so a few may be missed."""
-        return Capabilities(
-            metrics=frozenset(METRICS),
-            exact=self._table.kind.is_exact and self.spec.metric in ("cosine", "l2"),
-            filtered=True,
-            max_k=MAX_K,
-            max_dim=MAX_DIM,
-            persistent=True,
-        )
+        return self._table.kind.is_exact and self.spec.metric in ("cosine", "l2")
 
     is_worth_saving = False
 

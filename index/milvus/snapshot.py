@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ..filters.matching import Filter, Verdicts, matching
+from ..filters.matching import Verdicts, matching
+from ..filters.tree import Filter
 from ..search import check_ids
 from ..storage.manifest import BackendEntry, Manifest
 from ..storage.records import Array, Categorical, Record

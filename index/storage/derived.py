@@ -112,7 +112,7 @@ class Derived:
             self._embeddings,
             factory=factory,
             seed=0 if manifest.tuning is None else manifest.tuning.seed,
-            calibration=settings_of(manifest.tuning),
+            settings=settings_of(manifest.tuning),
         )
 
     def _embeddings(self, ids: Ids | Array) -> NDArray[np.float32]:

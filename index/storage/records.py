@@ -85,6 +85,18 @@ class Entries:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, rows: Array) -> Self:
+        """The entries of some rows."""
+        numbers = rows.tolist()
+        return type(self)(
+            ids=self.ids[rows],
+            paths=[self.paths[row] for row in numbers],
+            sha256=self.sha256[rows],
+            size=self.size[rows],
+            mtime_ns=self.mtime_ns[rows],
+            columns={name: [values[row] for row in numbers] for name, values in self.columns.items()},
+        )
+
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
         """All parts in order; a column that a part does not have is empty there."""
@@ -116,6 +128,13 @@ class Vectors:
 
     def __len__(self) -> int:
         return len(self.pooled)
+
+    def take(self, rows: Array) -> Self:
+        """The vectors and maps of some rows."""
+        pooled = self.pooled[rows]
+        embedding = pooled if self.embedding is self.pooled else self.embedding[rows]
+        maps = None if self.maps is None else self.maps[rows]
+        return type(self)(pooled, embedding, maps, None if self.map_scale is None else self.map_scale[rows])
 
     @property
     def nbytes(self) -> int:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import CorruptGalleryError, InputError
-from ..filters.matching import Filter, Verdicts, matching
+from ..filters.matching import Verdicts, matching
+from ..filters.tree import Filter
 from ..reports import counted
 from ..search import SearchSpec, check_ids
 from .durable import REMEDY, file_sha256, read_file

@@ -1,4 +1,4 @@
-"""What a folder sync has to do: which files are new, changed, moved, doubled or gone. Nothing here encodes or writes.
+"""Plan of a folder sync: new, changed, moved, doubled and missing files. Nothing here encodes or writes.
 
 Contents decide, by SHA-256; size and time of change only spare reading what has not changed. What cannot be looked at
 now is never taken for gone.
@@ -6,34 +6,63 @@ now is never taken for gone.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import stat
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ...errors import ImageError, InputError
-from ...images.listing import ImageRecord, Listing, list_images
-from ...images.loading import IMAGE_SUFFIXES, read_image
-from ...images.splits import SPLIT_COLUMN, SplitFolders, find_split_folders
-from ..building.ingest import MAX_FILE_BYTES, Offer, Progress
+from ...images.listing import ImageRecord, Listing
+from ...images.loading import read_image
+from ..building.ingest import Offer, Progress
 from ..reports import Skipped
-from ..storage.records import stored_path
 from ..storage.segments import Segment
 from ..storage.snapshot import Snapshot
+from .folder import SyncFolder, digest, list_folder, reason_of, status_of
 
-__all__ = ["Carry", "Place", "Plan", "Row", "SyncKind", "make_plan", "rows_of"]
+__all__ = ["Carry", "Plan", "Row", "SyncKind", "SyncSettings", "make_plan", "rows_of"]
 
 SyncKind = Literal["added", "changed", "moved", "duplicated", "relabelled", "removed"]
 
 
+@dataclass(frozen=True)
+class SyncSettings:
+    """Options of a sync.
+
+    Attributes:
+        labels: `"folder"`, `"none"`, or a CSV: what it says holds for every image. None: images that are there keep
+            their labels, new ones are called after their folders as the old ones are, and a label that came from the
+            folder moves with the file.
+        checksum: read every file instead of trusting size and time of change.
+        keep_missing: images whose files are gone stay.
+        max_vanishing: the share of the folder's images that may leave in one sync, 0 … 1.
+        force: let any number leave.
+        settle: seconds that a file must have been left alone before it is read.
+        strict: stop at the first file that cannot be used.
+        batch_size, workers, device: how to run the encoder; see `Inference`.
+    """
+
+    labels: str | os.PathLike[str] | None = None
+    checksum: bool = False
+    keep_missing: bool = False
+    max_vanishing: float = 0.5
+    force: bool = False
+    settle: float = 0.0
+    strict: bool = False
+    batch_size: int | None = None
+    workers: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_vanishing <= 1:
+            raise InputError(f"expected a share from 0 to 1 that may vanish, got {self.max_vanishing}")
+
+
 class Row(NamedTuple):
-    """Where an image lies in the gallery."""
+    """An image's row in its segment."""
 
     segment: Segment
     row: int
@@ -78,7 +107,7 @@ class Carry(NamedTuple):
 
 @dataclass
 class Plan:
-    """What has to be done.
+    """The work of a sync.
 
     Attributes:
         carries: rows that need no encoding.
@@ -88,7 +117,7 @@ class Plan:
         missing: paths of images that are gone and stay all the same.
         skipped: files that cannot be used.
         unchanged: images that are as the gallery has them.
-        busy: files that changed so lately that somebody may still be writing them.
+        busy: files that changed so lately that they may still be being written.
         inside: images of the gallery under the folder, before.
     """
 
@@ -103,70 +132,6 @@ class Plan:
     inside: int = 0
 
 
-class Place:
-    """The synced folder as the gallery sees it: which stored paths lie under it, and what their folders are called."""
-
-    def __init__(self, folder: Path, root: Path) -> None:
-        self.folder = Path(os.path.abspath(folder))  # noqa: PTH100 (no resolve(): names of links stay)
-        self.root = root
-        self._prefixes = tuple({f"{path.as_posix().rstrip('/')}/" for path in (self.folder, self.folder.resolve())})
-        self._roots = tuple({f"{path.as_posix().rstrip('/')}/" for path in (root, root.resolve())})
-        self._stored_prefix = None  # of the folder's files, where no link can lead to another name for them
-        if self.folder.is_relative_to(root):
-            self._stored_prefix = "" if self.folder == root else f"{self.folder.relative_to(root).as_posix()}/"
-
-    def stored(self, path: str) -> str:
-        """The path under which the gallery knows a file of the folder, given relative to the folder."""
-        if self._stored_prefix is not None:  # for millions of files: without an object for each
-            return self._stored_prefix + path
-        return stored_path(self.folder / path, self.root)
-
-    def holds(self, path: str) -> bool:
-        """Whether a stored path lies under the folder."""
-        return self._within(path) is not None
-
-    def _within(self, path: str) -> str | None:
-        if "://" in path:  # an address, which no folder holds
-            return None
-        candidates = [path] if _is_absolute(path) else [root + path for root in self._roots]
-        for candidate in candidates:
-            for prefix in self._prefixes:
-                if candidate.startswith(prefix):
-                    return candidate[len(prefix) :]
-        return None
-
-    def label_of(self, path: str) -> str | None:
-        """The class that the folders say: under the gallery's root, or under the synced one for files outside of it.
-
-        It is the first folder, or that below the folder of a split. So syncing a part of the images gives them the
-        labels that syncing all of them would.
-        """
-        relative = self._relative(path)
-        splits = self._outer_splits if _is_absolute(path) else self._splits
-        if splits is not None and splits.names:
-            return splits.label_of(relative)
-        folder, slash, _ = relative.partition("/")
-        return folder if slash else None
-
-    def columns_of(self, path: str) -> dict[str, str]:
-        """What else the folders say: the split, where they are those of splits."""
-        splits = self._outer_splits if _is_absolute(path) else self._splits
-        if splits is None or not splits.names:
-            return {}
-        return {SPLIT_COLUMN: splits.split_of(self._relative(path)) or ""}
-
-    def _relative(self, path: str) -> str:
-        return (self._within(path) or path) if _is_absolute(path) else path
-
-    @cached_property
-    def _splits(self) -> SplitFolders | None:
-        return find_split_folders(self.root)
-
-    @cached_property
-    def _outer_splits(self) -> SplitFolders | None:
-        return find_split_folders(self.folder)
-
-
 def rows_of(snapshot: Snapshot) -> dict[str, Row]:
     """Every image's row by its path."""
     return {
@@ -178,12 +143,9 @@ def rows_of(snapshot: Snapshot) -> dict[str, Row]:
 
 def make_plan(
     snapshot: Snapshot,
-    place: Place,
+    folder: SyncFolder,
+    settings: SyncSettings,
     *,
-    labels: str | os.PathLike[str] | None = None,
-    checksum: bool = False,
-    keep_missing: bool = False,
-    settle: float = 0.0,
     doubtful: Collection[str] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
@@ -191,91 +153,86 @@ def make_plan(
 
     Args:
         snapshot: the gallery.
-        place: the folder.
-        labels: `"folder"`, `"none"`, or a CSV: what it says holds for every image. None: images that are there keep
-            their labels, new ones are called after their folders as the old ones are, and a label that came from the
-            folder moves with the file.
-        checksum: read every file, also those whose size and time are as before.
-        keep_missing: images whose files are gone stay.
-        settle: seconds that a file must have been left alone.
+        folder: the folder.
+        settings: what the sync may do.
         doubtful: paths of files to decode now rather than to offer them for encoding; None decodes all new ones.
         progress: called with the number of files looked at and the number expected.
 
     Raises:
-        InputError: there is no such folder, or `labels` cannot be used.
+        InputError: there is no such folder, `labels` cannot be used, or the gallery's images are pooled under masks.
     """
-    comparison = _Comparison(snapshot, place, listing := _listing(place.folder, labels), follows=labels is None)
-    comparison.look(listing, checksum=checksum, settle=settle, progress=progress)
+    if snapshot.manifest.masks is not None:
+        raise InputError(
+            f"{snapshot.folder} pools its images under masks, which a sync does not follow; "
+            "use `distcam index add` and `distcam index remove`"
+        )
+    comparison = _Comparison(snapshot, folder, settings)
+    comparison.look(list_folder(folder.folder, settings.labels), progress)
     comparison.find_gone()
-    comparison.resolve(keep_missing=keep_missing, doubtful=doubtful)
+    comparison.resolve(doubtful)
     return comparison.plan
 
 
-def _listing(folder: Path, labels: str | os.PathLike[str] | None) -> Listing | None:
-    """The images of a folder; None when it is empty, as the place of a disk is that is not mounted."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is no folder; is its disk mounted?")
-    try:
-        return list_images(folder, labels=labels)
-    except InputError:
-        if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for _, _, names in os.walk(folder) for name in names):
-            raise
-        return None
-
-
 class _Comparison:
-    def __init__(self, snapshot: Snapshot, place: Place, listing: Listing | None, *, follows: bool) -> None:
-        self.place = place
+    """A folder against a gallery: every file is unchanged, or wanted; every image without a file is gone."""
+
+    def __init__(self, snapshot: Snapshot, folder: SyncFolder, settings: SyncSettings) -> None:
+        self.folder = folder
+        self.settings = settings
         self.known = rows_of(snapshot)
         self.plan = Plan()
-        self.plan.skipped += _problems(listing, place)
-        self._follows = follows
-        self._has_labels = follows and bool((snapshot.column("label").codes >= 0).any())
-        self._inside = {path for path in self.known if place.holds(path)}
+        self._keeps_labels = settings.labels is None
+        self._has_labels = self._keeps_labels and bool((snapshot.column("label").codes >= 0).any())
+        self._inside = {path for path in self.known if folder.holds(path)}
         self._seen: set[str] = set()
         self._wanted: list[Offer] = []
         self._gone: dict[bytes, list[str]] = defaultdict(list)
         self.plan.inside = len(self._inside)
 
-    def look(self, listing: Listing | None, *, checksum: bool, settle: float, progress: Progress | None) -> None:
+    def look(self, listing: Listing | None, progress: Progress | None) -> None:
         """Sort the files into unchanged ones and wanted ones."""
+        for problem in () if listing is None else listing.problems:
+            path, _, reason = problem.partition(": ")
+            self.plan.skipped.append(Skipped(self.folder.stored(path), reason))
         for number, record in enumerate(listing or (), 1):
-            path = self.place.stored(record.path)
+            path = self.folder.stored(record.path)
             if path in self._seen:  # one file under two names
                 continue
             self._seen.add(path)
             try:
-                self._compare(path, record, checksum=checksum, settle=settle)
+                self._compare(path, record)
             except ImageError as error:
                 self.plan.skipped.append(Skipped(path, error.reason))
             if progress is not None:
                 progress(number, max(number, len(self._inside)))
 
-    def _compare(self, path: str, record: ImageRecord, *, checksum: bool, settle: float) -> None:
-        status = _status(f"{self.place.folder}/{record.path}")
+    def _compare(self, path: str, record: ImageRecord) -> None:
+        status = status_of(f"{self.folder.folder}/{record.path}")
         row = self.known.get(path)
         is_as_before = row is not None and row.state == (status.st_size, status.st_mtime_ns)
-        if is_as_before and self._follows and not checksum:
+        if is_as_before and self._keeps_labels and not self.settings.checksum:
             self.plan.unchanged += 1
             return
-        if not is_as_before and abs(time.time() - status.st_mtime) < settle:
+        if not is_as_before and abs(time.time() - status.st_mtime) < self.settings.settle:
             self.plan.busy += 1
             return
-        offer = Offer(self.place.folder / record.path, path, record.label)
+        offer = Offer(self.folder.folder / record.path, path, record.label)
         offer.size, offer.mtime_ns = status.st_size, status.st_mtime_ns
-        offer.sha256 = row.sha256 if row is not None and is_as_before and not checksum else _digest(offer.file)
+        is_trusted = row is not None and is_as_before and not self.settings.checksum
+        offer.sha256 = row.sha256 if row is not None and is_trusted else digest(offer.file)
         if row is not None:
             self._compare_known(offer, row)
-        else:
-            self._label_new(offer)
-            self._wanted.append(offer)
+            return
+        if self._keeps_labels:
+            offer.label = self.folder.label_of(path) if self._has_labels or not self.known else None
+            offer.columns = self.folder.columns_of(path)
+        self._wanted.append(offer)
 
     def _compare_known(self, offer: Offer, row: Row) -> None:
-        """A path that the gallery has: are contents and label as they were?"""
-        held = row.columns
-        label = held.pop("label", None)
-        offer.label = label if self._follows or offer.label is None else offer.label
-        offer.columns, offer.replaces = held, row.id
+        """Contents and label of a path that the gallery has: as they were, or not?"""
+        offer.columns, offer.replaces = row.columns, row.id
+        label = offer.columns.pop("label", None)
+        offer.label = label if self._keeps_labels or offer.label is None else offer.label
         if offer.sha256 != row.sha256:
             self._wanted.append(offer)
         elif offer.label != label:
@@ -283,15 +240,10 @@ class _Comparison:
         else:
             self.plan.unchanged += 1
 
-    def _label_new(self, offer: Offer) -> None:
-        if self._follows:
-            offer.label = self.place.label_of(offer.path) if self._has_labels or not self.known else None
-            offer.columns = self.place.columns_of(offer.path)
-
     def find_gone(self) -> None:
         """Images whose files are really not there any more; what cannot be looked at stays as it is."""
         for path in sorted(self._inside - self._seen):
-            file = self.place.root / path
+            file = self.folder.root / path
             try:
                 file.stat()
                 self.plan.unchanged += 1  # there, but nothing that a walk lists: a hidden file, another suffix
@@ -299,11 +251,12 @@ class _Comparison:
                 if not file.is_symlink():
                     self._gone[self.known[path].sha256].append(path)
             except OSError as error:
-                self.plan.skipped.append(Skipped(path, _reason(error)))
+                self.plan.skipped.append(Skipped(path, reason_of(error)))
 
-    def resolve(self, *, keep_missing: bool, doubtful: Collection[str] | None) -> None:
+    def resolve(self, doubtful: Collection[str] | None) -> None:
         """Find for every wanted file where its vectors come from; decide what becomes of the images that are gone."""
-        sources = self._sources({offer.sha256 for offer in self._wanted})
+        wanted = {offer.sha256 for offer in self._wanted}
+        sources = {row.sha256: path for path, row in self.known.items() if row.sha256 in wanted} if wanted else {}
         first: dict[bytes, str] = {}
         for offer in self._wanted:
             if (old := self._moved_from(offer)) is not None:
@@ -313,13 +266,16 @@ class _Comparison:
                 self.plan.carries.append(Carry(kind, self.known[origin], offer, origin))
             elif offer.sha256 in first:
                 self.plan.twins.append((offer, first[offer.sha256]))
-            elif (reason := self._refusal(offer, doubtful)) is not None:
-                self.plan.skipped.append(Skipped(offer.path, reason))
             else:
-                first[offer.sha256] = offer.path
-                self.plan.offers.append(offer)
+                try:
+                    if doubtful is None or offer.path in doubtful:
+                        read_image(offer.file)
+                    first[offer.sha256] = offer.path
+                    self.plan.offers.append(offer)
+                except ImageError as error:
+                    self.plan.skipped.append(Skipped(offer.path, error.reason))
         gone = sorted(path for paths in self._gone.values() for path in paths)
-        if keep_missing:
+        if self.settings.keep_missing:
             self.plan.missing = gone
         else:
             self.plan.removed = [(self.known[path].id, path) for path in gone]
@@ -336,63 +292,13 @@ class _Comparison:
 
     def _move(self, offer: Offer, old: str) -> None:
         row = self.known[old]
-        held = row.columns
-        label = held.pop("label", None)
-        if self._follows:
-            came_from_folder = label is not None and label == self.place.label_of(old)
-            offer.label = self.place.label_of(offer.path) if came_from_folder else label
-            held |= self.place.columns_of(offer.path)
+        columns = row.columns
+        label = columns.pop("label", None)
+        if self._keeps_labels:
+            came_from_folder = label is not None and label == self.folder.label_of(old)
+            offer.label = self.folder.label_of(offer.path) if came_from_folder else label
+            columns |= self.folder.columns_of(offer.path)
         elif offer.label is None:
             offer.label = label
-        offer.columns, offer.replaces = held, row.id
+        offer.columns, offer.replaces = columns, row.id
         self.plan.carries.append(Carry("moved", row, offer, old))
-
-    def _sources(self, wanted: set[bytes]) -> dict[bytes, str]:
-        """A path of the gallery for each wanted checksum that it has."""
-        if not wanted:
-            return {}
-        return {sha256: path for path, row in self.known.items() if (sha256 := row.sha256) in wanted}
-
-    def _refusal(self, offer: Offer, doubtful: Collection[str] | None) -> str | None:
-        if doubtful is not None and offer.path not in doubtful:
-            return None
-        try:
-            read_image(offer.file)
-        except ImageError as error:
-            return error.reason
-        return None
-
-
-def _is_absolute(path: str) -> bool:
-    return os.path.isabs(path)  # noqa: PTH117 (asked for every image of the gallery)
-
-
-def _problems(listing: Listing | None, place: Place) -> Iterator[Skipped]:
-    """What the walk over the folder left out, under the paths that the gallery uses."""
-    for problem in () if listing is None else listing.problems:
-        path, _, reason = problem.partition(": ")
-        yield Skipped(place.stored(path), reason)
-
-
-def _status(file: str) -> os.stat_result:
-    try:
-        status = os.stat(file)  # noqa: PTH116 (one call, no object)
-    except OSError as error:
-        raise ImageError(file, _reason(error)) from error
-    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-        raise ImageError(file, "not a regular file")
-    if status.st_size > MAX_FILE_BYTES:
-        raise ImageError(file, f"{status.st_size >> 20} MiB, more than {MAX_FILE_BYTES >> 20}")
-    return status
-
-
-def _digest(file: Path) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").digest()
-    except OSError as error:
-        raise ImageError(file, _reason(error)) from error
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -1,55 +1,22 @@
-"""What a folder sync may do, and what it did."""
+"""Report of a folder sync."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...errors import InputError
 from ..reports import Skipped, counted
 from .plan import SyncKind
 
-__all__ = ["Change", "SyncReport", "SyncSettings"]
+__all__ = ["Change", "SyncReport"]
 
 _KINDS: tuple[SyncKind, ...] = ("added", "changed", "moved", "duplicated", "relabelled", "removed")
 
 
-@dataclass(frozen=True)
-class SyncSettings:
-    """What a sync may do.
-
-    Attributes:
-        labels: `"folder"`, `"none"`, or a CSV for all images; None: see `make_plan`.
-        checksum: read every file instead of trusting size and time of change.
-        keep_missing: images whose files are gone stay.
-        max_vanishing: the share of the folder's images that may leave in one sync, 0 … 1.
-        force: let any number leave.
-        settle: seconds that a file must have been left alone before it is read.
-        strict: stop at the first file that cannot be used.
-        batch_size, workers, device: how to run the encoder; see `Inference`.
-    """
-
-    labels: str | os.PathLike[str] | None = None
-    checksum: bool = False
-    keep_missing: bool = False
-    max_vanishing: float = 0.5
-    force: bool = False
-    settle: float = 0.0
-    strict: bool = False
-    batch_size: int | None = None
-    workers: int | None = None
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_vanishing <= 1:
-            raise InputError(f"expected a share from 0 to 1 that may vanish, got {self.max_vanishing}")
-
-
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happened to one image; `origin` is the path that its vectors come from when nothing was encoded."""
+    """One image's change; `origin` is the path that its vectors come from when nothing was encoded."""
 
     kind: SyncKind
     path: str
@@ -58,13 +25,13 @@ class Change:
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What a sync did, or would do.
+    """The changes that a sync made, or would make.
 
     Attributes:
         changes: image by image.
         unchanged: images that were as the gallery had them.
         missing: paths whose files are gone and which stay in the gallery.
-        skipped: files that cannot be used; what the gallery had under their paths is kept.
+        skipped: files that cannot be used; the images that the gallery had under their paths stay.
         busy: files left for later because they are being written.
         images: images in the gallery afterwards.
         is_dry_run: nothing was done.
@@ -82,7 +49,7 @@ class SyncReport:
 
     @property
     def counts(self) -> Counter[SyncKind]:
-        """How many images were added, changed, and so on."""
+        """Number of images added, changed, and so on."""
         return Counter(change.kind for change in self.changes)
 
     def to_dict(self) -> dict[str, Any]:

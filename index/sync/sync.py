@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import GalleryError, ImageError, InputError
-from ..building.ingest import Offer, Progress, Stream, entries_of, ingest_offers
+from ..building.ingest import Offer, Progress, entries_of, ingest_offers
 from ..reports import Skipped, counted, read_skipped
 from ..storage.durable import after_commit
 from ..storage.snapshot import BLOCK_BYTES, Snapshot
 from ..storage.writer import GalleryWriter
-from .plan import Carry, Place, Plan, make_plan, rows_of
-from .report import Change, SyncReport, SyncSettings
+from .folder import SyncFolder
+from .plan import Carry, Plan, SyncSettings, make_plan, rows_of
+from .report import Change, SyncReport
 
 if TYPE_CHECKING:  # a sync that finds nothing new does without torch
     from ...encoders import Encoder
@@ -58,11 +59,8 @@ class LazyEncoder:
             InputError: the gallery keeps none, and none was given.
         """
         mine = self._gallery.manifest.encoder.fingerprint  # a watch may outlive the gallery that it began with
-        if self._loaded is None or self._loaded.fingerprint != mine:
-            self._loaded = self._load()
-        return self._loaded
-
-    def _load(self) -> Encoder:
+        if self._loaded is not None and self._loaded.fingerprint == mine:
+            return self._loaded
         from ...encoders import Encoder
         from ...encoders.inference import whole_encoder
 
@@ -73,23 +71,27 @@ class LazyEncoder:
             )
         encoder = Encoder.load(source) if isinstance(source, (str, os.PathLike)) else whole_encoder(source)
         self._gallery.check_encoder(encoder)
+        self._loaded = encoder
         return encoder
 
 
-def plan_sync(snapshot: Snapshot, place: Place, settings: SyncSettings, *, progress: Progress | None) -> SyncReport:
-    """What a sync would do. New files are decoded, to see which cannot be used, but not encoded."""
-    plan = _plan(snapshot, place, settings, doubtful=None, progress=progress)
+def plan_sync(
+    snapshot: Snapshot, folder: SyncFolder, settings: SyncSettings, *, progress: Progress | None
+) -> SyncReport:
+    """The report of a dry run. New files are decoded, to see which cannot be used, but not encoded."""
+    plan = make_plan(snapshot, folder, settings, progress=progress)
     changes = [*_carried(plan.carries), *(_change(offer) for offer in plan.offers)]
-    changes += [*(_twin(offer, first) for offer, first in plan.twins), *_removed(plan)]
+    changes += [_twin(offer, first) for offer, first in plan.twins]
+    changes += [Change("removed", path) for _, path in plan.removed]
     report = _report(plan, changes, plan.skipped, images=0)
     counts = report.counts
     images = len(snapshot) + counts["added"] + counts["duplicated"] - counts["removed"]
-    return dataclasses.replace(report, images=images, is_dry_run=True, refusal=_refusal(plan, place, settings))
+    return dataclasses.replace(report, images=images, is_dry_run=True, refusal=_refusal(plan, folder, settings))
 
 
 def sync_folder(
     writer: GalleryWriter,
-    place: Place,
+    folder: SyncFolder,
     encoder: Callable[[], Encoder],
     *,
     settings: SyncSettings,
@@ -99,7 +101,7 @@ def sync_folder(
 
     Args:
         writer: the gallery, locked.
-        place: the folder.
+        folder: the folder.
         encoder: called when there is something to encode.
         settings: what may be done, and how to run the encoder.
         progress: called with files looked at, and then with files encoded.
@@ -110,8 +112,9 @@ def sync_folder(
     """
     before = Snapshot(writer.folder, writer.manifest, verify=False)
     old_skipped = _old_skipped(writer)
-    plan = _plan(before, place, settings, doubtful={item.path for item in old_skipped}, progress=progress)
-    if (refusal := _refusal(plan, place, settings)) is not None:
+    doubtful = {item.path for item in old_skipped}
+    plan = make_plan(before, folder, settings, doubtful=doubtful, progress=progress)
+    if (refusal := _refusal(plan, folder, settings)) is not None:
         raise InputError(refusal)
     skipped = list(plan.skipped)
     if settings.strict and skipped:
@@ -119,9 +122,11 @@ def sync_folder(
     _carry(writer, plan.carries)
     changes = _carried(plan.carries)
     if plan.offers:
-        report = ingest_offers(
-            writer, plan.offers, _stream(writer, encoder, settings), strict=settings.strict, progress=progress
-        )
+        from ..building.build import InferenceSettings, encoding_stream
+
+        inference = InferenceSettings(settings.batch_size, settings.workers, settings.device)
+        stream = encoding_stream(writer, encoder(), inference)
+        report = ingest_offers(writer, plan.offers, stream, strict=settings.strict, progress=progress)
         refused = {item.path for item in report.skipped}
         skipped += report.skipped
         changes += [_change(offer) for offer in plan.offers if offer.path not in refused]
@@ -132,71 +137,38 @@ def sync_folder(
     if plan.removed:
         writer.remove(id_ for id_, _ in plan.removed)
         writer.commit()
-        changes += _removed(plan)
+        changes += [Change("removed", path) for _, path in plan.removed]
     with after_commit(writer.folder, "the list of images that could not be used"):
-        _note_skipped(writer, old_skipped, skipped, place)
+        _note_skipped(writer, old_skipped, skipped, folder)
     writer.tidy()
     return _report(plan, changes, skipped, images=len(Snapshot(writer.folder, writer.manifest, verify=False)))
 
 
-def _stream(writer: GalleryWriter, load_encoder: Callable[[], Encoder], settings: SyncSettings) -> Stream:
-    from ..building.build import InferenceSettings, encoding_stream
-
-    inference = InferenceSettings(settings.batch_size, settings.workers, settings.device)
-    return encoding_stream(writer, load_encoder(), inference)
-
-
-def _plan(
-    snapshot: Snapshot, place: Place, settings: SyncSettings, *, doubtful: set[str] | None, progress: Progress | None
-) -> Plan:
-    if snapshot.manifest.masks is not None:
-        raise InputError(
-            f"{snapshot.folder} pools its images under masks, which a sync does not follow; "
-            "use `distcam index add` and `distcam index remove`"
-        )
-    return make_plan(
-        snapshot,
-        place,
-        labels=settings.labels,
-        checksum=settings.checksum,
-        keep_missing=settings.keep_missing,
-        settle=settings.settle,
-        doubtful=doubtful,
-        progress=progress,
-    )
-
-
-def _refusal(plan: Plan, place: Place, settings: SyncSettings) -> str | None:
+def _refusal(plan: Plan, folder: SyncFolder, settings: SyncSettings) -> str | None:
     leaving = len(plan.removed)
     if settings.force or leaving <= settings.max_vanishing * plan.inside:
         return None
     return (
-        f"{leaving} of {counted(plan.inside, 'image')} under {place.folder} are gone, more than "
+        f"{leaving} of {counted(plan.inside, 'image')} under {folder.folder} are gone, more than "
         f"{settings.max_vanishing:.0%}; nothing was changed. Is the disk mounted? If they are meant to leave, "
         "use --force; if they are to stay, --keep-missing"
     )
 
 
-# --- Rows that need no encoding ---------------------------------------------------------------------------------------
-
-
 def _carry(writer: GalleryWriter, carries: Iterable[Carry]) -> None:
     """Write rows again under another path or label, each in one commit with the departure of the old one."""
     by_segment = sorted(carries, key=lambda carry: carry.source.segment.file.path)
-    for _, group in groupby(by_segment, key=lambda carry: carry.source.segment):
-        for block in _blocks(list(group)):
-            segment, rows = block[0].source.segment, np.array([carry.source.row for carry in block])
+    for segment, group in groupby(by_segment, key=lambda carry: carry.source.segment):
+        these = list(group)
+        row_bytes = max(1, segment.file.bytes // max(1, len(segment)))
+        step = max(1, min(_CARRIED_AT_ONCE, BLOCK_BYTES // row_bytes))
+        for start in range(0, len(these), step):
+            block = these[start : start + step]
             offers = [carry.offer for carry in block]
             replaced = [offer.replaces for offer in offers if offer.replaces is not None]
+            rows = np.array([carry.source.row for carry in block])
             writer.append(entries_of(offers), segment.vectors(rows), replaces=replaced)
     writer.commit()
-
-
-def _blocks(carries: Sequence[Carry]) -> Iterator[Sequence[Carry]]:
-    segment = carries[0].source.segment
-    row_bytes = max(1, segment.file.bytes // max(1, len(segment)))
-    step = max(1, min(_CARRIED_AT_ONCE, BLOCK_BYTES // row_bytes))
-    yield from (carries[start : start + step] for start in range(0, len(carries), step))
 
 
 def _resolve_twins(writer: GalleryWriter, plan: Plan, skipped: Sequence[Skipped]) -> tuple[list[Carry], list[Skipped]]:
@@ -215,9 +187,6 @@ def _resolve_twins(writer: GalleryWriter, plan: Plan, skipped: Sequence[Skipped]
     return carries, lonely
 
 
-# --- Reports ----------------------------------------------------------------------------------------------------------
-
-
 def _carried(carries: Iterable[Carry]) -> list[Change]:
     return [
         Change(carry.kind, carry.offer.path, None if carry.kind == "relabelled" else carry.origin) for carry in carries
@@ -230,10 +199,6 @@ def _change(offer: Offer) -> Change:
 
 def _twin(offer: Offer, first: str) -> Change:
     return Change("duplicated" if offer.replaces is None else "changed", offer.path, first)
-
-
-def _removed(plan: Plan) -> list[Change]:
-    return [Change("removed", path) for _, path in plan.removed]
 
 
 def _report(plan: Plan, changes: Iterable[Change], skipped: Iterable[Skipped], *, images: int) -> SyncReport:
@@ -249,9 +214,11 @@ def _old_skipped(writer: GalleryWriter) -> tuple[Skipped, ...]:
     return ()
 
 
-def _note_skipped(writer: GalleryWriter, before: tuple[Skipped, ...], now: Iterable[Skipped], place: Place) -> None:
+def _note_skipped(
+    writer: GalleryWriter, before: tuple[Skipped, ...], now: Iterable[Skipped], folder: SyncFolder
+) -> None:
     """Renew the gallery's list: what it says of other folders stays."""
-    merged = {item.path: item for item in before if not place.holds(item.path)}
+    merged = {item.path: item for item in before if not folder.holds(item.path)}
     merged |= {item.path: item for item in now}
     if {item.path: item for item in before} != merged:
         lines = [item.to_json() for item in merged.values()]

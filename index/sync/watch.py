@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,7 @@ class _Waiting:
         self._stop = stop
         self._every = every
         self._events: Iterator[Any] | None = None
-        if every is None and not _has_watchfiles():
+        if every is None and find_spec("watchfiles") is None:
             self._every = 10.0
 
     def begin(self) -> None:
@@ -122,11 +122,3 @@ class _Waiting:
         if not self._folder.is_dir():
             self._events = None
             self._stop.wait(1.0)
-
-
-def _has_watchfiles() -> bool:
-    with suppress(ImportError):
-        import watchfiles  # noqa: F401
-
-        return True
-    return False

@@ -1,17 +1,18 @@
 """k-reciprocal re-ranking, exact and sparse: two images are near when their neighbourhoods are.
 
-The usual implementation fills several tables of (all images)² and runs out of memory at a few ten thousand images. But
-a neighbourhood holds a few dozen images, so nearly all of those tables is zero. Here the distances pass by once in
-blocks and leave the `k1` neighbours of each image; everything after works on neighbour lists.
+One pass over the distances leaves the neighbours of each image; everything after works on neighbour lists. No order of
+images changes a result: copies (equal vectors) are neighbours together or not at all, so a neighbourhood may hold more
+than k1 images, and different vectors at one distance are ordered by their numbers.
 
-Notation: N images (queries, then gallery), d the squared distance, dn(i, j) = d(i, j) / max_j d(i, j) our
-`relative distance`, R(i, k) the k-reciprocal neighbours, V_i the encoding of a neighbourhood, λ our `original_share`.
+Notation: d the squared distance, dn(i, j) = d(i, j) / max_j d(i, j) our `relative distance`, R(i, k) the k-reciprocal
+neighbours, V_i the encoding of a neighbourhood, λ our `original_share`.
 
 Source: Zhong et al. 2017, arXiv:1701.08398; rounding of k1 / 2 as in their Python code.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -20,15 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...errors import InputError
 from ..distances import FeatureDistances
-from .neighbours import PASS_BYTES, Images, Neighbours, nearest_neighbours
+from .neighbours import PASS_BYTES, DistinctVectors, Floats, Indices, nearest_neighbours
 
-__all__ = ["Reranking", "SharedNeighbours", "rerank_features"]
-
-Indices = NDArray[np.int64]
-Floats = NDArray[np.floating[Any]]
 RerankMetric = Literal["cosine", "l2"]
 _CHUNK = 1 << 20
-"""How many neighbours of neighbours are looked at together."""
+"""Neighbours of neighbours that are looked at together."""
 
 
 def rerank_features(
@@ -44,15 +41,14 @@ def rerank_features(
 ) -> Reranking:
     """The re-ranked distances of all queries to all gallery images, in [0, 1], as a source of rows computed on demand.
 
-    Equal distances rank by index (queries before gallery) and an image is always its own nearest neighbour, so
-    duplicates are harmless. Scaling all features changes nothing. Memory: one copy of the features, one block, and some
-    dozen numbers per image.
+    Scaling all features, or ordering the images otherwise, changes nothing. Memory: one copy of the features, one
+    block, and some dozen numbers per image.
 
     Args:
         query_features: (queries, dimensions).
         gallery_features: (gallery images, dimensions); without junk, which would take part as neighbours.
-        k1: neighbours that define a neighbourhood; clipped to the number of other images.
-        k2: neighbourhoods averaged (query expansion); 1 averages none.
+        k1: neighbours that define a neighbourhood, and all copies of the last; clipped to the number of other images.
+        k2: neighbourhoods averaged (query expansion), likewise; 1 averages none.
         original_share: λ, what remains of the original distance: 1 keeps its order, 0 is the Jaccard distance alone.
         metric: `"cosine"` or `"l2"`; the original distance is its square (for unit vectors the two are the same).
         block_bytes: size of a block of distances.
@@ -69,10 +65,11 @@ def rerank_features(
         raise InputError(
             f"expected k1 and k2 of at least 1 and original_share in [0, 1], got {k1}, {k2}, {original_share}"
         )
-    images = Images.of(FeatureDistances(query_features, gallery_features, metric=metric))
-    neighbours = nearest_neighbours(images, min(k1, len(images) - 1) + 1, block_bytes=block_bytes, device=device)
-    encoding = _expanded(_encoded(images, neighbours), neighbours.index[:, :k2])
-    return Reranking(images, encoding, farthest=neighbours.farthest, original_share=original_share)
+    images = DistinctVectors.of(FeatureDistances(query_features, gallery_features, metric=metric))
+    k1 = min(k1, len(images.number) - 1)
+    nearest, farthest = nearest_neighbours(images, min(k1 + 1, len(images)), block_bytes=block_bytes, device=device)
+    encoding = _expanded(_encoded(images, nearest, farthest, k1=k1), images, nearest, k2)
+    return Reranking(images, encoding, farthest=farthest, original_share=original_share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,69 +97,62 @@ class Reranking:
 
     bounds = (0.0, 1.0)
 
-    def __init__(self, images: Images, encoding: _Rows, *, farthest: Floats, original_share: float) -> None:
+    def __init__(self, images: DistinctVectors, encoding: _Rows, *, farthest: Floats, original_share: float) -> None:
         self._images, self._encoding, self._farthest = images, encoding, farthest
         self.original_share = original_share
-        self.shape: tuple[int, int] = (images.n_queries, len(images) - images.n_queries)
+        self.shape: tuple[int, int] = (images.n_queries, len(images.number) - images.n_queries)
         self.dtype: np.dtype[Any] = images.vectors.dtype
-        self._by_neighbour = _transposed(encoding, first_row=images.n_queries, n_columns=len(images))
+        self._query, self._gallery = np.split(images.number, [images.n_queries])
+        row = np.repeat(np.arange(len(images)), np.diff(encoding.start))
+        order = np.argsort(encoding.column, kind="stable")
+        start = np.searchsorted(encoding.column[order], np.arange(len(images) + 1))
+        self._by_neighbour = _Rows(start, row[order], encoding.value[order])
 
     def rows(self, start: int, stop: int) -> Floats:
         """Distances of queries `start` to `stop` (exclusive): (1 − λ) Jaccard + λ relative distance."""
-        gallery = slice(self.shape[0], len(self._images))
-        distances = self._images.squared(slice(start, stop), gallery)
-        distances *= (self.original_share / self._farthest[start:stop, None]).astype(self.dtype)
-        distances += 1 - self.original_share
-        row, column, overlap = self._overlaps(start, stop)
-        distances[row, column] -= (
-            (1 - self.original_share) * overlap / (2 - overlap)
-        )  # rows of V sum to 1: ∑max = 2 − ∑min
-        return np.maximum(distances, 0, out=distances)
+        return self._distances(self._query[start:stop])
 
-    def top(self, k: int) -> tuple[Indices, Floats]:
-        """The k nearest gallery images of each query, (q, k), nearest first and ties by index, and their distances."""
-        n_queries, n_gallery = self.shape
-        if not 1 <= k <= n_gallery:
-            raise InputError(f"k must be from 1 to {n_gallery}, the gallery's size, got {k}")
-        index, distance = np.empty((n_queries, k), np.int64), np.empty((n_queries, k), self.dtype)
-        step = max(1, PASS_BYTES // (self.dtype.itemsize * n_gallery))
-        for start in range(0, n_queries, step):
-            for query, row in enumerate(self.rows(start, min(start + step, n_queries)), start):
-                nearest = np.flatnonzero(row <= np.partition(row, k - 1)[k - 1])
-                index[query] = nearest[np.argsort(row[nearest], kind="stable")][:k]
-                distance[query] = row[index[query]]
-        return index, distance
+    def blocks(self, size: int) -> Iterator[tuple[NDArray[np.intp], Floats]]:
+        """Every query's number and distances, at most `size` at a time, in an order that hangs on the vectors alone."""
+        order = np.argsort(self._query, kind="stable")
+        for start in range(0, len(order), size):
+            queries = order[start : start + size]
+            yield queries, self._distances(self._query[queries])
+
+    def _distances(self, asked: Indices) -> Floats:
+        """Distances of some vectors to the gallery's images."""
+        vectors, place = np.unique(asked, return_inverse=True)
+        distances = self._images.squared(vectors, slice(None))
+        distances[np.arange(len(vectors)), vectors] = 0
+        distances *= (self.original_share / self._farthest[vectors, None]).astype(self.dtype)
+        distances += 1 - self.original_share
+        for row, vector in zip(distances, vectors.tolist(), strict=True):
+            neighbour, weight = self._encoding.row(vector)
+            at, owner = self._by_neighbour.gather(neighbour)
+            smaller = np.minimum(self._by_neighbour.value[at], weight[owner])
+            overlap = np.bincount(self._by_neighbour.column[at], weights=smaller, minlength=0)
+            found = np.flatnonzero(overlap)
+            shared = overlap[found].astype(self.dtype)
+            row[found] -= (1 - self.original_share) * shared / (2 - shared)  # rows of V sum to 1: ∑max = 2 − ∑min
+        np.maximum(distances, 0, out=distances)
+        return distances.take(self._gallery, axis=1)[place]
 
     def shared_neighbours(self, query: int, gallery: int) -> SharedNeighbours:
-        """Which images brought this pair together."""
-        other = self.shape[0] + gallery
-        first, second = self._encoding.row(query), self._encoding.row(other)
-        index, at_first, at_second = np.intersect1d(first[0], second[0], assume_unique=True, return_indices=True)
+        """The images that brought this pair together; copies share what their vector contributes."""
+        pair = int(self._query[query]), int(self._gallery[gallery])
+        first, second = (self._encoding.row(vector) for vector in pair)
+        vectors, at_first, at_second = np.intersect1d(first[0], second[0], assume_unique=True, return_indices=True)
         shared = np.minimum(first[1][at_first], second[1][at_second])
-        order = np.argsort(-shared, kind="stable")
         overlap = float(shared.sum())
-        squared = self._images.squared(slice(query, query + 1), slice(other, other + 1))
+        each = shared / self._images.copies[vectors]
+        members = [np.flatnonzero(self._images.number == vectors[i]) for i in np.argsort(-each, kind="stable")]
+        squared = 0.0 if pair[0] == pair[1] else float(self._images.squared([pair[0]], [pair[1]])[0, 0])
         return SharedNeighbours(
-            index=index[order],
-            share=shared[order] / overlap if overlap else shared,
+            index=np.concatenate([np.empty(0, np.int64), *members]),
+            share=np.repeat(np.sort(each)[::-1], list(map(len, members))) / (overlap or 1),
             jaccard_distance=max(0.0, 1 - overlap / (2 - overlap)),
-            relative_distance=float(squared[0, 0] / self._farthest[query]),
+            relative_distance=squared / float(self._farthest[pair[0]]),
         )
-
-    def _overlaps(self, start: int, stop: int) -> tuple[Indices, Indices, Floats]:
-        """Pairs of queries and gallery images with a common neighbour, and ∑_j min(V_q[j], V_g[j])."""
-        rows, columns, overlaps = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, self.dtype)]
-        for query in range(start, stop):
-            neighbour, weight = self._encoding.row(query)
-            at, owner = self._by_neighbour.gather(neighbour)
-            gallery = self._by_neighbour.column[at]
-            smaller = np.minimum(self._by_neighbour.value[at], weight[owner])
-            overlap = np.bincount(gallery, weights=smaller, minlength=0)
-            found = np.flatnonzero(overlap)
-            rows.append(np.full(found.size, query - start))
-            columns.append(found)
-            overlaps.append(overlap[found].astype(self.dtype))
-        return np.concatenate(rows), np.concatenate(columns), np.concatenate(overlaps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +162,12 @@ class _Rows:
     start: Indices
     column: Indices
     value: Floats
+
+    @classmethod
+    def of(cls, code: Indices, value: Floats, *, n: int) -> _Rows:
+        """The (n, n) table whose sorted entries have the codes row · n + column."""
+        row, column = np.divmod(code, n)
+        return cls(np.searchsorted(row, np.arange(n + 1)), column, value)
 
     def row(self, i: int) -> tuple[Indices, Floats]:
         at = slice(self.start[i], self.start[i + 1])
@@ -184,28 +180,20 @@ class _Rows:
         return np.arange(owner.size) + (begin - (np.cumsum(length) - length))[owner], owner
 
 
-def _rows_of(code: Indices, value: Floats, *, n: int, n_columns: int) -> _Rows:
-    """The table whose sorted entries have the codes row · columns + column."""
-    row, column = np.divmod(code, n_columns)
-    return _Rows(np.searchsorted(row, np.arange(n + 1)), column, value)
+def _within(images: DistinctVectors, nearest: Indices, k: int) -> NDArray[np.bool_]:
+    """Mask of the nearest vectors that are among the first k images, copies counted and those of the last let in."""
+    copies = images.copies[nearest]
+    before: NDArray[np.bool_] = np.cumsum(copies, axis=1) - copies < k
+    return before
 
 
-def _transposed(table: _Rows, *, first_row: int, n_columns: int) -> _Rows:
-    """The rows from `first_row` on, by column; rows are numbered from 0 again."""
-    at = slice(table.start[first_row], None)
-    row = np.repeat(np.arange(len(table.start) - 1 - first_row), np.diff(table.start[first_row:]))
-    order = np.argsort(table.column[at], kind="stable")
-    start = np.searchsorted(table.column[at][order], np.arange(n_columns + 1))
-    return _Rows(start, row[order], table.value[at][order])
-
-
-def _reciprocal(index: Indices) -> Indices:
-    """R(i, k) for all i as sorted codes i · N + j: j is a neighbour of i, and i of j."""
-    n = len(index)
-    row, column = np.repeat(np.arange(n), index.shape[1]), index.ravel()
+def _reciprocal(images: DistinctVectors, nearest: Indices, k: int) -> Indices:
+    """R(i, k) for all i as sorted codes i · n + j: j is a neighbour of i, and i of j."""
+    n = len(nearest)
+    row, place = np.nonzero(_within(images, nearest, k + 1))
+    column = nearest[row, place]
     code = np.sort(row * n + column)
-    back = np.sort(column * n + row)
-    return code[_contains(back, code)]
+    return code[_contains(np.sort(column * n + row), code)]
 
 
 def _contains(ordered: Indices, wanted: Indices) -> NDArray[np.bool_]:
@@ -215,57 +203,62 @@ def _contains(ordered: Indices, wanted: Indices) -> NDArray[np.bool_]:
     return found
 
 
-def _neighbourhoods(index: Indices) -> Indices:
+def _neighbourhoods(images: DistinctVectors, nearest: Indices, k1: int) -> Indices:
     """R*(i): R(i, k1), and R(c, k1/2) of those members c whose own two thirds lie in R(i, k1); as sorted codes."""
-    n, k1 = len(index), index.shape[1] - 1
-    reciprocal, half = _reciprocal(index), _reciprocal(index[:, : int(np.around(k1 / 2)) + 1])
-    halves = _rows_of(half, np.empty(0), n=n, n_columns=n)
-    size = np.diff(halves.start)
+    n = len(nearest)
+    reciprocal, half = _reciprocal(images, nearest, k1), _reciprocal(images, nearest, int(np.around(k1 / 2)))
+    halves = _Rows.of(half, np.empty(0), n=n)
+    size = np.bincount(half // n, weights=images.copies[half % n], minlength=n)
     parts = [reciprocal]
     step = max(1, _CHUNK // max(1, k1))
     for begin in range(0, reciprocal.size, step):
         row, member = np.divmod(reciprocal[begin : begin + step], n)
         at, owner = halves.gather(member)
-        code = row[owner] * n + halves.column[at]
-        common = np.bincount(owner, weights=_contains(reciprocal, code), minlength=row.size)
+        column = halves.column[at]
+        code = row[owner] * n + column
+        is_common = _contains(reciprocal, code) * images.copies[column]
+        common = np.bincount(owner, weights=is_common, minlength=row.size)
         parts.append(_distinct(code[(3 * common > 2 * size[member])[owner]]))
     return _distinct(np.concatenate(parts))
 
 
 def _distinct(codes: Indices) -> Indices:
-    """Sorted, without repetition."""
+    """Sorted, without repetition; np.unique is half as fast."""
     codes = np.sort(codes)
     return codes[np.diff(codes, prepend=-1) > 0]
 
 
-def _encoded(images: Images, neighbours: Neighbours) -> _Rows:
-    """V: row i weighs the members of R*(i) by exp(−dn(i, j)), summing to 1."""
-    n = len(images)
-    members = _rows_of(_neighbourhoods(neighbours.index), np.empty(0), n=n, n_columns=n)
+def _encoded(images: DistinctVectors, nearest: Indices, farthest: Floats, *, k1: int) -> _Rows:
+    """V: row i weighs the members of R*(i) by exp(−dn(i, j)), summing to 1; copies of a vector stand together."""
+    members = _Rows.of(_neighbourhoods(images, nearest, k1), np.empty(0), n=len(images))
     weight = np.empty(members.column.size, images.vectors.dtype)
-    for i in range(n):
+    for i in range(len(images)):
         at = slice(members.start[i], members.start[i + 1])
         column = members.column[at]
         squared = images.vectors[column] @ images.vectors[i]
         squared *= -2
         squared += images.squared_norm[i] + images.squared_norm[column]
         squared[column == i] = 0
-        near = np.exp(-np.maximum(squared, 0) / neighbours.farthest[i])
+        near = images.copies[column] * np.exp(-np.maximum(squared, 0) / farthest[i])
         weight[at] = near / near.sum()
     return _Rows(members.start, members.column, weight)
 
 
-def _expanded(encoding: _Rows, nearest: Indices) -> _Rows:
-    """Each row the mean of the rows of its nearest images (itself first)."""
-    n, k2 = nearest.shape
+def _expanded(encoding: _Rows, images: DistinctVectors, nearest: Indices, k2: int) -> _Rows:
+    """Each row the mean of the rows of the k2 nearest images (itself first)."""
     if k2 == 1:
         return encoding
+    n, nearest = len(nearest), nearest[:, :k2]
+    copies = images.copies[nearest] * _within(images, nearest, k2)
+    share = copies / copies.sum(axis=1, keepdims=True)
     codes, values = [], []
-    step = max(1, _CHUNK * n // max(1, k2 * encoding.column.size))
+    step = max(1, _CHUNK * n // max(1, nearest.shape[1] * encoding.column.size))
     for begin in range(0, n, step):
-        at, owner = encoding.gather(nearest[begin : begin + step].ravel())
-        code = (begin + owner // k2) * n + encoding.column[at]
+        part = slice(begin, begin + step)
+        at, owner = encoding.gather(nearest[part].ravel())
+        code = (begin + owner // nearest.shape[1]) * n + encoding.column[at]
         found, place = np.unique(code, return_inverse=True)
-        codes.append(found)
-        values.append((np.bincount(place, weights=encoding.value[at]) / k2).astype(encoding.value.dtype))
-    return _rows_of(np.concatenate(codes), np.concatenate(values), n=n, n_columns=n)
+        mean = np.bincount(place, weights=encoding.value[at] * share[part].ravel()[owner])
+        codes.append(found[mean > 0])
+        values.append(mean[mean > 0].astype(encoding.value.dtype))
+    return _Rows.of(np.concatenate(codes), np.concatenate(values), n=n)

@@ -1,4 +1,4 @@
-"""The nearest neighbours of every image among all, exact: one blocked pass over the distances, by NumPy or on a GPU."""
+"""The nearest neighbours of every vector, exact: one blocked pass over the distances, by NumPy or on a GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
+from ...metrics.distances import Distinct
 from ..distances import FeatureDistances
-
-__all__ = ["PASS_BYTES", "Images", "Neighbours", "nearest_neighbours"]
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -20,64 +19,61 @@ PASS_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
-    """Queries, then gallery, as vectors whose squared distances are compared."""
+class DistinctVectors:
+    """The different vectors of queries and gallery, whose squared distances are compared.
+
+    Attributes:
+        vectors: (n, d), in an order that hangs on their numbers alone, whatever the order of the images.
+        squared_norm: of each vector.
+        copies: how many images have each vector.
+        number: which vector each image has; queries, then gallery.
+        n_queries: how many of the images are queries.
+    """
 
     vectors: Floats
     squared_norm: Floats
+    copies: Indices
+    number: Indices
     n_queries: int
 
     @classmethod
-    def of(cls, source: FeatureDistances) -> Images:
+    def of(cls, source: FeatureDistances) -> DistinctVectors:
         """Features to be compared by "cosine", scaled to length 1, or by "l2", as they are."""
         vectors, norms = source.stacked()
         if source.metric == "cosine":
             vectors /= norms[:, None].astype(vectors.dtype)
             norms = np.ones_like(norms)
-        return cls(vectors, (norms**2).astype(vectors.dtype), source.shape[0])
+        distinct = Distinct.of(vectors)
+        squared_norm = (norms[distinct.first] ** 2).astype(vectors.dtype)
+        return cls(vectors[distinct.first], squared_norm, distinct.counts, distinct.number, source.shape[0])
 
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def squared(self, rows: slice, columns: slice) -> Floats:
-        """|x|² + |y|² − 2 x·y, at least 0."""
-        distances = self.vectors[rows] @ self.vectors[columns].T
+    def squared(self, rows: slice | Indices | list[int], columns: slice | Indices | list[int]) -> Floats:
+        """|x|² + |y|² − 2 x·y of some vectors and others, at least 0."""
+        distances: Floats = self.vectors[rows] @ self.vectors[columns].T
         distances *= -2
-        distances += self.squared_norm[rows, None]
+        distances += self.squared_norm[rows][:, None]
         distances += self.squared_norm[columns]
         return np.maximum(distances, 0, out=distances)
 
 
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """Nearest first, (N, k) with the image itself in front; and the largest squared distance of each image."""
-
-    index: Indices
-    squared: Floats
-    farthest: Floats
-
-
 def nearest_neighbours(
-    images: Images, k: int, *, block_bytes: int = PASS_BYTES, device: str | None = None
-) -> Neighbours:
-    """The exact neighbours of every image among all; equal distances are ordered by index.
+    images: DistinctVectors, k: int, *, block_bytes: int = PASS_BYTES, device: str | None = None
+) -> tuple[Indices, Floats]:
+    """The k nearest of every vector among all, exact, (n, k), itself first; and its largest squared distance, (n,).
 
-    Args:
-        images: at least k.
-        k: how many, the image itself included, which comes before its duplicates.
-        block_bytes: size of a block of distances.
-        device: None is NumPy, otherwise a device of torch.
+    Equal distances are ordered by number. `device` None is NumPy, otherwise a device of torch.
 
     Raises:
         InputError: no such device.
     """
-    find = _by_numpy if device is None else _by_torch
-    index, squared, farthest = find(images, k, block_bytes, *(() if device is None else (device,)))
-    squared[:, 0] = 0
-    return Neighbours(index, squared, np.where(farthest > 0, farthest, 1))
+    index, farthest = _by_numpy(images, k, block_bytes) if device is None else _by_torch(images, k, block_bytes, device)
+    return index, np.where(farthest > 0, farthest, 1)
 
 
-def _by_numpy(images: Images, k: int, block_bytes: int) -> tuple[Indices, Floats, Floats]:
+def _by_numpy(images: DistinctVectors, k: int, block_bytes: int) -> tuple[Indices, Floats]:
     """Each distance is computed once: d(i, j) serves row i and row j."""
     n = len(images)
     index, squared = np.zeros((n, k), np.int64), np.full((n, k), np.inf, images.vectors.dtype)
@@ -88,13 +84,13 @@ def _by_numpy(images: Images, k: int, block_bytes: int) -> tuple[Indices, Floats
         block = images.squared(slice(start, stop), slice(start, n))
         np.maximum(farthest[start:stop], block.max(axis=1), out=farthest[start:stop])
         np.maximum(farthest[start:], block.max(axis=0), out=farthest[start:])
-        np.fill_diagonal(block, -1)  # an image comes before its duplicates
+        np.fill_diagonal(block, -1)  # a vector is its own nearest
         _offer(index[start:stop], squared[start:stop], block, axis=1, first=start)
         _offer(index[stop:], squared[stop:], block[:, stop - start :], axis=0, first=start)
-    return index, squared, farthest
+    return index, farthest
 
 
-def _by_torch(images: Images, k: int, block_bytes: int, device: str) -> tuple[Indices, Floats, Floats]:
+def _by_torch(images: DistinctVectors, k: int, block_bytes: int, device: str) -> tuple[Indices, Floats]:
     """Whole rows at a time: a GPU multiplies faster than it would merge."""
     import torch
 
@@ -103,8 +99,7 @@ def _by_torch(images: Images, k: int, block_bytes: int, device: str) -> tuple[In
         vectors, norms = (torch.from_numpy(part).to(device) for part in (images.vectors, images.squared_norm))
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"no device {device!r} to look for neighbours on: {str(error).splitlines()[0]}") from None
-    index, squared = np.empty((n, k), np.int64), np.empty((n, k), images.vectors.dtype)
-    farthest = np.empty(n, images.vectors.dtype)
+    index, farthest = np.empty((n, k), np.int64), np.empty(n, images.vectors.dtype)
     step = max(1, block_bytes // (images.vectors.itemsize * n))
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
@@ -117,9 +112,8 @@ def _by_torch(images: Images, k: int, block_bytes: int, device: str) -> tuple[In
         order = near.argsort(stable=True)
         order = order[row[order].argsort(stable=True)]
         starts = torch.searchsorted(row, torch.arange(len(block), device=row.device))
-        kept = order[starts[:, None] + torch.arange(k, device=row.device)]
-        index[rows], squared[rows] = column[kept].cpu().numpy(), near[kept].cpu().numpy()
-    return index, squared, farthest
+        index[rows] = column[order[starts[:, None] + torch.arange(k, device=row.device)]].cpu().numpy()
+    return index, farthest
 
 
 def _offer(index: Indices, squared: Floats, block: Floats, *, axis: int, first: int) -> None:
@@ -127,7 +121,8 @@ def _offer(index: Indices, squared: Floats, block: Floats, *, axis: int, first: 
     k, n_candidates = squared.shape[1], block.shape[axis]
     limit = squared[:, -1]
     if limit.size and np.isinf(limit).any() and n_candidates > k:
-        limit = np.minimum(limit, np.nextafter(_kth(block, k, axis=axis), np.inf, dtype=limit.dtype))
+        kth = np.partition(block, k - 1, axis=axis).take(k - 1, axis=axis)
+        limit = np.minimum(limit, np.nextafter(kth, np.inf, dtype=limit.dtype))
     better = np.divmod(np.flatnonzero(block < (limit[:, None] if axis == 1 else limit)), max(1, block.shape[1]))
     row, candidate = better if axis == 1 else better[::-1]
     if not row.size:
@@ -140,7 +135,3 @@ def _offer(index: Indices, squared: Floats, block: Floats, *, axis: int, first: 
     starts = np.searchsorted(rows[order], touched)
     kept = order[starts[:, None] + np.arange(k)]
     index[touched], squared[touched] = names[kept], values[kept]
-
-
-def _kth(block: Floats, k: int, *, axis: int) -> Floats:
-    return np.asarray(np.partition(block, k - 1, axis=axis).take(k - 1, axis=axis))

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ...encoders import Encoder, Encoding, Inference
 from ...encoders.layers import closest
-from ...encoders.trained_on import Overlap, file_digests, say_overlap
+from ...encoders.trained_on import Overlap, say_overlap
 from ...errors import ImageError, InputError
 from ...explain import peak_in_box, rectify, upsample
 from ...explain.checks.sanity import two_object_preference
 from ...explain.places import project, sample_mask
+from ...files import file_digests
 from ...images import Box, Listing, Transform, read_image
 from ...images.boxes.joined import BoxedImage, BoxedImages
 from ...images.masks import wrong_size

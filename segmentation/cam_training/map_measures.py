@@ -1,4 +1,4 @@
-"""What class maps are worth while they are trained: mIoU on the images of a training set."""
+"""mIoU of class maps on the images of a training set, while they are trained and afterwards."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ...errors import InputError
+from ...metrics.segmentation import BETAS, BackgroundCurve, background_curve
 from ...training.data.training_set import TrainingSet
-from ..measures import BETAS, BackgroundCurve, background_curve
 from ..pseudo_masks.sources import ClassMapSource
 from ..segmenter.inference import InferenceSettings, class_scores
-
-__all__ = ["MeasureSettings", "Truth", "masks_of", "measure"]
 
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """How the trained maps are measured against masks.
+    """Measuring of trained maps against masks.
 
     Attributes:
-        splits: where; all but "train" if empty. Their images say which classes they show, as for pseudo masks.
+        splits: all but "train" if empty. Their images say which classes they show, as for pseudo masks.
         scales: of the multi-scale measure; a single 1 leaves it out.
-        flip: whether that one also looks at mirror images.
-        images: how many of a split at most, its first ones of every class in turn; 0 for all.
+        flip: that one also looks at mirror images.
+        images: of a split at most, spread over it; 0 for all.
         betas: background scores that are tried, 50 from 0 to 1 if empty. The best one is found on the split that it is
             reported for; the whole curve lies beside it.
     """
@@ -50,14 +48,13 @@ class MeasureSettings:
     @property
     def multiple(self) -> InferenceSettings | None:
         """Several looks; None if there are none."""
-        return (
-            None if self.scales == (1.0,) and not self.flip else InferenceSettings(scales=self.scales, flip=self.flip)
-        )
+        several = InferenceSettings(scales=self.scales, flip=self.flip)
+        return None if several == self.single else several
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
-    """What a split is measured against, in the pixels of the network's input.
+class MeasuredSplit:
+    """The images of a split with their masks, in the pixels of the network's input.
 
     Attributes:
         images: the split.
@@ -78,16 +75,14 @@ def masks_of(images: TrainingSet, split: str) -> UInt8[np.ndarray, "n h w"]:
     if regions is None or not len(regions.image) or bool(regions.is_box.any()):
         raise InputError(f"the split {split!r} has no masks to be measured against; name others in [measure] splits")
     masks = np.zeros((len(images), *regions.raster.shape[-2:]), dtype=np.uint8)
-    for image, label, raster in zip(
-        regions.image.tolist(), regions.label.tolist(), regions.raster.numpy(), strict=True
-    ):
-        masks[image][raster > 0] = label + 1
+    for image, label, raster in zip(regions.image, regions.label, regions.raster.numpy(), strict=True):
+        masks[int(image)][raster > 0] = int(label) + 1
     return masks
 
 
 def measure(
     source: ClassMapSource,
-    truth: Truth,
+    truth: MeasuredSplit,
     settings: InferenceSettings,
     *,
     limit: int = 0,
@@ -101,10 +96,10 @@ def measure(
     Args:
         source: gives the maps; with the classes of the truth, in evaluation mode.
         truth: images and masks.
-        settings: how the images are looked at.
-        limit: how many images at most, spread over the split; 0 for all.
+        settings: the views of an image.
+        limit: of images, spread over the split; 0 for all.
         betas: background scores to try.
-        device: where the network lies.
+        device: of the network.
     """
     count = len(truth.images)
     chosen = (
@@ -114,9 +109,9 @@ def measure(
     def pairs() -> Iterator[tuple[UInt8[np.ndarray, "h w"], np.ndarray]]:
         for i in chosen:
             pixels = truth.images.pixels(torch.tensor([i]))[0]
-            picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+            image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
             shown = truth.images.labels[i].nonzero()[:, 0].tolist()
-            scores = class_scores(source, picture, shown=shown, settings=settings, device=device)
+            scores = class_scores(source, image, shown=shown, settings=settings, device=device)
             yield truth.masks[i], scores
 
     return background_curve(pairs(), ("background", *source.class_names), betas=betas or BETAS)

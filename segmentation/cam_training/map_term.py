@@ -1,8 +1,8 @@
-"""What all losses on class maps share: the plain CAM, the hardest elements of an error, and a refinement that fits."""
+"""The plain CAM as a loss, and the settings that losses on refined maps share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,20 +15,53 @@ from ...encoders import Encoder
 from ...encoders.heads import Identity
 from ...encoders.pooling import GAP
 from ...errors import InputError
+from ...remarks import remark
 from ...training.data.labels import accuracy
 from ...training.engine.step import Step, Term
 from ...training.losses.registry import TermContext, checked_term
-from ..pseudo_masks.class_maps import class_maps
-from .refinement import Refinement, stage_dims
+from ...training.recipes.tables import NotNegative, Table
+from .class_maps import Scaling, class_maps
+from .map_refinement import MapRefinement, PrcmSoftmax, stage_dims, stage_layers
 
-__all__ = [
-    "MapTerm",
-    "build_multi_label",
-    "hardest",
-    "min_pooling_loss",
-    "refinement_for",
-    "require_plain_maps",
-]
+
+class MapSettings(Table):
+    """Options of CPN and SEAM alike.
+
+    Attributes:
+        ohem: compare refined maps by the hardest elements alone.
+        hard_share: share of the elements that those are.
+        pcm: refine by PCM.
+        prcm: refine by PRCM; without both there is no refinement.
+        prcm_softmax: see `Prcm`.
+        power: a of the background's score.
+        scaling: see `scaled_maps`.
+        start: the epoch in which other views come in, from 0; before, this is the plain CAM.
+        stages: the layers of stages 3 and 4; see `stage_layers`.
+        one_hot: of the maps that refined ones follow, keep each position's highest class only.
+        min_pooling: weight of `min_pooling_loss`.
+    """
+
+    ohem: bool = True
+    hard_share: float = 0.2
+    pcm: bool = True
+    prcm: bool = True
+    prcm_softmax: PrcmSoftmax = "class"
+    power: float = 1.0
+    scaling: Scaling = "max"
+    start: int = 0
+    stages: tuple[str, ...] | None = None
+    one_hot: bool = False
+    min_pooling: NotNegative = 0.0
+
+    def check(self) -> None:
+        """Raise InputError for values that do not fit together."""
+        if not 0 < self.hard_share <= 1 or self.start < 0:
+            raise InputError("expected 0 < hard_share <= 1, and start of at least 0")
+
+    @property
+    def hardest_share(self) -> float | None:
+        """Share of the elements that count; None for all."""
+        return self.hard_share if self.ohem else None
 
 
 class MapTerm(Term):
@@ -44,9 +77,22 @@ class MapTerm(Term):
 
     def __init__(self, dim: int, n_classes: int) -> None:
         super().__init__()
-        self.refinement: Refinement | None = None
+        self.refinement: MapRefinement | None = None
         self.stages: tuple[str, ...] = ()
         self.weight = nn.Linear(dim, n_classes, bias=False).weight
+
+    def add_refinement(self, encoder: Encoder, settings: MapSettings) -> None:
+        """Give the term the refinement that the settings ask for."""
+        if settings.pcm or settings.prcm:
+            self.stages = stage_layers(encoder) if settings.stages is None else settings.stages
+            self.refinement = MapRefinement(
+                stage_dims(encoder, self.stages),
+                pcm=settings.pcm,
+                prcm=settings.prcm,
+                prcm_softmax=settings.prcm_softmax,
+                scaling=settings.scaling,
+                power=settings.power,
+            )
 
     def class_weights(self) -> Float[Tensor, "c k"]:
         """One vector per class, inside the gradient graph."""
@@ -75,42 +121,11 @@ class MapTerm(Term):
         return batch.labels.float()
 
     def classification(self, step: Step, maps: Float[Tensor, "b c h w"], labels: Float[Tensor, "b c"]) -> Tensor:
-        """ℓ: of the whole images, which also give the accuracy of the log."""
+        """ℓ of the whole images, which also give the accuracy of the log."""
         logits = maps.mean((-2, -1))
         with torch.no_grad():
             step.log["accuracy"] = accuracy(logits, step.batch)
         return functional.multilabel_soft_margin_loss(logits, labels)
-
-
-def hardest(errors: Float[Tensor, "b c h w"], share: float | None) -> Tensor:
-    """The mean of each image's largest errors, that share of all of its elements; of all if `share` is None.
-
-    >>> hardest(torch.tensor([[[[1.0, 5.0, 3.0, 0.0]]]]), 0.5).item()
-    4.0
-    """
-    flat = errors.flatten(1)
-    return flat.mean() if share is None else flat.topk(max(int(share * flat.shape[1]), 1), dim=1).values.mean()
-
-
-def min_pooling_loss(refined: Float[Tensor, "b c h w"]) -> Tensor:
-    """The mean of the lowest quarter of the positions' highest class scores: some of the image is no object.
-
-    Source: the published codes of SEAM and CPN; in neither paper.
-    """
-    highest = refined.amax(1).flatten(1)
-    return highest.topk(max(highest.shape[1] // 4, 1), dim=1, largest=False).values.clamp(min=0).mean()
-
-
-def refinement_for(encoder: Encoder, stages: Sequence[str], **options: Any) -> Refinement:
-    """A refinement that fits the stages of an encoder.
-
-    Raises:
-        InputError: not two stages, or none by that name.
-    """
-    if len(stages) != 2:
-        raise InputError(f"expected two stages, got {len(stages)}: {', '.join(stages)}")
-    first, second = stage_dims(encoder, stages)
-    return Refinement((first, second), **options)
 
 
 def require_plain_maps(encoder: Encoder, who: str) -> None:
@@ -121,6 +136,25 @@ def require_plain_maps(encoder: Encoder, who: str) -> None:
     """
     if not isinstance(encoder.head, Identity) or not isinstance(encoder.pooling, GAP):
         raise InputError(f'{who} puts its class weights on the feature map; leave head out, and pooling = "gap"')
+
+
+def renamed(kind: str, options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Options under today's names, with a remark on each that a recipe still spells as earlier versions did.
+
+    An earlier `free_…` is the opposite of today's `detach_…`.
+
+    Raises:
+        InputError: an option is given under both names.
+    """
+    own = dict(options)
+    for old, new in names.items():
+        if old in own:
+            value = own.pop(old)
+            if new in own:
+                raise InputError(f"{kind}: {old} is an earlier name of {new}; leave {old} out")
+            own[new] = not value if old.startswith("free_") and isinstance(value, bool) else value
+            remark(f"{kind}: {old} is an earlier name; write {new} = {str(own[new]).lower()}")
+    return own
 
 
 def build_multi_label(options: Mapping[str, Any], context: TermContext) -> Term:

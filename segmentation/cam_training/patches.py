@@ -4,10 +4,6 @@
 
 A patch is hidden in I_h with probability p_h, and in I_h̄ exactly if it is not hidden in I_h. Hidden pixels have the
 training set's mean colour: 0 in a normalised image. Each image has patches of its own.
-
-Two cases bound what such a pair can teach [CPN §3.1]. A patch as large as the image makes a pair of the image itself
-and a blank one: the weighted sum of the maps is then the map of the image, and says nothing new. Patches so small that
-the network sees through them make two images that look like the whole one. Patches in between have objects come apart.
 """
 
 from __future__ import annotations
@@ -27,14 +23,12 @@ from torch import Tensor
 from ...errors import InputError, MissingExtraError
 from ...images import Transform
 
-__all__ = ["GridPatches", "PatchPair", "Patches", "SuperpixelPatches"]
-
 Share = Literal["pixels", "patches"]
 
 
 @dataclass(frozen=True, eq=False)
 class PatchPair:
-    """Which pixels each image of a complementary pair shows.
+    """The pixels that each image of a complementary pair shows.
 
     Attributes:
         visible: True where I_h shows the image; I_h̄ shows the rest.
@@ -61,20 +55,16 @@ class PatchPair:
         seen = self.visible.flatten(1)
         return seen.all(1) | ~seen.any(1)
 
-    def to(self, device: torch.device | str) -> PatchPair:
-        """The same pair on another device."""
-        return PatchPair(self.visible.to(device), self.share.to(device))
-
 
 class Patches(ABC):
-    """How images are divided, and how much of them is hidden.
+    """Division of images into patches, some of them hidden.
 
     A draw that would hide all of an image's patches, or none, is repaired: one patch by chance changes sides. Only an
     image that is a single patch makes a pair of everything and nothing (`PatchPair.is_whole`).
 
     Args:
         hidden: p_h, the probability that a patch is hidden in I_h, between 0 and 1.
-        share: what λ counts: "pixels", which is what the network sees, or "patches", as published code does for grids.
+        share: λ counts "pixels", which the network sees, or "patches", as published code does for grids.
             They differ where patches differ in size.
     """
 
@@ -92,11 +82,17 @@ class Patches(ABC):
             images: normalised.
             generator: on the CPU; torch's global one if left out.
         """
-        patch = self._divided(images, generator)
-        pairs = [self._pair(own, generator) for own in patch]
-        return PatchPair(torch.stack([seen for seen, _ in pairs]), torch.tensor([share for _, share in pairs])).to(
-            images.device
-        )
+        visible, shares = [], []
+        for patch in self._divided(images, generator):
+            count = int(patch.max()) + 1
+            is_hidden = self._chosen(count, generator)
+            if count > 1 and bool(is_hidden.all() | ~is_hidden.any()):
+                turned = torch.randint(count, (1,), generator=generator)
+                is_hidden[turned] = ~is_hidden[turned]
+            visible.append(~is_hidden[patch])
+            shown = visible[-1] if self.share == "pixels" else ~is_hidden
+            shares.append(float(shown.float().mean()))
+        return PatchPair(torch.stack(visible).to(images.device), torch.tensor(shares, device=images.device))
 
     @abstractmethod
     def _divided(
@@ -104,18 +100,8 @@ class Patches(ABC):
     ) -> Sequence[Int[Tensor, "h w"]]:
         """The number of each pixel's patch, from 0 without gaps, image by image, on the CPU."""
 
-    def _pair(self, patch: Int[Tensor, "h w"], generator: torch.Generator | None) -> tuple[Tensor, float]:
-        count = int(patch.max()) + 1
-        is_hidden = self._chosen(count, generator)
-        if count > 1 and bool(is_hidden.all() | ~is_hidden.any()):
-            turned = torch.randint(count, (1,), generator=generator)
-            is_hidden[turned] = ~is_hidden[turned]
-        seen = ~is_hidden[patch]
-        shown = seen if self.share == "pixels" else ~is_hidden
-        return seen, float(shown.float().mean())
-
     def _chosen(self, count: int, generator: torch.Generator | None) -> Bool[Tensor, " n"]:
-        """Which of the patches are hidden in I_h."""
+        """True for the patches that are hidden in I_h."""
         return torch.rand(count, generator=generator) < self.hidden
 
 
@@ -140,11 +126,8 @@ class GridPatches(Patches):
     def _divided(self, images: Tensor, generator: torch.Generator | None) -> list[Tensor]:
         height, width = images.shape[-2:]
         drawn = torch.randint(len(self.sizes), (len(images),), generator=generator)
-        return [grid(height, width, self._side(int(number), min(height, width))) for number in drawn]
-
-    def _side(self, number: int, shorter: int) -> int:
-        size = self.sizes[number]
-        return int(size) if size >= 1 else max(round(size * shorter), 1)
+        sides = [int(size) if size >= 1 else max(round(size * min(height, width)), 1) for size in self.sizes]
+        return [grid(height, width, sides[int(number)]) for number in drawn]
 
 
 def grid(height: int, width: int, side: int) -> Int[Tensor, "h w"]:
@@ -161,11 +144,10 @@ class SuperpixelPatches(Patches):
     """Superpixels of each image: patches that follow its edges.
 
     They are found in the image as it enters the network, in CIELAB, and remembered by its pixels, so that images which
-    come again unchanged (without augmentation) cost nothing. An image of 96 pixels takes some milliseconds. Needs the
-    extra `segment`.
+    come again unchanged (without augmentation) cost nothing. Needs the extra `segment`.
 
     Args:
-        transform: what normalised the images.
+        transform: of the normalised images.
         segments: S_N, about how many patches an image has; the paper's best is 200.
         compactness: of `skimage.segmentation.slic`: more makes squares, less follows colours.
         hidden: see `Patches`.
@@ -197,15 +179,15 @@ class SuperpixelPatches(Patches):
 
     def _divided(self, images: Tensor, generator: torch.Generator | None) -> list[Tensor]:
         del generator
-        pictures = (self.transform.denormalise(images.detach().cpu()) * 255).round_().to(torch.uint8)
-        return [self._superpixels(picture.permute(1, 2, 0).contiguous().numpy()) for picture in pictures]
+        pixels = (self.transform.denormalise(images.detach().cpu()) * 255).round_().to(torch.uint8)
+        return [self._superpixels(own.permute(1, 2, 0).contiguous().numpy()) for own in pixels]
 
-    def _superpixels(self, picture: np.ndarray) -> Tensor:
-        key = hashlib.blake2b(picture.tobytes(), digest_size=16, key=str(picture.shape).encode()).digest()
-        if key in self._known:
-            self._known.move_to_end(key)
-            return self._known[key]
-        patch = torch.from_numpy(slic_segments(picture, segments=self.segments, compactness=self.compactness))
+    def _superpixels(self, image: np.ndarray) -> Tensor:
+        key = hashlib.blake2b(image.tobytes(), digest_size=16, key=str(image.shape).encode()).digest()
+        patch = self._known.pop(key, None)
+        if patch is None:
+            found = slic_segments(image, segments=self.segments, compactness=self.compactness)
+            patch = torch.from_numpy(found)
         self._known[key] = patch
         while len(self._known) > self.remembered:
             self._known.popitem(last=False)
@@ -219,8 +201,8 @@ class SuperpixelPatches(Patches):
         return is_hidden
 
 
-def slic_segments(picture: np.ndarray, *, segments: int, compactness: float) -> Int[np.ndarray, "h w"]:
-    """SLIC superpixels of an RGB picture, numbered from 0 without gaps.
+def slic_segments(image: np.ndarray, *, segments: int, compactness: float) -> Int[np.ndarray, "h w"]:
+    """SLIC superpixels of an RGB image, numbered from 0 without gaps.
 
     Raises:
         MissingExtraError: scikit-image is not installed.
@@ -229,5 +211,5 @@ def slic_segments(picture: np.ndarray, *, segments: int, compactness: float) -> 
         from skimage.segmentation import slic
     except ImportError as error:
         raise MissingExtraError("superpixels need scikit-image: pip install 'distcam[segment]'") from error
-    found = slic(picture, n_segments=segments, compactness=compactness, start_label=0)
+    found = slic(image, n_segments=segments, compactness=compactness, start_label=0)
     return np.unique(found, return_inverse=True)[1].reshape(found.shape).astype(np.int64)

@@ -14,13 +14,10 @@ and the best background score.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,22 +26,20 @@ from jaxtyping import UInt8
 from ...encoders import Encoder, Identity
 from ...errors import InputError
 from ...images import Transform
-from ...training.data.splits import load_splits
-from ...training.data.training_set import TrainingSet
-from ...training.engine.distributed import current_world
+from ...metrics.segmentation import BackgroundCurve
+from ...training.data.run_data import Progress, RunData
 from ...training.engine.logs import write_json
-from ...training.engine.step import Term
+from ...training.engine.step import Objective
 from ...training.losses.classifier import ClassifierTerm, save_classifier
-from ...training.losses.registry import TERMS, Builder, TermContext
-from ...training.recipes.options import check_name
-from ...training.recipes.recipe import Recipe, RecipeFile
-from ...training.recipes.runs import RunResult, run_recipe
-from ...training.recipes.tables import parse, plain
-from ..data import MaskedImages, all_readable, label_map
-from ..measures import BackgroundCurve
+from ...training.losses.registry import TERMS, Builder
+from ...training.recipes.recipe import Recipe
+from ...training.recipes.runs import run_recipe as train
+from ...training.recipes.tables import check_name
+from ..data import MaskedImages, all_readable
+from ..label_maps import label_map
 from ..segmenter.inference import InferenceSettings
 from .cpn import build_cpn
-from .map_measures import MeasureSettings, Truth, masks_of, measure
+from .map_measures import MeasuredSplit, MeasureSettings, masks_of, measure
 from .map_term import MapTerm, build_multi_label
 from .seam import build_seam
 from .weak_segmenter import WeakSegmenter
@@ -53,7 +48,6 @@ __all__ = ["SEGMENTATION_TERMS", "SegmentationRecipe", "train"]
 
 SEGMENTER_NAME = "weak_segmenter.safetensors"  # in a run's folder
 CURVES_NAME = "background_curves.json"
-SETTINGS_NAME = "measure.json"
 SEGMENTATION_TERMS: Mapping[str, Builder] = {
     **TERMS,
     "multi_label": build_multi_label,
@@ -68,128 +62,61 @@ _SOURCES: Mapping[str, Callable[[Path, str], MaskedImages]] = {
 }
 
 
-@dataclass(frozen=True)
-class SegmentationRecipe:
+class SegmentationRecipe(Recipe):
     """A weakly supervised training run, resolved.
-
-    Attributes:
-        recipe: what the training loop reads.
-        measure: what is measured in the end; `run.monitor = "SPLIT.miou"` follows it epoch by epoch.
-    """
-
-    recipe: Recipe
-    measure: MeasureSettings = field(default_factory=MeasureSettings)
-
-    @classmethod
-    def read(cls, path: str | Path, *, variant: str | None = None, changes: Sequence[str] = ()) -> SegmentationRecipe:
-        """The recipe of a TOML file, with the variant and the changes of the command line.
-
-        Raises:
-            InputError: no file, no TOML, or a table, key or value that does not fit; the nearest name is given.
-        """
-        file = RecipeFile.read(path)
-        table = file.resolved(variant=variant, changes=changes)
-        own = table.pop("measure", {})
-        table.setdefault("evaluation", {"metrics": ["accuracy"]})
-        # Segmentation looks at whole images squashed, in training as in use: masks are brought back by stretching.
-        if isinstance(data := table.get("data"), Mapping):
-            table["data"] = {"fit": "squash", **data}
-        return cls(Recipe.from_dict(table, folder=file.folder), parse(MeasureSettings, own, "measure"))
-
-
-def train(
-    recipe: SegmentationRecipe,
-    *,
-    folder: str | Path | None = None,
-    seed: int | None = None,
-    resume: bool = False,
-    cache: str | Path | None = None,
-    announce: Callable[[str], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    report: Callable[[Mapping[str, float]], None] | None = None,
-) -> RunResult:
-    """Train from image-level labels, and measure the maps.
 
     Metrics are `SPLIT.miou` of one look and `SPLIT.miou_multi_scale`, each at its best β; where the maps are refined
     also both without that, with `_plain` at the end.
 
-    Args:
-        recipe: what to do.
-        folder: where results go; None writes nothing.
-        seed: instead of the recipe's.
-        resume: go on from the checkpoint in `folder`.
-        cache: where scenes are drawn; in `folder` if left out.
-        announce: called before the training with sizes and classes of the parts, on one line.
-        progress: called with (batches done, batches in all).
-        report: called with every epoch's row of the log.
-
-    Raises:
-        InputError: whatever in recipe or data does not fit: no loss with class weights on the feature map, labels of
-            one class per image, a class that no training image shows, a split without masks.
+    Attributes:
+        measure: what is measured in the end; `run.monitor = "SPLIT.miou"` follows it epoch by epoch.
     """
-    inner = asked = recipe.recipe.with_seed(seed)  # what is left to the data is remarked on when they are opened
-    if (inner.data.images or inner.data.photographs).partition(":")[0] not in _SOURCES:
-        inner = inner.settled()
-    built: list[Term] = []
-    measured = _Measured(recipe.measure, built)
 
-    def open_sets(transform: Transform) -> dict[str, TrainingSet]:
-        place = cache if cache is not None else folder
-        sets, truths = _open(asked, transform, recipe.measure, None if place is None else Path(place))
-        measured.truths = truths
-        measured.class_names = sets["train"].class_names
-        return sets
+    measure: MeasureSettings = MeasureSettings()
 
-    if folder is not None and current_world().is_first:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_json(Path(folder) / SETTINGS_NAME, plain(recipe.measure))
-    return run_recipe(
-        inner,
-        terms={kind: partial(_kept, build, built) for kind, build in SEGMENTATION_TERMS.items()},
-        folder=folder,
-        resume=resume,
-        sets=open_sets,
-        validate=measured.quick if inner.run.monitor and inner.run.monitor.endswith(".miou") else None,
-        evaluations=[lambda encoder, _: measured(encoder, folder)],
-        announce=announce,
-        progress=progress,
-        report=report,
-    )
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any], *, folder: Path = Path()) -> Self:
+        """The recipe that a resolved table holds.
 
+        Segmentation looks at whole images squashed, in training as in use: masks are brought back by stretching.
+        """
+        data = table.get("data")
+        own = {"data": {"fit": "squash", **data}} if isinstance(data, Mapping) else {}
+        return super().from_dict({"evaluation": {"metrics": ["accuracy"]}, **table, **own}, folder=folder)
 
-def _kept(build: Builder, built: list[Term], options: Mapping[str, Any], context: TermContext) -> Term:
-    """A term as its builder makes it, remembered."""
-    if not context.multi_label:
-        raise InputError("the images have one class each; segmentation learns from 0/1 labels: data.multi_label = true")
-    term = build(options, context)
-    built.append(term)
-    return term
+    def open(self, transform: Transform, *, cache: Path, progress: Progress | None = None) -> RunData:
+        """The images by split, and the masks of those that are measured.
 
+        Raises:
+            InputError: labels of one class per image, or a split without masks.
+        """
+        kind, _, place = (self.data.images or self.data.photographs).partition(":")
+        if kind in _SOURCES:
+            opened = self._masked(_SOURCES[kind], self.data.source(self.folder)[1] / place)
+            data = RunData({split: images.training_set(transform) for split, images in opened.items()})
+            wanted = self.measure.splits or ("val",)
+            masks = {
+                name: np.stack([_mask(opened[name], i, transform) for i in range(len(opened[name]))]) for name in wanted
+            }
+        else:
+            data = super().open(transform, cache=cache, progress=progress)
+            wanted = self.measure.splits or tuple(split for split in data.sets if split != "train")
+            for split in wanted:
+                check_name("split", split, data.sets)
+            masks = {split: masks_of(data.sets[split], split) for split in wanted}
+        sets = data.sets
+        if not sets["train"].is_multi_label:
+            raise InputError(
+                "the images have one class each; segmentation learns from 0/1 labels: data.multi_label = true"
+            )
+        truths = {split: MeasuredSplit(sets[split], own) for split, own in masks.items()}
+        measured = _Measured(self.measure, truths, sets["train"].class_names)
+        follows = (self.run.monitor or "").endswith(".miou")
+        return replace(data, terms=SEGMENTATION_TERMS, validate=measured.quick if follows else None, measure=measured)
 
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-def _open(
-    recipe: Recipe, transform: Transform, settings: MeasureSettings, cache: Path | None
-) -> tuple[dict[str, TrainingSet], dict[str, Truth]]:
-    """The images by split, and the masks of those that are measured."""
-    name, base = ("", Path()) if recipe.data.scenes is not None else recipe.data.source(recipe.folder)
-    kind, colon, place = name.partition(":")
-    if colon and kind in _SOURCES:
-        wanted = settings.splits or ("val",)
-        opened = all_readable(
-            {split: _SOURCES[kind](base / place, split) for split in dict.fromkeys(("train", *wanted))},
-            strict=recipe.data.strict,
-        )
-        sets = {split: images.training_set(transform) for split, images in opened.items()}
-        masks = {split: [_mask(opened[split], i, transform) for i in range(len(opened[split]))] for split in wanted}
-        return sets, {split: Truth(sets[split], np.stack(masks[split])) for split in wanted}
-    with _place(cache) as scenes:
-        sets = load_splits(recipe.data, transform, folder=recipe.folder, cache=scenes)
-    for split in settings.splits:
-        check_name("split", split, sets)
-    wanted = settings.splits or tuple(split for split in sets if split != "train")
-    return sets, {split: Truth(sets[split], masks_of(sets[split], split)) for split in wanted}
+    def _masked(self, source: Callable[[Path, str], MaskedImages], place: Path) -> dict[str, MaskedImages]:
+        splits = dict.fromkeys(("train", *(self.measure.splits or ("val",))))
+        return all_readable({split: source(place, split) for split in splits}, strict=self.data.strict)
 
 
 def _mask(images: MaskedImages, i: int, transform: Transform) -> UInt8[np.ndarray, "h w"]:
@@ -199,55 +126,41 @@ def _mask(images: MaskedImages, i: int, transform: Transform) -> UInt8[np.ndarra
     return label_map(mask, transform)
 
 
-@contextmanager
-def _place(cache: Path | None) -> Iterator[Path]:
-    """Where scenes are drawn: for this run alone if nothing is kept; by each process for itself."""
-    world = current_world()
-    if cache is not None:
-        yield cache / "scenes" / (f"process-{world.rank}" if world.size > 1 else "")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
-# --- measuring --------------------------------------------------------------------------------------------------------
-
-
 class _Measured:
-    """What a run's maps are worth, and the file that they go into; terms and masks are filled in as the run opens."""
+    """The mIoU of a run's maps, and the file that they go into."""
 
-    def __init__(self, settings: MeasureSettings, built: Sequence[Term]) -> None:
-        self._settings, self._built = settings, built
-        self.truths: Mapping[str, Truth] = {}
-        self.class_names: tuple[str, ...] = ()
+    def __init__(
+        self, settings: MeasureSettings, truths: Mapping[str, MeasuredSplit], class_names: tuple[str, ...]
+    ) -> None:
+        self._settings, self._truths, self._class_names = settings, truths, class_names
 
-    def segmenter(self, encoder: Encoder) -> WeakSegmenter:
+    def segmenter(self, encoder: Encoder, objective: Objective) -> WeakSegmenter:
         """Encoder and term as they are now.
 
         Raises:
             InputError: no term has class weights on the feature map.
         """
-        for term in self._built:
+        for term in objective.terms.values():
             if isinstance(term, MapTerm):
-                return WeakSegmenter.of(encoder, term, self.class_names)
+                return WeakSegmenter.of(encoder, term, self._class_names)
             if isinstance(term, ClassifierTerm) and term.head == "linear" and isinstance(encoder.head, Identity):
-                return WeakSegmenter(encoder, term.class_weights(), self.class_names)
+                return WeakSegmenter(encoder, term.class_weights(), self._class_names)
         raise InputError("segmentation needs a loss with class weights on the feature map: multi_label, cpn or seam")
 
-    def quick(self, encoder: Encoder) -> dict[str, float]:
+    def quick(self, encoder: Encoder, objective: Objective, folder: Path | None) -> dict[str, float]:
         """One look at every split."""
-        return {f"{split}.miou": curve.best_score.mean_iou for split, curve in self._curves(encoder).items()}
+        del folder
+        curves = self._curves(self.segmenter(encoder, objective), self._settings.single)
+        return {f"{split}.miou": curve.best_score.mean_iou for split, curve in curves.items()}
 
-    def _curves(self, encoder: Encoder, settings: InferenceSettings | None = None) -> dict[str, BackgroundCurve]:
-        segmenter = self.segmenter(encoder)
+    def _curves(self, segmenter: WeakSegmenter, settings: InferenceSettings) -> dict[str, BackgroundCurve]:
         device = next(segmenter.parameters()).device
         options: dict[str, Any] = {"limit": self._settings.images, "betas": self._settings.betas, "device": device}
-        looked = settings or self._settings.single
-        return {split: measure(segmenter, truth, looked, **options) for split, truth in self.truths.items()}
+        return {split: measure(segmenter, truth, settings, **options) for split, truth in self._truths.items()}
 
-    def __call__(self, encoder: Encoder, folder: str | Path | None) -> dict[str, float]:
+    def __call__(self, encoder: Encoder, objective: Objective, folder: Path | None) -> dict[str, float]:
         """Every metric by name; with a folder also the segmenter, its classifier, and the curves."""
-        segmenter = self.segmenter(encoder)
+        segmenter = self.segmenter(encoder, objective)
         looks = {"miou": self._settings.single}
         if self._settings.multiple is not None:
             looks["miou_multi_scale"] = self._settings.multiple
@@ -256,16 +169,16 @@ class _Measured:
         found: dict[str, float] = {}
         curves: dict[str, BackgroundCurve] = {}
         for name, settings in looks.items():
-            for split, curve in self._curves(encoder, settings).items():
+            for split, curve in self._curves(segmenter, settings).items():
                 found[f"{split}.{name}"] = curve.best_score.mean_iou
                 curves[f"{split}.{name}"] = curve
         first = next(iter(curves.values()))
-        found = {**found, **{f"{split}.beta": curves[f"{split}.miou"].best_beta for split in self.truths}}
+        found = {**found, **{f"{split}.beta": curves[f"{split}.miou"].best_beta for split in self._truths}}
         if folder is not None:
             segmenter.metadata = {"beta": first.best_beta, "measured": found}
-            segmenter.save(Path(folder) / SEGMENTER_NAME)
-            self._save_classifier(segmenter, Path(folder))
-            write_json(Path(folder) / CURVES_NAME, {name: curve.to_dict() for name, curve in curves.items()})
+            segmenter.save(folder / SEGMENTER_NAME)
+            self._save_classifier(segmenter, folder)
+            write_json(folder / CURVES_NAME, {name: curve.to_dict() for name, curve in curves.items()})
         return found
 
     def _save_classifier(self, segmenter: WeakSegmenter, folder: Path) -> None:
@@ -276,5 +189,5 @@ class _Measured:
         with torch.no_grad():
             plain_term.weight.copy_(weights)
         save_classifier(
-            folder / "classifier.safetensors", plain_term, self.class_names, fingerprint=segmenter.encoder.fingerprint
+            folder / "classifier.safetensors", plain_term, self._class_names, fingerprint=segmenter.encoder.fingerprint
         )

@@ -14,26 +14,25 @@ from ...encoders import Encoder
 from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ...encoders.heads import head_from_dict
 from ...encoders.pooling import pooling_from
+from ...encoders.trained_on import DIGESTS, TrainedOn
 from ...encoders.weights.filling import load_state
 from ...errors import InputError, ShapeError, WeightsError
 from ...images import Transform
-from ..pseudo_masks.class_maps import class_maps
+from .class_maps import class_maps
+from .map_refinement import MapRefinement, read_stages
 from .map_term import MapTerm
-from .refinement import Refinement, read_stages
-
-__all__ = ["WeakSegmenter"]
 
 _KIND = "weak segmenter"
 
 
 class WeakSegmenter(nn.Module):
-    """What a training from image-level labels leaves: class maps, plain or refined.
+    """Class maps, plain or refined, of a training from image-level labels.
 
     Args:
-        encoder: whose feature map is looked at.
+        encoder: gives the feature map.
         class_weights: one vector per class on its channels.
         class_names: in their order; the foreground.
-        refinement: what PCM and PRCM learnt; None for plain maps.
+        refinement: trained PCM and PRCM; None for plain maps.
         stages: the layers that the refinement reads.
         metadata: free JSON-able notes: the best background score β, the recipe.
     """
@@ -44,7 +43,7 @@ class WeakSegmenter(nn.Module):
         class_weights: Float[Tensor, "c k"],
         class_names: Sequence[str],
         *,
-        refinement: Refinement | None = None,
+        refinement: MapRefinement | None = None,
         stages: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
@@ -67,19 +66,19 @@ class WeakSegmenter(nn.Module):
 
     @classmethod
     def of(cls, encoder: Encoder, term: MapTerm, class_names: Sequence[str], **options: Any) -> Self:
-        """The segmenter that a trained term stands for; encoder and refinement are shared, not copied."""
+        """The segmenter of an encoder and a term that was trained with it; they are shared, not copied."""
         return cls(
             encoder, term.class_weights(), class_names, refinement=term.refinement, stages=term.stages, **options
         )
 
     @property
     def transform(self) -> Transform:
-        """What images go through: the encoder's."""
+        """The encoder's."""
         return self.encoder.transform
 
     @property
     def is_refined(self) -> bool:
-        """Whether there is a refinement."""
+        """True with a refinement."""
         return self.refinement is not None
 
     def class_maps(
@@ -99,12 +98,12 @@ class WeakSegmenter(nn.Module):
             labels: 0/1 columns: the refinement then knows which classes are absent, as it did in training.
         """
         refinement = self.refinement if refined else None
-        with read_stages(self.encoder, self.stages if refinement is not None else ()) as reader:
+        with read_stages(self.encoder, self.stages if refinement is not None else ()) as read:
             feature_map = self.encoder(images).feature_map
         maps = class_maps(feature_map, self.class_weights)
         if refinement is None:
             return maps
-        features = refinement.features(reader.stages, images, (maps.shape[-2], maps.shape[-1]))
+        features = refinement.features(read(), images, (maps.shape[-2], maps.shape[-1]))
         return refinement.refine(maps, features, labels)[:, 1:]
 
     def presence(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
@@ -120,7 +119,7 @@ class WeakSegmenter(nn.Module):
         """
         if self.encoder.options is None:
             raise InputError(f"{self.encoder.architecture} is a network of your own; save its state_dict() instead")
-        config = {
+        config: dict[str, Any] = {
             "kind": _KIND,
             "encoder": self.encoder.describe(),
             "class_names": list(self.class_names),
@@ -128,7 +127,11 @@ class WeakSegmenter(nn.Module):
             "stages": list(self.stages),
             "metadata": {"training": self.encoder.metadata.get("training"), **self.metadata},
         }
-        write_checkpoint(path, config, self.state_dict())
+        tensors, record = self.state_dict(), self.encoder.trained_on
+        if record is not None:
+            config["trained_on"] = record.to_dict()
+            tensors[DIGESTS] = torch.from_numpy(record.digests)
+        write_checkpoint(path, config, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -141,12 +144,22 @@ class WeakSegmenter(nn.Module):
         if config.get("kind") != _KIND:
             raise WeightsError(f"{path}: holds no weak segmenter; expected a file that WeakSegmenter.save wrote")
         with built_from_header(path, "a weak segmenter"):
-            encoder = _encoder(config["encoder"])
+            described = config["encoder"]
+            encoder = Encoder.load(
+                described["architecture"],
+                weights="random",
+                layer=described["layer"],
+                pooling=pooling_from(described["pooling"]),
+                head=head_from_dict(described["head"]),
+                transform=Transform.from_dict(described["transform"]),
+                options=described["options"],
+            )
+            encoder.trained_on = TrainedOn.of_checkpoint(config, tensors)
             refinement = None
             if config["refinement"] is not None:
                 with torch.random.fork_rng(devices=[]):
                     options = dict(config["refinement"])
-                    refinement = Refinement(tuple(options.pop("stage_dims")), **options)
+                    refinement = MapRefinement(tuple(options.pop("stage_dims")), **options)
             segmenter = cls(
                 encoder,
                 tensors["class_weights"],
@@ -157,16 +170,3 @@ class WeakSegmenter(nn.Module):
             )
         load_state(segmenter, tensors, origin=str(path), exact=True)
         return segmenter.eval()
-
-
-def _encoder(described: Mapping[str, Any]) -> Encoder:
-    """An encoder as `describe` says, with weights that are to be replaced."""
-    return Encoder.load(
-        described["architecture"],
-        weights="random",
-        layer=described["layer"],
-        pooling=pooling_from(described["pooling"]),
-        head=head_from_dict(described["head"]),
-        transform=Transform.from_dict(described["transform"]),
-        options=described["options"],
-    )

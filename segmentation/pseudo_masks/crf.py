@@ -1,11 +1,11 @@
-"""Dense CRF: masks drawn to the edges of the picture. Needs the extra `crf`, which a C++ compiler builds.
+"""Dense CRF: masks drawn to the edges of the image. Needs the extra `crf`, which a C++ compiler builds.
 
 Source: Krähenbühl and Koltun, Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials, 2011.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -13,15 +13,13 @@ from PIL import Image
 
 from ...errors import InputError, MissingExtraError, ShapeError
 
-__all__ = ["CrfSettings", "dense_crf"]
-
 
 @dataclass(frozen=True)
 class CrfSettings:
     """The two pairwise terms: pixels of similar colour nearby, and pixels nearby.
 
-    The defaults are those of DeepLab and of most weakly supervised work, for pictures of about 500 pixels a side; for
-    others `scaled` makes the distances as large a part of the picture.
+    The defaults are those of DeepLab and of most weakly supervised work, for images of about 500 pixels a side; for
+    others `scaled` makes the distances as large a part of the image.
 
     Attributes:
         steps: of mean field inference.
@@ -49,15 +47,9 @@ class CrfSettings:
                 raise InputError(f"expected {name} above 0, got {getattr(self, name)}")
 
     def scaled(self, factor: float) -> CrfSettings:
-        """The same with both distances multiplied; a quarter for pictures of a quarter of the size."""
-        return CrfSettings(
-            steps=self.steps,
-            colour_weight=self.colour_weight,
-            colour_position=self.colour_position * factor,
-            colour=self.colour,
-            smooth_weight=self.smooth_weight,
-            smooth_position=self.smooth_position * factor,
-            least=self.least,
+        """The same with both distances multiplied; a quarter for images of a quarter of the size."""
+        return replace(
+            self, colour_position=self.colour_position * factor, smooth_position=self.smooth_position * factor
         )
 
 
@@ -74,7 +66,7 @@ def dense_crf(
 
     Raises:
         MissingExtraError: pydensecrf2 is not installed.
-        ShapeError: scores of another size than the picture.
+        ShapeError: scores of another size than the image.
     """
     try:
         from pydensecrf import densecrf
@@ -91,9 +83,8 @@ def dense_crf(
         np.divide(scores, total, out=result, where=total > 0)
         return result
     raised = np.clip(scores[shown].astype(np.float32), settings.least, None)
-    probabilities = raised / raised.sum(0)
     field = densecrf.DenseCRF2D(image.width, image.height, len(shown))
-    field.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(probabilities)))
+    field.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(raised / raised.sum(0))))
     field.addPairwiseGaussian(sxy=settings.smooth_position, compat=settings.smooth_weight)
     field.addPairwiseBilateral(
         sxy=settings.colour_position,

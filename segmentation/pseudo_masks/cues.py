@@ -1,12 +1,10 @@
 """From class scores to what a segmentation network can learn from: sure pixels alone (cues), or whole pseudo masks.
 
-Scores are those of `class_scores`: in a picture's own pixels, each class's maximum 1, classes that are not shown 0.
+Scores are those of `class_scores`: in an image's own pixels, each class's maximum 1, classes that are not shown 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,39 +12,35 @@ from jaxtyping import Bool, Float
 from PIL import Image
 
 from ...errors import InputError, ShapeError
-from ..data import VOID, Mask
+from ...images.masks import VOID, Mask
+from ...training.recipes.tables import BelowOne, Table
 
-__all__ = ["CueSettings", "background_score", "border_contrast", "make_cues", "pseudo_mask"]
 
-
-@dataclass(frozen=True)
-class CueSettings:
-    """What counts as sure.
+class CueSettings(Table):
+    """The pixels that count as sure.
 
     Attributes:
         foreground: pixels above this share of a map's maximum are cues of its class.
-        conflicts: who gets a pixel that is above the threshold for several classes: the class whose own region is
+        conflicts: the winner of a pixel that is above the threshold for several classes: the class whose own region is
             "smaller", or the one with the higher "score".
-        background: where cues of the background come from. "low": pixels where no class reaches `low`. "saliency": the
+        background: source of the background's cues. "low": pixels where no class reaches `low`. "saliency": the
             `share` of the pixels that stand out least, and all that do so as little; among those without a cue. "none":
             there are none.
         low: share of the maps' maximum.
-        share: of the picture's pixels.
+        share: of the image's pixels.
 
     Source: [GAIN] §4: 20 % of the maximum; as in Kolesnikov and Lampert, Seed, Expand and Constrain, 2016, the smaller
-        region wins, and a tenth of the picture with the least saliency is background.
+        region wins, and a tenth of the image with the least saliency is background.
     """
 
-    foreground: float = 0.2
+    foreground: BelowOne = 0.2
     conflicts: Literal["smaller", "score"] = "smaller"
     background: Literal["low", "saliency", "none"] = "low"
-    low: float = 0.05
-    share: float = 0.1
+    low: BelowOne = 0.05
+    share: BelowOne = 0.1
 
-    def __post_init__(self) -> None:
-        for name in ("foreground", "low", "share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"expected {name} as a share from 0 to below 1, got {getattr(self, name)}")
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if self.background == "low" and self.low > self.foreground:
             raise InputError(f"low = {self.low} lies above foreground = {self.foreground}; pixels would be both")
 
@@ -68,11 +62,11 @@ def make_cues(
     Args:
         scores: see the module's text.
         settings: `CueSettings()` if left out.
-        image: the picture, for background="saliency".
-        saliency: any map that is high on objects, in place of `border_contrast` of the picture.
+        image: the image, for background="saliency".
+        saliency: any map that is high on objects, in place of `border_contrast` of the image.
 
     Raises:
-        InputError: background="saliency" without a picture or a map.
+        InputError: background="saliency" without an image or a map.
         ShapeError: these are not of the scores' size.
     """
     settings = settings or CueSettings()
@@ -83,11 +77,11 @@ def make_cues(
     elif settings.background == "saliency":
         if saliency is None:
             if image is None:
-                raise InputError('background="saliency" needs the picture, or a map of what stands out in it')
+                raise InputError('background="saliency" needs the image, or a map of what stands out in it')
             saliency = border_contrast(image)
         if saliency.shape != cues.shape:
             raise ShapeError(
-                f"expected the picture or its saliency in the scores' size {cues.shape}, got {saliency.shape}"
+                f"expected the image or its saliency in the scores' size {cues.shape}, got {saliency.shape}"
             )
         count = round(settings.share * saliency.size)
         if count:
@@ -108,28 +102,9 @@ def foreground_cues(
     """
     most = scores.max((1, 2), keepdims=True)
     inside: Bool[np.ndarray, "c h w"] = (scores > threshold * most) & (most > 0)
-    cues = np.full(scores.shape[1:], VOID, dtype=np.uint8)
-    if conflicts == "score":
-        best = np.where(inside, scores, -1.0)
-        found = inside.any(0)
-        cues[found] = best.argmax(0)[found] + 1
-        return cues
-    sizes = inside.sum((1, 2))
-    for c in sorted(range(len(scores)), key=lambda c: (-sizes[c], -c)):  # the smallest is painted last
-        cues[inside[c]] = c + 1
-    return cues
-
-
-def background_score(scores: Float[np.ndarray, "c h w"], *, power: float = 1.0) -> Float[np.ndarray, "h w"]:
-    """`(1 - max_c score)^power`, in [0, 1]; a larger power leaves less to the background.
-
-    Source: [CPN] Eq. 16; Ahn and Kwak, AffinityNet, 2018, Eq. 2.
-
-    >>> background_score(np.array([[[0.75, 0.0]], [[0.5, 0.5]]]), power=2).tolist()
-    [[0.0625, 0.25]]
-    """
-    result: np.ndarray = (1 - scores.max(0).clip(0, 1)) ** power
-    return result
+    strength = scores if conflicts == "score" else -inside.sum((1, 2), keepdims=True)
+    best = np.where(inside, strength, -np.inf).argmax(0) + 1
+    return np.where(inside.any(0), best, VOID).astype(np.uint8)
 
 
 def pseudo_mask(
@@ -156,17 +131,16 @@ def pseudo_mask(
 
 
 def border_contrast(image: Image.Image, *, side: int = 64, border: float = 0.08) -> Float[np.ndarray, "h w"]:
-    """How far a pixel's colour is from those at the picture's border, in [0, 1]: a saliency that learns nothing.
+    """Distance of each pixel's colour from those at the image's border, in [0, 1]: a saliency that learns nothing.
 
-    Colours are compared in a copy of the picture `side` pixels wide and high; a pixel's distance is that to the nearest
+    Colours are compared in a copy of the image `side` pixels wide and high; a pixel's distance is that to the nearest
     of sixteen mean colours along the border, of strips `border` of the side thick. Objects that touch the border are
     lost on it.
     """
     small = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BOX), dtype=float) / 255
     thick = max(round(border * side), 1)
-    strips: Sequence[np.ndarray] = (small[:thick], small[-thick:], small[:, :thick], small[:, -thick:])
-    along = [np.array_split(strip, 4, axis=1 if number < 2 else 0) for number, strip in enumerate(strips)]
-    means = np.stack([part.mean((0, 1)) for strip in along for part in strip])
+    strips = ((small[:thick], 1), (small[-thick:], 1), (small[:, :thick], 0), (small[:, -thick:], 0))
+    means = np.stack([part.mean((0, 1)) for strip, axis in strips for part in np.array_split(strip, 4, axis=axis)])
     distance = np.sqrt(((small[:, :, None] - means) ** 2).sum(-1)).min(-1)
     distance = distance / max(distance.max(), 1e-12)
     enlarged = Image.fromarray(distance.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)

@@ -1,7 +1,6 @@
-"""What gives class maps: a weak segmenter, a classifier that `distcam train` left, or anything of one's own.
+"""Sources of class maps: a weak segmenter, a classifier that `distcam train` left, or anything of one's own.
 
-Whatever has `class_names`, a `transform`, and `class_maps(images, refined=…, labels=…)` can be asked for masks. What
-training left also says which classes a picture shows, and can be explained for one of them.
+Whatever has `class_names`, a `transform`, and `class_maps(images, refined=…, labels=…)` can be asked for masks.
 """
 
 from __future__ import annotations
@@ -27,13 +26,11 @@ from ...training.losses.attention import gradient_weights, pooled_weights
 from ...training.losses.classifier import load_classifier
 from ..cam_training.weak_segmenter import WeakSegmenter
 
-__all__ = ["ClassMapSource", "ClassifierMaps", "load_source", "network_of"]
-
 Method = Literal["cam", "gradcam"]
 
 
 class ClassMapSource(Protocol):
-    """What gives class maps."""
+    """A source of class maps."""
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -41,7 +38,7 @@ class ClassMapSource(Protocol):
 
     @property
     def transform(self) -> Transform:
-        """What images go through; its size is the one that scale 1 stands for."""
+        """From an image to the input; its size is the one that scale 1 stands for."""
 
     def class_maps(
         self, images: Float[Tensor, "b 3 rows columns"], *, refined: bool = True, labels: Tensor | None = None
@@ -69,7 +66,12 @@ class ClassifierMaps(nn.Module):
     """
 
     def __init__(
-        self, encoder: Encoder, classifier: HasClassWeights, class_names: Sequence[str], *, method: Method = "cam"
+        self,
+        encoder: Encoder,
+        classifier: HasClassWeights,
+        class_names: Sequence[str],
+        *,
+        method: Literal["cam", "gradcam"] = "cam",
     ) -> None:
         super().__init__()
         if len(classifier.class_weights()) != len(class_names):
@@ -108,7 +110,7 @@ class ClassifierMaps(nn.Module):
 
 
 def load_source(path: str | os.PathLike[str], *, method: Method = "cam") -> ClassMapSource:
-    """What gives class maps, from what training left.
+    """The source of class maps that a training left.
 
     Args:
         path: the file of a `WeakSegmenter`, or a run's folder or its `encoder.safetensors` with
@@ -137,8 +139,6 @@ def load_source(path: str | os.PathLike[str], *, method: Method = "cam") -> Clas
 
 
 class _Presence(nn.Module):
-    """A source's logits of the classes in a picture, (b, 3, h, w) → (b, c)."""
-
     def __init__(self, source: WeakSegmenter | ClassifierMaps) -> None:
         super().__init__()
         self.source = source
@@ -148,13 +148,14 @@ class _Presence(nn.Module):
 
 
 def network_of(source: ClassMapSource) -> Network:
-    """What training left as a classifier of pictures: `distcam explain --target class:…`. It shares the weights.
+    """The source as a classifier of images, for `distcam explain --target class:…`. It shares the weights.
 
     Raises:
         InputError: a source of one's own.
     """
     if not isinstance(source, WeakSegmenter | ClassifierMaps):
-        raise InputError(f"{type(source).__name__} does not say which classes a picture shows")
+        raise InputError(f"{type(source).__name__} does not say which classes an image shows")
     names = tuple(source.class_names)
-    model = _Presence(source).eval()
-    return Network(model, "classifier", source.transform, "source.encoder.backbone", names, len(names))
+    return Network(
+        _Presence(source).eval(), "classifier", source.transform, "source.encoder.backbone", names, len(names)
+    )

@@ -1,11 +1,11 @@
-"""From class maps to scores in a picture's own pixels: several scales, mirrored too, summed up."""
+"""From class maps to scores in an image's own pixels: several scales, mirrored too, summed up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,29 +16,25 @@ from torch.nn import functional
 
 from ...errors import InputError
 from ...images import Transform
+from ...training.engine.environment import choose_device
 from ..data import MaskedImages
 from ..pseudo_masks.sources import ClassMapSource
 
-__all__ = [
-    "InferenceSettings",
-    "class_scores",
-    "max_normalised",
-    "score_images",
-]
+Shown = Literal["known", "predicted", "all"]
+"""The classes that an image may show: those that the data set says, those that the model finds, or all."""
 
-Known = Literal["known", "predicted", "all"]
 _SMALL = 64  # pixels; networks halve their input up to five times
 
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How a picture is looked at.
+    """The views of an image that a model is asked about.
 
     Attributes:
         scales: sizes of the input; 1 is `base`.
         flip: also mirrored.
-        base: what scale 1 means: "network", the input that the transform makes, with the picture squashed into it; or
-            "image", the picture's own size, proportions kept.
+        base: what scale 1 means: "network", the input that the transform makes, with the image squashed into it; or
+            "image", the image's own size, proportions kept.
         refined: the refined maps, of a model that has any.
     """
 
@@ -53,7 +49,7 @@ class InferenceSettings:
             raise InputError(f"expected scales above 0 and up to 8, such as 0.5, 1, 1.5, 2; got {list(self.scales)}")
 
     def input_of(self, image: Image.Image, transform: Transform, scale: float) -> Tensor:
-        """The normalised picture at a scale, (1, 3, h, w); nothing of it is cut away."""
+        """The normalised image at a scale, (1, 3, h, w); nothing of it is cut away."""
         height, width = transform.height, transform.width
         if self.base == "image":
             width, height = image.size
@@ -97,17 +93,17 @@ def class_scores(
     settings: InferenceSettings | None = None,
     device: str | torch.device = "cpu",
 ) -> Float[np.ndarray, "c h w"]:
-    """The classes' scores in the picture's pixels, in [0, 1]: the strongest pixel of each class shown has 1.
+    """The classes' scores in the image's pixels, in [0, 1]: the strongest pixel of each class shown has 1.
 
-    The maps of all scales, mirrored ones turned back, lose their negative part, are enlarged to the picture (bilinear)
+    The maps of all scales, mirrored ones turned back, lose their negative part, are enlarged to the image (bilinear)
     and summed; each class's sum is divided by its maximum.
 
     Args:
         source: gives the maps.
         image: RGB.
-        shown: the classes that the picture shows; the scores of all others are 0. None lets all stand.
+        shown: the classes that the image shows; the scores of all others are 0. None lets all stand.
         settings: `InferenceSettings()` if left out.
-        device: where the network lies.
+        device: of the network.
 
     Raises:
         InputError: `shown` holds a number that is no class, or a scale makes an input too small for the network.
@@ -121,7 +117,7 @@ def class_scores(
     if shown is not None:
         wrong = next((c for c in shown if not 0 <= c < len(total)), None)
         if wrong is not None:
-            raise InputError(f"the picture shows class {wrong}; expected 0 to {len(total) - 1}")
+            raise InputError(f"the image shows class {wrong}; expected 0 to {len(total) - 1}")
         columns = torch.zeros(1, len(total), device=device)
         columns[0, list(shown)] = 1
     for scale in settings.scales:
@@ -143,7 +139,7 @@ def class_scores(
 def predicted_classes(
     source: ClassMapSource, image: Image.Image, *, device: str | torch.device = "cpu"
 ) -> tuple[int, ...]:
-    """The classes that the model itself finds in the picture; at least the most likely one.
+    """The classes that the model itself finds in the image; at least the most likely one.
 
     A source with a method `presence` is asked for its logits. For any other, a class is there if its raw map has a
     positive mean, which is its logit behind global average pooling, but for the bias.
@@ -155,37 +151,49 @@ def predicted_classes(
     return tuple(found) or (int(logits.argmax()),)
 
 
+def score_image(
+    source: ClassMapSource,
+    data: MaskedImages,
+    i: int,
+    *,
+    labels: Shown = "known",
+    settings: InferenceSettings | None = None,
+    device: str | torch.device = "cpu",
+) -> Float[np.ndarray, "c h w"]:
+    """`class_scores` of image i, for the classes that `labels` lets count."""
+    image, shown = data.image(i), None
+    if labels == "known":
+        shown = data.labels(i)
+    elif labels == "predicted":
+        shown = predicted_classes(source, image, device=device)
+    return class_scores(source, image, shown=shown, settings=settings, device=device)
+
+
 def score_images(
     source: ClassMapSource,
     data: MaskedImages,
     *,
-    labels: Known = "known",
+    labels: Shown = "known",
     settings: InferenceSettings | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[int, Float[np.ndarray, "c h w"]]]:
-    """Position and scores of every picture, one after another.
+    """Position and scores of every image, one after another.
 
     Args:
         source: its classes must be those of the data.
-        data: the pictures.
-        labels: whose classes count: those "known" of the picture, those "predicted", or "all" of them.
+        data: the images.
+        labels: whose classes count: those "known" of the image, those "predicted", or "all" of them.
         settings: see `class_scores`.
-        device: where the network lies.
-        progress: called with (pictures done, pictures in all).
+        device: of the network.
+        progress: called with (images done, images in all).
 
     Raises:
-        InputError: other classes, or a picture without labels where they are to be known.
+        InputError: other classes, or an image without labels where they are to be known.
     """
     require_classes(source.class_names, data)
     for i in range(len(data)):
-        image = data.image(i)
-        shown: tuple[int, ...] | None = None
-        if labels == "known":
-            shown = data.labels(i)
-        elif labels == "predicted":
-            shown = predicted_classes(source, image, device=device)
-        yield i, class_scores(source, image, shown=shown, settings=settings, device=device)
+        yield i, score_image(source, data, i, labels=labels, settings=settings, device=device)
         if progress is not None:
             progress(i + 1, len(data))
 
@@ -197,17 +205,17 @@ def require_classes(names: Sequence[str], data: MaskedImages) -> None:
         InputError: they do not.
     """
     if tuple(names) != data.class_names:
+        model, given = (
+            f"{', '.join(own[:6])}{', …' if len(own) > 6 else ''} ({len(own)})" for own in (names, data.class_names)
+        )
         raise InputError(
-            f"the model knows the classes {_listed(names)}, the data have {_listed(data.class_names)}; "
-            "expected the same in the same order"
+            f"the model knows the classes {model}, the data have {given}; expected the same in the same order"
         )
 
 
-def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:6])}{', …' if len(names) > 6 else ''} ({len(names)})"
-
-
-def seen_by(source: Any, device: str | torch.device) -> None:
-    """Bring a source that is a module to the device, in evaluation mode."""
+def on_device(source: object, device: str) -> torch.device:
+    """The device that is asked for, with the source on it, in evaluation mode, if it is a module."""
+    where = choose_device(device)
     if isinstance(source, nn.Module):
-        source.to(device).eval()
+        source.to(where).eval()
+    return where

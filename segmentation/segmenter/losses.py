@@ -1,4 +1,4 @@
-"""What a segmentation network learns from weak labels: terms for the one training loop.
+"""Losses of a segmentation network that learns from weak labels: terms for the one training loop.
 
     pixels      cross entropy where the mask is decided: cues, or a pseudo mask         [SEC] seeding loss, [GAIN] §4
     pooled      multi-label loss of the classes' pooled logits                          [GAIN] §4
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,59 +26,34 @@ from torch.nn import functional
 
 from ...errors import InputError
 from ...images import Transform
-from ...training.data.training_set import RegionTable, TrainingSet
+from ...images.masks import VOID, Mask
+from ...training.data.training_set import TrainingSet
 from ...training.engine.step import Batch, Step, Term
-from ...training.losses.registry import Builder, TermContext, checked_term
-from ...training.recipes.options import check_name
-from ..data import VOID, MaskedImages, label_map
+from ...training.losses.registry import Builder, checked_term
+from ...training.recipes.tables import check_name
+from ..data import MaskedImages
+from ..label_maps import as_regions, label_map
 from ..pseudo_masks.crf import CrfSettings, dense_crf
 
-__all__ = ["SEGMENTER_TERMS", "Constrain", "Expand", "Pixels", "Pooled", "dense_labels", "dense_training_set"]
 
+def dense_training_set(data: MaskedImages, transform: Transform) -> TrainingSet:
+    """Images with 0/1 columns for the classes they show, and their masks as regions, one per number but void's.
 
-def dense_training_set(
-    data: MaskedImages, transform: Transform, *, progress: Callable[[int, int], None] | None = None
-) -> TrainingSet:
-    """Pictures with 0/1 columns for the classes they show, and their masks as regions, one per number but void's.
-
-    Everything is in memory: h·w bytes for a picture's every number, beside its pixels.
-
-    Args:
-        data: with a mask each.
-        transform: the segmenter's.
-        progress: called with (pictures decoded, pictures in all).
+    Everything is in memory: h·w bytes for an image's every number, beside its pixels.
 
     Raises:
-        InputError: a picture without a mask.
+        InputError: an image without a mask.
     """
-    plain = data.training_set(transform, progress=progress)
-    image, number, raster = [], [], []
+    found: list[tuple[int, int, Mask]] = []
     for i in range(len(data)):
         mask = data.mask(i)
         if mask is None:
             raise InputError(f"{data.names[i]} has no mask to learn from")
         seen = label_map(mask, transform)
-        for value in np.unique(seen[seen != VOID]).tolist():
-            image.append(i)
-            number.append(value)
-            raster.append(torch.from_numpy((seen == value).astype(np.uint8)))
-    if not raster:
+        found += [(i, int(number), (seen == number).astype(np.uint8)) for number in np.unique(seen[seen != VOID])]
+    if not found:
         raise InputError(f"none of the {len(data)} masks has a decided pixel; lower the threshold of the cues")
-    regions = RegionTable(
-        torch.tensor(image),
-        torch.tensor(number),
-        torch.zeros(len(image), dtype=torch.bool),
-        torch.stack(raster),
-    )
-    every = torch.arange(len(data))
-    return TrainingSet.from_pixels(
-        plain.pixels(every),
-        plain.labels,
-        transform=transform,
-        class_names=data.class_names,
-        regions=regions,
-        digests=plain.digests,
-    )
+    return data.training_set(transform, regions=as_regions(found, transform))
 
 
 def dense_labels(batch: Batch) -> Int[Tensor, "b h w"]:
@@ -210,7 +185,7 @@ class Constrain(Term):
 
     Args:
         transform: to give the CRF the colours back.
-        factor: of the CRF's distances, which are meant for pictures; left out, the grid's longer side over 500.
+        factor: of the CRF's distances, which are meant for images; left out, the grid's longer side over 500.
         steps: of the CRF.
 
     Source: [SEC], constrain-to-boundary loss.
@@ -223,41 +198,39 @@ class Constrain(Term):
     def forward(self, step: Step) -> Tensor:
         """Mean over images and positions."""
         logits = step.encoding.feature_map
-        size = logits.shape[-2:]
         probabilities = logits.softmax(1).clamp(min=1e-4)
         probabilities = probabilities / probabilities.sum(1, keepdim=True)
         with torch.no_grad():
-            wanted = self._smoothed(step.batch.images, probabilities, (size[0], size[1])).clamp(min=1e-4)
+            wanted = self._smoothed(step.batch.images, probabilities).clamp(min=1e-4)
             wanted = wanted / wanted.sum(1, keepdim=True)
         return (wanted * (wanted.log() - probabilities.log())).sum(1).mean()
 
-    def _smoothed(self, images: Tensor, probabilities: Tensor, size: tuple[int, int]) -> Tensor:
+    def _smoothed(self, images: Tensor, probabilities: Tensor) -> Tensor:
+        """The dense CRF's probabilities on the network's grid."""
+        size = probabilities.shape[-2:]
         colours = functional.interpolate(self.transform.denormalise(images), size, mode="area")
         if self.transform.channels == "bgr":
             colours = colours.flip(1)
-        pictures = (colours.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        small = (colours.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         settings = CrfSettings(steps=self.steps).scaled(self.factor or max(size) / 500)
         found = [
-            dense_crf(Image.fromarray(picture), scores, settings=settings)
-            for picture, scores in zip(pictures, probabilities.detach().cpu().numpy(), strict=True)
+            dense_crf(Image.fromarray(own), scores, settings=settings)
+            for own, scores in zip(small, probabilities.detach().cpu().numpy(), strict=True)
         ]
         return torch.from_numpy(np.stack(found)).to(images)
 
 
-def _plain(kind: str, make: Callable[..., Term], options: Mapping[str, Any], context: TermContext) -> Term:
-    del context
-    return checked_term(kind, make, options)
-
-
-def _constrain(options: Mapping[str, Any], context: TermContext) -> Term:
-    return checked_term("constrain", partial(Constrain, context.encoder.transform), options)
+def _builder(kind: str, make: Callable[..., Term]) -> Builder:
+    return lambda options, _: checked_term(kind, make, options)
 
 
 SEGMENTER_TERMS: Mapping[str, Builder] = MappingProxyType(
     {
-        "pixels": partial(_plain, "pixels", Pixels),
-        "pooled": partial(_plain, "pooled", Pooled),
-        "expand": partial(_plain, "expand", Expand),
-        "constrain": _constrain,
+        "pixels": _builder("pixels", Pixels),
+        "pooled": _builder("pooled", Pooled),
+        "expand": _builder("expand", Expand),
+        "constrain": lambda options, context: checked_term(
+            "constrain", partial(Constrain, context.encoder.transform), options
+        ),
     }
 )

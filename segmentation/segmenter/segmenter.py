@@ -1,8 +1,8 @@
-"""A segmentation network: its parts by name, its file, and what it says about a picture.
+"""A segmentation network: its parts by name, its file, and its prediction for an image.
 
 It is an `Encoder` whose feature map are the logits of the classes, so that the one training loop trains it as it trains
 any other. Architectures are torchvision's segmenters (`lraspp_mobilenet_v3_large`, `deeplabv3_resnet50`, …) and
-"light": any encoder's backbone with a head of one dilated convolution, which is small enough for a CPU.
+"light": any encoder's backbone with a head of one dilated 3×3 convolution, which is small enough for a CPU.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ...encoders.checkpoint import built_from_header, read_checkpoint, write_che
 from ...encoders.encoder import evaluating
 from ...encoders.layers import closest
 from ...encoders.names import needs_weights
+from ...encoders.trained_on import DIGESTS, TrainedOn
 from ...encoders.weights.filling import load_state, say_what_is_left
 from ...encoders.weights.matching import best_match
 from ...encoders.weights.reading import drawn_from, read_state_dict, uninitialised
@@ -34,23 +35,9 @@ from ...errors import InputError, WeightsError
 from ...images import Transform
 from .inference import InferenceSettings, taken_by_network
 
-__all__ = ["LIGHT", "SegmentationModel", "Segmenter", "build_segmenter", "class_probabilities", "load_segmenter"]
-
 LIGHT = "light"
 _SUFFIX = ".safetensors"
 _KIND = "segmenter"
-
-
-class LightHead(nn.Sequential):
-    """One dilated 3×3 convolution with batch norm and ReLU, and the classes' 1×1 convolution."""
-
-    def __init__(self, channels: int, n_classes: int, *, hidden: int = 64, dilation: int = 2) -> None:
-        super().__init__(
-            nn.Conv2d(channels, hidden, 3, padding=dilation, dilation=dilation, bias=False),
-            nn.BatchNorm2d(hidden),
-            nn.ReLU(),
-            nn.Conv2d(hidden, n_classes, 1),
-        )
 
 
 class SegmentationModel(nn.Module):
@@ -59,7 +46,7 @@ class SegmentationModel(nn.Module):
     Args:
         backbone: to a map, or to several by name.
         classifier: to the logits, (b, c, h, w).
-        takes: which of several maps the classifier takes; empty for what the backbone gives.
+        takes: name of the map that the classifier takes, where the backbone gives several.
     """
 
     def __init__(self, backbone: nn.Module, classifier: nn.Module, *, takes: str = "") -> None:
@@ -84,9 +71,9 @@ class Segmenter(Encoder):
     Args:
         model: its parts.
         class_names: of the foreground; the network has one output more.
-        transform: from a picture to its input; nothing may be cut away, so it squashes.
+        transform: from an image to its input; nothing may be cut away, so it squashes.
         architecture: a name of torchvision's, or "light".
-        options: what it was built with.
+        options: of the architecture, to build it again.
     """
 
     def __init__(
@@ -127,7 +114,7 @@ class Segmenter(Encoder):
         return Network(self.model.eval(), "segmenter", self.transform, layer, names, len(names))
 
     def describe(self) -> dict[str, Any]:
-        """What it is, without its weights, as JSON can hold it."""
+        """Everything but its weights, as JSON can hold it."""
         return {
             "kind": _KIND,
             "architecture": self.architecture,
@@ -145,7 +132,11 @@ class Segmenter(Encoder):
         """
         if not os.fspath(path).endswith(_SUFFIX):
             raise InputError(f"expected a file name that ends in {_SUFFIX}, got {os.fspath(path)!r}")
-        write_checkpoint(path, {**self.describe(), "metadata": self.metadata}, self.state_dict())
+        config, tensors = {**self.describe(), "metadata": self.metadata}, self.state_dict()
+        if self.trained_on is not None:
+            config["trained_on"] = self.trained_on.to_dict()
+            tensors[DIGESTS] = torch.from_numpy(self.trained_on.digests)
+        write_checkpoint(path, config, tensors)
 
 
 def build_segmenter(
@@ -176,20 +167,29 @@ def build_segmenter(
     """
     if weights is None:
         raise InputError(needs_weights(architecture))
-    given = dict(options or {})
+    given, record = dict(options or {}), None
     with drawn_from(seed):
         if architecture == LIGHT:
-            model, given = _light(given, class_names, transform, weights)
+            model, given, record = _light(given, class_names, transform, weights)
         else:
             model = _torchvision(architecture, given, class_names, download=weights == "imagenet")
     segmenter = Segmenter(model, class_names, transform=transform, architecture=architecture, options=given)
+    segmenter.trained_on = record
     if architecture != LIGHT and weights not in ("random", "imagenet"):
-        _fill(segmenter, weights)
+        state = read_state_dict(weights)
+        origin = f"{os.fspath(weights)} for {architecture}"
+        found = {name.partition(".")[0] for name in best_match(segmenter, state).tensors}
+        if {"backbone", "classifier"} <= found:
+            left = load_state(segmenter, state, origin=origin)
+            say_what_is_left([name for name in left if "aux_classifier." not in name], origin=origin)
+        else:  # a classifier's, for the backbone
+            left = load_state(segmenter.backbone, state, origin=f"{origin} (the backbone)")
+            say_what_is_left([name for name in left if not name.startswith(("fc.", "classifier."))], origin=origin)
     return segmenter.eval()
 
 
 def load_segmenter(path: str | os.PathLike[str]) -> Segmenter:
-    """What `Segmenter.save` wrote, in evaluation mode.
+    """The segmenter of a file that `Segmenter.save` wrote, in evaluation mode.
 
     Raises:
         WeightsError: no such file, damaged, or something else.
@@ -207,6 +207,7 @@ def load_segmenter(path: str | os.PathLike[str]) -> Segmenter:
                 model = _torchvision(config["architecture"], options, names)
         segmenter = Segmenter(model, names, transform=transform, architecture=config["architecture"], options=options)
         segmenter.metadata = dict(config["metadata"])
+        segmenter.trained_on = TrainedOn.of_checkpoint(config, tensors)
     load_state(segmenter, tensors, origin=str(path), exact=True)
     return segmenter.eval()
 
@@ -224,17 +225,23 @@ def _torchvision(
     return SegmentationModel(built.backbone, built.classifier, takes="" if name.startswith("lraspp") else "out")
 
 
-_LIGHT_OPTIONS = ("encoder", "encoder_options", "layer", "hidden", "dilation")
+_LIGHT_DEFAULTS: Mapping[str, Any] = {
+    "encoder": "resnet18",
+    "encoder_options": {},
+    "layer": None,
+    "hidden": 64,
+    "dilation": 2,
+}
 
 
 def _light(
     given: Mapping[str, Any], class_names: Sequence[str], transform: Transform, weights: str | os.PathLike[str]
-) -> tuple[SegmentationModel, dict[str, Any]]:
-    """The model with its backbone's weights, and the options that build it again."""
-    unknown = next((name for name in given if name not in _LIGHT_OPTIONS), None)
+) -> tuple[SegmentationModel, dict[str, Any], TrainedOn | None]:
+    """The model with its backbone's weights, the options that build it again, and what the backbone was trained on."""
+    unknown = next((name for name in given if name not in _LIGHT_DEFAULTS), None)
     if unknown is not None:
-        raise InputError(f"unknown option {unknown!r} of {LIGHT!r}; there are {', '.join(_LIGHT_OPTIONS)}")
-    options = {"encoder": "resnet18", "encoder_options": {}, "layer": None, "hidden": 64, "dilation": 2, **given}
+        raise InputError(f"unknown option {unknown!r} of {LIGHT!r}; there are {', '.join(_LIGHT_DEFAULTS)}")
+    options: dict[str, Any] = {**_LIGHT_DEFAULTS, **given}
     if os.fspath(weights).endswith(_SUFFIX):
         source = Encoder.load(Path(weights))
         options |= {"encoder": source.architecture, "encoder_options": source.options, "layer": source.layer}
@@ -244,7 +251,7 @@ def _light(
         )
     model = _light_model(options, class_names, transform)
     model.backbone = source.backbone
-    return model, options
+    return model, options, source.trained_on
 
 
 def _light_model(options: Mapping[str, Any], class_names: Sequence[str], transform: Transform) -> SegmentationModel:
@@ -253,21 +260,14 @@ def _light_model(options: Mapping[str, Any], class_names: Sequence[str], transfo
     backbone = build_backbone(options["encoder"], layer=layer, image_size=size, options=options["encoder_options"])
     with evaluating(backbone.network), torch.no_grad():
         channels = backbone.network(torch.zeros(1, 3, *size)).shape[1]
-    head = LightHead(channels, len(class_names) + 1, hidden=options["hidden"], dilation=options["dilation"])
+    hidden, dilation = options["hidden"], options["dilation"]
+    head = nn.Sequential(
+        nn.Conv2d(channels, hidden, 3, padding=dilation, dilation=dilation, bias=False),
+        nn.BatchNorm2d(hidden),
+        nn.ReLU(),
+        nn.Conv2d(hidden, len(class_names) + 1, 1),
+    )
     return SegmentationModel(backbone.network, head)
-
-
-def _fill(segmenter: Segmenter, weights: str | os.PathLike[str]) -> None:
-    """Weights of a whole segmenter, or of a classifier for the backbone."""
-    state = read_state_dict(weights)
-    origin = f"{os.fspath(weights)} for {segmenter.architecture}"
-    found = {name.partition(".")[0] for name in best_match(segmenter, state).tensors}
-    if {"backbone", "classifier"} <= found:
-        left = load_state(segmenter, state, origin=origin)
-        say_what_is_left([name for name in left if "aux_classifier." not in name], origin=origin)
-    else:
-        left = load_state(segmenter.backbone, state, origin=f"{origin} (the backbone)")
-        say_what_is_left([name for name in left if not name.startswith(("fc.", "classifier."))], origin=origin)
 
 
 @torch.no_grad()
@@ -278,13 +278,13 @@ def class_probabilities(
     settings: InferenceSettings | None = None,
     device: str | torch.device = "cpu",
 ) -> Float[np.ndarray, "c h w"]:
-    """Probabilities in the picture's pixels, the background's first: the mean over scales and mirror images.
+    """Probabilities in the image's pixels, the background's first: the mean over scales and mirror images.
 
     Args:
         segmenter: in evaluation mode, on `device`.
         image: RGB.
         settings: one scale, not mirrored, if left out.
-        device: where the network lies.
+        device: of the network.
     """
     settings = settings or InferenceSettings(scales=(1.0,), flip=False)
     size = (image.height, image.width)

@@ -13,6 +13,8 @@ CALLS = [
     (["index", "build", "{photos}", "--out", "g"], "resnet50 needs --weights"),
     (["index", "build", "{photos}", "--out", "g", *ENCODER, "--weights", "x.pth"], "--weights x.pth: no such file"),
     (["index", "build", "{photos}", "--out", "g", "--encoder", "x.safetensors"], "--encoder x.safetensors: no such"),
+    (["index", "build", "{photos}", "--out", "g", "--encoder", "{photo}"], ": --encoder ARCHITECTURE --weights"),
+    (["encode", "{photos}", "--out", "x.h5", "--encoder", "x.pth"], "x.pth: no such file; expected an architecture"),
     (["index", "build", "nowhere", "--out", "g", *ENCODER], "nothing is at 'nowhere'"),
     (["index", "add", "nowhere.gallery", "{photos}"], "nowhere.gallery"),
     (["index", "add", "{gallery}", "nowhere"], "nothing is at 'nowhere'"),

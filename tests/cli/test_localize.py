@@ -13,7 +13,7 @@ from PIL import Image
 
 from distcam.cli import main
 from distcam.encoders import Encoder
-from distcam.images.scenes import blueprints, write_scenes
+from distcam.synthetic.scene_set import blueprints, write_scenes
 
 
 @pytest.fixture(scope="module")

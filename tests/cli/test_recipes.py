@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from distcam.cli.app import app
 from distcam.cli.recipes import FOLDER, shipped
 from distcam.fewshot.training import FewShotRecipe
 from distcam.reid.training import ReidRecipe
-from distcam.segmentation.recipe import PipelineRecipe
+from distcam.segmentation.pipeline_recipe import PipelineRecipe
 from distcam.training.recipes.recipe import RecipeFile
 
 COMMANDS = ["train", "fewshot train", "reid train", "segment train"]
@@ -35,10 +34,10 @@ def test_no_recipe_is_left_out() -> None:
 
 def test_a_recipe_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    by_name = json.loads(distcam("train", "bias", "--variant", "plain", "--dry-run"))
-    assert by_name["plain"]["data"]["scenes"]
+    by_name = tomllib.loads(distcam("train", "bias", "--variant", "plain", "--dry-run"))
+    assert by_name["data"]["scenes"]
     done = CliRunner().invoke(app, ["train", "recipes/bias.toml", "--variant", "plain", "--dry-run"])
-    assert json.loads(done.stdout) == by_name
+    assert tomllib.loads(done.stdout) == by_name
     assert "the recipe of that name that comes with distcam is taken" in " ".join(done.stderr.split())
     assert "did you mean bias?" in fails(monkeypatch, capsys, "train", "biass")
     assert "--template starts one" in fails(monkeypatch, capsys, "train", "my.toml")
@@ -49,7 +48,7 @@ def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = '[data]\nimages = "photos"\nsize = 32\n[[loss]]\nkind = "cross_entropy"\n'
     Path("bias").write_text(text)
-    assert json.loads(distcam("train", "bias", "--dry-run"))["data"]["size"] == 32
+    assert tomllib.loads(distcam("train", "bias", "--dry-run"))["data"]["size"] == 32
 
 
 @pytest.mark.parametrize(

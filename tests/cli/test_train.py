@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 
 import pytest
 from typer.testing import CliRunner
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from distcam.cli import main
 from distcam.cli.app import app
 from distcam.training.recipes import runs
+from distcam.training.recipes.recipe import Recipe
 
 TEXT = """
 [data]
@@ -76,11 +78,22 @@ def test_every_variant_with_every_seed_as_json(recipe, tmp_path) -> None:
 
 
 def test_a_dry_run_prints_the_resolved_recipe_and_writes_nothing(recipe) -> None:
-    found = json.loads(distcam(recipe, "--dry-run", "--set", "run.epochs=7", "--device", "cpu").stdout)
+    changes = ["--set", "run.epochs=7", "--device", "cpu"]
+    printed = distcam(recipe, "--dry-run", *changes).stdout
+    found = tomllib.loads(printed)
     assert (found["run"]["epochs"], found["run"]["device"]) == (7, "cpu")
     assert found["data"]["scenes"]["splits"]["train"]["backgrounds"] == "any"
     assert not (recipe.parent / "runs").exists()
-    assert list(json.loads(distcam(recipe, "--dry-run", "--variant", "all").stdout)) == ["plain", "proxies"]
+    assert list(json.loads(distcam(recipe, "--dry-run", "--variant", "all", "--json").stdout)) == ["plain", "proxies"]
+
+
+def test_the_recipe_that_a_dry_run_prints_reads_back_the_same(recipe) -> None:
+    again = recipe.with_name("again.toml")
+    again.write_text(distcam(recipe, "--dry-run", "--variant", "proxies").stdout, encoding="utf-8")
+    assert Recipe.read(again) == Recipe.read(recipe, variant="proxies")
+    again.write_text(distcam(recipe, "--dry-run", "--variant", "all").stdout, encoding="utf-8")
+    for variant in ("plain", "proxies"):
+        assert Recipe.read(again, variant=variant) == Recipe.read(recipe, variant=variant)
 
 
 def test_a_stopped_run_says_how_to_go_on_and_does(recipe, monkeypatch) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from distcam.encoders import BNNeck, Encoder, Inference, Linear, Sequential
 from distcam.encoders.fusing import fuse_batch_norms
+from distcam.encoders.inference import resolved_precision
 from distcam.errors import ImageError, InputError
 from distcam.images import Transform
 
@@ -305,3 +306,18 @@ def test_cuda_gives_the_cpus_numbers(precision: str) -> None:
     on_gpu = Inference(encoder, device="cuda", precision=precision)(pixels(3))
     assert on_gpu.pooled.device.type == "cuda"
     assert torch.cosine_similarity(on_gpu.pooled.cpu(), on_cpu.pooled).min() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": True}, "bf16"),
+        ({"avx512_bf16": True, "amx_bf16": False}, "fp32"),
+        ({}, "fp32"),
+    ],
+)
+def test_auto_is_bfloat16_where_a_cpu_gains_by_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert resolved_precision("auto", torch.device("cpu")) == precision

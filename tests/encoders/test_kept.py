@@ -14,7 +14,7 @@ from distcam.encoders.regions import pooled_under
 from distcam.errors import ShapeError
 from distcam.explain import ClassScore, explain_image
 from distcam.images import Transform
-from distcam.segmentation.cam_training.refinement import read_stages
+from distcam.segmentation.cam_training.map_refinement import read_stages
 
 FAMILIES = [
     "alexnet",
@@ -85,9 +85,9 @@ def test_stages_are_what_their_layers_returned() -> None:
     truth = returned(model, x)
     layers = ("layer3.1.bn2", "layer4.1.bn1", "layer4.1.bn2")
     encoder = Encoder.load(model, layer="layer4", transform=SMALL)
-    with torch.no_grad(), read_stages(encoder, layers) as reader:
+    with torch.no_grad(), read_stages(encoder, layers) as read:
         encoder(x)
-    for layer, stage in zip(layers, reader.stages, strict=True):
+    for layer, stage in zip(layers, read(), strict=True):
         assert torch.equal(stage, truth[layer])
 
 

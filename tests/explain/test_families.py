@@ -12,7 +12,7 @@ from torchvision import models
 from distcam.encoders import Encoder
 from distcam.encoders.backbones.networks import Network, available_networks, load_network
 from distcam.explain import ClassScore, explain_image
-from distcam.explain.capture import capture
+from distcam.explain.layer_runs import capture
 from distcam.images import Transform
 
 # No linear layer on the pooled map: hidden layers or a layer norm between (n/a), or a class map before the pooling.

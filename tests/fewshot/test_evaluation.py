@@ -214,7 +214,7 @@ def test_the_required_number_of_episodes_finds_the_difference_as_often_as_promis
     features, labels = bank
     episodes = sample_episodes(labels, n_way=4, n_query=4, n_episodes=300)
     comparison = compare(evaluate(features, episodes, Prototypes("cosine")), evaluate(features, episodes))
-    n = comparison.required_episodes(difference=0.02, is_detected=0.8)
+    n = comparison.required_episodes(difference=0.02, power=0.8)
     deviation = comparison.difference.std(ddof=1)
     assert n == pytest.approx(((1.96 + 0.8416) * deviation / 0.02) ** 2, rel=0.01)
     draws = np.random.default_rng(0).normal(0.02, deviation / math.sqrt(n), size=10_000)

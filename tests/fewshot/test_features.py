@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from distcam.datasets import ArrayImages, FileImages, Split, open_data
 from distcam.encoders import Encoder
 from distcam.errors import FingerprintMismatchError, ImageError, InputError
 from distcam.fewshot import evaluate, sample_episodes
-from distcam.fewshot.data import ArrayImages, FileImages, Split, open_data
 from distcam.fewshot.features import cached_features, encode_split
 from distcam.images import Transform
 from distcam.index import encode_to_file, read_encodings

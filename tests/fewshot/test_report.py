@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from distcam.datasets import open_data
 from distcam.errors import InputError
 from distcam.fewshot import (
     BDCSPN,
@@ -24,10 +25,9 @@ from distcam.fewshot import (
     sample_episodes,
     simple_shot,
 )
-from distcam.fewshot.answers import answers_of
-from distcam.fewshot.data import open_data
+from distcam.fewshot.classifiers import METHODS, classifier_of
+from distcam.fewshot.explanation import answers_of
 from distcam.fewshot.features import encode_split
-from distcam.fewshot.methods import METHODS, classifier_of
 from distcam.fewshot.report import Explainer, worst_failures, write_report
 from distcam.fewshot.results import ResultFile, load_result
 from distcam.fewshot.support import support_quality, support_sensitivity

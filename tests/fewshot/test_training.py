@@ -15,7 +15,7 @@ from distcam.cli.app import app
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.fewshot.training import FewShotRecipe, train
-from distcam.images.scenes import blueprints, write_scenes
+from distcam.synthetic.scene_set import blueprints, write_scenes
 from distcam.training.recipes.recipe import RecipeFile
 
 SETTING = """
@@ -82,7 +82,7 @@ def test_every_way_of_training_learns_with_and_without_cam_loss(place, method, c
     assert all(1 / 3 < accuracy <= 1 for accuracy in result.metrics.values())
     assert ("loss/cam_loss" in rows[-1]) == cam_loss
     assert rows[-1]["loss"] < rows[0]["loss"]
-    before = recipe.recipe.encoder.build(recipe.recipe.data, folder=place, seed=0)
+    before = recipe.encoder.build(recipe.data, folder=place, seed=0)
     assert result.encoder.fingerprint != before.fingerprint
 
 
@@ -113,7 +113,7 @@ scale = 10.0
 {EPISODES}"""
     checkpoint = tmp_path / "base" / "encoder.safetensors"
     recipe = recipe_of(place, second, f"encoder.architecture={checkpoint}", "run.epochs=1", name="meta")
-    start = recipe.recipe.encoder.build(recipe.recipe.data, folder=place, seed=0)
+    start = recipe.encoder.build(recipe.data, folder=place, seed=0)
     assert start.fingerprint == Encoder.load(checkpoint).fingerprint
     result = train(recipe, folder=tmp_path / "meta")
     assert result.encoder.fingerprint != start.fingerprint
@@ -140,7 +140,7 @@ def test_a_stopped_run_goes_on_to_the_same_encoder(place, tmp_path) -> None:
 def test_the_folder_keeps_the_episodes_and_a_run_goes_on_with_no_others(place, tmp_path) -> None:
     recipe = recipe_of(place, LOSSES["prototypical"], "run.epochs=1")
     train(recipe, folder=tmp_path)
-    kept = json.loads((tmp_path / "few_shot.json").read_text())
+    kept = json.loads((tmp_path / "recipe.json").read_text())
     assert kept["episodes"] == {"n_way": 3, "n_shot": 1, "n_query": 3, "per_epoch": 4}
     assert kept["test"][0]["methods"] == ["proto", "baseline++"]
     changed = recipe_of(place, LOSSES["prototypical"], "run.epochs=1", "episodes.n_way=4")
@@ -188,7 +188,7 @@ def test_the_recipes_of_the_repository_are_resolved_with_every_variant(name) -> 
     file = Path(__file__).parents[2] / "recipes" / f"{name}.toml"
     for variant in RecipeFile.read(file).variants or (None,):
         recipe = FewShotRecipe.read(file, variant=variant)
-        recipe.recipe.encoder.build(recipe.recipe.data, folder=file.parent, seed=0)
+        recipe.encoder.build(recipe.data, folder=file.parent, seed=0)
         assert recipe.test
 
 

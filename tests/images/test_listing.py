@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from distcam.errors import InputError
 from distcam.images import ImageRecord, list_images
-from distcam.images.listing import _matches
+from distcam.images.image_sources import _matches
 from distcam.remarks import DistcamWarning
 
 
@@ -233,10 +233,8 @@ def test_a_table_keeps_its_order_and_its_other_columns(tmp_path: Path) -> None:
         ),
         ("", "line 1: expected a column 'path'"),
         ("path,label,label\na.jpg,x,y\n", "line 1: expected every column once; got 'label' twice"),
-        ("path,label\na.jpg,x\nb.jpg\n", "line 3: expected 2 cells; got 1"),
-        ("path,label\na.jpg,x\nb.jpg,y,z\n", "line 3: expected 2 cells; got 3"),
+        ("path,label\nb.jpg\nc.jpg,y,z\n", "line 2: expected 2 cells; got 1"),
         ("path,label\n,x\n", "line 2: expected a path; got an empty cell"),
-        ("path\na.jpg\nb.jpg\n./a.jpg\n", "expected every path once; got 'a.jpg' in lines 2 and 4"),
         ('path\na.jpg\n"b.jpg\n', "line 3 or after: expected comma-separated values; unexpected end of data"),
         ("path,label\n", "no image in .*: it is empty"),
     ],
@@ -244,6 +242,29 @@ def test_a_table_keeps_its_order_and_its_other_columns(tmp_path: Path) -> None:
 def test_a_table_with_a_mistake_names_the_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         list_images(table(tmp_path / "images.csv", text))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("c.jpg", "line 3: expected 2 cells; got 1"),
+        ("c.jpg,y,z", "line 3: expected 2 cells; got 3"),
+        (",y", "line 3: expected a path; got an empty cell"),
+        ("./a.jpg,x", "line 3: 'a.jpg' is in line 2 already"),
+        ("a.jpg,other", "line 3: 'a.jpg' is in line 2 already"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_a_line_that_cannot_be_used_costs_only_itself(tmp_path: Path, kind: str, line: str, message: str) -> None:
+    file = table(tmp_path / "images.csv", f"path,label\na.jpg,x\n{line}\nb.jpg,y\n")
+    touch(tmp_path, "a.jpg", "b.jpg")
+    options = {"labels": file} if kind == "labels" else {}
+    source = tmp_path if kind == "labels" else file
+    with pytest.warns(DistcamWarning, match=f"1 of 3 lines of images.csv cannot be used and are left out.*{message}"):
+        listing = list_images(source, **options)
+    assert list(listing) == [ImageRecord("a.jpg", "x"), ImageRecord("b.jpg", "y")]
+    with pytest.raises(InputError, match=f"1 of 3 lines of images.csv cannot be used.*{message}"):
+        list_images(source, **options, strict=True)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

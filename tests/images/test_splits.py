@@ -11,15 +11,14 @@ import pytest
 from PIL import Image
 
 from distcam import DistcamWarning
+from distcam.datasets import open_data
+from distcam.datasets.masked_images import splits_of_table
+from distcam.datasets.registry import read_data
 from distcam.errors import InputError
-from distcam.fewshot.data import open_data
 from distcam.images import list_images, load_dataset
-from distcam.images.overlooked import overlooked_column
-from distcam.images.splits import split_column, split_name, split_of_row
+from distcam.images.splits import overlooked_column, split_column, split_name, split_of_row
 from distcam.index import Gallery
-from distcam.reid.data import read_data
 from distcam.segmentation.data import MaskedImages
-from distcam.segmentation.layouts import splits_of_table
 from distcam.training.data.dividing import SplitSettings, divided, settled
 
 

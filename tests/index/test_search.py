@@ -78,7 +78,7 @@ def test_exact_kinds_give_the_true_order_under_every_filter(metric: Metric, n_qu
     rng = np.random.default_rng(1)
     for factory in EXACT if metric != "l1" else ("flat",):
         search = build(vectors, metric, factory)
-        assert search.capabilities.exact
+        assert search.is_exact
         for share in (1.0, 0.9, 0.3, 0.05, 0.002):
             allowed = rng.permutation(3000)[: int(3000 * share)].astype(np.uint64)
             found = search.search(queries, 10, allowed=None if share == 1 else allowed)
@@ -426,4 +426,4 @@ def test_a_disk_that_fills_up_while_an_index_is_saved_is_an_os_error(tmp_path: P
 
     search = build(blobs(2000, 8), "l2", "IVF8,SQfp16")
     with pytest.raises(OSError, match="No space left"):
-        faiss_bytes.write(search._stock, Full(), factory=search.factory)
+        faiss_bytes.write(search._store, Full(), factory=search.factory)

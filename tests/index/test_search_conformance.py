@@ -140,7 +140,7 @@ def assert_is_the_answer(search: Search, hits: Hits, query: np.ndarray, stored: 
     np.testing.assert_allclose(hits.distances, own, rtol=1e-6, atol=1e-6)
     assert list(zip(hits.distances, hits.ids, strict=True)) == sorted(zip(hits.distances, hits.ids, strict=True))
     assert len(set(hits.ids.tolist())) == len(hits.ids)
-    if not search.capabilities.exact:
+    if not search.is_exact:
         return
     np.testing.assert_allclose(hits.distances, np.sort(expected)[:k], rtol=1e-6, atol=1e-6)
     for key in ids:  # a copy with a smaller id may not be passed over

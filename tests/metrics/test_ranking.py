@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from distcam.metrics import counting, distances, ranking
+from distcam.metrics import distances, ranking
 from distcam.metrics.distances import METRICS, Distinct
 from distcam.metrics.ranking import rank_measures
 from distcam.reid import Labels, evaluate_distances, evaluate_features
@@ -207,6 +207,6 @@ def test_different_vectors_are_told_apart_and_zeros_of_both_signs_are_not() -> N
     assert Distinct.of(vectors[order]).number.tolist() == found.number[order].tolist()
 
 
-@pytest.mark.parametrize("module", [counting, distances, ranking])
+@pytest.mark.parametrize("module", [distances, ranking])
 def test_the_examples_in_the_docstrings_hold(module: Any) -> None:
     assert doctest.testmod(module).failed == 0

@@ -18,9 +18,9 @@ from distcam.errors import FingerprintMismatchError, InputError, ShapeError
 from distcam.images import load_dataset
 from distcam.index import Gallery, encode_to_file, read_encodings
 from distcam.metrics.clustering import cluster, normalised_mutual_information
-from distcam.metrics.counting import Pairing, measure_rankings
 from distcam.metrics.distances import METRICS, SearchSpec, check_vectors, comparable, distances_to
 from distcam.metrics.intervals import bootstrap_errors
+from distcam.metrics.ranking import Pairing, measure_rankings
 from distcam.retrieval import (
     Protocol,
     default_protocol,

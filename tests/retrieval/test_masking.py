@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -220,6 +221,24 @@ def test_masks_that_mark_everything_are_remarked_on(photos, masks, small_encoder
             Image.new("L", (64, 64), 3 if place % 2 else 255).save(file)
     with pytest.warns(DistcamWarning, match="19 of 20 masks in .* mark every pixel, as that of .* they change nothing"):
         built(photos, small_encoder, tmp_path / "g", masks=masks)
+
+
+@pytest.mark.parametrize("kind", ["inverted", "palette", "right"])
+def test_masks_of_the_background_are_remarked_on(photos, masks, small_encoder, tmp_path, kind):
+    middle = np.zeros((64, 64), np.uint8)
+    middle[16:48, 20:44] = 1
+    pixels = Image.fromarray(255 * (1 - middle) if kind == "inverted" else middle)
+    if kind == "palette":  # 0 is white and 1 is black
+        pixels = Image.fromarray(1 - middle)
+        pixels.putpalette([0, 0, 0, 255, 255, 255])
+    for file in masks.rglob("*.png"):
+        pixels.save(file)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        built(photos, small_encoder, tmp_path / "g", masks=masks)
+    told = [str(each.message) for each in said if "may be inverted" in str(each.message)]
+    assert len(told) == (kind != "right")
+    assert all("20 of 20 masks" in text and "mark the rim and not the middle" in text for text in told)
 
 
 @pytest.mark.parametrize("kind", ["inverted", "full", "palette"])

@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from distcam.datasets.masked_images import VOC_CLASSES, read_names
 from distcam.errors import ImageError, InputError
 from distcam.images import Transform
-from distcam.images.scenes import blueprints, write_scenes
 from distcam.remarks import DistcamWarning
-from distcam.segmentation.data import VOC_CLASSES, MaskedImages, MaskIds, boxes_around, label_map, read_names
+from distcam.segmentation.data import MaskedImages
+from distcam.segmentation.label_maps import MaskIds, boxes_around, label_map
+from distcam.synthetic.scene_set import blueprints, write_scenes
 
 SIZE = (12, 8)  # width, height
 
@@ -70,7 +72,7 @@ def test_a_voc_folder_is_read_in_the_order_of_its_list(voc) -> None:
     assert data.mask(1)[0, :3].tolist() == [1, 255, 0]
     assert (data.image(0).mode, data.image(0).size) == ("RGB", SIZE)
     assert data.mask_names[:2] == ("background", "aeroplane")
-    assert repr(data) == "MaskedImages(2 pictures, 2 with masks, 20 classes)"
+    assert repr(data) == "MaskedImages(2 images, 2 with masks, 20 classes)"
 
 
 def test_a_development_kit_is_found_from_above(voc) -> None:
@@ -83,8 +85,8 @@ def test_a_development_kit_is_found_from_above(voc) -> None:
 def test_a_picture_may_come_without_a_mask_but_then_without_classes(voc) -> None:
     data = MaskedImages.from_voc(voc, "weak")
     assert data.mask(0) is None
-    assert not data.has_labels
-    with pytest.raises(InputError, match=r"c.jpg: nothing says which classes the picture shows; give a mask, or a tab"):
+    assert not data.is_labelled(0)
+    with pytest.raises(InputError, match=r"c.jpg: nothing says which classes the image shows; give a mask, or a tab"):
         data.labels(0)
     with pytest.raises(InputError, match="nothing says which classes"):
         data.training_set(Transform(32, fit="squash"))
@@ -127,16 +129,16 @@ def test_folders_of_pictures_and_masks_go_by_name(tmp_path) -> None:
     mask(tmp_path / "masks" / "pets" / "x.png", marked(2))
     names = tmp_path / "names.txt"
     names.write_text("background\ncat\ndog\n")
-    with pytest.warns(DistcamWarning, match=r"1 of 2 pictures have a mask \(y.jpg has none\)"):
+    with pytest.warns(DistcamWarning, match=r"1 of 2 images have a mask \(y.jpg has none\)"):
         data = MaskedImages.from_folder(tmp_path / "photos", tmp_path / "masks", names)
     assert (data.names, data.class_names) == (("pets/x", "y"), ("cat", "dog"))
     assert (data.labels(0), data.has_mask(1)) == ((1,), False)
     table = tmp_path / "labels.csv"
     table.write_text("path,labels\ny.jpg,dog;cat\n")
-    with pytest.warns(DistcamWarning, match=r"1 of 2 pictures have labels \(pets/x.png has none\)"):
+    with pytest.warns(DistcamWarning, match=r"1 of 2 images have labels \(pets/x.png has none\)"):
         labelled = MaskedImages.from_folder(tmp_path / "photos", None, ["cat", "dog"], labels=table)
     assert labelled.labels(1) == (0, 1)
-    with pytest.raises(InputError, match=r"0 of 2 pictures have a mask .*; x.png and pets/x.png count from different"):
+    with pytest.raises(InputError, match=r"0 of 2 images have a mask .*; x.png and pets/x.png count from different"):
         MaskedImages.from_folder(tmp_path / "photos", tmp_path / "photos" / "pets", names)
 
 
@@ -239,7 +241,7 @@ def test_a_choice_of_masks_is_even_over_classes_and_nested(scenes) -> None:
     first = [data.labels(i)[0] for i in range(12)]
     assert len({first[i] for i in three}) == len(set(first))
     assert data.choose(0) == ()
-    with pytest.raises(InputError, match="expected 0 to 12 pictures with masks, got 13"):
+    with pytest.raises(InputError, match="expected 0 to 12 images with masks, got 13"):
         data.choose(13)
 
 

@@ -2,7 +2,7 @@
 
     python tiny_run.py '{"folder": "run", "settings": {"epochs": 3}, "kill_at": 7}'
 
-prints the digest of the weights it ends with.
+prints the digest of the weights it ends with; a list of such orders is carried out one after another.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from distcam.encoders import Encoder
+from distcam.errors import InputError
 from distcam.images import Transform
 from distcam.training import (
     Batch,
@@ -30,9 +31,18 @@ from distcam.training import (
     current_world,
     fit,
 )
+from distcam.training.engine.distributed import joined
 from distcam.training.losses.registry import TermContext, build_objective
 
 CLASSES = 3
+
+
+class Sick(Term):
+    """Not finite in the second process's third step."""
+
+    def forward(self, step: Step) -> torch.Tensor:
+        ill = current_world().rank == 1 and step.progress.step == 2
+        return step.encoding.embedding.mean() * (float("nan") if ill else 1.0)
 
 
 class Images:
@@ -108,31 +118,43 @@ def brightness(encoder: Encoder) -> dict[str, float]:
         return {"brightness": float(encoder(torch.ones(1, 3, 16, 16)).embedding.mean())}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    order = json.loads(sys.argv[1])
+def run(order: dict[str, Any]) -> dict[str, Any]:
+    """One run, as the order describes it."""
     encoder = make_encoder()
     objective = make_objective(encoder, *order.get("terms", ["memory", "noise"]))
+    if order.get("is_sick"):
+        objective = Objective({"sick": Sick()})
 
     def kill(done: int, _total: int) -> None:
         if done == order.get("kill_at"):
             os.kill(os.getpid(), signal.SIGKILL)
 
     source = Images(order.get("count", 36), batch_size=order.get("batch_size", 8))
-    result = fit(
-        encoder,
-        source,
-        objective,
-        make_settings(order.get("settings", {})),
-        folder=order.get("folder"),
-        resume=order.get("resume", False),
-        evaluate=brightness if order.get("evaluate") else None,
-        progress=kill,
-    )
+    try:
+        result = fit(
+            encoder,
+            source,
+            objective,
+            make_settings(order.get("settings", {})),
+            folder=order.get("folder"),
+            resume=order.get("resume", False),
+            evaluate=brightness if order.get("evaluate") else None,
+            progress=kill,
+        )
+    except InputError as error:
+        return {"error": str(error)}
     rows = [
         {name: value for name, value in row.items() if name not in ("seconds", "waiting")} for row in result.history
     ]
-    print(json.dumps({"digest": digest(encoder, objective), "history": rows, "best_epoch": result.best_epoch}))
+    return {"digest": digest(encoder, objective), "history": rows, "best_epoch": result.best_epoch}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    orders = json.loads(sys.argv[1])
+    with joined(torch.device("cpu")):  # one process group for several runs
+        for order in orders if isinstance(orders, list) else [orders]:
+            print(json.dumps(run(order)))
 
 
 if __name__ == "__main__":

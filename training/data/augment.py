@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -19,13 +20,14 @@ from torchvision.transforms.v2 import functional as image_functional
 
 from ...errors import InputError
 from ..engine.step import Mix, Regions
+from ..recipes.tables import NotNegative, Share, Table, limited
 
-__all__ = ["AugmentSettings", "Augmented", "augment", "mix_images", "uniforms"]
+HalfShare = Annotated[float, limited(lambda value: 0 <= value <= 0.5, "a number from 0 to 0.5")]
+Range = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class AugmentSettings:
-    """What may happen to a training image; the order is the order of the attributes.
+class AugmentSettings(Table):
+    """Random changes of a training image, in the order of the attributes.
 
     Attributes:
         flip: probability of a mirror image.
@@ -47,30 +49,26 @@ class AugmentSettings:
         mix_share: share of the batches that are mixed, if mixup or cutmix is on.
     """
 
-    flip: float = 0.5
-    shift: float = 0.1
-    crop: tuple[float, float] = (1.0, 1.0)
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
-    rotate: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    grey: float = 0.0
-    erase: float = 0.0
-    erase_area: tuple[float, float] = (0.02, 0.33)
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_share: float = 1.0
+    flip: Share = 0.5
+    shift: HalfShare = 0.1
+    crop: Range = (1.0, 1.0)
+    crop_ratio: Range = (0.75, 4 / 3)
+    rotate: NotNegative = 0.0
+    brightness: Share = 0.0
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+    hue: HalfShare = 0.0
+    grey: Share = 0.0
+    erase: Share = 0.0
+    erase_area: Range = (0.02, 0.33)
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
+    mix_share: Share = 1.0
 
-    def __post_init__(self) -> None:
-        for name in ("flip", "brightness", "contrast", "saturation", "grey", "erase", "mix_share"):
-            _check(name, getattr(self, name), 0, 1)
-        _check("shift", self.shift, 0, 0.5)
-        _check("hue", self.hue, 0, 0.5)
-        _check("rotate", self.rotate, 0, 180)
-        for name in ("mixup", "cutmix"):
-            _check(name, getattr(self, name), 0, math.inf)
+    def check(self) -> None:
+        """Refuse what does not fit together."""
+        if self.rotate > 180:
+            raise InputError(f"expected rotate from 0 to 180, got {self.rotate}")
         for name, most in (("crop", 1.0), ("erase_area", 1.0), ("crop_ratio", math.inf)):
             low, high = getattr(self, name)
             if not 0 < low <= high <= most:
@@ -89,13 +87,8 @@ class AugmentSettings:
 
     @property
     def mixes(self) -> bool:
-        """Whether images of a batch are blended."""
+        """True if images of a batch are blended."""
         return self.mixup > 0 or self.cutmix > 0
-
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InputError(f"expected {name} from {low:g} to {high:g}, got {value}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,11 +138,7 @@ def augment(
 ) -> Augmented:
     """The batch after everything that happens to single images; `mix_images` comes after normalising.
 
-    Args:
-        pixels: grey levels; left as they are.
-        settings: what may happen.
-        chance: from `uniforms`.
-        regions: moved with their images; those that end up outside are left out.
+    `chance` comes from `uniforms`. Regions move with their images; those that end up outside are left out.
     """
     if settings.crop != (1.0, 1.0) or settings.rotate:
         pixels, raster = _resampled(pixels, settings, chance, regions)
@@ -284,13 +273,9 @@ def _rectangles(sides: Float[Tensor, "b 2"], place: Float[Tensor, "b 2"], height
 def mix_images(
     images: Float[Tensor, "b 3 h w"], settings: AugmentSettings, seed: tuple[int, ...], *, regions: Regions | None
 ) -> tuple[Float[Tensor, "b 3 h w"], Mix | None, Regions | None]:
-    """Mixup or CutMix of a batch, one share for all its images; regions lose what was pasted over.
+    """Mixup or CutMix of normalised images, one share for the batch; regions lose what was pasted over.
 
-    Args:
-        images: normalised.
-        settings: which, and how strongly.
-        seed: numbers that say which batch this is; seed, epoch and step for example.
-        regions: of these images.
+    `seed` says which batch this is: seed, epoch and step for example.
 
     Source: Zhang et al., mixup, 2018; Yun et al., CutMix, 2019.
     """

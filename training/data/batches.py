@@ -17,25 +17,16 @@ import torch
 from ...errors import InputError
 from ..engine.step import Batch
 from .augment import AugmentSettings, augment, mix_images, uniforms
-from .sampling import Indices, Sampler, share_of_rank
+from .samplers import Indices, Sampler, share_of_rank
 from .training_set import TrainingSet
-
-__all__ = ["TrainingBatches"]
 
 _AHEAD = 3  # batches that wait for the training
 
 
 class TrainingBatches:
-    """What the training loop asks for batches.
+    """The training loop's source of batches, for one of `world_size` processes.
 
-    Args:
-        data: the images to learn from.
-        sampler: which of them make up a step, for all processes together.
-        augment: what happens to them; nothing if left out.
-        seed: of the augmentation.
-        rank: which of the processes this is.
-        world_size: how many there are.
-        workers: threads that prepare batches; one for images in memory, else one per core, if left out.
+    `workers` threads prepare them: one for images in memory, else one per core, if left out.
     """
 
     def __init__(
@@ -70,7 +61,7 @@ class TrainingBatches:
         return self.data.class_names
 
     def names(self, index: Sequence[int]) -> list[str]:
-        """What to call images in a message."""
+        """Names of images, for messages."""
         return self.data.names(index)
 
     def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:

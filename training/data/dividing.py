@@ -1,28 +1,25 @@
-"""How the images of a folder or table are divided into parts: as they say themselves, by a column, or by chance."""
+"""The division of a folder or table into parts: as it says itself, by a column, or by chance."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import numpy as np
 
 from ...errors import InputError
 from ...images import ImageRecord
-from ...images.overlooked import overlooked_column
-from ...images.splits import flags_of, split_column, split_name, split_of_row
+from ...images.splits import flags_of, overlooked_column, split_column, split_name, split_of_row
 from ...remarks import remark
-
-__all__ = ["SHARES", "SplitSettings", "divided", "settled", "shown_classes"]
+from ..recipes.tables import Table, limited
 
 SHARES: Mapping[str, float | str] = {"train": 0.7, "test": 0.3}
 _FLAG = "is_query"  # the column that divides a table which has no other; an empty cell trains
 _MEANT = {"train": "train", "val": "val", "test": "test", "query": "test", "gallery": "test"}
 
 
-@dataclass(frozen=True)
-class SplitSettings:
-    """How a folder or table is divided.
+class SplitSettings(Table):
+    """The division of a folder or table.
 
     Left out, a table is divided by its column `split` (or `is_query`, `is_gallery`), and folders by those of their
     sub-folders that are splits: "train" is trained on, "val" is a part where there is one, and "test" is the rest,
@@ -36,12 +33,13 @@ class SplitSettings:
         seed: of the division.
     """
 
-    parts: Mapping[str, float | str] = field(default_factory=dict)
+    parts: Mapping[str, float | str] = {}
     column: str = ""
-    novel: float = 0.0
+    novel: Annotated[float, limited(lambda value: 0 <= value < 1, "a share of novel classes in [0, 1)")] = 0.0
     seed: int = 0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         values = list(self.parts.values())
         if self.parts and "train" not in self.parts:
             raise InputError(f"expected a part 'train', got {', '.join(self.parts)}")
@@ -50,8 +48,6 @@ class SplitSettings:
                 raise InputError(f'parts of the column {self.column!r} are named by its values, such as train = "a"')
         elif not all(isinstance(value, float) and value > 0 for value in values) or sum(map(float, values)) > 1 + 1e-9:
             raise InputError(f"expected shares above 0 that add up to 1 at most, got {dict(self.parts)}")
-        if not 0 <= self.novel < 1:
-            raise InputError(f"expected a share of novel classes in [0, 1), got {self.novel}")
 
 
 def settled(
@@ -59,12 +55,7 @@ def settled(
 ) -> SplitSettings:
     """The same settings with a column or shares, and with parts: what a run's resolved recipe says.
 
-    Args:
-        split: as the recipe says it.
-        records: all images.
-        where: the folder or table, for messages.
-        strict: refuse what is otherwise remarked on.
-        quiet: say nothing, since somebody else has.
+    `where` is the folder or table, for messages; with `quiet` there are no remarks.
 
     Raises:
         InputError: a column that is not there, or none of whose values means training.
@@ -93,12 +84,13 @@ def settled(
                 "[data.split] column and parts",
                 strict=strict,
             )
-        return replace(split, parts=SHARES)
-    return replace(split, column=column, parts=_parts(_counts(records, column), column, where, all_=bool(split.column)))
+        return split.changed(parts=SHARES)
+    parts = _parts(_counts(records, column), column, where, all_=bool(split.column))
+    return split.changed(column=column, parts=parts)
 
 
 def _counts(records: Sequence[ImageRecord], column: str) -> dict[str, int]:
-    """How many images each value of the column has, known splits by their usual names, in order of appearance."""
+    """Number of images by value of the column, known splits by their usual names, in order of appearance."""
     counts: dict[str, int] = {}
     for record in records:
         value = _value(record, column)
@@ -134,13 +126,17 @@ def divided(
         InputError: a part without images.
     """
     generator = np.random.default_rng([0x59C, split.seed])
-    novel = _novel_classes(records, split.novel, generator)
+    novel: set[str] = set()
+    if split.novel:
+        names = sorted({label for record in records for label in shown_classes(record)})
+        count = min(max(round(split.novel * len(names)), 1), len(names))
+        novel = {names[number] for number in generator.permutation(len(names))[:count]}
     parts: dict[str, list[ImageRecord]] = {name: [] for name in split.parts}
     aside = [record for record in records if not novel.isdisjoint(shown_classes(record))]
     rest = [record for record in records if novel.isdisjoint(shown_classes(record))]
     if split.column:
-        names = [_part_of(record, split) for record in rest]
-        outside = [record for record, name in zip(rest, names, strict=True) if name is None]
+        own = [_part_of(record, split) for record in rest]
+        outside = [record for record, name in zip(rest, own, strict=True) if name is None]
         if outside and not quiet:
             remark(
                 f"{where}: {len(outside)} images are of none of the parts {', '.join(parts)} and are left out, such as "
@@ -148,13 +144,13 @@ def divided(
                 strict=strict,
             )
     else:
-        names = _by_chance(rest, split, generator)
-    for record, name in zip(rest, names, strict=True):
+        own = _by_chance(rest, split, generator)
+    for record, name in zip(rest, own, strict=True):
         if name is not None:
             parts[name].append(record)
     if novel:
         parts["novel"] = aside
-    empty = next((name for name, own in parts.items() if not own), None)
+    empty = next((name for name, members in parts.items() if not members), None)
     if empty is not None:
         raise InputError(f"the part {empty!r} of the data has no images; {len(records)} were divided")
     return parts
@@ -176,14 +172,6 @@ def _part_of(record: ImageRecord, split: SplitSettings) -> str | None:
     meaning = _value(record, split.column)
     by_meaning = {split_name(str(value)) or value: name for value, name in part_of.items()}
     return by_meaning.get(meaning, by_meaning.get(_MEANT.get(meaning, ""), part_of.get(cell)))
-
-
-def _novel_classes(records: Sequence[ImageRecord], share: float, generator: np.random.Generator) -> set[str]:
-    if not share:
-        return set()
-    names = sorted({label for record in records for label in shown_classes(record)})
-    count = min(max(round(share * len(names)), 1), len(names))
-    return {names[number] for number in generator.permutation(len(names))[:count]}
 
 
 def _by_chance(

@@ -1,4 +1,4 @@
-"""Which classes the images of a batch show: one, two in shares (mixup, CutMix), or several."""
+"""The classes of a batch's images: one, two in shares (mixup, CutMix), or several."""
 
 from __future__ import annotations
 
@@ -12,22 +12,15 @@ from torch.nn.functional import one_hot
 from ...errors import InputError
 from ..engine.step import Batch
 
-__all__ = ["Targets", "accuracy", "is_right", "single_labels", "true_classes"]
-
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Pairs of an image and a class that it shows; t of them.
+    """Pairs of an image and a class that it shows; t of them."""
 
-    Attributes:
-        row: the image's position in the batch; None if there is exactly one pair for each image, in order.
-        label: the class.
-        share: how much the pair counts; the shares of an image sum to 1, or there are none.
-    """
-
+    # the image's position in the batch; None if there is exactly one pair for each image, in order
     row: Int[Tensor, " t"] | None
-    label: Int[Tensor, " t"]
-    share: Float[Tensor, " t"]
+    label: Int[Tensor, " t"]  # the class
+    share: Float[Tensor, " t"]  # how much the pair counts; the shares of an image sum to 1, or there are none
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -61,7 +54,7 @@ def true_classes(batch: Batch) -> Targets:
 
 
 def is_right(logits: Float[Tensor, "b c"], labels: Tensor) -> Bool[Tensor, " b"]:
-    """Whether a class that the image shows has the largest logit; a tie with one that it does not show is lost.
+    """True if a class that the image shows has the largest logit; a tie with one that it does not show is lost.
 
     >>> is_right(torch.tensor([[2.0, 1.0], [1.0, 1.0]]), torch.tensor([0, 0])).tolist()
     [True, False]

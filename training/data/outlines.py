@@ -1,43 +1,43 @@
-"""Where the objects are: the outlines of a data set's images as rasters of the network's input."""
+"""Outlines of objects: boxes from tables, masks from image files, and both as rasters of the network's input."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
 
 from ...errors import ImageError, InputError
-from ...images import Transform
-from ...index.reports import counted
-from ...remarks import remark
+from ...images import Box, Listing, Transform, read_image
+from ...images.boxes.joined import drawn_on, read_boxes, usable
+from ...images.boxes.tables import Annotation as DrawnBoxes
+from ...images.boxes.tables import BoxTable, LabelledBox, absolute, box_of
+from ...images.joining import spelled
+from ...remarks import counted, remark
 from ..engine.step import Regions
-from .annotations import Annotation, Annotations, RegionSettings, raster_of
+from ..recipes.tables import Table, limited
 
-__all__ = ["Labels", "Outlines", "RegionTable"]
+_CORNERS = ("x1", "y1", "x2", "y2")
+_SLACK = 1.0  # pixels by which a box may exceed its image: tables differ in whether the last pixel counts
 
 Labels = Int[Tensor, " n"] | Float[Tensor, "n c"]
 
 
 @dataclass(frozen=True, eq=False)
 class RegionTable:
-    """The outlined objects of a data set, ordered by image.
+    """The outlined objects of a data set, ordered by image."""
 
-    Attributes:
-        image: the position of the image in the data set.
-        label: the class index of the object.
-        is_box: True for boxes, False for masks.
-        raster: 1 on the object, in the pixels of the network's input.
-    """
-
-    image: Int[Tensor, " r"]
-    label: Int[Tensor, " r"]
-    is_box: Bool[Tensor, " r"]
-    raster: UInt8[Tensor, "r h w"]
+    image: Int[Tensor, " r"]  # the position of the image in the data set
+    label: Int[Tensor, " r"]  # the class index of the object
+    is_box: Bool[Tensor, " r"]  # True for boxes, False for masks
+    raster: UInt8[Tensor, "r h w"]  # 1 on the object, in the pixels of the network's input
 
     def of(self, index: Int[Tensor, " b"]) -> Regions:
         """The regions of a batch of images."""
@@ -48,71 +48,160 @@ class RegionTable:
         own = torch.arange(len(row)) - before[row] + first[row]
         return Regions(row, self.label[own], self.is_box[own], self.raster[own].float())
 
-    def subset(self, index: Int[Tensor, " m"]) -> RegionTable:
-        """The regions of some images, which are numbered anew."""
-        chosen = self.of(index)
-        return RegionTable(chosen.row, chosen.label, chosen.is_box, chosen.raster.to(torch.uint8))
-
 
 @dataclass(frozen=True)
-class Outlines:
-    """Makes the regions of some images; outlines of one class in one image become one region."""
+class Outline:
+    """One object of one image: a box, a mask, or both."""
 
-    class_names: Sequence[str]
-    labels: Labels
-    files: Sequence[Path]
-    transform: Transform
-
-    def table(self, annotations: Annotations, settings: RegionSettings, *, strict: bool) -> RegionTable | None:
-        """The regions of the images that the settings choose; what cannot be used is left out and said."""
-        if settings.kind == "none":
-            return None
-        usable = self._usable(annotations, settings)
-        if not usable:
-            plural = "masks" if settings.kind == "mask" else "boxes"
-            raise InputError(f"{plural} are asked for, but none of the {len(self.files)} images has one")
-        rasters: dict[tuple[int, int], Tensor] = {}
-        problems: list[str] = []
-        for i in sorted(_chosen(usable, self.labels, settings, count=len(self.files))):
-            for number, annotation in usable[i]:
-                try:
-                    raster = raster_of(annotation, self.files[i], self.transform, kind=settings.kind)
-                except (ImageError, InputError) as error:
-                    problems.append(str(error))
-                    continue
-                if raster is not None:
-                    rasters[i, number] = torch.maximum(raster, rasters.get((i, number), raster))
-        if problems and not rasters:
-            raise InputError(f"none of {counted(len(problems), 'outline')} can be used: {problems[0]}")
-        if problems:
-            are = "outline cannot be used and is" if len(problems) == 1 else "outlines cannot be used and are"
-            remark(f"{len(problems)} {are} left out: {'; '.join(problems[:5])}", strict=strict)
-        keys = torch.tensor(list(rasters), dtype=torch.long).view(-1, 2)
-        blank = torch.zeros(0, self.transform.height, self.transform.width, dtype=torch.uint8)
-        stacked = torch.stack(list(rasters.values())) if rasters else blank
-        is_box = torch.full((len(keys),), settings.kind == "box")
-        return RegionTable(keys[:, 0].contiguous(), keys[:, 1].contiguous(), is_box, stacked)
-
-    def _usable(self, annotations: Annotations, settings: RegionSettings) -> dict[int, list[tuple[int, Annotation]]]:
-        """Class and outline by image."""
-        usable: dict[int, list[tuple[int, Annotation]]] = {}
-        for i, file in enumerate(self.files):
-            for each in annotations.get(file, ()):
-                number = _class_of(each, self.labels[i], self.class_names, file)
-                if number is not None and getattr(each, settings.kind) is not None:
-                    usable.setdefault(i, []).append((number, each))
-        return usable
+    label: str | None = None  # its class; None for the image's own
+    box: Box | None = None  # in pixels of the image
+    mask: Path | None = None  # an image file of the same size
+    # the grey level or palette index that marks the object in the mask; None for all that are not 0
+    value: int | None = None
+    # (width, height) of the image that the box was drawn on; None for the file's own
+    size: tuple[int, int] | None = None
 
 
-def _class_of(annotation: Annotation, label: Tensor, class_names: Sequence[str], file: Path) -> int | None:
-    """The class index of an outlined object; None if the image's labels do not speak of it."""
-    shown = label.nonzero()[:, 0].tolist() if label.ndim else [int(label)]
-    if annotation.label is None:
-        if len(shown) != 1:
-            raise InputError(f"{file}: an outline without a label, in an image that shows {len(shown)} classes")
-        return int(shown[0])
-    number = class_names.index(annotation.label) if annotation.label in class_names else -1
-    return number if number in shown else None
+Outlines = Mapping[Path, Sequence[Outline]]  # by image file
+
+
+class RegionSettings(Table):
+    """The choice of the images that come with an outline of their object.
+
+    Attributes:
+        kind: "mask", "box", or "none".
+        share: of the images; every class gets the same number as far as it has outlined images. A larger share
+            contains the smaller one.
+        seed: of the choice.
+    """
+
+    kind: Literal["none", "mask", "box"] = "none"
+    share: Annotated[float, limited(lambda value: 0 < value <= 1, "a share of the images in (0, 1]")] = 0.05
+    seed: int = 0
+
+
+def outlines_of(listing: Listing) -> dict[Path, list[Outline]]:
+    """Outlines in the columns `mask` and `x1`, `y1`, `x2`, `y2` of a listing; masks lie relative to its root.
+
+    Boxes that cannot be used are left out and remarked on, as those of a file of boxes are.
+
+    Raises:
+        InputError: only some of the four columns exist, or no box can be used.
+    """
+    has_mask = "mask" in listing.column_names
+    corners = [name for name in _CORNERS if name in listing.column_names]
+    if corners and len(corners) < 4:
+        raise InputError(f"a box has the columns {', '.join(_CORNERS)}; the table has {', '.join(corners)}")
+    boxes = _boxes_in_columns(listing) if corners else {}
+    found: dict[Path, list[Outline]] = {}
+    for record in listing if has_mask or corners else ():
+        drawn = boxes.get(listing.file(record))
+        mask = (
+            listing.root / spelled(listing.root, record.columns["mask"])
+            if has_mask and record.columns["mask"]
+            else None
+        )
+        if drawn is not None:
+            found[listing.file(record)] = [Outline(None, drawn.boxes[0].box, mask, size=drawn.size)]
+        elif mask is not None:
+            found[listing.file(record)] = [Outline(mask=mask)]
+    return found
+
+
+def boxes_from(source: str | Path, listing: Listing) -> dict[Path, list[Outline]]:
+    """The boxes that a file or folder has for the images of a listing; for the layouts see `read_boxes`.
+
+    Raises:
+        InputError: the file cannot be read, or speaks of none of the images.
+    """
+    drawn, _ = drawn_on(listing, read_boxes(source))
+    return {
+        file: [Outline(label, box, size=annotation.size) for box, label in annotation.boxes]
+        for _, file, annotation in drawn
+    }
+
+
+def _boxes_in_columns(listing: Listing) -> dict[Path, DrawnBoxes]:
+    """The usable boxes of a table's own columns, by image."""
+    boxes: dict[str, DrawnBoxes] = {}
+    problems: list[str] = []
+    for record in listing:
+        cells = [record.columns[name] for name in _CORNERS]
+        if any(cells):
+            try:
+                boxes[absolute(listing.file(record))] = DrawnBoxes((LabelledBox(box_of(cells, record.path)),))
+            except InputError as error:
+                problems.append(str(error))
+    if not boxes and not problems:
+        return {}
+    table = usable(BoxTable(listing.root, boxes, problems=tuple(problems)))
+    return {file: annotation for _, file, annotation in drawn_on(listing, table)[0]}
+
+
+# --- rasters ----------------------------------------------------------------------------------------------------------
+
+
+def region_table(
+    outlines: Outlines | None,
+    settings: RegionSettings | None,
+    files: Sequence[Path],
+    *,
+    labels: Labels,
+    class_names: Sequence[str],
+    transform: Transform,
+    strict: bool,
+) -> RegionTable | None:
+    """The regions of the images that the settings choose; outlines of one class in one image become one region.
+
+    Outlines that cannot be used are left out and remarked on.
+
+    Raises:
+        InputError: no image has such an outline, or none can be used.
+    """
+    if settings is None or settings.kind == "none":
+        return None
+    by_image = _by_image(outlines or {}, settings.kind, files, labels, class_names)
+    if not by_image:
+        plural = "masks" if settings.kind == "mask" else "boxes"
+        raise InputError(f"{plural} are asked for, but none of the {len(files)} images has one")
+    rasters: dict[tuple[int, int], Tensor] = {}
+    problems: list[str] = []
+    for i in sorted(_chosen(by_image, labels, settings, count=len(files))):
+        for number, outline in by_image[i]:
+            try:
+                raster = raster_of(outline, files[i], transform, kind=settings.kind)
+            except (ImageError, InputError) as error:
+                problems.append(str(error))
+                continue
+            if raster is not None:
+                rasters[i, number] = torch.maximum(raster, rasters.get((i, number), raster))
+    if problems and not rasters:
+        raise InputError(f"none of {counted(len(problems), 'outline')} can be used: {problems[0]}")
+    if problems:
+        are = "outline cannot be used and is" if len(problems) == 1 else "outlines cannot be used and are"
+        remark(f"{len(problems)} {are} left out: {'; '.join(problems[:5])}", strict=strict)
+    keys = torch.tensor(list(rasters), dtype=torch.long).view(-1, 2)
+    blank = torch.zeros(0, transform.height, transform.width, dtype=torch.uint8)
+    stacked = torch.stack(list(rasters.values())) if rasters else blank
+    is_box = torch.full((len(keys),), settings.kind == "box")
+    return RegionTable(keys[:, 0].contiguous(), keys[:, 1].contiguous(), is_box, stacked)
+
+
+def _by_image(
+    outlines: Outlines, kind: str, files: Sequence[Path], labels: Labels, class_names: Sequence[str]
+) -> dict[int, list[tuple[int, Outline]]]:
+    """Class index and outline by image, without those that the image's labels do not speak of."""
+    found: dict[int, list[tuple[int, Outline]]] = {}
+    for i, file in enumerate(files):
+        shown = labels[i].nonzero()[:, 0].tolist() if labels.ndim == 2 else [int(labels[i])]
+        for outline in outlines.get(file, ()):
+            if outline.label is None and len(shown) != 1:
+                raise InputError(f"{file}: an outline without a label, in an image that shows {len(shown)} classes")
+            known = outline.label is None or outline.label in class_names
+            number = shown[0] if outline.label is None else class_names.index(outline.label) if known else -1
+            if number in shown and getattr(outline, kind) is not None:
+                found.setdefault(i, []).append((number, outline))
+    return found
 
 
 def _chosen(usable: Mapping[int, object], labels: Labels, settings: RegionSettings, *, count: int) -> list[int]:
@@ -126,3 +215,66 @@ def _chosen(usable: Mapping[int, object], labels: Labels, settings: RegionSettin
     rounds = max(map(len, of_class.values()))
     dealt = [of_class[c][turn] for turn in range(rounds) for c in order if turn < len(of_class[c])]
     return dealt[: max(round(settings.share * count), 1)]
+
+
+def raster_of(
+    outline: Outline, file: Path, transform: Transform, *, kind: Literal["mask", "box"]
+) -> UInt8[Tensor, "h w"] | None:
+    """1 on the object, 0 elsewhere, in the pixels of the network's input; None if the transform cuts the object off."""
+    width, height = read_image(file, whole=True).size
+    if kind == "box":
+        assert outline.box is not None
+        drawn_on = outline.size or (width, height)
+        box = outline.box.scaled(width / drawn_on[0], height / drawn_on[1])
+        raster = _filled(_checked(box, file, width, height), transform, width, height)
+    else:
+        raster = _seen(outline, file, transform, (width, height))
+    return raster if raster.any() else None
+
+
+def _checked(box: Box, file: Path, width: int, height: int) -> Box:
+    shown = f"({', '.join(f'{edge:g}' for edge in box)})"
+    if not all(map(math.isfinite, box)) or box.area <= 0:
+        raise InputError(f"{file}: expected a box as left < right and top < bottom, got {shown}")
+    if min(box.left, box.top) < -_SLACK or box.right > width + _SLACK or box.bottom > height + _SLACK:
+        raise InputError(f"{file}: the box {shown} leaves the image, which is {width} x {height} pixels")
+    return box.clipped(width, height)
+
+
+def _filled(box: Box, transform: Transform, width: int, height: int) -> UInt8[Tensor, "h w"]:
+    """The pixels whose centre the box covers; of a box between centres the one pixel that holds its middle."""
+    view = transform.view(width, height)
+    seen = box.shifted(-view.left, -view.top).scaled(transform.width / view.width, transform.height / view.height)
+    seen = seen.clipped(transform.width, transform.height)
+    raster = torch.zeros(transform.height, transform.width, dtype=torch.uint8)
+    if seen.area > 0:
+        (left, right), (top, bottom) = _span(seen.left, seen.right), _span(seen.top, seen.bottom)
+        raster[top:bottom, left:right] = 1
+    return raster
+
+
+def _span(start: float, stop: float) -> tuple[int, int]:
+    first, end = math.ceil(start - 0.5), math.ceil(stop - 0.5)
+    return (first, end) if end > first else (int((start + stop) / 2), int((start + stop) / 2) + 1)
+
+
+def _seen(outline: Outline, file: Path, transform: Transform, size: tuple[int, int]) -> UInt8[Tensor, "h w"]:
+    """The mask after the transform; a pixel belongs to the object if at least half of it does."""
+    assert outline.mask is not None
+    try:
+        with Image.open(outline.mask) as image:
+            if image.size != size:
+                raise InputError(
+                    f"{outline.mask}: expected the mask in its image's size, {size[0]} x {size[1]}, "
+                    f"got {image.size[0]} x {image.size[1]}"
+                )
+            flat = image if image.mode in ("1", "L", "P", "I", "I;16") else image.convert("L")
+            values = np.asarray(flat)
+    except OSError as error:
+        raise ImageError(outline.mask, f"not a readable mask ({error})") from error
+    marked = values > 0 if outline.value is None else values == outline.value
+    if not marked.any():
+        what = "all 0" if outline.value is None else f"nowhere {outline.value}"
+        raise InputError(f"{outline.mask}: the mask is {what}, so it marks no object of {file.name}")
+    stamp = Image.fromarray((marked * 255).astype(np.uint8)).convert("RGB")
+    return (replace(transform, fill=(0, 0, 0))(stamp)[0] >= 128).to(torch.uint8)

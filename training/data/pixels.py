@@ -1,8 +1,4 @@
-"""Every image of a training set is decoded once before the first step: kept, if there is room, or read again later.
-
-So a file that cannot be read is known before training and not in the middle of an epoch: it is left out and named, all
-of them at once. One that breaks afterwards ends the run with its name.
-"""
+"""Pixels of a training set, decoded once before the first step, so that unreadable files are known before training."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +15,10 @@ from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...encoders.trained_on import content_digest
 from ...errors import ImageError, InputError
+from ...files import content_digest
 from ...images import Transform, read_image
-from ...index.reports import Skipped, counted
-from ...remarks import remark
-
-__all__ = ["MEMORY_LIMIT", "Cache", "Decoded", "InFiles", "InMemory", "Pixels", "decode", "say_left_out"]
+from ...remarks import Skipped, counted, remark
 
 MEMORY_LIMIT = 2 * 1024**3  # bytes of pixels that cache="auto" keeps in memory
 _SHOWN = 10  # left-out images that a remark names
@@ -33,63 +26,34 @@ _SHOWN = 10  # left-out images that a remark names
 Cache = Literal["auto", "memory", "none"]
 
 
-class Pixels(Protocol):
-    """Images by number, as a transform makes them."""
-
-    def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
-        """Some of them; ImageError names a file that cannot be read any more."""
-
-
 @dataclass(frozen=True, eq=False)
-class InMemory:
-    """Images that are decoded."""
+class Pixels:
+    """Images by number, as a transform makes them: decoded already, or read whenever they are needed."""
 
-    pixels: UInt8[Tensor, "n 3 h w"]
-
-    def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
-        """Some of them."""
-        return self.pixels[index]
-
-
-@dataclass(frozen=True, eq=False)
-class InFiles:
-    """Images that are read whenever they are needed."""
-
+    in_memory: UInt8[Tensor, "n 3 h w"] | None
     files: Sequence[Path]
     transform: Transform
 
     def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
-        """Some of them, decoded now."""
+        """Some of them; ImageError names a file that cannot be read any more."""
+        if self.in_memory is not None:
+            return self.in_memory[index]
         return torch.stack([self.transform(read_image(self.files[i])) for i in index.tolist()])
 
 
 class Decoded(NamedTuple):
-    """What decoding some files came to.
+    """Files, decoded."""
 
-    Attributes:
-        pixels: of the images that can be read.
-        kept: their places among the files.
-        digests: of their contents, as `content_digest` makes them.
-        failed: place and reason of each of the others.
-    """
-
-    pixels: Pixels
-    kept: tuple[int, ...]
-    digests: NDArray[np.int64]
-    failed: tuple[tuple[int, str], ...] = ()
+    pixels: Pixels  # of the images that can be read
+    kept: tuple[int, ...]  # their places among the files
+    digests: NDArray[np.int64]  # of their contents, see `content_digest`
+    failed: tuple[tuple[int, str], ...] = ()  # place and reason of each of the others
 
 
 def decode(
     files: Sequence[Path], transform: Transform, *, cache: Cache, progress: Callable[[int, int], None] | None = None
 ) -> Decoded:
-    """Decode every file once, by several threads; the pixels are kept in memory if the cache says so.
-
-    Args:
-        files: in the order that the pixels will have.
-        transform: what makes an image the network's input.
-        cache: "memory" or "none", or "auto": memory up to 2 GiB.
-        progress: called with (images decoded, images in all).
-    """
+    """Decode every file once, by several threads; the pixels stay in memory if the cache says so ("auto": 2 GiB)."""
     needed = len(files) * 3 * transform.height * transform.width
     is_lazy = cache == "none" or (cache == "auto" and needed > MEMORY_LIMIT)
     rows = 0 if is_lazy else len(files)
@@ -113,7 +77,7 @@ def decode(
                     progress(number + 1, len(files))
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
-    held: Pixels = InFiles([files[i] for i in kept], transform) if is_lazy else InMemory(pixels[: len(kept)])
+    held = Pixels(None if is_lazy else pixels[: len(kept)], [files[i] for i in kept], transform)
     return Decoded(held, tuple(kept), np.array(digests, np.int64), tuple(failed))
 
 

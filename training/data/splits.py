@@ -6,45 +6,33 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
+
+from pydantic import field_validator
 
 from ...errors import InputError
 from ...images import ImageRecord, Listing, Transform
 from ...images.listing import quiet_listing
 from ...images.masks import MaskFolder
 from ...images.transform import DEFAULT_FIT
-from ...index.reports import Skipped
-from ...remarks import remark
-from ..recipes.tables import plain
-from .annotations import Annotation, RegionSettings, annotations_of, boxes_from
+from ...remarks import Skipped, remark
+from ..recipes.tables import Table, plain
 from .dividing import SplitSettings, divided, settled, shown_classes
-from .parts import Part
+from .outlines import Outline, RegionSettings, boxes_from, outlines_of
 from .pixels import Cache, say_left_out
+from .run_data import Part
 from .training_set import TrainingSet
 
 if TYPE_CHECKING:
-    from ...images.scenes import Blueprint
-
-__all__ = [
-    "DATA_VARIABLE",
-    "DataSettings",
-    "ScenePart",
-    "ScenesSettings",
-    "SplitSettings",
-    "list_parts",
-    "load_splits",
-    "settled_split",
-]
+    from ...synthetic.scene_set import Blueprint
 
 DATA_VARIABLE = "DISTCAM_DATA"  # the environment variable that says where `photographs` lie
 
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class ScenePart:
+class ScenePart(Table):
     """The scenes of one split.
 
     Attributes:
@@ -61,16 +49,15 @@ class ScenePart:
     two_objects: float = 0.0
 
 
-@dataclass(frozen=True)
-class ScenesSettings:
+class ScenesSettings(Table):
     """Procedural scenes, drawn once into a folder of their own.
 
     Attributes:
         splits: by name; a number stands for that many scenes of each base class before any background.
         classes: base classes.
         novel_classes: further classes, which share no object with them.
-        size: side of the pictures in pixels.
-        seed: of classes and pictures; not that of the training.
+        size: side of the images in pixels.
+        seed: of classes and images; not that of the training.
     """
 
     splits: Mapping[str, ScenePart | int]
@@ -79,19 +66,27 @@ class ScenesSettings:
     size: int = 64
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        parts = {name: ScenePart(part) if isinstance(part, int) else part for name, part in self.splits.items()}
-        object.__setattr__(self, "splits", parts)
+    @field_validator("splits")
+    @classmethod
+    def _of_any_background(cls, splits: Mapping[str, ScenePart | int]) -> dict[str, ScenePart]:
+        return {name: ScenePart(per_class=part) if isinstance(part, int) else part for name, part in splits.items()}
+
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if self.classes < 2 or self.novel_classes < 0:
             raise InputError(f"expected two classes or more, got {self.classes} and {self.novel_classes} novel ones")
-        novel = [name for name, part in parts.items() if part.classes == "novel"]
+        novel = [name for name, part in self.parts.items() if part.classes == "novel"]
         if novel and not self.novel_classes:
             raise InputError(f"the split {novel[0]!r} shows novel classes; set novel_classes to how many there are")
 
+    @property
+    def parts(self) -> Mapping[str, ScenePart]:
+        """The splits by name."""
+        return cast("Mapping[str, ScenePart]", self.splits)
 
-@dataclass(frozen=True)
-class DataSettings:
-    """Which images; one of `images`, `photographs`, and `scenes`.
+
+class DataSettings(Table):
+    """The images; one of `images`, `photographs`, and `scenes`.
 
     Attributes:
         images: a folder, pattern, or CSV table, relative to the recipe's folder.
@@ -120,27 +115,36 @@ class DataSettings:
     multi_label: bool = False
     boxes: str = ""
     masks: str = ""
-    regions: RegionSettings = field(default_factory=RegionSettings)
-    split: SplitSettings = field(default_factory=SplitSettings)
+    regions: RegionSettings = RegionSettings()
+    split: SplitSettings = SplitSettings()
     cache: Cache = "auto"
     strict: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         named = [name for name in ("images", "photographs", "scenes") if getattr(self, name)]
         if len(named) != 1:
             raise InputError(f"expected one of images, photographs, scenes; got {' and '.join(named) or 'none'}")
 
     def source(self, folder: Path) -> tuple[str, Path]:
-        """What `images` or `photographs` names, and the folder it is relative to; `folder` is the recipe's.
+        """The path that `images` or `photographs` gives, and the folder it starts from; `folder` is the recipe's.
 
         Raises:
             InputError: photographs, and the environment variable names no folder.
         """
-        return (self.photographs, _photographs_folder()) if self.photographs else (self.images, folder)
+        if not self.photographs:
+            return self.images, folder
+        place = os.environ.get(DATA_VARIABLE)
+        if not place or not Path(place).is_dir():
+            raise InputError(
+                f"this recipe needs photographs: set the environment variable {DATA_VARIABLE} to the folder that holds "
+                f"them; it is {place or 'not set'}"
+            )
+        return self.photographs, Path(place)
 
 
 def settled_split(settings: DataSettings, *, folder: Path) -> SplitSettings:
-    """How the images are divided, with nothing left open: by which column or in which shares, and into which parts.
+    """The division of the images with nothing left open: the column or the shares, and the parts.
 
     Raises:
         InputError: images that are not there, or a column that cannot divide them.
@@ -173,14 +177,8 @@ def load_splits(
 ) -> dict[str, TrainingSet]:
     """The images by split; "train" is always there, and other splits of its classes number them alike.
 
-    Args:
-        settings: the recipe's `[data]`.
-        transform: the encoder's.
-        folder: what relative paths start from.
-        cache: where scenes are drawn, once for all runs with the same scenes.
-        progress: called with (images drawn or decoded, images in all), anew for each split.
-
-    Files that cannot be read are left out and named, all at once; every file is decoded once to know.
+    Files that cannot be read are left out and named, all at once; every file is decoded once to know. Scenes are drawn
+    into `cache`, once for all runs with the same ones. `progress` starts anew for each split.
 
     Raises:
         InputError: images that are not there, or a split without images; with `strict`, a file that cannot be read.
@@ -196,16 +194,17 @@ def load_splits(
 def _scene_splits(
     settings: DataSettings, scenes: ScenesSettings, transform: Transform, cache: Path, progress: Progress | None
 ) -> dict[str, TrainingSet]:
-    from ...images.scenes import SceneSet, blueprints, write_scenes
+    from ...synthetic.scene_set import SceneSet, blueprints, write_scenes
 
     if "train" not in scenes.splits:
         raise InputError(f"[data.scenes.splits] needs a split 'train'; got {', '.join(scenes.splits) or 'none'}")
     classes = blueprints(scenes.classes + scenes.novel_classes, seed=scenes.seed)
+    common = {key: value for key, value in plain(scenes).items() if key != "splits"}
     sets: dict[str, TrainingSet] = {}
-    for name, part in scenes.splits.items():
-        assert isinstance(part, ScenePart)
+    for name, part in scenes.parts.items():
         own = classes[: scenes.classes] if part.classes == "base" else classes[scenes.classes :]
-        target = cache / f"{name}-{_digest(name, plain(part), plain(scenes))}"
+        known = json.dumps([name, plain(part), common], sort_keys=True)  # everything that the images depend on
+        target = cache / f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:8]}"
         if not (target / "scenes.csv").is_file():
             write_scenes(
                 target,
@@ -223,19 +222,13 @@ def _scene_splits(
             name,
             transform,
             is_multi_label=settings.multi_label,
-            regions=settings.regions if name == "train" else RegionSettings("mask", share=1.0),
+            regions=settings.regions if name == "train" else RegionSettings(kind="mask", share=1.0),
         )
     return sets
 
 
-def _digest(*values: object) -> str:
-    """Eight digits that change with anything the pictures depend on."""
-    known = [*values[:2], {k: v for k, v in values[2].items() if k != "splits"}]  # type: ignore[attr-defined]
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
-
-
 def _backgrounds(part: ScenePart, classes: Sequence[Blueprint]) -> dict[str, tuple[str, ...]] | None:
-    from ...images.scenes import BACKGROUNDS
+    from ...synthetic.scene_set import BACKGROUNDS
 
     if part.backgrounds == "any":
         return None
@@ -261,26 +254,29 @@ def _listed_splits(
     if not settings.split.column:
         for sentence in listing.remarks:
             remark(sentence, strict=settings.strict)
-    annotations = annotations_of(listing)
+    outlines = outlines_of(listing)
     if settings.boxes:
-        annotations |= boxes_from(base / settings.boxes, listing)
+        outlines |= boxes_from(base / settings.boxes, listing)
     if settings.masks:
-        annotations |= _beside(listing, base / settings.masks)
-    outlined = {kind for kind in ("mask", "box") for own in annotations.values() if getattr(own[0], kind) is not None}
+        masks = MaskFolder.given(base / settings.masks)
+        masks.join(record.path for record in listing).tell(what="a mask", lines=f"masks in {base / settings.masks}")
+        files = {listing.file(record): masks.file(record.path) for record in listing}
+        outlines |= {file: [Outline(mask=mask)] for file, mask in files.items() if mask.is_file()}
+    outlined = {kind for kind in ("mask", "box") for own in outlines.values() if getattr(own[0], kind) is not None}
     parts = _parts(listing, settings, place)
     known = _class_names(parts["train"], settings)
     sets: dict[str, TrainingSet] = {}
     left_out: list[Skipped] = []
     for name, records in parts.items():
-        has_outlines = not annotations.keys().isdisjoint(listing.file(record) for record in records)
-        measured = RegionSettings("mask" if "mask" in outlined else "box" if has_outlines else "none", share=1.0)
+        has_outlines = not outlines.keys().isdisjoint(listing.file(record) for record in records)
+        measured = RegionSettings(kind="mask" if "mask" in outlined else "box" if has_outlines else "none", share=1.0)
         sets[name] = TrainingSet.from_listing(
             listing,
             transform,
             records=records,
             label_columns=settings.label_columns,
             class_names=known if set(_class_names(records, settings)) <= set(known) else None,
-            annotations=annotations,
+            outlines=outlines,
             regions=settings.regions if name == "train" else measured,
             cache=settings.cache,
             strict=settings.strict,
@@ -316,24 +312,6 @@ def _parts(
                 remark(said, strict=settings.strict)
             parts[name] = labelled
     return {name: own for name, own in parts.items() if own}
-
-
-def _photographs_folder() -> Path:
-    place = os.environ.get(DATA_VARIABLE)
-    if not place or not Path(place).is_dir():
-        raise InputError(
-            f"this recipe needs photographs: set the environment variable {DATA_VARIABLE} to the folder that holds "
-            f"them; it is {place or 'not set'}"
-        )
-    return Path(place)
-
-
-def _beside(listing: Listing, folder: Path) -> dict[Path, list[Annotation]]:
-    """Masks named like their images, for those images that have one; says how many have."""
-    masks = MaskFolder.given(folder)
-    masks.join(record.path for record in listing).tell(what="a mask", lines=f"masks in {folder}")
-    files = {listing.file(record): masks.file(record.path) for record in listing}
-    return {file: [Annotation(mask=mask)] for file, mask in files.items() if mask.is_file()}
 
 
 def _class_names(records: Sequence[ImageRecord], settings: DataSettings) -> tuple[str, ...]:

@@ -15,15 +15,13 @@ from torch import Tensor
 from ...encoders.trained_on import TrainedOn
 from ...errors import ImageError, InputError, ShapeError
 from ...images import ImageRecord, Listing, Transform
-from ...index.reports import Skipped
-from .annotations import Annotation, Annotations, RegionSettings
-from .outlines import Labels, Outlines, RegionTable
-from .pixels import MEMORY_LIMIT, Cache, InFiles, InMemory, Pixels, decode, say_left_out
+from ...remarks import Skipped
+from .dividing import shown_classes
+from .outlines import Labels, Outline, Outlines, RegionSettings, RegionTable, region_table
+from .pixels import Cache, Pixels, decode, say_left_out
 
 if TYPE_CHECKING:
-    from ...images.scenes import SceneSet
-
-__all__ = ["MEMORY_LIMIT", "Cache", "RegionTable", "TrainingSet"]
+    from ...synthetic.scene_set import SceneSet
 
 
 class TrainingSet:
@@ -68,13 +66,13 @@ class TrainingSet:
 
     @property
     def is_multi_label(self) -> bool:
-        """Whether an image may show several classes."""
+        """True if an image may show several classes."""
         return self.labels.ndim == 2
 
     @property
     def in_memory(self) -> bool:
-        """Whether the images are decoded already."""
-        return isinstance(self._pixels, InMemory)
+        """True if the images are decoded already."""
+        return self._pixels.in_memory is not None
 
     def pixels(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
         """Images as the transform makes them, in grey levels; read from their files unless they are in memory.
@@ -86,55 +84,19 @@ class TrainingSet:
 
     @property
     def trained_on(self) -> TrainedOn:
-        """What an encoder has seen that was trained on these images."""
+        """The record of a training on these images."""
         shown = [name for name, n in zip(self.class_names, self.per_class().tolist(), strict=True) if n]
         return TrainedOn.of(shown, len(self), self.digests)
 
     def names(self, index: Sequence[int]) -> list[str]:
-        """What to call images in a message."""
+        """Names of images, for messages."""
         return [self._names[i] if self._names else f"image {i}" for i in index]
 
     def per_class(self) -> Int[Tensor, " c"]:
-        """How many images show each class."""
+        """The number of images that show each class."""
         if self.is_multi_label:
             return (self.labels > 0).sum(0)
         return torch.bincount(self.labels.long(), minlength=len(self.class_names))
-
-    def subset(self, index: Sequence[int] | Int[Tensor, " m"], *, drop_classes: bool = False) -> TrainingSet:
-        """Some of the images, in this order; with `drop_classes` also without the classes that none of them shows."""
-        chosen = torch.as_tensor(index, dtype=torch.long)
-        names = None if self._names is None else [self._names[i] for i in chosen.tolist()]
-        pixels: Pixels
-        if isinstance(self._pixels, InFiles):
-            pixels = InFiles([self._pixels.files[i] for i in chosen.tolist()], self.transform)
-        else:
-            pixels = InMemory(self._pixels.read(chosen))
-        regions = None if self.regions is None else self.regions.subset(chosen)
-        digests = None if self.digests is None else self.digests[chosen.numpy()]
-        part = TrainingSet(
-            pixels,
-            self.labels[chosen],
-            self.class_names,
-            transform=self.transform,
-            regions=regions,
-            names=names,
-            digests=digests,
-        )
-        return part._without_empty_classes() if drop_classes else part
-
-    def _without_empty_classes(self) -> TrainingSet:
-        kept = torch.nonzero(self.per_class())[:, 0]
-        renumbered = torch.full((len(self.class_names),), -1)
-        renumbered[kept] = torch.arange(len(kept))
-        labels = self.labels[:, kept] if self.is_multi_label else renumbered[self.labels]
-        regions = self.regions
-        if regions is not None:
-            known = renumbered[regions.label] >= 0
-            own = renumbered[regions.label[known]]
-            regions = RegionTable(regions.image[known], own, regions.is_box[known], regions.raster[known])
-        names = [self.class_names[number] for number in kept.tolist()]
-        same = {"transform": self.transform, "names": self._names, "digests": self.digests}
-        return TrainingSet(self._pixels, labels, names, regions=regions, **same)  # type: ignore[arg-type]
 
     def require_trainable(self) -> None:
         """Nothing, if a classifier can learn from these images.
@@ -162,15 +124,9 @@ class TrainingSet:
         regions: RegionTable | None = None,
         digests: NDArray[np.int64] | None = None,
     ) -> TrainingSet:
-        """Images that are in memory already.
+        """Images that are in memory already, as `transform` makes them; kept, not copied.
 
-        Args:
-            pixels: as `transform` makes them; kept, not copied.
-            labels: class names, class indices, or 0/1 columns.
-            transform: what made them.
-            class_names: by class index; the sorted names if left out.
-            regions: outlined objects, ordered by image.
-            digests: of the images' contents, see `content_digest`, for the record of a training on them.
+        Labels are class names, class indices, or 0/1 columns; regions are ordered by image.
 
         Raises:
             InputError: lengths or types that do not fit, or a label without a name.
@@ -186,7 +142,7 @@ class TrainingSet:
             numbers = labels.float() if labels.ndim == 2 else labels.long()
         else:
             names, numbers = _numbered([(label,) for label in labels], class_names, is_multi_label=False)
-        return cls(InMemory(pixels), numbers, names, transform=transform, regions=regions, digests=digests)
+        return cls(Pixels(pixels, (), transform), numbers, names, transform=transform, regions=regions, digests=digests)
 
     @classmethod
     def from_listing(
@@ -197,33 +153,20 @@ class TrainingSet:
         records: Sequence[ImageRecord] | None = None,
         label_columns: Sequence[str] = (),
         class_names: Sequence[str] | None = None,
-        annotations: Annotations | None = None,
+        outlines: Outlines | None = None,
         regions: RegionSettings | None = None,
         cache: Cache = "auto",
         strict: bool = False,
         left_out: list[Skipped] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> TrainingSet:
-        """Images of a folder or table, all decoded now, and kept if they fit into memory.
+        """Images of a folder or table, or of some of its records, all decoded now, and kept if they fit into memory.
 
-        Files that cannot be read are left out and named in one remark. So are outlines that cannot be used.
-
-        An image may show several classes if the table has a column `labels` with names between semicolons, or one 0/1
-        column per class, named by `label_columns`. Otherwise every image needs its label.
-
-        Args:
-            listing: from `list_images`.
-            transform: the encoder's.
-            records: some of the listing's records; all if left out.
-            label_columns: the 0/1 columns, which are the classes then.
-            class_names: by class index; the sorted names if left out.
-            annotations: boxes and masks by image file; see `annotations_of` and `boxes_from`.
-            regions: which of them to use; none if left out.
-            cache: "memory": keep the decoded images. "none": decode each again when it is needed. "auto": memory up to
-                2 GiB.
-            strict: refuse what is otherwise left out.
-            left_out: gets the images that cannot be read, instead of a remark.
-            progress: called with (images decoded, images in all).
+        Files that cannot be read are left out and named in one remark, or added to `left_out`. So are outlines that
+        cannot be used. An image may show several classes if the table has a column `labels` with names between
+        semicolons, or one 0/1 column per class, named by `label_columns`. Otherwise every image needs its label.
+        Outlines come from `outlines_of` and `boxes_from`; `regions` says which of them are used. With the cache "auto"
+        decoded images stay in memory up to 2 GiB.
 
         Raises:
             InputError: an image without a label, a label without a name, no image that can be read, or outlines none of
@@ -240,13 +183,16 @@ class TrainingSet:
         chosen, shown = [chosen[i] for i in found.kept], [shown[i] for i in found.kept]
         is_multi_label = bool(label_columns) or "labels" in listing.column_names
         names, labels = _numbered(shown, class_names or tuple(label_columns) or None, is_multi_label=is_multi_label)
-        outlines = Outlines(names, labels, [listing.file(record) for record in chosen], transform)
+        files = [listing.file(record) for record in chosen]
+        table = region_table(
+            outlines, regions, files, labels=labels, class_names=names, transform=transform, strict=strict
+        )
         return cls(
             found.pixels,
             labels,
             names,
             transform=transform,
-            regions=outlines.table(annotations or {}, regions or RegionSettings(), strict=strict),
+            regions=table,
             names=[record.path for record in chosen],
             digests=found.digests,
             skipped=skipped,
@@ -266,14 +212,7 @@ class TrainingSet:
     ) -> TrainingSet:
         """One split of a set of scenes, with the boxes and masks of its objects.
 
-        Args:
-            scenes: from `write_scenes` or `SceneSet.read`.
-            split: one of its splits.
-            transform: the encoder's.
-            is_multi_label: whether a scene shows the classes of all its objects, or that of the first one.
-            class_names: by class index; the set's own if left out.
-            regions: which outlines to use; none if left out.
-            progress: called with (scenes decoded, scenes in all).
+        With `is_multi_label` a scene shows the classes of all its objects, else that of the first one.
         """
         records = scenes.of_split(split)
         names = scenes.labels if class_names is None else tuple(class_names)
@@ -281,27 +220,28 @@ class TrainingSet:
         names, labels = _numbered(
             shown if is_multi_label else [own[:1] for own in shown], names, is_multi_label=is_multi_label
         )
-        annotations: dict[Path, list[Annotation]] = {}
-        for record, own in zip(records, shown, strict=True):
+        files = [scenes.file(record) for record in records]
+        outlines: dict[Path, list[Outline]] = {}
+        for record, file, own in zip(records, files, shown, strict=True):
             mask = scenes.mask_file(record)
             for label in own if is_multi_label else own[:1]:
                 value = scenes.labels.index(label) + 1
                 box = next(box for name, box in record.boxes if name == label)
-                entry = Annotation(label, box, mask if mask.is_file() else None, value)
-                annotations.setdefault(scenes.file(record), []).append(entry)
-        found = decode([scenes.file(record) for record in records], transform, cache="auto", progress=progress)
+                entry = Outline(label, box, mask if mask.is_file() else None, value)
+                outlines.setdefault(file, []).append(entry)
+        found = decode(files, transform, cache="auto", progress=progress)
         if found.failed:
             place, reason = found.failed[0]
-            raise ImageError(
-                scenes.file(records[place]), f"{reason}; remove the folder, and the scenes are drawn again"
-            )
-        outlines = Outlines(names, labels, [scenes.file(record) for record in records], transform)
+            raise ImageError(files[place], f"{reason}; remove the folder, and the scenes are drawn again")
+        table = region_table(
+            outlines, regions, files, labels=labels, class_names=names, transform=transform, strict=True
+        )
         return cls(
             found.pixels,
             labels,
             names,
             transform=transform,
-            regions=outlines.table(annotations, regions or RegionSettings(), strict=True),
+            regions=table,
             names=[record.path for record in records],
             digests=found.digests,
         )
@@ -319,12 +259,11 @@ def _labels_of(record: ImageRecord, columns: Sequence[str]) -> tuple[str, ...]:
                     f"{record.path}: expected 0 or 1 in the column {name!r}, got {record.columns.get(name)!r}"
                 )
         return tuple(name for name in columns if record.columns[name] == "1")
-    if "labels" in record.columns:
-        return tuple(name for name in map(str.strip, record.columns["labels"].split(";")) if name)
-    if record.label is None:
+    shown = shown_classes(record)
+    if not shown and "labels" not in record.columns:
         raise InputError(f"{record.path}: expected a label for every image; sort images into one folder per class, "
                          "or give a table with the columns path and label")  # fmt: skip
-    return (record.label,)
+    return shown
 
 
 def _numbered(

@@ -17,17 +17,6 @@ from torch import Tensor, distributed, nn
 
 from ...errors import InputError
 
-__all__ = [
-    "World",
-    "average_gradients",
-    "average_statistics",
-    "current_world",
-    "gathered",
-    "joined",
-    "shared",
-    "spread",
-]
-
 T = TypeVar("T")
 
 
@@ -41,7 +30,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process evaluates and writes."""
+        """True for the process that evaluates and writes."""
         return self.rank == 0
 
 

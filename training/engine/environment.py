@@ -1,4 +1,4 @@
-"""What a run needs around it: a device, batches on that device, and random numbers that belong to the step alone."""
+"""The surroundings of a run: a device, batches on it, and random numbers that belong to the step alone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from torch import Tensor
 from ...errors import InputError
 from .distributed import current_world
 from .step import Batch, Mix, Regions
-
-__all__ = ["choose_device", "on_device", "own_randomness", "repeatable", "seed_step"]
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""What a run leaves to read: means over an epoch, a CSV file, and TensorBoard's event files."""
+"""Logs of a run: means over an epoch, a CSV file, and TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ...errors import MissingExtraError
 from ...index.storage.durable import Storage
-
-__all__ = ["Log", "Means", "Row", "TensorBoardLog", "write_csv", "write_json"]
 
 Row = Mapping[str, float]
 
@@ -42,19 +40,6 @@ class Means:
                 before = result.state.get(name, (0.0, 0.0))
                 result.state[name] = (before[0] + total, before[1] + count)
         return result
-
-
-class Log(Protocol):
-    """Where numbers go while a run is on."""
-
-    def step(self, step: int, values: Row) -> None:
-        """Numbers of one optimiser step, counted from 1."""
-
-    def epoch(self, step: int, row: Row) -> None:
-        """Numbers of the epoch that ended with that step."""
-
-    def close(self) -> None:
-        """No more numbers will come."""
 
 
 class TensorBoardLog:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,23 +24,20 @@ from ...encoders.inference import has_fast_bfloat16
 from ...errors import InputError
 from ..recipes.settings import Settings
 from .distributed import World, average_gradients, average_statistics, gathered, joined, shared, spread
-from .early_stopping import Best
+from .early_stopping import EarlyStopping
 from .environment import choose_device, on_device, own_randomness, repeatable, seed_step
-from .logs import Log, Means, Row, TensorBoardLog, write_csv
-from .optimiser_weights import Average, make_optimiser, set_training, training_mode
+from .logs import Means, Row, TensorBoardLog, write_csv
+from .optimisation import Optimisation, set_training, training_mode
 from .outcome import FitResult, write_outcome
-from .schedules import learning_rate_schedule
-from .state import STATE, difference, load_optimiser, read_state, write_state
+from .state import STATE, difference, read_state, write_state
 from .step import Batch, Objective, Progress, Step
-
-__all__ = ["BatchSource", "fit"]
 
 Evaluate = Callable[[Encoder], Mapping[str, float]]
 _FREE = ("device", "checkpoint_every_steps", "tensorboard")  # settings that a resumed run may change
 
 
 class BatchSource(Protocol):
-    """Where batches come from; epoch e is the same list of batches whenever and by whomever it is asked for.
+    """A source of batches; epoch e is the same list of batches whenever it is asked for.
 
     A source that has `names(index)` lets error messages say which images a batch held; one that has `class_names` names
     the classes of the classifier that is kept.
@@ -99,126 +96,129 @@ def fit(
         encoder.to(device).to(memory_format=torch.channels_last)
         objective.to(device)
         stack.enter_context(training_mode(encoder, objective, settings))
-        run = _Run(encoder, batches, objective, settings, world=world, device=device, config=config)
-        run.folder = None if folder is None else Path(folder)
-        run.evaluate, run.progress, run.report = evaluate, progress, report
-        run.begin(resume=resume)
+        run = _Run(
+            encoder,
+            batches,
+            objective,
+            settings,
+            world=world,
+            device=device,
+            folder=None if folder is None else Path(folder),
+            resume=resume,
+            evaluate=evaluate,
+            config=config,
+            progress=progress,
+            report=report,
+        )
         return run.train()
 
 
+@dataclass(eq=False)
 class _Run:
     """One call of `fit`: everything that changes from step to step, and what is done with it."""
 
-    folder: Path | None = None
-    evaluate: Evaluate | None = None
-    progress: Callable[[int, int], None] | None = None
-    report: Callable[[Row], None] | None = None
+    encoder: Encoder
+    batches: BatchSource
+    objective: Objective
+    settings: Settings
+    world: World
+    device: torch.device
+    folder: Path | None
+    resume: InitVar[bool]
+    evaluate: Evaluate | None
+    config: Mapping[str, Any] | None
+    progress: Callable[[int, int], None] | None
+    report: Callable[[Row], None] | None
+    batch: int = 0  # done in this epoch
+    means: Means = field(default_factory=Means)
+    history: list[dict[str, float]] = field(default_factory=list)
+    last_losses: dict[str, float] = field(default_factory=dict)
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        batches: BatchSource,
-        objective: Objective,
-        settings: Settings,
-        *,
-        world: World,
-        device: torch.device,
-        config: Mapping[str, Any] | None,
-    ) -> None:
-        self.encoder, self.batches, self.objective, self.settings = encoder, batches, objective, settings
-        self.world, self.device, self.config = world, device, config
-        for module in (encoder, objective):
-            spread([*module.parameters(), *module.buffers()], world)
-        self.optimiser = make_optimiser(encoder, objective, settings.optimiser)
-        self.parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
-        self.average = None if settings.ema is None else Average(encoder, objective, settings.ema)
-        if batches.steps_per_epoch < 1:
+    def __post_init__(self, resume: bool) -> None:
+        settings, n_batches = self.settings, self.batches.steps_per_epoch
+        if n_batches < 1:
             raise InputError("the training data make no batch; add images or choose a smaller batch size")
-        self.steps_per_epoch = math.ceil(batches.steps_per_epoch / settings.accumulate)
-        self.schedule = learning_rate_schedule(
-            self.optimiser,
-            settings.schedule,
-            steps=settings.epochs * self.steps_per_epoch,
-            steps_per_epoch=self.steps_per_epoch,
-        )
-        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and has_fast_bfloat16(device))
-        self.autocast = partial(torch.autocast, device.type, torch.bfloat16) if bf16 else nullcontext
+        self.modules: dict[str, torch.nn.Module] = {"encoder": self.encoder, "objective": self.objective}
+        for module in self.modules.values():
+            spread([*module.parameters(), *module.buffers()], self.world)
+        steps = math.ceil(n_batches / settings.accumulate)
+        self.optimisation = Optimisation(self.encoder, self.objective, settings, steps_per_epoch=steps)
+        self.early_stopping = EarlyStopping(settings, self.modules)
+        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and has_fast_bfloat16(self.device))
+        self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16) if bf16 else nullcontext
         self.now = Progress(epoch=0, epochs=settings.epochs, step=0)
-        self.batch = 0  # done in this epoch
-        self.means = Means()
-        self.history: list[dict[str, float]] = []
-        self.waited = 0.0  # seconds, for the data of this epoch
-        self.last_losses: dict[str, float] = {}
-        self.modules: dict[str, torch.nn.Module] = {"encoder": encoder, "objective": objective}
-        self.best = Best(settings, self.modules)
-        self.logs: list[Log] = []
+        self._restore(resume=resume)
+        self.board = None
+        if self.folder is not None and settings.tensorboard and self.world.is_first:
+            self.board = TensorBoardLog(self.folder / "tensorboard", step=self.now.step)
 
     # ---- the whole run
 
-    def begin(self, *, resume: bool) -> None:
-        """Take up a run that was begun, or make sure that there is none."""
-        if self.folder is not None:
-            state = read_state(self.folder)
-            if state is not None and not resume:
-                raise InputError(f"{self.folder} holds a run already; pass resume, or choose another folder")
-            if state is not None:
-                self._restore(state)
-            if self.settings.tensorboard and self.world.is_first:
-                self.logs.append(TensorBoardLog(self.folder / "tensorboard", step=self.now.step))
-        places = gathered((self.now.epoch, self.batch), self.world)
-        if len(set(places)) > 1:
-            raise InputError(f"the processes are at different places {places}; all must see the same folder")
-
     def train(self) -> FitResult:
-        """Epoch after epoch until all are done or nothing gets better."""
-        with ExitStack() as stack:
-            for log in self.logs:
-                stack.callback(log.close)
-            while self.now.epoch < self.settings.epochs and not self.best.is_too_long_ago(epochs=self.now.epoch):
+        """Epoch after epoch until all are done or nothing gets better; the best weights are the encoder's then."""
+        try:
+            while self.now.epoch < self.settings.epochs and not self.early_stopping.should_stop(epochs=self.now.epoch):
                 self._epoch()
-        return self._finish()
+        finally:
+            if self.board is not None:
+                self.board.close()
+        if self.early_stopping.best_epoch is not None:
+            self.early_stopping.restore_best()
+        elif self.optimisation.average is not None:
+            self.optimisation.average.exchange()
+        best = self.early_stopping.best_epoch or self.now.epoch
+        result = FitResult(tuple(self.history), best, self.folder)
+        if self.folder is not None and self.world.is_first:
+            write_outcome(
+                result,
+                self.encoder,
+                self.objective,
+                class_names=getattr(self.batches, "class_names", ()),
+                settings=self.settings.to_dict(),
+                config=self.config,
+            )
+        return result
 
     def _epoch(self) -> None:
-        started, self.waited = time.perf_counter(), 0.0
-        with _closed(self.batches.epoch(self.now.epoch, skip=self.batch)) as source:
-            while group := self._next_group(source):
+        started, waited = time.perf_counter(), 0.0
+        every = self.settings.checkpoint_every_steps
+        source = self.batches.epoch(self.now.epoch, skip=self.batch)
+        try:
+            while True:
+                asked = time.perf_counter()
+                group = list(islice(source, self.settings.accumulate))
+                waited += time.perf_counter() - asked
+                if not group:
+                    break
                 self._optimiser_step(group)
-                every = self.settings.checkpoint_every_steps
                 if every and self.now.step % every == 0 and self.batch < self.batches.steps_per_epoch:
                     self._agree()
                     self._save()
+        finally:
+            if hasattr(source, "close"):
+                source.close()
         if self.batch != self.batches.steps_per_epoch:
             raise InputError(
                 f"epoch {self.now.epoch + 1} ended after {self.batch} batches; "
                 f"the data promised {self.batches.steps_per_epoch}"
             )
         seconds = time.perf_counter() - started
-        self._end_epoch({"seconds": seconds, "waiting": self.waited / seconds})
+        self._end_epoch({"seconds": seconds, "waiting": waited / seconds})
 
     # ---- one optimiser step
-
-    def _next_group(self, source: Iterator[Batch]) -> list[Batch]:
-        """The batches of the next optimiser step; how long they took to come is noted."""
-        asked = time.perf_counter()
-        group = list(islice(source, self.settings.accumulate))
-        self.waited += time.perf_counter() - asked
-        return group
 
     def _optimiser_step(self, group: Sequence[Batch]) -> None:
         images = sum(len(batch) for batch in group)
         failures = [self._backward(batch, share=len(batch) / images) for batch in group]
-        failure = next((failure for failure in failures if failure), None)
-        if average_gradients(self.parameters, self.world, failed=failure is not None):
+        failure = next(filter(None, failures), None)
+        if average_gradients(self.optimisation.parameters, self.world, failed=failure is not None):
             raise InputError(failure or self._failure("another process's loss is not finite", group))
-        self._check_gradient(group)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        for log in self.logs:
-            log.step(self.now.step + 1, {"learning_rate": self.optimiser.param_groups[0]["lr"], **self.last_losses})
-        self.schedule.step()
-        if self.average is not None:
-            self.average.update()
+        numbers = {"learning_rate": self.optimisation.learning_rate, **self.last_losses}
+        if not self.optimisation.step():
+            raise InputError(self._failure("the losses are finite, but their gradient is not", group))
         self.now = replace(self.now, step=self.now.step + 1)
+        if self.board is not None:
+            self.board.step(self.now.step, numbers)
 
     def _backward(self, batch: Batch, *, share: float) -> str | None:
         """Add a batch's share of the gradient; what is wrong with its losses, if anything."""
@@ -239,15 +239,6 @@ class _Run:
             (losses.total * share).backward()
         return None
 
-    def _check_gradient(self, group: Sequence[Batch]) -> None:
-        """Clip the gradient, and refuse one that would ruin the weights."""
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not math.isfinite(float(norm)):
-            raise InputError(self._failure("the losses are finite, but their gradient is not", group))
-        if self.settings.optimiser.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.optimiser.clip_norm, norm)
-
     def _failure(self, what: str, group: Sequence[Batch]) -> str:
         index = [int(i) for batch in group for i in batch.index]
         find_names = getattr(self.batches, "names", None)
@@ -259,28 +250,24 @@ class _Run:
             "lower optimiser.learning_rate, or set optimiser.clip_norm"
         )
 
-    # ---- the end of an epoch
-
     def _end_epoch(self, times: Row) -> None:
         means = Means.together(gathered(self.means, self.world)).means()
-        row: dict[str, float] = {
-            "epoch": self.now.epoch + 1,
-            **means,
-            "learning_rate": self.optimiser.param_groups[0]["lr"],
-        }
+        done = self.now.epoch + 1
+        row: dict[str, float] = {"epoch": done, **means, "learning_rate": self.optimisation.learning_rate}
         self._agree()
-        with self._kept_weights():
-            row |= self._metrics()
-            if self._evaluation_is_due:
-                self.best.consider(row, epoch=self.now.epoch + 1)
+        if done % self.settings.evaluate_every == 0 or done == self.settings.epochs:
+            with self._kept_weights():
+                found = dict(self.evaluate(self.encoder)) if self.evaluate and self.world.is_first else {}
+                row |= {name: float(value) for name, value in shared(found, self.world).items()}
+                self.early_stopping.update(row, epoch=done)
         self.history.append({**row, **times})
-        self.now = replace(self.now, epoch=self.now.epoch + 1, train_accuracy=means.get("accuracy"))
+        self.now = replace(self.now, epoch=done, train_accuracy=means.get("accuracy"))
         self.batch, self.means = 0, Means()
         self._save()
         if self.folder is not None and self.world.is_first:
             write_csv(self.folder / "log.csv", self.history)
-        for log in self.logs:
-            log.epoch(self.now.step, self.history[-1])
+        if self.board is not None:
+            self.board.epoch(self.now.step, self.history[-1])
         if self.report is not None:
             self.report(self.history[-1])
 
@@ -289,49 +276,16 @@ class _Run:
         """Inside, encoder and objective are what would be kept, in evaluation mode."""
         self.encoder.eval()
         self.objective.eval()
-        if self.average is not None:
-            self.average.exchange()
         try:
-            yield
+            with self.optimisation.averaged():
+                yield
         finally:
-            if self.average is not None:
-                self.average.exchange()
             set_training(self.encoder, self.objective, self.settings)
-
-    @property
-    def _evaluation_is_due(self) -> bool:
-        done = self.now.epoch + 1
-        return done % self.settings.evaluate_every == 0 or done == self.settings.epochs
-
-    def _metrics(self) -> dict[str, float]:
-        """What `evaluate` says, if it is time; the first process asks, all get the answer."""
-        if self.evaluate is None or not self._evaluation_is_due:
-            return {}
-        found = self.evaluate(self.encoder) if self.world.is_first else {}
-        return shared({name: float(value) for name, value in found.items()}, self.world)
-
-    def _finish(self) -> FitResult:
-        """The weights to keep are the encoder's from here on; the first process writes them down."""
-        if self.best.epoch is not None:
-            self.best.put_back()
-        elif self.average is not None:
-            self.average.exchange()
-        result = FitResult(tuple(self.history), self.best.epoch or self.now.epoch, self.folder)
-        if self.folder is not None and self.world.is_first:
-            write_outcome(
-                result,
-                self.encoder,
-                self.objective,
-                class_names=getattr(self.batches, "class_names", ()),
-                settings=self.settings.to_dict(),
-                config=self.config,
-            )
-        return result
 
     # ---- checkpoints
 
     def _setup(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the one that was killed."""
+        """Everything that a resumed run must have in common with the one that was killed."""
         settings = {name: value for name, value in self.settings.to_dict().items() if name not in _FREE}
         setup: dict[str, Any] = {
             "run": settings,
@@ -345,56 +299,49 @@ class _Run:
         return plain
 
     def _agree(self) -> None:
-        """What each process has gathered by itself becomes the same in all: batch statistics, memory banks."""
+        """Make equal in all processes what each has gathered by itself: batch statistics, memory banks."""
         average_statistics(self.encoder, self.world)
         spread(self.objective.buffers(), self.world)
-        if self.average is not None:
-            average_statistics(self.average.model, self.world)
+        if self.optimisation.average is not None:
+            average_statistics(self.optimisation.average.model, self.world)
 
     def _save(self) -> None:
         """Write the run down as it is between two steps."""
         means = [part.state for part in gathered(self.means, self.world)]
         if self.folder is None or not self.world.is_first:
             return
-        write_state(
-            self.folder,
-            {
-                "setup": self._setup(),
-                "epoch": self.now.epoch,
-                "step": self.now.step,
-                "train_accuracy": self.now.train_accuracy,
-                "batch": self.batch,
-                "means": means,
-                "history": self.history,
-                **{name: module.state_dict() for name, module in self.modules.items()},
-                "average": None if self.average is None else self.average.model.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "best": self.best.state,
-            },
-        )
+        tree = {
+            "setup": self._setup(),
+            "epoch": self.now.epoch,
+            "step": self.now.step,
+            "train_accuracy": self.now.train_accuracy,
+            "batch": self.batch,
+            "means": means,
+            "history": self.history,
+            **{name: module.state_dict() for name, module in self.modules.items()},
+            **self.optimisation.state_dict(),
+            "best": self.early_stopping.state_dict(),
+        }
+        write_state(self.folder, tree)
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        change = difference(state["setup"], self._setup())
-        if change:
-            raise InputError(f"{self.folder}: cannot resume, {change}; change it back or choose another folder")
-        for name, module in self.modules.items():
-            module.load_state_dict(state[name])
-        load_optimiser(self.optimiser, state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.average is not None:
-            self.average.model.load_state_dict(state["average"])
-        self.now = replace(self.now, epoch=state["epoch"], step=state["step"], train_accuracy=state["train_accuracy"])
-        self.batch, self.means = state["batch"], Means(state["means"][self.world.rank])
-        self.history, self.best.state = list(state["history"]), state["best"]
-
-
-@contextmanager
-def _closed(source: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
-    """The iterator; it is told when nobody wants more of it, if it cares."""
-    try:
-        yield source
-    finally:
-        close = getattr(source, "close", None)
-        if close is not None:
-            close()
+    def _restore(self, *, resume: bool) -> None:
+        """Take up the run that was begun in the folder, or make sure that there is none."""
+        state = None if self.folder is None else read_state(self.folder)
+        if state is not None:
+            if not resume:
+                raise InputError(f"{self.folder} holds a run already; pass resume, or choose another folder")
+            change = difference(state["setup"], self._setup())
+            if change:
+                raise InputError(f"{self.folder}: cannot resume, {change}; change it back or choose another folder")
+            for name, module in self.modules.items():
+                module.load_state_dict(state[name])
+            self.optimisation.load_state_dict(state)
+            self.early_stopping.load_state_dict(state["best"])
+            self.now = replace(
+                self.now, epoch=state["epoch"], step=state["step"], train_accuracy=state["train_accuracy"]
+            )
+            self.batch, self.means = state["batch"], Means(state["means"][self.world.rank])
+            self.history = list(state["history"])
+        places = gathered((self.now.epoch, self.batch), self.world)
+        if len(set(places)) > 1:
+            raise InputError(f"the processes are at different places {places}; all must see the same folder")

@@ -1,4 +1,4 @@
-"""What a run ends with: a value for the caller, and files for everybody else."""
+"""The end of a run: a value for the caller, and the files of its folder."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ from ...index.storage.durable import Storage
 from .logs import Row, write_csv, write_json
 from .step import Objective
 
-__all__ = ["FitResult", "write_outcome"]
-
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a run went.
+    """A finished run.
 
     Attributes:
         history: one row per epoch, as in `log.csv`.
@@ -60,14 +58,6 @@ def write_outcome(
 
     An encoder with code of its own, which no file can bring back, leaves its weights alone in `weights.safetensors`.
     Class weights that are no linear or cosine classifier, such as several vectors per class, leave no classifier.
-
-    Args:
-        result: with a folder.
-        encoder: as it is to be kept.
-        objective: whose first term with class weights is the classifier.
-        class_names: in the order of the labels; their numbers if left empty.
-        settings: of the run.
-        config: where it came from.
     """
     from ..losses.classifier import save_classifier  # with pytorch-metric-learning, which takes seconds to import
 

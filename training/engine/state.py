@@ -11,23 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ...errors import InputError, WeightsError
 from ...index.storage.durable import Storage
-
-__all__ = [
-    "STATE",
-    "copied",
-    "difference",
-    "flatten",
-    "load_optimiser",
-    "read_state",
-    "restore",
-    "write_state",
-]
 
 STATE = Path("state", "run.safetensors")
 
@@ -108,32 +96,8 @@ def restore(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {restore(key, tensors): restore(item, tensors) for key, item in content}
 
 
-def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Give an optimiser its state back, in the memory layout of the weights, as arithmetic may depend on that."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    laid_out = {
-        index: {name: _like(value, parameters[index]) for name, value in values.items()}
-        for index, values in state["state"].items()
-    }
-    optimiser.load_state_dict({**state, "state": laid_out})
-
-
-def _like(value: Any, parameter: Tensor) -> Any:
-    if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
-        return torch.empty_like(parameter, requires_grad=False).copy_(value)
-    return value
-
-
-def copied(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state_dict that later steps do not change, on the CPU."""
-    return {
-        name: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
-        for name, value in state.items()
-    }
-
-
 def difference(before: Any, now: Any, name: str = "") -> str:
-    """Where two JSON values differ first, in words; empty if they do not."""
+    """The first difference of two JSON values, in words; empty if there is none."""
     if isinstance(before, dict) and isinstance(now, dict):
         differences = (
             difference(before.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in {**before, **now}

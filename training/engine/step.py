@@ -1,4 +1,4 @@
-"""What one training step is made of: a batch, the encoder, and an objective that is a weighted sum of terms.
+"""One training step: a batch, the encoder, and an objective that is a weighted sum of terms.
 
 Every loss of this package, and of the tasks above it, is a `Term`: a module that looks at a `Step` and returns a
 scalar. The loop knows nothing about losses; a loss knows nothing about optimisers, devices, or schedules of learning
@@ -20,12 +20,10 @@ from torch import Tensor, nn
 from ...encoders import Encoder, Encoding
 from ...errors import InputError
 
-__all__ = ["Batch", "HasClassWeights", "Losses", "Mix", "Objective", "Progress", "Regions", "Step", "Term"]
-
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """Where objects are, for the few images of a batch that say so; r regions, possibly none.
+    """Outlined objects of the few images of a batch that have any; r regions, possibly none.
 
     Attributes:
         row: the image's position in the batch.
@@ -73,7 +71,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training run is.
+    """Progress of a training run.
 
     Attributes:
         epoch: of the current step, from 0.
@@ -97,7 +95,7 @@ class HasClassWeights(Protocol):
         ...
 
     def logits(self, embedding: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
-        """What a prediction is the largest of."""
+        """One score per class; the largest is the prediction."""
         ...
 
 

@@ -23,16 +23,6 @@ from ...errors import InputError
 from ..data.labels import Targets
 from ..engine.step import HasClassWeights, Progress, Term
 
-__all__ = [
-    "LateTerm",
-    "gradient_weights",
-    "gradients_off",
-    "pooled_weights",
-    "scaled",
-    "statistics_frozen",
-    "weighted_map",
-]
-
 ADAPTIVE_ACCURACY = 0.5
 
 

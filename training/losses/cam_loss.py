@@ -3,19 +3,7 @@
     CAM_i = Σ_k w_k^i f_k,   CAAM = Σ_k f_k                                     [CAM-loss] Eq. 1-3
     L_cam = (1 / HW) Σ |CAAM' - CAM_i'|, both min-max scaled per image          [CAM-loss] Eq. 4
 
-The classifier's weights W learn from the cross entropy alone: they enter the map detached. Otherwise W can drift
-towards a vector of ones, for which the loss is 0 whatever the features are. What the paper leaves open:
-
-- *Which W.* Whatever term of the objective has a vector per class: a linear or cosine classifier, or proxies. The
-  scaling takes away the length of w and every bias, so they need no cases of their own.
-- *Heads.* f is the last feature map, as in the paper. With a linear head or a batch-norm neck between it and the
-  classifier, `w` is carried back to its channels as `Hᵀ w`. The head is a constant there, for the reason that W is one,
-  and a neck takes part with its running statistics, also while it trains: the map of an image then does not depend on
-  the others of its batch. `space="embedding"` compares in the embedding's channels instead.
-- *GeM.* f is then the map whose mean is the pooled vector, `f^p q^(1-p)`.
-- *Heads that are not affine*, and losses with several vectors per class: Grad-CAM inside the graph takes CAM's place.
-- *Mixup and CutMix*: the sum of both classes' losses in their shares. Several classes per image: their mean.
-- *Nothing else is detached.* `detach_target` stops the gradient through CAM' as well, for ablations.
+W enters the map detached, or it drifts towards ones, where the loss is 0. Heads, GeM, mixup: docs/guides/losses.md.
 """
 
 from __future__ import annotations
@@ -33,10 +21,8 @@ from ...errors import InputError, ShapeError
 from ...explain import fold
 from ..data.labels import Targets, true_classes
 from ..engine.step import HasClassWeights, Step
-from ..recipes.options import check_name
+from ..recipes.tables import check_name
 from .attention import LateTerm, gradient_weights, pooled_weights, scaled
-
-__all__ = ["CamLoss", "NegativeCam", "cam_loss", "map_difference", "negative_cam", "unpooled"]
 
 MapNorm = Literal["l1", "l2"]
 
@@ -154,7 +140,7 @@ class CamLoss(LateTerm):
 
 
 def has_cam(encoder: Encoder, classifier: HasClassWeights) -> bool:
-    """Whether a class's map is a weighted sum of channels: an affine head, and one vector per class."""
+    """True if a class's map is a weighted sum of channels: an affine head, and one vector per class."""
     return affine_of(encoder.head) is not None and not getattr(classifier, "has_several_vectors", False)
 
 
@@ -166,7 +152,7 @@ def negative_cam(
     n_negatives: int = 100,
     towards: Literal["uniform", "zero"] = "uniform",
 ) -> Tensor:
-    """How far the maps of the likeliest absent classes are from being flat: mean over these classes and over images.
+    """Distance of the maps of the likeliest absent classes from flat ones, mean over these classes and over images.
 
     "uniform": the Kullback-Leibler divergence, in nats, of the map's softmax over positions from the uniform
     distribution; 0 if the map is flat, at whatever height. "zero": the mean square of the map.

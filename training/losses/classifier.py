@@ -22,10 +22,8 @@ from ...encoders.checkpoint import built_from_header, read_checkpoint, write_che
 from ...errors import InputError, WeightsError
 from ..data.labels import accuracy, single_labels
 from ..engine.step import HasClassWeights, Step, Term
-from ..recipes.options import check_name
+from ..recipes.tables import check_name
 from .metric import ProxyTerm, Space, gather_vectors, vectors_of
-
-__all__ = ["CenterTerm", "ClassifierTerm", "load_classifier", "save_classifier"]
 
 
 class ClassifierTerm(Term):

@@ -5,19 +5,7 @@
     L_kd  = τ² KL(softmax(t / τ) ‖ softmax(s / τ))                              Hinton et al. 2015
     L     = β L_ce + (1 - β) L_kd + γ L_ccm,  β = 0.5, γ = 1, τ = 4             [CAM-loss] Eq. 12
 
-Maps are scaled to [0, 1] as in CAM-loss and compared by their mean over positions, so γ = 1 is on the scale of Eq. 4. A
-teacher may have another architecture, input statistics, and map size: its map is resized to the student's, then scaled.
-
-Where this is not what the paper prints:
-
-- Its Eq. 9 compares the maps of the image's class, CAM_student,i with CAM_teacher,i. AT here compares class-agnostic
-  maps, as attention transfer is commonly done (Zagoruyko and Komodakis); it needs no classifier of either.
-- Its Eq. 8 divides the divergence of KD by the number of classes. Here it is their sum, as Hinton et al. have it: n
-  times the print.
-
-A teacher is an encoder's checkpoint, and the classifier that training has written beside it (`save_classifier`). It
-runs in evaluation mode without gradients, in the run's mixed precision, is no part of the term's parameters or of its
-state, and is found again by its path; `describe` has its fingerprint.
+Where this is not what the paper prints: docs/guides/losses.md.
 """
 
 from __future__ import annotations
@@ -40,12 +28,10 @@ from ...explain import upsample
 from ...images import Transform
 from ..data.labels import Targets, true_classes
 from ..engine.step import Step, Term
-from ..recipes.options import check_name
+from ..recipes.tables import check_name
 from .attention import gradient_weights, pooled_weights, scaled, weighted_map
 from .cam_loss import MapNorm, has_cam, map_difference, unpooled
 from .classifier import ClassifierTerm, load_classifier
-
-__all__ = ["AttentionTransfer", "Ccm", "Distillation", "Kd", "Teacher"]
 
 CLASSIFIER = "classifier.safetensors"
 
@@ -53,13 +39,8 @@ CLASSIFIER = "classifier.safetensors"
 class Teacher:
     """A trained encoder that only looks on; no module, so nothing of it is trained or saved.
 
-    Several terms may share it: a batch is encoded once.
-
-    Args:
-        encoder: a checkpoint that `Encoder.save` wrote.
-        classifier: the file with its class weights; `classifier.safetensors` beside the checkpoint if left out.
-        class_names: the student's, in the order of its label indices.
-        transform: the student's.
+    Several terms may share it: a batch is encoded once. Class names and transform are the student's; `classifier` is
+    the file with the teacher's class weights, `classifier.safetensors` beside the checkpoint if left out.
     """
 
     def __init__(
@@ -135,7 +116,7 @@ class Teacher:
         return own.normalise(pixels if own.channels == theirs.channels else pixels.flip(1))
 
     def describe(self) -> dict[str, Any]:
-        """Where the teacher is and what it computes, as JSON can hold it."""
+        """The teacher's path and fingerprint, as JSON can hold them."""
         return {"teacher": str(self.path), "fingerprint": self.fingerprint, "classifier": str(self.classifier_path)}
 
 

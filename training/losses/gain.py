@@ -6,25 +6,7 @@
     L_p  = mean (A^c - H^c)²                        for images with a mask H             [GAIN] Eq. 7
     L_bbox = mean [(1 - B) ⊙ A^c]² + [B ⊙ (A^c - S)]²   for images with a box B          [GAIN] Eq. 9
 
-What the paper leaves open, and where the published implementations disagree:
-
-- σ = 0.5, ω = 10. A^c is enlarged to the image and then scaled to [0, 1] by its minimum and maximum. The mask is
-  multiplied with the normalised image, so what is hidden takes the training set's mean colour.
-- w^c is a constant, the kernel that the paper speaks of: gradients flow through f alone. `second_order` includes it.
-- s^c(I*) is a probability, softmax or sigmoid: a logit could be lowered without end.
-- One masked image per class that the image shows, all in one batch. Batch norms work with their running statistics
-  there, and do not see the masked images in them.
-- In L_p and L_bbox A^c is scaled to [0, 1] and has its own resolution, to which H and B are reduced by area. Both are
-  summed over the regions of the batch and divided by the number of all images, as if every image were a step of its
-  own: an image without a region contributes nothing to them. Several regions of one class in an image count as one.
-- Eq. 7 and 9 have a 1/n over the n classes of an image. It is left out here: an image with outlines of two classes
-  counts twice. (·)² is read as the mean over positions, not as their sum: at 14 × 14 a 196th of it.
-- S, the saliency within a box, is the contrast of colour with what is outside the box; see `contrast_saliency`.
-- A map without any positive value hides next to nothing and teaches nothing: that is the ReLU of Eq. 2.
-- With freeze_am="classifier" the masked pass does not train the classifier, with "all" it trains through the mask only.
-
-Metric GAIN needs no classifier: A is the Dist-CAM map against the running prototype of the image's class, and s is the
-similarity of the masked image to that prototype. It is in no paper.
+What the paper leaves open, and how it is settled here: docs/guides/losses.md.
 """
 
 from __future__ import annotations
@@ -39,27 +21,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...encoders import Encoding
-from ...encoders.encoder import evaluating
 from ...errors import InputError
-from ...explain import channel_weights, fold, upsample
+from ...explain import upsample
 from ..data.labels import Targets, true_classes
 from ..engine.step import Regions, Step
-from ..recipes.options import check_name
+from ..recipes.tables import check_name
 from .attention import LateTerm, gradient_weights, gradients_off, scaled, statistics_frozen, weighted_map
-
-__all__ = [
-    "Gain",
-    "MetricGain",
-    "attention_map",
-    "box_loss",
-    "contrast_saliency",
-    "hidden",
-    "mask_loss",
-    "merged",
-    "soft_mask",
-]
-
-MetricWeighting = Literal["dist", "dist*s", "dist*excess", "dot", "dot_centered"]
 
 
 def attention_map(feature_map: Float[Tensor, "t k h w"], weights: Float[Tensor, "t k"]) -> Float[Tensor, "t h w"]:
@@ -164,7 +131,7 @@ def _reduced(raster: Tensor, attention: Tensor) -> Tensor:
     return functional.interpolate(raster.unsqueeze(1), attention.shape[-2:], mode="area").squeeze(1)
 
 
-class _Mining(LateTerm):
+class AttentionMining(LateTerm):
     """Attention mining and the losses of masks and boxes, whatever attention and recognition are."""
 
     def __init__(
@@ -188,10 +155,10 @@ class _Mining(LateTerm):
 
     @abstractmethod
     def recognition(self, step: Step, masked: Encoding, targets: Targets) -> Float[Tensor, " t"]:
-        """How much of its class each masked image still shows, bounded below."""
+        """A score of how much of its class each masked image still shows, bounded below."""
 
     def frozen(self, step: Step) -> AbstractContextManager[None]:
-        """What the masked pass does not train."""
+        """Keep constant what the masked pass does not train."""
         del step
         return nullcontext()
 
@@ -234,7 +201,7 @@ class _Mining(LateTerm):
         return box_loss(attention, raster, saliency).sum()
 
 
-class Gain(_Mining):
+class Gain(AttentionMining):
     """GAIN as a term, beside a classification loss; the module's text says what is settled how.
 
     Without regions in the data it is GAIN-self; with some it is GAIN-ext.
@@ -298,110 +265,8 @@ class Gain(_Mining):
         return own.sigmoid() if score == "sigmoid" else own
 
     def frozen(self, step: Step) -> AbstractContextManager[None]:
-        """What `freeze_am` names."""
+        """Keep constant what `freeze_am` names."""
         if self.freeze_am == "no":
             return nullcontext()
         parts = [step.need_classifier("GAIN"), *([step.encoder] if self.freeze_am == "all" else [])]
         return gradients_off(*parts)
-
-
-class MetricGain(_Mining):
-    """GAIN without a classifier: the Dist-CAM map against the own class's prototype, and the similarity to it.
-
-    A prototype is the running mean of its class's embeddings, each scaled to length 1: the first batch's mean, then
-    `momentum · old + (1 - momentum) · batch's mean`. It is a constant for the gradient; the image's own map is not.
-    Prototypes are part of the state dict and stay as they are in evaluation mode. What is lowered is the cosine of the
-    masked image's embedding and the prototype, as long as it is positive.
-
-    Args:
-        dim: length of the embedding.
-        n_classes: number of classes.
-        start: an epoch, or "adaptive"; see `LateTerm`.
-        mining: weight of the masked image's similarity; 0 saves the masked pass.
-        mask: weight of L_p.
-        box: weight of L_bbox.
-        sigma: σ, see `Gain`.
-        omega: ω, see `Gain`.
-        weighting: of the Dist-CAM map; see `distcam.explain.channel_weights`. The mean that two of them need is that of
-            the prototypes.
-        momentum: how much of a prototype a batch leaves as it was.
-        second_order: whether the channel weights are part of the gradient graph.
-        freeze_am: what the masked pass leaves untrained: "no" or "all".
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        n_classes: int,
-        *,
-        start: int | Literal["adaptive"] = 0,
-        mining: float = 1.0,
-        mask: float = 10.0,
-        box: float = 10.0,
-        sigma: float = 0.5,
-        omega: float = 10.0,
-        weighting: MetricWeighting = "dist",
-        momentum: float = 0.9,
-        second_order: bool = False,
-        freeze_am: Literal["no", "all"] = "no",
-    ) -> None:
-        super().__init__(start=start, mining=mining, mask=mask, box=box, sigma=sigma, omega=omega)
-        check_name("weighting", weighting, ("dist", "dist*s", "dist*excess", "dot", "dot_centered"))
-        check_name("freeze_am", freeze_am, ("no", "all"))
-        if not 0 <= momentum < 1:
-            raise InputError(f"expected a momentum of at least 0 and below 1, got {momentum}")
-        self.weighting, self.momentum, self.second_order = weighting, momentum, second_order
-        self.freeze_am = freeze_am
-        self.prototypes: Tensor
-        self.is_known: Tensor
-        self.register_buffer("prototypes", torch.zeros(n_classes, dim))
-        self.register_buffer("is_known", torch.zeros(n_classes, dtype=torch.bool))
-
-    def forward(self, step: Step) -> Tensor:
-        """The weighted sum, against prototypes in which this batch has its part already."""
-        if self.training:
-            self._follow(step.encoding.embedding.detach(), true_classes(step.batch))
-        return super().forward(step)
-
-    def attention(self, step: Step, targets: Targets) -> Float[Tensor, "t h w"]:
-        """The positive part of the Dist-CAM map."""
-        with evaluating(step.encoder.head):  # a head that is not affine is folded to first order, in this mode only
-            folded = fold(step.encoding.feature_map, pooling=step.encoder.pooling, head=step.encoder.head).map
-        maps = targets.of(folded)
-        query = maps.mean((-2, -1))
-        weights = channel_weights(
-            query if self.second_order else query.detach(),
-            self.prototypes[targets.label].unsqueeze(1),
-            metric="cosine",
-            weighting=self.weighting,
-            mean=self._mean() if self.weighting in ("dist*excess", "dot_centered") else None,
-        )
-        return attention_map(maps, weights[:, 0])
-
-    def recognition(self, step: Step, masked: Encoding, targets: Targets) -> Float[Tensor, " t"]:
-        """Cosine to the class's prototype, 0 if negative or if the class has none yet."""
-        del step
-        similarity = functional.cosine_similarity(masked.embedding, self.prototypes[targets.label])
-        return similarity.clamp(min=0) * self.is_known[targets.label]
-
-    def frozen(self, step: Step) -> AbstractContextManager[None]:
-        """What `freeze_am` names."""
-        return gradients_off(step.encoder) if self.freeze_am == "all" else nullcontext()
-
-    def _mean(self) -> Tensor:
-        known = functional.normalize(self.prototypes[self.is_known])
-        return known.sum(0) / max(len(known), 1)
-
-    @torch.no_grad()
-    def _follow(self, embedding: Tensor, targets: Targets) -> None:
-        unit = functional.normalize(targets.of(embedding)) * targets.share[:, None]
-        total = torch.zeros_like(self.prototypes).index_add_(0, targets.label, unit)
-        count = torch.zeros_like(self.prototypes[:, 0]).index_add_(0, targets.label, targets.share)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for sums in (total, count):
-                torch.distributed.all_reduce(sums)
-        here = count > 0
-        mean = total / count.clamp(min=1e-12)[:, None]
-        moved = torch.where(self.is_known[:, None], torch.lerp(mean, self.prototypes, self.momentum), mean)
-        self.prototypes.copy_(torch.where(here[:, None], moved, self.prototypes))
-        self.is_known |= here

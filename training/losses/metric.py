@@ -14,6 +14,7 @@ import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -26,18 +27,7 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ..data.labels import accuracy, single_labels
 from ..engine.step import Step, Term
-from ..recipes.options import check_name, check_options
-
-__all__ = [
-    "LOSSES",
-    "MINERS",
-    "MetricTerm",
-    "ProxyTerm",
-    "gather_vectors",
-    "metric_options",
-    "metric_term",
-    "vectors_of",
-]
+from ..recipes.tables import check_name, check_options
 
 Space = Literal["embedding", "pooled"]
 Name = str | Mapping[str, Any]  # "batch_hard", or {kind = "triplet_margin", margin = 0.1}
@@ -94,14 +84,15 @@ MINERS: Mapping[str, Any] = MappingProxyType(
     }
 )
 
-_DISTANCES: Mapping[str, tuple[Any, Mapping[str, Any]]] = MappingProxyType(
+_raw = {"normalize_embeddings": False}
+_DISTANCES: Mapping[str, Any] = MappingProxyType(
     {
-        "cosine": (distances.CosineSimilarity, {}),
-        "dot": (distances.DotProductSimilarity, {"normalize_embeddings": False}),
-        "l2": (distances.LpDistance, {"normalize_embeddings": False}),
-        "l1": (distances.LpDistance, {"normalize_embeddings": False, "p": 1}),
-        "unit_l2": (distances.LpDistance, {}),  # pytorch-metric-learning's own default
-        "snr": (distances.SNRDistance, {}),
+        "cosine": distances.CosineSimilarity,
+        "dot": partial(distances.DotProductSimilarity, **_raw),
+        "l2": partial(distances.LpDistance, **_raw),
+        "l1": partial(distances.LpDistance, **_raw, p=1),
+        "unit_l2": distances.LpDistance,  # pytorch-metric-learning's own default
+        "snr": distances.SNRDistance,
     }
 )
 
@@ -115,24 +106,11 @@ _REDUCERS: Mapping[str, Any] = MappingProxyType(
 )
 
 _NOT_IN_A_RECIPE = {
-    "self",
-    "args",
-    "kwargs",
-    "num_classes",
-    "embedding_size",
-    "distance",
-    "reducer",
-    "collect_stats",
-} | {
+    *("self", "args", "kwargs", "num_classes", "embedding_size", "distance", "reducer", "collect_stats"),
     *("mat_based_loss", "weight_init_func", "weight_regularizer", "weight_reg_weight", "is_inverted"),
     *("embedding_regularizer", "embedding_reg_weight", "aggregation_func", "learn_beta"),
 }
 _SEVERAL_VECTORS = frozenset({"subcenter_arcface", "soft_triple"})
-
-
-def metric_options(name: str) -> frozenset[str]:
-    """The options of a metric loss: its own in pytorch-metric-learning, and `on`, `miner`, `distance`, and so on."""
-    return _options_of(LOSSES[name].make) | {"on", "miner", "distance", "reducer", "memory"}
 
 
 def metric_term(name: str, *, dim: int, n_classes: int, options: Mapping[str, Any] | None = None) -> MetricTerm:
@@ -164,15 +142,15 @@ def metric_term(name: str, *, dim: int, n_classes: int, options: Mapping[str, An
     """
     check_name("metric loss", name, LOSSES)
     given = dict(LOSSES[name].defaults) | dict(options or {})
-    check_options(name, given, metric_options(name))
+    check_options(name, given, _options_of(LOSSES[name].make) | {"on", "miner", "distance", "reducer", "memory"})
     on, memory = given.pop("on", "embedding"), given.pop("memory", 0)
     check_name("space", on, ("embedding", "pooled"))
-    distance = _distance(given.pop("distance", None))
-    miner = _miner(given.pop("miner", None), distance)
-    reducer = given.pop("reducer", None)
+    distance = _part("distance", given.pop("distance", None), _DISTANCES)
+    shared = {} if distance is None else {"distance": distance}
+    miner = _part("miner", given.pop("miner", None), MINERS, **shared)
+    reducer = _part("reducer", given.pop("reducer", None), _REDUCERS)
     if reducer is not None:
-        check_name("reducer", reducer, _REDUCERS)
-        given["reducer"] = _REDUCERS[reducer]()
+        given["reducer"] = reducer
     if distance is not None:
         given["distance"] = distance
         if name == "contrastive" and distance.is_inverted:
@@ -226,7 +204,7 @@ class MetricTerm(Term):
         return mix.share * own + (1 - mix.share) * other
 
     def note(self, step: Step, vectors: Tensor) -> None:
-        """What the step's log should hold; nothing where there are no class vectors."""
+        """Add to the step's log; nothing where there are no class vectors."""
 
     def _value(self, vectors: Tensor, labels: Tensor) -> Tensor:
         if self.is_gathered:
@@ -254,7 +232,7 @@ class ProxyTerm(MetricTerm):
 
     @property
     def has_several_vectors(self) -> bool:
-        """Whether a class has more than one vector, so that it has logits and no class weights."""
+        """True if a class has more than one vector, so that it has logits and no class weights."""
         return self.name in _SEVERAL_VECTORS
 
     def class_weights(self) -> Float[Tensor, "c d"]:
@@ -319,34 +297,21 @@ def _with_memory(name: str, loss: nn.Module, miner: nn.Module | None, *, dim: in
     return memory
 
 
-def _distance(spec: Name | None) -> Any:
+def _part(what: str, spec: Name | None, known: Mapping[str, Any], **given: Any) -> Any:
+    """The library's distance, miner or reducer that a recipe names, alone or in a table with its options."""
     if spec is None:
         return None
-    kind, options = _kind_and_options("distance", spec, _DISTANCES)
-    make, defaults = _DISTANCES[kind]
-    check_options(f"distance {kind}", options, _options_of(make))
-    return _made(kind, make, dict(defaults) | options)
-
-
-def _miner(spec: Name | None, distance: Any) -> nn.Module | None:
-    if spec is None:
-        return None
-    kind, options = _kind_and_options("miner", spec, MINERS)
-    check_options(f"miner {kind}", options, _options_of(MINERS[kind]))
-    miner: nn.Module = _made(kind, MINERS[kind], options if distance is None else {"distance": distance, **options})
-    return miner
-
-
-def _kind_and_options(what: str, spec: Name, known: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     options = {"kind": spec} if isinstance(spec, str) else dict(spec)
     kind = options.pop("kind", None)
     check_name(what, kind, known)
-    assert isinstance(kind, str)
-    return kind, options
+    make = known[str(kind)]
+    check_options(f"{what} {kind}", options, _options_of(make))
+    return _made(str(kind), make, given | options)
 
 
 def _options_of(make: Any) -> frozenset[str]:
     """The parameters of a class of the library, its bases' included, that a recipe may set."""
+    make = getattr(make, "func", make)
     constructors = [base.__init__ for base in make.__mro__ if "__init__" in vars(base) and base is not nn.Module]
     names = {name for c in constructors if c is not object.__init__ for name in inspect.signature(c).parameters}
     return frozenset(names) - _NOT_IN_A_RECIPE

@@ -21,19 +21,18 @@ from ...encoders import Encoder
 from ...encoders.weights.reading import drawn_from
 from ...errors import InputError
 from ..engine.step import Objective, Term
-from ..recipes.options import check_name, check_options, keyword_options
+from ..recipes.tables import check_name, check_options, keyword_options
 from .cam_loss import CamLoss, NegativeCam
 from .classifier import CenterTerm, ClassifierTerm
 from .distillation import AttentionTransfer, Ccm, Distillation, Kd, Teacher
-from .gain import Gain, MetricGain
+from .gain import Gain
 from .metric import LOSSES, metric_term
-
-__all__ = ["TERMS", "Builder", "TermContext", "build_objective"]
+from .metric_gain import MetricGain
 
 
 @dataclass(frozen=True, eq=False)
 class TermContext:
-    """What a term may need to know when it is built.
+    """Everything that a term may need to know when it is built.
 
     Attributes:
         encoder: the one that is trained.
@@ -96,18 +95,12 @@ def build_objective(
             raise InputError(f"two losses are called {name!r}, or it holds a full stop; give each its own `name`")
         with drawn_from(zlib.crc32(f"{seed} {name}".encode())):
             built[name] = registry[str(kind)](options, replace(context, terms=MappingProxyType(dict(built))))
-        weights[name] = _weight(name, getattr(built[name], "default_weight", 1.0) if weight is None else weight)
-    return Objective(built, weights).to(_device(context.encoder))
-
-
-def _weight(name: str, weight: object) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-        raise InputError(f"expected the weight of {name} as a number of at least 0, got {weight!r}")
-    return float(weight)
-
-
-def _device(encoder: Encoder) -> torch.device:
-    return next((p.device for p in encoder.parameters()), torch.device("cpu"))
+        weight = getattr(built[name], "default_weight", 1.0) if weight is None else weight
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise InputError(f"expected the weight of {name} as a number of at least 0, got {weight!r}")
+        weights[name] = float(weight)
+    device = next((p.device for p in context.encoder.parameters()), torch.device("cpu"))
+    return Objective(built, weights).to(device)
 
 
 def checked_term(kind: str, make: Callable[..., Term], options: Mapping[str, Any], **given: Any) -> Term:

@@ -2,47 +2,51 @@
 
 ```toml
 name = "what it shows"
-[data]            # see splits.DataSettings
+[data]            # DataSettings
 [encoder]         # EncoderSettings
-[[loss]]          # kind, weight, name, and the term's own options; see terms.TERMS
-[sampler]         # sampling.SamplerSettings
-[augment]         # augment.AugmentSettings
-[optimiser]       # settings.OptimiserSettings
-[schedule]        # settings.ScheduleSettings
-[run]             # settings.Settings without the two
-[evaluation]      # validation.EvaluationSettings
+[[loss]]          # kind, weight, name, and the term's own options; see losses.registry.TERMS
+[sampler]         # SamplerSettings
+[augment]         # AugmentSettings
+[optimiser]       # OptimiserSettings
+[schedule]        # ScheduleSettings
+[run]             # Settings without the two
+[evaluation]      # EvaluationSettings
 [variants.NAME]   # what differs: tables are merged, lists replaced; [variants.NAME.loss.TERM] changes or adds one loss
 ```
+
+A task (few-shot, re-identification, segmentation) is a subclass of `Recipe`: its fields are the tables that it adds,
+its `open` gives its images, losses, batches, and measures.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field
 
 from ...encoders import Encoder
 from ...encoders.heads import Head, head_from_dict
 from ...encoders.weights.reading import drawn_from
 from ...errors import InputError
+from ...images import Transform
 from ..data.augment import AugmentSettings
-from ..data.sampling import SamplerSettings
-from ..data.splits import DATA_VARIABLE, DataSettings, settled_split
-from .evaluation import EvaluationSettings
-from .options import check_name
-from .settings import Settings
-from .tables import merged, parse, plain
+from ..data.dividing import SplitSettings
+from ..data.run_data import Progress, RunData
+from ..data.samplers import SamplerSettings
+from ..data.splits import DataSettings, load_splits, settled_split
+from ..engine.distributed import current_world
+from .evaluator import EvaluationSettings
+from .settings import OptimiserSettings, ScheduleSettings, Settings
+from .tables import Table, check_name, checked_table, merged, parse, plain
 
-__all__ = ["EncoderSettings", "Recipe", "RecipeFile", "parse_change"]
 
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """Which encoder is trained, and what it starts from.
+class EncoderSettings(Table):
+    """The encoder that is trained, and its first weights.
 
     Attributes:
         architecture: a torchvision name, "conv4", "resnet12", or a checkpoint of an earlier run.
@@ -59,7 +63,7 @@ class EncoderSettings:
     layer: str | None = None
     pooling: Literal["gap", "gem"] = "gap"
     head: Mapping[str, Any] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = {}
     seed: int | None = None
 
     def build(self, data: DataSettings, *, folder: Path, seed: int) -> Encoder:
@@ -71,12 +75,12 @@ class EncoderSettings:
         """
         seed = seed if self.seed is None else self.seed
         if self.architecture.endswith(".safetensors"):
-            encoder = Encoder.load(_located(self.architecture, folder))
+            encoder = Encoder.load(located(self.architecture, folder))
         else:
             is_file = self.weights not in ("random", "imagenet")
             encoder = Encoder.load(
                 self.architecture,
-                weights=_located(self.weights, folder) if is_file else self.weights,
+                weights=located(self.weights, folder) if is_file else self.weights,
                 layer=self.layer,
                 pooling=self.pooling,
                 options=self.options or None,
@@ -89,12 +93,15 @@ class EncoderSettings:
         return encoder
 
 
-def _located(name: str, folder: Path) -> Path:
-    filled = os.path.expandvars(name)
-    if filled.startswith("$"):
-        raise InputError(
-            f"{name}: set the environment variable {filled[1:].partition('/')[0]}, such as {DATA_VARIABLE}"
-        )
+def located(text: str, folder: Path) -> Path:
+    """A path of a recipe: relative to its folder, `$NAME` filled in.
+
+    Raises:
+        InputError: an environment variable that is not set.
+    """
+    filled = os.path.expandvars(text)
+    if "$" in filled:
+        raise InputError(f"{text}: set the environment variable {filled.split('$')[1].split('/')[0]}")
     return folder / filled
 
 
@@ -107,8 +114,7 @@ def _head(spec: Mapping[str, Any], width: int) -> Head:
         raise InputError(f"[encoder] head: {dict(spec)} describes no head ({error})") from None
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(Table):
     """One training run, resolved: no variants, nothing left to decide but the seed.
 
     Attributes:
@@ -124,72 +130,103 @@ class Recipe:
         folder: what relative paths start from; no part of the recipe's content.
     """
 
+    kept_tables: ClassVar[tuple[str, ...]] = ()  # a task's own that a resumed run may not change
+
     data: DataSettings
     loss: tuple[Mapping[str, Any], ...]
     name: str = ""
     variant: str = ""
-    encoder: EncoderSettings = field(default_factory=EncoderSettings)
-    sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    augment: AugmentSettings = field(default_factory=AugmentSettings)
-    run: Settings = field(default_factory=Settings)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    folder: Path = field(default=Path(), compare=False)
+    encoder: EncoderSettings = EncoderSettings()
+    sampler: SamplerSettings = SamplerSettings()
+    augment: AugmentSettings = AugmentSettings()
+    run: Settings = Settings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    folder: Path = Field(default=Path(), exclude=True)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if not self.loss or not all("kind" in table for table in self.loss):
             raise InputError("a recipe needs a [[loss]] or more, each with its kind")
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.to_dict() == other.to_dict()
+
+    @property
+    def seed(self) -> int:
+        """Of everything random in the run."""
+        return self.run.seed
+
     @classmethod
-    def from_dict(cls, table: Mapping[str, Any], *, folder: Path = Path()) -> Recipe:
+    def read(cls, path: str | Path, *, variant: str | None = None, changes: Sequence[str] = ()) -> Self:
+        """The recipe of a TOML file, with the variant and the changes of the command line.
+
+        Raises:
+            InputError: no file, no TOML, or a table, key or value that does not fit; the nearest name is given.
+        """
+        file = RecipeFile.read(path)
+        return cls.from_dict(file.resolved(variant=variant, changes=changes), folder=file.folder)
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any], *, folder: Path = Path()) -> Self:
         """The recipe that a resolved table holds.
 
         Raises:
             InputError: an unknown key (the nearest is named), a wrong type, or a value out of range.
         """
-        known = [name for name in _TABLES if name != "folder"]
         for key in table:
-            check_name("table or key of the recipe", key, known)
+            check_name("table or key of the recipe", key, cls.known_tables())
         for key in ("data", "loss"):
             if key not in table:
                 raise InputError(f"the recipe lacks {'[data]' if key == 'data' else '[[loss]]'}")
-        rest = {key: value for key, value in table.items() if key not in ("optimiser", "schedule", "run")}
-        recipe = parse(cls, {**rest, "folder": folder}, "recipe", is_root=True)
-        return dataclasses.replace(recipe, run=_run(table))
+        of_run = {"optimiser": OptimiserSettings, "schedule": ScheduleSettings}
+        parts = {name: parse(kind, table.get(name, {}), name) for name, kind in of_run.items()}
+        known = [name for name in Settings.model_fields if name not in of_run]
+        for key in checked_table(table.get("run", {}), "run"):
+            check_name("key in [run]", key, known)
+        rest = {key: value for key, value in table.items() if key not in of_run}
+        recipe = parse(cls, rest)
+        run = recipe.run.model_copy(update=parts)
+        return recipe.model_copy(update={"folder": folder, "run": run})
 
-    def with_seed(self, seed: int | None) -> Recipe:
+    @classmethod
+    def known_tables(cls) -> list[str]:
+        """The tables and keys that such a recipe may have."""
+        return [*(name for name in cls.model_fields if name != "folder"), "optimiser", "schedule"]
+
+    def with_seed(self, seed: int | None) -> Self:
         """The same recipe with another seed of the run; None keeps its own."""
-        return self if seed is None else dataclasses.replace(self, run=dataclasses.replace(self.run, seed=seed))
+        return self if seed is None else self.model_copy(update={"run": self.run.changed(seed=seed)})
 
-    def settled(self) -> Recipe:
+    def settled(self) -> Self:
         """The same recipe with `[data.split]` as the data decide it, where it leaves anything to them.
 
         Raises:
             InputError: images that are not there, or a column that cannot divide them.
         """
-        split = settled_split(self.data, folder=self.folder)
-        return dataclasses.replace(self, data=dataclasses.replace(self.data, split=split))
+        return self.divided(settled_split(self.data, folder=self.folder))
+
+    def divided(self, split: SplitSettings | None) -> Self:
+        """The same recipe with another `[data.split]`; None keeps its own."""
+        return self if split is None else self.model_copy(update={"data": self.data.changed(split=split)})
+
+    def open(self, transform: Transform, *, cache: Path, progress: Progress | None = None) -> RunData:
+        """The images of the run, and what a task adds to them.
+
+        Args:
+            transform: the encoder's.
+            cache: a folder for what is drawn, once for all runs that share it.
+            progress: called with (images read, images in all).
+        """
+        world = current_world()
+        place = cache / "scenes" / (f"process-{world.rank}" if world.size > 1 else "")
+        sets = load_splits(self.data, transform, folder=self.folder, cache=place, progress=progress)
+        return RunData(sets, split=settled_split(self.data, folder=self.folder))
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe with every default filled in, as JSON can hold it; `from_dict` restores it."""
-        table: dict[str, Any] = plain({f.name: getattr(self, f.name) for f in dataclasses.fields(self)[:-1]})
+        table: dict[str, Any] = plain(self)
         run = table.pop("run")
         return {**table, "optimiser": run.pop("optimiser"), "schedule": run.pop("schedule"), "run": run}
-
-
-_TABLES = (*(f.name for f in dataclasses.fields(Recipe)), "optimiser", "schedule")
-
-
-def _run(table: Mapping[str, Any]) -> Settings:
-    """The settings of the loop, which a recipe writes as three tables."""
-    run = table.get("run", {})
-    known = [f.name for f in dataclasses.fields(Settings) if f.name not in ("optimiser", "schedule")]
-    for key in run:
-        check_name("key in [run]", key, known)
-    defaults = Settings()
-    parts = {
-        name: parse(type(getattr(defaults, name)), table.get(name, {}), name) for name in ("optimiser", "schedule")
-    }
-    return parse(Settings, {**run, **parts}, "run")
 
 
 @dataclass(frozen=True)
@@ -218,6 +255,8 @@ class RecipeFile:
             raise InputError(f"{file}: cannot be read: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{file}: expected a recipe in TOML; {error}") from None
+        for name, changes in checked_table(table.get("variants", {}), "variants").items():
+            checked_table(changes, f"variants.{name}")
         return cls({"name": file.stem, **table}, file.parent)
 
     @property
@@ -226,19 +265,15 @@ class RecipeFile:
         return tuple(self.table.get("variants", {}))
 
     def recipe(self, *, variant: str | None = None, changes: Sequence[str] = ()) -> Recipe:
-        """One resolved recipe: the file, then the variant, then the changes.
+        """One resolved recipe: the file, then the variant, then the changes; see `resolved`."""
+        return Recipe.from_dict(self.resolved(variant=variant, changes=changes), folder=self.folder)
+
+    def resolved(self, *, variant: str | None = None, changes: Sequence[str] = ()) -> dict[str, Any]:
+        """The tables of one run: the file's, then the variant's, then the changes.
 
         Args:
             variant: one of the file's; None for the file without any.
             changes: such as "run.epochs=3"; see `parse_change`.
-
-        Raises:
-            InputError: an unknown variant or key, or a value that does not fit.
-        """
-        return Recipe.from_dict(self.resolved(variant=variant, changes=changes), folder=self.folder)
-
-    def resolved(self, *, variant: str | None = None, changes: Sequence[str] = ()) -> dict[str, Any]:
-        """The tables of one run: for tasks whose recipes have tables of their own, which they take out.
 
         Raises:
             InputError: an unknown variant, or a change that is none.

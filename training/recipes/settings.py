@@ -1,26 +1,17 @@
-"""What a training run is told, apart from data and losses: the tables `[optimiser]`, `[schedule]`, and `[run]`."""
+"""Settings of the training loop: the tables `[optimiser]`, `[schedule]`, and `[run]`."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+from pydantic import field_validator
 
 from ...errors import InputError
-
-__all__ = ["OptimiserSettings", "ScheduleSettings", "Settings"]
-
-OptimiserKind = Literal["adamw", "adam", "sgd"]
-ScheduleKind = Literal["cosine", "step", "one_cycle", "constant"]
-Precision = Literal["auto", "fp32", "bf16"]
-Mode = Literal["max", "min"]
+from .tables import BelowOne, Count, NotNegative, Positive, Table, plain
 
 
-@dataclass(frozen=True)
-class OptimiserSettings:
-    """How weights follow their gradients.
+class OptimiserSettings(Table):
+    """The optimiser and its rates.
 
     Attributes:
         kind: "adamw", "adam", or "sgd" (with Nesterov's momentum if there is any momentum).
@@ -33,38 +24,22 @@ class OptimiserSettings:
         clip_norm: the gradient of all weights together is scaled down to this length; None leaves it.
     """
 
-    kind: OptimiserKind = "adamw"
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
-    backbone_factor: float = 1.0
-    term_factor: float = 1.0
-    clip_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
-        _one_of("optimiser.kind", self.kind, get_args(OptimiserKind))
-        _positive("optimiser.learning_rate", self.learning_rate)
-        _not_negative("optimiser.weight_decay", self.weight_decay)
-        _share("optimiser.momentum", self.momentum)
-        if len(self.betas) != 2:
-            raise InputError(f"optimiser.betas: expected two numbers such as (0.9, 0.999), got {self.betas}")
-        for beta in self.betas:
-            _share("optimiser.betas", beta)
-        _not_negative("optimiser.backbone_factor", self.backbone_factor)
-        _not_negative("optimiser.term_factor", self.term_factor)
-        if self.clip_norm is not None:
-            _positive("optimiser.clip_norm", self.clip_norm)
+    kind: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 1e-4
+    momentum: BelowOne = 0.9
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    backbone_factor: NotNegative = 1.0
+    term_factor: NotNegative = 1.0
+    clip_norm: Positive | None = None
 
     def unused(self) -> dict[str, str]:
         """Keys that this kind of optimiser does not use."""
         return {"betas" if self.kind == "sgd" else "momentum": f"kind {self.kind!r}"}
 
 
-@dataclass(frozen=True)
-class ScheduleSettings:
-    """How the learning rate changes, optimiser step by optimiser step.
+class ScheduleSettings(Table):
+    """The learning rate over a run, optimiser step by optimiser step.
 
     Attributes:
         kind: "cosine" (down to `end`), "step" (times `factor` at each milestone), "one_cycle" (torch's, momentum
@@ -76,19 +51,15 @@ class ScheduleSettings:
         peak: where "one_cycle" is highest, as a share of the run.
     """
 
-    kind: ScheduleKind = "cosine"
-    warm_up: float = 0.0
+    kind: Literal["cosine", "step", "one_cycle", "constant"] = "cosine"
+    warm_up: NotNegative = 0.0
     milestones: tuple[float, ...] = ()
-    factor: float = 0.1
-    end: float = 0.0
+    factor: Positive = 0.1
+    end: NotNegative = 0.0
     peak: float = 0.3
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        _one_of("schedule.kind", self.kind, get_args(ScheduleKind))
-        _not_negative("schedule.warm_up", self.warm_up)
-        _positive("schedule.factor", self.factor)
-        _not_negative("schedule.end", self.end)
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if not 0 < self.peak < 1:
             raise InputError(f"schedule.peak: expected a share between 0 and 1, got {self.peak}")
         if (self.kind == "step") != bool(self.milestones):
@@ -104,8 +75,7 @@ class ScheduleSettings:
         return {key: f"kind {self.kind!r}" for key, kind in kinds.items() if kind != self.kind}
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Table):
     """A whole run.
 
     Attributes:
@@ -131,34 +101,31 @@ class Settings:
         tensorboard: event files besides `log.csv`; needs the extra `tensorboard`.
     """
 
-    epochs: int = 10
-    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
-    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    accumulate: int = 1
-    precision: Precision = "auto"
-    ema: float | None = None
-    freeze: tuple[str, ...] = ()
+    epochs: Count = 10
+    optimiser: OptimiserSettings = OptimiserSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    accumulate: Count = 1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    ema: BelowOne | None = None
+    freeze: tuple[str, ...] | str = ()
     freeze_batch_norm: bool = False
     monitor: str | None = None
-    mode: Mode = "max"
-    patience: int | None = None
-    evaluate_every: int = 1
-    checkpoint_every_steps: int | None = None
+    mode: Literal["max", "min"] = "max"
+    patience: Count | None = None
+    evaluate_every: Count = 1
+    checkpoint_every_steps: Count | None = None
     seed: int = 0
     device: str = "auto"
     deterministic: bool = True
     tensorboard: bool = False
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "freeze", (self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze))
-        for name in ("epochs", "accumulate", "patience", "evaluate_every", "checkpoint_every_steps"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InputError(f"run.{name}: expected a whole number from 1 on, got {value!r}")
-        _one_of("run.precision", self.precision, get_args(Precision))
-        _one_of("run.mode", self.mode, get_args(Mode))
-        if self.ema is not None:
-            _share("run.ema", self.ema)
+    @field_validator("freeze")
+    @classmethod
+    def _one_name_or_several(cls, names: tuple[str, ...] | str) -> tuple[str, ...]:
+        return (names,) if isinstance(names, str) else names
+
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if self.seed < 0:
             raise InputError(f"run.seed: expected 0 or more, got {self.seed}")
         if self.patience is not None and self.monitor is None:
@@ -166,25 +133,5 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON holds them."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return plain
-
-
-def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{name}: unknown {value!r}; choose from {', '.join(choices)}")
-
-
-def _positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"{name}: expected a number above 0, got {value}")
-
-
-def _not_negative(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"{name}: expected 0 or more, got {value}")
-
-
-def _share(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise InputError(f"{name}: expected a number from 0 to below 1, got {value}")
+        table: dict[str, Any] = plain(self)
+        return table

@@ -1,128 +1,267 @@
-"""From TOML tables to frozen dataclasses and back: every key is known, every value has the type its field asks for."""
+"""Tables of a recipe: from TOML to frozen models and back; every key is known and every value has its field's type."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import json
+import math
 import types
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Collection, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
 from ...errors import InputError
-from .options import check_name
 
-__all__ = ["merged", "parse", "plain"]
+T = TypeVar("T", bound="Table")
 
-T = TypeVar("T")
-
-_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+_IN_A_RECIPE = "in a recipe"  # where a key without use is a mistake; in Python a default may be given anywhere
 
 
-def parse(cls: type[T], table: Mapping[str, Any], where: str, *, is_root: bool = False) -> T:
-    """The dataclass that a table fills; what is left out takes its default.
-
-    Args:
-        cls: a dataclass.
-        table: keys are names of its fields; a field that is a dataclass too takes a table.
-        where: what to call the table in messages.
-        is_root: the names of its fields need no prefix in messages.
+def check_name(what: str, name: object, known: Collection[str]) -> None:
+    """Nothing, or an error that names the nearest of the known names.
 
     Raises:
-        InputError: an unknown key (the nearest is named), a value of another type, or one the dataclass refuses.
+        InputError: `name` is not one of `known`.
     """
-    hints = get_type_hints(cls)
-    known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
-    for key in table:
-        check_name(f"key in [{where}]", key, known)
-    values = {key: _converted(value, hints[key], key if is_root else f"{where}.{key}") for key, value in table.items()}
-    try:
-        filled = cls(**values)
-        _refuse_unused(filled, values)
-        return filled
-    except TypeError as error:
-        raise InputError(f"[{where}] lacks a key: {error}") from None
-    except InputError as error:
-        message = str(error)
-        raise InputError(message if is_root or message.startswith(where) else f"[{where}] {message}") from None
+    if name not in known:
+        raise InputError(unknown_name(what, name, known))
 
 
-def _refuse_unused(filled: Any, given: Mapping[str, Any]) -> None:
-    """InputError for a key that the table's own choices leave without use; a default that is written out may stay.
+def unknown_name(what: str, name: object, known: Collection[str]) -> str:
+    """The message for a name that is none of the known ones."""
+    nearest = get_close_matches(str(name), known, n=1, cutoff=0.0)
+    hint = f", nearest is {nearest[0]!r}" if nearest else ""
+    return f"unknown {what} {name!r}{hint}; there are {', '.join(sorted(known)) or 'none'}"
 
-    Which they are, a dataclass says by a method `unused()`: names of fields, and what does not use them.
+
+def check_options(what: str, options: Iterable[str], known: Collection[str]) -> None:
+    """As `check_name`, for every option of `what`."""
+    for option in options:
+        check_name(f"option of {what}", option, known)
+
+
+def keyword_options(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of the keyword-only parameters of a function or of a class's constructor."""
+    parameters = inspect.signature(function).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def limited(accepts: Callable[[float], bool], expected: str) -> AfterValidator:
+    """The check of a number; `expected` says in words what it accepts."""
+
+    def check(value: Any) -> Any:
+        if value is not None and not accepts(value):
+            raise InputError(f"expected {expected}, got {value!r}")
+        return value
+
+    return AfterValidator(check)
+
+
+Count = Annotated[int, limited(lambda value: value >= 1, "a whole number from 1 on")]
+Positive = Annotated[float, limited(lambda value: 0 < value < math.inf, "a number above 0")]
+NotNegative = Annotated[float, limited(lambda value: 0 <= value < math.inf, "0 or more")]
+BelowOne = Annotated[float, limited(lambda value: 0 <= value < 1, "a number from 0 to below 1")]
+Share = Annotated[float, limited(lambda value: 0 <= value <= 1, "a number from 0 to 1")]
+
+
+class Table(BaseModel):
+    """A table of a recipe: frozen, without unknown keys, checked whenever it is made.
+
+    Raises:
+        InputError: an unknown key (the nearest is named), or a value of another type or out of range.
     """
-    unused: Mapping[str, str] = filled.unused() if hasattr(filled, "unused") else {}
-    fields = {field.name: field for field in dataclasses.fields(filled)}
-    for key, whom in unused.items():
-        field = fields[key]
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if key in given and getattr(filled, key) != default:
-            raise InputError(f"{key} is not used by {whom}; leave it out")
 
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-def _converted(value: Any, hint: Any, where: str) -> Any:
-    """The value as its field wants it: lists become tuples, whole numbers may stand for others."""
-    origin, options = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        return _one_of(value, options, where)
-    if origin is Literal:
-        if value not in options:
-            raise InputError(f"{where}: expected one of {', '.join(map(repr, options))}; got {value!r}")
-        return value
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return value if isinstance(value, hint) else parse(hint, _table(value, where), where)
-    if hint is Path:
-        return Path(value)
-    if origin is tuple:
-        return _tuple(value, options, where)
-    if origin is not None and issubclass(origin, Mapping):
-        return {key: _converted(each, options[1], f"{where}.{key}") for key, each in _table(value, where).items()}
-    accepted = (int, float) if hint is float else hint
-    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
-        raise InputError(f"{where}: expected {_NAMES.get(hint, hint)}, got {value!r}")
-    return float(value) if hint is float else value
-
-
-def _one_of(value: Any, options: tuple[Any, ...], where: str) -> Any:
-    if value is None and type(None) in options:
-        return None
-    options = tuple(option for option in options if option is not type(None))
-    wanted = [option for option in options if dataclasses.is_dataclass(option) == isinstance(value, Mapping)]
-    errors = []
-    for option in wanted or options:
+    def __init__(self, *positional: Any, **values: Any) -> None:
+        values |= dict(zip(type(self).model_fields, positional, strict=False))
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         try:
-            return _converted(value, option, where)
-        except InputError as error:
-            errors.append(error)
-    raise errors[0]
+            super().__init__(**given)
+        except ValidationError as error:
+            raise InputError(_sentence(error, type(self), given, type(self).__name__)) from None
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # or reading a table inside a table calls it
+
+    def changed(self, **values: Any) -> Self:
+        """The same table with some other values, checked as a new one."""
+        return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **values})
+
+    def check(self) -> None:
+        """Raise InputError for values that do not fit together."""
+
+    def unused(self) -> Mapping[str, str]:
+        """Keys that the table's own choices leave without use, and what does not use them; refused in a recipe."""
+        return {}
+
+    @model_validator(mode="after")
+    def _checked(self, info: ValidationInfo) -> Self:
+        self.check()
+        for key, whom in self.unused().items() if info.context == _IN_A_RECIPE else ():
+            default = type(self).model_fields[key].get_default(call_default_factory=True)
+            if key in self.model_fields_set and getattr(self, key) != default:
+                raise InputError(f"{key} is not used by {whom}; leave it out")
+        return self
 
 
-def _tuple(value: Any, options: tuple[Any, ...], where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple):
-        raise InputError(f"{where}: expected a list, got {value!r}")
-    kinds = options[:1] * len(value) if options[-1] is Ellipsis else options
-    if len(kinds) != len(value):
-        raise InputError(f"{where}: expected {len(kinds)} values, got {len(value)}")
-    return tuple(
-        _converted(each, kind, f"{where}[{i}]") for i, (each, kind) in enumerate(zip(value, kinds, strict=True))
-    )
+def parse(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
+    """The model that a table of TOML or JSON fills; `where` is its name in messages, empty for the whole recipe.
+
+    Raises:
+        InputError: an unknown key (the nearest is named), a value of another type, or one that the model refuses.
+    """
+    try:
+        return cls.model_validate_json(json.dumps(table), context=_IN_A_RECIPE)
+    except TypeError as error:
+        raise InputError(f"a recipe holds numbers, strings, lists and tables: {error}") from None
+    except ValidationError as error:
+        raise InputError(_sentence(error, cls, table, where)) from None
 
 
-def _table(value: Any, where: str) -> Mapping[str, Any]:
+def checked_table(value: Any, where: str) -> Mapping[str, Any]:
+    """The value, if it is a table."""
     if not isinstance(value, Mapping):
         raise InputError(f"{where}: expected a table, got {value!r}")
     return value
 
 
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "string": "a string",
+    "bool": "true or false",
+    "tuple": "a list",
+    **dict.fromkeys(("model", "dataclass", "dict", "mapping"), "a table"),
+}
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def _sentence(error: ValidationError, cls: type[Table], table: Mapping[str, Any], where: str) -> str:
+    """The first thing that is wrong; of a field with alternatives, what is wrong with the one that was meant."""
+
+    def rank(problem: Any) -> int:
+        kind = problem["type"]
+        return (kind not in _UNKNOWN) + kind.endswith("_type") + (kind in ("model_type", "dataclass_type"))
+
+    problem = min(error.errors(include_url=False), key=rank)
+    kind, key = problem["type"], problem["loc"][-1] if problem["loc"] else ""
+    path, hint, value = _place(problem["loc"][:-1] if kind in (*_UNKNOWN, "missing") else problem["loc"], cls, table)
+    path = where + path if where else path.lstrip(".")
+    if kind in _UNKNOWN:
+        return unknown_name(f"key in [{path}]" if path else "table or key of the recipe", key, _fields(hint))
+    if kind in ("missing", "too_long") and not isinstance(value, Mapping):
+        return f"{path}: expected {len(get_args(hint))} values, got {len(value)}"
+    if kind == "missing":
+        return f"[{path}] lacks a key: {key}" if path else f"the recipe lacks the key {key}"
+    if kind == "value_error":
+        said = str(problem["ctx"]["error"])
+        if not isinstance(value, Mapping | BaseModel):
+            return f"{path}: {said}"
+        return f"[{path}] {said}" if path and not said.startswith(path) else said
+    if kind == "literal_error":
+        return f"{path}: expected one of {problem['ctx']['expected'].replace(' or ', ', ')}; got {value!r}"
+    expected = _EXPECTED.get(kind.removesuffix("_type"))
+    return f"{path}: {f'expected {expected}' if expected else problem['msg']}, got {value!r}"
+
+
+def _place(loc: tuple[int | str, ...], cls: type[Table], table: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    """A place as a recipe spells it, its type, and its value; the names of alternatives, which pydantic adds, go."""
+    path, hint, value = "", cls, table
+    for step in loc:
+        if isinstance(value, Mapping) and step in value:
+            path += f".{step}"
+        elif isinstance(value, list | tuple) and isinstance(step, int) and step < len(value):
+            path += f"[{step}]"
+        else:
+            continue
+        hint, value = _inside(hint, str(step)), value[step]  # type: ignore[call-overload, index]
+    return path, hint, value
+
+
+def _inside(hint: Any, step: str) -> Any:
+    """The type of what a table, mapping or list of that type holds there."""
+    for option in sorted(_alternatives(hint), key=lambda option: not _fields(option)):
+        if fields := _fields(option):
+            return get_type_hints(option)[step] if step in fields else Any
+        if get_args(option) and get_origin(option) is not Literal:
+            return get_args(option)[0 if get_origin(option) is tuple else 1]
+    return Any
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _fields(hint: Any) -> tuple[str, ...]:
+    """The names of the fields of a model or dataclass; none of anything else."""
+    for option in _alternatives(hint):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return tuple(option.model_fields)
+        if isinstance(option, type) and dataclasses.is_dataclass(option):
+            return tuple(field.name for field in dataclasses.fields(option) if field.init)
+    return ()
+
+
+# --- plain values -----------------------------------------------------------------------------------------------------
+
+
 def plain(value: Any) -> Any:
     """The value as JSON and TOML hold it: tables, lists, strings, numbers."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def as_toml(table: Mapping[str, Any], heading: str = "") -> str:
+    """A plain table as TOML that reads back equal; what is None, for which TOML has no word, is left out.
+
+    >>> print(as_toml({"name": "a", "size": [8, 8], "run": {"seed": 0, "ema": None}}), end="")
+    name = "a"
+    size = [8, 8]
+    <BLANKLINE>
+    [run]
+    seed = 0
+    """
+    simple = {key: value for key, value in table.items() if not _is_tables(value) and value is not None}
+    text = "".join(f"{_key(key)} = {_value(value)}\n" for key, value in simple.items())
+    for key, value in table.items():
+        if _is_tables(value):
+            name = f"{heading}.{_key(key)}".lstrip(".")
+            opening, closing = ("[[", "]]") if isinstance(value, list) else ("[", "]")
+            for each in value if isinstance(value, list) else [value]:
+                text += f"\n{opening}{name}{closing}\n{as_toml(each, name)}"
+    return text
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, Mapping) or (
+        isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
+    )
+
+
+def _key(name: str) -> str:
+    is_bare = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
+    return name if is_bare else _value(name)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{_key(key)} = {_value(each)}' for key, each in value.items() if each is not None)} }}"
+    return str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -263,7 +263,7 @@ def test_a_query_for_a_region_with_a_contrast_and_a_point(gallery, photos, tmp_p
         ([*CLASSIFIER, "--target", "segment:5"], "needs a torchvision segmenter, and resnet18 is none"),
         (["--encoder", "resnet18", "--target", "class:5"], "--target class needs --encoder NAME and --weights"),
         ([*SEGMENTER, "--target", "segment:"], "needs a value"),
-        ([*SEGMENTER, "--target", "segment:cat@box:90,0,200"], "expected x1,y1,x2,y2 in pixels of the picture"),
+        ([*SEGMENTER, "--target", "segment:cat@box:90,0,200"], "expected x1,y1,x2,y2 in pixels of the image"),
         ([*SEGMENTER, "--target", "segment:cat@box:100,0,200,9"], "lies outside the image"),
         ([*SEGMENTER, "--target", "segment:cat@point:96,2"], "the point (96.0, 2.0) lies outside"),
         ([*SEGMENTER, "--target", "segment:cat@blob"], "the place 'blob' is not known"),

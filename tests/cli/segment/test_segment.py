@@ -10,7 +10,8 @@ from commands import distcam, fails
 from PIL import Image
 from segment_recipe import RECIPE
 
-from distcam.segmentation.voc import VocFolder
+from distcam.datasets.voc import VocFolder
+from distcam.remarks import DistcamWarning
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,19 @@ def test_the_curve_of_the_background_score(run, scenes) -> None:
     assert "background score 0.5" in fixed
 
 
+@pytest.mark.parametrize("part", ["", "weak"])
+def test_measured_images_that_the_model_was_trained_on_are_counted(run, scenes, tmp_path, part) -> None:
+    own, once = model(run) / part, ("--scales", "1", "--json")
+    with pytest.warns(DistcamWarning, match="8 of the 8 images .by content. were trained on"):
+        seen = json.loads(distcam("segment", "evaluate", own, scenes, "--split", "train", *once))
+    assert (seen["trained_on"]["images"], seen["trained_on"]["of_images"], seen["images"]) == (8, 8, 8)
+    new = json.loads(distcam("segment", "evaluate", own, scenes, *once))
+    assert (new["trained_on"]["images"], new["trained_on"]["of_images"]) == (0, 4)
+    asked = ("segment", "infer", own, scenes, "--split", "train", "--out", tmp_path / "masks", *once)
+    with pytest.warns(DistcamWarning, match="were trained on"):
+        assert json.loads(distcam(*asked))["trained_on"] == seen["trained_on"]
+
+
 def test_a_plain_folder_of_pictures_needs_no_labels(run, scenes, tmp_path) -> None:
     pictures = scenes / "test"
     said = distcam("segment", "infer", model(run) / "weak", pictures, "--out", tmp_path / "out", "--scales", "1")
@@ -123,7 +137,7 @@ def test_what_does_not_fit_is_one_line(run, scenes, tmp_path, monkeypatch, capsy
     assert "expected --scales as numbers such as 0.5,1,2; got 'one'" in error(
         "infer", weak, scenes, "--out", tmp_path / "n", "--scales", "one"
     )
-    assert "nothing says which classes the picture shows" in error(
+    assert "nothing says which classes the image shows" in error(
         "infer", weak, scenes / "test", "--out", tmp_path / "n", "--labels", "known"
     )
     assert "--curve is not used by a segmentation network" in error("evaluate", model(run), scenes, "--curve")
@@ -133,7 +147,7 @@ def test_what_does_not_fit_is_one_line(run, scenes, tmp_path, monkeypatch, capsy
     assert "expected a folder of masks or a model, and nothing is at" in error(
         "evaluate", tmp_path / "x", scenes / "masks"
     )
-    assert "none of the pictures has a mask to compare with" in error("evaluate", weak, scenes / "test")
+    assert "none of the images has a mask to compare with" in error("evaluate", weak, scenes / "test")
     assert "has no counterpart; expected" in error("evaluate", scenes / "masks" / "test", scenes / "masks" / "train")
     bad = tmp_path / "bad"
     for number, value in enumerate((1, 77)):

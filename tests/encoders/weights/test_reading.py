@@ -8,6 +8,7 @@ import os
 import pickle
 import urllib.error
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,18 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "weights.pth"
 
 
+def lightning(tensors: dict[str, Tensor], *, prefix: str) -> dict[str, Any]:
+    """What a Lightning trainer writes of a module that keeps its network as an attribute."""
+    return {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": {prefix + name: tensor for name, tensor in tensors.items()},
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}],
+        "hyper_parameters": {"lr": 0.1},
+    }
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -46,10 +59,14 @@ def file(tmp_path: Path) -> Path:
         lambda s: {"model": {"state_dict": s}},
         lambda s: {f"module.{k}": v for k, v in s.items()},
         lambda s: {f"module.backbone.{k}": v for k, v in s.items()},
+        *(
+            partial(lightning, prefix=name)
+            for name in ("model.", "net.", "encoder.", "model.encoder.", "model._orig_mod.")
+        ),
         lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
         lambda s: {k: v.double() if v.is_floating_point() else v for k, v in s.items()},
     ],
-    ids=["plain", "state_dict", "nested", "module", "backbone", "no counters", "float64"],
+    ids=["plain", "state_dict", "nested", "module", "backbone", *("Lightning",) * 5, "no counters", "float64"],
 )
 def test_weights_load_however_they_are_wrapped(file: Path, wrap: Any) -> None:
     torch.save(wrap(state()), file)
@@ -398,6 +415,12 @@ def test_weights_and_checkpoints_are_told_apart(tmp_path: Path) -> None:
         Encoder.load(tmp_path / "weights.safetensors")
     with pytest.raises(WeightsError, match="no such checkpoint"):
         Encoder.load(tmp_path / "nowhere.safetensors")
+    torch.save(state(), bare := tmp_path / "weights.pth")
+    for given in (bare, str(bare)):
+        with pytest.raises(InputError, match=r"weights.pth is a file of weights alone.*give this file as its weights"):
+            Encoder.load(given)
+    with pytest.raises(InputError, match=r"gone.pth: no such file; expected an architecture's name or a checkpoint"):
+        Encoder.load("gone.pth")
 
 
 @pytest.mark.data

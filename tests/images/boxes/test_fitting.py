@@ -15,7 +15,7 @@ from distcam.images import Box, list_images, read_image
 from distcam.images.boxes.fitting import turned
 from distcam.images.boxes.joined import BoxedImages, boxed_images, read_boxes
 from distcam.remarks import DistcamWarning
-from distcam.training.data.annotations import Annotation, annotations_of, boxes_from
+from distcam.training.data.outlines import Outline, boxes_from, outlines_of
 
 Corners = Sequence[object]
 SIZE = (60, 40)
@@ -288,14 +288,14 @@ def test_outlines_for_training_are_fitted_alike(tmp_path: Path) -> None:
     table.write_text(f"path,label,x1,y1,x2,y2\n{lines}")
     with pytest.warns(DistcamWarning, match="NOT cut out"):
         listing = list_images(table)
-    expected = {tmp_path / "cat/a.jpg": [Annotation(box=Box(1, 2, 30, 20))]}
+    expected = {tmp_path / "cat/a.jpg": [Outline(box=Box(1, 2, 30, 20))]}
     with pytest.warns(DistcamWarning) as said:
-        assert annotations_of(listing) == expected
+        assert outlines_of(listing) == expected
     text = " ".join(str(one.message) for one in said)
     assert "1 boxes or annotations" in text
     assert "1 boxes of" in text
     with pytest.warns(DistcamWarning) as said:
-        assert boxes_from(table, listing) == {file: [Annotation("cat", Box(1, 2, 30, 20))] for file in expected}
+        assert boxes_from(table, listing) == {file: [Outline("cat", Box(1, 2, 30, 20))] for file in expected}
     assert "lie outside" in " ".join(str(one.message) for one in said)
 
 

@@ -11,10 +11,11 @@ import pytest
 from search_answers import EXACT, assert_same, blobs, build, ids_of, true_hits
 
 from distcam.errors import InputError
-from distcam.index.faiss import search as faiss_search
-from distcam.index.faiss.error_bounds import Errors, Ruler
+from distcam.index.faiss import gpu as faiss_gpu
+from distcam.index.faiss.candidates import ErrorBound
 from distcam.index.faiss.factory import new_index
 from distcam.index.faiss.gpu import GpuIndex, Plan, check_device, gpus_of, plan_copy, shards_of
+from distcam.index.faiss.index_store import Precision
 from distcam.index.search import METRICS, Metric, SearchSpec
 
 GIB = 1 << 30
@@ -45,7 +46,7 @@ def test_what_a_gpu_proposes_goes_through_the_same_exact_layer(factory: str, mon
             return self.index.search(queries, n)
 
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
-    monkeypatch.setattr(faiss_search, "copy_to_gpus", lambda index, **_: Copy(index))
+    monkeypatch.setattr(faiss_gpu, "copy_to_gpus", lambda index, **_: Copy(index))
     vectors = blobs(3000, 12)
     on_gpu, on_cpu = build(vectors, "l2", factory, device="cuda"), build(vectors, "l2", factory)
     for allowed in (None, np.arange(0, 2900, dtype=np.uint64), np.arange(0, 3000, 40, dtype=np.uint64)):
@@ -182,7 +183,7 @@ def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_shards_of_half_precision_vectors_answer_as_the_whole(metric: Metric) -> None:
     search = build(blobs(1003, 16), metric, "SQfp16")
-    whole = search._stock.index
+    whole = search._store.index
     shards = shards_of(whole, 3, lambda part, number: part)
     queries = blobs(20, 16, seed=3)
     for one, other in zip(whole.search(queries, 7), shards.search(queries, 7), strict=True):
@@ -198,7 +199,7 @@ def test_flat_vectors_halved_on_a_gpu_lose_no_neighbour(monkeypatch: pytest.Monk
         return GpuIndex(half, is_half=True)
 
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
-    monkeypatch.setattr(faiss_search, "copy_to_gpus", halved)
+    monkeypatch.setattr(faiss_gpu, "copy_to_gpus", halved)
     vectors = (10 + 0.01 * np.random.default_rng(0).standard_normal((3000, 32))).astype(np.float32)
     for metric in ("l2", "cosine", "dot"):
         found = build(vectors, metric, device="cuda").search(vectors[:20], 10)
@@ -209,10 +210,10 @@ def test_the_bound_on_halving_holds_for_small_and_large_numbers() -> None:
     rng = np.random.default_rng(0)
     for scale in (1e-9, 1e-5, 1.0, 1e4):
         vectors = (scale * rng.standard_normal((200, 24))).astype(np.float32)
-        errors = Errors(radius=float(np.linalg.norm(vectors.astype(float), axis=1).max())).in_half_precision(24)
+        errors = Precision(radius=float(np.linalg.norm(vectors.astype(float), axis=1).max())).halved(24)
         moved = np.linalg.norm(vectors.astype(np.float16).astype(float) - vectors.astype(float), axis=1)
         assert moved.max() <= errors.distortion
-        assert Ruler(SearchSpec(24, "l2"), errors, vectors).floor(1.0) < 1.0
+        assert ErrorBound(SearchSpec(24, "l2"), errors, vectors).floor(1.0) < 1.0
 
 
 def test_one_copy_serves_one_thread_at_a_time() -> None:

@@ -20,7 +20,8 @@ from search_answers import assert_same, blobs, build, ids_of, true_hits
 from distcam.errors import CorruptGalleryError, InputError
 from distcam.index import Gallery
 from distcam.index.faiss.factory import index_bytes, new_index
-from distcam.index.faiss.recall import Calibration, Truth, enough, ground_truth
+from distcam.index.faiss.index_store import SearchSettings
+from distcam.index.faiss.recall import GroundTruth, enough, ground_truth
 from distcam.index.faiss.search import FaissSearch
 from distcam.index.faiss.tuning import (
     Budget,
@@ -58,7 +59,7 @@ def tuned(
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_truth_read_block_by_block_is_that_of_brute_force(metric: Metric, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distcam.index.faiss.recall._BLOCK_BYTES", 4 * 12 * 97)  # 97 vectors at a time
+    monkeypatch.setattr("distcam.index.faiss.index_store._BLOCK_BYTES", 4 * 12 * 97)  # 97 vectors at a time
     vectors = blobs(1000, 12)
     vectors[500:520] = vectors[3]
     ids = np.arange(10, 1010, dtype=np.uint64)
@@ -73,7 +74,7 @@ def test_the_truth_read_block_by_block_is_that_of_brute_force(metric: Metric, mo
 
 
 def test_recall_by_hand() -> None:
-    truth = Truth(ids_of(7, 9), np.zeros((2, 1), np.float32), np.array([[1.0, 2.0], [1.0, 1.0]]))
+    truth = GroundTruth(ids_of(7, 9), np.zeros((2, 1), np.float32), np.array([[1.0, 2.0], [1.0, 1.0]]))
     first = Hits(ids_of(7, 1, 2), np.array([0.0, 1.0, 3.0]))  # itself, the nearest, and one too far
     second = Hits(ids_of(4, 5, 6), np.array([1.0, 1.0, 1.0]))  # copies stand for one another; two count
     assert truth.recall([first, second], 1) == 1
@@ -82,8 +83,8 @@ def test_recall_by_hand() -> None:
 
 
 def test_enough_is_the_first_setting_that_is_good_enough() -> None:
-    def settings(*recalls: float) -> list[Calibration]:
-        return [Calibration(2**i, recall, 10) for i, recall in enumerate(recalls)]
+    def settings(*recalls: float) -> list[SearchSettings]:
+        return [SearchSettings(2**i, recall, 10) for i, recall in enumerate(recalls)]
 
     assert enough(settings(0.5, 0.96, 0.99), target=0.95).effort == 2
     assert enough(settings(0.5, 0.9, 0.91, 0.912), target=0.95).effort == 4  # half a per cent short of the best
@@ -184,7 +185,7 @@ def test_indexes_that_share_their_lists_are_those_that_were_trained_alone() -> N
     ids = np.arange(2000, dtype=np.uint64)
     first = build(vectors, "cosine", "IVF16,SQfp16", source=lambda some: vectors[some.astype(int)])
     for factory in ("IVF16,SQ8", "IVF16,PQ4"):
-        options = {"factory": factory, "device": "cpu", "calibration": Calibration(4, 1.0, 1)}
+        options = {"factory": factory, "device": "cpu", "settings": SearchSettings(4, 1.0, 1)}
         spec = SearchSpec(16, "cosine")
         alone = FaissSearch.from_source(spec, ids, lambda some: vectors[some.astype(int)], **options)
         shared = FaissSearch.from_source(
@@ -262,7 +263,7 @@ def test_a_graph_of_product_codes_spends_no_minutes_on_their_order() -> None:
 def test_the_size_is_known_before_an_index_is_built(factory: str) -> None:
     search = build(blobs(4000, 16), "cosine", factory)
     expected = index_bytes(new_index(SearchSpec(16, "cosine"), factory), 4000)
-    assert expected == pytest.approx(faiss.serialize_index(search._stock.index).nbytes, rel=0.08)
+    assert expected == pytest.approx(faiss.serialize_index(search._store.index).nbytes, rel=0.08)
 
 
 def test_what_is_too_large_is_not_built_and_the_reason_is_told() -> None:
@@ -370,7 +371,7 @@ def test_an_index_that_is_lost_is_built_again_with_the_settings_that_were_tuned(
     again = Gallery.open(gallery.folder)
     assert not again.searcher.is_mapped
     assert again.searcher.serialise() == stored  # the same seed, sample and settings
-    assert settings_of(report.tuning) == again.searcher._stock.calibration
+    assert settings_of(report.tuning) == again.searcher._store.settings
 
 
 def test_another_reader_moves_on_to_the_tuned_index(gallery: Gallery) -> None:

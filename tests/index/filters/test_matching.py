@@ -16,7 +16,8 @@ from distcam.deadlines import DeadlineError, finish_by
 from distcam.errors import InputError
 from distcam.index import And, Eq, Gallery, Glob, In, Ne, Not, Or, Range, parse_filter
 from distcam.index.filters import matching as filters
-from distcam.index.filters.matching import Filter, Verdicts, hints, matching
+from distcam.index.filters.matching import Verdicts, hints, matching
+from distcam.index.filters.tree import Filter
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
 from distcam.index.storage.records import Categorical, Entries, Vectors
 from distcam.index.storage.snapshot import Snapshot
@@ -316,3 +317,36 @@ def test_a_deadline_ends_a_filter_and_only_in_its_block(tmp_path: Path, ask: str
         assert len(work()) == 1
     with ThreadPoolExecutor(1) as pool, finish_by(time.monotonic() - 1):
         assert len(pool.submit(work).result()) == 1  # another thread has its own
+
+
+def _nested(wrap: Callable[[Filter], Filter], depth: int) -> Filter:
+    where: Filter = Eq("label", "cat")
+    for _ in range(depth):
+        where = wrap(where)
+    return where
+
+
+WRAPS: list[Callable[[Filter], Filter]] = [
+    Not,
+    lambda where: And((where, Ne("label", "dog"))),
+    lambda where: Or((where,)),
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_tree_that_python_nests_very_deep_is_refused_in_one_line(
+    wrap: Callable[[Filter], Filter],
+) -> None:
+    with pytest.raises(InputError, match="nested more than 128 deep; And and Or take any number of parts"):
+        _nested(wrap, 100_000)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_the_deepest_tree_can_be_evaluated_printed_hashed_and_looked_through(wrap: Callable[[Filter], Filter]) -> None:
+    where = _nested(wrap, 128)
+
+    assert matching(where, TABLE).tolist() == matching(Eq("label", "cat"), TABLE).tolist()
+    assert hints(where, TABLE) == []
+    assert where == _nested(wrap, 128)
+    assert hash(where) == hash(_nested(wrap, 128))
+    assert len(repr(where)) > 128

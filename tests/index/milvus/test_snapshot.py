@@ -35,7 +35,8 @@ from distcam.errors import (
     InputError,
 )
 from distcam.index import Gallery, parse_filter, verify_gallery
-from distcam.index.filters.matching import And, In, Ne, Not, Or, Range, matching
+from distcam.index.filters.matching import matching
+from distcam.index.filters.tree import And, In, Ne, Not, Or, Range
 from distcam.index.milvus.connection import TOKEN_VARIABLE, Address, connected
 from distcam.index.milvus.filters import compiled, key_of
 from distcam.index.milvus.index import IndexKind
@@ -292,7 +293,7 @@ def test_an_index_of_another_kind_gives_the_same_answer(place: Callable[[], str]
     search.upsert(np.arange(600), vectors)
     exact = search.search(vectors[:4], 5)
     table.reindex(IndexKind.parse("HNSW"))
-    assert not search.capabilities.exact
+    assert not search.is_exact
     for hits, same in zip(search.search(vectors[:4], 5), exact, strict=True):
         np.testing.assert_array_equal(hits.ids, same.ids)
         np.testing.assert_array_equal(hits.distances, same.distances)

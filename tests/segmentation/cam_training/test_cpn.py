@@ -10,11 +10,18 @@ from torch.nn import functional
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
-from distcam.segmentation.cam_training.cpn import OFFICIAL, Cpn, cpcr_loss, tcp_loss
-from distcam.segmentation.cam_training.map_term import MapTerm, hardest, min_pooling_loss
-from distcam.segmentation.cam_training.refinement import read_stages
+from distcam.remarks import DistcamWarning
+from distcam.segmentation.cam_training.class_maps import (
+    class_maps,
+    hardest,
+    min_pooling_loss,
+    scaled_maps,
+    with_background,
+)
+from distcam.segmentation.cam_training.cpn import AUTHORS_CODE, Cpn, CpnSettings, cpcr_loss, tcp_loss
+from distcam.segmentation.cam_training.map_refinement import read_stages
+from distcam.segmentation.cam_training.map_term import MapTerm
 from distcam.segmentation.cam_training.training import SEGMENTATION_TERMS
-from distcam.segmentation.pseudo_masks.class_maps import class_maps, scaled_maps, with_background
 from distcam.training import Batch, Progress, Step
 from distcam.training.engine.step import Mix
 from distcam.training.losses.registry import TermContext, build_objective
@@ -42,7 +49,7 @@ def make_step(encoder: Encoder, batch: Batch | None = None, *, epoch: int = 0) -
 
 def make_term(encoder: Encoder, **options: object) -> Cpn:
     torch.manual_seed(3)
-    term = Cpn(encoder, CLASSES, **options)
+    term = Cpn(encoder, CLASSES, CpnSettings(**options))
     torch.nn.init.normal_(term.weight)
     return term
 
@@ -59,11 +66,11 @@ def test_tcp_by_hand() -> None:
     )
 
 
-def test_tcp_moves_the_whole_image_s_map_only_unless_the_pair_is_free() -> None:
+def test_tcp_moves_the_whole_image_s_map_only_unless_the_pair_is_attached() -> None:
     maps = [torch.rand(1, 1, 2, 2, requires_grad=True) for _ in range(3)]
     tcp_loss(maps[0], (maps[1], maps[2]), share=torch.tensor([0.5])).backward()
     assert [m.grad is None for m in maps] == [False, True, True]
-    tcp_loss(maps[0], (maps[1], maps[2]), share=torch.tensor([0.5]), free_pair=True).backward()
+    tcp_loss(maps[0], (maps[1], maps[2]), share=torch.tensor([0.5]), detach_pair=False).backward()
     assert all(m.grad is not None for m in maps)
 
 
@@ -93,19 +100,21 @@ def test_cpcr_is_the_slow_loop(hard: float | None) -> None:
     assert value.item() == pytest.approx(slow_cpcr(maps[0], maps[1:3], maps[3:5], share, hard), rel=1e-5)
 
 
-def test_cpcr_moves_the_refined_maps_alone_unless_the_minuend_is_free() -> None:
+def test_cpcr_moves_the_refined_maps_alone_unless_the_minuend_is_attached() -> None:
     maps = [torch.rand(1, 2, 2, 2, requires_grad=True) for _ in range(5)]
     share = torch.tensor([0.4])
     cpcr_loss(maps[0], (maps[1], maps[2]), (maps[3], maps[4]), share=share).backward()
     assert [m.grad is None for m in maps] == [True, True, True, False, False]
-    cpcr_loss(maps[0], (maps[1], maps[2]), (maps[3], maps[4]), share=share, free_minuend=True).backward()
+    cpcr_loss(maps[0], (maps[1], maps[2]), (maps[3], maps[4]), share=share, detach_minuend=False).backward()
     assert maps[0].grad is not None
 
 
 def test_the_printed_equation_has_a_plain_map_in_its_first_term() -> None:
     maps = [torch.rand(1, 2, 2, 2) for _ in range(5)]
     share = torch.tensor([0.4])
-    value = cpcr_loss(maps[0], (maps[1], maps[2]), (maps[3], maps[4]), share=share, hard_share=None, printed=True)
+    value = cpcr_loss(
+        maps[0], (maps[1], maps[2]), (maps[3], maps[4]), share=share, hard_share=None, as_printed_in_paper=True
+    )
     first = (maps[0] - 0.4 * maps[1] - 0.6 * maps[2]).abs().mean()
     second = (maps[0] - 0.6 * maps[2] - 0.4 * maps[3]).abs().mean()
     torch.testing.assert_close(value, first + second)
@@ -164,9 +173,9 @@ def test_tcp_and_cpcr_are_those_of_scaled_and_refined_maps() -> None:
     pair = term.patches.draw(batch.images)
     plain, refined = [], []
     for pictures in (batch.images, *pair.images(batch.images)):
-        with read_stages(encoder, term.stages) as reader:
+        with read_stages(encoder, term.stages) as read:
             maps = class_maps(encoder(pictures).feature_map, term.weight)
-        features = term.refinement.features(reader.stages, pictures, (4, 4))
+        features = term.refinement.features(read(), pictures, (4, 4))
         plain.append(scaled_maps(maps, batch.labels))
         refined.append(term.refinement.refine(maps, features, batch.labels))
     tcp = tcp_loss(plain[0], (plain[1], plain[2]), share=pair.share)
@@ -190,8 +199,9 @@ def losses_alone(term: Cpn, step: Step) -> Tensor:
     """L_tcp + L_cpcr, with the same graph as in the term."""
     labels, images = term.labels(step), step.batch.images
     pair = term.patches.draw(images)
-    branches, features = term._branches(step, images, pair)
-    return term._regularised(step, class_maps(branches, term.weight), features, labels, pair)
+    branches, features = term.branches(step, images, pair)
+    maps = class_maps(branches, term.weight)
+    return term.regularisation(step, maps, features, labels=labels, share=pair.share)
 
 
 def test_the_network_learns_from_plain_maps_and_the_refinement_from_refined_ones() -> None:
@@ -203,7 +213,7 @@ def test_the_network_learns_from_plain_maps_and_the_refinement_from_refined_ones
     assert gradients(losses_alone(without, make_step(encoder)), encoder) == [True]
     only_cpcr = make_term(encoder, tcp=False)
     assert gradients(losses_alone(only_cpcr, make_step(encoder)), encoder, only_cpcr.refinement) == [False, True]
-    free = make_term(encoder, tcp=False, free_minuend=True)
+    free = make_term(encoder, tcp=False, detach_minuend=False)
     assert gradients(losses_alone(free, make_step(encoder)), encoder, free.refinement) == [True, True]
 
 
@@ -262,7 +272,7 @@ def test_modes_and_hooks_are_as_before() -> None:
         {"patches": "superpixels", "segments": 9, "replacement": True},
         {"sizes": [7, 32], "hidden": 0.3, "share": "patches"},
         {"tcp": False, "cpcr": False, "pcm": False, "prcm": False},
-        {"ohem": False, "printed_cpcr": True, "free_refined_pair": True},
+        {"ohem": False, "as_printed_in_paper": True, "detach_refined_pair": False},
     ],
 )
 def test_every_switch_trains_from_a_recipe(options: dict[str, object]) -> None:
@@ -277,10 +287,29 @@ def test_every_switch_trains_from_a_recipe(options: dict[str, object]) -> None:
     assert all(torch.isfinite(p.grad).all() for p in objective.parameters() if p.grad is not None)
     term = objective.classifier
     if options == {"official_compat": True}:
-        assert {name: getattr(term, name) for name in OFFICIAL if name != "prcm_softmax"} == {
-            name: value for name, value in OFFICIAL.items() if name != "prcm_softmax"
-        }
+        assert {name: getattr(term.settings, name) for name in AUTHORS_CODE} == dict(AUTHORS_CODE)
         assert term.refinement.prcm.softmax == "pixel"
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "value"),
+    [
+        ("cpn", {"free_refined_pair": True}, "detach_refined_pair", False),
+        ("cpn", {"free_minuend": False}, "detach_minuend", True),
+        ("cpn", {"printed_cpcr": True}, "as_printed_in_paper", True),
+        ("seam", {"stop_plain": False}, "detach_plain", False),
+    ],
+)
+def test_recipes_may_spell_an_option_as_earlier_versions_did(
+    kind: str, old: dict[str, bool], new: str, value: bool
+) -> None:
+    encoder = make_encoder()
+    context = TermContext(encoder, ["a", "b", "c"], multi_label=True)
+    with pytest.warns(DistcamWarning, match=f"write {new} = {str(value).lower()}"):
+        objective = build_objective([{"kind": kind, **old}], context, terms=SEGMENTATION_TERMS)
+    assert getattr(objective.classifier.settings, new) is value
+    with pytest.raises(InputError, match=r"leave \w+ out"):
+        build_objective([{"kind": kind, **old, new: value}], context, terms=SEGMENTATION_TERMS)
 
 
 def test_the_plain_cam_learns_from_pooled_maps_and_is_the_classifier() -> None:
@@ -302,9 +331,9 @@ def test_the_plain_cam_learns_from_pooled_maps_and_is_the_classifier() -> None:
     [
         ({"pcm": False, "prcm": False}, "cpcr compares plain with refined maps"),
         ({"hard_share": 0.0}, "0 < hard_share"),
-        ({"batch_norm": "both"}, "joint, separate, original"),
+        ({"batch_norm": "both"}, "'joint', 'separate', 'original'"),
         ({"stages": ["encoder.1"]}, "expected two stages"),
-        ({"patches": "hexagons"}, "grid, superpixels"),
+        ({"patches": "hexagons"}, "'grid', 'superpixels'"),
         ({"tpc": True}, "nearest is 'tcp'"),
     ],
 )

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from distcam.errors import InputError, MissingExtraError
 from distcam.images import Transform
+from distcam.segmentation.cam_training.class_maps import class_maps, scaled_maps
 from distcam.segmentation.cam_training.cpn import cpcr_loss, tcp_loss
-from distcam.segmentation.cam_training.patches import GridPatches, PatchPair, SuperpixelPatches, grid
-from distcam.segmentation.pseudo_masks.class_maps import class_maps, scaled_maps
+from distcam.segmentation.cam_training.patches import GridPatches, SuperpixelPatches, grid
 
 
 def images(count: int = 3, height: int = 20, width: int = 28, seed: int = 0) -> torch.Tensor:
@@ -219,8 +219,3 @@ def test_without_scikit_image_the_error_says_what_to_install(monkeypatch: pytest
 def test_settings_that_make_no_pair_are_refused(make, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
-
-
-def test_a_pair_moves_to_a_device_whole() -> None:
-    pair = PatchPair(torch.ones(1, 2, 2, dtype=torch.bool), torch.ones(1)).to("cpu")
-    assert pair.visible.device == pair.share.device

@@ -9,9 +9,9 @@ from torch.nn import functional
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
-from distcam.segmentation.cam_training.seam import Seam
+from distcam.segmentation.cam_training.class_maps import class_maps, scaled_maps
+from distcam.segmentation.cam_training.seam import Seam, SeamSettings
 from distcam.segmentation.cam_training.training import SEGMENTATION_TERMS
-from distcam.segmentation.pseudo_masks.class_maps import class_maps, scaled_maps
 from distcam.training import Batch, Progress, Step
 from distcam.training.losses.registry import TermContext, build_objective
 
@@ -31,7 +31,7 @@ def make_step(encoder: Encoder, *, epoch: int = 0) -> Step:
 
 def make_term(encoder: Encoder, **options: object) -> Seam:
     torch.manual_seed(0)
-    term = Seam(encoder, 2, scale=0.5, **options)
+    term = Seam(encoder, 2, SeamSettings(scale=0.5, **options))
     torch.nn.init.normal_(term.weight)
     return term
 
@@ -84,7 +84,7 @@ def test_batch_norms_can_be_kept_to_the_whole_images(encoder: Encoder) -> None:
     [
         {},
         {"prcm": True, "prcm_softmax": "pixel"},
-        {"one_hot": False, "stop_plain": False},
+        {"one_hot": False, "detach_plain": False},
         {"min_pooling": 1.0},
         {"start": 3},
     ],
@@ -100,7 +100,7 @@ def test_every_switch_trains_from_a_recipe(encoder: Encoder, options: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"scale": 1.0}, "0 < scale < 1"), ({"batch_norm": "joint"}, "'separate' or 'original'")]
+    ("options", "message"), [({"scale": 1.0}, "0 < scale < 1"), ({"batch_norm": "joint"}, "'separate', 'original'")]
 )
 def test_settings_that_do_not_fit_are_refused(encoder: Encoder, options: dict[str, object], message: str) -> None:
     context = TermContext(encoder, ["a", "b"], multi_label=True)

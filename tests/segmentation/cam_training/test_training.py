@@ -12,12 +12,12 @@ import torch
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
-from distcam.images.scenes import SceneSet, blueprints, write_scenes
-from distcam.segmentation.cam_training.map_measures import MeasureSettings, Truth, masks_of, measure
+from distcam.segmentation.cam_training.map_measures import MeasuredSplit, MeasureSettings, masks_of, measure
 from distcam.segmentation.cam_training.training import SEGMENTATION_TERMS, SegmentationRecipe, train
 from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.segmenter.inference import InferenceSettings
+from distcam.synthetic.scene_set import SceneSet, blueprints, write_scenes
 from distcam.training.data.training_set import TrainingSet
 from distcam.training.losses.classifier import load_classifier
 from distcam.training.losses.registry import TermContext, build_objective
@@ -120,7 +120,7 @@ def test_measuring_true_maps_gives_one_and_masks_of_regions_are_the_masks(tmp_pa
     scenes, transform = SceneSet.read(tmp_path / "set"), Transform(32, fit="squash")
     images = MaskedImages.from_scenes(scenes, "test")
     data = images.training_set(transform, masks_for=range(len(images)))
-    truth = Truth(data, masks_of(data, "test"))
+    truth = MeasuredSplit(data, masks_of(data, "test"))
     assert all(np.array_equal(truth.masks[i], images.mask(i)) for i in range(len(images)))
 
     class Oracle:
@@ -199,5 +199,5 @@ def test_every_variant_of_the_recipes_reads_and_its_losses_build(name: str) -> N
     )
     context = TermContext(encoder, ["a", "b"], multi_label=True)
     for variant in RecipeFile.read(file).variants:
-        recipe = SegmentationRecipe.read(file, variant=variant).recipe
+        recipe = SegmentationRecipe.read(file, variant=variant)
         build_objective(recipe.loss, context, terms=SEGMENTATION_TERMS)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import distcam, fails
 from PIL import Image
 
-from distcam.encoders import Encoder
+from distcam.encoders import Encoder, TrainedOn
 from distcam.errors import InputError, ShapeError, WeightsError
 from distcam.explain import ClassScore, explain_image
 from distcam.images import Transform
-from distcam.segmentation.cam_training.cpn import Cpn
+from distcam.segmentation.cam_training.class_maps import class_maps
+from distcam.segmentation.cam_training.cpn import Cpn, CpnSettings
 from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
-from distcam.segmentation.pseudo_masks.class_maps import class_maps
 from distcam.segmentation.pseudo_masks.sources import load_source, network_of
 from distcam.segmentation.segmenter.inference import InferenceSettings, class_scores
 
@@ -61,7 +62,9 @@ def test_save_and_load_are_the_identity(
 ) -> None:
     encoder = trained[0]
     encoder.metadata = {"training": {"config": {"name": "a recipe"}}}
-    term = Cpn(encoder, 2, cpcr=False, pcm=False, prcm=False) if options is None else Cpn(encoder, 2, **options)
+    without = {"cpcr": False, "pcm": False, "prcm": False}
+    term = Cpn(encoder, 2, CpnSettings(**(without if options is None else options)))
+    encoder.trained_on = TrainedOn.of(NAMES, 2, np.array([5, 3]))
     segmenter = WeakSegmenter.of(encoder, term, NAMES, metadata={"beta": 0.3})
     segmenter.save(tmp_path / "weak.safetensors")
     again, images = WeakSegmenter.load(tmp_path / "weak.safetensors"), torch.randn(2, 3, 32, 32)
@@ -69,6 +72,8 @@ def test_save_and_load_are_the_identity(
     assert again.class_names == NAMES
     assert again.is_refined == (options is not None)
     assert again.encoder.fingerprint == encoder.fingerprint
+    assert again.encoder.trained_on.classes == NAMES
+    assert again.encoder.trained_on.digests.tolist() == [3, 5]
     assert again.metadata["beta"] == 0.3
     assert again.metadata["training"]["config"]["name"] == "a recipe"
 

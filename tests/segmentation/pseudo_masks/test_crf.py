@@ -14,7 +14,7 @@ from distcam.segmentation.pseudo_masks.crf import CrfSettings, dense_crf
 
 @pytest.fixture
 def halves():
-    """A picture of two colours, and scores whose edge lies four pixels off that of the colours."""
+    """A image of two colours, and scores whose edge lies four pixels off that of the colours."""
     values = np.full((24, 32, 3), 20, np.uint8)
     values[:, 16:] = 230
     scores = np.full((3, 24, 32), 0.3)

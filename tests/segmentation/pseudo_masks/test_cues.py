@@ -10,21 +10,21 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from distcam.datasets.voc import VocFolder
 from distcam.encoders import Encoder
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
 from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
-from distcam.segmentation.data import MaskedImages, MaskIds
+from distcam.segmentation.data import MaskedImages
+from distcam.segmentation.label_maps import MaskIds
 from distcam.segmentation.pseudo_masks.cues import (
     CueSettings,
-    background_score,
     border_contrast,
     foreground_cues,
     make_cues,
     pseudo_mask,
 )
 from distcam.segmentation.pseudo_masks.make import CueStage, make_masks
-from distcam.segmentation.voc import VocFolder
 
 scores_of_two = arrays(np.float64, (2, 4, 5), elements=st.integers(0, 100).map(lambda value: value / 100))
 
@@ -69,7 +69,7 @@ def test_saliency_gives_the_background_a_share_of_the_pixels() -> None:
     assert (cues[0] == 0).all()
     assert (cues == 0).sum() == 10
     assert (cues == 1).sum() == 4
-    with pytest.raises(InputError, match="needs the picture, or a map of what stands out"):
+    with pytest.raises(InputError, match="needs the image, or a map of what stands out"):
         make_cues(scores, settings=CueSettings(background="saliency"))
 
 
@@ -90,17 +90,11 @@ def test_a_pseudo_mask_is_an_argmax_with_a_margin_of_doubt() -> None:
     scores = np.array([[[0.9, 0.35, 0.1]], [[0.0, 0.3, 0.5]]])
     assert pseudo_mask(scores, beta=0.3).tolist() == [[1, 1, 2]]
     assert pseudo_mask(scores, beta=0.3, margin=0.1).tolist() == [[1, 255, 2]]
-    assert pseudo_mask(scores, beta=background_score(scores)).tolist() == [[1, 0, 0]]
-
-
-def test_a_larger_power_leaves_less_to_the_background() -> None:
-    scores = np.array([[[0.25, 1.0]]])
-    assert background_score(scores).tolist() == [[0.75, 0.0]]
-    assert background_score(scores, power=2).tolist() == [[0.5625, 0.0]]
+    assert pseudo_mask(scores, beta=1 - scores.max(0)).tolist() == [[1, 0, 0]]
 
 
 def test_shares_outside_their_range_are_refused() -> None:
-    with pytest.raises(InputError, match=r"expected foreground as a share from 0 to below 1, got 1.5"):
+    with pytest.raises(InputError, match=r"foreground: expected a number from 0 to below 1, got 1.5"):
         CueSettings(foreground=1.5)
     with pytest.raises(InputError, match=r"low = 0.3 lies above foreground = 0.2; pixels would be both"):
         CueSettings(low=0.3)
@@ -122,8 +116,8 @@ def test_the_best_background_score_of_a_crf_needs_true_masks_too(tmp_path) -> No
     data = MaskedImages.from_table(tmp_path / "labels.csv", ("cat", "dog"))
     encoder = Encoder.load("conv4", weights="random", options={"width": 4, "last_pool": False}, transform=Transform(32))
     source = WeakSegmenter(encoder, torch.ones(2, encoder.pooled_dim), ("cat", "dog"))
-    for stage in (CueStage(refine="crf", beta="best"), CueStage("pseudo_masks", beta="best")):
-        with pytest.raises(InputError, match="needs pictures with true masks to choose it by"):
+    for stage in (CueStage(refine="crf", beta="best"), CueStage(kind="pseudo_masks", beta="best")):
+        with pytest.raises(InputError, match="needs images with true masks to choose it by"):
             make_masks(source, data, VocFolder(tmp_path / "masks", ("cat", "dog")), stage=stage, device="cpu")
 
 

@@ -1,4 +1,4 @@
-"""Class scores in a picture's pixels: scales, mirror images, absent classes, and where the maps come from."""
+"""Class scores in an image's pixels: scales, mirror images, absent classes, and where the maps come from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch.nn import functional
 from distcam.encoders import Encoder
 from distcam.errors import InputError, WeightsError
 from distcam.images import Transform
-from distcam.images.scenes import blueprints, write_scenes
 from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.pseudo_masks.sources import ClassifierMaps, load_source, network_of
@@ -24,6 +23,7 @@ from distcam.segmentation.segmenter.inference import (
     predicted_classes,
     score_images,
 )
+from distcam.synthetic.scene_set import blueprints, write_scenes
 from distcam.training.losses.classifier import ClassifierTerm, save_classifier
 
 TRANSFORM = Transform((16, 32), fit="squash")
@@ -190,7 +190,7 @@ def test_what_training_left_is_found_again(tmp_path, scenes) -> None:
     assert np.allclose(class_scores(source, image), class_scores(again, image), atol=1e-5)
     pixels = source.transform.normalise(source.transform(image)[None])
     assert torch.allclose(network_of(source).model(pixels), classifier.logits(encoder.eval()(pixels).embedding))
-    with pytest.raises(InputError, match="Fixed does not say which classes a picture shows"):
+    with pytest.raises(InputError, match="Fixed does not say which classes an image shows"):
         network_of(Fixed())
 
 
@@ -214,7 +214,7 @@ def test_a_weak_segmenter_is_found_and_scores_every_picture(tmp_path, scenes) ->
 
 def test_a_number_that_is_no_class_is_refused(picture) -> None:
     for wrong in (-1, 3):
-        with pytest.raises(InputError, match=f"the picture shows class {wrong}; expected 0 to 2"):
+        with pytest.raises(InputError, match=f"the image shows class {wrong}; expected 0 to 2"):
             class_scores(Fixed(), picture, shown=[0, wrong])
 
 

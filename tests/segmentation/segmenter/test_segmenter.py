@@ -15,11 +15,10 @@ from distcam.encoders import Encoder
 from distcam.errors import InputError, WeightsError
 from distcam.explain import PixelScore, explain_image
 from distcam.images import Transform
-from distcam.images.scenes import blueprints, write_scenes
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.pipeline import run_segmentation, score_segmenter
+from distcam.segmentation.pipeline_recipe import PipelineRecipe, is_pipeline
 from distcam.segmentation.pseudo_masks.crf import CrfSettings, dense_crf
-from distcam.segmentation.recipe import PipelineRecipe, is_pipeline
 from distcam.segmentation.segmenter.inference import InferenceSettings
 from distcam.segmentation.segmenter.losses import (
     SEGMENTER_TERMS,
@@ -32,9 +31,10 @@ from distcam.segmentation.segmenter.losses import (
     rank_pooled,
 )
 from distcam.segmentation.segmenter.segmenter import build_segmenter, class_probabilities, load_segmenter
+from distcam.synthetic.scene_set import blueprints, write_scenes
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.batches import TrainingBatches
-from distcam.training.data.sampling import SamplerSettings, Shuffled, make_sampler
+from distcam.training.data.samplers import SamplerSettings, Shuffled, make_sampler
 from distcam.training.engine.loop import fit
 from distcam.training.engine.step import Batch, Mix, Progress, Regions, Step
 from distcam.training.losses.registry import TermContext, build_objective
@@ -328,7 +328,7 @@ def written_recipe(folder, cues=""):
 def test_a_whole_run_leaves_maps_masks_and_a_network_and_can_be_taken_up_again(tmp_path) -> None:
     file = written_recipe(tmp_path)
     recipe = PipelineRecipe.read(file)
-    assert is_pipeline(file)
+    assert is_pipeline(RecipeFile.read(file))
     result = run_segmentation(recipe, folder=tmp_path / "run", seed=1)
     wanted = {"maps.mean_iou", "maps.beta", "masks.coverage", "masks.accuracy", "masks.mean_iou", "test.mean_iou"}
     assert wanted <= set(result.metrics)
@@ -384,6 +384,9 @@ def test_recipes_that_do_not_fit_are_refused(tmp_path) -> None:
         PipelineRecipe.from_dict(table(data={"scenes": {}, "voc": "x"}))
     with pytest.raises(InputError, match=r"\[weak\] needs a checkpoint, or a \[\[weak.loss\]\].*; got neither"):
         PipelineRecipe.from_dict(table(weak={}))
+    for name in ("data", "weak", "cues", "segmenter"):
+        with pytest.raises(InputError, match=f"{name}: expected a table, got 3"):
+            PipelineRecipe.from_dict(table(**{name: 3}))
     with pytest.raises(InputError, match=r"\[segmenter.augment\]: masks do not go with mixup or cutmix"):
         PipelineRecipe.from_dict(table(segmenter={"augment": {"mixup": 0.2}}))
     with pytest.raises(InputError, match=r"unknown key in .segmenter. 'wieghts', nearest is 'weights'"):
@@ -401,7 +404,7 @@ RECIPES = Path(__file__).parents[3] / "recipes"
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("segment_*.toml")), ids=lambda path: path.stem)
 def test_every_variant_of_our_recipes_is_sound(file) -> None:
-    assert is_pipeline(file)
+    assert is_pipeline(RecipeFile.read(file))
     for variant in (None, *RecipeFile.read(file).variants):
         recipe = PipelineRecipe.read(file, variant=variant)
         assert recipe.network is not None

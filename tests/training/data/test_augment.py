@@ -192,10 +192,10 @@ def test_only_the_asked_share_of_batches_is_mixed() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"flip": 1.5}, "flip from 0 to 1, got 1.5"),
+        ({"flip": 1.5}, "flip: expected a number from 0 to 1, got 1.5"),
         ({"crop": (0.8, 0.2)}, "crop as 0 < lowest <= highest <= 1, got 0.8 and 0.2"),
-        ({"hue": 0.7}, "hue from 0 to 0.5"),
-        ({"mixup": -1.0}, "mixup from 0 to inf"),
+        ({"hue": 0.7}, "hue: expected a number from 0 to 0.5"),
+        ({"mixup": -1.0}, "mixup: expected 0 or more"),
     ],
 )
 def test_values_out_of_range_are_refused(values, message) -> None:

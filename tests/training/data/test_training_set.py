@@ -12,13 +12,13 @@ from PIL import Image, ImageDraw
 
 from distcam.errors import ImageError, InputError, ShapeError
 from distcam.images import Box, Transform, list_images
-from distcam.images.scenes import blueprints, write_scenes
 from distcam.remarks import DistcamWarning
-from distcam.training.data.annotations import Annotation, RegionSettings, annotations_of, boxes_from, raster_of
+from distcam.synthetic.scene_set import blueprints, write_scenes
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.batches import TrainingBatches
-from distcam.training.data.sampling import SamplerSettings, Shuffled, make_sampler
-from distcam.training.data.training_set import RegionTable, TrainingSet
+from distcam.training.data.outlines import Outline, RegionSettings, RegionTable, boxes_from, outlines_of, raster_of
+from distcam.training.data.samplers import SamplerSettings, Shuffled, make_sampler
+from distcam.training.data.training_set import TrainingSet
 
 SQUASH = Transform(32, fit="squash")
 
@@ -65,7 +65,6 @@ def test_pixels_are_the_same_from_memory_and_from_files(photos) -> None:
     memory, files = (TrainingSet.from_listing(listing, SQUASH, cache=cache) for cache in ("memory", "none"))
     assert not files.in_memory
     assert torch.equal(memory.pixels(index), files.pixels(index))
-    assert torch.equal(memory.subset([7, 5]).pixels(torch.tensor([1])), files.subset([7, 5]).pixels(torch.tensor([1])))
 
 
 def test_images_in_memory_bring_names_or_numbers() -> None:
@@ -97,17 +96,6 @@ def test_several_labels_come_from_one_cell_or_from_columns(tmp_path) -> None:
         assert data.per_class().tolist() == [1, 2]
     with pytest.raises(InputError, match=r"a.png: expected 0 or 1 in the column 'cow', got None"):
         TrainingSet.from_listing(list_images(columns), SQUASH, label_columns=("cow",))
-
-
-def test_classes_that_a_part_does_not_show_can_be_dropped() -> None:
-    pixels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
-    table = RegionTable(torch.tensor([1, 3]), torch.tensor([1, 3]), torch.zeros(2, dtype=torch.bool), pixels[:2, 0])
-    data = TrainingSet.from_pixels(pixels, torch.arange(4), transform=SQUASH, regions=table)
-    part = data.subset([3, 1], drop_classes=True)
-    assert part.class_names == ("1", "3")
-    assert part.labels.tolist() == [1, 0]
-    assert part.regions.image.tolist() == [0, 1]
-    assert part.regions.label.tolist() == [1, 0]
 
 
 def test_an_image_without_a_label_is_named(tmp_path) -> None:
@@ -161,10 +149,10 @@ def test_an_outline_that_cannot_be_used_is_left_out_and_named(tmp_path) -> None:
     for name in ("a.png", "b.png"):
         picture(tmp_path / "cat" / name, (32, 32))
     boxes = {
-        tmp_path / "cat" / "a.png": [Annotation("cat", Box(0, 0, 8, 8))],
-        tmp_path / "cat" / "b.png": [Annotation("cat", Box(0, 0, 99, 99))],
+        tmp_path / "cat" / "a.png": [Outline("cat", Box(0, 0, 8, 8))],
+        tmp_path / "cat" / "b.png": [Outline("cat", Box(0, 0, 99, 99))],
     }
-    options = {"annotations": boxes, "regions": RegionSettings("box", share=1.0)}
+    options = {"outlines": boxes, "regions": RegionSettings("box", share=1.0)}
     with pytest.warns(DistcamWarning, match=r"1 outline cannot be used and is left out: .*b\.png: the box"):
         data = TrainingSet.from_listing(list_images(tmp_path), SQUASH, **options)
     assert data.regions.image.tolist() == [0]
@@ -177,7 +165,7 @@ def test_an_outline_that_cannot_be_used_is_left_out_and_named(tmp_path) -> None:
 
 def test_a_box_goes_through_the_transform_by_hand(tmp_path) -> None:
     file = picture(tmp_path / "wide.png", (40, 20))
-    box = Annotation(box=Box(10, 5, 30, 20))
+    box = Outline(box=Box(10, 5, 30, 20))
     squashed = raster_of(box, file, Transform((10, 20), fit="squash"), kind="box")
     assert (squashed.nonzero().amin(0).tolist(), squashed.nonzero().amax(0).tolist()) == ([2, 5], [9, 14])
     assert squashed.sum() == 8 * 10  # rows 2.5 to 10: row 2's middle lies on the edge, which belongs to the box
@@ -192,24 +180,24 @@ def test_a_mask_of_a_rectangle_is_the_box(tmp_path, fit) -> None:
     box = Box(12, 4, 28, 16)
     file = picture(tmp_path / "a.png", (40, 20))
     mask = picture(tmp_path / "m.png", (40, 20), box, mode="L")
-    annotation = Annotation(box=box, mask=mask)
+    annotation = Outline(box=box, mask=mask)
     by_mask, by_box = (raster_of(annotation, file, Transform(32, fit=fit), kind=kind) for kind in ("mask", "box"))
     assert (by_mask != by_box).float().mean() < 0.07
 
 
 def test_a_tiny_box_marks_one_pixel_and_one_outside_the_crop_none(tmp_path) -> None:
     file = picture(tmp_path / "a.png", (400, 200))
-    tiny = Annotation(box=Box(100, 100, 102, 102))
+    tiny = Outline(box=Box(100, 100, 102, 102))
     assert raster_of(tiny, file, Transform(10, fit="squash"), kind="box").sum() == 1
-    assert raster_of(Annotation(box=Box(0, 0, 50, 200)), file, Transform(10, fit="crop"), kind="box") is None
+    assert raster_of(Outline(box=Box(0, 0, 50, 200)), file, Transform(10, fit="crop"), kind="box") is None
 
 
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        (Annotation(box=Box(10, 5, 45, 20)), r"a.png: the box \(10, 5, 45, 20\) leaves the image, .* 40 x 20"),
-        (Annotation(box=Box(10, 5, 10, 20)), "left < right"),
-        (Annotation(box=Box(10, 5, float("nan"), 20)), "left < right"),
+        (Outline(box=Box(10, 5, 45, 20)), r"a.png: the box \(10, 5, 45, 20\) leaves the image, .* 40 x 20"),
+        (Outline(box=Box(10, 5, 10, 20)), "left < right"),
+        (Outline(box=Box(10, 5, float("nan"), 20)), "left < right"),
     ],
 )
 def test_impossible_boxes_are_refused(tmp_path, annotation, message) -> None:
@@ -218,21 +206,21 @@ def test_impossible_boxes_are_refused(tmp_path, annotation, message) -> None:
 
 
 def test_a_box_may_exceed_its_image_by_one_pixel(tmp_path) -> None:
-    whole = raster_of(Annotation(box=Box(0, 0, 41, 20)), picture(tmp_path / "a.png"), SQUASH, kind="box")
+    whole = raster_of(Outline(box=Box(0, 0, 41, 20)), picture(tmp_path / "a.png"), SQUASH, kind="box")
     assert whole.all()
 
 
 def test_impossible_masks_are_refused(tmp_path) -> None:
     file = picture(tmp_path / "a.png")
     other, empty = picture(tmp_path / "s.png", (20, 20), mode="L"), picture(tmp_path / "e.png", mode="L")
-    with pytest.raises(InputError, match=r"s.png: expected the mask in its picture's size, 40 x 20, got 20 x 20"):
-        raster_of(Annotation(mask=other), file, SQUASH, kind="mask")
+    with pytest.raises(InputError, match=r"s.png: expected the mask in its image's size, 40 x 20, got 20 x 20"):
+        raster_of(Outline(mask=other), file, SQUASH, kind="mask")
     with pytest.raises(InputError, match=r"e.png: the mask is all 0, so it marks no object of a.png"):
-        raster_of(Annotation(mask=empty), file, SQUASH, kind="mask")
+        raster_of(Outline(mask=empty), file, SQUASH, kind="mask")
     with pytest.raises(InputError, match="nowhere 3"):
-        raster_of(Annotation(mask=empty, value=3), file, SQUASH, kind="mask")
+        raster_of(Outline(mask=empty, value=3), file, SQUASH, kind="mask")
     with pytest.raises(ImageError, match=r"nothing\.png: not a readable mask"):
-        raster_of(Annotation(mask=tmp_path / "nothing.png"), file, SQUASH, kind="mask")
+        raster_of(Outline(mask=tmp_path / "nothing.png"), file, SQUASH, kind="mask")
 
 
 def test_masks_and_boxes_come_from_columns_and_tables(tmp_path) -> None:
@@ -241,8 +229,8 @@ def test_masks_and_boxes_come_from_columns_and_tables(tmp_path) -> None:
     header = ["path", "label", "mask", "x1", "y1", "x2", "y2"]
     with pytest.warns(DistcamWarning, match="NOT cut out"):
         listing = list_images(table(tmp_path / "t.csv", header, ["a.png", "cat", "m/a.png", 0, 0, 9, 9]))
-    found = annotations_of(listing)
-    assert found == {tmp_path / "a.png": [Annotation(box=Box(0, 0, 9, 9), mask=tmp_path / "m" / "a.png")]}
+    found = outlines_of(listing)
+    assert found == {tmp_path / "a.png": [Outline(box=Box(0, 0, 9, 9), mask=tmp_path / "m" / "a.png")]}
     boxes = table(
         tmp_path / "b.csv", header[:2] + header[3:], ["a.png", "cat", 1, 2, 3, 4], ["a.png", "dog", 5, 5, 6, 6]
     )
@@ -250,9 +238,9 @@ def test_masks_and_boxes_come_from_columns_and_tables(tmp_path) -> None:
     with pytest.warns(DistcamWarning, match="NOT cut out"):
         listing = list_images(table(tmp_path / "t.csv", header, ["a.png", "cat", "", 0, "zero", 9, 9]))
     with pytest.raises(InputError, match=r"a.png: expected four numbers as a box, got 0, zero, 9, 9"):
-        annotations_of(listing)
+        outlines_of(listing)
     with pytest.raises(InputError, match="the table has x1, y1"):
-        annotations_of(list_images(table(tmp_path / "t.csv", header[:5], ["a.png", "cat", "", 0, 0])))
+        outlines_of(list_images(table(tmp_path / "t.csv", header[:5], ["a.png", "cat", "", 0, 0])))
 
 
 def test_regions_of_other_classes_are_left_out_and_several_of_one_class_are_one(tmp_path) -> None:
@@ -260,12 +248,12 @@ def test_regions_of_other_classes_are_left_out_and_several_of_one_class_are_one(
         picture(tmp_path / name, (32, 32))
     listing = list_images(table(tmp_path / "t.csv", ["path", "label"], ["a.png", "cat"], ["b.png", "dog"]))
     own = [
-        Annotation("cat", Box(0, 0, 8, 8)),
-        Annotation("dog", Box(8, 8, 16, 16)),
-        Annotation("cat", Box(24, 24, 32, 32)),
+        Outline("cat", Box(0, 0, 8, 8)),
+        Outline("dog", Box(8, 8, 16, 16)),
+        Outline("cat", Box(24, 24, 32, 32)),
     ]
     data = TrainingSet.from_listing(
-        listing, SQUASH, annotations={tmp_path / "a.png": own}, regions=RegionSettings("box", share=1.0)
+        listing, SQUASH, outlines={tmp_path / "a.png": own}, regions=RegionSettings("box", share=1.0)
     )
     assert data.regions.label.tolist() == [0]
     assert data.regions.raster.sum() == 128

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,18 @@ from PIL import Image
 from distcam import DistcamWarning
 from distcam.cli import main
 from distcam.encoders import Encoder, TrainedOn
-from distcam.encoders.trained_on import Overlap, content_digest
+from distcam.encoders.trained_on import Overlap
 from distcam.errors import InputError, WeightsError
 from distcam.fewshot.training import FewShotRecipe
 from distcam.fewshot.training import train as train_few_shot
+from distcam.files import content_digest
 from distcam.images import Transform
 from distcam.index import Gallery
 from distcam.reid.training import ReidRecipe
 from distcam.reid.training import train as train_reid
 from distcam.segmentation.cam_training.training import SegmentationRecipe
 from distcam.segmentation.cam_training.training import train as train_maps
-from distcam.training.data.parts import describe, parts_of
+from distcam.training.data.run_data import describe, parts_of
 from distcam.training.data.splits import DataSettings, SplitSettings, load_splits
 from distcam.training.recipes.recipe import Recipe
 from distcam.training.recipes.runs import run_recipe
@@ -191,7 +193,7 @@ def test_the_command_says_the_parts_before_it_trains_and_when_it_only_looks(plac
         "[sampler]\nbatch_size = 8\n[run]\nepochs = 1\n"
     )
     parts = "train: 16 images, 4 classes; test: 8 images, 2 classes, 0 of them in train"
-    printed = json.loads(distcam("train", recipe, "--dry-run"))
+    printed = tomllib.loads(distcam("train", recipe, "--dry-run"))
     assert printed["data"]["split"] == {
         "parts": {"train": "train", "test": "test"}, "column": "split", "novel": 0.0, "seed": 0,
     }  # fmt: skip

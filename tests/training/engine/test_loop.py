@@ -48,7 +48,7 @@ def run(*kinds: str, settings: Settings = QUICK, **options):
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
 def test_the_loss_falls_with_every_optimiser(kind: str) -> None:
     rate = 0.05 if kind == "sgd" else 0.01
-    _, _, result = run(settings=replace(QUICK, epochs=5, optimiser=OptimiserSettings(kind, learning_rate=rate)))
+    _, _, result = run(settings=QUICK.changed(epochs=5, optimiser=OptimiserSettings(kind, learning_rate=rate)))
     assert result.loss_per_epoch[-1] < 0.8 * result.loss_per_epoch[0]
     assert result.metrics["accuracy"] > 0.6
 
@@ -58,7 +58,7 @@ def test_one_step_is_the_gradient_times_the_learning_rate() -> None:
     objective, same = tiny.make_objective(encoder), tiny.make_objective(twin)
     source = tiny.Images(8)
     sgd = OptimiserSettings("sgd", learning_rate=0.1, momentum=0, weight_decay=0)
-    settings = replace(QUICK, epochs=1, optimiser=sgd, schedule=ScheduleSettings("constant"))
+    settings = QUICK.changed(epochs=1, optimiser=sgd, schedule=ScheduleSettings("constant"))
     fit(encoder, source, objective, settings)
 
     batch = next(source.epoch(0))
@@ -71,7 +71,7 @@ def test_accumulated_batches_are_one_large_batch_for_a_net_without_batch_statist
     weights = []
     for size, accumulate in ((12, 1), (4, 3), (5, 3)):  # 5 + 5 + 2 are not equally large
         encoder = tiny.make_encoder()
-        settings = replace(QUICK, accumulate=accumulate, freeze_batch_norm=True)
+        settings = QUICK.changed(accumulate=accumulate, freeze_batch_norm=True)
         fit(encoder, tiny.Images(12, batch_size=size), tiny.make_objective(encoder), settings)
         weights.append([parameter.detach().clone() for parameter in encoder.parameters()])
     for others in weights[1:]:
@@ -84,7 +84,7 @@ def test_the_gradient_is_clipped_to_its_longest_length() -> None:
     sgd = OptimiserSettings("sgd", learning_rate=1.0, momentum=0, weight_decay=0, clip_norm=1e-3)
     objective = tiny.make_objective(encoder)
     old = [parameter.detach().clone() for parameter in objective.parameters()]
-    settings = replace(QUICK, epochs=1, optimiser=sgd, schedule=ScheduleSettings("constant"))
+    settings = QUICK.changed(epochs=1, optimiser=sgd, schedule=ScheduleSettings("constant"))
     fit(encoder, tiny.Images(8), objective, settings)
     moved = [(a - b).detach() for a, b in zip(encoder.parameters(), before.parameters(), strict=True)]
     moved += [(a - b).detach() for a, b in zip(objective.parameters(), old, strict=True)]
@@ -95,9 +95,7 @@ def test_backbone_and_terms_learn_at_their_own_rates() -> None:
     encoder, before = tiny.make_encoder(), tiny.make_encoder()
     objective = tiny.make_objective(encoder)
     old = [parameter.detach().clone() for parameter in objective.parameters()]
-    fit(
-        encoder, tiny.Images(), objective, replace(QUICK, optimiser=OptimiserSettings(backbone_factor=0, term_factor=9))
-    )
+    fit(encoder, tiny.Images(), objective, QUICK.changed(optimiser=OptimiserSettings(backbone_factor=0, term_factor=9)))
     assert all(map(torch.equal, encoder.parameters(), before.parameters()))
     assert not any(torch.equal(a, b) for a, b in zip(objective.parameters(), old, strict=True) if a.requires_grad)
 
@@ -111,7 +109,7 @@ def test_bfloat16_trains_with_losses_in_float32() -> None:
             return step.encoding.embedding.square().mean()
 
     encoder = tiny.make_encoder()
-    fit(encoder, tiny.Images(8), Objective({"watch": Watch()}), replace(QUICK, epochs=1, precision="bf16"))
+    fit(encoder, tiny.Images(8), Objective({"watch": Watch()}), QUICK.changed(epochs=1, precision="bf16"))
     assert seen == [(torch.float32, False)]
     assert all(parameter.dtype == torch.float32 for parameter in encoder.parameters())
 
@@ -143,7 +141,7 @@ def test_a_seeded_run_repeats_bit_for_bit_and_leaves_the_callers_random_numbers_
         objective = tiny.make_objective(encoder, "memory", "noise")
         random.seed(spoilt)  # only now: beartype draws from it to check containers
         states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
-        fit(encoder, tiny.Images(), objective, replace(QUICK, seed=seed))
+        fit(encoder, tiny.Images(), objective, QUICK.changed(seed=seed))
         assert torch.equal(torch.get_rng_state(), states[0])
         assert random.getstate() == states[1]
         assert np.random.get_state()[1].tolist() == states[2]  # noqa: NPY002
@@ -154,7 +152,7 @@ def test_a_seeded_run_repeats_bit_for_bit_and_leaves_the_callers_random_numbers_
 def test_frozen_parts_keep_weights_and_statistics_and_can_be_trained_afterwards() -> None:
     encoder, before = tiny.make_encoder(), tiny.make_encoder()
     names = [name for name, _ in encoder.backbone.named_children()]
-    fit(encoder, tiny.Images(), tiny.make_objective(encoder), replace(QUICK, freeze=(names[0],)))
+    fit(encoder, tiny.Images(), tiny.make_objective(encoder), QUICK.changed(freeze=(names[0],)))
     old = before.backbone.state_dict()
     for name, value in encoder.backbone.state_dict().items():
         is_frozen = name.startswith(f"{names[0]}.")
@@ -164,7 +162,7 @@ def test_frozen_parts_keep_weights_and_statistics_and_can_be_trained_afterwards(
 
 def test_a_frozen_batch_norm_keeps_its_statistics_and_learns_its_scale() -> None:
     encoder, before = tiny.make_encoder(), tiny.make_encoder()
-    fit(encoder, tiny.Images(), tiny.make_objective(encoder), replace(QUICK, freeze_batch_norm=True))
+    fit(encoder, tiny.Images(), tiny.make_objective(encoder), QUICK.changed(freeze_batch_norm=True))
     old = before.state_dict()
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, old[name]) == ("running" in name or "num_batches" in name), name
@@ -195,7 +193,7 @@ def test_the_average_follows_its_formula_and_is_what_is_evaluated_and_kept() -> 
     def follow(*_: object) -> None:
         values.append(next(encoder.parameters()).detach().clone())
 
-    settings = replace(QUICK, ema=0.15)
+    settings = QUICK.changed(ema=0.15)
     source = tiny.Images(24)
     fit(
         encoder,
@@ -217,7 +215,7 @@ def test_the_average_follows_its_formula_and_is_what_is_evaluated_and_kept() -> 
 
 def test_an_average_covers_batch_statistics_and_classifier() -> None:
     plain, classifier, _ = run()
-    averaged, average, _ = run(settings=replace(QUICK, ema=0.9))
+    averaged, average, _ = run(settings=QUICK.changed(ema=0.9))
     assert tiny.digest(plain) != tiny.digest(averaged)
     assert not torch.equal(
         plain.state_dict()["backbone.encoder.0.1.running_mean"],
@@ -234,7 +232,7 @@ def test_the_best_epochs_weights_are_kept_and_waiting_ends_the_run(tmp_path: Pat
         weights.append(tiny.digest(encoder))
         return {"recall": next(scores)}
 
-    settings = replace(QUICK, epochs=9, monitor="recall", patience=3)
+    settings = QUICK.changed(epochs=9, monitor="recall", patience=3)
     encoder, _, result = run(settings=settings, evaluate=evaluate, folder=tmp_path)
     assert len(result.history) == 5
     assert result.best_epoch == 2
@@ -245,7 +243,7 @@ def test_the_best_epochs_weights_are_kept_and_waiting_ends_the_run(tmp_path: Pat
 
 def test_a_lower_metric_may_be_the_better_one_and_evaluations_may_be_rare() -> None:
     scores = iter([3.0, 2.0, 4.0])
-    settings = replace(QUICK, epochs=5, monitor="error", mode="min", evaluate_every=2)
+    settings = QUICK.changed(epochs=5, monitor="error", mode="min", evaluate_every=2)
     _, _, result = run(settings=settings, evaluate=lambda _: {"error": next(scores)})
     assert ["error" in row for row in result.history] == [False, True, False, True, True]
     assert result.best_epoch == 4
@@ -253,7 +251,7 @@ def test_a_lower_metric_may_be_the_better_one_and_evaluations_may_be_rare() -> N
 
 def test_an_unknown_metric_to_monitor_names_the_nearest() -> None:
     with pytest.raises(InputError, match=r"no metric 'recal'; nearest: 'recall'"):
-        run(settings=replace(QUICK, monitor="recal"), evaluate=lambda _: {"recall": 1.0})
+        run(settings=QUICK.changed(monitor="recal"), evaluate=lambda _: {"recall": 1.0})
 
 
 # --- files and reports ------------------------------------------------------------------------------------------------
@@ -314,12 +312,12 @@ def test_progress_counts_batches() -> None:
 def test_event_files_need_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'distcam\[tensorboard\]'"):
-        run(folder=tmp_path, settings=replace(QUICK, tensorboard=True))
+        run(folder=tmp_path, settings=QUICK.changed(tensorboard=True))
 
 
 def test_event_files_hold_every_step_and_epoch(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    _, _, result = run(folder=tmp_path, settings=replace(QUICK, tensorboard=True))
+    _, _, result = run(folder=tmp_path, settings=QUICK.changed(tensorboard=True))
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("step/loss")] == list(range(1, 11))
@@ -392,13 +390,13 @@ def test_without_a_checkpoint_none_is_promised() -> None:
 def test_a_part_to_freeze_that_is_not_there_names_the_nearest() -> None:
     encoder = Encoder.load("resnet18", weights="random", transform=Transform(32))
     with pytest.raises(InputError, match=r"the backbone has no part 'layer11'; nearest: 'layer1.1', 'layer1'"):
-        fit(encoder, tiny.Images(), tiny.make_objective(encoder), replace(QUICK, freeze=("layer11",)))
+        fit(encoder, tiny.Images(), tiny.make_objective(encoder), QUICK.changed(freeze=("layer11",)))
 
 
 def test_a_run_that_trains_nothing_is_refused() -> None:
     encoder = tiny.make_encoder()
     with pytest.raises(InputError, match="nothing is left to train"):
-        fit(encoder, tiny.Images(), Objective({"noise": tiny.Noise()}), replace(QUICK, freeze="backbone"))
+        fit(encoder, tiny.Images(), Objective({"noise": tiny.Noise()}), QUICK.changed(freeze="backbone"))
 
 
 def test_data_that_break_their_promise_are_refused() -> None:
@@ -420,7 +418,7 @@ def test_no_batch_at_all_is_refused() -> None:
 @pytest.mark.parametrize("device", ["the-fast-one", "cuda:99x"])
 def test_an_unknown_device_is_refused(device: str) -> None:
     with pytest.raises(InputError, match=r"run.device: expected 'auto', 'cpu', or 'cuda'"):
-        run(settings=replace(QUICK, device=device))
+        run(settings=QUICK.changed(device=device))
 
 
 def test_regions_and_mixtures_reach_the_terms() -> None:
@@ -441,7 +439,7 @@ def test_regions_and_mixtures_reach_the_terms() -> None:
                 )
                 yield replace(batch, regions=regions, mix=Mix(torch.arange(len(batch)), 0.25))
 
-    fit(tiny.make_encoder(), Rich(8), Objective({"watch": Watch()}), replace(QUICK, epochs=1))
+    fit(tiny.make_encoder(), Rich(8), Objective({"watch": Watch()}), QUICK.changed(epochs=1))
     assert seen[0].regions.raster.shape == (1, 16, 16)
     assert seen[0].mix.share == 0.25
     assert seen[0].images.is_contiguous(memory_format=torch.channels_last)

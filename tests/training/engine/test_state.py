@@ -8,7 +8,6 @@ import runpy
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -130,6 +129,7 @@ RICH = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_epochs_and_inside_one_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """Accumulation, average, best epoch, memory bank, centres, random numbers: every bit as in the unbroken run.
 
@@ -166,7 +166,7 @@ def test_a_run_killed_between_epochs_and_inside_one_ends_as_if_it_had_not_been(t
 )
 @pytest.mark.parametrize("stop", [5, 8])
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path: Path, changes: dict, stop: int) -> None:
-    settings = replace(QUICK, checkpoint_every_steps=1, **changes)
+    settings = QUICK.changed(checkpoint_every_steps=1, **changes)
     whole = tiny.make_encoder()
     objective = tiny.make_objective(whole, "memory")
     fit(whole, tiny.Images(), objective, settings)
@@ -244,9 +244,9 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"settings": replace(QUICK, epochs=3)}, "run.epochs was 2 and is 3"),
+        ({"settings": QUICK.changed(epochs=3)}, "run.epochs was 2 and is 3"),
         (
-            {"settings": replace(QUICK, optimiser=OptimiserSettings(learning_rate=0.5))},
+            {"settings": QUICK.changed(optimiser=OptimiserSettings(learning_rate=0.5))},
             "run.optimiser.learning_rate was 0.001 and is 0.5",
         ),
         ({"config": {"name": "b"}}, "config.name was 'a' and is 'b'"),
@@ -269,5 +269,5 @@ def test_a_run_resumes_only_with_what_it_began_with(tmp_path: Path, change: dict
 def test_a_resumed_run_may_write_checkpoints_more_often(tmp_path: Path) -> None:
     for every in (None, 2):
         encoder = tiny.make_encoder()
-        settings = replace(QUICK, checkpoint_every_steps=every)
+        settings = QUICK.changed(checkpoint_every_steps=every)
         fit(encoder, tiny.Images(), tiny.make_objective(encoder), settings, folder=tmp_path, resume=True)

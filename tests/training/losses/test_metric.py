@@ -17,7 +17,7 @@ from distcam.encoders import Encoder
 from distcam.encoders.heads import Linear
 from distcam.errors import InputError
 from distcam.training.engine.step import Batch, HasClassWeights, Mix, Objective, Progress, Step
-from distcam.training.losses.metric import LOSSES, MINERS, MetricTerm, ProxyTerm, metric_options, metric_term
+from distcam.training.losses.metric import LOSSES, MINERS, MetricTerm, ProxyTerm, metric_term
 
 NOW = Progress(epoch=0, epochs=1, step=0)
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 2, 0])
@@ -204,6 +204,7 @@ def test_what_cannot_be_used_is_an_error_that_says_what_can() -> None:
     refused("triplet", "unknown reducer 'median'", reducer="median")
     refused("triplet", "unknown space 'head'", on="head")
     refused("arcface", "arcface cannot use a memory of earlier batches; .*supcon", memory=8)
+    refused("arcface", "unknown option of arcface 'num_classes'", num_classes=3)
     refused("circle", "circle: pytorch-metric-learning refuses", distance="l2")
     term = metric_term("supcon", dim=5, n_classes=3, options={"memory": 4})
     with pytest.raises(InputError, match="holds 4 vectors, fewer than a batch of 8"):
@@ -212,11 +213,6 @@ def test_what_cannot_be_used_is_an_error_that_says_what_can() -> None:
         term(step_of(vectors(), functional.one_hot(LABELS).float()))
     with pytest.raises(InputError, match="a mixed image has no class"):
         term(step_of(vectors(), mix=Mix(torch.arange(8), 0.5)))
-
-
-def test_options_are_the_librarys_and_ours() -> None:
-    assert {"margin", "smooth_loss", "swap", "miner", "distance", "memory", "on"} <= metric_options("triplet")
-    assert not {"num_classes", "embedding_size", "collect_stats"} & metric_options("arcface")
 
 
 def test_an_objective_weighs_a_metric_term() -> None:

@@ -14,16 +14,18 @@ from PIL import Image
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
+from distcam.segmentation.pipeline_recipe import PipelineData
 from distcam.segmentation.pseudo_masks.cues import CueSettings
-from distcam.segmentation.recipe import DataSettings as PictureSettings
 from distcam.training.data.augment import AugmentSettings
-from distcam.training.data.sampling import Episodes, SamplerSettings
+from distcam.training.data.run_data import RunData
+from distcam.training.data.samplers import Episodes, SamplerSettings
 from distcam.training.data.splits import DataSettings, load_splits
 from distcam.training.data.training_set import TrainingSet
 from distcam.training.losses.classifier import load_classifier
 from distcam.training.losses.registry import TERMS
+from distcam.training.recipes.comparison import Comparison, run_variants
 from distcam.training.recipes.recipe import EncoderSettings, Recipe, RecipeFile, parse_change
-from distcam.training.recipes.runs import Comparison, run_recipe, run_variants
+from distcam.training.recipes.runs import run_recipe
 from distcam.training.recipes.settings import OptimiserSettings, ScheduleSettings
 from distcam.training.recipes.tables import merged, parse, plain
 
@@ -123,9 +125,11 @@ def test_changes_come_after_the_variant(file) -> None:
         ("run.epochs=0", "run.epochs: expected a whole number from 1 on, got 0"),
         ("run.optimiser.kind=sgd", r"unknown key in \[run\] 'optimiser'"),
         ("augment.crop=[0.5]", "augment.crop: expected 2 values, got 1"),
-        ("augment.flip=2", r"\[augment\] expected flip from 0 to 1, got 2.0"),
+        ("augment.flip=2", "augment.flip: expected a number from 0 to 1, got 2.0"),
         ("optimiser.kind=sdg", "expected one of 'adamw', 'adam', 'sgd'; got 'sdg'"),
-        ("sampler=3", "sampler: expected a table, got 3"),
+        *((f"{name}=3", f"{name}: expected a table, got 3") for name in ("sampler", "run", "optimiser", "data")),
+        ("loss=[3]", r"loss\[0\]: expected a table, got 3"),
+        ("name=1979-05-27", "a recipe holds numbers, strings, lists and tables"),
         ("evaluation.metrics=accuracy", "evaluation.metrics: expected a list, got 'accuracy'"),
         ("loss=[]", "needs a .* or more"),
         ("run.epochs", "expected a change as key=value"),
@@ -144,6 +148,10 @@ def test_unknown_variants_and_broken_files_are_refused(file, tmp_path) -> None:
     (tmp_path / "broken.toml").write_text("[data\n")
     with pytest.raises(InputError, match=r"broken.toml: expected a recipe in TOML; .*line 1"):
         RecipeFile.read(tmp_path / "broken.toml")
+    for text, name in (("variants = 3", "variants"), ("[variants]\na = 3", "variants.a")):
+        (tmp_path / "broken.toml").write_text(text)
+        with pytest.raises(InputError, match=rf"{name}: expected a table, got 3"):
+            RecipeFile.read(tmp_path / "broken.toml")
     with pytest.raises(InputError, match=r"nothing.toml: cannot be read: No such file"):
         RecipeFile.read(tmp_path / "nothing.toml")
     with pytest.raises(InputError, match=r"the recipe lacks \[data\]"):
@@ -362,11 +370,12 @@ def test_tasks_bring_data_batches_and_measures_of_their_own(file) -> None:
     own = TrainingSet.from_pixels(pixels, torch.arange(8) % 2, transform=Transform(32, fit="squash"))
     result = run_recipe(
         recipe,
-        sets={"train": own, "test": own},
-        sampler=Episodes(lambda _epoch: [[0, 1, 2, 3]], steps_per_epoch=1),
-        evaluations=[lambda encoder, sets: {"images": float(len(sets["test"])), "width": encoder.embedding_dim}],
+        data=lambda _: RunData(
+            {"train": own, "test": own},
+            sampler=Episodes(lambda _epoch: [[0, 1, 2, 3]], steps_per_epoch=1),
+            measure=lambda encoder, _objective, _folder: {"width": encoder.embedding_dim},
+        ),
     )
-    assert result.metrics["images"] == 8
     assert result.metrics["width"] == 6
     assert "test.accuracy" in result.metrics
 
@@ -429,12 +438,11 @@ def test_a_cell_is_mean_and_spread_by_hand() -> None:
     assert table.cell("a", "m") == "0.300 ± 0.141"
     assert table.cell("a", "k") == "–"
     assert table.cell("b", "k") == "nan"
-    assert table.markdown().splitlines() == [
-        "|  | a | b |",
-        "| --- | ---: | ---: |",
-        "| m | 0.300 ± 0.141 | – |",
-        "| k | – | nan |",
-        "| seconds | 1 | 2 |",
+    assert table.rows() == [
+        ["", "a", "b"],
+        ["m", "0.300 ± 0.141", "–"],
+        ["k", "–", "nan"],
+        ["seconds", "1", "2"],
     ]
 
 
@@ -453,8 +461,8 @@ def test_a_cell_is_mean_and_spread_by_hand() -> None:
         (AugmentSettings, {"mix_share": 0.5}, "mix_share"),
         (CueSettings, {"background": "none", "low": 0.1}, "low"),
         (CueSettings, {"share": 0.2}, "share"),
-        (PictureSettings, {"scenes": {}, "names": "names.txt"}, "names"),
-        (PictureSettings, {"voc": "VOC2012", "masks": "masks"}, "masks"),
+        (PipelineData, {"scenes": {}, "names": "names.txt"}, "names"),
+        (PipelineData, {"voc": "VOC2012", "masks": "masks"}, "masks"),
     ],
 )
 def test_a_key_that_its_table_does_not_use_is_refused(cls, table, key) -> None:

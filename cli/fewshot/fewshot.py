@@ -1,0 +1,323 @@
+"""`distcam fewshot …`: evaluate on stored episodes, compare results in pairs, and show why answers were wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...errors import DistcamError, InputError
+from ..checks import require_encoder, require_file
+from ..command import Commands, refuse_unused
+from ..console import load_encoder, note, print_json, progress_bar, say
+from ..options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, ReadsImages, Strict, Weights, Workers
+from .sources import (
+    EPISODE_OPTIONS,
+    base_mean,
+    explainer_of,
+    features_of,
+    manifest_of,
+    of_split,
+    open_source,
+    refuse_prescribed,
+    require_place,
+)
+
+if TYPE_CHECKING:
+    from ...fewshot.results import ResultFile
+    from ...fewshot.support import SupportSensitivity
+
+app = Commands(
+    help="Train few-shot encoders, evaluate classifiers, compare them in pairs, explain their errors.",
+    no_args_is_help=True,
+)
+
+_DATA_HELP = (
+    "NAME[:SPLIT]@FOLDER, with NAME out of omniglot, miniimagenet, tieredimagenet, cifar-fs, cub, mini-to-cub, folder; "
+    "a folder of class folders; a FILE.csv (path,label[,split]); or a FILE.h5 of `distcam encode`."
+)
+Data = Annotated[str, typer.Option("--data", help=_DATA_HELP)]
+OtherData = Annotated[str | None, typer.Option("--data", help=f"{_DATA_HELP} By default what the results name.")]
+SplitChoice = Annotated[
+    str | None,
+    typer.Option("--split", help="Of a folder or table with splits: whose classes are novel. Default: test, or val."),
+]
+Part = Annotated[str, typer.Option(help="Which classes: base, val or novel.")]
+Ways = Annotated[int, typer.Option(min=2, help="Classes in an episode.")]
+Shots = Annotated[int, typer.Option(min=1, help="Support images per class.")]
+Queries = Annotated[int, typer.Option(min=1, help="Query images per class.")]
+Episodes = Annotated[int, typer.Option(min=2, help="How many episodes.")]
+Seed = Annotated[int, typer.Option(min=0, help="Which list of episodes.")]
+Dirichlet = Annotated[
+    int | None,
+    typer.Option(min=1, help="Unbalanced queries: concentration of their class proportions; 2 is usual."),
+]
+EncoderChoice = Annotated[
+    str | None,
+    typer.Option(help="A torchvision architecture, `resnet12`, `conv4`, or a CHECKPOINT. Not with a FILE.h5."),
+]
+Result = Annotated[str, typer.Argument(help="results.h5 if it holds one method, else results.h5:METHOD.")]
+
+
+@app.command(
+    cls=ReadsImages,
+    epilog="Example: `distcam fewshot evaluate --data omniglot:vinyals@omniglot --encoder conv4.safetensors "
+    "--method proto,bdcspn --out results.h5`",
+)
+def evaluate(
+    data: Data,
+    out_file: Annotated[Path, typer.Option("--out", help="The HDF5 file of results to write.")],
+    encoder: EncoderChoice = None,
+    weights: Weights = None,
+    layer: Layer = None,
+    fit: Fit = None,
+    image_size: ImageSize = None,
+    part: Part = "novel",
+    split: SplitChoice = None,
+    n_way: Ways = 5,
+    n_shot: Shots = 1,
+    n_query: Queries = 15,
+    episodes: Episodes = 10_000,
+    seed: Seed = 0,
+    dirichlet: Dirichlet = None,
+    episodes_file: Annotated[
+        Path | None, typer.Option(help="Replay this manifest instead; then the episode options say nothing.")
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="One or more of proto, proto-cosine, proto-power, nn, nn-cosine, simpleshot-un, "
+            "simpleshot-l2n, simpleshot-cl2n, baseline, baseline++, bdcspn, separated by commas. All but bdcspn are "
+            "inductive. baseline and baseline++ train a linear or a cosine classifier on each support: 100 epochs of "
+            "SGD, learning rate 0.01, batches of 4."
+        ),
+    ] = "proto",
+    base: Annotated[
+        str | None,
+        typer.Option(help="Data whose mean feature centres simpleshot-cl2n. Default: the base part of --data."),
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the features of each part. Default: OUT.features.")
+    ] = None,
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results and features.")] = False,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Encode every image once, answer the episodes with each method, and print three intervals side by side."""
+    if out_file.exists() and not overwrite:
+        raise InputError(f"{out_file}: is there already; choose another --out, or give --overwrite")
+    if data.endswith(".h5"):
+        refuse_unused(
+            f"as {data} holds features already", "encoder", "weights", "layer", "fit", "image_size", "features",
+            "batch_size", "workers", "device", "max_pixels",
+        )  # fmt: skip
+    if episodes_file is not None:
+        refuse_unused("with --episodes-file, which is replayed", *EPISODE_OPTIONS)
+    if encoder is not None:
+        require_encoder(encoder, weights, layer)
+    elif not data.endswith(".h5"):
+        raise InputError(f"{data} holds images; say what makes their features: --encoder and --weights")
+    require_place(data)
+    require_file(episodes_file, "--episodes-file")
+    from ... import fewshot
+    from ...encoders.trained_on import say_overlap
+    from ...fewshot.classifiers import METHODS, classifier_of, needs_base_mean
+    from ...fewshot.features import overlap_of
+    from ...fewshot.results import ResultFile
+
+    methods = [name.strip() for name in method.split(",") if name.strip()]
+    if not methods:
+        raise InputError(f"--method names no method; there are {', '.join(METHODS)}")
+    for name in methods:
+        if not needs_base_mean(name):
+            classifier_of(name)  # a misspelt name now, not after hours of encoding
+    if not any(map(needs_base_mean, methods)):
+        refuse_unused(f"by {', '.join(methods)}", "base", remedy="it is for simpleshot-cl2n; leave it out")
+    data = of_split(data, split)
+    opened, encodings = open_source(data)
+    tested = opened[part]
+    if episodes_file is None:
+        refuse_prescribed(opened, part)
+    loaded = None if encoder is None else load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
+    encode = partial(
+        features_of, encoder=loaded, folder=features or out_file.with_suffix(".features"), batch_size=batch_size,
+        workers=workers, device=device, overwrite=overwrite, strict=strict,
+    )  # fmt: skip
+    drawn = {
+        "n_way": n_way, "n_shot": n_shot, "n_query": n_query, "n_episodes": episodes, "seed": seed,
+        "dirichlet": dirichlet,
+    }  # fmt: skip
+    manifest = manifest_of(opened, part, episodes_file, **drawn)
+    manifest.rows_in(tested.names)  # missing images now, not after the encoding
+    mean = None
+    if any(map(needs_base_mean, methods)):
+        mean = base_mean(opened, tested, base, encode=encode, is_encoded=encodings is not None)
+    encodings = encodings or encode(tested)
+    if not encodings.skipped.keys().isdisjoint(tested.names.tolist()):  # then the episodes are those of the others
+        tested = tested.without(encodings.skipped)
+        opened = dataclasses.replace(opened, parts={**opened.parts, part: tested})
+        manifest = manifest_of(opened, part, episodes_file, **drawn)
+    overlap = say_overlap(overlap_of(encodings, tested, loaded))
+    names = [record.path for record in encodings.records]
+    short_name = str(encodings.encoder.get("short_name", ""))
+    results = []
+    with progress_bar("methods") as progress:
+        for name in methods:
+            classifier = classifier_of(name, mean=mean)
+            found = fewshot.evaluate(encodings.embeddings, manifest, classifier, names=names, encoder=short_name)
+            results.append(found)
+            progress(len(results), len(methods))
+    about = {
+        "data": data, "part": part, "split_hash": tested.split_hash, "encoder": encoder, "weights": weights,
+        "layer": layer, "fit": fit, "image_size": image_size, "base": base, "features": str(encodings.file),
+        "fingerprint": encodings.encoder.get("fingerprint"), "precision": encodings.encoder.get("precision"),
+        "transform": (encodings.encoder.get("description") or {}).get("transform"),
+        "trained_on": None if overlap is None else overlap.to_dict(),
+    }  # fmt: skip
+    file = ResultFile(tuple(results), about)
+    file.save(out_file)
+    if as_json:
+        print_json(file.to_dict())
+        return
+    _show(file)
+    say(f"results: {out_file}")
+
+
+@app.command(epilog="Example: `distcam fewshot compare results.h5:proto results.h5:bdcspn --difference 0.5`")
+def compare(
+    first: Result,
+    second: Result,
+    difference: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="Points that a comparison should find in 80 % of cases. Default: the one found."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two results episode by episode; results of different episodes are refused."""
+    from ... import fewshot
+    from ...fewshot.results import load_result
+
+    comparison = fewshot.compare(load_result(first), load_result(second))
+    sought = comparison.mean_difference if difference is None else difference / 100
+    needed = comparison.required_episodes(difference=sought) if sought else None
+    if as_json:
+        print_json({**comparison.to_dict(), "sought_difference": abs(sought), "required_episodes": needed})
+        return
+    say(comparison.table())
+    ratio = comparison.variance_ratio
+    say(
+        f"an unpaired comparison would need {ratio:.1f} × as many episodes" if ratio < 1e6 else "no difference anywhere"
+    )
+    if needed is not None:
+        say(
+            f"a difference of {100 * abs(sought):.2f} points is found in 80 % of cases with {needed:,} episodes "
+            f"of these classes; there are {comparison.first.episodes.n_episodes:,}"
+        )
+
+
+@app.command(epilog="Example: `distcam fewshot episodes novel-5w1s.h5 --data cub:chen@CUB_200_2011 --episodes 600`")
+def episodes(
+    file: Annotated[Path, typer.Argument(help="The manifest: shown, or with --data written.")],
+    data: Annotated[str | None, typer.Option("--data", help=_DATA_HELP)] = None,
+    part: Part = "novel",
+    n_way: Ways = 5,
+    n_shot: Shots = 1,
+    n_query: Queries = 15,
+    episodes: Episodes = 10_000,
+    seed: Seed = 0,
+    dirichlet: Dirichlet = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a manifest of episodes, or with --data draw one and write it, for replay on any model."""
+    from ...fewshot import EpisodeManifest
+
+    if data is None:
+        refuse_unused(
+            "where a manifest is shown", "part", *EPISODE_OPTIONS, "overwrite", remedy="add --data to draw one"
+        )
+        manifest = EpisodeManifest.load(file)
+    else:
+        if file.exists() and not overwrite:
+            raise InputError(f"{file}: is there already; choose another file, or give --overwrite")
+        opened = open_source(data)[0]
+        refuse_prescribed(opened, part)
+        manifest = manifest_of(
+            opened, part, None,
+            n_way=n_way, n_shot=n_shot, n_query=n_query, n_episodes=episodes, seed=seed, dirichlet=dirichlet,
+        )  # fmt: skip
+        manifest.save(file)
+    if as_json:
+        print_json(manifest.describe())
+        return
+    for name, value in manifest.describe().items():
+        shown = ", ".join(f"{key} {each}" for key, each in value.items()) if isinstance(value, dict) else value
+        say(f"{name:13} {shown}")
+
+
+@app.command(cls=ReadsImages, epilog="Example: `distcam fewshot report results.h5 --html report.html`")
+def report(
+    results: Annotated[Path, typer.Argument(help="A file of `distcam fewshot evaluate`.")],
+    html: Annotated[Path, typer.Option("--html", help="The page to write.")],
+    data: OtherData = None,
+    encoder: Annotated[str | None, typer.Option(help="What made the features. Default: what the results name.")] = None,
+    weights: Weights = None,
+    failures: Annotated[int, typer.Option(min=0, help="Wrong answers to show of each method.")] = 12,
+    pictures: Annotated[bool, typer.Option(help="Show pictures and maps; needs data and encoder.")] = True,
+    device: Device = "auto",
+) -> None:
+    """Write a page: accuracy of each class, confusion, hardest pairs, the worst failures with maps, and supports."""
+    if not pictures:
+        refuse_unused("with --no-pictures", "data", "encoder", "weights", "device", "max_pixels")
+    if encoder is None:
+        refuse_unused("without --encoder", "weights", remedy="add --encoder")
+    require_file(results, "results")
+    from ...fewshot.report import write_report
+    from ...fewshot.results import ResultFile
+
+    file = ResultFile.load(results)
+    about = {**file.source, **({"data": data} if data else {})}
+    if encoder is not None:
+        about |= {"encoder": encoder, "weights": weights, "layer": None}
+    explainer = None
+    sensitivity: dict[str, list[SupportSensitivity]] = {}
+    notes: list[str] = []
+    if pictures:
+        try:
+            explainer, sensitivity = explainer_of(file, about, device=device)
+        except DistcamError as error:
+            notes = [f"Without pictures and maps: {error}"]
+            note(f"without pictures and maps: {error}")
+    write_report(html, file, explainer=explainer, sensitivity=sensitivity, notes=notes, n_failures=failures)
+    say(f"report: {html}")
+
+
+def _show(file: ResultFile) -> None:
+    """All methods in one table, and what each interval answers."""
+    from ...images import Transform
+
+    first, transform = file.results[0], file.source.get("transform")
+    seen = None if transform is None else f"images {Transform.from_dict(transform).summary}"
+    computed = ", ".join(filter(None, (seen, file.source.get("precision"))))
+    say("; ".join(filter(None, (first.table().splitlines()[0], first.encoder, computed))))
+    rows = [("method", "setting", "accuracy", "± usual", "bootstrap", "class jackknife")]
+    for result in file:
+        found = result.intervals()
+        ranges = [f"{100 * each.low:.2f} … {100 * each.high:.2f}" for each in found][1:]
+        jackknife = ranges[1:] or ["does not exist"]
+        mean, half = f"{100 * result.mean_accuracy:.2f}", f"± {100 * found.usual.half_width:.2f}"
+        name, setting = str(result.classifier["name"]), str(result.classifier["setting"])
+        rows.append((name, setting, mean, half, ranges[0], jackknife[0]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:  # not a rich table: none of this may be cut off in a narrow terminal or a log
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for each in first.intervals():
+        say(f"{each.kind}: {each.question}")
+    if first.intervals().class_jackknife is None:
+        say("class jackknife: does not exist, some class is in every episode; nothing is known of other classes")

@@ -1,0 +1,1 @@
+"""Archives of images, from strangers: arrays, zips and pickles, bounded before they are read."""

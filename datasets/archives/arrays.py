@@ -1,0 +1,117 @@
+"""Images that come as arrays in one file per part: the pickles and npz archives of the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError
+from ...images import read_image
+from ..few_shot import ArrayImages, FewShotData, Split
+from .restricted_pickle import array_of, read_pickle
+from .zips import Npz
+
+__all__ = ["data_of_arrays", "encoded_pngs", "first_that_exists", "read_npz", "read_pickled_images", "split_of_arrays"]
+
+Archive = tuple[Callable[[int], NDArray[np.uint8]], Sequence[str]]  # pixels of one image, labels of all
+
+
+def data_of_arrays(name: str, files: Mapping[str, Path], read: Callable[[Path], Archive]) -> FewShotData:
+    """A data set from one archive per part."""
+    parts = {part: split_of_arrays(f"{name}/{part}", file, *read(file)) for part, file in files.items()}
+    return FewShotData(name, parts)
+
+
+def split_of_arrays(name: str, file: Path, load: Callable[[int], NDArray[np.uint8]], labels: Sequence[str]) -> Split:
+    """A part whose items are named `<label>/<number within the class>`."""
+    seen: dict[str, int] = {}
+    names = []
+    for label in labels:
+        names.append(f"{label}/{seen.setdefault(label, 0):05d}")
+        seen[label] += 1
+    return Split(name, np.array(names), np.array(labels), ArrayImages(file, load))
+
+
+def read_pickled_images(file: Path) -> Archive:
+    """Arrays (n, rows, columns, 3) with classes, in the forms in use.
+
+    `{"image_data": array, "class_dict": {label: rows}}`, or `{"data": array, "labels": numbers}`, the latter perhaps
+    with `catname2label`.
+    """
+    content = read_pickle(file)
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: expected a dictionary, got {type(content).__name__}")
+    if isinstance(rows_of := content.get("class_dict"), dict) and "image_data" in content:
+        images = _images(array_of(content["image_data"], f"{file}: image_data"), file)
+        labels = [""] * len(images)
+        for label, rows in rows_of.items():
+            for row in array_of(rows, f"{file}: class_dict").tolist():
+                if not isinstance(row, int) or not 0 <= row < len(labels) or labels[row]:
+                    raise InputError(f"{file}: class {label!r} names image {row!r}, outside the file or named twice")
+                labels[row] = str(label)
+        if "" in labels:
+            raise InputError(f"{file}: image {labels.index('')} has no class")
+        return images.__getitem__, labels
+    if "data" in content and "labels" in content:
+        images = _images(array_of(content["data"], f"{file}: data"), file)
+        names = content.get("catname2label")
+        name_of = {number: str(name) for name, number in names.items()} if isinstance(names, dict) else {}
+        numbers = array_of(content["labels"], f"{file}: labels").tolist()
+        return images.__getitem__, _checked([name_of.get(number, f"{number}") for number in numbers], images, file)
+    raise InputError(
+        f"{file}: expected image_data and class_dict, or data and labels; got {', '.join(map(str, content))}"
+    )
+
+
+def read_npz(file: Path, labels: Sequence[str] | None = None) -> Archive:
+    """An npz with `images` (n, rows, columns, 3) and, unless given, `labels`; nothing pickled in it is read."""
+    with Npz(file) as arrays:
+        images = _images(arrays["images"], file)
+        if labels is None:
+            labels = [str(label) for label in arrays["labels"].reshape(-1).tolist()]
+    return images.__getitem__, _checked(labels, images, file)
+
+
+def encoded_pngs(file: Path, labels: Sequence[str]) -> Archive:
+    """A pickled list of PNG files. OpenCV wrote and reads them as BGR, so red and blue are exchanged after Pillow."""
+    content = read_pickle(file)
+    if not isinstance(content, list):
+        raise InputError(f"{file}: expected a list of PNG files, got {type(content).__name__}")
+
+    def load(index: int) -> NDArray[np.uint8]:
+        value = content[index]
+        data = value if isinstance(value, bytes) else array_of(value, f"{file}: image {index}").tobytes()
+        return np.asarray(read_image(data))[:, :, ::-1].copy()
+
+    return load, _checked(labels, content, file)
+
+
+def first_that_exists(folder: Path, patterns: Sequence[str], stems: Mapping[str, str]) -> dict[str, Path]:
+    """One file per part: `stems` says how the parts are called, `{}` in a pattern stands for that."""
+    for pattern in patterns:
+        files = {part: folder / pattern.format(stem) for part, stem in stems.items()}
+        found = {part: file for part, file in files.items() if file.exists()}
+        if {"base", "novel"} <= set(found):
+            return found
+    return {}
+
+
+def _images(array: NDArray[Any], file: Path) -> NDArray[np.uint8]:
+    if array.ndim != 4 or array.shape[-1] != 3 or array.dtype.kind not in "uif":
+        raise InputError(f"{file}: expected images (n, rows, columns, 3), got {array.dtype} of shape {array.shape}")
+    if array.dtype == np.uint8:
+        return array
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and 1 < high <= 255):
+        raise InputError(f"{file}: expected values from 0 to 255, got {low} … {high} as {array.dtype}")
+    return array.astype(np.uint8)
+
+
+def _checked(labels: Sequence[str], images: Sequence[Any] | NDArray[Any], file: Path) -> Sequence[str]:
+    if len(labels) != len(images):
+        raise InputError(f"{file}: {len(images)} images and {len(labels)} labels")
+    return labels

@@ -1,0 +1,90 @@
+"""A retrieval benchmark as its archive unpacks: how it is recognised, and how its lists are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from ..errors import InputError
+
+__all__ = ["DatasetRecord", "Layout", "Role", "fields_of", "lines_of", "whole_number"]
+
+Role = Literal["query", "gallery", "both"]
+
+
+class DatasetRecord(NamedTuple):
+    """One image of a dataset.
+
+    Attributes:
+        path: relative to the dataset's root, with forward slashes; absolute where a table leads out of it.
+        label: its class.
+        split: `"train"`, `"test"`, …; `"all"` where the source knows no splits.
+        role: whether it is searched for, searched in, or both.
+    """
+
+    path: str
+    label: str
+    split: str
+    role: Role = "both"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A benchmark's archive.
+
+    Attributes:
+        title: the benchmark's name.
+        folder: the folder that the archive unpacks into; the user may point at it or at its parent.
+        markers: sets of files; any one complete set tells the layout.
+        counts: part (a split or role) → (split, images, classes), as published.
+        read: the records that the lists under a root name.
+        images: what a copy must hold besides the lists, for the error where no image is there.
+    """
+
+    title: str
+    folder: str
+    markers: tuple[tuple[str, ...], ...]
+    counts: Mapping[str, tuple[str, int, int]]
+    read: Callable[[Path], tuple[DatasetRecord, ...]]
+    images: str
+
+    def find(self, path: Path) -> Path | None:
+        """The archive's root, at a path or in its usual sub-folder."""
+        for root in (path, path / self.folder):
+            if any(all((root / file).exists() for file in files) for files in self.markers):
+                return root
+        return None
+
+    def expected(self) -> str:
+        """The files that would have been recognised."""
+        return ", or ".join(" and ".join(files) for files in self.markers)
+
+
+def lines_of(file: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of every line that is not blank."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: expected UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}") from error
+    yield from ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def fields_of(file: Path, *columns: str, skip: int = 0) -> Iterator[list[str]]:
+    """The fields of every line after the first `skip`; as many as there are columns, the last may hold blanks."""
+    for number, line in list(lines_of(file))[skip:]:
+        fields = line.strip().split(maxsplit=len(columns) - 1)
+        if len(fields) != len(columns):
+            raise InputError(f"{file} line {number}: expected {' '.join(columns)}; got {line.strip()[:80]!r}")
+        yield fields
+
+
+def whole_number(text: str, file: Path) -> int:
+    """A number in a list; InputError names the file."""
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{file}: expected a whole number, got {text[:80]!r}") from None

@@ -1,0 +1,244 @@
+"""Where images with masks lie: in VOC's layout, in CamVid's, in folders, in tables, or drawn.
+
+Every function finds the images, what is known about each, and the names of the classes; `MaskedImages` holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from ..images import Listing, list_images
+from ..images.joining import Join, Names, spelled
+from ..images.listing import quiet_listing
+from ..images.masks import MaskFolder
+from ..images.splits import split_column, split_name
+from ..images.tables import rows_of, text_of
+
+if TYPE_CHECKING:
+    from ..synthetic.scene_set import SceneSet
+
+__all__ = [
+    "CAMVID_CLASSES",
+    "VOC_CLASSES",
+    "Entry",
+    "in_camvid",
+    "in_folder",
+    "in_scenes",
+    "in_table",
+    "in_voc",
+    "read_names",
+]
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"),
+    *("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+CAMVID_CLASSES = (
+    *("sky", "building", "pole", "road", "pavement", "tree"),
+    *("signsymbol", "fence", "car", "pedestrian", "bicyclist"),
+)
+_SUFFIXES = (".jpg", ".png", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image: a name for files and messages, its file, and what is known about it."""
+
+    name: str
+    image: Path
+    mask: Path | None = None
+    shown: tuple[int, ...] | None = None
+
+
+Found = tuple[list[Entry], tuple[str, ...]]  # the images, and the names of the classes
+
+
+def read_names(file: str | Path) -> tuple[str, ...]:
+    """The names of the classes, one per line, in the order of their numbers; a first line `background` is left out."""
+    try:
+        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: expected the classes' names, one per line; cannot be read ({error})") from None
+    names = tuple(line for line in lines if line)
+    names = names[1:] if names[:1] == ("background",) else names
+    if not names:
+        raise InputError(f"{file}: expected the classes' names, one per line; it is empty")
+    return names
+
+
+def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
+    """Images of a folder in the layout of PASCAL VOC.
+
+    `JPEGImages/NAME.jpg`, `SegmentationClass/NAME.png` (palette images; an image without one has no mask), and
+    `ImageSets/Segmentation/SPLIT.txt` with a name per line. Of a development kit the year's folder counts
+    (`VOCdevkit/VOC2012`). A file `classes.txt` names the classes, as `read_names` reads it; without it they are
+    VOC's twenty.
+    """
+    if (root / "VOCdevkit").is_dir():
+        root = root / "VOCdevkit"
+    years = sorted(root.glob("VOC[0-9]*"))
+    root = years[-1] if years and not (root / "JPEGImages").is_dir() else root
+    lists = root / "ImageSets" / "Segmentation"
+    chosen = lists / f"{split}.txt"
+    if not chosen.is_file():
+        there = ", ".join(sorted(path.stem for path in lists.glob("*.txt"))) or "none"
+        raise InputError(f"{root}: no list of the split {split!r} in ImageSets/Segmentation; there are {there}")
+    if class_names is None:
+        own = root / "classes.txt"
+        class_names = read_names(own) if own.is_file() else VOC_CLASSES
+    names = [name for line in text_of(chosen).splitlines() if (name := line.strip())]
+    if not names:
+        raise InputError(f"{chosen} lists no image")
+    folder = root / "JPEGImages"
+    files = {
+        file.relative_to(folder).with_suffix("").as_posix(): file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in _SUFFIXES
+    }
+    images = Names(files)
+    masks = MaskFolder(root / "SegmentationClass")
+    found, masked = Join(), Join()
+    entries = []
+    for name in names:
+        key = images.key(name)
+        found.add(name, key)
+        if key is not None:
+            mask = masks.file(f"{name}.jpg")
+            masked.add(name, name if mask.is_file() else None)
+            entries.append(Entry(name, images[key], mask if mask.is_file() else None))
+    fit = replace(found.fit(images), unused=0)  # images of other splits lie there too
+    fit.tell(what="a file", images=f"names in {chosen.name}", lines=f"files in {folder}")
+    if any(entry.mask for entry in entries):  # a list of images without any mask is one to infer
+        masked.fit([]).tell(what="a mask", images="images", lines="")
+    return entries, tuple(class_names)
+
+
+def in_camvid(root: Path, split: str) -> tuple[Path, Path]:
+    """The folders of a split's images and of its masks."""
+    masks = next((p for p in (root / f"{split}_masks", root / f"{split}annot") if p.is_dir()), None)
+    if masks is None or not (root / split).is_dir():
+        raise InputError(f"{root}: expected the folders {split} and {split}_masks or {split}annot")
+    return root / split, masks
+
+
+def in_folder(
+    images: str | Path, masks: str | Path | None, names: str | Path | Sequence[str], labels: str | Path | None
+) -> Found:
+    """A folder, pattern, or table of images, and a folder with `NAME.png` for each that has a mask."""
+    listing = list_images(images, labels="none")
+    names = read_names(names) if isinstance(names, str | Path) else tuple(names)
+    folder = None if masks is None else MaskFolder.given(masks)
+    if folder is not None:
+        fit = folder.join(record.path for record in listing)
+        fit.tell(what="a mask", images="images", lines=f"masks in {masks}")
+    shown = _labels_of_table(labels, names, listing) if labels is not None else {}
+    entries = []
+    for record in listing:
+        mask = None if folder is None else folder.file(record.path)
+        mask = mask if mask is not None and mask.is_file() else None
+        entries.append(Entry(_stem(record.path), listing.file(record), mask, shown.get(record.path)))
+    return entries, names
+
+
+def in_table(table: str | Path, names: str | Path | Sequence[str] | None, split: str | None) -> Found:
+    """A CSV with the column `path`, and `mask`, `labels` (names between semicolons) or one 0/1 column per class."""
+    listing = list_images(table, labels="column")
+    columns = [name for name in listing.column_names if name.lower() not in ("mask", "split", "labels")]
+    if names is None:
+        records = list(listing)
+        names = [name for name in columns if all(record.columns[name] in ("0", "1") for record in records)]
+    else:
+        names = read_names(names) if isinstance(names, str | Path) else tuple(names)
+    if not names:
+        raise InputError(f"{table}: nothing says which classes there are; add 0/1 columns, or give their names")
+    named = Join()
+    entries = []
+    column = split_column([record.columns for record in listing], listing.column_names)
+    for record in listing:
+        if split is None or _is_of(split, record.columns.get(column or "", "")):
+            mask = record.columns.get("mask")
+            file = listing.root / spelled(listing.root, mask) if mask else None
+            if file is not None:
+                named.add(record.path, str(mask) if file.is_file() else None)
+            entries.append(
+                Entry(
+                    _stem(record.path),
+                    listing.file(record),
+                    file if file is not None and file.is_file() else None,
+                    _shown_in(record.columns, names, f"{table}: {record.path}"),
+                )
+            )
+    if not entries:
+        raise InputError(f"{table}: no row has {split!r} in the column split")
+    named.fit([]).tell(what="a mask that is there", images=f"masks named in {Path(table).name}", lines="")
+    return entries, tuple(names)
+
+
+def splits_of_table(table: str | Path) -> tuple[str, ...]:
+    """What the column of splits says, in order of appearance; nothing where there is none."""
+    listing = quiet_listing(table, labels="none")
+    column = split_column([record.columns for record in listing], listing.column_names)
+    return () if column is None else tuple(dict.fromkeys(record.columns[column] for record in listing))
+
+
+def _is_of(split: str, cell: str) -> bool:
+    """Whether a cell names the split, or one that means the same."""
+    return cell == split or (split_name(cell) is not None and split_name(cell) == split_name(split))
+
+
+def in_scenes(scenes: SceneSet, split: str) -> Found:
+    """Drawn scenes of one split; a scene shows the classes of all its objects."""
+    number = {label: c for c, label in enumerate(scenes.labels)}
+    entries = []
+    for record in scenes.of_split(split):
+        mask = scenes.mask_file(record)
+        if not mask.is_file():
+            raise InputError(f"{scenes.folder} holds no masks; write the scenes with masks=True")
+        shown = tuple(sorted({number[label] for label, _ in record.boxes}))
+        entries.append(Entry(Path(record.path).with_suffix("").as_posix(), scenes.file(record), mask, shown))
+    return entries, tuple(scenes.labels)
+
+
+def _stem(path: str) -> str:
+    """The path without its suffix; of a file outside the listing's root its name alone."""
+    relative = Path(path)
+    return (Path(relative.name) if relative.is_absolute() else relative).with_suffix("").as_posix()
+
+
+def _labels_of_table(table: str | Path, names: Sequence[str], listing: Listing) -> dict[str, tuple[int, ...]]:
+    """By path of the listing, the classes that a table says; says what fits on one side only."""
+    file = Path(table)
+    found_rows = rows_of(file, needed=("path", "labels"), once=lambda row: row["path"])
+    rows = Names({row["path"]: row for _, row in found_rows})
+    join = Join()
+    found: dict[str, tuple[int, ...]] = {}
+    for record in listing:
+        key = rows.key(record.path)
+        shown = None if key is None else _shown_in(rows[key], names, f"{table}: {key}")
+        join.add(record.path, key, is_empty=shown is None)
+        if shown is not None:
+            found[record.path] = shown
+    fit = join.fit(rows, is_there=lambda name: (listing.root / name).exists())
+    fit.tell(what="labels", images="images", lines=f"lines of {file.name}")
+    return found
+
+
+def _shown_in(cells: Mapping[str, str], names: Sequence[str], where: str) -> tuple[int, ...] | None:
+    """The classes that a row speaks of; None if it says nothing."""
+    if cells.get("labels"):
+        shown = [name for name in map(str.strip, cells["labels"].split(";")) if name]
+    elif all(name in cells for name in names):
+        wrong = next((name for name in names if cells[name] not in ("0", "1")), None)
+        if wrong is not None:
+            raise InputError(f"{where}: expected 0 or 1 in the column {wrong!r}, got {cells[wrong]!r}")
+        shown = [name for name in names if cells[name] == "1"]
+    else:
+        return None
+    unknown = next((name for name in shown if name not in names), None)
+    if unknown is not None:
+        raise InputError(f"{where}: the label {unknown!r} is none of the {len(names)} classes {', '.join(names[:8])}")
+    return tuple(sorted({names.index(name) for name in shown}))

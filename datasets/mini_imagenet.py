@@ -1,0 +1,112 @@
+"""miniImageNet and tieredImageNet, as lists of files or as the archives that were handed around."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import InputError
+from ..images.tables import header_of, rows_of
+from .archives.arrays import data_of_arrays, encoded_pngs, first_that_exists, read_npz, read_pickled_images
+from .archives.restricted_pickle import array_of, read_pickle
+from .class_folders import class_folders, data_of_classes, read_class_lists
+from .few_shot import FewShotData, data_of_files
+
+__all__ = ["MINI_SPLITS", "mini_imagenet", "tiered_imagenet"]
+
+MINI_SPLITS = {
+    "ravi": "64/16/20, the usual one (Ravi & Larochelle)",
+    "vinyals": "64/16/20, the older one with other classes",
+}
+STEMS = {"base": "train", "val": "val", "novel": "test"}
+N_MINI = {"base": 64, "val": 16, "novel": 20}
+_PICKLES = ("mini-imagenet-cache-{}.pkl", "miniImageNet_category_split_{}.pickle", "miniImageNet_{}.pickle")
+_PHASE = {"base": "train_phase_train", "val": "val", "novel": "test"}
+
+
+def mini_imagenet(root: Path, split: str | None = None) -> FewShotData:
+    """MiniImageNet with 64/16/20 classes.
+
+    Args:
+        root: a folder with train.csv, val.csv and test.csv, or with pickles. The tables have the columns
+            `filename,label` or `class_name,image_name`. They lie in `root`, `root/splits/<split>` or `root/<split>`,
+            the images in `root`, `root/images` or a folder per class in one of them.
+        split: a key of `MINI_SPLITS`; both have tables of the same names, so it must be said which these are.
+    """
+    if split not in MINI_SPLITS:
+        known = ", ".join(f"miniimagenet:{name} ({rule})" for name, rule in MINI_SPLITS.items())
+        raise InputError(f"miniImageNet has two splits of the same sizes and file names; choose {known}")
+    name = f"miniimagenet:{split}"
+    tables: dict[str, Path] = {}
+    for place in (root / "splits" / split, root / split, root):
+        tables = tables or first_that_exists(place, ["{}.csv"], STEMS)
+    if tables:
+        data = data_of_files(name, root, {part: _read_table(file, root, part) for part, file in tables.items()})
+    else:
+        files = first_that_exists(root, _PICKLES, STEMS) or first_that_exists(root, _PICKLES, _PHASE)
+        if not files:
+            raise InputError(f"{root}: expected train.csv, val.csv and test.csv, or mini-imagenet-cache-train.pkl, …")
+        data = data_of_arrays(name, files, read_pickled_images)
+    found = {part: len(own.class_names) for part, own in data.parts.items()}
+    if found != N_MINI:
+        raise InputError(f"{data.name}: expected {N_MINI} classes, found {found}; is this another split?")
+    return data
+
+
+def tiered_imagenet(root: Path, split: str | None = None) -> FewShotData:
+    """tieredImageNet, 351/97/160 classes.
+
+    Args:
+        root: a folder with `{train,val,test}_images_png.pkl` or `_images.npz` and `_labels.pkl`, or with the folders
+            train, val and test of class folders, or with class lists train.json, … and a folder per class.
+        split: none; there is only one.
+    """
+    if split is not None:
+        raise InputError(f"tieredImageNet has one split only; leave {split!r} out")
+    name = "tieredimagenet"
+    if files := first_that_exists(root, ["{}_images_png.pkl"], STEMS):
+        return data_of_arrays(name, files, lambda file: encoded_pngs(file, _tiered_labels(file)))
+    if files := first_that_exists(root, ["{}_images.npz"], STEMS):
+        return data_of_arrays(name, files, lambda file: read_npz(file, _tiered_labels(file)))
+    if folders := first_that_exists(root, ["{}"], STEMS):
+        classes = {part: [f"{place.name}/{label}" for label in class_folders(place)] for part, place in folders.items()}
+        return data_of_classes(name, root, classes)
+    return data_of_classes(name, root, read_class_lists(root))
+
+
+def _read_table(file: Path, root: Path, part: str) -> tuple[list[str], list[str]]:
+    """Paths and labels of a table in either layout."""
+    columns = set(header_of(file))
+    for image, label in (("filename", "label"), ("image_name", "class_name")):
+        if {image, label} <= columns:
+            rows = [row for _, row in rows_of(file, needed=(image, label))]
+            names, labels = [row[image] for row in rows], [row[label] for row in rows]
+            where = _place_of(root, names[0], labels[0], STEMS[part]) if rows else ""
+            return [where.format(name=name, label=own) for name, own in zip(names, labels, strict=True)], labels
+    raise InputError(
+        f"{file}: expected the columns filename,label or class_name,image_name; got {', '.join(sorted(columns))}"
+    )
+
+
+def _place_of(root: Path, name: str, label: str, stem: str) -> str:
+    """Where images lie, found with the first one."""
+    below = ("{name}", "{label}/{name}", f"{stem}/{{name}}", f"{stem}/{{label}}/{{name}}")
+    places = [prefix + place for prefix in ("images/", "") for place in below]
+    for place in places:
+        if (root / place.format(name=name, label=label)).is_file():
+            return place
+    shown = ", ".join(place.format(name=name, label=label) for place in places[:2])
+    raise InputError(f"{root}: the tables name {name}, which is neither {shown} nor in another usual place")
+
+
+def _tiered_labels(images: Path) -> list[str]:
+    """Class names beside an archive of images."""
+    file = images.with_name(images.name.partition("_images")[0] + "_labels.pkl")
+    content = read_pickle(file)
+    if not isinstance(content, dict) or "label_specific" not in content:
+        raise InputError(f"{file}: expected a dictionary with label_specific")
+    numbers = array_of(content["label_specific"], f"{file}: label_specific").tolist()
+    texts = content.get("label_specific_str")
+    stem = images.name.partition("_")[0]  # the numbers start at 0 in every part
+    if isinstance(texts, list) and numbers and len(texts) > max(numbers):
+        return [f"{stem}/{number:03d} {texts[number]}" for number in numbers]
+    return [f"{stem}/{number:03d}" for number in numbers]

@@ -1,0 +1,130 @@
+"""Few-shot and re-identification data sets by name: `omniglot:vinyals@FOLDER`, `photos/`, `market`, `veri`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import InputError
+from ..images.split_folders import find_split_folders
+from .cifar_fs import cifar_fs
+from .class_folders import folder
+from .cub import cub, mini_to_cub
+from .few_shot import FewShotData
+from .market1501 import read_cuhk03, read_market, read_veri
+from .mini_imagenet import mini_imagenet, tiered_imagenet
+from .omniglot import omniglot
+from .reid_lists import read_csv, read_folder, read_msmt17, read_vehicleid
+from .reid_records import FormatName, ReidData
+
+__all__ = ["DATA_SETS", "open_data", "read_data"]
+
+DATA_SETS: dict[str, Callable[[Path, str | None], FewShotData]] = {
+    "omniglot": omniglot,
+    "miniimagenet": mini_imagenet,
+    "tieredimagenet": tiered_imagenet,
+    "cifar-fs": cifar_fs,
+    "cub": cub,
+    "mini-to-cub": mini_to_cub,
+    "folder": folder,
+}
+
+
+def open_data(spec: str) -> FewShotData:
+    """The few-shot data set that `NAME[:SPLIT]@FOLDER` means; a folder alone is `folder@FOLDER`.
+
+    Args:
+        spec: for instance `omniglot:vinyals@data/omniglot`, `miniimagenet:ravi@data/mini`, `cub:chen@CUB_200_2011`,
+            `mini-to-cub@data/mini,CUB_200_2011`, `folder:split.csv@photos`, `folder:val@photos` (one of its splits),
+            `photos`, or a table `photos.csv`.
+
+    Raises:
+        InputError: an unknown name, a split that has to be named, or files that are not there.
+    """
+    name, at, place = spec.partition("@")
+    if not at or Path(spec).exists():
+        name, split, place = "folder", "", spec
+        if spec.partition(":")[0].lower() in DATA_SETS and not Path(spec).exists():
+            raise InputError(f"{spec}: say where the files are, as in {spec}@FOLDER")
+    else:
+        name, _, split = name.partition(":")
+    key = name.lower()
+    if key not in DATA_SETS:
+        near = get_close_matches(key, DATA_SETS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(DATA_SETS)}"
+        raise InputError(f"no data set {name!r}{hint}")
+    is_table = key == "folder" and place.lower().endswith(".csv") and Path(place).is_file()
+    places = place.split(",") if key == "mini-to-cub" else [place]
+    if not is_table and not (place and all(Path(part).is_dir() for part in places)):
+        what = "neither a folder nor a CSV with path and label" if key == "folder" else "no folder"
+        raise InputError(f"{spec}: {place or 'nothing'} is {what}")
+    return DATA_SETS[key](Path(place), split or None)
+
+
+class _Format(NamedTuple):
+    """A layout of re-identification data: its reader, what a folder of it holds, and the reader's options."""
+
+    read: Callable[..., ReidData]
+    mark: str | None
+    options: tuple[str, ...] = ()
+
+
+_REID: Mapping[FormatName, _Format] = {
+    "market": _Format(read_market, "bounding_box_test"),
+    "duke": _Format(read_market, None),
+    "veri": _Format(read_veri, "image_query"),
+    "msmt17": _Format(read_msmt17, "list_gallery.txt"),
+    "cuhk03": _Format(read_cuhk03, "cuhk03_new_protocol_config_*.mat", ("boxes",)),
+    "vehicleid": _Format(read_vehicleid, "train_test_split", ("test", "seed")),
+    "csv": _Format(read_csv, "images.csv", ("identity", "camera", "role")),
+    "folder": _Format(read_folder, None),
+}
+
+
+def read_data(source: str | os.PathLike[str], *, format: str = "auto", **options: Any) -> ReidData:
+    """A re-identification data set from a folder or a CSV file; images are listed, not opened.
+
+    Args:
+        source: the folder (or one that holds nothing but it), or a CSV file.
+        format: `"auto"` looks at what the folder holds; or `market` (which knows DukeMTMC's and CUHK03-NP's names too),
+            `duke`, `msmt17`, `cuhk03`, `veri`, `vehicleid`, `csv`, or
+            `folder` (of splits, with a folder for each identity).
+        **options: cuhk03: `boxes`; vehicleid: `test`, `seed`; csv: `identity`, `camera`, `role` (names of columns).
+
+    Raises:
+        InputError: there is no such folder, it is of no known format, or its lists are damaged.
+    """
+    if format not in ("auto", *_REID):
+        raise InputError(f"format must be auto or one of {', '.join(_REID)}; got {format!r}")
+    path = Path(source)
+    if not path.exists():
+        raise InputError(f"{path}: no such folder or table; data sets are not downloaded, see docs/guides/reid.md")
+    root, found = _recognised(path)
+    name = found if format == "auto" else next(name for name in _REID if name == format)
+    if name is None:
+        marks = ", ".join(f"{each.mark} ({name})" for name, each in _REID.items() if each.mark is not None)
+        raise InputError(
+            f"{path} is of no known format; looked for {marks}, folders of splits (train, query, gallery, test) with a "
+            "folder for each identity; or give a CSV file"
+        )
+    if strange := set(options) - set(_REID[name].options):
+        raise InputError(f"the {name} format has no option {', '.join(sorted(strange))}")
+    if name == "csv" and root.is_dir():
+        root = root / "images.csv"
+    return _REID[name].read(root, **options)
+
+
+def _recognised(path: Path) -> tuple[Path, FormatName | None]:
+    """The folder a data set lies in, which may be the only one inside, and its format."""
+    if path.is_file():
+        return path, "csv"
+    inside = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+    for root in (path, *(inside if len(inside) == 1 and inside[0].is_dir() else [])):
+        for name, each in _REID.items():
+            if each.mark is not None and next(root.glob(each.mark), None) is not None:
+                return root, name
+    splits = find_split_folders(path)
+    return path, "folder" if splits is not None and splits.names else None

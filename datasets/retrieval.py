@@ -1,0 +1,230 @@
+"""Labelled image sets for evaluation: the retrieval benchmarks as their archives unpack, folders, and CSV tables.
+
+What lies on disk is compared with the official counts: a number on an incomplete copy is none on that benchmark.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import InputError
+from ..images.joining import is_plain, near_file, spelled
+from ..images.listing import ImageRecord, Listing
+from ..images.splits import split_name
+from .cars import CARS
+from .cub import CUB
+from .folders_and_tables import read_folders, read_table
+from .inshop import INSHOP
+from .layouts import DatasetRecord, Layout, Role
+from .sop import SOP
+
+__all__ = ["LAYOUTS", "Dataset", "DatasetRecord", "Role", "dataset_layouts", "load_dataset"]
+
+LAYOUTS: Mapping[str, Layout] = {"cub": CUB, "cars": CARS, "sop": SOP, "inshop": INSHOP}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images, or those of one split.
+
+    Attributes:
+        layout: `"cub"`, `"cars"`, `"sop"`, `"inshop"`, `"folder"` or `"csv"`.
+        title: the benchmark's name, or the folder's or table's.
+        root: the absolute folder that record paths are relative to.
+        records: path, label, split and role of each image, in the order of the archive's own lists.
+        problems: what makes this copy differ from the official one, one sentence each.
+        shared_classes: classes of these images that also occur in splits left out; the benchmarks have none.
+    """
+
+    layout: str
+    title: str
+    root: Path
+    records: tuple[DatasetRecord, ...]
+    problems: tuple[str, ...] = ()
+    shared_classes: int = 0
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits in the order in which they first occur."""
+        return tuple(dict.fromkeys(record.split for record in self.records))
+
+    @property
+    def has_gallery(self) -> bool:
+        """True when queries and gallery are not the same images."""
+        return any(record.role != "both" for record in self.records)
+
+    def listing(self) -> Listing:
+        """The images as encoders and galleries take them, with the columns `split` and `role`."""
+        return Listing.of(_Records(self.root, self.records))
+
+
+@dataclass(frozen=True)
+class _Records:
+    """The source of a dataset's listing."""
+
+    root: Path
+    records: tuple[DatasetRecord, ...]
+    column_names: tuple[str, ...] = ("split", "role")
+
+    def scan(self, report: object) -> Iterator[ImageRecord]:  # noqa: ARG002  (what is missing was left out before)
+        for record in self.records:
+            yield ImageRecord(record.path, record.label, {"split": record.split, "role": record.role})
+
+
+def dataset_layouts() -> tuple[str, ...]:
+    """The values of `layout` besides "auto"."""
+    return (*LAYOUTS, "folder", "csv")
+
+
+def load_dataset(
+    source: str | os.PathLike[str], *, layout: str = "auto", split: str | None = None, strict: bool = False
+) -> Dataset:
+    """A benchmark, folder or table on disk; files are looked up but not opened.
+
+    - `cub`: CUB-200-2011, classes 1–100 are `train`, 101–200 `test` (not `train_test_split.txt`, whose halves share
+      all classes). `cars`: Cars196, classes 1–98 and 99–196, from the Kaggle copy's CSV files or the official `.mat`
+      files. `sop`: Stanford Online Products. `inshop`: In-Shop clothes retrieval,
+      whose `test` split has queries and a gallery.
+    - `folder`: one folder per class; above them perhaps folders of splits (`train`, `test`, …), or `query` and
+      `gallery`.
+    - `csv`: a table with `path` and `label`, and perhaps `split`, `is_query`, `is_gallery`, as Open Metric Learning's.
+
+    Args:
+        source: the unpacked archive, the folder in which it was unpacked, any folder, or a CSV file.
+        layout: one of those above; `"auto"` recognises it by its files.
+        split: only this one; by default all.
+        strict: raise where the copy differs from the official one, instead of listing it in `Dataset.problems`.
+
+    Raises:
+        InputError: nothing fits the layout; a list is malformed; there is no such split, or no image of it is there.
+    """
+    path = Path(os.path.abspath(source))  # noqa: PTH100  (no resolve(): names of links stay as the user gave them)
+    whole, official = _read(path, layout)
+    if split is not None:
+        chosen = named_split(split, whole.splits)
+        if chosen is None:
+            raise InputError(f"{whole.root}: no split {split!r}; there are {', '.join(whole.splits)}")
+        records = tuple(record for record in whole.records if record.split == chosen)
+        others = {record.label for record in whole.records if record.split != chosen}
+        shared = len({record.label for record in records} & others)
+        whole = replace(whole, records=records, shared_classes=shared)
+    dataset = _present(whole, official)
+    if strict and dataset.problems:
+        raise InputError(f"{path} is not the official {dataset.title}: {'; '.join(dataset.problems)}")
+    return dataset
+
+
+def listed_splits(source: str | os.PathLike[str], *, layout: str = "auto") -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The splits that the lists of a data set name, whether their images are there or not; and its problems."""
+    whole, _ = _read(Path(os.path.abspath(source)), layout)  # noqa: PTH100  (as `load_dataset`)
+    if not whole.records:
+        raise InputError(_nothing_there(whole, None))
+    return whole.splits, whole.problems
+
+
+def named_split(name: str, splits: Sequence[str]) -> str | None:
+    """The split of this name, or else the one that means the same, as `validation` and `val` do; None if none does."""
+    if name in splits:
+        return name
+    meant = split_name(name)
+    return next((split for split in splits if meant is not None and split_name(split) == meant), None)
+
+
+def _read(path: Path, layout: str) -> tuple[Dataset, Layout | None]:
+    """Everything that the lists name, and the benchmark's layout."""
+    if layout not in ("auto", *dataset_layouts()):
+        raise InputError(f"expected a layout out of auto, {', '.join(dataset_layouts())}; got {layout!r}")
+    if not path.exists():
+        raise InputError(f"{path}: expected a folder or a CSV file; nothing is there")
+    if layout == "csv" or (layout == "auto" and path.is_file()):
+        table = read_table(path)
+        return Dataset("csv", path.name, table.root, table.records, table.problems), None
+    if not path.is_dir():
+        raise InputError(f"{path}: expected a folder, got a file")
+    for name, known in LAYOUTS.items():
+        if layout in ("auto", name) and (root := known.find(path)) is not None:
+            return Dataset(name, known.title, root, known.read(root)), known
+    if layout in LAYOUTS:
+        known = LAYOUTS[layout]
+        raise InputError(f"{path}: no {known.title}; expected {known.expected()} in it")
+    found = read_folders(path)
+    problems = [*_half_a_benchmark(path), *found.problems]
+    if len(found.records) > 1 and len({record.label for record in found.records}) == 1:
+        count, label = len(found.records), found.records[0].label
+        problems.append(f"all {count:,} images are of the one class {label!r}, so every answer is right")
+    return Dataset("folder", path.name, found.root, found.records, tuple(problems)), None
+
+
+def _half_a_benchmark(path: Path) -> Iterator[str]:
+    """A sentence about a folder that has some of a benchmark's lists and not the others."""
+    for known in LAYOUTS.values():
+        for root in (path, path / known.folder):
+            for files in known.markers:
+                lacking = [file for file in files if not (root / file).exists()]
+                if 0 < len(lacking) <= len(files) / 2:
+                    yield (
+                        f"{root} looks like {known.title}, but has no {' and no '.join(lacking)}: its lists are not "
+                        "read, and the folders are the classes"
+                    )
+                    return
+
+
+def _present(dataset: Dataset, official: Layout | None) -> Dataset:
+    """Without files that are not there, and with what that and the official counts say about the copy."""
+    root = os.fspath(dataset.root)
+    records = [
+        record if is_plain(record.path) else record._replace(path=spelled(dataset.root, record.path).replace("\\", "/"))
+        for record in dataset.records
+    ]
+    present: list[DatasetRecord] = []
+    missing: list[DatasetRecord] = []
+    for record in records:
+        is_there = os.path.exists(os.path.join(root, record.path))  # noqa: PTH110, PTH118  (speed)
+        (present if is_there else missing).append(record)
+    if not present:
+        raise InputError(_nothing_there(dataset, official))
+    problems = list(dataset.problems)
+    if missing:
+        first = missing[0].path
+        near = near_file(dataset.root, first)
+        probably = "" if near is None else f"; {first} and {near[0]}, which is, {near[1]}"
+        problems.append(f"{len(missing):,} of {len(records):,} images are missing, such as {first}{probably}")
+    if official is not None:
+        parts = {record.split for record in present}
+        counts = _counts(present)
+        for name, (split, images, classes) in official.counts.items():
+            got = counts.get(name, (0, 0))
+            if split in parts and got != (images, classes):
+                problems.append(f"{name}: expected {_shown((images, classes))}, got {_shown(got)}")
+    return replace(dataset, records=tuple(present), problems=tuple(problems))
+
+
+def _nothing_there(dataset: Dataset, official: Layout | None) -> str:
+    """The error where the lists are there and the images are not."""
+    if not dataset.records:
+        return f"{dataset.root}: the lists of {dataset.title} name no image"
+    first = dataset.records[0].path
+    parts = first.split("/")
+    places = ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+    absent = next((place for place in places if not (dataset.root / place).is_dir()), None)
+    what = f"{dataset.root}: none of {len(dataset.records):,} images is there, such as {first}"
+    what += "" if absent is None else f": {absent}/ is not in this copy"
+    return what if official is None else f"{what}; a usable one has {official.images}"
+
+
+def _counts(records: Sequence[DatasetRecord]) -> dict[str, tuple[int, int]]:
+    """Images and classes by part: the split, or the role where that says more."""
+    parts = [(record.split if record.role == "both" else record.role, record.label) for record in records]
+    images, classes = Counter(part for part, _ in parts), Counter(part for part, _ in set(parts))
+    return {part: (images[part], classes[part]) for part in images}
+
+
+def _shown(count: tuple[int, int]) -> str:
+    return f"{count[0]:,} images of {count[1]:,} classes"

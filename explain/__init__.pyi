@@ -1,0 +1,59 @@
+from ..metrics.localisation import energy_in_box, peak_in_box
+from ..metrics.maps import is_constant, normalise, rectify, upsample
+from .checks.faithfulness import Faithfulness, measure_faithfulness
+from .checks.sanity import match_sensitivity
+from .drawing.colours import colourise
+from .drawing.overlay import DrawStyle, map_tiles
+from .drawing.panels import Tile, grid
+from .drawing.rendering import contour, draw_box, overlay
+from .engine import METHODS, ActivationMaps, explain_image
+from .folding import fold
+from .inputs import METRICS, NORMS, WEIGHTINGS, Norm, Weighting
+from .layer_runs import LayerRun, capture
+from .methods.correspondence import Correspondence, correspondence
+from .methods.dist_cam import channel_weights, contrast, dist_cam
+from .places import box_from_map
+from .targets import ClassScore, ComponentAt, PixelScore, Score, Similarity, Target
+
+__all__ = [
+    "METHODS",
+    "METRICS",
+    "NORMS",
+    "WEIGHTINGS",
+    "ActivationMaps",
+    "ClassScore",
+    "ComponentAt",
+    "Correspondence",
+    "DrawStyle",
+    "Faithfulness",
+    "LayerRun",
+    "Norm",
+    "PixelScore",
+    "Score",
+    "Similarity",
+    "Target",
+    "Tile",
+    "Weighting",
+    "box_from_map",
+    "capture",
+    "channel_weights",
+    "colourise",
+    "contour",
+    "contrast",
+    "correspondence",
+    "dist_cam",
+    "draw_box",
+    "energy_in_box",
+    "explain_image",
+    "fold",
+    "grid",
+    "is_constant",
+    "map_tiles",
+    "match_sensitivity",
+    "measure_faithfulness",
+    "normalise",
+    "overlay",
+    "peak_in_box",
+    "rectify",
+    "upsample",
+]

@@ -1,0 +1,54 @@
+from ..datasets.episodes import EpisodeManifest
+from ..metrics.intervals import Interval, Intervals, required_episodes
+from .classifiers import (
+    BDCSPN,
+    Centre,
+    Classifier,
+    FeatureTransform,
+    FineTuned,
+    L2Normalise,
+    NearestNeighbour,
+    PowerTransform,
+    Prototypes,
+    baseline,
+    baseline_plus_plus,
+    classifier_of,
+    simple_shot,
+)
+from .evaluation import Comparison, compare, evaluate
+from .explanation import DecisionMap, decision_map, episode_maps
+from .results import EpisodeResult, ResultFile, load_result
+from .sampling import sample_episodes
+from .support import support_quality, support_sensitivity
+
+__all__ = [
+    "BDCSPN",
+    "Centre",
+    "Classifier",
+    "Comparison",
+    "DecisionMap",
+    "EpisodeManifest",
+    "EpisodeResult",
+    "FeatureTransform",
+    "FineTuned",
+    "Interval",
+    "Intervals",
+    "L2Normalise",
+    "NearestNeighbour",
+    "PowerTransform",
+    "Prototypes",
+    "ResultFile",
+    "baseline",
+    "baseline_plus_plus",
+    "classifier_of",
+    "compare",
+    "decision_map",
+    "episode_maps",
+    "evaluate",
+    "load_result",
+    "required_episodes",
+    "sample_episodes",
+    "simple_shot",
+    "support_quality",
+    "support_sensitivity",
+]

@@ -1,0 +1,25 @@
+from ..datasets.retrieval import Dataset, DatasetRecord, dataset_layouts, load_dataset
+from .geometry import Box
+from .listing import ImageRecord, Listing, list_images
+from .loading import IMAGE_SUFFIXES, MAX_PIXELS, MIN_SIDE, as_rgb, image_size, pixel_limit, read_image, set_pixel_limit
+from .transform import Transform
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "Box",
+    "Dataset",
+    "DatasetRecord",
+    "ImageRecord",
+    "Listing",
+    "Transform",
+    "as_rgb",
+    "dataset_layouts",
+    "image_size",
+    "list_images",
+    "load_dataset",
+    "pixel_limit",
+    "read_image",
+    "set_pixel_limit",
+]

@@ -1,0 +1,57 @@
+from .building.encodings import Encodings, encode_to_file, read_encodings
+from .building.ray import RayEngine
+from .faiss.search import FaissSearch
+from .faiss.tuning import TuningReport
+from .filters.tree import And, Eq, Filter, Glob, In, Ne, Not, Or, Range, parse_filter
+from .gallery import Gallery
+from .interop.export import export_gallery
+from .interop.import_ import import_gallery
+from .prototypes import PrototypeStore
+from .rejection import Rejection
+from .reports import AddReport, Problem, Skipped, VerifyReport
+from .search import METRICS, Hits, Metric, Search, SearchSpec
+from .storage.records import Record
+from .storage.restoring import restore_gallery
+from .storage.tuned import Tuning
+from .storage.verify import verify_gallery
+from .sync.report import SyncReport
+from .sync.watch import watch_folder
+
+__all__ = [
+    "METRICS",
+    "AddReport",
+    "And",
+    "Encodings",
+    "Eq",
+    "FaissSearch",
+    "Filter",
+    "Gallery",
+    "Glob",
+    "Hits",
+    "In",
+    "Metric",
+    "Ne",
+    "Not",
+    "Or",
+    "Problem",
+    "PrototypeStore",
+    "Range",
+    "RayEngine",
+    "Record",
+    "Rejection",
+    "Search",
+    "SearchSpec",
+    "Skipped",
+    "SyncReport",
+    "Tuning",
+    "TuningReport",
+    "VerifyReport",
+    "encode_to_file",
+    "export_gallery",
+    "import_gallery",
+    "parse_filter",
+    "read_encodings",
+    "restore_gallery",
+    "verify_gallery",
+    "watch_folder",
+]

@@ -1,0 +1,293 @@
+"""Agreement of masks with the truth: confusion, intersection over union, accuracy, and the background's curve.
+
+As in PASCAL VOC: counts are summed over all images before anything is divided, the background counts as a class, and
+void pixels of the truth count nowhere. A class that neither the truth nor the prediction knows has no value (nan) and
+is left out of the mean. Where a prediction is void, it is wrong: the pixel is missing from its class, and belongs to no
+other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from ..errors import InputError, ShapeError
+from ..remarks import remark
+
+VOID = 255  # nobody has decided about the pixel
+BETAS = tuple(round(0.02 * step, 2) for step in range(51))  # 0, 0.02, … 1
+
+Mask = UInt8[np.ndarray, "h w"]
+"""Class numbers: 0 background, c + 1 class c, 255 void."""
+
+
+def confusion_matrix(truth: Mask, prediction: Mask, n_classes: int) -> Int[np.ndarray, "c c_and_void"]:
+    """Pixels by true class (row) and predicted class (column); the last column is predicted as void.
+
+    Args:
+        truth: 0 to n_classes - 1, or 255, which is left out.
+        prediction: of the same shape; 0 to n_classes - 1, or 255.
+        n_classes: with the background.
+
+    Raises:
+        ShapeError: the shapes differ.
+        InputError: a number that is no class.
+
+    >>> confusion_matrix(np.uint8([[0, 1, 255]]), np.uint8([[0, 0, 1]]), 2).tolist()
+    [[1, 0, 0], [1, 0, 0]]
+    """
+    if truth.shape != prediction.shape:
+        raise ShapeError(f"expected masks of the same shape, got {truth.shape} for the truth and {prediction.shape}")
+    _require_numbers("truth", truth, n_classes)
+    _require_numbers("prediction", prediction, n_classes)
+    known = truth != VOID
+    column = np.where(prediction[known] == VOID, n_classes, prediction[known]).astype(np.int64)
+    cell = truth[known].astype(np.int64) * (n_classes + 1) + column
+    return np.bincount(cell, minlength=n_classes * (n_classes + 1)).reshape(n_classes, n_classes + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationScore:
+    """Agreement of masks with the truth.
+
+    Attributes:
+        class_names: by number in the masks, the background's among them.
+        confusion: pixels; see `confusion_matrix`.
+        images: number of images that were compared.
+    """
+
+    class_names: tuple[str, ...]
+    confusion: Int[np.ndarray, "c c_and_void"]
+    images: int
+
+    def __post_init__(self) -> None:
+        count = len(self.class_names)
+        if self.confusion.shape != (count, count + 1):
+            raise ShapeError(f"expected a confusion matrix ({count}, {count + 1}), got {self.confusion.shape}")
+
+    @property
+    def iou(self) -> Float[np.ndarray, " c"]:
+        """Intersection over union of each class, in [0, 1]; nan if it is in neither."""
+        hits = np.diag(self.confusion)
+        return _shares(hits, self.confusion.sum(1) + self.confusion[:, :-1].sum(0) - hits)
+
+    @property
+    def mean_iou(self) -> float:
+        """The mean IoU (mIoU): the mean over the classes that have one; nan if none has."""
+        return _mean(self.iou)
+
+    @property
+    def class_accuracy(self) -> Float[np.ndarray, " c"]:
+        """Share of each class's pixels that were found, in [0, 1]; nan without any."""
+        return _shares(np.diag(self.confusion), self.confusion.sum(1))
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of all pixels with the right class, in [0, 1]."""
+        return float(_shares(np.trace(self.confusion[:, :-1]), self.confusion.sum()))
+
+    def table(self) -> str:
+        """A line per class, the means, and the class that each is taken for most often."""
+        width = max(len("pixel accuracy"), *map(len, self.class_names))
+        lines = [f"{'':{width}}     IoU  found  taken most often for"]
+        for c, (name, iou, found) in enumerate(zip(self.class_names, self.iou, self.class_accuracy, strict=True)):
+            wrong = self.confusion[c].copy()
+            wrong[c] = 0
+            other = (*self.class_names, "void")[int(wrong.argmax())] if wrong.any() else ""
+            share = f"{other} ({wrong.max() / self.confusion[c].sum():.3f})" if other else ""
+            lines.append(f"{name:{width}}  {_in_table(iou):>6}  {_in_table(found):>5}  {share}".rstrip())
+        lines.append(f"{'mean':{width}}  {_in_table(self.mean_iou):>6}  {_in_table(_mean(self.class_accuracy)):>5}")
+        lines.append(f"{'pixel accuracy':{width}}  {_in_table(self.pixel_accuracy):>6}")
+        lines.append(f"{self.images} images")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it; nan becomes null."""
+        return {
+            "mean_iou": _in_json(self.mean_iou),
+            "pixel_accuracy": _in_json(self.pixel_accuracy),
+            "mean_class_accuracy": _in_json(_mean(self.class_accuracy)),
+            "iou": {name: _in_json(value) for name, value in zip(self.class_names, self.iou, strict=True)},
+            "confusion": self.confusion.tolist(),
+            "class_names": list(self.class_names),
+            "images": self.images,
+        }
+
+
+def evaluate_masks(pairs: Iterable[tuple[Mask, Mask]], class_names: Sequence[str]) -> SegmentationScore:
+    """The score of (truth, prediction) pairs.
+
+    Args:
+        pairs: masks of the same image and size.
+        class_names: by number, "background" first.
+
+    Raises:
+        InputError: no pair, or a number that is no class.
+        ShapeError: two masks differ in size.
+    """
+    total = np.zeros((len(class_names), len(class_names) + 1), dtype=np.int64)
+    images = 0
+    for truth, prediction in pairs:
+        total += confusion_matrix(truth, prediction, len(class_names))
+        images += 1
+    if not images:
+        raise InputError("expected one image with a mask or more to compare with, got none")
+    return SegmentationScore(tuple(class_names), total, images)
+
+
+def remark_on_shift(score: SegmentationScore) -> None:
+    """Say that masks look numbered from elsewhere: most pixels agree once every number is moved by one."""
+    confusion, count, total = score.confusion, len(score.confusion), max(int(score.confusion.sum()), 1)
+    agree = np.trace(confusion[:, :count]) / total
+    moved = {"higher": np.trace(confusion[1:, :count]) / total, "lower": np.trace(confusion[:, 1:count]) / total}
+    where, share = max(moved.items(), key=lambda item: item[1])
+    if share > 0.5 and share > 3 * agree:
+        remark(
+            f"the masks look shifted by one: {share:.1%} of the pixels agree with the truth if every number is one "
+            f"{where}, {agree:.1%} as they are; here 0 is background and the first class is 1"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class BackgroundCurve:
+    """mIoU as a function of the constant background score β.
+
+    The best β is found on the images that it is reported for, as is the custom; the curve shows how much that says.
+
+    Attributes:
+        betas: in rising order.
+        scores: one per β.
+    """
+
+    betas: tuple[float, ...]
+    scores: tuple[SegmentationScore, ...]
+
+    @property
+    def mean_iou(self) -> tuple[float, ...]:
+        """The mean IoU for each β."""
+        return tuple(score.mean_iou for score in self.scores)
+
+    @property
+    def best_beta(self) -> float:
+        """The β with the highest mIoU; the smallest of several."""
+        return self.betas[int(np.nanargmax(self.mean_iou))]
+
+    @property
+    def best_score(self) -> SegmentationScore:
+        """The score at the best β."""
+        return self.scores[int(np.nanargmax(self.mean_iou))]
+
+    def table(self) -> str:
+        """A line per β with a bar."""
+        lines = ["   β     mIoU"]
+        for beta, value in zip(self.betas, self.mean_iou, strict=True):
+            mark = "  ← best" if beta == self.best_beta else ""
+            bar = "" if np.isnan(value) else "█" * round(40 * value)
+            lines.append(f"{beta:.3f}  {_in_table(value):>6}  {bar}{mark}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {
+            "betas": list(self.betas),
+            "mean_iou": [_in_json(value) for value in self.mean_iou],
+            "best_beta": self.best_beta,
+            "best": self.best_score.to_dict(),
+        }
+
+
+def background_curve(
+    pairs: Iterable[tuple[Mask, Float[np.ndarray, "c h w"]]],
+    class_names: Sequence[str],
+    *,
+    betas: Sequence[float] = BETAS,
+) -> BackgroundCurve:
+    """The score of argmax over (β, class scores) for every β; each image is looked at once.
+
+    Args:
+        pairs: the true mask, and the scores of the foreground classes in its pixels.
+        class_names: by number, "background" first.
+        betas: background scores to try.
+
+    Raises:
+        InputError: no pair, no β, a number that is no class, or void in every pixel.
+        ShapeError: scores for another number of classes or pixels.
+    """
+    counter = CurveCounter(class_names, betas=betas)
+    for truth, scores in pairs:
+        counter.add(truth, scores)
+    return counter.curve()
+
+
+class CurveCounter:
+    """The background's curve, image by image, where the scores have another use, too; see `background_curve`."""
+
+    def __init__(self, class_names: Sequence[str], *, betas: Sequence[float] = BETAS) -> None:
+        self.class_names = tuple(class_names)
+        self._levels = np.unique(np.asarray(betas, dtype=float))
+        if not self._levels.size:
+            raise InputError("expected one background score or more, got none")
+        count = len(self.class_names)
+        # by (truth, strongest class, number of the βs that lie below its score)
+        self._pixels = np.zeros((count, count, len(self._levels) + 1), dtype=np.int64)
+        self._images = 0
+
+    def add(self, truth: Mask, scores: Float[np.ndarray, "c h w"]) -> None:
+        """Take an image into account: its true mask, and the scores of the foreground classes."""
+        count, scores = len(self.class_names), np.asarray(scores)
+        if scores.shape != (count - 1, *truth.shape):
+            raise ShapeError(f"expected scores of shape {(count - 1, *truth.shape)}, got {scores.shape}")
+        _require_numbers("truth", truth, count)
+        known = truth != VOID
+        strongest = scores.argmax(0)[known] + 1
+        below = np.searchsorted(self._levels, scores.max(0)[known])  # a tie is background, the first in the argmax
+        cell = (truth[known].astype(np.int64) * count + strongest) * (len(self._levels) + 1) + below
+        self._pixels += np.bincount(cell, minlength=self._pixels.size).reshape(self._pixels.shape)
+        self._images += 1
+
+    def curve(self) -> BackgroundCurve:
+        """The curve of the images so far.
+
+        Raises:
+            InputError: there was none, or all of their pixels are void.
+        """
+        if not self._images:
+            raise InputError("expected one image with a mask or more to compare with, got none")
+        if not self._pixels.any():
+            raise InputError(f"every pixel of the {self._images} masks is void, so no background score is the best one")
+        count, found = len(self.class_names), []
+        for number in range(len(self._levels)):
+            confusion = np.zeros((count, count + 1), dtype=np.int64)
+            confusion[:, :count] = self._pixels[:, :, number + 1 :].sum(2)
+            confusion[:, 0] += self._pixels[:, :, : number + 1].sum((1, 2))
+            found.append(SegmentationScore(self.class_names, confusion, self._images))
+        return BackgroundCurve(tuple(self._levels.tolist()), tuple(found))
+
+
+def _require_numbers(what: str, values: Mask, n_classes: int) -> None:
+    wrong = values[(values >= n_classes) & (values != VOID)]
+    if wrong.size:
+        raise InputError(f"the {what} holds the class number {wrong[0]}; expected 0 to {n_classes - 1}, or {VOID}")
+
+
+def _shares(part: Any, whole: Any) -> Float[np.ndarray, ...]:
+    """Part by whole; nan where the whole is 0."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(part / whole)
+
+
+def _mean(values: Float[np.ndarray, " c"]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _in_table(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.3f}"
+
+
+def _in_json(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,38 @@
+from .benchmarks import EncodingSettings, default_protocol, evaluate_dataset, evaluate_encodings, evaluate_gallery
+from .correspondence import PictureCorrespondence, PlacePair
+from .evaluation import evaluate_embeddings
+from .evidence import Reference
+from .explanation import Explanation, write_report
+from .localisation.evaluate import localise
+from .localisation.references import References, read_classifier
+from .localisation.results import LocalisationTable
+from .matches import Matches
+from .ranking import Match, Query
+from .results import Evaluation, Origin, Protocol, Score
+from .retriever import Retriever
+
+__all__ = [
+    "EncodingSettings",
+    "Evaluation",
+    "Explanation",
+    "LocalisationTable",
+    "Match",
+    "Matches",
+    "Origin",
+    "PictureCorrespondence",
+    "PlacePair",
+    "Protocol",
+    "Query",
+    "Reference",
+    "References",
+    "Retriever",
+    "Score",
+    "default_protocol",
+    "evaluate_dataset",
+    "evaluate_embeddings",
+    "evaluate_encodings",
+    "evaluate_gallery",
+    "localise",
+    "read_classifier",
+    "write_report",
+]

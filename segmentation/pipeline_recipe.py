@@ -1,0 +1,235 @@
+"""Recipes that end in a segmentation network: class maps from labels, masks from maps, a network.
+
+```toml
+name = "what it shows"
+[data]                  # PipelineData: which images; how many of them come with an outline (GAIN-ext)
+[weak]                  # how class maps are learnt: the tables of an ordinary recipe, or `checkpoint`
+[cues]                  # CueStage: what becomes of the maps
+[segmenter]             # NetworkSettings, and the tables of an ordinary recipe for its training
+[variants.NAME]         # what differs
+```
+
+A run leaves `weak/`, `masks/` (in VOC's layout), `network/`, `segmenter.safetensors`, and `result.json`; what is there
+already is not made again when it is resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import InputError
+from ..training.recipes.recipe import Recipe, RecipeFile, located
+from ..training.recipes.tables import Table, check_name, checked_table, parse, plain
+from .data import MaskedImages
+from .pseudo_masks.make import CueStage
+from .segmenter.inference import InferenceSettings
+
+_TABLES = ("name", "variant", "data", "weak", "cues", "segmenter", "seed")
+_TRAINING = ("loss", "sampler", "augment", "optimiser", "schedule", "run", "encoder")
+
+
+class PipelineScenes(Table):
+    """Drawn scenes with masks, some of them with two objects.
+
+    Attributes:
+        classes: how many.
+        train: scenes of each class to learn from.
+        test: scenes of each class to measure on.
+        two_objects: share of the scenes with a second object.
+        size: side of the images in pixels.
+        seed: of classes and images.
+    """
+
+    classes: int = 6
+    train: int = 60
+    test: int = 20
+    two_objects: float = 0.5
+    size: int = 64
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse what does not fit together."""
+        if self.classes < 2 or self.train < 1 or self.test < 1:
+            raise InputError("expected two classes or more, and scenes of each to learn from and to measure on")
+
+
+class PipelineData(Table):
+    """The images; one of `scenes`, `voc`, `camvid`, `table`, and `images`. `$NAME` in a path is filled in.
+
+    Attributes:
+        scenes: drawn ones.
+        voc: a folder in VOC's layout.
+        camvid: a folder of CamVid.
+        table: a CSV with path, mask, split, and labels or 0/1 columns.
+        images: a folder of images, with `masks` and `names`; {split} in the paths stands for the split.
+        masks: a folder of masks.
+        names: a file with the classes' names.
+        train: the split to learn from.
+        test: the split to measure on.
+        size: side of the networks' input in pixels, or height and width.
+        outlined: how many training images may show their outline to a loss (GAIN-ext).
+        outlines: whether they show a mask, or boxes around its parts.
+        outline_seed: of the choice of those images.
+        strict: stop where an image or its mask cannot be read, instead of leaving it out with a remark.
+    """
+
+    scenes: PipelineScenes | None = None
+    voc: str = ""
+    camvid: str = ""
+    table: str = ""
+    images: str = ""
+    masks: str = ""
+    names: str = ""
+    train: str = "train"
+    test: str = "val"
+    size: int | tuple[int, int] = 64
+    outlined: int = 0
+    outlines: Literal["mask", "box"] = "mask"
+    outline_seed: int = 0
+    strict: bool = False
+
+    def check(self) -> None:
+        """Refuse what does not fit together."""
+        given = [name for name in ("scenes", "voc", "camvid", "table", "images") if getattr(self, name)]
+        if len(given) != 1:
+            raise InputError(f"expected one of scenes, voc, camvid, table, images; got {' and '.join(given) or 'none'}")
+        if self.images and not (self.masks and self.names):
+            raise InputError("images come with masks and names")
+
+    def unused(self) -> dict[str, str]:
+        """Keys that this kind of data does not use."""
+        [kind] = [name for name in ("scenes", "voc", "camvid", "table", "images") if getattr(self, name)]
+        takers = {"masks": ("images",), "names": ("table", "images"), "train": ("voc", "camvid", "table", "images")}
+        takers["test"] = takers["train"]
+        return {key: kind for key, by in takers.items() if kind not in by}
+
+    def load(self, split: Literal["train", "test"], *, folder: Path, cache: Path) -> MaskedImages:
+        """The images of a split; scenes are drawn into `cache`, once for all runs with the same ones."""
+        name = self.train if split == "train" else self.test
+        if self.scenes is not None:
+            return self._drawn(self.scenes, split, cache)
+        if self.voc:
+            return MaskedImages.from_voc(located(self.voc, folder), name)
+        if self.camvid:
+            return MaskedImages.from_camvid(located(self.camvid, folder), name)
+        if self.table:
+            names = located(self.names, folder) if self.names else None
+            return MaskedImages.from_table(located(self.table, folder), names, split=name)
+        images, masks = (located(text.replace("{split}", name), folder) for text in (self.images, self.masks))
+        return MaskedImages.from_folder(images, masks, located(self.names, folder))
+
+    @staticmethod
+    def _drawn(scenes: PipelineScenes, split: str, cache: Path) -> MaskedImages:
+        from ..synthetic.scene_set import SceneSet, blueprints, write_scenes
+
+        digest = hashlib.sha256(json.dumps(plain(scenes), sort_keys=True).encode()).hexdigest()[:8]
+        target = cache / f"scenes-{digest}"
+        if not (target / "scenes.csv").is_file():
+            write_scenes(
+                target,
+                classes=blueprints(scenes.classes, seed=scenes.seed),
+                splits={"train": scenes.train, "test": scenes.test},
+                size=scenes.size,
+                two_object_share=scenes.two_objects,
+                seed=scenes.seed,
+                masks=True,
+            )
+        return MaskedImages.from_scenes(SceneSet.read(target), split)
+
+
+class NetworkSettings(Table):
+    """The segmentation network; see `build_segmenter`.
+
+    Attributes:
+        architecture: of torchvision's segmenters, or "light".
+        weights: "random", "imagenet", a file, or "weak": the encoder of the first stage ("light" only).
+        options: for the architecture.
+        inference: how it looks at the test images.
+    """
+
+    architecture: str = "light"
+    weights: str = "random"
+    options: Mapping[str, Any] = {}
+    inference: InferenceSettings = InferenceSettings(scales=(1.0,), flip=False)
+
+
+@dataclass(frozen=True)
+class PipelineRecipe:
+    """A run from labels to masks, resolved."""
+
+    name: str
+    data: PipelineData
+    weak: Recipe | None  # how class maps are learnt; None if a checkpoint or the truth stands in
+    checkpoint: str  # what gives class maps instead; see `load_source`
+    cues: CueStage
+    network: NetworkSettings | None  # None ends the run with the masks
+    training: Recipe | None  # of the network
+    variant: str = ""
+    folder: Path = Path()  # what relative paths start from
+    table: Mapping[str, Any] = field(default_factory=dict)  # all of it as it was read, with the changes
+
+    @property
+    def seed(self) -> int:
+        """Of the whole run, unless another is asked for."""
+        return int(self.table.get("seed", 0))
+
+    @classmethod
+    def read(cls, path: str | Path, *, variant: str | None = None, changes: Sequence[str] = ()) -> PipelineRecipe:
+        """The recipe of a TOML file; see `Recipe.read`."""
+        file = RecipeFile.read(path)
+        return cls.from_dict(file.resolved(variant=variant, changes=changes), folder=file.folder)
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any], *, folder: Path = Path()) -> PipelineRecipe:
+        """The recipe that a resolved table holds."""
+        for key in table:
+            check_name("table or key of the recipe", key, _TABLES)
+        if "data" not in table:
+            raise InputError("the recipe lacks [data]")
+        data = parse(PipelineData, table["data"], "data")
+        cues = parse(CueStage, table.get("cues", {}), "cues")
+        weak = dict(checked_table(table.get("weak", {}), "weak"))
+        checkpoint = str(weak.pop("checkpoint", ""))
+        if cues.kind != "truth" and bool(weak) == bool(checkpoint):
+            raise InputError("[weak] needs a checkpoint, or a [[weak.loss]] to learn class maps with; got "
+                             + ("both" if weak else "neither"))  # fmt: skip
+        name = str(table.get("name", "segmentation"))
+        learnt = _stage(weak, data, "weak", name, folder) if weak and cues.kind != "truth" else None
+        network = dict(checked_table(table.get("segmenter", {}), "segmenter"))
+        own = {key: network.pop(key) for key in _TRAINING if key in network and key != "encoder"}
+        has_network = "segmenter" in table
+        training = None
+        if has_network:
+            training = _stage({"loss": [{"kind": "pixels"}], **own}, data, "segmenter", name, folder)
+            if training.augment.mixes:
+                raise InputError("[segmenter.augment]: masks do not go with mixup or cutmix; leave both at 0")
+        return cls(
+            name=name,
+            data=data,
+            weak=learnt,
+            checkpoint=checkpoint,
+            cues=cues,
+            network=parse(NetworkSettings, network, "segmenter") if has_network else None,
+            training=training,
+            variant=str(table.get("variant", "")),
+            folder=folder,
+            table=table,
+        )
+
+
+def _stage(table: Mapping[str, Any], data: PipelineData, where: str, name: str, folder: Path) -> Recipe:
+    """The tables of one training as an ordinary recipe; its `[data]` says the size alone."""
+    for key in table:
+        check_name(f"key in [{where}]", key, _TRAINING)
+    stand_in = {"images": "-", "size": data.size, "fit": "squash"}
+    return Recipe.from_dict({"name": f"{name}: {where}", "data": stand_in, **table}, folder=folder)
+
+
+def is_pipeline(file: RecipeFile) -> bool:
+    """True if a recipe is one of this module's: it has a table `[segmenter]`, `[weak]`, or `[cues]`."""
+    return any(key in file.table for key in ("segmenter", "weak", "cues"))

@@ -1,0 +1,338 @@
+"""AffinityNet: class scores that walk to where the image looks alike, by affinities of colour or learnt ones.
+
+    T = D⁻¹ A^∘β,   scores ← T scores, t times          (A^∘β: every entry to the power β; D: sums of its rows)
+
+A is never written out: a position has an affinity to those within a radius only, and each such offset is a map of its
+own. Learnt affinities know from nothing but cues which neighbouring positions belong to one thing: a 1×1 convolution on
+the encoder's feature map and the image's colours embeds each position. Positive pairs are neighbours with cues of one
+class, negative ones with cues of two; undecided positions teach nothing.
+
+Source: Ahn and Kwak, Learning Pixel-level Semantic Affinity with Image-level Supervision (AffinityNet), 2018, §3.2-3.3
+and Eq. 5-6. Theirs reads three stages of its network and trains them; here the encoder stays as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...encoders import Encoder
+from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
+from ...encoders.encoder import evaluating
+from ...encoders.weights.reading import drawn_from
+from ...errors import InputError, ShapeError, WeightsError
+from ...images.masks import VOID, Mask
+from ..data import MaskedImages
+
+Offset = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class WalkSettings:
+    """Reach and strictness of a random walk.
+
+    Attributes:
+        radius: positions further away have no affinity.
+        power: β; a larger one lets only the most alike positions exchange anything.
+        steps: t.
+        background: power of the background's score, `(1 - max)^power`, which walks along.
+        side: the longer side of the grid that is walked on, in positions.
+        colour: the difference of colours (mean over red, green, blue, in [0, 1]) at which an affinity is 1/e.
+    """
+
+    radius: int = 5
+    power: float = 8.0
+    steps: int = 16
+    background: float = 1.0
+    side: int = 64
+    colour: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name in ("radius", "side"):
+            if getattr(self, name) < 1:
+                raise InputError(f"expected {name} of 1 or more, got {getattr(self, name)}")
+        if self.steps < 0 or self.power <= 0 or self.background <= 0 or self.colour <= 0:
+            raise InputError("expected steps of 0 or more, and power, background and colour above 0")
+
+
+def neighbours(radius: int) -> list[Offset]:
+    """The offsets (down, across) within the radius, a position itself among them.
+
+    >>> neighbours(1)
+    [(-1, 0), (0, -1), (0, 0), (0, 1), (1, 0)]
+    """
+    steps = range(-radius, radius + 1)
+    return [(down, across) for down in steps for across in steps if down**2 + across**2 <= radius**2]
+
+
+def shifted(maps: Float[Tensor, "*c h w"], offset: Offset, *, fill: float = 0.0) -> Float[Tensor, "*c h w"]:
+    """At each position what lies at the offset from it; `fill` beyond the edge."""
+    (down, across), (height, width) = offset, maps.shape[-2:]
+    if abs(down) >= height or abs(across) >= width:
+        return torch.full_like(maps, fill)
+    margins = (max(-across, 0), max(across, 0), max(-down, 0), max(down, 0))
+    padded = functional.pad(maps, margins, value=fill)
+    top, left = max(down, 0), max(across, 0)
+    return padded[..., top : top + height, left : left + width]
+
+
+def affinities(features: Float[Tensor, "d h w"], offsets: Sequence[Offset]) -> Float[Tensor, "o h w"]:
+    """`exp(-mean_d |f(x) - f(x + offset)|)` in (0, 1], and 0 where the offset leads out of the image.
+
+    Source: AffinityNet, Eq. 1; the mean over features, as its authors' code has it, where the text has the sum.
+    """
+    inside = features.new_ones(1, *features.shape[1:])
+    rows = []
+    for offset in offsets:
+        difference = (features - shifted(features, offset)).abs().mean(0, keepdim=True)
+        rows.append(torch.exp(-difference) * shifted(inside, offset))
+    return torch.cat(rows)
+
+
+def random_walk(
+    scores: Float[Tensor, "c h w"],
+    affinity: Float[Tensor, "o h w"],
+    offsets: Sequence[Offset],
+    *,
+    power: float = 8.0,
+    steps: int = 16,
+) -> Float[Tensor, "c h w"]:
+    """The scores after `steps` steps; each is a mean over neighbours, so it never leaves the range of the scores.
+
+    Raises:
+        ShapeError: affinities that do not fit.
+
+    >>> alike = torch.tensor([[[1.0, 1.0]], [[1.0, 0.0]]])              # to itself, and to the right
+    >>> random_walk(torch.tensor([[[0.0, 1.0]]]), alike, [(0, 0), (0, 1)], steps=1).tolist()
+    [[[0.5, 1.0]]]
+    """
+    if affinity.shape != (len(offsets), *scores.shape[1:]):
+        raise ShapeError(f"expected affinities {(len(offsets), *scores.shape[1:])}, got {tuple(affinity.shape)}")
+    weights = affinity**power
+    weights = weights / weights.sum(0).clamp(min=1e-12)
+    for _ in range(steps):
+        moved = torch.zeros_like(scores)
+        for weight, offset in zip(weights, offsets, strict=True):
+            moved += weight * shifted(scores, offset)
+        scores = moved
+    return scores
+
+
+def _colours(image: Image.Image, size: tuple[int, int]) -> Float[Tensor, "3 h w"]:
+    """The image's colours in [0, 1] on a grid of `size` = (rows, columns)."""
+    small = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BOX)
+    return torch.from_numpy(np.asarray(small, dtype=np.float32).transpose(2, 0, 1) / 255)
+
+
+def refine_by_walk(
+    scores: Float[np.ndarray, "c h w"],
+    image: Image.Image,
+    *,
+    settings: WalkSettings | None = None,
+    features: Float[Tensor, "d rows columns"] | None = None,
+) -> Float[np.ndarray, "c_and_background h w"]:
+    """The scores of the background and the classes after the walk, in the image's pixels; the largest one wins.
+
+    Args:
+        scores: of the classes, as from `class_scores`; a class that is 0 everywhere stays so.
+        image: the image.
+        settings: `WalkSettings()` if left out.
+        features: learnt ones, on their own grid, in place of the image's colours.
+
+    Raises:
+        ShapeError: scores of another size than the image.
+    """
+    if scores.shape[1:] != (image.height, image.width):
+        raise ShapeError(f"expected scores of {image.height} x {image.width} pixels, got {scores.shape[1:]}")
+    settings = settings or WalkSettings()
+    if features is None:
+        scale = min(settings.side / max(image.size), 1.0)
+        size = (max(round(image.height * scale), 1), max(round(image.width * scale), 1))
+        features = _colours(image, size) / settings.colour
+    background = (1 - scores.max(0, keepdims=True).clip(0, 1)) ** settings.background  # Eq. 2
+    stacked = np.concatenate([background, scores])
+    small = functional.interpolate(torch.from_numpy(stacked).float()[None], features.shape[-2:], mode="area")[0]
+    offsets = neighbours(settings.radius)
+    walked = random_walk(small, affinities(features, offsets), offsets, power=settings.power, steps=settings.steps)
+    full = functional.interpolate(walked[None], scores.shape[1:], mode="bilinear", align_corners=False)[0]
+    refined: np.ndarray = full.numpy()
+    return refined
+
+
+# --- learnt affinities ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AffinitySettings:
+    """Options of the training of affinities.
+
+    Attributes:
+        dim: length of a position's embedding.
+        radius: pairs further apart are not looked at.
+        epochs: passes over the images.
+        batch_size: images per step.
+        learning_rate: of Adam.
+        side: rows and columns of the grid of positions, on which the walk will be.
+        seed: of the weights and of the order of the images.
+    """
+
+    dim: int = 16
+    radius: int = 3
+    epochs: int = 8
+    batch_size: int = 8
+    learning_rate: float = 1e-2
+    side: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "radius", "epochs", "batch_size", "side"):
+            if getattr(self, name) < 1:
+                raise InputError(f"expected {name} of 1 or more, got {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise InputError(f"expected a learning_rate above 0, got {self.learning_rate}")
+
+
+class AffinityNet(nn.Module):
+    """An encoder that stays as it is, and the embedding of its positions.
+
+    Args:
+        encoder: frozen.
+        dim: length of the embedding.
+        side: rows and columns of the grid of positions.
+    """
+
+    def __init__(self, encoder: Encoder, *, dim: int = 16, side: int = 32) -> None:
+        super().__init__()
+        self.encoder, self.side = encoder, side
+        self.embed = nn.Conv2d(encoder.pooled_dim + 3, dim, 1)
+
+    @torch.no_grad()
+    def inputs(self, image: Image.Image) -> tuple[Float[Tensor, "1 k h w"], Float[Tensor, "1 3 rows columns"]]:
+        """The feature map, each vector scaled to length √k, and the colours."""
+        transform = self.encoder.transform.adapted(fit="squash")
+        device = next(self.encoder.parameters()).device
+        with evaluating(self.encoder):
+            feature_map = self.encoder(transform.normalise(transform(image)[None]).to(device)).feature_map
+        length = feature_map.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        colours = _colours(image, (self.side, self.side))
+        return feature_map / length * feature_map.shape[1] ** 0.5, colours[None].to(device)
+
+    def forward(
+        self, feature_map: Float[Tensor, "b k h w"], colours: Float[Tensor, "b 3 rows columns"]
+    ) -> Float[Tensor, "b e rows columns"]:
+        """The embeddings on the grid; the feature map is enlarged to it."""
+        enlarged = functional.interpolate(feature_map, colours.shape[-2:], mode="bilinear", align_corners=False)
+        return functional.elu(self.embed(torch.cat([enlarged, colours], 1)))
+
+    @torch.no_grad()
+    def features(self, image: Image.Image) -> Float[Tensor, "e h w"]:
+        """An image's embeddings: what `refine_by_walk` takes, on the CPU."""
+        embedded: Tensor = self(*self.inputs(image))
+        return embedded[0].cpu()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the embedding into a `.safetensors` file; the encoder has its own.
+
+        Raises:
+            WeightsError: the file cannot be written.
+        """
+        own = {"dim": self.embed.out_channels, "side": self.side, "encoder": self.encoder.fingerprint}
+        write_checkpoint(path, {"kind": "affinity", **own}, self.embed.state_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], encoder: Encoder) -> AffinityNet:
+        """The net of a file that `save` wrote, around its encoder.
+
+        Raises:
+            WeightsError: no such file, or one of another encoder.
+        """
+        config, tensors = read_checkpoint(path)
+        if config.get("kind") != "affinity" or config.get("encoder") != encoder.fingerprint:
+            raise WeightsError(f"{path}: holds no affinities of the encoder {encoder.short_name}")
+        with built_from_header(path, "affinities"):
+            net = cls(encoder, dim=config["dim"], side=config["side"])
+            net.embed.load_state_dict(tensors)
+        return net.eval()
+
+
+def affinity_loss(embedded: Float[Tensor, "b e h w"], cues: Int[Tensor, "b h w"], offsets: Sequence[Offset]) -> Tensor:
+    """`(L+_background + L+_foreground + 2 L-) / 4`: mean -log a of alike pairs, and mean -log(1 - a) of unlike ones.
+
+    A kind of pair that the batch does not have counts 0.
+
+    Args:
+        embedded: by position.
+        cues: 0 background, c + 1 class c, 255 undecided.
+        offsets: from one position of a pair to the other.
+
+    Source: AffinityNet, Eq. 3-4.
+    """
+    kinds: list[list[Tensor]] = [[], [], []]
+    for offset in offsets:
+        other = shifted(cues, offset, fill=VOID)
+        distance = (embedded - shifted(embedded, offset)).abs().mean(1)
+        known = (cues != VOID) & (other != VOID)
+        same = known & (cues == other)
+        kinds[0].append(distance[same & (cues == 0)])
+        kinds[1].append(distance[same & (cues > 0)])
+        kinds[2].append(-torch.log1p(1e-5 - torch.exp(-distance[known & ~same])))
+    found = [torch.cat(kind) for kind in kinds]
+    means = [values.mean() if len(values) else embedded.sum() * 0 for values in found]
+    return (means[0] + means[1] + 2 * means[2]) / 4
+
+
+def train_affinity(
+    encoder: Encoder,
+    data: MaskedImages,
+    cues: Sequence[Mask],
+    *,
+    settings: AffinitySettings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> AffinityNet:
+    """Affinities learnt from the cues of every image; feature maps are computed once and kept.
+
+    Args:
+        encoder: stays as it is, on its device.
+        data: the images.
+        cues: one for each image, in its size.
+        settings: `AffinitySettings()` if left out.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        InputError: cues for another number of images, or cues that make no pair to learn from.
+    """
+    settings = settings or AffinitySettings()
+    if len(cues) != len(data):
+        raise InputError(f"expected cues for each of the {len(data)} images, got {len(cues)}")
+    with drawn_from(settings.seed):
+        net = AffinityNet(encoder, dim=settings.dim, side=settings.side)
+    net.to(next(encoder.parameters()).device)
+    inputs = [net.inputs(data.image(i)) for i in range(len(data))]
+    feature_map, colours = (torch.cat(parts) for parts in zip(*inputs, strict=True))
+    middles = np.arange(settings.side) + 0.5  # of the positions, in units of the grid
+    under = [mask[np.ix_(*((middles * n / settings.side).astype(int) for n in mask.shape))] for mask in cues]
+    small = torch.from_numpy(np.stack(under).astype(np.int64)).to(colours.device)
+    if not ((small != VOID) & (small != 0)).any():
+        raise InputError("no image has a cue of a class, so there are no affinities to learn; lower the threshold")
+    offsets = [offset for offset in neighbours(settings.radius) if offset > (0, 0)]
+    optimiser = torch.optim.Adam(net.embed.parameters(), lr=settings.learning_rate)
+    generator = torch.Generator().manual_seed(settings.seed)
+    steps = -(-len(data) // settings.batch_size)
+    for epoch in range(settings.epochs):
+        order = torch.randperm(len(data), generator=generator)
+        for step, batch in enumerate(torch.split(order, settings.batch_size)):
+            loss = affinity_loss(net(feature_map[batch], colours[batch]), small[batch], offsets)
+            optimiser.zero_grad()
+            torch.autograd.backward(loss)
+            optimiser.step()
+            if progress is not None:
+                progress(epoch * steps + step + 1, settings.epochs * steps)
+    return net.eval()

@@ -1,0 +1,120 @@
+"""What the package promises by name: a public name that appears, disappears, or moves is seen here."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import distcam
+
+PUBLIC = {
+    "distcam": """
+        DistcamError DistcamWarning Encoder Encoding Gallery Matches Retriever __version__
+    """,
+    "distcam.images": """
+        Box Dataset DatasetRecord IMAGE_SUFFIXES ImageRecord Listing MAX_PIXELS MIN_SIDE Transform as_rgb
+        dataset_layouts image_size list_images load_dataset pixel_limit read_image set_pixel_limit
+    """,
+    "distcam.encoders": """
+        Affine BNNeck Batch Conv4 DropBlock Encoder Encoding Failure GAP GeM Head Identity Inference Linear
+        Overlap Pooling ResNet12 ResNet38 Sequential TrainedOn WideResNet affine_of available_architectures
+        evaluating
+    """,
+    "distcam.explain": """
+        ActivationMaps BestThreshold BoxOverlaps COLOUR_SCALES ClassScore Colours ComponentAt Components
+        Correspondence EnergyShare Faithfulness InsertionDeletion LayerRun Look METHODS METRICS Metric NORMS
+        Norm PixelCounts PixelScore PositionPair Randomisation Region RemoveAndDebias Response Score Similarity
+        THRESHOLDS Target Tile WEIGHTINGS Weighting box_coverage box_from_map box_overlaps boxes_from_maps
+        capture channel_weights colourise components contour contrast correspondence coverage dist_cam draw_box
+        draw_points energy_in_box energy_shares explain_image fold grid insertion_deletion is_constant
+        largest_component legend map_tiles match_randomisation match_sensitivity measure_faithfulness normalise
+        overlay paint pairwise_shares panel peak peak_in_box pixel_counts pixel_order pool_region
+        randomise_parameters rectify region_weights remove_and_debias sheet spearman to_data_uri to_png_bytes
+        two_object_preference upsample write_page
+    """,
+    "distcam.index": """
+        AddReport And Encodings Eq FaissSearch Filter Gallery Glob Hits In METRICS Metric Ne Not Or Problem
+        PrototypeStore Range RayEngine Record Rejection Search SearchSpec Skipped SyncReport Tuning TuningReport
+        VerifyReport encode_to_file export_gallery import_gallery parse_filter read_encodings restore_gallery
+        verify_gallery watch_folder
+    """,
+    "distcam.training": """
+        Batch BatchSource FitResult HasClassWeights Losses Mix Objective OptimiserSettings Progress Regions
+        ScheduleSettings Settings Step TERMS Term TermContext World build_objective current_world fit
+        load_classifier save_classifier
+    """,
+    "distcam.retrieval": """
+        EncodingSettings Evaluation Explanation LocalisationTable Match Matches Origin PictureCorrespondence
+        PlacePair Protocol Query Reference References Retriever Score default_protocol evaluate_dataset
+        evaluate_embeddings evaluate_encodings evaluate_gallery localise read_classifier write_report
+    """,
+    "distcam.fewshot": """
+        BDCSPN Centre Classifier Comparison DecisionMap EpisodeManifest EpisodeResult FeatureTransform FineTuned
+        Interval Intervals L2Normalise NearestNeighbour PowerTransform Prototypes ResultFile baseline
+        baseline_plus_plus classifier_of compare decision_map episode_maps evaluate load_result
+        required_episodes sample_episodes simple_shot support_quality support_sensitivity
+    """,
+    "distcam.fewshot.data": """
+        ArrayImages DATA_SETS FewShotData FileImages Images Split open_data
+    """,
+    "distcam.reid": """
+        Answer Assessment Audit BODY_PARTS CameraPair Evaluation Failure Features Identification Labels
+        OperatingPoint PairExplanation PartShare Promotion Protocol QueryResults Refinement ReidData ReidImage
+        ReidRecipe Reranking STRIPES SharedNeighbours TestSettings Verification WalkerSet WalkerSettings assess
+        audit camera_normalised changed_protocol encode_data evaluate_distances evaluate_features expand_queries
+        explain_pair pair_energy pairs_panel pool_views read_data read_features rerank_features train
+        write_features write_walkers
+    """,
+    "distcam.segmentation": """
+        BackgroundCurve CrfSettings CueSettings InferenceSettings MaskIds MaskedImages PipelineRecipe
+        SegmentationScore Segmenter VocFolder WalkSettings WeakSegmenter background_curve build_segmenter
+        class_probabilities class_scores dense_crf evaluate_masks load_segmenter load_source make_cues
+        network_of pseudo_mask refine_by_walk run_segmentation score_images score_segmenter
+    """,
+    "distcam.server": """
+        Settings create_app run
+    """,
+    "distcam.cli": """
+        main
+    """,
+}
+
+
+@pytest.mark.parametrize("face", PUBLIC)
+def test_a_face_shows_exactly_its_public_names_and_each_of_them_loads(face: str) -> None:
+    package = importlib.import_module(face)
+
+    assert sorted(package.__all__) == sorted(PUBLIC[face].split())
+    assert all(getattr(package, name) is not None for name in package.__all__)
+    assert set(package.__all__) <= set(dir(package))
+
+
+@pytest.mark.parametrize("face", PUBLIC)
+def test_no_public_name_is_also_the_name_of_a_module_which_would_hide_it(face: str) -> None:
+    modules = {module.name for module in pkgutil.iter_modules(importlib.import_module(face).__path__)}
+
+    assert not modules & set(PUBLIC[face].split())
+
+
+def test_every_package_that_shows_names_is_listed_here() -> None:
+    packages = {"distcam"} | {
+        module.name
+        for module in pkgutil.walk_packages(distcam.__path__, "distcam.")
+        if module.ispkg and not module.name.startswith(("distcam.tests", "distcam.benchmarks"))
+    }
+
+    assert {name for name in packages if getattr(importlib.import_module(name), "__all__", [])} == set(PUBLIC)
+
+
+def test_an_unknown_name_is_an_attribute_error_that_names_the_package() -> None:
+    with pytest.raises(AttributeError, match=r"module 'distcam\.index' has no attribute 'Galery'"):
+        importlib.import_module("distcam.index").Galery  # noqa: B018
+
+
+def test_importing_every_face_loads_neither_torch_nor_faiss() -> None:
+    faces = ", ".join(face for face in PUBLIC if face != "distcam.cli")
+    program = f"import sys, {faces}; print({{'torch', 'faiss', 'torchvision', 'h5py'}} & set(sys.modules))"
+
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "set()\n"

@@ -1,0 +1,331 @@
+"""Samplers: every epoch is a list of index batches, of all processes together, and follows from (seed, epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import InputError
+from ..recipes.tables import Count, Table
+
+Indices = NDArray[np.int64]
+
+
+class Sampler(Protocol):
+    """The batches of every epoch."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in every epoch."""
+        ...
+
+    def batches(self, epoch: int) -> Sequence[Indices]:
+        """The index batches of an epoch; the same whenever it is asked for."""
+        ...
+
+
+class SamplerSettings(Table):
+    """The sampler and its batches.
+
+    Attributes:
+        kind: "shuffled": every image once an epoch. "balanced": as many images an epoch, of every class equally many.
+            "pk": every batch shows P classes with K images each, drawn anew for every batch, as `MPerClassSampler` of
+            pytorch-metric-learning does. "pk_full": the same, and every image comes at least once an epoch, as
+            re-identification wants it.
+        batch_size: images per step of each process.
+        per_class: K; P is the batch size divided by it. PK only.
+        drop_last: "shuffled": leave out the last batch if it is smaller than the others.
+        outlined: how many places of a batch are kept for images with a mask or box, which take turns in them beside
+            their usual ones. A few outlines then guide every step, as the external stream of GAIN-ext does.
+    """
+
+    kind: Literal["shuffled", "balanced", "pk", "pk_full"] = "shuffled"
+    batch_size: Count = 64
+    per_class: int = 4
+    drop_last: bool = False
+    outlined: int = 0
+
+    def check(self) -> None:
+        """Refuse what does not fit together."""
+        if not 0 <= self.outlined < self.batch_size:
+            raise InputError(f"expected fewer outlined images than batch_size = {self.batch_size}, got {self.outlined}")
+
+    def unused(self) -> dict[str, str]:
+        """Keys that this kind of sampler does not use."""
+        keys = ["per_class"] * (not self.kind.startswith("pk")) + ["drop_last"] * (self.kind != "shuffled")
+        return dict.fromkeys(keys, f"kind {self.kind!r}")
+
+
+def make_sampler(
+    settings: SamplerSettings,
+    labels: Int[Tensor, " n"] | Sequence[int],
+    *,
+    seed: int = 0,
+    world_size: int = 1,
+    class_names: Sequence[str] = (),
+    outlined: Int[Tensor, " m"] | Sequence[int] = (),
+) -> Sampler:
+    """The sampler that the settings describe, for images with these class indices; names are for messages.
+
+    Its batches are for all processes together: `world_size` times as large as the settings say. `outlined` are the
+    images that have a mask or a box.
+
+    Raises:
+        InputError: a batch size that the settings or the classes do not allow, or no outlined images where the
+            settings want some.
+    """
+    array, kept = np.asarray(labels), settings.outlined * world_size
+    common = {"batch_size": settings.batch_size * world_size - kept, "seed": seed}
+    sampler: Sampler
+    if settings.kind == "shuffled":
+        sampler = Shuffled(len(array), **common, drop_last=settings.drop_last)
+    elif array.ndim != 1:
+        raise InputError(f'{settings.kind!r} batches need one class per image, got several; use kind = "shuffled"')
+    elif settings.kind == "balanced":
+        sampler = Balanced(array, **common, class_names=class_names)
+    else:
+        build = SteadyPK if settings.kind == "pk" else FullPK
+        sampler = build(array, **common, per_class=settings.per_class, class_names=class_names)
+    return WithOutlined(sampler, np.asarray(outlined, dtype=np.int64), count=kept, seed=seed) if kept else sampler
+
+
+def share_of_rank(batch: Indices, *, rank: int, world_size: int) -> Indices:
+    """The part of a batch that one of `world_size` processes works on; all parts are equally long.
+
+    Parts are stretches, so that the images of one class under PK sampling stay together. What is missing to equal
+    parts is filled from the batch's beginning.
+
+    >>> share_of_rank(np.arange(6), rank=1, world_size=2).tolist()
+    [3, 4, 5]
+    """
+    size = -(-len(batch) // world_size)
+    return np.resize(batch, size * world_size)[rank * size : (rank + 1) * size]
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Every image once an epoch, in a new order.
+
+    A last batch of one image joins the one before it: batch normalisation has nothing to standardise in it.
+    """
+
+    count: int
+    batch_size: int
+    seed: int = 0
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or (self.drop_last and self.count < self.batch_size):
+            raise InputError(f"expected {self.batch_size if self.drop_last else 1} images or more, got {self.count}")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in every epoch."""
+        whole, rest = divmod(self.count, self.batch_size)
+        joined = self.batch_size > 1 and whole > 0 and rest == 1
+        return whole + (rest > 0 and not self.drop_last and not joined)
+
+    def batches(self, epoch: int) -> list[Indices]:
+        """The index batches of an epoch."""
+        order = _generator(self.seed, epoch).permutation(self.count)
+        steps = self.steps_per_epoch
+        last = self.batch_size * steps if self.drop_last else self.count
+        ends = [*range(self.batch_size, self.batch_size * steps, self.batch_size), last]
+        return [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+class Balanced:
+    """Batches in which every class is equally likely; an epoch has as many images as the data set.
+
+    Classes take turns in random order, and so do a class's images: of a small class each image comes several times
+    before another class's come once.
+    """
+
+    def __init__(self, labels: Indices, *, batch_size: int, seed: int = 0, class_names: Sequence[str] = ()) -> None:
+        self._members = _members(labels, class_names)
+        self._shape = Shuffled(len(labels), batch_size=batch_size)
+        self._seed = seed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in every epoch."""
+        return self._shape.steps_per_epoch
+
+    def batches(self, epoch: int) -> list[Indices]:
+        """The index batches of an epoch."""
+        generator = _generator(self._seed, epoch)
+        decks = [_Deck(members, generator) for members in self._members]
+        turns = _Deck(np.arange(len(decks)), generator)
+        order = np.concatenate([decks[number].draw(1) for number in turns.draw(self._shape.count)])
+        sizes = [len(batch) for batch in self._shape.batches(0)]
+        return np.split(order, np.cumsum(sizes)[:-1])
+
+
+class _PK:
+    """The base of both PK samplers: the classes' images, and a check of the numbers."""
+
+    def __init__(
+        self, labels: Indices, *, batch_size: int, per_class: int, seed: int = 0, class_names: Sequence[str] = ()
+    ) -> None:
+        if per_class < 2:
+            raise InputError(f"PK batches show every class with 2 images or more; got per_class = {per_class}")
+        if batch_size % per_class:
+            raise InputError(
+                f"PK batches hold whole classes: expected a batch size that {per_class} images a class divide, "
+                f"got {batch_size}"
+            )
+        self._members = _members(labels, class_names)
+        self._per_class, self._n_way, self._seed = per_class, batch_size // per_class, seed
+        self._count = len(labels)
+        alone = [number for number, members in enumerate(self._members) if len(members) < 2]
+        if alone:
+            raise InputError(
+                f"PK batches need two images or more of every class, but there is one of {_named(alone, class_names)}: "
+                'leave these classes out, or use kind = "shuffled"'
+            )
+        if self._n_way > len(self._members):
+            raise InputError(
+                f"a batch of {batch_size} with {per_class} images a class shows {self._n_way} classes, but there are "
+                f"{len(self._members)}; make the batch smaller or per_class larger"
+            )
+
+
+class SteadyPK(_PK):
+    """Batches of P classes with K images each; the classes of every batch are drawn anew.
+
+    An epoch has as many whole batches as the images suffice for, one at least. Images repeat within a batch only where
+    a class has fewer than K, as in pytorch-metric-learning's `MPerClassSampler`, which cannot be resumed.
+    """
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in every epoch."""
+        return max(self._count // (self._n_way * self._per_class), 1)
+
+    def batches(self, epoch: int) -> list[Indices]:
+        """The index batches of an epoch."""
+        generator = _generator(self._seed, epoch)
+        batches = []
+        for _ in range(self.steps_per_epoch):
+            chosen = generator.permutation(len(self._members))[: self._n_way]
+            drawn = [_Deck(self._members[number], generator).draw(self._per_class) for number in chosen]
+            batches.append(np.concatenate(drawn))
+        return batches
+
+
+class FullPK(_PK):
+    """Batches of P different classes with K images each, in which every image comes at least once an epoch.
+
+    Each class's images are dealt into groups of K, the last one filled up with others of the class. A batch takes its P
+    groups from the classes that have most of them left, at random among equals, so that classes run out together. When
+    fewer than P classes have groups left, others come once more.
+
+    Source: the identity sampler of Luo et al., Bag of Tricks and a Strong Baseline for Deep Person Re-identification,
+    2019, §3; theirs drops what does not fill a batch.
+    """
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in every epoch."""
+        groups = [-(-len(members) // self._per_class) for members in self._members]
+        return max(max(groups), -(-sum(groups) // self._n_way))
+
+    def batches(self, epoch: int) -> list[Indices]:
+        """The index batches of an epoch."""
+        generator = _generator(self._seed, epoch)
+        decks = [_Deck(members, generator) for members in self._members]
+        left = np.array([-(-len(members) // self._per_class) for members in self._members])
+        batches = []
+        while left.max() > 0:
+            order = generator.permutation(len(left))
+            chosen = order[np.argsort(-left[order], kind="stable")[: self._n_way]]
+            batches.append(np.concatenate([decks[number].draw(self._per_class) for number in chosen]))
+            left[chosen] = np.maximum(left[chosen] - 1, 0)
+        return batches
+
+
+class WithOutlined:
+    """Batches of another sampler, each with `count` of the `outlined` images more, which take turns in random order."""
+
+    def __init__(self, sampler: Sampler, outlined: Indices, *, count: int, seed: int = 0) -> None:
+        if not len(outlined):
+            raise InputError("sampler.outlined keeps places for images with a mask or box, but no image has any")
+        self._sampler, self._outlined, self._count, self._seed = sampler, np.unique(outlined), count, seed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in every epoch."""
+        return self._sampler.steps_per_epoch
+
+    def batches(self, epoch: int) -> list[Indices]:
+        """The index batches of an epoch."""
+        deck = _Deck(self._outlined, np.random.default_rng([0x0D7, self._seed, epoch]))
+        return [np.concatenate([batch, deck.draw(self._count)]) for batch in self._sampler.batches(epoch)]
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Batches that somebody else lists, few-shot episodes for example: the same whenever an epoch is asked for."""
+
+    listed: Callable[[int], Sequence[Sequence[int]]]
+    steps_per_epoch: int
+
+    def batches(self, epoch: int) -> list[Indices]:
+        """The index batches of an epoch.
+
+        Raises:
+            InputError: another number of batches than announced, or an empty one.
+        """
+        batches = [np.asarray(batch, dtype=np.int64) for batch in self.listed(epoch)]
+        if len(batches) != self.steps_per_epoch or not all(batch.size for batch in batches):
+            sizes = sorted({batch.size for batch in batches})
+            raise InputError(
+                f"expected {self.steps_per_epoch} batches of one image or more in epoch {epoch}, "
+                f"got {len(batches)} of the sizes {sizes}"
+            )
+        return batches
+
+
+class _Deck:
+    """Draws from a set without repeating any until all have come; then shuffles again."""
+
+    def __init__(self, cards: Indices, generator: np.random.Generator) -> None:
+        self._cards, self._generator = cards, generator
+        self._left: Indices = cards[:0]
+
+    def draw(self, count: int) -> Indices:
+        """That many cards; among them none twice unless there are fewer."""
+        while len(self._left) < count:
+            fresh = self._generator.permutation(self._cards)
+            again = np.isin(fresh, self._left)
+            self._left = np.concatenate([self._left, fresh[~again], fresh[again]])
+        drawn, self._left = self._left[:count], self._left[count:]
+        return drawn
+
+
+def _members(labels: Indices, class_names: Sequence[str]) -> list[Indices]:
+    """The images of every class, in the order of the class indices; no class may be empty."""
+    if len(labels) == 0:
+        raise InputError("expected one image or more, got none")
+    count = np.bincount(labels, minlength=len(class_names))
+    if not count.all():
+        empty = np.flatnonzero(count == 0).tolist()
+        raise InputError(f"expected images of every class, but there are none of {_named(empty, class_names)}")
+    return np.split(np.argsort(labels, kind="stable"), np.cumsum(count)[:-1])
+
+
+def _named(numbers: Sequence[int], class_names: Sequence[str]) -> str:
+    """Some classes in a message, the first five by name."""
+    shown = ", ".join(repr(class_names[number]) if class_names else str(number) for number in numbers[:5])
+    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+    return f"class{'es' * (len(numbers) > 1)} {shown}{more}"
+
+
+def _generator(seed: int, epoch: int) -> np.random.Generator:
+    return np.random.default_rng([0x5A3, seed, epoch])

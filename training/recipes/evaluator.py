@@ -1,0 +1,297 @@
+"""Measures of an encoder in training: predictions, neighbours, and the place of its maps, split by split.
+
+Metrics are called `SPLIT.METRIC`. Each measure of a map stands beside what a map that knows nothing would reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import field_validator
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ...encoders import Encoder, Encoding
+from ...encoders.encoder import evaluating
+from ...errors import InputError
+from ...explain import dist_cam, fold, normalise, rectify, upsample
+from ...metrics.clustering import cluster, normalised_mutual_information
+from ...metrics.distances import SearchSpec
+from ...metrics.ranking import Pairing, RankMeasures, measure_rankings
+from ..data.labels import is_right
+from ..data.training_set import TrainingSet
+from ..engine.step import HasClassWeights
+from .tables import Count, Table, check_name
+
+MAPS = ("caam", "cam", "gradcam", "dist_cam")
+_RECALLS = {f"recall_at_{k}": k for k in (1, 2, 4, 8, 10, 100, 1000)}
+_NEIGHBOURS = ("map_at_r", "r_precision", "nmi")
+METRICS = (
+    "accuracy",
+    *_RECALLS,
+    *_NEIGHBOURS,
+    *(f"energy_{name}" for name in MAPS),
+    *(f"peak_{name}" for name in MAPS),
+)
+
+
+class EvaluationSettings(Table):
+    """Metrics of a finished run; while it lasts, only the one that `run.monitor` names.
+
+    Attributes:
+        metrics: from `METRICS`. `accuracy`: of the objective's classifier; with 0/1 labels, the share of the images
+            whose highest score is a class they show; a tie with another class is an error. `recall_at_k`: the nearest
+            k images of the split, itself excepted, hold one of the class. `map_at_r`, `r_precision`: over the images
+            that have another of their class. Equal distances count as `metrics.ranking` says. `nmi`: of k-means
+            clusters, as many as classes, with the classes.
+            `energy_MAP`: share of the map, scaled to [0, 1], that lies on the object's outline, beside `energy_chance`,
+            the share of its area; `peak_MAP`: share of the images whose highest pixel does. Maps: `caam`, the sum of
+            the channels; `cam` of the image's own class; `gradcam`, the same without its negative part; `dist_cam`
+            against the own class's prototype.
+        splits: which splits; all but "train" if empty.
+        distance: between embeddings, for neighbours and prototypes.
+        batch_size: images per forward pass.
+    """
+
+    metrics: tuple[str, ...] = ("accuracy", "recall_at_1")
+    splits: tuple[str, ...] = ()
+    distance: Literal["cosine", "l2"] = "cosine"
+    batch_size: Count = 256
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        for name in metrics:
+            check_name("metric", name, METRICS)
+        if not metrics:
+            raise InputError("expected one metric or more")
+        return metrics
+
+
+class Evaluator:
+    """Measures an encoder on some splits; `evaluator(encoder)` is what the loop wants of `evaluate`.
+
+    Without a classifier metrics of predictions and class maps are left out. `only` names metrics such as
+    "test.accuracy"; all that apply are measured without it.
+
+    Raises:
+        InputError: a split or metric that does not exist, or one that no split can give; but the accuracy on unseen
+            classes is left out where `[evaluation]` says nothing.
+    """
+
+    def __init__(
+        self,
+        sets: Mapping[str, TrainingSet],
+        settings: EvaluationSettings | None = None,
+        *,
+        classifier: HasClassWeights | None = None,
+        only: Sequence[str] | None = None,
+    ) -> None:
+        self._sets, self._settings = sets, settings or EvaluationSettings()
+        self._classifier = classifier
+        wanted = self._settings.splits or tuple(name for name in sets if name != "train")
+        for name in wanted:
+            check_name("split", name, sets)
+        applicable = {split: [m for m in self._settings.metrics if self._applies(m, split)] for split in wanted}
+        for metric in self._settings.metrics:
+            if applicable and not any(metric in own for own in applicable.values()):
+                if metric == "accuracy" and self._settings.metrics == EvaluationSettings().metrics:
+                    others = all(sets[split].class_names != sets["train"].class_names for split in wanted)
+                    if others and classifier is not None:
+                        continue  # of unseen classes there is none, and nobody has asked for it
+                raise InputError(f"the metric {metric!r} applies to none of the splits {', '.join(wanted)}: {_NEEDS}")
+        self._wanted = applicable if only is None else self._named(only)
+
+    def _named(self, only: Sequence[str]) -> dict[str, list[str]]:
+        chosen: dict[str, list[str]] = {}
+        for name in only:
+            split, _, metric = name.partition(".")
+            check_name("split", split, self._sets)
+            check_name("metric", metric, METRICS)
+            if not self._applies(metric, split):
+                raise InputError(f"{name} cannot be measured: {_NEEDS}")
+            chosen.setdefault(split, []).append(metric)
+        return chosen
+
+    def _applies(self, metric: str, split: str) -> bool:
+        data, train = self._sets[split], self._sets["train"]
+        knows_classes = self._classifier is not None and data.class_names == train.class_names
+        if metric == "accuracy":
+            return knows_classes
+        if metric in _RECALLS or metric in _NEIGHBOURS:
+            return not data.is_multi_label
+        outlined = data.regions is not None and len(data.regions.image) > 0
+        if metric.endswith("cam") and not metric.endswith(("dist_cam", "caam")):
+            return outlined and knows_classes
+        return outlined and not (metric.endswith("dist_cam") and data.is_multi_label)
+
+    def __call__(self, encoder: Encoder) -> dict[str, float]:
+        """Every metric by its name; the encoder's modes are afterwards as they were."""
+        results: dict[str, float] = {}
+        with evaluating(encoder), torch.no_grad():
+            for split, metrics in self._wanted.items():
+                values = _Measured(self, encoder, split).values(metrics)
+                results |= {f"{split}.{name}": value for name, value in values.items()}
+        return results
+
+
+_NEEDS = (
+    "predictions and class maps need a classifier and its classes, neighbours one label per image, "
+    "energies and peaks outlines of the objects"
+)
+
+
+class _Measured:
+    """One split under one encoder; what several metrics need is computed once."""
+
+    def __init__(self, evaluator: Evaluator, encoder: Encoder, split: str) -> None:
+        self._encoder = encoder
+        self._settings, self._classifier = evaluator._settings, evaluator._classifier
+        self._data, self._train = evaluator._sets[split], evaluator._sets["train"]
+
+    def values(self, metrics: Sequence[str]) -> dict[str, float]:
+        results: dict[str, float] = {}
+        maps = [name for name in MAPS if f"energy_{name}" in metrics or f"peak_{name}" in metrics]
+        if maps:
+            results |= self._energies(maps)
+        for name in metrics:
+            if name == "accuracy":
+                assert self._classifier is not None
+                device = self._classifier.class_weights().device
+                logits = self._classifier.logits(self._embeddings.to(device)).cpu()
+                results[name] = float(is_right(logits, self._data.labels).float().mean())
+            elif name in _RECALLS:
+                results[name] = _recall(self._ranked, _RECALLS[name])
+            elif name == "nmi":
+                vectors, labels = self._embeddings, self._data.labels.numpy()
+                vectors = normalize(vectors) if self._settings.distance == "cosine" else vectors
+                clusters = cluster(vectors.numpy(), len(np.unique(labels)), seed=0)
+                results[name] = normalised_mutual_information(labels, clusters)
+            elif name in _NEIGHBOURS:
+                values = getattr(self._ranked, name)[self._ranked.n_relevant > 0]
+                results[name] = float(values.mean()) if values.size else 0.0
+        return {name: results[name] for name in (*metrics, *(["energy_chance"] if maps else []))}
+
+    @cached_property
+    def _embeddings(self) -> Float[Tensor, "n d"]:
+        return self._embedded(self._data)
+
+    def _embedded(self, data: TrainingSet) -> Float[Tensor, "n d"]:
+        everything = torch.arange(len(data))
+        return torch.cat([encoding.embedding.cpu() for _, encoding in self._encoded(data, everything)])
+
+    def _encoded(self, data: TrainingSet, index: Int[Tensor, " m"]) -> Iterator[tuple[Tensor, Encoding]]:
+        """The encodings of some images, batch by batch, float32 on the encoder's device."""
+        device = next((p.device for p in self._encoder.parameters()), torch.device("cpu"))
+        for part in torch.split(index, self._settings.batch_size):
+            yield part, self._encoder(self._encoder.transform.normalise(data.pixels(part).to(device)))
+
+    @cached_property
+    def _ranked(self) -> RankMeasures:
+        return _rank_among_others(self._embeddings, self._data.labels, self._settings.distance)
+
+    def _energies(self, maps: Sequence[str]) -> dict[str, float]:
+        """Energy and peak of each map on the outlines, averaged over the outlined objects."""
+        regions = self._data.regions
+        assert regions is not None
+        energy, peak = (dict.fromkeys(maps, 0.0) for _ in range(2))
+        chance = 0.0
+        for part, encoding in self._encoded(self._data, torch.unique(regions.image)):
+            own = regions.of(part)
+            raster = own.raster.to(encoding.feature_map.device)
+            for name in maps:
+                shares, hits = energy_in_raster(self._heat(name, encoding, own.row, own.label), raster)
+                energy[name] += float(shares.sum())
+                peak[name] += float(hits.sum())
+            chance += float(raster.mean((1, 2)).sum())
+        count = len(regions.image)
+        result = {f"energy_{name}": energy[name] / count for name in maps}
+        result |= {f"peak_{name}": peak[name] / count for name in maps}
+        return result | {"energy_chance": chance / count}
+
+    def _heat(self, name: str, encoding: Encoding, row: Tensor, label: Tensor) -> Float[Tensor, "r h w"]:
+        """One map per outline, from the rows and classes of a batch's outlines."""
+        features = encoding.feature_map
+        row = row.to(features.device)
+        if name == "caam":
+            return features.sum(1)[row]
+        response = fold(features, pooling=self._encoder.pooling, head=self._encoder.head).map
+        if name == "dist_cam":
+            prototypes = self._prototypes[label, None].to(features.device)
+            return dist_cam(response[row], prototypes, metric=self._settings.distance)[:, 0]
+        assert self._classifier is not None
+        response = features if getattr(self._classifier, "on", "embedding") == "pooled" else response
+        weights = self._classifier.class_weights()
+        heat = torch.einsum("rd,rdhw->rhw", weights[label.to(weights.device)].to(response), response[row])
+        return rectify(heat) if name == "gradcam" else heat
+
+    @cached_property
+    def _prototypes(self) -> Float[Tensor, "c d"]:
+        """Mean embedding of every class's training images; of the split's own if training has other classes."""
+        same = self._data.class_names == self._train.class_names
+        source, vectors = (self._train, self._embedded(self._train)) if same else (self._data, self._embeddings)
+        count = source.per_class()[:, None].clamp(min=1)
+        sums = torch.zeros(len(source.class_names), vectors.shape[1])
+        return sums.index_add_(0, source.labels, vectors) / count
+
+
+def energy_in_raster(
+    maps: Float[Tensor, "r h w"], raster: Float[Tensor, "r rows columns"]
+) -> tuple[Float[Tensor, " r"], Float[Tensor, " r"]]:
+    """Share of each map inside its outline, in [0, 1], and 1 where its highest pixel is.
+
+    Maps are enlarged to the outline and scaled to [0, 1] by minimum and maximum; a constant map has the share of the
+    area, and points nowhere.
+
+    Source: Wang et al., Score-CAM, 2020 (energy-based pointing game); Zhang et al., 2016 (pointing game).
+
+    >>> energy_in_raster(torch.tensor([[[0.0, 1.0], [0.0, 3.0]]]), torch.tensor([[[0.0, 0.0], [0.0, 1.0]]]))
+    (tensor([0.7500]), tensor([1.]))
+    """
+    heat = normalise(upsample(maps, (raster.shape[-2], raster.shape[-1])))
+    total = heat.sum((1, 2))
+    is_flat = total == 0
+    shares = (heat * raster).sum((1, 2)) / total.where(~is_flat, 1)
+    best = heat.flatten(1).argmax(1, keepdim=True)
+    hits = raster.flatten(1).gather(1, best)[:, 0] * ~is_flat
+    return torch.where(is_flat, raster.mean((1, 2)), shares), hits
+
+
+def recall_at(
+    embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"], *, k: int, distance: Literal["cosine", "l2"] = "cosine"
+) -> float:
+    """Share of the images that have one of their class among the k nearest others, in [0, 1].
+
+    Images without another of their class count, as misses.
+
+    >>> recall_at(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, 1]), k=1)
+    0.6666666666666666
+    """
+    return _recall(_rank_among_others(embeddings, labels, distance), k)
+
+
+def _recall(ranked: RankMeasures, k: int) -> float:
+    return float(((ranked.first_rank > 0) & (ranked.first_rank <= k)).mean())
+
+
+def _rank_among_others(
+    embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"], distance: Literal["cosine", "l2"]
+) -> RankMeasures:
+    """Every image a query against all others; zero vectors, which have no direction, lie together.
+
+    Raises:
+        InputError: an embedding is not finite.
+    """
+    vectors = embeddings.detach().cpu().double()
+    if distance == "cosine":
+        vectors = normalize(vectors)
+    rows, classes = vectors.float().numpy(), labels.cpu().numpy()
+    if not np.isfinite(rows).all():
+        raise InputError("an embedding is NaN or infinite, so it has no neighbours; lower the learning rate")
+    pairing = Pairing(classes, classes, np.arange(len(rows)))
+    return measure_rankings(rows, rows, pairing, spec=SearchSpec(rows.shape[1], distance))
