@@ -47,7 +47,7 @@ def point_in_input(point: tuple[float, float], transform: Transform, size: tuple
     return position_of(point, view, (transform.height, transform.width))
 
 
-def position_of(point: tuple[float, float], view: Box, shape: tuple[int, ...]) -> tuple[int, int]:
+def position_of(point: tuple[float | int, float | int], view: Box, shape: tuple[int, ...]) -> tuple[int, int]:
     """The position (row, column) of a map over `view` that a point (x, y) of the image lies in.
 
     Raises:
