@@ -31,7 +31,7 @@ from PIL import Image
 
 from distcam.encoders import Encoder
 from distcam.encoders.backbones.networks import find_class, load_network
-from distcam.explain.drawing.boxes import boxes_from_maps
+from distcam.explain.places import boxes_from_maps
 from distcam.images import list_images, read_image
 from distcam.images.boxes.joined import BoxedImage, boxed_images, read_boxes
 from distcam.metrics.segmentation import BETAS

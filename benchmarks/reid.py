@@ -130,7 +130,6 @@ def dense_reranking(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
         for i in range(n):
             averaged[i] = encoding[ranking[i, :K2]].mean(axis=0)
         encoding = averaged
-    del ranking
     holders = [np.flatnonzero(encoding[:, j]) for j in range(n)]
     jaccard = np.zeros((n_query, n), np.float32)
     for i in range(n_query):

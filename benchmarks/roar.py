@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distcam.errors import InputError, ShapeError
-from distcam.explain import PixelScore, explain_image, pixel_order, rectify, upsample
+from distcam.explain import PixelScore, explain_image, rectify, upsample
+from distcam.explain.checks.faithfulness import pixel_order
 from distcam.explain.checks.imputation import impute_linearly
 from distcam.segmentation.segmenter.pixel_data import PixelData
 

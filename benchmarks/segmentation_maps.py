@@ -32,7 +32,8 @@ from roar import remove_and_retrain, whole_explanations
 from small_segmenters import FitSettings, MobileSegmenter, SmallSegmenter, as_image, crowd_data, fit_segmenter, score
 from torch import nn
 
-from distcam.explain import METHODS, Look, Tile, contour, draw_box, draw_points, grid, map_tiles, rectify
+from distcam.explain import METHODS, DrawStyle, Tile, contour, draw_box, grid, map_tiles, rectify
+from distcam.explain.drawing.rendering import draw_points
 from distcam.images import Box, Transform
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.explaining import ASKS, REFERENCES, MapScores, Questions, ask_objects, judge_maps, maps_for
@@ -214,7 +215,11 @@ def figure(file: Path, options: argparse.Namespace) -> None:
         marked = mark(picture, one, by, options.size)
         tiles = [
             map_tiles(
-                [picture], rectify(maps), views=[Box(0, 0, *picture.size)], look=Look(opacity=0.6), title=short(name)
+                [picture],
+                rectify(maps),
+                views=[Box(0, 0, *picture.size)],
+                look=DrawStyle(opacity=0.6),
+                title=short(name),
             )[0]
             for name, maps in found.items()
         ]

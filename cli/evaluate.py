@@ -17,10 +17,9 @@ from .console import load_encoder, note_unfinished_build, print_json, progress_b
 from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Weights, Workers
 
 if TYPE_CHECKING:
-    from ..encoders import Encoder
     from ..images import Dataset
     from ..index import Gallery
-    from ..retrieval import EncodingSettings, Evaluation
+    from ..retrieval import Evaluation
 
 EXAMPLE = "Example: `distcam evaluate CUB_200_2011/ --encoder resnet50 --weights imagenet`"
 LayoutName = Literal["auto", "cub", "cars", "sop", "inshop", "folder", "csv"]
@@ -86,9 +85,17 @@ def evaluate(
         raise InputError(f"--out {out}: there is no such folder")
     chosen: dict[str, Any] = {"clusters": nmi, "seed": seed}
     chosen |= {} if metric is None else {"metric": metric}
-    chosen |= {} if recall_at is None else {"recall_at": _numbers(recall_at)}
+    if recall_at is not None:
+        try:
+            chosen["recall_at"] = tuple(int(part) for part in recall_at.split(","))
+        except ValueError:
+            expected = "expected numbers separated by commas, such as 1,5,10"
+            raise InputError(f"--recall-at: {expected}; got {recall_at!r}") from None
+    from ..index.storage.manifest import MANIFEST_NAME
+
+    is_file = dataset.is_file() and dataset.suffix.lower() in (".h5", ".hdf5")
     with resumable():
-        if _is_encoded(dataset):
+        if is_file or (dataset / MANIFEST_NAME).is_file():
             refuse_unused(
                 f"as {dataset} is encoded already", "encoder", "weights", "layer", "gallery", "cache", "split",
                 "protocol", "fit", "image_size", "precision", "batch_size", "workers", "device", "strict",
@@ -102,35 +109,34 @@ def evaluate(
                     refuse_unused("by the encoder that --gallery brings", "weights", "layer", "fit", "image_size")
             images = _load(dataset, protocol, split=split, strict=strict)
             searched = None if gallery is None else _open(gallery)
-            name = _encoder_of(searched) if searched is not None and encoder is None else encoder
-            if name is None:
+            if encoder is None and searched is None:
                 raise InputError("say what to evaluate: --encoder NAME --weights FILE, or --encoder CHECKPOINT")
-            require_encoder(name, weights, layer)
-            from ..retrieval import EncodingSettings
+            if encoder is None and searched is not None:
+                if searched.encoder_path is None:
+                    raise InputError(f"{searched.folder} keeps no encoder; pass --encoder CHECKPOINT")
+                encoder = str(searched.encoder_path)
+            assert encoder is not None
+            require_encoder(encoder, weights, layer)
+            from ..retrieval import EncodingSettings, default_protocol, evaluate_dataset
 
-            loaded = load_encoder(name, weights, fit=fit, size=image_size, layer=layer)
-            settings = EncodingSettings(batch_size, workers, device, precision, strict)
-            result = _evaluate_images(images, loaded, searched, cache=cache, settings=settings, chosen=chosen)
+            loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
+            with progress_bar("encoding") as encoding, progress_bar("ranking") as ranking:
+                result = evaluate_dataset(
+                    images,
+                    loaded,
+                    gallery=searched,
+                    protocol=dataclasses.replace(default_protocol(images, searched), **chosen),
+                    cache=cache,
+                    settings=EncodingSettings(batch_size, workers, device, precision, strict),
+                    progress=encoding,
+                    ranking_progress=ranking,
+                )
     if out is not None:
         write_text(out, json.dumps(result.to_dict(per_query=True), indent=2) + "\n")
     if as_json:
         print_json(result.to_dict())
     else:
         say(result.table())
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--recall-at: expected numbers separated by commas, such as 1,5,10; got {text!r}") from None
-
-
-def _is_encoded(path: Path) -> bool:
-    """True for a gallery's folder, or a file of encodings."""
-    from ..index.storage.manifest import MANIFEST_NAME
-
-    return (path / MANIFEST_NAME).is_file() or (path.is_file() and path.suffix.lower() in (".h5", ".hdf5"))
 
 
 def _evaluate_encoded(path: Path, chosen: dict[str, Any]) -> Evaluation:
@@ -145,35 +151,8 @@ def _evaluate_encoded(path: Path, chosen: dict[str, Any]) -> Evaluation:
         return evaluate_encodings(read_encodings(path), protocol=Protocol(**chosen), progress=progress)
 
 
-def _evaluate_images(
-    images: Dataset,
-    encoder: Encoder,
-    gallery: Gallery | None,
-    *,
-    cache: Path | None,
-    settings: EncodingSettings,
-    chosen: dict[str, Any],
-) -> Evaluation:
-    from ..retrieval import default_protocol, evaluate_dataset
-
-    with progress_bar("encoding") as encoding, progress_bar("ranking") as ranking:
-        return evaluate_dataset(
-            images,
-            encoder,
-            gallery=gallery,
-            protocol=dataclasses.replace(default_protocol(images, gallery), **chosen),
-            cache=cache,
-            settings=settings,
-            progress=encoding,
-            ranking_progress=ranking,
-        )
-
-
 def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Dataset:
-    """The split asked for, else the only one or `test`; other splits are not compared with the official counts.
-
-    Splits whose images are all missing count too: nobody wants the training images measured instead.
-    """
+    """The split asked for, else the only one or `test`; other splits are not compared with the official counts."""
     from ..datasets.retrieval import listed_splits, named_split
     from ..images import load_dataset
 
@@ -195,9 +174,3 @@ def _open(folder: Path) -> Gallery:
     if not gallery.manifest.complete:
         note_unfinished_build()
     return gallery
-
-
-def _encoder_of(gallery: Gallery) -> str:
-    if gallery.encoder_path is None:
-        raise InputError(f"{gallery.folder} keeps no encoder; pass --encoder CHECKPOINT")
-    return str(gallery.encoder_path)

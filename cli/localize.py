@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..encoders import Encoder
     from ..images.boxes.joined import BoxedImage, BoxedImages
     from ..retrieval import LocalisationTable
-    from ..retrieval.localisation.references import LinearClassifier
 
 EXAMPLE = (
     "Example: `distcam localize photos/query --boxes photos/boxes.csv --references photos/gallery "
@@ -51,7 +49,7 @@ def localize(
         str | None,
         typer.Option(
             help="Separated by commas, e.g. `cam,dist,dist@tau=0.1,hirescam`. The class-agnostic map, a random one, a "
-            "centred box, and the whole picture are always there."
+            "centred box, and the whole image are always there."
         ),
     ] = None,
     labels: Annotated[
@@ -63,7 +61,7 @@ def localize(
     reference_masks: Annotated[
         Path | None,
         typer.Option(
-            help="A FOLDER with masks of the references (same path, .png): prototypes of objects, not pictures."
+            help="A FOLDER with masks of the references (same path, .png): prototypes of objects, not of images."
         ),
     ] = None,
     split: Annotated[Literal["train", "test", "all"], typer.Option(help="Which part of CUB-200-2011.")] = "test",
@@ -95,7 +93,7 @@ def localize(
     from ..images import list_images
     from ..images.boxes.joined import boxed_images, read_boxes, read_synsets
     from ..images.masks import MaskFolder
-    from ..retrieval import References, localise
+    from ..retrieval import References, localise, read_classifier
 
     synsets = labels if labels is not None and labels.lower().endswith(".txt") else None
     listing = list_images(images, labels=labels if synsets is None else None)
@@ -103,7 +101,7 @@ def localize(
     boxed = boxed_images(listing, read_boxes(boxes, split=split), labels=known_classes)
     reader = None if masks is None else _mask_reader(masks, boxed)
     loaded = load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
-    classifier = _classifier(loaded, encoder, weights)
+    classifier = None if weights is None else read_classifier(encoder, weights, pooled_dim=loaded.pooled_dim)
     with progress_bar("references") as progress:
         inference = Inference(loaded, device=device, batch_size=batch_size)
         pooled = None if reference_masks is None else MaskFolder.given(reference_masks)
@@ -135,15 +133,8 @@ def localize(
         say(f"\nwritten: {out_file}")
 
 
-def _classifier(loaded: Encoder, name: str, weights: str | None) -> LinearClassifier | None:
-    """The classifier in the file of weights, where there is one for this layer."""
-    from ..retrieval import read_classifier
-
-    return None if weights is None else read_classifier(name, weights, pooled_dim=loaded.pooled_dim)
-
-
 def _mask_reader(folder: Path, images: BoxedImages) -> Callable[[BoxedImage], NDArray[np.bool_]]:
-    """What reads the object's pixels of an image; says how many images have a mask."""
+    """A reader of the object's pixels of an image; says how many images have a mask."""
     from ..images.masks import MaskFolder, read_mask
 
     masks = MaskFolder.given(folder)
@@ -169,21 +160,18 @@ def _write(table: LocalisationTable, path: Path) -> None:
     elif path.suffix.lower() == ".json":
         text = json.dumps(content, indent=2) + "\n"
     else:
-        rows = [_flat(row) for row in content["rows"]]
+        rows = []
+        for row in content["rows"]:  # an estimate becomes three columns, its own name for the value
+            flat: dict[str, Any] = {}
+            for key, value in row.items():
+                if isinstance(value, dict):
+                    flat |= {key: value["value"], f"{key}_low": value["low"], f"{key}_high": value["high"]}
+                else:
+                    flat[key] = value
+            rows.append(flat)
         lines = StringIO()
         writer = csv.DictWriter(lines, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
         text = lines.getvalue()
     write_text(path, text)
-
-
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """One line: an estimate becomes three columns, its own name for the value."""
-    flat: dict[str, Any] = {}
-    for key, value in row.items():
-        if isinstance(value, dict):
-            flat |= {key: value["value"], f"{key}_low": value["low"], f"{key}_high": value["high"]}
-        else:
-            flat[key] = value
-    return flat

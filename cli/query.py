@@ -17,7 +17,6 @@ from .options import AsJson, Device
 from .places import read_box, read_mask, read_point
 
 if TYPE_CHECKING:
-    from ..encoders.regions import Region
     from ..index import Gallery
     from ..retrieval import Matches
 
@@ -98,8 +97,11 @@ def query(
         typer.Option(help="With a folder. `blue-orange` has 0 in the middle and is what --versus takes."),
     ] = None,
     encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Where the gallery's pictures lie now, if they were moved.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")] = None,
     device: Device = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at what is otherwise passed over or assumed: an unreadable image, …")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest gallery images of each query, and explain every match."""
@@ -116,15 +118,10 @@ def query(
     probes = _listed(images or ())
     if explain is not None:
         _require_place(explain, len(ids or probes))
-    _note_filter(opened, where)
-    if not opened.manifest.complete:
-        note_unfinished_build()
-    rejection = opened.manifest.rejection
-    if reject and rejection is not None and rejection.generation != opened.manifest.generation:
-        err.print("note: the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")
+    _note(opened, where, reject=reject)
     from ..encoders import Encoder
     from ..retrieval import Retriever
-    from ..retrieval.unknown import UnknownInference
+    from ..retrieval.retriever import UnknownInference
 
     if ids and encoder is None and opened.encoder_path is None:
         unknown = UnknownInference(opened.manifest.encoder)
@@ -132,27 +129,33 @@ def query(
     else:
         retriever = Retriever(opened, None if encoder is None else Encoder.load(encoder), device=device)
     options: dict[str, Any] = {"k": k, "where": where, "reject": reject, "max_distance": max_distance}
+    skipped: list[Path] = []
     if ids:
         area = _area([], region, mask, mask_class)
-        assert not isinstance(area, list)  # a folder of masks was refused
         results = [retriever.query_stored(image, region=area, **options) for image in ids]
     else:
-        if probes != [Path(image) for image in images or ()]:  # of a folder what cannot be read is passed over
-            probes = _readable(probes)
-        area = _area(probes, region, mask, mask_class)
-        results = retriever.query([str(image) for image in probes], region=area, **options)
+        try:
+            results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
+        except ImageError:
+            if strict or len(probes) == 1:
+                raise
+            probes, skipped = _readable(probes)
+            results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
     written = None
     if explain is not None:
         asked = {"against": against, "versus": versus, "weighting": weighting, "space": space}
-        look = {"style": style, "scale": scale, "colours": colours or ("inferno" if versus is None else "blue-orange")}
-        written = _write(results, explain, look, None if point is None else read_point(point), **asked)
+        style_options: dict[str, Any] = {"style": style, "scale": scale}
+        style_options["colours"] = colours or ("inferno" if versus is None else "blue-orange")
+        written = _write(results, explain, style_options, None if point is None else read_point(point), **asked)
     if as_json:
         print_json([matches.to_dict() for matches in results])
-        return
-    for matches in results:
-        matches.show(out)
-    if written is not None:
-        say(f"explanations: {written}")
+    else:
+        for matches in results:
+            matches.show(out)
+        if written is not None:
+            say(f"explanations: {written}")
+    if skipped:
+        raise typer.Exit(1)
 
 
 def _refuse_unused(
@@ -164,14 +167,14 @@ def _refuse_unused(
     style: str,
     colours: str | None,
 ) -> None:
-    """Options that say how to explain without an explanation, how to draw without pictures, and the like."""
+    """Options that say how to explain without an explanation, how to draw without images, and the like."""
     if explain is None:
         refuse_unused(
             "without --explain", "against", "versus", "weighting", "space", "point", "style", "scale", "colours",
             remedy="add --explain OUT.html or a folder",
         )  # fmt: skip
         if not ids or (region is None and mask is None):
-            refuse_unused("where no picture of the gallery is opened", "root", remedy="add --explain, or leave it out")
+            refuse_unused("where no image of the gallery is opened", "root", remedy="add --explain, or leave it out")
         if ids and region is None and mask is None:
             refuse_unused(
                 "where nothing is encoded: the gallery keeps the vectors of its images", "device", "max_pixels"
@@ -204,12 +207,8 @@ def _listed(sources: Sequence[str]) -> list[Path]:
     return found
 
 
-def _readable(images: list[Path]) -> list[Path]:
-    """The images that can be read; the others are named on stderr.
-
-    Raises:
-        InputError: none can be read.
-    """
+def _readable(images: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The images that can be read, and the others, which are named on stderr."""
     from ..images import read_image
     from ..remarks import Skipped
     from .index.shared import report_skipped
@@ -223,15 +222,11 @@ def _readable(images: list[Path]) -> list[Path]:
     report_skipped(list(skipped.values()))
     if len(skipped) == len(images):
         raise InputError(f"none of the {len(images)} query images can be read")
-    return [image for image in images if image not in skipped]
+    return [image for image in images if image not in skipped], list(skipped)
 
 
 def _require_place(target: Path, queries: int) -> None:
-    """Nothing, if the explanations may go there: one file for one query, a report, a folder of explanations or none.
-
-    Raises:
-        InputError: several queries for one picture, or a folder with something else in it.
-    """
+    """Nothing, if the explanations may go there: one file for one query, a report, a folder of explanations or none."""
     if target.suffix.lower() in (*_PICTURES, ".npz") and queries > 1:
         raise InputError(f"{target.name} holds one query and there are {queries}; give --explain a folder or OUT.html")
     if target.suffix or not target.is_dir():
@@ -241,20 +236,26 @@ def _require_place(target: Path, queries: int) -> None:
         raise InputError(f"{target} holds something else than explanations, such as {other.name}; give a new folder")
 
 
-def _note_filter(gallery: Gallery, where: str | None) -> None:
-    """What a filter asks for and no image has."""
+def _note(gallery: Gallery, where: str | None, *, reject: bool) -> None:
+    """Say what a filter asks for and no image has, and what of the gallery is not finished or not fresh."""
     for hint in gallery.filter_hints(where) if where is not None else ():
         note(hint)
+    if not gallery.manifest.complete:
+        note_unfinished_build()
+    rejection = gallery.manifest.rejection
+    if reject and rejection is not None and rejection.generation != gallery.manifest.generation:
+        note("the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")
 
 
-def _area(
-    images: list[Path], region: str | None, mask: Path | None, mask_class: int | None
-) -> Region | list[Region] | None:
-    """What of the queries is searched for: all of them, a box, or what one mask or one for each marks."""
+def _area(images: list[Path], region: str | None, mask: Path | None, mask_class: int | None) -> Any:
+    """The part of the queries that is searched for: None for all of them, a box, one mask, or one for each."""
     from ..retrieval.masking import region_of_file
 
     if mask is None:
-        return None if region is None else _region(region)
+        if region is None:
+            return None
+        kind, _, file = region.partition(":")
+        return read_mask(file) if kind == "mask" and file else read_box(region)
     if region is not None:
         raise InputError("--region and --mask both say which part to search for; give one of them")
     if not mask.is_dir():
@@ -266,16 +267,10 @@ def _area(
     return [region_of_file(file, category=mask_class) for file in files]
 
 
-def _region(text: str) -> Region:
-    """A box, or the mask in a file."""
-    kind, _, file = text.partition(":")
-    return read_mask(file) if kind == "mask" and file else read_box(text)
-
-
 def _write(
-    results: list[Matches], target: Path, look: dict[str, Any], point: tuple[float, float] | None, **options: Any
+    results: list[Matches], target: Path, style: dict[str, Any], point: tuple[float, float] | None, **options: Any
 ) -> Path:
-    from ..explain import Look
+    from ..explain import DrawStyle
     from ..retrieval import write_report
 
     explanations = []
@@ -286,14 +281,14 @@ def _write(
     if target.suffix.lower() == ".html":
         return write_report(target, explanations)
     if target.suffix:
-        return explanations[0].save(target, Look(**look))
+        return explanations[0].save(target, DrawStyle(**style))
     target.mkdir(parents=True, exist_ok=True)
-    for number, explanation in enumerate(explanations, start=1):
-        name = f"{number:03d}-{Path(explanation.matches.query.name).stem}"
-        explanation.save(target / f"{name}.png", Look(**look))
+    for number, (matches, explanation) in enumerate(zip(results, explanations, strict=True), start=1):
+        name = f"{number:03d}-{Path(matches.query.name).stem}"
+        explanation.save(target / f"{name}.png", DrawStyle(**style))
         explanation.save(target / f"{name}.npz")
-        for match in explanation.matches if point is not None else ():
-            pairs = explanation.matches.correspondence(match.rank, space=options["space"])
+        for match in matches if point is not None else ():
+            pairs = matches.correspondence(match.rank, space=options["space"])
             pairs.save(target / f"{name}-rank{match.rank}-point.png", point)
             err.print(  # standard output may hold JSON
                 f"{name}, rank {match.rank}: the shares of all pairs of places sum to {pairs.parts.total:.6f}, "

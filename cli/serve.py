@@ -79,7 +79,7 @@ def serve(
     from ..index import Gallery
 
     Gallery.open(gallery, root=root, verify=False)  # what is wrong with it now, not after torch
-    from ..retrieval.unknown import UnknownInference
+    from ..retrieval.retriever import UnknownInference
 
     try:
         from ..server.app import create_app

@@ -1,4 +1,4 @@
-"""Where in a picture its similarity to another lies: Dist-CAM, folding, boxes, measures, and drawing."""
+"""Maps of what speaks for a match or a class: Dist-CAM and its peers, what they refer to, and how they are drawn."""
 
 from ..lazy import attach_stub
 

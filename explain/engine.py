@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,16 +14,19 @@ from torch import Tensor, nn
 from ..encoders.encoder import Encoder
 from ..encoders.layers import closest
 from ..errors import InputError, ShapeError
+from ..metrics.maps import is_constant
 from .folding import fold
 from .inputs import Norm, Weighting, refuse_non_finite
-from .layer_runs import LayerRun, capture
-from .maps import is_constant
-from .methods import gradient as methods
-from .methods.dist_cam import dist_cam
+from .layer_runs import LayerView, capture
+from .methods.cam import caam, cam, weighted_sum
+from .methods.dist_cam import WeightOptions, dist_cam
+from .methods.eigen_cam import eigen_cam
 from .methods.full_grad import full_grad, full_gradient
-from .methods.lift_cam import lift_contributions
+from .methods.grad_cam import grad_cam, grad_cam_plus_plus, xgrad_cam
+from .methods.hires_cam import hires_cam, layer_cam, seg_xres_cam
+from .methods.lift_cam import lift_weights
 from .methods.perturbation import ablation_weights, score_weights
-from .targets import Score, Similarity, Target, vector_of
+from .targets import Similarity, Target, vector_of
 
 __all__ = ["METHODS", "ActivationMaps", "explain_image", "method_name"]
 
@@ -74,7 +76,7 @@ def explain_image(
     layer: str | None = None,
     **options: Any,
 ) -> ActivationMaps:
-    """Where in each image the network sees what is asked: one map for each image and question.
+    """Maps of where a network sees what is asked: one for each image and question.
 
     The model is run in evaluation mode and left exactly as it was. Any method answers any target. Dist-CAM compares
     pooled vectors, so for a similarity it needs the layer that is pooled; for other scores its reference is the
@@ -101,114 +103,84 @@ def explain_image(
     [[[[0.0, 0.0], [0.5, 0.5]]]]
     """
     name = method_name(method)
-    _check_options(name, options)
+    taken = METHODS[name].options
+    for option in options:
+        if option not in taken:
+            raise InputError(
+                f"{METHODS[name].title} takes no option {option!r}; it takes {', '.join(taken) or 'no options'}"
+            )
     if name == "fullgrad":  # looks at the whole network, at no layer of it
         gradient = full_gradient(model, images, target)
         maps = full_grad(gradient, (images.shape[-2], images.shape[-1]))
         return ActivationMaps(maps, is_constant(maps), gradient.scores, name, "", target)
-    layer = _default_layer(model) if layer is None else layer
+    if layer is None and not isinstance(model, Encoder):
+        names = [name for name, part in model.named_modules() if isinstance(part, nn.Conv2d)]
+        hint = f" (its last convolution is {names[-1]!r})" if names else ""
+        raise InputError(
+            f"name the layer of {type(model).__name__} to look at{hint}; only an Encoder has one of its own"
+        )
+    layer = layer or ENCODERS_LAYER
     with capture(model, layer) as run:
-        view = View(run, run(images), target)
+        view = LayerView(run, run(images), target)
         maps = METHODS[name].compute(view, **options).detach()
         return ActivationMaps(maps, is_constant(maps), view.scores.detach(), name, layer, target)
 
 
-class View:
-    """What a method may look at: activations, gradients (computed when they are asked for), and the network."""
-
-    def __init__(self, run: LayerRun, output: Any, target: Target) -> None:
-        self.run = run
-        self.output = output
-        self.target = target
-        self.score: Score = target.fix(output)
-        self.scores: Tensor = self.score(output)
-
-    @cached_property
-    def activations(self) -> Float[Tensor, "b m k h w"]:
-        """The same activations for all questions about an image."""
-        return self.run.activations[:, None].expand(-1, self.scores.shape[1], -1, -1, -1)
-
-    @cached_property
-    def gradients(self) -> Float[Tensor, "b m k h w"]:
-        """The derivatives of the scores with respect to the activations."""
-        return self.run.gradients(self.scores)
-
-
 @dataclass(frozen=True)
 class Method:
-    """A method by name.
-
-    Attributes:
-        title: what its authors call it.
-        compute: (view, **options) → maps (b, m, h, w).
-        options: the names it takes.
-    """
+    """A method by name."""
 
     title: str
     compute: Callable[..., Tensor]
     options: tuple[str, ...]
 
 
-def _method(title: str, compute: Callable[..., Tensor], function: Callable[..., Tensor] | None = None) -> Method:
-    """A method whose options are the keyword-only parameters of `function`, or else of `compute`."""
-    parameters = inspect.signature(function or compute).parameters.values()
+def _method(title: str, compute: Callable[..., Tensor], *functions: Callable[..., Tensor]) -> Method:
+    """A method whose options are the keyword-only parameters of `functions`, or else of `compute`."""
+    parameters = [p for each in functions or (compute,) for p in inspect.signature(each).parameters.values()]
     return Method(title, compute, tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY))
 
 
 def _of_gradients(title: str, function: Callable[..., Tensor]) -> Method:
-    def compute(view: View, **options: Any) -> Tensor:
+    def compute(view: LayerView, **options: Any) -> Tensor:
         return function(view.activations, view.gradients, **options)
 
     return _method(title, compute, function)
 
 
 def _of_activations(title: str, function: Callable[..., Tensor]) -> Method:
-    def compute(view: View, **options: Any) -> Tensor:
+    def compute(view: LayerView, **options: Any) -> Tensor:
         maps = function(view.run.activations, **options)  # once for an image, whatever is asked
         return maps[:, None].expand(-1, view.scores.shape[1], -1, -1)
 
     return _method(title, compute, function)
 
 
-def _ablation_cam(view: View, *, relu: bool = True, batch_size: int = 32) -> Tensor:
-    weights = ablation_weights(view.run, view.score, view.scores, batch_size=batch_size)
-    return methods.weighted_sum(view.activations, weights, relu=relu)
+def _of_weights(title: str, weigh: Callable[..., Tensor]) -> Method:
+    """A method that sums the channels with the weights that `weigh` finds by running the network again."""
 
+    def compute(view: LayerView, *, relu: bool = True, **options: Any) -> Tensor:
+        return weighted_sum(view.activations, weigh(view, **options), relu=relu)
 
-def _score_cam(view: View, *, relu: bool = True, batch_size: int = 32) -> Tensor:
-    weights = score_weights(view.run, view.score, batch_size=batch_size)
-    return methods.weighted_sum(view.activations, weights, relu=relu)
-
-
-def _lift_cam(view: View, *, relu: bool = True) -> Tensor:
-    weights = lift_contributions(view.run, view.score).sum((-2, -1))
-    return methods.weighted_sum(view.activations, weights, relu=relu)
+    return _method(title, compute, compute, weigh)
 
 
 def _dist_cam(
-    view: View,
-    *,
-    weighting: Weighting = "dist",
-    tau: float = 1.0,
-    norm: Norm = "sum",
-    mean: Tensor | None = None,
+    view: LayerView, *, weighting: Weighting = "dist", tau: float = 1.0, norm: Norm = "sum", mean: Tensor | None = None
 ) -> Tensor:
     """Dist-CAM in the space that is searched; for other scores, against the direction they take in channel space."""
-    options: dict[str, Any] = {"weighting": weighting, "tau": tau, "norm": norm, "mean": mean}
+    options: WeightOptions = {"weighting": weighting, "tau": tau, "norm": norm, "mean": mean}
     if isinstance(view.target, Similarity):
         references = view.target.for_images(vector_of(view.output.detach()))
-        return dist_cam(_response(view), references, metric=view.target.metric, **options)
-    maps = dist_cam(view.run.activations, view.gradients.sum((-2, -1)), metric="cosine", **options)
+        options["metric"] = view.target.metric
+        return dist_cam(_response(view), references, **options)
+    maps = dist_cam(view.run.activations, view.gradients.sum((-2, -1)), **options)
     is_asked = (view.gradients != 0).any(-1).any(-1).any(-1)  # not of an empty set of pixels, which has no direction
     return maps * is_asked[..., None, None]
 
 
-def _response(view: View) -> Tensor:
-    """The map whose mean over positions is the vector that is searched.
-
-    Raises:
-        InputError: the layer is not the one that is pooled.
-    """
+def _response(view: LayerView) -> Tensor:
+    """The map whose mean over positions is the vector that is searched."""
     model, response = view.run.model, view.run.activations
     if isinstance(model, Encoder) and view.run.layer == ENCODERS_LAYER:
         response = fold(response, pooling=model.pooling, head=model.head).map
@@ -224,29 +196,25 @@ def _response(view: View) -> Tensor:
 
 
 METHODS: Mapping[str, Method] = {
-    "cam": _of_gradients("CAM", methods.cam),
-    "caam": _of_activations("CAAM", methods.caam),
-    "gradcam": _of_gradients("Grad-CAM", methods.grad_cam),
-    "gradcam++": _of_gradients("Grad-CAM++", methods.grad_cam_plus_plus),
-    "xgradcam": _of_gradients("XGrad-CAM", methods.xgrad_cam),
-    "layercam": _of_gradients("LayerCAM", methods.layer_cam),
-    "hirescam": _of_gradients("HiResCAM", methods.hires_cam),
-    "segxrescam": _of_gradients("Seg-XRes-CAM", methods.seg_xres_cam),
-    "eigencam": _of_activations("Eigen-CAM", methods.eigen_cam),
-    "ablationcam": _method("Ablation-CAM", _ablation_cam),
-    "scorecam": _method("Score-CAM", _score_cam),
+    "cam": _of_gradients("CAM", cam),
+    "caam": _of_activations("CAAM", caam),
+    "gradcam": _of_gradients("Grad-CAM", grad_cam),
+    "gradcam++": _of_gradients("Grad-CAM++", grad_cam_plus_plus),
+    "xgradcam": _of_gradients("XGrad-CAM", xgrad_cam),
+    "layercam": _of_gradients("LayerCAM", layer_cam),
+    "hirescam": _of_gradients("HiResCAM", hires_cam),
+    "segxrescam": _of_gradients("Seg-XRes-CAM", seg_xres_cam),
+    "eigencam": _of_activations("Eigen-CAM", eigen_cam),
+    "ablationcam": _of_weights("Ablation-CAM", ablation_weights),
+    "scorecam": _of_weights("Score-CAM", score_weights),
     "fullgrad": Method("FullGrad", full_grad, ()),
-    "liftcam": _method("LIFT-CAM", _lift_cam),
+    "liftcam": _of_weights("LIFT-CAM", lift_weights),
     "distcam": _method("Dist-CAM", _dist_cam),
 }
 
 
 def method_name(method: str) -> str:
-    """The method's name in `METHODS`; "Seg-Grad-CAM" is Grad-CAM with a target of pixels, and so on.
-
-    Raises:
-        InputError: there is no such method; the message holds the three nearest names.
-    """
+    """The method's name in `METHODS`; "Seg-Grad-CAM" is Grad-CAM with a target of pixels, and so on."""
     name = method.lower().replace("-", "").replace("_", "").replace(" ", "")
     name = SEGMENTATION_NAMES.get(name, name)
     if name not in METHODS:
@@ -254,22 +222,3 @@ def method_name(method: str) -> str:
     if name not in METHODS:
         raise InputError(f"method={method!r} is not known; nearest: {closest(name, list(METHODS))}")
     return name
-
-
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that the method does not take."""
-    taken = METHODS[name].options
-    for option in options:
-        if option not in taken:
-            raise InputError(
-                f"{METHODS[name].title} takes no option {option!r}; it takes {', '.join(taken) or 'no options'}"
-            )
-
-
-def _default_layer(model: nn.Module) -> str:
-    """The layer of an encoder's feature map."""
-    if isinstance(model, Encoder):
-        return ENCODERS_LAYER
-    names = [name for name, part in model.named_modules() if isinstance(part, nn.Conv2d)]
-    hint = f" (its last convolution is {names[-1]!r})" if names else ""
-    raise InputError(f"name the layer of {type(model).__name__} to look at{hint}; only an Encoder has one of its own")

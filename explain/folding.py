@@ -1,9 +1,4 @@
-"""Folding pooling and head into the feature map, so that a map explains the very vector that is searched.
-
-Pooling and head turn a feature map into an embedding. `fold` applies them position by position instead, such that the
-mean over positions is the embedding: R_j = Σ_k H_jk Q_k + b_j for an affine head. Whatever is a sum over R's channels,
-Dist-CAM above all, then speaks about the embedding, and its reference is an embedding as the gallery stores it.
-"""
+"""Folding pooling and head into the feature map, so that a map explains the very vector that is searched."""
 
 from __future__ import annotations
 
@@ -15,8 +10,8 @@ from torch import Tensor, nn
 
 from ..encoders.heads import Affine, affine_of
 from ..encoders.pooling import GAP, GeM, Pooling
+from ..encoders.regions import pool_region
 from ..errors import InputError
-from .regions import pool_region
 
 __all__ = ["Response", "fold"]
 
@@ -78,16 +73,12 @@ def _unpool(feature_map: Tensor, pooling: Pooling, weights: Tensor | None) -> Te
     if isinstance(pooling, GAP):
         return feature_map
     if isinstance(pooling, GeM):
-        pooled = pooling(feature_map) if weights is None else pool_region(feature_map, _plain(weights), pooling=pooling)
+        plain = weights if weights is None or weights.ndim == 2 else weights[:, 0]  # without the axis of channels
+        pooled = pooling(feature_map) if plain is None else pool_region(feature_map, plain, pooling=pooling)
         pooled = pooled[..., None, None]
         share = feature_map.clamp(min=pooling.eps) / pooled  # the ratio first: x^p alone can leave float32
         return pooled * share.pow(pooling.p)
     raise InputError(f"{type(pooling).__name__} cannot be folded into a map; only GAP and GeM can")
-
-
-def _plain(weights: Tensor) -> Tensor:
-    """Without the axis that stands for the channels."""
-    return weights if weights.ndim == 2 else weights[:, 0]
 
 
 def _at_every_position(response: Tensor, affine: Affine) -> Tensor:

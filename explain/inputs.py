@@ -1,4 +1,4 @@
-"""What the functions on pooled vectors accept: the names of their options, and the checks at the public edge."""
+"""Options of the functions on pooled vectors, and the checks at the public edge."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ Weighting = Literal["dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_ce
 
 NORMS: tuple[Norm, ...] = get_args(Norm)
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
+
+WORDS: dict[Weighting, str] = {
+    "dist": "Dist-CAM: where the query shows channels whose strength is close to the reference's.",
+    "dist*s": "Dist-CAM of the channels that the reference has.",
+    "dist*excess": "Dist-CAM of the channels that the reference has more of than the gallery's mean.",
+    "log_ratio": "How many times more of a channel the reference has than the gallery's mean.",
+    "dot": "What each place adds to the dot product with the reference.",
+    "dot_centered": "What each place adds to what sets the reference apart from the gallery's mean.",
+    "gradcam_cos": "The gradient of the cosine; it vanishes as the match gets better.",
+    "caam": "The class-agnostic map: the same for every reference, to compare with.",
+}
 
 NEEDS_MEAN = frozenset({"dist*excess", "log_ratio", "dot_centered"})
 

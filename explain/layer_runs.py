@@ -1,13 +1,6 @@
-"""Looking into a network at one layer, and leaving it as it was.
+"""Runs of a network with a look at one layer, which leave modes, hooks, gradients and random numbers as they were.
 
-    with capture(model, "layer4") as run:
-        output = run(images)
-        gradients = run.gradients(output[:, [3, 7]])     # of two scores, without a second forward pass
-        run.activations
-
-Only what lies behind the layer is recorded for gradients: the layer's output is handed on as a new leaf, and everything
-before it runs as in inference. Nothing is ever written to `.grad`; modes, hooks, `requires_grad`, the generator of
-random numbers, and the gradient mode are as before when the block is left, also by an exception.
+Only what lies behind the layer is recorded for gradients: its output is handed on as a new leaf.
 """
 
 from __future__ import annotations
@@ -15,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,8 +20,9 @@ from ..encoders.layers import as_feature_map, require_layer
 from ..encoders.weights.wrapping import eagerly, find_layer
 from ..errors import InputError, ShapeError
 from .inputs import at_least_float32, refuse_non_finite
+from .targets import Score, Target
 
-__all__ = ["LayerRun", "capture", "jacobian", "undisturbed"]
+__all__ = ["LayerRun", "LayerView", "capture", "jacobian", "undisturbed"]
 
 AT_ONCE = 32  # how many scores are differentiated together: memory grows with it
 UNRELATED = "the score does not depend on the layer; choose one that leads to the output"
@@ -60,12 +55,7 @@ class LayerRun:
         self._leaf: Tensor | None = None
 
     def __call__(self, images: Float[Tensor, "b c h w"]) -> Any:
-        """The network's output; gradients are recorded from the layer on.
-
-        Raises:
-            InputError: values are not finite, or the layer ran several times or not at all.
-            ShapeError: the layer's output cannot be read as a map.
-        """
+        """The network's output; gradients are recorded from the layer on."""
         refuse_non_finite("the images", images)
         self.images, self._leaf = images.detach(), None
 
@@ -92,13 +82,7 @@ class LayerRun:
         return self._leaf
 
     def gradients(self, scores: Float[Tensor, "b m"]) -> Float[Tensor, "b m k h w"]:
-        """The derivative of each score with respect to the layer's output, laid out as `activations` is.
-
-        All scores of all images take one backward pass (several, if there are very many).
-
-        Raises:
-            InputError: the scores do not depend on the layer, or the derivative is not finite.
-        """
+        """The derivative of each score with respect to the layer's output, laid out as `activations` is."""
         (gradients,) = jacobian(scores, [self.leaf])
         n_images, n_scores = scores.shape
         maps = at_least_float32("the gradients", self.as_map(gradients.flatten(0, 1)))
@@ -106,24 +90,14 @@ class LayerRun:
         return maps.reshape(n_scores, n_images, *maps.shape[1:]).transpose(0, 1)
 
     def replay(self, rows: Int[Tensor, " r"], edit: Callable[[Tensor], None], *, share: bool = False) -> Any:
-        """The network's output for some of the images when the layer's map is edited; no gradients are recorded.
-
-        Args:
-            rows: which images; one may come several times.
-            edit: changes the map (r, k, h, w) in place.
-            share: whether one image, the first of `rows`, is enough for what runs before the layer. The layer then
-                returns more rows than it was given; see `can_share`.
-        """
+        """The network's output for some of the images when the layer's map is edited; no gradients are recorded."""
         edited = self.leaf.detach()[rows].clone()
         edit(self.as_map(edited))
         with torch.no_grad():
             return self._run(self.images[rows[:1] if share else rows], lambda _: edited)
 
     def can_share(self, score: Callable[[Any, Tensor], Tensor]) -> bool:
-        """Whether `replay` may share: tried out on the first image, with its own map and with nothing but zeros.
-
-        A network in which something goes around the layer (a skip connection that is concatenated) cannot.
-        """
+        """True if `replay` may share: tried out on the first image, with its own map and with nothing but zeros."""
         rows = torch.zeros(2, dtype=torch.long, device=self.images.device)
 
         def empty_second(maps: Tensor) -> None:
@@ -138,10 +112,7 @@ class LayerRun:
         return found.shape == expected.shape and bool((found - expected).abs().amax() < 1e-3 * change)
 
     def beside_zero(self) -> Any:
-        """The output for 2b rows: the images as they are, then the images with nothing but zeros in the layer's map.
-
-        Gradients are recorded from the layer on, for both halves. Tokens that are no part of the map stay.
-        """
+        """The output for 2b rows: the images as they are, then the images with nothing but zeros in the layer's map."""
         zeros = self.leaf.detach().clone()
         self.as_map(zeros).zero_()
         with torch.no_grad():
@@ -181,26 +152,34 @@ class LayerRun:
         return output
 
 
+class LayerView:
+    """The input of a method: activations, gradients (computed when they are asked for), and the network."""
+
+    def __init__(self, run: LayerRun, output: Any, target: Target) -> None:
+        self.run = run
+        self.output = output
+        self.target = target
+        self.score: Score = target.fix(output)
+        self.scores: Tensor = self.score(output)
+
+    @cached_property
+    def activations(self) -> Float[Tensor, "b m k h w"]:
+        """The same activations for all questions about an image."""
+        return self.run.activations[:, None].expand(-1, self.scores.shape[1], -1, -1, -1)
+
+    @cached_property
+    def gradients(self) -> Float[Tensor, "b m k h w"]:
+        """The derivatives of the scores with respect to the activations."""
+        return self.run.gradients(self.scores)
+
+
 def jacobian(scores: Float[Tensor, "b m"], inputs: Sequence[Tensor], *, allow_unrelated: bool = False) -> list[Tensor]:
-    """The derivatives of the m scores of each image with respect to each input, (m, *input.shape), in one sweep.
-
-    The rows of a network's output do not depend on one another, so the scores of all images can be summed; the m scores
-    of an image are a batch of backward passes over one graph.
-
-    Raises:
-        InputError: no score depends on an input, unless `allow_unrelated` lets the derivative be 0.
-    """
+    """The derivatives of the m scores of each image with respect to each input, (m, *input.shape), in one sweep."""
     if not scores.requires_grad:
         raise InputError(UNRELATED)
     n_images, n_scores = scores.shape
     one_hot = torch.eye(n_scores, dtype=scores.dtype, device=scores.device)
     directions = one_hot[:, None].expand(-1, n_images, -1)
-    parts = [_products(scores, inputs, some, allow_unrelated) for some in torch.split(directions, AT_ONCE)]
-    return [torch.cat(part) for part in zip(*parts, strict=True)]
-
-
-def _products(scores: Tensor, inputs: Sequence[Tensor], directions: Tensor, allow_unrelated: bool) -> list[Tensor]:
-    """One derivative for each direction (n, b, m) and input."""
 
     def product(direction: Tensor, *, batched: bool) -> list[Tensor]:
         found = torch.autograd.grad(
@@ -214,12 +193,16 @@ def _products(scores: Tensor, inputs: Sequence[Tensor], directions: Tensor, allo
             for at, gradient in zip(inputs, found, strict=True)
         ]
 
-    if len(directions) > 1:
-        # Some operations, a function of the model's own say, cannot be differentiated in batches; they take their turn.
-        with suppress(RuntimeError):
-            return product(directions, batched=True)
-    singly = [product(direction, batched=False) for direction in directions]
-    return [torch.stack(gradients) for gradients in zip(*singly, strict=True)]
+    def products(some: Tensor) -> list[Tensor]:
+        if len(some) > 1:
+            # Some operations, a function of the model's own say, cannot be differentiated in batches; one by one then.
+            with suppress(RuntimeError):
+                return product(some, batched=True)
+        singly = [product(direction, batched=False) for direction in some]
+        return [torch.stack(gradients) for gradients in zip(*singly, strict=True)]
+
+    parts = [products(some) for some in torch.split(directions, AT_ONCE)]
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
 @contextmanager

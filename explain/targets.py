@@ -1,11 +1,4 @@
-"""Targets: which number of a network's output a map explains.
-
-A target is one of three: the score of a class, the summed scores of a class over a set of pixels, or the similarity of
-the output vector to a reference. Each asks m questions about each of b images and answers with a (b, m) tensor.
-
-What a target takes from the prediction itself (the best class, the predicted mask) is settled once, on the image as it
-is, by `fix`. The `Score` that comes back measures the same thing on every perturbed copy of the image.
-"""
+"""Targets: which number of a network's output a map explains."""
 
 from __future__ import annotations
 
@@ -21,7 +14,7 @@ from torch.nn import functional
 from ..encoders.encoding import Encoding
 from ..errors import InputError, ShapeError
 from ..images.geometry import Box
-from .drawing.boxes import largest_component
+from ..metrics.components import largest_component
 from .inputs import METRICS, Metric, refuse_non_finite
 
 __all__ = ["ClassScore", "ComponentAt", "PixelScore", "Score", "Similarity", "Target"]
@@ -149,31 +142,26 @@ class PixelScore:
         shape = (*asked.shape, *logits.shape[-2:])
         if isinstance(self.pixels, Tensor):
             return _given_mask(self.pixels, asked, shape).to(logits.device)
-        if isinstance(self.pixels, str):
-            return self._named_mask(logits, asked, shape)
-        rectangle = _rectangle(self.pixels, shape, logits.device)
-        if isinstance(self.pixels, ComponentAt):
-            return _grown(rectangle, within=_predicted(logits, asked))
-        return rectangle
-
-    def _named_mask(self, logits: Tensor, asked: Tensor, shape: tuple[int, ...]) -> Tensor:
         if self.pixels == "all":
             return torch.ones(shape, dtype=torch.bool, device=logits.device)
-        predicted = _predicted(logits, asked)
+        predicted = logits.argmax(1)[:, None] == asked[..., None, None]  # where each class has the highest score
         if self.pixels == "predicted":
             return predicted
         if self.pixels == "component":
             regions = [torch.from_numpy(largest_component(mask)) for mask in predicted.flatten(0, 1)]
             return torch.stack(regions).reshape(shape).to(logits.device)
-        raise InputError(
-            f"pixels={self.pixels!r} is not known; choose one of {', '.join(get_args(NamedPixels))}, "
-            "or give a Box, a (row, column), or a mask"
-        )
+        if isinstance(self.pixels, str):
+            raise InputError(
+                f"pixels={self.pixels!r} is not known; choose one of {', '.join(get_args(NamedPixels))}, "
+                "or give a Box, a (row, column), or a mask"
+            )
+        rectangle = _rectangle(self.pixels, shape, logits.device)
+        return _grown(rectangle, within=predicted) if isinstance(self.pixels, ComponentAt) else rectangle
 
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """How close the output vector is to a reference; larger is closer, whatever the metric.
+    """Closeness of the output vector to a reference; larger is closer, whatever the metric.
 
     cosine: the cosine, in [-1, 1] (0 to a vector of length 0); dot: the dot product; l2 and l1: minus the distance.
 
@@ -201,7 +189,15 @@ class Similarity:
         references = self.for_images(vector_of(output))
 
         def measure(output: Any, rows: Tensor) -> Tensor:
-            return _closeness(vector_of(output), references[rows.to(references.device)], self.metric)
+            vectors, others = vector_of(output), references[rows.to(references.device)]
+            if self.metric == "cosine":
+                vectors, others = functional.normalize(vectors, dim=-1), functional.normalize(others, dim=-1)
+            if self.metric in ("cosine", "dot"):
+                return (others @ vectors[..., None]).squeeze(-1)
+            difference = vectors[:, None] - others
+            if self.metric == "l1":
+                return -difference.abs().sum(-1)
+            return -difference.square().sum(-1).clamp(min=1e-30).sqrt()  # the floor: no infinite slope at distance 0
 
         return Score(measure, len(references))
 
@@ -228,19 +224,6 @@ def vector_of(output: Any) -> Tensor:
     if not isinstance(vectors, Tensor) or vectors.ndim != 2:
         raise ShapeError(f"a similarity needs an Encoding or an output (b, d); got {_described(output)}")
     return vectors
-
-
-def _closeness(vectors: Tensor, references: Tensor, metric: Metric) -> Tensor:
-    """(r, d) against (r, m, d): the similarity, (r, m)."""
-    if metric == "dot":
-        return (references @ vectors[..., None]).squeeze(-1)
-    if metric == "cosine":
-        unit = functional.normalize(vectors, dim=-1)
-        return (functional.normalize(references, dim=-1) @ unit[..., None]).squeeze(-1)
-    difference = vectors[:, None] - references
-    if metric == "l1":
-        return -difference.abs().sum(-1)
-    return -difference.square().sum(-1).clamp(min=1e-30).sqrt()  # the floor: no infinite slope at distance 0
 
 
 def distances(vectors: Tensor, others: Tensor, metric: Metric) -> Tensor:
@@ -281,11 +264,6 @@ def _asked(index: int | Tensor, scores: Tensor) -> Tensor:
             f"classes are whole numbers from 0 to {n_classes - 1}; got {sorted(set(asked.flatten().tolist()))}"
         )
     return asked.long()
-
-
-def _predicted(logits: Tensor, asked: Tensor) -> Tensor:
-    """Where each class asked for has the highest score."""
-    return logits.argmax(1)[:, None] == asked[..., None, None]
 
 
 def _grown(seed: Tensor, *, within: Tensor) -> Tensor:

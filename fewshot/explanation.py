@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..errors import InputError, ShapeError
-from ..explain import Metric, Norm, Weighting, dist_cam
+from ..explain import Norm, Weighting, dist_cam
+from ..metrics.distances import Metric
 from .classifiers import BDCSPN, Centre, Classifier, FineTuned, L2Normalise, NearestNeighbour, Prototypes
 from .classifiers.base import FewShotMetric
 

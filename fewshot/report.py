@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..explain import fold, to_data_uri
-from ..explain.drawing.colours import colour_table
-from ..files import write_text
+from ..explain import fold
+from ..explain.drawing.page import Thumbnails, numbers, write_html
+from ..images import Box
 from .classifiers import Classifier
 from .explanation import answers_of
 from .results import EpisodeResult, ResultFile
@@ -32,8 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Explainer", "Failure", "worst_failures", "write_report"]
 
 N_PAIRS, N_EXAMPLES, MOST_CLASSES, MOST_SUPPORTS = 15, 12, 40, 5
-THUMBNAIL = 192  # longest side in pixels of a picture in the report
-DIGITS = 4  # significant digits of a map's values
+THUMBNAIL = 192  # longest side in pixels of an image in the report
 
 
 @dataclass(frozen=True)
@@ -59,12 +56,12 @@ def worst_failures(result: EpisodeResult, n: int = N_EXAMPLES) -> list[Failure]:
 
 
 class Explainer:
-    """What a report needs to show pictures and maps: the images, the encoder that made the features, the classifiers.
+    """The source of a report's images and maps: the images, the encoder that made the features, the classifiers.
 
     Args:
         split: the images.
-        encoder: what made the features; pictures without maps if left out.
-        classifiers: by the names of the results; others get pictures without maps.
+        encoder: what made the features; images without maps if left out.
+        classifiers: by the names of the results; others get images without maps.
         device: where the encoder runs.
         precision: of its arithmetic, that of the features.
         features: the features by item, so that only the wrongly answered queries are encoded again.
@@ -91,15 +88,12 @@ class Explainer:
             self._inference = Inference(encoder, device=device, precision=precision)
 
     def image(self, name: str) -> Image:
-        """The picture of an item."""
+        """The image of an item."""
         return self._split.images[self._row[name]]
 
-    def view(self, image: Image) -> list[float]:
-        """The part of a picture that the network sees, as fractions of its sides."""
-        if self._inference is None:
-            return [0.0, 0.0, 1.0, 1.0]
-        box = self._inference.transform.view(image.width, image.height)
-        return [round(edge, 5) for edge in box.scaled(1 / image.width, 1 / image.height)]
+    def view(self, image: Image) -> Box:
+        """The part of an image that the network sees, in its pixels."""
+        return Box(0, 0, *image.size) if self._inference is None else self._inference.transform.view(*image.size)
 
     def explain(self, result: EpisodeResult, failure: Failure) -> dict[str, Any] | None:
         """The maps of one wrong answer; None where there is no encoder or no exact map."""
@@ -123,9 +117,9 @@ class Explainer:
         difference = float(logits[won] - logits[true])
         return {
             "shape": list(own.shape[-2:]),
-            "won": _numbers(heat[won]),
-            "true": _numbers(heat[true]),
-            "decision": _numbers(decision.map[0]),
+            "won": numbers(heat[won]),
+            "true": numbers(heat[true]),
+            "decision": numbers(decision.map[0]),
             "constant": float(decision.constant[0]),
             "difference": difference,
             "error": abs(float(decision.map[0].sum() + decision.constant[0]) - difference),
@@ -162,32 +156,23 @@ def write_report(
     Args:
         path: the file to write; an existing one is replaced.
         results: the results of one manifest.
-        explainer: for pictures and maps of the worst failures; without it they are listed by name.
+        explainer: for images and maps of the worst failures; without it they are listed by name.
         sensitivity: redrawn supports by method, from `support_sensitivity`.
         title: the page's heading.
         notes: lines under it, as plain text.
         n_failures: wrong answers to show of each method.
     """
-    pictures: dict[str, Any] = {}
-    episodes = results.episodes
+    images = None if explainer is None else Thumbnails(explainer.view, side=THUMBNAIL)
     data = {
-        "title": title,
-        "notes": [*notes, *_setting(results)],
         "methods": [
-            _method_data(
-                result, explainer, pictures, n_failures, (sensitivity or {}).get(result.classifier["name"], ())
-            )
+            _method_data(result, explainer, images, n_failures, (sensitivity or {}).get(result.classifier["name"], ()))
             for result in results
         ],
-        "n_classes": len(episodes.class_names),
-        "heat": bytes(colour_table("inferno").tobytes()).hex(),
-        "signed": bytes(colour_table("blue-orange").tobytes()).hex(),
-        "images": pictures,
+        "n_classes": len(results.episodes.class_names),
+        "images": images or {},
     }
-    template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-    # "</script>" in a file name must not end the data block.
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return write_text(path, template.replace("__DATA__", text))
+    described = [*notes, *_setting(results)]
+    return write_html(path, "report.html", package=__package__, title=title, notes=described, data=data)
 
 
 def _setting(results: ResultFile) -> list[str]:
@@ -205,7 +190,7 @@ def _setting(results: ResultFile) -> list[str]:
 def _method_data(
     result: EpisodeResult,
     explainer: Explainer | None,
-    pictures: dict[str, Any],
+    images: Thumbnails | None,
     n_failures: int,
     sensitivity: Sequence[SupportSensitivity],
 ) -> dict[str, Any]:
@@ -228,7 +213,7 @@ def _method_data(
         "supports": [list(each) for each in ends],
         "n_supports": len(quality),
         "sensitivity": [each.to_dict() for each in sensitivity],
-        "failures": [_failure_data(result, f, explainer, pictures) for f in worst_failures(result, n_failures)],
+        "failures": [_failure_data(result, f, explainer, images) for f in worst_failures(result, n_failures)],
         "n_wrong": int((result.prediction != result.episodes.target).sum()),
         "n_asked": int(result.prediction.size),
     }
@@ -249,7 +234,7 @@ def _confusion_data(result: EpisodeResult, hardest_first: list[str]) -> dict[str
 
 
 def _failure_data(
-    result: EpisodeResult, failure: Failure, explainer: Explainer | None, pictures: dict[str, Any]
+    result: EpisodeResult, failure: Failure, explainer: Explainer | None, images: Thumbnails | None
 ) -> dict[str, Any]:
     episodes, (e, m) = result.episodes, (failure.episode, failure.query)
     true, won = int(episodes.target[e, m]), int(result.prediction[e, m])
@@ -259,11 +244,10 @@ def _failure_data(
 
     query = str(episodes.names[episodes.query[e, m]])
     shown = {"query": query, "support_true": supports(true), "support_won": supports(won)}
-    if explainer is not None:
+    if explainer is not None and images is not None:
         for name in (query, *shown["support_true"], *shown["support_won"]):
-            if name not in pictures:
-                image = explainer.image(name)
-                pictures[name] = {"uri": _thumbnail(image), "view": explainer.view(image)}
+            if name not in images:
+                images.add(name, explainer.image(name))
     return {
         **shown,
         "episode": e,
@@ -272,13 +256,3 @@ def _failure_data(
         "margin": float(result.margin[e, m]),
         "maps": None if explainer is None else explainer.explain(result, failure),
     }
-
-
-def _numbers(raw: Tensor) -> list[float]:
-    return [float(f"{value:.{DIGITS}g}") for value in raw.flatten().tolist()]
-
-
-def _thumbnail(image: Image) -> str:
-    small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    return to_data_uri(small, "jpeg")

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError, ShapeError
 from ..explain import Tile, Weighting, dist_cam, fold, grid
-from ..explain.drawing.overlay import Look, map_tiles
+from ..explain.drawing.overlay import DrawStyle, map_tiles
 from ..explain.methods.correspondence import Correspondence, correspondence
 from ..images import Box, read_image
 
@@ -225,7 +225,9 @@ def part_weights(
     return weights
 
 
-def pairs_panel(pairs: Mapping[str, PairExplanation], *, look: Look | None = None, tile_size: int = 196) -> Image.Image:
+def pairs_panel(
+    pairs: Mapping[str, PairExplanation], *, look: DrawStyle | None = None, tile_size: int = 196
+) -> Image.Image:
     """Pairs below one another, each as probe, match, the shares on both, and Dist-CAM on both, with the parts' shares.
 
     One scale for all shares and one for all Dist-CAM maps, so that a match of the same identity can be compared with
@@ -238,8 +240,8 @@ def pairs_panel(pairs: Mapping[str, PairExplanation], *, look: Look | None = Non
     """
     if not pairs:
         raise InputError("a panel needs at least one pair")
-    look = look or Look(scale="shared")
-    signed = Look(style=look.style, scale="shared", colours="blue-orange", opacity=look.opacity, level=look.level)
+    look = look or DrawStyle(scale="shared")
+    signed = DrawStyle(style=look.style, scale="shared", colours="blue-orange", opacity=look.opacity, level=look.level)
     shares = _tiles(list(pairs.values()), ("probe_shares", "match_shares"), signed)
     dists = _tiles(list(pairs.values()), ("probe_dist_map", "match_dist_map"), look)
     rows: list[Sequence[Tile | None]] = []
@@ -255,7 +257,7 @@ def pairs_panel(pairs: Mapping[str, PairExplanation], *, look: Look | None = Non
     return grid(rows, tile_size=tile_size)
 
 
-def _tiles(pairs: Sequence[PairExplanation], names: tuple[str, str], look: Look) -> list[Tile]:
+def _tiles(pairs: Sequence[PairExplanation], names: tuple[str, str], look: DrawStyle) -> list[Tile]:
     """The maps of all pairs on their images: probe and match of the first, of the second, and so on."""
     images = [image for pair in pairs for image in (pair.probe, pair.match)]
     views = [view for pair in pairs for view in pair.views]

@@ -1,53 +1,31 @@
-"""An assessment as one HTML file: every number with its protocol, curves, and the failures as pictures.
+"""An assessment as one HTML file: every number with its protocol, curves, and the failures as images.
 
-The page holds no script and loads nothing. All text from outside (paths, identities, cameras) is escaped.
+The page holds no script and loads nothing.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
-from html import escape
+from math import log10
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..datasets.reid_records import ReidImage
 from ..errors import ImageError
+from ..explain.drawing.page import write_html
 from ..explain.drawing.rendering import to_data_uri
-from ..files import write_text
 from ..images import read_image
-from .assessment import Answer, Assessment, Failure, Promotion
-from .charts import camera_table, curve, histogram
+from .assessment import Assessment, Failure, Promotion, Shared
+from .results import CameraPair
+from .verification import Verification
 
 __all__ = ["write_report"]
 
-_HEIGHT = 144  # of a picture in pixels
+_HEIGHT = 144  # of an image in pixels
 _SHOWN_NEIGHBOURS = 5
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2430; --soft: #5d6879; --line: #dfe3ea; --paper: #f6f7f9; --card: #fff;
-  --good: #1b7f5c; --bad: #b4532a; --accent: #3b5bdb; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8ebf0; --soft: #9aa5b5; --line: #333b48; --paper: #14181f;
-  --card: #1d232c; --good: #4cc79a; --bad: #f0a06c; --accent: #8ea6ff; } }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, "DejaVu Sans", sans-serif; }
-main { max-width: 1180px; margin: auto; padding: 28px 24px 60px; }
-h1 { font-size: 25px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 34px 0 8px; }
-.soft, figcaption { color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
-.scores, .row { display: flex; flex-wrap: wrap; gap: 12px; }
-.score, .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px; }
-.score b { display: block; font-size: 22px; }
-.card { margin: 10px 0; } .card h3 { font-size: 14px; margin: 0 0 8px; font-weight: 600; overflow-wrap: anywhere; }
-figcaption { margin-top: 5px; }
-figure { margin: 0; max-width: 190px; } figure img { height: 144px; border-radius: 6px; display: block;
-  max-width: 190px; object-fit: contain; }
-.right img { outline: 3px solid var(--good); } .wrong img { outline: 3px solid var(--bad); }
-.query img { outline: 3px solid var(--accent); } .small img { height: 84px; } .small { max-width: 110px; }
-.gone { height: 144px; width: 72px; background: #8884; border-radius: 6px; }
-table { border-collapse: collapse; } td, th { padding: 3px 9px; text-align: right; border: 1px solid var(--line); }
-ul { margin: 4px 0; padding-left: 20px; }
-svg { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-svg text { fill: var(--soft); font: 11px system-ui, sans-serif; } svg .axis { stroke: var(--line); fill: none; }
-"""
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_MOST_CAMERAS = 24
 
 
 def write_report(
@@ -62,38 +40,59 @@ def write_report(
 
     Args:
         path: the file; an existing one is replaced.
-        assessment: what `assess` returned. Its pictures are read now; those that are gone leave a grey box.
+        assessment: what `assess` returned. Its images are read now; those that are gone leave a grey box.
         title: the page's heading.
         n_failures: queries in the failure gallery.
         n_promotions: matches that re-ranking brought up.
     """
-    figure = _figures(assessment)
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{escape(assessment.data.format)} · {escape(str(assessment.data.root))}</p>',
-        _scores(assessment),
-        "<h2>Protocol</h2>",
-        _list([*_protocol_lines(assessment), *assessment.data.notes]),
-        "<h2>Curves</h2>",
-        _curves(assessment),
-        "<h2>Camera by camera</h2>",
-        camera_table(assessment.evaluation.camera_pairs),
-        _failures(assessment.failures(n_failures), figure),
-        _promotions(assessment.promotions(n_promotions), figure),
+
+    @cache
+    def uri(path: str) -> str | None:
+        try:
+            picture = read_image(assessment.data.root / path)
+        except ImageError:
+            return None
+        picture.thumbnail((2 * _HEIGHT, _HEIGHT))
+        return to_data_uri(picture, "jpeg")
+
+    content: dict[str, Any] = {
+        "scores": _scores(assessment),
+        "points": _operating_points(assessment),
+        "protocol": [*_protocol_lines(assessment), *assessment.data.notes],
+        "charts": _charts(assessment),
+        "failures": [_failure(failure) for failure in assessment.failures(n_failures)],
+        "promotions": [_promotion(promotion) for promotion in assessment.promotions(n_promotions)],
+        "uri": uri,
+        **_cameras(assessment.evaluation.camera_pairs),
+    }
+    about = f"{assessment.data.format} · {assessment.data.root}"
+    return write_html(path, "report.html", package=__package__, title=title, notes=[about], **content)
+
+
+def _scores(assessment: Assessment) -> dict[str, float]:
+    evaluation, before = assessment.evaluation, assessment.before
+    values = {f"rank-{k}": evaluation.rank(k) for k in (1, 5, 10) if k <= evaluation.cmc.size}
+    values |= {"mAP (step)": evaluation.map_step, "mAP (trapezoid)": evaluation.map_trapezoid, "mINP": evaluation.minp}
+    if evaluation.verification is not None:
+        values["equal error"] = evaluation.verification.equal_error_rate
+    if before is not None:
+        values |= {"rank-1 before re-ranking": before.rank(1), "mAP (step) before": before.map_step}
+    if evaluation.single_gallery_shot is not None:
+        values["rank-1, single gallery shot"] = float(evaluation.single_gallery_shot[0])
+    return values
+
+
+def _operating_points(assessment: Assessment) -> list[str]:
+    evaluation = assessment.evaluation
+    found = {"TAR": evaluation.verification, "DIR": evaluation.identification}
+    return [
+        f"{name}@FAR {point.target:g}: {100 * point.true_accept_rate:.2f}"
+        + ("" if point.threshold is None else f", distance up to {point.threshold:.4g}")
+        + ("" if point.is_resolved else " (too few impostors to resolve this rate)")
+        for name, measured in found.items()
+        if measured is not None
+        for point in measured.operating_points
     ]
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"
-        + "\n".join(body)
-        + "</main></body></html>\n"
-    )
-    return write_text(path, page)
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 
 def _protocol_lines(assessment: Assessment) -> list[str]:
@@ -106,95 +105,102 @@ def _protocol_lines(assessment: Assessment) -> list[str]:
     return [f"distance: {evaluation.metric}", *steps, f"features: {about or 'as given'}", f"counts: {counts}"]
 
 
-def _scores(assessment: Assessment) -> str:
-    evaluation, before = assessment.evaluation, assessment.before
-    values = {f"rank-{k}": evaluation.rank(k) for k in (1, 5, 10) if k <= evaluation.cmc.size}
-    values |= {"mAP (step)": evaluation.map_step, "mAP (trapezoid)": evaluation.map_trapezoid, "mINP": evaluation.minp}
-    if evaluation.verification is not None:
-        values["equal error"] = evaluation.verification.equal_error_rate
-    if before is not None:
-        values |= {"rank-1 before re-ranking": before.rank(1), "mAP (step) before": before.map_step}
-    if evaluation.single_gallery_shot is not None:
-        values["rank-1, single gallery shot"] = float(evaluation.single_gallery_shot[0])
-    cards = [f'<div class="score"><b>{100 * value:.2f}</b>{escape(name)}</div>' for name, value in values.items()]
-    points = []
-    if evaluation.verification is not None:
-        points += [("TAR", point) for point in evaluation.verification.operating_points]
-    if evaluation.identification is not None:
-        points += [("DIR", point) for point in evaluation.identification.operating_points]
-    lines = [
-        f"{name}@FAR {point.target:g}: {100 * point.true_accept_rate:.2f}"
-        + ("" if point.threshold is None else f", distance up to {point.threshold:.4g}")
-        + ("" if point.is_resolved else " (too few impostors to resolve this rate)")
-        for name, point in points
-    ]
-    return f'<div class="scores">{"".join(cards)}</div>{_list(lines)}'
+class _Chart(NamedTuple):
+    """A small chart: its title, the ends of its x axis, and paths with their style."""
+
+    title: str
+    ends: tuple[str, str]
+    paths: list[tuple[str, str]]
+    width: int = 340
+    height: int = 220
+    left: int = 34
+    top: int = 24
+    right: int = 323
+    bottom: int = 186
+
+    def x(self, share: float) -> float:
+        """A place on the x axis, from 0 to 1, in pixels."""
+        return self.left + (self.right - self.left) * share
+
+    def y(self, share: float) -> float:
+        """A place on the y axis, from 0 to 1, in pixels."""
+        return self.bottom - (self.bottom - self.top) * share
 
 
-def _curves(assessment: Assessment) -> str:
+def _charts(assessment: Assessment) -> list[_Chart]:
     evaluation = assessment.evaluation
     ranks = list(range(1, evaluation.cmc.size + 1))
-    parts = [curve("CMC: share of queries answered within rank", ranks, evaluation.cmc.tolist())]
+    charts = [_curve("CMC: share of queries answered within rank", ranks, evaluation.cmc.tolist())]
     found = evaluation.verification
     if found is not None:
         rates = found.false_accept_rate.tolist(), found.true_accept_rate.tolist()
-        parts.append(curve("ROC: true by false accepts (logarithmic)", *rates, logarithmic=True))
-        parts.append(histogram("Distances: genuine (green), impostor (orange)", found))
-    return f'<div class="row">{"".join(parts)}</div>'
+        charts.append(_curve("ROC: true by false accepts (logarithmic)", *rates, logarithmic=True))
+        charts.append(_histogram("Distances: genuine (green), impostor (orange)", found))
+    return charts
 
 
-Figure = Callable[[ReidImage, str, str], str]
+def _curve(title: str, x: Sequence[float], y: Sequence[float], *, logarithmic: bool = False) -> _Chart:
+    """A line through points whose y lies in [0, 1], x ascending; logarithmic x drops what is not positive."""
+    points = [(a, b) for a, b in zip(x, y, strict=True) if a > 0 or not logarithmic]
+    if not points:
+        return _Chart(title, ("", ""), [])
+    chart = _Chart(title, (f"{points[0][0]:.3g}", f"{points[-1][0]:.3g}"), [])
+    at = [log10(a) if logarithmic else float(a) for a, _ in points]
+    span = (at[-1] - at[0]) or 1.0
+    places = [f"{chart.x((a - at[0]) / span):.1f} {chart.y(b):.1f}" for a, (_, b) in zip(at, points, strict=True)]
+    chart.paths.append((f"M{'L'.join(places)}", "fill: none; stroke: var(--accent); stroke-width: 2"))
+    return chart
 
 
-def _figures(assessment: Assessment) -> Figure:
-    """A function from an image, a caption and a style to a `<figure>`; each file is read once."""
-
-    @cache
-    def picture(path: str) -> str | None:
-        try:
-            image = read_image(assessment.data.root / path)
-        except ImageError:
-            return None
-        image.thumbnail((2 * _HEIGHT, _HEIGHT))
-        return to_data_uri(image, "jpeg")
-
-    def figure(image: ReidImage, caption: str, style: str) -> str:
-        source = picture(image.path)
-        shown = '<div class="gone"></div>' if source is None else f'<img src="{source}" alt="">'
-        who = f"{image.identity} · camera {'?' if image.camera is None else image.camera}"
-        text = f"{escape(caption)}<br>{escape(who)}<br>{escape(Path(image.path).name)}"
-        return f'<figure class="{style}">{shown}<figcaption>{text}</figcaption></figure>'
-
-    return figure
+def _histogram(title: str, found: Verification) -> _Chart:
+    """Distances of genuine and impostor pairs, each scaled to its own highest bar, and the equal-error threshold."""
+    edges = found.histogram_edges
+    chart = _Chart(title, (f"{edges[0]:.3g}", f"{edges[-1]:.3g}"), [])
+    shares = (edges - edges[0]) / (float(edges[-1] - edges[0]) or 1.0)
+    for counts, colour in ((found.impostor_histogram, "--bad"), (found.genuine_histogram, "--good")):
+        bars = "".join(
+            f"M{chart.x(low):.1f} {chart.bottom}V{chart.y(share):.1f}H{chart.x(high):.1f}V{chart.bottom}Z"
+            for low, high, share in zip(shares, shares[1:], counts / max(1, int(counts.max())), strict=False)
+        )
+        chart.paths.append((bars, f"fill: var({colour}); opacity: .55"))
+    at = chart.x(float((found.equal_error_threshold - edges[0]) / (float(edges[-1] - edges[0]) or 1.0)))
+    chart.paths.append((f"M{at:.1f} {chart.top}V{chart.bottom}", "stroke: var(--ink); stroke-dasharray: 4 3"))
+    return chart
 
 
-def _failures(failures: tuple[Failure, ...], figure: Figure) -> str:
-    cards = []
-    for failure in failures:
-        shown = [figure(failure.query, "query", "query")]
-        for answer, name, style in ((failure.wrong, "first wrong", "wrong"), (failure.right, "first right", "right")):
-            if answer is not None:
-                shown.append(figure(answer.image, f"{name}: rank {answer.rank}, {answer.distance:.4g}", style))
-                shown += _neighbours(answer, figure)
-        causes = "; ".join(failure.causes)
-        plural = "match" if failure.n_matches == 1 else "matches"
-        head = f"AP {100 * failure.average_precision:.1f}, {failure.n_matches} {plural}"
-        heading = escape(f"{head} · {causes}" if causes else head)
-        cards.append(f'<div class="card"><h3>{heading}</h3><div class="row">{"".join(shown)}</div></div>')
-    return "<h2>Failures, lowest average precision first</h2>" + ("".join(cards) or "<p>None.</p>")
+def _cameras(pairs: Sequence[CameraPair]) -> dict[str, Any]:
+    """Rank-1 and mAP (step) by query camera (rows) and gallery camera (columns)."""
+    rows = list(dict.fromkeys(pair.query_camera for pair in pairs))
+    columns = sorted({pair.gallery_camera for pair in pairs}, key=lambda camera: (isinstance(camera, str), camera))
+    if not pairs or max(len(rows), len(columns)) > _MOST_CAMERAS:
+        missing = f"{len(rows)} query cameras by {len(columns)} gallery cameras: no table; see the JSON."
+        return {"cameras": None, "columns": (), "no_table": missing}
+    cells = {(pair.query_camera, pair.gallery_camera): pair for pair in pairs}
+    return {"cameras": [(row, [cells.get((row, column)) for column in columns]) for row in rows], "columns": columns}
 
 
-def _neighbours(answer: Answer, figure: Figure) -> list[str]:
-    shared = answer.shared[:3]
-    return [figure(image, f"shared: {100 * share:.0f} %", "small") for image, share in shared]
+def _figure(image: ReidImage, caption: str, style: str) -> dict[str, Any]:
+    return {"image": image, "caption": caption, "style": style, "name": Path(image.path).name}
 
 
-def _promotions(promotions: tuple[Promotion, ...], figure: Figure) -> str:
-    cards = []
-    for promotion in promotions:
-        shown = [figure(promotion.query, "query", "query"), figure(promotion.match, "brought up", "right")]
-        for image, share in promotion.shared[:_SHOWN_NEIGHBOURS]:
-            shown.append(figure(image, f"shared: {100 * share:.0f} %", "small"))
-        heading = f"from rank {promotion.rank_before} to {promotion.rank_after} by the neighbours they share"
-        cards.append(f'<div class="card"><h3>{escape(heading)}</h3><div class="row">{"".join(shown)}</div></div>')
-    return "<h2>What re-ranking brought up, and which neighbours did it</h2>" + "".join(cards) if cards else ""
+def _neighbours(shared: Shared, most: int) -> Iterable[dict[str, Any]]:
+    return (_figure(image, f"shared: {100 * share:.0f} %", "small") for image, share in shared[:most])
+
+
+def _failure(failure: Failure) -> tuple[str, list[dict[str, Any]]]:
+    """A heading, and the query with its first wrong and its first right answer."""
+    shown = [_figure(failure.query, "query", "query")]
+    for answer, name, style in ((failure.wrong, "first wrong", "wrong"), (failure.right, "first right", "right")):
+        if answer is not None:
+            shown.append(_figure(answer.image, f"{name}: rank {answer.rank}, {answer.distance:.4g}", style))
+            shown += _neighbours(answer.shared, 3)
+    plural = "match" if failure.n_matches == 1 else "matches"
+    head = f"AP {100 * failure.average_precision:.1f}, {failure.n_matches} {plural}"
+    return " · ".join(filter(None, (head, "; ".join(failure.causes)))), shown
+
+
+def _promotion(promotion: Promotion) -> tuple[str, list[dict[str, Any]]]:
+    """A heading, and the query with a right answer that re-ranking brought up."""
+    heading = f"from rank {promotion.rank_before} to {promotion.rank_after} by the neighbours they share"
+    shown = [_figure(promotion.query, "query", "query"), _figure(promotion.match, "brought up", "right")]
+    return heading, [*shown, *_neighbours(promotion.shared, _SHOWN_NEIGHBOURS)]

@@ -1,15 +1,15 @@
 from .benchmarks import EncodingSettings, default_protocol, evaluate_dataset, evaluate_encodings, evaluate_gallery
 from .correspondence import PictureCorrespondence, PlacePair
 from .evaluation import evaluate_embeddings
-from .explanation import Explanation, Reference
+from .evidence import Reference
+from .explanation import Explanation, write_report
 from .localisation.evaluate import localise
 from .localisation.references import References, read_classifier
 from .localisation.results import LocalisationTable
-from .matches import Match, Matches, Query
-from .protocols import Protocol
-from .report import write_report
+from .matches import Matches
+from .ranking import Match, Query
+from .results import Evaluation, Origin, Protocol, Score
 from .retriever import Retriever
-from .scores import Evaluation, Origin, Score
 
 __all__ = [
     "EncodingSettings",

@@ -26,15 +26,14 @@ from ..index import Encodings, Gallery, encode_to_file, read_encodings
 from ..index.storage.segments import Record
 from ..remarks import remark
 from .evaluation import Progress, evaluate_embeddings
-from .protocols import RECALL_AT, Protocol
-from .scores import Evaluation, Origin
+from .results import RECALL_AT, Evaluation, Origin, Protocol
 
 __all__ = ["EncodingSettings", "default_protocol", "evaluate_dataset", "evaluate_encodings", "evaluate_gallery"]
 
 
 @dataclass(frozen=True)
 class EncodingSettings:
-    """How to run the encoder; see `encode_to_file`."""
+    """Settings of a run of the encoder; see `encode_to_file`."""
 
     batch_size: int | None = None
     workers: int | None = None
@@ -180,12 +179,13 @@ def evaluate_dataset(
         encodings, notes = _encoded(dataset, encoder, file, settings=settings, progress=progress)
         against = () if gallery is None else (f"searched in the gallery {gallery.folder}",)
         split = dataset.splits[0] if len(dataset.splits) == 1 else None
+        record = encoder.trained_on
         origin = _origin(
             encodings.encoder,
             dataset.title,
             split,
             notes=(*dataset.problems, *notes, *against),
-            trained_on=_overlap(encoder.trained_on, encodings),
+            trained_on=None if record is None else record.overlap(encodings.labels, record.short(encodings.sha256)),
         )
         if dataset.shared_classes:
             shared = f"{dataset.shared_classes} of these classes also occur in other splits: not an unseen-class result"
@@ -227,13 +227,8 @@ def _cached(dataset: Dataset, encoder: Encoder, file: Path) -> Encodings:
     return encodings
 
 
-def _overlap(record: TrainedOn | None, encodings: Encodings) -> Overlap | None:
-    """How many of these images were trained on; their digests are in the file."""
-    return None if record is None else record.overlap(encodings.labels, record.short(encodings.sha256))
-
-
 def _overlap_of(gallery: Gallery, labels: Sequence[str | None]) -> Overlap | None:
-    """How many of a gallery's images its own encoder was trained on; None where no copy of it says."""
+    """The number of a gallery's images that its own encoder was trained on; None where no copy of it says."""
     record = None if gallery.encoder_path is None else TrainedOn.read(gallery.encoder_path)
     if record is None:
         return None

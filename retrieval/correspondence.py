@@ -1,4 +1,4 @@
-"""Pairs of places on two pictures: what of a match's similarity lies between this point here and that one there."""
+"""Pairs of places on two images: the share of a match's similarity between a point here and a point there."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import InputError
-from ..explain.drawing.overlay import Look, map_tiles
+from ..explain.drawing.overlay import DrawStyle, map_tiles
 from ..explain.drawing.panels import Tile, grid
 from ..explain.drawing.rendering import draw_points
-from ..explain.maps import rectify
 from ..explain.methods.correspondence import Correspondence
 from ..explain.methods.correspondence import correspondence as divide
+from ..explain.places import position_of
 from ..files import replacing
 from ..images import Box, read_image
-from .matches import Match, Matches
+from ..metrics.maps import rectify
+from .evidence import Evidence, Space
+from .ranking import Match, Ranking
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from .explanation import Side
 
 __all__ = ["PictureCorrespondence", "PlacePair", "correspondence"]
 
@@ -32,7 +32,7 @@ Point = tuple[float, float]
 
 
 class PlacePair(NamedTuple):
-    """A point (x, y) on the query and its partner on the match, in pixels of each picture, and their share."""
+    """A point (x, y) on the query and its partner on the match, in pixels of each image, and their share."""
 
     query: Point
     match: Point
@@ -46,7 +46,7 @@ class PictureCorrespondence:
     Attributes:
         match: the gallery image.
         parts: the shares in positions of the two feature maps, with their total and residual.
-        query_view: the rectangle of the query picture that its positions divide evenly, in its pixels.
+        query_view: the rectangle of the query image that its positions divide evenly, in its pixels.
         match_view: that of the match.
         is_exact: False when a non-linear head could only be unfolded to first order; the total is exact even so.
     """
@@ -56,15 +56,15 @@ class PictureCorrespondence:
     query_view: Box
     match_view: Box
     is_exact: bool
-    _matches: Matches = field(repr=False)
+    _ranking: Ranking = field(repr=False)
 
     def on_match(self, point: Point) -> Tensor:
-        """Float "u v", raw: where on the match lies what this point (x, y) of the query picture contributes.
+        """Float "u v", raw: where on the match lies what this point (x, y) of the query image contributes.
 
         Raises:
             InputError: the encoder does not see that point.
         """
-        return self.parts.on_match(position_at(point, self.query_view, self.parts.shares.shape[:2]))
+        return self.parts.on_match(position_of(point, self.query_view, self.parts.shares.shape[:2]))
 
     def on_query(self, point: Point) -> Tensor:
         """Float "h w", raw: where on the query lies what this point (x, y) of the match contributes.
@@ -72,44 +72,42 @@ class PictureCorrespondence:
         Raises:
             InputError: the encoder does not see that point.
         """
-        return self.parts.on_query(position_at(point, self.match_view, self.parts.shares.shape[2:]))
+        return self.parts.on_query(position_of(point, self.match_view, self.parts.shares.shape[2:]))
 
     def pairs(self, limit: int = 10) -> list[PlacePair]:
         """The places that are each other's best partner, as the middles of their positions; largest share first."""
-        shape = self.parts.shares.shape
+        rows, columns, match_rows, match_columns = self.parts.shares.shape
+
+        def middle(position: tuple[int, int], view: Box, shape: tuple[int, int]) -> Point:
+            row, column = ((index + 0.5) / n for index, n in zip(position, shape, strict=True))
+            return view.left + column * view.width, view.top + row * view.height
+
         return [
             PlacePair(
-                middle_of(pair.query, self.query_view, shape[:2]),
-                middle_of(pair.match, self.match_view, shape[2:]),
+                middle(pair.query, self.query_view, (rows, columns)),
+                middle(pair.match, self.match_view, (match_rows, match_columns)),
                 pair.share,
             )
             for pair in self.parts.mutual_pairs(limit)
         ]
 
-    def show(self, point: Point | None = None, *, limit: int = 6, look: Look | None = None) -> Image:
+    def show(self, point: Point | None = None, *, limit: int = 6, look: DrawStyle | None = None) -> Image:
         """The query with a point and the match under the map for it; without a point the best pairs, numbered alike."""
-        query, match = self._matches.query.image, read_image(self.match.file)
-        total = f"similarity {self.parts.total:.3f}" if self._matches.metric in ("cosine", "dot") else "query"
+        query, match = self._ranking.query.image, read_image(self.match.file)
+        title = f"{self.match.rank} · {self.match.label or '–'}"
+        total = f"similarity {self.parts.total:.3f}" if self._ranking.metric in ("cosine", "dot") else "query"
         if point is None:
             pairs = self.pairs(limit)
-            return grid(
-                [
-                    [
-                        Tile(draw_points(query, [pair.query for pair in pairs]), title="query", caption=total),
-                        Tile(draw_points(match, [pair.match for pair in pairs]), title=self._title),
-                    ]
-                ],
-                tile_size=320,
-            )
+            ours = Tile(draw_points(query, [pair.query for pair in pairs]), title="query", caption=total)
+            theirs = Tile(draw_points(match, [pair.match for pair in pairs]), title=title)
+            return grid([[ours, theirs]], tile_size=320)
         heat = rectify(self.on_match(point))[None]
         mark = (float(point[0]), float(point[1]))
-        (tile,) = map_tiles([match], heat, views=[self.match_view], look=look, title=self._title)
+        (tile,) = map_tiles([match], heat, views=[self.match_view], look=look, title=title)
         low, _, high = tile.caption.partition(" … ")
         tile = replace(tile, caption=f"shares of the similarity, {low} to {high}" if high else tile.caption)
-        return grid(
-            [[Tile(draw_points(query, [mark]), title="query, with the point", caption=total), tile]],
-            tile_size=320,
-        )
+        marked = Tile(draw_points(query, [mark]), title="query, with the point", caption=total)
+        return grid([[marked, tile]], tile_size=320)
 
     def save(self, path: str | PathLike[str], point: Point | None = None) -> Path:
         """Write what `show` draws (`.png`, `.jpg`), or the shares as arrays (`.npz`).
@@ -134,45 +132,16 @@ class PictureCorrespondence:
                 self.show(point).save(aside)
         return path
 
-    @property
-    def _title(self) -> str:
-        return f"{self.match.rank} · {self.match.label or '–'}"
 
-
-def correspondence(matches: Matches, rank: int, *, space: Side) -> PictureCorrespondence:
+def correspondence(ranking: Ranking, rank: int, *, space: Space) -> PictureCorrespondence:
     """The pairs of places of a query and one of its matches; see `Matches.correspondence`."""
-    from .explanation import match_response, query_response
-
-    match = matches.at_rank(rank)
-    metric = matches.retriever.gallery.metric
-    query, is_exact = query_response(matches, space)
-    other, _ = match_response(matches, [rank - 1], space)
-    transform = matches.retriever.encoder.transform
+    match, evidence = ranking.at_rank(rank), Evidence(ranking, space)
+    query, transform = evidence.query_response, ranking.retriever.encoder.transform
     return PictureCorrespondence(
         match=match,
-        parts=divide(query[0], other[0], metric=metric),
-        query_view=transform.view(*matches.query.image.size),
+        parts=divide(query.map[0], evidence.match_response((rank,))[0], metric=ranking.retriever.gallery.metric),
+        query_view=transform.view(*ranking.query.image.size),
         match_view=transform.view(*read_image(match.file).size),
-        is_exact=is_exact,
-        _matches=matches,
-    )
-
-
-def position_at(point: Point, view: Box, shape: tuple[int, ...]) -> tuple[int, int]:
-    """The position (row, column) of a map over `view` that a point (x, y) of the picture lies in."""
-    x, y = point
-    if not view.contains(x, y):
-        seen = tuple(round(edge, 1) for edge in view)
-        raise InputError(f"the point {(x, y)} lies outside what the encoder sees, (left, top, right, bottom) = {seen}")
-    row = int((y - view.top) / view.height * shape[0])
-    column = int((x - view.left) / view.width * shape[1])
-    return min(row, shape[0] - 1), min(column, shape[1] - 1)
-
-
-def middle_of(position: tuple[int, int], view: Box, shape: tuple[int, ...]) -> Point:
-    """The middle (x, y) of a position's area, in pixels of the picture."""
-    row, column = position
-    return (
-        view.left + (column + 0.5) * view.width / shape[1],
-        view.top + (row + 0.5) * view.height / shape[0],
+        is_exact=query.is_exact,
+        _ranking=ranking,
     )

@@ -11,11 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ShapeError
 from ..metrics.clustering import cluster, normalised_mutual_information
-from ..metrics.distances import SearchSpec, Vectors, check_vectors, comparable
+from ..metrics.distances import SearchSpec, check_vectors, comparable
 from ..metrics.intervals import bootstrap_errors
 from ..metrics.ranking import BLOCK_BYTES, Pairing, RankMeasures, Rows, measure_rankings
-from .protocols import Protocol
-from .scores import Evaluation, Origin, Score
+from .results import Evaluation, Origin, Protocol, Score
 
 __all__ = ["Progress", "evaluate_embeddings"]
 
@@ -81,7 +80,9 @@ def evaluate_embeddings(
         )
     scores = _scores(per_query, codes, protocol)
     if protocol.clusters:
-        scores["NMI"] = Score(_nmi(asked[codes >= 0], codes[codes >= 0], seed=protocol.seed))
+        known = codes[codes >= 0]
+        clusters = cluster(asked[codes >= 0], len(np.unique(known)), seed=protocol.seed)
+        scores["NMI"] = Score(normalised_mutual_information(known, clusters))
     return Evaluation(scores, protocol, counts, origin or Origin(), per_query)
 
 
@@ -140,8 +141,3 @@ def _scores(per_query: RankMeasures, codes: Rows, protocol: Protocol) -> dict[st
 
 def _known(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _nmi(vectors: Vectors, codes: Rows, *, seed: int) -> float:
-    clusters = cluster(vectors, len(np.unique(codes)), seed=seed)
-    return normalised_mutual_information(codes, clusters)

@@ -1,80 +1,106 @@
-"""Where a match comes from: Dist-CAM maps on the query and on its references, ready to look at, save, or measure."""
+"""Explanation of matches: Dist-CAM maps on the query and on its references, as arrays, a panel, or a report."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..encoders.heads import Identity
+from ..encoders.regions import region_mask
 from ..errors import ImageError, InputError
-from ..explain import Weighting, contrast, dist_cam, fold, match_sensitivity
+from ..explain import WEIGHTINGS, Norm, Weighting, contrast, dist_cam, match_sensitivity, rectify
+from ..explain.drawing.overlay import DrawStyle, map_panel
+from ..explain.drawing.page import Thumbnails, numbers, write_html
+from ..explain.drawing.panels import MISSING, Tile
 from ..explain.drawing.rendering import contour, draw_box
-from ..explain.inputs import NEEDS_MEAN
-from ..explain.regions import region_mask
+from ..explain.inputs import NEEDS_MEAN, WORDS
 from ..files import replacing
 from ..images import Box, read_image
 from ..index.filters.tree import Eq
-from .masking import gallery_weights
-from .matches import Match, Matches
+from .evidence import Evidence, Reference, Space
+from .ranking import Ranking
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..explain.drawing.overlay import Look
-    from ..index import Gallery
     from ..index.storage.segments import Record
-    from .retriever import Retriever
 
-__all__ = ["Explanation", "Reference", "Side", "explain"]
+__all__ = ["SIGNED", "Explanation", "write_report"]
 
-Side = Literal["metric", "backbone"]
 SIGNED = frozenset({"dot", "dot_centered", "gradcam_cos"})  # weightings whose negative values speak against the match
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What a query is compared with: a gallery image (`match` is set) or a class prototype (it is None)."""
-
-    name: str
-    label: str | None
-    distance: float
-    match: Match | None = None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explanation:
     """Raw Dist-CAM maps of one query, one per reference, in the resolution of the encoder's last feature map.
 
+    Response maps and vectors are kept, so other weightings and references cost a matrix product.
+
     Attributes:
-        query_maps: Float "n h w", raw: neither rectified nor normalised, so maps of one query share one scale.
+        matches: the ranking that is explained.
         references: the n references, in the order of the maps.
+        weighting: how channels are weighted.
         versus: what each of them is set against in a contrast ("why A and not B"), else None.
-        is_exact: False when a non-linear head could only be unfolded to first order.
-        sensitivity: Spearman correlation of the first map with the map against a random gallery image; 1 means that the
-            map does not depend on the match at all. None when the gallery holds no further image.
+        query_maps: Float "n h w", raw: neither rectified nor normalised, so maps of one query share one scale.
+        sensitivity: Spearman correlation of the first map with the map against an unrelated gallery image; 1 means that
+            the map does not depend on the match at all. None when the gallery holds no further image.
     """
 
-    matches: Matches
     references: tuple[Reference, ...]
-    query_maps: Tensor
     weighting: Weighting
-    space: Side
-    is_exact: bool
-    sensitivity: float | None
     versus: Reference | None
-    _against: str | int = field(repr=False)
-    _versus: str | int | None = field(repr=False)
-    _options: dict[str, Any] = field(repr=False)
+    query_maps: Tensor = field(init=False)
+    sensitivity: float | None = field(init=False)
+    _evidence: Evidence = field(repr=False)
+    _vectors: Tensor = field(repr=False)
+    _opposite: Tensor | None = field(repr=False)
+    _tau: float = field(repr=False)
+    _norm: Norm = field(repr=False)
+
+    def __post_init__(self) -> None:
+        unrelated = self._evidence.unrelated
+        maps = self._maps(self._evidence.query_response.map, torch.cat([self._vectors, unrelated])[None])[0]
+        sensitivity = float(match_sensitivity(maps[[0, -1]])) if len(unrelated) else None
+        object.__setattr__(self, "query_maps", maps[: len(self.references)])
+        object.__setattr__(self, "sensitivity", sensitivity)
+
+    def _maps(self, response: Tensor, vectors: Tensor) -> Tensor:
+        """Maps "b n h w" of responses "b d h w" for vectors "b n d"."""
+        options: dict[str, Any] = {
+            "metric": self.matches.retriever.gallery.metric,
+            "weighting": self.weighting,
+            "tau": self._tau,
+            "norm": self._norm,
+            "mean": self._evidence.mean(self.weighting),
+        }
+        if self._opposite is None:
+            return dist_cam(response, vectors, **options)
+        return contrast(response, vectors, self._opposite.expand(len(response), 1, -1), **options)
 
     def __len__(self) -> int:
         return len(self.references)
+
+    @property
+    def matches(self) -> Ranking:
+        """The ranking that is explained."""
+        return self._evidence.ranking
+
+    @property
+    def space(self) -> Space:
+        """The space that is explained."""
+        return self._evidence.space
+
+    @property
+    def is_exact(self) -> bool:
+        """False when a non-linear head could only be unfolded to first order."""
+        return self._evidence.query_response.is_exact
 
     @cached_property
     def reference_maps(self) -> Tensor | None:
@@ -84,36 +110,20 @@ class Explanation:
         the same similarity. Feature maps that the gallery stores are used as they are; otherwise the n gallery images
         are encoded once, together.
         """
-        matched = [reference.match.rank - 1 for reference in self.references if reference.match is not None]
-        if not matched:
+        ranks = tuple(reference.match.rank for reference in self.references if reference.match is not None)
+        if not ranks:
             return None
-        response, _ = match_response(self.matches, matched, self.space)
-        encoding = self.matches.query.encoding
-        query = (encoding.embedding if self.space == "metric" else encoding.pooled).cpu()
-        query = query.expand(len(matched), 1, -1)
-        if self._versus is None:
-            return dist_cam(response, query, **self._options)[:, 0]
-        _, opposite = _references(self.matches, self._versus, self.space)
-        return contrast(response, query, opposite.expand(len(matched), 1, -1), **self._options)[:, 0]
+        query = self._evidence.query_vector.expand(len(ranks), 1, -1)
+        return self._maps(self._evidence.match_response(ranks), query)[:, 0]
 
     def weighted(self, weighting: Weighting) -> Explanation:
         """The same references, explained by another weighting."""
-        return self if weighting == self.weighting else self._again(weighting=weighting)
+        return self if weighting == self.weighting else replace(self, weighting=weighting)
 
     def against(self, against: str | int) -> Explanation:
         """The same weighting, against other references and without a contrast: see `Matches.explain`."""
-        return self._again(against=against)
-
-    def _again(self, *, weighting: Weighting | None = None, against: str | int | None = None) -> Explanation:
-        return explain(
-            self.matches,
-            against=self._against if against is None else against,
-            versus=self._versus if against is None else None,
-            space=self.space,
-            weighting=weighting or self.weighting,
-            tau=self._options["tau"],
-            norm=self._options["norm"],
-        )
+        references, vectors = self._evidence.references(against)
+        return replace(self, references=references, versus=None, _vectors=vectors, _opposite=None)
 
     @property
     def is_signed(self) -> bool:
@@ -122,55 +132,87 @@ class Explanation:
 
     @property
     def marked_query(self) -> Image:
-        """The query picture, with the outline of the region that was searched for, if any."""
+        """The query image, with the outline of the region that was searched for, if any."""
         query = self.matches.query
         if query.region is None:
             return query.image
         if isinstance(query.region, Box):
             return draw_box(query.image, query.region)
-        mask = region_mask(query.region, query.image.size).astype(float)
-        return contour(query.image, mask)
+        return contour(query.image, region_mask(query.region, query.image.size).astype(float))
 
     @property
     def query_view(self) -> Box:
-        """The rectangle of the query picture (in its pixels) that the encoder saw and the maps cover."""
+        """The rectangle of the query image (in its pixels) that the encoder saw and the maps cover."""
         return self.matches.retriever.encoder.transform.view(*self.matches.query.size)
 
     def view_of(self, image: Image) -> Box:
-        """The rectangle of a picture, in its pixels, that the encoder sees."""
+        """The rectangle of an image, in its pixels, that the encoder sees."""
         return self.matches.retriever.encoder.transform.view(*image.size)
 
     def nearest_member(self, index: int) -> Record | None:
         """Of a prototype the gallery image that is nearest to it and of its class; None for a match."""
-        return self._members[index]
-
-    @cached_property
-    def _members(self) -> tuple[Record | None, ...]:
-        return tuple(_nearest_member(self.matches.retriever.gallery, reference) for reference in self.references)
+        reference, gallery = self.references[index], self.matches.retriever.gallery
+        if reference.match is not None or reference.label is None:
+            return None
+        prototype = gallery.prototypes.embedding(reference.label)
+        (hits,) = gallery.search(prototype[None], 1, where=Eq("label", reference.label))
+        return next(iter(gallery.records(hits.ids)), None)
 
     def member_image(self, index: int) -> Image | None:
-        """The picture of `nearest_member`; None if there is none, or its file is gone or damaged."""
+        """The image of `nearest_member`; None if there is none, or its file is gone or damaged."""
         member = self.nearest_member(index)
-        try:
-            return None if member is None else read_image(self.matches.retriever.gallery.file(member))
-        except ImageError:
-            return None
+        return None if member is None else _image_of(self.matches.retriever.gallery.file(member))
 
     def reference_image(self, index: int) -> Image | None:
-        """The picture of a matched gallery image; None for a prototype or a file that is gone or damaged."""
+        """A matched gallery image; None for a prototype or a file that is gone or damaged."""
         match = self.references[index].match
+        return None if match is None else _image_of(match.file)
+
+    @property
+    def found_reference_maps(self) -> Tensor | None:
+        """The `reference_maps`; None as well where a file is gone or damaged since it was encoded."""
         try:
-            return read_image(match.file) if match is not None else None
+            return self.reference_maps if self.matches.has_feature_maps else None
         except ImageError:
             return None
 
-    def show(self, look: Look | None = None) -> Image:
-        """The query, its references and the maps on both, as one picture; `look` says on which scale and how drawn."""
-        from .report import panel_of
+    def show(self, look: DrawStyle | None = None) -> Image:
+        """The query, its references and the maps on both, as one image; `look` says on which scale and how drawn."""
+        look = look or (DrawStyle() if self.versus is None else DrawStyle(colours="blue-orange"))
+        has_middle = look.colours == "blue-orange"
 
-        return panel_of(self, look)
+        def shown(maps: Tensor) -> Tensor:  # of signed maps what speaks for the match, unless the colours have a middle
+            return rectify(maps) if self.is_signed and not has_middle else maps
 
-    def save(self, path: str | PathLike[str], look: Look | None = None) -> Path:
+        answers = self.found_reference_maps
+        images = [self.reference_image(index) for index in range(len(self))]
+        against = "against it" if self.versus is None else f"for {self.versus.short_name}"
+        return map_panel(
+            Tile(self.marked_query, title="query", caption=Path(self.matches.query.name).name),
+            [self._tile(index, image) for index, image in enumerate(images)],
+            shown(self.query_maps),
+            None if answers is None else shown(answers),
+            view=self.query_view,
+            views=[None if image is None else self.view_of(image) for image in images],
+            look=look,
+            ends=(against, "for it") if has_middle else ("low", "high"),
+        )
+
+    def _tile(self, index: int, image: Image | None) -> Tile:
+        """A reference with its image: of a prototype its nearest member, grey where there is none."""
+        reference = self.references[index]
+        caption = f"similarity {self.matches.retriever.similarity(reference.distance):.3f}"
+        if self.versus is not None:
+            caption += f", rather than {self.versus.short_name}"
+        if reference.match is not None:
+            title = f"{reference.match.rank} · {reference.label or '–'}"
+            return Tile(image or MISSING, title=title, caption=caption if image else f"{caption}, image not found")
+        member = self.member_image(index)
+        return Tile(
+            member or MISSING, title=reference.name, caption=f"{caption}; its nearest member" if member else caption
+        )
+
+    def save(self, path: str | PathLike[str], look: DrawStyle | None = None) -> Path:
         """Write the explanation: `.png`/`.jpg` a panel, `.npz` the raw arrays, `.html` an interactive report.
 
         The report has its own switches for scale and opacity; `look` is for the panel.
@@ -178,15 +220,14 @@ class Explanation:
         Raises:
             InputError: any other ending.
         """
-        from .report import write_report
-
         path = Path(path)
-        if path.suffix.lower() == ".html":
+        kind = path.suffix.lower()
+        if kind == ".html":
             return write_report(path, [self])
-        if path.suffix.lower() not in {".png", ".jpg", ".jpeg", ".npz"}:
+        if kind not in {".png", ".jpg", ".jpeg", ".npz"}:
             raise InputError(f"{path.name}: an explanation is saved as .png, .jpg, .npz or .html")
         with replacing(path) as aside:
-            if path.suffix.lower() == ".npz":
+            if kind == ".npz":
                 np.savez_compressed(aside, allow_pickle=False, **self.to_arrays())
             else:
                 self.show(look).save(aside)
@@ -207,133 +248,102 @@ class Explanation:
         return arrays if self.reference_maps is None else arrays | {"reference_maps": self.reference_maps.numpy()}
 
 
-def _nearest_member(gallery: Gallery, reference: Reference) -> Record | None:
-    if reference.match is not None or reference.label is None:
+def _image_of(file: Path) -> Image | None:
+    try:
+        return read_image(file)
+    except ImageError:
         return None
-    prototype = gallery.prototypes.embedding(reference.label)
-    (hits,) = gallery.search(prototype[None], 1, where=Eq("label", reference.label))
-    return next(iter(gallery.records(hits.ids)), None)
 
 
-def explain(
-    matches: Matches, *, against: str | int, versus: str | int | None = None, space: Side, **options: Any
-) -> Explanation:
-    """Dist-CAM of one query against matches, a prototype, or a named class; see `Matches.explain`."""
-    if space not in ("metric", "backbone"):
-        raise InputError(f"space must be 'metric' or 'backbone', got {space!r}")
-    retriever = matches.retriever
-    options |= {"metric": retriever.gallery.metric, "mean": _mean(retriever, options["weighting"], space)}
-    references, vectors = _references(matches, against, space)
-    opposite = None if versus is None else _opposite(matches, versus, space)
-    stranger = _stranger(matches, space)
-    response, is_exact = query_response(matches, space)
-    asked = torch.cat([vectors, stranger])[None]
-    if opposite is None:
-        maps = dist_cam(response, asked, **options)[0]
-    else:
-        maps = contrast(response, asked, opposite[1][None], **options)[0]
-    return Explanation(
-        matches=matches,
-        references=references,
-        query_maps=maps[: len(references)],
-        weighting=options["weighting"],
-        space=space,
-        is_exact=is_exact,
-        sensitivity=float(match_sensitivity(maps[[0, -1]])) if len(stranger) else None,
-        versus=None if opposite is None else opposite[0],
-        _against=against,
-        _versus=versus,
-        _options=options,
-    )
+def write_report(
+    path: str | PathLike[str],
+    explanations: Sequence[Explanation],
+    *,
+    title: str = "Which of these is this, and why",
+    notes: Sequence[str] = (),
+    labels: Sequence[str | None] | None = None,
+) -> Path:
+    """Write explanations as one HTML file that needs nothing else: no network, no server, no further file.
+
+    Every query is shown with its references, the maps on both images, and the map against its nearest prototype.
+    The page switches between weightings, scales and opacities. Maps are stored raw and coloured in the browser.
+
+    Args:
+        path: the file to write; an existing one is replaced.
+        explanations: one per query.
+        title: the page's heading.
+        notes: lines under the heading, as plain text.
+        labels: the true class of each query, to mark matches as same or other; None where it is not known.
+
+    Raises:
+        InputError: no explanation, or as many labels as there are not explanations.
+    """
+    if not explanations:
+        raise InputError("a report needs at least one explanation")
+    if labels is not None and len(labels) != len(explanations):
+        raise InputError(f"expected {len(explanations)} labels, one per explanation, got {len(labels)}")
+    first = explanations[0]
+    others = (each for each in WEIGHTINGS if each != first.weighting)
+    weightings = [first.weighting, *(w for w in others if first._evidence.has_mean or w not in NEEDS_MEAN)]
+    images = Thumbnails(first.view_of)
+    queries = [
+        _query_data(each, weightings, images) | {"label": label}
+        for each, label in zip(explanations, labels or [None] * len(explanations), strict=True)
+    ]
+    data = {
+        "weightings": {name: WORDS[name] for name in weightings},
+        "signed": [name for name in WEIGHTINGS if name in SIGNED or any(each.versus for each in explanations)],
+        "queries": queries,
+        "images": images,
+    }
+    return write_html(path, "report.html", package=__package__, title=title, notes=notes, data=data)
 
 
-def _references(matches: Matches, against: str | int, space: Side) -> tuple[tuple[Reference, ...], Tensor]:
-    """What is compared with, and its vectors "n d" in the space of the map."""
-    gallery = matches.retriever.gallery
-    rank = _rank(against)
-    if against == "match" or rank is not None:
-        if not len(matches):
-            raise InputError(f"{matches.query.name} has no match to explain: the gallery or the filter is empty")
-        chosen = tuple(matches) if rank is None else (matches.at_rank(rank),)
-        ids = np.array([match.id for match in chosen], dtype=np.uint64)
-        rows = gallery.embeddings(ids) if space == "metric" else gallery.pooled(ids)
-        return tuple(Reference(m.path, m.label, m.distance, m) for m in chosen), torch.from_numpy(rows)
-    distances = matches.retriever.prototype_distances(matches.query.encoding)
-    if not distances:
-        raise InputError(f"{gallery.folder} has no labels, so it has no class prototypes; explain against 'match'")
-    if against == "prototype":
-        if matches.prototype is None:
-            raise InputError(f"no class of {gallery.folder} has an image that fits the filter {matches.where!r}")
-        label = matches.prototype[0]
-    else:
-        label = str(against).removeprefix("label:")
-    store = gallery.prototypes
-    vector = store.embedding(label) if space == "metric" else store.pooled(label)
-    return (Reference(f"prototype of {label}", label, distances[label]),), torch.from_numpy(vector)[None]
+def _query_data(explanation: Explanation, weightings: Sequence[Weighting], images: Thumbnails) -> dict[str, Any]:
+    """A query with its references under every weighting."""
+    query = explanation.matches.query
+    variants = [explanation.weighted(weighting) for weighting in weightings]
+    references = [_reference_data(variants, index, images) for index in range(len(explanation))]
+    if explanation.references[0].match is not None and explanation.matches.prototype is not None:
+        against = explanation.against("prototype")
+        references.insert(0, _reference_data([against.weighted(weighting) for weighting in weightings], 0, images))
+    notes = []
+    if explanation.versus is not None:
+        notes.append(f"shown is what speaks for each reference rather than for {explanation.versus.name}")
+    if query.region is not None:
+        notes.append("only the region marked on the query was searched for")
+    if explanation.sensitivity is not None:
+        words = {0.95: "hardly depends", 0.75: "depends a little", 0.4: "depends in part"}
+        means = next((text for least, text in words.items() if explanation.sensitivity >= least), "depends")
+        correlation = f"rank correlation {explanation.sensitivity:.2f} with the one against an unrelated image"
+        notes.append(f"{explanation.weighting}: the map {means} on the match ({correlation})")
+    return {
+        "name": Path(query.name).name,
+        "note": " · ".join(notes) or None,
+        "image": images.add(f"query {len(images)}", explanation.marked_query),
+        "shape": list(explanation.query_maps.shape[-2:]),
+        "references": references,
+    }
 
 
-def _opposite(matches: Matches, versus: str | int, space: Side) -> tuple[Reference, Tensor]:
-    """The one reference that a contrast is set against, and its vector "1 d"."""
-    if versus == "match":
-        raise InputError("versus='match' would be all matches; name one by its rank, such as versus=2 or 'rank:2'")
-    references, vectors = _references(matches, versus, space)
-    return references[0], vectors
-
-
-def _rank(name: str | int) -> int | None:
-    """The rank that 3 or "rank:3" stands for; None for any other name."""
-    if isinstance(name, int):
-        return name
-    digits = name.removeprefix("rank:")
-    if digits == name:
-        return None
-    if not digits.isdecimal():
-        raise InputError(f"expected a rank such as rank:3, got {name!r}; a class of that name is 'label:{name}'")
-    return int(digits)
-
-
-def _stranger(matches: Matches, space: Side) -> Tensor:
-    """The vector "1 d" of a gallery image outside the ranking, the same for the same query; "0 d" if there is none."""
-    gallery = matches.retriever.gallery
-    ids, ranked = gallery.ids, {match.id for match in matches}
-    start = len(ids) // 2
-    candidates = (int(ids[(start + step) % len(ids)]) for step in range(min(len(ids), len(ranked) + 1)))
-    chosen = [next(candidate for candidate in candidates if candidate not in ranked)] if len(ids) > len(ranked) else []
-    vectors = gallery.embeddings(chosen) if space == "metric" else gallery.pooled(chosen)
-    return torch.from_numpy(vectors)
-
-
-def query_response(matches: Matches, space: Side) -> tuple[Tensor, bool]:
-    """The query's response map "1 d h w"; of a region query 0 outside the region."""
-    query = matches.query
-    return response_of(matches.retriever, query.encoding.feature_map, space, weights=query.weights)
-
-
-def match_response(matches: Matches, places: list[int], space: Side) -> tuple[Tensor, bool]:
-    """The response maps of some matches, counted from 0; of a gallery that pools under masks 0 outside of them."""
-    retriever, maps = matches.retriever, matches.feature_maps[places]
-    shape = (maps.shape[-2], maps.shape[-1])
-    weights = gallery_weights(retriever.gallery, retriever.encoder, [matches[place] for place in places], shape)
-    return response_of(retriever, maps, space, weights=weights)
-
-
-def response_of(
-    retriever: Retriever, feature_maps: Tensor, space: Side, *, weights: Tensor | None = None
-) -> tuple[Tensor, bool]:
-    """The map "n d h w" whose spatial mean is what is compared, on the CPU, and whether that is exact."""
-    encoder = retriever.inference.encoder
-    head = encoder.head if space == "metric" else Identity()
-    feature_maps = feature_maps.to(retriever.inference.device, torch.float32)
-    folded = fold(feature_maps, pooling=encoder.pooling, head=head, weights=weights)
-    return folded.map.cpu(), folded.is_exact
-
-
-def _mean(retriever: Retriever, weighting: str, space: Side) -> Tensor | None:
-    """The gallery's mean vector for the weightings that want it."""
-    if weighting not in NEEDS_MEAN:
-        return None
-    if space == "backbone" and not retriever.gallery.spec.embedding_is_pooled:
-        raise InputError(
-            f"{weighting!r} needs the gallery's mean in the space that ranks; it is not kept for space='backbone'"
-        )
-    return torch.from_numpy(retriever.gallery.prototypes.mean_embedding())
+def _reference_data(variants: Sequence[Explanation], index: int, images: Thumbnails) -> dict[str, Any]:
+    """One reference under every weighting: the maps on the query, and on the match where they can be had."""
+    explanation = variants[0]
+    reference, member = explanation.references[index], explanation.nearest_member(index)
+    match, name = reference.match, reference.name
+    image, number = explanation.reference_image(index), match.id if match else None
+    if member is not None:
+        image, number = _image_of(explanation.matches.retriever.gallery.file(member)), member.id
+        name = f"the member nearest to it: {member.path}"
+    answers = {each.weighting: each.found_reference_maps for each in variants}
+    maps = {name: each[index] for name, each in answers.items() if each is not None}
+    return {
+        "title": f"{match.rank} · {reference.label or '–'}" if match else f"prototype · {reference.label}",
+        "label": reference.label,
+        "name": name,
+        "similarity": f"{explanation.matches.retriever.similarity(reference.distance):.3f}",
+        "image": None if image is None else images.add(f"gallery {number}", image),
+        "query_maps": {each.weighting: numbers(each.query_maps[index]) for each in variants},
+        "maps": {name: numbers(each) for name, each in maps.items()} or None,
+        "shape": list(next(iter(maps.values())).shape) if maps else None,
+    }

@@ -1,9 +1,4 @@
-"""Retrieval meets segmentation: vectors pooled under masks, and masks made of maps.
-
-A gallery that was built with masks holds the vectors of its objects, not of its pictures. What explains a match on the
-gallery's side then has to look under the same mask. `encode_both_ways` gives every picture's vector with and without
-its mask from one forward pass, for whoever wants to know what the masks are worth.
-"""
+"""Retrieval meets segmentation: vectors pooled under masks, and masks made of maps."""
 
 from __future__ import annotations
 
@@ -13,46 +8,35 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from ..encoders import Encoder, Encoding, Inference
+from ..encoders import Encoder, Inference
 from ..encoders.regions import MaskPooling, pooled_under, weights_of
-from ..errors import ImageError, InputError, ShapeError
-from ..explain import is_constant, normalise, rectify, upsample
-from ..files import replacing
-from ..images import Transform, read_image
+from ..errors import ImageError, InputError
+from ..images import read_image
 from ..images.masks import MaskFolder, read_mask
 from ..index.storage.segments import MASK_COLUMN, NO_MASK
 
 if TYPE_CHECKING:
     from ..index import Gallery, Record
-    from .matches import Match
+    from .ranking import Match
 
 __all__ = [
     "EncodedBothWays",
     "encode_both_ways",
     "gallery_weights",
-    "mask_of_map",
     "region_of_file",
     "stored_weights",
-    "write_mask",
 ]
 
 Images = Iterable[tuple[Path, str]]
 
 
 def region_of_file(file: str | PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:
-    """A mask file as the region of a query: everything that is not black, or the pixels with a class's number.
-
-    Raises:
-        ImageError: it is no usable mask.
-        InputError: it holds no pixel of that kind.
-    """
+    """A mask file as the region of a query: everything that is not black, or the pixels with a class's number."""
     mask = read_mask(file, category=category)
     if not mask.any():
         what = "nothing but black" if category is None else f"no pixel with the number {category}"
@@ -60,54 +44,9 @@ def region_of_file(file: str | PathLike[str], *, category: int | None = None) ->
     return mask
 
 
-def mask_of_map(
-    heat: Float[Tensor, "h w"], *, threshold: float, transform: Transform, size: tuple[int, int]
-) -> Bool[NDArray[Any], "height width"]:
-    """Where a map is at least `threshold` of its range, in pixels of a picture of `size` (width, height).
-
-    The map covers what the network saw, `transform.view(*size)`; beyond it the mask is empty. Negative values of the
-    map count as 0. The mask of a constant map is empty: it points nowhere.
-
-    Args:
-        heat: of any resolution, a classifier's map for the picture's class, say.
-        threshold: a fraction of the map's range, from 0 to 1.
-        transform: the encoder's.
-        size: of the picture.
-    """
-    if not 0 <= threshold <= 1:
-        raise InputError(f"the threshold is a fraction of the map's range, from 0 to 1; got {threshold}")
-    width, height = size
-    if bool(is_constant(heat)):
-        return np.zeros((height, width), dtype=bool)
-    seen = normalise(rectify(upsample(heat, (transform.height, transform.width))))
-    view = transform.view(width, height)
-    rows = np.floor((np.arange(height) + 0.5 - view.top) / view.height * transform.height).astype(int)
-    columns = np.floor((np.arange(width) + 0.5 - view.left) / view.width * transform.width).astype(int)
-    inside = ((rows >= 0) & (rows < transform.height))[:, None] & (columns >= 0) & (columns < transform.width)
-    values = seen.numpy()[rows.clip(0, transform.height - 1)[:, None], columns.clip(0, transform.width - 1)]
-    return np.asarray((values >= threshold) & inside)
-
-
-def write_mask(mask: Bool[NDArray[Any], "height width"], file: Path) -> Path:
-    """The mask as a PNG of one bit per pixel; written aside, then renamed."""
-    if mask.ndim != 2 or mask.dtype != np.bool_:
-        raise ShapeError(f"a mask is a boolean array (rows, columns); got {mask.dtype} {mask.shape}")
-    with replacing(file) as aside:
-        Image.fromarray(mask).save(aside, format="PNG")
-    return file
-
-
 @dataclass(frozen=True, eq=False)
 class EncodedBothWays:
-    """Pictures as a whole and under their masks, from the same feature maps.
-
-    Attributes:
-        files: of the n pictures that could be read.
-        whole: pooled vectors (n, k) and embeddings (n, d) of whole pictures.
-        masked: the same under the masks; of a picture without one as in `whole`.
-        has_mask: (n,), whether a mask was applied.
-        skipped: pictures that could not be used, with the reason.
-    """
+    """Images as a whole and under their masks, from the same feature maps."""
 
     files: tuple[Path, ...]
     whole: tuple[Tensor, Tensor]
@@ -119,39 +58,25 @@ class EncodedBothWays:
 def encode_both_ways(
     images: Images,
     inference: Inference,
-    masks: MaskFolder,
+    masks: MaskFolder | None,
     *,
     strict: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> EncodedBothWays:
-    """Each picture encoded once and pooled twice: over all of it, and under its mask.
-
-    Args:
-        images: file, and the path by which the folder of masks knows it.
-        inference: the encoder.
-        masks: see `MaskFolder`.
-        strict: whether every picture must have a usable mask.
-        progress: called with the number of pictures done.
-
-    Raises:
-        InputError: no picture could be used.
-        ImageError: with `strict`, the first without a mask.
-    """
+    """Each image encoded once and pooled twice: over all of it, and under its mask (of None over all of it)."""
     listed = list(images)
-    if not strict:
+    if masks is not None and not strict:
         masks.join(path for _, path in listed).tell(what="a mask", lines=f"masks in {masks.folder}")
-    under = MaskPooling.of(masks, inference.encoder, strict=strict)
+    under = None if masks is None else MaskPooling.of(masks, inference.encoder, strict=strict)
     weights: dict[Path, Tensor | None] = {}
-    files: list[Path] = []
-    whole: list[Encoding] = []
-    masked: list[Encoding] = []
-    has_mask: list[bool] = []
+    found: list[tuple[Path, bool]] = []
+    vectors: list[tuple[Tensor, ...]] = []  # of whole images, then under masks
     skipped: list[str] = []
 
     def load(item: tuple[Path, str]) -> Tensor:
         file, path = item
         image = read_image(file, whole=True)
-        weights[file] = under.weights(path, image.size)
+        weights[file] = None if under is None else under.weights(path, image.size)
         return inference.transform(image)
 
     for batch in inference.stream(listed, load=load):
@@ -161,52 +86,29 @@ def encode_both_ways(
             skipped.append(f"{failure.item[0]}: {failure.error.reason}")
         if batch.encoding is not None:
             own = [weights.pop(file) for file, _ in batch.items]
-            encoding = batch.encoding
-            files += [file for file, _ in batch.items]
-            has_mask += [each is not None for each in own]
-            masked.append(_vectors(pooled_under(inference.encoder, encoding, own)))
-            whole.append(_vectors(encoding))
+            found += [(file, each is not None) for (file, _), each in zip(batch.items, own, strict=True)]
+            both = (batch.encoding, pooled_under(inference.encoder, batch.encoding, own))
+            vectors.append(tuple(each.cpu() for encoding in both for each in (encoding.pooled, encoding.embedding)))
         if progress is not None:
-            progress(len(files) + len(skipped))
-    under.tell()
-    if not files:
-        raise InputError(
-            f"none of the pictures could be used; the first: {skipped[0] if skipped else 'there are none'}"
-        )
+            progress(len(found) + len(skipped))
+    if under is not None:
+        under.tell()
+    if not found:
+        raise InputError(f"none of the images could be used; the first: {[*skipped, 'there are none'][0]}")
+    pooled, embedding, pooled_masked, embedding_masked = (torch.cat(part) for part in zip(*vectors, strict=True))
     return EncodedBothWays(
-        files=tuple(files),
-        whole=_joined(whole),
-        masked=_joined(masked),
-        has_mask=torch.tensor(has_mask),
+        files=tuple(file for file, _ in found),
+        whole=(pooled, embedding),
+        masked=(pooled_masked, embedding_masked),
+        has_mask=torch.tensor([has_mask for _, has_mask in found]),
         skipped=tuple(skipped),
     )
-
-
-def _vectors(encoding: Encoding) -> Encoding:
-    """Without the feature map, which thousands of pictures would not fit into memory with."""
-    pooled, embedding = encoding.pooled.cpu(), encoding.embedding.cpu()
-    return Encoding(pooled[..., None, None], pooled, embedding)
-
-
-def _joined(parts: Sequence[Encoding]) -> tuple[Tensor, Tensor]:
-    encoding = Encoding.cat(parts)
-    return encoding.pooled, encoding.embedding
 
 
 def gallery_weights(
     gallery: Gallery, encoder: Encoder, images: Sequence[Record | Match], shape: tuple[int, int]
 ) -> Float[Tensor, "n h w"] | None:
-    """The weights under which a gallery pooled these images of its own; None where it pools whole images.
-
-    Args:
-        gallery: where they are from.
-        encoder: the gallery's.
-        images: their paths and columns.
-        shape: rows and columns of the feature map.
-
-    Raises:
-        InputError: a mask is gone, or is another one than the vectors were pooled under.
-    """
+    """The weights under which a gallery pooled these images of its own; None where it pools whole images."""
     masks = gallery.masks
     if masks is None:
         return None

@@ -1,157 +1,42 @@
-"""What a query returns: ranked gallery images, and everything needed to explain them without another forward pass."""
+"""The result of a query: a ranking that can be judged by a distance, printed, and explained."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
-from ..encoders import Encoding
 from ..errors import InputError
-from ..images import read_image
+from .correspondence import PictureCorrespondence, correspondence
+from .evidence import Evidence, Space
+from .explanation import Explanation
+from .ranking import Ranking
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ..explain import Norm, Weighting
-    from ..explain.regions import Region
     from ..index.rejection import Rejection
-    from .correspondence import PictureCorrespondence
-    from .explanation import Explanation, Side
-    from .retriever import Retriever
-    from .stored import BareVector, StoredEncoding
 
-__all__ = ["Match", "Matches", "Query"]
+__all__ = ["Matches"]
 
 
 @dataclass(frozen=True)
-class Match:
-    """One gallery image in a ranking; rank 1 is the nearest, a smaller distance is nearer whatever the metric.
-
-    Attributes:
-        is_accepted: whether it is as near as the query asked for; None if it asked for nothing.
-    """
-
-    rank: int
-    id: int
-    path: str
-    label: str | None
-    columns: Mapping[str, str]
-    distance: float
-    similarity: float
-    file: Path
-    is_accepted: bool | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The match as JSON-able values."""
-        return {
-            "rank": self.rank,
-            "id": self.id,
-            "path": self.path,
-            "label": self.label,
-            "distance": self.distance,
-            "similarity": self.similarity,
-            **({} if self.is_accepted is None else {"is_accepted": self.is_accepted}),
-            **({"columns": dict(self.columns)} if self.columns else {}),
-        }
-
-
-@dataclass(frozen=True)
-class Query:
-    """The query image: its name, where it came from, and its encoding (a batch of one).
-
-    Attributes:
-        source: a path, bytes or a Pillow image; None when only the encoding is left, or for a bare vector.
-        region: the part of the picture that was searched for, in its pixels; None for all of it.
-        weights: of the positions of the feature map, with mean 1, where there is a region. Pooled vector and embedding
-            are then those of the region; the feature map is the whole picture's.
-        known_size: width and height of the upright picture, where they are known without reading it.
-    """
-
-    name: str
-    source: Any = field(repr=False)
-    encoding: Encoding | StoredEncoding | BareVector = field(repr=False)
-    region: Region | None = field(default=None, repr=False, compare=False)
-    weights: Tensor | None = field(default=None, repr=False, compare=False)
-    known_size: tuple[int, int] | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def image(self) -> Image:
-        """The picture in RGB, read again from its source: rankings of thousands of queries hold no pictures.
-
-        Raises:
-            InputError: the query has no picture.
-            ImageError: the file is gone or damaged.
-        """
-        if self.source is None:
-            raise InputError(f"{self.name} has no picture: only its encoding was given")
-        return self.source if hasattr(self.source, "getbands") else read_image(self.source)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the picture, which is read for it unless `known_size` says."""
-        return self.known_size or self.image.size
-
-    @property
-    def whole_size(self) -> tuple[int, int]:
-        """Width and height in the file's own pixels, in which regions are given.
-
-        Raises:
-            ImageError: a JPEG so large that it is read at a reduced size.
-        """
-        if self.known_size or self.source is None or hasattr(self.source, "getbands"):
-            return self.size
-        return read_image(self.source, whole=True).size
-
-
-@dataclass(frozen=True)
-class Matches:
+class Matches(Ranking):
     """The k nearest gallery images of one query, nearest first; equal distances are ordered by id.
 
-    Iterating yields `Match` values; `show` prints them, `explain` says where in the pictures the similarity lies.
+    Iterating yields `Match` values; `show` prints them, `explain` says where in the images the similarity lies.
 
     Attributes:
         max_distance: how far a match may be, if the query asked; farther images are still listed, but not accepted.
         rejection: the gallery's threshold, with its error rates, if `max_distance` is that.
-        where: the filter that the query asked with, if any.
     """
 
-    query: Query
-    matches: tuple[Match, ...]
-    metric: str
-    retriever: Retriever = field(repr=False, compare=False)
     max_distance: float | None = None
     rejection: Rejection | None = None
-    where: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.matches)
-
-    def __iter__(self) -> Iterator[Match]:
-        return iter(self.matches)
-
-    def __getitem__(self, rank_from_zero: int) -> Match:
-        return self.matches[rank_from_zero]
-
-    def at_rank(self, rank: int) -> Match:
-        """The match of a rank, counted from 1.
-
-        Raises:
-            InputError: there are fewer matches.
-        """
-        if not 1 <= rank <= len(self):
-            raise InputError(f"there is no rank {rank}: {self.query.name} has {len(self)} matches, ranks from 1")
-        return self.matches[rank - 1]
 
     def within(self, max_distance: float, *, rejection: Rejection | None = None) -> Matches:
         """The same ranking, whose matches are accepted up to a distance; `rejection` says where it is from.
@@ -166,47 +51,13 @@ class Matches:
 
     @property
     def is_known(self) -> bool | None:
-        """Whether the nearest image is near enough to be a match; None if the query did not ask."""
+        """True if the nearest image is near enough to be a match; None if the query did not ask."""
         return None if self.max_distance is None else any(match.is_accepted for match in self.matches)
 
     @property
     def ids(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
         """Gallery ids in rank order."""
         return np.array([match.id for match in self.matches], dtype=np.uint64)
-
-    @cached_property
-    def prototype(self) -> tuple[str, float] | None:
-        """Label and distance of the nearest class prototype among the classes that the filter keeps images of.
-
-        None when there is no such class, or the gallery has no labels.
-        """
-        distances = self.retriever.prototype_distances(self.query.encoding)
-        kept = None if self.where is None else self.retriever.classes_where(self.where)
-        return next((pair for pair in distances.items() if kept is None or pair[0] in kept), None)
-
-    @property
-    def has_feature_maps(self) -> bool:
-        """True if `feature_maps` can be had: the gallery stores them, or every matched image is still where it was."""
-        stored = self.retriever.gallery.spec.map_shape is not None
-        return len(self) > 0 and (stored or all(match.file.is_file() for match in self.matches))
-
-    @cached_property
-    def feature_maps(self) -> Tensor:
-        """Feature maps "n k h w" of the matched images: the gallery stores them, or one forward pass makes them.
-
-        Raises:
-            InputError: the gallery stores no maps and a file is gone.
-        """
-        gallery, inference = self.retriever.gallery, self.retriever.inference
-        if not self.has_feature_maps:
-            gone = next((match.path for match in self.matches if not match.file.is_file()), "the match")
-            raise InputError(
-                f"{gone} is not in {gallery.root} any more, and the gallery stores no feature maps: "
-                "build with --store-maps, or say where the pictures lie now (--root, or Gallery.open(…, root=…))"
-            )
-        if gallery.spec.map_shape is not None:
-            return torch.from_numpy(gallery.maps(self.ids))
-        return inference.encode_images([match.file for match in self.matches]).feature_map.cpu()
 
     def show(self, console: Console | None = None) -> None:
         """Print the ranking as a table."""
@@ -228,7 +79,7 @@ class Matches:
         console = console or Console()
         console.print(table)
         if self.max_distance is not None:
-            console.print(Text(self._verdict))
+            console.print(Text(self._verdict(self.max_distance)))
         if self.prototype is not None:
             nearest, distance = self.prototype
             similarity = self.retriever.similarity(distance)
@@ -236,15 +87,12 @@ class Matches:
                 Text(f"nearest class prototype: {nearest} (similarity {similarity:.4f}, distance {distance:.4f})")
             )
 
-    @property
-    def _verdict(self) -> str:
+    def _verdict(self, max_distance: float) -> str:
         accepted = sum(match.is_accepted is True for match in self.matches)
         if accepted:
-            return f"{accepted} within distance {self.max_distance:.4g}"
-        nearest = (
-            f"the nearest image is {self.matches[0].distance:.4g} away" if self.matches else "no image was searched"
-        )
-        return f"no match: {nearest}, at most {self.max_distance:.4g} was allowed"
+            return f"{accepted} within distance {max_distance:.4g}"
+        nearest = f"the nearest image is {self.matches[0].distance:.4g} away" if len(self) else "no image was searched"
+        return f"no match: {nearest}, at most {max_distance:.4g} was allowed"
 
     def explain(
         self,
@@ -252,7 +100,7 @@ class Matches:
         against: str | int = "match",
         versus: str | int | None = None,
         weighting: Weighting = "dist",
-        space: Side = "metric",
+        space: Space = "metric",
         tau: float = 1.0,
         norm: Norm = "sum",
     ) -> Explanation:
@@ -273,12 +121,18 @@ class Matches:
 
         Source: [Dist-CAM] Eq. 4–7.
         """
-        from .explanation import explain
+        evidence = Evidence(self, space)
+        evidence.mean(weighting)  # refused before anything is computed
+        references, vectors = evidence.references(against)
+        opposite, opposite_vector = None, None
+        if versus == "match":
+            raise InputError("versus='match' would be all matches; name one by its rank, such as versus=2 or 'rank:2'")
+        if versus is not None:
+            (opposite,), opposite_vector = evidence.references(versus)
+        return Explanation(references, weighting, opposite, evidence, vectors, opposite_vector, tau, norm)
 
-        return explain(self, against=against, versus=versus, weighting=weighting, space=space, tau=tau, norm=norm)
-
-    def correspondence(self, rank: int = 1, *, space: Side = "metric") -> PictureCorrespondence:
-        """Which place of the query belongs to which place of a match: its similarity divided among pairs of places.
+    def correspondence(self, rank: int = 1, *, space: Space = "metric") -> PictureCorrespondence:
+        """The similarity of the query and a match, divided among pairs of places on the two images.
 
         Args:
             rank: of the match, from 1.
@@ -287,8 +141,6 @@ class Matches:
         Raises:
             InputError: no such rank, a gallery that ranks by l1 (which does not divide), or a file that is gone.
         """
-        from .correspondence import correspondence
-
         return correspondence(self, rank, space=space)
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,41 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import NoneType
-from typing import Any, Protocol, overload
+from typing import Any, NoReturn, TypedDict, Unpack, cast, overload
 
 import numpy as np
 import torch
 
 from ..encoders import Encoder, Encoding, Inference
 from ..encoders.inference import whole_encoder
-from ..errors import GalleryError, InputError
-from ..explain.regions import Region, coverage, pool_region, region_weights
+from ..encoders.regions import Region, pool_region, weights_of
+from ..errors import GalleryError, InputError, UnknownEncoderError
+from ..explain.places import visible_box
 from ..images import Box
 from ..index import Gallery
 from ..index.faiss.runtime import note_search_on_cpu
 from ..index.rejection import Rejection
 from ..index.search import Hits, SearchSpec, comparable, distances_to
+from ..index.storage.manifest import EncoderEntry
 from .masking import stored_weights
-from .matches import Match, Matches, Query
-from .stored import BareVector, StoredEncoding
+from .matches import Matches
+from .ranking import BareVector, Encodes, Match, Query, StoredEncoding
 
-__all__ = ["Encodes", "Retriever"]
+__all__ = ["Ranked", "Retriever", "UnknownInference"]
 
+Regions = Region | Sequence[Region | None] | None
 _Prototypes = tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float32]]]
 
 
-class Encodes(Protocol):
-    """What a retriever needs of an `Inference`; a server puts its own queue in place of it."""
+class Ranked(TypedDict, total=False):
+    """Options of every way to query.
 
-    encoder: Encoder
-    device: torch.device
+    Attributes:
+        k: how many matches, by default 10; fewer come back when the gallery (or the filter) holds fewer.
+        where: a filter such as `label=cat` or `year>=2020 and camera!=3`.
+        reject: accept only what is as near as the gallery's own threshold says, see `Gallery.calibrate`.
+        max_distance: the same with a threshold of yours, in units of the gallery's metric.
+    """
 
-    def encode_images(self, images: Sequence[Any]) -> Encoding:
-        """The encoding of files, bytes or Pillow images."""
+    k: int
+    where: str | None
+    reject: bool
+    max_distance: float | None
 
 
 class Retriever:
@@ -65,7 +75,13 @@ class Retriever:
         inference: Encodes | None = None,
     ) -> None:
         self.gallery = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
-        found = _stored_encoder(self.gallery) if encoder is None else encoder
+        if encoder is None and self.gallery.encoder_path is None:
+            raise GalleryError(
+                f"{self.gallery.folder} keeps no copy of its encoder {self.gallery.manifest.encoder.short_name} (a "
+                "network of one's own is not copied, and imported vectors may come without); pass encoder, the one "
+                "that made its vectors"
+            )
+        found = Encoder.load(self.gallery.encoder_path or "") if encoder is None else encoder
         self.encoder = found if inference is not None else whole_encoder(found)
         self.gallery.check_encoder(self.encoder)
         if precision == "auto":
@@ -89,62 +105,25 @@ class Retriever:
                 "a retriever with an inference of its own stays in its process; in the other one, make a "
                 f"Retriever(Gallery.open({str(self.gallery.folder)!r})) with an inference of that process"
             )
-        return _made_again, (self.gallery, encoder, device, precision)
+        return partial(Retriever, device=device, precision=precision), (self.gallery, encoder)
 
     @overload
     def query(
-        self,
-        images: str | PathLike[str] | bytes,
-        *,
-        k: int = 10,
-        where: str | None = None,
-        region: Region | None = None,
-        reject: bool = False,
-        max_distance: float | None = None,
+        self, images: str | PathLike[str] | bytes, *, region: Region | None = None, **options: Unpack[Ranked]
     ) -> Matches: ...
     @overload
-    def query(
-        self,
-        images: Sequence[Any],
-        *,
-        k: int = 10,
-        where: str | None = None,
-        region: Region | Sequence[Region | None] | None = None,
-        reject: bool = False,
-        max_distance: float | None = None,
-    ) -> list[Matches]: ...
+    def query(self, images: Sequence[Any], *, region: Regions = None, **options: Unpack[Ranked]) -> list[Matches]: ...
     @overload
-    def query(
-        self,
-        images: Any,
-        *,
-        k: int = 10,
-        where: str | None = None,
-        region: Region | None = None,
-        reject: bool = False,
-        max_distance: float | None = None,
-    ) -> Matches: ...
+    def query(self, images: Any, *, region: Region | None = None, **options: Unpack[Ranked]) -> Matches: ...
 
-    def query(
-        self,
-        images: Any,
-        *,
-        k: int = 10,
-        where: str | None = None,
-        region: Region | Sequence[Region | None] | None = None,
-        reject: bool = False,
-        max_distance: float | None = None,
-    ) -> Matches | list[Matches]:
+    def query(self, images: Any, *, region: Regions = None, **options: Unpack[Ranked]) -> Matches | list[Matches]:
         """The k nearest gallery images of an image, or of each image of a sequence (encoded in batches).
 
         Args:
             images: a path, encoded bytes or a Pillow image; or a sequence of them, which gives a list.
-            k: how many matches; fewer come back when the gallery (or the filter) holds fewer.
-            where: a filter such as `label=cat` or `year>=2020 and camera!=3`.
-            region: search for a part of the picture only, and explain with that: a `Box` in pixels of the picture, or
+            region: search for a part of the image only, and explain with that: a `Box` in pixels of the image, or
                 a boolean array of its size. For several images one for all, or a sequence with one (or None) for each.
-            reject: accept only what is as near as the gallery's own threshold says, see `Gallery.calibrate`.
-            max_distance: the same with a threshold of yours, in units of the gallery's metric.
+            options: `k`, `where`, `reject`, and `max_distance`, see `Ranked`.
 
         Raises:
             InputError: k < 1, an empty sequence, a filter that does not parse, a region that is empty or outside; two
@@ -155,53 +134,37 @@ class Retriever:
         sources = list(images) if many else [images]
         if not sources:
             raise InputError("no query images were given")
-        self._check(k, reject=reject, max_distance=max_distance)
+        self._rejection(**options)
         encoding = self.inference.encode_images(sources)
         queries = [Query(_name(source, i), source, encoding[i]) for i, source in enumerate(sources)]
         if region is not None:
-            regions = _one_each(region, len(queries))
-            queries = [
-                query if part is None else self.focused(query, part)
-                for query, part in zip(queries, regions, strict=True)
-            ]
-        results = self.rank(queries, k=k, where=where, reject=reject, max_distance=max_distance)
+            parts = zip(queries, _one_each(region, len(queries)), strict=True)
+            queries = [query if part is None else self.focused(query, part, is_said=True) for query, part in parts]
+        results = self.rank(queries, **options)
         return results if many else results[0]
 
     def query_stored(
-        self,
-        image: int,
-        *,
-        k: int = 10,
-        where: str | None = None,
-        region: Region | None = None,
-        reject: bool = False,
-        max_distance: float | None = None,
-        include_self: bool = False,
+        self, image: int, *, region: Region | None = None, include_self: bool = False, **options: Unpack[Ranked]
     ) -> Matches:
         """The k images nearest to one that the gallery holds: no forward pass, no file is opened.
 
-        Only a region, or a map of a gallery that keeps none, needs the picture itself.
+        Only a region, or a map of a gallery that keeps none, needs the image itself.
 
         Args:
             image: its id.
-            k: as for `query`, and so are the next four.
-            where: see `query`.
             region: see `query`.
-            reject: see `query`.
-            max_distance: see `query`.
             include_self: let the image find itself.
+            options: see `Ranked`.
 
         Raises:
             InputError: no such image, or what `query` refuses.
-            ImageError: the picture is needed, and its file is gone or damaged.
+            ImageError: the image is needed, and its file is gone or damaged.
         """
-        self._check(k, reject=reject, max_distance=max_distance)
+        self._rejection(**options)
         query = self.stored(image)
         if region is not None:
-            query = self.focused(query, region)
-        without = None if include_self else image
-        (matches,) = self.rank([query], k=k, where=where, reject=reject, max_distance=max_distance, without=without)
-        return matches
+            query = self.focused(query, region, is_said=True)
+        return self.rank([query], without=None if include_self else image, **options)[0]
 
     def stored(self, image: int, *, known_size: tuple[int, int] | None = None) -> Query:
         """An image of the gallery, given by its id, as a query; InputError when it is not there."""
@@ -221,47 +184,38 @@ class Retriever:
         encoding = StoredEncoding(pooled, embedding, feature_map)
         return Query(record.path, file, encoding, weights=weights, known_size=known_size)
 
-    def rank(
-        self,
-        queries: Sequence[Query],
-        *,
-        k: int = 10,
-        where: str | None = None,
-        reject: bool = False,
-        max_distance: float | None = None,
-        without: int | None = None,
-    ) -> list[Matches]:
-        """The k nearest gallery images of queries that are encoded already; see `query`.
+    def rank(self, queries: Sequence[Query], *, without: int | None = None, **options: Unpack[Ranked]) -> list[Matches]:
+        """The k nearest gallery images of queries that are encoded already.
 
         Args:
             queries: at least one.
-            k: as for `query`, and so are the next three.
-            where: see `query`.
-            reject: see `query`.
-            max_distance: see `query`.
             without: the id of an image that is no answer.
+            options: see `Ranked`.
 
         Raises:
             InputError: what `query` refuses, or vectors that do not fit the gallery.
         """
-        rejection = self._check(k, reject=reject, max_distance=max_distance)
-        limit = max_distance if rejection is None else rejection.threshold
+        rejection, k, where = self._rejection(**options), options.get("k", 10), options.get("where")
+        limit = options.get("max_distance") if rejection is None else rejection.threshold
         vectors = torch.cat([query.encoding.embedding for query in queries]).cpu().numpy()
         found = self.gallery.search(vectors, k if without is None else k + 1, where=where)
-        ranked = [
-            Matches(query, self._matches(_first(hits, k, without)), self.gallery.metric, self, where=where)
-            for query, hits in zip(queries, found, strict=True)
-        ]
-        return ranked if limit is None else [matches.within(limit, rejection=rejection) for matches in ranked]
+        ranked = []
+        for query, hits in zip(queries, found, strict=True):
+            if without is not None:
+                others = np.flatnonzero(hits.ids != without)[:k]
+                hits = Hits(hits.ids[others], hits.distances[others])
+            matches = Matches(query, self._matches(hits), self.gallery.metric, self, where=where)
+            ranked.append(matches if limit is None else matches.within(limit, rejection=rejection))
+        return ranked
 
-    def _check(self, k: int, *, reject: bool, max_distance: float | None) -> Rejection | None:
+    def _rejection(
+        self, k: int = 10, reject: bool = False, max_distance: float | None = None, **_: Any
+    ) -> Rejection | None:
         """The gallery's threshold if it is asked for, after a look at what can be refused before any work."""
         if k < 1:
             raise InputError(f"k must be at least 1, got {k}")
-        return self._rejection(max_distance) if reject else None
-
-    def _rejection(self, max_distance: float | None) -> Rejection:
-        """The threshold that the gallery keeps."""
+        if not reject:
+            return None
         if max_distance is not None:
             raise InputError("the gallery's threshold and a largest distance of yours exclude one another; give one")
         rejection = self.gallery.manifest.rejection
@@ -272,17 +226,18 @@ class Retriever:
             )
         return rejection
 
-    def focused(self, query: Query, region: Region) -> Query:
-        """The query pooled over a region alone.
+    def focused(self, query: Query, region: Region, *, is_said: bool = False) -> Query:
+        """The query pooled over a region alone; `is_said` remarks on a box that reaches beyond the image.
 
         Raises:
-            InputError: a region that is empty or outside, or a query that has no picture.
+            InputError: a region that is empty or outside, or a query that has no image.
         """
         encoder, feature_map = self.inference.encoder, query.encoding.feature_map.to(self.inference.device)
         size = query.whole_size
+        if isinstance(region, Box):
+            visible_box(region, size, is_said=is_said)
         rows, columns = feature_map.shape[-2:]
-        shares = coverage(region, size=size, view=encoder.transform.view(*size), shape=(rows, columns))
-        weights = region_weights(shares).to(feature_map.device)
+        weights = weights_of(region, size=size, encoder=encoder, shape=(rows, columns)).to(feature_map.device)
         with torch.no_grad():
             pooled = pool_region(feature_map, weights, pooling=encoder.pooling)
             encoding = Encoding(feature_map, pooled, encoder.embed(pooled))
@@ -343,27 +298,6 @@ class Retriever:
         return kept[1]
 
 
-def _made_again(gallery: Gallery, encoder: Encoder | None, device: str, precision: str) -> Retriever:
-    return Retriever(gallery, encoder, device=device, precision=precision)
-
-
-def _stored_encoder(gallery: Gallery) -> Encoder:
-    if gallery.encoder_path is None:
-        raise GalleryError(
-            f"{gallery.folder} keeps no copy of its encoder {gallery.manifest.encoder.short_name} (a network of one's "
-            "own is not copied, and imported vectors may come without); pass encoder, the one that made its vectors"
-        )
-    return Encoder.load(gallery.encoder_path)
-
-
-def _first(hits: Hits, k: int, without: int | None) -> Hits:
-    """The first k hits, one id passed over."""
-    if without is None:
-        return hits
-    kept = np.flatnonzero(hits.ids != without)[:k]
-    return Hits(hits.ids[kept], hits.distances[kept])
-
-
 def _one_each(region: Any, n_queries: int) -> Sequence[Region | None]:
     """The region of each query: one for all of them, or as many as there are."""
     if isinstance(region, (Box, np.ndarray)):
@@ -379,3 +313,34 @@ def _name(source: Any, position: int) -> str:
     if isinstance(source, (str, PathLike)):
         return str(Path(source))
     return getattr(source, "filename", "") or f"query {position + 1}"
+
+
+class UnknownInference:
+    """Stands in for an `Inference` of an encoder nobody has: a gallery's own images and vectors can be searched for.
+
+    Raises:
+        UnknownEncoderError: from everything but the encoder's name.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, entry: EncoderEntry) -> None:
+        self.encoder = cast("Encoder", _UnknownEncoder(entry.fingerprint, entry.short_name))
+
+    def __call__(self, *_given: Any) -> NoReturn:
+        """Refused."""
+        raise UnknownEncoderError(
+            "the gallery's encoder is not at hand: its own images and vectors can be searched for, but no image can be "
+            "encoded or explained; --encoder CHECKPOINT names one"
+        )
+
+    transform = read = encode_images = __call__
+
+
+@dataclass(frozen=True)
+class _UnknownEncoder:
+    fingerprint: str
+    short_name: str
+
+    def __getattr__(self, name: str) -> NoReturn:
+        UnknownInference.__call__(cast(UnknownInference, self), name)

@@ -21,8 +21,8 @@ from torch.nn import functional
 from ..errors import InputError
 from ..explain import METHODS, PixelScore, explain_image, is_constant, normalise, rectify, upsample
 from ..explain.checks.faithfulness import remove_and_debias
-from ..explain.drawing.boxes import largest_component
 from ..explain.engine import method_name
+from ..metrics.components import largest_component
 from ..metrics.intervals import bootstrap_means
 from ..progress import Progress
 from .segmenter.pixel_data import PixelData, predict

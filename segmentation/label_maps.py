@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool
 
 from ..errors import InputError
-from ..explain.drawing.boxes import components
 from ..images import Transform
 from ..images.masks import VOID, Mask
+from ..metrics.components import components
 from ..training.data.outlines import RegionTable
 
 

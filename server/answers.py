@@ -13,6 +13,7 @@ from ..images import Box
 from ..index import Gallery, Record
 from ..retrieval import Explanation, Match, Matches, Reference, Retriever
 from ..retrieval.explanation import SIGNED
+from ..retrieval.ranking import Source
 from . import schemas
 from .pictures import is_there, upright_size
 from .settings import Settings
@@ -152,5 +153,5 @@ def _map(values: Tensor) -> schemas.MapAnswer:
     return schemas.MapAnswer(rows=rows, columns=columns, values=values.flatten().tolist())
 
 
-def _view(retriever: Retriever, size: tuple[int, int]) -> Box:
-    return Box(*(float(edge) for edge in retriever.encoder.transform.view(*size)))
+def _view(source: Source, size: tuple[int, int]) -> Box:
+    return Box(*(float(edge) for edge in source.encoder.transform.view(*size)))

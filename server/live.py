@@ -16,7 +16,7 @@ from ..index import Gallery, Record
 from ..index.building.creating import is_root_of_this_user
 from ..index.storage.manifest import MANIFEST_NAME, Manifest
 from ..retrieval import Retriever
-from ..retrieval.retriever import Encodes
+from ..retrieval.ranking import Encodes
 from .refusals import Refusal
 
 __all__ = ["LiveGallery", "ReadWriteLock"]

@@ -20,7 +20,7 @@ from ..deadlines import finish_by
 from ..encoders import Encoder, Encoding, Inference
 from ..index import Gallery
 from ..retrieval import Retriever
-from ..retrieval.unknown import UnknownInference
+from ..retrieval.retriever import UnknownInference
 from .batching import Batcher, Done
 from .decoding import Decoders
 from .fairness import FairSlots

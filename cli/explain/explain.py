@@ -1,4 +1,4 @@
-"""`distcam explain`: which part of a picture speaks for a class, for these pixels, or for this match."""
+"""`distcam explain`: which part of an image speaks for a class, for these pixels, or for this match."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..command import refuse_unused
 from ..console import err, out, print_json, say
 from ..options import AsJson, Fit, ImageSize, Metric
 from ..places import option_values
-from .subjects import TARGETS, Asked, Subject, encoder_subject, network_subject, require_sources
+from .subjects import TARGETS, Asked, Subject, encoder_subject, network_subject
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ...explain import ActivationMaps, Faithfulness, Look
+    from ...explain import ActivationMaps, DrawStyle, Faithfulness
 
 EXAMPLE = (
     "Example: `distcam explain cat.jpg --encoder mobilenet_v2 --weights FILE.pth --target class:tabby "
@@ -74,15 +74,15 @@ def explain(
         ),
     ] = False,
     style: Annotated[Style, typer.Option(help="Draw colours, the line at half height, or a box.")] = "overlay",
-    scale: Annotated[Scale, typer.Option(help="Each map on its own scale, or one for all pictures.")] = "each",
+    scale: Annotated[Scale, typer.Option(help="Each map on its own scale, or one for all images.")] = "each",
     colours: Annotated[Colours, typer.Option(help="`blue-orange` has 0 in the middle.")] = "inferno",
     as_json: AsJson = False,
 ) -> None:
-    """Show which part of each picture speaks for a class, for a set of pixels, or for a match."""
+    """Show which part of each image speaks for a class, for a set of pixels, or for a match."""
     if out_file is not None and out_file.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out writes .png, .jpg, .html or .npz, not {out_file.name}")
     if out_file is None or out_file.suffix.lower() == ".npz":
-        refuse_unused("where no picture is drawn", "style", "scale", "colours", remedy="add --out OUT.png or OUT.html")
+        refuse_unused("where no image is drawn", "style", "scale", "colours", remedy="add --out OUT.png or OUT.html")
     if style != "overlay" and colours != "blue-orange":
         refuse_unused(f"by the style {style}, which draws lines", "colours")
     asked = Asked.parse(target)
@@ -91,7 +91,9 @@ def explain(
         refuse_unused(f"by the target {asked.kind}", "gallery", "metric")
     else:
         refuse_unused(f"by the target {asked.kind}", "classes")
-        require_sources(asked, encoder, gallery)
+        if gallery is None and (encoder is None or asked.kind == "prototype"):
+            missing = "--encoder or --gallery" if encoder is None else "--gallery"
+            raise InputError(f"--target {asked.kind} needs {missing}")
     if encoder is None:
         refuse_unused("by the encoder that a gallery brings", "weights", "fit", "image_size")
     elif not of_network or (weights is not None and not encoder.endswith(".safetensors")):
@@ -104,13 +106,15 @@ def explain(
         subject = network_subject(asked, encoder, weights, classes, fit=fit, size=image_size)
     else:
         subject = encoder_subject(asked, encoder, weights, gallery, metric, fit=fit, size=image_size)
-    from ...explain import Look
+    from ...explain import METHODS, DrawStyle
+    from ...explain.engine import method_name
 
-    methods = _methods(method, "hirescam" if of_network else "distcam")
+    given = method or ("hirescam" if of_network else "distcam")
+    methods = list(dict.fromkeys(METHODS if method == "all" else map(method_name, given.split(","))))
     options = option_values(option or [], methods, defaults=subject.method_options)
     found = [_explained(path, subject, methods, layer, options, measured=faithfulness) for path in images]
     if out_file is not None:
-        _write(out_file, found, target=target, look=Look(style=style, scale=scale, colours=colours))
+        _write(out_file, found, target=target, look=DrawStyle(style=style, scale=scale, colours=colours))
     for each in found:
         for name, maps in each.maps.items():
             if bool(maps.is_constant[0, 0]):
@@ -125,7 +129,7 @@ def explain(
 
 @dataclass(frozen=True)
 class Explained:
-    """A picture with its maps by method."""
+    """An image with its maps by method."""
 
     path: Path
     image: Image
@@ -135,7 +139,7 @@ class Explained:
     faithfulness: Mapping[str, Faithfulness]
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers about each map, with its highest place and the box at half height in pixels of the picture."""
+        """Numbers about each map, with its highest place and the box at half height in pixels of the image."""
         described: dict[str, Any] = {
             "image": str(self.path),
             "target": self.target,
@@ -150,8 +154,9 @@ class Explained:
         return described
 
     def _described(self, name: str, found: ActivationMaps) -> dict[str, Any]:
-        from ...explain import normalise, peak
+        from ...explain import normalise
         from ...explain.drawing.overlay import place_box
+        from ...metrics.components import peak
 
         heat = found.maps[0, 0]
         row, column = peak(heat)
@@ -170,15 +175,6 @@ class Explained:
         }
 
 
-def _methods(given: str | None, default: str) -> list[str]:
-    """The names in `METHODS` of what was asked for."""
-    from ...explain import METHODS
-    from ...explain.engine import method_name
-
-    names = list(METHODS) if given == "all" else [method_name(name) for name in (given or default).split(",")]
-    return list(dict.fromkeys(names))
-
-
 def _explained(
     path: Path,
     subject: Subject,
@@ -188,11 +184,11 @@ def _explained(
     *,
     measured: bool,
 ) -> Explained:
-    """The maps of one picture, and how faithful they are if that is wanted."""
+    """The maps of one image, and how faithful they are if that is wanted."""
     from ...explain import explain_image, measure_faithfulness
     from ...images import read_image
 
-    image = read_image(path)
+    image = read_image(path, whole=subject.has_place)
     pixels = subject.transform.normalise(subject.transform(image)[None])
     target, name = subject.question(image, pixels)
     layer = subject.layer if layer is None else layer
@@ -205,12 +201,15 @@ def _explained(
     return Explained(path, image, subject.transform.view(*image.size), name, maps, faithfulness)
 
 
-def _write(path: Path, found: Sequence[Explained], *, target: str, look: Look) -> None:
-    """The maps as a picture, a page, or arrays; written aside first."""
+def _write(path: Path, found: Sequence[Explained], *, target: str, look: DrawStyle) -> None:
+    """The maps as an image, a page, or arrays; written aside first."""
     import numpy as np
     import torch
 
-    from ...explain import METHODS, grid, sheet, write_page
+    from ...explain import METHODS, grid
+    from ...explain.drawing.overlay import sheet
+    from ...explain.drawing.page import write_page
+    from ...images import Box
 
     maps = {name: torch.cat([each.maps[name].maps[:, 0] for each in found]) for name in found[0].maps}
     if path.suffix.lower() == ".npz":
@@ -237,14 +236,15 @@ def _write(path: Path, found: Sequence[Explained], *, target: str, look: Look) -
     )
     if path.suffix.lower() == ".html":
         scores = [f"{each.path.name}: {each.target}, score {each.to_dict()['score']:.4g}" for each in found]
-        write_page(path, rows, title=target, notes=scores)
+        has_unseen = any(each.view.clipped(*each.image.size) != Box(0, 0, *each.image.size) for each in found)
+        write_page(path, rows, title=target, notes=scores, has_unseen=has_unseen)
     else:
         with replacing(path) as aside:
             grid(rows, tile_size=224).save(aside)
 
 
 def _show(found: Sequence[Explained]) -> None:
-    """A table for each picture, a line for each method."""
+    """A table for each image, a line for each method."""
     from rich.table import Table
     from rich.text import Text
 

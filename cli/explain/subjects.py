@@ -1,4 +1,4 @@
-"""Whom `distcam explain` asks: a classifier or segmentation network about a class, an encoder about a match."""
+"""The subject of `distcam explain`: a classifier or segmentation network about a class, an encoder about a match."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from ...explain import Target
     from ...images import Transform
 
-__all__ = ["TARGETS", "Asked", "Subject", "encoder_subject", "network_subject", "require_sources"]
+__all__ = ["TARGETS", "Asked", "Subject", "encoder_subject", "network_subject"]
 
 TARGETS = (
     "`class:CAT` (name or number; `class` alone is the best one), `segment:CAT@PLACE` with a PLACE of `all`, "
     "`predicted`, `component`, `box:x1,y1,x2,y2`, `point:x,y`, `component:x,y` or `mask:FILE`, `match:OTHER.jpg`, or "
-    "`prototype:LABEL` (with --gallery; `prototype` alone is the nearest). Places are in pixels of the picture."
+    "`prototype:LABEL` (with --gallery; `prototype` alone is the nearest). Places are in pixels of the image."
 )
 
 
@@ -61,6 +61,11 @@ class NetworkSubject:
     category: int | None
     method_options: Mapping[str, Any]
 
+    @property
+    def has_place(self) -> bool:
+        """True if it asks about a place in the image's own pixels, which then is not read at a reduced size."""
+        return self.asked.place.partition(":")[2] != ""
+
     def question(self, image: Image, pixels: Tensor) -> tuple[Target, str]:
         """The class, or its pixels at the place asked for."""
         import torch
@@ -77,7 +82,7 @@ class NetworkSubject:
         return PixelScore(category, self._pixels(image.size)), f"{name} @ {self.asked.place or 'predicted'}"
 
     def _pixels(self, size: tuple[int, int]) -> Any:
-        from ...explain import places
+        from ...explain import ComponentAt, places
 
         kind, _, text = (self.asked.place or "predicted").partition(":")
         if kind in ("all", "predicted", "component") and not text:
@@ -87,7 +92,7 @@ class NetworkSubject:
         if kind == "point":
             return places.point_in_input(read_point(text), self.transform, size)
         if kind == "component":
-            return places.component_in_input(read_point(text), self.transform, size)
+            return ComponentAt(*places.point_in_input(read_point(text), self.transform, size))
         if kind == "mask":
             return places.mask_in_input(read_mask(text), self.transform, size)
         raise InputError(
@@ -107,6 +112,7 @@ class EncoderSubject:
     references: Tensor
     metric: Any
     method_options: Mapping[str, Any]
+    has_place: bool = False
 
     def question(self, _image: Image, pixels: Tensor) -> tuple[Target, str]:
         """The similarity to the reference that is nearest."""
@@ -136,7 +142,7 @@ def network_subject(
     transform = network.transform.adapted(size=size, fit=fit)
     fixed = getattr(network.model, "image_size", None)  # a ViT is built for one size
     if isinstance(fixed, int) and (transform.height, transform.width) != (fixed, fixed):
-        raise InputError(f"{name} takes pictures of {fixed}×{fixed} pixels only; leave --image-size out")
+        raise InputError(f"{name} takes images of {fixed}×{fixed} pixels only; leave --image-size out")
     return NetworkSubject(network.model, transform, network.layer, asked, network.classes, category, {})
 
 
@@ -159,7 +165,7 @@ def _torchvisions(asked: Asked, name: str | None, weights: str | None, classes: 
 
 
 def _trained_file(asked: Asked, name: str) -> Path | None:
-    """What training left: a file, or in a run's folder what answers such a question."""
+    """The file that training left, or the one in a run's folder that answers such a question."""
     path = Path(name)
     if name.endswith(".safetensors"):
         return path
@@ -172,7 +178,7 @@ def _trained_file(asked: Asked, name: str) -> Path | None:
 
 
 def _trained(asked: Asked, file: Path, weights: str | None, classes: Path | None) -> Network:
-    """A network of our own, with its weights and the names of its classes: one that scores pixels, or pictures."""
+    """A network of our own, with its weights and the names of its classes: one that scores pixels, or images."""
     from ...encoders.checkpoint import read_checkpoint
     from ...segmentation import load_segmenter, load_source, network_of
 
@@ -183,21 +189,13 @@ def _trained(asked: Asked, file: Path, weights: str | None, classes: Path | None
     if asked.kind == "segment":
         if kind == "weak segmenter":
             raise InputError(
-                f"{file} learnt from labels alone and scores whole pictures: ask for --target class:{asked.value}, or "
+                f"{file} learnt from labels alone and scores whole images: ask for --target class:{asked.value}, or "
                 "about a network that was trained on its masks"
             )
         return load_segmenter(file).network()
     if kind == "segmenter":
         raise InputError(f"{file} scores pixels: ask for --target segment:{asked.value or 'CLASS'}@PLACE")
     return network_of(load_source(file))
-
-
-def require_sources(asked: Asked, name: str | None, gallery: Path | None) -> None:
-    """InputError without what a match or a prototype needs."""
-    if gallery is None and (name is None or asked.kind == "prototype"):
-        raise InputError(
-            f"--target {asked.kind} needs " + ("--gallery" if name is not None else "--encoder or --gallery")
-        )
 
 
 def encoder_subject(
@@ -210,7 +208,7 @@ def encoder_subject(
     fit: Any,
     size: int | None,
 ) -> EncoderSubject:
-    """The encoder, and the vector of the other picture or of the prototypes."""
+    """The encoder, and the vector of the other image or of the prototypes."""
     import torch
 
     from ...encoders import evaluating

@@ -1,14 +1,8 @@
-"""Faithfulness: what becomes of the score when the pixels that a map calls important vanish, or are all there is.
-
-Every map is judged on its own question: a similarity to a stored reference, a class, or any other target. Pixels are
-ordered by the map, perturbed copies of all images go through the network in batches, and the target says what is left.
-Only the order of a map's values counts. Perturbed pictures are unlike any the network has seen, so read the numbers
-beside those of a random order and of the class-agnostic map, never alone.
-"""
+"""Faithfulness: what becomes of the score when the pixels that a map calls important vanish, or are all there is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,10 +12,10 @@ from torch import Tensor, nn
 
 from ...encoders.encoding import Encoding
 from ...errors import InputError, ShapeError
+from ...metrics.maps import upsample
 from ..engine import explain_image
 from ..inputs import Metric, refuse_non_finite
 from ..layer_runs import undisturbed
-from ..maps import upsample
 from ..targets import Score, Similarity, Target, distances, vector_of
 from .imputation import blurred, impute_linearly
 
@@ -85,18 +79,6 @@ def insertion_deletion(
 ) -> InsertionDeletion:
     """Insertion and deletion of pixels in the maps' order, measured on what the maps explain.
 
-    Args:
-        model: a network or `Encoder`; it is left as it was.
-        images: a batch, as the model wants it.
-        maps: one for each image and question of the target, of any resolution; resized bilinearly.
-        target: `Similarity` to stored vectors, `ClassScore`, ….
-        steps: how many times an equal share of pixels is changed; each costs two forward passes a map.
-        fill: what stands where pixels are missing; the blurred images if left out.
-        gallery: embeddings among which the match is ranked, for a `Similarity` only; needs `matches`.
-        matches: the row of `gallery` that each question is about.
-        batch_size: perturbed images in a forward pass.
-        seed: of the order among equal values, so that a constant map is a random order.
-
     Raises:
         InputError: values that are not finite, no step, or a gallery without matches.
         ShapeError: maps, questions, matches, or the fill do not belong to the images.
@@ -110,13 +92,16 @@ def insertion_deletion(
     fractions = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     asked = _Asked(model, images, maps, target, batch_size, seed, ranks)
 
-    def keep(rows: Tensor, rank: Tensor, share: float, *, first: bool) -> Tensor:
-        n = round(share * rank[0].numel())
-        kept = rank < n if first else rank >= n
-        return torch.where(kept[:, None], images[rows], fill[rows])
+    def insert(rows: Tensor, rank: Tensor, share: float) -> Tensor:
+        shown = rank < round(share * rank[0].numel())
+        return torch.where(shown[:, None], images[rows], fill[rows])
 
-    insertion, insertion_rank = asked.curve(fractions, lambda *given: keep(*given, first=True))
-    deletion, deletion_rank = asked.curve(fractions, lambda *given: keep(*given, first=False))
+    def delete(rows: Tensor, rank: Tensor, share: float) -> Tensor:
+        gone = rank < round(share * rank[0].numel())
+        return torch.where(gone[:, None], fill[rows], images[rows])
+
+    insertion, insertion_rank = asked.curve(fractions, insert)
+    deletion, deletion_rank = asked.curve(fractions, delete)
     return InsertionDeletion(fractions, insertion, deletion, insertion_rank, deletion_rank)
 
 
@@ -154,16 +139,6 @@ def remove_and_debias(
     """ROAD, both ways round: pixels are removed in the maps' order and imputed linearly from what is left.
 
     Imputation takes away what the mere shape of the removed region would tell the network; see `impute_linearly`.
-
-    Args:
-        model: a network or `Encoder`; it is left as it was.
-        images: a batch, as the model wants it.
-        maps: one for each image and question of the target, of any resolution; resized bilinearly.
-        target: what the maps explain.
-        fractions: shares of the pixels to remove, each more than 0 and less than 1.
-        noise: standard deviation of what is added to imputed pixels, in the unit of the images.
-        batch_size: perturbed images in a forward pass.
-        seed: of the noise, and of the order among equal values.
 
     Raises:
         InputError: values that are not finite, or a fraction outside (0, 1).
@@ -254,7 +229,7 @@ def measure_faithfulness(
 
 @dataclass(frozen=True, eq=False)
 class _Ranks:
-    """Where a match stands in a gallery."""
+    """Ranks of matches in a gallery."""
 
     gallery: Tensor
     matches: Tensor
@@ -305,7 +280,6 @@ class _Asked:
         self.rank = pixel_order(upsample(maps, size), seed=seed).to(images.device)
         with undisturbed(model), torch.no_grad():
             self.score: Score = target.fix(_in_batches(model, images, batch_size))
-            self.n_questions = maps.shape[1]
             found = self.score(_in_batches(model, images, batch_size)).shape
         if found != maps.shape[:2]:
             raise ShapeError(f"the target asks {tuple(found)} questions; there are maps for {tuple(maps.shape[:2])}")
@@ -317,23 +291,18 @@ class _Asked:
     ) -> tuple[Tensor, Tensor | None]:
         """Scores, and ranks if wanted, (b, m, s); `perturb` is given images' rows, pixel ranks, and a share."""
         scores, places = [], []
+        n_images, n_questions = self.rank.shape[:2]
+        pairs = torch.cartesian_prod(torch.arange(n_images), torch.arange(n_questions)).to(self.rank.device)
         with undisturbed(self.model), torch.no_grad():
             for share in fractions.tolist():
-                for rows, question in self._chunks():
+                for rows, question in (some.unbind(1) for some in torch.split(pairs, self.batch_size)):
                     output = self.model(perturb(rows, self.rank[rows, question], share))
                     scores.append(self.score(output, rows).gather(1, question[:, None])[:, 0])
                     if self.ranks is not None:
                         places.append(self.ranks(output, rows, question))
-        shape = (len(fractions), len(self.rank), self.n_questions)
+        shape = (len(fractions), n_images, n_questions)
         curve = torch.cat(scores).double().reshape(shape).permute(1, 2, 0).cpu()
         return curve, torch.cat(places).reshape(shape).permute(1, 2, 0).cpu() if places else None
-
-    def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Which image and which question: all pairs, some at a time."""
-        n_images, n_questions = self.rank.shape[:2]
-        pairs = torch.cartesian_prod(torch.arange(n_images), torch.arange(n_questions)).to(self.rank.device)
-        for some in torch.split(pairs, self.batch_size):
-            yield some[:, 0], some[:, 1]
 
 
 def _in_batches(model: nn.Module, images: Tensor, batch_size: int) -> Any:

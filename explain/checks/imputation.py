@@ -1,4 +1,4 @@
-"""What stands where pixels are missing: a blurred image, or what the pixels around them let one guess."""
+"""Imputation of missing pixels: a blurred image, or a linear estimate from the pixels around them."""
 
 from __future__ import annotations
 
@@ -45,13 +45,6 @@ def impute_linearly(
     at the image's edge, where some are missing), whether these are kept or removed themselves: a sparse system of
     linear equations, symmetric and positive definite, that conjugate gradients solve for the whole batch. Where nothing
     of an image is kept, it becomes 0, the mean colour of normalised images.
-
-    Args:
-        images: a batch.
-        removed: Bool (b, h, w).
-        noise: standard deviation of the noise on imputed pixels.
-        generator: of the noise.
-        tolerance: residual at which the solution is good enough, relative to the right-hand side.
 
     Source: Rong et al. 2022, §4 and appendix (noisy linear imputation).
 

@@ -1,8 +1,4 @@
-"""Sanity checks: does a map change when what it claims to explain changes, the network, the match, or the class?
-
-A picture that stays the same when the network is randomised, or when the match is replaced by a stranger, shows edges
-or objects but explains nothing. The class-agnostic map is the yardstick: it fails the last two by construction.
-"""
+"""Sanity checks: does a map change when what it claims to explain changes, the network, the match, or the class?"""
 
 from __future__ import annotations
 
@@ -17,14 +13,14 @@ from torch import Tensor, nn
 
 from ...encoders.layers import require_layer
 from ...errors import InputError, ShapeError
-from ..maps import spearman
+from ...metrics.maps import spearman
 
-__all__ = ["Randomisation", "match_randomisation", "randomise_parameters", "two_object_preference"]
+__all__ = ["Randomisation", "match_randomisation", "match_sensitivity", "randomise_parameters", "two_object_preference"]
 
 
 @dataclass(frozen=True, eq=False)
 class Randomisation:
-    """What became of the maps while a network lost its weights, from the output down.
+    """Correlation of maps with those of the trained network while its weights are drawn anew, from the output down.
 
     Attributes:
         stages: the parts that were drawn anew, each in addition to those before it.
@@ -55,14 +51,6 @@ def randomise_parameters(
     own `reset_parameters` does it, batch norms forget their statistics; parameters of modules without that method are
     drawn from a normal distribution with the mean and spread they had.
 
-    Args:
-        model: the network.
-        explain: makes the maps with a network that it is given; `lambda net: explain_image(net, images, …).maps`, with
-            the same question every time: stored references, not those the randomised network would choose.
-        stages: names of modules, first the one nearest to the output; all modules with parameters of their own, in
-            reverse order of registration, if left out.
-        seed: of the new parameters.
-
     Raises:
         InputError: a stage that does not exist, or a network without parameters.
 
@@ -82,6 +70,27 @@ def randomise_parameters(
     return Randomisation(names, torch.stack(found))
 
 
+def match_sensitivity(maps: Float[Tensor, "*b n h w"]) -> Float[Tensor, "*b"]:
+    """Rank correlation of the map for the first reference with the others' maps, in [-1, 1]: 1 = blind to the match.
+
+    Usually n = 2: the map for the best match and the map for a random gallery image. With more references it is the
+    mean over the pairs of the first and another. The class-agnostic map has 1 by construction, and so does any
+    explanation that shows the object whatever it is compared with; read every good-looking map beside this number.
+
+    Raises:
+        ShapeError: fewer than two maps.
+
+    >>> match_sensitivity(torch.tensor([[[1.0, 2.0, 3.0]], [[3.0, 2.0, 1.0]]]))
+    tensor(-1.)
+    """
+    if maps.ndim < 3 or maps.shape[-3] < 2:
+        raise ShapeError(
+            f"match sensitivity compares two maps or more, as (…, n, rows, columns); got {tuple(maps.shape)}"
+        )
+    others = maps[..., 1:, :, :]
+    return spearman(maps[..., :1, :, :].expand_as(others), others).mean(-1)
+
+
 def match_randomisation(
     explain: Callable[[Tensor], Float[Tensor, "b n h w"]],
     references: Float[Tensor, "b d"],
@@ -93,12 +102,6 @@ def match_randomisation(
 
     1 means that the map would look the same for any match; the class-agnostic map has 1 by construction. Gallery
     vectors equal to the match are not drawn, unless there are no others.
-
-    Args:
-        explain: from references (b, n, d) to maps (b, n, h, w), as `dist_cam` does once its response map is given.
-        references: each image's stored match.
-        gallery: what the stand-ins are drawn from.
-        seed: of the draw.
 
     >>> response = torch.rand(1, 3, 4, 4)
     >>> from distcam.explain import dist_cam
@@ -124,17 +127,11 @@ def two_object_preference(
     region_a: Float[Tensor, "*n h w"],
     region_b: Float[Tensor, "*n h w"],
 ) -> Float[Tensor, "*n"]:
-    """How often the map for an object's class prefers that object, in {0, .25, .5, .75, 1}; one half is chance.
+    """Share of maps that prefer the object of their class, in {0, .25, .5, .75, 1}; one half is chance.
 
     Each image shows an object of class A and one of class B. The map for A should be higher, in the mean, on A than on
     B, and the map for B the other way round; each counts one half, a tie half of that. A map that does not depend on
     the class gets exactly one half. NaN where a region is empty once their common part is taken away.
-
-    Args:
-        map_a: for class A, raw (signs count).
-        map_b: for class B.
-        region_a: where A is: a mask, or the covered part of each pixel, see `box_coverage`.
-        region_b: where B is.
 
     >>> on_a = torch.tensor([[1.0, 0.0]])
     >>> two_object_preference(on_a, on_a, torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))

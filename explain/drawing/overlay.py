@@ -1,12 +1,9 @@
-"""How maps are shown: on which scale, in which colours, as an overlay, a line or a box; and sheets of many."""
+"""Maps drawn on images, on a scale, in colours, as an overlay, a line or a box; and sheets of many."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from os import PathLike
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -15,15 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import InputError, ShapeError
-from ...files import write_text
+from ...explain.places import box_from_map
 from ...images.geometry import Box
-from ..maps import is_constant, normalise, upsample
-from .boxes import box_from_map
+from ...metrics.maps import is_constant, normalise, upsample
 from .colours import Colours
-from .panels import Tile, legend
-from .rendering import contour, draw_box, overlay, to_data_uri
+from .panels import MISSING, Tile, legend, panel
+from .rendering import contour, draw_box, overlay
 
-__all__ = ["Look", "legend_of", "map_tiles", "paint", "place_box", "scaled", "sheet", "write_page"]
+__all__ = ["DrawStyle", "map_panel", "map_tiles", "paint", "place_box", "scaled", "sheet"]
 
 Style = Literal["overlay", "contour", "box"]
 Scale = Literal["each", "shared"]
@@ -32,11 +28,11 @@ FINE = 16  # steps per position at which a map is enlarged before a box is put a
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a set of maps is drawn.
+class DrawStyle:
+    """The way a set of maps is drawn.
 
     Attributes:
-        style: the map's colours over the picture, the line at `level`, or the box around the largest region above it.
+        style: the map's colours over the image, the line at `level`, or the box around the largest region above it.
         scale: "each" map runs from its own minimum to its own maximum; "shared" is one scale for the set, so that two
             maps can be compared by eye.
         colours: a scale that colour-blind readers can tell apart. "blue-orange" is for signed maps: its middle is 0.
@@ -58,10 +54,10 @@ class Look:
             raise InputError(f"level={self.level} should be a fraction from 0 to 1")
 
 
-def scaled(maps: Float[Tensor, "n h w"], look: Look) -> tuple[Float[Tensor, "n h w"], list[tuple[float, float]]]:
+def scaled(maps: Float[Tensor, "n h w"], look: DrawStyle) -> tuple[Float[Tensor, "n h w"], list[tuple[float, float]]]:
     """The maps in [0, 1], and for each the raw values that 0 and 1 stand for.
 
-    >>> scaled(torch.tensor([[[1.0, 3.0]], [[2.0, 5.0]]]), Look(scale="shared"))[1]
+    >>> scaled(torch.tensor([[[1.0, 3.0]], [[2.0, 5.0]]]), DrawStyle(scale="shared"))[1]
     [(1.0, 5.0), (1.0, 5.0)]
     """
     shared, centred = look.scale == "shared", look.colours == "blue-orange"
@@ -76,21 +72,23 @@ def scaled(maps: Float[Tensor, "n h w"], look: Look) -> tuple[Float[Tensor, "n h
 
 
 def paint(
-    image: Image.Image, heat_map: Float[Tensor, "h w"], *, view: Box | None = None, look: Look | None = None
+    image: Image.Image, heat_map: Float[Tensor, "h w"], *, view: Box | None = None, look: DrawStyle | None = None
 ) -> Image.Image:
-    """One map, scaled to [0, 1], on its picture, in the style of the look."""
-    look = look or Look()
-    if look.style == "overlay":
-        return overlay(image, heat_map, view=view, opacity=look.opacity, colours=look.colours)
+    """One map, scaled to [0, 1], on its image, in the style of the look."""
+    look = look or DrawStyle()
+    is_flat = bool(is_constant(heat_map))
+    if look.style == "overlay":  # a constant map of its own scale explains nothing and is not coloured
+        opacity = 0.0 if is_flat and look.scale == "each" else look.opacity
+        return overlay(image, heat_map, view=view, opacity=opacity, colours=look.colours)
     if look.style == "contour":
         return contour(image, heat_map, look.level, view=view)
-    if bool(is_constant(heat_map)):
+    if is_flat:
         return image.convert("RGB")
     return draw_box(image, place_box(heat_map, view or Box(0, 0, *image.size), level=look.level))
 
 
 def place_box(heat_map: Float[Tensor, "h w"], view: Box, *, level: float = 0.5) -> Box:
-    """The box around the largest region above the level, in pixels of the picture that the map lies on."""
+    """The box around the largest region above the level, in pixels of the image that the map lies on."""
     rows, columns = (FINE * side for side in heat_map.shape)
     box = box_from_map(upsample(heat_map.float(), (rows, columns)), threshold=level)
     return box.scaled(view.width / columns, view.height / rows).shifted(view.left, view.top)
@@ -101,13 +99,13 @@ def map_tiles(
     maps: Float[Tensor, "n h w"],
     *,
     views: Sequence[Box],
-    look: Look | None = None,
+    look: DrawStyle | None = None,
     title: str = "",
 ) -> list[Tile]:
-    """Each map on its picture, captioned with the raw values at the two ends of its colours; constant ones say so."""
-    look = look or Look()
+    """Each map on its image, captioned with the raw values at the two ends of its colours; constant ones say so."""
+    look = look or DrawStyle()
     if not len(images) == len(maps) == len(views):
-        raise ShapeError(f"expected a map and a view for each of {len(images)} pictures; got {len(maps)}, {len(views)}")
+        raise ShapeError(f"expected a map and a view for each of {len(images)} images; got {len(maps)}, {len(views)}")
     unit, ranges = scaled(maps, look)
     flat = is_constant(maps).tolist() if len(maps) else []
     captions = [
@@ -125,57 +123,59 @@ def sheet(
     maps: Mapping[str, Float[Tensor, "n h w"]],
     *,
     views: Sequence[Box],
-    look: Look | None = None,
+    look: DrawStyle | None = None,
     captions: Sequence[str] = (),
 ) -> list[list[Tile | None]]:
-    """A row for each picture, a column for each set of maps, and legends below: what `grid` and `write_page` take.
+    """A row for each image, a column for each set of maps, and legends below: what `grid` and `write_page` take.
 
     A shared scale is that of one column, the maps of one method, which have one unit; its legend holds the numbers.
     Otherwise they stand under each map.
     """
-    look = look or Look()
+    look = look or DrawStyle()
     words = list(captions) or [""] * len(images)
     columns = [map_tiles(images, each, views=views, look=look, title=name) for name, each in maps.items()]
     rows: list[list[Tile | None]] = [
-        [Tile(image, title="picture", caption=caption), *tiles]
+        [Tile(image, title="image", caption=caption), *tiles]
         for image, caption, *tiles in zip(images, words, *columns, strict=True)
     ]
     if look.style == "overlay":
-        rows.append([None, *(Tile(legend_of(each, look)) for each in maps.values())])
+        legends = []
+        for each in maps.values():
+            low, high = ("-", "+") if look.colours == "blue-orange" else ("low", "high")
+            if look.scale == "shared" or len(each) == 1:  # one scale holds for all of them
+                low, high = (f"{end:.3g}" for end in scaled(each, look)[1][0])
+            legends.append(Tile(legend(colours=look.colours, low=low, high=high)))
+        rows.append([None, *legends])
     return rows
 
 
-def legend_of(maps: Float[Tensor, "n h w"], look: Look) -> Image.Image:
-    """The bar of colours; with raw values at its ends where one scale holds for all maps, else with words."""
-    low, high = ("-", "+") if look.colours == "blue-orange" else ("low", "high")
-    if look.scale == "shared" or len(maps) == 1:
-        low, high = (f"{end:.3g}" for end in scaled(maps, look)[1][0])
-    return legend(colours=look.colours, low=low, high=high)
-
-
-def write_page(
-    path: str | PathLike[str], rows: Sequence[Sequence[Tile | None]], *, title: str, notes: Sequence[str] = ()
-) -> Path:
-    """The tiles as one HTML file that needs nothing else, light or dark as the reader's system; written aside first."""
-    body = "".join(f"<p>{escape(note)}</p>" for note in notes)
-    body += "".join(f"<div class=row>{''.join(map(_figure, row))}</div>" for row in rows)
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{body}</body></html>"
+def map_panel(
+    query: Tile,
+    references: Sequence[Tile],
+    query_maps: Float[Tensor, "n h w"],
+    reference_maps: Float[Tensor, "n u v"] | None,
+    *,
+    view: Box,
+    views: Sequence[Box | None],
+    look: DrawStyle,
+    ends: tuple[str, str],
+) -> Image.Image:
+    """A `panel` of a query, its n references, and the maps on both."""
+    n = len(references)
+    on_references: list[Tile] = []
+    if reference_maps is not None:
+        there = [index for index, seen in enumerate(views) if seen is not None]
+        images, seen = [references[index].image for index in there], [each for each in views if each is not None]
+        drawn = dict(zip(there, map_tiles(images, reference_maps[there], views=seen, look=look), strict=True))
+        on_references = [drawn.get(index, Tile(MISSING)) for index in range(n)]
+    if look.scale == "shared" or n == 1:
+        low, high = scaled(query_maps, look)[1][0]
+        ends = (f"{low:.3g}", f"{high:.3g}")
+    return panel(
+        query,
+        references,
+        map_tiles([query.image] * n, query_maps, views=[view] * n, look=look),
+        on_references,
+        colours=look.colours if look.style == "overlay" else None,
+        ends=ends,
     )
-    return write_text(path, page)
-
-
-STYLE = (
-    ":root{color-scheme:light dark}body{font:15px/1.4 system-ui,sans-serif;margin:2rem}h1{font-size:1.3rem}"
-    ".row{display:flex;gap:14px;margin:0 0 18px;overflow-x:auto}figure{margin:0;width:260px;flex:none}"
-    "img{max-width:100%;border-radius:4px}figcaption{font-size:13px;opacity:.85;overflow-wrap:anywhere}"
-)
-
-
-def _figure(tile: Tile | None) -> str:
-    if tile is None:
-        return "<figure></figure>"
-    words = "<br>".join(escape(text) for text in (tile.title, tile.caption) if text)
-    picture = f'<img alt="{escape(tile.title)}" src="{to_data_uri(tile.image)}">'
-    return f"<figure>{picture}<figcaption>{words}</figcaption></figure>"

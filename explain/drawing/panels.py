@@ -1,4 +1,4 @@
-"""Pictures of a query beside its matches and maps: for a paper, a README, an export."""
+"""Images of a query beside its matches and maps: for a paper, a README, an export."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from ...errors import InputError
 from .colours import Colours, colour_table
 from .rendering import WHITE, Colour, text_font
 
-__all__ = ["Tile", "grid", "legend", "panel"]
+__all__ = ["MISSING", "Tile", "grid", "legend", "panel"]
 
 INK: Colour = (28, 32, 40)
 FAINT: Colour = (118, 124, 136)
 GAP = 14
+MISSING = Image.new("RGB", (96, 96), (214, 217, 222))  # stands for an image that does not exist
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a grid: `title` stands above it, `caption` below; `frame` colours its edge.
+    """One image of a grid: `title` stands above it, `caption` below; `frame` colours its edge.
 
     Of the colours that colour-blind readers keep apart, (0, 114, 178) and (213, 94, 0) serve for right and wrong.
     """
@@ -49,11 +50,11 @@ def panel(
     its two sides.
 
     Raises:
-        InputError: no matches, or a row that has another number of pictures than there are matches.
+        InputError: no matches, or a row that has another number of images than there are matches.
     """
     rows = [list(matches), list(query_maps), *([list(match_maps)] if match_maps else [])]
     if not matches or any(len(row) != len(matches) for row in rows):
-        raise InputError(f"a panel has one picture a match in every row; got rows of {[len(row) for row in rows]}")
+        raise InputError(f"a panel has one image a match in every row; got rows of {[len(row) for row in rows]}")
     bar = (
         Image.new("RGB", (tile_size, 1), WHITE)
         if colours is None
@@ -69,15 +70,20 @@ def panel(
 
 
 def grid(rows: Sequence[Sequence[Tile | None]], *, tile_size: int = 196, gap_after_first: int = GAP) -> Image.Image:
-    """Rows of pictures on white, each fitted into a square of `tile_size` pixels in its own proportions; None is a gap.
+    """Rows of images on white, each fitted into a square of `tile_size` pixels in its own proportions; None is a gap.
 
     One row makes a side-by-side. Text that is too long for its tile ends in an ellipsis.
     """
     if not rows or not any(tile for row in rows for tile in row):
-        raise InputError("a grid needs at least one picture")
+        raise InputError("a grid needs at least one image")
     n_columns = max(len(row) for row in rows)
     line = text_height(tile_size)
-    heights = [_row_height(row, tile_size, line) for row in rows]
+    step = round(1.6 * line)
+    heights = []
+    for row in rows:  # a line for the titles, if any, and the tallest tile with its caption
+        tiles = [tile for tile in row if tile is not None]
+        tallest = max((_fitted(tile.image, tile_size)[1] + step * bool(tile.caption) for tile in tiles), default=0)
+        heights.append(tallest + step * any(tile.title for tile in tiles))
     width = 2 * GAP + n_columns * tile_size + (n_columns - 1) * GAP + (gap_after_first - GAP) * (n_columns > 1)
     sheet = Image.new("RGB", (width, 2 * GAP + sum(heights) + GAP * (len(rows) - 1)), WHITE)
     y = GAP
@@ -110,22 +116,14 @@ def text_height(tile_size: int) -> int:
     return max(11, round(tile_size / 14))
 
 
-def _row_height(row: Sequence[Tile | None], tile_size: int, line: int) -> int:
-    """A line for the titles, if any, and the tallest tile of the row with its caption."""
-    tiles = [tile for tile in row if tile is not None]
-    step = round(1.6 * line)
-    tallest = max((_fitted(tile.image, tile_size)[1] + step * bool(tile.caption) for tile in tiles), default=0)
-    return tallest + step * any(tile.title for tile in tiles)
-
-
 def _fitted(image: Image.Image, tile_size: int) -> tuple[int, int]:
-    """Width and height of the picture inside a square tile."""
+    """Width and height of the image inside a square tile."""
     scale = tile_size / max(image.size)
     return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
 def _place(sheet: Image.Image, tile: Tile, x: int, y: int, tile_size: int, *, has_titles: bool) -> None:
-    """Title, picture, frame and caption of one tile, from its corner down, centred."""
+    """Title, image, frame and caption of one tile, from its corner down, centred."""
     draw = ImageDraw.Draw(sheet)
     line = text_height(tile_size)
     font = text_font(line)

@@ -1,8 +1,4 @@
-"""Maps on pictures: overlay, contour, boxes, and what a browser or a file takes. NumPy and Pillow only.
-
-Every function takes a picture and returns a new one of the same size. A map is laid on the part of the picture that the
-network saw (`view`, from `Transform.view`), pixel areas on pixel areas; what lies outside is dimmed.
-"""
+"""Maps on images: overlay, contour, boxes, and what a browser or a file takes. NumPy and Pillow only."""
 
 from __future__ import annotations
 
@@ -21,14 +17,14 @@ from ...errors import InputError
 from ...images.geometry import Box
 from .colours import Colours, colour_table, unit_array
 
-__all__ = ["contour", "draw_box", "draw_points", "overlay", "to_data_uri", "to_png_bytes"]
+__all__ = ["contour", "draw_box", "draw_points", "overlay", "to_data_uri"]
 
 Colour = tuple[int, int, int]
 
 WHITE: Colour = (255, 255, 255)
 SHADE: Colour = (16, 18, 24)
 CYAN: Colour = (86, 208, 240)
-UNSEEN = 0.4  # how bright the part of the picture stays that the network did not see
+UNSEEN = 0.4  # how bright the part of the image stays that the network did not see
 
 
 def overlay(
@@ -40,20 +36,20 @@ def overlay(
     alpha: Literal["constant", "heat"] = "constant",
     colours: Colours = "inferno",
 ) -> Image.Image:
-    """The picture under the map's colours, RGB, of the picture's size.
+    """The image under the map's colours, RGB, of the image's size.
 
     Args:
-        image: the original picture.
+        image: the original image.
         heat_map: values in [0, 1] (see `normalise`); enlarged bilinearly, as `upsample` does.
-        view: the rectangle of the picture that the map covers, in its pixels, by default all of it. It may reach beyond
-            the picture (`fit="pad"`).
-        opacity: of the colours, from 0 (picture only) to 1.
+        view: the rectangle of the image that the map covers, in its pixels, by default all of it. It may reach beyond
+            the image (`fit="pad"`).
+        opacity: of the colours, from 0 (image only) to 1.
         alpha: "constant": the same opacity everywhere; "heat": opacity times the map's value, so that cold parts show
-            the picture as it is.
+            the image as it is.
         colours: a name from `COLOUR_SCALES`.
 
     Raises:
-        InputError: the map is not in [0, 1], `opacity` is not, or `view` does not touch the picture.
+        InputError: the map is not in [0, 1], `opacity` is not, or `view` does not touch the image.
     """
     if not 0 <= opacity <= 1:
         raise InputError(f"opacity={opacity} should be from 0 to 1")
@@ -77,10 +73,10 @@ def contour(
     colour: Colour = WHITE,
     width: float = 2.0,
 ) -> Image.Image:
-    """The picture with the line along which the map has the value `level`; white on a dark rim, `width` pixels thick.
+    """The image with the line along which the map has the value `level`; white on a dark rim, `width` pixels thick.
 
     Raises:
-        InputError: the map is not in [0, 1], or `view` does not touch the picture.
+        InputError: the map is not in [0, 1], or `view` does not touch the image.
     """
     heat, seen = _on_picture(heat_map, image, view)
     slope = np.hypot(*np.gradient(heat)) if min(heat.shape) > 1 else np.zeros_like(heat)
@@ -95,10 +91,10 @@ def contour(
 def draw_box(
     image: Image.Image, box: Box, label: str | None = None, *, colour: Colour = CYAN, width: int | None = None
 ) -> Image.Image:
-    """The picture with the outline of a box, its outer edge on the box's, and a label above or inside its corner.
+    """The image with the outline of a box, its outer edge on the box's, and a label above or inside its corner.
 
     `width` is the line's thickness in pixels, by default about 1 % of the shorter side. A box that reaches beyond the
-    picture is drawn as far as it is visible.
+    image is drawn as far as it is visible.
     """
     picture = image.convert("RGB")
     draw = ImageDraw.Draw(picture)
@@ -116,7 +112,7 @@ def draw_box(
 def draw_points(
     image: Image.Image, points: Sequence[tuple[float, float]], *, colour: Colour = CYAN, radius: int | None = None
 ) -> Image.Image:
-    """The picture with a disc at each point (x, y) in its pixels; several are numbered from 1."""
+    """The image with a disc at each point (x, y) in its pixels; several are numbered from 1."""
     picture = image.convert("RGB")
     draw = ImageDraw.Draw(picture)
     radius = max(4, round(min(picture.size) / (28 if len(points) > 1 else 40))) if radius is None else radius
@@ -129,16 +125,14 @@ def draw_points(
     return picture
 
 
-def to_png_bytes(image: Image.Image) -> bytes:
-    """The picture as a PNG file."""
-    return _encoded(image, "png")
-
-
 def to_data_uri(image: Image.Image, kind: Literal["png", "jpeg", "webp"] = "png", *, quality: int = 88) -> str:
-    """The picture as a `data:` address for an HTML page; of photographs "jpeg" and "webp" are many times smaller."""
+    """The image as a `data:` address for an HTML page; of photographs "jpeg" and "webp" are many times smaller."""
     if kind not in ("png", "jpeg", "webp"):
         raise InputError(f"kind={kind!r} is not known; choose 'png', 'jpeg' or 'webp'")
-    return f"data:image/{kind};base64,{base64.b64encode(_encoded(image, kind, quality=quality)).decode('ascii')}"
+    file = io.BytesIO()
+    options: dict[str, Any] = {"optimize": True} if kind == "png" else {"quality": quality}
+    image.convert("RGB").save(file, format=kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
 def text_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -146,21 +140,15 @@ def text_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.convert("RGB").save(file, format=kind, **({"optimize": True} if kind == "png" else options))
-    return file.getvalue()
-
-
 def _on_picture(
     heat_map: Tensor | NDArray[Any], image: Image.Image, view: Box | None
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The map's value at the centre of every pixel of the picture, and which pixels the map covers."""
+    """The map's value at the centre of every pixel of the image, and which pixels the map covers."""
     values = unit_array(heat_map)
     width, height = image.size
     view = Box(0, 0, width, height) if view is None else view
     if view.intersection(Box(0, 0, width, height)).area == 0:
-        raise InputError(f"the view {tuple(view)} does not touch the picture of {width}×{height} pixels")
+        raise InputError(f"the view {tuple(view)} does not touch the image of {width}×{height} pixels")
     down, seen_rows = _bilinear(height, values.shape[0], begin=float(view.top), end=float(view.bottom))
     across, seen_columns = _bilinear(width, values.shape[1], begin=float(view.left), end=float(view.right))
     heat = (down @ values @ across.T).clip(0, 1).astype(np.float32)

@@ -1,11 +1,11 @@
-"""Which place of the query belongs to which place of the match: a similarity divided among all pairs of positions.
+"""Correspondence: the similarity of a query and a match, divided among all pairs of positions.
 
 With response maps R of the query and S of the match (see `fold`), whose means over positions are the two embeddings e
 and f, every similarity that is a product splits exactly, without any approximation:
 
     e · f = Σ_ij Σ_xy R_ij · S_xy / (N N')      and the cosine the same, divided by |e| |f|
 
-A share belongs to a pair of positions: (i, j) on the query, (x, y) on the match. Summed over one picture the shares are
+A share belongs to a pair of positions: (i, j) on the query, (x, y) on the match. Summed over one image the shares are
 the `dot` map on the other. What a head adds as a bias is part of R and S at every position, so nothing is left over.
 
 Source: Stylianou, Souvenir and Pless, Visualizing Deep Similarity Networks, 2019; Zhu et al., 2019. The form with
@@ -37,7 +37,7 @@ class PositionPair(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Correspondence:
-    """How much each pair of positions contributes to the similarity of two pictures.
+    """The contribution of each pair of positions to the similarity of two images.
 
     Attributes:
         shares: signed; row and column on the query, row and column on the match. Their sum is `total`.
@@ -96,7 +96,7 @@ class Correspondence:
 def correspondence(
     query_map: Float[Tensor, "d h w"], match_map: Float[Tensor, "d u v"], *, metric: Metric = "cosine"
 ) -> Correspondence:
-    """The similarity of two pictures, divided among all pairs of their positions.
+    """The similarity of two images, divided among all pairs of their positions.
 
     Args:
         query_map: response map of the query, of which the mean is its embedding (see `fold`).
@@ -124,7 +124,7 @@ def correspondence(
 def pairwise_shares(
     query_map: Float[Tensor, "*b d h w"], match_map: Float[Tensor, "*b d u v"], *, metric: Metric = "cosine"
 ) -> Float[Tensor, "*b h w u v"]:
-    """The share of each pair of positions, in the similarity's unit; a leading batch is one of pairs of pictures.
+    """The share of each pair of positions, in the similarity's unit; a leading batch is one of pairs of images.
 
     cosine, dot: `R_ij · S_xy / (N N')`, for the cosine divided by the lengths of both embeddings (0 if one is 0). l2:
     `(2 R_ij · S_xy - R_ij · e - S_xy · f) / (N N')`, which sums to minus the squared distance; the distance itself is a

@@ -1,21 +1,13 @@
-"""Dist-CAM: which part of a query makes it close to a reference, from pooled vectors and one matrix product.
+"""Dist-CAM: the part of a query that makes it close to a reference, from pooled vectors and one matrix product.
 
 A reference (a gallery image, or a class prototype) enters by its pooled vector alone. Each channel of the query's
 response map gets a weight that is large where the two pooled vectors are close, and the weighted channels are summed:
 
     D = |GAP(S) - GAP(Q)|,   W = norm(1 / (D + eps)),   M = Σ_k W_k Q_k        [Dist-CAM] Eq. 4-6
 
-What the paper leaves open is settled here, the same way for every weighting:
-
-- `eps = tau · median(D over live channels)`: the weights then do not change when all features are multiplied by a
-  number, and the rounding of vectors stored in float16 does not show. `tau = 0` is the literal reading, `eps = 1e-12`.
-- A channel that is zero everywhere in the query and zero in the reference is dead: it takes no part in weights, median
-  and normaliser. Zero means at most 1e-5 of the largest value, because GeM pooling turns 0 into its floor of 1e-6.
-- A median of 0 is replaced by the mean, and eps is at least tau · 1e-3 of the mean magnitude. So if every D is 0, or no
-  more than rounding (the query is the reference, or a copy encoded once more), all live channels weigh the same.
-- In a space with signs, closeness at a negative entry speaks *for* the match although the response there is negative.
-  So each channel is first turned such that the reference's entry is not negative: the weight takes the sign of the
-  reference's entry, and sign(0) = +1. After a ReLU this changes nothing, and the paper's rule is what remains.
+What the paper leaves open is settled the same way for every weighting (docs/guides/explain.md): eps is tau medians of
+D over the live channels; channels that are zero in both images take no part; a median of 0 is replaced by the mean, and
+eps is at least tau · 1e-3 of the mean magnitude; the weight takes the sign of the reference's entry, and sign(0) = +1.
 
 Maps come back raw: signed, at the response map's resolution, never min-maxed. Everything is differentiable. The region
 of a match that answers the query is the same call with the roles swapped: the match's map, the query's pooled vector.
@@ -24,6 +16,7 @@ of a match that answers the query is the same call with the roles swapped: the m
 from __future__ import annotations
 
 import math
+from typing import TypedDict, Unpack
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,15 +44,20 @@ DEAD = 1e-5  # of the largest magnitude: what counts as a channel that is zero
 NO_DIRECTION = 1e-12  # a vector no longer than this counts as zero when directions are compared
 
 
+class WeightOptions(TypedDict, total=False):
+    """The options of `channel_weights`, which explains them."""
+
+    metric: Metric
+    weighting: Weighting
+    tau: float
+    norm: Norm
+    mean: Tensor | None
+
+
 def dist_cam(
     response_map: Float[Tensor, "*b d h w"],
     references: Float[Tensor, "*b n d"],
-    *,
-    metric: Metric = "cosine",
-    weighting: Weighting = "dist",
-    tau: float = 1.0,
-    norm: Norm = "sum",
-    mean: Float[Tensor, " d"] | None = None,
+    **options: Unpack[WeightOptions],
 ) -> Float[Tensor, "*b n h w"]:
     """Raw activation maps of a query, one for each of its references; all of them are one matrix product.
 
@@ -74,11 +72,7 @@ def dist_cam(
     Args:
         response_map: channels of the query; leading dimensions are a batch, and references are given for each entry.
         references: pooled vectors of gallery images or prototypes, in the space of `response_map`.
-        metric: how the vectors are compared; only "cosine" makes a difference to the map.
-        weighting: see `channel_weights`.
-        tau: see `channel_weights`.
-        norm: see `channel_weights`.
-        mean: see `channel_weights`.
+        options: `metric`, `weighting`, `tau`, `norm` and `mean`, see `channel_weights`.
 
     Raises:
         InputError: a value is not finite, an option is unknown, or `mean` is missing where it is needed.
@@ -92,22 +86,14 @@ def dist_cam(
     [[[3.0, 0.0], [0.5, 0.5]]]
     """
     response, query, live = _query_side(response_map)
-    weights = channel_weights(
-        query, references, metric=metric, weighting=weighting, tau=tau, norm=norm, mean=mean, live=live
-    )
-    return _raw_map(response, query, weights, metric=metric, weighting=weighting)
+    return _raw_map(response, query, channel_weights(query, references, live=live, **options), options)
 
 
 def contrast(
     response_map: Float[Tensor, "*b d h w"],
     references: Float[Tensor, "*b n d"],
     against: Float[Tensor, "*b m d"],
-    *,
-    metric: Metric = "cosine",
-    weighting: Weighting = "dist",
-    tau: float = 1.0,
-    norm: Norm = "sum",
-    mean: Float[Tensor, " d"] | None = None,
+    **options: Unpack[WeightOptions],
 ) -> Float[Tensor, "*b n h w"]:
     """Signed maps of what pulls the query to each reference rather than to `against`; 0 where neither is favoured.
 
@@ -124,12 +110,8 @@ def contrast(
         raise ShapeError(
             f"`against` needs at least one vector, as (…, m, channels); it has shape {tuple(against.shape)}"
         )
-    towards, away = (
-        channel_weights(query, side, metric=metric, weighting=weighting, tau=tau, norm=norm, mean=mean, live=live)
-        for side in (references, against)
-    )
-    weights = towards - away.mean(-2, keepdim=True)
-    return _raw_map(response, query, weights, metric=metric, weighting=weighting)
+    towards, away = (channel_weights(query, side, live=live, **options) for side in (references, against))
+    return _raw_map(response, query, towards - away.mean(-2, keepdim=True), options)
 
 
 def channel_weights(
@@ -160,7 +142,7 @@ def channel_weights(
     The first four take the sign of s (see the module's text) and, like `caam`, are normalised over the live channels.
 
     `norm="softmax"` degenerates: of values that grow like 1 / D the largest takes all, one channel is left, and the map
-    is empty wherever that channel is. It is offered for completeness. `sum`, `l2` and `none` give the same picture at
+    is empty wherever that channel is. It is offered for completeness. `sum`, `l2` and `none` give the same image at
     another scale; `minmax` takes the smallest weight away from all.
 
     The median is the lower one: an element of D, found by selection without sorting, and exactly scaled when D is.
@@ -195,7 +177,11 @@ def channel_weights(
     alive = active | _is_alive(references.abs())
 
     if weighting in LINEAR:
-        return _linear_weights(query, references, weighting=weighting, mean=mean).masked_fill(~alive, 0)
+        weights = references if mean is None else references - mean
+        if weighting == "gradcam_cos":  # d cos / d q = (s/|s| - cos · q/|q|) / |q|
+            q, s = query / _length(query), references / _length(references)
+            weights = (s - (s * q).sum(-1, keepdim=True) * q) / _length(query)
+        return weights.masked_fill(~alive, 0)
     if weighting == "caam":
         return _normalised(torch.ones_like(references), active.expand_as(alive), norm)
     sign = torch.where(references < 0, -1.0, 1.0)
@@ -211,16 +197,8 @@ def channel_weights(
     return sign * _normalised(closeness, alive, norm)  # Eq. 5
 
 
-def _linear_weights(query: Tensor, references: Tensor, *, weighting: Weighting, mean: Tensor | None) -> Tensor:
-    """Weights whose map has a total: the dot product, the one with the mean taken away, or the cosine's gradient."""
-    if weighting == "gradcam_cos":  # d cos / d q = (s/|s| - cos · q/|q|) / |q|
-        q, s = query / _length(query), references / _length(references)
-        return (s - (s * q).sum(-1, keepdim=True) * q) / _length(query)
-    return references if mean is None else references - mean
-
-
 def _log_ratio(references: Tensor, mean: Tensor) -> Tensor:
-    """How many times more each channel has than the mean, as a logarithm, 0 for less; both turned by the sign of s."""
+    """Logarithm of how many times more each channel has than the mean, 0 for less; both turned by the sign of s."""
     mean = mean.clamp(min=0)
     floor = RARE * mean.mean(-1, keepdim=True)
     floor = torch.where(floor > 0, floor, _positive(references.mean(-1, keepdim=True)))
@@ -228,7 +206,7 @@ def _log_ratio(references: Tensor, mean: Tensor) -> Tensor:
 
 
 def _eps(distance: Tensor, size: Tensor, alive: Tensor, tau: float) -> Tensor | float:
-    """What is added to D, one number for each reference: tau medians, else tau means, and never less than rounding."""
+    """The eps added to D, one number for each reference: tau medians, else tau means, and never less than rounding."""
     if tau == 0:
         return LITERAL_EPS
     n_alive = alive.sum(-1, keepdim=True).clamp(min=1)
@@ -240,10 +218,7 @@ def _eps(distance: Tensor, size: Tensor, alive: Tensor, tau: float) -> Tensor | 
 
 
 def _lower_median(distance: Tensor, alive: Tensor, *, by_sorting: bool) -> Tensor:
-    """The lower median of the live entries, or something not above 0 where none is.
-
-    On a CPU selection is ten times faster than sorting; on a GPU torch selects in no deterministic way, and sorts fast.
-    """
+    """The lower median of the live entries, or something not above 0 where none is."""
     if not by_sorting:
         return distance.masked_fill(~alive, math.nan).nanmedian(dim=-1, keepdim=True).values
     ordered = torch.where(alive, distance, math.inf).sort(-1).values
@@ -290,17 +265,17 @@ def _query_side(response_map: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _is_alive(magnitude: Tensor) -> Tensor:
-    """Where a channel is more than a trace, along the last dimension; nowhere if all is 0."""
+    """True where a channel is more than a trace, along the last dimension; nowhere if all is 0."""
     largest = magnitude.amax(-1, keepdim=True) if magnitude.shape[-1] else magnitude
     return magnitude > DEAD * largest
 
 
-def _raw_map(response: Tensor, query: Tensor, weights: Tensor, *, metric: Metric, weighting: Weighting) -> Tensor:
+def _raw_map(response: Tensor, query: Tensor, weights: Tensor, options: WeightOptions) -> Tensor:
     """Eq. 6 in the metric's space: R is divided by the query's length for the cosine, by h·w where the total counts."""
     rows, columns = response.shape[-2:]
     maps = torch.matmul(weights, response.flatten(-2).to(weights.dtype))
-    if metric == "cosine":
+    if options.get("metric", "cosine") == "cosine":
         maps = maps / _length(query).unsqueeze(-1)
-    if weighting in LINEAR:
+    if options.get("weighting") in LINEAR:
         maps = maps / (rows * columns)
     return maps.reshape(*maps.shape[:-1], rows, columns)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ...encoders.layers import as_feature_map
 from ...errors import InputError, ShapeError
+from ...metrics.maps import normalise, upsample
 from ..inputs import refuse_non_finite
 from ..layer_runs import jacobian, undisturbed
-from ..maps import normalise, upsample
 from ..targets import Target
 
 __all__ = ["FullGradient", "full_grad", "full_gradient"]
@@ -28,13 +28,7 @@ __all__ = ["FullGradient", "full_grad", "full_gradient"]
 
 @dataclass(frozen=True, eq=False)
 class FullGradient:
-    """The contributions that a score is made of.
-
-    Attributes:
-        scores: y, (b, m).
-        maps: the image's contributions (b, m, c, h, w), then for each layer those of its biases (b, m, k, h', w').
-        elsewhere: the sum of the contributions of biases that act on no map, such as a classifier's; (b, m).
-    """
+    """The contributions that a score is made of."""
 
     scores: Float[Tensor, "b m"]
     maps: list[Tensor]
@@ -54,11 +48,7 @@ def full_grad(gradient: FullGradient, size: tuple[int, int]) -> Float[Tensor, "b
 
 
 def full_gradient(model: nn.Module, images: Float[Tensor, "b c h w"], target: Target) -> FullGradient:
-    """The contributions of the input and of all biases to each score.
-
-    Biases of convolutions, batch and layer norm, and linear layers are seen; those that are parameters of the model's
-    own (a positional embedding) are not.
-    """
+    """The contributions of the input and of all biases to each score."""
     refuse_non_finite("the images", images)
     with undisturbed(model), torch.enable_grad():
         entry = images.detach().clone().requires_grad_()
@@ -98,7 +88,7 @@ def _outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _bias(module: nn.Module) -> Tensor | None:
-    """What the module adds to each channel; None if it adds nothing, or is none of the known kinds."""
+    """The bias that a module adds to each channel; None if it adds nothing, or is none of the known kinds."""
     if isinstance(module, nn.BatchNorm2d):
         if module.running_mean is None or module.running_var is None:
             raise InputError(
@@ -112,10 +102,7 @@ def _bias(module: nn.Module) -> Tensor | None:
 
 
 def _times_bias(module: nn.Module, gradient: Tensor) -> Tensor:
-    """(m, b, …) gradients times the bias of each channel, which comes first in maps and last in tokens.
-
-    A layer norm of another make (torchvision's `LayerNorm2d`) may be one for maps.
-    """
+    """(m, b, …) gradients times the bias of each channel, which comes first in maps and last in tokens."""
     bias = _bias(module)
     assert bias is not None
     is_for_tokens = isinstance(module, nn.Linear) or type(module) is nn.LayerNorm or gradient.shape[2] != len(bias)

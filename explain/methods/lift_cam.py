@@ -27,16 +27,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ..layer_runs import LayerRun, jacobian
+from ..layer_runs import LayerRun, LayerView, jacobian
 from ..targets import Score
 
-__all__ = ["lift_contributions"]
+__all__ = ["lift_contributions", "lift_weights"]
 
 ACTIVATIONS = {"relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign"}
 SQUASHING = {"sigmoid", "logsigmoid", "hardsigmoid", "tanh", "hardtanh", "hardswish"}
 POWERS = {"pow", "square", "sqrt", "rsqrt", "reciprocal", "exp", "log"}
 ELEMENTWISE = ACTIVATIONS | SQUASHING | POWERS | {"abs", "clamp", "clamp_min"}
 SAME = 1e-7  # differences below this share of the values count as none
+
+
+def lift_weights(view: LayerView) -> Float[Tensor, "b m k"]:
+    """LIFT-CAM's weight of each channel, the sum of its contributions."""
+    return lift_contributions(view.run, view.score).sum((-2, -1))
 
 
 def lift_contributions(run: LayerRun, score: Score) -> Float[Tensor, "b m k h w"]:

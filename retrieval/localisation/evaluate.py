@@ -1,9 +1,4 @@
-"""Weakly supervised localisation: do maps that were learnt without boxes find what people drew boxes around?
-
-The form of Dist-CAM's Table 1 for any encoder and any images with boxes: classify by the nearest prototype or the
-nearest image, take the map against it, put a box around the map's hot region. In every table stand, asked for or not,
-the class-agnostic map and maps that know nothing: a random one, a centred box, the whole picture.
-"""
+"""Weakly supervised localisation: do maps that were learnt without boxes find what people drew boxes around?"""
 
 from __future__ import annotations
 
@@ -19,49 +14,25 @@ from torch import Tensor
 
 from ...encoders import Encoder, Encoding, Inference
 from ...encoders.layers import closest
-from ...encoders.trained_on import say_overlap
+from ...encoders.trained_on import Overlap, say_overlap
 from ...errors import ImageError, InputError
-from ...explain import (
-    THRESHOLDS,
-    Metric,
-    PixelCounts,
-    box_coverage,
-    box_overlaps,
-    energy_shares,
-    peak_in_box,
-    pixel_counts,
-    rectify,
-    spearman,
-    two_object_preference,
-    upsample,
-)
+from ...explain import peak_in_box, rectify, upsample
+from ...explain.checks.sanity import two_object_preference
+from ...explain.places import project, sample_mask
 from ...files import file_digests
 from ...images import Box, Listing, Transform, read_image
 from ...images.boxes.joined import BoxedImage, BoxedImages
 from ...images.masks import wrong_size
+from ...metrics.distances import Metric
+from ...metrics.localisation import THRESHOLDS, box_coverage, box_overlaps, energy_shares, pixel_counts
+from ...metrics.maps import spearman
 from ...remarks import remark
-from .maps import Kind, MapMaker, MapMethod, parse_methods
-from .references import LinearClassifier, Reference, References, linear_probe
+from .maps import MapMaker
+from .references import LinearClassifier, Reference, References
 from .results import ImageScores, LocalisationTable
 
-__all__ = ["DEFAULT_METHODS", "localise"]
+__all__ = ["localise"]
 
-DEFAULT_METHODS = (
-    "cam",
-    "cam_probe",
-    "dist@tau=0",
-    "dist@tau=0.1",
-    "dist",
-    "dist*s",
-    "dist*excess",
-    "log_ratio",
-    "dot",
-    "dot_centered",
-    "gradcam_cos",
-    "gradcam++",
-    "layercam",
-    "hirescam",
-)
 Masks = Callable[[BoxedImage], NDArray[np.bool_]]
 
 
@@ -84,13 +55,13 @@ def localise(
     strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> LocalisationTable:
-    """How well the maps of several methods find the objects in images with boxes.
+    """Measure how well the maps of several methods find the objects in images with boxes.
 
     One forward pass for each image serves all methods but the gradient ones, which need their own. Every method is
     asked for the image's own class (with prototypes: its prototype; with "nearest": its nearest image), for another
     class drawn at random, and for the class of a second object where the image shows one. Maps are enlarged to the
     network's input, negative values set to 0, scaled to [0, 1]; found boxes are compared with the true ones in the
-    picture's own geometry (`Transform.locate`), so what the transform cuts off counts as not found.
+    image's own geometry (`Transform.locate`), so what the transform cuts off counts as not found.
 
     Args:
         images: with class and boxes, see `boxed_images`.
@@ -121,14 +92,8 @@ def localise(
     if isinstance(references, Listing):
         references = References.encode(references, inference, metric=metric, strict=strict)
     images = _with_references(images, references, strict=strict)
-    chosen = _chosen(methods, classifier)
-    classifiers: dict[Kind, LinearClassifier] = {}
-    if classifier is not None and any(method.kind == "classifier" for method in chosen):
-        classifiers["classifier"] = classifier.for_references(references)
-    if any(method.kind == "probe" for method in chosen):
-        classifiers["probe"] = linear_probe(references)
     generator = torch.Generator().manual_seed(seed)
-    maker = MapMaker(encoder, chosen, references.metric, references.mean, classifiers, generator)
+    maker = MapMaker.of(encoder, methods, references, classifier, generator)
     judge = _Judge(maker, references, reference, tuple(thresholds), generator)
     parts, chances, skipped, done = [], [], [], 0
     astray: list[tuple[bool, str]] = []
@@ -146,14 +111,10 @@ def localise(
     if not parts:
         raise InputError(f"none of the {len(images)} images can be read; the first: {skipped[0]}")
     _remark_on_masks(astray, strict=strict)
-    overlap = None
-    if encoder.trained_on is not None:
-        labels = [image.label for image in images]
-        overlap = say_overlap(encoder.trained_on.overlap(labels, file_digests(image.file for image in images)))
     if skipped:
         remark(f"{len(skipped):,} of {len(images):,} images cannot be used and are left out, the first: {skipped[0]}")
     return LocalisationTable(
-        scores={method.name: ImageScores.cat([part[method.name] for part in parts]) for method in chosen},
+        scores={method.name: ImageScores.cat([part[method.name] for part in parts]) for method in maker.methods},
         energy_chance=torch.tensor(chances, dtype=torch.float64),
         encoder=encoder.short_name,
         seen_as=inference.seen_as,
@@ -161,68 +122,51 @@ def localise(
         n_references=len(references.classes),
         n_classes=len(references.labels),
         notes=_notes(images, [*references.skipped, *skipped]),
-        trained_on=overlap,
+        trained_on=_trained_on(encoder, images),
         n_samples=n_samples,
         seed=seed,
     )
 
 
-def _chosen(methods: Sequence[str] | None, classifier: LinearClassifier | None) -> tuple[MapMethod, ...]:
-    if methods is None:
-        return parse_methods([name for name in DEFAULT_METHODS if name != "cam" or classifier is not None])
-    chosen = parse_methods(methods)
-    if classifier is None and any(method.kind == "classifier" for method in chosen):
-        raise InputError(
-            "`cam` needs the network's own classifier behind average pooling, and these weights have none for this "
-            "layer; use `cam_probe`, which is learnt on the references"
-        )
-    return chosen
-
-
 def _with_references(images: BoxedImages, references: References, *, strict: bool) -> BoxedImages:
     """The images whose class has references."""
-    strange = [image for image in images if image.label not in references.labels]
-    if not strange:
+    unknown = [image for image in images if image.label not in references.labels]
+    if not unknown:
         return images
     kept = tuple(image for image in images if image.label in references.labels)
-    first = strange[0]
+    first = unknown[0]
     message = (
         f"images of class {first.label!r} have no reference; nearest: {closest(first.label, list(references.labels))}"
     )
     if not kept:
         raise InputError(message)
-    remark(f"{len(strange):,} of {len(images):,} images are left out, as {first.path}: {message}", strict=strict)
+    remark(f"{len(unknown):,} of {len(images):,} images are left out, as {first.path}: {message}", strict=strict)
     return replace(images, images=kept)
 
 
-def _notes(images: BoxedImages, skipped: Sequence[str]) -> tuple[str, ...]:
+def _notes(images: BoxedImages, unusable: Sequence[str]) -> tuple[str, ...]:
     notes = []
     if images.without_boxes or images.without_label:
         notes.append(f"Left out: {images.without_boxes} images without a box, {images.without_label} without a class.")
-    if skipped:
-        notes.append(f"Left out since they cannot be used: {len(skipped)} images, the first: {skipped[0]}")
+    if unusable:
+        notes.append(f"Left out since they cannot be used: {len(unusable)} images, the first: {unusable[0]}")
     return tuple(notes)
 
 
-class _Seen(NamedTuple):
-    """A batch of images as the network saw them; boxes and views are in pixels of its input.
+def _trained_on(encoder: Encoder, images: BoxedImages) -> Overlap | None:
+    if encoder.trained_on is None:
+        return None
+    digests = file_digests(image.file for image in images)
+    return say_overlap(encoder.trained_on.overlap([image.label for image in images], digests))
 
-    Attributes:
-        images: what they are.
-        boxes: the true boxes of the image's class.
-        others: the true boxes of the second class, empty without one.
-        pictures: the part of the input that is picture and not margin.
-        sizes: (width, height) of the files.
-        pixels: (b, 3, rows, columns), grey levels.
-        masks: the objects' pixels at the files' sizes; empty if there are none.
-        encoding: on the CPU.
-    """
+
+class _Seen(NamedTuple):
+    """A batch of images as the network saw them; boxes and views are in pixels of its input."""
 
     images: list[BoxedImage]
     boxes: list[list[Box]]
     others: list[list[Box]]
     pictures: list[Box]
-    sizes: list[tuple[int, int]]
     pixels: Tensor
     masks: list[NDArray[np.bool_]]
     encoding: Encoding
@@ -238,11 +182,8 @@ def _seen(
     def load(image: BoxedImage) -> Tensor:
         picture = read_image(image.file, whole=True)
         pixels = transform(picture)
-        read[image.file] = (
-            pixels,
-            picture.size,
-            None if masks is None else _mask_of(image, picture.size, masks, astray),
-        )
+        mask = None if masks is None else _mask_of(image, picture.size, masks, astray)
+        read[image.file] = (pixels, picture.size, mask)
         return pixels
 
     for batch in inference.stream(images, load=load):
@@ -261,7 +202,6 @@ def _seen(
                     for image, size in known
                 ],
                 pictures=[project(Box(0, 0, *size), transform, size) for size in sizes],
-                sizes=list(sizes),
                 pixels=torch.stack(pixels),
                 masks=[mask for mask in drawn if mask is not None],
                 encoding=batch.encoding.to("cpu"),
@@ -273,11 +213,7 @@ def _seen(
 def _mask_of(
     image: BoxedImage, size: tuple[int, int], masks: Masks, astray: list[tuple[bool, str]]
 ) -> NDArray[np.bool_]:
-    """The mask of an image of this (width, height); notes in `astray` whether most of it is outside of its boxes.
-
-    Raises:
-        ImageError: it cannot be read, or has another size.
-    """
+    """The mask of an image of this (width, height); notes in `astray` whether most of it is outside of its boxes."""
     try:
         mask = masks(image)
     except ImageError as error:
@@ -302,16 +238,6 @@ def _remark_on_masks(astray: Sequence[tuple[bool, str]], *, strict: bool) -> Non
             f"{found[0]}: masks may be inverted (what is not black is the object) or those of other images",
             strict=strict,
         )
-
-
-def project(box: Box, transform: Transform, size: tuple[int, int]) -> Box:
-    """Where a box of an image of this (width, height) lies in the network's input, not clipped: `locate` undone.
-
-    >>> project(Box(16, 144, 240, 368), Transform(224, fit="crop"), (256, 512))
-    Box(left=0.0, top=0.0, right=224.0, bottom=224.0)
-    """
-    view = transform.view(*size)
-    return box.shifted(-view.left, -view.top).scaled(transform.width / view.width, transform.height / view.height)
 
 
 def _projected(image: BoxedImage, label: str, size: tuple[int, int], transform: Transform) -> list[Box]:
@@ -342,12 +268,12 @@ class _Judge:
         asked = self.references.of_classes(embeddings, classes, reference=self.reference, files=files)
         nearest = self.references.predicted(embeddings, reference=self.reference, files=files)
         found = self.maker.maps(seen.encoding, seen.pixels, asked, classes)
-        return {
-            method.name: self._measured(
-                found[method.name], seen, self._predicted(method, seen, nearest) == classes[:, 0]
-            )
-            for method in self.maker.methods
-        }
+        scores = {}
+        for method in self.maker.methods:
+            classifier = self.maker.classifiers.get(method.kind)
+            predicted = nearest if classifier is None else classifier.predicted(seen.encoding.pooled)
+            scores[method.name] = self._measured(found[method.name], seen, predicted == classes[:, 0])
+        return scores
 
     def _questions(self, images: Sequence[BoxedImage]) -> Tensor:
         """(b, 3) classes: the image's own, another at random, and that of a second object (or its own again)."""
@@ -358,13 +284,13 @@ class _Judge:
         third = torch.tensor(second)
         return torch.stack([own, other, torch.where(third < 0, own, third)], 1)
 
-    def _predicted(self, method: MapMethod, seen: _Seen, nearest: Tensor) -> Tensor:
-        classifier = self.maker.classifiers.get(method.kind)
-        return nearest if classifier is None else classifier.predicted(seen.encoding.pooled)
-
     def _measured(self, maps: Tensor, seen: _Seen, is_right: Tensor) -> ImageScores:
         heat = rectify(upsample(maps[:, 0], self.size))
-        masked = self._pixels(heat, seen) if seen.masks else None
+        counts = None
+        if seen.masks:
+            pairs = [sample_mask(mask, self.maker.encoder.transform) for mask in seen.masks]
+            masks, inside = (torch.from_numpy(np.stack(side)) for side in zip(*pairs, strict=True))
+            counts = pixel_counts(heat, masks, ignore=~inside)
         return ImageScores(
             overlaps=box_overlaps(heat, seen.boxes, thresholds=self.thresholds, visible=seen.pictures),
             is_right=is_right,
@@ -372,7 +298,7 @@ class _Judge:
             energy=energy_shares(heat, torch.stack([box_coverage(own, self.size) for own in seen.boxes])),
             sensitivity=spearman(maps[:, 0], maps[:, 1]).double(),
             two_objects=self._preferences(maps, seen),
-            pixels=masked,
+            pixels=counts,
         )
 
     def _preferences(self, maps: Tensor, seen: _Seen) -> Tensor:
@@ -387,23 +313,6 @@ class _Judge:
         )
         return two_object_preference(heat[:, 0], heat[:, 1], own, other)
 
-    def _pixels(self, heat: Tensor, seen: _Seen) -> PixelCounts:
-        transform = self.maker.encoder.transform
-        pairs = [_mask_in_input(mask, size, transform) for mask, size in zip(seen.masks, seen.sizes, strict=True)]
-        masks, margins = (torch.stack(side) for side in zip(*pairs, strict=True))
-        return pixel_counts(heat, masks, ignore=margins)
-
 
 def _has_second(image: BoxedImage, labels: Sequence[str]) -> bool:
     return len(image.labels) > 1 and image.labels[1] in labels
-
-
-def _mask_in_input(mask: NDArray[np.bool_], size: tuple[int, int], transform: Transform) -> tuple[Tensor, Tensor]:
-    """The mask as the network's input shows it (nearest pixel), and where the input shows margin."""
-    width, height = size
-    view = transform.view(width, height)
-    x = np.floor(view.left + (np.arange(transform.width) + 0.5) * view.width / transform.width).astype(int)
-    y = np.floor(view.top + (np.arange(transform.height) + 0.5) * view.height / transform.height).astype(int)
-    outside = ((y < 0) | (y >= height))[:, None] | ((x < 0) | (x >= width))[None]
-    seen = mask[y.clip(0, height - 1)[:, None], x.clip(0, width - 1)[None]] & ~outside
-    return torch.from_numpy(seen), torch.from_numpy(outside)

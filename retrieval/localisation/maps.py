@@ -1,12 +1,8 @@
-"""The maps of a localisation table: Dist-CAM's weightings, CAM, gradient methods, and floors that know nothing.
-
-A question is a class; m questions are asked about each image. Everything but the gradient methods is a matrix product
-on the feature map of one forward pass.
-"""
+"""The maps of a localisation table: Dist-CAM's weightings, CAM, gradient methods, and floors that know nothing."""
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -18,13 +14,31 @@ from ...encoders import Encoder, Encoding
 from ...encoders.heads import Identity
 from ...encoders.layers import closest
 from ...errors import InputError
-from ...explain import METHODS, WEIGHTINGS, Metric, Similarity, Weighting, dist_cam, explain_image, fold
-from .references import LinearClassifier
+from ...explain import METHODS, WEIGHTINGS, Similarity, Weighting, dist_cam, explain_image, fold
+from ...explain.methods.dist_cam import WeightOptions
+from ...metrics.distances import Metric
+from .references import LinearClassifier, References, linear_probe
 
-__all__ = ["FLOORS", "MapMaker", "MapMethod", "parse_methods"]
+__all__ = ["DEFAULT_METHODS", "FLOORS", "MapMaker", "MapMethod", "parse_methods"]
 
 Kind = Literal["weighting", "classifier", "probe", "gradient", "floor"]
 
+DEFAULT_METHODS = (
+    "cam",
+    "cam_probe",
+    "dist@tau=0",
+    "dist@tau=0.1",
+    "dist",
+    "dist*s",
+    "dist*excess",
+    "log_ratio",
+    "dot",
+    "dot_centered",
+    "gradcam_cos",
+    "gradcam++",
+    "layercam",
+    "hirescam",
+)
 FLOORS = ("caam", "random", "centre", "full")  # in every table, asked for or not
 _CLASSIFIERS: dict[str, Kind] = {"cam": "classifier", "cam_probe": "probe"}
 _CLOSED = {"cam", "caam", "distcam"}  # methods of `explain_image` that have a row of their own
@@ -37,11 +51,6 @@ class MapMethod:
     name: str
     kind: Kind
     options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def weighting(self) -> str:
-        """The name without its options."""
-        return self.name.partition("@")[0]
 
 
 def parse_methods(names: Sequence[str]) -> tuple[MapMethod, ...]:
@@ -61,7 +70,10 @@ def parse_methods(names: Sequence[str]) -> tuple[MapMethod, ...]:
 def _parse(name: str) -> MapMethod:
     base, _, option = name.partition("@")
     if base in WEIGHTINGS:
-        return MapMethod(name, "weighting", {"tau": _tau(name, option)} if option else {})
+        key, _, value = option.partition("=")
+        if option and (key != "tau" or not re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", value)):
+            raise InputError(f"method {name!r}: expected `@tau=NUMBER` with a number of 0 or more")
+        return MapMethod(name, "weighting", {"tau": float(value)} if option else {})
     if not option and base in FLOORS:
         return MapMethod(name, "floor")
     if not option and base in _CLASSIFIERS:
@@ -72,29 +84,9 @@ def _parse(name: str) -> MapMethod:
     raise InputError(f"no method {name!r}, nearest: {closest(base, known)}; a weighting may end in @tau=NUMBER")
 
 
-def _tau(name: str, option: str) -> float:
-    key, _, value = option.partition("=")
-    try:
-        tau = float(value)
-    except ValueError:
-        tau = math.nan
-    if key != "tau" or not (math.isfinite(tau) and tau >= 0):
-        raise InputError(f"method {name!r}: expected `@tau=NUMBER` with a number of 0 or more")
-    return tau
-
-
 @dataclass(frozen=True, eq=False)
 class MapMaker:
-    """Everything that turns images and questions into maps.
-
-    Attributes:
-        encoder: for folding, and for the gradient methods; its backbone is the unchanged one.
-        methods: what to make.
-        metric: how embeddings are compared.
-        mean: the references' mean embedding.
-        classifiers: the network's own classifier and a learnt one, as far as `methods` ask for them.
-        generator: of the random maps.
-    """
+    """Everything that turns images and questions into maps."""
 
     encoder: Encoder
     methods: tuple[MapMethod, ...]
@@ -103,36 +95,49 @@ class MapMaker:
     classifiers: Mapping[Kind, LinearClassifier]
     generator: torch.Generator
 
-    def maps(self, encoding: Encoding, pixels: Tensor, references: Tensor, classes: Tensor) -> dict[str, Tensor]:
-        """Raw maps (b, m, rows, columns) by method, in the order of `methods`.
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        names: Sequence[str] | None,
+        references: References,
+        classifier: LinearClassifier | None,
+        generator: torch.Generator,
+    ) -> MapMaker:
+        """Of the methods named, or `DEFAULT_METHODS`; "cam" needs the network's own classifier."""
+        if names is None:
+            names = [name for name in DEFAULT_METHODS if name != "cam" or classifier is not None]
+        methods, classifiers = parse_methods(names), dict[Kind, LinearClassifier]()
+        kinds = {method.kind for method in methods}
+        if "classifier" in kinds and classifier is None:
+            raise InputError(
+                "`cam` needs the network's own classifier behind average pooling, and these weights have none for this "
+                "layer; use `cam_probe`, which is learnt on the references"
+            )
+        if "classifier" in kinds and classifier is not None:
+            classifiers["classifier"] = classifier.for_references(references)
+        if "probe" in kinds:
+            classifiers["probe"] = linear_probe(references)
+        return cls(encoder, methods, references.metric, references.mean, classifiers, generator)
 
-        Args:
-            encoding: of the images.
-            pixels: the images, grey levels; only the gradient methods look at them.
-            references: (b, m, d), what each question compares with.
-            classes: (b, m), the class of each question.
-        """
+    def maps(self, encoding: Encoding, pixels: Tensor, references: Tensor, classes: Tensor) -> dict[str, Tensor]:
+        """Raw maps (b, m, rows, columns) by method, in the order of `methods`."""
         pooled = fold(encoding.feature_map, pooling=self.encoder.pooling, head=Identity()).map
         response = fold(encoding.feature_map, pooling=self.encoder.pooling, head=self.encoder.head).map
         made = {}
         for method in self.methods:
             if method.kind == "weighting":
-                made[method.name] = self._weighted(response, references, method)
+                weighting = cast(Weighting, method.name.partition("@")[0])
+                options: WeightOptions = {"metric": self.metric, "weighting": weighting, "mean": self.mean}
+                made[method.name] = dist_cam(response, references, **options, **method.options)
             elif method.kind == "floor":
                 made[method.name] = self._floor(response, method.name, classes.shape[1])
             elif method.kind == "gradient":
                 made[method.name] = self._gradient(pixels, references, method.name)
             else:
-                made[method.name] = self._of_classifier(pooled, classes, method)
+                weights = self.classifiers[method.kind].weight[classes]
+                made[method.name] = torch.einsum("bmk,bkhw->bmhw", weights, pooled)
         return made
-
-    def _weighted(self, response: Tensor, references: Tensor, method: MapMethod) -> Tensor:
-        weighting = cast(Weighting, method.weighting)
-        return dist_cam(response, references, metric=self.metric, weighting=weighting, mean=self.mean, **method.options)
-
-    def _of_classifier(self, pooled: Tensor, classes: Tensor, method: MapMethod) -> Tensor:
-        weights = self.classifiers[method.kind].weight[classes]
-        return torch.einsum("bmk,bkhw->bmhw", weights, pooled)
 
     def _gradient(self, pixels: Tensor, references: Tensor, name: str) -> Tensor:
         weight = next(self.encoder.parameters())
@@ -141,17 +146,14 @@ class MapMaker:
         return explain_image(self.encoder, images, target=target, method=name).maps.to(references.device)
 
     def _floor(self, response: Tensor, name: str, questions: int) -> Tensor:
-        b, _, rows, columns = response.shape
+        b, _, height, width = response.shape
         if name == "caam":
             return dist_cam(response, response.mean((-2, -1))[:, None], weighting="caam").expand(-1, questions, -1, -1)
         if name == "random":  # another one for each question: it depends on nothing
-            return torch.rand(b, questions, rows, columns, generator=self.generator).to(response.device)
+            return torch.rand(b, questions, height, width, generator=self.generator).to(response.device)
         size = (self.encoder.transform.height, self.encoder.transform.width)
-        flat = _pyramid(size) if name == "centre" else torch.ones(size)
+        flat = torch.ones(size)
+        if name == "centre":  # a pyramid, 1 in the middle: at threshold t its box is centred and has 1 - t of the sides
+            rows, columns = (1 - (2 * (torch.arange(n) + 0.5) / n - 1).abs() for n in size)
+            flat = torch.minimum(rows[:, None], columns)
         return flat.to(response.device).expand(b, questions, *size)
-
-
-def _pyramid(size: tuple[int, int]) -> Tensor:
-    """1 in the middle, falling to 0 at the edges: at threshold t its box is centred and has 1 - t of the sides."""
-    rows, columns = (1 - (2 * (torch.arange(n) + 0.5) / n - 1).abs() for n in size)
-    return torch.minimum(rows[:, None], columns)

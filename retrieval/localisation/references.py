@@ -1,4 +1,4 @@
-"""What the maps of a localisation table refer to: class prototypes, gallery images, and rows of a classifier."""
+"""References of the maps of a localisation table: class prototypes, gallery images, and rows of a classifier."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.nn import functional
 from ...encoders import Inference
 from ...encoders.weights.reading import fetch_imagenet, read_state_dict
 from ...errors import InputError, WeightsError
-from ...explain import Metric
 from ...explain.targets import distances
 from ...images import Listing
 from ...images.masks import MaskFolder
 from ...index.prototypes import PrototypeStore
+from ...metrics.distances import Metric
 from ...remarks import remark
 from ..masking import encode_both_ways
 
@@ -68,76 +68,27 @@ class References:
     ) -> References:
         """The labelled images of a listing, one forward pass each.
 
-        Args:
-            listing: images without a label are passed over, with a remark.
-            inference: the encoder.
-            metric: how embeddings are compared.
-            masks: pool each image under its mask, so that prototypes are those of the objects and not of the pictures;
-                an image without a mask is pooled as a whole.
-            strict: stop at the first image that cannot be used, has no label, or has no mask.
-            progress: called with the number of images done and the number in all.
-
         Raises:
             InputError: fewer than two classes are left.
             ImageError: with `strict`, an image that cannot be used.
         """
         label_of = {listing.file(record): record.label for record in listing if record.label is not None}
+        images = [(listing.file(record), record.path) for record in listing if record.label is not None]
         if len(label_of) < len(listing):
             bare = next(record.path for record in listing if record.label is None)
             message = f"{len(listing) - len(label_of):,} of {len(listing):,} references have no label and are left out"
             remark(f"{message}, such as {bare}", strict=strict)
-        if masks is not None:
-            found = cls._under_masks(listing, inference, masks, metric=metric, strict=strict, progress=progress)
-            return found._told()
-        files: list[Path] = []
-        pooled, embeddings, skipped = [], [], []
-        for batch in inference.stream(label_of):
-            if strict and batch.failures:
-                raise batch.failures[0].error
-            files += batch.items
-            skipped += [f"{failure.item}: {failure.error.reason}" for failure in batch.failures]
-            if batch.encoding is not None:
-                pooled.append(batch.encoding.pooled.cpu())
-                embeddings.append(batch.encoding.embedding.cpu())
-            if progress is not None:
-                progress(len(files) + len(skipped), len(label_of))
-        names = [label_of[file] or "" for file in files]
-        cls._check(names, listing)
-        vectors = torch.cat(pooled), torch.cat(embeddings)
-        return cls.of(names, *vectors, metric=metric, files=files, skipped=skipped)._told()
-
-    def _told(self) -> References:
-        """The same; says how many images could not be used."""
-        if self.skipped:
-            count = len(self.skipped)
-            remark(f"{count:,} references cannot be used and are left out, the first: {self.skipped[0]}", stacklevel=4)
-        return self
-
-    @classmethod
-    def _under_masks(
-        cls,
-        listing: Listing,
-        inference: Inference,
-        masks: MaskFolder,
-        *,
-        metric: Metric,
-        strict: bool,
-        progress: Callable[[int, int], None] | None,
-    ) -> References:
-        label_of = {listing.file(record): record.label for record in listing if record.label is not None}
-        images = [(listing.file(record), record.path) for record in listing if record.label is not None]
         report = None if progress is None else lambda done: progress(done, len(images))
         found = encode_both_ways(images, inference, masks, strict=strict, progress=report)
         names = [label_of[file] or "" for file in found.files]
-        cls._check(names, listing)
-        return cls.of(names, *found.masked, metric=metric, files=found.files, skipped=found.skipped)
-
-    @staticmethod
-    def _check(names: Sequence[str], listing: Listing) -> None:
         if len(set(names)) < 2:
             raise InputError(
                 f"the references in {listing.root} have {len(set(names))} classes; at least two are compared"
             )
+        if found.skipped:
+            count = len(found.skipped)
+            remark(f"{count:,} references cannot be used and are left out, the first: {found.skipped[0]}")
+        return cls.of(names, *found.masked, metric=metric, files=found.files, skipped=found.skipped)
 
     @classmethod
     def of(
@@ -167,10 +118,7 @@ class References:
         )
 
     def predicted(self, embeddings: Tensor, *, reference: Reference, files: Sequence[Path] = ()) -> Tensor:
-        """The class of the nearest prototype, or of the nearest image, (b,); −1 where two classes are equally near.
-
-        An image is not its own reference.
-        """
+        """The class of the nearest prototype, or of the nearest image, (b,); −1 where two classes are equally near."""
         if reference == "prototypes":
             found, classes = distances(embeddings, self.prototypes, self.metric), torch.arange(len(self.labels))
         else:
@@ -183,14 +131,7 @@ class References:
     def of_classes(
         self, embeddings: Tensor, classes: Tensor, *, reference: Reference, files: Sequence[Path] = ()
     ) -> Tensor:
-        """The reference of each class asked for, (b, m, d): its prototype, or the nearest of its images.
-
-        Args:
-            embeddings: (b, d), of the images asked about.
-            classes: (b, m).
-            reference: which of the two.
-            files: the images asked about; one that is among the references is not its own match.
-        """
+        """The reference of each class asked for, (b, m, d): its prototype, or the nearest of its images."""
         if reference == "prototypes":
             return self.prototypes[classes]
         to_images = self._to_images(embeddings, files)[:, None]
@@ -263,11 +204,7 @@ def read_classifier(architecture: str, weights: str | os.PathLike[str], *, poole
 
 
 def linear_probe(references: References, *, decay: float = 1e-2) -> LinearClassifier:
-    """A softmax classifier learnt on the references' pooled vectors: CAM for encoders that have no classifier.
-
-    Features are standardised for learning, the weights written for raw ones. Full-batch L-BFGS on cross entropy plus
-    `decay` / 2 times the squared weights: a convex problem, so nothing is random.
-    """
+    """A softmax classifier learnt on the references' pooled vectors: CAM for encoders that have no classifier."""
     vectors, n_classes = references.pooled, len(references.labels)
     mean, spread = vectors.mean(0), vectors.std(0, correction=0)
     spread = torch.where(spread > 0, spread, 1.0)

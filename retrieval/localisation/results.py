@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...encoders.trained_on import Overlap
 from ...errors import InputError
-from ...explain.checks.localisation import BoxOverlaps, PixelCounts
 from ...metrics.intervals import bootstrap_weights
+from ...metrics.localisation import BoxOverlaps, PixelCounts
 
 __all__ = ["Estimate", "ImageScores", "LocalisationRow", "LocalisationTable"]
 
@@ -34,17 +34,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
-    """What was measured for one method on n images.
-
-    Attributes:
-        overlaps: of the maps for the true class.
-        is_right: (n,), whether what the method compares with also predicts the class.
-        peak: (n,), 1 where the map's highest pixel lies in a box.
-        energy: (n,), share of the map's energy in the boxes.
-        sensitivity: (n,), rank correlation with the map for another class's reference.
-        two_objects: (m,), preference for the object asked about, for the images that show two.
-        pixels: counts for PxAP, None without masks.
-    """
+    """Measurements of one method on n images."""
 
     overlaps: BoxOverlaps
     is_right: Tensor
@@ -155,14 +145,9 @@ class LocalisationTable:
         raise InputError(f"no method {method!r} in this table; it has {', '.join(self.scores)}")
 
     def difference(self, one: str, other: str, measure: str = "max_box_acc") -> Estimate:
-        """How much one method's value of a measure exceeds another's, with a paired 95 % interval.
+        """Difference of two methods in a measure, with a paired 95 % interval.
 
         Both are computed on the same bootstrap samples of images, so what is common to them cancels.
-
-        Args:
-            one: a method of the table.
-            other: another one.
-            measure: "max_box_acc", "max_box_acc_v2", "peak", "energy", or "sensitivity".
         """
         if measure not in _STATISTICS:
             raise InputError(f"measure={measure!r} is not known; choose one of {', '.join(_STATISTICS)}")
@@ -177,7 +162,7 @@ class LocalisationTable:
         overlaps, right = scores.overlaps, scores.is_right.double()
         best = overlaps.max_box_acc()
         hits, fixed = (overlaps.largest >= 0.5).double(), (overlaps.at(FIXED) >= 0.5).double()
-        pixels = scores.pixels
+        pixels, preference = scores.pixels, scores.two_objects[~scores.two_objects.isnan()].double()
         return LocalisationRow(
             method=name,
             top1_error=self._estimate(lambda w: 1 - w @ (fixed * right)),
@@ -191,17 +176,18 @@ class LocalisationTable:
             peak=self._estimate(lambda w: w @ scores.peak),
             energy=self._estimate(lambda w: w @ scores.energy),
             sensitivity=self._estimate(lambda w: w @ scores.sensitivity),
-            two_objects=self._two_objects(scores.two_objects),
+            two_objects=self._estimate(lambda w: w @ preference, len(preference)) if len(preference) else None,
         )
 
-    def _two_objects(self, preference: Tensor) -> Estimate | None:
-        known = preference[~preference.isnan()].double()
-        if not len(known):
-            return None
-        return _estimated(lambda w: w @ known, len(known), samples=self.n_samples, seed=self.seed)
-
-    def _estimate(self, statistic: Callable[[Tensor], Tensor]) -> Estimate:
-        return _estimated(statistic, len(self), samples=self.n_samples, seed=self.seed)
+    def _estimate(self, statistic: Callable[[Tensor], Tensor], n: int | None = None) -> Estimate:
+        """The statistic on all n images, and its 2.5 and 97.5 percentiles over bootstrap samples; weights sum to 1."""
+        n = len(self) if n is None else n
+        value = float(statistic(torch.full((1, n), 1 / n, dtype=torch.float64))[0])
+        if not self.n_samples:
+            return Estimate(value, value, value)
+        found = [statistic(weights) for weights in bootstrap_weights(n, samples=self.n_samples, seed=self.seed)]
+        low, high = torch.cat(found).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        return Estimate(value, low, high)
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON can hold it."""
@@ -244,10 +230,8 @@ class LocalisationTable:
             f"{', '.join(filter(None, (self.encoder, self.seen_as)))}, {self.reference} of {self.n_references} images "
             f"in {self.n_classes} classes, {len(self)} images, 95 % bootstrap intervals, seed {self.seed}"
         )
-        return "\n".join([heading, "", *lines, *(f"\n{note}" for note in self._notes())])
-
-    def _notes(self) -> tuple[str, ...]:
-        return self.notes if not self.trained_on else (*self.notes, f"Training: {self.trained_on}.")
+        notes = self.notes if not self.trained_on else (*self.notes, f"Training: {self.trained_on}.")
+        return "\n".join([heading, "", *lines, *(f"\n{note}" for note in notes)])
 
 
 def _cell(value: object) -> str:
@@ -270,13 +254,3 @@ _STATISTICS: dict[str, Callable[[ImageScores, Tensor], Tensor]] = {
     "energy": lambda scores, weights: weights @ scores.energy,
     "sensitivity": lambda scores, weights: weights @ scores.sensitivity,
 }
-
-
-def _estimated(statistic: Callable[[Tensor], Tensor], n: int, *, samples: int, seed: int) -> Estimate:
-    """The statistic on all images, and its 2.5 and 97.5 percentiles over bootstrap samples; weights sum to 1."""
-    value = float(statistic(torch.full((1, n), 1 / n, dtype=torch.float64))[0])
-    if not samples:
-        return Estimate(value, value, value)
-    found = [statistic(weights) for weights in bootstrap_weights(n, samples=samples, seed=seed)]
-    low, high = torch.cat(found).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Estimate(value, low, high)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ...encoders.encoder import evaluating
 from ...errors import InputError, ShapeError
-from ...explain.drawing.boxes import labelled
 from ...images import Transform
 from ...images.masks import VOID
+from ...metrics.components import labelled
 from ..data import MaskedImages
 from ..label_maps import label_map
 

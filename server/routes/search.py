@@ -15,8 +15,8 @@ from pydantic import BaseModel, FiniteFloat
 from ...encoders import Encoding
 from ...images import Box
 from ...retrieval import Matches, Retriever
-from ...retrieval.matches import Query as PictureQuery
-from ...retrieval.stored import BareVector
+from ...retrieval.ranking import BareVector
+from ...retrieval.ranking import Query as PictureQuery
 from .. import schemas
 from ..answers import explanation_answer, search_answer, shown_path
 from ..batching import Done

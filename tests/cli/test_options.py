@@ -32,7 +32,7 @@ BRANCHES = [
     ),
     ("query {gallery} {photo} --explain maps --style box", "by the style box", "--colours gray"),
     ("query {gallery} {photo}", "without --mask", "--mask-class 3"),
-    ("query {gallery} {photo}", "where no picture of the gallery is opened", "--root ."),
+    ("query {gallery} {photo}", "where no image of the gallery is opened", "--root ."),
     ("query {gallery} --id 0", "where nothing is encoded", "--device cpu --max-pixels 64000000"),
     ("index build {photos} --out g", "without --masks", "--mask-class 3"),
     ("index build {photos} --out g", "by the local engine", "--ray-address auto --ray-workers 2"),
@@ -69,8 +69,8 @@ BRANCHES = [
         "by the encoder that a gallery brings",
         "--weights random --fit pad --image-size 64",
     ),
-    ("explain {photo} --target class", "where no picture is drawn", "--style box --scale shared --colours gray"),
-    ("explain {photo} --target class --out o.npz", "where no picture is drawn", "--style box --scale each"),
+    ("explain {photo} --target class", "where no image is drawn", "--style box --scale shared --colours gray"),
+    ("explain {photo} --target class --out o.npz", "where no image is drawn", "--style box --scale each"),
     ("explain {photo} --target class --out o.png --style contour", "by the style contour", "--colours viridis"),
     (
         "fewshot evaluate --data {encodings} --out r.h5",
@@ -127,7 +127,7 @@ BRANCHES = [
 
 # Options that every branch of their command uses; all others must stand in `BRANCHES`.
 ALWAYS = {
-    "query": "ids k where region mask reject max_distance explain encoder as_json",
+    "query": "ids k where region mask reject max_distance explain encoder strict as_json",
     "index build": "max_pixels out_path encoder weights layer fit image_size labels store_maps masks metric "
     "batch_size workers "
     "device index backend overwrite engine strict as_json",

@@ -10,6 +10,7 @@ from commands import distcam, fails
 from typer.testing import CliRunner
 
 from distcam.cli.app import app
+from distcam.remarks import DistcamWarning
 
 
 @pytest.fixture
@@ -88,3 +89,24 @@ def test_a_threshold_is_shown_beside_the_distances_it_is_about(small_gallery, pr
     photo = sorted(probes.rglob("*.jpg"))[0]
     assert "distance" not in distcam("query", small_gallery.folder, photo).split("nearest class")[0]
     assert "distance" in distcam("query", small_gallery.folder, photo, "--max-distance", 0.5).split("within")[0]
+
+
+def test_one_unreadable_image_of_several_costs_only_itself(small_gallery, probes, monkeypatch, capsys) -> None:
+    broken, whole = sorted(probes.rglob("*.jpg"))
+    broken.write_bytes(b"no image")
+    done = CliRunner().invoke(app, ["query", str(small_gallery.folder), str(broken), str(whole), "--json"])
+    assert [each["query"] for each in json.loads(done.stdout)] == [str(whole)]
+    assert str(broken) in done.stderr
+    assert done.exit_code == 1
+    assert str(broken) in fails(monkeypatch, capsys, "query", small_gallery.folder, broken, whole, "--strict")
+
+
+def test_a_region_is_in_pixels_and_on_the_image(small_gallery, probes, monkeypatch, capsys) -> None:
+    photo = sorted(probes.rglob("*.jpg"))[0]
+    asked = ["query", small_gallery.folder, photo, "--region"]
+    said = fails(monkeypatch, capsys, *asked, "0,0,.5,.5")
+    assert "boxes are in pixels of the image, here of 64×64, not in shares of its sides" in said
+    assert "lies outside the image of 64×64 pixels" in fails(monkeypatch, capsys, *asked, "70,0,80,9")
+    with pytest.warns(DistcamWarning, match=r"\(32.0, 32.0, 99.0, 64.0\) reaches beyond the image of 64×64 pixels"):
+        distcam(*asked, "32,32,99,64")
+    assert "reaches beyond the image" in fails(monkeypatch, capsys, *asked, "32,32,99,64", "--strict")

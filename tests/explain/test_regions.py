@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from distcam.encoders import GAP, BNNeck, GeM, Identity, Linear, Pooling
+from distcam.encoders.regions import coverage, pool_region, region_weights
 from distcam.errors import InputError, ShapeError
-from distcam.explain import coverage, fold, pool_region, region_weights
+from distcam.explain import fold
 from distcam.images import Box, Transform
 
 

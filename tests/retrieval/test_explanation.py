@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from distcam import Encoder, Gallery, Retriever
 from distcam.encoders import Linear
 from distcam.errors import InputError
-from distcam.explain import WEIGHTINGS, dist_cam
+from distcam.explain import WEIGHTINGS, dist_cam, fold
 from distcam.images import Transform
 from distcam.retrieval import write_report
 
@@ -76,7 +77,7 @@ def test_the_sensitivity_is_one_for_the_class_agnostic_map(matches):
     assert -1 <= matches.explain(weighting="dot_centered").sensitivity < 1
 
 
-def test_a_ranking_of_everything_has_no_stranger(small_gallery, small_encoder, photos):
+def test_a_ranking_of_everything_leaves_no_unrelated_image(small_gallery, small_encoder, photos):
     matches = Retriever(small_gallery, small_encoder).query(next(photos.rglob("*.jpg")), k=1000)
     assert matches.explain().sensitivity is None
 
@@ -118,14 +119,14 @@ def test_a_report_is_one_file_that_asks_for_nothing(matches, tmp_path):
     text = file.read_text()
     assert "http" not in text.split('<script type="application/json"')[0].replace("http-equiv", "")
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
-    assert data["notes"] == ["<script>alert(1)</script>"]
+    assert "<p>&lt;script&gt;alert(1)&lt;/script&gt;</p>" in text
     assert "<script>alert" not in text
     query = data["queries"][0]
     assert len(query["references"]) == len(matches) + 1  # and the prototype
     assert set(query["references"][1]["query_maps"]) == set(WEIGHTINGS)
     assert len(query["references"][1]["query_maps"]["dist"]) == 4 * 4
     assert query["references"][0]["maps"] is None
-    assert all(image.startswith("data:image/jpeg;base64,") for image in data["images"].values())
+    assert all(image["uri"].startswith("data:image/jpeg;base64,") for image in data["images"].values())
 
 
 def test_a_report_says_what_its_colours_and_cards_mean(matches, photos, tmp_path):
@@ -140,7 +141,7 @@ def test_a_report_says_what_its_colours_and_cards_mean(matches, photos, tmp_path
     assert data["signed"] == [name for name in WEIGHTINGS if name in ("dot", "dot_centered", "gradcam_cos")]
     raw = [value for each in data["queries"][0]["references"] for value in each["query_maps"]["gradcam_cos"]]
     assert min(raw) < 0 < max(raw)  # blue and orange need both sides
-    assert data["has_unseen"] is False
+    assert all(image["view"] == [0, 0, 1, 1] for image in data["images"].values())
     assert "How to read this page" in text
     prototype = data["queries"][0]["references"][0]
     assert prototype["name"].startswith("the member nearest to it: ")
@@ -156,8 +157,7 @@ def test_a_report_dims_what_the_encoder_did_not_see(photos, tmp_path):
     matches = Retriever(Gallery.build(photos, encoder, out=tmp_path / "g"), encoder).query(tmp_path / "wide.jpg", k=2)
     text = write_report(tmp_path / "r.html", [matches.explain()]).read_text()
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
-    assert data["has_unseen"] is True
-    left, _, right, _ = data["queries"][0]["view"]
+    left, _, right, _ = data["images"][data["queries"][0]["image"]]["view"]
     assert 0 < left < right < 1
     assert 'class: "unseen"' in text
 
@@ -168,6 +168,23 @@ def test_a_prototype_is_shown_by_its_nearest_member(matches):
     assert member.label == explanation.references[0].label
     assert explanation.member_image(0).size == (64, 64)
     assert matches.explain().nearest_member(0) is None
+
+
+def test_a_report_under_every_weighting_unfolds_each_side_once(matches, tmp_path, monkeypatch):
+    counts = Counter()
+
+    def counted(name, function):
+        def count(*args, **options):
+            counts[name] += 1
+            return function(*args, **options)
+
+        return count
+
+    monkeypatch.setattr("distcam.retrieval.evidence.fold", counted("fold", fold))
+    monkeypatch.setattr("distcam.retrieval.explanation.dist_cam", counted("dist_cam", dist_cam))
+    matches.explain().save(tmp_path / "why.html")
+    assert counts["fold"] == 2  # the query and its matches
+    assert counts["dist_cam"] == 3 * len(WEIGHTINGS)  # on the query for matches and prototype, and on the matches
 
 
 def test_a_report_says_what_it_cannot_do(matches, tmp_path):

@@ -21,7 +21,7 @@ from distcam.images.boxes.joined import BoxedImage, BoxedImages, LabelledBox
 from distcam.images.masks import MaskFolder, read_mask
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import References, localise
-from distcam.retrieval.masking import encode_both_ways, mask_of_map, region_of_file, write_mask
+from distcam.retrieval.masking import encode_both_ways, region_of_file
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:20 of 24 images have a mask")  # as the masks here are
 
@@ -39,6 +39,11 @@ def masks(photos, tmp_path):
         if file.stem != "0000":
             write_mask(quarter(), folder / file.relative_to(photos).with_suffix(".png"))
     return folder
+
+
+def write_mask(mask, file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(file)
 
 
 def quarter():
@@ -86,8 +91,6 @@ def test_what_is_no_mask_is_refused(tmp_path):
         MaskFolder.given(tmp_path / "none")
     with pytest.raises(InputError, match="0 to 255, got 300"):
         MaskFolder.given(tmp_path, 300)
-    with pytest.raises(ShapeError, match="boolean array"):
-        write_mask(np.zeros((3, 3)), tmp_path / "m.png")
 
 
 def test_masks_lie_beside_pictures_and_never_outside_their_folder(tmp_path):
@@ -339,24 +342,6 @@ def test_a_mask_outside_of_what_the_encoder_sees_is_as_none(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------- masks of maps
-
-
-def test_the_mask_of_a_map_is_where_it_is_high():
-    heat = torch.tensor([[0.0, -9.0], [0.0, 4.0]])
-    mask = mask_of_map(heat, threshold=0.9, transform=Transform(8, fit="squash"), size=(16, 8))
-    assert mask.shape == (8, 16)
-    assert mask[7, 15]
-    assert not mask[:4].any()
-    assert not mask[:, :8].any()
-    assert not mask_of_map(torch.ones(2, 2), threshold=0.5, transform=Transform(8), size=(16, 8)).any()
-    seen = mask_of_map(torch.eye(2), threshold=0.0, transform=Transform(8, fit="crop", resize=8), size=(16, 8))
-    assert seen[:, 4:12].all()  # the middle, which the crop sees
-    assert not seen[:, :4].any()
-    with pytest.raises(InputError, match="fraction of the map's range"):
-        mask_of_map(heat, threshold=2, transform=Transform(8), size=(16, 8))
-
-
-# ---------------------------------------------------------------------------------------------------- the command line
 
 
 def test_galleries_are_built_and_searched_under_masks_from_the_command_line(photos, masks, tmp_path):

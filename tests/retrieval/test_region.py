@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 from distcam import Encoder, Gallery, Retriever
 from distcam.encoders import GeM, Linear
 from distcam.errors import InputError, ShapeError
-from distcam.explain import Look, contrast, dist_cam
+from distcam.explain import DrawStyle, contrast, dist_cam
 from distcam.images import Box, Transform, read_image
 from distcam.retrieval import write_report
 
@@ -98,7 +98,7 @@ def test_a_picture_object_may_be_asked_about_too(retriever, files):
 
 
 def test_what_is_no_region_is_refused(retriever, files):
-    with pytest.raises(InputError, match="empty or lies outside the picture of 64×64"):
+    with pytest.raises(InputError, match="empty or lies outside the image of 64×64"):
         retriever.query(files[0], region=Box(64, 0, 80, 10))
     with pytest.raises(InputError, match="expected 2 regions"):
         retriever.query(files[:2], region=[None])
@@ -239,6 +239,6 @@ def test_a_gallery_that_ranks_by_l1_says_that_it_does_not_divide(photos, files, 
 @pytest.mark.parametrize("scale", ["each", "shared"])
 def test_every_look_is_drawn(matches, style, scale):
     plain = matches.explain().show()
-    drawn = matches.explain().show(Look(style=style, scale=scale, colours="viridis"))
+    drawn = matches.explain().show(DrawStyle(style=style, scale=scale, colours="viridis"))
     assert drawn.width == plain.width
     assert ImageChops.difference(drawn.crop(plain.getbbox()), plain).getbbox() is not None

@@ -16,8 +16,7 @@ from distcam.images import Box
 from distcam.index import Gallery
 from distcam.index.backends import opened_for_writing
 from distcam.retrieval import Retriever
-from distcam.retrieval.matches import Query
-from distcam.retrieval.stored import BareVector
+from distcam.retrieval.ranking import BareVector, Query
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +107,9 @@ def test_a_bare_vector_is_searched_but_not_explained(retriever):
     vector = torch.from_numpy(retriever.gallery.embeddings([4]))
     (matches,) = retriever.rank([Query("a vector", None, BareVector(vector))], k=3)
     assert matches.ids[0] == 4
-    with pytest.raises(InputError, match="query with a picture to explain"):
+    with pytest.raises(InputError, match="query with an image to explain"):
         matches.explain()
-    with pytest.raises(InputError, match="has no picture"):
+    with pytest.raises(InputError, match="has no image"):
         _ = matches.query.image
 
 

@@ -11,11 +11,11 @@ from crowds import draw_cells, draw_crowd, draw_crowds
 from small_segmenters import crowd_data
 from torch import Tensor, nn
 
-import distcam.explain.drawing.boxes as boxes
+import distcam.metrics.components as boxes
 from distcam.errors import InputError, ShapeError
 from distcam.explain import METHODS
-from distcam.explain.drawing.boxes import labelled
 from distcam.images import Transform
+from distcam.metrics.components import labelled
 from distcam.segmentation.explaining import ASKS, REFERENCES, MapScores, ask_objects, judge_maps, maps_for
 from distcam.segmentation.segmenter.pixel_data import PixelData, predict
 from distcam.synthetic.scene_set import blueprints

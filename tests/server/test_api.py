@@ -169,7 +169,7 @@ def test_a_box_searches_for_a_part_of_the_picture(client, retriever):
         "/api/v1/search", params={"left": 500, "top": 0, "right": 600, "bottom": 9}, files=upload(data)
     )
     assert outside.status_code == 400
-    assert "outside the picture" in outside.json()["detail"]
+    assert "outside the image" in outside.json()["detail"]
 
 
 def test_an_upright_picture_is_what_boxes_refer_to(client):

@@ -16,6 +16,7 @@ from distcam.encoders.backbones.networks import find_class, load_network
 from distcam.errors import InputError, WeightsError
 from distcam.explain import ClassScore, PixelScore, explain_image
 from distcam.images import Box, read_image
+from distcam.images.loading import pixel_limit, set_pixel_limit
 
 CLASSIFIER = ["--encoder", "resnet18", "--weights", "random", "--image-size", "64", "--fit", "squash"]
 SEGMENTER = ["--encoder", "lraspp_mobilenet_v3_large", "--weights", "random", "--image-size", "64", "--fit", "squash"]
@@ -82,7 +83,7 @@ def test_pictures_and_methods_make_a_sheet_or_a_page(picture, photos, tmp_path):
     distcam("explain", picture, *CLASSIFIER, "--target", "class:5", "--out", tmp_path / "why.html")
     page = (tmp_path / "why.html").read_text()
     assert page.count("data:image/png;base64,") == 3
-    assert "http" not in page
+    assert "http" not in page.replace("http-equiv", "")
 
 
 @pytest.mark.parametrize("style", ["contour", "box"])
@@ -263,7 +264,7 @@ def test_a_query_for_a_region_with_a_contrast_and_a_point(gallery, photos, tmp_p
         (["--encoder", "resnet18", "--target", "class:5"], "--target class needs --encoder NAME and --weights"),
         ([*SEGMENTER, "--target", "segment:"], "needs a value"),
         ([*SEGMENTER, "--target", "segment:cat@box:90,0,200"], "expected x1,y1,x2,y2 in pixels of the image"),
-        ([*SEGMENTER, "--target", "segment:cat@box:100,0,200,9"], "lies outside what the network sees"),
+        ([*SEGMENTER, "--target", "segment:cat@box:100,0,200,9"], "lies outside the image"),
         ([*SEGMENTER, "--target", "segment:cat@point:96,2"], "the point (96.0, 2.0) lies outside"),
         ([*SEGMENTER, "--target", "segment:cat@blob"], "the place 'blob' is not known"),
         ([*ENCODER, "--target", "prototype:cat"], "--target prototype needs --gallery"),
@@ -280,7 +281,7 @@ def test_a_mistake_is_one_line_and_status_2(picture, monkeypatch, capsys, argume
     ("arguments", "message"),
     [
         (["--region", "5,5,1,1"], "the box 5,5,1,1 is empty"),
-        (["--region", "500,5,501,9"], "lies outside the picture"),
+        (["--region", "500,5,501,9"], "lies outside the image"),
         (["--versus", "rank:2"], "add --explain OUT.html or a folder"),
         (["--explain", "x.html", "--point", "1,2"], "give --explain a folder"),
     ],
@@ -288,6 +289,20 @@ def test_a_mistake_is_one_line_and_status_2(picture, monkeypatch, capsys, argume
 def test_a_query_that_cannot_be_explained_says_why(gallery, photos, monkeypatch, capsys, arguments, message):
     file = next(photos.rglob("*.jpg"))
     assert message in fails(monkeypatch, capsys, "query", gallery, file, *arguments)
+
+
+@pytest.mark.parametrize("place", ["point:3,4", "box:1,1,9,9", "component:3,4"])
+def test_a_place_on_a_photograph_that_is_not_read_whole_is_refused_not_shifted(
+    photos, monkeypatch, capsys, place
+) -> None:
+    photo = next(photos.rglob("*.jpg"))
+    limit = pixel_limit()
+    try:
+        set_pixel_limit(2000)  # a JPEG of up to four times as many pixels is reduced
+        said = fails(monkeypatch, capsys, "explain", photo, *SEGMENTER, "--target", f"segment:3@{place}")
+    finally:
+        set_pixel_limit(limit)
+    assert "64x64" in said or "4096" in said or "4,096" in said
 
 
 def test_the_help_has_an_example():

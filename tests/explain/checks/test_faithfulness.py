@@ -11,16 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from distcam.errors import InputError, ShapeError
-from distcam.explain import (
-    ClassScore,
-    Similarity,
-    insertion_deletion,
-    measure_faithfulness,
-    pixel_order,
-    remove_and_debias,
-)
+from distcam.explain import ClassScore, Similarity, measure_faithfulness
 from distcam.explain.checks import faithfulness
 from distcam.explain.checks import imputation as imputing
+from distcam.explain.checks.faithfulness import insertion_deletion, pixel_order, remove_and_debias
 from distcam.explain.checks.imputation import blurred, impute_linearly
 
 

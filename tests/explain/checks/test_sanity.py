@@ -11,17 +11,11 @@ from torch import Tensor, nn
 
 import distcam.explain.checks.sanity as sanity
 from distcam.errors import InputError, ShapeError
-from distcam.explain import (
-    ClassScore,
-    box_coverage,
-    dist_cam,
-    explain_image,
-    match_randomisation,
-    randomise_parameters,
-    spearman,
-    two_object_preference,
-)
+from distcam.explain import ClassScore, dist_cam, explain_image
+from distcam.explain.checks.sanity import match_randomisation, randomise_parameters, two_object_preference
 from distcam.images import Box
+from distcam.metrics.localisation import box_coverage
+from distcam.metrics.maps import spearman
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -14,7 +14,8 @@ from torch import nn
 import distcam.explain.methods.correspondence  # noqa: F401
 from distcam.encoders import GAP, BNNeck, GeM, Identity, Linear
 from distcam.errors import InputError, ShapeError
-from distcam.explain import correspondence, dist_cam, fold, pairwise_shares
+from distcam.explain import correspondence, dist_cam, fold
+from distcam.explain.methods.correspondence import pairwise_shares
 
 
 @pytest.fixture

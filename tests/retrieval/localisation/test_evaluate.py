@@ -14,13 +14,13 @@ import distcam.retrieval.localisation.evaluate as localisation
 import distcam.retrieval.localisation.maps as localisation_maps
 from distcam.encoders import Encoder, Inference
 from distcam.errors import ImageError, InputError
-from distcam.explain import box_coverage
+from distcam.explain.places import project
 from distcam.explain.targets import distances
 from distcam.images import Box, Transform, list_images
 from distcam.images.boxes.joined import BoxedImage, BoxedImages, boxed_images, read_boxes
+from distcam.metrics.localisation import box_coverage
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
-from distcam.retrieval.localisation.evaluate import project
 from distcam.retrieval.localisation.maps import parse_methods
 from distcam.retrieval.localisation.references import LinearClassifier, linear_probe
 from distcam.synthetic.scene_set import blueprints, write_scenes

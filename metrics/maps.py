@@ -1,4 +1,4 @@
-"""What is done with a raw map before it is looked at or measured: sizes, scales, ranks. Nothing happens unasked."""
+"""Sizes, scales and ranks of raw maps, before they are looked at or measured. Nothing happens unasked."""
 
 from __future__ import annotations
 

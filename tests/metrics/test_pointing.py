@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import distcam.explain.checks.sensitivity as measures
+import distcam.metrics.localisation as measures
 from distcam.errors import InputError, ShapeError
-from distcam.explain import dist_cam, energy_in_box, match_sensitivity, peak_in_box, spearman
+from distcam.explain import dist_cam, energy_in_box, match_sensitivity, peak_in_box
 from distcam.images import Box
+from distcam.metrics.maps import spearman
 
 
 def random_maps(*shape: int, seed: int = 0) -> Tensor:

@@ -1,9 +1,4 @@
-"""Localisation: how well the boxes and pixels that maps point out agree with the boxes and masks that people drew.
-
-One pass over the maps, `box_overlaps`, finds the boxes of every map at every threshold and how well they fit; all the
-box measures of the field are read off its result. Maps are scaled to [0, 1] by their own minimum and maximum, and a
-threshold is a fraction of that range. A constant map shows everything at every threshold: its box is the whole map.
-"""
+"""Localisation: how well the boxes and pixels that maps point out agree with the boxes and masks that people drew."""
 
 from __future__ import annotations
 
@@ -17,16 +12,27 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...errors import InputError, ShapeError
-from ...images.geometry import Box
-from ..drawing.boxes import Components, components
-from ..inputs import refuse_non_finite
-from ..maps import is_constant, normalise
+from ..errors import InputError, ShapeError
+from .components import components, finite_array, peak
+from .maps import is_constant, normalise
 
-__all__ = ["THRESHOLDS", "BestThreshold", "BoxOverlaps", "PixelCounts", "box_overlaps", "pixel_counts"]
+__all__ = [
+    "THRESHOLDS",
+    "BestThreshold",
+    "BoxOverlaps",
+    "EnergyShare",
+    "PixelCounts",
+    "box_coverage",
+    "box_overlaps",
+    "energy_in_box",
+    "energy_shares",
+    "peak_in_box",
+    "pixel_counts",
+]
 
 THRESHOLDS: tuple[float, ...] = tuple(step / 50 for step in range(50))  # 0, .02, …, .98
 LEVELS = 1000  # of the pixel precision-recall curve, as in Choe et al.
+Rectangle = tuple[float, float, float, float]  # left, top, right, bottom; an `images.Box` is one
 Corners = NDArray[np.float64]
 
 
@@ -39,13 +45,7 @@ class BestThreshold(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class BoxOverlaps:
-    """How well the boxes of n maps fit at each of t thresholds: intersection over union with the nearest true box.
-
-    Attributes:
-        thresholds: fractions of each map's range, rising.
-        largest: (n, t), of the box around the largest connected region.
-        best: (n, t), of that region's box, among all regions, that fits best.
-    """
+    """Intersection over union of the boxes of n maps, at each of t thresholds, with the nearest true box."""
 
     thresholds: tuple[float, ...]
     largest: Float[Tensor, "n t"]
@@ -92,11 +92,6 @@ class BoxOverlaps:
 
         Maps for the true class are enough: where the prediction is another, the error is made already.
 
-        Args:
-            is_right: whether each image's class was predicted; in retrieval, whether the nearest reference has it.
-            threshold: fraction of the map's range.
-            iou: intersection over union that counts as found.
-
         Source: [Dist-CAM] Table 1 (which states no threshold).
         """
         return 1 - float(((self.at(threshold) >= iou) & is_right).double().mean())
@@ -127,49 +122,24 @@ class BoxOverlaps:
 
 def box_overlaps(
     maps: Float[Tensor, "n h w"],
-    boxes: Sequence[Sequence[Box]],
+    boxes: Sequence[Sequence[Rectangle]],
     *,
     thresholds: Sequence[float] = THRESHOLDS,
-    visible: Sequence[Box] | None = None,
+    visible: Sequence[Rectangle] | None = None,
 ) -> BoxOverlaps:
     """The boxes of each map at each threshold, compared with the image's true boxes.
 
     Regions are 8-connected positions at the threshold or above. 224×224 pixels at 50 thresholds take about 10 ms.
-
-    Args:
-        maps: at the resolution that boxes are wanted in; `upsample` first.
-        boxes: each image's true boxes in pixels of the maps; they may reach beyond them.
-        thresholds: fractions of the maps' range, from 0 to 1, rising.
-        visible: the part of each map that is picture and not margin; found boxes are clipped to it.
 
     Raises:
         InputError: an image without a box, a threshold outside [0, 1], or maps that are not finite.
         ShapeError: the numbers of maps and images differ.
 
     >>> heat = torch.tensor([[[0.0, 1.0, 0.2], [0.0, 0.9, 0.0]]])
-    >>> overlaps = box_overlaps(heat, [[Box(1, 0, 2, 2)]], thresholds=(0.1, 0.5))
+    >>> overlaps = box_overlaps(heat, [[(1, 0, 2, 2)]], thresholds=(0.1, 0.5))
     >>> overlaps.largest.tolist(), overlaps.max_box_acc(iou=0.9)
     ([[0.5, 1.0]], BestThreshold(accuracy=1.0, threshold=0.5))
     """
-    levels = _checked(maps, boxes, thresholds, visible)
-    truth = _padded(boxes)
-    largest, best = (np.zeros((len(maps), len(levels))) for _ in range(2))
-    flat = is_constant(maps)[:, None, None]
-    scaled = torch.where(flat, 1.0, normalise(maps.detach().double()))
-    for row, heat in enumerate(scaled.cpu().numpy()):
-        passed = np.searchsorted(levels, heat, side="right").astype(np.uint16)  # levels at or below each pixel
-        found = components(passed > np.arange(len(levels), dtype=np.uint16)[:, None, None])
-        if visible is not None:
-            found = _clipped(found, visible[row])
-        np.maximum.at(best[row], found.mask, _overlap(found.box, truth[row]))
-        main = found.largest()
-        largest[row, main.mask] = _overlap(main.box, truth[row])
-    return BoxOverlaps(tuple(float(level) for level in thresholds), torch.from_numpy(largest), torch.from_numpy(best))
-
-
-def _checked(
-    maps: Tensor, boxes: Sequence[Sequence[Box]], thresholds: Sequence[float], visible: Sequence[Box] | None
-) -> NDArray[np.float64]:
     if len(boxes) != len(maps) or (visible is not None and len(visible) != len(maps)):
         raise ShapeError(f"{len(maps)} maps need the boxes of as many images; got {len(boxes)}")
     if any(not own for own in boxes):
@@ -177,21 +147,21 @@ def _checked(
     levels = np.asarray(thresholds, np.float64)
     if levels.ndim != 1 or not len(levels) or levels[0] < 0 or levels[-1] > 1 or (np.diff(levels) <= 0).any():
         raise InputError(f"thresholds are rising fractions from 0 to 1; got {list(thresholds)}")
-    refuse_non_finite("the maps", maps)
-    return levels
-
-
-def _padded(boxes: Sequence[Sequence[Box]]) -> Corners:
-    """The boxes as (n, most, 4); missing ones are empty and overlap nothing."""
-    corners = np.zeros((len(boxes), max(map(len, boxes), default=0), 4))
-    for row, own in enumerate(boxes):
-        corners[row, : len(own)] = own
-    return corners
-
-
-def _clipped(found: Components, view: Box) -> Components:
-    low, high = np.array([view.left, view.top] * 2), np.array([view.right, view.bottom] * 2)
-    return found._replace(box=found.box.clip(low, high))
+    finite_array(maps)
+    largest, best = (np.zeros((len(maps), len(levels))) for _ in range(2))
+    flat = is_constant(maps)[:, None, None]
+    scaled = torch.where(flat, 1.0, normalise(maps.detach().double()))
+    for row, heat in enumerate(scaled.cpu().numpy()):
+        passed = np.searchsorted(levels, heat, side="right").astype(np.uint16)  # levels at or below each pixel
+        found = components(passed > np.arange(len(levels), dtype=np.uint16)[:, None, None])
+        if visible is not None:
+            left, top, right, bottom = visible[row]
+            found = found._replace(box=found.box.clip([left, top, left, top], [right, bottom, right, bottom]))
+        truth = np.asarray(boxes[row], np.float64)
+        np.maximum.at(best[row], found.mask, _overlap(found.box, truth))
+        main = found.largest()
+        largest[row, main.mask] = _overlap(main.box, truth)
+    return BoxOverlaps(tuple(float(level) for level in thresholds), torch.from_numpy(largest), torch.from_numpy(best))
 
 
 def _overlap(found: Corners, truth: Corners) -> NDArray[np.float64]:
@@ -208,12 +178,7 @@ def _overlap(found: Corners, truth: Corners) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, eq=False)
 class PixelCounts:
-    """How many pixels of n maps lie at or above each level, on the object and in all; levels fall from 1 to 0.
-
-    Attributes:
-        on_object: (n, t), pixels of the mask.
-        shown: (n, t), pixels of the mask and outside it, but not ignored ones.
-    """
+    """Counts of the pixels of n maps at or above each level, on the object and in all; levels fall from 1 to 0."""
 
     on_object: Float[Tensor, "n t"]
     shown: Float[Tensor, "n t"]
@@ -233,9 +198,6 @@ class PixelCounts:
         `Σ_l Prec(τ_l) (Rec(τ_l) - Rec(τ_{l-1}))` over falling thresholds. A constant map has the objects' share of the
         pixels. Empty masks count as images without an object; NaN if all are empty.
 
-        Args:
-            weights: how much each image counts, one row for each result (a bootstrap); one for each if left out.
-
         Source: Choe et al. 2020, Eq. 4-6.
         """
         weights = torch.ones(1, len(self), dtype=torch.float64) if weights is None else weights.double()
@@ -253,13 +215,7 @@ def pixel_counts(
     ignore: Bool[Tensor, "n h w"] | None = None,
     levels: int = LEVELS,
 ) -> PixelCounts:
-    """What the pixel precision-recall curve is made of, `PixelCounts.pxap`.
-
-    Args:
-        maps: at the masks' resolution; each is scaled to [0, 1] by its own minimum and maximum.
-        masks: the object's pixels.
-        ignore: pixels that count neither way, such as a border or a crowd; they win over `masks`.
-        levels: thresholds are 1, 1 - 1/levels, …, 0.
+    """The counts behind the pixel precision-recall curve, `PixelCounts.pxap`.
 
     Raises:
         InputError: maps that are not finite, or no level.
@@ -273,7 +229,7 @@ def pixel_counts(
         raise ShapeError(f"maps {tuple(maps.shape)}, masks {tuple(masks.shape)} and regions to ignore have one shape")
     if levels < 1:
         raise InputError(f"levels={levels} should be 1 or more")
-    refuse_non_finite("the maps", maps)
+    finite_array(maps)
     scaled = normalise(maps.detach().double())
     level = (scaled * levels + levels * 1e-7).long().clamp(max=levels)  # .3 in float32 is level 3 of 10, not 2
     counted = torch.ones_like(masks) if ignore is None else ~ignore
@@ -284,3 +240,62 @@ def pixel_counts(
         return count.reshape(len(maps), levels + 1).flip(1).cumsum(1).double().cpu()
 
     return PixelCounts(at_or_above(masks & counted), at_or_above(counted))
+
+
+def peak_in_box(heat_map: Float[Tensor, "h w"], *boxes: Rectangle) -> bool:
+    """True if the middle of the map's highest pixel lies in one of the boxes (the pointing game, without tolerance).
+
+    Boxes are in pixels of the map. No box is never a hit, and a constant map points nowhere: it never hits.
+
+    Source: Zhang et al., Top-down Neural Attention by Excitation Backprop, 2016 (there with a margin of 15 pixels).
+    """
+    row, column = peak(heat_map)
+    return not bool(is_constant(heat_map)) and any(
+        left <= column + 0.5 < right and top <= row + 0.5 < bottom for left, top, right, bottom in boxes
+    )
+
+
+class EnergyShare(NamedTuple):
+    """`share` of a map's sum that lies in boxes, and `chance`, the share of the area they cover; both in [0, 1]."""
+
+    share: float
+    chance: float
+
+
+def energy_in_box(heat_map: Float[Tensor, "h w"], *boxes: Rectangle) -> EnergyShare:
+    """Share of the map, scaled to [0, 1] by minimum and maximum, that lies inside the boxes (the energy pointing game).
+
+    Pixels on a box's edge count by the part that is covered. A map that knows nothing has its share near `chance`; the
+    share of a constant map is exactly that. Boxes are in pixels of the map, and what lies outside it does not count.
+
+    Source: Wang et al., Score-CAM, 2020 (energy-based pointing game).
+
+    >>> energy_in_box(torch.tensor([[0.0, 1.0], [0.0, 3.0]]), (1, 1, 2, 2))
+    EnergyShare(share=0.75, chance=0.25)
+    """
+    if not boxes:
+        raise InputError("energy_in_box needs at least one box")
+    inside = box_coverage(boxes, (heat_map.shape[0], heat_map.shape[1])).to(heat_map.device)
+    return EnergyShare(float(energy_shares(heat_map[None], inside[None])[0]), float(inside.mean()))
+
+
+def energy_shares(maps: Float[Tensor, "n h w"], inside: Float[Tensor, "n h w"]) -> Float[Tensor, " n"]:
+    """The share of `energy_in_box` for many maps; `inside` is the part of each pixel that counts (`box_coverage`)."""
+    flat = is_constant(maps)[:, None, None]
+    energy = torch.where(flat, 1.0, normalise(maps.double()))
+    return (energy * inside).sum((-2, -1)) / energy.sum((-2, -1))
+
+
+def box_coverage(boxes: Sequence[Rectangle], size: tuple[int, int]) -> Float[Tensor, "h w"]:
+    """The part of each pixel that the boxes cover, in [0, 1]; where boxes overlap, the larger of their parts.
+
+    >>> box_coverage([(0.5, 0, 2, 1)], (1, 3))
+    tensor([[0.5000, 1.0000, 0.0000]], dtype=torch.float64)
+    """
+    y, x = (torch.arange(n, dtype=torch.float64) for n in size)
+    covered = torch.zeros(size, dtype=torch.float64)
+    for left, top, right, bottom in boxes:
+        down = ((y + 1).clamp(max=bottom) - y.clamp(min=top)).clamp(0, 1)
+        across = ((x + 1).clamp(max=right) - x.clamp(min=left)).clamp(0, 1)
+        covered = torch.maximum(covered, down[:, None] * across)
+    return covered

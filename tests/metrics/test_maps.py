@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import distcam.explain.maps as maps_module
+import distcam.metrics.maps as maps_module
 from distcam.errors import InputError, ShapeError
-from distcam.explain import is_constant, normalise, rectify, spearman, upsample
+from distcam.explain import is_constant, normalise, rectify, upsample
+from distcam.metrics.maps import spearman
 
 
 def random_maps(*shape: int, seed: int = 0) -> Tensor:

@@ -1,0 +1,82 @@
+"""Reports as one HTML file that needs nothing else, made of one base template, light or dark as the reader's system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from jinja2 import DictLoader, Environment, StrictUndefined
+from PIL import Image
+from torch import Tensor
+
+from ...files import write_text
+from ...images.geometry import Box
+from .colours import colour_table
+from .panels import Tile
+from .rendering import to_data_uri
+
+__all__ = ["Thumbnails", "numbers", "write_html", "write_page"]
+
+DIGITS = 4  # significant digits of a map's values in a report
+
+
+class Thumbnails(dict[str, dict[str, Any]]):
+    """The images of a report by name, each once: small, and with the part that the network saw, as fractions."""
+
+    def __init__(self, view: Callable[[Image.Image], Box], *, side: int = 320) -> None:
+        super().__init__()
+        self._view = view
+        self._side = side
+
+    def add(self, name: str, image: Image.Image) -> str:
+        """The name, under which the image is shown from now on."""
+        if name not in self:
+            small = image.copy()
+            small.thumbnail((self._side, self._side))
+            seen = self._view(image).scaled(1 / image.width, 1 / image.height)
+            self[name] = {"uri": to_data_uri(small, "jpeg"), "view": [round(edge, 5) for edge in seen]}
+        return name
+
+
+def numbers(raw: Tensor) -> list[float]:
+    """A map's values in reading order, rounded."""
+    return [float(f"{value:.{DIGITS}g}") for value in raw.flatten().tolist()]
+
+
+def write_html(
+    path: str | PathLike[str],
+    template: str,
+    *,
+    package: str,
+    title: str,
+    notes: Sequence[str] = (),
+    data: dict[str, Any] | None = None,
+    **content: Any,
+) -> Path:
+    """Write a report as one HTML file; an existing one is replaced. All text in it is escaped."""
+    base = files(__package__).joinpath("base.html").read_text(encoding="utf-8")
+    environment = Environment(loader=DictLoader({"base.html": base}), autoescape=True, undefined=StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    page = environment.from_string(files(package).joinpath(template).read_text(encoding="utf-8"))
+    colours = {
+        name: bytes(colour_table(scale).tobytes()).hex()
+        for name, scale in (("heat_colours", "inferno"), ("signed_colours", "blue-orange"))
+    }
+    return write_text(path, page.render(title=title, notes=notes, data=data, **colours, **content))
+
+
+def write_page(
+    path: str | PathLike[str],
+    rows: Sequence[Sequence[Tile | None]],
+    *,
+    title: str,
+    notes: Sequence[str] = (),
+    has_unseen: bool = False,
+) -> Path:
+    """The tiles of a `sheet` as one HTML file."""
+    assert __package__ is not None
+    content: dict[str, Any] = {"rows": rows, "has_unseen": has_unseen, "uri": to_data_uri}
+    return write_html(path, "sheet.html", package=__package__, title=title, notes=notes, **content)

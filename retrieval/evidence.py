@@ -1,0 +1,145 @@
+"""The evidence behind the maps of a ranking: response maps and the vectors of references, each made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..encoders.heads import Identity
+from ..errors import InputError
+from ..explain.folding import Response, fold
+from ..explain.inputs import NEEDS_MEAN
+from .masking import gallery_weights
+from .ranking import Match, Ranking
+
+__all__ = ["Evidence", "Reference", "Space"]
+
+Space = Literal["metric", "backbone"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference that a query is compared with: a gallery image (`match` is set) or a class prototype (it is None)."""
+
+    name: str
+    label: str | None
+    distance: float
+    match: Match | None = None
+
+    @property
+    def short_name(self) -> str:
+        """A match by its rank, a prototype by its class."""
+        return f"match {self.match.rank}" if self.match else str(self.label)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The response maps of a ranking's query and matches in one space, and the vectors that explain them."""
+
+    ranking: Ranking
+    space: Space
+    _matched: dict[tuple[int, ...], Tensor] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.space not in ("metric", "backbone"):
+            raise InputError(f"space must be 'metric' or 'backbone', got {self.space!r}")
+
+    @cached_property
+    def query_response(self) -> Response:
+        """The query's response map "1 d h w"; of a region query 0 outside the region."""
+        query = self.ranking.query
+        return self._folded(query.encoding.feature_map, query.weights)
+
+    def match_response(self, ranks: tuple[int, ...]) -> Tensor:
+        """The response maps "n d h w" of these matches; of a gallery that pools under masks 0 outside of them."""
+        if ranks not in self._matched:
+            source = self.ranking.retriever
+            maps = self.ranking.feature_maps[[rank - 1 for rank in ranks]]
+            matches = [self.ranking.at_rank(rank) for rank in ranks]
+            shape = (maps.shape[-2], maps.shape[-1])
+            weights = gallery_weights(source.gallery, source.encoder, matches, shape)
+            self._matched[ranks] = self._folded(maps, weights).map
+        return self._matched[ranks]
+
+    def _folded(self, feature_maps: Tensor, weights: Tensor | None) -> Response:
+        """The map "n d h w", on the CPU, whose spatial mean is what is compared."""
+        inference = self.ranking.retriever.inference
+        head = inference.encoder.head if self.space == "metric" else Identity()
+        feature_maps = feature_maps.to(inference.device, torch.float32)
+        folded = fold(feature_maps, pooling=inference.encoder.pooling, head=head, weights=weights)
+        return Response(folded.map.cpu(), folded.is_exact)
+
+    @cached_property
+    def query_vector(self) -> Tensor:
+        """The query's vector "1 d"."""
+        encoding = self.ranking.query.encoding
+        return (encoding.embedding if self.space == "metric" else encoding.pooled).cpu()
+
+    @cached_property
+    def unrelated(self) -> Tensor:
+        """The vector "1 d" of a gallery image outside the ranking, the same for the same query; "0 d" without one."""
+        ids, ranked = self.ranking.retriever.gallery.ids, {match.id for match in self.ranking}
+        start = len(ids) // 2
+        candidates = (int(ids[(start + step) % len(ids)]) for step in range(min(len(ids), len(ranked) + 1)))
+        chosen = next((candidate for candidate in candidates if candidate not in ranked), None)
+        return self._vectors([] if chosen is None else [chosen])
+
+    def mean(self, weighting: str) -> Tensor | None:
+        """The gallery's mean vector for the weightings that want it."""
+        if weighting not in NEEDS_MEAN:
+            return None
+        if not self.has_mean:
+            raise InputError(
+                f"{weighting!r} needs the gallery's mean in the space that ranks; it is not kept for space='backbone'"
+            )
+        return torch.from_numpy(self.ranking.retriever.gallery.prototypes.mean_embedding())
+
+    @property
+    def has_mean(self) -> bool:
+        """True if the gallery keeps its mean vector in this space."""
+        return self.space == "metric" or self.ranking.retriever.gallery.spec.embedding_is_pooled
+
+    def references(self, against: str | int) -> tuple[tuple[Reference, ...], Tensor]:
+        """The references that `against` names, see `Matches.explain`, and their vectors "n d"."""
+        ranking, gallery = self.ranking, self.ranking.retriever.gallery
+        rank = _rank(against)
+        if against == "match" or rank is not None:
+            if not len(ranking):
+                raise InputError(f"{ranking.query.name} has no match to explain: the gallery or the filter is empty")
+            chosen = ranking.matches if rank is None else (ranking.at_rank(rank),)
+            found = tuple(Reference(match.path, match.label, match.distance, match) for match in chosen)
+            return found, self._vectors([match.id for match in chosen])
+        distances = ranking.retriever.prototype_distances(ranking.query.encoding)
+        if not distances:
+            raise InputError(f"{gallery.folder} has no labels, so it has no class prototypes; explain against 'match'")
+        if against != "prototype":
+            label = str(against).removeprefix("label:")
+        elif ranking.prototype is None:
+            raise InputError(f"no class of {gallery.folder} has an image that fits the filter {ranking.where!r}")
+        else:
+            label = ranking.prototype[0]
+        store = gallery.prototypes
+        vector = store.embedding(label) if self.space == "metric" else store.pooled(label)
+        return (Reference(f"prototype of {label}", label, distances[label]),), torch.from_numpy(vector)[None]
+
+    def _vectors(self, ids: list[int]) -> Tensor:
+        """The stored vectors "n d" of gallery images."""
+        gallery, rows = self.ranking.retriever.gallery, np.array(ids, dtype=np.uint64)
+        return torch.from_numpy(gallery.embeddings(rows) if self.space == "metric" else gallery.pooled(rows))
+
+
+def _rank(name: str | int) -> int | None:
+    """The rank that 3 or "rank:3" stands for; None for any other name."""
+    if isinstance(name, int):
+        return name
+    digits = name.removeprefix("rank:")
+    if digits == name:
+        return None
+    if not digits.isdecimal():
+        raise InputError(f"expected a rank such as rank:3, got {name!r}; a class of that name is 'label:{name}'")
+    return int(digits)

@@ -1,0 +1,237 @@
+"""A ranking: a query, the gallery images nearest to it, and what both need to be explained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..encoders import Encoder, Encoding
+from ..errors import InputError
+from ..images import read_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..encoders.regions import Region
+    from ..index import Gallery
+
+__all__ = ["BareVector", "Encodes", "Match", "Query", "Ranking", "Source", "StoredEncoding"]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredEncoding:
+    """An `Encoding` of one image whose vectors are read from a gallery; its feature map is fetched when asked for."""
+
+    pooled: Float[Tensor, "1 k"]
+    embedding: Float[Tensor, "1 d"]
+    _fetch: Callable[[], Tensor] = field(repr=False)
+
+    @cached_property
+    def feature_map(self) -> Float[Tensor, "1 k h w"]:
+        """From the gallery if it keeps maps, else of the file, which is encoded once more.
+
+        Raises:
+            ImageError: the gallery keeps no maps, and the file is gone or damaged.
+        """
+        return self._fetch()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as a plain `Encoding`: where the feature map would be fetched from is not known elsewhere."""
+        return Encoding, (self.feature_map, self.pooled, self.embedding)
+
+
+@dataclass(frozen=True, eq=False)
+class BareVector:
+    """An embedding from elsewhere: it can be searched for, but there is no image to explain."""
+
+    embedding: Float[Tensor, "1 d"]
+
+    @property
+    def pooled(self) -> Tensor:
+        """Not known.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("a bare vector has neither pooled features nor a feature map; query with an image to explain")
+
+    feature_map = pooled
+
+
+@dataclass(frozen=True)
+class Query:
+    """The query image: its name, where it came from, and its encoding (a batch of one).
+
+    Attributes:
+        source: a path, bytes or a Pillow image; None when only the encoding is left, or for a bare vector.
+        region: the part of the image that was searched for, in its pixels; None for all of it.
+        weights: of the positions of the feature map, with mean 1, where there is a region. Pooled vector and embedding
+            are then those of the region; the feature map is the whole image's.
+        known_size: width and height of the upright image, where they are known without reading it.
+    """
+
+    name: str
+    source: Any = field(repr=False)
+    encoding: Encoding | StoredEncoding | BareVector = field(repr=False)
+    region: Region | None = field(default=None, repr=False, compare=False)
+    weights: Tensor | None = field(default=None, repr=False, compare=False)
+    known_size: tuple[int, int] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def image(self) -> Image:
+        """The image in RGB, read again from its source: rankings of thousands of queries hold no images.
+
+        Raises:
+            InputError: the query has no image.
+            ImageError: the file is gone or damaged.
+        """
+        if self.source is None:
+            raise InputError(f"{self.name} has no image: only its encoding was given")
+        return self.source if hasattr(self.source, "getbands") else read_image(self.source)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image, which is read for it unless `known_size` says."""
+        return self.known_size or self.image.size
+
+    @property
+    def whole_size(self) -> tuple[int, int]:
+        """Width and height in the file's own pixels, in which regions are given.
+
+        Raises:
+            ImageError: a JPEG so large that it is read at a reduced size.
+        """
+        if self.known_size or self.source is None or hasattr(self.source, "getbands"):
+            return self.size
+        return read_image(self.source, whole=True).size
+
+
+@dataclass(frozen=True)
+class Match:
+    """One gallery image in a ranking; rank 1 is the nearest, a smaller distance is nearer whatever the metric.
+
+    Attributes:
+        is_accepted: whether it is as near as the query asked for; None if it asked for nothing.
+    """
+
+    rank: int
+    id: int
+    path: str
+    label: str | None
+    columns: Mapping[str, str]
+    distance: float
+    similarity: float
+    file: Path
+    is_accepted: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The match as JSON-able values."""
+        names = ("rank", "id", "path", "label", "distance", "similarity")
+        return {
+            **{name: getattr(self, name) for name in names},
+            **({} if self.is_accepted is None else {"is_accepted": self.is_accepted}),
+            **({"columns": dict(self.columns)} if self.columns else {}),
+        }
+
+
+class Encodes(Protocol):
+    """An encoder of images: an `Inference`, or in a server the queue that stands before one."""
+
+    encoder: Encoder
+    device: torch.device
+
+    def encode_images(self, images: Sequence[Any]) -> Encoding:
+        """The encoding of files, bytes or Pillow images."""
+
+
+class Source(Protocol):
+    """The part of a `Retriever` that its rankings need."""
+
+    gallery: Gallery
+    encoder: Encoder
+    inference: Encodes
+
+    def similarity(self, distance: float) -> float:
+        """Larger is more alike."""
+
+    def prototype_distances(self, encoding: Encoding | StoredEncoding | BareVector) -> dict[str, float]:
+        """Distance of an encoding to every class prototype, nearest first."""
+
+    def classes_where(self, where: str) -> frozenset[str]:
+        """The classes of the images that a filter keeps."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The k nearest gallery images of one query, nearest first; equal distances are ordered by id.
+
+    Attributes:
+        retriever: what made the ranking.
+        where: the filter that the query asked with, if any.
+    """
+
+    query: Query
+    matches: tuple[Match, ...]
+    metric: str
+    retriever: Source = field(repr=False, compare=False)
+    where: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.matches)
+
+    def __iter__(self) -> Iterator[Match]:
+        return iter(self.matches)
+
+    def __getitem__(self, rank_from_zero: int) -> Match:
+        return self.matches[rank_from_zero]
+
+    def at_rank(self, rank: int) -> Match:
+        """The match of a rank, counted from 1.
+
+        Raises:
+            InputError: there are fewer matches.
+        """
+        if not 1 <= rank <= len(self):
+            raise InputError(f"there is no rank {rank}: {self.query.name} has {len(self)} matches, ranks from 1")
+        return self.matches[rank - 1]
+
+    @cached_property
+    def prototype(self) -> tuple[str, float] | None:
+        """Label and distance of the nearest class prototype among the classes that the filter keeps images of.
+
+        None when there is no such class, or the gallery has no labels.
+        """
+        distances = self.retriever.prototype_distances(self.query.encoding)
+        kept = None if self.where is None else self.retriever.classes_where(self.where)
+        return next((pair for pair in distances.items() if kept is None or pair[0] in kept), None)
+
+    @property
+    def has_feature_maps(self) -> bool:
+        """True if `feature_maps` can be had: the gallery stores them, or every matched image is still where it was."""
+        stored = self.retriever.gallery.spec.map_shape is not None
+        return len(self) > 0 and (stored or all(match.file.is_file() for match in self.matches))
+
+    @cached_property
+    def feature_maps(self) -> Tensor:
+        """Feature maps "n k h w" of the matched images: the gallery stores them, or one forward pass makes them.
+
+        Raises:
+            InputError: the gallery stores no maps and a file is gone.
+        """
+        gallery, inference = self.retriever.gallery, self.retriever.inference
+        if not self.has_feature_maps:
+            gone = next((match.path for match in self.matches if not match.file.is_file()), "the match")
+            raise InputError(
+                f"{gone} is not in {gallery.root} any more, and the gallery stores no feature maps: "
+                "build with --store-maps, or say where the images lie now (--root, or Gallery.open(…, root=…))"
+            )
+        if gallery.spec.map_shape is not None:
+            return torch.from_numpy(gallery.maps([match.id for match in self.matches]))
+        return inference.encode_images([match.file for match in self.matches]).feature_map.cpu()
