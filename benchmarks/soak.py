@@ -31,6 +31,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +54,15 @@ def main() -> int:
             honest(arguments, port, 5.0)  # warm
             before = state_of(process.pid)
             attackers = attacking(arguments, port)
+            work = [Work.until_now(process.pid, attackers.pid)]
             alone = honest(arguments, port, 60 * arguments.minutes * 0.3)
+            work.append(Work.until_now(process.pid, attackers.pid))
             attackers.send_signal(signal.SIGUSR1)
             beside = honest(arguments, port, 60 * arguments.minutes * 0.7)
+            work.append(Work.until_now(process.pid, attackers.pid))
             hostile = ended(attackers)
             good = report(alone, beside, hostile)
+            report_work(*work)
             time.sleep(12)  # what hostile clients left open is given up after its time
             return 0 if left(process, before) and good else 1
 
@@ -138,13 +143,54 @@ def children_of(pid: int) -> list[int]:
     ]
 
 
-def processor_s(pid: int) -> float:
-    """Seconds that the server and its processes have worked."""
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+def processor_s(pid: int, *, with_children: bool = True) -> float:
+    """Seconds of the processor that a process has had, and its children, those that have ended too."""
     total = 0
-    for each in (pid, *children_of(pid)):
+    for each in (pid, *(children_of(pid) if with_children else ())):
         with suppress(OSError):
-            total += sum(map(int, Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    return total / os.sysconf("SC_CLK_TCK")
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            total += sum(map(int, fields[11:15] if with_children and each == pid else fields[11:13]))
+    return total / TICKS_A_SECOND
+
+
+@dataclass(frozen=True)
+class Work:
+    """Seconds of the processor until some moment, by who had them; all on one machine, which they share."""
+
+    clock: float
+    server: float
+    decoders: float
+    honest: float
+    hostile: float
+    all: float
+
+    @classmethod
+    def until_now(cls, server: int, attackers: int) -> Work:
+        own = processor_s(server, with_children=False)
+        user, nice, system, _idle, _io, *others = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+        return cls(
+            clock=time.monotonic(),
+            server=own,
+            decoders=processor_s(server) - own,
+            honest=time.process_time(),
+            hostile=processor_s(attackers),
+            all=(user + nice + system + sum(others)) / TICKS_A_SECOND,
+        )
+
+
+def report_work(start: Work, middle: Work, end: Work) -> None:
+    """Print who had the cores: clients take what the server then lacks, and would not on machines of their own."""
+    names = ["server", "decoders", "honest", "hostile"]
+    print(f"\n| of {os.cpu_count()} cores | server | its decoders | honest clients | hostile clients | others |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for name, before, after in (("alone", start, middle), ("beside", middle, end)):
+        cores = {each: getattr(after, each) - getattr(before, each) for each in names}
+        cores["others"] = after.all - before.all - sum(cores.values())
+        shares = [f"{seconds / (after.clock - before.clock):.2f}" for seconds in cores.values()]
+        print(f"| {name} | {' | '.join(shares)} |")
 
 
 def left(process: subprocess.Popen[str], before: dict[str, int]) -> bool:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
+from ..errors import ImageError
 from ..explain import WEIGHTINGS
-from ..images import Box
+from ..images import Box, image_size
 from ..index import Gallery, Record
 from ..retrieval import Explanation, Match, Matches, Reference, Retriever
 from ..retrieval.explanation import SIGNED
 from . import schemas
-from .pictures import is_there, upright_size
 from .settings import Settings
 
-__all__ = ["WEIGHTING_HELP", "explanation_answer", "gallery_answer", "image_answer", "search_answer"]
+__all__ = ["WEIGHTING_HELP", "explanation_answer", "gallery_answer", "image_answer", "search_answer", "upright_size"]
 
 _SHOWN_PROTOTYPES = 10
 WEIGHTING_HELP: Mapping[str, str] = {
@@ -154,3 +154,19 @@ def _map(values: Tensor) -> schemas.MapAnswer:
 
 def _view(retriever: Retriever, size: tuple[int, int]) -> Box:
     return Box(*(float(edge) for edge in retriever.encoder.transform.view(*size)))
+
+
+def is_there(file: Path) -> bool:
+    """Whether a gallery picture is where it was; also for names that no disk takes, as imported addresses may be."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
+
+
+def upright_size(file: Path) -> tuple[int, int] | None:
+    """Width and height of a gallery picture, from its header; None when it is gone."""
+    try:
+        return image_size(file)
+    except ImageError:
+        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,8 +17,9 @@ from starlette.routing import Route
 from .._version import __version__
 from ..errors import DistcamError
 from . import schemas
-from .guard import COOKIE, Guard, Traffic, cookie_of, refusal_response
-from .refusals import Refusal, refusal_of
+from .access import COOKIE, cookie_of, is_token
+from .api_error import ApiError, api_error_of
+from .middleware import Middleware, Traffic, error_response
 from .routes import browse as browsing
 from .routes import search as searching
 from .routes import write as changing
@@ -62,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
     _add_operation(app, service)
     _add_page(app, settings)
     _add_errors(app, service)
-    app.add_middleware(Guard, settings=settings, metrics=service.metrics, traffic=app.state.traffic)
+    app.add_middleware(Middleware, settings=settings, metrics=service.metrics, traffic=app.state.traffic)
     return app
 
 
@@ -77,7 +77,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     async def ready(request: Request) -> Response:
         """New requests are taken: 503 while the server shuts down, or the gallery cannot be used."""
         if request.app.state.traffic.is_draining:
-            raise Refusal(503, "the server is shutting down", reason="draining", retry_after=5)
+            raise ApiError(503, "the server is shutting down", reason="draining", retry_after=5)
         return await health()
 
     @app.get("/metrics", response_class=PlainTextResponse)
@@ -92,8 +92,8 @@ def _add_page(app: FastAPI, settings: Settings) -> None:
         """The page; with `?token=`, which the page sends when it was told the read token, the cookie that it needs."""
         if token is None or settings.read_token is None:
             return _file(settings, "index.html")
-        if not hmac.compare_digest(token.encode("utf-8", "replace"), settings.read_token.encode()):
-            raise Refusal(401, "that is not the read token of this server", reason="token")
+        if not is_token(token, settings.read_token):
+            raise ApiError(401, "that is not the read token of this server", reason="token")
         response = RedirectResponse("/", 303)
         cookie = cookie_of(settings.read_token)
         response.set_cookie(COOKIE, cookie, httponly=True, samesite="strict", max_age=30 * 24 * 3600)
@@ -119,28 +119,28 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
     async def refused(_request: Request, error: Exception) -> Response:
         assert isinstance(error, DistcamError)
-        refusal = refusal_of(error)
-        if refusal.status >= 500 and not isinstance(error, Refusal):
+        refusal = api_error_of(error)
+        if refusal.status >= 500 and not isinstance(error, ApiError):
             _log.warning("%s", error)
         service.metrics.refused.labels(refusal.reason).inc()
         detail = refusal.detail
         for place, name in places.items():  # clients need not know where on this machine it lies
             detail = detail.replace(place, name)
-        return refusal_response(Refusal(refusal.status, detail, reason=refusal.reason, retry_after=refusal.retry_after))
+        return error_response(ApiError(refusal.status, detail, reason=refusal.reason, retry_after=refusal.retry_after))
 
     async def malformed(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         service.metrics.refused.labels("malformed").inc()
-        return refusal_response(Refusal(422, _sentence(error), reason="malformed"))
+        return error_response(ApiError(422, _sentence(error), reason="malformed"))
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
             methods = _methods_of(request)
             if request.method == "OPTIONS":
-                return Response(status_code=204, headers={"Allow": ", ".join([*methods, "OPTIONS"])})
-            error.headers = {**(error.headers or {}), "Allow": ", ".join(methods)}
-        response = refusal_response(Refusal(error.status_code, str(error.detail), reason="http"))
+                return Response(status_code=204, headers={"Allow": methods})
+            error.headers = {**(error.headers or {}), "Allow": methods}
+        response = error_response(ApiError(error.status_code, str(error.detail), reason="http"))
         response.headers.update(error.headers or {})
         return response
 
@@ -149,11 +149,12 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     app.add_exception_handler(HTTPException, http_error)
 
 
-def _methods_of(request: Request) -> list[str]:
+def _methods_of(request: Request) -> str:
     """All methods that the routes of a path take; each route alone only knows its own."""
     routes = (*request.app.routes, *(route for router in _ROUTERS for route in router.routes))
     fitting = [r for r in routes if isinstance(r, Route) and r.path_regex.match(request.scope["path"])]
-    return sorted({method for route in fitting for method in route.methods or ()})
+    methods = {"OPTIONS", *(method for route in fitting for method in route.methods or ())}
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 def _sentence(error: RequestValidationError) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from .refusals import Refusal
+from .api_error import ApiError
 
 __all__ = ["Batcher", "Done"]
 
@@ -99,12 +99,12 @@ class Batcher(Generic[T, R]):
         """The result of one item.
 
         Raises:
-            Refusal: 503, when too many wait, or no more are taken.
+            ApiError: 503, when too many wait, or no more are taken.
         """
         if self._is_closing:
-            raise Refusal(503, "the server is shutting down; ask again", reason="draining", retry_after=5)
+            raise ApiError(503, "the server is shutting down; ask again", reason="draining", retry_after=5)
         if len(self._waiting) >= self._capacity:
-            raise Refusal(
+            raise ApiError(
                 503,
                 f"{len(self._waiting)} pictures wait to be encoded already; ask again",
                 reason="queue",

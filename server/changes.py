@@ -13,7 +13,7 @@ from ..index.building.ingest import Encoded, Offer, ingest_offers, read_offer
 from ..index.storage.records import stored_path
 from ..index.storage.snapshot import Snapshot
 from ..index.storage.writer import GalleryWriter, opened_for_writing
-from .refusals import Refusal
+from .api_error import ApiError
 
 __all__ = ["NewImage", "add_image", "remove_image"]
 
@@ -31,7 +31,7 @@ def add_image(folder: Path, image: NewImage, encoding: Encoding, *, fingerprint:
 
     Raises:
         FingerprintMismatchError: the gallery has been built anew with another encoder than the one with `fingerprint`.
-        Refusal: 409, the gallery has the picture already; 400, it has no features to compare.
+        ApiError: 409, the gallery has the picture already; 400, it has no features to compare.
         GalleryLockedError: another process is writing to the gallery.
     """
     with opened_for_writing(folder) as writer:
@@ -49,7 +49,7 @@ def add_image(folder: Path, image: NewImage, encoding: Encoding, *, fingerprint:
         report = ingest_offers(writer, [Offer(image.file, path, image.label, image.columns)], stream)
         if not report.added:
             reason = report.skipped[0].reason if report.skipped else "the gallery did not take it"
-            raise Refusal(400, f"the picture cannot be added: {reason}", reason="features")
+            raise ApiError(400, f"the picture cannot be added: {reason}", reason="features")
         finish(writer, report)
     return new
 
@@ -73,4 +73,4 @@ def _require_new(writer: GalleryWriter, path: str) -> None:
     snapshot = Snapshot.at(writer.folder, writer.manifest, verify=False)
     place = snapshot.known_files([path]).get(path)
     if place is not None:
-        raise Refusal(409, f"the gallery has this picture already, as image {snapshot.ids[place]}", reason="known")
+        raise ApiError(409, f"the gallery has this picture already, as image {snapshot.ids[place]}", reason="known")

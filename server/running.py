@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import socket
+import sys
+from collections import Counter
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -17,13 +19,14 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import InputError
-from .limits import client_key
+from .access import client_key
 
 __all__ = ["bound_socket", "run", "server_of", "url_of"]
 
 _GRACE_S = 30  # for requests at work when the server is told to end
 _PATIENCE_S = 30.0  # with connections that ask for nothing
-_CONNECTIONS, _CLIENT_CONNECTIONS = 1000, 250
+_CONNECTIONS, _CLIENT_CONNECTIONS, _SPARE_CONNECTIONS = 1000, 250, 8
+_SWITCH_S = 0.0005  # between threads; Python's 5 ms is what the event loop would wait at each step for a busy thread
 
 
 class _Connection(H11Protocol):
@@ -36,12 +39,18 @@ class _Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._watch = self.loop.call_later(_PATIENCE_S, self._look, None, True)
-        own = _client_of(self)
-        if sum(_client_of(other) == own for other in self.connections) > _CLIENT_CONNECTIONS:
+        self._client_key = client_key(self.client[0]) if self.client else ""
+        self._counts: Counter[str] = self.config.app.state.traffic.connections  # type: ignore[union-attr]
+        self._counts[self._client_key] += 1
+        free = _CONNECTIONS - len(self.connections)  # what is left is never all for one
+        if self._counts[self._client_key] > min(_CLIENT_CONNECTIONS, max(_SPARE_CONNECTIONS, free // 2)):
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.cancel()
+        self._counts[self._client_key] -= 1
+        if not self._counts[self._client_key]:
+            del self._counts[self._client_key]
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -56,11 +65,6 @@ class _Connection(H11Protocol):
             self.transport.abort()
         else:
             self._watch = self.loop.call_later(_PATIENCE_S, self._look, self.cycle, is_idle)
-
-
-def _client_of(connection: object) -> str:
-    address = getattr(connection, "client", None)
-    return client_key(address[0]) if address else ""
 
 
 class _Server(uvicorn.Server):
@@ -149,11 +153,14 @@ def run(
     if access_log:
         _log_requests(app)
     # uvicorn raises the signals once more when it is done, for whoever was asked before; that is nobody
+    switching = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server_of(app, on_ready=on_ready).run(sockets=[bound])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.setswitchinterval(switching)
         bound.close()
     return not app.state.service.has_hung_threads

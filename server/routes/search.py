@@ -18,11 +18,11 @@ from ...retrieval import Matches, Retriever
 from ...retrieval.matches import Query as PictureQuery
 from ...retrieval.stored import BareVector
 from .. import schemas
-from ..answers import explanation_answer, search_answer, shown_path
+from ..answers import explanation_answer, search_answer, shown_path, upright_size
+from ..api_error import ApiError
 from ..batching import Done
-from ..pictures import UPLOAD_TYPES, upload_suffix, upright_size
-from ..refusals import Refusal
 from ..service import Service
+from ..uploads import UPLOAD_TYPES, upload_suffix
 
 __all__ = ["PICTURE_FORM", "Serving", "json_answer", "no_image", "require_image", "router", "service_of", "unless_gone"]
 
@@ -69,12 +69,12 @@ class SearchOptions(BaseModel):
         """The region searched for.
 
         Raises:
-            Refusal: 422, some edges are given and others are not.
+            ApiError: 422, some edges are given and others are not.
         """
         edges = (self.left, self.top, self.right, self.bottom)
         given = [edge for edge in edges if edge is not None]
         if given and len(given) < 4:
-            raise Refusal(422, "a region needs all of left, top, right and bottom", reason="input")
+            raise ApiError(422, "a region needs all of left, top, right and bottom", reason="input")
         return Box(*given) if given else None
 
 
@@ -99,7 +99,7 @@ async def search(
         before = time.perf_counter()
         query = PictureQuery("the picture", None, done.result, known_size=size)
         matches = _ranked(retriever, query, box, options)
-        token = service.kept.put(done.result, size)
+        token = service.queries.put(done.result, size)
         now = time.perf_counter()
         said = schemas.QueryAnswer(token=token, id=None, name=query.name, size=size, box=box)
         timings = _timings(read.decode_s, done, search=now - before, total=now - start)
@@ -160,8 +160,8 @@ async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Respo
 async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
     """Dist-CAM maps of a query and its matches, raw: they are coloured and enlarged by whoever shows them."""
     if (asked.token is None) == (asked.id is None):
-        raise Refusal(422, "name the query either by `token` or by `id`", reason="input")
-    kept = None if asked.token is None else service.kept.get(asked.token)
+        raise ApiError(422, "name the query either by `token` or by `id`", reason="input")
+    kept = None if asked.token is None else service.queries.get(asked.token)
 
     def answer(retriever: Retriever) -> Response:
         if kept is not None:
@@ -187,7 +187,7 @@ def _stored(retriever: Retriever, image: int) -> PictureQuery:
     """An image of the gallery as a query.
 
     Raises:
-        Refusal: 404, there is no such image.
+        ApiError: 404, there is no such image.
     """
     require_image(retriever, image)
     return retriever.stored(image, known_size=upright_size(retriever.gallery.file(image)))
@@ -197,7 +197,7 @@ def require_image(retriever: Retriever, image: int) -> None:
     """Make sure that the gallery holds an image.
 
     Raises:
-        Refusal: 404, it does not.
+        ApiError: 404, it does not.
     """
     ids = retriever.gallery.ids
     place = int(np.searchsorted(ids, np.uint64(image)))
@@ -205,9 +205,9 @@ def require_image(retriever: Retriever, image: int) -> None:
         raise no_image(image)
 
 
-def no_image(image: int) -> Refusal:
+def no_image(image: int) -> ApiError:
     """The answer to an id that is not there."""
-    return Refusal(404, f"there is no image {image}; it may have been removed", reason="id")
+    return ApiError(404, f"there is no image {image}; it may have been removed", reason="id")
 
 
 def _ranked(
@@ -236,7 +236,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise Refusal(503, "the client has hung up", reason="gone")
+            raise ApiError(503, "the client has hung up", reason="gone")
         return await working
     finally:
         for task in (working, watching):

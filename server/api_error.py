@@ -1,4 +1,4 @@
-"""Why a request is refused: one sentence and a status for everything that distcam raises."""
+"""The answer to a request that is refused: a status and one sentence, for every error of the library."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..errors import (
     WeightsError,
 )
 
-__all__ = ["Refusal", "refusal_of"]
+__all__ = ["ApiError", "api_error_of"]
 
 
-class Refusal(DistcamError):
+class ApiError(DistcamError):
     """A request that is answered with an error.
 
     Attributes:
@@ -36,27 +36,27 @@ class Refusal(DistcamError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What goes along with the status."""
+        """Headers of the answer."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
-def refusal_of(error: DistcamError) -> Refusal:
-    """The answer to a request that ended in an error of the library.
+def api_error_of(error: DistcamError) -> ApiError:
+    """Status and sentence for an error of the library.
 
-    What the client sent wrong is 400; a gallery that cannot be used at the moment is 503. Pictures that are sent are
-    judged where they are read, so an `ImageError` is about a picture of the gallery.
+    A wrong request is 400, a gallery that cannot be used at the moment 503. Uploads are judged where they are decoded,
+    so an `ImageError` is about an image of the gallery.
     """
-    if isinstance(error, Refusal):
+    if isinstance(error, ApiError):
         return error
     if isinstance(error, DeadlineError):
-        return Refusal(400, str(error), reason="work")
+        return ApiError(400, str(error), reason="work")
     if isinstance(error, ImageError):
-        return Refusal(404, f"the picture of this image is gone: {error.reason}", reason="gone")
+        return ApiError(404, f"the picture of this image is gone: {error.reason}", reason="gone")
     if isinstance(error, UnknownEncoderError):
-        return Refusal(409, str(error), reason="encoder")
+        return ApiError(409, str(error), reason="encoder")
     if isinstance(error, (GalleryError, FingerprintMismatchError, WeightsError, MissingExtraError)):
-        return Refusal(503, str(error), reason="gallery", retry_after=10)
+        return ApiError(503, str(error), reason="gallery", retry_after=10)
     if isinstance(error, InputError):
-        return Refusal(400, str(error), reason="input")
-    return Refusal(503, str(error), reason="gallery", retry_after=10)
+        return ApiError(400, str(error), reason="input")
+    return ApiError(503, str(error), reason="gallery", retry_after=10)

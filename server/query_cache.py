@@ -1,4 +1,4 @@
-"""Query pictures whose encodings are kept for a while, to explain their matches without sending them again."""
+"""Encodings of uploaded queries, cached so that their matches can be explained without another upload."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..encoders import Encoding
-from .refusals import Refusal
+from .api_error import ApiError
 
-__all__ = ["KeptQueries", "KeptQuery"]
+__all__ = ["CachedQuery", "QueryCache"]
 
 
 @dataclass(frozen=True)
-class KeptQuery:
+class CachedQuery:
     """An encoded query picture, without the picture.
 
     Attributes:
@@ -34,10 +34,8 @@ class KeptQuery:
         return sum(part.numel() * part.element_size() for part in parts)
 
 
-class KeptQueries:
-    """Queries under tokens nobody can guess, bounded in bytes and in age; the least recently used leave first.
-
-    Any number of threads may use it.
+class QueryCache:
+    """Queries by unguessable tokens, bounded in bytes and in age; the least recently used leave first. Thread-safe.
 
     Args:
         max_bytes: of all encodings together; a single one that is larger is not kept.
@@ -49,44 +47,44 @@ class KeptQueries:
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._clock = clock
-        self._kept: OrderedDict[str, tuple[KeptQuery, float]] = OrderedDict()
+        self._queries: OrderedDict[str, tuple[CachedQuery, float]] = OrderedDict()
         self._lock = threading.Lock()
         self.nbytes = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._queries)
 
     def put(self, encoding: Encoding, size: tuple[int, int]) -> str:
         """The token under which a query is kept from now on; copied, so that the rest of its batch is let go."""
         parts = (encoding.feature_map, encoding.pooled, encoding.embedding)
-        query = KeptQuery(Encoding(*(part.clone() for part in parts)), size)
+        query = CachedQuery(Encoding(*(part.clone() for part in parts)), size)
         token = secrets.token_urlsafe(18)
         with self._lock:
-            self._kept[token] = (query, self._clock())
+            self._queries[token] = (query, self._clock())
             self.nbytes += query.nbytes
             self._forget()
         return token
 
-    def get(self, token: str) -> KeptQuery:
+    def get(self, token: str) -> CachedQuery:
         """The query of a token.
 
         Raises:
-            Refusal: 410, it is not kept any more, or never was.
+            ApiError: 410, it is not kept any more, or never was.
         """
         with self._lock:
             self._forget()
-            if token not in self._kept:
-                raise Refusal(410, "this query is not kept any more; send the picture again", reason="token")
-            query, _ = self._kept[token]
-            self._kept[token] = (query, self._clock())
-            self._kept.move_to_end(token)
+            if token not in self._queries:
+                raise ApiError(410, "this query is not kept any more; send the picture again", reason="token")
+            query, _ = self._queries[token]
+            self._queries[token] = (query, self._clock())
+            self._queries.move_to_end(token)
             return query
 
     def _forget(self) -> None:
         oldest = self._clock() - self._max_age_s
-        while self._kept:
-            token, (query, used) = next(iter(self._kept.items()))
+        while self._queries:
+            token, (query, used) = next(iter(self._queries.items()))
             if self.nbytes <= self._max_bytes and used >= oldest:
                 return
-            del self._kept[token]
+            del self._queries[token]
             self.nbytes -= query.nbytes

@@ -1,4 +1,4 @@
-"""A gallery that is searched by many threads while it changes, here or by the hand of another process."""
+"""The gallery in service, searched by many threads while this or another process changes it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from ..index.building.creating import is_root_of_this_user
 from ..index.storage.manifest import MANIFEST_NAME, Manifest
 from ..retrieval import Retriever
 from ..retrieval.retriever import Encodes
-from .refusals import Refusal
+from .api_error import ApiError
 
 __all__ = ["LiveGallery", "ReadWriteLock"]
 
 _log = logging.getLogger(__name__)
 _NOWHERE = Path(os.devnull, "not shown")  # no file can be there
+_FRESH_S = 0.1
 _RETRY_S = 1.0  # between two looks at a gallery that could not be opened
 
 
@@ -130,6 +131,7 @@ class LiveGallery:
         self._trouble: DistcamError | None = None
         self._seen: tuple[int, ...] | None = None
         self._tried = 0.0
+        self._looked = 0.0
         self.follow()
         if self._trouble is not None:
             raise self._trouble
@@ -139,12 +141,12 @@ class LiveGallery:
         """The gallery with its encoder, unchanged as long as this is open.
 
         Raises:
-            Refusal: 503, the gallery cannot be used at the moment.
+            ApiError: 503, the gallery cannot be used at the moment.
         """
         self.follow()
         with self._lock.reading():
             if self._retriever is None:
-                raise Refusal(503, str(self._trouble), reason="gallery", retry_after=10)
+                raise ApiError(503, str(self._trouble), reason="gallery", retry_after=10)
             yield self._retriever
 
     def follow(self) -> None:
@@ -171,14 +173,19 @@ class LiveGallery:
             self._on_change(*self._known)
 
     @property
+    def is_fresh(self) -> bool:
+        """Whether somebody has just looked whether the gallery changed."""
+        return time.monotonic() - self._looked < _FRESH_S
+
+    @property
     def known(self) -> tuple[int, int]:
         """Images and generation at the last look; waits for nobody.
 
         Raises:
-            Refusal: 503, the gallery could not be used then.
+            ApiError: 503, the gallery could not be used then.
         """
         if (trouble := self._trouble) is not None:
-            raise Refusal(503, str(trouble), reason="gallery", retry_after=10)
+            raise ApiError(503, str(trouble), reason="gallery", retry_after=10)
         return self._known
 
     @property
@@ -207,7 +214,10 @@ class LiveGallery:
     def _is_current(self) -> bool:
         if self._trouble is not None and time.monotonic() - self._tried > _RETRY_S:
             return False
-        return self._seen is not None and self._stamp() == self._seen
+        is_current = self._seen is not None and self._stamp() == self._seen
+        if is_current:
+            self._looked = time.monotonic()
+        return is_current
 
     def _stamp(self) -> tuple[int, ...]:
         try:
@@ -241,7 +251,7 @@ class LiveGallery:
     def _require_same_encoder(self, manifest: Manifest) -> None:
         mine, theirs = self._encoder, manifest.encoder
         if theirs.fingerprint != mine.fingerprint:
-            raise Refusal(
+            raise ApiError(
                 503,
                 f"the gallery was built anew with {theirs.short_name}, this server encodes with {mine.short_name}; "
                 "start the server again",
