@@ -34,7 +34,8 @@ from pathlib import Path
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 import numpy as np
 from distcam import Encoder, Gallery
-from distcam.index import build, verify_gallery, writer
+from distcam.index import verify_gallery
+from distcam.index.storage import writer
 
 limits = partial(writer.CommitLimits, images=1, files=int(sys.argv[2]))
 writer.CommitLimits = limits  # one commit per image
