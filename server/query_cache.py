@@ -15,23 +15,18 @@ from .api_error import ApiError
 __all__ = ["CachedQuery", "QueryCache"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class CachedQuery:
-    """An encoded query picture, without the picture.
-
-    Attributes:
-        encoding: a batch of one, in memory of its own.
-        size: width and height of the upright picture.
-    """
+    """The encoding of an uploaded query (a batch of one), its width and height upright, and when it was last used."""
 
     encoding: Encoding
     size: tuple[int, int]
+    used: float
 
     @property
     def nbytes(self) -> int:
-        """Memory the encoding takes, in bytes."""
-        parts = (self.encoding.feature_map, self.encoding.pooled, self.encoding.embedding)
-        return sum(part.numel() * part.element_size() for part in parts)
+        """Memory of the encoding, in bytes."""
+        return sum(part.nbytes for part in (self.encoding.feature_map, self.encoding.pooled, self.encoding.embedding))
 
 
 class QueryCache:
@@ -47,7 +42,7 @@ class QueryCache:
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._clock = clock
-        self._queries: OrderedDict[str, tuple[CachedQuery, float]] = OrderedDict()
+        self._queries: OrderedDict[str, CachedQuery] = OrderedDict()
         self._lock = threading.Lock()
         self.nbytes = 0
 
@@ -55,14 +50,14 @@ class QueryCache:
         return len(self._queries)
 
     def put(self, encoding: Encoding, size: tuple[int, int]) -> str:
-        """The token under which a query is kept from now on; copied, so that the rest of its batch is let go."""
+        """Remember a query; its token. It is copied, so that the rest of its batch is let go."""
         parts = (encoding.feature_map, encoding.pooled, encoding.embedding)
-        query = CachedQuery(Encoding(*(part.clone() for part in parts)), size)
+        query = CachedQuery(Encoding(*(part.clone() for part in parts)), size, self._clock())
         token = secrets.token_urlsafe(18)
         with self._lock:
-            self._queries[token] = (query, self._clock())
+            self._queries[token] = query
             self.nbytes += query.nbytes
-            self._forget()
+            self._evict()
         return token
 
     def get(self, token: str) -> CachedQuery:
@@ -72,19 +67,19 @@ class QueryCache:
             ApiError: 410, it is not kept any more, or never was.
         """
         with self._lock:
-            self._forget()
+            self._evict()
             if token not in self._queries:
                 raise ApiError(410, "this query is not kept any more; send the picture again", reason="token")
-            query, _ = self._queries[token]
-            self._queries[token] = (query, self._clock())
+            query = self._queries[token]
+            query.used = self._clock()
             self._queries.move_to_end(token)
             return query
 
-    def _forget(self) -> None:
+    def _evict(self) -> None:
         oldest = self._clock() - self._max_age_s
         while self._queries:
-            token, (query, used) = next(iter(self._queries.items()))
-            if self.nbytes <= self._max_bytes and used >= oldest:
+            token, query = next(iter(self._queries.items()))
+            if self.nbytes <= self._max_bytes and query.used >= oldest:
                 return
             del self._queries[token]
             self.nbytes -= query.nbytes

@@ -30,10 +30,9 @@ _SWITCH_S = 0.0005  # between threads; Python's 5 ms is what the event loop woul
 
 
 class _Connection(H11Protocol):
-    """A connection that is hung up on when nothing happens on it: uvicorn waits for a first request for ever, and for
-    the rest of a body that nobody wants.
+    """A connection that is closed when nothing happens on it, where uvicorn would wait for ever.
 
-    (h11, because it bounds a head that comes in pieces, which httptools does not; the guard bounds the others.)
+    (h11, because it bounds a head that comes in pieces, which httptools does not; the middleware bounds the others.)
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -86,7 +85,7 @@ class _Server(uvicorn.Server):
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A listening place, taken before anything is loaded, so that a port in use is noticed at once.
+    """Listen before anything is loaded, so that a port in use is noticed at once.
 
     Raises:
         InputError: the address cannot be had.
@@ -108,14 +107,6 @@ def url_of(bound: socket.socket) -> str:
     host, port = bound.getsockname()[:2]
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
     return f"http://{name}:{port}"
-
-
-def _log_requests(app: FastAPI) -> None:
-    log = logging.getLogger("distcam.access")
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.addHandler(logging.StreamHandler())
-    app.state.traffic.log_requests = True
 
 
 def server_of(app: FastAPI, *, on_ready: Callable[[], None] = lambda: None) -> uvicorn.Server:
@@ -151,7 +142,11 @@ def run(
     """
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is none
     if access_log:
-        _log_requests(app)
+        log = logging.getLogger("distcam.access")
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        log.addHandler(logging.StreamHandler())
+        app.state.traffic.log_requests = True
     # uvicorn raises the signals once more when it is done, for whoever was asked before; that is nobody
     switching = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_S)

@@ -20,7 +20,7 @@ from ..answers import image_answer
 from ..api_error import ApiError
 from ..changes import NewImage, add_image, remove_image
 from ..uploads import upload_suffix
-from .search import PICTURE_FORM, Serving, json_answer, no_image, unless_gone
+from .search import PICTURE_FORM, Serving, json_answer, unless_gone
 
 __all__ = ["router"]
 
@@ -120,7 +120,7 @@ async def remove(service: Serving, id: Annotated[int, Path(ge=0, le=schemas.MAX_
     """It leaves the gallery, and no answer shows it any more; its file stays where it is."""
     async with service.changing:
         if not await service.in_thread(lambda: remove_image(service.settings.gallery, id)):
-            raise no_image(id)
+            raise ApiError(404, f"there is no image {id}; it may have been removed", reason="id")
         service.has_changed = True
     return Response(status_code=204)
 
