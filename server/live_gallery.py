@@ -6,20 +6,27 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from ..encoders import Encoder
-from ..errors import DistcamError, GalleryError
+from ..encoders import Encoder, Encoding
+from ..errors import DistcamError, FingerprintMismatchError, GalleryError
 from ..index import Gallery, Record
+from ..index.building.build import finish, to_vectors
 from ..index.building.creating import is_root_of_this_user
+from ..index.building.ingest import Encoded, Offer, ingest_offers, read_offer
 from ..index.storage.manifest import MANIFEST_NAME, Manifest
+from ..index.storage.records import stored_path
+from ..index.storage.snapshot import Snapshot
+from ..index.storage.writer import opened_for_writing
 from ..retrieval import Retriever
 from ..retrieval.retriever import Encodes
 from .api_error import ApiError
+from .settings import Settings
 
-__all__ = ["LiveGallery", "ReadWriteLock"]
+__all__ = ["LiveGallery", "NewImage", "ReadWriteLock"]
 
 _log = logging.getLogger(__name__)
 _NOWHERE = Path(os.devnull, "not shown")  # no file can be there
@@ -68,12 +75,9 @@ class ReadWriteLock:
 
 
 class FencedGallery(Gallery):
-    """A gallery whose pictures are read only where whoever serves it has said that they lie.
+    """A gallery whose pictures are read only under the folders `shown`, links followed; others are as if gone.
 
     A gallery can name any file of this machine as one of its images, and the server would show it to its clients.
-
-    Attributes:
-        shown: the folders, without links; pictures elsewhere are as if they were gone.
     """
 
     shown: tuple[Path, ...] = ()
@@ -88,20 +92,25 @@ class FencedGallery(Gallery):
         return file if any(real.is_relative_to(folder) for folder in self.shown) else _NOWHERE
 
 
+class NewImage(NamedTuple):
+    """A file to be added, its label and its columns."""
+
+    file: Path
+    label: str | None
+    columns: Mapping[str, str]
+
+
 class LiveGallery:
     """The newest generation of a gallery, for any number of readers.
 
-    Before each reading the manifest's time is looked at. When somebody has changed it, the next reader waits for those
-    at work and moves the gallery on: an answer never shows what was removed before its request came. A gallery that
+    Each reader first looks at the manifest's time. When it has changed, the next reader waits for those at work and
+    refreshes the gallery: an answer never shows an image that was removed before its request came. A gallery that
     cannot be used, because a file is damaged or another encoder built it anew, is refused until it can be used again.
 
     Args:
-        folder: the gallery.
+        settings: the gallery, and the folders whose pictures are shown.
         encoder: the one that built it.
         inference: encodes for all readers.
-        root: where the pictures lie; only those under it are shown. Left out, it is the recorded one, if this user
-            built the gallery; otherwise none are shown.
-        uploads: a folder of the server's own, whose pictures are shown too.
         on_change: called with the number of images and the generation.
 
     Raises:
@@ -109,21 +118,14 @@ class LiveGallery:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        encoder: Encoder,
-        inference: Encodes,
-        *,
-        root: Path | None = None,
-        uploads: Path | None = None,
-        on_change: Callable[[int, int], None] = lambda _images, _generation: None,
+        self, settings: Settings, encoder: Encoder, inference: Encodes, *, on_change: Callable[[int, int], None]
     ) -> None:
-        self.folder = folder
-        self._uploads = uploads
+        self.folder = settings.gallery
+        self._root = settings.root
+        self._uploads = settings.uploads_folder if settings.is_writable else None
         self._known = (0, 0)
         self._encoder = encoder
         self._inference = inference
-        self._root = root
         self._on_change = on_change
         self._lock = ReadWriteLock()
         self._moving = threading.Lock()
@@ -188,12 +190,6 @@ class LiveGallery:
             raise ApiError(503, str(trouble), reason="gallery", retry_after=10)
         return self._known
 
-    @property
-    def shown_roots(self) -> tuple[Path, ...]:
-        """The folders whose pictures are shown."""
-        with self.reading() as retriever:
-            return getattr(retriever.gallery, "shown", ())
-
     def close(self, *, save_caches: bool = False) -> None:
         """Let go of the gallery, perhaps after a last service to the next who opens it; no reader may be at work."""
         if self._retriever is None:
@@ -206,10 +202,51 @@ class LiveGallery:
                 _log.warning("%s", error)
         gallery.close()
 
-    @property
-    def fingerprint(self) -> str:
-        """Of the encoder that the gallery must have been built with."""
-        return self._encoder.fingerprint
+    def add(self, image: NewImage, encoding: Encoding) -> int:
+        """Add an image, given by its file and its encoding; its id. Durable when the call returns.
+
+        Raises:
+            FingerprintMismatchError: the gallery has been built anew with another encoder.
+            ApiError: 409, the gallery has the picture already; 400, it has no features to compare.
+            GalleryLockedError: another process is writing to the gallery.
+        """
+        with opened_for_writing(self.folder) as writer:
+            if (built_with := writer.manifest.encoder).fingerprint != self._encoder.fingerprint:
+                raise FingerprintMismatchError(
+                    f"the gallery was built anew with {built_with.short_name}; start the server again"
+                )
+            path = stored_path(image.file, Path(writer.manifest.root))
+            snapshot = Snapshot.at(self.folder, writer.manifest, verify=False)
+            if (row := snapshot.known_files([path]).get(path)) is not None:
+                known = f"the gallery has this picture already, as image {snapshot.ids[row]}"
+                raise ApiError(409, known, reason="known")
+            new = writer.manifest.next_id
+
+            def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
+                for offer in offers:
+                    read_offer(offer)
+                    yield Encoded([offer], to_vectors(encoding, writer.manifest.spec), [])
+
+            report = ingest_offers(writer, [Offer(image.file, path, image.label, image.columns)], stream)
+            if not report.added:
+                reason = report.skipped[0].reason if report.skipped else "the gallery did not take it"
+                raise ApiError(400, f"the picture cannot be added: {reason}", reason="features")
+            finish(writer, report)
+        return new
+
+    def remove(self, image: int) -> bool:
+        """Remove an image, durably; False if somebody else did before.
+
+        Raises:
+            GalleryLockedError: another process is writing to the gallery.
+        """
+        with opened_for_writing(self.folder) as writer:
+            if image not in Snapshot.at(self.folder, writer.manifest, verify=False).ids:
+                return False
+            writer.remove([image])
+            writer.commit()
+            writer.tidy()
+        return True
 
     def _is_current(self) -> bool:
         if self._trouble is not None and time.monotonic() - self._tried > _RETRY_S:
@@ -227,17 +264,20 @@ class LiveGallery:
         return status.st_mtime_ns, status.st_ino, status.st_size
 
     def _moved(self) -> Retriever:
-        """The gallery at its newest generation, with everything read that readers would otherwise read on first use."""
+        """The gallery at its newest generation, read as far as the first reader needs it."""
         retriever = self._retriever
         if retriever is not None:
             before = retriever.gallery.manifest
             retriever.gallery.refresh()
-            if not _continues(before, retriever.gallery.manifest):
+            if _identity(before) != _identity(retriever.gallery.manifest):
                 self.close()
                 retriever = None
         if retriever is None:
             fenced = FencedGallery.open(self.folder, root=self._root)
-            self._require_same_encoder(fenced.manifest)
+            if (theirs := fenced.manifest.encoder).fingerprint != self._encoder.fingerprint:
+                other = f"the gallery was built anew with {theirs.short_name}, this server encodes with "
+                other += f"{self._encoder.short_name}; start the server again"
+                raise ApiError(503, other, reason="encoder", retry_after=60)
             is_named = self._root is not None or is_root_of_this_user(fenced.manifest)
             roots = (fenced.root if is_named else None, self._uploads)
             fenced.shown = tuple(folder.resolve() for folder in roots if folder is not None)
@@ -248,22 +288,7 @@ class LiveGallery:
             gallery.records(gallery.ids[:1])  # reads all columns
         return retriever
 
-    def _require_same_encoder(self, manifest: Manifest) -> None:
-        mine, theirs = self._encoder, manifest.encoder
-        if theirs.fingerprint != mine.fingerprint:
-            raise ApiError(
-                503,
-                f"the gallery was built anew with {theirs.short_name}, this server encodes with {mine.short_name}; "
-                "start the server again",
-                reason="encoder",
-                retry_after=60,
-            )
 
-
-def _continues(before: Manifest, after: Manifest) -> bool:
-    """Whether it is still the same gallery, added to, removed from and merged, so that an id means the same image."""
-    return (before.birth, before.root, before.encoder.fingerprint) == (
-        after.birth,
-        after.root,
-        after.encoder.fingerprint,
-    )
+def _identity(manifest: Manifest) -> tuple[str, str, str]:
+    """The same as long as an id of the gallery means the same image."""
+    return manifest.birth, manifest.root, manifest.encoder.fingerprint

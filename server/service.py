@@ -118,14 +118,7 @@ class Service:
         self.queries = QueryCache(max_bytes=settings.kept_bytes, max_age_s=settings.kept_s)
         encoder, self.inference = _encoder_for(settings)
         self._queued = QueuedInference(self.inference, at_once=min(settings.max_batch, settings.queue))
-        self.live = LiveGallery(
-            settings.gallery,
-            encoder,
-            self._queued,
-            root=settings.root,
-            uploads=settings.uploads_folder if settings.is_writable else None,
-            on_change=self.metrics.gallery_changed,
-        )
+        self.live = LiveGallery(settings, encoder, self._queued, on_change=self.metrics.gallery_changed)
         self.changing = asyncio.Lock()
         self.has_changed = False
         self.has_hung_threads = False

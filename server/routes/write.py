@@ -18,7 +18,7 @@ from .. import schemas
 from ..access import has_bearer
 from ..answers import image_answer
 from ..api_error import ApiError
-from ..changes import NewImage, add_image, remove_image
+from ..live_gallery import NewImage
 from ..uploads import upload_suffix
 from .search import PICTURE_FORM, Serving, json_answer, unless_gone
 
@@ -93,8 +93,7 @@ async def add(
         if not file.is_file():
             storage.make_folder(folder)
             storage.write(file, data)
-        new_image, fingerprint = NewImage(file, label, said), service.live.fingerprint
-        return add_image(service.settings.gallery, new_image, done.result, fingerprint=fingerprint)
+        return service.live.add(NewImage(file, label, said), done.result)
 
     async with service.changing:
         service.has_changed = True
@@ -119,7 +118,7 @@ async def add(
 async def remove(service: Serving, id: Annotated[int, Path(ge=0, le=schemas.MAX_ID)]) -> Response:
     """It leaves the gallery, and no answer shows it any more; its file stays where it is."""
     async with service.changing:
-        if not await service.in_thread(lambda: remove_image(service.settings.gallery, id)):
+        if not await service.in_thread(lambda: service.live.remove(id)):
             raise ApiError(404, f"there is no image {id}; it may have been removed", reason="id")
         service.has_changed = True
     return Response(status_code=204)
