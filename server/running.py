@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -151,11 +152,18 @@ def run(
     switching = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_S)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ready() -> None:
+        gc.collect()
+        gc.freeze()  # else each full collection looks at all of torch, and stops every thread for .2 s
+        on_ready()
+
     try:
-        server_of(app, on_ready=on_ready).run(sockets=[bound])
+        server_of(app, on_ready=ready).run(sockets=[bound])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         sys.setswitchinterval(switching)
+        gc.unfreeze()
         bound.close()
     return not app.state.service.has_hung_threads
