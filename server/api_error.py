@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from starlette.responses import JSONResponse
+
 from ..deadlines import DeadlineError
 from ..errors import (
     DistcamError,
@@ -34,11 +36,13 @@ class ApiError(DistcamError):
         self.reason = reason
         self.retry_after = retry_after
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers of the answer."""
+    def response(self) -> JSONResponse:
+        """The answer; a lone surrogate in a message must not break its encoding."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        detail = self.detail.encode("utf-8", "replace").decode()
+        return JSONResponse({"detail": detail}, self.status, headers=headers)
 
 
 def api_error_of(error: DistcamError) -> ApiError:

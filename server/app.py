@@ -1,4 +1,4 @@
-"""The application: routes, errors, and what holds them together."""
+"""The ASGI application: routes, page, errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..errors import DistcamError
 from . import schemas
 from .access import COOKIE, cookie_of, is_token
 from .api_error import ApiError, api_error_of
-from .middleware import Middleware, Traffic, error_response
+from .middleware import Middleware, Traffic
 from .routes import browse as browsing
 from .routes import search as searching
 from .routes import write as changing
@@ -101,47 +101,44 @@ def _add_page(app: FastAPI, settings: Settings) -> None:
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def favicon() -> Response:
-        return _file(settings, "favicon.ico", "favicon.svg", "favicon.png")
+        return _file(settings, "favicon.ico")
 
     app.mount("/static", StaticFiles(directory=settings.static, check_dir=False), name="static")
 
 
-def _file(settings: Settings, *names: str) -> Response:
-    for name in names:
-        if (settings.static / name).is_file():
-            return FileResponse(settings.static / name)
-    raise HTTPException(404, "there is no such page")
+def _file(settings: Settings, name: str) -> Response:
+    if not (settings.static / name).is_file():
+        raise HTTPException(404, "there is no such page")
+    return FileResponse(settings.static / name)
 
 
 def _add_errors(app: FastAPI, service: Service) -> None:
     settings = service.settings
-    places = {str(settings.uploads_folder): "the uploads", str(settings.gallery): "the gallery"}
 
     async def refused(_request: Request, error: Exception) -> Response:
         assert isinstance(error, DistcamError)
-        refusal = api_error_of(error)
-        if refusal.status >= 500 and not isinstance(error, ApiError):
+        answer = api_error_of(error)
+        if answer.status >= 500 and not isinstance(error, ApiError):
             _log.warning("%s", error)
-        service.metrics.refused.labels(refusal.reason).inc()
-        detail = refusal.detail
-        for place, name in places.items():  # clients need not know where on this machine it lies
-            detail = detail.replace(place, name)
-        return error_response(ApiError(refusal.status, detail, reason=refusal.reason, retry_after=refusal.retry_after))
+        service.metrics.refused.labels(answer.reason).inc()
+        # clients need not know where on this machine it lies
+        answer.detail = answer.detail.replace(str(settings.uploads_folder), "the uploads")
+        answer.detail = answer.detail.replace(str(settings.gallery), "the gallery")
+        return answer.response()
 
     async def malformed(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         service.metrics.refused.labels("malformed").inc()
-        return error_response(ApiError(422, _sentence(error), reason="malformed"))
+        return ApiError(422, _sentence(error), reason="malformed").response()
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        if error.status_code == 405:
-            methods = _methods_of(request)
-            if request.method == "OPTIONS":
-                return Response(status_code=204, headers={"Allow": methods})
-            error.headers = {**(error.headers or {}), "Allow": methods}
-        response = error_response(ApiError(error.status_code, str(error.detail), reason="http"))
+        response: Response = ApiError(error.status_code, str(error.detail), reason="http").response()
+        if error.status_code == 405 and request.method == "OPTIONS":
+            response = Response(status_code=204)
         response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            response.headers["Allow"] = _methods_of(request)
         return response
 
     app.add_exception_handler(DistcamError, refused)
@@ -150,11 +147,11 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
 
 def _methods_of(request: Request) -> str:
-    """All methods that the routes of a path take; each route alone only knows its own."""
+    """All methods that a path takes, where each of its routes only knows its own; the static files are no route."""
     routes = (*request.app.routes, *(route for router in _ROUTERS for route in router.routes))
     fitting = [r for r in routes if isinstance(r, Route) and r.path_regex.match(request.scope["path"])]
-    methods = {"OPTIONS", *(method for route in fitting for method in route.methods or ())}
-    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+    methods = {method for route in fitting for method in route.methods or ()} or {"GET"}
+    return ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())))
 
 
 def _sentence(error: RequestValidationError) -> str:

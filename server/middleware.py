@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import client_key, require_access
@@ -26,7 +25,7 @@ from .fair_slots import asking_client
 from .metrics import Metrics
 from .settings import Settings
 
-__all__ = ["Middleware", "RateLimit", "Traffic", "error_response"]
+__all__ = ["Middleware", "RateLimit", "Traffic"]
 
 _log = logging.getLogger(__name__)
 _access = logging.getLogger("distcam.access")
@@ -108,12 +107,6 @@ class Traffic:
                 del self.at_work[client]
 
 
-def error_response(error: ApiError) -> JSONResponse:
-    """The answer to a request that is refused; a lone surrogate in a message must not break its encoding."""
-    detail = error.detail.encode("utf-8", "replace").decode()
-    return JSONResponse({"detail": detail}, error.status, headers=error.headers)
-
-
 class Middleware:
     """The middleware around the whole application."""
 
@@ -147,7 +140,7 @@ class Middleware:
             error = self._error_of(raised, exchange)
             if error is not None:
                 self._metrics.refused.labels(error.reason).inc()
-                await error_response(error)(scope, receive, exchange.send)
+                await error.response()(scope, receive, exchange.send)
         finally:
             self._note(scope, exchange.status or 500, time.perf_counter() - start)
 

@@ -35,7 +35,7 @@ _PACKAGE = __name__.rpartition(".server")[0]
 _PATIENCE = 4.0  # times the processor's seconds, for a machine that is busy, or cannot count them
 _ENDING_S = 2.0
 _SLOW_PIXELS, _SLOW_BYTES = 25_000_000, 4 << 20
-_NICE, _NICEST = 5, 19  # search and network come first
+_NICE, _NICEST = 10, 19  # search and network come first
 _PIPE_BYTES = 1 << 20  # the most that Linux gives everybody
 
 

@@ -204,6 +204,7 @@ ALLOWED = {
     "/api/v1/images/1/picture": "GET, HEAD, OPTIONS",
     "/api/v1/search": "OPTIONS, POST",
     "/health": "GET, HEAD, OPTIONS",
+    "/static/app.js": "GET, HEAD, OPTIONS",
 }
 
 

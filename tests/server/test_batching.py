@@ -164,7 +164,7 @@ def test_a_full_queue_and_a_closed_one_refuse_with_503_and_a_time():
 
     for refusal in run(test, lambda items: go_on.wait(5) and items, capacity=2):
         assert refusal.status == 503
-        assert int(refusal.headers["Retry-After"]) >= 1
+        assert int(refusal.response().headers["Retry-After"]) >= 1
 
 
 def encoding(channels=4, batch=1):
