@@ -3,7 +3,7 @@
     python benchmarks/segmentation_maps.py cells crowds
     python benchmarks/segmentation_maps.py camvid --camvid FOLDER/camvid --weights FOLDER/weights/mobilenet_v2….pth
     python benchmarks/segmentation_maps.py cells crowds --roar
-    python benchmarks/segmentation_maps.py --figure docs/segmenter.jpg
+    python benchmarks/segmentation_maps.py --figure docs/images/segmenter.jpg
 
 A small segmenter is trained on the training pictures; then, in the test pictures, one object among others of its class
 is asked about by its pixels (`component`), its box, or one point in it, and each class by all its predicted pixels

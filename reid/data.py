@@ -55,7 +55,7 @@ def read_data(source: str | os.PathLike[str], *, format: str = "auto", **options
         raise InputError(f"format must be auto or one of {', '.join(get_args(FormatName))}; got {format!r}")
     path = Path(source)
     if not path.exists():
-        raise InputError(f"{path}: no such folder or table; data sets are not downloaded, see docs/reid.md")
+        raise InputError(f"{path}: no such folder or table; data sets are not downloaded, see docs/guides/reid.md")
     root, found = _recognised(path)
     kind = found if format == "auto" else next(name for name in get_args(FormatName) if name == format)
     if kind is None:

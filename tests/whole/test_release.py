@@ -69,7 +69,7 @@ def test_the_readme_has_no_link_that_works_in_one_place_alone() -> None:
 
 def test_links_of_the_documents_lead_somewhere() -> None:
     broken = []
-    for document in (*ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"):
+    for document in (*ROOT.glob("docs/**/*.md"), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"):
         for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
             if "://" not in link and not (document.parent / (link.split("#")[0] or document.name)).exists():
                 broken.append((document.name, link))
