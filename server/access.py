@@ -50,18 +50,18 @@ def is_token(given: str, expected: str) -> bool:
 
 
 def has_bearer(headers: Headers, *tokens: str | None) -> bool:
-    """Whether the Authorization header carries one of some tokens."""
+    """True if the Authorization header carries one of some tokens."""
     kind, _, given = headers.get("authorization", "").partition(" ")
     return kind.lower() == "bearer" and any(is_token(given.strip(), token) for token in tokens if token is not None)
 
 
 def cookie_of(token: str) -> str:
-    """What a browser keeps in place of the read token: other servers of the same host are sent it too."""
+    """Cookie in place of the read token: other servers of the same host are sent it too."""
     return hmac.new(token.encode(), b"distcam reader", "sha256").hexdigest()
 
 
 def is_own_name(host: str, allowed: Iterable[str]) -> bool:
-    """Whether a Host header may name this server.
+    """True if a Host header may name this server.
 
     An address or `localhost` always may; any other name only if it was allowed: with a name of his own that suddenly
     means 127.0.0.1, a stranger's page would otherwise be let in (DNS rebinding).
@@ -81,7 +81,7 @@ def is_own_name(host: str, allowed: Iterable[str]) -> bool:
 
 
 def client_key(host: str) -> str:
-    """What counts as one client: an IPv4 address, or the 64 bits of an IPv6 address that a provider gives out.
+    """Key of one client: an IPv4 address, or the 64 bits of an IPv6 address that a provider gives out.
 
     >>> client_key("192.0.2.7"), client_key("2001:db8::1:2")
     ('192.0.2.7', '2001:db8::/64')

@@ -1,4 +1,4 @@
-"""From what the library returns to what the API says."""
+"""Answers of the API, made of results of the library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import ImageError
 from ..explain import WEIGHTINGS
 from ..images import Box, image_size
 from ..index import Gallery, Record
-from ..retrieval import Explanation, Match, Matches, Reference, Retriever
+from ..retrieval import Explanation, Matches, Reference, Retriever
 from ..retrieval.explanation import SIGNED
 from . import schemas
 from .settings import Settings
@@ -33,7 +33,7 @@ WEIGHTING_HELP: Mapping[str, str] = {
 
 
 def gallery_answer(retriever: Retriever, settings: Settings) -> schemas.GalleryAnswer:
-    """What is in the gallery."""
+    """Contents and abilities of the gallery."""
     gallery = retriever.gallery
     rejection = gallery.manifest.rejection
     return schemas.GalleryAnswer(
@@ -84,7 +84,20 @@ def search_answer(matches: Matches, query: schemas.QueryAnswer, timings: schemas
     return schemas.SearchAnswer(
         query=query,
         metric=matches.metric,
-        matches=[_match(match) for match in matches],
+        matches=[
+            schemas.MatchAnswer(
+                rank=match.rank,
+                id=match.id,
+                path=shown_path(match.path),
+                label=match.label,
+                columns=match.columns,
+                distance=match.distance,
+                similarity=match.similarity,
+                is_accepted=match.is_accepted,
+                has_picture=is_there(match.file),
+            )
+            for match in matches
+        ],
         prototypes=[
             schemas.NearestPrototype(label=label, distance=distance, similarity=retriever.similarity(distance))
             for label, distance in nearest
@@ -92,20 +105,6 @@ def search_answer(matches: Matches, query: schemas.QueryAnswer, timings: schemas
         max_distance=matches.max_distance,
         is_known=matches.is_known,
         timings_ms=timings,
-    )
-
-
-def _match(match: Match) -> schemas.MatchAnswer:
-    return schemas.MatchAnswer(
-        rank=match.rank,
-        id=match.id,
-        path=shown_path(match.path),
-        label=match.label,
-        columns=match.columns,
-        distance=match.distance,
-        similarity=match.similarity,
-        is_accepted=match.is_accepted,
-        has_picture=is_there(match.file),
     )
 
 
@@ -157,7 +156,7 @@ def _view(retriever: Retriever, size: tuple[int, int]) -> Box:
 
 
 def is_there(file: Path) -> bool:
-    """Whether a gallery picture is where it was; also for names that no disk takes, as imported addresses may be."""
+    """True if a gallery picture is where it was; also for names that no disk takes, as imported addresses may be."""
     try:
         return file.is_file()
     except OSError:

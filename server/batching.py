@@ -81,7 +81,7 @@ class Batcher(Generic[T, R]):
 
     @contextmanager
     def expecting(self) -> Iterator[None]:
-        """While this is open, somebody is about to submit an item; it is left right before `submit`."""
+        """Announce an item: open while it is being made, left right before `submit`."""
         self._on_their_way += 1
         try:
             yield
@@ -129,7 +129,7 @@ class Batcher(Generic[T, R]):
 
     @property
     def _is_worth_waiting(self) -> bool:
-        """Whether more images are on their way, and the batch has room for them."""
+        """True while more images are on their way, and the batch has room for them."""
         return 0 < len(self._waiting) < self._max_batch and self._on_their_way > 0 and not self._is_closing
 
     async def _next_news(self) -> None:

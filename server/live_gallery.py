@@ -45,7 +45,7 @@ class ReadWriteLock:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """While no one writes."""
+        """Hold off writers."""
         with self._free:
             self._free.wait_for(lambda: not self._is_writing and not self._writers_waiting)
             self._readers += 1
@@ -58,7 +58,7 @@ class ReadWriteLock:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Alone."""
+        """Hold off everybody else."""
         with self._free:
             self._writers_waiting += 1
             try:
@@ -83,7 +83,7 @@ class FencedGallery(Gallery):
     shown: tuple[Path, ...] = ()
 
     def file(self, image: Record | int) -> Path:
-        """Where an image's file lies; nowhere, if that is not in one of the folders, links followed."""
+        """Path of an image's file; nowhere, if that is not in one of the folders, links followed."""
         file = super().file(image)
         try:
             real = os.path.realpath(file)  # pathlib takes three times as long, for each of a thousand images
@@ -176,7 +176,7 @@ class LiveGallery:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether somebody has just looked whether the gallery changed."""
+        """True if somebody has just looked whether the gallery changed."""
         return time.monotonic() - self._looked < _FRESH_S
 
     @property

@@ -97,7 +97,7 @@ class Traffic:
 
     @contextmanager
     def of(self, client: str) -> Iterator[None]:
-        """While a request of a client is being answered."""
+        """Count a request of a client while it is being answered."""
         self.at_work[client] += 1
         try:
             yield

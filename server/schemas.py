@@ -45,7 +45,7 @@ class ErrorAnswer(Answer):
 
 
 class WeightingAnswer(Answer):
-    """How channels of a map may be weighted."""
+    """A weighting of a map's channels."""
 
     name: str
     description: str
@@ -68,7 +68,7 @@ class Calibration(Answer):
 
 
 class Limits(Answer):
-    """What is refused beyond these."""
+    """Limits of a request."""
 
     image_bytes: int
     pixels: int
@@ -76,7 +76,7 @@ class Limits(Answer):
 
 
 class GalleryAnswer(Answer):
-    """What is in the gallery, and what the server can do with it."""
+    """Contents of the gallery, and abilities of the server."""
 
     name: str
     images: int

@@ -87,7 +87,7 @@ class _Threads:
         self.slots = FairSlots(count, ledger)
 
     async def run(self, work: Callable[[], T], *, seconds: float) -> T:
-        """What some work returns, when it is this client's turn; not for ever.
+        """Do some work when it is this client's turn; not for ever.
 
         Raises:
             DeadlineError: its filter takes longer than some seconds.
@@ -134,7 +134,7 @@ class Service:
         self._thumbnailers = _Threads(_THUMBNAILERS, "thumbnail", ledger)
         self._watcher = ThreadPoolExecutor(1, "distcam-watch")
         self._batcher: Batcher[Tensor, Encoding] = Batcher(
-            self._encode_batch,
+            lambda pixels: list(self.inference(torch.stack(pixels)).to("cpu")),
             max_batch=settings.max_batch,
             window_s=settings.window_ms / 1000,
             capacity=settings.queue,
@@ -197,7 +197,7 @@ class Service:
         return EncodedUpload(size, seconds, done)
 
     async def read(self, work: Callable[[Retriever], T], *, step: str = "read") -> T:
-        """What some work on the newest generation returns; done in a thread."""
+        """Do some work on the newest generation, in a thread."""
 
         def in_thread() -> T:
             start = time.perf_counter()
@@ -210,11 +210,8 @@ class Service:
         return await threads.run(in_thread, seconds=self.settings.work_limit_s)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """What some work beside the gallery returns; done in a thread."""
+        """Do some other work in a thread."""
         return await self._searchers.run(work, seconds=self.settings.work_limit_s)
-
-    def _encode_batch(self, pixels: list[Tensor]) -> list[Encoding]:
-        return list(self.inference(torch.stack(pixels)).to("cpu"))
 
     def _prepare_thread(self) -> None:
         if self.settings.threads is not None:

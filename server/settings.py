@@ -89,11 +89,11 @@ class Settings:
 
     @property
     def is_writable(self) -> bool:
-        """Whether images may be added and removed."""
+        """True if images may be added and removed."""
         return self.token is not None
 
     @property
     def uploads_folder(self) -> Path:
-        """Where added pictures are put."""
+        """Folder of added pictures."""
         beside = self.gallery.with_name(f"{self.gallery.name}.uploads")
         return beside if self.uploads is None else self.uploads.absolute()

@@ -126,7 +126,7 @@ class _Lane:
 
 
 def _is_slow(data: bytes) -> bool:
-    """Whether a picture takes long, by its size and header: more pixels than most phones make, scans counted."""
+    """True if a picture takes long, by its size and header: more pixels than most phones make, scans counted."""
     if len(data) > _SLOW_BYTES:
         return True
     try:
@@ -183,7 +183,15 @@ class _Process:
             if stop.is_set():
                 raise _too_long()
             if self._process is None:
-                self._process = _started(self._nice)
+                path = [entry or str(Path.cwd()) for entry in sys.path]
+                threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}  # each reserves memory
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _START.format(path=path, package=_PACKAGE, nice=self._nice)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    pipesize=_PIPE_BYTES,
+                    env={**os.environ, **threads},
+                )
             return self._process
 
     def end(self, stop: threading.Event | None = None) -> None:
@@ -214,25 +222,12 @@ def _let_go(process: subprocess.Popen[bytes]) -> int:
 
 
 def _death(status: int) -> ApiError:
-    """What to say of a process that ended without an answer."""
+    """The error of a process that ended without an answer."""
     if status > 0:
         return ApiError(503, "the server cannot decode pictures; its log says why", reason="failure", retry_after=60)
     if status in (-signal.SIGKILL, -getattr(signal, "SIGXCPU", signal.SIGKILL)):
         return _too_long()
     return ApiError(415, "not a usable picture: its decoder failed", reason="damaged")
-
-
-def _started(nice: int) -> subprocess.Popen[bytes]:
-    path = [entry or str(Path.cwd()) for entry in sys.path]
-    code = _START.format(path=path, package=_PACKAGE, nice=nice)
-    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}  # each reserves address space
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        pipesize=_PIPE_BYTES,
-        env={**os.environ, **threads},
-    )
 
 
 def _exactly(source: IO[bytes], length: int) -> bytes:

@@ -31,13 +31,13 @@ Id = Annotated[int, Path(ge=0, le=schemas.MAX_ID)]
     "/gallery", response_model=schemas.GalleryAnswer, responses=schemas.refusals(), summary="What is in the gallery"
 )
 async def gallery(service: Serving) -> Response:
-    """Numbers, settings, and what can be asked for."""
+    """Show numbers, settings, and what can be asked for."""
     return json_answer(await service.read(lambda retriever: gallery_answer(retriever, service.settings)))
 
 
 @router.get("/labels", response_model=schemas.LabelsAnswer, responses=schemas.refusals(), summary="The classes")
 async def labels(service: Serving, prefix: Prefix = "", limit: Limit = 100) -> Response:
-    """In alphabetical order, those that start with `prefix`, whatever its case."""
+    """List classes in alphabetical order, those that start with `prefix`, whatever its case."""
     counts = await service.read(lambda retriever: _counts(retriever, prefix))
     return json_answer(schemas.LabelsAnswer(labels=counts[:limit], total=len(counts)))
 
@@ -49,7 +49,7 @@ async def labels(service: Serving, prefix: Prefix = "", limit: Limit = 100) -> R
     summary="The class prototypes",
 )
 async def prototypes(service: Serving, prefix: Prefix = "", limit: Limit = 1000) -> Response:
-    """What `against: "label:…"` may name."""
+    """List the names for `against: "label:…"`."""
     counts = await service.read(lambda retriever: _counts(retriever, prefix))
     return json_answer(schemas.PrototypesAnswer(prototypes=counts[:limit], total=len(counts)))
 
@@ -58,7 +58,7 @@ async def prototypes(service: Serving, prefix: Prefix = "", limit: Limit = 1000)
 async def images(
     service: Serving, offset: Offset = 0, limit: Limit = 100, where: Annotated[schemas.Text | None, Query()] = None
 ) -> Response:
-    """In the order of their ids, those that a filter keeps."""
+    """List images in the order of their ids, those that a filter keeps."""
 
     def answer(retriever: Retriever) -> schemas.ImagesAnswer:
         gallery = retriever.gallery
@@ -71,7 +71,7 @@ async def images(
 
 @router.get("/images/{id}", response_model=schemas.ImageAnswer, responses=schemas.refusals(404), summary="One image")
 async def image(service: Serving, id: Id) -> Response:
-    """Its path, label and columns."""
+    """Show an image's path, label and columns."""
 
     def answer(retriever: Retriever) -> schemas.ImageAnswer:
         require_image(retriever, id)

@@ -61,7 +61,7 @@ async def search(
     asked: Annotated[schemas.SearchOptions, Query()],
     image: Annotated[UploadFile, File()],
 ) -> Response:
-    """Nearest first; the token of the answer lets `/explain` say why, for a while."""
+    """Rank the images, nearest first; for a while, the token of the answer lets `/explain` say why."""
     start = time.perf_counter()
     edges = [edge for edge in (asked.left, asked.top, asked.right, asked.bottom) if edge is not None]
     if edges and len(edges) < 4:
@@ -85,7 +85,7 @@ async def search(
     summary="The images nearest to one of the gallery",
 )
 async def search_stored(service: Serving, asked: schemas.StoredRequest) -> Response:
-    """Without a forward pass, unless a region of a gallery without stored maps is asked for."""
+    """Rank without a forward pass, unless a region of a gallery without stored maps is asked for."""
     start = time.perf_counter()
 
     def answer(retriever: Retriever) -> Response:
@@ -101,7 +101,7 @@ async def search_stored(service: Serving, asked: schemas.StoredRequest) -> Respo
     summary="The images nearest to an embedding",
 )
 async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Response:
-    """There is no picture, so this cannot be explained."""
+    """Rank without a picture, so that nothing can be explained."""
     start = time.perf_counter()
 
     def answer(retriever: Retriever) -> Response:
@@ -200,7 +200,7 @@ def require_image(retriever: Retriever, image: int) -> None:
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What some work returns; it is given up when the client hangs up meanwhile."""
+    """Do some work, and give it up when the client hangs up meanwhile."""
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_hung_up(request))
     try:
