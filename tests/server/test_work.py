@@ -273,6 +273,23 @@ app()
 """
 
 
+def test_a_server_ends_beside_a_thread_that_does_not(small_gallery, monkeypatch, caplog):
+    monkeypatch.setattr("distcam.server.service._LAST_S", 0.1)
+    go_on = threading.Event()
+    try:
+        with running(small_gallery.folder) as url:
+            service, _loop = served_service(url)
+            task = block((service, _loop), go_on, "greedy")
+            while not service._busy_threads:
+                time.sleep(0.01)
+        assert service.has_hung_threads
+        assert "1 threads are still at work" in caplog.text
+        assert task.cancelled()
+    finally:
+        go_on.set()
+
+
+@pytest.mark.slow  # starts a process with all of torch
 def test_sigterm_ends_a_server_whose_threads_do_not(small_gallery, tmp_path):
     command = [sys.executable, "-c", HANGING, str(small_gallery.folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
