@@ -18,7 +18,12 @@ from .console import note, note_unfinished_build, say
 from .options import Device, GalleryPath
 
 if TYPE_CHECKING:
+    from socket import socket
+
+    from fastapi import FastAPI
+
     from ..server.service import Service
+    from ..server.settings import Settings
 
 EXAMPLE = "Example: `distcam serve photos.gallery --open`"
 TOKEN_VARIABLE, READ_TOKEN_VARIABLE = "DISTCAM_TOKEN", "DISTCAM_READ_TOKEN"
@@ -82,14 +87,9 @@ def serve(
     from ..index import Gallery
 
     Gallery.open(gallery, root=root, verify=False)  # what is wrong with it now, not after torch
-    try:
-        from ..server.app import create_app
-        from ..server.running import bound_socket, run, url_of
-        from ..server.settings import Settings
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"the server needs {error.name}, which is not installed: pip install 'distcam[serve]'"
-        ) from error
+    _require_extra()
+    from ..server.running import run, url_of
+    from ..server.settings import Settings
 
     given = _given_token(token_file, TOKEN_VARIABLE) if writable else None
     token = secrets.token_urlsafe(32) if writable and given is None else given
@@ -111,26 +111,43 @@ def serve(
         uploads=uploads,
         allowed_hosts=frozenset(name.lower() for name in (*(allow_host or ()), host)),
     )
-    bound = bound_socket(host, port)
-    url = url_of(bound)
-    try:
-        app = create_app(settings)
-    except BaseException:
-        bound.close()
-        raise
+    app, bound = _listening(settings, host, port)
 
     def ready() -> None:
-        _introduce(app.state.service, url)
+        _introduce(app.state.service, url_of(bound))
         if token != given:
             say(f"token for adding and removing, shown this once: {token}")
         _note_exposure(app.state.service, host)
         if open_page:
-            typer.launch(url)
+            typer.launch(url_of(bound))
 
     if not run(app, bound, access_log=access_log, on_ready=ready):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # a thread that cannot be ended would keep the process for as long as it likes
+
+
+def _require_extra() -> None:
+    """Raise MissingExtraError where the server's libraries are not installed."""
+    try:
+        from ..server.app import create_app  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"the server needs {error.name}, which is not installed: pip install 'distcam[serve]'"
+        ) from error
+
+
+def _listening(settings: Settings, host: str, port: int) -> tuple[FastAPI, socket]:
+    """The application, and the socket that it will answer on, which is taken before anything is loaded."""
+    from ..server.app import create_app
+    from ..server.running import bound_socket
+
+    bound = bound_socket(host, port)
+    try:
+        return create_app(settings), bound
+    except BaseException:
+        bound.close()
+        raise
 
 
 def _introduce(service: Service, url: str) -> None:
