@@ -5,7 +5,8 @@ them vectors without a picture). Honest clients, each with an address of its own
 around with pauses, first by themselves, then beside hostile ones (127.0.2.x) that do everything known here, over and
 over: pictures that cost much to decode, filters that cost much to evaluate, heads and bodies that drip, end early, lie
 or never end, many connections, wrong types. Printed are the honest clients' latencies without and with them, what was
-refused, and what is left in the server afterwards: threads, processes, descriptors, memory, work.
+refused, who had the processor (clients and server share one machine: what the clients take, the server lacks), and what
+is left in the server afterwards: threads, processes, descriptors, memory, work.
 
 Exit status 1 if the honest clients' p99 is more than three times as long beside hostile ones, if they were refused, or
 if anything is left. Wall-clock: it wants a quiet machine.
@@ -31,6 +32,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,7 @@ from machine import describe_machine
 from PIL import Image
 
 BOUNDARY = "distcam-soak"
+KEPT_MIB = 256  # queries that can still be explained
 
 
 def main() -> int:
@@ -53,11 +56,15 @@ def main() -> int:
             honest(arguments, port, 5.0)  # warm
             before = state_of(process.pid)
             attackers = attacking(arguments, port)
+            work = [Work.until_now(process.pid, attackers.pid)]
             alone = honest(arguments, port, 60 * arguments.minutes * 0.3)
+            work.append(Work.until_now(process.pid, attackers.pid))
             attackers.send_signal(signal.SIGUSR1)
             beside = honest(arguments, port, 60 * arguments.minutes * 0.7)
+            work.append(Work.until_now(process.pid, attackers.pid))
             hostile = ended(attackers)
             good = report(alone, beside, hostile)
+            report_work(*work)
             time.sleep(12)  # what hostile clients left open is given up after its time
             return 0 if left(process, before) and good else 1
 
@@ -138,13 +145,54 @@ def children_of(pid: int) -> list[int]:
     ]
 
 
-def processor_s(pid: int) -> float:
-    """Seconds that the server and its processes have worked."""
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+def processor_s(pid: int, *, with_children: bool = True) -> float:
+    """Seconds of the processor that a process has had, and its children, those that have ended too."""
     total = 0
-    for each in (pid, *children_of(pid)):
+    for each in (pid, *(children_of(pid) if with_children else ())):
         with suppress(OSError):
-            total += sum(map(int, Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[11:13]))
-    return total / os.sysconf("SC_CLK_TCK")
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            total += sum(map(int, fields[11:15] if with_children and each == pid else fields[11:13]))
+    return total / TICKS_A_SECOND
+
+
+@dataclass(frozen=True)
+class Work:
+    """Seconds of the processor until some moment, by who had them; all on one machine, which they share."""
+
+    clock: float
+    server: float
+    decoders: float
+    honest: float
+    hostile: float
+    all: float
+
+    @classmethod
+    def until_now(cls, server: int, attackers: int) -> Work:
+        own = processor_s(server, with_children=False)
+        user, nice, system, _idle, _io, *others = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+        return cls(
+            clock=time.monotonic(),
+            server=own,
+            decoders=processor_s(server) - own,
+            honest=time.process_time(),
+            hostile=processor_s(attackers),
+            all=(user + nice + system + sum(others)) / TICKS_A_SECOND,
+        )
+
+
+def report_work(start: Work, middle: Work, end: Work) -> None:
+    """Print who had the cores: clients take what the server then lacks, and would not on machines of their own."""
+    names = ["server", "decoders", "honest", "hostile"]
+    print(f"\n| of {os.cpu_count()} cores | server | its decoders | honest clients | hostile clients | others |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for name, before, after in (("alone", start, middle), ("beside", middle, end)):
+        cores = {each: getattr(after, each) - getattr(before, each) for each in names}
+        cores["others"] = after.all - before.all - sum(cores.values())
+        shares = [f"{seconds / (after.clock - before.clock):.2f}" for seconds in cores.values()]
+        print(f"| {name} | {' | '.join(shares)} |")
 
 
 def left(process: subprocess.Popen[str], before: dict[str, int]) -> bool:
@@ -168,6 +216,7 @@ def left(process: subprocess.Popen[str], before: dict[str, int]) -> bool:
     orphans = [child for child in children if Path(f"/proc/{child}").exists()]
     print(f"processes left: {len(orphans)}")
     within = after["descriptors"] <= before["descriptors"] + 10 and after["threads"] <= before["threads"] + 10
+    within &= after["MiB"] <= before["MiB"] + KEPT_MIB + 50
     return status == 0 and not orphans and worked < 0.5 and within
 
 

@@ -7,15 +7,23 @@ import os
 import secrets
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import InputError, MissingExtraError
 from .checks import require_file
 from .command import refuse_unused
-from .console import err, note, note_unfinished_build, say
+from .console import note, note_unfinished_build, say
 from .options import Device, GalleryPath
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from fastapi import FastAPI
+
+    from ..server.service import Service
+    from ..server.settings import Settings
 
 EXAMPLE = "Example: `distcam serve photos.gallery --open`"
 TOKEN_VARIABLE, READ_TOKEN_VARIABLE = "DISTCAM_TOKEN", "DISTCAM_READ_TOKEN"
@@ -79,19 +87,12 @@ def serve(
     from ..index import Gallery
 
     Gallery.open(gallery, root=root, verify=False)  # what is wrong with it now, not after torch
-    from ..retrieval.retriever import UnknownInference
+    _require_extra()
+    from ..server.running import run, url_of
+    from ..server.settings import Settings
 
-    try:
-        from ..server.app import create_app
-        from ..server.running import bound_socket, run, url_of
-        from ..server.settings import Settings
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"the server needs {error.name}, which is not installed: pip install 'distcam[serve]'"
-        ) from error
-
-    token, is_new = _token(token_file) if writable else (None, False)
-    read_token = _given_token(read_token_file, READ_TOKEN_VARIABLE)
+    given = _given_token(token_file, TOKEN_VARIABLE) if writable else None
+    token = secrets.token_urlsafe(32) if writable and given is None else given
     settings = Settings(
         gallery=gallery,
         encoder=encoder,
@@ -105,48 +106,20 @@ def serve(
         rate=rate,
         max_upload_bytes=int(max_upload_mb * _MEGABYTE),
         token=token,
-        read_token=read_token,
+        read_token=_given_token(read_token_file, READ_TOKEN_VARIABLE),
         max_pixels=pixel_limit(),
         uploads=uploads,
         allowed_hosts=frozenset(name.lower() for name in (*(allow_host or ()), host)),
     )
-    bound = bound_socket(host, port)
-    url = url_of(bound)
-    try:
-        app = create_app(settings)
-    except BaseException:
-        bound.close()
-        raise
+    app, bound = _listening(settings, host, port)
 
     def ready() -> None:
-        with app.state.service.live.reading() as retriever:
-            images, is_complete = len(retriever.gallery), retriever.gallery.manifest.complete
-            kept = retriever.gallery.manifest.root
-        if not is_complete:
-            note_unfinished_build()
-        if isinstance(app.state.service.inference, UnknownInference):
-            err.print(
-                "note: the gallery's encoder is not known: its own images and vectors can be searched for, but no "
-                "picture can be encoded or explained; --encoder CHECKPOINT names one",
-                soft_wrap=True,
-            )
-        say(f"{gallery.name}: {images} image{'' if images == 1 else 's'} at {url}, until Ctrl-C")
-        if is_new:
+        _introduce(app.state.service, url_of(bound))
+        if token != given:
             say(f"token for adding and removing, shown this once: {token}")
-        if not app.state.service.live.shown_roots and images:
-            note(
-                "no pictures are shown: this gallery does not come from you on this machine, and could name any file "
-                f"here as a picture; if its pictures lie where others may look, name that folder (--root {kept})"
-            )
-        if not _is_loopback(host):
-            whoever = "whoever reaches" if read_token is None else "whoever has the read token and reaches"
-            remedy = "" if read_token else "; --read-token-file FILE asks for a token"
-            note(
-                f"{whoever} {host} can see every image of this gallery, and search{remedy}. The connection is not "
-                "encrypted: put a proxy with TLS before it"
-            )
+        _note_exposure(app.state.service, host)
         if open_page:
-            typer.launch(url)
+            typer.launch(url_of(bound))
 
     if not run(app, bound, access_log=access_log, on_ready=ready):
         sys.stdout.flush()
@@ -154,14 +127,67 @@ def serve(
         os._exit(0)  # a thread that cannot be ended would keep the process for as long as it likes
 
 
-def _token(file: Path | None) -> tuple[str, bool]:
-    """The token for writing, and whether it was made just now."""
-    given = _given_token(file, TOKEN_VARIABLE)
-    return (secrets.token_urlsafe(32), True) if given is None else (given, False)
+def _require_extra() -> None:
+    """Raise MissingExtraError where the server's libraries are not installed."""
+    try:
+        from ..server.app import create_app  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"the server needs {error.name}, which is not installed: pip install 'distcam[serve]'"
+        ) from error
+
+
+def _listening(settings: Settings, host: str, port: int) -> tuple[FastAPI, socket]:
+    """The application, and the socket that it will answer on, which is taken before anything is loaded."""
+    from ..server.app import create_app
+    from ..server.running import bound_socket
+
+    bound = bound_socket(host, port)
+    try:
+        return create_app(settings), bound
+    except BaseException:
+        bound.close()
+        raise
+
+
+def _introduce(service: Service, url: str) -> None:
+    """Say what is served and where; notes on a build that is not finished, and on an encoder that nobody has."""
+    from ..retrieval.retriever import UnknownInference
+
+    with service.live.reading() as retriever:
+        images, is_complete = len(retriever.gallery), retriever.gallery.manifest.complete
+    if not is_complete:
+        note_unfinished_build()
+    if isinstance(service.inference, UnknownInference):
+        note(
+            "the gallery's encoder is not known: its own images and vectors can be searched for, but no picture can be "
+            "encoded or explained; --encoder CHECKPOINT names one"
+        )
+    say(f"{service.settings.gallery.name}: {images} image{'' if images == 1 else 's'} at {url}, until Ctrl-C")
+
+
+def _note_exposure(service: Service, host: str) -> None:
+    """Note pictures that are not shown, and a gallery that other machines can see."""
+    with service.live.reading() as retriever:
+        images, root = len(retriever.gallery), retriever.gallery.manifest.root
+        is_shown = bool(getattr(retriever.gallery, "shown", ()))
+    if images and not is_shown:
+        note(
+            "no pictures are shown: this gallery does not come from you on this machine, and could name any file here "
+            f"as a picture; if its pictures lie where others may look, name that folder (--root {root})"
+        )
+    if not _is_loopback(host):
+        has_token = service.settings.read_token is not None
+        whoever = "whoever has the read token and reaches" if has_token else "whoever reaches"
+        remedy = "" if has_token else "; --read-token-file FILE asks for a token"
+        note(
+            f"{whoever} {host} can see every image of this gallery, and search{remedy}. The connection is not "
+            "encrypted: put a proxy with TLS before it"
+        )
 
 
 def _given_token(file: Path | None, variable: str) -> str | None:
-    """A token out of a file, or out of a variable of the environment; never an argument, which others can see."""
+    """A token from a file or an environment variable; never an argument, which other users can see."""
     if file is None:
         return os.environ.get(variable, "").strip() or None
     try:

@@ -1,14 +1,14 @@
-"""A process that decodes what strangers send: it may be killed, and it may take only so much memory and time.
+"""A process that decodes uploads: it may be killed, and has only so much memory and time. It does not import torch.
 
 It reads requests from standard input and writes answers to standard output, one after the other, until its input ends.
-Nothing here imports torch, so that such a process is there in a moment.
-
-A request is `REQUEST` (length of the file, pixel limit, seconds of the processor), then the file. An answer is `ANSWER`
-(outcome, width, height, length), then pixels (RGB, row by row) or a message.
+A request is `REQUEST` (length of the file, length of the fitting, pixel limit, seconds of the processor), then a
+`Fitting` as JSON, then the file. An answer is `ANSWER` (outcome, width and height of the picture, length), then the
+network's pixels or a message.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import struct
@@ -17,11 +17,12 @@ from contextlib import suppress
 from typing import BinaryIO, Final
 
 from ..errors import ImageError
+from .fitting import Fitting
 from .loading import image_size, read_image
 
 __all__ = ["ANSWER", "DONE", "MEMORY", "REQUEST", "TOO_LARGE", "UNUSABLE", "main"]
 
-REQUEST: Final = struct.Struct(">QQd")
+REQUEST: Final = struct.Struct(">QQQd")
 ANSWER: Final = struct.Struct(">BIIQ")
 DONE, TOO_LARGE, UNUSABLE, MEMORY = range(4)
 
@@ -29,21 +30,22 @@ _BYTES_PER_PIXEL = 32  # coefficients, canvas, conversions: the most that a deco
 _OWN_BYTES = 1 << 30  # of address space, for the interpreter and the libraries
 
 
-def main() -> None:
-    """Serve until standard input ends."""
+def main(*, nice: int = 0) -> None:
+    """Serve until standard input ends, `nice` to other processes."""
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the server, which then closes our input
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError, AttributeError):
-        os.nice(5)
+        os.nice(nice)
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever a library prints must not get among the answers
     while len(head := source.read(REQUEST.size)) == REQUEST.size:
-        length, max_pixels, seconds = REQUEST.unpack(head)
+        length, length_of_fitting, max_pixels, seconds = REQUEST.unpack(head)
+        fitting = Fitting.from_dict(json.loads(source.read(length_of_fitting)))
         data = source.read(length)
         if len(data) < length:
             return
         _limit(max_pixels * _BYTES_PER_PIXEL + _OWN_BYTES + length, seconds)
-        _answer(sink, *_decoded(data, max_pixels))
+        _answer(sink, *_decoded(data, fitting, max_pixels))
 
 
 def _limit(memory: int, seconds: float) -> None:
@@ -60,13 +62,13 @@ def _limit(memory: int, seconds: float) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def _decoded(data: bytes, max_pixels: int) -> tuple[int, tuple[int, int], bytes]:
+def _decoded(data: bytes, fitting: Fitting, max_pixels: int) -> tuple[int, tuple[int, int], bytes]:
     try:
         width, height = image_size(data)
         if width * height > max_pixels:
             return TOO_LARGE, (width, height), b""
         image = read_image(data, max_pixels=max_pixels, whole=True)
-        return DONE, image.size, image.tobytes()
+        return DONE, image.size, fitting.levels(image).tobytes()
     except ImageError as error:
         return UNUSABLE, (0, 0), error.reason.encode("utf-8", "replace")
     except MemoryError:

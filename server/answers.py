@@ -1,24 +1,24 @@
-"""From what the library returns to what the API says."""
+"""Answers of the API, made of results of the library."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
+from ..errors import ImageError
 from ..explain import WEIGHTINGS
-from ..images import Box
+from ..images import Box, image_size
 from ..index import Gallery, Record
-from ..retrieval import Explanation, Match, Matches, Reference, Retriever
+from ..retrieval import Explanation, Matches, Reference, Retriever
 from ..retrieval.explanation import SIGNED
 from ..retrieval.ranking import Source
 from . import schemas
-from .pictures import is_there, upright_size
 from .settings import Settings
 
-__all__ = ["WEIGHTING_HELP", "explanation_answer", "gallery_answer", "image_answer", "search_answer"]
+__all__ = ["WEIGHTING_HELP", "explanation_answer", "gallery_answer", "image_answer", "search_answer", "upright_size"]
 
 _SHOWN_PROTOTYPES = 10
 WEIGHTING_HELP: Mapping[str, str] = {
@@ -34,7 +34,7 @@ WEIGHTING_HELP: Mapping[str, str] = {
 
 
 def gallery_answer(retriever: Retriever, settings: Settings) -> schemas.GalleryAnswer:
-    """What is in the gallery."""
+    """Contents and abilities of the gallery."""
     gallery = retriever.gallery
     rejection = gallery.manifest.rejection
     return schemas.GalleryAnswer(
@@ -85,7 +85,20 @@ def search_answer(matches: Matches, query: schemas.QueryAnswer, timings: schemas
     return schemas.SearchAnswer(
         query=query,
         metric=matches.metric,
-        matches=[_match(match) for match in matches],
+        matches=[
+            schemas.MatchAnswer(
+                rank=match.rank,
+                id=match.id,
+                path=shown_path(match.path),
+                label=match.label,
+                columns=match.columns,
+                distance=match.distance,
+                similarity=match.similarity,
+                is_accepted=match.is_accepted,
+                has_picture=is_there(match.file),
+            )
+            for match in matches
+        ],
         prototypes=[
             schemas.NearestPrototype(label=label, distance=distance, similarity=retriever.similarity(distance))
             for label, distance in nearest
@@ -93,20 +106,6 @@ def search_answer(matches: Matches, query: schemas.QueryAnswer, timings: schemas
         max_distance=matches.max_distance,
         is_known=matches.is_known,
         timings_ms=timings,
-    )
-
-
-def _match(match: Match) -> schemas.MatchAnswer:
-    return schemas.MatchAnswer(
-        rank=match.rank,
-        id=match.id,
-        path=shown_path(match.path),
-        label=match.label,
-        columns=match.columns,
-        distance=match.distance,
-        similarity=match.similarity,
-        is_accepted=match.is_accepted,
-        has_picture=is_there(match.file),
     )
 
 
@@ -155,3 +154,19 @@ def _map(values: Tensor) -> schemas.MapAnswer:
 
 def _view(source: Source, size: tuple[int, int]) -> Box:
     return Box(*(float(edge) for edge in source.encoder.transform.view(*size)))
+
+
+def is_there(file: Path) -> bool:
+    """True if a gallery image is where it was; also for names that no disk takes, as imported addresses may be."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
+
+
+def upright_size(file: Path) -> tuple[int, int] | None:
+    """Width and height of a gallery image, from its header; None when it is gone."""
+    try:
+        return image_size(file)
+    except ImageError:
+        return None

@@ -1,8 +1,7 @@
-"""The application: routes, errors, and what holds them together."""
+"""The ASGI application: routes, page, errors."""
 
 from __future__ import annotations
 
-import hmac
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,8 +17,9 @@ from starlette.routing import Route
 from .._version import __version__
 from ..errors import DistcamError
 from . import schemas
-from .guard import COOKIE, Guard, Traffic, cookie_of, refusal_response
-from .refusals import Refusal, refusal_of
+from .access import COOKIE, cookie_of, is_token
+from .api_error import ApiError, api_error_of
+from .middleware import Middleware, Traffic
 from .routes import browse as browsing
 from .routes import search as searching
 from .routes import write as changing
@@ -62,7 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
     _add_operation(app, service)
     _add_page(app, settings)
     _add_errors(app, service)
-    app.add_middleware(Guard, settings=settings, metrics=service.metrics, traffic=app.state.traffic)
+    app.add_middleware(Middleware, settings=settings, metrics=service.metrics, traffic=app.state.traffic)
     return app
 
 
@@ -77,12 +77,12 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     async def ready(request: Request) -> Response:
         """New requests are taken: 503 while the server shuts down, or the gallery cannot be used."""
         if request.app.state.traffic.is_draining:
-            raise Refusal(503, "the server is shutting down", reason="draining", retry_after=5)
+            raise ApiError(503, "the server is shutting down", reason="draining", retry_after=5)
         return await health()
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """What Prometheus reads."""
+        """Metrics for Prometheus."""
         return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -92,8 +92,8 @@ def _add_page(app: FastAPI, settings: Settings) -> None:
         """The page; with `?token=`, which the page sends when it was told the read token, the cookie that it needs."""
         if token is None or settings.read_token is None:
             return _file(settings, "index.html")
-        if not hmac.compare_digest(token.encode("utf-8", "replace"), settings.read_token.encode()):
-            raise Refusal(401, "that is not the read token of this server", reason="token")
+        if not is_token(token, settings.read_token):
+            raise ApiError(401, "that is not the read token of this server", reason="token")
         response = RedirectResponse("/", 303)
         cookie = cookie_of(settings.read_token)
         response.set_cookie(COOKIE, cookie, httponly=True, samesite="strict", max_age=30 * 24 * 3600)
@@ -101,47 +101,44 @@ def _add_page(app: FastAPI, settings: Settings) -> None:
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def favicon() -> Response:
-        return _file(settings, "favicon.ico", "favicon.svg", "favicon.png")
+        return _file(settings, "favicon.ico")
 
     app.mount("/static", StaticFiles(directory=settings.static, check_dir=False), name="static")
 
 
-def _file(settings: Settings, *names: str) -> Response:
-    for name in names:
-        if (settings.static / name).is_file():
-            return FileResponse(settings.static / name)
-    raise HTTPException(404, "there is no such page")
+def _file(settings: Settings, name: str) -> Response:
+    if not (settings.static / name).is_file():
+        raise HTTPException(404, "there is no such page")
+    return FileResponse(settings.static / name)
 
 
 def _add_errors(app: FastAPI, service: Service) -> None:
     settings = service.settings
-    places = {str(settings.uploads_folder): "the uploads", str(settings.gallery): "the gallery"}
 
     async def refused(_request: Request, error: Exception) -> Response:
         assert isinstance(error, DistcamError)
-        refusal = refusal_of(error)
-        if refusal.status >= 500 and not isinstance(error, Refusal):
+        answer = api_error_of(error)
+        if answer.status >= 500 and not isinstance(error, ApiError):
             _log.warning("%s", error)
-        service.metrics.refused.labels(refusal.reason).inc()
-        detail = refusal.detail
-        for place, name in places.items():  # clients need not know where on this machine it lies
-            detail = detail.replace(place, name)
-        return refusal_response(Refusal(refusal.status, detail, reason=refusal.reason, retry_after=refusal.retry_after))
+        service.metrics.refused.labels(answer.reason).inc()
+        # clients need not know where on this machine it lies
+        answer.detail = answer.detail.replace(str(settings.uploads_folder), "the uploads")
+        answer.detail = answer.detail.replace(str(settings.gallery), "the gallery")
+        return answer.response()
 
     async def malformed(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         service.metrics.refused.labels("malformed").inc()
-        return refusal_response(Refusal(422, _sentence(error), reason="malformed"))
+        return ApiError(422, _sentence(error), reason="malformed").response()
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        if error.status_code == 405:
-            methods = _methods_of(request)
-            if request.method == "OPTIONS":
-                return Response(status_code=204, headers={"Allow": ", ".join([*methods, "OPTIONS"])})
-            error.headers = {**(error.headers or {}), "Allow": ", ".join(methods)}
-        response = refusal_response(Refusal(error.status_code, str(error.detail), reason="http"))
+        response: Response = ApiError(error.status_code, str(error.detail), reason="http").response()
+        if error.status_code == 405 and request.method == "OPTIONS":
+            response = Response(status_code=204)
         response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            response.headers["Allow"] = _methods_of(request)
         return response
 
     app.add_exception_handler(DistcamError, refused)
@@ -149,11 +146,12 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     app.add_exception_handler(HTTPException, http_error)
 
 
-def _methods_of(request: Request) -> list[str]:
-    """All methods that the routes of a path take; each route alone only knows its own."""
+def _methods_of(request: Request) -> str:
+    """All methods that a path takes, where each of its routes only knows its own; the static files are no route."""
     routes = (*request.app.routes, *(route for router in _ROUTERS for route in router.routes))
     fitting = [r for r in routes if isinstance(r, Route) and r.path_regex.match(request.scope["path"])]
-    return sorted({method for route in fitting for method in route.methods or ()})
+    methods = {method for route in fitting for method in route.methods or ()} or {"GET"}
+    return ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())))
 
 
 def _sentence(error: RequestValidationError) -> str:

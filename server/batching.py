@@ -1,7 +1,7 @@
 """Requests that arrive together share a forward pass: a small queue between the event loop and one thread.
 
-A batch starts as soon as the network is free. Only when it was idle, and others are known to be on their way (their
-pictures are being received or decoded), does the first image wait for them, a few milliseconds at most.
+A batch starts as soon as the network is free. Only an idle network waits, a few milliseconds at most, for images that
+are being received or decoded.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from .refusals import Refusal
+from .api_error import ApiError
 
 __all__ = ["Batcher", "Done"]
 
@@ -25,13 +25,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Done(Generic[R]):
-    """What became of one item.
-
-    Attributes:
-        result: of the work.
-        queue_s: seconds it waited.
-        work_s: seconds its batch took.
-    """
+    """The result of one item, the seconds it waited, and those its batch took."""
 
     result: R
     queue_s: float
@@ -48,7 +42,7 @@ class _Waiting(Generic[T, R]):
 class Batcher(Generic[T, R]):
     """A bounded queue whose items are worked on in batches, by one thread; it belongs to the running event loop.
 
-    Whoever is cancelled while waiting is left out of the batch. An exception of the work reaches everyone in it.
+    Items whose request is cancelled leave the queue. An exception of the work reaches every request of its batch.
 
     Args:
         work: from a batch of items to one result for each; runs in the thread.
@@ -87,7 +81,7 @@ class Batcher(Generic[T, R]):
 
     @contextmanager
     def expecting(self) -> Iterator[None]:
-        """While this is open, somebody is about to submit an item; it is left right before `submit`."""
+        """Announce an item: open while it is being made, left right before `submit`."""
         self._on_their_way += 1
         try:
             yield
@@ -99,29 +93,21 @@ class Batcher(Generic[T, R]):
         """The result of one item.
 
         Raises:
-            Refusal: 503, when too many wait, or no more are taken.
+            ApiError: 503, when too many wait, or no more are taken.
         """
         if self._is_closing:
-            raise Refusal(503, "the server is shutting down; ask again", reason="draining", retry_after=5)
+            raise ApiError(503, "the server is shutting down; ask again", reason="draining", retry_after=5)
         if len(self._waiting) >= self._capacity:
-            raise Refusal(
-                503,
-                f"{len(self._waiting)} pictures wait to be encoded already; ask again",
-                reason="queue",
-                retry_after=1,
-            )
+            full = f"{len(self._waiting)} pictures wait to be encoded already; ask again"
+            raise ApiError(503, full, reason="queue", retry_after=1)
         waiting: _Waiting[T, R] = _Waiting(item, time.perf_counter(), asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._news.set()
         try:
             return await waiting.future
         finally:
-            if not waiting.future.done() or waiting.future.cancelled():
-                self._leave(waiting)
-
-    def _leave(self, waiting: _Waiting[T, R]) -> None:
-        if waiting in self._waiting:
-            self._waiting.remove(waiting)
+            with suppress(ValueError):  # it is in a batch already
+                self._waiting.remove(waiting)
 
     async def close(self) -> None:
         """Take no more items, finish those that wait, and end the thread."""
@@ -131,30 +117,24 @@ class Batcher(Generic[T, R]):
         self._thread.shutdown(wait=True)
 
     async def _run(self) -> None:
-        while True:
+        while self._waiting or not self._is_closing:
             if not self._waiting:
-                if self._is_closing:
-                    return
                 await self._next_news()
-                await self._gather()
-            if batch := self._take():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._window_s):
+                        while self._is_worth_waiting:
+                            await self._next_news()
+            if batch := [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]:
                 await self._process(batch)
+
+    @property
+    def _is_worth_waiting(self) -> bool:
+        """True while more images are on their way, and the batch has room for them."""
+        return 0 < len(self._waiting) < self._max_batch and self._on_their_way > 0 and not self._is_closing
 
     async def _next_news(self) -> None:
         self._news.clear()
         await self._news.wait()
-
-    async def _gather(self) -> None:
-        """Wait for those on their way, as long as the batch has room and the window is open."""
-        try:
-            async with asyncio.timeout(self._window_s):
-                while 0 < len(self._waiting) < self._max_batch and self._on_their_way and not self._is_closing:
-                    await self._next_news()
-        except TimeoutError:
-            pass
-
-    def _take(self) -> list[_Waiting[T, R]]:
-        return [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
 
     async def _process(self, batch: list[_Waiting[T, R]]) -> None:
         start = time.perf_counter()

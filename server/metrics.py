@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus: one registry per application, nothing global."""
+"""Metrics for Prometheus: one registry per application, nothing global."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class Metrics:
         self.steps.labels("encode").observe(seconds)
 
     def gallery_changed(self, images: int, generation: int) -> None:
-        """Note the gallery's state."""
+        """Set the gallery's size and generation."""
         self.images.set(images)
         self.generation.set(generation)
 
     def watch(self, queue: Callable[[], float], kept: Callable[[], float]) -> None:
-        """Say where to look when somebody asks for what comes and goes."""
+        """Read the queue and the kept bytes when somebody asks."""
         self.queue.set_function(queue)
         self.kept.set_function(kept)
 
     def text(self) -> bytes:
-        """Everything, in Prometheus's format."""
+        """All of them, in Prometheus's format."""
         return generate_latest(self.registry)

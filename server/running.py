@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 import socket
+import sys
+from collections import Counter
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -17,31 +20,37 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import InputError
-from .limits import client_key
+from .access import client_key
 
 __all__ = ["bound_socket", "run", "server_of", "url_of"]
 
 _GRACE_S = 30  # for requests at work when the server is told to end
 _PATIENCE_S = 30.0  # with connections that ask for nothing
-_CONNECTIONS, _CLIENT_CONNECTIONS = 1000, 250
+_CONNECTIONS, _CLIENT_CONNECTIONS, _SPARE_CONNECTIONS = 1000, 250, 8
+_SWITCH_S = 0.0005  # between threads; Python's 5 ms is what the event loop would wait at each step for a busy thread
 
 
 class _Connection(H11Protocol):
-    """A connection that is hung up on when nothing happens on it: uvicorn waits for a first request for ever, and for
-    the rest of a body that nobody wants.
+    """A connection that is closed when nothing happens on it, where uvicorn would wait for ever.
 
-    (h11, because it bounds a head that comes in pieces, which httptools does not; the guard bounds the others.)
+    (h11, because it bounds a head that comes in pieces, which httptools does not; the middleware bounds the others.)
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._watch = self.loop.call_later(_PATIENCE_S, self._look, None, True)
-        own = _client_of(self)
-        if sum(_client_of(other) == own for other in self.connections) > _CLIENT_CONNECTIONS:
+        self._client_key = client_key(self.client[0]) if self.client else ""
+        self._counts: Counter[str] = self.config.app.state.traffic.connections  # type: ignore[union-attr]
+        self._counts[self._client_key] += 1
+        free = _CONNECTIONS - len(self.connections)  # what is left is never all for one
+        if self._counts[self._client_key] > min(_CLIENT_CONNECTIONS, max(_SPARE_CONNECTIONS, free // 2)):
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.cancel()
+        self._counts[self._client_key] -= 1
+        if not self._counts[self._client_key]:
+            del self._counts[self._client_key]
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -56,11 +65,6 @@ class _Connection(H11Protocol):
             self.transport.abort()
         else:
             self._watch = self.loop.call_later(_PATIENCE_S, self._look, self.cycle, is_idle)
-
-
-def _client_of(connection: object) -> str:
-    address = getattr(connection, "client", None)
-    return client_key(address[0]) if address else ""
 
 
 class _Server(uvicorn.Server):
@@ -82,7 +86,7 @@ class _Server(uvicorn.Server):
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A listening place, taken before anything is loaded, so that a port in use is noticed at once.
+    """Listen before anything is loaded, so that a port in use is noticed at once.
 
     Raises:
         InputError: the address cannot be had.
@@ -100,18 +104,10 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def url_of(bound: socket.socket) -> str:
-    """Where a browser on this machine finds the server."""
+    """Address of the server for a browser on this machine."""
     host, port = bound.getsockname()[:2]
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
     return f"http://{name}:{port}"
-
-
-def _log_requests(app: FastAPI) -> None:
-    log = logging.getLogger("distcam.access")
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.addHandler(logging.StreamHandler())
-    app.state.traffic.log_requests = True
 
 
 def server_of(app: FastAPI, *, on_ready: Callable[[], None] = lambda: None) -> uvicorn.Server:
@@ -147,13 +143,27 @@ def run(
     """
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is none
     if access_log:
-        _log_requests(app)
+        log = logging.getLogger("distcam.access")
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        log.addHandler(logging.StreamHandler())
+        app.state.traffic.log_requests = True
     # uvicorn raises the signals once more when it is done, for whoever was asked before; that is nobody
+    switching = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ready() -> None:
+        gc.collect()
+        gc.freeze()  # else each full collection looks at all of torch, and stops every thread for .2 s
+        on_ready()
+
     try:
-        server_of(app, on_ready=on_ready).run(sockets=[bound])
+        server_of(app, on_ready=ready).run(sockets=[bound])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.setswitchinterval(switching)
+        gc.unfreeze()
         bound.close()
     return not app.state.service.has_hung_threads

@@ -1,4 +1,4 @@
-"""What goes in and out of the API, exactly; the OpenAPI schema is made of these."""
+"""Requests and answers of the API; the OpenAPI schema is made of these."""
 
 from __future__ import annotations
 
@@ -6,32 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
-
-__all__ = [
-    "Box4",
-    "Calibration",
-    "ErrorAnswer",
-    "ExplainRequest",
-    "ExplanationAnswer",
-    "GalleryAnswer",
-    "HealthAnswer",
-    "ImageAnswer",
-    "ImagesAnswer",
-    "LabelCount",
-    "LabelsAnswer",
-    "Limits",
-    "MapAnswer",
-    "MatchAnswer",
-    "NearestPrototype",
-    "PrototypesAnswer",
-    "QueryAnswer",
-    "ReferenceAnswer",
-    "SearchAnswer",
-    "StoredRequest",
-    "Timings",
-    "VectorRequest",
-    "WeightingAnswer",
-]
 
 MAX_K = 100
 MAX_ID = (1 << 63) - 1
@@ -50,13 +24,13 @@ WeightingName = Literal["dist", "dist*s", "dist*excess", "log_ratio", "dot", "do
 
 
 class Answer(BaseModel):
-    """What the server says."""
+    """An answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Request(BaseModel):
-    """What a client says; a field nobody knows is refused."""
+    """A request; unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -71,7 +45,7 @@ class ErrorAnswer(Answer):
 
 
 class WeightingAnswer(Answer):
-    """How channels of a map may be weighted."""
+    """A weighting of a map's channels."""
 
     name: str
     description: str
@@ -94,7 +68,7 @@ class Calibration(Answer):
 
 
 class Limits(Answer):
-    """What is refused beyond these."""
+    """Limits of a request."""
 
     image_bytes: int
     pixels: int
@@ -102,7 +76,7 @@ class Limits(Answer):
 
 
 class GalleryAnswer(Answer):
-    """What is in the gallery, and what the server can do with it."""
+    """Contents of the gallery, and abilities of the server."""
 
     name: str
     images: int
@@ -167,33 +141,40 @@ class HealthAnswer(Answer):
 # --- Searching -------------------------------------------------------------------------------------------------------
 
 
-class StoredRequest(Request):
-    """Which images are nearest to one of the gallery's."""
+class RankingRequest(Request):
+    """Options of every search."""
 
-    id: ImageId
     k: K = 10
     where: Text | None = None
-    box: Box4 | None = None
     reject: bool = False
     max_distance: FiniteFloat | None = None
+
+
+class StoredRequest(RankingRequest):
+    """Search for the images nearest to one of the gallery's."""
+
+    id: ImageId
+    box: Box4 | None = None
     include_self: bool = False
 
 
-class VectorRequest(Request):
-    """Which images are nearest to an embedding, raw as the encoder gives it."""
+class VectorRequest(RankingRequest):
+    """Search for the images nearest to an embedding, raw as the encoder gives it."""
 
     vector: Annotated[list[FiniteFloat], Field(min_length=1, max_length=65_536)]
-    k: K = 10
-    where: Text | None = None
-    reject: bool = False
-    max_distance: FiniteFloat | None = None
+
+
+class SearchOptions(RankingRequest):
+    """Search with an uploaded image; all four edges make a region."""
+
+    left: FiniteFloat | None = None
+    top: FiniteFloat | None = None
+    right: FiniteFloat | None = None
+    bottom: FiniteFloat | None = None
 
 
 class QueryAnswer(Answer):
-    """What was asked for.
-
-    `token` names an uploaded picture for `/explain`, for a while.
-    """
+    """The query; for a while, `token` names an uploaded one for `/explain`."""
 
     token: str | None
     id: int | None
@@ -250,10 +231,7 @@ class SearchAnswer(Answer):
 
 
 class ExplainRequest(Request):
-    """Where the similarity of a query lies.
-
-    The query is named by the token of a search, or by the id of an image of the gallery, and ranked anew.
-    """
+    """Explain a query, named by the token of a search or by the id of an image; it is ranked anew."""
 
     token: Annotated[str, StringConstraints(max_length=100)] | None = None
     id: ImageId | None = None
@@ -278,17 +256,14 @@ class MapAnswer(Answer):
 
 
 class ExplainedQuery(Answer):
-    """The query picture's size, and the rectangle of it (left, top, right, bottom) that its maps cover.
-
-    Both are null when the picture of a stored image is gone.
-    """
+    """Size of the query, and its rectangle (left, top, right, bottom) under the maps; null when its file is gone."""
 
     size: tuple[int, int] | None
     view: Box4 | None
 
 
 class ReferenceAnswer(Answer):
-    """What the query is compared with, and the maps on both sides."""
+    """A reference that the query is compared with, and the maps on both sides."""
 
     name: str
     label: str | None

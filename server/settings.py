@@ -1,4 +1,4 @@
-"""What a server is told before it starts."""
+"""Settings of a server."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from ..errors import InputError
 from ..images.loading import MAX_PIXELS
 
 __all__ = ["Settings"]
+
+_LEAST = {
+    "max_batch queue concurrency client_concurrency max_upload_bytes": 1,
+    "decode_limit_s work_limit_s time_limit_s": 0.001,
+    "window_ms rate kept_bytes kept_s": 0,
+    "max_pixels": 64,
+}
 
 
 @dataclass(frozen=True)
@@ -68,24 +75,10 @@ class Settings:
     static: Path = Path(__file__).parent / "static"
 
     def __post_init__(self) -> None:
-        least = {
-            "max_batch": 1,
-            "window_ms": 0,
-            "queue": 1,
-            "concurrency": 1,
-            "client_concurrency": 1,
-            "rate": 0,
-            "max_upload_bytes": 1,
-            "max_pixels": 64,
-            "decode_limit_s": 0.001,
-            "work_limit_s": 0.001,
-            "time_limit_s": 0.001,
-            "kept_bytes": 0,
-            "kept_s": 0,
-        }
-        for name, low in least.items():
-            if not low <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be at least {low}, and finite, got {getattr(self, name)}")
+        for names, low in _LEAST.items():
+            for name in names.split():
+                if not low <= getattr(self, name) < math.inf:
+                    raise InputError(f"{name} must be at least {low}, and finite, got {getattr(self, name)}")
         object.__setattr__(self, "gallery", Path(self.gallery).absolute())
         for name, token in (("token", self.token), ("read token", self.read_token)):
             if token is not None and (len(token) < 16 or not token.isascii() or not token.isprintable()):
@@ -96,11 +89,11 @@ class Settings:
 
     @property
     def is_writable(self) -> bool:
-        """Whether images may be added and removed."""
+        """True if images may be added and removed."""
         return self.token is not None
 
     @property
     def uploads_folder(self) -> Path:
-        """Where added pictures are put."""
+        """Folder of added pictures."""
         beside = self.gallery.with_name(f"{self.gallery.name}.uploads")
         return beside if self.uploads is None else self.uploads.absolute()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from pathlib import Path as FilePath
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Response
+from PIL import Image
 
+from ...errors import ImageError
+from ...images import read_image
 from ...retrieval import Retriever
 from .. import schemas
 from ..answers import gallery_answer, image_answer
-from ..pictures import etag_of, thumbnail
+from ..api_error import ApiError
 from .search import Serving, json_answer, require_image
 
 __all__ = ["router"]
@@ -26,13 +31,13 @@ Id = Annotated[int, Path(ge=0, le=schemas.MAX_ID)]
     "/gallery", response_model=schemas.GalleryAnswer, responses=schemas.refusals(), summary="What is in the gallery"
 )
 async def gallery(service: Serving) -> Response:
-    """Numbers, settings, and what can be asked for."""
+    """Show numbers, settings, and what can be asked for."""
     return json_answer(await service.read(lambda retriever: gallery_answer(retriever, service.settings)))
 
 
 @router.get("/labels", response_model=schemas.LabelsAnswer, responses=schemas.refusals(), summary="The classes")
 async def labels(service: Serving, prefix: Prefix = "", limit: Limit = 100) -> Response:
-    """In alphabetical order, those that start with `prefix`, whatever its case."""
+    """List classes in alphabetical order, those that start with `prefix`, whatever its case."""
     counts = await service.read(lambda retriever: _counts(retriever, prefix))
     return json_answer(schemas.LabelsAnswer(labels=counts[:limit], total=len(counts)))
 
@@ -44,7 +49,7 @@ async def labels(service: Serving, prefix: Prefix = "", limit: Limit = 100) -> R
     summary="The class prototypes",
 )
 async def prototypes(service: Serving, prefix: Prefix = "", limit: Limit = 1000) -> Response:
-    """What `against: "label:…"` may name."""
+    """List the names for `against: "label:…"`."""
     counts = await service.read(lambda retriever: _counts(retriever, prefix))
     return json_answer(schemas.PrototypesAnswer(prototypes=counts[:limit], total=len(counts)))
 
@@ -53,7 +58,7 @@ async def prototypes(service: Serving, prefix: Prefix = "", limit: Limit = 1000)
 async def images(
     service: Serving, offset: Offset = 0, limit: Limit = 100, where: Annotated[schemas.Text | None, Query()] = None
 ) -> Response:
-    """In the order of their ids, those that a filter keeps."""
+    """List images in the order of their ids, those that a filter keeps."""
 
     def answer(retriever: Retriever) -> schemas.ImagesAnswer:
         gallery = retriever.gallery
@@ -66,7 +71,7 @@ async def images(
 
 @router.get("/images/{id}", response_model=schemas.ImageAnswer, responses=schemas.refusals(404), summary="One image")
 async def image(service: Serving, id: Id) -> Response:
-    """Its path, label and columns."""
+    """Show an image's path, label and columns."""
 
     def answer(retriever: Retriever) -> schemas.ImageAnswer:
         require_image(retriever, id)
@@ -89,17 +94,50 @@ async def picture(
 ) -> Response:
     """A JPEG made by the server, upright and without metadata; `side` is its longer side at most."""
 
-    def find(retriever: Retriever) -> FilePath:
+    def answer(retriever: Retriever) -> Response:
         require_image(retriever, id)
-        return retriever.gallery.file(id)
+        file = retriever.gallery.file(id)
+        etag = _etag_of(file, side=side)
+        headers = {"Cache-Control": "private, no-cache", "ETag": etag}
+        if if_none_match == etag:
+            return Response(status_code=304, headers=headers)
+        return Response(_thumbnail(file, side=side), headers=headers, media_type="image/jpeg")
 
-    file = await service.read(find)
-    etag = await service.in_thread(lambda: etag_of(file, side=side))
-    headers = {"Cache-Control": "private, no-cache", **({} if etag is None else {"ETag": etag})}
-    if etag is not None and if_none_match == etag:
-        return Response(status_code=304, headers=headers)
-    data = await service.in_thread(lambda: thumbnail(file, side=side))
-    return Response(data, headers=headers, media_type="image/jpeg")
+    return await service.read(answer, step="thumbnail")
+
+
+def _etag_of(file: FilePath, *, side: int) -> str:
+    """Changes when a thumbnail would.
+
+    Raises:
+        ApiError: 404, the file is gone.
+    """
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise _gone() from error
+    state = f"{file}\0{status.st_mtime_ns}\0{status.st_size}\0{side}"
+    return f'"{hashlib.sha256(state.encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
+
+
+def _thumbnail(file: FilePath, *, side: int) -> bytes:
+    """A gallery picture as JPEG without metadata, upright, its longer side at most `side` pixels.
+
+    Raises:
+        ApiError: 404, it is no picture any more.
+    """
+    try:
+        picture = read_image(file)
+    except ImageError as error:
+        raise _gone() from error
+    picture.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=88)
+    return stream.getvalue()
+
+
+def _gone() -> ApiError:
+    return ApiError(404, "the picture of this image is gone", reason="gone")
 
 
 def _counts(retriever: Retriever, prefix: str) -> list[schemas.LabelCount]:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
 from fastapi import APIRouter, Depends, File, Query, Request, Response, UploadFile
-from pydantic import BaseModel, FiniteFloat
+from pydantic import BaseModel
 
-from ...encoders import Encoding
 from ...images import Box
-from ...retrieval import Matches, Retriever
+from ...retrieval import Retriever
 from ...retrieval.ranking import BareVector
 from ...retrieval.ranking import Query as PictureQuery
 from .. import schemas
-from ..answers import explanation_answer, search_answer, shown_path
-from ..batching import Done
-from ..pictures import UPLOAD_TYPES, upload_suffix, upright_size
-from ..refusals import Refusal
-from ..service import Service
+from ..answers import explanation_answer, search_answer, shown_path, upright_size
+from ..api_error import ApiError
+from ..service import EncodedUpload, Service
+from ..uploads import UPLOAD_TYPES, upload_suffix
 
-__all__ = ["PICTURE_FORM", "Serving", "json_answer", "no_image", "require_image", "router", "service_of", "unless_gone"]
+__all__ = ["PICTURE_FORM", "Serving", "json_answer", "require_image", "router", "service_of", "unless_gone"]
 
 T = TypeVar("T")
 
@@ -50,34 +48,6 @@ def json_answer(answer: BaseModel, status: int = 200) -> Response:
     return Response(answer.model_dump_json(), status, media_type="application/json")
 
 
-class SearchOptions(BaseModel):
-    """What may be asked along with a picture."""
-
-    model_config = {"extra": "forbid"}
-
-    k: schemas.K = 10
-    where: schemas.Text | None = None
-    left: FiniteFloat | None = None
-    top: FiniteFloat | None = None
-    right: FiniteFloat | None = None
-    bottom: FiniteFloat | None = None
-    reject: bool = False
-    max_distance: FiniteFloat | None = None
-
-    @property
-    def box(self) -> Box | None:
-        """The region searched for.
-
-        Raises:
-            Refusal: 422, some edges are given and others are not.
-        """
-        edges = (self.left, self.top, self.right, self.bottom)
-        given = [edge for edge in edges if edge is not None]
-        if given and len(given) < 4:
-            raise Refusal(422, "a region needs all of left, top, right and bottom", reason="input")
-        return Box(*given) if given else None
-
-
 @router.post(
     "/search",
     response_model=schemas.SearchAnswer,
@@ -86,24 +56,24 @@ class SearchOptions(BaseModel):
     summary="The images nearest to a picture that is sent",
 )
 async def search(
-    request: Request, service: Serving, options: Annotated[SearchOptions, Query()], image: Annotated[UploadFile, File()]
+    request: Request,
+    service: Serving,
+    asked: Annotated[schemas.SearchOptions, Query()],
+    image: Annotated[UploadFile, File()],
 ) -> Response:
-    """Nearest first; the token of the answer lets `/explain` say why, for a while."""
+    """Rank the images, nearest first; for a while, the token of the answer lets `/explain` say why."""
     start = time.perf_counter()
-    box, data = options.box, await image.read()
+    edges = [edge for edge in (asked.left, asked.top, asked.right, asked.bottom) if edge is not None]
+    if edges and len(edges) < 4:
+        raise ApiError(422, "a region needs all of left, top, right and bottom", reason="input")
+    data = await image.read()
     upload_suffix(data)
-    read = await unless_gone(request, service.encode(data))
-    size, done = read.size, read.done
+    upload = await unless_gone(request, service.encode(data))
 
     def answer(retriever: Retriever) -> Response:
-        before = time.perf_counter()
-        query = PictureQuery("the picture", None, done.result, known_size=size)
-        matches = _ranked(retriever, query, box, options)
-        token = service.kept.put(done.result, size)
-        now = time.perf_counter()
-        said = schemas.QueryAnswer(token=token, id=None, name=query.name, size=size, box=box)
-        timings = _timings(read.decode_s, done, search=now - before, total=now - start)
-        return json_answer(search_answer(matches, said, timings))
+        query = PictureQuery("the picture", None, upload.done.result, known_size=upload.size)
+        ranking = _Ranking(retriever, query, asked, box=edges or None)
+        return ranking.answer(start, upload=upload, token=service.queries.put(upload.done.result, upload.size))
 
     return await service.read(answer, step="search")
 
@@ -115,18 +85,11 @@ async def search(
     summary="The images nearest to one of the gallery",
 )
 async def search_stored(service: Serving, asked: schemas.StoredRequest) -> Response:
-    """Without a forward pass, unless a region of a gallery without stored maps is asked for."""
+    """Rank without a forward pass, unless a region of a gallery without stored maps is asked for."""
     start = time.perf_counter()
 
     def answer(retriever: Retriever) -> Response:
-        query = _stored(retriever, asked.id)
-        box = None if asked.box is None else Box(*asked.box)
-        matches = _ranked(retriever, query, box, asked, without=None if asked.include_self else asked.id)
-        now = time.perf_counter()
-        said = schemas.QueryAnswer(
-            token=None, id=asked.id, name=shown_path(query.name), size=query.known_size, box=asked.box
-        )
-        return json_answer(search_answer(matches, said, _timings(0.0, None, search=now - start, total=now - start)))
+        return _Ranking(retriever, _stored(retriever, asked.id), asked, box=asked.box, stored=asked.id).answer(start)
 
     return await service.read(answer, step="search")
 
@@ -138,15 +101,12 @@ async def search_stored(service: Serving, asked: schemas.StoredRequest) -> Respo
     summary="The images nearest to an embedding",
 )
 async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Response:
-    """There is no picture, so this cannot be explained."""
+    """Rank without a picture, so that nothing can be explained."""
     start = time.perf_counter()
 
     def answer(retriever: Retriever) -> Response:
         query = PictureQuery("a vector", None, BareVector(torch.tensor([asked.vector], dtype=torch.float32)))
-        matches = _ranked(retriever, query, None, asked)
-        now = time.perf_counter()
-        said = schemas.QueryAnswer(token=None, id=None, name=query.name, size=None, box=None)
-        return json_answer(search_answer(matches, said, _timings(0.0, None, search=now - start, total=now - start)))
+        return _Ranking(retriever, query, asked).answer(start)
 
     return await service.read(answer, step="search")
 
@@ -160,18 +120,16 @@ async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Respo
 async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
     """Dist-CAM maps of a query and its matches, raw: they are coloured and enlarged by whoever shows them."""
     if (asked.token is None) == (asked.id is None):
-        raise Refusal(422, "name the query either by `token` or by `id`", reason="input")
-    kept = None if asked.token is None else service.kept.get(asked.token)
+        raise ApiError(422, "name the query either by `token` or by `id`", reason="input")
+    cached = None if asked.token is None else service.queries.get(asked.token)
 
     def answer(retriever: Retriever) -> Response:
-        if kept is not None:
-            query = PictureQuery("the picture", None, kept.encoding, known_size=kept.size)
+        if cached is not None:
+            query = PictureQuery("the picture", None, cached.encoding, known_size=cached.size)
         else:
             assert asked.id is not None
             query = _stored(retriever, asked.id)
-        box = None if asked.box is None else Box(*asked.box)
-        matches = _ranked(retriever, query, box, asked, without=None if asked.include_self else asked.id)
-        explanation = matches.explain(
+        explanation = _Ranking(retriever, query, asked, box=asked.box, stored=asked.id).matches.explain(
             against=asked.against,
             versus=asked.versus,
             weighting=asked.weighting,
@@ -183,11 +141,47 @@ async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
     return await service.read(answer, step="explain")
 
 
+class _Ranking:
+    """The ranking that a request asks for; of `stored`, the id of an image of the gallery, if the query is one."""
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        query: PictureQuery,
+        asked: Any,
+        *,
+        box: Sequence[float] | None = None,
+        stored: int | None = None,
+    ) -> None:
+        self._start = time.perf_counter()
+        self._box = None if box is None else Box(*box)
+        self._stored = stored
+        (self.matches,) = retriever.rank(
+            [query if self._box is None else retriever.focused(query, self._box)],
+            k=asked.k,
+            where=asked.where,
+            reject=getattr(asked, "reject", False),
+            max_distance=getattr(asked, "max_distance", None),
+            without=None if getattr(asked, "include_self", False) else stored,
+        )
+
+    def answer(self, start: float, *, upload: EncodedUpload | None = None, token: str | None = None) -> Response:
+        """The matches, and where the time since `start` went."""
+        now, query = time.perf_counter(), self.matches.query
+        seconds = {"decode": 0.0, "queue": 0.0, "encode": 0.0, "search": now - self._start, "total": now - start}
+        if upload is not None:
+            seconds |= {"decode": upload.decode_s, "queue": upload.done.queue_s, "encode": upload.done.work_s}
+        timings = schemas.Timings(**{name: round(1000 * each, 3) for name, each in seconds.items()})
+        name = query.name if self._stored is None else shown_path(query.name)
+        said = schemas.QueryAnswer(token=token, id=self._stored, name=name, size=query.known_size, box=self._box)
+        return json_answer(search_answer(self.matches, said, timings))
+
+
 def _stored(retriever: Retriever, image: int) -> PictureQuery:
     """An image of the gallery as a query.
 
     Raises:
-        Refusal: 404, there is no such image.
+        ApiError: 404, there is no such image.
     """
     require_image(retriever, image)
     return retriever.stored(image, known_size=upright_size(retriever.gallery.file(image)))
@@ -197,46 +191,22 @@ def require_image(retriever: Retriever, image: int) -> None:
     """Make sure that the gallery holds an image.
 
     Raises:
-        Refusal: 404, it does not.
+        ApiError: 404, it does not.
     """
     ids = retriever.gallery.ids
     place = int(np.searchsorted(ids, np.uint64(image)))
     if place == len(ids) or int(ids[place]) != image:
-        raise no_image(image)
-
-
-def no_image(image: int) -> Refusal:
-    """The answer to an id that is not there."""
-    return Refusal(404, f"there is no image {image}; it may have been removed", reason="id")
-
-
-def _ranked(
-    retriever: Retriever, query: PictureQuery, box: Box | None, asked: Any, *, without: int | None = None
-) -> Matches:
-    """The ranking that a request asks for."""
-    if box is not None:
-        query = retriever.focused(query, box)
-    reject, max_distance = getattr(asked, "reject", False), getattr(asked, "max_distance", None)
-    (matches,) = retriever.rank(
-        [query], k=asked.k, where=asked.where, reject=reject, max_distance=max_distance, without=without
-    )
-    return matches
-
-
-def _timings(decode: float, done: Done[Encoding] | None, *, search: float, total: float) -> schemas.Timings:
-    queue, encode = (0.0, 0.0) if done is None else (done.queue_s, done.work_s)
-    parts = {"decode": decode, "queue": queue, "encode": encode, "search": search, "total": total}
-    return schemas.Timings(**{name: round(1000 * seconds, 3) for name, seconds in parts.items()})
+        raise ApiError(404, f"there is no image {image}; it may have been removed", reason="id")
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What some work returns; it is given up when the client hangs up meanwhile."""
+    """Do some work, and give it up when the client hangs up meanwhile."""
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_hung_up(request))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise Refusal(503, "the client has hung up", reason="gone")
+            raise ApiError(503, "the client has hung up", reason="gone")
         return await working
     finally:
         for task in (working, watching):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
@@ -16,11 +15,12 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 from ...files import Storage
 from ...retrieval import Retriever
 from .. import schemas
+from ..access import has_bearer
 from ..answers import image_answer
-from ..changes import NewImage, add_image, remove_image
-from ..pictures import upload_suffix
-from ..refusals import Refusal
-from .search import PICTURE_FORM, Serving, json_answer, no_image, unless_gone
+from ..api_error import ApiError
+from ..live_gallery import NewImage
+from ..uploads import upload_suffix
+from .search import PICTURE_FORM, Serving, json_answer, unless_gone
 
 __all__ = ["router"]
 
@@ -50,14 +50,13 @@ def require_token(request: Request) -> None:
     """Compared in constant time.
 
     Raises:
-        Refusal: 403, the server only reads; 401, the token is missing or wrong.
+        ApiError: 403, the server only reads; 401, the token is missing or wrong.
     """
     token = request.app.state.service.settings.token
     if token is None:
-        raise Refusal(403, "this server only reads; start it with --writable", reason="read-only")
-    kind, _, given = request.headers.get("authorization", "").partition(" ")
-    if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), token.encode()):
-        raise Refusal(
+        raise ApiError(403, "this server only reads; start it with --writable", reason="read-only")
+    if not has_bearer(request.headers, token):
+        raise ApiError(
             401, "this needs the header `Authorization: Bearer TOKEN` with the server's token", reason="token"
         )
 
@@ -94,8 +93,7 @@ async def add(
         if not file.is_file():
             storage.make_folder(folder)
             storage.write(file, data)
-        new_image, fingerprint = NewImage(file, label, said), service.live.fingerprint
-        return add_image(service.settings.gallery, new_image, done.result, fingerprint=fingerprint)
+        return service.live.add(NewImage(file, label, said), done.result)
 
     async with service.changing:
         service.has_changed = True
@@ -120,8 +118,8 @@ async def add(
 async def remove(service: Serving, id: Annotated[int, Path(ge=0, le=schemas.MAX_ID)]) -> Response:
     """It leaves the gallery, and no answer shows it any more; its file stays where it is."""
     async with service.changing:
-        if not await service.in_thread(lambda: remove_image(service.settings.gallery, id)):
-            raise no_image(id)
+        if not await service.in_thread(lambda: service.live.remove(id)):
+            raise ApiError(404, f"there is no image {id}; it may have been removed", reason="id")
         service.has_changed = True
     return Response(status_code=204)
 
@@ -130,14 +128,14 @@ def _columns(text: str) -> dict[str, str]:
     """The user's columns of a new image.
 
     Raises:
-        Refusal: 422, the text is something else.
+        ApiError: 422, the text is something else.
     """
     try:
         columns = _COLUMNS.validate_python(json.loads(text))
     except (ValueError, RecursionError, ValidationError) as error:
-        raise Refusal(
+        raise ApiError(
             422, 'columns: expected a JSON object of short printable strings, such as {"camera": "3"}', reason="input"
         ) from error
     if len(columns) > _MOST_COLUMNS or columns.keys() & {"path", "label"}:
-        raise Refusal(422, f"columns: at most {_MOST_COLUMNS}, and none of them called path or label", reason="input")
+        raise ApiError(422, f"columns: at most {_MOST_COLUMNS}, and none of them called path or label", reason="input")
     return columns

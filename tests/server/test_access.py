@@ -199,11 +199,12 @@ def test_heads_of_two_meanings_or_of_any_size_end_the_connection(small_gallery, 
 
 
 ALLOWED = {
-    "/api/v1/images": "GET, POST",
-    "/api/v1/images/1": "DELETE, GET",
-    "/api/v1/images/1/picture": "GET",
-    "/api/v1/search": "POST",
-    "/health": "GET",
+    "/api/v1/images": "GET, HEAD, OPTIONS, POST",
+    "/api/v1/images/1": "DELETE, GET, HEAD, OPTIONS",
+    "/api/v1/images/1/picture": "GET, HEAD, OPTIONS",
+    "/api/v1/search": "OPTIONS, POST",
+    "/health": "GET, HEAD, OPTIONS",
+    "/static/app.js": "GET, HEAD, OPTIONS",
 }
 
 
@@ -213,9 +214,21 @@ def test_every_method_of_a_path_is_listed(guarded, path):
     answer = guarded.request("PATCH", path, headers=headers)
     assert (answer.status_code, answer.headers["allow"]) == (405, ALLOWED[path])
     answer = guarded.request("OPTIONS", path, headers=headers)
-    assert (answer.status_code, answer.headers["allow"]) == (204, f"{ALLOWED[path]}, OPTIONS")
+    assert (answer.status_code, answer.headers["allow"]) == (204, ALLOWED[path])
     assert "access-control-allow-origin" not in answer.headers
     assert guarded.request("OPTIONS", "/api/v1/nothing", headers=headers).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/metrics", "/static/app.js", "/api/v1/images", "/api/v1/images/1/picture"]
+)
+def test_head_is_get_without_a_body(guarded, path):
+    headers = {"Authorization": f"Bearer {READER}"}
+    get, head = guarded.get(path, headers=headers), guarded.head(path, headers=headers)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-type", "cache-control"):
+        assert head.headers[name] == get.headers[name]
+    assert path == "/metrics" or head.headers["content-length"] == get.headers["content-length"]
 
 
 def test_messages_do_not_say_how_the_server_is_written(guarded):

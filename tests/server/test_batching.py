@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distcam.encoders import Encoding
+from distcam.server.api_error import ApiError
 from distcam.server.batching import Batcher
-from distcam.server.kept import KeptQueries
-from distcam.server.limits import RateLimit
-from distcam.server.live import ReadWriteLock
-from distcam.server.refusals import Refusal
+from distcam.server.live_gallery import ReadWriteLock
+from distcam.server.middleware import RateLimit
+from distcam.server.query_cache import QueryCache
 
 
 def run(test, work, **options):
@@ -151,11 +151,11 @@ def test_a_full_queue_and_a_closed_one_refuse_with_503_and_a_time():
         await asyncio.sleep(0.05)  # that one is at work
         tasks += [asyncio.ensure_future(batcher.submit(i)) for i in range(2)]
         await asyncio.sleep(0)
-        with pytest.raises(Refusal, match="2 pictures wait") as full:
+        with pytest.raises(ApiError, match="2 pictures wait") as full:
             await batcher.submit(9)
         closing = asyncio.ensure_future(batcher.close())
         await asyncio.sleep(0)
-        with pytest.raises(Refusal, match="shutting down") as closed:
+        with pytest.raises(ApiError, match="shutting down") as closed:
             await batcher.submit(9)
         go_on.set()
         await closing
@@ -164,7 +164,7 @@ def test_a_full_queue_and_a_closed_one_refuse_with_503_and_a_time():
 
     for refusal in run(test, lambda items: go_on.wait(5) and items, capacity=2):
         assert refusal.status == 503
-        assert int(refusal.headers["Retry-After"]) >= 1
+        assert int(refusal.response().headers["Retry-After"]) >= 1
 
 
 def encoding(channels=4, batch=1):
@@ -173,38 +173,38 @@ def encoding(channels=4, batch=1):
 
 def test_kept_queries_are_bounded_in_bytes_and_the_least_recently_used_leave():
     one = 4 * (16 + 4 + 4)  # float32: map, pooled, embedding
-    kept = KeptQueries(max_bytes=2 * one, max_age_s=100)
+    kept = QueryCache(max_bytes=2 * one, max_age_s=100)
     a, b = kept.put(encoding(), (1, 1)), kept.put(encoding(), (2, 2))
     assert kept.nbytes == 2 * one
     kept.get(a)
     c = kept.put(encoding(), (3, 3))
     assert kept.get(a).size == (1, 1)
     assert kept.get(c).size == (3, 3)
-    with pytest.raises(Refusal, match="send the picture again") as refused:
+    with pytest.raises(ApiError, match="send the picture again") as refused:
         kept.get(b)
     assert refused.value.status == 410
     assert kept.nbytes == 2 * one
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         kept.get(kept.put(encoding(channels=100), (4, 4)))  # larger than all that may be kept
 
 
 def test_kept_queries_grow_old():
     now = [0.0]
-    kept = KeptQueries(max_bytes=1 << 20, max_age_s=10, clock=lambda: now[0])
+    kept = QueryCache(max_bytes=1 << 20, max_age_s=10, clock=lambda: now[0])
     token = kept.put(encoding(), (1, 1))
     now[0] = 9
     kept.get(token)
     now[0] = 18
     kept.get(token)
     now[0] = 29
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         kept.get(token)
     assert kept.nbytes == 0
     assert len(kept) == 0
 
 
 def test_a_kept_query_does_not_hold_the_batch_it_came_in_and_tokens_do_not_repeat():
-    kept = KeptQueries(max_bytes=1 << 20, max_age_s=10)
+    kept = QueryCache(max_bytes=1 << 20, max_age_s=10)
     tokens = {kept.put(encoding(batch=8)[3], (1, 1)) for _ in range(50)}
     assert len(tokens) == 50
     assert min(map(len, tokens)) >= 22
@@ -237,7 +237,7 @@ def test_who_waits_as_long_as_he_is_told_may_pass():
 
 
 def test_clients_are_forgotten_before_there_are_too_many(monkeypatch):
-    monkeypatch.setattr("distcam.server.limits._MOST_CLIENTS", 100)
+    monkeypatch.setattr("distcam.server.middleware._MOST_CLIENTS", 100)
     limit = RateLimit(1)
     for i in range(110):
         limit.wait_for(str(i))
@@ -270,7 +270,7 @@ def test_readers_share_and_a_writer_is_alone_and_not_starved():
 
 
 def test_the_doctests_are_right():
-    for name in ("answers", "guard", "limits"):
+    for name in ("answers", "access", "middleware"):
         module = importlib.import_module(f"distcam.server.{name}")
         result = doctest.testmod(module)
         assert (result.failed, result.attempted > 0) == (0, True)

@@ -162,6 +162,31 @@ def test_one_client_cannot_have_all_connections(small_gallery, monkeypatch):
         assert connections[-1].recv(100) == b""
 
 
+def test_some_clients_together_cannot_have_all_connections(small_gallery, monkeypatch):
+    monkeypatch.setattr("distcam.server.running._CONNECTIONS", 40)
+    monkeypatch.setattr("distcam.server.running._SPARE_CONNECTIONS", 1)
+    with ExitStack() as stack:
+        url = stack.enter_context(running(small_gallery.folder))
+        host, port = url.removeprefix("http://").split(":")
+        for client in range(2, 6):
+            for _ in range(40):
+                own = (f"127.0.0.{client}", 0)
+                stack.enter_context(socket.create_connection((host, int(port)), timeout=5, source_address=own))
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_a_refused_body_without_end_is_cut(small_gallery):
+    head = "POST /api/v1/search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    with running(small_gallery.folder) as url, connected(url) as connection:
+        connection.sendall(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n".encode())
+        sent = 0
+        with suppress(OSError):  # reset, or a broken pipe
+            while sent < 64 << 20:
+                connection.sendall(b"10000\r\n" + bytes(65536) + b"\r\n")
+                sent += 65536
+        assert sent < 64 << 20
+
+
 def test_many_clients_at_once_share_forward_passes(small_gallery):
     with running(small_gallery.folder, concurrency=64) as url, httpx.Client(base_url=url, timeout=30) as client:
         pictures = [picture_bytes((40 + seed, 50), seed=seed) for seed in range(12)]

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from costly_images import with_scans
 from serving import picture_bytes, running, served
 
-from distcam.server.decoding import Decoders
-from distcam.server.fairness import FairSlots, asking_client
-from distcam.server.refusals import Refusal
+from distcam.images import Transform, read_image
+from distcam.server.api_error import ApiError
+from distcam.server.fair_slots import FairSlots, Ledger, asking_client
+from distcam.server.uploads import Decoders
 
 
 def children() -> set[int]:
@@ -33,7 +35,7 @@ def with_decoders(test, count=2, **options):
     before = children()
 
     async def main():
-        decoders = Decoders(count, **{"seconds": 10.0, "max_pixels": 1_000_000, **options})
+        decoders = Decoders(count, **{"seconds": 10.0, "max_pixels": 1_000_000, "ledger": Ledger(), **options})
         try:
             return await test(decoders)
         finally:
@@ -58,29 +60,29 @@ def endless(monkeypatch, tmp_path):
         "d.image_size = image_size\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("distcam.server.decoding._START", "import sys; sys.path[:] = {path!r}; import sitecustomize; "
-                        "from {package}.images.decoder import main; main()")  # fmt: skip
+    monkeypatch.setattr("distcam.server.uploads._START", "import sys; sys.path[:] = {path!r}; import sitecustomize; "
+                        "from {package}.images.decoder import main; main(nice={nice})")  # fmt: skip
 
 
 def refusal(error: BaseException) -> tuple[int, str]:
-    assert isinstance(error, Refusal)
+    assert isinstance(error, ApiError)
     return error.status, error.reason
 
 
-def size_of(picture):
-    return picture.size
+FITTING = Transform(32)
 
 
 # --- Decoding ---------------------------------------------------------------------------------------------------------
 
 
 def test_an_upload_is_decoded_as_it_would_be_here():
-    from distcam.images import read_image
+    async def test(decoders):
+        for transform in (Transform(32), Transform((20, 30), fit="crop", interpolation="bicubic", channels="bgr")):
+            size, pixels = await decoders.decode(data, transform)
+            assert size == (70, 50)
+            assert torch.equal(pixels, transform(read_image(data)))
 
     data = picture_bytes((70, 50))
-
-    async def test(decoders):
-        assert (await decoders.decode(data, lambda picture: picture.tobytes())) == read_image(data).tobytes()
 
     with_decoders(test)
 
@@ -99,10 +101,10 @@ def test_an_upload_is_decoded_as_it_would_be_here():
 )
 def test_what_cannot_be_decoded_is_refused_and_the_next_is_decoded(data, answer, endless):
     async def test(decoders):
-        with pytest.raises(Refusal) as refused:
-            await decoders.decode(data, size_of)
+        with pytest.raises(ApiError) as refused:
+            await decoders.decode(data, FITTING)
         assert refusal(refused.value) == answer
-        assert await decoders.decode(picture_bytes((70, 50)), size_of) == (70, 50)
+        assert (await decoders.decode(picture_bytes((70, 50)), FITTING))[0] == (70, 50)
 
     with_decoders(test, count=1, seconds=0.5)
 
@@ -110,13 +112,13 @@ def test_what_cannot_be_decoded_is_refused_and_the_next_is_decoded(data, answer,
 def test_a_decoder_whose_client_has_left_is_ended(endless):
     async def test(decoders):
         before = children()
-        task = asyncio.create_task(decoders.decode(b"sleep", size_of))
+        task = asyncio.create_task(decoders.decode(b"sleep", FITTING))
         while not (started := children() - before):
             await asyncio.sleep(0.02)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await decoders.decode(picture_bytes((70, 50)), size_of) == (70, 50)
+        assert (await decoders.decode(picture_bytes((70, 50)), FITTING))[0] == (70, 50)
         assert not started & children()
 
     with_decoders(test, count=1, seconds=600)
@@ -128,10 +130,11 @@ def test_one_client_leaves_a_decoder_to_others(endless):
         return await work
 
     async def test(decoders):
-        greedy = [asyncio.create_task(as_client("a", decoders.decode(b"sleep", size_of))) for _ in range(5)]
+        greedy = [asyncio.create_task(as_client("a", decoders.decode(b"sleep", FITTING))) for _ in range(5)]
         await asyncio.sleep(0.1)
         async with asyncio.timeout(60):
-            assert await as_client("b", decoders.decode(picture_bytes((70, 50)), size_of)) == (70, 50)
+            size, _pixels = await as_client("b", decoders.decode(picture_bytes((70, 50)), FITTING))
+            assert size == (70, 50)
         for task in greedy:
             task.cancel()
         await asyncio.gather(*greedy, return_exceptions=True)
@@ -145,18 +148,21 @@ def test_the_decoding_process_does_not_import_torch():
 
 
 def turns(asked, *, count=1, seconds=None, cancelled=()):
-    """The order in which clients get their places: "a" light, "A" heavy; each keeps his for `seconds` of the clock."""
+    """The order in which clients get their slots; each keeps his for `seconds` of the clock."""
     order, now = [], [0.0]
 
     async def ask(slots, client):
-        asking_client.set(client.lower())
-        async with slots.taken(is_heavy=client.isupper()):
+        asking_client.set(client)
+        async with slots.taken():
             order.append(client)
             now[0] += (seconds or {}).get(client, 0.0)
             await asyncio.sleep(0)
 
     async def main():
-        slots = FairSlots(count, clock=lambda: now[0])
+        ledger = Ledger(clock=lambda: now[0])
+        for client in "AB":
+            ledger.charge(client, 1000.0)
+        slots = FairSlots(count, ledger)
         tasks = [asyncio.create_task(ask(slots, client)) for client in asked]
         await asyncio.sleep(0)
         for number in cancelled:
@@ -176,7 +182,7 @@ def test_who_has_had_least_comes_next():
     assert turns("aaabbb", seconds={"a": 1.0, "b": 0.1}) == "abbbaa"
 
 
-def test_heavy_work_leaves_a_place_to_light_work():
+def test_clients_who_cost_much_leave_a_slot_to_others():
     order = turns("AABBc", count=2)
     assert order.index("c") == 1
     assert sorted(order) == sorted("AABBc")
@@ -267,6 +273,23 @@ app()
 """
 
 
+def test_a_server_ends_beside_a_thread_that_does_not(small_gallery, monkeypatch, caplog):
+    monkeypatch.setattr("distcam.server.service._LAST_S", 0.1)
+    go_on = threading.Event()
+    try:
+        with running(small_gallery.folder) as url:
+            service, _loop = served_service(url)
+            task = block((service, _loop), go_on, "greedy")
+            while not service._busy_threads:
+                time.sleep(0.01)
+        assert service.has_hung_threads
+        assert "1 threads are still at work" in caplog.text
+        assert task.cancelled()
+    finally:
+        go_on.set()
+
+
+@pytest.mark.slow  # starts a process with all of torch
 def test_sigterm_ends_a_server_whose_threads_do_not(small_gallery, tmp_path):
     command = [sys.executable, "-c", HANGING, str(small_gallery.folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""A gallery that is searched by many threads while it changes, here or by the hand of another process."""
+"""The gallery in service, searched by many threads while this or another process changes it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from ..encoders import Encoder
-from ..errors import DistcamError, GalleryError
+from ..encoders import Encoder, Encoding
+from ..errors import DistcamError, FingerprintMismatchError, GalleryError
 from ..index import Gallery, Record
+from ..index.backends import open_snapshot, opened_for_writing
+from ..index.building.build import finish, to_vectors
 from ..index.building.creating import is_root_of_this_user
+from ..index.building.ingest import Encoded, Offer, ingest_offers, read_offer
 from ..index.storage.manifest import MANIFEST_NAME, Manifest
+from ..index.storage.segments import stored_path
 from ..retrieval import Retriever
 from ..retrieval.ranking import Encodes
-from .refusals import Refusal
+from .api_error import ApiError
+from .settings import Settings
 
-__all__ = ["LiveGallery", "ReadWriteLock"]
+__all__ = ["LiveGallery", "NewImage", "ReadWriteLock"]
 
 _log = logging.getLogger(__name__)
 _NOWHERE = Path(os.devnull, "not shown")  # no file can be there
+_FRESH_S = 0.1
 _RETRY_S = 1.0  # between two looks at a gallery that could not be opened
 
 
@@ -37,7 +44,7 @@ class ReadWriteLock:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """While no one writes."""
+        """Hold off writers."""
         with self._free:
             self._free.wait_for(lambda: not self._is_writing and not self._writers_waiting)
             self._readers += 1
@@ -50,7 +57,7 @@ class ReadWriteLock:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Alone."""
+        """Hold off everybody else."""
         with self._free:
             self._writers_waiting += 1
             try:
@@ -67,40 +74,42 @@ class ReadWriteLock:
 
 
 class FencedGallery(Gallery):
-    """A gallery whose pictures are read only where whoever serves it has said that they lie.
+    """A gallery whose pictures are read only under the folders `shown`, links followed; others are as if gone.
 
     A gallery can name any file of this machine as one of its images, and the server would show it to its clients.
-
-    Attributes:
-        shown: the folders, without links; pictures elsewhere are as if they were gone.
     """
 
     shown: tuple[Path, ...] = ()
 
     def file(self, image: Record | int) -> Path:
-        """Where an image's file lies; nowhere, if that is not in one of the folders, links followed."""
+        """Path of an image's file; nowhere, if that is not in one of the folders, links followed."""
         file = super().file(image)
         try:
-            real = file.resolve()
-        except (OSError, RuntimeError, ValueError):  # a loop of links, a name that no disk takes
+            real = os.path.realpath(file)  # pathlib takes three times as long, for each of a thousand images
+        except (OSError, ValueError):  # a name that no disk takes
             return _NOWHERE
-        return file if any(real.is_relative_to(folder) for folder in self.shown) else _NOWHERE
+        return file if any(real.startswith(os.path.join(folder, "")) for folder in self.shown) else _NOWHERE  # noqa: PTH118
+
+
+class NewImage(NamedTuple):
+    """A file to be added, its label and its columns."""
+
+    file: Path
+    label: str | None
+    columns: Mapping[str, str]
 
 
 class LiveGallery:
     """The newest generation of a gallery, for any number of readers.
 
-    Before each reading the manifest's time is looked at. When somebody has changed it, the next reader waits for those
-    at work and moves the gallery on: an answer never shows what was removed before its request came. A gallery that
+    Each reader first looks at the manifest's time. When it has changed, the next reader waits for those at work and
+    refreshes the gallery: an answer never shows an image that was removed before its request came. A gallery that
     cannot be used, because a file is damaged or another encoder built it anew, is refused until it can be used again.
 
     Args:
-        folder: the gallery.
+        settings: the gallery, and the folders whose pictures are shown.
         encoder: the one that built it.
         inference: encodes for all readers.
-        root: where the pictures lie; only those under it are shown. Left out, it is the recorded one, if this user
-            built the gallery; otherwise none are shown.
-        uploads: a folder of the server's own, whose pictures are shown too.
         on_change: called with the number of images and the generation.
 
     Raises:
@@ -108,21 +117,14 @@ class LiveGallery:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        encoder: Encoder,
-        inference: Encodes,
-        *,
-        root: Path | None = None,
-        uploads: Path | None = None,
-        on_change: Callable[[int, int], None] = lambda _images, _generation: None,
+        self, settings: Settings, encoder: Encoder, inference: Encodes, *, on_change: Callable[[int, int], None]
     ) -> None:
-        self.folder = folder
-        self._uploads = uploads
+        self.folder = settings.gallery
+        self._root = settings.root
+        self._uploads = settings.uploads_folder if settings.is_writable else None
         self._known = (0, 0)
         self._encoder = encoder
         self._inference = inference
-        self._root = root
         self._on_change = on_change
         self._lock = ReadWriteLock()
         self._moving = threading.Lock()
@@ -130,6 +132,7 @@ class LiveGallery:
         self._trouble: DistcamError | None = None
         self._seen: tuple[int, ...] | None = None
         self._tried = 0.0
+        self._looked = 0.0
         self.follow()
         if self._trouble is not None:
             raise self._trouble
@@ -139,12 +142,12 @@ class LiveGallery:
         """The gallery with its encoder, unchanged as long as this is open.
 
         Raises:
-            Refusal: 503, the gallery cannot be used at the moment.
+            ApiError: 503, the gallery cannot be used at the moment.
         """
         self.follow()
         with self._lock.reading():
             if self._retriever is None:
-                raise Refusal(503, str(self._trouble), reason="gallery", retry_after=10)
+                raise ApiError(503, str(self._trouble), reason="gallery", retry_after=10)
             yield self._retriever
 
     def follow(self) -> None:
@@ -171,21 +174,20 @@ class LiveGallery:
             self._on_change(*self._known)
 
     @property
+    def is_fresh(self) -> bool:
+        """True if somebody has just looked whether the gallery changed."""
+        return time.monotonic() - self._looked < _FRESH_S
+
+    @property
     def known(self) -> tuple[int, int]:
         """Images and generation at the last look; waits for nobody.
 
         Raises:
-            Refusal: 503, the gallery could not be used then.
+            ApiError: 503, the gallery could not be used then.
         """
         if (trouble := self._trouble) is not None:
-            raise Refusal(503, str(trouble), reason="gallery", retry_after=10)
+            raise ApiError(503, str(trouble), reason="gallery", retry_after=10)
         return self._known
-
-    @property
-    def shown_roots(self) -> tuple[Path, ...]:
-        """The folders whose pictures are shown."""
-        with self.reading() as retriever:
-            return getattr(retriever.gallery, "shown", ())
 
     def close(self, *, save_caches: bool = False) -> None:
         """Let go of the gallery, perhaps after a last service to the next who opens it; no reader may be at work."""
@@ -199,15 +201,59 @@ class LiveGallery:
                 _log.warning("%s", error)
         gallery.close()
 
-    @property
-    def fingerprint(self) -> str:
-        """Of the encoder that the gallery must have been built with."""
-        return self._encoder.fingerprint
+    def add(self, image: NewImage, encoding: Encoding) -> int:
+        """Add an image, given by its file and its encoding; its id. Durable when the call returns.
+
+        Raises:
+            FingerprintMismatchError: the gallery has been built anew with another encoder.
+            ApiError: 409, the gallery has the picture already; 400, it has no features to compare.
+            GalleryLockedError: another process is writing to the gallery.
+        """
+        with opened_for_writing(self.folder) as writer:
+            if (built_with := writer.manifest.encoder).fingerprint != self._encoder.fingerprint:
+                raise FingerprintMismatchError(
+                    f"the gallery was built anew with {built_with.short_name}; start the server again"
+                )
+            path = stored_path(image.file, Path(writer.manifest.root))
+            snapshot = open_snapshot(self.folder, writer.manifest)
+            if (row := snapshot.places_by_path([path]).get(path)) is not None:
+                known = f"the gallery has this picture already, as image {snapshot.ids[row]}"
+                raise ApiError(409, known, reason="known")
+            new = writer.manifest.next_id
+
+            def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
+                for offer in offers:
+                    read_offer(offer)
+                    yield Encoded([offer], to_vectors(encoding, writer.manifest.spec), [])
+
+            report = ingest_offers(writer, [Offer(image.file, path, image.label, image.columns)], stream)
+            if not report.added:
+                reason = report.skipped[0].reason if report.skipped else "the gallery did not take it"
+                raise ApiError(400, f"the picture cannot be added: {reason}", reason="features")
+            finish(writer, report)
+        return new
+
+    def remove(self, image: int) -> bool:
+        """Remove an image, durably; False if somebody else did before.
+
+        Raises:
+            GalleryLockedError: another process is writing to the gallery.
+        """
+        with opened_for_writing(self.folder) as writer:
+            if image not in open_snapshot(self.folder, writer.manifest).ids:
+                return False
+            writer.remove([image])
+            writer.commit()
+            writer.merge_small()
+        return True
 
     def _is_current(self) -> bool:
         if self._trouble is not None and time.monotonic() - self._tried > _RETRY_S:
             return False
-        return self._seen is not None and self._stamp() == self._seen
+        is_current = self._seen is not None and self._stamp() == self._seen
+        if is_current:
+            self._looked = time.monotonic()
+        return is_current
 
     def _stamp(self) -> tuple[int, ...]:
         try:
@@ -217,17 +263,20 @@ class LiveGallery:
         return status.st_mtime_ns, status.st_ino, status.st_size
 
     def _moved(self) -> Retriever:
-        """The gallery at its newest generation, with everything read that readers would otherwise read on first use."""
+        """The gallery at its newest generation, read as far as the first reader needs it."""
         retriever = self._retriever
         if retriever is not None:
             before = retriever.gallery.manifest
             retriever.gallery.refresh()
-            if not _continues(before, retriever.gallery.manifest):
+            if _identity(before) != _identity(retriever.gallery.manifest):
                 self.close()
                 retriever = None
         if retriever is None:
             fenced = FencedGallery.open(self.folder, root=self._root)
-            self._require_same_encoder(fenced.manifest)
+            if (theirs := fenced.manifest.encoder).fingerprint != self._encoder.fingerprint:
+                other = f"the gallery was built anew with {theirs.short_name}, this server encodes with "
+                other += f"{self._encoder.short_name}; start the server again"
+                raise ApiError(503, other, reason="encoder", retry_after=60)
             is_named = self._root is not None or is_root_of_this_user(fenced.manifest)
             roots = (fenced.root if is_named else None, self._uploads)
             fenced.shown = tuple(folder.resolve() for folder in roots if folder is not None)
@@ -238,22 +287,7 @@ class LiveGallery:
             gallery.records(gallery.ids[:1])  # reads all columns
         return retriever
 
-    def _require_same_encoder(self, manifest: Manifest) -> None:
-        mine, theirs = self._encoder, manifest.encoder
-        if theirs.fingerprint != mine.fingerprint:
-            raise Refusal(
-                503,
-                f"the gallery was built anew with {theirs.short_name}, this server encodes with {mine.short_name}; "
-                "start the server again",
-                reason="encoder",
-                retry_after=60,
-            )
 
-
-def _continues(before: Manifest, after: Manifest) -> bool:
-    """Whether it is still the same gallery, added to, removed from and merged, so that an id means the same image."""
-    return (before.gallery_id, before.root, before.encoder.fingerprint) == (
-        after.gallery_id,
-        after.root,
-        after.encoder.fingerprint,
-    )
+def _identity(manifest: Manifest) -> tuple[str, str, str]:
+    """The same as long as an id of the gallery means the same image."""
+    return manifest.gallery_id, manifest.root, manifest.encoder.fingerprint

@@ -1,0 +1,95 @@
+"""Checks of a request's head that need no state: framing, host, origin, tokens, and the client's address."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Iterable, MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
+
+from .api_error import ApiError
+from .settings import Settings
+
+__all__ = ["COOKIE", "client_key", "cookie_of", "has_bearer", "is_own_name", "is_token", "require_access"]
+
+COOKIE = "distcam_reader"
+_OPEN_PATHS = {"/", "/favicon.ico", "/health", "/ready"}  # without a read token
+_MOST_HEADERS, _HEAD_BYTES = 100, 32 << 10
+
+
+def require_access(scope: MutableMapping[str, Any], headers: Headers, settings: Settings) -> None:
+    """Refuse a request by its head.
+
+    Raises:
+        ApiError: 400, its body ends at two places, or its host is not this server; 401, it lacks the read token;
+            403, another server's page sent it; 431, its head is larger than any browser's.
+    """
+    if len(headers.raw) > _MOST_HEADERS or sum(len(name) + len(value) for name, value in headers.raw) > _HEAD_BYTES:
+        raise ApiError(431, f"more than {_MOST_HEADERS} headers, or {_HEAD_BYTES:,} bytes of them", reason="head")
+    if "transfer-encoding" in headers and ("content-length" in headers or scope.get("http_version") == "1.0"):
+        raise ApiError(400, "Content-Length and Transfer-Encoding in one request", reason="framing")
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if not is_own_name(host, settings.allowed_hosts):
+        raise ApiError(400, "the Host header names another server; see --allow-host", reason="host")
+    is_other_page = origin is not None and origin.partition("://")[2].lower() != host.lower()
+    if is_other_page and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+        raise ApiError(403, "requests from pages of other servers are not answered", reason="origin")
+    is_open = scope["path"] in _OPEN_PATHS or scope["path"].startswith("/static/")
+    if settings.read_token is None or is_open or has_bearer(headers, settings.read_token, settings.token):
+        return
+    if not is_token(cookie_parser(headers.get("cookie", "")).get(COOKIE, ""), cookie_of(settings.read_token)):
+        raise ApiError(401, "this server asks for its read token: `Authorization: Bearer TOKEN`", reason="token")
+
+
+def is_token(given: str, expected: str) -> bool:
+    """Compare in constant time."""
+    return hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode())
+
+
+def has_bearer(headers: Headers, *tokens: str | None) -> bool:
+    """True if the Authorization header carries one of some tokens."""
+    kind, _, given = headers.get("authorization", "").partition(" ")
+    return kind.lower() == "bearer" and any(is_token(given.strip(), token) for token in tokens if token is not None)
+
+
+def cookie_of(token: str) -> str:
+    """Cookie in place of the read token: other servers of the same host are sent it too."""
+    return hmac.new(token.encode(), b"distcam reader", "sha256").hexdigest()
+
+
+def is_own_name(host: str, allowed: Iterable[str]) -> bool:
+    """True if a Host header may name this server.
+
+    An address or `localhost` always may; any other name only if it was allowed: with a name of his own that suddenly
+    means 127.0.0.1, a stranger's page would otherwise be let in (DNS rebinding).
+
+    >>> is_own_name("127.0.0.1:8000", ()), is_own_name("[::1]:8000", ()), is_own_name("evil.example", ())
+    (True, True, False)
+    """
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    name = name.strip("[]").lower()
+    if name == "localhost" or name in allowed:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def client_key(host: str) -> str:
+    """Key of one client: an IPv4 address, or the 64 bits of an IPv6 address that a provider gives out.
+
+    >>> client_key("192.0.2.7"), client_key("2001:db8::1:2")
+    ('192.0.2.7', '2001:db8::/64')
+    """
+    if ":" not in host:
+        return host
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        return host
+    return host if address.ipv4_mapped is not None else str(ipaddress.ip_network((address, 64), strict=False))

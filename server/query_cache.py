@@ -1,0 +1,85 @@
+"""Encodings of uploaded queries, cached so that their matches can be explained without another upload."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..encoders import Encoding
+from .api_error import ApiError
+
+__all__ = ["CachedQuery", "QueryCache"]
+
+
+@dataclass
+class CachedQuery:
+    """The encoding of an uploaded query (a batch of one), its width and height upright, and when it was last used."""
+
+    encoding: Encoding
+    size: tuple[int, int]
+    used: float
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the encoding, in bytes."""
+        return sum(part.nbytes for part in (self.encoding.feature_map, self.encoding.pooled, self.encoding.embedding))
+
+
+class QueryCache:
+    """Queries by unguessable tokens, bounded in bytes and in age; the least recently used leave first. Thread-safe.
+
+    Args:
+        max_bytes: of all encodings together; a single one that is larger is not kept.
+        max_age_s: since a query was last used.
+        clock: seconds; tests put their own in its place.
+    """
+
+    def __init__(self, *, max_bytes: int, max_age_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._queries: OrderedDict[str, CachedQuery] = OrderedDict()
+        self._lock = threading.Lock()
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._queries)
+
+    def put(self, encoding: Encoding, size: tuple[int, int]) -> str:
+        """Remember a query; its token. It is copied, so that the rest of its batch is let go."""
+        parts = (encoding.feature_map, encoding.pooled, encoding.embedding)
+        query = CachedQuery(Encoding(*(part.clone() for part in parts)), size, self._clock())
+        token = secrets.token_urlsafe(18)
+        with self._lock:
+            self._queries[token] = query
+            self.nbytes += query.nbytes
+            self._evict()
+        return token
+
+    def get(self, token: str) -> CachedQuery:
+        """The query of a token.
+
+        Raises:
+            ApiError: 410, it is not kept any more, or never was.
+        """
+        with self._lock:
+            self._evict()
+            if token not in self._queries:
+                raise ApiError(410, "this query is not kept any more; send the picture again", reason="token")
+            query = self._queries[token]
+            query.used = self._clock()
+            self._queries.move_to_end(token)
+            return query
+
+    def _evict(self) -> None:
+        oldest = self._clock() - self._max_age_s
+        while self._queries:
+            token, query = next(iter(self._queries.items()))
+            if self.nbytes <= self._max_bytes and query.used >= oldest:
+                return
+            del self._queries[token]
+            self.nbytes -= query.nbytes
