@@ -1,5 +1,3 @@
 """The one place where the version is written; it imports nothing, so that anything may import it."""
 
-__all__ = ["__version__"]
-
 __version__ = "0.2.0.dev0"

@@ -10,8 +10,6 @@ from contextvars import ContextVar
 
 from .errors import InputError
 
-__all__ = ["DeadlineError", "check_deadline", "finish_by"]
-
 _end: ContextVar[float] = ContextVar("distcam_deadline", default=math.inf)
 
 
@@ -30,10 +28,6 @@ def finish_by(end: float) -> Iterator[None]:
 
 
 def check_deadline() -> None:
-    """Give up if there is no time left; without a deadline there always is.
-
-    Raises:
-        DeadlineError: the time is over.
-    """
+    """Give up if there is no time left; without a deadline there always is."""
     if time.monotonic() > _end.get():
         raise DeadlineError("this would take too long; ask for less, such as a shorter filter")

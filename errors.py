@@ -8,26 +8,6 @@ from __future__ import annotations
 
 import errno
 
-__all__ = [
-    "CorruptGalleryError",
-    "DistcamError",
-    "FingerprintMismatchError",
-    "GalleryError",
-    "GalleryExistsError",
-    "GalleryLockedError",
-    "ImageError",
-    "InputError",
-    "MissingExtraError",
-    "NotAGalleryError",
-    "ShapeError",
-    "TooFewVectorsError",
-    "TooManyFilesError",
-    "UnknownEncoderError",
-    "WeightsError",
-    "is_out_of_descriptors",
-    "too_many_files",
-]
-
 
 class DistcamError(Exception):
     """Root of everything distcam raises on purpose."""

@@ -63,9 +63,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     If the block fails, what was written is removed and `path` is as it was. The path is different in every call, so
     that two processes never write to the same file. The folder of `path` is made if it is not there.
-
-    Raises:
-        OSError: the file system refuses, a full disk for instance; the error names `path`.
     """
     target = Path(path)
     aside = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(4)}.partial{target.suffix}")
@@ -83,11 +80,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write a text file whole, in UTF-8, its line ends as they are; what UTF-8 cannot hold gets backslashes.
-
-    Raises:
-        OSError: the file system refuses; the error names `path`.
-    """
+    """Write a text file whole, in UTF-8, its line ends as they are; what UTF-8 cannot hold gets backslashes."""
     with replacing(path) as aside:
         aside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
     return Path(path)
@@ -189,9 +182,6 @@ class Storage:
         """The path to write to; on leaving without an exception it becomes `target`, durably.
 
         An exception removes what was written, so a full disk leaves nothing behind.
-
-        Raises:
-            GalleryError: the file system refuses.
         """
         aside = target.with_name(target.name + ASIDE_SUFFIX)
         try:
@@ -340,23 +330,13 @@ def say_after_commit(message: str) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's contents, as 64 hexadecimal digits.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CorruptGalleryError: it cannot be read.
-    """
+    """The SHA-256 of a file's contents, as 64 hexadecimal digits."""
     with _reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_file(path: Path) -> bytes:
-    """The contents of a small file of a gallery.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CorruptGalleryError: it cannot be read.
-    """
+    """The contents of a small file of a gallery."""
     with _reading(path):
         return path.read_bytes()
 

@@ -14,8 +14,6 @@ import weakref
 from collections.abc import Callable
 from types import TracebackType
 
-__all__ = ["ForkSafeLock", "in_every_child", "make_forks_safe"]
-
 _handlers: list[weakref.WeakMethod[Callable[[], None]]] = []
 _is_registered = False
 _has_threads = False

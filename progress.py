@@ -5,7 +5,5 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-__all__ = ["Progress"]
-
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the number of things done and the number in all."""

@@ -11,8 +11,6 @@ from typing import Self
 
 from .errors import InputError
 
-__all__ = ["DistcamWarning", "Skipped", "counted", "refusing", "remark"]
-
 
 class DistcamWarning(UserWarning):
     """Something was left out, ignored or assumed; the message says what, how much of it, and gives an example.
@@ -29,9 +27,6 @@ def remark(message: str, *, strict: bool = False, stacklevel: int = 3) -> None:
         message: what was left out, ignored or assumed; how much of it; one example.
         strict: raise instead.
         stacklevel: as in `warnings.warn`; 3 names the line that called the caller.
-
-    Raises:
-        InputError: with `strict`, the message.
     """
     if strict:
         raise InputError(message)
@@ -40,11 +35,7 @@ def remark(message: str, *, strict: bool = False, stacklevel: int = 3) -> None:
 
 @contextmanager
 def refusing(remedy: str = "") -> Iterator[None]:
-    """Inside, the first remark is an error; for one thread at a time, as `warnings.catch_warnings`.
-
-    Raises:
-        InputError: the remark's message, and `remedy` behind it.
-    """
+    """Inside, the first remark is an error; for one thread at a time, as `warnings.catch_warnings`."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", DistcamWarning)
         try:

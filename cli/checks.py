@@ -12,11 +12,7 @@ _NAMES = ("imagenet", "random", "default")  # of weights that are in no file
 
 
 def require_encoder(name: str, weights: str | None, layer: str | None = None) -> None:
-    """Refuse `--encoder` and `--weights` that can mean no encoder.
-
-    Raises:
-        InputError: a checkpoint or a file of weights that is not there, weights beside a checkpoint, or none without.
-    """
+    """Refuse `--encoder` and `--weights` that can mean no encoder."""
     if name.endswith(".safetensors"):
         if weights is not None or layer is not None:
             raise InputError(

@@ -71,11 +71,7 @@ def running_words() -> str:
 
 
 def refuse_beside(option: str) -> None:
-    """Refuse other options typed beside one that is answered before any other is looked at.
-
-    Raises:
-        InputError: names them as they were typed.
-    """
+    """Refuse other options typed beside one that is answered before any other is looked at."""
     others = dict.fromkeys(word.partition("=")[0] for word in _TYPED.get() if word.startswith("-") and word != option)
     _refuse(list(others), f"with {option}")
 
@@ -87,9 +83,6 @@ def refuse_unused(branch: str, *options: str, remedy: str = "") -> None:
         branch: what does not use them, after "is not used": "without --explain", "by a segmentation network".
         options: the parameters' names, such as `image_size`.
         remedy: what to do; by default to leave them out.
-
-    Raises:
-        InputError: names the options as they were typed.
     """
     context = _RUNNING.get()
     if context is None:  # called from Python

@@ -50,11 +50,7 @@ def class_names(path: Path) -> list[str]:
 def option_values(
     given: Sequence[str], methods: Sequence[str], *, defaults: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """For each method the options that it takes of those that were given as `name=value`.
-
-    Raises:
-        InputError: no `=`, or none of the methods takes the option.
-    """
+    """For each method the options that it takes of those that were given as `name=value`."""
     from ..explain import METHODS
 
     taken = {method: {k: v for k, v in defaults.items() if k in METHODS[method].options} for method in methods}

@@ -41,11 +41,7 @@ def shipped() -> dict[str, Shipped]:
 
 
 def find_recipe(given: Path) -> Path:
-    """The file that is meant: one that is there, or the recipe of that name that comes with distcam.
-
-    Raises:
-        InputError: neither, or another command's recipe.
-    """
+    """The file that is meant: one that is there, or the recipe of that name that comes with distcam."""
     if given.is_file():
         return given
     recipes, words = shipped(), running_words()

@@ -16,8 +16,6 @@ import numpy as np
 from ..errors import InputError
 from .layouts import DatasetRecord, Layout, lines_of, whole_number
 
-__all__ = ["CARS"]
-
 _Car = tuple[str, int, str]  # path, number of the class, its name
 
 

@@ -9,8 +9,6 @@ from .archives.arrays import data_of_arrays, first_that_exists, read_pickled_ima
 from .class_folders import data_of_classes, read_class_lists
 from .few_shot import FewShotData
 
-__all__ = ["cifar_fs"]
-
 STEMS = {"base": "train", "val": "val", "novel": "test"}
 
 

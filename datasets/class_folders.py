@@ -16,8 +16,6 @@ from ..remarks import remark
 from .few_shot import PARTS, FewShotData, data_of_files
 from .layouts import lines_of
 
-__all__ = ["class_folders", "folder", "part_of", "read_class_lists"]
-
 _ALIASES = {"base": "base", "train": "base", "val": "val", "valid": "val", "validation": "val"} | {
     "novel": "novel",
     "test": "novel",
@@ -37,9 +35,6 @@ def folder(root: Path, split: str | None = None) -> FewShotData:
         split: the name of one split, whose images alone become the novel part; or a table (CSV) with the columns
             `class,part` or `path,part`, or JSON `{"base": [classes], …}`; relative to the current folder or else to
             `root`. Parts are base, val, novel, or train, val, test. What it does not name is left out.
-
-    Raises:
-        InputError: no image has a class, or there is no such split.
     """
     listing = list_images(root)
     records = [record for record in listing if record.label is not None]

@@ -16,8 +16,6 @@ from .few_shot import FewShotData, Split
 from .layouts import DatasetRecord, Layout, fields_of, whole_number
 from .mini_imagenet import mini_imagenet
 
-__all__ = ["CUB", "CUB_SPLITS", "cub", "mini_to_cub"]
-
 CUB_SPLITS = {
     "chen": "100/50/50 by rule: of the sorted folders every second is base, the others val and novel in turn",
     "hilliard": "100/50/50, lists splits/hilliard/{train,val,test}.json beside the images",
@@ -57,9 +55,6 @@ def cub(root: Path, split: str | None = None) -> FewShotData:
     Args:
         root: CUB_200_2011, or its folder `images`.
         split: a key of `CUB_SPLITS`, or a folder with the class lists train.json, val.json and test.json.
-
-    Raises:
-        InputError: no split, an unknown one, or folders that are not its 200 classes.
     """
     if split is None or (split not in CUB_SPLITS and not Path(split).is_dir()):
         known = "; ".join(f"cub:{name} ({rule})" for name, rule in CUB_SPLITS.items())

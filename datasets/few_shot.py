@@ -28,8 +28,6 @@ if TYPE_CHECKING:  # lists of images are read without torch
 
     from ..images import Transform
 
-__all__ = ["PARTS", "ArrayImages", "FewShotData", "FileImages", "Images", "Split", "data_of_files", "readable"]
-
 PARTS = ("base", "val", "novel")
 
 Names = NDArray[np.str_]
@@ -227,11 +225,7 @@ class FewShotData:
 
 
 def readable(data: FewShotData, *, progress: Progress | None = None) -> tuple[FewShotData, tuple[Skipped, ...]]:
-    """The data set without the image files that cannot be read, and these; every file is decoded once.
-
-    Raises:
-        InputError: the data set prescribes episodes, which need all of them; or nothing is left.
-    """
+    """The data set without the image files that cannot be read, and these; every file is decoded once."""
     parts: dict[str, Split] = {}
     skipped: list[Skipped] = []
     for part, split in data.parts.items():

@@ -13,8 +13,6 @@ from ..images.listing import ImageRecord, quiet_listing
 from ..images.splits import flags_of, overlooked_column, split_column, split_name, split_of_row
 from .layouts import DatasetRecord, Role
 
-__all__ = ["Found", "read_folders", "read_table"]
-
 _ROLES: dict[str, Role] = {"query": "query", "gallery": "gallery"}
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from ..errors import InputError
 from .layouts import DatasetRecord, Layout, fields_of
 
-__all__ = ["INSHOP"]
-
 
 def _read(root: Path) -> tuple[DatasetRecord, ...]:
     file = next(file for place in ("Eval", "Anno", ".") if (file := root / place / "list_eval_partition.txt").exists())

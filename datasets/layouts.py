@@ -9,8 +9,6 @@ from typing import Literal, NamedTuple
 
 from ..errors import InputError
 
-__all__ = ["DatasetRecord", "Layout", "Role", "fields_of", "lines_of", "whole_number"]
-
 Role = Literal["query", "gallery", "both"]
 
 

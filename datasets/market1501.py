@@ -19,8 +19,6 @@ from ..images import IMAGE_SUFFIXES
 from ..remarks import remark
 from .reid_records import FormatName, Protocol, ReidData, ReidImage, Role
 
-__all__ = ["FileName", "parse_name", "read_cuhk03", "read_market", "read_veri", "shows_people"]
-
 _NAME = re.compile(r"(-?\d+)_c(\d+)(?:s(\d+))?(?:_f?(\d+))?(?:_(\d+))?[^/]*")
 _ROLES: dict[FormatName, dict[str, Role]] = {
     "market": {

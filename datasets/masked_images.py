@@ -21,18 +21,6 @@ from ..images.tables import rows_of, text_of
 if TYPE_CHECKING:
     from ..synthetic.scene_set import SceneSet
 
-__all__ = [
-    "CAMVID_CLASSES",
-    "VOC_CLASSES",
-    "Entry",
-    "in_camvid",
-    "in_folder",
-    "in_scenes",
-    "in_table",
-    "in_voc",
-    "read_names",
-]
-
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"),
     *("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),

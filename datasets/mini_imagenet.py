@@ -11,8 +11,6 @@ from .archives.restricted_pickle import array_of, read_pickle
 from .class_folders import class_folders, data_of_classes, read_class_lists
 from .few_shot import FewShotData, data_of_files
 
-__all__ = ["MINI_SPLITS", "mini_imagenet", "tiered_imagenet"]
-
 MINI_SPLITS = {
     "ravi": "64/16/20, the usual one (Ravi & Larochelle)",
     "vinyals": "64/16/20, the older one with other classes",

@@ -21,8 +21,6 @@ from .archives.zips import Npz, open_zip, read_member
 from .episodes import EpisodeManifest
 from .few_shot import ArrayImages, FewShotData, Split
 
-__all__ = ["OMNIGLOT_SPLITS", "omniglot"]
-
 OMNIGLOT_SPLITS = {
     "vinyals": "1,028/172/423 characters, four rotations of each as classes of their own",
     "vinyals-trainval": "base is train and val together, 1,200 characters; the same 423 novel ones",

@@ -20,8 +20,6 @@ from .omniglot import omniglot
 from .reid_lists import read_csv, read_folder, read_msmt17, read_vehicleid
 from .reid_records import FormatName, ReidData
 
-__all__ = ["DATA_SETS", "open_data", "read_data"]
-
 DATA_SETS: dict[str, Callable[[Path, str | None], FewShotData]] = {
     "omniglot": omniglot,
     "miniimagenet": mini_imagenet,

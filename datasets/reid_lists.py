@@ -19,8 +19,6 @@ from ..remarks import remark
 from .layouts import lines_of
 from .reid_records import FormatName, Identity, Protocol, ReidData, ReidImage, Role
 
-__all__ = ["read_csv", "read_folder", "read_msmt17", "read_vehicleid"]
-
 _MSMT17 = {"train images": 32_621, "train identities": 1_041, "query images": 11_659, "gallery images": 82_161}
 _MSMT17_FOLDERS = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2")}
 _MSMT17_LISTS: dict[str, tuple[Role, int]] = {

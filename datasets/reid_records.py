@@ -9,8 +9,6 @@ from typing import Any, Literal, get_args
 
 from ..errors import InputError
 
-__all__ = ["FormatName", "Identity", "Protocol", "ReidData", "ReidImage", "Role"]
-
 SameCamera = Literal["drop_matches", "drop_all", "keep"]
 DistractorPolicy = Literal["wrong", "ignore"]
 NoMatch = Literal["skip", "zero", "refuse"]

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from .layouts import DatasetRecord, Layout, fields_of
 
-__all__ = ["SOP"]
-
 
 def _read(root: Path) -> tuple[DatasetRecord, ...]:
     columns = ("image_id", "class_id", "super_class_id", "path")

@@ -23,8 +23,6 @@ from ..errors import InputError
 from ..files import replacing
 from ..images.masks import VOID, Mask
 
-__all__ = ["VocFolder", "overlay_mask", "palette", "palette_image"]
-
 
 def palette() -> list[int]:
     """VOC's 256 colours as 768 numbers: the bits of a class's number spread over red, green and blue.

@@ -22,8 +22,6 @@ from .._version import __version__
 from ..errors import InputError, WeightsError
 from ..files import is_file, replacing
 
-__all__ = ["built_from_header", "read_checkpoint", "write_checkpoint"]
-
 _KEY = "distcam"
 _FORMAT = 1
 _TYPES: Mapping[str, tuple[type, ...]] = {  # of what headers hold at their top, where they hold it

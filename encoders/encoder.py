@@ -37,8 +37,6 @@ from .weights.reading import (
 )
 from .weights.wrapping import find_layer, require_usable, unwrapped
 
-__all__ = ["Encoder", "evaluating"]
-
 T = TypeVar("T")
 _Colours = Mapping[str, Any]  # mean and std
 

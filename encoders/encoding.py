@@ -12,8 +12,6 @@ from torch import Tensor
 
 from ..errors import InputError, ShapeError
 
-__all__ = ["Encoding"]
-
 
 @dataclass(frozen=True, eq=False)
 class Encoding:

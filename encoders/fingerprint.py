@@ -12,8 +12,6 @@ from torch import Tensor
 
 from .weights.wrapping import plain_name
 
-__all__ = ["FingerprintCache", "canonical_json", "fingerprint"]
-
 
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value: sorted keys, no spaces, no NaN."""

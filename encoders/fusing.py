@@ -10,8 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-__all__ = ["fuse_batch_norms"]
-
 
 def fuse_batch_norms(network: nn.Module, probe: Float[Tensor, "b 3 h w"]) -> nn.Module:
     """A copy of a network in evaluation mode in which convolutions have absorbed the batch norms that follow them.

@@ -16,19 +16,6 @@ from torch import Tensor, nn
 
 from ..errors import InputError, ShapeError
 
-__all__ = [
-    "Affine",
-    "BNNeck",
-    "Head",
-    "Identity",
-    "Linear",
-    "Sequential",
-    "affine_of",
-    "described",
-    "head_from_dict",
-    "width_behind",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class Affine:

@@ -29,8 +29,6 @@ from .encoding import Encoding
 from .fusing import fuse_batch_norms
 from .weights.wrapping import unwrapped
 
-__all__ = ["Batch", "Failure", "ImageSource", "Inference", "has_fast_bfloat16", "resolved_precision", "whole_encoder"]
-
 T = TypeVar("T")
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
 

@@ -16,16 +16,6 @@ from torch import Tensor, nn
 from ..errors import InputError, ShapeError
 from .weights.wrapping import eagerly
 
-__all__ = [
-    "Tap",
-    "as_feature_map",
-    "closest",
-    "cut",
-    "require_feature_map",
-    "require_layer",
-    "returned_by",
-]
-
 
 class Tap(nn.Module):
     """A network read out at one of its layers: the layer's output as a feature map.
@@ -166,9 +156,6 @@ def as_feature_map(output: Any, size: tuple[int, int], *, origin: str) -> Float[
         output: what the layer returned.
         size: height and width of the image that went in.
         origin: how an error message calls the layer.
-
-    Raises:
-        ShapeError: the output is no map, or it could be read in two ways.
     """
     if not isinstance(output, Tensor):
         raise ShapeError(f"{origin} returns a {type(output).__name__}, expected one tensor; name an inner layer")

@@ -7,8 +7,6 @@ from pathlib import Path
 from ..errors import InputError
 from ..files import is_file
 
-__all__ = ["CHECKPOINT_SUFFIX", "OWN_ARCHITECTURES", "needs_weights", "refuse_weight_file"]
-
 CHECKPOINT_SUFFIX = ".safetensors"
 OWN_ARCHITECTURES = ("conv4", "resnet12", "resnet38", "wrn28_10")
 """Built here, beside torchvision's; there are no weights of them to download."""

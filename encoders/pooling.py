@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
-__all__ = ["GAP", "GeM", "Pooling", "pooling_from"]
-
 
 class Pooling(nn.Module):
     """Any pooling over rows and columns; derive from it for one of your own."""

@@ -28,17 +28,6 @@ from .encoder import Encoder
 from .encoding import Encoding
 from .pooling import GAP, GeM, Pooling
 
-__all__ = [
-    "MaskPooling",
-    "Region",
-    "coverage",
-    "pool_region",
-    "pooled_under",
-    "region_mask",
-    "region_weights",
-    "weights_of",
-]
-
 Region = Box | NDArray[np.bool_]
 
 
@@ -52,10 +41,6 @@ def coverage(
         size: (width, height) of the image.
         view: the rectangle of the image that the network saw, `Transform.view(*size)`.
         shape: rows and columns of the feature map.
-
-    Raises:
-        ShapeError: a mask that is not of the image's size.
-        InputError: the region is empty, or lies outside what the network saw.
 
     >>> coverage(Box(0, 0, 3, 2), size=(4, 4), view=Box(0, 0, 4, 4), shape=(2, 2))
     tensor([[1.0000, 0.5000],
@@ -113,9 +98,6 @@ def pool_region(
     """The pooled vector of a region: mean or generalised mean over the positions, each with its weight (mean 1).
 
     The weights are one region's for all images, (h, w), or (b, h, w).
-
-    Raises:
-        InputError: a pooling of which no weighted version is known.
 
     >>> pool_region(torch.tensor([[[[1.0, 5.0]]]]), torch.tensor([[0.0, 2.0]]), pooling=GAP())
     tensor([[5.]])

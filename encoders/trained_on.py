@@ -16,8 +16,6 @@ from ..remarks import remark
 if TYPE_CHECKING:  # what reads checkpoints imports torch, which comparing records does without
     from torch import Tensor
 
-__all__ = ["DIGESTS", "Overlap", "TrainedOn", "say_overlap"]
-
 DIGESTS = "trained_on.digests"  # a tensor of a checkpoint's file that is no weight
 
 LIMIT = 1 << 20  # digests that a checkpoint keeps: 8 MB

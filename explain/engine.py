@@ -28,8 +28,6 @@ from .methods.lift_cam import lift_weights
 from .methods.perturbation import ablation_weights, score_weights
 from .targets import Similarity, Target, vector_of
 
-__all__ = ["METHODS", "ActivationMaps", "explain_image", "method_name"]
-
 SEGMENTATION_NAMES = {"seghirescam": "hirescam", "seghiresgradcam": "hirescam"}
 ENCODERS_LAYER = "backbone"
 

@@ -13,8 +13,6 @@ from ..encoders.pooling import GAP, GeM, Pooling
 from ..encoders.regions import pool_region
 from ..errors import InputError
 
-__all__ = ["Response", "fold"]
-
 
 @dataclass(frozen=True, eq=False)
 class Response:

@@ -22,8 +22,6 @@ from ..errors import InputError, ShapeError
 from .inputs import at_least_float32, refuse_non_finite
 from .targets import Score, Target
 
-__all__ = ["LayerRun", "LayerView", "capture", "jacobian", "undisturbed"]
-
 AT_ONCE = 32  # how many scores are differentiated together: memory grows with it
 UNRELATED = "the score does not depend on the layer; choose one that leads to the output"
 

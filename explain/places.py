@@ -17,18 +17,6 @@ from ..images.transform import Transform
 from ..metrics.components import components, finite_array
 from ..remarks import remark
 
-__all__ = [
-    "box_from_map",
-    "box_in_input",
-    "boxes_from_maps",
-    "mask_in_input",
-    "point_in_input",
-    "position_of",
-    "project",
-    "sample_mask",
-    "visible_box",
-]
-
 
 def point_in_input(point: tuple[float, float], transform: Transform, size: tuple[int, int]) -> tuple[int, int]:
     """The (row, column) of the network's input in which a point (x, y) of an image of `size` (width, height) lies.
@@ -48,11 +36,7 @@ def point_in_input(point: tuple[float, float], transform: Transform, size: tuple
 
 
 def position_of(point: tuple[float | int, float | int], view: Box, shape: tuple[int, ...]) -> tuple[int, int]:
-    """The position (row, column) of a map over `view` that a point (x, y) of the image lies in.
-
-    Raises:
-        InputError: it lies outside.
-    """
+    """The position (row, column) of a map over `view` that a point (x, y) of the image lies in."""
     x, y = point
     if not view.contains(x, y):
         seen = tuple(round(edge, 1) for edge in view)
@@ -66,9 +50,6 @@ def visible_box(box: Box, size: tuple[int, int], *, is_said: bool = True) -> Box
     """The part of a box that lies on an image of `size` (width, height), in its pixels; says if that is not all of it.
 
     `is_said=False` is for servers, where everyone's boxes would fill the log.
-
-    Raises:
-        InputError: the box is empty or outside, or is given in shares of the sides.
     """
     width, height = size
     if min(box) >= 0 and max(box) <= 1 < min(size):

@@ -17,8 +17,6 @@ from ..images.geometry import Box
 from ..metrics.components import largest_component
 from .inputs import METRICS, Metric, refuse_non_finite
 
-__all__ = ["ClassScore", "ComponentAt", "PixelScore", "Score", "Similarity", "Target"]
-
 NamedPixels = Literal["all", "predicted", "component"]
 
 

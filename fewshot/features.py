@@ -36,10 +36,6 @@ def cached_features(
     """The features in `file` if they are of this encoder and hold the split's items; else they are made and written.
 
     A file that `distcam encode` wrote serves as well, if its paths are the split's names.
-
-    Raises:
-        FingerprintMismatchError: the file is of another encoder.
-        InputError: it lacks items, or labels them otherwise, or the encoder cannot be evaluated.
     """
     path = Path(file)
     if overwrite or not path.exists():
@@ -77,11 +73,6 @@ def encode_split(
 
     The file appears when it is whole. An image that cannot be read is left out with a remark, and is in
     `Encodings.skipped`: episodes have to be drawn from the others, see `Split.without`. With `strict` it ends the work.
-
-    Raises:
-        InputError: the encoder is in training mode, its batch norms use the batch's statistics, or a feature is not
-            finite.
-        ImageError: no image can be used; or, with `strict`, the first that cannot.
     """
     check_evaluation_mode(encoder)
     path, settings = Path(out), settings or InferenceSettings()

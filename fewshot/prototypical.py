@@ -46,9 +46,6 @@ def training_episodes(
     """A sampler whose batches are episodes, way after way, a way's support before its queries.
 
     What an epoch holds follows from (seed, epoch) alone.
-
-    Raises:
-        InputError: fewer classes than ways, or a class with fewer images than an episode needs of it.
     """
     order, counts = np.argsort(labels, kind="stable"), np.bincount(labels)
     members = np.split(order, np.cumsum(counts)[:-1])

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ..datasets import Split
     from ..encoders import Encoder, Inference
 
-__all__ = ["Explainer", "Failure", "worst_failures", "write_report"]
-
 N_PAIRS, N_EXAMPLES, MOST_CLASSES, MOST_SUPPORTS = 15, 12, 40, 5
 THUMBNAIL = 192  # longest side in pixels of an image in the report
 

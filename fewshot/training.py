@@ -143,9 +143,6 @@ class FewShotRecipe(Recipe):
         """The data set that `[data]` names; folders are relative to the recipe's, or to $DISTCAM_DATA.
 
         The table of `folder:TABLE@DIR` may lie beside the recipe.
-
-        Raises:
-            InputError: it names none, or the variable is not set.
         """
         spec, base = self.data.source(self.folder)
         name, at, folders = spec.rpartition("@")

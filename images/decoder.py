@@ -20,8 +20,6 @@ from ..errors import ImageError
 from .fitting import Fitting
 from .loading import image_size, read_image
 
-__all__ = ["ANSWER", "DONE", "MEMORY", "REQUEST", "TOO_LARGE", "UNUSABLE", "main"]
-
 REQUEST: Final = struct.Struct(">QQQd")
 ANSWER: Final = struct.Struct(">BIIQ")
 DONE, TOO_LARGE, UNUSABLE, MEMORY = range(4)

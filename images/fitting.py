@@ -15,8 +15,6 @@ from ..errors import InputError
 from .geometry import Box
 from .loading import as_rgb
 
-__all__ = ["DEFAULT_FIT", "Fitting"]
-
 DEFAULT_FIT: Literal["pad"] = "pad"  # the one default of every command; `benchmarks/fits.py` measures it
 _CHOICES = {
     "fit": ("crop", "squash", "pad"),
@@ -182,11 +180,7 @@ class Fitting:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The transform that `to_dict` described; missing keys take their defaults.
-
-        Raises:
-            InputError: a key is unknown (the nearest one is named) or a value is out of range.
-        """
+        """The transform that `to_dict` described; missing keys take their defaults."""
         known = [field.name for field in fields(cls)]
         for key in values:
             if key not in known:

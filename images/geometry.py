@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Box"]
-
 
 class Box(NamedTuple):
     """A rectangle given by its pixel edges: x grows to the right, y downwards, right and bottom are exclusive.

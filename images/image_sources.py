@@ -14,8 +14,6 @@ from .joining import spelled
 from .loading import IMAGE_SUFFIXES
 from .tables import TABLE_SUFFIXES, TableFormat, remark_on_left_out, rows_of
 
-__all__ = ["FileSource", "FolderSource", "ImageRecord", "Source", "TableSource", "printable", "source_of"]
-
 _NO_COLUMNS: Mapping[str, str] = {}  # one for all records; not a MappingProxyType, which cannot be pickled
 _WILDCARDS = frozenset("*?[")
 Report = Callable[[str, str], None]  # path, reason

@@ -18,8 +18,6 @@ from unicodedata import normalize
 from ..errors import InputError
 from ..remarks import remark
 
-__all__ = ["Fit", "Join", "Names", "beside", "likely_cause", "near_file", "plain", "spelled"]
-
 V = TypeVar("V")
 _SAMPLE = 500  # images without a counterpart that are looked at for likely causes
 

@@ -15,18 +15,6 @@ from ..remarks import remark
 from .joining import near_file
 from .tables import LABEL_NAMES, header_of, look_alike
 
-__all__ = [
-    "BOX_COLUMNS",
-    "Tally",
-    "box_columns",
-    "is_placeholder",
-    "remark_on_placeholders",
-    "remark_on_twins",
-    "require_labels",
-    "twins",
-    "uncut_boxes",
-]
-
 # fmt: off
 _PLACEHOLDERS = frozenset({
     "unknown", "unk", "unkn", "nan", "none", "null", "nil", "na", "n/a", "#n/a", "nat", "undefined", "undetermined",

@@ -11,8 +11,6 @@ from pathlib import Path
 from .loading import IMAGE_SUFFIXES
 from .splits import SPLIT_COLUMN, SplitName, split_name
 
-__all__ = ["SplitFolders", "find_split_folders"]
-
 _FOLD = re.compile(r"(k|cv)?folds?[ _-]?\d+", re.IGNORECASE)
 _WRAPPERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "data", "dataset"})
 _DEPTH = 3  # folders above those of the splits, at most

@@ -13,17 +13,6 @@ from typing import Literal
 
 from ..errors import InputError
 
-__all__ = [
-    "SPLIT_COLUMN",
-    "SplitName",
-    "flag",
-    "flags_of",
-    "overlooked_column",
-    "split_column",
-    "split_name",
-    "split_of_row",
-]
-
 SplitName = Literal["train", "val", "test", "query", "gallery"]
 SPLIT_COLUMN = "split"  # what the folder says is listed under this name
 _ALIASES: dict[str, SplitName] = {

@@ -19,18 +19,6 @@ from typing import IO, NamedTuple
 from ..errors import InputError
 from ..remarks import remark
 
-__all__ = [
-    "LABEL_NAMES",
-    "PATH_NAMES",
-    "TABLE_SUFFIXES",
-    "TableFormat",
-    "header_of",
-    "look_alike",
-    "remark_on_left_out",
-    "rows_of",
-    "text_of",
-]
-
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 PATH_NAMES = (
     *("path", "paths", "filename", "file", "filepath", "image", "images", "imagepath", "imagename", "imagefile"),
@@ -110,9 +98,6 @@ def rows_of(
         once: the key of a row, if a table may hold each only once.
         left_out: takes what is wrong with each line that is left out, by its number; then nothing is remarked on.
         strict: refuse what would be remarked on.
-
-    Raises:
-        InputError: the table cannot be read, lacks a column, or has no usable line among those that are not blank.
     """
     if form is None:
         form = TableFormat.of(table)

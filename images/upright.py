@@ -10,8 +10,6 @@ from PIL import Image
 
 from ..errors import ImageError
 
-__all__ = ["as_rgb", "bare", "stored_orientation"]
-
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

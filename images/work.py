@@ -19,8 +19,6 @@ from typing import BinaryIO, Final
 from ..errors import ImageError
 from .work_boxes import require_bounded_avif, require_bounded_jpeg2000
 
-__all__ = ["MAX_SCANS", "gif_size", "require_bounded", "tiff_kind", "without_text"]
-
 MAX_SCANS: Final = 100  # of a JPEG; encoders write 1 to about 14
 _MAX_SEGMENTS = 2_000  # of a JPEG; one of 64 KiB each, they make 125 MiB of metadata
 _MAX_JUNK = 65_536  # bytes of a JPEG that belong to nothing
@@ -51,11 +49,7 @@ _SAMPLE_FORMATS = {
 
 
 def require_bounded(format_name: str, stream: BinaryIO, name: str) -> None:
-    """Make sure that decoding a file takes time and memory in proportion to its pixels; the stream is left anywhere.
-
-    Raises:
-        ImageError: it would not; or the headers are damaged, in a way that the format's decoder would not mend.
-    """
+    """Make sure that decoding a file takes time and memory in proportion to its pixels; the stream is left anywhere."""
     check = _CHECKS.get(format_name)
     if check is not None:
         stream.seek(0)
@@ -189,11 +183,7 @@ def _is_short(kind: bytes, payload: bytes) -> bool:
 
 
 def gif_size(stream: BinaryIO, name: str) -> tuple[int, int]:
-    """Width and height of a GIF's canvas, enlarged to hold the first frame; Pillow does the same, but warns.
-
-    Raises:
-        ImageError: more comes before the first frame than any GIF needs; Pillow's time grows with its square.
-    """
+    """Width and height of a GIF's canvas, enlarged to hold the first frame; Pillow does the same, but warns."""
     stream.seek(0)
     header = stream.read(13).ljust(13, b"\0")
     width, height = struct.unpack_from("<HH", header, 6)

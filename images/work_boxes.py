@@ -10,8 +10,6 @@ from typing import BinaryIO
 
 from ..errors import ImageError
 
-__all__ = ["require_bounded_avif", "require_bounded_jpeg2000"]
-
 _MAX_PACKETS = 4_000_000  # of a JPEG 2000: tiles × components × resolutions × precincts × layers
 _MAX_TILE_PARTS = 65_536
 _MAX_FRAMES = 32  # of one coded item of an AVIF; one is shown, layered ones hold up to four

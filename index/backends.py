@@ -37,11 +37,7 @@ def require_rows_in_folder(folder: Path, manifest: Manifest, remedy: str) -> Non
 
 
 def backend_entry(address: str | None, old: Manifest | None) -> BackendEntry | None:
-    """The manifest's entry for a new gallery; building anew at the same place takes the old rows' place.
-
-    Raises:
-        InputError: the address is none.
-    """
+    """The manifest's entry for a new gallery; building anew at the same place takes the old rows' place."""
     if address is None:
         return None
     from .milvus.connection import Address

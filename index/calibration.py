@@ -21,8 +21,6 @@ from .rejection import NearestOfBothKinds
 from .search import Ids, SearchSpec, Vectors, check_vectors, comparable, distances_to
 from .storage.snapshot import Snapshot
 
-__all__ = ["Probes", "nearest_of_both_kinds", "own_probes", "probes_of"]
-
 Codes = NDArray[np.int64]
 _BLOCK_BYTES = 16 << 20
 

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from ..errors import InputError, ShapeError
 from .storage.hdf5 import FlatFile, pack_strings, write_arrays
 
-__all__ = ["PrototypeStore", "unit_rows"]
-
 Floats = NDArray[np.float32]
 Sums = NDArray[np.float64]
 

@@ -61,11 +61,6 @@ class GalleryReader:
             path: the gallery's folder.
             root: where the images lie now, if they were moved.
             verify: compare every file's checksum; `"auto"` does so up to 1 GiB.
-
-        Raises:
-            InputError: `root` is no folder.
-            NotAGalleryError: there is no gallery.
-            CorruptGalleryError: a file is missing, damaged, or holds what no gallery may hold.
         """
         if root is not None and not os.path.isdir(root):  # noqa: PTH112 - never raises
             raise InputError(f"root {os.fspath(root)!r} is no folder; expected the one that the images now lie in")
@@ -206,12 +201,7 @@ class GalleryReader:
     # --- Its encoder --------------------------------------------------------------------------------------------------
 
     def check_encoder(self, encoder: Encoder) -> None:
-        """Make sure that vectors of this encoder can be compared with the gallery's.
-
-        Raises:
-            FingerprintMismatchError: they cannot; the message names both.
-            InputError: it is no encoder.
-        """
+        """Make sure that vectors of this encoder can be compared with the gallery's."""
         from ..encoders.inference import whole_encoder
 
         mine = self.manifest.encoder
@@ -230,11 +220,7 @@ class GalleryReader:
 
     @property
     def encoder_path(self) -> Path | None:
-        """The gallery's own copy of its encoder's checkpoint; None when the encoder could not be saved.
-
-        Raises:
-            CorruptGalleryError: the copy is missing or damaged.
-        """
+        """The gallery's own copy of its encoder's checkpoint; None when the encoder could not be saved."""
         entry = self.manifest.encoder.file
         if entry is None:
             return None
@@ -288,9 +274,6 @@ class GalleryReader:
         Args:
             writer: of whoever holds the gallery's lock already; what fails is then a remark, for it follows a change
                 that is done.
-
-        Raises:
-            GalleryError: without a writer, another process is writing, or the disk is full.
         """
         if writer is None:
             with opened_for_writing(self.folder) as own:

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 
-__all__ = ["NearestOfBothKinds", "Rejection", "choose_threshold"]
-
 Distances = NDArray[np.float64]
 
 
@@ -62,9 +60,6 @@ def choose_threshold(nearest: NearestOfBothKinds, *, target: float, source: str,
     """The largest threshold that at most `target` of the unknown probes pass.
 
     A tie between a probe's own class and another counts as a wrong answer.
-
-    Raises:
-        InputError: no known or no unknown probe, or even the nearest distance of all lets too many pass.
 
     >>> nearest = NearestOfBothKinds(np.array([0.1, 0.2, 0.5]), np.array([0.3, 0.4, 0.45]))
     >>> choose_threshold(nearest, target=0.4, source="an example", generation=1).threshold

@@ -175,11 +175,7 @@ def first_fetch(k: int) -> int:
 
 
 def search_exactly(spec: SearchSpec, queries: npt.ArrayLike, k: int, *, engine: Engine) -> list[Hits]:
-    """The k nearest of each query out of what `engine` proposes, in the one order (distance, id).
-
-    Raises:
-        ShapeError, InputError: queries that `check_vectors` refuses, or k below 1.
-    """
+    """The k nearest of each query out of what `engine` proposes, in the one order (distance, id)."""
     if not isinstance(k, (int, np.integer)) or k < 1:
         raise InputError(f"expected k of at least 1, a whole number, got {k!r}")
     checked = comparable(spec, *check_vectors(spec, queries, what="queries"))

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["Components", "components", "finite_array", "labelled", "largest_component", "peak"]
-
 STACK = 32  # masks labelled at once: more of 224×224 leave the processor's cache and get slower
 
 

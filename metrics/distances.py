@@ -49,12 +49,7 @@ class SearchSpec:
 
 
 def check_vectors(spec: SearchSpec, vectors: npt.ArrayLike, *, what: str = "vectors") -> tuple[Vectors, Distances]:
-    """The same numbers as a C-ordered float32 (n, d) array that may be searched or stored, and their lengths (n,).
-
-    Raises:
-        ShapeError: not (n, dim).
-        InputError: NaN or infinite in float32; all zeros under cosine, where a direction is needed.
-    """
+    """The same numbers as a C-ordered float32 (n, d) array that may be searched or stored, and their lengths (n,)."""
     if isinstance(vectors, np.ndarray) and vectors.dtype == np.float32:
         array = np.ascontiguousarray(vectors)
     else:

@@ -144,9 +144,6 @@ def class_jackknife_interval(values: Values, ways: NDArray[np.integer]) -> Inter
         values: one number per episode, (E,).
         ways: class numbers of each episode, (E, N).
 
-    Raises:
-        InputError: a class is in every episode, so that it cannot be left out.
-
     Source: Efron & Stein 1981 (delete-one jackknife); the question is that of Lafargue et al. 2024, arXiv:2409.02850.
     """
     _check_values(values)

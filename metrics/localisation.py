@@ -16,20 +16,6 @@ from ..errors import InputError, ShapeError
 from .components import components, finite_array, peak
 from .maps import is_constant, normalise
 
-__all__ = [
-    "THRESHOLDS",
-    "BestThreshold",
-    "BoxOverlaps",
-    "EnergyShare",
-    "PixelCounts",
-    "box_coverage",
-    "box_overlaps",
-    "energy_in_box",
-    "energy_shares",
-    "peak_in_box",
-    "pixel_counts",
-]
-
 THRESHOLDS: tuple[float, ...] = tuple(step / 50 for step in range(50))  # 0, .02, …, .98
 LEVELS = 1000  # of the pixel precision-recall curve, as in Choe et al.
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom; an `images.Box` is one
@@ -131,10 +117,6 @@ def box_overlaps(
 
     Regions are 8-connected positions at the threshold or above. 224×224 pixels at 50 thresholds take about 10 ms.
 
-    Raises:
-        InputError: an image without a box, a threshold outside [0, 1], or maps that are not finite.
-        ShapeError: the numbers of maps and images differ.
-
     >>> heat = torch.tensor([[[0.0, 1.0, 0.2], [0.0, 0.9, 0.0]]])
     >>> overlaps = box_overlaps(heat, [[(1, 0, 2, 2)]], thresholds=(0.1, 0.5))
     >>> overlaps.largest.tolist(), overlaps.max_box_acc(iou=0.9)
@@ -216,10 +198,6 @@ def pixel_counts(
     levels: int = LEVELS,
 ) -> PixelCounts:
     """The counts behind the pixel precision-recall curve, `PixelCounts.pxap`.
-
-    Raises:
-        InputError: maps that are not finite, or no level.
-        ShapeError: maps and masks of different shapes.
 
     >>> heat = torch.tensor([[[0.0, 1.0, 0.5, 0.2]]])
     >>> pixel_counts(heat, torch.tensor([[[False, True, False, True]]])).pxap()    # 1·(1/2) + (2/3)·(1/2)

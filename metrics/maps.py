@@ -9,8 +9,6 @@ from torch.nn import functional
 
 from ..errors import InputError, ShapeError
 
-__all__ = ["is_constant", "normalise", "rectify", "spearman", "upsample"]
-
 
 def upsample(maps: Float[Tensor, "*b h w"], size: int | tuple[int, int]) -> Float[Tensor, "*b _h _w"]:
     """The maps resized bilinearly to `size` = (rows, columns); raw values stay raw.

@@ -33,10 +33,6 @@ def confusion_matrix(truth: Mask, prediction: Mask, n_classes: int) -> Int[np.nd
         prediction: of the same shape; 0 to n_classes - 1, or 255.
         n_classes: with the background.
 
-    Raises:
-        ShapeError: the shapes differ.
-        InputError: a number that is no class.
-
     >>> confusion_matrix(np.uint8([[0, 1, 255]]), np.uint8([[0, 0, 1]]), 2).tolist()
     [[1, 0, 0], [1, 0, 0]]
     """
@@ -250,11 +246,7 @@ class CurveCounter:
         self._images += 1
 
     def curve(self) -> BackgroundCurve:
-        """The curve of the images so far.
-
-        Raises:
-            InputError: there was none, or all of their pixels are void.
-        """
+        """The curve of the images so far."""
         if not self._images:
             raise InputError("expected one image with a mask or more to compare with, got none")
         if not self._pixels.any():

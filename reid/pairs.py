@@ -190,9 +190,6 @@ def part_weights(
         view: the rectangle of the image that the map covers, in pixels.
         height: of the image in pixels.
 
-    Raises:
-        InputError: parts that overlap, an empty stripe, a mask that is not in [0, 1].
-
     >>> stripes = {"upper": (0.0, 0.625), "lower": (0.625, 1.0)}
     >>> part_weights(stripes, rows=4, columns=1, view=Box(0, 0, 10, 32), height=32)["upper"].flatten().tolist()
     [1.0, 1.0, 0.5, 0.0]

@@ -9,8 +9,6 @@ from ..datasets.reid_records import Protocol, ReidData, ReidImage
 from ..images.labelling import is_placeholder, remark_on_twins
 from ..remarks import remark
 
-__all__ = ["placeholders", "remark_on_placeholders"]
-
 _NAMED = ("csv", "folder")  # elsewhere identities and cameras are numbers
 _CROWD = 5  # times as many images as any other identity has, before the number 0 is suspected
 

@@ -118,12 +118,7 @@ class Matching:
 
     @classmethod
     def of(cls, query: Labels, gallery: Labels, *, protocol: Protocol) -> Matching:
-        """The matching of these labels under this protocol.
-
-        Raises:
-            InputError: no query or gallery image left, junk or a distractor among the queries, a negative identity
-                that is declared neither, identities of two kinds, or a missing camera that the protocol refuses.
-        """
+        """The matching of these labels under this protocol."""
         identity, names = _codes(query.identities, gallery.identities, name="identities")
         junk, distractor = _nobody(identity[0], names, protocol)
         camera, camera_names = _camera_codes(query, gallery, protocol=protocol)

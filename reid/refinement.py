@@ -23,11 +23,7 @@ CameraStatistics = Literal["mean", "standard"]
 
 
 def unit_rows(features: ArrayLike, *, name: str = "features") -> Floats:
-    """The same vectors with length 1.
-
-    Raises:
-        InputError: a row is zero or not finite.
-    """
+    """The same vectors with length 1."""
     array = np.asarray(features)
     array = array.astype(np.result_type(array.dtype, np.float32), copy=False)
     if array.ndim != 2:
@@ -199,11 +195,7 @@ def refined(
     protocol: Protocol,
     steps: Refinement,
 ) -> tuple[Floats, Floats]:
-    """Query and gallery vectors after every step but re-ranking.
-
-    Raises:
-        InputError: features are missing, or views would be pooled that must not be.
-    """
+    """Query and gallery vectors after every step but re-ranking."""
     queries, gallery = sides
     if steps.multi_query and any(image.camera is None for image in queries):
         raise InputError("multi-query pools the images of one identity by one camera; some queries have no camera")

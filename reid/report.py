@@ -21,8 +21,6 @@ from .assessment import Assessment, Failure, Promotion, Shared
 from .results import CameraPair
 from .verification import Verification
 
-__all__ = ["write_report"]
-
 _HEIGHT = 144  # of an image in pixels
 _SHOWN_NEIGHBOURS = 5
 _MOST_CAMERAS = 24

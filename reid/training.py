@@ -128,11 +128,7 @@ class ReidRecipe(Recipe):
 
 
 def readable(data: ReidData, *, progress: Progress | None = None) -> tuple[ReidData, tuple[Skipped, ...]]:
-    """The data set without the images that cannot be read, and these; every file is decoded once.
-
-    Raises:
-        InputError: nothing is left.
-    """
+    """The data set without the images that cannot be read, and these; every file is decoded once."""
     found = decode([data.file(image) for image in data.images], Transform(), cache="none", progress=progress)
     skipped = tuple(Skipped(data.images[i].path, reason) for i, reason in found.failed)
     return replace(data, images=tuple(data.images[i] for i in found.kept)), skipped
@@ -154,11 +150,7 @@ def _parts(data: ReidData) -> dict[str, Part]:
 
 
 def training_set(data: ReidData, transform: Transform, *, least: int = 1) -> TrainingSet:
-    """The training images of a data set, labelled by identity; identities with fewer than `least` are left out.
-
-    Raises:
-        InputError: no image is left.
-    """
+    """The training images of a data set, labelled by identity; identities with fewer than `least` are left out."""
     count = Counter(image.identity for image in data.of("train"))
     images = [image for image in data.of("train") if count[image.identity] >= least]
     if not images:

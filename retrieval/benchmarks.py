@@ -28,8 +28,6 @@ from ..remarks import remark
 from .evaluation import Progress, evaluate_embeddings
 from .results import RECALL_AT, Evaluation, Origin, Protocol
 
-__all__ = ["EncodingSettings", "default_protocol", "evaluate_dataset", "evaluate_encodings", "evaluate_gallery"]
-
 
 @dataclass(frozen=True)
 class EncodingSettings:

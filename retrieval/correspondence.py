@@ -26,8 +26,6 @@ from .ranking import Match, Ranking
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["PictureCorrespondence", "PlacePair", "correspondence"]
-
 Point = tuple[float, float]
 
 

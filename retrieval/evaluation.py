@@ -16,8 +16,6 @@ from ..metrics.intervals import bootstrap_errors
 from ..metrics.ranking import BLOCK_BYTES, Pairing, RankMeasures, Rows, measure_rankings
 from .results import Evaluation, Origin, Protocol, Score
 
-__all__ = ["Progress", "evaluate_embeddings"]
-
 Progress = Callable[[int, int], None]  # done, all
 _Labels = Sequence[Hashable] | NDArray[Any]
 

@@ -17,8 +17,6 @@ from ..explain.inputs import NEEDS_MEAN
 from .masking import gallery_weights
 from .ranking import Match, Ranking
 
-__all__ = ["Evidence", "Reference", "Space"]
-
 Space = Literal["metric", "backbone"]
 
 

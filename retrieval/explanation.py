@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from ..index.storage.segments import Record
 
-__all__ = ["SIGNED", "Explanation", "write_report"]
-
 SIGNED = frozenset({"dot", "dot_centered", "gradcam_cos"})  # weightings whose negative values speak against the match
 
 

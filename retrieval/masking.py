@@ -24,14 +24,6 @@ if TYPE_CHECKING:
     from ..index import Gallery, Record
     from .ranking import Match
 
-__all__ = [
-    "EncodedBothWays",
-    "encode_both_ways",
-    "gallery_weights",
-    "region_of_file",
-    "stored_weights",
-]
-
 Images = Iterable[tuple[Path, str]]
 
 

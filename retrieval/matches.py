@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ..explain import Norm, Weighting
     from ..index.rejection import Rejection
 
-__all__ = ["Matches"]
-
 
 @dataclass(frozen=True)
 class Matches(Ranking):

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ..encoders.regions import Region
     from ..index import Gallery
 
-__all__ = ["BareVector", "Encodes", "Match", "Query", "Ranking", "Source", "StoredEncoding"]
-
 
 @dataclass(frozen=True, eq=False)
 class StoredEncoding:
@@ -35,11 +33,7 @@ class StoredEncoding:
 
     @cached_property
     def feature_map(self) -> Float[Tensor, "1 k h w"]:
-        """From the gallery if it keeps maps, else of the file, which is encoded once more.
-
-        Raises:
-            ImageError: the gallery keeps no maps, and the file is gone or damaged.
-        """
+        """From the gallery if it keeps maps, else of the file, which is encoded once more."""
         return self._fetch()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -55,11 +49,7 @@ class BareVector:
 
     @property
     def pooled(self) -> Tensor:
-        """Not known.
-
-        Raises:
-            InputError: always.
-        """
+        """Not known."""
         raise InputError("a bare vector has neither pooled features nor a feature map; query with an image to explain")
 
     feature_map = pooled
@@ -193,11 +183,7 @@ class Ranking:
         return self.matches[rank_from_zero]
 
     def at_rank(self, rank: int) -> Match:
-        """The match of a rank, counted from 1.
-
-        Raises:
-            InputError: there are fewer matches.
-        """
+        """The match of a rank, counted from 1."""
         if not 1 <= rank <= len(self):
             raise InputError(f"there is no rank {rank}: {self.query.name} has {len(self)} matches, ranks from 1")
         return self.matches[rank - 1]
@@ -220,11 +206,7 @@ class Ranking:
 
     @cached_property
     def feature_maps(self) -> Tensor:
-        """Feature maps "n k h w" of the matched images: the gallery stores them, or one forward pass makes them.
-
-        Raises:
-            InputError: the gallery stores no maps and a file is gone.
-        """
+        """Feature maps "n k h w" of the matched images: the gallery stores them, or one forward pass makes them."""
         gallery, inference = self.retriever.gallery, self.retriever.inference
         if not self.has_feature_maps:
             gone = next((match.path for match in self.matches if not match.file.is_file()), "the match")

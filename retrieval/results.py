@@ -11,8 +11,6 @@ from ..errors import InputError
 from ..metrics.distances import METRICS, Metric
 from ..metrics.ranking import TIES, RankMeasures
 
-__all__ = ["RECALL_AT", "Evaluation", "Origin", "Protocol", "Score"]
-
 RECALL_AT: Mapping[str, tuple[int, ...]] = {
     "cub": (1, 2, 4, 8),
     "cars": (1, 2, 4, 8),

@@ -28,8 +28,6 @@ from .masking import stored_weights
 from .matches import Matches
 from .ranking import BareVector, Encodes, Match, Query, StoredEncoding
 
-__all__ = ["Ranked", "Retriever", "UnknownInference"]
-
 Regions = Region | Sequence[Region | None] | None
 _Prototypes = tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float32]]]
 
@@ -94,11 +92,7 @@ class Retriever:
         self._kept_classes: tuple[tuple[str, int, str], frozenset[str]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled and copied as its gallery's folder and its settings, with the encoder unless the gallery keeps it.
-
-        Raises:
-            GalleryError: it was made with an `inference` of the caller's.
-        """
+        """Pickled and copied as its gallery's folder and its settings, with the encoder unless the gallery keeps it."""
         encoder, device, precision, has_own_inference = self._given
         if has_own_inference:
             raise GalleryError(

@@ -323,11 +323,7 @@ class MaskedImages:
 
 
 def all_readable(sets: Mapping[str, MaskedImages], *, strict: bool) -> dict[str, MaskedImages]:
-    """The images of each split that can be used; one remark names the others.
-
-    Raises:
-        InputError: with `strict`, what the remark would say.
-    """
+    """The images of each split that can be used; one remark names the others."""
     found = {name: images.readable() for name, images in sets.items()}
     skipped = [item for _, own in found.values() for item in own]
     say_left_out(skipped, of=sum(map(len, sets.values())), strict=strict)

@@ -262,9 +262,6 @@ def judge_maps(
         seed: of the random map, and of ROAD's noise.
         progress: called with (images done, images in all).
         options: of the methods, as for `maps_for`.
-
-    Raises:
-        InputError: an unknown method or way to ask, or nothing to ask about.
     """
     names = [name if name in REFERENCES else method_name(name) for name in methods]
     predicted = predict(model, data.images)

@@ -13,20 +13,13 @@ from starlette.requests import cookie_parser
 from .api_error import ApiError
 from .settings import Settings
 
-__all__ = ["COOKIE", "client_key", "cookie_of", "has_bearer", "is_own_name", "is_token", "require_access"]
-
 COOKIE = "distcam_reader"
 _OPEN_PATHS = {"/", "/favicon.ico", "/health", "/ready"}  # without a read token
 _MOST_HEADERS, _HEAD_BYTES = 100, 32 << 10
 
 
 def require_access(scope: MutableMapping[str, Any], headers: Headers, settings: Settings) -> None:
-    """Refuse a request by its head.
-
-    Raises:
-        ApiError: 400, its body ends at two places, or its host is not this server; 401, it lacks the read token;
-            403, another server's page sent it; 431, its head is larger than any browser's.
-    """
+    """Refuse a request by its head."""
     if len(headers.raw) > _MOST_HEADERS or sum(len(name) + len(value) for name, value in headers.raw) > _HEAD_BYTES:
         raise ApiError(431, f"more than {_MOST_HEADERS} headers, or {_HEAD_BYTES:,} bytes of them", reason="head")
     if "transfer-encoding" in headers and ("content-length" in headers or scope.get("http_version") == "1.0"):

@@ -18,8 +18,6 @@ from ..retrieval.ranking import Source
 from . import schemas
 from .settings import Settings
 
-__all__ = ["WEIGHTING_HELP", "explanation_answer", "gallery_answer", "image_answer", "search_answer", "upright_size"]
-
 _SHOWN_PROTOTYPES = 10
 WEIGHTING_HELP: Mapping[str, str] = {
     "dist": "Dist-CAM: channels in which both are close",

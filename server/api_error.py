@@ -16,8 +16,6 @@ from ..errors import (
     WeightsError,
 )
 
-__all__ = ["ApiError", "api_error_of"]
-
 
 class ApiError(DistcamError):
     """A request that is answered with an error.

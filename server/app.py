@@ -26,8 +26,6 @@ from .routes import write as changing
 from .service import Service
 from .settings import Settings
 
-__all__ = ["create_app"]
-
 _log = logging.getLogger(__name__)
 _ROUTERS = (searching.router, browsing.router, changing.router)
 

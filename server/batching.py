@@ -17,8 +17,6 @@ from typing import Generic, TypeVar
 
 from .api_error import ApiError
 
-__all__ = ["Batcher", "Done"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -90,11 +88,7 @@ class Batcher(Generic[T, R]):
             self._news.set()
 
     async def submit(self, item: T) -> Done[R]:
-        """The result of one item.
-
-        Raises:
-            ApiError: 503, when too many wait, or no more are taken.
-        """
+        """The result of one item."""
         if self._is_closing:
             raise ApiError(503, "the server is shutting down; ask again", reason="draining", retry_after=5)
         if len(self._waiting) >= self._capacity:

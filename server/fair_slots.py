@@ -10,8 +10,6 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-__all__ = ["FairSlots", "Ledger", "Slot", "asking_client"]
-
 asking_client: ContextVar[str] = ContextVar("distcam_client", default="")  # set for each request by the middleware
 
 _HALF_LIFE_S = 20.0

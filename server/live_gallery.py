@@ -25,8 +25,6 @@ from ..retrieval.ranking import Encodes
 from .api_error import ApiError
 from .settings import Settings
 
-__all__ = ["LiveGallery", "NewImage", "ReadWriteLock"]
-
 _log = logging.getLogger(__name__)
 _NOWHERE = Path(os.devnull, "not shown")  # no file can be there
 _FRESH_S = 0.1
@@ -139,11 +137,7 @@ class LiveGallery:
 
     @contextmanager
     def reading(self) -> Iterator[Retriever]:
-        """The gallery with its encoder, unchanged as long as this is open.
-
-        Raises:
-            ApiError: 503, the gallery cannot be used at the moment.
-        """
+        """The gallery with its encoder, unchanged as long as this is open."""
         self.follow()
         with self._lock.reading():
             if self._retriever is None:
@@ -180,11 +174,7 @@ class LiveGallery:
 
     @property
     def known(self) -> tuple[int, int]:
-        """Images and generation at the last look; waits for nobody.
-
-        Raises:
-            ApiError: 503, the gallery could not be used then.
-        """
+        """Images and generation at the last look; waits for nobody."""
         if (trouble := self._trouble) is not None:
             raise ApiError(503, str(trouble), reason="gallery", retry_after=10)
         return self._known
@@ -202,13 +192,7 @@ class LiveGallery:
         gallery.close()
 
     def add(self, image: NewImage, encoding: Encoding) -> int:
-        """Add an image, given by its file and its encoding; its id. Durable when the call returns.
-
-        Raises:
-            FingerprintMismatchError: the gallery has been built anew with another encoder.
-            ApiError: 409, the gallery has the picture already; 400, it has no features to compare.
-            GalleryLockedError: another process is writing to the gallery.
-        """
+        """Add an image, given by its file and its encoding; its id. Durable when the call returns."""
         with opened_for_writing(self.folder) as writer:
             if (built_with := writer.manifest.encoder).fingerprint != self._encoder.fingerprint:
                 raise FingerprintMismatchError(
@@ -234,11 +218,7 @@ class LiveGallery:
         return new
 
     def remove(self, image: int) -> bool:
-        """Remove an image, durably; False if somebody else did before.
-
-        Raises:
-            GalleryLockedError: another process is writing to the gallery.
-        """
+        """Remove an image, durably; False if somebody else did before."""
         with opened_for_writing(self.folder) as writer:
             if image not in open_snapshot(self.folder, writer.manifest).ids:
                 return False

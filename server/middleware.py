@@ -25,8 +25,6 @@ from .fair_slots import asking_client
 from .metrics import Metrics
 from .settings import Settings
 
-__all__ = ["Middleware", "RateLimit", "Traffic"]
-
 _log = logging.getLogger(__name__)
 _access = logging.getLogger("distcam.access")
 

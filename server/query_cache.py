@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from ..encoders import Encoding
 from .api_error import ApiError
 
-__all__ = ["CachedQuery", "QueryCache"]
-
 
 @dataclass
 class CachedQuery:
@@ -61,11 +59,7 @@ class QueryCache:
         return token
 
     def get(self, token: str) -> CachedQuery:
-        """The query of a token.
-
-        Raises:
-            ApiError: 410, it is not kept any more, or never was.
-        """
+        """The query of a token."""
         with self._lock:
             self._evict()
             if token not in self._queries:

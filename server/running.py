@@ -22,8 +22,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..errors import InputError
 from .access import client_key
 
-__all__ = ["bound_socket", "run", "server_of", "url_of"]
-
 _GRACE_S = 30  # for requests at work when the server is told to end
 _PATIENCE_S = 30.0  # with connections that ask for nothing
 _CONNECTIONS, _CLIENT_CONNECTIONS, _SPARE_CONNECTIONS = 1000, 250, 8
@@ -86,11 +84,7 @@ class _Server(uvicorn.Server):
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """Listen before anything is loaded, so that a port in use is noticed at once.
-
-    Raises:
-        InputError: the address cannot be had.
-    """
+    """Listen before anything is loaded, so that a port in use is noticed at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else asyncio leaves Nagle's delays on
     try:

@@ -28,8 +28,6 @@ from .query_cache import QueryCache
 from .settings import Settings
 from .uploads import Decoders
 
-__all__ = ["EncodedUpload", "Service"]
-
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -87,11 +85,7 @@ class _Threads:
         self.slots = FairSlots(count, ledger)
 
     async def run(self, work: Callable[[], T], *, seconds: float) -> T:
-        """Do some work when it is this client's turn; not for ever.
-
-        Raises:
-            DeadlineError: its filter takes longer than some seconds.
-        """
+        """Do some work when it is this client's turn; not for ever."""
         loop, slot = asyncio.get_running_loop(), await self.slots.take()
 
         def timed() -> T:
@@ -170,9 +164,6 @@ class Service:
         """Images and generation for `/health`: as they are if that can be told soon, else as they were last.
 
         The look at the gallery has a thread of its own, and is left out while others have just looked.
-
-        Raises:
-            ApiError: 503, the gallery cannot be used.
         """
         if not self.live.is_fresh:
             if self._following is None or self._following.done():
@@ -181,12 +172,7 @@ class Service:
         return self.live.known
 
     async def encode(self, data: bytes) -> EncodedUpload:
-        """Decode an upload in one of the decoding processes, then wait for a forward pass.
-
-        Raises:
-            ApiError: 413 or 415, it is too large, or no usable picture; 503, too many wait.
-            UnknownEncoderError: the gallery's encoder is not at hand.
-        """
+        """Decode an upload in one of the decoding processes, then wait for a forward pass."""
         start, transform = time.perf_counter(), self.inference.encoder.transform
         with self._batcher.expecting():
             size, pixels = await self._decoders.decode(data, transform)

@@ -9,8 +9,6 @@ from pathlib import Path
 from ..errors import InputError
 from ..images.loading import MAX_PIXELS
 
-__all__ = ["Settings"]
-
 _LEAST = {
     "max_batch queue concurrency client_concurrency max_upload_bytes": 1,
     "decode_limit_s work_limit_s time_limit_s": 0.001,

@@ -26,8 +26,6 @@ from ..images.fitting import Fitting
 from .api_error import ApiError
 from .fair_slots import FairSlots, Ledger
 
-__all__ = ["UPLOAD_TYPES", "Decoders", "upload_suffix"]
-
 UPLOAD_TYPES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 # With the parent's path, so that the same distcam is found however this process came to it.
 _START = "import sys; sys.path[:] = {path!r}; from {package}.images.decoder import main; main(nice={nice})"
@@ -76,11 +74,7 @@ class Decoders:
         self._slow = _Lane(1, _NICEST, ledger)
 
     async def decode(self, data: bytes, fitting: Fitting) -> tuple[tuple[int, int], Tensor]:
-        """Width and height of an upright picture, and the network's pixels of it.
-
-        Raises:
-            ApiError: 413, it is too large, or takes too long or too much memory; 415, it is no usable picture.
-        """
+        """Width and height of an upright picture, and the network's pixels of it."""
         is_slow = await asyncio.to_thread(_is_slow, data)
         lane = self._slow if is_slow else self._ordinary
         async with lane.process() as process:

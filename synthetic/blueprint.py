@@ -15,8 +15,6 @@ from jaxtyping import Float
 from ..errors import InputError
 from .painter import INKS, OUTLINES, check_name, outline, turn
 
-__all__ = ["Blueprint", "Part", "blueprints"]
-
 _T = TypeVar("_T")
 
 _BODIES = ("disc", "box", "triangle", "diamond", "hexagon", "drop", "heart")

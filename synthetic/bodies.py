@@ -15,8 +15,6 @@ from PIL import Image
 from .painter import Layer, compose
 from .pedestrians import COLOURS, HAIRS, SKINS, Camera, Facing, Moment, Walker
 
-__all__ = ["OBSTACLES", "PARTS", "draw_pedestrian"]
-
 Points = Float[np.ndarray, "n 2"]
 Colour = tuple[int, int, int]
 Piece = tuple[str, Colour, tuple[Points, ...]]

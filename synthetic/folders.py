@@ -16,17 +16,12 @@ from PIL import Image
 from ..errors import InputError
 from ..images.geometry import Box
 
-__all__ = ["box_around", "new_folder", "read_rows", "save_numbers", "write_rows"]
-
 
 @contextmanager
 def new_folder(folder: Path, *, otherwise: str) -> Iterator[Path]:
     """A hidden folder beside `folder`, which takes that name when the block ends.
 
     A run that was killed leaves `.NAME.partial`, which the next one replaces.
-
-    Raises:
-        InputError: the folder holds something; `otherwise` says what to do.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is taken; choose another folder{otherwise}")

@@ -19,8 +19,6 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from ..errors import InputError
 
-__all__ = ["BACKGROUNDS", "INKS", "OUTLINES", "Layer", "Light", "check_name", "compose", "outline", "texture", "turn"]
-
 MAX_LAYERS = 255  # the index image is 8-bit and 0 is the background
 SUPERSAMPLING = 3  # odd, so that every pixel has a middle sub-pixel
 

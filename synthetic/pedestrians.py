@@ -12,8 +12,6 @@ from PIL import Image, ImageFilter
 
 from .painter import Light, texture
 
-__all__ = ["COLOURS", "HAIRS", "ITEMS", "SKINS", "Camera", "Facing", "Moment", "Walker"]
-
 Colour = tuple[int, int, int]
 Facing = Literal["front", "back", "left", "right"]
 HairStyle = Literal["short", "long", "bun", "cap"]

@@ -18,8 +18,6 @@ from .blueprint import Blueprint
 from .folders import box_around
 from .painter import BACKGROUNDS, INKS, OUTLINES, Layer, Light, check_name, compose, outline, texture, turn
 
-__all__ = ["Scene", "SceneObject", "check_scene", "draw_scene"]
-
 _MIN_SIDE = 32  # on fewer pixels the small parts vanish
 _MAX_OBJECTS = 12
 _MAX_CLUTTER = 60
@@ -110,9 +108,6 @@ def draw_scene(
         size: side of a square image, or (height, width), in pixels, at least 32.
         background: one of `BACKGROUNDS`; drawn when not given.
         clutter: how many loose pieces lie about, 0 to 60; 2 to 6 when not given.
-
-    Raises:
-        InputError: no object or too many, an unknown background, a size or clutter outside its range.
     """
     height, width = check_scene(objects, size=size, background=background, clutter=clutter)
     if background is None:

@@ -73,10 +73,6 @@ def draw_scenes(
             ties a class to a background, or keeps it off one.
         clutter: as in `draw_scene`.
         seed: another seed gives other scenes; not negative.
-
-    Raises:
-        InputError: an argument is outside its range, two classes share a name, or `backgrounds` names an unknown class
-            or background.
     """
     check_scene(classes[:1], size=size, background=None, clutter=clutter)
     _check_scenes(classes, per_class=per_class, two_object_share=two_object_share, seed=seed)

@@ -24,8 +24,6 @@ from .bodies import OBSTACLES, PARTS, draw_pedestrian
 from .folders import box_around, new_folder, read_rows, save_numbers, write_rows
 from .pedestrians import ITEMS, Camera, Moment, Walker
 
-__all__ = ["WalkerSet", "write_walkers"]
-
 _TRAIN, _QUERY, _GALLERY = "bounding_box_train", "query", "bounding_box_test"
 _COLUMNS = ("path", "identity", "camera", "facing", "obstacle", "look_alike", "differs_in")
 _PART_COLUMNS = ("path", "part", "x1", "y1", "x2", "y2", "pixels")

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ...explain import Target
     from ...images import Transform
 
-__all__ = ["TARGETS", "Asked", "Subject", "encoder_subject", "network_subject"]
-
 TARGETS = (
     "`class:CAT` (name or number; `class` alone is the best one), `segment:CAT@PLACE` with a PLACE of `all`, "
     "`predicted`, `component`, `box:x1,y1,x2,y2`, `point:x,y`, `component:x,y` or `mask:FILE`, `match:OTHER.jpg`, or "

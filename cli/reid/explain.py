@@ -98,9 +98,6 @@ def explain(
 def stripes(text: str) -> Mapping[str, Part]:
     """`name:top-bottom,…` as parts.
 
-    Raises:
-        InputError: it does not read like that.
-
     >>> stripes("upper:0-0.5,lower:0.5-1")
     {'upper': (0.0, 0.5), 'lower': (0.5, 1.0)}
     """

@@ -262,11 +262,7 @@ def _read(data: Path, format_name: str, options: list[str] | None) -> ReidData:
 
 
 def crop_encoder(name: str, weights: str | None, layer: str | None, size: str | None, fit: FitName | None) -> Encoder:
-    """The encoder that the options name, for images that are boxes around somebody.
-
-    Raises:
-        InputError: a size that is none, or what `load_encoder` refuses.
-    """
+    """The encoder that the options name, for images that are boxes around somebody."""
     loaded = load_encoder(name, weights, layer=layer)
     if size is None:
         loaded.transform = loaded.transform.adapted(fit=fit)

@@ -15,8 +15,6 @@ from ..few_shot import ArrayImages, FewShotData, Split
 from .restricted_pickle import array_of, read_pickle
 from .zips import Npz
 
-__all__ = ["data_of_arrays", "encoded_pngs", "first_that_exists", "read_npz", "read_pickled_images", "split_of_arrays"]
-
 Archive = tuple[Callable[[int], NDArray[np.uint8]], Sequence[str]]  # pixels of one image, labels of all
 
 

@@ -27,8 +27,6 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 
-__all__ = ["array_of", "read_pickle"]
-
 _MAX_REASON = 200
 _NUMBERS = re.compile(r"[|<>=]?(b1|[iu][1248]|f[248])")
 _ARRAY_MODULES = {"numpy.core.multiarray", "numpy._core.multiarray"}
@@ -229,11 +227,7 @@ class _Reader(pickle.Unpickler):
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:
-    """Contents of a pickle of plain containers and arrays; arrays are turned into NumPy's by `array_of`.
-
-    Raises:
-        InputError: the file is missing, damaged, or asks for anything else; nothing of it was run.
-    """
+    """Contents of a pickle of plain containers and arrays; arrays are turned into NumPy's by `array_of`."""
     file = Path(path)
     try:
         data = file.read_bytes()

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 
-__all__ = ["Npz", "open_zip", "read_member"]
-
 _MAX_RATIO, _FREE_BYTES = 200, 64 << 20  # so many times its packed size, where it is larger than this
 _HEADER_BYTES: Final = 10_000  # as NumPy itself allows
 _BROKEN = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)

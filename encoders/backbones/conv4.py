@@ -5,8 +5,6 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["Conv4"]
-
 
 class Conv4(nn.Module):
     """Four times 3×3 convolution, batch norm, ReLU, 2×2 max pooling; 113,088 parameters at the usual width.

@@ -9,8 +9,6 @@ from torchvision import models
 
 from ...errors import InputError
 
-__all__ = ["OUTPUT_STRIDES", "dilate"]
-
 OUTPUT_STRIDES = (4, 8, 16, 32)
 
 
@@ -24,9 +22,6 @@ def dilate(model: nn.Module, output_stride: int) -> None:
     Args:
         model: the network; ResNets of every depth and width, MobileNetV2 and V3.
         output_stride: 8 or 16 for segmentation; 32 changes nothing, 4 leaves the first two strides only.
-
-    Raises:
-        InputError: another network, another number, or a network with spread kernels already.
 
     Source: Chen et al., DeepLab, 2018, §3.1 (atrous convolution).
     """

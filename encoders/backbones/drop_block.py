@@ -9,8 +9,6 @@ from torchvision.ops import drop_block2d
 
 from ...errors import InputError
 
-__all__ = ["DropBlock"]
-
 
 class DropBlock(nn.Module):
     """Squares of the feature map set to 0 in training, the rest scaled up; nothing at all in evaluation mode.

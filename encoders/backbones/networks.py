@@ -25,8 +25,6 @@ from ..weights.filling import load_state, say_what_is_left
 from ..weights.reading import drawn_from, fetch_published, read_state_dict, uninitialised, usual_transform
 from .registry import with_last_stage
 
-__all__ = ["Network", "available_networks", "find_class", "load_network"]
-
 Kind = Literal["classifier", "segmenter"]
 
 SEGMENTER_SIZE = 520  # the shorter side that torchvision's reference training resizes to
@@ -79,10 +77,6 @@ def load_network(
         n_classes: of random weights; by default as many as torchvision's own have.
         seed: of random weights.
 
-    Raises:
-        InputError: an unknown name, no weights named, or names of classes that are not as many as the network has.
-        WeightsError: weights that cannot be read, do not fit, or cannot be downloaded.
-
     >>> load_network("lraspp_mobilenet_v3_large", weights="random").classes[8]
     'cat'
     """
@@ -116,9 +110,6 @@ def load_network(
 
 def find_class(asked: str, classes: Sequence[str], n_classes: int) -> int:
     """The number of a class given by its number or its name; case, hyphens, underscores and spaces do not matter.
-
-    Raises:
-        InputError: no such class (the three nearest names follow), or several of that name.
 
     >>> find_class("egyptian-cat", ["tabby", "Egyptian cat"], 2)
     1

@@ -26,8 +26,6 @@ from .resnet12 import ResNet12
 from .resnet38 import RESNET38_SPARE, ResNet38
 from .wide_resnet import WideResNet
 
-__all__ = ["Backbone", "available_architectures", "build_backbone", "require_architecture", "with_last_stage"]
-
 _OWN: dict[str, Callable[..., nn.Module]] = {
     "conv4": Conv4,
     "resnet12": ResNet12,
@@ -78,9 +76,6 @@ def build_backbone(
         options: for the constructor. ResNets also take `last_stride=1`: their fourth stage keeps the third's
             resolution, as the strong re-identification baseline does. ResNets and MobileNets take `output_stride`, 8
             or 16 for segmentation: finer maps from the same weights, see `dilate`.
-
-    Raises:
-        InputError: unknown name, option, or layer.
     """
     require_architecture(name)
     whole = _whole(name, image_size, options)

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from ...errors import InputError
 from .drop_block import DropBlock
 
-__all__ = ["ResNet12"]
-
 
 class ResNet12(nn.Module):
     """Four residual blocks of three 3×3 convolutions, each block followed by 2×2 max pooling.

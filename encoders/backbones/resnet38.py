@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 
-__all__ = ["RESNET38_SPARE", "ResNet38"]
-
 # Of published checkpoints: classifiers and refinements that are no part of the backbone.
 RESNET38_SPARE = frozenset(f"{name}.weight" for name in ("fc8", "f8_3", "f8_4", "f8_5", "f9", "f10", "linear1000"))
 

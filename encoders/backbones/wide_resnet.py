@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 
-__all__ = ["WideResNet"]
-
 
 class WideResNet(nn.Module):
     """Pre-activation residual blocks in three groups, 16-160-320-640 channels at the usual width of 10.

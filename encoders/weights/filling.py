@@ -14,8 +14,6 @@ from ...errors import WeightsError
 from ...remarks import remark
 from .matching import Match, best_match, common_beginning, is_beside_the_network, tensors_of
 
-__all__ = ["load_state", "say_what_is_left"]
-
 
 def load_state(
     module: nn.Module,
@@ -40,9 +38,6 @@ def load_state(
 
     Returns:
         What is left over and is not `spare`, for the caller to use or to name (`say_what_is_left`).
-
-    Raises:
-        WeightsError: a tensor is missing, superfluous, of another shape or kind, or not finite; nothing was copied.
     """
     expected = tensors_of(module)
     if exact:

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from .wrapping import plain_name
 
-__all__ = ["Match", "StateDict", "best_match", "common_beginning", "is_beside_the_network", "neck_among", "tensors_of"]
-
 _DEEPEST = 12  # parts of a name that are tried as a prefix: a file's names are not trusted
 _COUNTER = "num_batches_tracked"
 _OLD_DENSENET = re.compile(r"\.(norm|conv)\.([12])\.")  # torchvision's files of 2017: norm.1 for norm1

@@ -31,19 +31,6 @@ from ..backbones.registry import available_architectures, require_architecture
 from ..names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, needs_weights, refuse_weight_file
 from .matching import StateDict
 
-__all__ = [
-    "drawn_from",
-    "fetch_imagenet",
-    "fetch_published",
-    "is_checkpoint",
-    "published",
-    "read_state_dict",
-    "require_parts",
-    "transform_for",
-    "uninitialised",
-    "usual_transform",
-]
-
 # Where training scripts keep a network, in the order in which one of several that fit is taken.
 _PLACES = (
     "state_dict",
@@ -70,10 +57,6 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """The named tensors of a weights file, as they are in the file: `.safetensors`, or whatever `torch.save` wrote.
 
     Of several dictionaries in one file (`state_dict`, `state_dict_ema`…) the first by name; its `others` are the rest.
-
-    Raises:
-        InputError: no path at all.
-        WeightsError: no such file, unreadable, a format that carries code, or no tensors inside.
     """
     if not isinstance(path, str | os.PathLike):
         got = f"a {type(path).__name__}" if isinstance(path, Mapping) else repr(path)

@@ -16,8 +16,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from ...errors import InputError
 
-__all__ = ["eagerly", "find_layer", "plain_name", "require_usable", "unwrapped"]
-
 _TRANSPARENT = {"module", "_orig_mod"}  # the names under which wrappers keep their network
 
 

@@ -19,16 +19,6 @@ from ..layer_runs import undisturbed
 from ..targets import Score, Similarity, Target, distances, vector_of
 from .imputation import blurred, impute_linearly
 
-__all__ = [
-    "Faithfulness",
-    "InsertionDeletion",
-    "RemoveAndDebias",
-    "insertion_deletion",
-    "measure_faithfulness",
-    "pixel_order",
-    "remove_and_debias",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class InsertionDeletion:
@@ -78,10 +68,6 @@ def insertion_deletion(
     seed: int = 0,
 ) -> InsertionDeletion:
     """Insertion and deletion of pixels in the maps' order, measured on what the maps explain.
-
-    Raises:
-        InputError: values that are not finite, no step, or a gallery without matches.
-        ShapeError: maps, questions, matches, or the fill do not belong to the images.
 
     Source: Petsiuk et al., RISE, 2018, §4.1 (insertion from a blurred image, 11×11, sigma 5; deletion here likewise).
     """
@@ -139,10 +125,6 @@ def remove_and_debias(
     """ROAD, both ways round: pixels are removed in the maps' order and imputed linearly from what is left.
 
     Imputation takes away what the mere shape of the removed region would tell the network; see `impute_linearly`.
-
-    Raises:
-        InputError: values that are not finite, or a fraction outside (0, 1).
-        ShapeError: the maps or questions do not belong to the images.
 
     Source: Rong et al., A Consistent and Efficient Evaluation Strategy for Attribution Methods, 2022, §4.
     """

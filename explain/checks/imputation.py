@@ -11,8 +11,6 @@ from torch.nn import functional
 
 from ...errors import ShapeError
 
-__all__ = ["blurred", "impute_linearly"]
-
 BLUR_SIZE, BLUR_SIGMA = 11, 5.0  # RISE's
 DIRECT, DIAGONAL = 1 / 6, 1 / 12  # ROAD's weights of the eight neighbours
 

@@ -15,8 +15,6 @@ from ...encoders.layers import require_layer
 from ...errors import InputError, ShapeError
 from ...metrics.maps import spearman
 
-__all__ = ["Randomisation", "match_randomisation", "match_sensitivity", "randomise_parameters", "two_object_preference"]
-
 
 @dataclass(frozen=True, eq=False)
 class Randomisation:
@@ -50,9 +48,6 @@ def randomise_parameters(
     Works on a copy: the model, its mode, and the global random numbers stay as they are. A part is drawn anew as its
     own `reset_parameters` does it, batch norms forget their statistics; parameters of modules without that method are
     drawn from a normal distribution with the mean and spread they had.
-
-    Raises:
-        InputError: a stage that does not exist, or a network without parameters.
 
     Source: Adebayo et al., Sanity Checks for Saliency Maps, 2018, §3.1 (cascading randomisation, Spearman).
     """

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from ...errors import InputError, ShapeError
 
-__all__ = ["COLOUR_SCALES", "Colours", "colourise"]
-
 Colours = Literal["inferno", "viridis", "gray", "blue-orange"]
 COLOUR_SCALES: tuple[Colours, ...] = get_args(Colours)
 

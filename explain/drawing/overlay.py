@@ -19,8 +19,6 @@ from .colours import Colours
 from .panels import MISSING, Tile, legend, panel
 from .rendering import contour, draw_box, overlay
 
-__all__ = ["DrawStyle", "map_panel", "map_tiles", "paint", "place_box", "scaled", "sheet"]
-
 Style = Literal["overlay", "contour", "box"]
 Scale = Literal["each", "shared"]
 

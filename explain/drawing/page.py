@@ -18,8 +18,6 @@ from .colours import colour_table
 from .panels import Tile
 from .rendering import to_data_uri
 
-__all__ = ["Thumbnails", "numbers", "write_html", "write_page"]
-
 DIGITS = 4  # significant digits of a map's values in a report
 
 

@@ -12,8 +12,6 @@ from ...errors import InputError
 from .colours import Colours, colour_table
 from .rendering import WHITE, Colour, text_font
 
-__all__ = ["MISSING", "Tile", "grid", "legend", "panel"]
-
 INK: Colour = (28, 32, 40)
 FAINT: Colour = (118, 124, 136)
 GAP = 14
@@ -48,9 +46,6 @@ def panel(
     The first row is the query and its matches; the second the query once more under the map for each match; the third,
     where given, the matches under their own maps. The second row starts with the legend of `colours`, if any, `ends` at
     its two sides.
-
-    Raises:
-        InputError: no matches, or a row that has another number of images than there are matches.
     """
     rows = [list(matches), list(query_maps), *([list(match_maps)] if match_maps else [])]
     if not matches or any(len(row) != len(matches) for row in rows):

@@ -17,8 +17,6 @@ from ...errors import InputError
 from ...images.geometry import Box
 from .colours import Colours, colour_table, unit_array
 
-__all__ = ["contour", "draw_box", "draw_points", "overlay", "to_data_uri"]
-
 Colour = tuple[int, int, int]
 
 WHITE: Colour = (255, 255, 255)

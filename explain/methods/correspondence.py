@@ -24,8 +24,6 @@ from torch import Tensor
 from ...errors import InputError, ShapeError
 from ..inputs import METRICS, Metric, at_least_float32, refuse_non_finite
 
-__all__ = ["Correspondence", "PositionPair", "correspondence", "pairwise_shares"]
-
 
 class PositionPair(NamedTuple):
     """A position of the query's map, one of the match's map, both as (row, column), and their share of the total."""
@@ -129,10 +127,6 @@ def pairwise_shares(
     cosine, dot: `R_ij · S_xy / (N N')`, for the cosine divided by the lengths of both embeddings (0 if one is 0). l2:
     `(2 R_ij · S_xy - R_ij · e - S_xy · f) / (N N')`, which sums to minus the squared distance; the distance itself is a
     root and l1 a sum of magnitudes, of which no part belongs to a pair.
-
-    Raises:
-        InputError: metric "l1" or an unknown one, or values that are not finite.
-        ShapeError: the channels differ.
     """
     if metric not in METRICS:
         raise InputError(f"metric={metric!r} is not known; choose one of {', '.join(METRICS)}")

@@ -34,8 +34,6 @@ from ..inputs import (
     refuse_non_finite,
 )
 
-__all__ = ["channel_weights", "contrast", "dist_cam"]
-
 LINEAR = frozenset({"dot", "dot_centered", "gradcam_cos"})  # their scale has a meaning, so `norm` leaves them alone
 LITERAL_EPS = 1e-12
 ROUNDING = 1e-3  # of the mean magnitude: below this a D is the rounding of half precision, not a difference

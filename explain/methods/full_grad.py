@@ -23,8 +23,6 @@ from ..inputs import refuse_non_finite
 from ..layer_runs import jacobian, undisturbed
 from ..targets import Target
 
-__all__ = ["FullGradient", "full_grad", "full_gradient"]
-
 
 @dataclass(frozen=True, eq=False)
 class FullGradient:

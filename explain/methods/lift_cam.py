@@ -30,8 +30,6 @@ from torch.overrides import TorchFunctionMode
 from ..layer_runs import LayerRun, LayerView, jacobian
 from ..targets import Score
 
-__all__ = ["lift_contributions", "lift_weights"]
-
 ACTIVATIONS = {"relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign"}
 SQUASHING = {"sigmoid", "logsigmoid", "hardsigmoid", "tanh", "hardtanh", "hardswish"}
 POWERS = {"pow", "square", "sqrt", "rsqrt", "reciprocal", "exp", "log"}

@@ -13,8 +13,6 @@ from ...errors import InputError
 from ...metrics.maps import normalise, upsample
 from ..layer_runs import LayerView
 
-__all__ = ["ablation_weights", "score_weights"]
-
 
 def ablation_weights(view: LayerView, *, batch_size: int = 32) -> Float[Tensor, "b m k"]:
     """Ablation-CAM's weight of each channel: the share of the score that is lost with it, `(y - y_k) / |y|`.

@@ -18,8 +18,6 @@ from ..geometry import Box
 from ..loading import image_size, orientation_of
 from .tables import SHARES, Annotation, LabelledBox
 
-__all__ = ["Drawn", "fitted", "turned"]
-
 _SLACK = 1.0  # pixels by which a box may exceed its image: tables differ in whether the last pixel counts
 _MANY, _LARGE, _CORNER = 5, 200, 0.4  # boxes, pixels of a side, share of it: that no box goes further is no chance
 _ALIKE = 0.01  # by which proportions may differ, for sizes are rounded
@@ -68,9 +66,6 @@ def fitted(drawn: Sequence[Drawn], source: object, *, strict: bool = False) -> l
         drawn: annotations with their images.
         source: where the boxes come from, for messages.
         strict: refuse what would be remarked on.
-
-    Raises:
-        InputError: with `strict`, the first kind.
     """
     frames = [_Frame.of(each) for each in drawn]
     said = _Said(source, strict)

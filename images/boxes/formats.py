@@ -33,8 +33,6 @@ from .tables import (
     whole_size,
 )
 
-__all__ = ["read_boxes", "read_synsets", "usable"]
-
 Split = Literal["train", "test", "all"]
 
 MAX_XML = 1_000_000  # bytes; ILSVRC's largest annotation has 20,000
@@ -62,10 +60,6 @@ def read_boxes(source: str | os.PathLike[str], *, split: Split = "all", strict: 
         source: the file or folder.
         split: which part of CUB; other layouts have none.
         strict: refuse what would be left out or assumed.
-
-    Raises:
-        InputError: nothing known is there, no box can be used, or, with `strict`, one cannot; the message holds file,
-            line, and what is wrong.
     """
     path = Path(source)
     if path.is_dir() and (path / "bounding_boxes.txt").is_file():

@@ -105,9 +105,6 @@ def boxed_images(
         boxes: what `read_boxes` found.
         labels: stem → class, see `read_synsets`; for flat folders, whose listing knows no classes.
         strict: refuse what would be remarked on.
-
-    Raises:
-        InputError: no image of the listing has boxes of its class.
     """
     found: list[BoxedImage] = []
     unlabelled: list[str] = []

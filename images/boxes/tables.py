@@ -14,21 +14,6 @@ from ...errors import InputError
 from ..geometry import Box
 from ..joining import Names
 
-__all__ = [
-    "SHARES",
-    "Annotation",
-    "BoxTable",
-    "LabelledBox",
-    "Size",
-    "absolute",
-    "are_of_boxes",
-    "as_float",
-    "box_of",
-    "side_hint",
-    "size_columns",
-    "whole_size",
-]
-
 Size = tuple[int, int]
 
 SHARES = (1, 1)

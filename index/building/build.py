@@ -72,12 +72,7 @@ def opened_for_building(
     storage: Storage | None = None,
     limits: CommitLimits | None = None,
 ) -> Iterator[GalleryWriter]:
-    """A writer for a new gallery, or for an unfinished one of the same encoder and settings, holding its lock.
-
-    Raises:
-        GalleryExistsError: the folder holds a complete gallery, one with other settings, or something else.
-        FingerprintMismatchError: it holds an unfinished gallery of another encoder.
-    """
+    """A writer for a new gallery, or for an unfinished one of the same encoder and settings, holding its lock."""
     encoder = whole_encoder(encoder)
     if metric not in METRICS:
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {metric!r}")
@@ -127,10 +122,6 @@ def add_images(
 
     `store_maps` counts where the gallery is new; `encode` makes the stream, by default `encoding_stream`; `complete`
     says afterwards that the gallery is complete.
-
-    Raises:
-        InputError: the gallery is new and no image could be used; or its folder of masks is not there.
-        ImageError: with `strict`, the first file that cannot be used.
     """
     masks, encoder = _masks_of(writer.manifest), whole_encoder(encoder)
     make_stream = encode or encoding_stream
@@ -213,11 +204,7 @@ def given_masks(masks: MaskFolder | str | os.PathLike[str] | None, category: int
 
 
 def _masks_of(manifest: Manifest) -> MaskFolder | None:
-    """The folder of masks that a gallery pools under.
-
-    Raises:
-        InputError: it is not there any more.
-    """
+    """The folder of masks that a gallery pools under."""
     if manifest.masks is None:
         return None
     folder = Path(manifest.masks.folder)

@@ -19,12 +19,7 @@ if TYPE_CHECKING:
 
 
 def existing_gallery(folder: Path, *, overwrite: bool, remedy: str = "choose another --out") -> Manifest | None:
-    """The gallery that lies there; a new one may be where nothing is or a build left off, never among other files.
-
-    Raises:
-        GalleryExistsError: there is something else.
-        GalleryError: there is a gallery that cannot be read, and it is not to be overwritten.
-    """
+    """The gallery that lies there; a new one may be where nothing is or a build left off, never among other files."""
     if os.path.exists(folder) and not os.path.isdir(folder):  # noqa: PTH110, PTH112 - never raise
         raise GalleryExistsError(f"{folder}: is a file; {remedy}")
     try:

@@ -75,11 +75,7 @@ class _Unchanged(ImageError):
 
 
 def read_offer(offer: Offer) -> bytes:
-    """The bytes of an offered file, read once; notes their checksum, their number, and the file's time of change.
-
-    Raises:
-        ImageError: the file cannot be read, or is the one that the gallery has.
-    """
+    """The bytes of an offered file, read once; notes their checksum, their number, and the file's time of change."""
     try:
         offer.path.encode()
         status = offer.file.stat()
@@ -110,10 +106,6 @@ def ingest(
     """Bring a listing's images into the gallery, all but those that are there already.
 
     An exception, Ctrl-C among them, commits what is encoded before it goes on.
-
-    Raises:
-        ImageError: with `strict`, the first file that cannot be used.
-        InputError: too many columns, or one called "mask" where masks are given.
     """
     _check_columns(writer, images.column_names)
     if masks is not None and MASK_COLUMN in images.column_names:

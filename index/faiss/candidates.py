@@ -21,8 +21,6 @@ from .gpu import GPU_MAX_K, GpuIndex
 from .index_store import STAND_IN, IndexStore, Mask, Precision, Rows, row_selector
 from .runtime import searched, threads_for
 
-__all__ = ["Candidates", "ErrorBound"]
-
 _BLOCK = 2048  # gathered rows that are compared at once: they stay in the processor's cache
 _READ_TOGETHER = 1024  # rows: their float64 copies stay in the processor's cache
 _FEW = 4096  # allowed rows for which an approximate index is not asked

@@ -20,23 +20,6 @@ from .runtime import reconstructed
 
 faiss: Any = typed_faiss  # its type stubs do not know the keyword arguments of its Python layer
 
-__all__ = [
-    "Coarse",
-    "choose_factory",
-    "coarse_of",
-    "efforts_of",
-    "faiss_metric",
-    "index_bytes",
-    "inner_index",
-    "is_coarse",
-    "is_exact",
-    "list_count",
-    "new_index",
-    "search_parameters",
-    "train",
-    "training_size",
-]
-
 FLAT_UP_TO = 200_000
 HALF_UP_TO = 1_000_000
 _TRAINING_PER_LIST = 64  # or code; FAISS warns below 39
@@ -85,12 +68,7 @@ def faiss_metric(spec: SearchSpec, factory: str) -> int:
 
 
 def new_index(spec: SearchSpec, factory: str) -> Any:
-    """An empty index.
-
-    Raises:
-        InputError: FAISS does not know the factory string, a number in it is too small or too large, it cuts vectors
-            into parts of unequal length, or it wraps ids or re-ranking, which distcam does itself.
-    """
+    """An empty index."""
     if re.search(r"IDMap|Refine|RFlat", factory):
         raise InputError(
             f"FAISS factory {factory!r}: leave out IDMap and Refine, ids and exact re-scoring are built in"

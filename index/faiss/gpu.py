@@ -26,8 +26,6 @@ from .runtime import reconstructed, searched, why_no_gpu
 
 faiss: Any = typed_faiss
 
-__all__ = ["GPU_MAX_K", "GpuCopy", "GpuIndex", "Plan", "check_device", "copy_to_gpus", "gpus_of", "plan_copy"]
-
 GPU_MAX_K = 2048
 SCRATCH_BYTES = 256 * 2**20
 _GPU_FROM = 10_000  # vectors; fewer are answered before a GPU starts
@@ -102,11 +100,7 @@ class GpuCopy:
 
 
 def check_device(device: str) -> str:
-    """The name of a device as it was given.
-
-    Raises:
-        InputError: it is none, or FAISS does not see that GPU.
-    """
+    """The name of a device as it was given."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+|:all)?", device):
         raise InputError(f"expected device auto, cpu, cuda, cuda:N or cuda:all, got {device!r}")
     if device.startswith("cuda"):

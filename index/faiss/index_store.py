@@ -22,19 +22,6 @@ from .runtime import reconstructed, searched
 
 faiss: Any = typed_faiss
 
-__all__ = [
-    "STAND_IN",
-    "IdMap",
-    "IndexStore",
-    "Mask",
-    "Precision",
-    "Rows",
-    "SearchSettings",
-    "check_range",
-    "row_selector",
-    "stored_blocks",
-]
-
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
@@ -230,9 +217,6 @@ class IndexStore:
             factory: what the index was made from, for messages.
             seed: of the sample.
             coarse: lists of an inverted file with as many, over the same ids; others are passed over.
-
-        Raises:
-            InputError: too few vectors to train on, or a kind of index that cannot be filled or filtered.
         """
         index = self.index
         if not (isinstance(index, faiss.IndexIVF) and coarse is not None and len(coarse.centroids) == index.nlist):

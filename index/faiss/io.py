@@ -30,8 +30,6 @@ from .index_store import IdMap, IndexStore, Precision, SearchSettings
 
 faiss: Any = typed_faiss
 
-__all__ = ["Buffer", "structure_problems", "unpack", "write"]
-
 Buffer: TypeAlias = bytes | mmap.mmap
 
 _MAGIC = b"distcam faiss 1\n"
@@ -59,11 +57,7 @@ def write(store: IndexStore, file: BinaryIO, *, factory: str) -> None:
 
 
 def unpack(data: Buffer, spec: SearchSpec) -> tuple[IndexStore, str]:
-    """The store, which goes on looking into `data`, and its factory string.
-
-    Raises:
-        CorruptGalleryError: damaged bytes, another spec, or sizes beyond the bytes.
-    """
+    """The store, which goes on looking into `data`, and its factory string."""
     try:
         return _unpack(data, spec)
     except CorruptGalleryError:

@@ -39,17 +39,6 @@ from .runtime import searched, threads_for
 
 faiss: Any = typed_faiss
 
-__all__ = [
-    "RECALL_TARGET",
-    "GroundTruth",
-    "enough",
-    "ground_truth",
-    "has_levelled_off",
-    "machine",
-    "measured_settings",
-    "single_latencies",
-]
-
 RECALL_TARGET = 0.99
 _FINE, _COARSE = (1, 2, 4), (1, 2, 4, 8, 16, 32, 64)  # settings of over-fetch
 _TIMED_QUERIES, _TIMED_SECONDS = 100, 3.0

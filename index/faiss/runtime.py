@@ -20,18 +20,6 @@ if TYPE_CHECKING:  # `distcam env` and errors ask about FAISS where it cannot be
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = [
-    "describe",
-    "fault",
-    "fault_behind",
-    "installed",
-    "note_search_on_cpu",
-    "reconstructed",
-    "searched",
-    "threads_for",
-    "why_no_gpu",
-]
-
 _NAME = re.compile(r"faiss(-(cpu|gpu)[\w.-]*)?")
 _FOR_GPU = "pip install faiss-gpu (Linux on x86-64)"
 _blas_lock = ForkSafeLock()

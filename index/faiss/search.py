@@ -34,8 +34,6 @@ from .index_store import IndexStore, SearchSettings, check_range
 from .io import Buffer
 from .recall import RECALL_TARGET, GroundTruth, enough, ground_truth, measured_settings
 
-__all__ = ["FaissSearch"]
-
 _BLOCK = 8192
 _MEASURED_QUERIES = 200
 

@@ -26,8 +26,6 @@ from .index_store import SearchSettings
 from .recall import GroundTruth, enough, ground_truth, has_levelled_off, machine, single_latencies
 from .search import FaissSearch
 
-__all__ = ["Budget", "Trial", "TuningReport", "default_candidates", "settings_of", "tune"]
-
 _ID_BYTES = 17  # per vector, beside the index
 _POINTS_PER_LIST = 39  # fewer, and FAISS warns that lists are poorly placed
 _FLAT_UP_TO = 1_000_000
@@ -165,12 +163,7 @@ def tune(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> tuple[TuningReport, FaissSearch]:
-    """The report, and the chosen index, built and set; arguments are those of `Gallery.tune`.
-
-    Raises:
-        InputError: no candidate keeps within the budgets, a factory string of the caller's is none, or there are fewer
-            than two vectors.
-    """
+    """The report, and the chosen index, built and set; arguments are those of `Gallery.tune`."""
     if len(ids) < 2 or queries < 1:
         raise InputError(f"tuning needs at least 2 images and 1 query, got {len(ids)} and {queries}")
     factories = tuple(candidates or default_candidates(spec, len(ids), budget.memory))

@@ -118,10 +118,6 @@ def matching(where: Filter, table: Table, verdicts: Verdicts | None = None) -> M
         where: the filter.
         table: the columns.
         verdicts: the cache of this table; equal comparisons are evaluated once in any case.
-
-    Raises:
-        InputError: the filter names a column that the table does not have.
-        DeadlineError: a deadline (`deadlines.finish_by`) is over.
     """
     check_deadline()
     known = Verdicts() if verdicts is None else verdicts
@@ -162,9 +158,6 @@ def hints(where: Filter | str, table: Table) -> list[str]:
     Args:
         where: the filter, or its text.
         table: the columns, such as a snapshot.
-
-    Raises:
-        InputError: the text is no filter, or names a column that the table does not have.
     """
     said: dict[str, None] = {}
     for comparison in _comparisons(tree_of(where)):

@@ -14,22 +14,6 @@ from typing import Any, TypeAlias
 
 from ...errors import InputError
 
-__all__ = [
-    "And",
-    "Comparison",
-    "Eq",
-    "Filter",
-    "Glob",
-    "In",
-    "Ne",
-    "Not",
-    "Or",
-    "Range",
-    "number",
-    "parse_filter",
-    "tree_of",
-]
-
 MAX_DEPTH = 128  # levels of a tree; a text's parentheses and `not` make two levels each at most
 MAX_NESTING = 50  # of a text
 MAX_COMPARISONS = 32  # of a text; each may have to look at every path
@@ -209,11 +193,7 @@ low_included=True, high_included=False)))
 
 
 def tree_of(where: str | Filter) -> Filter:
-    """The tree of a filter, whether it comes as text or as a tree.
-
-    Raises:
-        InputError: the text is no filter, or it is something else.
-    """
+    """The tree of a filter, whether it comes as text or as a tree."""
     if isinstance(where, str):
         return parse_filter(where)
     if not isinstance(where, Filter):

@@ -17,8 +17,6 @@ from ..storage.hdf5 import Array
 from ..storage.segments import Entries, Vectors
 from .tables import BLOCK_ROWS, Source, TableReader, parquet, read_matrix
 
-__all__ = ["ENCODER_FILE", "EXPORT_FILE", "open_clip_retrieval"]
-
 EXPORT_FILE = "export.json"
 ENCODER_FILE = "encoder.safetensors"  # beside it, never elsewhere: what an export names is not followed
 MAX_JSON_BYTES = 16 << 20

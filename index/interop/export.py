@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from ..building.ingest import Progress
     from ..gallery import Gallery
 
-__all__ = ["Export", "export_gallery"]
-
 ROWS_PER_FILE = 250_000
 BLOCK_ROWS = 4096
 _MARKER = ".distcam-export"

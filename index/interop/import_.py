@@ -37,8 +37,6 @@ if TYPE_CHECKING:  # only a named encoder needs torch
     from ..building.ingest import Progress
     from ..gallery import Gallery
 
-__all__ = ["import_gallery"]
-
 _PROBES = 8  # images
 _PROBED_ROWS = 20_000
 _TOLERANCE = 0.05  # of a vector's length: half precision and bfloat16 stay below, other encoders far above
@@ -237,12 +235,7 @@ def _brought_along(found: Source) -> Path | None:
 
 
 def _checked_encoder(found: Source, given: str | os.PathLike[str] | Encoder, device: str) -> Encoder:
-    """The encoder, if it is the one that made the vectors: by its fingerprint, or else by trying it out.
-
-    Raises:
-        FingerprintMismatchError: it is another.
-        InputError: there is no image to try it on.
-    """
+    """The encoder, if it is the one that made the vectors: by its fingerprint, or else by trying it out."""
     from ...encoders import Encoder
     from ...encoders.inference import whole_encoder
 

@@ -23,8 +23,6 @@ from ..storage.segments import Entries, Vectors
 from .clip_retrieval import open_clip_retrieval
 from .tables import BLOCK_ROWS, Source, TableReader, checked_matrix, read_matrix
 
-__all__ = ["Kind", "open_source"]
-
 Kind = Literal["auto", "clip-retrieval", "oml", "hloc"]
 _ARRAYS = (".npy", ".pt", ".pth")
 
@@ -46,9 +44,6 @@ def open_source(
         embeddings: the `.npy` or `.pt` file that belongs to a table, row by row.
         root: the folder that relative image paths refer to; by default that of the table, or `place`.
         label_column: the column with the classes; by default `label`.
-
-    Raises:
-        InputError: it is none of these, its parts do not fit together, or an argument is not used by its kind.
     """
     if not place.exists():
         raise InputError(f"nothing is at {place}")

@@ -17,8 +17,6 @@ from ...errors import InputError, MissingExtraError
 from ..storage.hdf5 import Array
 from ..storage.segments import Entries, Vectors, stored_path
 
-__all__ = ["BLOCK_ROWS", "Source", "TableReader", "checked_matrix", "parquet", "read_matrix"]
-
 BLOCK_ROWS = 4096
 _PATH_COLUMNS = ("image_path", "path", "file", "url", "key")
 _STATE_COLUMNS = ("id", "sha256", "size", "mtime_ns")  # in the tables of `distcam index export`
@@ -49,11 +47,7 @@ class Source:
 
 
 def parquet() -> tuple[ModuleType, ModuleType]:
-    """`pyarrow` and `pyarrow.parquet`.
-
-    Raises:
-        MissingExtraError: they are not installed.
-    """
+    """`pyarrow` and `pyarrow.parquet`."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -58,9 +58,6 @@ class Address:
 
         >>> str(Address.parse("milvus://10.0.0.7/photos"))
         'milvus://10.0.0.7:19530/photos'
-
-        Raises:
-            InputError: it means none, or holds a password.
         """
         if "://" not in text:
             text = f"milvus+lite://{quote(Path(text).absolute().as_posix())}"
@@ -109,11 +106,7 @@ class Address:
         return place + ("?" + "&".join(options) if options else "")
 
     def token(self) -> str:
-        """The token for this host out of the environment; empty when there is none.
-
-        Raises:
-            InputError: the variable does not say which host it is for.
-        """
+        """The token for this host out of the environment; empty when there is none."""
         token, at, host = os.environ.get(TOKEN_VARIABLE, "").rpartition("@")
         if not at and host:
             raise InputError(f"expected {TOKEN_VARIABLE}=TOKEN@HOST, so that no gallery can send the token elsewhere")
@@ -149,12 +142,7 @@ _OPENING = threading.Lock()
 
 
 def connected(address: Address) -> Connection:
-    """The connection to an address, opened when nobody holds one.
-
-    Raises:
-        MissingExtraError: pymilvus, or milvus-lite for a file, is not installed.
-        GalleryError: nobody answers there.
-    """
+    """The connection to an address, opened when nobody holds one."""
     token = address.token()
     place = (address.host, str(address.port), str(address.tls), address.database, address.file, token)
     with _OPENING:

@@ -31,9 +31,6 @@ class IndexKind:
 
         >>> IndexKind.parse("IVF1024,PQ64")
         IndexKind(name='IVF_PQ', build={'nlist': 1024, 'm': 64, 'nbits': 8})
-
-        Raises:
-            InputError: Milvus has no such index.
         """
         if text == "auto":
             return cls("FLAT") if count <= FLAT_UP_TO else cls("HNSW", _GRAPH)

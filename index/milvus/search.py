@@ -80,11 +80,7 @@ class MilvusSearch:
         allowed: npt.ArrayLike | None = None,
         where: Filter | None = None,
     ) -> list[Hits]:
-        """The k nearest of each raw query (q, d), among `allowed` ids and rows that fit `where` (see `compiled`).
-
-        Raises:
-            ShapeError, InputError: queries that `check_vectors` refuses, or k out of range.
-        """
+        """The k nearest of each raw query (q, d), among `allowed` ids and rows that fit `where` (see `compiled`)."""
         if k > MAX_K:
             raise InputError(f"Milvus finds up to {MAX_K} neighbours at once, {k} were asked for; lower k")
         expressions = [self._rows.expression]

@@ -91,11 +91,7 @@ class MilvusSnapshot(Snapshot):
     # --- Which images ------------------------------------------------------------------------------------------------
 
     def places(self, ids: Iterable[int] | Array) -> NDArray[np.int64]:
-        """The places of ids in `self.ids`, without making that.
-
-        Raises:
-            InputError: an id is not in the gallery.
-        """
+        """The places of ids in `self.ids`, without making that."""
         held = self._held(ids)
         return held.astype(np.int64) - np.searchsorted(self.rows.removed, held)
 

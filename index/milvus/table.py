@@ -75,11 +75,7 @@ class MilvusTable:
         self._names = [address.collection] + ([f"{address.collection}_pooled"] if spec.pooled_dim else [])
 
     def open(self) -> None:
-        """Make sure that the collections are there, are this gallery's, and are loaded.
-
-        Raises:
-            CorruptGalleryError: they are not there, or hold something else.
-        """
+        """Make sure that the collections are there, are this gallery's, and are loaded."""
         remedy = "restore it, or build the gallery again with `distcam index build --overwrite`"
         for name, field, dim in self._fields():
             owner, found_dim = self._described(name, field)
@@ -104,11 +100,7 @@ class MilvusTable:
         self.kind = IndexKind.of_description(described)
 
     def refuse_strangers(self) -> dict[str, str | None]:
-        """Make sure that there are no collections of these names, or this gallery's; returns their owners.
-
-        Raises:
-            GalleryExistsError: they belong to somebody else.
-        """
+        """Make sure that there are no collections of these names, or this gallery's; returns their owners."""
         owners = {name: self._described(name, field)[0] for name, field, _ in self._fields()}
         for name, owner in owners.items():
             if owner not in (None, self.spec.owner):
@@ -118,11 +110,7 @@ class MilvusTable:
         return owners
 
     def create(self) -> None:
-        """Make the collections new and empty; what this gallery had there is dropped.
-
-        Raises:
-            GalleryExistsError: they belong to somebody else.
-        """
+        """Make the collections new and empty; what this gallery had there is dropped."""
         from pymilvus import DataType
 
         owners = self.refuse_strangers()
@@ -206,9 +194,6 @@ class MilvusTable:
         """Write rows, replacing those with the same ids; safe to repeat.
 
         Each record holds "keys" besides what is stored as it is.
-
-        Raises:
-            InputError: a record too long for Milvus.
         """
         if pooled is not None:  # first: a row that is found can be explained
             self._send(1, [{"id": key, "pooled": row} for key, row in zip(ids.tolist(), pooled, strict=True)])

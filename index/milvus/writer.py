@@ -72,11 +72,7 @@ class MilvusWriter(GalleryWriter):
         return {"backend": dataclasses.replace(self._backend, columns=tuple(columns))}
 
     def delete_orphans(self) -> list[str]:
-        """Delete what an interrupted writer left in the folder and in Milvus.
-
-        Raises:
-            GalleryError: another copy of the folder has written to Milvus since; this one must not.
-        """
+        """Delete what an interrupted writer left in the folder and in Milvus."""
         names = super().delete_orphans()
         if self.is_new:
             return names

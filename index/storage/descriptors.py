@@ -93,12 +93,7 @@ class OpenFile:
         return CorruptGalleryError(f"{self.path}: {problem}; {self._remedy}")
 
     def read(self, pieces: Iterable[tuple[int, Any, int]]) -> None:
-        """Fill buffers, given with their offsets and lengths in bytes, with what stands there.
-
-        Raises:
-            CorruptGalleryError: the file was cut or written to since it was opened, and does not hold what it held.
-            GalleryError: it was removed, and its descriptor had been given up.
-        """
+        """Fill buffers, given with their offsets and lengths in bytes, with what stands there."""
         pieces = list(pieces)
         for _ in range(3):
             descriptor = self._descriptor or self._opened()

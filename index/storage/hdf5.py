@@ -41,11 +41,7 @@ class Layout(NamedTuple):
 
 @contextmanager
 def create(path: Path, layouts: Mapping[str, Layout]) -> Iterator[dict[str, Any]]:
-    """A new flat file with datasets of known size, to be filled inside the `with` block, in any order and in pieces.
-
-    Raises:
-        OSError: the file system refuses, such as a full disk; what is there then is no flat file.
-    """
+    """A new flat file with datasets of known size, to be filled inside the `with` block, in any order and in pieces."""
     with path.open("w+b", buffering=0) as raw:
         disk = _Disk(raw)
         try:

@@ -255,13 +255,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The manifest of the gallery in `folder`.
-
-        Raises:
-            NotAGalleryError: there is no manifest.
-            CorruptGalleryError: it is damaged.
-            GalleryError: a newer version wrote it.
-        """
+        """The manifest of the gallery in `folder`."""
         path = folder / MANIFEST_NAME
         if not is_file(path):
             what = "is not a folder" if os.path.exists(folder) else "not found"  # noqa: PTH110

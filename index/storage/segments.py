@@ -171,11 +171,7 @@ def stored_path(file: str | os.PathLike[str], root: Path) -> str:
 
 
 def located(path: str, root: Path) -> Path:
-    """The place of the file behind a stored path.
-
-    Raises:
-        CorruptGalleryError: a relative path leads out of the root, as none that distcam stores does.
-    """
+    """The place of the file behind a stored path."""
     if not Path(path).is_absolute() and ".." in Path(path).parts:
         raise CorruptGalleryError(f"the stored path {path!r} leads out of {root}; build the gallery again")
     return root / path

@@ -92,11 +92,7 @@ class Snapshot:
     # --- Which images ------------------------------------------------------------------------------------------------
 
     def places(self, ids: Iterable[int] | Array) -> NDArray[np.int64]:
-        """The places of ids in `self.ids`.
-
-        Raises:
-            InputError: an id is not in the gallery.
-        """
+        """The places of ids in `self.ids`."""
         wanted = check_ids(ids.reshape(-1) if isinstance(ids, np.ndarray) else ids)
         places = np.searchsorted(self.ids, wanted)
         known = places < len(self.ids)
@@ -278,12 +274,7 @@ class Snapshot:
 
 
 def check_file(folder: Path, entry: FileEntry, *, checksum: bool) -> None:
-    """Compare a file of the gallery with what the manifest says of it.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        CorruptGalleryError: it is another file, or damaged.
-    """
+    """Compare a file of the gallery with what the manifest says of it."""
     path = folder / entry.name
     if path.is_symlink() or (not (is_file := path.is_file()) and path.exists()):
         raise CorruptGalleryError(f"{path}: is not a plain file; {REMEDY}")
@@ -296,11 +287,7 @@ def check_file(folder: Path, entry: FileEntry, *, checksum: bool) -> None:
 
 
 def require_file(folder: Path, entry: FileEntry, *, checksum: bool) -> Path:
-    """A file of an open gallery, checked.
-
-    Raises:
-        CorruptGalleryError: it is missing, another file, or damaged.
-    """
+    """A file of an open gallery, checked."""
     try:
         check_file(folder, entry, checksum=checksum)
     except FileNotFoundError as error:

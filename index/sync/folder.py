@@ -16,8 +16,6 @@ from ...images.splits import SPLIT_COLUMN
 from ..building.ingest import MAX_FILE_BYTES
 from ..storage.segments import stored_path
 
-__all__ = ["SyncFolder", "digest", "list_folder", "reason_of", "status_of"]
-
 
 class SyncFolder:
     """The synced folder as the gallery sees it: which stored paths lie under it, and what their folders are called."""

@@ -23,8 +23,6 @@ from ..storage.segments import Segment
 from ..storage.snapshot import Snapshot
 from .folder import SyncFolder, digest, list_folder, reason_of, status_of
 
-__all__ = ["Carry", "Plan", "Row", "SyncKind", "SyncSettings", "make_plan", "rows_of"]
-
 SyncKind = Literal["added", "changed", "moved", "duplicated", "relabelled", "removed"]
 
 
@@ -157,9 +155,6 @@ def make_plan(
         settings: what the sync may do.
         doubtful: paths of files to decode now rather than to offer them for encoding; None decodes all new ones.
         progress: called with the number of files looked at and the number expected.
-
-    Raises:
-        InputError: there is no such folder, `labels` cannot be used, or the gallery's images are pooled under masks.
     """
     if snapshot.manifest.masks is not None:
         raise InputError(

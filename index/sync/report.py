@@ -9,8 +9,6 @@ from typing import Any
 from ...remarks import Skipped, counted
 from .plan import SyncKind
 
-__all__ = ["Change", "SyncReport"]
-
 _KINDS: tuple[SyncKind, ...] = ("added", "changed", "moved", "duplicated", "relabelled", "removed")
 
 

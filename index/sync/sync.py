@@ -31,8 +31,6 @@ if TYPE_CHECKING:  # a sync that finds nothing new does without torch
     from ...encoders import Encoder
     from ..reader import GalleryReader
 
-__all__ = ["LazyEncoder", "plan_sync", "sync_folder"]
-
 _CARRIED_AT_ONCE = 1024  # rows
 
 
@@ -55,11 +53,7 @@ class LazyEncoder:
             gallery.check_encoder(given)
 
     def __call__(self) -> Encoder:
-        """The encoder.
-
-        Raises:
-            InputError: the gallery keeps none, and none was given.
-        """
+        """The encoder."""
         mine = self._gallery.manifest.encoder.fingerprint  # a watch may outlive the gallery that it began with
         if self._loaded is not None and self._loaded.fingerprint == mine:
             return self._loaded
@@ -107,10 +101,6 @@ def sync_folder(
         encoder: called when there is something to encode.
         settings: what may be done, and how to run the encoder.
         progress: called with files looked at, and then with files encoded.
-
-    Raises:
-        InputError: there is no such folder, or more images would leave than may.
-        ImageError: with `strict`, the first file that cannot be used; what was encoded before is kept.
     """
     before = Snapshot(writer.folder, writer.manifest, verify=False)
     old_skipped = _old_skipped(writer)

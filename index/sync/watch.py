@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ...encoders import Encoder
     from ..gallery import Gallery
 
-__all__ = ["watch_folder"]
-
 
 def watch_folder(
     gallery: Gallery,

@@ -65,9 +65,6 @@ def nearest_neighbours(
     """The k nearest of every vector among all, exact, (n, k), itself first; and its largest squared distance, (n,).
 
     Equal distances are ordered by number. `device` None is NumPy, otherwise a device of torch.
-
-    Raises:
-        InputError: no such device.
     """
     index, farthest = _by_numpy(images, k, block_bytes) if device is None else _by_torch(images, k, block_bytes, device)
     return index, np.where(farthest > 0, farthest, 1)

@@ -31,8 +31,6 @@ from .maps import MapMaker
 from .references import LinearClassifier, Reference, References
 from .results import ImageScores, LocalisationTable
 
-__all__ = ["localise"]
-
 Masks = Callable[[BoxedImage], NDArray[np.bool_]]
 
 

@@ -19,8 +19,6 @@ from ...explain.methods.dist_cam import WeightOptions
 from ...metrics.distances import Metric
 from .references import LinearClassifier, References, linear_probe
 
-__all__ = ["DEFAULT_METHODS", "FLOORS", "MapMaker", "MapMethod", "parse_methods"]
-
 Kind = Literal["weighting", "classifier", "probe", "gradient", "floor"]
 
 DEFAULT_METHODS = (
@@ -57,9 +55,6 @@ def parse_methods(names: Sequence[str]) -> tuple[MapMethod, ...]:
     """The methods of these names, each once, and the floors after them.
 
     A weighting may carry its softness, as in "dist@tau=0.1"; "dist@tau=0" is the paper's formula to the letter.
-
-    Raises:
-        InputError: a name that is not known; the message holds the nearest.
 
     >>> [method.name for method in parse_methods(["dist@tau=0", "hirescam"])]
     ['dist@tau=0', 'hirescam', 'caam', 'random', 'centre', 'full']

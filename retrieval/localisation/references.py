@@ -23,8 +23,6 @@ from ...metrics.distances import Metric
 from ...remarks import remark
 from ..masking import encode_both_ways
 
-__all__ = ["LinearClassifier", "Reference", "References", "linear_probe", "read_classifier"]
-
 Reference = Literal["prototypes", "nearest"]
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
 
@@ -158,11 +156,7 @@ class LinearClassifier(NamedTuple):
         return (pooled @ self.weight.T + self.bias).argmax(1)
 
     def for_references(self, references: References) -> LinearClassifier:
-        """The rows of the references' classes: for each class the output that most of its images excite.
-
-        Raises:
-            InputError: two classes want the same row, so the classifier does not tell them apart.
-        """
+        """The rows of the references' classes: for each class the output that most of its images excite."""
         votes = self.predicted(references.pooled)
         rows = [int(votes[references.classes == number].mode().values) for number in range(len(references.labels))]
         for number, row in enumerate(rows):

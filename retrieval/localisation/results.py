@@ -15,8 +15,6 @@ from ...errors import InputError
 from ...metrics.intervals import bootstrap_weights
 from ...metrics.localisation import BoxOverlaps, PixelCounts
 
-__all__ = ["Estimate", "ImageScores", "LocalisationRow", "LocalisationTable"]
-
 FIXED = 0.2  # CAM's threshold; Dist-CAM states none
 IOUS = (0.3, 0.5, 0.7)
 

@@ -66,11 +66,7 @@ class MeasuredSplit:
 
 
 def masks_of(images: TrainingSet, split: str) -> UInt8[np.ndarray, "n h w"]:
-    """The masks that the outlines of a set make: c + 1 where class c is, 0 elsewhere.
-
-    Raises:
-        InputError: the set has no masks.
-    """
+    """The masks that the outlines of a set make: c + 1 where class c is, 0 elsewhere."""
     regions = images.regions
     if regions is None or not len(regions.image) or bool(regions.is_box.any()):
         raise InputError(f"the split {split!r} has no masks to be measured against; name others in [measure] splits")

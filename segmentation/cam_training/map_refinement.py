@@ -186,11 +186,7 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 @contextmanager
 def read_stages(encoder: Encoder, layers: Sequence[str]) -> Iterator[Callable[[], list[Tensor]]]:
-    """Inside, a function gives these layers' outputs in the last forward pass, without gradients, in this order.
-
-    Raises:
-        InputError: there is no such layer, or, when the function is called, one of them did not run.
-    """
+    """Inside, a function gives these layers' outputs in the last forward pass, without gradients, in this order."""
     backbone = _source(encoder)
     outputs: dict[str, Tensor] = {}
 
@@ -217,11 +213,7 @@ def read_stages(encoder: Encoder, layers: Sequence[str]) -> Iterator[Callable[[]
 
 
 def stage_layers(encoder: Encoder) -> tuple[str, str]:
-    """The layers of stage 3 and stage 4: the last two resolutions or widths of the networks known by name.
-
-    Raises:
-        InputError: another network; name two layers.
-    """
+    """The layers of stage 3 and stage 4: the last two resolutions or widths of the networks known by name."""
     if encoder.architecture in _STAGES:
         return _STAGES[encoder.architecture]
     names = {name for name, _ in _source(encoder).named_children()}
@@ -231,11 +223,7 @@ def stage_layers(encoder: Encoder) -> tuple[str, str]:
 
 
 def stage_dims(encoder: Encoder, layers: Sequence[str]) -> tuple[int, int]:
-    """The channels of two layers, found by encoding one black image.
-
-    Raises:
-        InputError: not two layers, or none by that name.
-    """
+    """The channels of two layers, found by encoding one black image."""
     if len(layers) != 2:
         raise InputError(f"expected two stages, got {len(layers)}: {', '.join(layers)}")
     weight = next(encoder.parameters())

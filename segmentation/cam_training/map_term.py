@@ -108,11 +108,7 @@ class MapTerm(Term):
         return self.classification(step, class_maps(step.encoding.feature_map, self.weight), labels)
 
     def labels(self, step: Step) -> Float[Tensor, "b c"]:
-        """The batch's 0/1 columns.
-
-        Raises:
-            InputError: labels are class indices, or images are blended.
-        """
+        """The batch's 0/1 columns."""
         batch, name = step.batch, type(self).__name__
         if batch.labels.ndim != 2:
             raise InputError(f"{name} needs one 0/1 column per class, got labels of shape {tuple(batch.labels.shape)}")
@@ -129,11 +125,7 @@ class MapTerm(Term):
 
 
 def require_plain_maps(encoder: Encoder, who: str) -> None:
-    """Nothing, if class weights can lie on the channels of the feature map.
-
-    Raises:
-        InputError: there is a head, or another pooling than the mean.
-    """
+    """Nothing, if class weights can lie on the channels of the feature map."""
     if not isinstance(encoder.head, Identity) or not isinstance(encoder.pooling, GAP):
         raise InputError(f'{who} puts its class weights on the feature map; leave head out, and pooling = "gap"')
 
@@ -142,9 +134,6 @@ def renamed(kind: str, options: Mapping[str, Any], names: Mapping[str, str]) -> 
     """Options under today's names, with a remark on each that a recipe still spells as earlier versions did.
 
     An earlier `free_…` is the opposite of today's `detach_…`.
-
-    Raises:
-        InputError: an option is given under both names.
     """
     own = dict(options)
     for old, new in names.items():

@@ -202,11 +202,7 @@ class SuperpixelPatches(Patches):
 
 
 def slic_segments(image: np.ndarray, *, segments: int, compactness: float) -> Int[np.ndarray, "h w"]:
-    """SLIC superpixels of an RGB image, numbered from 0 without gaps.
-
-    Raises:
-        MissingExtraError: scikit-image is not installed.
-    """
+    """SLIC superpixels of an RGB image, numbered from 0 without gaps."""
     try:
         from skimage.segmentation import slic
     except ImportError as error:

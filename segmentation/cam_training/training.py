@@ -86,11 +86,7 @@ class SegmentationRecipe(Recipe):
         return super().from_dict({"evaluation": {"metrics": ["accuracy"]}, **table, **own}, folder=folder)
 
     def open(self, transform: Transform, *, cache: Path, progress: Progress | None = None) -> RunData:
-        """The images by split, and the masks of those that are measured.
-
-        Raises:
-            InputError: labels of one class per image, or a split without masks.
-        """
+        """The images by split, and the masks of those that are measured."""
         kind, _, place = (self.data.images or self.data.photographs).partition(":")
         if kind in _SOURCES:
             opened = self._masked(_SOURCES[kind], self.data.source(self.folder)[1] / place)
@@ -136,11 +132,7 @@ class _Measured:
         self._settings, self._truths, self._class_names = settings, truths, class_names
 
     def segmenter(self, encoder: Encoder, objective: Objective) -> WeakSegmenter:
-        """Encoder and term as they are now.
-
-        Raises:
-            InputError: no term has class weights on the feature map.
-        """
+        """Encoder and term as they are now."""
         for term in objective.terms.values():
             if isinstance(term, MapTerm):
                 return WeakSegmenter.of(encoder, term, self._class_names)

@@ -108,9 +108,6 @@ def random_walk(
 ) -> Float[Tensor, "c h w"]:
     """The scores after `steps` steps; each is a mean over neighbours, so it never leaves the range of the scores.
 
-    Raises:
-        ShapeError: affinities that do not fit.
-
     >>> alike = torch.tensor([[[1.0, 1.0]], [[1.0, 0.0]]])              # to itself, and to the right
     >>> random_walk(torch.tensor([[[0.0, 1.0]]]), alike, [(0, 0), (0, 1)], steps=1).tolist()
     [[[0.5, 1.0]]]
@@ -240,21 +237,13 @@ class AffinityNet(nn.Module):
         return embedded[0].cpu()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the embedding into a `.safetensors` file; the encoder has its own.
-
-        Raises:
-            WeightsError: the file cannot be written.
-        """
+        """Write the embedding into a `.safetensors` file; the encoder has its own."""
         own = {"dim": self.embed.out_channels, "side": self.side, "encoder": self.encoder.fingerprint}
         write_checkpoint(path, {"kind": "affinity", **own}, self.embed.state_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], encoder: Encoder) -> AffinityNet:
-        """The net of a file that `save` wrote, around its encoder.
-
-        Raises:
-            WeightsError: no such file, or one of another encoder.
-        """
+        """The net of a file that `save` wrote, around its encoder."""
         config, tensors = read_checkpoint(path)
         if config.get("kind") != "affinity" or config.get("encoder") != encoder.fingerprint:
             raise WeightsError(f"{path}: holds no affinities of the encoder {encoder.short_name}")
@@ -306,9 +295,6 @@ def train_affinity(
         cues: one for each image, in its size.
         settings: `AffinitySettings()` if left out.
         progress: called with (steps done, steps in all).
-
-    Raises:
-        InputError: cues for another number of images, or cues that make no pair to learn from.
     """
     settings = settings or AffinitySettings()
     if len(cues) != len(data):

@@ -78,9 +78,6 @@ def make_masks(
         split: the name of the list that is written.
         device: of the network.
         progress: called with (images done, images in all).
-
-    Raises:
-        InputError: other classes than the data's; beta = "best" without any true mask.
     """
     require_classes(source.class_names, data)
     maker = MaskMaker(source, data, stage or CueStage(), device=on_device(source, device), seed=seed)
@@ -126,11 +123,7 @@ class MaskMaker:
         self._room = _CACHE_BYTES
 
     def prepare(self, progress: Progress | None = None) -> dict[str, float]:
-        """Find the best background score if the truth is known, and learn affinities if they are asked for.
-
-        Raises:
-            InputError: the best background score without any true mask, or affinities of a source without an encoder.
-        """
+        """Find the best background score if the truth is known, and learn affinities if they are asked for."""
         has_truth = any(self.data.has_mask(i) for i in range(len(self.data)))
         needs_beta = self.stage.kind == "pseudo_masks" or self.stage.refine == "crf"
         if self.stage.beta == "best" and needs_beta and not has_truth:
@@ -162,11 +155,7 @@ class MaskMaker:
         return {"maps.mean_iou": curve.best_score.mean_iou, "maps.beta": curve.best_beta}
 
     def mask(self, i: int) -> Mask:
-        """The mask of image i.
-
-        Raises:
-            InputError: affinities that were not learnt.
-        """
+        """The mask of image i."""
         stage, scores, image = self.stage, self._scores(i), self.data.image(i)
         refined: Float[np.ndarray, "c_and_background h w"] | None = None
         if stage.refine == "walk":

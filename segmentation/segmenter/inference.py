@@ -200,11 +200,7 @@ def score_images(
 
 
 def require_classes(names: Sequence[str], data: MaskedImages) -> None:
-    """Nothing, if the model and the data speak of the same classes.
-
-    Raises:
-        InputError: they do not.
-    """
+    """Nothing, if the model and the data speak of the same classes."""
     if tuple(names) != data.class_names:
         model, given = (
             f"{', '.join(own[:6])}{', …' if len(own) > 6 else ''} ({len(own)})" for own in (names, data.class_names)

@@ -40,9 +40,6 @@ def dense_training_set(data: MaskedImages, transform: Transform) -> TrainingSet:
     """Images with 0/1 columns for the classes they show, and their masks as regions, one per number but void's.
 
     Everything is in memory: h·w bytes for an image's every number, beside its pixels.
-
-    Raises:
-        InputError: an image without a mask.
     """
     found: list[tuple[int, int, Mask]] = []
     for i in range(len(data)):

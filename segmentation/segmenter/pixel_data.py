@@ -55,9 +55,6 @@ class PixelData:
         """Images with masks; an instance is a connected region of a class.
 
         Without a background (CamVid) output c is class c, else class c has output c + 1.
-
-        Raises:
-            InputError: an image without a mask.
         """
         first, background = (0, 0) if images.has_background else (1, None)
         classes, instances = [], []

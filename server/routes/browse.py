@@ -18,8 +18,6 @@ from ..answers import gallery_answer, image_answer
 from ..api_error import ApiError
 from .search import Serving, json_answer, require_image
 
-__all__ = ["router"]
-
 router = APIRouter(prefix="/api/v1")
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Offset = Annotated[int, Query(ge=0, le=schemas.MAX_ID)]
@@ -107,11 +105,7 @@ async def picture(
 
 
 def _etag_of(file: FilePath, *, side: int) -> str:
-    """Changes when a thumbnail would.
-
-    Raises:
-        ApiError: 404, the file is gone.
-    """
+    """Changes when a thumbnail would."""
     try:
         status = file.stat()
     except OSError as error:
@@ -121,11 +115,7 @@ def _etag_of(file: FilePath, *, side: int) -> str:
 
 
 def _thumbnail(file: FilePath, *, side: int) -> bytes:
-    """A gallery picture as JPEG without metadata, upright, its longer side at most `side` pixels.
-
-    Raises:
-        ApiError: 404, it is no picture any more.
-    """
+    """A gallery picture as JPEG without metadata, upright, its longer side at most `side` pixels."""
     try:
         picture = read_image(file)
     except ImageError as error:

@@ -22,8 +22,6 @@ from ..api_error import ApiError
 from ..service import EncodedUpload, Service
 from ..uploads import UPLOAD_TYPES, upload_suffix
 
-__all__ = ["PICTURE_FORM", "Serving", "json_answer", "require_image", "router", "service_of", "unless_gone"]
-
 T = TypeVar("T")
 
 router = APIRouter(prefix="/api/v1")
@@ -178,21 +176,13 @@ class _Ranking:
 
 
 def _stored(retriever: Retriever, image: int) -> PictureQuery:
-    """An image of the gallery as a query.
-
-    Raises:
-        ApiError: 404, there is no such image.
-    """
+    """An image of the gallery as a query."""
     require_image(retriever, image)
     return retriever.stored(image, known_size=upright_size(retriever.gallery.file(image)))
 
 
 def require_image(retriever: Retriever, image: int) -> None:
-    """Make sure that the gallery holds an image.
-
-    Raises:
-        ApiError: 404, it does not.
-    """
+    """Make sure that the gallery holds an image."""
     ids = retriever.gallery.ids
     place = int(np.searchsorted(ids, np.uint64(image)))
     if place == len(ids) or int(ids[place]) != image:

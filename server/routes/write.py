@@ -22,8 +22,6 @@ from ..live_gallery import NewImage
 from ..uploads import upload_suffix
 from .search import PICTURE_FORM, Serving, json_answer, unless_gone
 
-__all__ = ["router"]
-
 # No control characters, line ends, or what makes later text run backwards.
 _UNPRINTABLE = "\\x00-\\x1f\\x7f-\\x9f\u2028-\u202e\u2066-\u2069"
 _Printable = StringConstraints(min_length=1, max_length=200, pattern=f"^[^{_UNPRINTABLE}]+$")
@@ -47,11 +45,7 @@ class WritingRoute(APIRoute):
 
 
 def require_token(request: Request) -> None:
-    """Compared in constant time.
-
-    Raises:
-        ApiError: 403, the server only reads; 401, the token is missing or wrong.
-    """
+    """Compared in constant time."""
     token = request.app.state.service.settings.token
     if token is None:
         raise ApiError(403, "this server only reads; start it with --writable", reason="read-only")
@@ -125,11 +119,7 @@ async def remove(service: Serving, id: Annotated[int, Path(ge=0, le=schemas.MAX_
 
 
 def _columns(text: str) -> dict[str, str]:
-    """The user's columns of a new image.
-
-    Raises:
-        ApiError: 422, the text is something else.
-    """
+    """The user's columns of a new image."""
     try:
         columns = _COLUMNS.validate_python(json.loads(text))
     except (ValueError, RecursionError, ValidationError) as error:

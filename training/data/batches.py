@@ -65,11 +65,7 @@ class TrainingBatches:
         return self.data.names(index)
 
     def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch but the first `skip`, prepared by threads that end with the iterator.
-
-        Raises:
-            ImageError: a file cannot be read.
-        """
+        """The batches of an epoch but the first `skip`, prepared by threads that end with the iterator."""
         batches = self._sampler.batches(epoch)
         threads = ThreadPoolExecutor(self._workers, thread_name_prefix="batches")
         waiting: deque[Future[Batch]] = deque()

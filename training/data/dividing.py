@@ -56,9 +56,6 @@ def settled(
     """The same settings with a column or shares, and with parts: what a run's resolved recipe says.
 
     `where` is the folder or table, for messages; with `quiet` there are no remarks.
-
-    Raises:
-        InputError: a column that is not there, or none of whose values means training.
     """
     names = list(dict.fromkeys(name for record in records for name in record.columns))
     rows = [record.columns for record in records]
@@ -120,11 +117,7 @@ def _parts(counts: Mapping[str, int], column: str, where: object, *, all_: bool)
 def divided(
     records: Sequence[ImageRecord], split: SplitSettings, *, where: object, strict: bool, quiet: bool = False
 ) -> dict[str, list[ImageRecord]]:
-    """The records of every part, in the order of the listing; settings are `settled`.
-
-    Raises:
-        InputError: a part without images.
-    """
+    """The records of every part, in the order of the listing; settings are `settled`."""
     generator = np.random.default_rng([0x59C, split.seed])
     novel: set[str] = set()
     if split.novel:

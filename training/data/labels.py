@@ -76,11 +76,7 @@ def accuracy(logits: Float[Tensor, "b c"], batch: Batch) -> float:
 
 
 def single_labels(batch: Batch, who: str) -> Int[Tensor, " b"]:
-    """The labels, one class per image.
-
-    Raises:
-        InputError: they are 0/1 columns.
-    """
+    """The labels, one class per image."""
     if batch.labels.ndim != 1:
         raise InputError(f"{who} needs one class per image; these labels are 0/1 columns, {tuple(batch.labels.shape)}")
     return batch.labels

@@ -84,9 +84,6 @@ def outlines_of(listing: Listing) -> dict[Path, list[Outline]]:
     """Outlines in the columns `mask` and `x1`, `y1`, `x2`, `y2` of a listing; masks lie relative to its root.
 
     Boxes that cannot be used are left out and remarked on, as those of a file of boxes are.
-
-    Raises:
-        InputError: only some of the four columns exist, or no box can be used.
     """
     has_mask = "mask" in listing.column_names
     corners = [name for name in _CORNERS if name in listing.column_names]
@@ -109,11 +106,7 @@ def outlines_of(listing: Listing) -> dict[Path, list[Outline]]:
 
 
 def boxes_from(source: str | Path, listing: Listing) -> dict[Path, list[Outline]]:
-    """The boxes that a file or folder has for the images of a listing; for the layouts see `read_boxes`.
-
-    Raises:
-        InputError: the file cannot be read, or speaks of none of the images.
-    """
+    """The boxes that a file or folder has for the images of a listing; for the layouts see `read_boxes`."""
     drawn, _ = drawn_on(listing, read_boxes(source))
     return {
         file: [Outline(label, box, size=annotation.size) for box, label in annotation.boxes]
@@ -154,9 +147,6 @@ def region_table(
     """The regions of the images that the settings choose; outlines of one class in one image become one region.
 
     Outlines that cannot be used are left out and remarked on.
-
-    Raises:
-        InputError: no image has such an outline, or none can be used.
     """
     if settings is None or settings.kind == "none":
         return None

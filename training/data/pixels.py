@@ -93,11 +93,7 @@ def _look(file: Path, transform: Transform, *, keep: bool) -> tuple[Tensor | Non
 
 
 def say_left_out(skipped: Sequence[Skipped], *, of: int, strict: bool = False) -> None:
-    """Remark on images that cannot be read, all of them at once; nothing if there are none.
-
-    Raises:
-        InputError: with `strict`; or no image is left.
-    """
+    """Remark on images that cannot be read, all of them at once; nothing if there are none."""
     if not skipped:
         return
     shown = "; ".join(f"{item.path} ({item.reason})" for item in skipped[:_SHOWN])

@@ -75,10 +75,6 @@ def make_sampler(
 
     Its batches are for all processes together: `world_size` times as large as the settings say. `outlined` are the
     images that have a mask or a box.
-
-    Raises:
-        InputError: a batch size that the settings or the classes do not allow, or no outlined images where the
-            settings want some.
     """
     array, kept = np.asarray(labels), settings.outlined * world_size
     common = {"batch_size": settings.batch_size * world_size - kept, "seed": seed}
@@ -277,11 +273,7 @@ class Episodes:
     steps_per_epoch: int
 
     def batches(self, epoch: int) -> list[Indices]:
-        """The index batches of an epoch.
-
-        Raises:
-            InputError: another number of batches than announced, or an empty one.
-        """
+        """The index batches of an epoch."""
         batches = [np.asarray(batch, dtype=np.int64) for batch in self.listed(epoch)]
         if len(batches) != self.steps_per_epoch or not all(batch.size for batch in batches):
             sizes = sorted({batch.size for batch in batches})

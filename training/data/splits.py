@@ -126,11 +126,7 @@ class DataSettings(Table):
             raise InputError(f"expected one of images, photographs, scenes; got {' and '.join(named) or 'none'}")
 
     def source(self, folder: Path) -> tuple[str, Path]:
-        """The path that `images` or `photographs` gives, and the folder it starts from; `folder` is the recipe's.
-
-        Raises:
-            InputError: photographs, and the environment variable names no folder.
-        """
+        """The path that `images` or `photographs` gives, and the folder it starts from; `folder` is the recipe's."""
         if not self.photographs:
             return self.images, folder
         place = os.environ.get(DATA_VARIABLE)
@@ -143,11 +139,7 @@ class DataSettings(Table):
 
 
 def settled_split(settings: DataSettings, *, folder: Path) -> SplitSettings:
-    """The division of the images with nothing left open: the column or the shares, and the parts.
-
-    Raises:
-        InputError: images that are not there, or a column that cannot divide them.
-    """
+    """The division of the images with nothing left open: the column or the shares, and the parts."""
     if settings.scenes is not None:
         return settings.split
     listing, place = _listed(settings, folder)
@@ -178,9 +170,6 @@ def load_splits(
 
     Files that cannot be read are left out and named, all at once; every file is decoded once to know. Scenes are drawn
     into `cache`, once for all runs with the same ones. `progress` starts anew for each split.
-
-    Raises:
-        InputError: images that are not there, or a split without images; with `strict`, a file that cannot be read.
     """
     if settings.scenes is not None:
         return _scene_splits(settings, settings.scenes, transform, cache, progress)

@@ -76,11 +76,7 @@ class TrainingSet:
         return self._pixels.in_memory is not None
 
     def pixels(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
-        """Images as the transform makes them, in grey levels; read from their files unless they are in memory.
-
-        Raises:
-            ImageError: a file cannot be read; the message names it.
-        """
+        """Images as the transform makes them, in grey levels; read from their files unless they are in memory."""
         return self._pixels.read(index)
 
     @property
@@ -100,11 +96,7 @@ class TrainingSet:
         return torch.bincount(self.labels.long(), minlength=len(self.class_names))
 
     def require_trainable(self) -> None:
-        """Nothing, if a classifier can learn from these images.
-
-        Raises:
-            InputError: fewer than two classes, or a class that no image shows.
-        """
+        """Nothing, if a classifier can learn from these images."""
         if len(self.class_names) < 2:
             raise InputError(f"training needs at least two classes, got {len(self.class_names)}")
         empty = [name for name, n in zip(self.class_names, self.per_class().tolist(), strict=True) if n == 0]
@@ -128,9 +120,6 @@ class TrainingSet:
         """Images that are in memory already, as `transform` makes them; kept, not copied.
 
         Labels are class names, class indices, or 0/1 columns; regions are ordered by image.
-
-        Raises:
-            InputError: lengths or types that do not fit, or a label without a name.
         """
         expected = (len(labels), 3, transform.height, transform.width)
         if pixels.dtype != torch.uint8 or tuple(pixels.shape) != expected:
@@ -168,10 +157,6 @@ class TrainingSet:
         semicolons, or one 0/1 column per class, named by `label_columns`. Otherwise every image needs its label.
         Outlines come from `outlines_of` and `boxes_from`; `regions` says which of them are used. With the cache "auto"
         decoded images stay in memory up to 2 GiB.
-
-        Raises:
-            InputError: an image without a label, a label without a name, no image that can be read, or outlines none of
-                which can be used.
         """
         chosen = list(listing) if records is None else list(records)
         shown = [_labels_of(record, label_columns) for record in chosen]

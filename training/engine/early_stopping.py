@@ -27,11 +27,7 @@ class EarlyStopping:
         return None if self._best is None else self._best["epoch"]
 
     def update(self, row: Row, *, epoch: int) -> None:
-        """Keep the modules' weights if the row of this epoch is better than what was kept.
-
-        Raises:
-            InputError: the row lacks the metric to monitor.
-        """
+        """Keep the modules' weights if the row of this epoch is better than what was kept."""
         monitor = self._settings.monitor
         if monitor is None:
             return

@@ -17,11 +17,7 @@ from .step import Batch, Mix, Regions
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is this process's CUDA device if there is any, else the CPU.
-
-    Raises:
-        InputError: there is no such device.
-    """
+    """The device of that name; "auto" is this process's CUDA device if there is any, else the CPU."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except RuntimeError as error:

@@ -21,12 +21,7 @@ STATE = Path("state", "run.safetensors")
 
 
 def write_state(folder: Path, tree: Mapping[str, Any]) -> None:
-    """Make `tree` the state of the run in `folder`, durably and in one step.
-
-    Raises:
-        InputError: something in it is neither a tensor nor plain.
-        WeightsError: the disk is full or write-protected; the state before this one is still there.
-    """
+    """Make `tree` the state of the run in `folder`, durably and in one step."""
     path = folder / STATE
     storage = Storage()
     storage.make_folder(path.parent)
@@ -36,11 +31,7 @@ def write_state(folder: Path, tree: Mapping[str, Any]) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """The state of the run in `folder`; None if there is none.
-
-    Raises:
-        WeightsError: the file is damaged or something else.
-    """
+    """The state of the run in `folder`; None if there is none."""
     path = folder / STATE
     if not path.exists():
         return None

@@ -51,9 +51,6 @@ def pooled_weights(encoder: Encoder, weights: Float[Tensor, "c d"]) -> Float[Ten
 
     The head counts as a constant, with its running statistics if it has any: a map's loss then cannot be lowered by
     turning the head, just as it cannot by turning the classifier. The bias adds the same number to all positions.
-
-    Raises:
-        InputError: the head is not affine.
     """
     affine = affine_of(encoder.head)
     if affine is None:

@@ -48,9 +48,6 @@ def cam_loss(
         norm: "l1" is the paper's; "l2" takes the mean of squares.
         eps: under which a map counts as flat; see `scaled`.
 
-    Raises:
-        ShapeError: weights and feature map have different numbers of channels.
-
     Source: [CAM-loss] Eq. 1-4, Algorithm 1.
 
     >>> features = torch.tensor([[[[4.0, 0.0, 1.0]], [[0.0, 2.0, 1.0]]]])         # CAAM' = (1, 0, 0)

@@ -60,13 +60,7 @@ class Teacher:
 
     @cached_property
     def classifier(self) -> ClassifierTerm:
-        """The teacher's classifier, its classes in the student's order.
-
-        Raises:
-            WeightsError: the file is missing or is no classifier.
-            FingerprintMismatchError: it belongs to another encoder.
-            InputError: the teacher does not know one of the student's classes.
-        """
+        """The teacher's classifier, its classes in the student's order."""
         classifier, names, fingerprint = load_classifier(self.classifier_path)
         if fingerprint != self.fingerprint:
             raise FingerprintMismatchError(
@@ -202,11 +196,7 @@ class Kd(Distillation):
         _ = teacher.classifier
 
     def forward(self, step: Step) -> Tensor:
-        """Mean over the batch's images.
-
-        Raises:
-            InputError: several classes per image, where there is no softmax to soften.
-        """
+        """Mean over the batch's images."""
         if step.batch.labels.ndim != 1:
             raise InputError("kd needs one class per image; these labels are 0/1 columns")
         student = step.need_classifier("KD").logits(step.encoding.embedding) / self.temperature

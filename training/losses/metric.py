@@ -135,10 +135,6 @@ def metric_term(name: str, *, dim: int, n_classes: int, options: Mapping[str, An
         dim: length of the vectors it acts on.
         n_classes: for losses with class vectors.
         options: as above.
-
-    Raises:
-        InputError: an unknown loss, option, miner, distance or reducer (the nearest is named), or a memory for a loss
-            that cannot use one.
     """
     check_name("metric loss", name, LOSSES)
     given = dict(LOSSES[name].defaults) | dict(options or {})
@@ -236,11 +232,7 @@ class ProxyTerm(MetricTerm):
         return self.name in _SEVERAL_VECTORS
 
     def class_weights(self) -> Float[Tensor, "c d"]:
-        """The classes' vectors, inside the gradient graph.
-
-        Raises:
-            InputError: a class has several vectors.
-        """
+        """The classes' vectors, inside the gradient graph."""
         if self.has_several_vectors:
             raise InputError(f"{self.name} has several vectors per class, so there is no one map; use Grad-CAM instead")
         weights: Tensor = self.loss.proxies if hasattr(self.loss, "proxies") else self.loss.W.mT

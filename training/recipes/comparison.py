@@ -99,9 +99,6 @@ def run_variants(
     Among the variants None stands for the recipe without any; left out, they are all of the file's, and the seeds the
     recipe's own. `run` trains a recipe of the `task`. `watch` makes, from variant and seed, a context that gives the
     run's progress callback. The other options are those of `run_recipe`.
-
-    Raises:
-        InputError: as in `run_recipe`; recipes are checked before the first run starts.
     """
     chosen = list(file.variants or [None]) if variants is None else list(variants)
     tables = {variant or "": file.resolved(variant=variant, changes=changes) for variant in chosen}

@@ -282,11 +282,7 @@ def _recall(ranked: RankMeasures, k: int) -> float:
 def _rank_among_others(
     embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"], distance: Literal["cosine", "l2"]
 ) -> RankMeasures:
-    """Every image a query against all others; zero vectors, which have no direction, lie together.
-
-    Raises:
-        InputError: an embedding is not finite.
-    """
+    """Every image a query against all others; zero vectors, which have no direction, lie together."""
     vectors = embeddings.detach().cpu().double()
     if distance == "cosine":
         vectors = normalize(vectors)

@@ -68,12 +68,7 @@ class EncoderSettings(Table):
     seed: int | None = None
 
     def build(self, data: DataSettings, *, folder: Path, seed: int) -> Encoder:
-        """The encoder, for images of the size that the data have.
-
-        Raises:
-            InputError: an unknown architecture, layer, option, or head.
-            WeightsError: weights that cannot be read.
-        """
+        """The encoder, for images of the size that the data have."""
         seed = seed if self.seed is None else self.seed
         if self.architecture.endswith(".safetensors"):
             encoder = Encoder.load(located(self.architecture, folder))
@@ -95,11 +90,7 @@ class EncoderSettings(Table):
 
 
 def located(text: str, folder: Path) -> Path:
-    """A path of a recipe: relative to its folder, `$NAME` filled in.
-
-    Raises:
-        InputError: an environment variable that is not set.
-    """
+    """A path of a recipe: relative to its folder, `$NAME` filled in."""
     filled = os.path.expandvars(text)
     if "$" in filled:
         raise InputError(f"{text}: set the environment variable {filled.split('$')[1].split('/')[0]}")
@@ -159,21 +150,13 @@ class Recipe(Table):
 
     @classmethod
     def read(cls, path: str | Path, *, variant: str | None = None, changes: Sequence[str] = ()) -> Self:
-        """The recipe of a TOML file, with the variant and the changes of the command line.
-
-        Raises:
-            InputError: no file, no TOML, or a table, key or value that does not fit; the nearest name is given.
-        """
+        """The recipe of a TOML file, with the variant and the changes of the command line."""
         file = RecipeFile.read(path)
         return cls.from_dict(file.resolved(variant=variant, changes=changes), folder=file.folder)
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any], *, folder: Path = Path()) -> Self:
-        """The recipe that a resolved table holds.
-
-        Raises:
-            InputError: an unknown key (the nearest is named), a wrong type, or a value out of range.
-        """
+        """The recipe that a resolved table holds."""
         for key in table:
             check_name("table or key of the recipe", key, cls.known_tables())
         for key in ("data", "loss"):
@@ -199,11 +182,7 @@ class Recipe(Table):
         return self if seed is None else self.model_copy(update={"run": self.run.changed(seed=seed)})
 
     def settled(self) -> Self:
-        """The same recipe with `[data.split]` as the data decide it, where it leaves anything to them.
-
-        Raises:
-            InputError: images that are not there, or a column that cannot divide them.
-        """
+        """The same recipe with `[data.split]` as the data decide it, where it leaves anything to them."""
         return self.divided(settled_split(self.data, folder=self.folder))
 
     def divided(self, split: SplitSettings | None) -> Self:
@@ -244,11 +223,7 @@ class RecipeFile:
 
     @classmethod
     def read(cls, path: str | Path) -> RecipeFile:
-        """The recipe of a TOML file.
-
-        Raises:
-            InputError: the file is not there or is no TOML; the message says where.
-        """
+        """The recipe of a TOML file."""
         file = Path(path)
         try:
             table = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -275,9 +250,6 @@ class RecipeFile:
         Args:
             variant: one of the file's; None for the file without any.
             changes: such as "run.epochs=3"; see `parse_change`.
-
-        Raises:
-            InputError: an unknown variant, or a change that is none.
         """
         table = {key: value for key, value in self.table.items() if key != "variants"}
         if variant is not None:
@@ -292,9 +264,6 @@ def parse_change(text: str) -> dict[str, Any]:
     """A change from the command line as a table; the value is TOML, or a string if it is none.
 
     Entries of a list are named by their number, or by their `name` or `kind`.
-
-    Raises:
-        InputError: no `=`, or no key before it.
 
     >>> parse_change("loss.cam_loss.weight=3")
     {'loss': {'cam_loss': {'weight': 3}}}

@@ -105,10 +105,6 @@ def run_recipe(
         reading: makes a context that gives the progress callback of reading the images once before the training.
         progress: called with (batches done, batches in all).
         report: called with every epoch's row of the log.
-
-    Raises:
-        InputError: whatever in the recipe does not fit, and a loss that is not finite.
-        ImageError: an image that could be read before the first step and cannot any more.
     """
     started = time.perf_counter()
     recipe, world = recipe.with_seed(seed), current_world()

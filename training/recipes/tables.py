@@ -21,11 +21,7 @@ _IN_A_RECIPE = "in a recipe"  # where a key without use is a mistake; in Python 
 
 
 def check_name(what: str, name: object, known: Collection[str]) -> None:
-    """Nothing, or an error that names the nearest of the known names.
-
-    Raises:
-        InputError: `name` is not one of `known`.
-    """
+    """Nothing, or an error that names the nearest of the known names."""
     if name not in known:
         raise InputError(unknown_name(what, name, known))
 
@@ -111,11 +107,7 @@ class Table(BaseModel):
 
 
 def parse(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
-    """The model that a table of TOML or JSON fills; `where` is its name in messages, empty for the whole recipe.
-
-    Raises:
-        InputError: an unknown key (the nearest is named), a value of another type, or one that the model refuses.
-    """
+    """The model that a table of TOML or JSON fills; `where` is its name in messages, empty for the whole recipe."""
     try:
         return cls.model_validate_json(json.dumps(table), context=_IN_A_RECIPE)
     except TypeError as error:
