@@ -27,7 +27,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from crowds import Crowd, draw_cells, draw_crowd, draw_crowds
+from judging_maps import ASKS, REFERENCES, MapScores, Questions, ask_objects, judge_maps, maps_for
 from machine import describe_machine
+from pixel_data import PixelData, predict
 from roar import remove_and_retrain, whole_explanations
 from small_segmenters import FitSettings, MobileSegmenter, SmallSegmenter, as_image, crowd_data, fit_segmenter, score
 from torch import nn
@@ -36,8 +38,6 @@ from distcam.explain import METHODS, DrawStyle, Tile, contour, draw_box, grid, m
 from distcam.explain.drawing.rendering import draw_points
 from distcam.images import Box, Transform
 from distcam.segmentation.data import MaskedImages
-from distcam.segmentation.explaining import ASKS, REFERENCES, MapScores, Questions, ask_objects, judge_maps, maps_for
-from distcam.segmentation.segmenter.pixel_data import PixelData, predict
 from distcam.synthetic.scene_set import blueprints
 
 TITLES = {"hirescam": "Seg-HiRes-Grad-CAM", "gradcam": "Seg-Grad-CAM", "segxrescam": "Seg-XRes-CAM"}

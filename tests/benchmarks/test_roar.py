@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from crowds import draw_cells, draw_crowds
+from judging_maps import ask_objects
+from pixel_data import PixelData, predict
 from roar import remove_and_retrain, whole_explanations
 from small_segmenters import FitSettings, MobileSegmenter, SmallSegmenter, as_image, crowd_data, fit_segmenter, score
 from torch import Tensor, nn
@@ -12,8 +14,6 @@ from torch import Tensor, nn
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
 from distcam.segmentation.data import MaskedImages
-from distcam.segmentation.explaining import ask_objects
-from distcam.segmentation.segmenter.pixel_data import PixelData, predict
 
 TRANSFORM = Transform(32, fit="squash")
 

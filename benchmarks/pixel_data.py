@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ...encoders.encoder import evaluating
-from ...errors import InputError, ShapeError
-from ...images import Transform
-from ...images.masks import VOID
-from ...metrics.components import labelled
-from ..data import MaskedImages
-from ..label_maps import label_map
+from distcam.encoders.encoder import evaluating
+from distcam.errors import InputError, ShapeError
+from distcam.images import Transform
+from distcam.images.masks import VOID
+from distcam.metrics.components import labelled
+from distcam.segmentation.data import MaskedImages
+from distcam.segmentation.label_maps import label_map
 
 
 @dataclass(frozen=True, eq=False)

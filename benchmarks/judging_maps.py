@@ -15,17 +15,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from pixel_data import PixelData, predict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import InputError
-from ..explain import METHODS, PixelScore, explain_image, is_constant, normalise, rectify, upsample
-from ..explain.checks.faithfulness import remove_and_debias
-from ..explain.engine import method_name
-from ..metrics.components import largest_component
-from ..metrics.intervals import bootstrap_means
-from ..progress import Progress
-from .segmenter.pixel_data import PixelData, predict
+from distcam.errors import InputError
+from distcam.explain import METHODS, PixelScore, explain_image, is_constant, normalise, rectify, upsample
+from distcam.explain.checks.faithfulness import remove_and_debias
+from distcam.explain.engine import method_name
+from distcam.metrics.components import largest_component
+from distcam.metrics.intervals import bootstrap_means
+from distcam.progress import Progress
 
 Ask = Literal["component", "box", "point", "class"]
 ASKS: tuple[Ask, ...] = ("component", "box", "point", "class")

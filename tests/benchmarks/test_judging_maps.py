@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from crowds import draw_cells, draw_crowd, draw_crowds
+from judging_maps import ASKS, REFERENCES, MapScores, ask_objects, judge_maps, maps_for
+from pixel_data import PixelData, predict
 from small_segmenters import crowd_data
 from torch import Tensor, nn
 
@@ -16,8 +18,6 @@ from distcam.errors import InputError, ShapeError
 from distcam.explain import METHODS
 from distcam.images import Transform
 from distcam.metrics.components import labelled
-from distcam.segmentation.explaining import ASKS, REFERENCES, MapScores, ask_objects, judge_maps, maps_for
-from distcam.segmentation.segmenter.pixel_data import PixelData, predict
 from distcam.synthetic.scene_set import blueprints
 
 
