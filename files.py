@@ -207,13 +207,7 @@ class WriterLock:
     """The right to change a gallery, held by one writer at a time; readers neither ask nor wait.
 
     The operating system lets go of it when the process ends, however it ends, so there is no stale lock to clear away.
-
-    Args:
-        folder: the gallery's.
-        patience: seconds to wait for another writer.
-
-    Raises:
-        GalleryLockedError: on entering, when another writer is still at work; names its process.
+    Entering waits `patience` seconds for another writer; then GalleryLockedError names its process.
     """
 
     def __init__(self, folder: Path, *, patience: float = 0.0) -> None:

@@ -32,6 +32,9 @@ def refuse_weight_file(name: str, *, options: str = "") -> None:
 
 
 def _is_safetensors(name: str) -> bool:
+    """True for a checkpoint, and for one that is damaged: whoever reads it says so."""
+    if name.endswith(CHECKPOINT_SUFFIX):
+        return True
     try:
         with Path(name).open("rb") as file:
             return file.read(9)[8:] == b"{"  # behind the length of the header

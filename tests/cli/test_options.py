@@ -111,7 +111,7 @@ BRANCHES = [
     ("segment infer {weak} {scenes} --out m", "", "--labels {boxes}"),
     ("segment infer {weak} {scenes} --out m", "by a model without refined maps", "--refined"),
     ("segment infer {weak} {scenes} --out m --refine walk", "by a random walk", "--background 0.4"),
-    ("segment infer {weak} {photos} --out m", "by a folder of pictures", "--split val"),
+    ("segment infer {weak} {photos} --out m", "by a folder of images", "--split val"),
     (
         "segment evaluate {network} {scenes}",
         "by a segmentation network",
@@ -159,8 +159,8 @@ ALWAYS = {
     "reid explain": "max_pixels strict different encoder weights layer fit image_size parts out_path device as_json",
     "reid train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
     "segment train": "max_pixels out_path variant seeds changes resume _list _template strict as_json",
-    "segment infer": "max_pixels folder scales flip base layout show device as_json",
-    "segment evaluate": "max_pixels layout masks names as_json",
+    "segment infer": "max_pixels strict folder scales flip base layout show device as_json",
+    "segment evaluate": "max_pixels strict layout masks names as_json",
     "localize": "max_pixels boxes references encoder weights reference methods labels masks reference_masks "
     "layer fit image_size "
     "metric batch_size device seed out_file strict as_json",

@@ -99,7 +99,7 @@ def test_what_is_no_region_is_refused():
     view = Transform(64, fit="crop").view(128, 64)
     options = {"size": (128, 64), "view": view, "shape": (4, 4)}
     for box in (Box(5, 5, 5, 9), Box(200, 0, 300, 50), Box(float("nan"), 0, 9, 9)):
-        with pytest.raises(InputError, match="empty or lies outside the picture of 128×64"):
+        with pytest.raises(InputError, match="empty or lies outside the image of 128×64"):
             coverage(box, **options)
     with pytest.raises(InputError, match=r"outside what the encoder sees .* fit='pad'"):
         coverage(Box(0, 0, 10, 64), **options)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from distcam.index.faiss.search import FaissSearch
-from distcam.index.search import METRICS, Capabilities, Hits, Metric, Search, SearchSpec, VectorSource
+from distcam.index.search import METRICS, Hits, Metric, Search, SearchSpec, VectorSource
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
 Make = Callable[[SearchSpec, Batches, VectorSource | None], Search]
@@ -59,8 +59,7 @@ def with_milvus(address: str, examples: int) -> Backend:
             self.upsert = table.upsert
             self.delete = lambda keys: table.delete(keys[keys <= MAX_ID])
             self.get = table.embeddings
-            exact = table.kind.is_exact and spec.metric in ("cosine", "l2")
-            self.capabilities = Capabilities(frozenset(METRICS), exact, True, 2**13, 2**15, True)
+            self.is_exact = table.kind.is_exact and spec.metric in ("cosine", "l2")
 
         def scan(self, batch_size: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
             keys = self._table.ids_where()

@@ -24,16 +24,11 @@ PUBLIC = {
         evaluating
     """,
     "distcam.explain": """
-        ActivationMaps BestThreshold BoxOverlaps COLOUR_SCALES ClassScore Colours ComponentAt Components
-        Correspondence EnergyShare Faithfulness InsertionDeletion LayerRun Look METHODS METRICS Metric NORMS
-        Norm PixelCounts PixelScore PositionPair Randomisation Region RemoveAndDebias Response Score Similarity
-        THRESHOLDS Target Tile WEIGHTINGS Weighting box_coverage box_from_map box_overlaps boxes_from_maps
-        capture channel_weights colourise components contour contrast correspondence coverage dist_cam draw_box
-        draw_points energy_in_box energy_shares explain_image fold grid insertion_deletion is_constant
-        largest_component legend map_tiles match_randomisation match_sensitivity measure_faithfulness normalise
-        overlay paint pairwise_shares panel peak peak_in_box pixel_counts pixel_order pool_region
-        randomise_parameters rectify region_weights remove_and_debias sheet spearman to_data_uri to_png_bytes
-        two_object_preference upsample write_page
+        METHODS METRICS NORMS WEIGHTINGS ActivationMaps ClassScore ComponentAt Correspondence
+        DrawStyle Faithfulness LayerRun Norm PixelScore Score Similarity Target Tile Weighting
+        box_from_map capture channel_weights colourise contour contrast correspondence dist_cam
+        draw_box energy_in_box explain_image fold grid is_constant map_tiles match_sensitivity
+        measure_faithfulness normalise overlay peak_in_box rectify upsample
     """,
     "distcam.fewshot": """
         BDCSPN Centre Classifier Comparison DecisionMap EpisodeManifest EpisodeResult FeatureTransform FineTuned

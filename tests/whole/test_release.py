@@ -73,6 +73,10 @@ def test_links_of_the_documents_lead_somewhere() -> None:
         for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
             if "://" not in link and not (document.parent / (link.split("#")[0] or document.name)).exists():
                 broken.append((document.name, link))
+    for document in ROOT.glob("docs/**/*.md"):
+        for test in re.findall(r"`(tests/[\w/]+\.py)`", document.read_text(encoding="utf-8")):
+            if not (ROOT / test).exists():
+                broken.append((document.name, test))
     assert broken == []
 
 
