@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -17,14 +18,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
+from ..encoders.names import OWN_ARCHITECTURES, needs_weights, refuse_weight_file
+from ..errors import InputError
 from ..progress import Progress
 from ..remarks import DistcamWarning
-from .checks import require_encoder
 from .command import option_names
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
     from .options import FitName
+
 
 LINE_EVERY = 10.0  # seconds
 _counting: list[list[int]] = []  # what is under way: done, and in all
@@ -149,3 +152,44 @@ def resumable(
     except KeyboardInterrupt:
         err.print(f"stopped; {kept}", soft_wrap=True)
         raise typer.Exit(130) from None
+
+
+_NAMES = ("imagenet", "random", "default")  # of weights that are in no file
+
+
+def require_encoder(name: str, weights: str | None, layer: str | None = None) -> None:
+    """Refuse `--encoder` and `--weights` that can mean no encoder."""
+    if name.endswith(".safetensors"):
+        if weights is not None or layer is not None:
+            raise InputError(
+                f"{name} is a checkpoint and brings its own weights and layer; leave --weights and --layer out"
+            )
+        require_file(name, "--encoder")
+        return
+    refuse_weight_file(name, options=f": --encoder ARCHITECTURE --weights {name}")
+    if weights is None:
+        if name not in OWN_ARCHITECTURES:
+            raise InputError(needs_weights(name).replace("weights", "--weights", 1))
+    elif weights not in _NAMES:
+        require_file(weights, "--weights", also=f", `{_NAMES[0]}`, or `{_NAMES[1]}`")
+
+
+def require_file(path: str | Path | None, option: str, *, also: str = "") -> None:
+    """Refuse a file that is not there, by the name of its option; None was not asked for."""
+    if path is not None and not Path(path).exists():
+        raise InputError(f"{option} {path}: no such file; expected a FILE{also}")
+
+
+def require_model(path: Path) -> None:
+    """Refuse a path at which nothing is."""
+    if not path.exists():
+        raise InputError(f"{path}: nothing is there; expected a run's folder or a file of weights")
+
+
+def require_images(sources: Iterable[str | Path]) -> None:
+    """Refuse sources that are not there, and patterns that fit no file."""
+    from ..images import list_images
+
+    for source in map(str, sources):
+        if not Path(source).exists():
+            list_images(source, labels="none")

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import ImageError, InputError
-from .checks import require_file
 from .command import refuse_unused
-from .console import err, note, note_unfinished_build, out, print_json, progress_bar, say
+from .console import err, note, note_unfinished_build, out, print_json, progress_bar, require_file, say
 from .options import AsJson, Device
 from .places import read_box, read_mask, read_point
 

@@ -15,11 +15,10 @@ from .classifiers import (
     classifier_of,
     simple_shot,
 )
-from .evaluation import Comparison, compare, evaluate
+from .evaluation import Comparison, compare, evaluate, support_quality, support_sensitivity
 from .explanation import DecisionMap, decision_map, episode_maps
 from .results import EpisodeResult, ResultFile, load_result
 from .sampling import sample_episodes
-from .support import support_quality, support_sensitivity
 
 __all__ = [
     "BDCSPN",

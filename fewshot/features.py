@@ -82,9 +82,16 @@ def encode_split(
     spec = spec_of(encoder, "dot")
     blocks, skipped = _blocks(split, inference, spec, workers=settings.workers, strict=strict, progress=progress)
     _remark_on_skipped(skipped, len(split), strict=strict)
+    used = split.without(skipped)
+    digests, size = np.empty((len(used), 32), np.uint8), np.empty(len(used), np.uint64)
+    for row in range(len(used)):
+        content = used.images.content(row)
+        digests[row] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+        size[row] = len(content)
+    ids, times = np.arange(len(used), dtype=np.uint64), np.zeros(len(used), np.int64)
     write_encodings(
         path,
-        _entries(split.without(skipped)),
+        Entries(ids, used.names.tolist(), digests, size, times, {"label": list(used.labels.tolist())}),
         blocks,
         spec=spec,
         root=split.images.root.absolute(),
@@ -109,10 +116,7 @@ def _remark_on_skipped(skipped: Mapping[str, str], count: int, *, strict: bool) 
 def overlap_of(encodings: Encodings, split: Split, encoder: Encoder | None) -> Overlap | None:
     """Overlap of a split with the encoder's training set, in classes and images; None where it is not known.
 
-    Args:
-        encodings: of the split's images and perhaps of others; a file may know without the encoder.
-        split: what episodes are drawn from.
-        encoder: what made the features, if it is at hand.
+    The encodings may be of other images too, and know the overlap themselves where the encoder is not at hand.
     """
     if encoder is None:
         return Overlap.from_dict(encodings.encoder.get("trained_on"))
@@ -133,17 +137,6 @@ def check_evaluation_mode(encoder: torch.nn.Module) -> None:
                 f"the batch norm {name!r} uses the statistics of each batch, which makes every result transductive; "
                 "call eval(), or train with track_running_stats=True"
             )
-
-
-def _entries(split: Split) -> Entries:
-    n = len(split)
-    digests, size = np.empty((n, 32), np.uint8), np.empty(n, np.uint64)
-    for row in range(n):
-        content = split.images.content(row)
-        digests[row] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-        size[row] = len(content)
-    columns: dict[str, list[str | None]] = {"label": list(split.labels.tolist())}
-    return Entries(np.arange(n, dtype=np.uint64), split.names.tolist(), digests, size, np.zeros(n, np.int64), columns)
 
 
 def _blocks(

@@ -16,8 +16,7 @@ from ..errors import InputError
 from .distances import DistanceSource, FeatureDistances, Metric
 from .evaluation import FALSE_ACCEPT_RATES, evaluate_distances
 from .features import Features
-from .placeholders import remark_on_placeholders
-from .policies import Matching, labels_of
+from .policies import Matching, labels_of, remark_on_placeholders
 from .refinement import Refinement, refined
 from .reranking.k_reciprocal import Reranking, rerank_features
 from .results import Evaluation

@@ -18,7 +18,7 @@ from ..datasets.reid_records import Identity, ReidData, ReidImage
 from ..errors import ImageError, InputError
 from ..images import read_image
 from ..progress import Progress
-from .placeholders import placeholders
+from .policies import placeholders
 
 _SIDES = ("train", "query", "gallery")
 _SHOWN, _SHOWN_CAMERAS = 5, 24

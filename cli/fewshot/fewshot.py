@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...errors import DistcamError, InputError
-from ..checks import require_encoder, require_file
 from ..command import Commands, refuse_unused
-from ..console import load_encoder, note, print_json, progress_bar, say
+from ..console import load_encoder, note, print_json, progress_bar, require_encoder, require_file, say
 from ..options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, ReadsImages, Strict, Weights, Workers
 from .sources import (
     EPISODE_OPTIONS,
@@ -27,8 +26,8 @@ from .sources import (
 )
 
 if TYPE_CHECKING:
+    from ...fewshot.evaluation import SupportSensitivity
     from ...fewshot.results import ResultFile
-    from ...fewshot.support import SupportSensitivity
 
 app = Commands(
     help="Train few-shot encoders, evaluate classifiers, compare them in pairs, explain their errors.",

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from ...datasets import FewShotData, Split
     from ...encoders import Encoder
     from ...fewshot import Centre, EpisodeManifest
+    from ...fewshot.evaluation import SupportSensitivity
     from ...fewshot.report import Explainer
     from ...fewshot.results import ResultFile
-    from ...fewshot.support import SupportSensitivity
     from ...images import Transform
     from ...index import Encodings
 
@@ -123,8 +123,8 @@ def explainer_of(
     from functools import partial
 
     from ...fewshot.classifiers import METHODS, classifier_of, needs_base_mean
+    from ...fewshot.evaluation import support_sensitivity
     from ...fewshot.report import Explainer
-    from ...fewshot.support import support_sensitivity
     from ...index import read_encodings
 
     if not about.get("data"):

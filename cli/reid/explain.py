@@ -10,9 +10,8 @@ import typer
 from ...errors import ImageError, InputError
 from ...files import replacing
 from ...remarks import remark
-from ..checks import require_encoder, require_images
 from ..command import refuse_unused
-from ..console import print_json, say
+from ..console import print_json, require_encoder, require_images, say
 from ..options import AsJson, Device, EncoderName, Layer, Weights
 from .reid import CropFit, CropSize, crop_encoder
 

@@ -10,9 +10,8 @@ import typer
 
 from ...errors import InputError
 from ...files import write_text
-from ..checks import require_encoder
 from ..command import Commands, refuse_unused
-from ..console import load_encoder, print_json, progress_bar, say
+from ..console import load_encoder, print_json, progress_bar, require_encoder, say
 from ..options import AsJson, BatchSize, Device, EncoderName, FitName, Layer, Metric, ReadsImages, Weights, Workers
 
 if TYPE_CHECKING:
@@ -171,8 +170,7 @@ def evaluate(
         require_encoder(encoder, weights, layer)
     read = _read(data, format_name, option)
     from ...reid.assessment import assess
-    from ...reid.placeholders import remark_on_placeholders
-    from ...reid.policies import changed_protocol
+    from ...reid.policies import changed_protocol, remark_on_placeholders
     from ...reid.refinement import Refinement
 
     neighbours, _, alpha = (aqe or "").partition(",")

@@ -1,4 +1,4 @@
-"""Few-shot classifiers, a paper a file, and their names on the command line, in results and in reports."""
+"""Few-shot classifiers, and their names on the command line, in results and in reports."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from difflib import get_close_matches
 from torch import Tensor
 
 from ...errors import InputError
-from .base import Classifier
+from .base import Centre, Classifier, FeatureTransform, L2Normalise, PowerTransform
 from .baseline import FineTuned, baseline, baseline_plus_plus
-from .bd_cspn import BDCSPN
-from .prototypes import NearestNeighbour, Prototypes
-from .simple_shot import simple_shot
-from .transforms import Centre, FeatureTransform, L2Normalise, PowerTransform
+from .prototypes import BDCSPN, NearestNeighbour, Prototypes, simple_shot
 
 __all__ = [
     "BDCSPN",
@@ -47,20 +44,15 @@ METHODS: dict[str, Callable[[Tensor | Centre | None], Classifier]] = {
     "baseline++": lambda _: baseline_plus_plus(),
     "bdcspn": lambda _: BDCSPN(name="bdcspn"),
 }
-_NEEDS_MEAN = {"simpleshot-cl2n"}
 
 
 def needs_base_mean(method: str) -> bool:
     """True if the method centres by the mean feature of the base classes."""
-    return method in _NEEDS_MEAN
+    return method == "simpleshot-cl2n"
 
 
 def classifier_of(method: str, *, mean: Tensor | Centre | None = None) -> Classifier:
-    """The classifier of that name.
-
-    Args:
-        method: a key of `METHODS`.
-        mean: mean feature of the base classes, or a `Centre` that says what else; for the methods that need one.
+    """The classifier of that name, a key of `METHODS`; `mean` is for those that centre by the base classes' mean.
 
     Raises:
         InputError: an unknown name, or a mean is needed and not given.

@@ -82,7 +82,11 @@ class FineTuned(FewShotClassifier):
             for _ in range(self.epochs):
                 order = torch.randperm(n * k, generator=generator).to(support.device)
                 for rows in torch.split(order, self.batch_size):
-                    scores = self._scores(vectors[:, rows], parameters)
+                    weight, second = parameters
+                    if self.head == "linear":
+                        scores = torch.baddbmm(second[:, None], vectors[:, rows], weight.mT)
+                    else:
+                        scores = (vectors[:, rows] @ weight.mT) * self._length(weight, second)[:, None]
                     target = labels[rows].expand(b, -1)
                     loss = b * cross_entropy(scores.flatten(0, 1), target.flatten())  # the sum of the episodes' means
                     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
@@ -106,13 +110,6 @@ class FineTuned(FewShotClassifier):
     def _normalised(self, vectors: Tensor) -> Tensor:
         """The vectors, of unit length for the cosine head."""
         return normalize(vectors, dim=-1) if self.head == "cosine" else vectors
-
-    def _scores(self, vectors: Tensor, parameters: list[Tensor]) -> Tensor:
-        weight, second = parameters
-        if self.head == "linear":
-            return torch.baddbmm(second[:, None], vectors, weight.mT)
-        scores: Tensor = (vectors @ weight.mT) * self._length(weight, second)[:, None]
-        return scores
 
     def _length(self, weight: Tensor, length: Tensor) -> Tensor:
         """Factor that gives a class vector of the cosine head its own length times the scale."""
