@@ -12,8 +12,7 @@ import typer
 from ..errors import ImageError, InputError
 from .command import refuse_unused
 from .console import err, note, note_unfinished_build, out, print_json, progress_bar, require_file, say
-from .options import AsJson, Device
-from .places import read_box, read_mask, read_point
+from .options import AsJson, Device, read_box, read_mask, read_point
 
 if TYPE_CHECKING:
     from ..index import Gallery

@@ -134,14 +134,8 @@ def write_report(
 ) -> Path:
     """Write results as one HTML file that needs nothing else: no network, no server, no further file.
 
-    Args:
-        path: the file to write; an existing one is replaced.
-        results: the results of one manifest.
-        explainer: for images and maps of the worst failures; without it they are listed by name.
-        sensitivity: redrawn supports by method, from `support_sensitivity`.
-        title: the page's heading.
-        notes: lines under it, as plain text.
-        n_failures: wrong answers to show of each method.
+    Without an explainer the worst failures of each method are listed by name. `sensitivity` holds redrawn supports by
+    method, from `support_sensitivity`.
     """
     images = None if explainer is None else Thumbnails(explainer.view, side=THUMBNAIL)
     data = {

@@ -29,14 +29,9 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % interval around a mean over episodes, in the unit of the values.
+    """A 95 % interval around a mean over episodes, in the unit of the values, with the question that it answers.
 
-    Attributes:
-        kind: `usual`, `bootstrap` or `class jackknife`.
-        mean: the mean over episodes.
-        low: lower end.
-        high: upper end.
-        question: what the interval answers, in words.
+    `kind` is `usual`, `bootstrap` or `class jackknife`.
     """
 
     kind: str
@@ -128,10 +123,7 @@ def class_jackknife_interval(values: Values, ways: NDArray[np.integer]) -> Inter
     """Mean ± t·SE, SE from leaving out one class at a time, t with C − 1 degrees of freedom.
 
     Leaving out class c means the episodes without it; no model is run again. SE² = (C−1)/C · Σ_c (θ_−c − mean θ_−)².
-
-    Args:
-        values: one number per episode, (E,).
-        ways: class numbers of each episode, (E, N).
+    `values` (E,) are one number per episode, `ways` (E, N) its class numbers.
 
     Source: Efron & Stein 1981 (delete-one jackknife); the question is that of Lafargue et al. 2024, arXiv:2409.02850.
     """

@@ -53,11 +53,7 @@ class RankMeasures(NamedTuple):
 def rank_measures(query: ArrayLike, distance: ArrayLike, not_farther: ArrayLike, *, n_queries: int) -> RankMeasures:
     """Every measure of every query, from its relevant images' distances and how many images are not farther than each.
 
-    Args:
-        query: which query each relevant image belongs to, in 0…n_queries − 1, in any order.
-        distance: of the relevant image.
-        not_farther: number of images that count, right and wrong, whose distance is at most this one.
-        n_queries: how many queries there are, with relevant images or without.
+    The relevant images of queries 0…n_queries − 1 may come in any order; `not_farther` counts right and wrong ones.
 
     Source: MAP@R as in Musgrave et al. 2020, arXiv:2003.08505, §3.2; trapezoid as in Zheng et al. 2015 (Market-1501);
     INP as in Ye et al. 2021, arXiv:2001.04193.
@@ -127,10 +123,7 @@ def expected_single_shot_cmc(ahead: NDArray[np.float64], *, n_ranks: int) -> NDA
 
     The drawn image of another identity is ahead with the probability that is the share of its images that are not
     farther; the number ahead is a sum of independent coin tosses, so its distribution is exact: no draws are needed.
-
-    Args:
-        ahead: (matches, identities) those probabilities.
-        n_ranks: how many ranks.
+    `ahead` holds those probabilities, (matches, identities).
 
     >>> expected_single_shot_cmc(np.array([[0.5, 1.0]]), n_ranks=3)  # one is always ahead, one every other time
     array([[0. , 0.5, 1. ]])
@@ -150,10 +143,8 @@ Rows = NDArray[np.intp]
 class Pairing:
     """The gallery rows relevant to each query: those of its label, except the query's own image.
 
-    Args:
-        query_labels: a class number for each query, −1 for none.
-        gallery_labels: the same for the gallery; an item without a class is relevant to nothing.
-        own: the gallery row of each query's own image, −1 where it is not in the gallery.
+    Labels are class numbers, −1 for none, which is relevant to nothing; `own` is the gallery row of each query's own
+    image, −1 where it is not in the gallery.
     """
 
     def __init__(self, query_labels: Rows, gallery_labels: Rows, own: Rows) -> None:
@@ -184,15 +175,7 @@ def measure_rankings(
     A block of queries meets the gallery in one matrix product in double precision. Its rounding is bounded, so an item
     is surely nearer than a right answer, surely not, or among the few that are too close to tell; these alone are
     compared by their exact distances, each of which hangs on two vectors alone. No order of rows and no size of blocks
-    changes a single bit.
-
-    Args:
-        queries: (q, d), in `comparable` form.
-        gallery: (g, d), in `comparable` form.
-        pairing: which rows are relevant, and which is the query's own image.
-        spec: the metric.
-        block_bytes: memory for a block of distances.
-        progress: called with the number of queries done and the number in all.
+    changes a single bit. Queries (q, d) and gallery (g, d) are in `comparable` form.
     """
     scores = _Scores(queries, gallery, spec)
     size = max(1, block_bytes // (8 * max(1, len(gallery))))

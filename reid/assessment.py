@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ..datasets.reid_records import Protocol, ReidData, ReidImage
 from ..encoders.trained_on import Overlap
 from ..errors import InputError
-from .distances import DistanceSource, FeatureDistances, Metric
+from ..metrics import Metric
+from .distances import DistanceSource, FeatureDistances
 from .evaluation import FALSE_ACCEPT_RATES, evaluate_distances
 from .features import Features
 from .policies import Matching, labels_of, remark_on_placeholders

@@ -115,7 +115,12 @@ class Audit:
             beside = f"   published {published[name]:,}" if name in published else ""
             mark = "" if published.get(name, number) == number else "   DIFFERS"
             lines.append(f"{name:24} {number:>9,}{beside}{mark}")
-        lines += ["", *_camera_lines(self.cameras)]
+        roles = list(dict.fromkeys(role for row in self.cameras.values() for role in row))
+        lines += ["", f"{'camera':>12}" + "".join(f"{role:>12}" for role in roles) if self.cameras else "no cameras"]
+        for camera, row in list(self.cameras.items())[:_SHOWN_CAMERAS]:
+            lines.append(f"{camera:>12}" + "".join(f"{row.get(role, 0):>12,}" for role in roles))
+        if len(self.cameras) > _SHOWN_CAMERAS:
+            lines.append(f"  … and {len(self.cameras) - _SHOWN_CAMERAS:,} more cameras")
         lines += _listed("training identities with few images", [f"{k} ({n})" for k, n in self.few_images.items()])
         lines += _listed("queries without a match in another camera", self.without_match)
         lines += _listed("identities in train and in test", self.in_train_and_test)
@@ -297,15 +302,3 @@ def _listed(title: str, items: Iterable[str]) -> list[str]:
     listed = list(items)
     more = [f"  … and {len(listed) - _SHOWN:,} more"] if len(listed) > _SHOWN else []
     return [f"{title}: {len(listed):,}", *(f"  {item}" for item in listed[:_SHOWN]), *more] if listed else []
-
-
-def _camera_lines(cameras: dict[str, dict[str, int]]) -> list[str]:
-    if not cameras:
-        return ["no cameras"]
-    roles = list(dict.fromkeys(role for row in cameras.values() for role in row))
-    lines = [f"{'camera':>12}" + "".join(f"{role:>12}" for role in roles)]
-    for camera, row in list(cameras.items())[:_SHOWN_CAMERAS]:
-        lines.append(f"{camera:>12}" + "".join(f"{row.get(role, 0):>12,}" for role in roles))
-    return (
-        [*lines, f"  … and {len(cameras) - _SHOWN_CAMERAS:,} more cameras"] if len(cameras) > _SHOWN_CAMERAS else lines
-    )

@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..datasets.reid_records import Protocol
 from ..errors import InputError, ShapeError
+from ..metrics import Metric
 from ..metrics.ranking import count_not_farther, expected_single_shot_cmc, rank_measures
-from .distances import BLOCK_BYTES, DistanceSource, FeatureDistances, MatrixDistances, Metric, blocks
+from .distances import BLOCK_BYTES, DistanceSource, FeatureDistances, MatrixDistances, blocks
 from .policies import Labels, Matching
 from .results import CameraPair, Evaluation, QueryResults
 from .verification import PairTally, identification
@@ -106,7 +107,15 @@ def evaluate_distances(
         if len(labels) != number:
             raise ShapeError(f"{len(labels)} {name} labels for {number} rows of {name} features or distances")
     matching = Matching.of(query, gallery, protocol=protocol or Protocol())
-    _check_matches(matching, len(query))
+    without = [number for number in range(len(query)) if not matching.relations(number)[0].size]
+    if len(without) == len(query):
+        one = "there is only one camera" if len(matching.camera_names) == 1 else "check identities and cameras"
+        raise InputError(
+            f"none of the {len(query)} queries has a match in the gallery under same_camera="
+            f"{matching.protocol.same_camera!r}: {one}; same_camera='keep' lets matches come from the query's camera"
+        )
+    if without and matching.protocol.no_match == "refuse":
+        raise InputError(f"{len(without)} of {len(query)} queries have no match in the gallery, first: {without[0]}")
     tally = None
     if false_accept_rates:
         bounds = source.bounds or _bounds_of_matches(source, matching)
@@ -116,19 +125,6 @@ def evaluate_distances(
     for queries, block in blocks(source, block_bytes=block_bytes):
         one_pass.add(queries, block.take(matching.columns, axis=1))
     return one_pass.result(metric, max_rank=max_rank, targets=tuple(false_accept_rates))
-
-
-def _check_matches(matching: Matching, n_queries: int) -> None:
-    """Refuse an average over nothing, and name the usual cause."""
-    without = [query for query in range(n_queries) if not matching.relations(query)[0].size]
-    if len(without) == n_queries:
-        one = "there is only one camera" if len(matching.camera_names) == 1 else "check identities and cameras"
-        raise InputError(
-            f"none of the {n_queries} queries has a match in the gallery under same_camera="
-            f"{matching.protocol.same_camera!r}: {one}; same_camera='keep' lets matches come from the query's camera"
-        )
-    if without and matching.protocol.no_match == "refuse":
-        raise InputError(f"{len(without)} of {n_queries} queries have no match in the gallery, first: {without[0]}")
 
 
 def _bounds_of_matches(source: DistanceSource, matching: Matching) -> tuple[float, float]:
@@ -222,6 +218,13 @@ class _Pass:
             "pairs_ignored": self.pairs_ignored,
         }
         identified = per_query.match_distance[per_query.first_rank == 1]
+        pair, is_first, precision = (np.concatenate(column) for column in zip(*self.by_camera, strict=True))
+        names, pairs = self.matching.camera_names, []
+        for at in np.unique(pair).tolist():
+            own, cameras = pair == at, (names[at // len(names)], names[at % len(names)])
+            n_queries = int(own.sum())
+            rank_1, map_step = int(is_first[own].sum()) / n_queries, math.fsum(precision[own]) / n_queries
+            pairs.append(CameraPair(*cameras, n_queries, rank_1, map_step))
         return Evaluation(
             protocol=protocol,
             metric=metric,
@@ -231,23 +234,13 @@ class _Pass:
             map_trapezoid=math.fsum(per_query.ap_trapezoid) / n_scored,
             minp=math.fsum(per_query.inverse_penalty) / n_scored,
             single_gallery_shot=None if self.shot is None else self.shot.cmc(n_scored),
-            camera_pairs=self._camera_pairs(),
+            camera_pairs=tuple(pairs),
             verification=self.tally.finish(targets) if self.tally else None,
             identification=identification(identified, alarms[~np.isnan(alarms)], n_mated=n_mated, targets=targets)
             if self.tally
             else None,
             per_query=per_query,
         )
-
-    def _camera_pairs(self) -> tuple[CameraPair, ...]:
-        pair, is_first, precision = (np.concatenate(column) for column in zip(*self.by_camera, strict=True))
-        names, pairs = self.matching.camera_names, []
-        for at in np.unique(pair).tolist():
-            own, cameras = pair == at, (names[at // len(names)], names[at % len(names)])
-            n_queries = int(own.sum())
-            rank_1, map_step = int(is_first[own].sum()) / n_queries, math.fsum(precision[own]) / n_queries
-            pairs.append(CameraPair(*cameras, n_queries, rank_1, map_step))
-        return tuple(pairs)
 
 
 class _SingleShot:

@@ -277,19 +277,15 @@ def placeholders(data: ReidData, protocol: Protocol) -> dict[str, int]:
     sets; of a table they are listed if -1 is the only negative number, or if 0 has far more images than anybody else.
     """
     declared = {str(name) for name in (*protocol.junk, *protocol.distractors)}
-    images = [image for image in data.images if str(image.identity) not in declared]
-    found = {f"identity {name!r}": n for name, n in _crowds(images, is_numbered=data.format not in _NAMED).items()}
+    found = {}
+    if data.format in _NAMED:
+        counts = Counter(str(image.identity) for image in data.images if str(image.identity) not in declared)
+        found = {f"identity {name!r}": n for name, n in counts.items() if is_placeholder(name)}
+        most = max((n for name, n in counts.items() if name != "0"), default=0)
+        if counts["0"] > _CROWD * most > 0:
+            found["identity '0'"] = counts["0"]
     cameras = Counter(str(image.camera) for image in data.images if isinstance(image.camera, str))
     return found | {f"camera {name!r}": n for name, n in cameras.items() if is_placeholder(name)}
-
-
-def _crowds(images: Iterable[ReidImage], *, is_numbered: bool) -> dict[str, int]:
-    counts = Counter(str(image.identity) for image in images)
-    found = {} if is_numbered else {name: n for name, n in counts.items() if is_placeholder(name)}
-    most = max((n for name, n in counts.items() if name != "0"), default=0)
-    if not is_numbered and counts["0"] > _CROWD * most > 0:
-        found["0"] = counts["0"]
-    return found
 
 
 def remark_on_placeholders(data: ReidData, protocol: Protocol, *, strict: bool = False) -> None:

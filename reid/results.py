@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..datasets.reid_records import Identity, Protocol
 from .verification import Identification, OperatingPoint, Verification
 
 _SHOWN_RANKS = (1, 5, 10, 20)
-_MOST_CAMERAS = 24
+MOST_CAMERAS = 24  # that a table shows
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,16 @@ class Evaluation:
                 f"who, if anyone, {known} known and {unknown} unknown probes:",
                 *_point_lines("DIR", self.identification.operating_points),
             ]
-        lines += [*_camera_table(self.camera_pairs)]
+        columns, rows = camera_grid(self.camera_pairs)
+        if len(rows) > MOST_CAMERAS:
+            lines.append(f"{len(rows)} query cameras: no table camera by camera (see `to_dict`)")
+        elif rows:
+            body = [
+                [str(row), *("-" if p is None else f"{_percent(p.rank_1)}/{_percent(p.map_step)}" for p in pairs)]
+                for row, pairs in rows
+            ]
+            lines.append("rank-1/mAP (step), query camera by gallery camera:")
+            lines += _table([["", *map(str, columns)], *body])
         lines += [
             f"queries: {counts['queries']}, of which {counts['queries_without_match']} without a match; gallery: "
             f"{counts['gallery_used']} of {counts['gallery']} used, {counts['gallery_junk']} junk, "
@@ -170,18 +180,12 @@ def _point_lines(name: str, points: tuple[OperatingPoint, ...]) -> list[str]:
     return lines
 
 
-def _camera_table(pairs: tuple[CameraPair, ...]) -> list[str]:
-    """Rank-1 / mAP (step) with one row per query camera and one column per gallery camera."""
-    if not pairs:
-        return []
-    rows = list(dict.fromkeys(pair.query_camera for pair in pairs))
-    if len(rows) > _MOST_CAMERAS:
-        return [f"{len(rows)} query cameras: no table camera by camera (see `to_dict`)"]
-    columns = sorted({pair.gallery_camera for pair in pairs}, key=lambda camera: (str(type(camera)), camera))
-    cell = {(p.query_camera, p.gallery_camera): f"{_percent(p.rank_1)}/{_percent(p.map_step)}" for p in pairs}
-    body = [[str(row), *(cell.get((row, column), "-") for column in columns)] for row in rows]
-    title = "rank-1/mAP (step), query camera by gallery camera:"
-    return [title, *_table([["", *map(str, columns)], *body])]
+def camera_grid(pairs: Sequence[CameraPair]) -> tuple[list[Identity], list[tuple[Identity, list[CameraPair | None]]]]:
+    """Gallery cameras in order, and each query camera with its pair for every one of them."""
+    columns = sorted({pair.gallery_camera for pair in pairs}, key=lambda camera: (isinstance(camera, str), camera))
+    cells = {(pair.query_camera, pair.gallery_camera): pair for pair in pairs}
+    rows = dict.fromkeys(pair.query_camera for pair in pairs)
+    return columns, [(row, [cells.get((row, column)) for column in columns]) for row in rows]
 
 
 def _jsonable(value: Any) -> Any:

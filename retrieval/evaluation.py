@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ShapeError
-from ..metrics.clustering import cluster, normalised_mutual_information
-from ..metrics.distances import SearchSpec, check_vectors, comparable
+from ..metrics.distances import SearchSpec, check_vectors, cluster, comparable, normalised_mutual_information
 from ..metrics.intervals import bootstrap_means
 from ..metrics.ranking import BLOCK_BYTES, Pairing, RankMeasures, Rows, measure_rankings
 from ..progress import Progress

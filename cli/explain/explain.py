@@ -13,8 +13,7 @@ from ...errors import InputError
 from ...files import replacing
 from ..command import refuse_unused
 from ..console import err, out, print_json, require_encoder, require_file, require_images, say
-from ..options import AsJson, Fit, ImageSize, Metric
-from ..places import option_values
+from ..options import AsJson, Fit, ImageSize, Metric, option_values
 from .subjects import TARGETS, Asked, Subject, encoder_subject, network_subject
 
 if TYPE_CHECKING:

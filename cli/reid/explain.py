@@ -27,10 +27,10 @@ PairWeighting = Literal["dist", "dist*s", "dot", "gradcam_cos", "caam"]  # those
 
 
 def explain(
-    probe: Annotated[Path, typer.Argument(help="The picture that was asked for.")],
-    match: Annotated[Path, typer.Argument(help="The picture it is compared with.")],
+    probe: Annotated[Path, typer.Argument(help="The image that was asked for.")],
+    match: Annotated[Path, typer.Argument(help="The image it is compared with.")],
     different: Annotated[
-        list[Path] | None, typer.Option(help="Another picture to set beside it, of another identity; repeatable.")
+        list[Path] | None, typer.Option(help="Another image to set beside it, of another identity; repeatable.")
     ] = None,
     encoder: EncoderName = "resnet50",
     weights: Weights = None,
@@ -52,7 +52,7 @@ def explain(
     strict: Annotated[bool, typer.Option("--strict", help="Stop if one of --different cannot be read.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Divide the similarity of two pictures among their places and parts, and draw Dist-CAM on both."""
+    """Divide the similarity of two images among their places and parts, and draw Dist-CAM on both."""
     if out_path is not None and out_path.suffix.lower() not in (".png", ".jpg", ".npz"):
         raise InputError(f"--out writes OUT.png, OUT.jpg or OUT.npz, not {out_path.name}")
     if out_path is None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", int, float)
 
 app = Commands(
-    help="Re-identification: audit, synthetic walkers, training, evaluation, and why two pictures match.",
+    help="Re-identification: audit, synthetic walkers, training, evaluation, and why two images match.",
     no_args_is_help=True,
 )
 
@@ -149,7 +149,7 @@ def evaluate(
     single_gallery_shot: Annotated[
         bool, typer.Option("--single-gallery-shot", help="Also the CMC with one gallery image per identity.")
     ] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a report with the failures as pictures.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report with the failures as images.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write FILE.json (results, per query) or FILE.h5 (features and results).")
     ] = None,

@@ -22,12 +22,8 @@ PASS_BYTES = 64 << 20
 class DistinctVectors:
     """The different vectors of queries and gallery, whose squared distances are compared.
 
-    Attributes:
-        vectors: (n, d), in an order that hangs on their numbers alone, whatever the order of the images.
-        squared_norm: of each vector.
-        copies: how many images have each vector.
-        number: which vector each image has; queries, then gallery.
-        n_queries: how many of the images are queries.
+    Their order hangs on their numbers alone. `copies` counts the images of each vector; `number` is the vector of each
+    image, queries first.
     """
 
     vectors: Floats

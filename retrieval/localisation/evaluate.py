@@ -23,7 +23,7 @@ from ...files import file_digests
 from ...images import Box, Listing, Transform, read_image
 from ...images.boxes.joined import BoxedImage, BoxedImages
 from ...images.masks import wrong_size
-from ...metrics.distances import Metric
+from ...metrics import Metric
 from ...metrics.localisation import THRESHOLDS, box_coverage, box_overlaps, energy_shares, pixel_counts
 from ...metrics.maps import spearman
 from ...progress import Progress

@@ -19,7 +19,7 @@ from ...explain.targets import distances
 from ...images import Listing
 from ...images.masks import MaskFolder
 from ...index.prototypes import PrototypeStore
-from ...metrics.distances import Metric
+from ...metrics import Metric
 from ...progress import Progress
 from ...remarks import remark
 from ..masking import encode_both_ways

@@ -17,8 +17,15 @@ from sklearn.metrics import average_precision_score, normalized_mutual_info_scor
 from distcam.errors import FingerprintMismatchError, InputError, ShapeError
 from distcam.images import load_dataset
 from distcam.index import Gallery, encode_to_file, read_encodings
-from distcam.metrics.clustering import cluster, normalised_mutual_information
-from distcam.metrics.distances import METRICS, SearchSpec, check_vectors, comparable, distances_to
+from distcam.metrics import METRICS
+from distcam.metrics.distances import (
+    SearchSpec,
+    check_vectors,
+    cluster,
+    comparable,
+    distances_to,
+    normalised_mutual_information,
+)
 from distcam.metrics.intervals import bootstrap_means
 from distcam.metrics.ranking import Pairing, measure_rankings
 from distcam.retrieval import (
