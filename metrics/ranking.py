@@ -7,6 +7,7 @@ as in scikit-learn. An encoder that maps everything to one point finds nothing f
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,6 +141,25 @@ def expected_single_shot_cmc(ahead: NDArray[np.float64], *, n_ranks: int) -> NDA
 Rows = NDArray[np.intp]
 
 
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """For each query, the ascending columns of the gallery that share its code."""
+
+    order: Rows
+    start: Rows
+    stop: Rows
+
+    @classmethod
+    def of(cls, query: Rows, gallery: Rows) -> Groups:
+        """Those of two sides' codes."""
+        order = np.argsort(gallery, kind="stable")
+        ordered = gallery[order]
+        return cls(order, np.searchsorted(ordered, query, "left"), np.searchsorted(ordered, query, "right"))
+
+    def __getitem__(self, query: int) -> Rows:
+        return self.order[self.start[query] : self.stop[query]]
+
+
 class Pairing:
     """The gallery rows relevant to each query: those of its label, except the query's own image.
 
@@ -149,14 +169,11 @@ class Pairing:
 
     def __init__(self, query_labels: Rows, gallery_labels: Rows, own: Rows) -> None:
         self.own = own
-        self._order = np.argsort(gallery_labels, kind="stable")
-        ordered = gallery_labels[self._order]
-        self._start = np.searchsorted(ordered, query_labels, "left")
-        self._stop = np.where(query_labels < 0, self._start, np.searchsorted(ordered, query_labels, "right"))
+        self._same = Groups.of(query_labels, np.where(gallery_labels < 0, -2, gallery_labels))
 
     def relevant(self, query: int) -> Rows:
         """Gallery rows, ascending."""
-        rows = self._order[self._start[query] : self._stop[query]]
+        rows = self._same[query]
         others: Rows = rows[rows != self.own[query]]
         return others
 

@@ -171,17 +171,6 @@ class _Pass:
         self.pairs_ignored += ignored.size
         for row, (_, unseen) in zip(rows, relations, strict=True):
             row[unseen] = np.inf  # behind everything that is counted
-        self._rank(queries, rows, matches=matches, distance=distance)
-        for row, query, found in zip(rows, queries.tolist(), matches, strict=True):
-            if self.shot is not None and found.size:
-                self.shot.add(row, query, found)
-            row[found] = np.inf
-        nearest = rows.min(axis=1)
-        self.per_query.wrong_distance[queries] = np.where(np.isinf(nearest), np.nan, nearest)
-
-    def _rank(
-        self, queries: NDArray[np.intp], rows: FloatArray, *, matches: list[NDArray[np.intp]], distance: FloatArray
-    ) -> None:
         at = np.repeat(np.arange(len(rows)), [found.size for found in matches])
         camera = self.matching.gallery_camera[np.concatenate(matches)]
         counted = [
@@ -203,6 +192,12 @@ class _Pass:
         query, camera = np.divmod(ranked, max(1, n_cameras))
         pair = self.matching.query_camera[queries[query]] * n_cameras + camera
         self.by_camera.append((pair, found.first_rank[ranked] == 1, found.average_precision[ranked]))
+        for row, number, own_matches in zip(rows, queries.tolist(), matches, strict=True):
+            if self.shot is not None and own_matches.size:
+                self.shot.add(row, number, own_matches)
+            row[own_matches] = np.inf
+        nearest = rows.min(axis=1)
+        table.wrong_distance[queries] = np.where(np.isinf(nearest), np.nan, nearest)
 
     def result(self, metric: str, *, max_rank: int, targets: tuple[float, ...]) -> Evaluation:
         """The means of everything taken in."""

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..datasets.reid_records import Identity, Protocol, ReidData, ReidImage
 from ..errors import InputError, ShapeError
 from ..images.labelling import is_placeholder, remark_on_twins
+from ..metrics.ranking import Groups
 from ..remarks import remark
 
 MISSING = -1
@@ -115,9 +116,9 @@ class Matching:
     is_distractor: NDArray[np.bool_]
     gallery_identity: NDArray[np.intp]
     counts: dict[str, int]
-    _same_identity: _Groups
-    _same_camera: _Groups
-    _same_image: _Groups | None = None
+    _same_identity: Groups
+    _same_camera: Groups
+    _same_image: Groups | None = None
 
     @classmethod
     def of(cls, query: Labels, gallery: Labels, *, protocol: Protocol) -> Matching:
@@ -136,7 +137,7 @@ class Matching:
         same_image = None
         if query.images is not None and gallery.images is not None:
             (asking, answering), _ = _codes(query.images, gallery.images, name="images")
-            same_image = _Groups.of(asking, answering[columns])
+            same_image = Groups.of(asking, answering[columns])
         return cls(
             protocol=protocol,
             columns=columns,
@@ -155,8 +156,8 @@ class Matching:
                 "cameras": len(camera_names),
                 "missing_cameras": int((camera[0] == MISSING).sum() + (camera[1] == MISSING).sum()),
             },
-            _same_identity=_Groups.of(identity[0], kept_identity),
-            _same_camera=_Groups.of(camera[0], kept_camera),
+            _same_identity=Groups.of(identity[0], kept_identity),
+            _same_camera=Groups.of(camera[0], kept_camera),
             _same_image=same_image,
         )
 
@@ -180,24 +181,6 @@ class Matching:
         """The columns of one camera."""
         start, stop = np.searchsorted(self.gallery_camera, [camera, camera + 1])
         return slice(int(start), int(stop))
-
-
-@dataclass(frozen=True, eq=False)
-class _Groups:
-    """For each query, the ascending columns that share its code."""
-
-    order: NDArray[np.intp]
-    start: NDArray[np.intp]
-    stop: NDArray[np.intp]
-
-    @classmethod
-    def of(cls, query: NDArray[np.intp], gallery: NDArray[np.intp]) -> _Groups:
-        order = np.argsort(gallery, kind="stable")
-        ordered = gallery[order]
-        return cls(order, np.searchsorted(ordered, query, "left"), np.searchsorted(ordered, query, "right"))
-
-    def __getitem__(self, query: int) -> NDArray[np.intp]:
-        return self.order[self.start[query] : self.stop[query]]
 
 
 def _codes(

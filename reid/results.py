@@ -102,21 +102,9 @@ class Evaluation:
 
     def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
         """Everything as numbers, text, lists and dictionaries; NaN becomes None. Values per query only on request."""
-        result = {
-            "protocol": self.protocol.to_dict(),
-            "metric": self.metric,
-            "counts": dict(self.counts),
-            "cmc": self.cmc,
-            "map_step": self.map_step,
-            "map_trapezoid": self.map_trapezoid,
-            "minp": self.minp,
-            "single_gallery_shot": self.single_gallery_shot,
-            "camera_pairs": [asdict(pair) for pair in self.camera_pairs],
-            "verification": asdict(self.verification) if self.verification else None,
-            "identification": asdict(self.identification) if self.identification else None,
-        }
-        if per_query:
-            result["per_query"] = asdict(self.per_query)
+        result = asdict(self) | {"protocol": self.protocol.to_dict()}
+        if not per_query:
+            del result["per_query"]
         return {name: _jsonable(value) for name, value in result.items()}
 
     def __str__(self) -> str:

@@ -62,13 +62,9 @@ def nearest_neighbours(
 
     Equal distances are ordered by number. `device` None is NumPy, otherwise a device of torch.
     """
-    index, farthest = _by_numpy(images, k, block_bytes) if device is None else _by_torch(images, k, block_bytes, device)
-    return index, np.where(farthest > 0, farthest, 1)
-
-
-def _by_numpy(images: DistinctVectors, k: int, block_bytes: int) -> tuple[Indices, Floats]:
-    """Each distance is computed once: d(i, j) serves row i and row j."""
-    n = len(images)
+    if device is not None:
+        return _by_torch(images, k, block_bytes, device)
+    n = len(images)  # each distance is computed once: d(i, j) serves row i and row j
     index, squared = np.zeros((n, k), np.int64), np.full((n, k), np.inf, images.vectors.dtype)
     farthest = np.zeros(n, images.vectors.dtype)
     step = max(1, block_bytes // (images.vectors.itemsize * n))
@@ -80,7 +76,7 @@ def _by_numpy(images: DistinctVectors, k: int, block_bytes: int) -> tuple[Indice
         np.fill_diagonal(block, -1)  # a vector is its own nearest
         _offer(index[start:stop], squared[start:stop], block, axis=1, first=start)
         _offer(index[stop:], squared[stop:], block[:, stop - start :], axis=0, first=start)
-    return index, farthest
+    return index, np.where(farthest > 0, farthest, 1)
 
 
 def _by_torch(images: DistinctVectors, k: int, block_bytes: int, device: str) -> tuple[Indices, Floats]:
@@ -106,7 +102,7 @@ def _by_torch(images: DistinctVectors, k: int, block_bytes: int, device: str) ->
         order = order[row[order].argsort(stable=True)]
         starts = torch.searchsorted(row, torch.arange(len(block), device=row.device))
         index[rows] = column[order[starts[:, None] + torch.arange(k, device=row.device)]].cpu().numpy()
-    return index, farthest
+    return index, np.where(farthest > 0, farthest, 1)
 
 
 def _offer(index: Indices, squared: Floats, block: Floats, *, axis: int, first: int) -> None:
