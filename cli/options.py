@@ -15,8 +15,6 @@ from ..metrics import Metric as Metric
 from .command import Command
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ..images import Box
 
 
@@ -129,13 +127,6 @@ def read_point(text: str) -> tuple[float, float]:
     """`x,y` in pixels of an image."""
     x, y = _numbers(text, 2, "x,y")
     return x, y
-
-
-def read_mask(path: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """An image as a mask: everything that is not black."""
-    from ..images.masks import read_mask
-
-    return read_mask(path)
 
 
 def class_names(path: Path) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,9 @@ from ..index.building.encodings import write_encodings
 from ..index.storage.manifest import Spec
 from ..index.storage.segments import Entries, Vectors
 from ..progress import Progress
-from ..remarks import remark
+from ..remarks import remark_on_skipped
+
+_OTHERS = "the episodes are drawn from the others"
 
 
 def cached_features(
@@ -47,7 +48,7 @@ def cached_features(
             "choose another file, or --overwrite"
         )
     label_of = {record.path: record.label for record in found.records}
-    _remark_on_skipped(found.skipped, len(split), strict=strict)
+    remark_on_skipped(found.skipped, len(split), _OTHERS, strict=strict)
     absent = [name for name in split.names.tolist() if name not in label_of and name not in found.skipped]
     if absent:
         raise InputError(
@@ -81,7 +82,7 @@ def encode_split(
     inference = Inference(encoder, device=settings.device, precision=settings.precision, batch_size=settings.batch_size)
     spec = spec_of(encoder, "dot")
     blocks, skipped = _blocks(split, inference, spec, workers=settings.workers, strict=strict, progress=progress)
-    _remark_on_skipped(skipped, len(split), strict=strict)
+    remark_on_skipped(skipped, len(split), _OTHERS, strict=strict)
     used = split.without(skipped)
     digests, size = np.empty((len(used), 32), np.uint8), np.empty(len(used), np.uint64)
     for row in range(len(used)):
@@ -100,17 +101,6 @@ def encode_split(
         skipped=skipped,
     )
     return read_encodings(path)
-
-
-def _remark_on_skipped(skipped: Mapping[str, str], count: int, *, strict: bool) -> None:
-    if skipped:
-        name, reason = next(iter(skipped.items()))
-        remark(
-            f"{len(skipped):,} of {count:,} images cannot be used and are left out, the first: {name}: {reason}; "
-            "the episodes are drawn from the others",
-            strict=strict,
-            stacklevel=4,
-        )
 
 
 def overlap_of(encodings: Encodings, split: Split, encoder: Encoder | None) -> Overlap | None:

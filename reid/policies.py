@@ -82,7 +82,7 @@ class Labels:
 
 
 def labels_of(images: Iterable[ReidImage]) -> Labels:
-    """What an evaluation needs to know about images.
+    """Identities, cameras and names of images, as an evaluation takes them.
 
     >>> labels_of([ReidImage("a.jpg", 7, 0, "query"), ReidImage("b.jpg", 9, None, "query")]).cameras.tolist()
     [0, -1]
