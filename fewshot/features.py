@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..datasets import Split
@@ -75,7 +74,14 @@ def encode_split(
     The file appears when it is whole. An image that cannot be read is left out with a remark, and is in
     `Encodings.skipped`: episodes have to be drawn from the others, see `Split.without`. With `strict` it ends the work.
     """
-    check_evaluation_mode(encoder)
+    if encoder.training:
+        raise InputError("the encoder is in training mode; call encoder.eval() before its features are taken")
+    for name, part in encoder.named_modules():
+        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
+            raise InputError(
+                f"the batch norm {name!r} uses the statistics of each batch, which makes every result transductive; "
+                "call eval(), or train with track_running_stats=True"
+            )
     path, settings = Path(out), settings or InferenceSettings()
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path.parent} is not a folder; create it first")
@@ -115,18 +121,6 @@ def overlap_of(encodings: Encodings, split: Split, encoder: Encoder | None) -> O
     names = set(split.names.tolist())
     rows = [row for row, record in enumerate(encodings.records) if record.path in names]
     return encoder.trained_on.overlap(split.labels.tolist(), encoder.trained_on.short(encodings.sha256[rows]))
-
-
-def check_evaluation_mode(encoder: torch.nn.Module) -> None:
-    """Refuse an encoder whose answer for an image would depend on the other images of its batch."""
-    if encoder.training:
-        raise InputError("the encoder is in training mode; call encoder.eval() before its features are taken")
-    for name, part in encoder.named_modules():
-        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
-            raise InputError(
-                f"the batch norm {name!r} uses the statistics of each batch, which makes every result transductive; "
-                "call eval(), or train with track_running_stats=True"
-            )
 
 
 def _blocks(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -157,8 +158,9 @@ class _Pass:
         self.pairs_ignored = 0
         self._n_cameras = len(matching.camera_names)
         self.by_camera: list[tuple[NDArray[np.intp], NDArray[np.bool_], NDArray[np.float64]]] = []
-        # the slice of camera c is at c + 1: the first one holds the images without a camera
-        self._slices = [matching.camera_slice(camera) for camera in range(-1, self._n_cameras)]
+        # the columns of camera c are at c + 1: the first slice holds the images without a camera
+        edges = np.searchsorted(matching.gallery_camera, range(-1, self._n_cameras + 1)).tolist()
+        self._slices = [slice(*ends) for ends in pairwise(edges)]
 
     def add(self, queries: NDArray[np.intp], rows: FloatArray) -> None:
         """Take in some queries; `rows` holds their distances to the columns and is overwritten."""

@@ -177,11 +177,6 @@ class Matching:
         itself = self._same_image[query]
         return np.setdiff1d(matches, itself), np.union1d(ignored, itself)
 
-    def camera_slice(self, camera: int) -> slice:
-        """The columns of one camera."""
-        start, stop = np.searchsorted(self.gallery_camera, [camera, camera + 1])
-        return slice(int(start), int(stop))
-
 
 def _codes(
     query: ArrayLike, gallery: ArrayLike, *, name: str

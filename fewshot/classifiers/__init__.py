@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from .base import Centre, Classifier, FeatureTransform, L2Normalise, PowerTransform
-from .baseline import FineTuned, baseline, baseline_plus_plus
-from .prototypes import BDCSPN, NearestNeighbour, Prototypes, simple_shot
+from .methods import BDCSPN, FineTuned, NearestNeighbour, Prototypes, baseline, baseline_plus_plus, simple_shot
 
 __all__ = [
     "BDCSPN",
