@@ -188,14 +188,7 @@ def _bank(
 
 
 class SupportQuality(NamedTuple):
-    """Quality of one image as an example of its class.
-
-    Attributes:
-        name: the image.
-        label: its class.
-        recall: share of the queries of its class that were answered right while it was a support image.
-        n_queries: how many those were.
-    """
+    """An image as an example of its class: share of the class's queries answered right while it was support."""
 
     name: str
     label: str
@@ -231,12 +224,7 @@ def support_quality(result: EpisodeResult, *, least: int = 30) -> list[SupportQu
 
 @dataclass(frozen=True, eq=False)
 class SupportSensitivity:
-    """Accuracy on fixed queries of fixed classes under different supports.
-
-    Attributes:
-        classes: the class set.
-        accuracy: one per support, (S,).
-    """
+    """Accuracy on fixed queries of fixed classes under different supports, one per support, (S,)."""
 
     classes: tuple[str, ...]
     accuracy: NDArray[np.float64]

@@ -186,7 +186,7 @@ class Assessment:
 
     @cached_property
     def _matching(self) -> Matching:
-        return Matching.of(labels_of(self.queries), labels_of(self.gallery), protocol=self.evaluation.protocol)
+        return Matching(labels_of(self.queries), labels_of(self.gallery), protocol=self.evaluation.protocol)
 
     def _answers(self, query: int, source: DistanceSource) -> tuple[Floats, NDArray[np.bool_], NDArray[np.bool_]]:
         """Distances of a query to the gallery, which of them are right, and which are wrong; others do not count."""

@@ -107,7 +107,7 @@ def evaluate_distances(
     for name, labels, number in (("query", query, source.shape[0]), ("gallery", gallery, source.shape[1])):
         if len(labels) != number:
             raise ShapeError(f"{len(labels)} {name} labels for {number} rows of {name} features or distances")
-    matching = Matching.of(query, gallery, protocol=protocol or Protocol())
+    matching = Matching(query, gallery, protocol=protocol or Protocol())
     without = [number for number in range(len(query)) if not matching.relations(number)[0].size]
     if len(without) == len(query):
         one = "there is only one camera" if len(matching.camera_names) == 1 else "check identities and cameras"

@@ -99,67 +99,42 @@ def labels_of(images: Iterable[ReidImage]) -> Labels:
     )
 
 
-@dataclass(frozen=True, eq=False)
 class Matching:
     """The protocol applied to the labels: right answers of each query, and images it must not meet.
 
-    Columns are the gallery images in use, ordered by camera so that those of one camera are neighbours. Build it with
-    `Matching.of`; everything that can be wrong with labels is refused there.
+    `columns` are the gallery images in use (without junk), ordered by camera so that those of one camera are
+    neighbours; all else about the gallery follows this order. What can be wrong with labels is refused here.
     """
 
-    protocol: Protocol
-    columns: NDArray[np.intp]
-    """Gallery indices in use (without junk), by camera; all other fields about the gallery follow this order."""
-    query_camera: NDArray[np.intp]
-    gallery_camera: NDArray[np.intp]
-    camera_names: list[Identity]
-    is_distractor: NDArray[np.bool_]
-    gallery_identity: NDArray[np.intp]
-    counts: dict[str, int]
-    _same_identity: Groups
-    _same_camera: Groups
-    _same_image: Groups | None = None
-
-    @classmethod
-    def of(cls, query: Labels, gallery: Labels, *, protocol: Protocol) -> Matching:
-        """The matching of these labels under this protocol."""
+    def __init__(self, query: Labels, gallery: Labels, *, protocol: Protocol) -> None:
         identity, names = _codes(query.identities, gallery.identities, name="identities")
         junk, distractor = _nobody(identity[0], names, protocol)
-        camera, camera_names = _camera_codes(query, gallery, protocol=protocol)
+        camera, self.camera_names = _camera_codes(query, gallery, protocol=protocol)
         ignored = junk | distractor if protocol.distractor_policy == "ignore" else junk
         columns = np.flatnonzero(~ignored[identity[1]])
         if not len(query) or not columns.size:
             raise InputError(f"nothing to compare: {len(query)} queries, {columns.size} gallery images that count")
-        columns = columns[np.argsort(camera[1][columns], kind="stable")]
-        kept_identity, kept_camera = identity[1][columns], camera[1][columns]
-        is_distractor = distractor[kept_identity]
-        asked = np.isin(kept_identity, identity[0])
-        same_image = None
+        self.protocol, self.columns = protocol, columns[np.argsort(camera[1][columns], kind="stable")]
+        self.query_camera, self.gallery_camera = camera[0], camera[1][self.columns]
+        self.gallery_identity = identity[1][self.columns]
+        self.is_distractor = distractor[self.gallery_identity]
+        asked = np.isin(self.gallery_identity, identity[0])
+        self.counts = {
+            "queries": len(query),
+            "gallery": len(gallery),
+            "gallery_junk": int(junk[identity[1]].sum()),
+            "gallery_distractors": int(distractor[identity[1]].sum()),
+            "gallery_without_query": int((~asked & ~self.is_distractor).sum()),
+            "gallery_used": int(columns.size),
+            "cameras": len(self.camera_names),
+            "missing_cameras": int((camera[0] == MISSING).sum() + (camera[1] == MISSING).sum()),
+        }
+        self._same_identity = Groups.of(identity[0], self.gallery_identity)
+        self._same_camera = Groups.of(camera[0], self.gallery_camera)
+        self._same_image: Groups | None = None
         if query.images is not None and gallery.images is not None:
             (asking, answering), _ = _codes(query.images, gallery.images, name="images")
-            same_image = Groups.of(asking, answering[columns])
-        return cls(
-            protocol=protocol,
-            columns=columns,
-            query_camera=camera[0],
-            gallery_camera=kept_camera,
-            camera_names=camera_names,
-            is_distractor=is_distractor,
-            gallery_identity=kept_identity,
-            counts={
-                "queries": len(query),
-                "gallery": len(gallery),
-                "gallery_junk": int(junk[identity[1]].sum()),
-                "gallery_distractors": int(distractor[identity[1]].sum()),
-                "gallery_without_query": int((~asked & ~is_distractor).sum()),
-                "gallery_used": int(columns.size),
-                "cameras": len(camera_names),
-                "missing_cameras": int((camera[0] == MISSING).sum() + (camera[1] == MISSING).sum()),
-            },
-            _same_identity=Groups.of(identity[0], kept_identity),
-            _same_camera=Groups.of(camera[0], kept_camera),
-            _same_image=same_image,
-        )
+            self._same_image = Groups.of(asking, answering[self.columns])
 
     def relations(self, query: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Columns that are right answers to this query, and columns it must not meet; all others are wrong answers."""

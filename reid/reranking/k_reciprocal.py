@@ -65,7 +65,7 @@ def rerank_features(
         raise InputError(
             f"expected k1 and k2 of at least 1 and original_share in [0, 1], got {k1}, {k2}, {original_share}"
         )
-    images = DistinctVectors.of(FeatureDistances(query_features, gallery_features, metric=metric))
+    images = DistinctVectors(FeatureDistances(query_features, gallery_features, metric=metric))
     k1 = min(k1, len(images.number) - 1)
     nearest, farthest = nearest_neighbours(images, min(k1 + 1, len(images)), block_bytes=block_bytes, device=device)
     encoding = _expanded(_encoded(images, nearest, farthest, k1=k1), images, nearest, k2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,30 +17,22 @@ PASS_BYTES = 64 << 20
 """Size of a block of distances."""
 
 
-@dataclass(frozen=True, eq=False)
 class DistinctVectors:
     """The different vectors of queries and gallery, whose squared distances are compared.
 
-    Their order hangs on their numbers alone. `copies` counts the images of each vector; `number` is the vector of each
-    image, queries first.
+    Features to be compared by "cosine" are scaled to length 1, those by "l2" are as they are. Their order hangs on
+    their numbers alone. `copies` counts the images of each vector; `number` is the vector of each image, queries first.
     """
 
-    vectors: Floats
-    squared_norm: Floats
-    copies: Indices
-    number: Indices
-    n_queries: int
-
-    @classmethod
-    def of(cls, source: FeatureDistances) -> DistinctVectors:
-        """Features to be compared by "cosine", scaled to length 1, or by "l2", as they are."""
+    def __init__(self, source: FeatureDistances) -> None:
         vectors, norms = source.stacked()
         if source.metric == "cosine":
             vectors /= norms[:, None].astype(vectors.dtype)
             norms = np.ones_like(norms)
         distinct = Distinct.of(vectors)
-        squared_norm = (norms[distinct.first] ** 2).astype(vectors.dtype)
-        return cls(vectors[distinct.first], squared_norm, distinct.counts, distinct.number, source.shape[0])
+        self.vectors: Floats = vectors[distinct.first]
+        self.squared_norm: Floats = (norms[distinct.first] ** 2).astype(vectors.dtype)
+        self.copies, self.number, self.n_queries = distinct.counts, distinct.number, source.shape[0]
 
     def __len__(self) -> int:
         return len(self.vectors)

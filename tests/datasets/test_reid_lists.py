@@ -13,7 +13,7 @@ from PIL import Image
 from distcam.errors import InputError
 from distcam.reid import Features, Protocol, assess, audit, encode_data, read_data
 from distcam.reid.features import read_features, write_features
-from distcam.reid.placeholders import remark_on_placeholders
+from distcam.reid.policies import remark_on_placeholders
 from distcam.remarks import DistcamWarning
 
 MARKET = ("bounding_box_train", "query", "bounding_box_test")

@@ -199,7 +199,7 @@ def test_options_out_of_range_are_refused() -> None:
 def test_torch_finds_the_same_neighbours_in_the_same_order(k: int, block_bytes: int) -> None:
     random = np.random.default_rng(0)
     points = random.integers(0, 3, (60, 3)).astype(np.float32)  # few places, so ties everywhere; exact in any order
-    images = DistinctVectors.of(FeatureDistances(points[:10], points[10:], metric="l2"))
+    images = DistinctVectors(FeatureDistances(points[:10], points[10:], metric="l2"))
     assert len(images) < images.copies.sum() == 60
     k = min(k, len(images))
     index, farthest = nearest_neighbours(images, k, block_bytes=block_bytes)
