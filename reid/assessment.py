@@ -19,7 +19,7 @@ from .evaluation import FALSE_ACCEPT_RATES, evaluate_distances
 from .features import Features
 from .policies import Matching, labels_of, remark_on_placeholders
 from .refinement import Refinement, refined
-from .reranking.k_reciprocal import Reranking, rerank_features
+from .reranking import Reranking, rerank_features
 from .results import Evaluation
 
 Floats = NDArray[np.floating[Any]]

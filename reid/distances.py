@@ -13,6 +13,8 @@ from ..errors import InputError, ShapeError
 from ..metrics import METRICS, Metric
 from ..metrics.distances import Distinct, lengths_of
 
+Indices = NDArray[np.int64]
+Floats = NDArray[np.floating[Any]]
 BLOCK_BYTES = 16 << 20
 """Size of a block of distances; one row is the least."""
 _TILE_BYTES = 4 << 20  # gallery rows that are gathered at a time
@@ -167,6 +169,35 @@ class FeatureDistances:
             else:
                 np.negative(part, out=part)
         return distances.take(gallery.number, axis=1)
+
+
+class DistinctVectors:
+    """The different vectors of queries and gallery, whose squared distances are compared.
+
+    Features to be compared by "cosine" are scaled to length 1, those by "l2" are as they are. Their order hangs on
+    their numbers alone. `copies` counts the images of each vector; `number` is the vector of each image, queries first.
+    """
+
+    def __init__(self, source: FeatureDistances) -> None:
+        vectors, norms = source.stacked()
+        if source.metric == "cosine":
+            vectors /= norms[:, None].astype(vectors.dtype)
+            norms = np.ones_like(norms)
+        distinct = Distinct.of(vectors)
+        self.vectors: Floats = vectors[distinct.first]
+        self.squared_norm: Floats = (norms[distinct.first] ** 2).astype(vectors.dtype)
+        self.copies, self.number, self.n_queries = distinct.counts, distinct.number, source.shape[0]
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def squared(self, rows: slice | Indices | list[int], columns: slice | Indices | list[int]) -> Floats:
+        """|x|² + |y|² − 2 x·y of some vectors and others, at least 0."""
+        distances: Floats = self.vectors[rows] @ self.vectors[columns].T
+        distances *= -2
+        distances += self.squared_norm[rows][:, None]
+        distances += self.squared_norm[columns]
+        return np.maximum(distances, 0, out=distances)
 
 
 def _float_type(array: NDArray[Any]) -> np.dtype[Any]:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from distcam.errors import InputError
 from distcam.reid import Labels, evaluate_distances, rerank_features
-from distcam.reid.distances import FeatureDistances
-from distcam.reid.reranking.neighbours import DistinctVectors, nearest_neighbours
+from distcam.reid.distances import DistinctVectors, FeatureDistances
+from distcam.reid.reranking import nearest_neighbours
 
 
 def dense_distances(query: Any, gallery: Any, *, k1: int, k2: int, share: float, metric: str = "cosine") -> Any:
