@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..datasets.reid_records import Identity, ReidData, ReidImage
+from ..datasets.reid_records import ReidData, ReidImage
 from ..errors import ImageError, InputError
 from ..images import read_image
 from ..progress import Progress
@@ -173,10 +173,10 @@ def audit(
     for image in sorted(with_camera, key=lambda image: (isinstance(image.camera, str), image.camera)):
         row = cameras.setdefault(str(image.camera), {})
         row[image.role] = row.get(image.role, 0) + 1
-    counts = _counts(data)
-    per_identity = Counter(image.identity for image in data.of("train") if not _is_none(image.identity, data))
-    sides = [{i.identity for i in data.of(*roles) if not _is_none(i.identity, data)} for roles in _TRAIN_AND_TEST]
-    common = sides[0] & sides[1] if data.has_common_identities else set()
+    counts, nobody = _counts(data), {str(name) for name in (*data.protocol.junk, *data.protocol.distractors)}
+    per_identity = Counter(image.identity for image in data.of("train") if str(image.identity) not in nobody)
+    tested = {image.identity for image in data.of("query", "gallery", "test")}
+    common = per_identity.keys() & tested if data.has_common_identities else set()
     return Audit(
         format=data.format,
         counts=counts,
@@ -195,20 +195,12 @@ def audit(
     )
 
 
-_TRAIN_AND_TEST: tuple[tuple[Any, ...], ...] = (("train",), ("query", "gallery", "test"))
-
-
-def _is_none(identity: Identity, data: ReidData) -> bool:
-    """Junk and distractors are nobody."""
-    return str(identity) in {str(name) for name in (*data.protocol.junk, *data.protocol.distractors)}
-
-
 def _counts(data: ReidData) -> dict[str, int]:
     junk, distractors = ({str(name) for name in names} for names in (data.protocol.junk, data.protocol.distractors))
     counts: dict[str, int] = {}
     for side, images in zip(_SIDES, (data.of("train"), data.queries, data.gallery), strict=True):
         counts[f"{side} images"] = sum(str(image.identity) not in junk for image in images)
-        counts[f"{side} identities"] = len({image.identity for image in images if not _is_none(image.identity, data)})
+        counts[f"{side} identities"] = len({i.identity for i in images if str(i.identity) not in junk | distractors})
     counts["gallery junk"] = sum(str(image.identity) in junk for image in data.gallery)
     counts["gallery distractors"] = sum(str(image.identity) in distractors for image in data.gallery)
     counts["multi-query images"] = len(data.of("multi_query"))

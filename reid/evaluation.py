@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,12 +13,11 @@ from ..datasets.reid_records import Protocol
 from ..errors import InputError, ShapeError
 from ..metrics import Metric
 from ..metrics.ranking import count_not_farther, expected_single_shot_cmc, rank_measures
-from .distances import BLOCK_BYTES, DistanceSource, FeatureDistances, MatrixDistances, blocks
+from .distances import BLOCK_BYTES, DistanceSource, FeatureDistances, Floats, MatrixDistances, blocks
 from .policies import Labels, Matching
 from .results import CameraPair, Evaluation, QueryResults
 from .verification import PairTally, identification
 
-FloatArray = NDArray[np.floating[Any]]
 FALSE_ACCEPT_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 _SHOT_ELEMENTS = 1 << 22
 
@@ -162,7 +160,7 @@ class _Pass:
         edges = np.searchsorted(matching.gallery_camera, range(-1, self._n_cameras + 1)).tolist()
         self._slices = [slice(*ends) for ends in pairwise(edges)]
 
-    def add(self, queries: NDArray[np.intp], rows: FloatArray) -> None:
+    def add(self, queries: NDArray[np.intp], rows: Floats) -> None:
         """Take in some queries; `rows` holds their distances to the columns and is overwritten."""
         relations = [self.matching.relations(query) for query in queries.tolist()]
         matches = [found for found, _ in relations]
@@ -254,7 +252,7 @@ class _SingleShot:
         self._of_query: list[int] = []
         self._sums: dict[int, tuple[NDArray[np.float64], int]] = {}
 
-    def add(self, row: FloatArray, query: int, matches: NDArray[np.intp]) -> None:
+    def add(self, row: Floats, query: int, matches: NDArray[np.intp]) -> None:
         """Take in one query; gallery images that it must not meet are infinitely far."""
         present = np.isfinite(row)
         present[matches] = False
