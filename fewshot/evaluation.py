@@ -16,7 +16,8 @@ from torch import Tensor
 from ..datasets.episodes import EpisodeManifest, as_names
 from ..errors import InputError, ShapeError
 from ..metrics.intervals import Intervals, Z, intervals, required_episodes
-from .classifiers import Classifier, Prototypes
+from .classifiers import Classifier
+from .methods import Prototypes
 from .results import EpisodeResult, interval_lines, intervals_to_dict
 
 _BYTES_AT_A_TIME = {"cpu": 2 << 20, "cuda": 256 << 20}  # one core's cache; enough to fill a GPU

@@ -17,8 +17,8 @@ from torch.nn.functional import normalize
 from ..errors import InputError, ShapeError
 from ..explain import Norm, Weighting, dist_cam
 from ..metrics import Metric
-from .classifiers import BDCSPN, Centre, Classifier, FineTuned, L2Normalise, NearestNeighbour, Prototypes
-from .classifiers.base import FewShotMetric
+from .classifiers import Centre, Classifier, FewShotMetric, L2Normalise
+from .methods import BDCSPN, FineTuned, NearestNeighbour, Prototypes
 
 
 def episode_maps(

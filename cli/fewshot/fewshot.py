@@ -125,8 +125,8 @@ def evaluate(
     require_file(episodes_file, "--episodes-file")
     from ... import fewshot
     from ...encoders.trained_on import say_overlap
-    from ...fewshot.classifiers import METHODS, classifier_of, needs_base_mean
     from ...fewshot.features import overlap_of
+    from ...fewshot.methods import METHODS, classifier_of, needs_base_mean
     from ...fewshot.results import NO_JACKKNIFE, ResultFile
 
     methods = [name.strip() for name in method.split(",") if name.strip()]

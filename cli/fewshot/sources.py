@@ -121,8 +121,8 @@ def explainer_of(
     """Images, encoder and classifiers as the results name them, and the redrawn supports."""
     from functools import partial
 
-    from ...fewshot.classifiers import METHODS, classifier_of, needs_base_mean
     from ...fewshot.evaluation import support_sensitivity
+    from ...fewshot.methods import METHODS, classifier_of, needs_base_mean
     from ...fewshot.report import Explainer
     from ...images import Transform
     from ...index import read_encodings

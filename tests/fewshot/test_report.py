@@ -25,10 +25,10 @@ from distcam.fewshot import (
     sample_episodes,
     simple_shot,
 )
-from distcam.fewshot.classifiers import METHODS, classifier_of
 from distcam.fewshot.evaluation import support_quality, support_sensitivity
 from distcam.fewshot.explanation import answers_of
 from distcam.fewshot.features import encode_split
+from distcam.fewshot.methods import METHODS, classifier_of
 from distcam.fewshot.report import Explainer, worst_failures, write_report
 from distcam.fewshot.results import ResultFile, load_result
 

@@ -14,7 +14,7 @@ from distcam import DistcamWarning
 from distcam.cli import main
 from distcam.cli.app import app
 from distcam.fewshot import EpisodeManifest, EpisodeResult
-from distcam.fewshot.classifiers import METHODS
+from distcam.fewshot.methods import METHODS
 from distcam.fewshot.results import ResultFile
 
 ENCODER = ["--encoder", "conv4", "--weights", "random", "--image-size", "64", "--fit", "squash"]

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ...errors import InputError, ShapeError
+from ..errors import InputError, ShapeError
 
 
 class FeatureTransform(Protocol):
