@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .options import FitName
 
 
+Number = TypeVar("Number", int, float)
 LINE_EVERY = 10.0  # seconds
 _counting: list[list[int]] = []  # what is under way: done, and in all
 
@@ -140,6 +141,28 @@ def load_encoder(
     encoder = Encoder.load(name) if is_checkpoint else Encoder.load(name, weights=weights, layer=layer)
     encoder.transform = encoder.transform.adapted(size=size, fit=fit)
     return encoder
+
+
+def crop_encoder(name: str, weights: str | None, layer: str | None, size: str | None, fit: FitName | None) -> Encoder:
+    """The encoder that the options name, for images that are boxes around somebody."""
+    loaded = load_encoder(name, weights, layer=layer)
+    if size is None:
+        loaded.transform = loaded.transform.adapted(fit=fit)
+    else:
+        sides = tuple(number_of(side, "--image-size", int) for side in size.lower().split("x"))
+        if len(sides) > 2 or min(sides) < 16:
+            raise InputError(f"--image-size expects HEIGHTxWIDTH of at least 16 pixels, got {size!r}")
+        loaded.transform = loaded.transform.adapted(size=(sides[0], sides[-1]), fit=fit)
+    return loaded
+
+
+def number_of(text: str, option: str, kind: type[Number]) -> Number:
+    """The number that an option's text is."""
+    try:
+        return kind(text)
+    except ValueError:
+        what = "whole number" if kind is int else "number"
+        raise InputError(f"{option}: expected a {what}, got {text!r}") from None
 
 
 @contextmanager
