@@ -236,7 +236,7 @@ def test_the_command_line_goes_on_and_stops_when_strict(tmp_path: Path, small_en
     small_encoder.save(tmp_path / "e.safetensors")
     (tmp_path / "1.jpg").write_bytes(b"no image")
     given = ("reid", "evaluate", table, "--encoder", tmp_path / "e.safetensors")
-    with pytest.warns(DistcamWarning, match="1 of 7 images cannot be read"):
+    with pytest.warns(DistcamWarning, match="1 of 7 images cannot be used"):
         assert json.loads(distcam(*given, "--json"))["counts"]["queries"] == 3
     assert "1.jpg: " in fails(monkeypatch, capsys, *given, "--strict")
     unknown = animals(tmp_path / "more", "unknown")
