@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError, ShapeError
-from . import METRICS, Metric
+from . import METRICS as METRICS
+from . import Metric as Metric
 
 _BLOCK = 1024  # rows whose float64 copy stays in the processor's cache
 
