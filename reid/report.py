@@ -63,7 +63,7 @@ def write_report(
         charts.append(_histogram("Distances: genuine (green), impostor (orange)", found))
     content: dict[str, Any] = {
         "scores": _scores(assessment),
-        "points": _operating_points(assessment),
+        "points": evaluation.point_lines("TAR") + evaluation.point_lines("DIR"),
         "protocol": [f"distance: {evaluation.metric}", *decisions, *notes],
         "charts": charts,
         "failures": [_failure(failure) for failure in assessment.failures(n_failures)],
@@ -88,19 +88,6 @@ def _scores(assessment: Assessment) -> dict[str, float]:
     if evaluation.single_gallery_shot is not None:
         values["rank-1, single gallery shot"] = float(evaluation.single_gallery_shot[0])
     return values
-
-
-def _operating_points(assessment: Assessment) -> list[str]:
-    evaluation = assessment.evaluation
-    found = {"TAR": evaluation.verification, "DIR": evaluation.identification}
-    return [
-        f"{name}@FAR {point.target:g}: {100 * point.true_accept_rate:.2f}"
-        + ("" if point.threshold is None else f", distance up to {point.threshold:.4g}")
-        + ("" if point.is_resolved else " (too few impostors to resolve this rate)")
-        for name, measured in found.items()
-        if measured is not None
-        for point in measured.operating_points
-    ]
 
 
 class _Chart(NamedTuple):

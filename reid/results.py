@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..datasets.reid_records import Identity, Protocol
-from .verification import Identification, OperatingPoint, Verification
+from .verification import Identification, Verification
 
 _SHOWN_RANKS = (1, 5, 10, 20)
 MOST_CAMERAS = 24  # that a table shows
@@ -100,6 +100,15 @@ class Evaluation:
             raise IndexError(f"CMC was computed for ranks 1 to {self.cmc.size}, asked for {k}")
         return float(self.cmc[k - 1])
 
+    def point_lines(self, kind: Literal["TAR", "DIR"]) -> list[str]:
+        """A line for each operating point of verification (TAR) or identification (DIR), none without them."""
+        lines, measured = [], self.verification if kind == "TAR" else self.identification
+        for point in measured.operating_points if measured else ():
+            where = "no threshold is strict enough" if point.threshold is None else f"up to {point.threshold:.4g}"
+            note = "" if point.is_resolved else " (too few impostors to resolve this rate)"
+            lines.append(f"{kind}@FAR {point.target:g}: {_percent(point.true_accept_rate)} ({where}){note}")
+        return lines
+
     def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
         """Everything as numbers, text, lists and dictionaries; NaN becomes None. Values per query only on request."""
         result = asdict(self) | {"protocol": self.protocol.to_dict()}
@@ -121,13 +130,13 @@ class Evaluation:
             lines += [
                 f"same or not, {verification.n_genuine} genuine and {verification.n_impostor} impostor pairs: equal "
                 f"error {_percent(verification.equal_error_rate)} at {verification.equal_error_threshold:.4g}",
-                *_point_lines("TAR", verification.operating_points),
+                *(f"  {line}" for line in self.point_lines("TAR")),
             ]
         if self.identification:
             known, unknown = self.identification.n_mated, self.identification.n_unmated
             lines += [
                 f"who, if anyone, {known} known and {unknown} unknown probes:",
-                *_point_lines("DIR", self.identification.operating_points),
+                *(f"  {line}" for line in self.point_lines("DIR")),
             ]
         columns, rows = camera_grid(self.camera_pairs)
         if len(rows) > MOST_CAMERAS:
@@ -157,15 +166,6 @@ def _percent(value: float) -> str:
 def _table(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-
-
-def _point_lines(name: str, points: tuple[OperatingPoint, ...]) -> list[str]:
-    lines = []
-    for point in points:
-        where = "no threshold is strict enough" if point.threshold is None else f"up to {point.threshold:.4g}"
-        note = "" if point.is_resolved else " (too few impostors to resolve this rate)"
-        lines.append(f"  {name}@FAR {point.target:g}: {_percent(point.true_accept_rate)} ({where}){note}")
-    return lines
 
 
 def camera_grid(pairs: Sequence[CameraPair]) -> tuple[list[Identity], list[tuple[Identity, list[CameraPair | None]]]]:
