@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Self
@@ -31,6 +31,14 @@ def remark(message: str, *, strict: bool = False, stacklevel: int = 3) -> None:
     if strict:
         raise InputError(message)
     warnings.warn(message, DistcamWarning, stacklevel=stacklevel)
+
+
+def remark_on_skipped(skipped: Mapping[str, str], count: int, consequence: str, *, strict: bool = False) -> None:
+    """Remark on images that were left out, by name with the reason, and on what follows from that."""
+    if skipped:
+        name, reason = next(iter(skipped.items()))
+        said = f"{len(skipped):,} of {count:,} images cannot be used and are left out, the first: {name}: {reason}"
+        remark(f"{said}; {consequence}", strict=strict, stacklevel=4)
 
 
 @contextmanager

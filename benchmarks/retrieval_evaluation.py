@@ -61,7 +61,7 @@ def peer(vectors: np.ndarray, labels: np.ndarray, k: str | None) -> Callable[[],
 
 
 def nmi(vectors: np.ndarray, labels: np.ndarray) -> Callable[[], dict[str, float]]:
-    from distcam.metrics.clustering import cluster, normalised_mutual_information
+    from distcam.metrics.distances import cluster, normalised_mutual_information
 
     def run() -> dict[str, float]:
         found = cluster(vectors, len(np.unique(labels)), seed=0)

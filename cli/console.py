@@ -7,9 +7,10 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -17,15 +18,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
+from ..encoders.names import OWN_ARCHITECTURES, needs_weights, refuse_weight_file
+from ..errors import InputError
 from ..progress import Progress
 from ..remarks import DistcamWarning
-from .checks import require_encoder
 from .command import option_names
 
 if TYPE_CHECKING:
     from ..encoders import Encoder
     from .options import FitName
 
+
+Number = TypeVar("Number", int, float)
 LINE_EVERY = 10.0  # seconds
 _counting: list[list[int]] = []  # what is under way: done, and in all
 
@@ -139,6 +143,28 @@ def load_encoder(
     return encoder
 
 
+def crop_encoder(name: str, weights: str | None, layer: str | None, size: str | None, fit: FitName | None) -> Encoder:
+    """The encoder that the options name, for images that are boxes around somebody."""
+    loaded = load_encoder(name, weights, layer=layer)
+    if size is None:
+        loaded.transform = loaded.transform.adapted(fit=fit)
+    else:
+        sides = tuple(number_of(side, "--image-size", int) for side in size.lower().split("x"))
+        if len(sides) > 2 or min(sides) < 16:
+            raise InputError(f"--image-size expects HEIGHTxWIDTH of at least 16 pixels, got {size!r}")
+        loaded.transform = loaded.transform.adapted(size=(sides[0], sides[-1]), fit=fit)
+    return loaded
+
+
+def number_of(text: str, option: str, kind: type[Number]) -> Number:
+    """The number that an option's text is."""
+    try:
+        return kind(text)
+    except ValueError:
+        what = "whole number" if kind is int else "number"
+        raise InputError(f"{option}: expected a {what}, got {text!r}") from None
+
+
 @contextmanager
 def resumable(
     kept: str = "everything encoded so far is kept, and the same command goes on from there",
@@ -149,3 +175,44 @@ def resumable(
     except KeyboardInterrupt:
         err.print(f"stopped; {kept}", soft_wrap=True)
         raise typer.Exit(130) from None
+
+
+_NAMES = ("imagenet", "random", "default")  # of weights that are in no file
+
+
+def require_encoder(name: str, weights: str | None, layer: str | None = None) -> None:
+    """Refuse `--encoder` and `--weights` that can mean no encoder."""
+    if name.endswith(".safetensors"):
+        if weights is not None or layer is not None:
+            raise InputError(
+                f"{name} is a checkpoint and brings its own weights and layer; leave --weights and --layer out"
+            )
+        require_file(name, "--encoder")
+        return
+    refuse_weight_file(name, options=f": --encoder ARCHITECTURE --weights {name}")
+    if weights is None:
+        if name not in OWN_ARCHITECTURES:
+            raise InputError(needs_weights(name).replace("weights", "--weights", 1))
+    elif weights not in _NAMES:
+        require_file(weights, "--weights", also=f", `{_NAMES[0]}`, or `{_NAMES[1]}`")
+
+
+def require_file(path: str | Path | None, option: str, *, also: str = "") -> None:
+    """Refuse a file that is not there, by the name of its option; None was not asked for."""
+    if path is not None and not Path(path).exists():
+        raise InputError(f"{option} {path}: no such file; expected a FILE{also}")
+
+
+def require_model(path: Path) -> None:
+    """Refuse a path at which nothing is."""
+    if not path.exists():
+        raise InputError(f"{path}: nothing is there; expected a run's folder or a file of weights")
+
+
+def require_images(sources: Iterable[str | Path]) -> None:
+    """Refuse sources that are not there, and patterns that fit no file."""
+    from ..images import list_images
+
+    for source in map(str, sources):
+        if not Path(source).exists():
+            list_images(source, labels="none")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,14 +30,14 @@ Answers = Sequence[tuple["SceneRecord", "Matches"]]
 
 @dataclass(frozen=True)
 class DemoSize:
-    """Amount of drawing and training; images are `picture` pixels wide, the network sees `side`."""
+    """Amount of drawing and training; images are `image` pixels wide, the network sees `side`."""
 
     base_classes: int = 32
     novel_classes: int = 16
     base_images: int = 40
     gallery_images: int = 24
     query_images: int = 12
-    picture: int = 96
+    image: int = 96
     side: int = 64
     epochs: int = 8
     shown: int = 12
@@ -72,10 +72,10 @@ class DemoResult:
 
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="Where everything goes.")] = Path("distcam-demo"),
-    seed: Annotated[int, typer.Option(help="Of the pictures and the training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the images and the training.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Draw pictures, train a small encoder, build a gallery of classes it never saw, query it, explain every match."""
+    """Draw images, train a small encoder, build a gallery of classes it never saw, query it, explain every match."""
     result = run(folder, seed=seed)
     if as_json:
         print_json(asdict(result))
@@ -106,34 +106,41 @@ def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> DemoRes
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).touch()
-    base, novel = _draw(folder, size, seed)
-    encoder = _train(base, size, seed)
-    encoder.save(folder / "encoder.safetensors")
-    answers = _query(folder, novel, encoder)
-    measured = _measure(answers)
-    report = _report(folder / "report.html", answers, measured, size.shown)
-    return DemoResult(
-        **measured,
-        report=str(report),
-        gallery=str(folder / "novel.gallery"),
-        seconds=time.perf_counter() - started,
-    )
-
-
-def _draw(folder: Path, size: DemoSize, seed: int) -> tuple[SceneSet, SceneSet]:
-    """Single objects of the base classes to learn from; gallery and queries of others, some with a second object."""
+    from ..index import Gallery
+    from ..retrieval import Retriever, write_report
     from ..synthetic.scene_set import blueprints, write_scenes
 
+    # Single objects of the base classes to learn from; gallery and queries of others, some with a second object.
     classes = blueprints(size.base_classes + size.novel_classes, seed=seed)
-    base, novel = classes[: size.base_classes], classes[size.base_classes :]
-    draw = partial(write_scenes, size=size.picture, seed=seed)
+    seen, unseen = classes[: size.base_classes], classes[size.base_classes :]
+    draw = partial(write_scenes, size=size.image, seed=seed)
     with progress_bar("drawing base classes") as progress:
         splits = {"train": size.base_images}
-        first = draw(folder / "base", classes=base, splits=splits, two_object_share=0.0, progress=progress)
+        base = draw(folder / "base", classes=seen, splits=splits, two_object_share=0.0, progress=progress)
     with progress_bar("drawing novel classes") as progress:
         splits = {"gallery": size.gallery_images, "query": size.query_images}
-        second = draw(folder / "novel", classes=novel, splits=splits, two_object_share=0.1, progress=progress)
-    return first, second
+        novel = draw(folder / "novel", classes=unseen, splits=splits, two_object_share=0.1, progress=progress)
+    encoder = _train(base, size, seed)
+    encoder.save(folder / "encoder.safetensors")
+
+    place = folder / "novel.gallery"
+    with progress_bar("building the gallery") as progress:
+        gallery = Gallery.build(novel.folder / "gallery", encoder, out=place, store_maps=True, progress=progress)
+    records = novel.of_split("query")
+    results = Retriever(gallery, encoder).query([novel.file(record) for record in records], k=5)
+    answers = list(zip(records, results, strict=True))
+    result = DemoResult(**_measure(answers), report=str(folder / "report.html"), gallery=str(place), seconds=0)
+
+    chosen = answers[:: max(1, len(answers) // size.shown)][: size.shown]
+    shown = f"{len(chosen)} queries are shown, each with its five nearest images and its nearest prototype."
+    write_report(
+        result.report,
+        [matches.explain() for _, matches in chosen],
+        title="distcam demo: which of these is this, and why",
+        labels=[record.label for record, _ in chosen],
+        notes=[*result.lines(), shown],
+    )
+    return replace(result, seconds=time.perf_counter() - started)
 
 
 def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
@@ -160,19 +167,6 @@ def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
     with progress_bar("training") as progress:
         fit(encoder, batches, objective, settings, progress=progress)
     return encoder
-
-
-def _query(folder: Path, novel: SceneSet, encoder: Encoder) -> Answers:
-    """A gallery of classes the encoder never saw, and every query's matches in it."""
-    from ..index import Gallery
-    from ..retrieval import Retriever
-
-    out = folder / "novel.gallery"
-    with progress_bar("building the gallery") as progress:
-        gallery = Gallery.build(novel.folder / "gallery", encoder, out=out, store_maps=True, progress=progress)
-    records = novel.of_split("query")
-    results = Retriever(gallery, encoder).query([novel.file(record) for record in records], k=5)
-    return list(zip(records, results, strict=True))
 
 
 def _measure(answers: Answers) -> dict[str, Any]:
@@ -208,20 +202,3 @@ def _measure(answers: Answers) -> dict[str, Any]:
         "peak_in_box_caam": mean(has_peak_in_box(record, matches, "caam") for record, matches in answers),
         "peak_in_box_chance": mean(share_of_box(record, matches) for record, matches in answers),
     }
-
-
-def _report(path: Path, answers: Answers, measured: dict[str, Any], shown: int) -> Path:
-    from ..retrieval import write_report
-
-    chosen = answers[:: max(1, len(answers) // shown)][:shown]
-    sentences = DemoResult(**measured, report="", gallery="", seconds=0).lines()
-    return write_report(
-        path,
-        [matches.explain() for _, matches in chosen],
-        title="distcam demo: which of these is this, and why",
-        labels=[record.label for record, _ in chosen],
-        notes=[
-            *sentences,
-            f"{len(chosen)} queries are shown, each with its five nearest images and its nearest prototype.",
-        ],
-    )

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from ..remarks import counted
-from .checks import require_encoder, require_images
-from .console import load_encoder, print_json, progress_bar, resumable, say
+from .console import load_encoder, print_json, progress_bar, require_encoder, require_images, resumable, say
 from .index.shared import report_skipped
 from .options import (
     AsJson,

@@ -33,19 +33,6 @@ PACKAGES = (
 
 def env(as_json: AsJson = False) -> None:
     """Print versions, devices and threads: paste this into a bug report."""
-    facts = _facts()
-    if facts["faiss fault"] is not None:
-        note(facts["faiss fault"])
-    if as_json:
-        print_json(facts)
-        return
-    table = Table("what", "value", title="distcam environment", title_justify="left")
-    for name, value in facts.items():
-        table.add_row(name, "none" if value is None else str(value))
-    out.print(table)
-
-
-def _facts() -> dict[str, Any]:
     import torch
 
     from ..index.faiss import runtime
@@ -60,7 +47,7 @@ def _facts() -> dict[str, Any]:
 
         gpus = int(faiss.get_num_gpus())
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
+    facts: dict[str, Any] = {
         "distcam": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -72,3 +59,12 @@ def _facts() -> dict[str, Any]:
         "torch threads": torch.get_num_threads(),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
     }
+    if facts["faiss fault"] is not None:
+        note(facts["faiss fault"])
+    if as_json:
+        print_json(facts)
+        return
+    table = Table("what", "value", title="distcam environment", title_justify="left")
+    for name, value in facts.items():
+        table.add_row(name, "none" if value is None else str(value))
+    out.print(table)

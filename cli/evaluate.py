@@ -11,9 +11,8 @@ import typer
 
 from ..errors import InputError
 from ..files import write_text
-from .checks import require_encoder
 from .command import refuse_unused
-from .console import load_encoder, note_unfinished_build, print_json, progress_bar, resumable, say
+from .console import load_encoder, note_unfinished_build, print_json, progress_bar, require_encoder, resumable, say
 from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, Weights, Workers
 
 if TYPE_CHECKING:

@@ -13,9 +13,8 @@ import typer
 
 from ..errors import InputError
 from ..files import write_text
-from .checks import require_encoder, require_images
 from .command import refuse_unused
-from .console import load_encoder, print_json, progress_bar, say
+from .console import load_encoder, print_json, progress_bar, require_encoder, require_images, say
 from .options import AsJson, BatchSize, Device, EncoderName, Fit, Images, ImageSize, Layer, Metric, Weights
 
 if TYPE_CHECKING:

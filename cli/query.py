@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..errors import ImageError, InputError
-from .checks import require_file
 from .command import refuse_unused
-from .console import err, note, note_unfinished_build, out, print_json, progress_bar, say
-from .options import AsJson, Device
-from .places import read_box, read_mask, read_point
+from .console import err, note, note_unfinished_build, out, print_json, progress_bar, require_file, say
+from .options import AsJson, Device, read_box, read_point
 
 if TYPE_CHECKING:
     from ..index import Gallery
@@ -249,6 +247,7 @@ def _note(gallery: Gallery, where: str | None, *, reject: bool) -> None:
 
 def _area(images: list[Path], region: str | None, mask: Path | None, mask_class: int | None) -> Any:
     """The part of the queries that is searched for: None for all of them, a box, one mask, or one for each."""
+    from ..images.masks import read_mask
     from ..retrieval.masking import region_of_file
 
     if mask is None:

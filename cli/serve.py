@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError, MissingExtraError
-from .checks import require_file
 from .command import refuse_unused
-from .console import note, note_unfinished_build, say
+from .console import note, note_unfinished_build, require_file, say
 from .options import Device, GalleryPath
 
 if TYPE_CHECKING:

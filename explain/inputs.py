@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, ShapeError
-from ..metrics.distances import METRICS, Metric
+from ..metrics import METRICS, Metric
 
 __all__ = ["METRICS", "NORMS", "WEIGHTINGS", "Metric", "Norm", "Weighting"]
 

@@ -1,25 +1,20 @@
 from ..datasets.episodes import EpisodeManifest
 from ..metrics.intervals import Interval, Intervals, required_episodes
-from .classifiers import (
+from .classifiers import Centre, Classifier, FeatureTransform, L2Normalise, PowerTransform
+from .evaluation import Comparison, compare, evaluate, support_quality, support_sensitivity
+from .explanation import DecisionMap, decision_map, episode_maps
+from .methods import (
     BDCSPN,
-    Centre,
-    Classifier,
-    FeatureTransform,
     FineTuned,
-    L2Normalise,
     NearestNeighbour,
-    PowerTransform,
     Prototypes,
     baseline,
     baseline_plus_plus,
     classifier_of,
     simple_shot,
 )
-from .evaluation import Comparison, compare, evaluate
-from .explanation import DecisionMap, decision_map, episode_maps
 from .results import EpisodeResult, ResultFile, load_result
 from .sampling import sample_episodes
-from .support import support_quality, support_sensitivity
 
 __all__ = [
     "BDCSPN",

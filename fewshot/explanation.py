@@ -16,9 +16,9 @@ from torch.nn.functional import normalize
 
 from ..errors import InputError, ShapeError
 from ..explain import Norm, Weighting, dist_cam
-from ..metrics.distances import Metric
-from .classifiers import BDCSPN, Centre, Classifier, FineTuned, L2Normalise, NearestNeighbour, Prototypes
-from .classifiers.base import FewShotMetric
+from ..metrics import Metric
+from .classifiers import Centre, Classifier, FewShotMetric, L2Normalise
+from .methods import BDCSPN, FineTuned, NearestNeighbour, Prototypes
 
 
 def episode_maps(
@@ -119,16 +119,9 @@ def _check_maps(query_maps: Tensor, prototypes: Tensor) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """The queries of one episode and what they were compared with.
+    """The queries of one episode and what they were compared with, scale·q + offset.
 
-    Attributes:
-        metric: how they were compared; `linear` is a class vector and a bias per way.
-        references: what stands for each way before each query: its prototype, its nearest support image, or its class
-            vector, (m, n, d).
-        scale: of each query, (m,).
-        offset: of each query, (m, d).
-        query: scale·q + offset, (m, d).
-        bias: of `linear`, (m, n); 0 if left out.
+    A way's reference is its prototype, its nearest support image, or for `linear` its class vector, which has a bias.
     """
 
     metric: Literal["l2", "cosine", "linear"]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..datasets import Split
@@ -20,7 +18,9 @@ from ..index.building.encodings import write_encodings
 from ..index.storage.manifest import Spec
 from ..index.storage.segments import Entries, Vectors
 from ..progress import Progress
-from ..remarks import remark
+from ..remarks import remark_on_skipped
+
+_OTHERS = "the episodes are drawn from the others"
 
 
 def cached_features(
@@ -47,7 +47,7 @@ def cached_features(
             "choose another file, or --overwrite"
         )
     label_of = {record.path: record.label for record in found.records}
-    _remark_on_skipped(found.skipped, len(split), strict=strict)
+    remark_on_skipped(found.skipped, len(split), _OTHERS, strict=strict)
     absent = [name for name in split.names.tolist() if name not in label_of and name not in found.skipped]
     if absent:
         raise InputError(
@@ -74,17 +74,31 @@ def encode_split(
     The file appears when it is whole. An image that cannot be read is left out with a remark, and is in
     `Encodings.skipped`: episodes have to be drawn from the others, see `Split.without`. With `strict` it ends the work.
     """
-    check_evaluation_mode(encoder)
+    if encoder.training:
+        raise InputError("the encoder is in training mode; call encoder.eval() before its features are taken")
+    for name, part in encoder.named_modules():
+        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
+            raise InputError(
+                f"the batch norm {name!r} uses the statistics of each batch, which makes every result transductive; "
+                "call eval(), or train with track_running_stats=True"
+            )
     path, settings = Path(out), settings or InferenceSettings()
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path.parent} is not a folder; create it first")
     inference = Inference(encoder, device=settings.device, precision=settings.precision, batch_size=settings.batch_size)
     spec = spec_of(encoder, "dot")
     blocks, skipped = _blocks(split, inference, spec, workers=settings.workers, strict=strict, progress=progress)
-    _remark_on_skipped(skipped, len(split), strict=strict)
+    remark_on_skipped(skipped, len(split), _OTHERS, strict=strict)
+    used = split.without(skipped)
+    digests, size = np.empty((len(used), 32), np.uint8), np.empty(len(used), np.uint64)
+    for row in range(len(used)):
+        content = used.images.content(row)
+        digests[row] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+        size[row] = len(content)
+    ids, times = np.arange(len(used), dtype=np.uint64), np.zeros(len(used), np.int64)
     write_encodings(
         path,
-        _entries(split.without(skipped)),
+        Entries(ids, used.names.tolist(), digests, size, times, {"label": list(used.labels.tolist())}),
         blocks,
         spec=spec,
         root=split.images.root.absolute(),
@@ -95,24 +109,10 @@ def encode_split(
     return read_encodings(path)
 
 
-def _remark_on_skipped(skipped: Mapping[str, str], count: int, *, strict: bool) -> None:
-    if skipped:
-        name, reason = next(iter(skipped.items()))
-        remark(
-            f"{len(skipped):,} of {count:,} images cannot be used and are left out, the first: {name}: {reason}; "
-            "the episodes are drawn from the others",
-            strict=strict,
-            stacklevel=4,
-        )
-
-
 def overlap_of(encodings: Encodings, split: Split, encoder: Encoder | None) -> Overlap | None:
     """Overlap of a split with the encoder's training set, in classes and images; None where it is not known.
 
-    Args:
-        encodings: of the split's images and perhaps of others; a file may know without the encoder.
-        split: what episodes are drawn from.
-        encoder: what made the features, if it is at hand.
+    The encodings may be of other images too, and know the overlap themselves where the encoder is not at hand.
     """
     if encoder is None:
         return Overlap.from_dict(encodings.encoder.get("trained_on"))
@@ -121,29 +121,6 @@ def overlap_of(encodings: Encodings, split: Split, encoder: Encoder | None) -> O
     names = set(split.names.tolist())
     rows = [row for row, record in enumerate(encodings.records) if record.path in names]
     return encoder.trained_on.overlap(split.labels.tolist(), encoder.trained_on.short(encodings.sha256[rows]))
-
-
-def check_evaluation_mode(encoder: torch.nn.Module) -> None:
-    """Refuse an encoder whose answer for an image would depend on the other images of its batch."""
-    if encoder.training:
-        raise InputError("the encoder is in training mode; call encoder.eval() before its features are taken")
-    for name, part in encoder.named_modules():
-        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
-            raise InputError(
-                f"the batch norm {name!r} uses the statistics of each batch, which makes every result transductive; "
-                "call eval(), or train with track_running_stats=True"
-            )
-
-
-def _entries(split: Split) -> Entries:
-    n = len(split)
-    digests, size = np.empty((n, 32), np.uint8), np.empty(n, np.uint64)
-    for row in range(n):
-        content = split.images.content(row)
-        digests[row] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-        size[row] = len(content)
-    columns: dict[str, list[str | None]] = {"label": list(split.labels.tolist())}
-    return Entries(np.arange(n, dtype=np.uint64), split.names.tolist(), digests, size, np.zeros(n, np.int64), columns)
 
 
 def _blocks(

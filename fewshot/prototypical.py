@@ -112,17 +112,7 @@ class PrototypicalTerm(Term):
 
     def forward(self, step: Step) -> Tensor:
         """Mean over the episode's queries."""
-        ways, support, query = self._divided(step.encoding.embedding, step.batch.labels)
-        prototypes = support.mean(1)
-        self._prototypes, self._ways = prototypes, ways
-        logits = self._closeness(query.flatten(0, 1), prototypes)
-        target = torch.arange(len(ways), device=logits.device).repeat_interleave(query.shape[1])
-        with torch.no_grad():
-            step.log["accuracy"] = float(is_right(logits, target).float().mean())
-        return cross_entropy(logits, target)
-
-    def _divided(self, embedding: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The classes of the ways, their support (n, k, d), and their queries (n, m, d)."""
+        labels = step.batch.labels
         if labels.ndim != 1:
             raise InputError("episodes need one class per image, got 0/1 columns")
         ways, counts = torch.unique_consecutive(labels, return_counts=True)
@@ -132,8 +122,14 @@ class PrototypicalTerm(Term):
                 f"the batch is no episode with {self.n_shot} support images: it shows classes "
                 f"{ways[:8].tolist()}… with {counts[:8].tolist()}… images; give the recipe an [episodes] table"
             )
-        vectors = embedding.reshape(len(ways), size, -1)
-        return ways, vectors[:, : self.n_shot], vectors[:, self.n_shot :]
+        vectors = step.encoding.embedding.reshape(len(ways), size, -1)
+        prototypes, query = vectors[:, : self.n_shot].mean(1), vectors[:, self.n_shot :]
+        self._prototypes, self._ways = prototypes, ways
+        logits = self._closeness(query.flatten(0, 1), prototypes)
+        target = torch.arange(len(ways), device=logits.device).repeat_interleave(query.shape[1])
+        with torch.no_grad():
+            step.log["accuracy"] = float(is_right(logits, target).float().mean())
+        return cross_entropy(logits, target)
 
     def _closeness(self, query: Tensor, prototypes: Tensor) -> Tensor:
         if self.metric == "cosine":

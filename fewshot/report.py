@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ from ..explain import fold
 from ..explain.drawing.page import Thumbnails, numbers, write_html
 from ..images import Box
 from .classifiers import Classifier
+from .evaluation import SupportSensitivity, support_quality
 from .explanation import answers_of
 from .results import EpisodeResult, ResultFile
-from .support import SupportSensitivity, support_quality
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,38 +31,21 @@ N_PAIRS, N_EXAMPLES, MOST_CLASSES, MOST_SUPPORTS = 15, 12, 40, 5
 THUMBNAIL = 192  # longest side in pixels of an image in the report
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A query that was answered wrongly: its place in the manifest."""
-
-    episode: int
-    query: int
-
-
-def worst_failures(result: EpisodeResult, n: int = N_EXAMPLES) -> list[Failure]:
-    """The n wrong answers with the largest margins against them, every query image once."""
+def worst_failures(result: EpisodeResult, n: int = N_EXAMPLES) -> list[tuple[int, int]]:
+    """Episode and query of the n wrong answers with the largest margins against them, every query image once."""
     wrong = np.argwhere(result.prediction != result.episodes.target)
     order = np.argsort(result.margin[tuple(wrong.T)], kind="stable")
-    seen: set[int] = set()
-    found: list[Failure] = []
+    found: dict[int, tuple[int, int]] = {}
     for episode, query in wrong[order].tolist():
-        item = int(result.episodes.query[episode, query])
-        if item not in seen and len(found) < n:
-            seen.add(item)
-            found.append(Failure(episode, query))
-    return found
+        found.setdefault(int(result.episodes.query[episode, query]), (episode, query))
+    return list(found.values())[:n]
 
 
 class Explainer:
     """The source of a report's images and maps: the images, the encoder that made the features, the classifiers.
 
-    Args:
-        split: the images.
-        encoder: what made the features; images without maps if left out.
-        classifiers: by the names of the results; others get images without maps.
-        device: where the encoder runs.
-        precision: of its arithmetic, that of the features.
-        features: the features by item, so that only the wrongly answered queries are encoded again.
+    Without an encoder, and for results whose name is not among the classifiers, there are images without maps. With
+    `features` by item only the wrongly answered queries are encoded again.
     """
 
     def __init__(
@@ -93,12 +76,12 @@ class Explainer:
         """The part of an image that the network sees, in its pixels."""
         return Box(0, 0, *image.size) if self._inference is None else self._inference.transform.view(*image.size)
 
-    def explain(self, result: EpisodeResult, failure: Failure) -> dict[str, Any] | None:
+    def explain(self, result: EpisodeResult, failure: tuple[int, int]) -> dict[str, Any] | None:
         """The maps of one wrong answer; None where there is no encoder or no exact map."""
         classifier = self._classifiers.get(str(result.classifier["name"]))
         if self._inference is None or classifier is None:
             return None
-        episodes, (e, m) = result.episodes, (failure.episode, failure.query)
+        episodes, (e, m) = result.episodes, failure
         # Only a transductive answer hangs on the other queries of the episode.
         items = episodes.query[e] if result.is_transductive else episodes.query[e, m : m + 1]
         row = m if result.is_transductive else 0
@@ -151,14 +134,8 @@ def write_report(
 ) -> Path:
     """Write results as one HTML file that needs nothing else: no network, no server, no further file.
 
-    Args:
-        path: the file to write; an existing one is replaced.
-        results: the results of one manifest.
-        explainer: for images and maps of the worst failures; without it they are listed by name.
-        sensitivity: redrawn supports by method, from `support_sensitivity`.
-        title: the page's heading.
-        notes: lines under it, as plain text.
-        n_failures: wrong answers to show of each method.
+    Without an explainer the worst failures of each method are listed by name. `sensitivity` holds redrawn supports by
+    method, from `support_sensitivity`.
     """
     images = None if explainer is None else Thumbnails(explainer.view, side=THUMBNAIL)
     data = {
@@ -169,20 +146,17 @@ def write_report(
         "n_classes": len(results.episodes.class_names),
         "images": images or {},
     }
-    described = [*notes, *_setting(results)]
-    return write_html(path, "report.html", package=__package__, title=title, notes=described, data=data)
-
-
-def _setting(results: ResultFile) -> list[str]:
     episodes = results.episodes
     queries = f"{episodes.n_query} queries per class" + ("" if episodes.is_balanced else " on average, unbalanced")
-    lines = [
+    known = {name: results.source.get(name) for name in ("data", "part")} | {"encoder": results.results[0].encoder}
+    described = [
+        *notes,
         f"{episodes.n_way}-way {episodes.n_shot}-shot, {queries}, {episodes.n_episodes:,} episodes of "
         f"{len(episodes.class_names)} classes and {len(episodes.names):,} images",
         f"manifest {episodes.content_hash}",
+        ", ".join(f"{name} {value}" for name, value in known.items() if value),
     ]
-    known = {name: results.source.get(name) for name in ("data", "part")} | {"encoder": results.results[0].encoder}
-    return [*lines, ", ".join(f"{name} {value}" for name, value in known.items() if value)]
+    return write_html(path, "report.html", package=__package__, title=title, notes=described, data=data)
 
 
 def _method_data(
@@ -196,18 +170,24 @@ def _method_data(
     classes = sorted(result.per_class_accuracy().items(), key=lambda pair: (np.nan_to_num(pair[1], nan=2.0), pair[0]))
     quality = support_quality(result)
     ends = quality if len(quality) <= 16 else [*quality[:8], *quality[-8:]]
+    names = result.episodes.class_names.tolist()
+    hardest = sorted([name for name, _ in classes][:MOST_CLASSES], key=names.index)
+    rows = [names.index(name) for name in hardest]
+    share = result.confusion()[np.ix_(rows, rows)]
     return {
         "name": str(result.classifier["name"]),
         "setting": result.classifier["setting"],
         "encoder": result.encoder,
         "accuracy": result.mean_accuracy,
-        "intervals": [
-            {"kind": each.kind, "low": each.low, "high": each.high, "question": each.question} for each in found
-        ],
+        "intervals": [asdict(each) for each in found],
         "has_jackknife": found.class_jackknife is not None,
         "classes": [[name, None if np.isnan(share) else share] for name, share in classes],
         "pairs": [list(pair) for pair in result.hardest_pairs(N_PAIRS)],
-        "confusion": _confusion_data(result, [name for name, _ in classes]),
+        "confusion": {
+            "names": hardest,
+            "share": [[None if np.isnan(v) else round(v, 4) for v in row] for row in share.tolist()],
+            "met": result.meetings()[np.ix_(rows, rows)].tolist(),
+        },
         "supports": [list(each) for each in ends],
         "n_supports": len(quality),
         "sensitivity": [each.to_dict() for each in sensitivity],
@@ -217,24 +197,10 @@ def _method_data(
     }
 
 
-def _confusion_data(result: EpisodeResult, hardest_first: list[str]) -> dict[str, Any]:
-    """Rows and columns of the hardest classes; all where there are few enough."""
-    names = result.episodes.class_names.tolist()
-    chosen = sorted(hardest_first[:MOST_CLASSES], key=names.index)
-    rows = [names.index(name) for name in chosen]
-    share = result.confusion()[np.ix_(rows, rows)]
-    met = result.meetings()[np.ix_(rows, rows)]
-    return {
-        "names": chosen,
-        "share": [[None if np.isnan(v) else round(v, 4) for v in row] for row in share.tolist()],
-        "met": met.tolist(),
-    }
-
-
 def _failure_data(
-    result: EpisodeResult, failure: Failure, explainer: Explainer | None, images: Thumbnails | None
+    result: EpisodeResult, failure: tuple[int, int], explainer: Explainer | None, images: Thumbnails | None
 ) -> dict[str, Any]:
-    episodes, (e, m) = result.episodes, (failure.episode, failure.query)
+    episodes, (e, m) = result.episodes, failure
     true, won = int(episodes.target[e, m]), int(result.prediction[e, m])
 
     def supports(way: int) -> list[str]:

@@ -31,6 +31,7 @@ from ..files import read_hdf5, write_hdf5
 from ..metrics.intervals import Intervals, intervals, required_episodes
 
 FORMAT = "distcam-fewshot-results/1"
+NO_JACKKNIFE = "class jackknife: does not exist, some class is in every episode; nothing is known of other classes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,7 +295,5 @@ def interval_lines(found: Intervals, what: str) -> list[str]:
         f"  {each.kind:{width}}  {100 * each.low:6.2f} … {100 * each.high:6.2f}  {each.question}" for each in found
     ]
     if found.class_jackknife is None:
-        lines.append(
-            "  class jackknife: does not exist, some class is in every episode; nothing is known of other classes"
-        )
+        lines.append(f"  {NO_JACKKNIFE}")
     return lines

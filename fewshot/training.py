@@ -39,8 +39,8 @@ from ..training.losses.registry import TERMS, Builder, TermContext, checked_term
 from ..training.recipes.recipe import Recipe
 from ..training.recipes.runs import run_recipe as train
 from ..training.recipes.tables import Table
-from .classifiers import classifier_of
 from .evaluation import evaluate
+from .methods import classifier_of
 from .prototypical import EpisodeSettings, PrototypicalTerm, training_episodes
 from .sampling import sample_episodes
 

@@ -10,7 +10,7 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, Final
@@ -29,6 +29,7 @@ from PIL import (
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import ImageError, InputError
+from ..progress import Progress
 from ..remarks import DistcamWarning, remark
 from .upright import as_rgb, bare, stored_orientation
 from .work import gif_size, require_bounded, tiff_kind, without_text
@@ -161,9 +162,7 @@ def read_image(
         return bare(as_rgb(opened, background=background, name=name), orientation)
 
 
-def unreadable(
-    files: Sequence[str | os.PathLike[str]], *, progress: Callable[[int, int], None] | None = None
-) -> dict[int, str]:
+def unreadable(files: Sequence[str | os.PathLike[str]], *, progress: Progress | None = None) -> dict[int, str]:
     """Place and reason of each file that is no readable image; every file is decoded once, by several threads."""
 
     def reason(file: str | os.PathLike[str]) -> str | None:

@@ -28,8 +28,8 @@ from .storage.hdf5 import Array
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
     from ..images.masks import MaskFolder
+    from ..progress import Progress
     from .building.build import ImageFiles, Precision
-    from .building.ingest import Progress
     from .building.ray import RayEngine
     from .faiss.tuning import TuningReport
     from .sync.report import SyncReport

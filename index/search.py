@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError, ShapeError
+from ..metrics import METRICS, Metric
 from ..metrics.distances import (
-    METRICS,
     Distances,
-    Metric,
     SearchSpec,
     Vectors,
     check_vectors,

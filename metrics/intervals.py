@@ -29,14 +29,9 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % interval around a mean over episodes, in the unit of the values.
+    """A 95 % interval around a mean over episodes, in the unit of the values, with the question that it answers.
 
-    Attributes:
-        kind: `usual`, `bootstrap` or `class jackknife`.
-        mean: the mean over episodes.
-        low: lower end.
-        high: upper end.
-        question: what the interval answers, in words.
+    `kind` is `usual`, `bootstrap` or `class jackknife`.
     """
 
     kind: str
@@ -88,7 +83,8 @@ def bootstrap_weights(n: int, *, samples: int, seed: int) -> Iterator[Float[Tens
 def bootstrap_means(values: Values, groups: NDArray[Any], *, samples: int, seed: int) -> Values:
     """Means of the columns of (n, m) values when whole groups are drawn again, (samples, m).
 
-    Neither the order of rows nor the names of groups change the draws.
+    A group is a query, or all queries of a class, which succeed and fail together. Neither the order of rows nor the
+    names of groups change the draws.
     """
     group = np.unique(groups, return_inverse=True)[1]
     sums = np.column_stack([np.bincount(group), *(np.bincount(group, weights=column) for column in values.T)])
@@ -96,18 +92,6 @@ def bootstrap_means(values: Values, groups: NDArray[Any], *, samples: int, seed:
     totals = np.concatenate([part.numpy() @ sums for part in bootstrap_weights(len(sums), samples=samples, seed=seed)])
     means: Values = totals[:, 1:] / totals[:, :1]
     return means
-
-
-def bootstrap_errors(values: Values, groups: NDArray[Any], *, resamples: int, seed: int) -> Values:
-    """Standard errors of the means of the columns of (n, m) values when whole groups are drawn again.
-
-    A group is a query, or all queries of a class: queries of one class succeed and fail together, and another set of
-    test classes would give another number. NaN with a single group.
-    """
-    if len(np.unique(groups)) < 2:
-        return np.full(values.shape[1], np.nan)
-    errors: Values = bootstrap_means(values, groups, samples=resamples, seed=seed).std(axis=0, ddof=1)
-    return errors
 
 
 def usual_interval(values: Values) -> Interval:
@@ -139,10 +123,7 @@ def class_jackknife_interval(values: Values, ways: NDArray[np.integer]) -> Inter
     """Mean ± t·SE, SE from leaving out one class at a time, t with C − 1 degrees of freedom.
 
     Leaving out class c means the episodes without it; no model is run again. SE² = (C−1)/C · Σ_c (θ_−c − mean θ_−)².
-
-    Args:
-        values: one number per episode, (E,).
-        ways: class numbers of each episode, (E, N).
+    `values` (E,) are one number per episode, `ways` (E, N) its class numbers.
 
     Source: Efron & Stein 1981 (delete-one jackknife); the question is that of Lafargue et al. 2024, arXiv:2409.02850.
     """

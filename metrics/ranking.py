@@ -7,6 +7,7 @@ as in scikit-learn. An encoder that maps everything to one point finds nothing f
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,11 +54,7 @@ class RankMeasures(NamedTuple):
 def rank_measures(query: ArrayLike, distance: ArrayLike, not_farther: ArrayLike, *, n_queries: int) -> RankMeasures:
     """Every measure of every query, from its relevant images' distances and how many images are not farther than each.
 
-    Args:
-        query: which query each relevant image belongs to, in 0…n_queries − 1, in any order.
-        distance: of the relevant image.
-        not_farther: number of images that count, right and wrong, whose distance is at most this one.
-        n_queries: how many queries there are, with relevant images or without.
+    The relevant images of queries 0…n_queries − 1 may come in any order; `not_farther` counts right and wrong ones.
 
     Source: MAP@R as in Musgrave et al. 2020, arXiv:2003.08505, §3.2; trapezoid as in Zheng et al. 2015 (Market-1501);
     INP as in Ye et al. 2021, arXiv:2001.04193.
@@ -127,10 +124,7 @@ def expected_single_shot_cmc(ahead: NDArray[np.float64], *, n_ranks: int) -> NDA
 
     The drawn image of another identity is ahead with the probability that is the share of its images that are not
     farther; the number ahead is a sum of independent coin tosses, so its distribution is exact: no draws are needed.
-
-    Args:
-        ahead: (matches, identities) those probabilities.
-        n_ranks: how many ranks.
+    `ahead` holds those probabilities, (matches, identities).
 
     >>> expected_single_shot_cmc(np.array([[0.5, 1.0]]), n_ranks=3)  # one is always ahead, one every other time
     array([[0. , 0.5, 1. ]])
@@ -147,25 +141,39 @@ def expected_single_shot_cmc(ahead: NDArray[np.float64], *, n_ranks: int) -> NDA
 Rows = NDArray[np.intp]
 
 
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """For each query, the ascending columns of the gallery that share its code."""
+
+    order: Rows
+    start: Rows
+    stop: Rows
+
+    @classmethod
+    def of(cls, query: Rows, gallery: Rows) -> Groups:
+        """Those of two sides' codes."""
+        order = np.argsort(gallery, kind="stable")
+        ordered = gallery[order]
+        return cls(order, np.searchsorted(ordered, query, "left"), np.searchsorted(ordered, query, "right"))
+
+    def __getitem__(self, query: int) -> Rows:
+        return self.order[self.start[query] : self.stop[query]]
+
+
 class Pairing:
     """The gallery rows relevant to each query: those of its label, except the query's own image.
 
-    Args:
-        query_labels: a class number for each query, −1 for none.
-        gallery_labels: the same for the gallery; an item without a class is relevant to nothing.
-        own: the gallery row of each query's own image, −1 where it is not in the gallery.
+    Labels are class numbers, −1 for none, which is relevant to nothing; `own` is the gallery row of each query's own
+    image, −1 where it is not in the gallery.
     """
 
     def __init__(self, query_labels: Rows, gallery_labels: Rows, own: Rows) -> None:
         self.own = own
-        self._order = np.argsort(gallery_labels, kind="stable")
-        ordered = gallery_labels[self._order]
-        self._start = np.searchsorted(ordered, query_labels, "left")
-        self._stop = np.where(query_labels < 0, self._start, np.searchsorted(ordered, query_labels, "right"))
+        self._same = Groups.of(query_labels, np.where(gallery_labels < 0, -2, gallery_labels))
 
     def relevant(self, query: int) -> Rows:
         """Gallery rows, ascending."""
-        rows = self._order[self._start[query] : self._stop[query]]
+        rows = self._same[query]
         others: Rows = rows[rows != self.own[query]]
         return others
 
@@ -184,15 +192,7 @@ def measure_rankings(
     A block of queries meets the gallery in one matrix product in double precision. Its rounding is bounded, so an item
     is surely nearer than a right answer, surely not, or among the few that are too close to tell; these alone are
     compared by their exact distances, each of which hangs on two vectors alone. No order of rows and no size of blocks
-    changes a single bit.
-
-    Args:
-        queries: (q, d), in `comparable` form.
-        gallery: (g, d), in `comparable` form.
-        pairing: which rows are relevant, and which is the query's own image.
-        spec: the metric.
-        block_bytes: memory for a block of distances.
-        progress: called with the number of queries done and the number in all.
+    changes a single bit. Queries (q, d) and gallery (g, d) are in `comparable` form.
     """
     scores = _Scores(queries, gallery, spec)
     size = max(1, block_bytes // (8 * max(1, len(gallery))))

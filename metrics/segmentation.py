@@ -28,10 +28,7 @@ Mask = UInt8[np.ndarray, "h w"]
 def confusion_matrix(truth: Mask, prediction: Mask, n_classes: int) -> Int[np.ndarray, "c c_and_void"]:
     """Pixels by true class (row) and predicted class (column); the last column is predicted as void.
 
-    Args:
-        truth: 0 to n_classes - 1, or 255, which is left out.
-        prediction: of the same shape; 0 to n_classes - 1, or 255.
-        n_classes: with the background.
+    Void pixels of the truth are left out; `n_classes` counts the background.
 
     >>> confusion_matrix(np.uint8([[0, 1, 255]]), np.uint8([[0, 0, 1]]), 2).tolist()
     [[1, 0, 0], [1, 0, 0]]
@@ -48,13 +45,7 @@ def confusion_matrix(truth: Mask, prediction: Mask, n_classes: int) -> Int[np.nd
 
 @dataclass(frozen=True, eq=False)
 class SegmentationScore:
-    """Agreement of masks with the truth.
-
-    Attributes:
-        class_names: by number in the masks, the background's among them.
-        confusion: pixels; see `confusion_matrix`.
-        images: number of images that were compared.
-    """
+    """Agreement of masks with the truth: a `confusion_matrix` over images, with the names of its classes."""
 
     class_names: tuple[str, ...]
     confusion: Int[np.ndarray, "c c_and_void"]

@@ -8,7 +8,7 @@ from .features import Features, encode_data, read_features, write_features
 from .pairs import BODY_PARTS, STRIPES, PairExplanation, PartShare, explain_pair, pair_energy, pairs_panel
 from .policies import Labels, changed_protocol
 from .refinement import Refinement, camera_normalised, expand_queries, pool_views
-from .reranking.k_reciprocal import Reranking, SharedNeighbours, rerank_features
+from .reranking import Reranking, SharedNeighbours, rerank_features
 from .results import CameraPair, Evaluation, QueryResults
 from .training import ReidRecipe, TestSettings, WalkerSettings, train
 from .verification import Identification, OperatingPoint, Verification

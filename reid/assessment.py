@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 from ..datasets.reid_records import Protocol, ReidData, ReidImage
 from ..encoders.trained_on import Overlap
 from ..errors import InputError
-from .distances import DistanceSource, FeatureDistances, Metric
+from ..metrics import Metric
+from .distances import DistanceSource, FeatureDistances, Floats
 from .evaluation import FALSE_ACCEPT_RATES, evaluate_distances
 from .features import Features
-from .placeholders import remark_on_placeholders
-from .policies import Matching, labels_of
+from .policies import Matching, labels_of, remark_on_placeholders
 from .refinement import Refinement, refined
-from .reranking.k_reciprocal import Reranking, rerank_features
+from .reranking import Reranking, rerank_features
 from .results import Evaluation
 
-Floats = NDArray[np.floating[Any]]
 Shared = tuple[tuple[ReidImage, float], ...]
 
 
@@ -149,7 +148,15 @@ class Assessment:
         gain = self.before.per_query.first_rank - self.evaluation.per_query.first_rank
         risen = np.flatnonzero(gain > 0)
         best = risen[np.argsort(-gain[risen], kind="stable")][:n]
-        return tuple(self._promotion(int(query), self.reranking) for query in best)
+        found = []
+        for query in best.tolist():
+            distance, right, wrong = self._answers(query, self._source)
+            place = _nearest(distance, right)
+            before = self._answers(query, self._not_reranked)[0]
+            ranks = [_rank_of(place, table, right, wrong, is_right=True) for table in (before, distance)]
+            shared = self._shared(query, place, self.reranking)
+            found.append(Promotion(self.queries[query], self.gallery[place], ranks[0], ranks[1], shared))
+        return tuple(found)
 
     def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
         """Everything as JSON can hold it."""
@@ -186,7 +193,7 @@ class Assessment:
 
     @cached_property
     def _matching(self) -> Matching:
-        return Matching.of(labels_of(self.queries), labels_of(self.gallery), protocol=self.evaluation.protocol)
+        return Matching(labels_of(self.queries), labels_of(self.gallery), protocol=self.evaluation.protocol)
 
     def _answers(self, query: int, source: DistanceSource) -> tuple[Floats, NDArray[np.bool_], NDArray[np.bool_]]:
         """Distances of a query to the gallery, which of them are right, and which are wrong; others do not count."""
@@ -219,15 +226,6 @@ class Assessment:
         first_right = self._answer(query, _nearest(distance, right), is_right=True)
         precision = float(self.evaluation.per_query.ap_step[query])
         return Failure(image, precision, n_matches, first_wrong, first_right, tuple(causes))
-
-    def _promotion(self, query: int, reranking: Reranking) -> Promotion:
-        distance, right, wrong = self._answers(query, self._source)
-        place = _nearest(distance, right)
-        before = self._answers(query, self._not_reranked)[0]
-        ranks = [_rank_of(place, table, right, wrong, is_right=True) for table in (before, distance)]
-        return Promotion(
-            self.queries[query], self.gallery[place], ranks[0], ranks[1], self._shared(query, place, reranking)
-        )
 
     def _shared(self, query: int, place: int, reranking: Reranking) -> Shared:
         found = reranking.shared_neighbours(query, place)

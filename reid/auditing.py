@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..datasets.reid_records import Identity, ReidData, ReidImage
+from ..datasets.reid_records import ReidData, ReidImage
 from ..errors import ImageError, InputError
 from ..images import read_image
 from ..progress import Progress
-from .placeholders import placeholders
+from .policies import placeholders
 
 _SIDES = ("train", "query", "gallery")
 _SHOWN, _SHOWN_CAMERAS = 5, 24
@@ -115,7 +115,12 @@ class Audit:
             beside = f"   published {published[name]:,}" if name in published else ""
             mark = "" if published.get(name, number) == number else "   DIFFERS"
             lines.append(f"{name:24} {number:>9,}{beside}{mark}")
-        lines += ["", *_camera_lines(self.cameras)]
+        roles = list(dict.fromkeys(role for row in self.cameras.values() for role in row))
+        lines += ["", f"{'camera':>12}" + "".join(f"{role:>12}" for role in roles) if self.cameras else "no cameras"]
+        for camera, row in list(self.cameras.items())[:_SHOWN_CAMERAS]:
+            lines.append(f"{camera:>12}" + "".join(f"{row.get(role, 0):>12,}" for role in roles))
+        if len(self.cameras) > _SHOWN_CAMERAS:
+            lines.append(f"  … and {len(self.cameras) - _SHOWN_CAMERAS:,} more cameras")
         lines += _listed("training identities with few images", [f"{k} ({n})" for k, n in self.few_images.items()])
         lines += _listed("queries without a match in another camera", self.without_match)
         lines += _listed("identities in train and in test", self.in_train_and_test)
@@ -168,10 +173,10 @@ def audit(
     for image in sorted(with_camera, key=lambda image: (isinstance(image.camera, str), image.camera)):
         row = cameras.setdefault(str(image.camera), {})
         row[image.role] = row.get(image.role, 0) + 1
-    counts = _counts(data)
-    per_identity = Counter(image.identity for image in data.of("train") if not _is_none(image.identity, data))
-    sides = [{i.identity for i in data.of(*roles) if not _is_none(i.identity, data)} for roles in _TRAIN_AND_TEST]
-    common = sides[0] & sides[1] if data.has_common_identities else set()
+    counts, nobody = _counts(data), {str(name) for name in (*data.protocol.junk, *data.protocol.distractors)}
+    per_identity = Counter(image.identity for image in data.of("train") if str(image.identity) not in nobody)
+    tested = {image.identity for image in data.of("query", "gallery", "test")}
+    common = per_identity.keys() & tested if data.has_common_identities else set()
     return Audit(
         format=data.format,
         counts=counts,
@@ -190,20 +195,12 @@ def audit(
     )
 
 
-_TRAIN_AND_TEST: tuple[tuple[Any, ...], ...] = (("train",), ("query", "gallery", "test"))
-
-
-def _is_none(identity: Identity, data: ReidData) -> bool:
-    """Junk and distractors are nobody."""
-    return str(identity) in {str(name) for name in (*data.protocol.junk, *data.protocol.distractors)}
-
-
 def _counts(data: ReidData) -> dict[str, int]:
     junk, distractors = ({str(name) for name in names} for names in (data.protocol.junk, data.protocol.distractors))
     counts: dict[str, int] = {}
     for side, images in zip(_SIDES, (data.of("train"), data.queries, data.gallery), strict=True):
         counts[f"{side} images"] = sum(str(image.identity) not in junk for image in images)
-        counts[f"{side} identities"] = len({image.identity for image in images if not _is_none(image.identity, data)})
+        counts[f"{side} identities"] = len({i.identity for i in images if str(i.identity) not in junk | distractors})
     counts["gallery junk"] = sum(str(image.identity) in junk for image in data.gallery)
     counts["gallery distractors"] = sum(str(image.identity) in distractors for image in data.gallery)
     counts["multi-query images"] = len(data.of("multi_query"))
@@ -297,15 +294,3 @@ def _listed(title: str, items: Iterable[str]) -> list[str]:
     listed = list(items)
     more = [f"  … and {len(listed) - _SHOWN:,} more"] if len(listed) > _SHOWN else []
     return [f"{title}: {len(listed):,}", *(f"  {item}" for item in listed[:_SHOWN]), *more] if listed else []
-
-
-def _camera_lines(cameras: dict[str, dict[str, int]]) -> list[str]:
-    if not cameras:
-        return ["no cameras"]
-    roles = list(dict.fromkeys(role for row in cameras.values() for role in row))
-    lines = [f"{'camera':>12}" + "".join(f"{role:>12}" for role in roles)]
-    for camera, row in list(cameras.items())[:_SHOWN_CAMERAS]:
-        lines.append(f"{camera:>12}" + "".join(f"{row.get(role, 0):>12,}" for role in roles))
-    return (
-        [*lines, f"  … and {len(cameras) - _SHOWN_CAMERAS:,} more cameras"] if len(cameras) > _SHOWN_CAMERAS else lines
-    )

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ShapeError
-from ..metrics.distances import METRICS, Distinct, Metric, lengths_of
+from ..metrics import METRICS, Metric
+from ..metrics.distances import Distinct, lengths_of
 
-__all__ = ["BLOCK_BYTES", "DistanceSource", "FeatureDistances", "MatrixDistances", "Metric", "blocks"]
-
+Indices = NDArray[np.int64]
+Floats = NDArray[np.floating[Any]]
 BLOCK_BYTES = 16 << 20
 """Size of a block of distances; one row is the least."""
 _TILE_BYTES = 4 << 20  # gallery rows that are gathered at a time
@@ -149,29 +150,54 @@ class FeatureDistances:
         distances = np.empty((len(queries), len(gallery)), self.dtype)
         step = max(1, _TILE_BYTES // (self.dtype.itemsize * max(1, query.shape[1])))
         for start in range(0, len(gallery), step):
-            part = slice(start, start + step)
-            distances[:, part] = self._to(query, queries, gallery.first[part])
+            rows = gallery.first[start : start + step]
+            vectors, part = self._gallery[rows], distances[:, start : start + step]
+            if self.metric == "l1":
+                part[:] = np.stack([np.abs(vectors - vector).sum(axis=1) for vector in query])
+                continue
+            np.matmul(query, vectors.T, out=part)
+            norms, gallery_norms = self._norms[0][queries, None], self._norms[1][rows]
+            if self.metric == "cosine":  # 1 − q·g / (|q||g|), in place
+                part *= (1 / norms).astype(self.dtype)
+                part *= (-1 / gallery_norms).astype(self.dtype)
+                part += 1
+            elif self.metric == "l2":  # |q|² + |g|² − 2 q·g, in place
+                part *= -2
+                part += (norms**2).astype(self.dtype)
+                part += (gallery_norms**2).astype(self.dtype)
+                np.sqrt(np.maximum(part, 0, out=part), out=part)
+            else:
+                np.negative(part, out=part)
         return distances.take(gallery.number, axis=1)
 
-    def _to(self, query: NDArray[Any], queries: NDArray[np.intp], rows: NDArray[np.intp]) -> NDArray[Any]:
-        """Distances of queries, which are given with their numbers, to some gallery rows."""
-        gallery = self._gallery[rows]
-        if self.metric == "l1":
-            return np.stack([np.abs(gallery - vector).sum(axis=1) for vector in query])
-        distances: NDArray[Any] = query @ gallery.T
-        norms, gallery_norms = self._norms[0][queries, None], self._norms[1][rows]
-        if self.metric == "cosine":  # 1 − q·g / (|q||g|), in place
-            distances *= (1 / norms).astype(self.dtype)
-            distances *= (-1 / gallery_norms).astype(self.dtype)
-            distances += 1
-        elif self.metric == "l2":  # |q|² + |g|² − 2 q·g, in place
-            distances *= -2
-            distances += (norms**2).astype(self.dtype)
-            distances += (gallery_norms**2).astype(self.dtype)
-            np.sqrt(np.maximum(distances, 0, out=distances), out=distances)
-        else:
-            np.negative(distances, out=distances)
-        return distances
+
+class DistinctVectors:
+    """The different vectors of queries and gallery, whose squared distances are compared.
+
+    Features to be compared by "cosine" are scaled to length 1, those by "l2" are as they are. Their order hangs on
+    their numbers alone. `copies` counts the images of each vector; `number` is the vector of each image, queries first.
+    """
+
+    def __init__(self, source: FeatureDistances) -> None:
+        vectors, norms = source.stacked()
+        if source.metric == "cosine":
+            vectors /= norms[:, None].astype(vectors.dtype)
+            norms = np.ones_like(norms)
+        distinct = Distinct.of(vectors)
+        self.vectors: Floats = vectors[distinct.first]
+        self.squared_norm: Floats = (norms[distinct.first] ** 2).astype(vectors.dtype)
+        self.copies, self.number, self.n_queries = distinct.counts, distinct.number, source.shape[0]
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def squared(self, rows: slice | Indices | list[int], columns: slice | Indices | list[int]) -> Floats:
+        """|x|² + |y|² − 2 x·y of some vectors and others, at least 0."""
+        distances: Floats = self.vectors[rows] @ self.vectors[columns].T
+        distances *= -2
+        distances += self.squared_norm[rows][:, None]
+        distances += self.squared_norm[columns]
+        return np.maximum(distances, 0, out=distances)
 
 
 def _float_type(array: NDArray[Any]) -> np.dtype[Any]:

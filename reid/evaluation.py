@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..datasets.reid_records import Protocol
 from ..errors import InputError, ShapeError
+from ..metrics import Metric
 from ..metrics.ranking import count_not_farther, expected_single_shot_cmc, rank_measures
-from .distances import BLOCK_BYTES, DistanceSource, FeatureDistances, MatrixDistances, Metric, blocks
+from .distances import BLOCK_BYTES, DistanceSource, FeatureDistances, Floats, MatrixDistances, blocks
 from .policies import Labels, Matching
 from .results import CameraPair, Evaluation, QueryResults
 from .verification import PairTally, identification
 
-FloatArray = NDArray[np.floating[Any]]
 FALSE_ACCEPT_RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 _SHOT_ELEMENTS = 1 << 22
 
@@ -105,8 +105,16 @@ def evaluate_distances(
     for name, labels, number in (("query", query, source.shape[0]), ("gallery", gallery, source.shape[1])):
         if len(labels) != number:
             raise ShapeError(f"{len(labels)} {name} labels for {number} rows of {name} features or distances")
-    matching = Matching.of(query, gallery, protocol=protocol or Protocol())
-    _check_matches(matching, len(query))
+    matching = Matching(query, gallery, protocol=protocol or Protocol())
+    without = [number for number in range(len(query)) if not matching.relations(number)[0].size]
+    if len(without) == len(query):
+        one = "there is only one camera" if len(matching.camera_names) == 1 else "check identities and cameras"
+        raise InputError(
+            f"none of the {len(query)} queries has a match in the gallery under same_camera="
+            f"{matching.protocol.same_camera!r}: {one}; same_camera='keep' lets matches come from the query's camera"
+        )
+    if without and matching.protocol.no_match == "refuse":
+        raise InputError(f"{len(without)} of {len(query)} queries have no match in the gallery, first: {without[0]}")
     tally = None
     if false_accept_rates:
         bounds = source.bounds or _bounds_of_matches(source, matching)
@@ -116,19 +124,6 @@ def evaluate_distances(
     for queries, block in blocks(source, block_bytes=block_bytes):
         one_pass.add(queries, block.take(matching.columns, axis=1))
     return one_pass.result(metric, max_rank=max_rank, targets=tuple(false_accept_rates))
-
-
-def _check_matches(matching: Matching, n_queries: int) -> None:
-    """Refuse an average over nothing, and name the usual cause."""
-    without = [query for query in range(n_queries) if not matching.relations(query)[0].size]
-    if len(without) == n_queries:
-        one = "there is only one camera" if len(matching.camera_names) == 1 else "check identities and cameras"
-        raise InputError(
-            f"none of the {n_queries} queries has a match in the gallery under same_camera="
-            f"{matching.protocol.same_camera!r}: {one}; same_camera='keep' lets matches come from the query's camera"
-        )
-    if without and matching.protocol.no_match == "refuse":
-        raise InputError(f"{len(without)} of {n_queries} queries have no match in the gallery, first: {without[0]}")
 
 
 def _bounds_of_matches(source: DistanceSource, matching: Matching) -> tuple[float, float]:
@@ -161,10 +156,11 @@ class _Pass:
         self.pairs_ignored = 0
         self._n_cameras = len(matching.camera_names)
         self.by_camera: list[tuple[NDArray[np.intp], NDArray[np.bool_], NDArray[np.float64]]] = []
-        # the slice of camera c is at c + 1: the first one holds the images without a camera
-        self._slices = [matching.camera_slice(camera) for camera in range(-1, self._n_cameras)]
+        # the columns of camera c are at c + 1: the first slice holds the images without a camera
+        edges = np.searchsorted(matching.gallery_camera, range(-1, self._n_cameras + 1)).tolist()
+        self._slices = [slice(*ends) for ends in pairwise(edges)]
 
-    def add(self, queries: NDArray[np.intp], rows: FloatArray) -> None:
+    def add(self, queries: NDArray[np.intp], rows: Floats) -> None:
         """Take in some queries; `rows` holds their distances to the columns and is overwritten."""
         relations = [self.matching.relations(query) for query in queries.tolist()]
         matches = [found for found, _ in relations]
@@ -175,17 +171,6 @@ class _Pass:
         self.pairs_ignored += ignored.size
         for row, (_, unseen) in zip(rows, relations, strict=True):
             row[unseen] = np.inf  # behind everything that is counted
-        self._rank(queries, rows, matches=matches, distance=distance)
-        for row, query, found in zip(rows, queries.tolist(), matches, strict=True):
-            if self.shot is not None and found.size:
-                self.shot.add(row, query, found)
-            row[found] = np.inf
-        nearest = rows.min(axis=1)
-        self.per_query.wrong_distance[queries] = np.where(np.isinf(nearest), np.nan, nearest)
-
-    def _rank(
-        self, queries: NDArray[np.intp], rows: FloatArray, *, matches: list[NDArray[np.intp]], distance: FloatArray
-    ) -> None:
         at = np.repeat(np.arange(len(rows)), [found.size for found in matches])
         camera = self.matching.gallery_camera[np.concatenate(matches)]
         counted = [
@@ -207,6 +192,12 @@ class _Pass:
         query, camera = np.divmod(ranked, max(1, n_cameras))
         pair = self.matching.query_camera[queries[query]] * n_cameras + camera
         self.by_camera.append((pair, found.first_rank[ranked] == 1, found.average_precision[ranked]))
+        for row, number, own_matches in zip(rows, queries.tolist(), matches, strict=True):
+            if self.shot is not None and own_matches.size:
+                self.shot.add(row, number, own_matches)
+            row[own_matches] = np.inf
+        nearest = rows.min(axis=1)
+        table.wrong_distance[queries] = np.where(np.isinf(nearest), np.nan, nearest)
 
     def result(self, metric: str, *, max_rank: int, targets: tuple[float, ...]) -> Evaluation:
         """The means of everything taken in."""
@@ -222,6 +213,13 @@ class _Pass:
             "pairs_ignored": self.pairs_ignored,
         }
         identified = per_query.match_distance[per_query.first_rank == 1]
+        pair, is_first, precision = (np.concatenate(column) for column in zip(*self.by_camera, strict=True))
+        names, pairs = self.matching.camera_names, []
+        for at in np.unique(pair).tolist():
+            own, cameras = pair == at, (names[at // len(names)], names[at % len(names)])
+            n_queries = int(own.sum())
+            rank_1, map_step = int(is_first[own].sum()) / n_queries, math.fsum(precision[own]) / n_queries
+            pairs.append(CameraPair(*cameras, n_queries, rank_1, map_step))
         return Evaluation(
             protocol=protocol,
             metric=metric,
@@ -231,23 +229,13 @@ class _Pass:
             map_trapezoid=math.fsum(per_query.ap_trapezoid) / n_scored,
             minp=math.fsum(per_query.inverse_penalty) / n_scored,
             single_gallery_shot=None if self.shot is None else self.shot.cmc(n_scored),
-            camera_pairs=self._camera_pairs(),
+            camera_pairs=tuple(pairs),
             verification=self.tally.finish(targets) if self.tally else None,
             identification=identification(identified, alarms[~np.isnan(alarms)], n_mated=n_mated, targets=targets)
             if self.tally
             else None,
             per_query=per_query,
         )
-
-    def _camera_pairs(self) -> tuple[CameraPair, ...]:
-        pair, is_first, precision = (np.concatenate(column) for column in zip(*self.by_camera, strict=True))
-        names, pairs = self.matching.camera_names, []
-        for at in np.unique(pair).tolist():
-            own, cameras = pair == at, (names[at // len(names)], names[at % len(names)])
-            n_queries = int(own.sum())
-            rank_1, map_step = int(is_first[own].sum()) / n_queries, math.fsum(precision[own]) / n_queries
-            pairs.append(CameraPair(*cameras, n_queries, rank_1, map_step))
-        return tuple(pairs)
 
 
 class _SingleShot:
@@ -264,7 +252,7 @@ class _SingleShot:
         self._of_query: list[int] = []
         self._sums: dict[int, tuple[NDArray[np.float64], int]] = {}
 
-    def add(self, row: FloatArray, query: int, matches: NDArray[np.intp]) -> None:
+    def add(self, row: Floats, query: int, matches: NDArray[np.intp]) -> None:
         """Take in one query; gallery images that it must not meet are infinitely far."""
         present = np.isfinite(row)
         present[matches] = False

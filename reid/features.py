@@ -17,7 +17,7 @@ from ..datasets.reid_records import ReidData, ReidImage
 from ..errors import InputError
 from ..files import replacing
 from ..progress import Progress
-from ..remarks import remark
+from ..remarks import remark_on_skipped
 
 if TYPE_CHECKING:  # encoding imports torch, which everything else here does without
     from torch import Tensor
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # encoding imports torch, which everything else here does wit
     from ..encoders import Encoder
 
 FORMAT, VERSION = "distcam-reid-features", 1
+_NOT_WHOLE = "the scores are not those of the whole set"
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +124,7 @@ def encode_data(
         raise InputError(
             "expected at least one image to encode, got " + ("none" if first is None else ": ".join(first))
         )
-    _remark_on_skipped(skipped, len(listed))
+    remark_on_skipped(skipped, len(listed), _NOT_WHOLE)
     kept = [image.path for image in listed if image.path not in skipped]
     found = np.concatenate(vectors)[[path not in skipped for path in done]]
     found = found.reshape(len(kept), -1, found.shape[1]).mean(axis=1)
@@ -149,16 +150,6 @@ def _described(encoder: Encoder, images: Sequence[ReidImage], data: ReidData) ->
         about["trained_on"] = overlap.to_dict()
         say_overlap(overlap)
     return about
-
-
-def _remark_on_skipped(skipped: Mapping[str, str], count: int) -> None:
-    if skipped:
-        path, reason = next(iter(skipped.items()))
-        remark(
-            f"{len(skipped):,} of {count:,} images cannot be read and are left out, the first: {path}: {reason}; "
-            "the scores are not those of the whole set",
-            stacklevel=4,
-        )
 
 
 def write_features(
@@ -192,7 +183,7 @@ def read_features(file: str | os.PathLike[str], data: ReidData) -> Features:
                 about = json.loads(stream.attrs["about"])
                 names = tuple(name.decode() for name in stream["paths"][()])
                 skipped = json.loads(stream.attrs.get("skipped", "{}"))
-                _remark_on_skipped(skipped, len(names) + len(skipped))
+                remark_on_skipped(skipped, len(names) + len(skipped), _NOT_WHOLE)
                 return Features(stream["features"][()], names, about, skipped)
     except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: expected features written by `distcam reid evaluate --out`; {error}") from error

@@ -183,12 +183,8 @@ def part_weights(
 ) -> dict[str, Float[Tensor, "h w"]]:
     """Share of each position of the map that every part covers, in [0, 1], and `elsewhere` for the rest, if any.
 
-    Args:
-        parts: stripes in fractions of the image's height, or masks over the view.
-        rows: of the map.
-        columns: of the map.
-        view: the rectangle of the image that the map covers, in pixels.
-        height: of the image in pixels.
+    Parts are stripes in fractions of the image's height, or masks over the view, the part of the image that the map
+    covers, in pixels.
 
     >>> stripes = {"upper": (0.0, 0.625), "lower": (0.625, 1.0)}
     >>> part_weights(stripes, rows=4, columns=1, view=Box(0, 0, 10, 32), height=32)["upper"].flatten().tolist()

@@ -5,6 +5,7 @@ The same distances give a mAP that differs by eight points between what is calle
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -13,8 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..datasets.reid_records import Identity, Protocol, ReidImage
+from ..datasets.reid_records import Identity, Protocol, ReidData, ReidImage
 from ..errors import InputError, ShapeError
+from ..images.labelling import is_placeholder, remark_on_twins
+from ..metrics.ranking import Groups
+from ..remarks import remark
 
 MISSING = -1
 """Code of an unknown camera, here and in integer labels; in text labels it is the empty string."""
@@ -78,7 +82,7 @@ class Labels:
 
 
 def labels_of(images: Iterable[ReidImage]) -> Labels:
-    """What an evaluation needs to know about images.
+    """Identities, cameras and names of images, as an evaluation takes them.
 
     >>> labels_of([ReidImage("a.jpg", 7, 0, "query"), ReidImage("b.jpg", 9, None, "query")]).cameras.tolist()
     [0, -1]
@@ -95,67 +99,42 @@ def labels_of(images: Iterable[ReidImage]) -> Labels:
     )
 
 
-@dataclass(frozen=True, eq=False)
 class Matching:
     """The protocol applied to the labels: right answers of each query, and images it must not meet.
 
-    Columns are the gallery images in use, ordered by camera so that those of one camera are neighbours. Build it with
-    `Matching.of`; everything that can be wrong with labels is refused there.
+    `columns` are the gallery images in use (without junk), ordered by camera so that those of one camera are
+    neighbours; all else about the gallery follows this order. What can be wrong with labels is refused here.
     """
 
-    protocol: Protocol
-    columns: NDArray[np.intp]
-    """Gallery indices in use (without junk), by camera; all other fields about the gallery follow this order."""
-    query_camera: NDArray[np.intp]
-    gallery_camera: NDArray[np.intp]
-    camera_names: list[Identity]
-    is_distractor: NDArray[np.bool_]
-    gallery_identity: NDArray[np.intp]
-    counts: dict[str, int]
-    _same_identity: _Groups
-    _same_camera: _Groups
-    _same_image: _Groups | None = None
-
-    @classmethod
-    def of(cls, query: Labels, gallery: Labels, *, protocol: Protocol) -> Matching:
-        """The matching of these labels under this protocol."""
+    def __init__(self, query: Labels, gallery: Labels, *, protocol: Protocol) -> None:
         identity, names = _codes(query.identities, gallery.identities, name="identities")
         junk, distractor = _nobody(identity[0], names, protocol)
-        camera, camera_names = _camera_codes(query, gallery, protocol=protocol)
+        camera, self.camera_names = _camera_codes(query, gallery, protocol=protocol)
         ignored = junk | distractor if protocol.distractor_policy == "ignore" else junk
         columns = np.flatnonzero(~ignored[identity[1]])
         if not len(query) or not columns.size:
             raise InputError(f"nothing to compare: {len(query)} queries, {columns.size} gallery images that count")
-        columns = columns[np.argsort(camera[1][columns], kind="stable")]
-        kept_identity, kept_camera = identity[1][columns], camera[1][columns]
-        is_distractor = distractor[kept_identity]
-        asked = np.isin(kept_identity, identity[0])
-        same_image = None
+        self.protocol, self.columns = protocol, columns[np.argsort(camera[1][columns], kind="stable")]
+        self.query_camera, self.gallery_camera = camera[0], camera[1][self.columns]
+        self.gallery_identity = identity[1][self.columns]
+        self.is_distractor = distractor[self.gallery_identity]
+        asked = np.isin(self.gallery_identity, identity[0])
+        self.counts = {
+            "queries": len(query),
+            "gallery": len(gallery),
+            "gallery_junk": int(junk[identity[1]].sum()),
+            "gallery_distractors": int(distractor[identity[1]].sum()),
+            "gallery_without_query": int((~asked & ~self.is_distractor).sum()),
+            "gallery_used": int(columns.size),
+            "cameras": len(self.camera_names),
+            "missing_cameras": int((camera[0] == MISSING).sum() + (camera[1] == MISSING).sum()),
+        }
+        self._same_identity = Groups.of(identity[0], self.gallery_identity)
+        self._same_camera = Groups.of(camera[0], self.gallery_camera)
+        self._same_image: Groups | None = None
         if query.images is not None and gallery.images is not None:
             (asking, answering), _ = _codes(query.images, gallery.images, name="images")
-            same_image = _Groups.of(asking, answering[columns])
-        return cls(
-            protocol=protocol,
-            columns=columns,
-            query_camera=camera[0],
-            gallery_camera=kept_camera,
-            camera_names=camera_names,
-            is_distractor=is_distractor,
-            gallery_identity=kept_identity,
-            counts={
-                "queries": len(query),
-                "gallery": len(gallery),
-                "gallery_junk": int(junk[identity[1]].sum()),
-                "gallery_distractors": int(distractor[identity[1]].sum()),
-                "gallery_without_query": int((~asked & ~is_distractor).sum()),
-                "gallery_used": int(columns.size),
-                "cameras": len(camera_names),
-                "missing_cameras": int((camera[0] == MISSING).sum() + (camera[1] == MISSING).sum()),
-            },
-            _same_identity=_Groups.of(identity[0], kept_identity),
-            _same_camera=_Groups.of(camera[0], kept_camera),
-            _same_image=same_image,
-        )
+            self._same_image = Groups.of(asking, answering[self.columns])
 
     def relations(self, query: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Columns that are right answers to this query, and columns it must not meet; all others are wrong answers."""
@@ -172,29 +151,6 @@ class Matching:
             return matches, ignored
         itself = self._same_image[query]
         return np.setdiff1d(matches, itself), np.union1d(ignored, itself)
-
-    def camera_slice(self, camera: int) -> slice:
-        """The columns of one camera."""
-        start, stop = np.searchsorted(self.gallery_camera, [camera, camera + 1])
-        return slice(int(start), int(stop))
-
-
-@dataclass(frozen=True, eq=False)
-class _Groups:
-    """For each query, the ascending columns that share its code."""
-
-    order: NDArray[np.intp]
-    start: NDArray[np.intp]
-    stop: NDArray[np.intp]
-
-    @classmethod
-    def of(cls, query: NDArray[np.intp], gallery: NDArray[np.intp]) -> _Groups:
-        order = np.argsort(gallery, kind="stable")
-        ordered = gallery[order]
-        return cls(order, np.searchsorted(ordered, query, "left"), np.searchsorted(ordered, query, "right"))
-
-    def __getitem__(self, query: int) -> NDArray[np.intp]:
-        return self.order[self.start[query] : self.stop[query]]
 
 
 def _codes(
@@ -261,3 +217,44 @@ def _camera_codes(
             code[~missing] = np.searchsorted(names, cameras[~missing])
         codes.append(code)
     return (codes[0], codes[1]), names.tolist()
+
+
+_NAMED = ("csv", "folder")  # elsewhere identities and cameras are numbers
+_CROWD = 5  # times as many images as any other identity has, before the number 0 is suspected
+
+
+def placeholders(data: ReidData, protocol: Protocol) -> dict[str, int]:
+    """Identities and cameras that look like "unknown", with how many images have them.
+
+    What the protocol declares junk or a distractor is known to be nobody. The numbers 0 and -1 are individuals in many
+    sets; of a table they are listed if -1 is the only negative number, or if 0 has far more images than anybody else.
+    """
+    declared = {str(name) for name in (*protocol.junk, *protocol.distractors)}
+    found = {}
+    if data.format in _NAMED:
+        counts = Counter(str(image.identity) for image in data.images if str(image.identity) not in declared)
+        found = {f"identity {name!r}": n for name, n in counts.items() if is_placeholder(name)}
+        most = max((n for name, n in counts.items() if name != "0"), default=0)
+        if counts["0"] > _CROWD * most > 0:
+            found["identity '0'"] = counts["0"]
+    cameras = Counter(str(image.camera) for image in data.images if isinstance(image.camera, str))
+    return found | {f"camera {name!r}": n for name, n in cameras.items() if is_placeholder(name)}
+
+
+def remark_on_placeholders(data: ReidData, protocol: Protocol, *, strict: bool = False) -> None:
+    """Say which identities and cameras look like placeholders, and how to leave them out."""
+    if data.format in _NAMED:
+        people = Counter(str(image.identity) for image in data.images)
+        remark_on_twins(people, f"{data.root}, individuals", what="individual", strict=strict)
+        cameras = Counter(str(image.camera) for image in data.images if image.camera is not None)
+        remark_on_twins(cameras, f"{data.root}, cameras", what="camera", strict=strict)
+    found = placeholders(data, protocol)
+    if found:
+        listed = ", ".join(f"{name} ({n:,} images)" for name, n in list(found.items())[:4])
+        names = [name.partition(" ")[2].strip("'") for name in found if name.startswith("identity")]
+        remedy = f"; --protocol junk={'+'.join(names)} leaves such identities out" if names else ""
+        remark(
+            f"{listed} look like placeholders, but count as one individual or one camera each{remedy}",
+            strict=strict,
+            stacklevel=4,
+        )

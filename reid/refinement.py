@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..datasets.reid_records import Identity, Protocol, ReidData, ReidImage
 from ..errors import InputError, ShapeError
 from ..metrics.distances import Distinct
-from .distances import FeatureDistances, blocks
+from .distances import FeatureDistances, Floats, blocks
 from .features import Features
 
-Floats = NDArray[np.floating[Any]]
 CameraStatistics = Literal["mean", "standard"]
 
 

@@ -18,12 +18,11 @@ from ..explain.drawing.page import write_html
 from ..explain.drawing.rendering import to_data_uri
 from ..images import read_image
 from .assessment import Assessment, Failure, Promotion, Shared
-from .results import CameraPair
+from .results import MOST_CAMERAS, camera_grid
 from .verification import Verification
 
 _HEIGHT = 144  # of an image in pixels
 _SHOWN_NEIGHBOURS = 5
-_MOST_CAMERAS = 24
 
 
 def write_report(
@@ -36,32 +35,43 @@ def write_report(
 ) -> Path:
     """Write an assessment as one HTML file that needs nothing else: no network, no script, no further file.
 
-    Args:
-        path: the file; an existing one is replaced.
-        assessment: what `assess` returned. Its images are read now; those that are gone leave a grey box.
-        title: the page's heading.
-        n_failures: queries in the failure gallery.
-        n_promotions: matches that re-ranking brought up.
+    Its images are read now; those that are gone leave a grey box.
     """
 
     @cache
     def uri(path: str) -> str | None:
         try:
-            picture = read_image(assessment.data.root / path)
+            image = read_image(assessment.data.root / path)
         except ImageError:
             return None
-        picture.thumbnail((2 * _HEIGHT, _HEIGHT))
-        return to_data_uri(picture, "jpeg")
+        image.thumbnail((2 * _HEIGHT, _HEIGHT))
+        return to_data_uri(image, "jpeg")
 
+    evaluation, found = assessment.evaluation, assessment.evaluation.verification
+    columns, rows = camera_grid(evaluation.camera_pairs)
+    has_table = 0 < max(len(rows), len(columns)) <= MOST_CAMERAS
+    counts = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in evaluation.counts.items())
+    made_by = {name: value for name, value in assessment.about.items() if name not in ("fingerprint", "trained_on")}
+    features = ", ".join(f"{name} {value}" for name, value in made_by.items()) or "as given"
+    decisions = [*evaluation.protocol.describe(), *assessment.refinement.describe()]
+    notes = [f"features: {features}", f"counts: {counts}", *assessment.data.notes]
+    ranks = range(1, evaluation.cmc.size + 1)
+    charts = [_curve("CMC: share of queries answered within rank", ranks, evaluation.cmc.tolist())]
+    if found is not None:
+        rates = found.false_accept_rate.tolist(), found.true_accept_rate.tolist()
+        charts.append(_curve("ROC: true by false accepts (logarithmic)", *rates, logarithmic=True))
+        charts.append(_histogram("Distances: genuine (green), impostor (orange)", found))
     content: dict[str, Any] = {
         "scores": _scores(assessment),
-        "points": _operating_points(assessment),
-        "protocol": [*_protocol_lines(assessment), *assessment.data.notes],
-        "charts": _charts(assessment),
+        "points": evaluation.point_lines("TAR") + evaluation.point_lines("DIR"),
+        "protocol": [f"distance: {evaluation.metric}", *decisions, *notes],
+        "charts": charts,
         "failures": [_failure(failure) for failure in assessment.failures(n_failures)],
         "promotions": [_promotion(promotion) for promotion in assessment.promotions(n_promotions)],
         "uri": uri,
-        **_cameras(assessment.evaluation.camera_pairs),
+        "cameras": rows if has_table else None,
+        "columns": columns if has_table else (),
+        "no_table": f"{len(rows)} query cameras by {len(columns)} gallery cameras: no table; see the JSON.",
     }
     about = f"{assessment.data.format} · {assessment.data.root}"
     return write_html(path, "report.html", package=__package__, title=title, notes=[about], **content)
@@ -78,29 +88,6 @@ def _scores(assessment: Assessment) -> dict[str, float]:
     if evaluation.single_gallery_shot is not None:
         values["rank-1, single gallery shot"] = float(evaluation.single_gallery_shot[0])
     return values
-
-
-def _operating_points(assessment: Assessment) -> list[str]:
-    evaluation = assessment.evaluation
-    found = {"TAR": evaluation.verification, "DIR": evaluation.identification}
-    return [
-        f"{name}@FAR {point.target:g}: {100 * point.true_accept_rate:.2f}"
-        + ("" if point.threshold is None else f", distance up to {point.threshold:.4g}")
-        + ("" if point.is_resolved else " (too few impostors to resolve this rate)")
-        for name, measured in found.items()
-        if measured is not None
-        for point in measured.operating_points
-    ]
-
-
-def _protocol_lines(assessment: Assessment) -> list[str]:
-    evaluation = assessment.evaluation
-    counts = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in evaluation.counts.items())
-    about = ", ".join(
-        f"{name} {value}" for name, value in assessment.about.items() if name not in ("fingerprint", "trained_on")
-    )
-    steps = [*evaluation.protocol.describe(), *assessment.refinement.describe()]
-    return [f"distance: {evaluation.metric}", *steps, f"features: {about or 'as given'}", f"counts: {counts}"]
 
 
 class _Chart(NamedTuple):
@@ -123,18 +110,6 @@ class _Chart(NamedTuple):
     def y(self, share: float) -> float:
         """A place on the y axis, from 0 to 1, in pixels."""
         return self.bottom - (self.bottom - self.top) * share
-
-
-def _charts(assessment: Assessment) -> list[_Chart]:
-    evaluation = assessment.evaluation
-    ranks = list(range(1, evaluation.cmc.size + 1))
-    charts = [_curve("CMC: share of queries answered within rank", ranks, evaluation.cmc.tolist())]
-    found = evaluation.verification
-    if found is not None:
-        rates = found.false_accept_rate.tolist(), found.true_accept_rate.tolist()
-        charts.append(_curve("ROC: true by false accepts (logarithmic)", *rates, logarithmic=True))
-        charts.append(_histogram("Distances: genuine (green), impostor (orange)", found))
-    return charts
 
 
 def _curve(title: str, x: Sequence[float], y: Sequence[float], *, logarithmic: bool = False) -> _Chart:
@@ -164,17 +139,6 @@ def _histogram(title: str, found: Verification) -> _Chart:
     at = chart.x(float((found.equal_error_threshold - edges[0]) / (float(edges[-1] - edges[0]) or 1.0)))
     chart.paths.append((f"M{at:.1f} {chart.top}V{chart.bottom}", "stroke: var(--ink); stroke-dasharray: 4 3"))
     return chart
-
-
-def _cameras(pairs: Sequence[CameraPair]) -> dict[str, Any]:
-    """Rank-1 and mAP (step) by query camera (rows) and gallery camera (columns)."""
-    rows = list(dict.fromkeys(pair.query_camera for pair in pairs))
-    columns = sorted({pair.gallery_camera for pair in pairs}, key=lambda camera: (isinstance(camera, str), camera))
-    if not pairs or max(len(rows), len(columns)) > _MOST_CAMERAS:
-        missing = f"{len(rows)} query cameras by {len(columns)} gallery cameras: no table; see the JSON."
-        return {"cameras": None, "columns": (), "no_table": missing}
-    cells = {(pair.query_camera, pair.gallery_camera): pair for pair in pairs}
-    return {"cameras": [(row, [cells.get((row, column)) for column in columns]) for row in rows], "columns": columns}
 
 
 def _figure(image: ReidImage, caption: str, style: str) -> dict[str, Any]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..datasets.reid_records import Identity, Protocol
-from .verification import Identification, OperatingPoint, Verification
+from .verification import Identification, Verification
 
 _SHOWN_RANKS = (1, 5, 10, 20)
-_MOST_CAMERAS = 24
+MOST_CAMERAS = 24  # that a table shows
 
 
 @dataclass(frozen=True)
@@ -99,23 +100,20 @@ class Evaluation:
             raise IndexError(f"CMC was computed for ranks 1 to {self.cmc.size}, asked for {k}")
         return float(self.cmc[k - 1])
 
+    def point_lines(self, kind: Literal["TAR", "DIR"]) -> list[str]:
+        """A line for each operating point of verification (TAR) or identification (DIR), none without them."""
+        lines, measured = [], self.verification if kind == "TAR" else self.identification
+        for point in measured.operating_points if measured else ():
+            where = "no threshold is strict enough" if point.threshold is None else f"up to {point.threshold:.4g}"
+            note = "" if point.is_resolved else " (too few impostors to resolve this rate)"
+            lines.append(f"{kind}@FAR {point.target:g}: {_percent(point.true_accept_rate)} ({where}){note}")
+        return lines
+
     def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
         """Everything as numbers, text, lists and dictionaries; NaN becomes None. Values per query only on request."""
-        result = {
-            "protocol": self.protocol.to_dict(),
-            "metric": self.metric,
-            "counts": dict(self.counts),
-            "cmc": self.cmc,
-            "map_step": self.map_step,
-            "map_trapezoid": self.map_trapezoid,
-            "minp": self.minp,
-            "single_gallery_shot": self.single_gallery_shot,
-            "camera_pairs": [asdict(pair) for pair in self.camera_pairs],
-            "verification": asdict(self.verification) if self.verification else None,
-            "identification": asdict(self.identification) if self.identification else None,
-        }
-        if per_query:
-            result["per_query"] = asdict(self.per_query)
+        result = asdict(self) | {"protocol": self.protocol.to_dict()}
+        if not per_query:
+            del result["per_query"]
         return {name: _jsonable(value) for name, value in result.items()}
 
     def __str__(self) -> str:
@@ -132,15 +130,24 @@ class Evaluation:
             lines += [
                 f"same or not, {verification.n_genuine} genuine and {verification.n_impostor} impostor pairs: equal "
                 f"error {_percent(verification.equal_error_rate)} at {verification.equal_error_threshold:.4g}",
-                *_point_lines("TAR", verification.operating_points),
+                *(f"  {line}" for line in self.point_lines("TAR")),
             ]
         if self.identification:
             known, unknown = self.identification.n_mated, self.identification.n_unmated
             lines += [
                 f"who, if anyone, {known} known and {unknown} unknown probes:",
-                *_point_lines("DIR", self.identification.operating_points),
+                *(f"  {line}" for line in self.point_lines("DIR")),
             ]
-        lines += [*_camera_table(self.camera_pairs)]
+        columns, rows = camera_grid(self.camera_pairs)
+        if len(rows) > MOST_CAMERAS:
+            lines.append(f"{len(rows)} query cameras: no table camera by camera (see `to_dict`)")
+        elif rows:
+            body = [
+                [str(row), *("-" if p is None else f"{_percent(p.rank_1)}/{_percent(p.map_step)}" for p in pairs)]
+                for row, pairs in rows
+            ]
+            lines.append("rank-1/mAP (step), query camera by gallery camera:")
+            lines += _table([["", *map(str, columns)], *body])
         lines += [
             f"queries: {counts['queries']}, of which {counts['queries_without_match']} without a match; gallery: "
             f"{counts['gallery_used']} of {counts['gallery']} used, {counts['gallery_junk']} junk, "
@@ -161,27 +168,12 @@ def _table(rows: list[list[str]]) -> list[str]:
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
-def _point_lines(name: str, points: tuple[OperatingPoint, ...]) -> list[str]:
-    lines = []
-    for point in points:
-        where = "no threshold is strict enough" if point.threshold is None else f"up to {point.threshold:.4g}"
-        note = "" if point.is_resolved else " (too few impostors to resolve this rate)"
-        lines.append(f"  {name}@FAR {point.target:g}: {_percent(point.true_accept_rate)} ({where}){note}")
-    return lines
-
-
-def _camera_table(pairs: tuple[CameraPair, ...]) -> list[str]:
-    """Rank-1 / mAP (step) with one row per query camera and one column per gallery camera."""
-    if not pairs:
-        return []
-    rows = list(dict.fromkeys(pair.query_camera for pair in pairs))
-    if len(rows) > _MOST_CAMERAS:
-        return [f"{len(rows)} query cameras: no table camera by camera (see `to_dict`)"]
-    columns = sorted({pair.gallery_camera for pair in pairs}, key=lambda camera: (str(type(camera)), camera))
-    cell = {(p.query_camera, p.gallery_camera): f"{_percent(p.rank_1)}/{_percent(p.map_step)}" for p in pairs}
-    body = [[str(row), *(cell.get((row, column), "-") for column in columns)] for row in rows]
-    title = "rank-1/mAP (step), query camera by gallery camera:"
-    return [title, *_table([["", *map(str, columns)], *body])]
+def camera_grid(pairs: Sequence[CameraPair]) -> tuple[list[Identity], list[tuple[Identity, list[CameraPair | None]]]]:
+    """Gallery cameras in order, and each query camera with its pair for every one of them."""
+    columns = sorted({pair.gallery_camera for pair in pairs}, key=lambda camera: (isinstance(camera, str), camera))
+    cells = {(pair.query_camera, pair.gallery_camera): pair for pair in pairs}
+    rows = dict.fromkeys(pair.query_camera for pair in pairs)
+    return columns, [(row, [cells.get((row, column)) for column in columns]) for row in rows]
 
 
 def _jsonable(value: Any) -> Any:

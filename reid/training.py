@@ -29,6 +29,7 @@ from ..datasets.reid_records import ReidData
 from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError
 from ..images import Transform, list_images
+from ..metrics import Metric
 from ..progress import Progress
 from ..remarks import Skipped
 from ..synthetic.walkers import WalkerSet, write_walkers
@@ -40,7 +41,6 @@ from ..training.recipes.recipe import Recipe
 from ..training.recipes.runs import run_recipe as train
 from ..training.recipes.tables import Table
 from .assessment import assess
-from .distances import Metric
 from .features import Features
 from .pairs import pair_energy
 from .refinement import Refinement

@@ -140,14 +140,24 @@ class PairTally:
             return None
         n_genuine, n_impostor = int(genuine.sum()), int(impostor.sum())
         accepted, wrongly = np.cumsum(genuine) / n_genuine, np.cumsum(impostor) / n_impostor
-        rate, at = _equal_error(thresholds, accepted, wrongly)
-        shown = _thinned(accepted, wrongly)
+        # Equal errors: where false accepts meet false rejects on the straight line between two thresholds.
+        gap = wrongly - (1 - accepted)  # rises from −1, where nothing is accepted, to 1
+        after = int(np.argmax(gap >= 0))
+        before_gap, before_rate = (gap[after - 1], wrongly[after - 1]) if after else (-1.0, 0.0)
+        rate = before_rate - before_gap / (gap[after] - before_gap) * (wrongly[after] - before_rate)
+        nearest = after if after == 0 or gap[after] <= -before_gap else after - 1
+        # The curve has about a thousand points at most: evenly in false accepts, and in their logarithm.
+        shown = np.arange(accepted.size)
+        if accepted.size > _CURVE_POINTS:
+            low = wrongly[wrongly > 0][0]
+            grid = np.concatenate([np.linspace(0, 1, _CURVE_POINTS), np.geomspace(low, 1, _CURVE_POINTS)])
+            shown = np.unique(np.maximum(np.searchsorted(wrongly, grid, side="right") - 1, 0))
         edges = np.histogram_bin_edges(thresholds, _HISTOGRAM_BINS)
         return Verification(
             n_genuine=n_genuine,
             n_impostor=n_impostor,
-            equal_error_rate=rate,
-            equal_error_threshold=at,
+            equal_error_rate=float(rate),
+            equal_error_threshold=float(thresholds[nearest]),
             operating_points=_operating_points(thresholds, accepted, wrongly, targets=targets, n_impostor=n_impostor),
             thresholds=thresholds[shown],
             true_accept_rate=accepted[shown],
@@ -163,11 +173,8 @@ def identification(
 ) -> Identification | None:
     """DIR@FAR, or None without probes of both kinds.
 
-    Args:
-        identified: distance of the first match for those mated probes whose match ranks first.
-        alarms: distance of the nearest gallery image for each probe whose alarm is false.
-        n_mated: probes with a match, ranked first or not.
-        targets: false alarm rates.
+    `identified` is the distance of the first match of those mated probes whose match ranks first, `alarms` that of the
+    nearest gallery image of each probe whose alarm is false; `n_mated` counts probes with a match at any rank.
     """
     if not n_mated or not alarms.size:
         return None
@@ -196,26 +203,3 @@ def _operating_points(
         point = float(thresholds[last]), float(accepted[last]), float(wrongly[last])
         points.append(OperatingPoint(target, *point, resolved))
     return tuple(points)
-
-
-def _equal_error(
-    thresholds: NDArray[np.float64], accepted: NDArray[np.float64], wrongly: NDArray[np.float64]
-) -> tuple[float, float]:
-    """The rate where false accepts equal false rejects on the straight line between two thresholds, and a threshold."""
-    gap = wrongly - (1 - accepted)  # rises from −1, where nothing is accepted, to 1
-    after = int(np.argmax(gap >= 0))
-    before_gap, before_rate = (gap[after - 1], wrongly[after - 1]) if after else (-1.0, 0.0)
-    share = -before_gap / (gap[after] - before_gap)
-    rate = before_rate + share * (wrongly[after] - before_rate)
-    nearest = after if after == 0 or gap[after] <= -before_gap else after - 1
-    return float(rate), float(thresholds[nearest])
-
-
-def _thinned(accepted: NDArray[np.float64], wrongly: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Indices of about a thousand points at most: evenly in false accepts, and in their logarithm."""
-    if accepted.size <= _CURVE_POINTS:
-        return np.arange(accepted.size)
-    low = wrongly[wrongly > 0][0]
-    grid = np.concatenate([np.linspace(0, 1, _CURVE_POINTS), np.geomspace(low, 1, _CURVE_POINTS)])
-    picked = np.searchsorted(wrongly, grid, side="right") - 1
-    return np.unique(np.clip(picked, 0, accepted.size - 1))

@@ -24,8 +24,9 @@ from ..errors import FingerprintMismatchError, InputError
 from ..images.splits import split_column, split_name
 from ..index import Encodings, Gallery, encode_to_file, read_encodings
 from ..index.storage.segments import Record
+from ..progress import Progress
 from ..remarks import remark
-from .evaluation import Progress, evaluate_embeddings
+from .evaluation import evaluate_embeddings
 from .results import RECALL_AT, Evaluation, Origin, Protocol
 
 

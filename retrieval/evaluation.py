@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError, ShapeError
-from ..metrics.clustering import cluster, normalised_mutual_information
-from ..metrics.distances import SearchSpec, check_vectors, comparable
-from ..metrics.intervals import bootstrap_errors
+from ..metrics.distances import SearchSpec, check_vectors, cluster, comparable, normalised_mutual_information
+from ..metrics.intervals import bootstrap_means
 from ..metrics.ranking import BLOCK_BYTES, Pairing, RankMeasures, Rows, measure_rankings
+from ..progress import Progress
 from .results import Evaluation, Origin, Protocol, Score
 
-Progress = Callable[[int, int], None]  # done, all
 _Labels = Sequence[Hashable] | NDArray[Any]
 
 
@@ -131,7 +130,12 @@ def _scores(per_query: RankMeasures, codes: Rows, protocol: Protocol) -> dict[st
     }
     values = np.column_stack([column[is_scored] for column in columns.values()])
     groups = (np.arange(len(values)), codes[is_scored])
-    errors = [bootstrap_errors(values, own, resamples=protocol.resamples, seed=protocol.seed) for own in groups]
+    errors = [
+        bootstrap_means(values, own, samples=protocol.resamples, seed=protocol.seed).std(axis=0, ddof=1)
+        if len(np.unique(own)) > 1
+        else np.full(len(columns), np.nan)
+        for own in groups
+    ]
     means = [math.fsum(column) / len(values) for column in values.T.tolist()]  # the same in every order of the queries
     found = zip(columns, means, *errors, strict=True)
     return {name: Score(mean, _known(query), _known(of_class)) for name, mean, query, of_class in found}

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..encoders.trained_on import Overlap
 from ..errors import InputError
-from ..metrics.distances import METRICS, Metric
+from ..metrics import METRICS, Metric
 from ..metrics.ranking import TIES, RankMeasures
 
 RECALL_AT: Mapping[str, tuple[int, ...]] = {

@@ -11,11 +11,9 @@ import typer
 
 from ...errors import InputError
 from ...files import replacing
-from ..checks import require_encoder, require_file, require_images
 from ..command import refuse_unused
-from ..console import err, out, print_json, say
-from ..options import AsJson, Fit, ImageSize, Metric
-from ..places import option_values
+from ..console import err, out, print_json, require_encoder, require_file, require_images, say
+from ..options import AsJson, Fit, ImageSize, Metric, option_values
 from .subjects import TARGETS, Asked, Subject, encoder_subject, network_subject
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import InputError
 from ..console import load_encoder
-from ..options import Metric
-from ..places import class_names, read_box, read_mask, read_point
+from ..options import Metric, class_names, read_box, read_point
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,6 +80,7 @@ class NetworkSubject:
 
     def _pixels(self, size: tuple[int, int]) -> Any:
         from ...explain import ComponentAt, places
+        from ...images.masks import read_mask
 
         kind, _, text = (self.asked.place or "predicted").partition(":")
         if kind in ("all", "predicted", "component") and not text:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...errors import DistcamError, InputError
-from ..checks import require_encoder, require_file
 from ..command import Commands, refuse_unused
-from ..console import load_encoder, note, print_json, progress_bar, say
+from ..console import load_encoder, note, print_json, progress_bar, require_encoder, require_file, say
 from ..options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, ReadsImages, Strict, Weights, Workers
 from .sources import (
     EPISODE_OPTIONS,
@@ -27,8 +26,7 @@ from .sources import (
 )
 
 if TYPE_CHECKING:
-    from ...fewshot.results import ResultFile
-    from ...fewshot.support import SupportSensitivity
+    from ...fewshot.evaluation import SupportSensitivity
 
 app = Commands(
     help="Train few-shot encoders, evaluate classifiers, compare them in pairs, explain their errors.",
@@ -127,9 +125,9 @@ def evaluate(
     require_file(episodes_file, "--episodes-file")
     from ... import fewshot
     from ...encoders.trained_on import say_overlap
-    from ...fewshot.classifiers import METHODS, classifier_of, needs_base_mean
     from ...fewshot.features import overlap_of
-    from ...fewshot.results import ResultFile
+    from ...fewshot.methods import METHODS, classifier_of, needs_base_mean
+    from ...fewshot.results import NO_JACKKNIFE, ResultFile
 
     methods = [name.strip() for name in method.split(",") if name.strip()]
     if not methods:
@@ -185,7 +183,27 @@ def evaluate(
     if as_json:
         print_json(file.to_dict())
         return
-    _show(file)
+    from ...images import Transform
+
+    first, transform = file.results[0], file.source.get("transform")
+    seen = None if transform is None else f"images {Transform.from_dict(transform).summary}"
+    computed = ", ".join(filter(None, (seen, file.source.get("precision"))))
+    say("; ".join(filter(None, (first.table().splitlines()[0], first.encoder, computed))))
+    rows = [("method", "setting", "accuracy", "± usual", "bootstrap", "class jackknife")]
+    for result in file:
+        intervals = result.intervals()
+        ranges = [f"{100 * each.low:.2f} … {100 * each.high:.2f}" for each in intervals][1:]
+        jackknife = ranges[1:] or ["does not exist"]
+        accuracy, half = f"{100 * result.mean_accuracy:.2f}", f"± {100 * intervals.usual.half_width:.2f}"
+        about_method = str(result.classifier["name"]), str(result.classifier["setting"])
+        rows.append((*about_method, accuracy, half, ranges[0], jackknife[0]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:  # not a rich table: none of this may be cut off in a narrow terminal or a log
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for each in first.intervals():
+        say(f"{each.kind}: {each.question}")
+    if first.intervals().class_jackknife is None:
+        say(NO_JACKKNIFE)
     say(f"results: {out_file}")
 
 
@@ -269,7 +287,7 @@ def report(
     encoder: Annotated[str | None, typer.Option(help="What made the features. Default: what the results name.")] = None,
     weights: Weights = None,
     failures: Annotated[int, typer.Option(min=0, help="Wrong answers to show of each method.")] = 12,
-    pictures: Annotated[bool, typer.Option(help="Show pictures and maps; needs data and encoder.")] = True,
+    pictures: Annotated[bool, typer.Option(help="Show images and maps; needs data and encoder.")] = True,
     device: Device = "auto",
 ) -> None:
     """Write a page: accuracy of each class, confusion, hardest pairs, the worst failures with maps, and supports."""
@@ -292,32 +310,7 @@ def report(
         try:
             explainer, sensitivity = explainer_of(file, about, device=device)
         except DistcamError as error:
-            notes = [f"Without pictures and maps: {error}"]
-            note(f"without pictures and maps: {error}")
+            notes = [f"Without images and maps: {error}"]
+            note(f"without images and maps: {error}")
     write_report(html, file, explainer=explainer, sensitivity=sensitivity, notes=notes, n_failures=failures)
     say(f"report: {html}")
-
-
-def _show(file: ResultFile) -> None:
-    """All methods in one table, and what each interval answers."""
-    from ...images import Transform
-
-    first, transform = file.results[0], file.source.get("transform")
-    seen = None if transform is None else f"images {Transform.from_dict(transform).summary}"
-    computed = ", ".join(filter(None, (seen, file.source.get("precision"))))
-    say("; ".join(filter(None, (first.table().splitlines()[0], first.encoder, computed))))
-    rows = [("method", "setting", "accuracy", "± usual", "bootstrap", "class jackknife")]
-    for result in file:
-        found = result.intervals()
-        ranges = [f"{100 * each.low:.2f} … {100 * each.high:.2f}" for each in found][1:]
-        jackknife = ranges[1:] or ["does not exist"]
-        mean, half = f"{100 * result.mean_accuracy:.2f}", f"± {100 * found.usual.half_width:.2f}"
-        name, setting = str(result.classifier["name"]), str(result.classifier["setting"])
-        rows.append((name, setting, mean, half, ranges[0], jackknife[0]))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:  # not a rich table: none of this may be cut off in a narrow terminal or a log
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    for each in first.intervals():
-        say(f"{each.kind}: {each.question}")
-    if first.intervals().class_jackknife is None:
-        say("class jackknife: does not exist, some class is in every episode; nothing is known of other classes")

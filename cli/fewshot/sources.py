@@ -14,10 +14,9 @@ if TYPE_CHECKING:
     from ...datasets import FewShotData, Split
     from ...encoders import Encoder
     from ...fewshot import Centre, EpisodeManifest
+    from ...fewshot.evaluation import SupportSensitivity
     from ...fewshot.report import Explainer
     from ...fewshot.results import ResultFile
-    from ...fewshot.support import SupportSensitivity
-    from ...images import Transform
     from ...index import Encodings
 
 EPISODE_OPTIONS = ("n_way", "n_shot", "n_query", "episodes", "seed", "dirichlet")  # how episodes are drawn
@@ -122,9 +121,10 @@ def explainer_of(
     """Images, encoder and classifiers as the results name them, and the redrawn supports."""
     from functools import partial
 
-    from ...fewshot.classifiers import METHODS, classifier_of, needs_base_mean
+    from ...fewshot.evaluation import support_sensitivity
+    from ...fewshot.methods import METHODS, classifier_of, needs_base_mean
     from ...fewshot.report import Explainer
-    from ...fewshot.support import support_sensitivity
+    from ...images import Transform
     from ...index import read_encodings
 
     if not about.get("data"):
@@ -137,7 +137,10 @@ def explainer_of(
         encoder = load_encoder(
             name, about.get("weights"), fit=about.get("fit"), size=about.get("image_size"), layer=about.get("layer")
         )
-        encoder.transform = _stored_transform(about, encoder)
+        if about.get("transform") is not None:
+            encoder.transform = Transform.from_dict(about["transform"])
+        elif not (about.get("fit") or str(name).endswith(".safetensors")):  # 0.1 cropped where nothing else was said
+            encoder.transform = encoder.transform.adapted(fit="crop")
         if about.get("fingerprint") not in (None, encoder.fingerprint):
             raise InputError(f"{encoder.short_name} is not the encoder of these results; give --encoder and --weights")
     if encodings is None and Path(about.get("features") or "").is_file():
@@ -166,14 +169,3 @@ def explainer_of(
     precision = about.get("precision") or "auto"
     explainer = Explainer(split, encoder, classifiers, device=device, precision=precision, features=features)
     return explainer, sensitivity
-
-
-def _stored_transform(about: dict[str, Any], encoder: Encoder) -> Transform:
-    """The transform of the results; those of 0.1 do not hold it, and cropped where nothing else was said."""
-    from ...images import Transform
-
-    if about.get("transform") is not None:
-        return Transform.from_dict(about["transform"])
-    named = str(about["encoder"])
-    is_said = about.get("fit") or named.endswith(".safetensors")
-    return encoder.transform if is_said else encoder.transform.adapted(fit="crop")

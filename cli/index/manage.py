@@ -12,9 +12,20 @@ from rich.text import Text
 
 from ...errors import InputError
 from ...remarks import counted
-from ..checks import require_encoder, require_file, require_images
 from ..command import Commands, refuse_unused
-from ..console import err, load_encoder, note, out, print_json, progress_bar, resumable, say
+from ..console import (
+    err,
+    load_encoder,
+    note,
+    out,
+    print_json,
+    progress_bar,
+    require_encoder,
+    require_file,
+    require_images,
+    resumable,
+    say,
+)
 from ..options import (
     AsJson,
     BatchSize,

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...errors import DistcamError, InputError
-from ..checks import require_file
 from ..command import refuse_unused
-from ..console import complain, err, print_json, progress_bar, resumable, say
+from ..console import complain, err, print_json, progress_bar, require_file, resumable, say
 from ..options import AsJson, BatchSize, Device, GalleryPath, Labels, Strict, Workers
 from .shared import note_what_is_due
 

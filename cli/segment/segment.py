@@ -11,9 +11,8 @@ import typer
 from ...errors import InputError
 from ...files import replacing
 from ...remarks import counted
-from ..checks import require_images, require_model
 from ..command import Commands, refuse_unused
-from ..console import print_json, progress_bar, say
+from ..console import print_json, progress_bar, require_images, require_model, say
 from ..options import AsJson, ReadsImages, Strict
 from ..train import segment_train
 from .inputs import Layout, is_model, mask_pairs, open_data, open_model

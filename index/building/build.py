@@ -24,6 +24,7 @@ from ...files import Storage, WriterLock, after_commit, refusals_named
 from ...images.listing import Listing, list_images
 from ...images.loading import read_image
 from ...images.masks import MaskFolder
+from ...progress import Progress
 from ...remarks import Skipped
 from ..backends import backend_entry, open_snapshot, require_index, rows_in, writer_of
 from ..reports import AddReport, read_skipped
@@ -32,7 +33,7 @@ from ..storage.manifest import EncoderEntry, FileEntry, Manifest, MaskEntry, Spe
 from ..storage.segments import Vectors, pack_maps
 from ..storage.writer import CommitLimits, GalleryWriter
 from .creating import existing_gallery, new_gallery_id, write_encoder_copy
-from .ingest import Encoded, Offer, Progress, Stream, ingest, read_offer
+from .ingest import Encoded, Offer, Stream, ingest, read_offer
 
 Precision = Literal["auto", "fp32", "bf16"]
 ImageFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Listing

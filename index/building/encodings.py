@@ -25,8 +25,8 @@ from ..storage.writer import GalleryWriter
 if TYPE_CHECKING:  # what encodes images imports torch, which reading does without
     from ...encoders import Encoder
     from ...images import Listing
+    from ...progress import Progress
     from .build import ImageFiles, Precision
-    from .ingest import Progress
 
 FORMAT = "distcam-encodings"
 VERSION = 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from ...errors import ImageError, InputError, is_out_of_descriptors, too_many_files
 from ...images.listing import Listing
 from ...images.masks import MaskFolder
+from ...progress import Progress
 from ...remarks import Skipped
 from ..backends import open_snapshot
 from ..reports import AddReport
@@ -29,7 +30,6 @@ from ..storage.writer import GalleryWriter
 
 MAX_FILE_BYTES = 1 << 30
 MASK_COLUMN, NO_MASK = "mask", "none"
-Progress = Callable[[int, int], None]  # images done, images in all
 
 
 @dataclass(eq=False, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ import faiss
 import numpy as np
 
 from ...errors import InputError
+from ...progress import Progress
 from ...remarks import counted
 from ..search import Ids, SearchSpec, VectorSource
 from ..storage.manifest import Tuning
@@ -31,8 +32,6 @@ _POINTS_PER_LIST = 39  # fewer, and FAISS warns that lists are poorly placed
 _FLAT_UP_TO = 1_000_000
 _PRODUCTS_FROM = 10_000
 _ALIKE = 1.1  # times the latency of the quickest
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

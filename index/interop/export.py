@@ -28,7 +28,7 @@ from .clip_retrieval import ENCODER_FILE, EXPORT_FILE
 from .tables import parquet
 
 if TYPE_CHECKING:
-    from ..building.ingest import Progress
+    from ...progress import Progress
     from ..gallery import Gallery
 
 ROWS_PER_FILE = 250_000

@@ -34,7 +34,7 @@ from .tables import Source
 
 if TYPE_CHECKING:  # only a named encoder needs torch
     from ...encoders import Encoder
-    from ..building.ingest import Progress
+    from ...progress import Progress
     from ..gallery import Gallery
 
 _PROBES = 8  # images

@@ -17,8 +17,9 @@ from typing import Literal, NamedTuple
 from ...errors import ImageError, InputError
 from ...images.listing import ImageRecord, Listing
 from ...images.loading import read_image
+from ...progress import Progress
 from ...remarks import Skipped
-from ..building.ingest import Offer, Progress
+from ..building.ingest import Offer
 from ..storage.segments import Segment
 from ..storage.snapshot import Snapshot
 from .folder import SyncFolder, digest, list_folder, reason_of, status_of

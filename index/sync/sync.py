@@ -17,8 +17,9 @@ import numpy as np
 
 from ...errors import GalleryError, ImageError, InputError
 from ...files import after_commit
+from ...progress import Progress
 from ...remarks import Skipped, counted
-from ..building.ingest import Offer, Progress, Stream, entries_of, ingest_offers
+from ..building.ingest import Offer, Stream, entries_of, ingest_offers
 from ..reports import read_skipped
 from ..storage.segments import BLOCK_BYTES
 from ..storage.snapshot import Snapshot

@@ -23,9 +23,10 @@ from ...files import file_digests
 from ...images import Box, Listing, Transform, read_image
 from ...images.boxes.joined import BoxedImage, BoxedImages
 from ...images.masks import wrong_size
-from ...metrics.distances import Metric
+from ...metrics import Metric
 from ...metrics.localisation import THRESHOLDS, box_coverage, box_overlaps, energy_shares, pixel_counts
 from ...metrics.maps import spearman
+from ...progress import Progress
 from ...remarks import remark
 from .maps import MapMaker
 from .references import LinearClassifier, Reference, References
@@ -51,7 +52,7 @@ def localise(
     n_samples: int = 1000,
     seed: int = 0,
     strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> LocalisationTable:
     """Measure how well the maps of several methods find the objects in images with boxes.
 

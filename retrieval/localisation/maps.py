@@ -16,7 +16,7 @@ from ...encoders.layers import closest
 from ...errors import InputError
 from ...explain import METHODS, WEIGHTINGS, Similarity, Weighting, dist_cam, explain_image, fold
 from ...explain.methods.dist_cam import WeightOptions
-from ...metrics.distances import Metric
+from ...metrics import Metric
 from .references import LinearClassifier, References, linear_probe
 
 Kind = Literal["weighting", "classifier", "probe", "gradient", "floor"]

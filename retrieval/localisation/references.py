@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,7 +19,8 @@ from ...explain.targets import distances
 from ...images import Listing
 from ...images.masks import MaskFolder
 from ...index.prototypes import PrototypeStore
-from ...metrics.distances import Metric
+from ...metrics import Metric
+from ...progress import Progress
 from ...remarks import remark
 from ..masking import encode_both_ways
 
@@ -62,7 +63,7 @@ class References:
         metric: Metric = "cosine",
         masks: MaskFolder | None = None,
         strict: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> References:
         """The labelled images of a listing, one forward pass each.
 

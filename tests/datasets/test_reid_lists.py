@@ -13,7 +13,7 @@ from PIL import Image
 from distcam.errors import InputError
 from distcam.reid import Features, Protocol, assess, audit, encode_data, read_data
 from distcam.reid.features import read_features, write_features
-from distcam.reid.placeholders import remark_on_placeholders
+from distcam.reid.policies import remark_on_placeholders
 from distcam.remarks import DistcamWarning
 
 MARKET = ("bounding_box_train", "query", "bounding_box_test")
@@ -219,11 +219,11 @@ def test_one_bad_image_is_left_out_and_named(tmp_path: Path, small_encoder: obje
     whole = encode_data(data.images, data, small_encoder, flip=flip, precision="fp32")  # type: ignore[arg-type]
     (tmp_path / "1.jpg").write_bytes(b"\xff\xd8 no image")
     (tmp_path / "6.jpg").unlink()
-    with pytest.warns(DistcamWarning, match=r"2 of 7 images cannot be read and are left out, the first: 1.jpg: "):
+    with pytest.warns(DistcamWarning, match=r"2 of 7 images cannot be used and are left out, the first: 1.jpg: "):
         found = encode_data(data.images, data, small_encoder, flip=flip, precision="fp32")  # type: ignore[arg-type]
     assert set(found.skipped) == {"1.jpg", "6.jpg"}
     np.testing.assert_allclose(found.vectors, whole.vectors[[0, 2, 3, 4, 5]], atol=1e-5)
-    with pytest.warns(DistcamWarning, match=r"2 of 7 images cannot be read"):
+    with pytest.warns(DistcamWarning, match=r"2 of 7 images cannot be used"):
         again = read_features(write_features(tmp_path / "f.h5", found), data)
     for features in (found, again):
         assert assess(data, features).evaluation.counts["queries"] == 3
@@ -236,7 +236,7 @@ def test_the_command_line_goes_on_and_stops_when_strict(tmp_path: Path, small_en
     small_encoder.save(tmp_path / "e.safetensors")
     (tmp_path / "1.jpg").write_bytes(b"no image")
     given = ("reid", "evaluate", table, "--encoder", tmp_path / "e.safetensors")
-    with pytest.warns(DistcamWarning, match="1 of 7 images cannot be read"):
+    with pytest.warns(DistcamWarning, match="1 of 7 images cannot be used"):
         assert json.loads(distcam(*given, "--json"))["counts"]["queries"] == 3
     assert "1.jpg: " in fails(monkeypatch, capsys, *given, "--strict")
     unknown = animals(tmp_path / "more", "unknown")

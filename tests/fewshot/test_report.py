@@ -25,12 +25,12 @@ from distcam.fewshot import (
     sample_episodes,
     simple_shot,
 )
-from distcam.fewshot.classifiers import METHODS, classifier_of
+from distcam.fewshot.evaluation import support_quality, support_sensitivity
 from distcam.fewshot.explanation import answers_of
 from distcam.fewshot.features import encode_split
+from distcam.fewshot.methods import METHODS, classifier_of
 from distcam.fewshot.report import Explainer, worst_failures, write_report
 from distcam.fewshot.results import ResultFile, load_result
-from distcam.fewshot.support import support_quality, support_sensitivity
 
 CLASSIFIERS = [
     Prototypes(), Prototypes("cosine"), NearestNeighbour(), NearestNeighbour("cosine"), simple_shot("L2N"),
@@ -213,10 +213,10 @@ def page_data(page) -> dict:
 def test_worst_failures_show_every_query_once_by_margin(results) -> None:
     result = results["proto"]
     failures = worst_failures(result, 5)
-    margins = [float(result.margin[f.episode, f.query]) for f in failures]
+    margins = [float(result.margin[f]) for f in failures]
     assert margins == sorted(margins)
     assert margins[0] == result.margin.min() < 0
-    items = [int(result.episodes.query[f.episode, f.query]) for f in failures]
+    items = [int(result.episodes.query[f]) for f in failures]
     assert len(set(items)) == len(items)
 
 

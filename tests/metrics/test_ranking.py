@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from distcam.metrics import distances, ranking
-from distcam.metrics.distances import METRICS, Distinct
+from distcam.metrics import METRICS, distances, ranking
+from distcam.metrics.distances import Distinct
 from distcam.metrics.ranking import rank_measures
 from distcam.reid import Labels, evaluate_distances, evaluate_features
 from distcam.reid import Protocol as ReidProtocol

@@ -303,7 +303,7 @@ def test_an_unreadable_image_is_left_out_and_named_or_stops_a_strict_evaluation(
     data, _ = crowd
     encoder = Encoder.load("conv4", weights="random", transform=Transform(size=(32, 16), fit="squash"))
     data.file(data.queries[1]).write_bytes(b"no image")
-    with pytest.warns(DistcamWarning, match="1 of 12 images cannot be read and are left out, the first: 1<b>0.png"):
+    with pytest.warns(DistcamWarning, match="1 of 12 images cannot be used and are left out, the first: 1<b>0.png"):
         encode_data(data.queries, data, encoder, device="cpu")
     with pytest.raises(DistcamError, match=r"1<b>0\.png"):
         encode_data(data.queries, data, encoder, device="cpu", strict=True)

@@ -11,8 +11,7 @@ from commands import distcam
 from torch import nn
 from torchvision import models
 
-from distcam.cli.console import load_encoder
-from distcam.cli.reid.reid import crop_encoder
+from distcam.cli.console import crop_encoder, load_encoder
 from distcam.encoders import Encoder, Inference
 from distcam.encoders.weights.reading import fetch_imagenet
 from distcam.images import Transform

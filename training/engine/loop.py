@@ -22,6 +22,7 @@ import torch
 from ...encoders import Encoder
 from ...encoders.inference import has_fast_bfloat16
 from ...errors import InputError
+from ...progress import Progress as OnProgress
 from ..recipes.settings import Settings
 from .distributed import World, average_gradients, average_statistics, gathered, joined, shared, spread
 from .early_stopping import EarlyStopping
@@ -61,7 +62,7 @@ def fit(
     resume: bool = False,
     evaluate: Evaluate | None = None,
     config: Mapping[str, Any] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: OnProgress | None = None,
     report: Callable[[Row], None] | None = None,
 ) -> FitResult:
     """Train `encoder` and what `objective` learns, in place; both end in evaluation mode, on the training device.
@@ -127,7 +128,7 @@ class _Run:
     resume: InitVar[bool]
     evaluate: Evaluate | None
     config: Mapping[str, Any] | None
-    progress: Callable[[int, int], None] | None
+    progress: OnProgress | None
     report: Callable[[Row], None] | None
     batch: int = 0  # done in this epoch
     means: Means = field(default_factory=Means)

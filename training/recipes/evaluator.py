@@ -20,8 +20,7 @@ from ...encoders import Encoder, Encoding
 from ...encoders.encoder import evaluating
 from ...errors import InputError
 from ...explain import dist_cam, fold, normalise, rectify, upsample
-from ...metrics.clustering import cluster, normalised_mutual_information
-from ...metrics.distances import SearchSpec
+from ...metrics.distances import SearchSpec, cluster, normalised_mutual_information
 from ...metrics.ranking import Pairing, RankMeasures, measure_rankings
 from ..data.labels import is_right
 from ..data.training_set import TrainingSet

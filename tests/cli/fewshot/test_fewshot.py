@@ -14,7 +14,7 @@ from distcam import DistcamWarning
 from distcam.cli import main
 from distcam.cli.app import app
 from distcam.fewshot import EpisodeManifest, EpisodeResult
-from distcam.fewshot.classifiers import METHODS
+from distcam.fewshot.methods import METHODS
 from distcam.fewshot.results import ResultFile
 
 ENCODER = ["--encoder", "conv4", "--weights", "random", "--image-size", "64", "--fit", "squash"]
@@ -137,7 +137,7 @@ def test_report_shows_pictures_and_maps(work) -> None:
 
 def test_report_goes_on_without_its_images_and_says_so(work, tmp_path) -> None:
     fewshot("report", work / "r.h5", "--html", tmp_path / "r.html", "--data", tmp_path)
-    assert "Without pictures and maps" in (tmp_path / "r.html").read_text()
+    assert "Without images and maps" in (tmp_path / "r.html").read_text()
 
 
 @pytest.mark.parametrize(

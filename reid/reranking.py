@@ -19,11 +19,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ...errors import InputError
-from ..distances import FeatureDistances
-from .neighbours import PASS_BYTES, DistinctVectors, Floats, Indices, nearest_neighbours
+from ..errors import InputError
+from .distances import DistinctVectors, FeatureDistances, Floats, Indices
 
 RerankMetric = Literal["cosine", "l2"]
+PASS_BYTES = 64 << 20
+"""Size of a block of distances."""
 _CHUNK = 1 << 20
 """Neighbours of neighbours that are looked at together."""
 
@@ -65,7 +66,7 @@ def rerank_features(
         raise InputError(
             f"expected k1 and k2 of at least 1 and original_share in [0, 1], got {k1}, {k2}, {original_share}"
         )
-    images = DistinctVectors.of(FeatureDistances(query_features, gallery_features, metric=metric))
+    images = DistinctVectors(FeatureDistances(query_features, gallery_features, metric=metric))
     k1 = min(k1, len(images.number) - 1)
     nearest, farthest = nearest_neighbours(images, min(k1 + 1, len(images)), block_bytes=block_bytes, device=device)
     encoding = _expanded(_encoded(images, nearest, farthest, k1=k1), images, nearest, k2)
@@ -262,3 +263,74 @@ def _expanded(encoding: _Rows, images: DistinctVectors, nearest: Indices, k2: in
         codes.append(found[mean > 0])
         values.append(mean[mean > 0].astype(encoding.value.dtype))
     return _Rows.of(np.concatenate(codes), np.concatenate(values), n=n)
+
+
+def nearest_neighbours(
+    images: DistinctVectors, k: int, *, block_bytes: int = PASS_BYTES, device: str | None = None
+) -> tuple[Indices, Floats]:
+    """The k nearest of every vector among all, exact, (n, k), itself first; and its largest squared distance, (n,).
+
+    Equal distances are ordered by number. `device` None is NumPy, otherwise a device of torch.
+    """
+    if device is not None:
+        return _by_torch(images, k, block_bytes, device)
+    n = len(images)  # each distance is computed once: d(i, j) serves row i and row j
+    index, squared = np.zeros((n, k), np.int64), np.full((n, k), np.inf, images.vectors.dtype)
+    farthest = np.zeros(n, images.vectors.dtype)
+    step = max(1, block_bytes // (images.vectors.itemsize * n))
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        block = images.squared(slice(start, stop), slice(start, n))
+        np.maximum(farthest[start:stop], block.max(axis=1), out=farthest[start:stop])
+        np.maximum(farthest[start:], block.max(axis=0), out=farthest[start:])
+        np.fill_diagonal(block, -1)  # a vector is its own nearest
+        _offer(index[start:stop], squared[start:stop], block, axis=1, first=start)
+        _offer(index[stop:], squared[stop:], block[:, stop - start :], axis=0, first=start)
+    return index, np.where(farthest > 0, farthest, 1)
+
+
+def _by_torch(images: DistinctVectors, k: int, block_bytes: int, device: str) -> tuple[Indices, Floats]:
+    """Whole rows at a time: a GPU multiplies faster than it would merge."""
+    import torch
+
+    n = len(images)
+    try:
+        vectors, norms = (torch.from_numpy(part).to(device) for part in (images.vectors, images.squared_norm))
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"no device {device!r} to look for neighbours on: {str(error).splitlines()[0]}") from None
+    index, farthest = np.empty((n, k), np.int64), np.empty(n, images.vectors.dtype)
+    step = max(1, block_bytes // (images.vectors.itemsize * n))
+    for start in range(0, n, step):
+        rows = slice(start, min(start + step, n))
+        block = (vectors[rows] @ vectors.T).mul_(-2).add_(norms[rows, None]).add_(norms).clamp_(min=0)
+        farthest[rows] = block.amax(1).cpu().numpy()
+        block.diagonal(start).fill_(-1)
+        limit = block.topk(k, largest=False, sorted=False).values.amax(1, keepdim=True)
+        row, column = (block <= limit).nonzero(as_tuple=True)  # k and the ties of the last, by row and column
+        near = block[row, column]
+        order = near.argsort(stable=True)
+        order = order[row[order].argsort(stable=True)]
+        starts = torch.searchsorted(row, torch.arange(len(block), device=row.device))
+        index[rows] = column[order[starts[:, None] + torch.arange(k, device=row.device)]].cpu().numpy()
+    return index, np.where(farthest > 0, farthest, 1)
+
+
+def _offer(index: Indices, squared: Floats, block: Floats, *, axis: int, first: int) -> None:
+    """Merge candidates, numbered along `axis` from `first`, into the best so far; every row sees them in that order."""
+    k, n_candidates = squared.shape[1], block.shape[axis]
+    limit = squared[:, -1]
+    if limit.size and np.isinf(limit).any() and n_candidates > k:
+        kth = np.partition(block, k - 1, axis=axis).take(k - 1, axis=axis)
+        limit = np.minimum(limit, np.nextafter(kth, np.inf, dtype=limit.dtype))
+    better = np.divmod(np.flatnonzero(block < (limit[:, None] if axis == 1 else limit)), max(1, block.shape[1]))
+    row, candidate = better if axis == 1 else better[::-1]
+    if not row.size:
+        return
+    touched = np.flatnonzero(np.bincount(row))
+    rows = np.concatenate([np.repeat(touched, k), row])
+    values = np.concatenate([squared[touched].ravel(), block[better]])
+    names = np.concatenate([index[touched].ravel(), candidate + first])
+    order = np.lexsort((values, rows))
+    starts = np.searchsorted(rows[order], touched)
+    kept = order[starts[:, None] + np.arange(k)]
+    index[touched], squared[touched] = names[kept], values[kept]

@@ -1,28 +1,29 @@
-"""`distcam reid`: audit a re-identification data set, draw a synthetic one, and evaluate an encoder on either."""
+"""`distcam reid`: audit a data set, draw a synthetic one, evaluate an encoder on either, explain a pair."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ...errors import InputError
-from ...files import write_text
-from ..checks import require_encoder
-from ..command import Commands, refuse_unused
-from ..console import load_encoder, print_json, progress_bar, say
-from ..options import AsJson, BatchSize, Device, EncoderName, FitName, Layer, Metric, ReadsImages, Weights, Workers
+from ..errors import ImageError, InputError
+from ..files import replacing, write_text
+from ..remarks import remark
+from . import train
+from .command import Commands, refuse_unused
+from .console import crop_encoder, number_of, print_json, progress_bar, require_encoder, require_images, say
+from .options import AsJson, BatchSize, Device, EncoderName, FitName, Layer, Metric, ReadsImages, Weights, Workers
 
 if TYPE_CHECKING:
-    from ...datasets.reid_records import ReidData
-    from ...encoders import Encoder
+    from ..datasets.reid_records import ReidData
+    from ..reid.pairs import Part
 
-Number = TypeVar("Number", int, float)
 
 app = Commands(
-    help="Re-identification: audit, synthetic walkers, training, evaluation, and why two pictures match.",
+    help="Re-identification: audit, synthetic walkers, training, evaluation, and why two images match.",
     no_args_is_help=True,
 )
 
@@ -43,15 +44,8 @@ CropFit = Annotated[
     FitName | None, typer.Option(help="How an image fits. Default: pad, or what a checkpoint was trained with.")
 ]
 
-AUDIT_EXAMPLE = "Example: `distcam reid audit Market-1501-v15.09.15`"
-WALKERS_EXAMPLE = "Example: `distcam reid walkers walkers/ --identities 100 --cameras 4`"
-EVALUATE_EXAMPLE = (
-    "Example: `distcam reid evaluate walkers/ --encoder resnet50 --weights imagenet --image-size 256x128 "
-    "--rerank 20,6,0.3 --html report.html`"
-)
 
-
-@app.command(name="audit", cls=ReadsImages, epilog=AUDIT_EXAMPLE)
+@app.command(cls=ReadsImages, epilog="Example: `distcam reid audit Market-1501-v15.09.15`")
 def audit(
     data: Data,
     format_name: Format = "auto",
@@ -64,7 +58,7 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Check a data set before computing anything from it: counts, cameras, leaks, duplicates, unreadable files."""
-    from ...reid.auditing import audit as look
+    from ..reid.auditing import audit as look
 
     if quick:
         refuse_unused("with --quick, which opens no image", "near", "max_pixels")
@@ -82,7 +76,7 @@ def audit(
         say(str(found))
 
 
-@app.command(name="walkers", epilog=WALKERS_EXAMPLE)
+@app.command(epilog="Example: `distcam reid walkers walkers/ --identities 100 --cameras 4`")
 def walkers(
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist, or be empty.")],
     identities: Annotated[int, typer.Option(min=4, max=9999, help="People; half of them are for training.")] = 100,
@@ -98,7 +92,7 @@ def walkers(
     as_json: AsJson = False,
 ) -> None:
     """Draw synthetic pedestrians in the layout of Market-1501, with look-alikes, distractors and junk boxes."""
-    from ...synthetic.walkers import write_walkers
+    from ..synthetic.walkers import write_walkers
 
     with progress_bar("drawing") as progress:
         written = write_walkers(
@@ -121,7 +115,11 @@ def walkers(
         say(f"{out}: {counts['train']} train, {counts['query']} query, {counts['gallery']} gallery images")
 
 
-@app.command(name="evaluate", cls=ReadsImages, epilog=EVALUATE_EXAMPLE)
+@app.command(
+    cls=ReadsImages,
+    epilog="Example: `distcam reid evaluate walkers/ --encoder resnet50 --weights imagenet --image-size 256x128 "
+    "--rerank 20,6,0.3 --html report.html`",
+)
 def evaluate(
     data: Data,
     encoder: EncoderName = "resnet50",
@@ -150,7 +148,7 @@ def evaluate(
     single_gallery_shot: Annotated[
         bool, typer.Option("--single-gallery-shot", help="Also the CMC with one gallery image per identity.")
     ] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a report with the failures as pictures.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report with the failures as images.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write FILE.json (results, per query) or FILE.h5 (features and results).")
     ] = None,
@@ -170,19 +168,18 @@ def evaluate(
     if features is None:
         require_encoder(encoder, weights, layer)
     read = _read(data, format_name, option)
-    from ...reid.assessment import assess
-    from ...reid.placeholders import remark_on_placeholders
-    from ...reid.policies import changed_protocol
-    from ...reid.refinement import Refinement
+    from ..reid.assessment import assess
+    from ..reid.policies import changed_protocol, remark_on_placeholders
+    from ..reid.refinement import Refinement
 
     neighbours, _, alpha = (aqe or "").partition(",")
-    expansion = None if aqe is None else (_number(neighbours, "--aqe", int), _number(alpha or "0", "--aqe", float))
+    expansion = None if aqe is None else (number_of(neighbours, "--aqe", int), number_of(alpha or "0", "--aqe", float))
     reranking = None
     if rerank is not None:
         if rerank.count(",") != 2:
             raise InputError(f"--rerank expects K1,K2,LAMBDA such as 20,6,0.3; got {rerank!r}")
         k1, k2, share = rerank.split(",")
-        reranking = _number(k1, "--rerank", int), _number(k2, "--rerank", int), _number(share, "--rerank", float)
+        reranking = number_of(k1, "--rerank", int), number_of(k2, "--rerank", int), number_of(share, "--rerank", float)
     refinement = Refinement(camera_norm, multi_query, expansion, reranking)
     rule = changed_protocol(read.protocol, protocol)
     remark_on_placeholders(read, rule)
@@ -191,11 +188,11 @@ def evaluate(
             "with --features, which brings vectors", "encoder", "weights", "layer", "image_size", "fit", "flip",
             "batch_size", "workers", "max_pixels", *([] if rerank else ["device"]),
         )  # fmt: skip
-        from ...reid.features import read_features
+        from ..reid.features import read_features
 
         vectors = read_features(features, read)
     else:
-        from ...reid.features import encode_data
+        from ..reid.features import encode_data
 
         loaded = crop_encoder(encoder, weights, layer, image_size, fit)
         nobody = set(map(str, rule.junk))
@@ -230,13 +227,13 @@ def evaluate(
     if out is not None:
         results = found.to_dict(per_query=True)
         if out.suffix.lower() == ".h5":
-            from ...reid.features import write_features
+            from ..reid.features import write_features
 
             write_features(out, vectors, results=results)
         else:
             write_text(out, json.dumps(results, indent=1) + "\n")
     if html is not None:
-        from ...reid.report import write_report
+        from ..reid.report import write_report
 
         write_report(html, found, title=f"Re-identification: {read.root.name}")
     if as_json:
@@ -248,7 +245,7 @@ def evaluate(
 
 
 def _read(data: Path, format_name: str, options: list[str] | None) -> ReidData:
-    from ...datasets.registry import read_data
+    from ..datasets.registry import read_data
 
     values: dict[str, Any] = {}
     for text in options or []:
@@ -257,26 +254,97 @@ def _read(data: Path, format_name: str, options: list[str] | None) -> ReidData:
             raise InputError(f"--option expects NAME=VALUE, got {text!r}")
         values[name] = value
     if "seed" in values:
-        values["seed"] = None if values["seed"] == "none" else _number(values["seed"], "--option seed", int)
+        values["seed"] = None if values["seed"] == "none" else number_of(values["seed"], "--option seed", int)
     return read_data(data, format=format_name, **values)
 
 
-def crop_encoder(name: str, weights: str | None, layer: str | None, size: str | None, fit: FitName | None) -> Encoder:
-    """The encoder that the options name, for images that are boxes around somebody."""
-    loaded = load_encoder(name, weights, layer=layer)
-    if size is None:
-        loaded.transform = loaded.transform.adapted(fit=fit)
-    else:
-        sides = tuple(_number(side, "--image-size", int) for side in size.lower().split("x"))
-        if len(sides) > 2 or min(sides) < 16:
-            raise InputError(f"--image-size expects HEIGHTxWIDTH of at least 16 pixels, got {size!r}")
-        loaded.transform = loaded.transform.adapted(size=(sides[0], sides[-1]), fit=fit)
-    return loaded
+PairWeighting = Literal["dist", "dist*s", "dot", "gradcam_cos", "caam"]  # those that need no gallery's mean
 
 
-def _number(text: str, option: str, kind: type[Number]) -> Number:
-    try:
-        return kind(text)
-    except ValueError:
-        what = "whole number" if kind is int else "number"
-        raise InputError(f"{option}: expected a {what}, got {text!r}") from None
+@app.command(
+    cls=ReadsImages,
+    epilog="Example: `distcam reid explain probe.jpg match.jpg --different other.jpg --encoder reid.safetensors "
+    "--out why.png`",
+)
+def explain(
+    probe: Annotated[Path, typer.Argument(help="The image that was asked for.")],
+    match: Annotated[Path, typer.Argument(help="The image it is compared with.")],
+    different: Annotated[
+        list[Path] | None, typer.Option(help="Another image to set beside it, of another identity; repeatable.")
+    ] = None,
+    encoder: EncoderName = "resnet50",
+    weights: Weights = None,
+    layer: Layer = None,
+    fit: CropFit = None,
+    image_size: CropSize = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            help="Stripes from the top, e.g. `head:0-0.2,torso:0.2-0.55`; or `body`: head, torso, legs, feet. Default: "
+            "body for images in the folders and names of a set of people, else four equal stripes."
+        ),
+    ] = None,
+    weighting: Annotated[PairWeighting, typer.Option(help="Of the Dist-CAM maps.")] = "dist",
+    out_path: Annotated[
+        Path | None, typer.Option("--out", help="Write OUT.png (a panel) or OUT.npz (raw maps).")
+    ] = None,
+    device: Device = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Stop if one of --different cannot be read.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Divide the similarity of two images among their places and parts, and draw Dist-CAM on both."""
+    if out_path is not None and out_path.suffix.lower() not in (".png", ".jpg", ".npz"):
+        raise InputError(f"--out writes OUT.png, OUT.jpg or OUT.npz, not {out_path.name}")
+    if out_path is None:
+        refuse_unused("where no map is written", "weighting", remedy="add --out OUT.png")
+    require_encoder(encoder, weights, layer)
+    require_images([probe, match, *(different or ())])
+    from ..datasets.market1501 import shows_people
+    from ..encoders import Inference
+    from ..reid.pairs import BODY_PARTS, STRIPES, explain_pair, pairs_panel
+
+    is_body = parts == "body" or (parts is None and all(map(shows_people, (probe, match, *(different or ())))))
+    wanted = BODY_PARTS if is_body else STRIPES if parts is None else _stripes(parts)
+    inference = Inference(crop_encoder(encoder, weights, layer, image_size, fit), device=device)
+    others = {f"different: {path.name}": path for path in different or ()}
+    files = {"same" if others else "pair": match, **others}
+    pairs = {}
+    for title, file in files.items():
+        try:
+            pairs[title] = explain_pair(inference, probe, file, parts=wanted, weighting=weighting)
+        except ImageError as error:
+            if title not in others or error.path == str(probe):
+                raise
+            remark(f"{error}; it is left out", strict=strict)
+    if out_path is not None:
+        with replacing(out_path) as aside:
+            if out_path.suffix.lower() != ".npz":
+                pairs_panel(pairs).save(aside)
+            else:
+                import numpy as np
+
+                maps = {f"{i}/{name}": m for i, p in enumerate(pairs.values()) for name, m in p.to_arrays().items()}
+                np.savez_compressed(aside, allow_pickle=False, **maps)
+    if as_json:
+        print_json([{"title": title, "match": str(files[title]), **pair.to_dict()} for title, pair in pairs.items()])
+        return
+    for title, pair in pairs.items():
+        say(f"{title}\n{pair.table()}\n")
+    if out_path is not None:
+        say(f"explanation: {out_path}")
+
+
+def _stripes(text: str) -> Mapping[str, Part]:
+    """`name:top-bottom,…` as parts: `upper:0-0.5,lower:0.5-1`."""
+    parts: dict[str, Part] = {}
+    for item in text.split(","):
+        name, _, span = item.partition(":")
+        top, _, bottom = span.partition("-")
+        try:
+            parts[name.strip()] = (float(top), float(bottom))
+        except ValueError:
+            raise InputError(f"--parts reads `name:top-bottom,…` in fractions of the height, not {item!r}") from None
+    return parts
+
+
+app.command(name="train", cls=ReadsImages, epilog=train.REID_EXAMPLE)(train.reid_train)

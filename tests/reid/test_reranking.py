@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from distcam.errors import InputError
 from distcam.reid import Labels, evaluate_distances, rerank_features
-from distcam.reid.distances import FeatureDistances
-from distcam.reid.reranking.neighbours import DistinctVectors, nearest_neighbours
+from distcam.reid.distances import DistinctVectors, FeatureDistances
+from distcam.reid.reranking import nearest_neighbours
 
 
 def dense_distances(query: Any, gallery: Any, *, k1: int, k2: int, share: float, metric: str = "cosine") -> Any:
@@ -199,7 +199,7 @@ def test_options_out_of_range_are_refused() -> None:
 def test_torch_finds_the_same_neighbours_in_the_same_order(k: int, block_bytes: int) -> None:
     random = np.random.default_rng(0)
     points = random.integers(0, 3, (60, 3)).astype(np.float32)  # few places, so ties everywhere; exact in any order
-    images = DistinctVectors.of(FeatureDistances(points[:10], points[10:], metric="l2"))
+    images = DistinctVectors(FeatureDistances(points[:10], points[10:], metric="l2"))
     assert len(images) < images.copies.sum() == 60
     k = min(k, len(images))
     index, farthest = nearest_neighbours(images, k, block_bytes=block_bytes)

@@ -1,1 +1,0 @@
-"""Re-ranking: k-reciprocal encoding, neighbours, query expansion."""
