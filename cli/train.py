@@ -17,8 +17,8 @@ from .options import AsJson, Strict
 from .recipes import ListRecipes, RecipePath, Template, find_recipe
 
 if TYPE_CHECKING:
-    from ..training.recipes.comparison import Comparison
     from ..training.recipes.recipe import Recipe, RecipeFile
+    from ..training.recipes.runs import Comparison
 
 EXAMPLE = "Example: `distcam train bias --variant all --seeds 0,1,2 --set run.epochs=10`"
 FEWSHOT_EXAMPLE = "Example: `distcam fewshot train omniglot_short`"
@@ -153,8 +153,8 @@ def run_file(
     file: RecipeFile, folder: Path, *, seeds: str | None, as_json: bool, leaves: str = "Encoders", **options: Any
 ) -> None:
     """Run every chosen variant with every seed, and print one table; options are those of `run_variants`."""
-    from ..training.engine.distributed import current_world
-    from ..training.recipes.comparison import run_variants
+    from ..training.engine.environment import current_world
+    from ..training.recipes.runs import run_variants
 
     with _resumable(folder):
         comparison = run_variants(
@@ -189,7 +189,7 @@ def _print_resolved(recipes: dict[str | None, Recipe], *, as_json: bool) -> None
 
 def _settled(recipe: Recipe) -> Recipe:
     """The recipe, divided as the data say if they are there; sizes and classes of the parts go to stderr."""
-    from ..training.data.run_data import sentence
+    from ..training.data.batches import sentence
     from ..training.data.splits import list_parts
 
     try:

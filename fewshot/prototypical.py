@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from ..errors import InputError
-from ..training.data.labels import is_right
 from ..training.data.samplers import Episodes
-from ..training.engine.step import Step, Term
+from ..training.engine.step import Step, Term, is_right
 
 
 @dataclass(frozen=True)

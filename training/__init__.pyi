@@ -1,4 +1,4 @@
-from .engine.distributed import World, current_world
+from .engine.environment import World, current_world
 from .engine.loop import BatchSource, fit
 from .engine.outcome import FitResult
 from .engine.step import Batch, HasClassWeights, Losses, Mix, Objective, Progress, Regions, Step, Term

@@ -19,7 +19,6 @@ from ..train import segment_train
 from .inputs import Layout, is_model, mask_pairs, open_data, open_model
 
 if TYPE_CHECKING:
-    from ...datasets.voc import VocFolder
     from ...images.masks import Mask
     from ...segmentation.data import MaskedImages
     from ...segmentation.pseudo_masks.sources import ClassMapSource
@@ -100,7 +99,7 @@ def infer(
     """Write a mask for every image. Several scales and mirrored by default; a trained network looks once."""
     require_model(model)
     require_images([images])
-    from ...datasets.voc import VocFolder
+    from ...datasets.voc import VocFolder, overlay_mask
     from ...metrics.segmentation import evaluate_masks
     from ...segmentation.pipeline import say_trained_on
     from ...segmentation.segmenter.inference import on_device, require_classes
@@ -125,7 +124,10 @@ def infer(
             if not written.has(name):
                 written.write(name, make(i))
             if show:
-                _save_overlay(data, i, written)
+                target = written.folder / "overlays" / f"{name}.jpg"
+                if not target.is_file():
+                    with replacing(target) as aside:
+                        overlay_mask(data.image(i), written.read(name)).save(aside, quality=88)
             progress(i + 1, len(data))
     written.finish(split or "all", data.names)
     content: dict[str, Any] = {"folder": str(folder), "masks": len(data), "settings": note}
@@ -153,16 +155,6 @@ def _mask_maker(
     beta, refine = of_maps["background"], of_maps["refine"]
     stage = CueStage(kind="pseudo_masks", labels=shown, inference=settings, beta=beta, refine=refine)
     return MaskMaker(model, data, stage, device=device).mask
-
-
-def _save_overlay(data: MaskedImages, i: int, written: VocFolder) -> None:
-    """The image with its mask laid over, as JPEG."""
-    from ...datasets.voc import overlay_mask
-
-    target = written.folder / "overlays" / f"{data.names[i]}.jpg"
-    if not target.is_file():
-        with replacing(target) as aside:
-            overlay_mask(data.image(i), written.read(data.names[i])).save(aside, quality=88)
 
 
 @app.command("evaluate", cls=ReadsImages, epilog=EVALUATE_EXAMPLE)

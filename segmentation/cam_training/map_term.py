@@ -16,12 +16,10 @@ from ...encoders.heads import Identity
 from ...encoders.pooling import GAP
 from ...errors import InputError
 from ...remarks import remark
-from ...training.data.labels import accuracy
-from ...training.engine.step import Step, Term
+from ...training.engine.step import Step, Term, accuracy
 from ...training.losses.registry import TermContext, checked_term
 from ...training.recipes.tables import NotNegative, Table
-from .class_maps import Scaling, class_maps
-from .map_refinement import MapRefinement, PrcmSoftmax, stage_dims, stage_layers
+from .class_maps import MapRefinement, PrcmSoftmax, Scaling, class_maps, stage_dims, stage_layers
 
 
 class MapSettings(Table):
@@ -69,10 +67,6 @@ class MapTerm(Term):
 
     The class weights are those of a 1×1 convolution on the feature map, without bias, so the logit of a class is the
     mean of its map.
-
-    Args:
-        dim: channels of the feature map.
-        n_classes: number of classes.
     """
 
     def __init__(self, dim: int, n_classes: int) -> None:

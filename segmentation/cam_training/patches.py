@@ -76,12 +76,7 @@ class Patches(ABC):
         self.hidden, self.share = hidden, share
 
     def draw(self, images: Float[Tensor, "b 3 h w"], *, generator: torch.Generator | None = None) -> PatchPair:
-        """A pair for each image, on the images' device.
-
-        Args:
-            images: normalised.
-            generator: on the CPU; torch's global one if left out.
-        """
+        """A pair for each image, on the images' device."""
         visible, shares = [], []
         for patch in self._divided(images, generator):
             count = int(patch.max()) + 1

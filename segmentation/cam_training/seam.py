@@ -24,8 +24,7 @@ from ...training.engine.step import Step, Term
 from ...training.losses.attention import statistics_frozen
 from ...training.losses.registry import TermContext
 from ...training.recipes.tables import parse
-from .class_maps import class_maps, hardest, min_pooling_loss, scaled_maps, with_background
-from .map_refinement import read_stages
+from .class_maps import class_maps, hardest, min_pooling_loss, read_stages, scaled_maps, with_background
 from .map_term import MapSettings, MapTerm, renamed, require_plain_maps
 
 
@@ -60,11 +59,6 @@ class SeamSettings(MapSettings):
 
 class Seam(MapTerm):
     """Equivariant attention: two views of every image, and a refinement; CPN's comparison.
-
-    Args:
-        encoder: gives the channels of map and stages.
-        n_classes: number of classes.
-        settings: `SeamSettings()` if left out.
 
     Source: Wang et al., Self-supervised Equivariant Attention Mechanism, 2020, §3.
     """

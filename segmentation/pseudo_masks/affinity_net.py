@@ -199,13 +199,7 @@ class AffinitySettings:
 
 
 class AffinityNet(nn.Module):
-    """An encoder that stays as it is, and the embedding of its positions.
-
-    Args:
-        encoder: frozen.
-        dim: length of the embedding.
-        side: rows and columns of the grid of positions.
-    """
+    """An encoder that stays as it is, and the embedding of its positions."""
 
     def __init__(self, encoder: Encoder, *, dim: int = 16, side: int = 32) -> None:
         super().__init__()
@@ -258,11 +252,6 @@ def affinity_loss(embedded: Float[Tensor, "b e h w"], cues: Int[Tensor, "b h w"]
 
     A kind of pair that the batch does not have counts 0.
 
-    Args:
-        embedded: by position.
-        cues: 0 background, c + 1 class c, 255 undecided.
-        offsets: from one position of a pair to the other.
-
     Source: AffinityNet, Eq. 3-4.
     """
     kinds: list[list[Tensor]] = [[], [], []]
@@ -287,15 +276,7 @@ def train_affinity(
     settings: AffinitySettings | None = None,
     progress: Progress | None = None,
 ) -> AffinityNet:
-    """Affinities learnt from the cues of every image; feature maps are computed once and kept.
-
-    Args:
-        encoder: stays as it is, on its device.
-        data: the images.
-        cues: one for each image, in its size.
-        settings: `AffinitySettings()` if left out.
-        progress: called with (steps done, steps in all).
-    """
+    """Affinities learnt from the cues of every image; feature maps are computed once and kept."""
     settings = settings or AffinitySettings()
     if len(cues) != len(data):
         raise InputError(f"expected cues for each of the {len(data)} images, got {len(cues)}")

@@ -41,13 +41,7 @@ _KIND = "segmenter"
 
 
 class SegmentationModel(nn.Module):
-    """A backbone and a classifier of positions: (b, 3, H, W) → {"out": (b, c, H, W)}, as torchvision's segmenters.
-
-    Args:
-        backbone: to a map, or to several by name.
-        classifier: to the logits, (b, c, h, w).
-        takes: name of the map that the classifier takes, where the backbone gives several.
-    """
+    """A backbone and a classifier of positions: (b, 3, H, W) → {"out": (b, c, H, W)}, as torchvision's segmenters."""
 
     def __init__(self, backbone: nn.Module, classifier: nn.Module, *, takes: str = "") -> None:
         super().__init__()

@@ -28,7 +28,7 @@ Cache = Literal["auto", "memory", "none"]
 
 
 @dataclass(frozen=True, eq=False)
-class Pixels:
+class PixelSource:
     """Images by number, as a transform makes them: decoded already, or read whenever they are needed."""
 
     in_memory: UInt8[Tensor, "n 3 h w"] | None
@@ -45,7 +45,7 @@ class Pixels:
 class Decoded(NamedTuple):
     """Files, decoded."""
 
-    pixels: Pixels  # of the images that can be read
+    pixels: PixelSource  # of the images that can be read
     kept: tuple[int, ...]  # their places among the files
     digests: NDArray[np.int64]  # of their contents, see `content_digest`
     failed: tuple[tuple[int, str], ...] = ()  # place and reason of each of the others
@@ -60,10 +60,21 @@ def decode(files: Sequence[Path], transform: Transform, *, cache: Cache, progres
     kept: list[int] = []
     digests: list[int] = []
     failed: list[tuple[int, str]] = []
+
+    def look(file: Path) -> tuple[Tensor | None, int] | ImageError:
+        """The image, if it is to be kept, and the digest of the file; or what is wrong with it."""
+        try:
+            image = read_image(file)
+            digest = content_digest(file.read_bytes())
+        except ImageError as error:
+            return error
+        except OSError as error:
+            return ImageError(file, f"cannot be read: {error.strerror}")
+        return None if is_lazy else transform(image), digest
+
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         try:
-            looks = threads.map(lambda file: _look(file, transform, keep=not is_lazy), files)
-            for number, found in enumerate(looks):
+            for number, found in enumerate(threads.map(look, files)):
                 if isinstance(found, ImageError):
                     failed.append((number, found.reason))
                 else:
@@ -76,20 +87,8 @@ def decode(files: Sequence[Path], transform: Transform, *, cache: Cache, progres
                     progress(number + 1, len(files))
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
-    held = Pixels(None if is_lazy else pixels[: len(kept)], [files[i] for i in kept], transform)
+    held = PixelSource(None if is_lazy else pixels[: len(kept)], [files[i] for i in kept], transform)
     return Decoded(held, tuple(kept), np.array(digests, np.int64), tuple(failed))
-
-
-def _look(file: Path, transform: Transform, *, keep: bool) -> tuple[Tensor | None, int] | ImageError:
-    """The image, if it is to be kept, and the digest of the file; or what is wrong with it."""
-    try:
-        image = read_image(file)
-        digest = content_digest(file.read_bytes())
-    except ImageError as error:
-        return error
-    except OSError as error:
-        return ImageError(file, f"cannot be read: {error.strerror}")
-    return transform(image) if keep else None, digest
 
 
 def say_left_out(skipped: Sequence[Skipped], *, of: int, strict: bool = False) -> None:

@@ -19,7 +19,7 @@ from ...progress import Progress
 from ...remarks import Skipped
 from .dividing import shown_classes
 from .outlines import Labels, Outline, Outlines, RegionSettings, RegionTable, region_table
-from .pixels import Cache, Pixels, decode, say_left_out
+from .pixels import Cache, PixelSource, decode, say_left_out
 
 if TYPE_CHECKING:
     from ...synthetic.scene_set import SceneSet
@@ -39,7 +39,7 @@ class TrainingSet:
 
     def __init__(
         self,
-        pixels: Pixels,
+        pixels: PixelSource,
         labels: Labels,
         class_names: Sequence[str],
         *,
@@ -132,7 +132,9 @@ class TrainingSet:
             numbers = labels.float() if labels.ndim == 2 else labels.long()
         else:
             names, numbers = _numbered([(label,) for label in labels], class_names, is_multi_label=False)
-        return cls(Pixels(pixels, (), transform), numbers, names, transform=transform, regions=regions, digests=digests)
+        return cls(
+            PixelSource(pixels, (), transform), numbers, names, transform=transform, regions=regions, digests=digests
+        )
 
     @classmethod
     def from_listing(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...encoders.layers import closest
 from ...errors import InputError
 from ..recipes.settings import Settings
-from .logs import Row
+from .outcome import Row
 
 
 class EarlyStopping:

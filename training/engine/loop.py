@@ -23,12 +23,23 @@ from ...encoders import Encoder
 from ...encoders.inference import has_fast_bfloat16
 from ...errors import InputError
 from ..recipes.settings import Settings
-from .distributed import World, average_gradients, average_statistics, gathered, joined, shared, spread
 from .early_stopping import EarlyStopping
-from .environment import choose_device, on_device, own_randomness, repeatable, seed_step
-from .logs import Means, Row, TensorBoardLog, write_csv
+from .environment import (
+    World,
+    average_gradients,
+    average_statistics,
+    choose_device,
+    gathered,
+    joined,
+    on_device,
+    own_randomness,
+    repeatable,
+    seed_step,
+    shared,
+    spread,
+)
 from .optimisation import Optimisation, set_training, training_mode
-from .outcome import FitResult, write_outcome
+from .outcome import FitResult, Means, Row, TensorBoardLog, write_csv, write_outcome
 from .state import STATE, difference, read_state, write_state
 from .step import Batch, Objective, Progress, Step
 

@@ -19,8 +19,7 @@ from ...encoders import Encoder
 from ...encoders.heads import Identity, affine_of
 from ...errors import InputError, ShapeError
 from ...explain import fold
-from ..data.labels import Targets, true_classes
-from ..engine.step import HasClassWeights, Step
+from ..engine.step import HasClassWeights, Step, Targets, true_classes
 from ..recipes.tables import check_name
 from .attention import LateTerm, gradient_weights, pooled_weights, scaled
 
@@ -38,15 +37,6 @@ def cam_loss(
     eps: float = 1e-8,
 ) -> Tensor:
     """Mean difference between the class-agnostic map and the own class's, both scaled to [0, 1]; itself in [0, 1].
-
-    Args:
-        feature_map: the last one, after its activation.
-        class_weights: a vector per class over the same channels; their lengths do not matter.
-        labels: the class of each image.
-        detach_weights: the weights get no gradient, as Algorithm 1 demands.
-        detach_target: the class's map is a constant; the class-agnostic map alone moves.
-        norm: "l1" is the paper's; "l2" takes the mean of squares.
-        eps: under which a map counts as flat; see `scaled`.
 
     Source: [CAM-loss] Eq. 1-4, Algorithm 1.
 
@@ -89,10 +79,10 @@ class CamLoss(LateTerm):
             training accuracy of 50 % or more.
         method: "cam", "gradcam", or "auto": CAM where it exists, Grad-CAM where it does not.
         space: "pooled", the channels of the feature map, or "embedding", those of the folded map.
-        norm: see `cam_loss`, as are the rest.
-        detach_weights: also keeps the gradient from the weights in "gradcam", whatever it is.
-        detach_target: see `cam_loss`.
-        eps: see `cam_loss`.
+        norm: "l1" is the paper's; "l2" takes the mean of squares.
+        detach_weights: the weights get no gradient, as Algorithm 1 demands; nor in "gradcam", whatever they are.
+        detach_target: the class's map is a constant; the class-agnostic map alone moves.
+        eps: under which a map counts as flat; see `scaled`.
 
     Source: [CAM-loss] Eq. 1-7, Algorithm 1; the weight c = 3.
     """
@@ -154,12 +144,7 @@ def negative_cam(
     "uniform": the Kullback-Leibler divergence, in nats, of the map's softmax over positions from the uniform
     distribution; 0 if the map is flat, at whatever height. "zero": the mean square of the map.
 
-    Args:
-        feature_map: the last one, after its activation.
-        class_weights: a vector per class over the same channels.
-        shown: which classes the images show; their maps do not count.
-        n_negatives: how many absent classes count, those with the largest mean over the map; fewer if there are fewer.
-        towards: what the maps are drawn to.
+    Of the classes that an image does not show those `n_negatives` with the largest mean over the map count.
 
     Source: Sun et al., Fixing Localization Errors to Improve Image Classification, 2020 (homogeneous negative CAM).
     Their published code adds the divergences of the classes up where this takes the mean.

@@ -20,8 +20,7 @@ from torch.nn import functional
 
 from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ...errors import InputError, WeightsError
-from ..data.labels import accuracy, single_labels
-from ..engine.step import HasClassWeights, Step, Term
+from ..engine.step import HasClassWeights, Step, Term, accuracy, single_labels
 from ..recipes.tables import check_name
 from .metric import ProxyTerm, Space, gather_vectors, vectors_of
 

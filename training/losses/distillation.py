@@ -26,8 +26,7 @@ from ...encoders import Encoder, Encoding
 from ...errors import FingerprintMismatchError, InputError
 from ...explain import upsample
 from ...images import Transform
-from ..data.labels import Targets, true_classes
-from ..engine.step import Step, Term
+from ..engine.step import Step, Targets, Term, true_classes
 from ..recipes.tables import check_name
 from .attention import gradient_weights, pooled_weights, scaled, weighted_map
 from .cam_loss import MapNorm, has_cam, map_difference, unpooled

@@ -23,8 +23,7 @@ from torch.nn import functional
 from ...encoders import Encoding
 from ...errors import InputError
 from ...explain import upsample
-from ..data.labels import Targets, true_classes
-from ..engine.step import Regions, Step
+from ..engine.step import Regions, Step, Targets, true_classes
 from ..recipes.tables import check_name
 from .attention import LateTerm, gradient_weights, gradients_off, scaled, statistics_frozen, weighted_map
 
@@ -76,11 +75,6 @@ def box_loss(
     attention: Float[Tensor, "r h w"], boxes: Float[Tensor, "r rows columns"], saliency: Float[Tensor, "r h w"]
 ) -> Float[Tensor, " r"]:
     """Mean over positions of: attention outside the box, and difference from the saliency inside, both squared.
-
-    Args:
-        attention: raw; it is scaled to [0, 1] here.
-        boxes: filled rectangles, reduced to the attention's size by area.
-        saliency: where in the box the object is likely to be, in [0, 1], at the attention's size.
 
     Source: [GAIN] Eq. 9.
 

@@ -25,8 +25,7 @@ from pytorch_metric_learning.utils import distributed
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ..data.labels import accuracy, single_labels
-from ..engine.step import Step, Term
+from ..engine.step import Step, Term, accuracy, single_labels
 from ..recipes.tables import check_name, check_options
 
 Space = Literal["embedding", "pooled"]
@@ -129,12 +128,6 @@ def metric_term(name: str, *, dim: int, n_classes: int, options: Mapping[str, An
     "batch_hard_triplet" is the triplet loss of re-identification: the farthest image of the class and the nearest one
     of any other, Euclidean, mean over all anchors; `margin=0, smooth_loss=true` is its soft margin. "contrastive" with
     a similarity ("cosine", "dot") has the margins 1 and 0 unless others are given.
-
-    Args:
-        name: a key of `LOSSES`.
-        dim: length of the vectors it acts on.
-        n_classes: for losses with class vectors.
-        options: as above.
     """
     check_name("metric loss", name, LOSSES)
     given = dict(LOSSES[name].defaults) | dict(options or {})

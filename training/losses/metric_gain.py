@@ -18,8 +18,7 @@ from ...encoders import Encoding
 from ...encoders.encoder import evaluating
 from ...errors import InputError
 from ...explain import channel_weights, fold
-from ..data.labels import Targets, true_classes
-from ..engine.step import Step
+from ..engine.step import Step, Targets, true_classes
 from ..recipes.tables import check_name
 from .attention import gradients_off
 from .gain import AttentionMining, attention_map

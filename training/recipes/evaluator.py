@@ -23,9 +23,8 @@ from ...explain import dist_cam, fold, normalise, rectify, upsample
 from ...metrics.clustering import cluster, normalised_mutual_information
 from ...metrics.distances import SearchSpec
 from ...metrics.ranking import Pairing, RankMeasures, measure_rankings
-from ..data.labels import is_right
 from ..data.training_set import TrainingSet
-from ..engine.step import HasClassWeights
+from ..engine.step import HasClassWeights, is_right
 from .tables import Count, Table, check_name
 
 MAPS = ("caam", "cam", "gradcam", "dist_cam")

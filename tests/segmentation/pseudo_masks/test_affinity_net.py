@@ -25,7 +25,7 @@ from distcam.segmentation.pseudo_masks.affinity_net import (
     shifted,
     train_affinity,
 )
-from distcam.segmentation.pseudo_masks.cues import pseudo_mask
+from distcam.segmentation.pseudo_masks.make import pseudo_mask
 from distcam.synthetic.scene_set import blueprints, write_scenes
 
 

@@ -24,7 +24,7 @@ from distcam.segmentation.segmenter.losses import (
     SEGMENTER_TERMS,
     Constrain,
     Expand,
-    Pixels,
+    PixelCrossEntropy,
     Pooled,
     dense_labels,
     dense_training_set,
@@ -198,11 +198,13 @@ def test_the_cross_entropy_of_the_decided_pixels_by_hand() -> None:
     logits[0, 1, 1, 0] = 3.0
     step = step_of(logits, [[1.0]], regions_of(mask))
     of_background, of_class = np.log(2), np.log(1 + np.exp(-3.0))
-    assert float(Pixels()(step)) == pytest.approx((3 * of_background + of_class) / 4, rel=1e-5)
-    assert float(Pixels(balance="background")(step)) == pytest.approx((of_background + of_class) / 2, rel=1e-5)
+    assert float(PixelCrossEntropy()(step)) == pytest.approx((3 * of_background + of_class) / 4, rel=1e-5)
+    assert float(PixelCrossEntropy(balance="background")(step)) == pytest.approx(
+        (of_background + of_class) / 2, rel=1e-5
+    )
     assert step.log["accuracy"] == 1.0
     nothing = step_of(logits.requires_grad_(), [[1.0]])
-    value = Pixels()(nothing)
+    value = PixelCrossEntropy()(nothing)
     assert float(value.detach()) == 0
     assert value.requires_grad
 

@@ -13,8 +13,7 @@ from distcam.encoders import Encoder
 from distcam.encoders.heads import Linear
 from distcam.errors import FingerprintMismatchError, InputError, WeightsError
 from distcam.images import Transform
-from distcam.training.data.labels import true_classes
-from distcam.training.engine.step import Batch, Mix, Progress, Step
+from distcam.training.engine.step import Batch, Mix, Progress, Step, true_classes
 from distcam.training.losses.attention import scaled
 from distcam.training.losses.cam_loss import cam_loss, map_difference
 from distcam.training.losses.classifier import ClassifierTerm, save_classifier

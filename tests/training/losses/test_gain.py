@@ -14,8 +14,7 @@ from distcam.encoders.heads import BNNeck, Linear
 from distcam.errors import InputError
 from distcam.explain import dist_cam
 from distcam.images import Transform
-from distcam.training.data.labels import Targets, true_classes
-from distcam.training.engine.step import Batch, Mix, Objective, Progress, Regions, Step
+from distcam.training.engine.step import Batch, Mix, Objective, Progress, Regions, Step, Targets, true_classes
 from distcam.training.losses.attention import gradient_weights, gradients_off, scaled, statistics_frozen
 from distcam.training.losses.classifier import ClassifierTerm
 from distcam.training.losses.gain import (
