@@ -31,8 +31,7 @@ from ..errors import InputError
 from ..images import Transform
 from ..progress import Progress
 from ..training.data.batches import Part, RunData
-from ..training.data.pixels import say_left_out
-from ..training.data.training_set import TrainingSet
+from ..training.data.training_set import TrainingSet, say_left_out
 from ..training.engine.step import Objective
 from ..training.losses.registry import TERMS, Builder, sized
 from ..training.recipes.recipe import Recipe

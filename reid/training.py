@@ -33,8 +33,7 @@ from ..progress import Progress
 from ..remarks import Skipped
 from ..synthetic.walkers import WalkerSet, write_walkers
 from ..training.data.batches import Part, RunData
-from ..training.data.pixels import decode, say_left_out
-from ..training.data.training_set import TrainingSet
+from ..training.data.training_set import TrainingSet, decode, say_left_out
 from ..training.engine.step import Objective
 from ..training.recipes.recipe import Recipe
 from ..training.recipes.runs import run_recipe as train

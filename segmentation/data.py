@@ -26,8 +26,7 @@ from ..images import Transform, read_image
 from ..images.masks import VOID, Mask, MaskFolder, read_class_numbers, wrong_size
 from ..remarks import Skipped
 from ..training.data.outlines import RegionTable, by_turns
-from ..training.data.pixels import say_left_out
-from ..training.data.training_set import TrainingSet
+from ..training.data.training_set import TrainingSet, say_left_out
 from .label_maps import MaskIds, as_regions, boxes_around, label_map
 
 if TYPE_CHECKING:

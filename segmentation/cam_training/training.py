@@ -43,8 +43,7 @@ from ..label_maps import label_map
 from ..pseudo_masks.sources import ClassMapSource, WeakSegmenter
 from ..segmenter.inference import InferenceSettings, class_scores
 from .cpn import build_cpn
-from .map_term import MapTerm, build_multi_label
-from .seam import build_seam
+from .map_term import MapTerm, build_multi_label, build_seam
 
 
 @dataclass(frozen=True)

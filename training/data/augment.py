@@ -149,8 +149,7 @@ def augment(
         pixels = _erased(pixels, settings, chance)
     if regions is None or raster is None:
         return Augmented(pixels, regions)
-    seen = raster.flatten(1).any(1)
-    return Augmented(pixels, Regions(regions.row[seen], regions.label[seen], regions.is_box[seen], raster[seen]))
+    return Augmented(pixels, regions.chosen(raster.flatten(1).any(1), raster))
 
 
 def _moved(
@@ -294,6 +293,5 @@ def mix_images(
     mixed = torch.where(pasted[:, None], images[partner], images)
     if regions is not None:
         raster = regions.raster * ~pasted
-        seen = raster.flatten(1).any(1)
-        regions = Regions(regions.row[seen], regions.label[seen], regions.is_box[seen], raster[seen])
+        regions = regions.chosen(raster.flatten(1).any(1), raster)
     return mixed, Mix(partner, 1 - float(pasted.float().mean())), regions

@@ -22,8 +22,7 @@ from ..recipes.tables import Table, plain
 from .batches import Part
 from .dividing import SplitSettings, divided, settled, shown_classes
 from .outlines import Outline, RegionSettings, boxes_from, outlines_of
-from .pixels import Cache, say_left_out
-from .training_set import TrainingSet
+from .training_set import Cache, TrainingSet, say_left_out
 
 if TYPE_CHECKING:
     from ...synthetic.scene_set import Blueprint

@@ -23,7 +23,6 @@ from ...encoders import Encoder
 from ...encoders.inference import has_fast_bfloat16
 from ...errors import InputError
 from ..recipes.settings import Settings
-from .early_stopping import EarlyStopping
 from .environment import (
     World,
     average_gradients,
@@ -39,7 +38,7 @@ from .environment import (
     spread,
 )
 from .optimisation import Optimisation, set_training, training_mode
-from .outcome import FitResult, Means, Row, TensorBoardLog, write_csv, write_outcome
+from .outcome import EarlyStopping, FitResult, Means, Row, TensorBoardLog, write_csv, write_outcome
 from .state import STATE, difference, read_state, write_state
 from .step import Batch, Objective, Progress, Step
 

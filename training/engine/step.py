@@ -38,6 +38,19 @@ class Regions:
     is_box: Bool[Tensor, " r"]
     raster: Float[Tensor, "r h w"]
 
+    def chosen(self, which: Bool[Tensor, " r"], raster: Float[Tensor, "r h w"]) -> Regions:
+        """Some of the regions, with these rasters."""
+        return Regions(self.row[which], self.label[which], self.is_box[which], raster[which])
+
+    def merged(self) -> Regions:
+        """The same regions, with all masks of one class in one image as a single mask, and all boxes as a single one."""
+        same = (self.row[:, None] == self.row) & (self.label[:, None] == self.label)
+        same = same & (self.is_box[:, None] == self.is_box)
+        first = same.int().argmax(1)  # the first region of the same image, class and kind
+        index = first[:, None, None].expand_as(self.raster)
+        raster = torch.zeros_like(self.raster).scatter_reduce(0, index, self.raster, "amax")
+        return self.chosen(first == torch.arange(len(first), device=first.device), raster)
+
 
 @dataclass(frozen=True, eq=False)
 class Mix:

@@ -25,9 +25,8 @@ from ..recipes.tables import check_name, check_options, keyword_options
 from .cam_loss import CamLoss, NegativeCam
 from .classifier import CenterTerm, ClassifierTerm
 from .distillation import AttentionTransfer, Ccm, Distillation, Kd, Teacher
-from .gain import Gain
+from .gain import Gain, MetricGain
 from .metric import LOSSES, metric_term
-from .metric_gain import MetricGain
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from distcam.training.losses.attention import gradient_weights, gradients_off, s
 from distcam.training.losses.classifier import ClassifierTerm
 from distcam.training.losses.gain import (
     Gain,
+    MetricGain,
     attention_map,
     box_loss,
     contrast_saliency,
@@ -27,7 +28,6 @@ from distcam.training.losses.gain import (
     merged,
     soft_mask,
 )
-from distcam.training.losses.metric_gain import MetricGain
 
 LABELS = torch.tensor([0, 2, 1, 2])
 NOW = Progress(0, 1, 0)
