@@ -43,7 +43,7 @@ class Regions:
         return Regions(self.row[which], self.label[which], self.is_box[which], raster[which])
 
     def merged(self) -> Regions:
-        """The same regions, with all masks of one class in one image as a single mask, and all boxes as a single one."""
+        """The same regions; all masks of one class in one image are one, and so are all boxes."""
         same = (self.row[:, None] == self.row) & (self.label[:, None] == self.label)
         same = same & (self.is_box[:, None] == self.is_box)
         first = same.int().argmax(1)  # the first region of the same image, class and kind

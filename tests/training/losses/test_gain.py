@@ -25,7 +25,6 @@ from distcam.training.losses.gain import (
     contrast_saliency,
     hidden,
     mask_loss,
-    merged,
     soft_mask,
 )
 
@@ -119,7 +118,7 @@ def test_regions_of_one_class_in_an_image_become_one() -> None:
     regions = Regions(
         torch.tensor([1, 0, 1, 1]), torch.tensor([2, 2, 2, 2]), torch.tensor([False, False, False, True]), raster
     )
-    result = merged(regions)
+    result = regions.merged()
     assert result.row.tolist() == [1, 0, 1]
     assert result.is_box.tolist() == [False, False, True]
     assert result.raster.tolist() == [[[1, 0], [1, 0]], [[0, 1], [0, 0]], [[0, 0], [0, 1]]]
