@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,7 +19,6 @@ from .options import AsJson, Strict
 
 if TYPE_CHECKING:
     from ..training.recipes.recipe import Recipe, RecipeFile
-    from ..training.recipes.runs import Comparison
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 _COMMAND = re.compile(r"distcam (?:(\w+) )?train")
@@ -237,51 +235,60 @@ def run_file(
     from ..training.engine.environment import current_world
     from ..training.recipes.runs import run_variants
 
-    with _resumable(folder):
+    parts = [part.strip() for part in seeds.split(",")] if seeds else []
+    if not all(part.isdecimal() for part in parts):
+        raise InputError(f"expected --seeds as whole numbers such as 0,1,2; got {seeds!r}")
+    try:
         comparison = run_variants(
             file,
-            seeds=chosen_seeds(seeds) if seeds else None,
+            seeds=[int(part) for part in parts] or None,
             folder=folder,
             announce=announcer(),
             watch=lambda name, seed: progress_bar(" ".join(filter(None, (name, f"seed {seed}")))),
             **options,
         )
+    except KeyboardInterrupt:
+        err.print(f"stopped; {folder} keeps every epoch, and the same command with --resume goes on", soft_wrap=True)
+        raise typer.Exit(130) from None
     if not current_world().is_first:
         return
     if as_json:
         print_json(comparison.to_dict())
         return
-    out.print(comparison_table(comparison))
+    header, *rows = comparison.rows()
+    count = len(comparison.seeds)
+    spread = f"mean ± standard deviation over {count} seeds" if count > 1 else f"seed {comparison.seeds[0]}"
+    table = Table(title=f"{comparison.name}: {spread}", title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=not number)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
     say(f"Images: {'; '.join(comparison.seen_as)}")
     say(f"{leaves}, logs, and resolved recipes: {folder}")
 
 
 def _print_resolved(recipes: dict[str | None, Recipe], *, as_json: bool) -> None:
-    """Print recipes as TOML that reads back, or as JSON; several are the variants of one file."""
+    """Print recipes as TOML that reads back, or as JSON; sizes and classes of their parts go to stderr."""
+    from ..training.data.batches import sentence
+    from ..training.data.splits import list_parts
     from ..training.recipes.tables import as_toml
 
-    tables = {name: _settled(recipe).to_dict() for name, recipe in recipes.items()}
+    tables: dict[str | None, dict[str, Any]] = {}
+    for name, recipe in recipes.items():
+        try:  # divided as the data say, if they are there
+            recipe = recipe.settled()
+            parts = list_parts(recipe.data, folder=recipe.folder)
+            if parts:
+                announcer()(sentence(parts))
+        except InputError as error:
+            note(f"the data cannot be divided now: {error}")
+        tables[name] = recipe.to_dict()
     if as_json:
         print_json(tables.get(None, tables))
         return
     one = next(iter(tables.values())) if len(tables) == 1 else None
     typer.echo(as_toml(one or {"variants": {str(name): table for name, table in tables.items()}}), nl=False)
-
-
-def _settled(recipe: Recipe) -> Recipe:
-    """The recipe, divided as the data say if they are there; sizes and classes of the parts go to stderr."""
-    from ..training.data.batches import sentence
-    from ..training.data.splits import list_parts
-
-    try:
-        recipe = recipe.settled()
-        parts = list_parts(recipe.data, folder=recipe.folder)
-    except InputError as error:
-        note(f"the data cannot be divided now: {error}")
-        return recipe
-    if parts:
-        announcer()(sentence(parts))
-    return recipe
 
 
 def changes_with(changes: list[str] | None, *, strict: bool) -> list[str]:
@@ -310,34 +317,3 @@ def chosen_variants(text: str | None, known: tuple[str, ...]) -> list[str | None
     if not known:
         raise InputError("the recipe has no [variants.NAME]; leave --variant out")
     return list(known)
-
-
-def chosen_seeds(text: str) -> list[int]:
-    """The whole numbers of `0,1,2`."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise InputError(f"expected --seeds as whole numbers such as 0,1,2; got {text!r}")
-    return [int(part) for part in parts]
-
-
-def comparison_table(comparison: Comparison) -> Table:
-    """The terminal's table of a comparison: a row per variant, a column per score."""
-    header, *rows = comparison.rows()
-    count = len(comparison.seeds)
-    spread = f"mean ± standard deviation over {count} seeds" if count > 1 else f"seed {comparison.seeds[0]}"
-    table = Table(title=f"{comparison.name}: {spread}", title_justify="left")
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=not number)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-@contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    """Ctrl-C says what is kept and how to go on, and ends with exit status 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        err.print(f"stopped; {folder} keeps every epoch, and the same command with --resume goes on", soft_wrap=True)
-        raise typer.Exit(130) from None

@@ -16,7 +16,7 @@ from ..command import Commands, refuse_unused
 from ..console import print_json, progress_bar, say
 from ..options import AsJson, ReadsImages, Strict
 from ..train import segment_train
-from .inputs import Layout, is_model, mask_pairs, open_data, open_model
+from .inputs import DataLayout, is_model, mask_pairs, open_data, open_model
 
 if TYPE_CHECKING:
     from ...images.masks import Mask
@@ -41,7 +41,7 @@ EVALUATE_EXAMPLE = (
 )
 
 LayoutOption = Annotated[
-    Layout,
+    DataLayout,
     typer.Option(help="What the data are: VOC's layout, CamVid's, a CSV, drawn scenes, or a folder of images."),
 ]
 Split = Annotated[str | None, typer.Option(help="Which split of the data. Default: val, or test of drawn scenes.")]

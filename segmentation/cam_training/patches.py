@@ -106,8 +106,7 @@ class GridPatches(Patches):
     Args:
         sizes: sides in pixels; each image of a batch draws one of them. The paper's best for images of 448 pixels are
             56 and 112, an eighth and a quarter of the side. A number between 0 and 1 is a share of the shorter side.
-        hidden: see `Patches`.
-        share: see `Patches`.
+        hidden, share: see `Patches`.
 
     Source: [CPN] §3.1, §4.3.
     """
@@ -145,11 +144,10 @@ class SuperpixelPatches(Patches):
         transform: of the normalised images.
         segments: S_N, about how many patches an image has; the paper's best is 200.
         compactness: of `skimage.segmentation.slic`: more makes squares, less follows colours.
-        hidden: see `Patches`.
-        share: see `Patches`.
         replacement: draw p_h · n patches with replacement, as the published code does: only 39 % are hidden then, not
             50 %.
         remembered: images whose superpixels are kept.
+        hidden, share: see `Patches`.
 
     Source: [CPN] §3.1, §4.3; Achanta et al., SLIC Superpixels, 2012.
     """
@@ -175,18 +173,18 @@ class SuperpixelPatches(Patches):
     def _divided(self, images: Tensor, generator: torch.Generator | None) -> list[Tensor]:
         del generator
         pixels = (self.transform.denormalise(images.detach().cpu()) * 255).round_().to(torch.uint8)
-        return [self._superpixels(own.permute(1, 2, 0).contiguous().numpy()) for own in pixels]
-
-    def _superpixels(self, image: np.ndarray) -> Tensor:
-        key = hashlib.blake2b(image.tobytes(), digest_size=16, key=str(image.shape).encode()).digest()
-        patch = self._known.pop(key, None)
-        if patch is None:
-            found = slic_segments(image, segments=self.segments, compactness=self.compactness)
-            patch = torch.from_numpy(found)
-        self._known[key] = patch
-        while len(self._known) > self.remembered:
-            self._known.popitem(last=False)
-        return patch
+        patches = []
+        for own in pixels:
+            image = own.permute(1, 2, 0).contiguous().numpy()
+            key = hashlib.blake2b(image.tobytes(), digest_size=16, key=str(image.shape).encode()).digest()
+            patch = self._known.pop(key, None)
+            if patch is None:
+                patch = torch.from_numpy(slic_segments(image, segments=self.segments, compactness=self.compactness))
+            self._known[key] = patch
+            while len(self._known) > self.remembered:
+                self._known.popitem(last=False)
+            patches.append(patch)
+        return patches
 
     def _chosen(self, count: int, generator: torch.Generator | None) -> Bool[Tensor, " n"]:
         if not self.replacement:

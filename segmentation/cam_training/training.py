@@ -253,17 +253,12 @@ class _Measured:
         if folder is not None:
             segmenter.metadata = {"beta": first.best_beta, "measured": found}
             segmenter.save(folder / SEGMENTER_NAME)
-            self._save_classifier(segmenter, folder)
+            weights = segmenter.class_weights  # in the file that everything else draws class maps with
+            with torch.random.fork_rng(devices=[]):
+                plain = ClassifierTerm(weights.shape[1], len(weights), multi_label=True, bias=False).to(weights.device)
+            with torch.no_grad():
+                plain.weight.copy_(weights)
+            fingerprint = segmenter.encoder.fingerprint
+            save_classifier(folder / "classifier.safetensors", plain, self._class_names, fingerprint=fingerprint)
             write_json(folder / CURVES_NAME, {name: curve.to_dict() for name, curve in curves.items()})
         return found
-
-    def _save_classifier(self, segmenter: WeakSegmenter, folder: Path) -> None:
-        """The class weights in the file that everything else draws class maps with."""
-        weights = segmenter.class_weights
-        with torch.random.fork_rng(devices=[]):
-            plain_term = ClassifierTerm(weights.shape[1], len(weights), multi_label=True, bias=False).to(weights.device)
-        with torch.no_grad():
-            plain_term.weight.copy_(weights)
-        save_classifier(
-            folder / "classifier.safetensors", plain_term, self._class_names, fingerprint=segmenter.encoder.fingerprint
-        )

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,13 +30,13 @@ from ...encoders.weights.reading import drawn_from
 from ...errors import InputError, ShapeError, WeightsError
 from ...images.masks import VOID, Mask
 from ...progress import Progress
+from ...training.recipes.tables import Count, Natural, Positive, Table
 from ..data import MaskedImages
 
 Offset = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class WalkSettings:
+class WalkSettings(Table):
     """Reach and strictness of a random walk.
 
     Attributes:
@@ -49,19 +48,12 @@ class WalkSettings:
         colour: the difference of colours (mean over red, green, blue, in [0, 1]) at which an affinity is 1/e.
     """
 
-    radius: int = 5
-    power: float = 8.0
-    steps: int = 16
-    background: float = 1.0
-    side: int = 64
-    colour: float = 0.25
-
-    def __post_init__(self) -> None:
-        for name in ("radius", "side"):
-            if getattr(self, name) < 1:
-                raise InputError(f"expected {name} of 1 or more, got {getattr(self, name)}")
-        if self.steps < 0 or self.power <= 0 or self.background <= 0 or self.colour <= 0:
-            raise InputError("expected steps of 0 or more, and power, background and colour above 0")
+    radius: Count = 5
+    power: Positive = 8.0
+    steps: Natural = 16
+    background: Positive = 1.0
+    side: Count = 64
+    colour: Positive = 0.25
 
 
 def neighbours(radius: int) -> list[Offset]:
@@ -168,8 +160,7 @@ def refine_by_walk(
 # --- learnt affinities ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class AffinitySettings:
+class AffinitySettings(Table):
     """Options of the training of affinities.
 
     Attributes:
@@ -182,20 +173,13 @@ class AffinitySettings:
         seed: of the weights and of the order of the images.
     """
 
-    dim: int = 16
-    radius: int = 3
-    epochs: int = 8
-    batch_size: int = 8
-    learning_rate: float = 1e-2
-    side: int = 32
+    dim: Count = 16
+    radius: Count = 3
+    epochs: Count = 8
+    batch_size: Count = 8
+    learning_rate: Positive = 1e-2
+    side: Count = 32
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("dim", "radius", "epochs", "batch_size", "side"):
-            if getattr(self, name) < 1:
-                raise InputError(f"expected {name} of 1 or more, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise InputError(f"expected a learning_rate above 0, got {self.learning_rate}")
 
 
 class AffinityNet(nn.Module):

@@ -5,7 +5,6 @@ Scores are those of `class_scores`: in an image's own pixels, each class's maxim
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Literal
 
 import numpy as np
@@ -261,7 +260,7 @@ class MaskMaker:
             encoder = getattr(self.source, "encoder", None)
             if not isinstance(encoder, Encoder):
                 raise InputError(f"affinities are learnt on an encoder, and {type(self.source).__name__} has none")
-            settings = dataclasses.replace(self.stage.affinity, seed=self.seed)
+            settings = self.stage.affinity.changed(seed=self.seed)
             self.affinity = train_affinity(encoder, self.data, cues, settings=settings)
         if not has_truth:
             return {}

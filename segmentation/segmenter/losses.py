@@ -198,23 +198,19 @@ class Constrain(Term):
         probabilities = logits.softmax(1).clamp(min=1e-4)
         probabilities = probabilities / probabilities.sum(1, keepdim=True)
         with torch.no_grad():
-            wanted = self._smoothed(step.batch.images, probabilities).clamp(min=1e-4)
+            size = probabilities.shape[-2:]
+            colours = functional.interpolate(self.transform.denormalise(step.batch.images), size, mode="area")
+            if self.transform.channels == "bgr":
+                colours = colours.flip(1)
+            small = (colours.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            settings = CrfSettings(steps=self.steps).scaled(self.factor or max(size) / 500)
+            found = [
+                dense_crf(Image.fromarray(own), scores, settings=settings)
+                for own, scores in zip(small, probabilities.detach().cpu().numpy(), strict=True)
+            ]
+            wanted = torch.from_numpy(np.stack(found)).to(step.batch.images).clamp(min=1e-4)
             wanted = wanted / wanted.sum(1, keepdim=True)
         return (wanted * (wanted.log() - probabilities.log())).sum(1).mean()
-
-    def _smoothed(self, images: Tensor, probabilities: Tensor) -> Tensor:
-        """The dense CRF's probabilities on the network's grid."""
-        size = probabilities.shape[-2:]
-        colours = functional.interpolate(self.transform.denormalise(images), size, mode="area")
-        if self.transform.channels == "bgr":
-            colours = colours.flip(1)
-        small = (colours.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        settings = CrfSettings(steps=self.steps).scaled(self.factor or max(size) / 500)
-        found = [
-            dense_crf(Image.fromarray(own), scores, settings=settings)
-            for own, scores in zip(small, probabilities.detach().cpu().numpy(), strict=True)
-        ]
-        return torch.from_numpy(np.stack(found)).to(images)
 
 
 SEGMENTER_TERMS: Mapping[str, Builder] = MappingProxyType(

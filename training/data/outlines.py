@@ -212,25 +212,20 @@ def raster_of(
             raise InputError(f"{file}: expected a box as left < right and top < bottom, got {shown}")
         if min(box.left, box.top) < -_SLACK or box.right > width + _SLACK or box.bottom > height + _SLACK:
             raise InputError(f"{file}: the box {shown} leaves the image, which is {width} x {height} pixels")
-        raster = _filled(box.clipped(width, height), transform, width, height)
+        view, box = transform.view(width, height), box.clipped(width, height)
+        seen = box.shifted(-view.left, -view.top).scaled(transform.width / view.width, transform.height / view.height)
+        seen = seen.clipped(transform.width, transform.height)
+        raster = torch.zeros(transform.height, transform.width, dtype=torch.uint8)
+        if seen.area > 0:
+            (left, right), (top, bottom) = _span(seen.left, seen.right), _span(seen.top, seen.bottom)
+            raster[top:bottom, left:right] = 1
     else:
         raster = _seen(outline, file, transform, (width, height))
     return raster if raster.any() else None
 
 
-def _filled(box: Box, transform: Transform, width: int, height: int) -> UInt8[Tensor, "h w"]:
-    """The pixels whose centre the box covers; of a box between centres the one pixel that holds its middle."""
-    view = transform.view(width, height)
-    seen = box.shifted(-view.left, -view.top).scaled(transform.width / view.width, transform.height / view.height)
-    seen = seen.clipped(transform.width, transform.height)
-    raster = torch.zeros(transform.height, transform.width, dtype=torch.uint8)
-    if seen.area > 0:
-        (left, right), (top, bottom) = _span(seen.left, seen.right), _span(seen.top, seen.bottom)
-        raster[top:bottom, left:right] = 1
-    return raster
-
-
 def _span(start: float, stop: float) -> tuple[int, int]:
+    """The pixels whose centre lies between two edges; if there is none, the one that holds their middle."""
     first, end = math.ceil(start - 0.5), math.ceil(stop - 0.5)
     return (first, end) if end > first else (int((start + stop) / 2), int((start + stop) / 2) + 1)
 

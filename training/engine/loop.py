@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -266,10 +266,15 @@ class _Run:
         row: dict[str, float] = {"epoch": done, **means, "learning_rate": self.optimisation.learning_rate}
         self._agree()
         if done % self.settings.evaluate_every == 0 or done == self.settings.epochs:
-            with self._kept_weights():
-                found = dict(self.evaluate(self.encoder)) if self.evaluate and self.world.is_first else {}
-                row |= {name: float(value) for name, value in shared(found, self.world).items()}
-                self.early_stopping.update(row, epoch=done)
+            self.encoder.eval()
+            self.objective.eval()
+            try:
+                with self.optimisation.averaged():  # encoder and objective are what would be kept
+                    found = dict(self.evaluate(self.encoder)) if self.evaluate and self.world.is_first else {}
+                    row |= {name: float(value) for name, value in shared(found, self.world).items()}
+                    self.early_stopping.update(row, epoch=done)
+            finally:
+                set_training(self.encoder, self.objective, self.settings)
         self.history.append({**row, **times})
         self.now = replace(self.now, epoch=done, train_accuracy=means.get("accuracy"))
         self.batch, self.means = 0, Means()
@@ -280,17 +285,6 @@ class _Run:
             self.board.epoch(self.now.step, self.history[-1])
         if self.report is not None:
             self.report(self.history[-1])
-
-    @contextmanager
-    def _kept_weights(self) -> Iterator[None]:
-        """Inside, encoder and objective are what would be kept, in evaluation mode."""
-        self.encoder.eval()
-        self.objective.eval()
-        try:
-            with self.optimisation.averaged():
-                yield
-        finally:
-            set_training(self.encoder, self.objective, self.settings)
 
     # ---- checkpoints
 

@@ -19,7 +19,7 @@ from ...encoders import Encoder
 from ...encoders.heads import Identity, affine_of
 from ...errors import InputError, ShapeError
 from ...explain import fold
-from ..engine.step import HasClassWeights, Step, Targets, true_classes
+from ..engine.step import HasClassWeights, Step, true_classes
 from ..recipes.tables import check_name
 from .attention import LateTerm, gradient_weights, pooled_weights, scaled
 
@@ -110,20 +110,19 @@ class CamLoss(LateTerm):
     def forward(self, step: Step) -> Tensor:
         """Mean over the batch's images."""
         classifier, targets = step.need_classifier("CAM-loss"), true_classes(step.batch)
-        maps, weights = self._maps_and_weights(step, classifier, targets)
+        encoder, maps = step.encoder, step.encoding.feature_map
+        if self.method == "gradcam" or (self.method == "auto" and not has_cam(encoder, classifier)):
+            weights = gradient_weights(encoder, maps, classifier, targets, second_order=not self.detach_weights)
+        else:
+            of_classes = classifier.class_weights()
+            of_classes = of_classes.detach() if self.detach_weights else of_classes
+            if self.space == "embedding":
+                maps = fold(maps, pooling=encoder.pooling, head=encoder.head).map
+            else:
+                maps, of_classes = unpooled(encoder, maps), pooled_weights(encoder, of_classes)
+            weights = of_classes[targets.label]
         values = _differences(targets.of(maps), weights, detach_target=self.detach_target, norm=self.norm, eps=self.eps)
         return targets.mean(values, n_images=len(step.batch))
-
-    def _maps_and_weights(self, step: Step, classifier: HasClassWeights, targets: Targets) -> tuple[Tensor, Tensor]:
-        encoder, feature_map = step.encoder, step.encoding.feature_map
-        if self.method == "gradcam" or (self.method == "auto" and not has_cam(encoder, classifier)):
-            weights = gradient_weights(encoder, feature_map, classifier, targets, second_order=not self.detach_weights)
-            return feature_map, weights
-        weights = classifier.class_weights()
-        weights = weights.detach() if self.detach_weights else weights
-        if self.space == "embedding":
-            return fold(feature_map, pooling=encoder.pooling, head=encoder.head).map, weights[targets.label]
-        return unpooled(encoder, feature_map), pooled_weights(encoder, weights)[targets.label]
 
 
 def has_cam(encoder: Encoder, classifier: HasClassWeights) -> bool:

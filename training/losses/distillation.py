@@ -77,12 +77,16 @@ class Teacher:
         return classifier.requires_grad_(False)
 
     def look(self, step: Step) -> Encoding:
-        """The teacher's encoding of the batch."""
+        """The teacher's encoding of the batch, with the statistics and the order of colours that it knows."""
         if self._seen is None or self._seen[0]() is not step:
             images = step.batch.images
             self.encoder.to(images.device).eval()
+            own, theirs = self.encoder.transform, self.transform
+            if (own.mean, own.std, own.channels) != (theirs.mean, theirs.std, theirs.channels):
+                pixels = theirs.denormalise(images) * 255
+                images = own.normalise(pixels if own.channels == theirs.channels else pixels.flip(1))
             with torch.no_grad():
-                self._seen = weakref.ref(step), step.encode(self._as_taught(images), encoder=self.encoder)
+                self._seen = weakref.ref(step), step.encode(images, encoder=self.encoder)
         return self._seen[1]
 
     def class_maps(self, step: Step, targets: Targets) -> Float[Tensor, "t h w"]:
@@ -99,14 +103,6 @@ class Teacher:
         """Scores of the student's classes."""
         embedding = self.look(step).embedding
         return self.classifier.to(embedding.device).logits(embedding)
-
-    def _as_taught(self, images: Tensor) -> Tensor:
-        """The student's images with the statistics and the order of colours that the teacher knows."""
-        own, theirs = self.encoder.transform, self.transform
-        if (own.mean, own.std, own.channels) == (theirs.mean, theirs.std, theirs.channels):
-            return images
-        pixels = theirs.denormalise(images) * 255
-        return own.normalise(pixels if own.channels == theirs.channels else pixels.flip(1))
 
     def describe(self) -> dict[str, Any]:
         """The teacher's path and fingerprint, as JSON can hold them."""

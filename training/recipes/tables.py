@@ -63,6 +63,7 @@ def limited(accepts: Callable[[float], bool], expected: str) -> AfterValidator:
 
 
 Count = Annotated[int, limited(lambda value: value >= 1, "a whole number from 1 on")]
+Natural = Annotated[int, limited(lambda value: value >= 0, "a whole number from 0 on")]
 Positive = Annotated[float, limited(lambda value: 0 < value < math.inf, "a number above 0")]
 NotNegative = Annotated[float, limited(lambda value: 0 <= value < math.inf, "0 or more")]
 BelowOne = Annotated[float, limited(lambda value: 0 <= value < 1, "a number from 0 to below 1")]
