@@ -50,8 +50,8 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         index = torch.tensor([i])
-        changed = augment(self.data.pixels(index), AugmentSettings(), uniforms(0, 0, index, index))
-        return self.data.transform.normalise(changed.pixels)[0], int(self.data.labels[i])
+        changed, _ = augment(self.data.pixels(index), AugmentSettings(), uniforms(0, 0, index, index))
+        return self.data.transform.normalise(changed)[0], int(self.data.labels[i])
 
 
 class Embedding(nn.Module):

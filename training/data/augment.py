@@ -7,7 +7,6 @@ its index) only: the numbers are hashed from these, so neither the batch size no
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -91,23 +90,13 @@ class AugmentSettings(Table):
         return self.mixup > 0 or self.cutmix > 0
 
 
-@dataclass(frozen=True, eq=False)
-class Augmented:
-    """A changed batch: the images still as grey levels, and the regions that can still be seen."""
-
-    pixels: UInt8[Tensor, "b 3 h w"]
-    regions: Regions | None
-
-
 # --- chance -----------------------------------------------------------------------------------------------------------
 
 _DRAWS = 20  # numbers per image; each change has its own, so switching one on leaves the others as they were
 _FLIP, _SHIFT, _CROP, _ROTATE, _COLOUR, _ERASE = 0, 1, 3, 7, 8, 13
 
 
-def uniforms(
-    seed: int, epoch: int, place: Int[Tensor, " b"], index: Int[Tensor, " b"], *, draws: int = _DRAWS
-) -> Float[Tensor, "b _draws"]:
+def uniforms(seed: int, epoch: int, place: Int[Tensor, " b"], index: Int[Tensor, " b"]) -> Float[Tensor, "b _draws"]:
     """Numbers in [0, 1) for every image, each a hash of its key and nothing else.
 
     Source: Steele, Lea, Flood, Fast splittable pseudorandom number generators, 2014 (SplitMix64's finaliser).
@@ -115,7 +104,7 @@ def uniforms(
     key = _hashed(np.array([seed], dtype=np.uint64))
     for part in (np.array([epoch]), place.numpy(), index.numpy()):
         key = _hashed(key + part.astype(np.uint64))
-    bits = _hashed(key[:, None] + _hashed(np.arange(draws, dtype=np.uint64)))
+    bits = _hashed(key[:, None] + _hashed(np.arange(_DRAWS, dtype=np.uint64)))
     return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53).float().clamp_(max=1 - 2**-24)
 
 
@@ -135,7 +124,7 @@ def augment(
     chance: Float[Tensor, "b _draws"],
     *,
     regions: Regions | None = None,
-) -> Augmented:
+) -> tuple[UInt8[Tensor, "b 3 h w"], Regions | None]:
     """The batch after everything that happens to single images; `mix_images` comes after normalising.
 
     `chance` comes from `uniforms`. Regions move with their images; those that end up outside are left out.
@@ -148,8 +137,8 @@ def augment(
     if settings.erase:
         pixels = _erased(pixels, settings, chance)
     if regions is None or raster is None:
-        return Augmented(pixels, regions)
-    return Augmented(pixels, regions.chosen(raster.flatten(1).any(1), raster))
+        return pixels, regions
+    return pixels, regions.chosen(raster.flatten(1).any(1), raster)
 
 
 def _moved(

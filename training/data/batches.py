@@ -95,10 +95,10 @@ class TrainingBatches:
         place = torch.from_numpy(own) + (step << 32)
         regions = None if self.data.regions is None else self.data.regions.of(index)
         chance = uniforms(self._seed, epoch, place, index)
-        changed = augment(self.data.pixels(index), self._augment, chance, regions=regions)
-        images = self.data.transform.normalise(changed.pixels)
+        pixels, regions = augment(self.data.pixels(index), self._augment, chance, regions=regions)
+        images = self.data.transform.normalise(pixels)
         key = (self._seed, epoch, step, self._rank)
-        images, mix, regions = mix_images(images, self._augment, key, regions=changed.regions)
+        images, mix, regions = mix_images(images, self._augment, key, regions=regions)
         return Batch(images, self.data.labels[index], index, regions, mix)
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
 from ...encoders import Encoder
 from ...encoders.heads import Identity, affine_of
-from ...errors import InputError, ShapeError
+from ...errors import InputError
 from ...explain import fold
 from ..engine.step import HasClassWeights, Step, true_classes
 from ..recipes.tables import check_name
@@ -26,29 +26,25 @@ from .attention import LateTerm, gradient_weights, pooled_weights, scaled
 MapNorm = Literal["l1", "l2"]
 
 
-def cam_loss(
-    feature_map: Float[Tensor, "b k h w"],
-    class_weights: Float[Tensor, "c k"],
-    labels: Int[Tensor, " b"],
+def cam_differences(
+    maps: Float[Tensor, "t k h w"],
+    weights: Float[Tensor, "t k"],
     *,
-    detach_weights: bool = True,
     detach_target: bool = False,
     norm: MapNorm = "l1",
     eps: float = 1e-8,
-) -> Tensor:
-    """Mean difference between the class-agnostic map and the own class's, both scaled to [0, 1]; itself in [0, 1].
+) -> Float[Tensor, " t"]:
+    """L_cam of each feature map with its own class's weights, in [0, 1].
 
     Source: [CAM-loss] Eq. 1-4, Algorithm 1.
 
-    >>> features = torch.tensor([[[[4.0, 0.0, 1.0]], [[0.0, 2.0, 1.0]]]])         # CAAM' = (1, 0, 0)
-    >>> cam_loss(features, torch.tensor([[0.0, 1.0]]), torch.tensor([0])).item()  # CAM' = (0, 1, 0.5): 2.5 / 3
+    >>> features = torch.tensor([[[[4.0, 0.0, 1.0]], [[0.0, 2.0, 1.0]]]])    # CAAM' = (1, 0, 0)
+    >>> cam_differences(features, torch.tensor([[0.0, 1.0]])).item()         # CAM' = (0, 1, 0.5): 2.5 / 3
     0.8333333134651184
     """
-    if feature_map.shape[1] != class_weights.shape[1]:
-        shapes = f"{tuple(feature_map.shape)} and {tuple(class_weights.shape)}"
-        raise ShapeError(f"expected feature map (b, k, h, w) and class weights (c, k), got {shapes}")
-    weights = class_weights.detach() if detach_weights else class_weights
-    return _differences(feature_map, weights[labels], detach_target=detach_target, norm=norm, eps=eps).mean()
+    both = torch.stack([torch.ones_like(weights), weights], 1) @ maps.flatten(2)  # the feature map is read once
+    caam, cam = scaled(both.reshape(len(maps), 2, *maps.shape[-2:]), eps=eps).unbind(1)
+    return map_difference(caam, cam.detach() if detach_target else cam, norm)
 
 
 def map_difference(
@@ -62,13 +58,6 @@ def map_difference(
 def unpooled(encoder: Encoder, feature_map: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
     """The map whose mean is the pooled vector: the feature map itself, except for GeM."""
     return fold(feature_map, pooling=encoder.pooling, head=Identity()).map
-
-
-def _differences(maps: Tensor, weights: Tensor, *, detach_target: bool, norm: MapNorm, eps: float) -> Tensor:
-    """L_cam of each row: both maps by one product, so the feature map is read once."""
-    both = torch.stack([torch.ones_like(weights), weights], 1) @ maps.flatten(2)
-    caam, cam = scaled(both.reshape(len(maps), 2, *maps.shape[-2:]), eps=eps).unbind(1)
-    return map_difference(caam, cam.detach() if detach_target else cam, norm)
 
 
 class CamLoss(LateTerm):
@@ -121,7 +110,9 @@ class CamLoss(LateTerm):
             else:
                 maps, of_classes = unpooled(encoder, maps), pooled_weights(encoder, of_classes)
             weights = of_classes[targets.label]
-        values = _differences(targets.of(maps), weights, detach_target=self.detach_target, norm=self.norm, eps=self.eps)
+        values = cam_differences(
+            targets.of(maps), weights, detach_target=self.detach_target, norm=self.norm, eps=self.eps
+        )
         return targets.mean(values, n_images=len(step.batch))
 
 
