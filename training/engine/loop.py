@@ -38,8 +38,19 @@ from .environment import (
     spread,
 )
 from .optimisation import Optimisation, set_training, training_mode
-from .outcome import EarlyStopping, FitResult, Means, Row, TensorBoardLog, write_csv, write_outcome
-from .state import STATE, difference, read_state, write_state
+from .outcome import (
+    STATE,
+    EarlyStopping,
+    FitResult,
+    Means,
+    Row,
+    TensorBoardLog,
+    difference,
+    read_state,
+    write_csv,
+    write_outcome,
+    write_state,
+)
 from .step import Batch, Objective, Progress, Step
 
 Evaluate = Callable[[Encoder], Mapping[str, float]]
@@ -162,8 +173,6 @@ class _Run:
         if self.folder is not None and settings.tensorboard and self.world.is_first:
             self.board = TensorBoardLog(self.folder / "tensorboard", step=self.now.step)
 
-    # ---- the whole run
-
     def train(self) -> FitResult:
         """Epoch after epoch until all are done or nothing gets better; the best weights are the encoder's then."""
         try:
@@ -214,8 +223,6 @@ class _Run:
             )
         seconds = time.perf_counter() - started
         self._end_epoch({"seconds": seconds, "waiting": waited / seconds})
-
-    # ---- one optimiser step
 
     def _optimiser_step(self, group: Sequence[Batch]) -> None:
         images = sum(len(batch) for batch in group)
@@ -285,8 +292,6 @@ class _Run:
             self.board.epoch(self.now.step, self.history[-1])
         if self.report is not None:
             self.report(self.history[-1])
-
-    # ---- checkpoints
 
     def _setup(self) -> dict[str, Any]:
         """Everything that a resumed run must have in common with the one that was killed."""

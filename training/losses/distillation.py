@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -104,10 +103,6 @@ class Teacher:
         embedding = self.look(step).embedding
         return self.classifier.to(embedding.device).logits(embedding)
 
-    def describe(self) -> dict[str, Any]:
-        """The teacher's path and fingerprint, as JSON can hold them."""
-        return {"teacher": str(self.path), "fingerprint": self.fingerprint, "classifier": str(self.classifier_path)}
-
 
 class Distillation(Term):
     """A term with a teacher."""
@@ -115,10 +110,6 @@ class Distillation(Term):
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
         self.teacher = teacher
-
-    def describe(self) -> dict[str, Any]:
-        """The teacher's path and fingerprint, for the run's records."""
-        return self.teacher.describe()
 
 
 class _MapMatching(Distillation):

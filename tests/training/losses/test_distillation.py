@@ -132,11 +132,6 @@ def test_the_teacher_is_neither_trained_nor_part_of_the_state(resnet, student: E
     assert all(p.grad is None for p in [*teacher.encoder.parameters(), *teacher.classifier.parameters()])
     assert all(torch.equal(before[name], value) for name, value in teacher.encoder.state_dict().items())
     assert next(student.parameters()).grad is not None
-    assert terms[0].describe() == {
-        "teacher": str(folder / "encoder.safetensors"),
-        "fingerprint": teacher.encoder.fingerprint,
-        "classifier": str(folder / "classifier.safetensors"),
-    }
 
 
 def test_terms_that_share_a_teacher_let_it_look_once(resnet, student: Encoder) -> None:
