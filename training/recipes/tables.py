@@ -43,7 +43,7 @@ def keyword_options(function: Callable[..., Any]) -> frozenset[str]:
     """The names of the keyword-only parameters of a function, or of the constructors of a class and its bases."""
     made = getattr(function, "func", function)
     bases = made.__mro__ if isinstance(made, type) else ()
-    makers = [base.__init__ for base in bases if "__init__" in vars(base) and base is not object] or [made]
+    makers = [vars(base)["__init__"] for base in bases if "__init__" in vars(base) and base is not object] or [made]
     parameters = [p for each in makers for p in inspect.signature(each).parameters.values()]
     return frozenset(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
