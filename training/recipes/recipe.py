@@ -145,7 +145,7 @@ class Recipe(Table):
         for key in ("data", "loss"):
             if key not in table:
                 raise InputError(f"the recipe lacks {'[data]' if key == 'data' else '[[loss]]'}")
-        of_run = {"optimiser": OptimiserSettings, "schedule": ScheduleSettings}
+        of_run: dict[str, type[Table]] = {"optimiser": OptimiserSettings, "schedule": ScheduleSettings}
         parts = {name: parse(kind, table.get(name, {}), name) for name, kind in of_run.items()}
         known = [name for name in Settings.model_fields if name not in of_run]
         for key in checked_table(table.get("run", {}), "run"):

@@ -144,7 +144,7 @@ def _sentence(error: ValidationError, cls: type[Table], table: Mapping[str, Any]
     """The first thing that is wrong; of a field with alternatives, what is wrong with the one that was meant."""
 
     def rank(problem: Any) -> int:
-        kind = problem["type"]
+        kind: str = problem["type"]
         return (kind not in _UNKNOWN) + kind.endswith("_type") + (kind in ("model_type", "dataclass_type"))
 
     problem = min(error.errors(include_url=False), key=rank)
@@ -170,7 +170,9 @@ def _sentence(error: ValidationError, cls: type[Table], table: Mapping[str, Any]
 
 def _place(loc: tuple[int | str, ...], cls: type[Table], table: Mapping[str, Any]) -> tuple[str, Any, Any]:
     """A place as a recipe spells it, its type, and its value; the names of alternatives, which pydantic adds, go."""
-    path, hint, value = "", cls, table
+    path = ""
+    hint: Any = cls
+    value: Any = table
     for step in loc:
         if isinstance(value, Mapping) and step in value:
             path += f".{step}"
@@ -178,7 +180,7 @@ def _place(loc: tuple[int | str, ...], cls: type[Table], table: Mapping[str, Any
             path += f"[{step}]"
         else:
             continue
-        hint, value = _inside(hint, str(step)), value[step]  # type: ignore[call-overload, index]
+        hint, value = _inside(hint, str(step)), value[step]
     return path, hint, value
 
 
