@@ -2,10 +2,9 @@
 
     T = D⁻¹ A^∘β,   scores ← T scores, t times          (A^∘β: every entry to the power β; D: sums of its rows)
 
-A is never written out: a position has an affinity to those within a radius only, and each such offset is a map of its
-own. Learnt affinities know from nothing but cues which neighbouring positions belong to one thing: a 1×1 convolution on
-the encoder's feature map and the image's colours embeds each position. Positive pairs are neighbours with cues of one
-class, negative ones with cues of two; undecided positions teach nothing.
+A is never written out: each offset within a radius is a map of its own. Learnt affinities embed each position by a 1×1
+convolution on the encoder's feature map and the image's colours. Positive pairs are neighbours with cues of one class,
+negative ones with cues of two; undecided positions teach nothing.
 
 Source: Ahn and Kwak, Learning Pixel-level Semantic Affinity with Image-level Supervision (AffinityNet), 2018, §3.2-3.3
 and Eq. 5-6. Theirs reads three stages of its network and trains them; here the encoder stays as it is.

@@ -173,18 +173,7 @@ def _resampled(
     pixels: Tensor, settings: AugmentSettings, chance: Tensor, regions: Regions | None
 ) -> tuple[Tensor, Tensor | None]:
     """Mirrored, shifted, cut out and turned in one bilinear resampling; masks take the nearest pixel."""
-    matrix = _matrices(settings, chance, aspect=pixels.shape[-1] / pixels.shape[-2])
-    grid = functional.affine_grid(matrix, list(pixels.shape), align_corners=False)
-    images = functional.grid_sample(pixels.float(), grid, padding_mode="border", align_corners=False)
-    raster = None
-    if regions is not None:
-        own = grid[regions.row]
-        raster = functional.grid_sample(regions.raster[:, None], own, mode="nearest", align_corners=False)[:, 0]
-    return images.round_().to(torch.uint8), raster
-
-
-def _matrices(settings: AugmentSettings, chance: Tensor, *, aspect: float) -> Float[Tensor, "b 2 3"]:
-    """From places of the new image to places of the old one, both in [-1, 1] across and down."""
+    aspect = pixels.shape[-1] / pixels.shape[-2]
     low, high = settings.crop
     area = low + (high - low) * chance[:, _CROP]
     log_low, log_high = math.log(settings.crop_ratio[0]), math.log(settings.crop_ratio[1])
@@ -199,7 +188,14 @@ def _matrices(settings: AugmentSettings, chance: Tensor, *, aspect: float) -> Fl
     cos, sin = angle.cos(), angle.sin()
     across = torch.stack([size[:, 0] * mirror * cos, -size[:, 1] * sin / aspect, center[:, 0]], 1)
     down = torch.stack([size[:, 0] * mirror * sin * aspect, size[:, 1] * cos, center[:, 1]], 1)
-    return torch.stack([across, down], 1)
+    matrix = torch.stack([across, down], 1)  # from places of the new image to the old one's, both in [-1, 1]
+    grid = functional.affine_grid(matrix, list(pixels.shape), align_corners=False)
+    images = functional.grid_sample(pixels.float(), grid, padding_mode="border", align_corners=False)
+    raster = None
+    if regions is not None:
+        own = grid[regions.row]
+        raster = functional.grid_sample(regions.raster[:, None], own, mode="nearest", align_corners=False)[:, 0]
+    return images.round_().to(torch.uint8), raster
 
 
 def _recoloured(pixels: Tensor, settings: AugmentSettings, chance: Tensor) -> Tensor:

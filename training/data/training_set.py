@@ -237,19 +237,11 @@ class TrainingSet:
         chosen, shown = [chosen[i] for i in found.kept], [shown[i] for i in found.kept]
         is_multi_label = bool(label_columns) or "labels" in listing.column_names
         names, labels = _numbered(shown, class_names or tuple(label_columns) or None, is_multi_label=is_multi_label)
-        files = [listing.file(record) for record in chosen]
         table = region_table(
-            outlines, regions, files, labels=labels, class_names=names, transform=transform, strict=strict
+            outlines, regions, found.pixels.files, labels=labels, class_names=names, transform=transform, strict=strict
         )
-        return cls(
-            found.pixels,
-            labels,
-            names,
-            regions=table,
-            image_names=[record.path for record in chosen],
-            digests=found.digests,
-            skipped=skipped,
-        )
+        paths = [record.path for record in chosen]
+        return cls(found.pixels, labels, names, table, image_names=paths, digests=found.digests, skipped=skipped)
 
     @classmethod
     def from_scenes(
@@ -289,14 +281,8 @@ class TrainingSet:
         table = region_table(
             outlines, regions, files, labels=labels, class_names=names, transform=transform, strict=True
         )
-        return cls(
-            found.pixels,
-            labels,
-            names,
-            regions=table,
-            image_names=[record.path for record in records],
-            digests=found.digests,
-        )
+        paths = [record.path for record in records]
+        return cls(found.pixels, labels, names, table, image_names=paths, digests=found.digests)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
 """One training step: a batch, the encoder, and an objective that is a weighted sum of terms.
 
-Every loss of this package, and of the tasks above it, is a `Term`: a module that looks at a `Step` and returns a
-scalar. The loop knows nothing about losses; a loss knows nothing about optimisers, devices, or schedules of learning
-rates.
+Every loss is a `Term`: a module that looks at a `Step` and returns a scalar. The loop knows nothing about losses.
 """
 
 from __future__ import annotations

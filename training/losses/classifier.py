@@ -1,8 +1,6 @@
 """Losses that know the classes by a vector each: the classifier with its cross entropy, and the center loss.
 
-A classifier is trained with the encoder and searched by nobody, but attention needs it: class activation maps are
-drawn with its weights, by the attention losses and by a student that learns from this encoder. So it has a file of its
-own beside the encoder's.
+Class activation maps are drawn with a classifier's weights, so it has a file of its own beside the encoder's.
 """
 
 from __future__ import annotations

@@ -1,11 +1,6 @@
-"""Metric losses: what draws images of a class together and classes apart.
+"""Metric losses: pytorch-metric-learning's pair and proxy losses, miners and distances under names of a recipe.
 
-The pair and proxy losses, miners and distances are pytorch-metric-learning's; here they get names, options as a recipe
-spells them, a memory that a resumed run continues with, and gathering over the processes of a distributed run.
-
-Which vectors a loss acts on is its own choice: `on="embedding"` is what is searched, `on="pooled"` lies before the
-head. The strong baseline of re-identification has triplet and center loss before the batch-norm neck and the
-classifier behind it.
+They have a memory that a resumed run continues with, and are gathered over the processes of a distributed run.
 """
 
 from __future__ import annotations

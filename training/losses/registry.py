@@ -1,8 +1,6 @@
 """From a recipe's list of losses to an objective: every term by its kind, with its options.
 
-A registry is a plain dictionary from a kind to a builder. The tasks above this package bring terms of their own by
-passing a larger one: `build_objective(specs, context, terms=TERMS | {"prototypical": …})`. Nothing is registered
-globally.
+Tasks bring terms of their own by passing a larger dictionary than `TERMS`; nothing is registered globally.
 """
 
 from __future__ import annotations
