@@ -329,7 +329,7 @@ class _Run:
             "history": self.history,
             **{name: module.state_dict() for name, module in self.modules.items()},
             **self.optimisation.state_dict(),
-            "best": self.early_stopping.state_dict(),
+            "best": self.early_stopping.best,
         }
         write_state(self.folder, tree)
 
@@ -345,7 +345,7 @@ class _Run:
             for name, module in self.modules.items():
                 module.load_state_dict(state[name])
             self.optimisation.load_state_dict(state)
-            self.early_stopping.load_state_dict(state["best"])
+            self.early_stopping.best = state["best"]
             self.now = replace(
                 self.now, epoch=state["epoch"], step=state["step"], train_accuracy=state["train_accuracy"]
             )

@@ -177,12 +177,12 @@ class EarlyStopping:
 
     def __init__(self, settings: Settings, modules: Mapping[str, nn.Module]) -> None:
         self._settings, self._modules = settings, modules
-        self._best: dict[str, Any] | None = None
+        self.best: dict[str, Any] | None = None  # epoch, value, and weights by module; None before there are any
 
     @property
     def best_epoch(self) -> int | None:
         """The epoch whose weights are kept, counted from 1."""
-        return None if self._best is None else self._best["epoch"]
+        return None if self.best is None else self.best["epoch"]
 
     def update(self, row: Row, *, epoch: int) -> None:
         """Keep the modules' weights if the row of this epoch is better than what was kept."""
@@ -192,7 +192,7 @@ class EarlyStopping:
         if monitor not in row:
             raise InputError(f"run.monitor: no metric {monitor!r}; nearest: {closest(monitor, list(row))}")
         sign = 1 if self._settings.mode == "max" else -1
-        if math.isfinite(row[monitor]) and (self._best is None or sign * row[monitor] > sign * self._best["value"]):
+        if math.isfinite(row[monitor]) and (self.best is None or sign * row[monitor] > sign * self.best["value"]):
             weights = {
                 name: {
                     key: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
@@ -200,7 +200,7 @@ class EarlyStopping:
                 }
                 for name, module in self._modules.items()
             }
-            self._best = {"epoch": epoch, "value": row[monitor], "weights": weights}
+            self.best = {"epoch": epoch, "value": row[monitor], "weights": weights}
 
     def should_stop(self, *, epochs: int) -> bool:
         """True if `run.patience` evaluations brought nothing better, with so many epochs done."""
@@ -210,17 +210,9 @@ class EarlyStopping:
 
     def restore_best(self) -> None:
         """Give the modules the weights that were kept."""
-        assert self._best is not None
+        assert self.best is not None
         for name, module in self._modules.items():
-            module.load_state_dict(self._best["weights"][name])
-
-    def state_dict(self) -> dict[str, Any] | None:
-        """Epoch, value and weights by module; None before there are any."""
-        return self._best
-
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Go on from another run's."""
-        self._best = state
+            module.load_state_dict(self.best["weights"][name])
 
 
 STATE = Path("state", "run.safetensors")
