@@ -103,26 +103,24 @@ EXAMPLE = "Example: `distcam train bias --variant all --seeds 0,1,2 --set run.ep
 FEWSHOT_EXAMPLE = "Example: `distcam fewshot train omniglot_short`"
 REID_EXAMPLE = "Example: `distcam reid train reid_walkers --variant all --seeds 0,1,2`"
 
-OutFolder = Annotated[Path | None, typer.Option("--out", help="Where runs go. Default: runs/NAME, after the recipe's.")]
+OutFolder = Annotated[
+    Path | None, typer.Option("--out", help="Where runs go. Default: runs/NAME, after the recipe's file.")
+]
 Variant = Annotated[str | None, typer.Option(help="One of the recipe's variants, several a,b, or `all`.")]
 Seeds = Annotated[str | None, typer.Option(help="Such as 0,1,2. Default: the recipe's own.")]
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another value, such as run.epochs=3.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Another value, such as run.epochs=3 or loss.gain.weight=2."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with runs that were stopped.")]
 
 
 def train(
     recipe: RecipePath,
-    out_path: Annotated[
-        Path | None, typer.Option("--out", help="Where runs go. Default: runs/NAME, after the recipe's file.")
-    ] = None,
+    out_path: OutFolder = None,
     variant: Variant = None,
     seeds: Seeds = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Another value, such as run.epochs=3 or loss.gain.weight=2."),
-    ] = None,
+    changes: Changes = None,
     resume: Resume = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, … Default: the recipe's own.")] = None,
     cache: Annotated[

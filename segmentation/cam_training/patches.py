@@ -23,7 +23,7 @@ from torch import Tensor
 from ...errors import InputError, MissingExtraError
 from ...images import Transform
 
-Share = Literal["pixels", "patches"]
+ShareOf = Literal["pixels", "patches"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class Patches(ABC):
             They differ where patches differ in size.
     """
 
-    def __init__(self, *, hidden: float = 0.5, share: Share = "pixels") -> None:
+    def __init__(self, *, hidden: float = 0.5, share: ShareOf = "pixels") -> None:
         if not 0 < hidden < 1:
             raise InputError(f"expected the probability of hiding a patch between 0 and 1, got {hidden}")
         if share not in ("pixels", "patches"):
@@ -111,7 +111,9 @@ class GridPatches(Patches):
     Source: [CPN] §3.1, §4.3.
     """
 
-    def __init__(self, sizes: Sequence[float] = (0.125, 0.25), *, hidden: float = 0.5, share: Share = "pixels") -> None:
+    def __init__(
+        self, sizes: Sequence[float] = (0.125, 0.25), *, hidden: float = 0.5, share: ShareOf = "pixels"
+    ) -> None:
         super().__init__(hidden=hidden, share=share)
         self.sizes = tuple(sizes)
         if not self.sizes or not all(0 < size < 1 or (size >= 1 and float(size).is_integer()) for size in self.sizes):
@@ -159,7 +161,7 @@ class SuperpixelPatches(Patches):
         segments: int = 200,
         compactness: float = 10.0,
         hidden: float = 0.5,
-        share: Share = "pixels",
+        share: ShareOf = "pixels",
         replacement: bool = False,
         remembered: int = 4096,
     ) -> None:

@@ -205,8 +205,8 @@ def raster_of(
     width, height = read_image(file, whole=True).size
     if kind == "box":
         assert outline.box is not None
-        drawn_on = outline.size or (width, height)
-        box = outline.box.scaled(width / drawn_on[0], height / drawn_on[1])
+        drawn_size = outline.size or (width, height)
+        box = outline.box.scaled(width / drawn_size[0], height / drawn_size[1])
         shown = f"({', '.join(f'{edge:g}' for edge in box)})"
         if not all(map(math.isfinite, box)) or box.area <= 0:
             raise InputError(f"{file}: expected a box as left < right and top < bottom, got {shown}")

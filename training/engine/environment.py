@@ -142,7 +142,7 @@ def choose_device(name: str) -> torch.device:
     return device if device.index is not None else torch.device("cuda", current_world().local_rank)
 
 
-def on_device(batch: Batch, device: torch.device) -> Batch:
+def batch_on_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on the training device, its images with channels last in memory."""
 
     def moved(tensor: Tensor) -> Tensor:

@@ -27,10 +27,10 @@ from .environment import (
     World,
     average_gradients,
     average_statistics,
+    batch_on_device,
     choose_device,
     gathered,
     joined,
-    on_device,
     own_randomness,
     repeatable,
     seed_step,
@@ -42,8 +42,8 @@ from .outcome import (
     STATE,
     EarlyStopping,
     FitResult,
+    LogRow,
     Means,
-    Row,
     TensorBoardLog,
     difference,
     read_state,
@@ -83,7 +83,7 @@ def fit(
     evaluate: Evaluate | None = None,
     config: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    report: Callable[[Row], None] | None = None,
+    report: Callable[[LogRow], None] | None = None,
 ) -> FitResult:
     """Train `encoder` and what `objective` learns, in place; both end in evaluation mode, on the training device.
 
@@ -149,7 +149,7 @@ class _Run:
     evaluate: Evaluate | None
     config: Mapping[str, Any] | None
     progress: Callable[[int, int], None] | None
-    report: Callable[[Row], None] | None
+    report: Callable[[LogRow], None] | None
     batch: int = 0  # done in this epoch
     means: Means = field(default_factory=Means)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -241,7 +241,7 @@ class _Run:
         """Add a batch's share of the gradient; what is wrong with its losses, if anything."""
         number = self.now.epoch * self.batches.steps_per_epoch + self.batch
         seed_step(self.settings.seed, number, self.world.rank)
-        step = Step(self.encoder, on_device(batch, self.device), self.now, autocast=self.autocast)
+        step = Step(self.encoder, batch_on_device(batch, self.device), self.now, autocast=self.autocast)
         losses = self.objective(step)
         total = float(losses.total.detach())
         self.last_losses = {"loss": total, **{f"loss/{name}": value for name, value in losses.terms.items()}}
@@ -267,7 +267,7 @@ class _Run:
             "lower optimiser.learning_rate, or set optimiser.clip_norm"
         )
 
-    def _end_epoch(self, times: Row) -> None:
+    def _end_epoch(self, times: LogRow) -> None:
         means = Means.together(gathered(self.means, self.world)).means()
         done = self.now.epoch + 1
         row: dict[str, float] = {"epoch": done, **means, "learning_rate": self.optimisation.learning_rate}

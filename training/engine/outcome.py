@@ -25,7 +25,7 @@ from ...files import Storage
 from ..recipes.settings import Settings
 from .step import Objective
 
-Row = Mapping[str, float]
+LogRow = Mapping[str, float]
 
 
 class Means:
@@ -68,12 +68,12 @@ class TensorBoardLog:
             ) from error
         self._writer: Any = SummaryWriter(str(folder), purge_step=step or None)
 
-    def step(self, step: int, values: Row) -> None:
+    def step(self, step: int, values: LogRow) -> None:
         """One point per value under `step/`."""
         for name, value in values.items():
             self._writer.add_scalar(f"step/{name}", value, step)
 
-    def epoch(self, step: int, row: Row) -> None:
+    def epoch(self, step: int, row: LogRow) -> None:
         """One point per value under `epoch/`."""
         for name, value in row.items():
             self._writer.add_scalar(f"epoch/{name}", value, step)
@@ -84,7 +84,7 @@ class TensorBoardLog:
         self._writer.close()
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
+def write_csv(path: Path, rows: Sequence[LogRow]) -> None:
     """All rows under the union of their columns, in one step; what a row lacks is left empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
@@ -109,12 +109,12 @@ class FitResult:
         folder: where the files are; None if none were written.
     """
 
-    history: tuple[Row, ...]
+    history: tuple[LogRow, ...]
     best_epoch: int
     folder: Path | None = None
 
     @property
-    def metrics(self) -> Row:
+    def metrics(self) -> LogRow:
         """The row of the epoch whose weights were kept."""
         return self.history[self.best_epoch - 1]
 
@@ -167,7 +167,7 @@ def write_outcome(
     write_json(result.folder / "metrics.json", {**story, "history": [finite(row) for row in result.history]})
 
 
-def finite(row: Row) -> dict[str, float | None]:
+def finite(row: LogRow) -> dict[str, float | None]:
     """The row as JSON can hold it: what is not finite becomes null."""
     return {name: value if math.isfinite(value) else None for name, value in row.items()}
 
@@ -184,7 +184,7 @@ class EarlyStopping:
         """The epoch whose weights are kept, counted from 1."""
         return None if self.best is None else self.best["epoch"]
 
-    def update(self, row: Row, *, epoch: int) -> None:
+    def update(self, row: LogRow, *, epoch: int) -> None:
         """Keep the modules' weights if the row of this epoch is better than what was kept."""
         monitor = self._settings.monitor
         if monitor is None:

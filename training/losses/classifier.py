@@ -20,7 +20,7 @@ from ...encoders.checkpoint import built_from_header, read_checkpoint, write_che
 from ...errors import InputError, WeightsError
 from ..engine.step import HasClassWeights, Step, Term, accuracy, single_labels
 from ..recipes.tables import check_name
-from .metric import ProxyTerm, Space, gather_vectors, vectors_of
+from .metric import ProxyTerm, VectorSpace, gather_vectors, vectors_of
 
 
 class ClassifierTerm(Term):
@@ -117,7 +117,7 @@ class CenterTerm(Term):
 
     default_weight = 5e-4
 
-    def __init__(self, dim: int, n_classes: int, *, on: Space = "pooled", rate: float = 0.5) -> None:
+    def __init__(self, dim: int, n_classes: int, *, on: VectorSpace = "pooled", rate: float = 0.5) -> None:
         super().__init__()
         check_name("space", on, ("embedding", "pooled"))
         self.on, self.rate = on, rate

@@ -23,7 +23,7 @@ from ...errors import InputError
 from ..engine.step import Step, Term, accuracy, single_labels
 from ..recipes.tables import check_name, check_options
 
-Space = Literal["embedding", "pooled"]
+VectorSpace = Literal["embedding", "pooled"]
 Name = str | Mapping[str, Any]  # "batch_hard", or {kind = "triplet_margin", margin = 0.1}
 
 
@@ -161,7 +161,7 @@ class MetricTerm(Term):
     loss: Any
     memory_position: Tensor
 
-    def __init__(self, name: str, loss: nn.Module, miner: nn.Module | None, *, on: Space = "embedding") -> None:
+    def __init__(self, name: str, loss: nn.Module, miner: nn.Module | None, *, on: VectorSpace = "embedding") -> None:
         super().__init__()
         self.name = name
         self.loss = loss
@@ -238,7 +238,7 @@ class ProxyTerm(MetricTerm):
                 step.log["accuracy"] = accuracy(self.logits(vectors), step.batch)
 
 
-def vectors_of(step: Step, on: Space) -> Float[Tensor, "b d"]:
+def vectors_of(step: Step, on: VectorSpace) -> Float[Tensor, "b d"]:
     """The vectors of the batch in a space."""
     return step.encoding.pooled if on == "pooled" else step.encoding.embedding
 
