@@ -140,15 +140,14 @@ def pseudo_mask(
     return decided
 
 
-def border_contrast(image: Image.Image, *, side: int = 64, border: float = 0.08) -> Float[np.ndarray, "h w"]:
+def border_contrast(image: Image.Image) -> Float[np.ndarray, "h w"]:
     """Distance of each pixel's colour from those at the image's border, in [0, 1]: a saliency that learns nothing.
 
-    Colours are compared in a copy of the image `side` pixels wide and high; a pixel's distance is that to the nearest
-    of sixteen mean colours along the border, of strips `border` of the side thick. Objects that touch the border are
-    lost on it.
+    Colours are compared in a copy of the image 64 pixels wide and high; a pixel's distance is that to the nearest of
+    sixteen mean colours along the border, of strips 5 pixels thick. Objects that touch the border are lost on it.
     """
-    small = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BOX), dtype=float) / 255
-    thick = max(round(border * side), 1)
+    small = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BOX), dtype=float) / 255
+    thick = 5
     strips = ((small[:thick], 1), (small[-thick:], 1), (small[:, :thick], 0), (small[:, -thick:], 0))
     means = np.stack([part.mean((0, 1)) for strip, axis in strips for part in np.array_split(strip, 4, axis=axis)])
     distance = np.sqrt(((small[:, :, None] - means) ** 2).sum(-1)).min(-1)
@@ -197,7 +196,6 @@ def make_masks(
     *,
     stage: CueStage | None = None,
     seed: int = 0,
-    split: str = "train",
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, float]:
@@ -214,7 +212,7 @@ def make_masks(
             total += confusion_matrix(truth, masks.read(name), len(data.mask_names))
         if progress is not None:
             progress(i + 1, len(data))
-    masks.finish(split, data.names)
+    masks.finish("train", data.names)
     if total.any():
         decided = int(total[:, :-1].sum())
         metrics["masks.coverage"] = decided / int(total.sum())

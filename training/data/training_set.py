@@ -251,19 +251,16 @@ class TrainingSet:
         transform: Transform,
         *,
         is_multi_label: bool = False,
-        class_names: Sequence[str] | None = None,
         regions: RegionSettings | None = None,
-        progress: Progress | None = None,
     ) -> TrainingSet:
         """One split of a set of scenes, with the boxes and masks of its objects.
 
         With `is_multi_label` a scene shows the classes of all its objects, else that of the first one.
         """
         records = scenes.of_split(split)
-        names = scenes.labels if class_names is None else tuple(class_names)
         shown = [tuple(dict.fromkeys(label for label, _ in record.boxes)) for record in records]
         names, labels = _numbered(
-            shown if is_multi_label else [own[:1] for own in shown], names, is_multi_label=is_multi_label
+            shown if is_multi_label else [own[:1] for own in shown], scenes.labels, is_multi_label=is_multi_label
         )
         files = [scenes.file(record) for record in records]
         outlines: dict[Path, list[Outline]] = {}
@@ -274,7 +271,7 @@ class TrainingSet:
                 box = next(box for name, box in record.boxes if name == label)
                 entry = Outline(label, box, mask if mask.is_file() else None, value)
                 outlines.setdefault(file, []).append(entry)
-        found = decode(files, transform, cache="auto", progress=progress)
+        found = decode(files, transform, cache="auto")
         if found.failed:
             place, reason = found.failed[0]
             raise ImageError(files[place], f"{reason}; remove the folder, and the scenes are drawn again")
