@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,10 +21,6 @@ from .inputs import DataLayout, is_model, mask_pairs, open_data, open_model
 
 if TYPE_CHECKING:
     from ...images.masks import Mask
-    from ...segmentation.data import MaskedImages
-    from ...segmentation.pseudo_masks.sources import ClassMapSource
-    from ...segmentation.segmenter.inference import InferenceSettings, Shown
-    from ...segmentation.segmenter.segmenter import Segmenter
 
 app = Commands(help="Weakly supervised segmentation: masks from the classes that an image shows.")
 
@@ -101,7 +98,8 @@ def infer(
     require_images([images])
     from ...datasets.voc import VocFolder, overlay_mask
     from ...metrics.segmentation import evaluate_masks
-    from ...segmentation.pipeline import say_trained_on
+    from ...segmentation.pipeline import predicted_mask, say_trained_on
+    from ...segmentation.pseudo_masks.make import CueStage, MaskMaker
     from ...segmentation.segmenter.inference import on_device, require_classes
     from ...segmentation.segmenter.segmenter import Segmenter
 
@@ -118,7 +116,14 @@ def infer(
     note = {"model": str(model.absolute()), "scales": list(settings.scales), "flip": settings.flip, "base": base}
     note |= {} if isinstance(loaded, Segmenter) else of_maps
     written = VocFolder(folder, data.class_names, settings=note)
-    make = _mask_maker(loaded, data, settings, on_device(loaded, device), of_maps)
+    where = on_device(loaded, device)
+    make: Callable[[int], Mask]
+    if isinstance(loaded, Segmenter):
+        make = partial(predicted_mask, loaded, data, settings=settings)
+    else:
+        shown = labels if labels in ("predicted", "all") else "known"
+        stage = CueStage(kind="pseudo_masks", labels=shown, inference=settings, beta=background, refine=refine)
+        make = MaskMaker(loaded, data, stage, device=where).mask
     with progress_bar("masks") as progress:
         for i, name in enumerate(data.names):
             if not written.has(name):
@@ -139,22 +144,6 @@ def infer(
         content |= {"score": score.to_dict(), "trained_on": None if overlap is None else overlap.to_dict()}
         text = f"{score.table()}\n{text}"
     _print(content, text, as_json=as_json)
-
-
-def _mask_maker(
-    model: ClassMapSource | Segmenter, data: MaskedImages, settings: InferenceSettings, device: Any, of_maps: Any
-) -> Callable[[int], Mask]:
-    """From the number of an image to its mask; `of_maps` are the options of class maps."""
-    from ...segmentation.pipeline import predicted_mask
-    from ...segmentation.pseudo_masks.make import CueStage, MaskMaker
-    from ...segmentation.segmenter.segmenter import Segmenter
-
-    if isinstance(model, Segmenter):
-        return lambda i: predicted_mask(model, data, i, settings=settings)
-    shown: Shown = of_maps["labels"] if of_maps["labels"] in ("predicted", "all") else "known"
-    beta, refine = of_maps["background"], of_maps["refine"]
-    stage = CueStage(kind="pseudo_masks", labels=shown, inference=settings, beta=beta, refine=refine)
-    return MaskMaker(model, data, stage, device=device).mask
 
 
 @app.command("evaluate", cls=ReadsImages, epilog=EVALUATE_EXAMPLE)
