@@ -121,7 +121,7 @@ def infer(
     if isinstance(loaded, Segmenter):
         make = partial(predicted_mask, loaded, data, settings=settings)
     else:
-        shown = labels if labels in ("predicted", "all") else "known"
+        shown: Any = labels if labels in ("predicted", "all") else "known"
         stage = CueStage(kind="pseudo_masks", labels=shown, inference=settings, beta=background, refine=refine)
         make = MaskMaker(loaded, data, stage, device=where).mask
     with progress_bar("masks") as progress:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -51,25 +51,10 @@ from .outcome import (
     write_outcome,
     write_state,
 )
-from .step import Batch, Objective, Progress, Step
+from .step import Batch, BatchSource, Objective, Progress, Step
 
 Evaluate = Callable[[Encoder], Mapping[str, float]]
 _FREE = ("device", "checkpoint_every_steps", "tensorboard")  # settings that a resumed run may change
-
-
-class BatchSource(Protocol):
-    """A source of batches; epoch e is the same list of batches whenever it is asked for.
-
-    A source that has `names(index)` lets error messages say which images a batch held; one that has `class_names` names
-    the classes of the classifier that is kept.
-    """
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of every epoch, for this process."""
-
-    def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch on the CPU, without the first `skip`; closing the iterator stops its workers."""
 
 
 def fit(

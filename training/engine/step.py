@@ -5,7 +5,7 @@ Every loss is a `Term`: a module that looks at a `Step` and returns a scalar. Th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,6 +79,21 @@ class Batch:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images)
+
+
+class BatchSource(Protocol):
+    """A source of batches; epoch e is the same list of batches whenever it is asked for.
+
+    A source that has `names(index)` lets error messages say which images a batch held; one that has `class_names` names
+    the classes of the classifier that is kept.
+    """
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of every epoch, for this process."""
+
+    def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch on the CPU, without the first `skip`; closing the iterator stops its workers."""
 
 
 @dataclass(frozen=True)
