@@ -28,7 +28,7 @@ from distcam.synthetic.scene_set import blueprints, write_scenes
 from distcam.training import OptimiserSettings, ScheduleSettings, Settings, fit
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.batches import TrainingBatches
-from distcam.training.data.samplers import Shuffled
+from distcam.training.data.samplers import shuffled
 from distcam.training.data.training_set import TrainingSet
 from distcam.training.losses.registry import TermContext, build_objective
 
@@ -121,7 +121,7 @@ def scenes(options: argparse.Namespace) -> Iterator[tuple[str, LocalisationTable
 
 def train_encoder(encoder: Encoder, data: TrainingSet, *, seed: int) -> None:
     """Eight epochs of the normalised softmax loss, as in `distcam demo`."""
-    batches = TrainingBatches(data, Shuffled(len(data), batch_size=64, seed=seed), augment=AugmentSettings(), seed=seed)
+    batches = TrainingBatches(data, shuffled(len(data), batch_size=64, seed=seed), augment=AugmentSettings(), seed=seed)
     loss = {"kind": "normalized_softmax", "temperature": 0.1}
     objective = build_objective([loss], TermContext(encoder, data.class_names), seed=seed)
     optimiser, schedule = OptimiserSettings(learning_rate=1e-2), ScheduleSettings(kind="one_cycle")

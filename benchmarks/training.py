@@ -32,7 +32,7 @@ from distcam.images import Transform, list_images
 from distcam.training import Batch, Objective, Progress, Settings, Step, fit
 from distcam.training.data.augment import AugmentSettings, augment, uniforms
 from distcam.training.data.batches import TrainingBatches
-from distcam.training.data.samplers import Shuffled
+from distcam.training.data.samplers import shuffled
 from distcam.training.data.training_set import TrainingSet
 from distcam.training.losses.registry import TERMS, TermContext, build_objective
 
@@ -50,8 +50,8 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         index = torch.tensor([i])
-        changed = augment(self.data.pixels(index), AugmentSettings(), uniforms(0, 0, index, index))
-        return self.data.transform.normalise(changed.pixels)[0], int(self.data.labels[i])
+        changed, _ = augment(self.data.pixels(index), AugmentSettings(), uniforms(0, 0, index, index))
+        return self.data.transform.normalise(changed)[0], int(self.data.labels[i])
 
 
 class Embedding(nn.Module):
@@ -67,7 +67,7 @@ class Embedding(nn.Module):
 
 def our_epoch(encoder: Encoder, data: TrainingSet, batch_size: int) -> Callable[[], object]:
     """One epoch of ours, without checkpoints."""
-    batches = TrainingBatches(data, Shuffled(len(data), batch_size=batch_size), augment=AugmentSettings())
+    batches = TrainingBatches(data, shuffled(len(data), batch_size=batch_size), augment=AugmentSettings())
     objective = build_objective([{"kind": "normalized_softmax"}], TermContext(encoder, data.class_names))
     return lambda: fit(encoder, batches, objective, Settings(epochs=1, precision="fp32", device="cpu"))
 
@@ -136,7 +136,7 @@ def waiting_for_files(architecture: str, *, size: int, count: int, batch_size: i
         transform = Transform(size)
         data = TrainingSet.from_listing(list_images(work), transform, cache="none")
         encoder = Encoder.load(architecture, weights="random", transform=transform)
-        batches = TrainingBatches(data, Shuffled(count, batch_size=batch_size), augment=AugmentSettings(), workers=1)
+        batches = TrainingBatches(data, shuffled(count, batch_size=batch_size), augment=AugmentSettings(), workers=1)
         objective = build_objective([{"kind": "cross_entropy"}], TermContext(encoder, data.class_names))
         result = fit(encoder, batches, objective, Settings(epochs=2, precision="fp32", device="cpu"))
         return result.history[-1]["waiting"]

@@ -150,7 +150,7 @@ def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
     from ..training import OptimiserSettings, ScheduleSettings, Settings, fit
     from ..training.data.augment import AugmentSettings
     from ..training.data.batches import TrainingBatches
-    from ..training.data.samplers import Shuffled
+    from ..training.data.samplers import shuffled
     from ..training.data.training_set import TrainingSet
     from ..training.losses.registry import TermContext, build_objective
 
@@ -159,7 +159,7 @@ def _train(base: SceneSet, size: DemoSize, seed: int) -> Encoder:
         "conv4", weights="random", seed=seed, transform=transform, options={"width": 32, "last_pool": False}
     )
     data = TrainingSet.from_scenes(base, "train", transform)
-    batches = TrainingBatches(data, Shuffled(len(data), batch_size=64, seed=seed), augment=AugmentSettings(), seed=seed)
+    batches = TrainingBatches(data, shuffled(len(data), batch_size=64, seed=seed), augment=AugmentSettings(), seed=seed)
     loss = {"kind": "normalized_softmax", "temperature": 0.1}
     objective = build_objective([loss], TermContext(encoder, data.class_names), seed=seed)
     optimiser, schedule = OptimiserSettings(learning_rate=1e-2), ScheduleSettings(kind="one_cycle")

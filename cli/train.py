@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,39 +13,114 @@ import typer
 from rich.table import Table
 
 from ..errors import InputError
-from .command import refuse_unused
+from .command import refuse_beside, refuse_unused, running_words
 from .console import err, note, out, print_json, progress_bar, say
 from .options import AsJson, Strict
-from .recipes import ListRecipes, RecipePath, Template, find_recipe
 
 if TYPE_CHECKING:
-    from ..training.recipes.comparison import Comparison
     from ..training.recipes.recipe import Recipe, RecipeFile
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+_COMMAND = re.compile(r"distcam (?:(\w+) )?train")
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A recipe that comes with distcam: its name, the command that runs it, and what it is, in a sentence."""
+
+    name: str
+    command: str
+    title: str
+
+    @classmethod
+    def read(cls, file: Path) -> Shipped:
+        """Read the comment at a recipe's head."""
+        head = file.read_text(encoding="utf-8")[:1000]
+        found = _COMMAND.search(head)
+        task = found[1] if found else None
+        return cls(file.stem, f"{task} train" if task else "train", head.splitlines()[0].removeprefix("# ").rstrip(":"))
+
+
+def shipped() -> dict[str, Shipped]:
+    """All of them by name, in alphabetical order."""
+    return {file.stem: Shipped.read(file) for file in sorted(FOLDER.glob("*.toml"))}
+
+
+def find_recipe(given: Path) -> Path:
+    """The file that is meant: one that is there, or the recipe of that name that comes with distcam."""
+    if given.is_file():
+        return given
+    recipes, words = shipped(), running_words()
+    mine = [name for name, recipe in recipes.items() if recipe.command == words]
+    is_named = given.suffix in ("", ".toml") and given.parent in (Path(), Path("recipes"))
+    if is_named and given.stem in recipes:
+        if given.stem not in mine and words:
+            raise InputError(f"{given.stem} is a recipe for `distcam {recipes[given.stem].command}`")
+        if given.suffix:
+            note(f"{given}: not here, so the recipe of that name that comes with distcam is taken")
+        return FOLDER / f"{given.stem}.toml"
+    near = get_close_matches(given.stem, mine, n=1)
+    hint = f"did you mean {near[0]}?" if near else "--list names those that come with distcam, --template starts one"
+    raise InputError(f"{given}: no such file or recipe; {hint}")
+
+
+def _list(show: bool) -> None:
+    if show:
+        refuse_beside("--list")
+        words = running_words()
+        mine = [recipe for recipe in shipped().values() if recipe.command == words]
+        width = max(len(recipe.name) for recipe in mine)
+        for recipe in mine:
+            say(f"{recipe.name:{width}}  {recipe.title}")
+        say(f"\nRun one with `distcam {words} NAME`; `distcam {words} --template > my.toml` starts one of your own.")
+        raise typer.Exit
+
+
+def _template(show: bool) -> None:
+    if show:
+        refuse_beside("--template")
+        task = (running_words() or "train").partition(" ")[0]
+        typer.echo((FOLDER / "templates" / f"{task}.toml").read_text(encoding="utf-8"), nl=False)
+        raise typer.Exit
+
+
+RecipePath = Annotated[
+    Path, typer.Argument(help="A TOML file, or the NAME of a recipe that comes with distcam (see --list).")
+]
+ListRecipes = Annotated[
+    bool,
+    typer.Option("--list", callback=_list, is_eager=True, help="Name the recipes that come with distcam."),
+]
+Template = Annotated[
+    bool,
+    typer.Option(
+        "--template", callback=_template, is_eager=True, help="Print a recipe for images of your own, to be filled in."
+    ),
+]
+
 
 EXAMPLE = "Example: `distcam train bias --variant all --seeds 0,1,2 --set run.epochs=10`"
 FEWSHOT_EXAMPLE = "Example: `distcam fewshot train omniglot_short`"
 REID_EXAMPLE = "Example: `distcam reid train reid_walkers --variant all --seeds 0,1,2`"
 
-OutFolder = Annotated[Path | None, typer.Option("--out", help="Where runs go. Default: runs/NAME, after the recipe's.")]
+OutFolder = Annotated[
+    Path | None, typer.Option("--out", help="Where runs go. Default: runs/NAME, after the recipe's file.")
+]
 Variant = Annotated[str | None, typer.Option(help="One of the recipe's variants, several a,b, or `all`.")]
 Seeds = Annotated[str | None, typer.Option(help="Such as 0,1,2. Default: the recipe's own.")]
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another value, such as run.epochs=3.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Another value, such as run.epochs=3 or loss.gain.weight=2."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with runs that were stopped.")]
 
 
 def train(
     recipe: RecipePath,
-    out_path: Annotated[
-        Path | None, typer.Option("--out", help="Where runs go. Default: runs/NAME, after the recipe's file.")
-    ] = None,
+    out_path: OutFolder = None,
     variant: Variant = None,
     seeds: Seeds = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Another value, such as run.epochs=3 or loss.gain.weight=2."),
-    ] = None,
+    changes: Changes = None,
     resume: Resume = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, … Default: the recipe's own.")] = None,
     cache: Annotated[
@@ -153,54 +230,63 @@ def run_file(
     file: RecipeFile, folder: Path, *, seeds: str | None, as_json: bool, leaves: str = "Encoders", **options: Any
 ) -> None:
     """Run every chosen variant with every seed, and print one table; options are those of `run_variants`."""
-    from ..training.engine.distributed import current_world
-    from ..training.recipes.comparison import run_variants
+    from ..training.engine.environment import current_world
+    from ..training.recipes.runs import run_variants
 
-    with _resumable(folder):
+    parts = [part.strip() for part in seeds.split(",")] if seeds else []
+    if not all(part.isdecimal() for part in parts):
+        raise InputError(f"expected --seeds as whole numbers such as 0,1,2; got {seeds!r}")
+    try:
         comparison = run_variants(
             file,
-            seeds=chosen_seeds(seeds) if seeds else None,
+            seeds=[int(part) for part in parts] or None,
             folder=folder,
             announce=announcer(),
             watch=lambda name, seed: progress_bar(" ".join(filter(None, (name, f"seed {seed}")))),
             **options,
         )
+    except KeyboardInterrupt:
+        err.print(f"stopped; {folder} keeps every epoch, and the same command with --resume goes on", soft_wrap=True)
+        raise typer.Exit(130) from None
     if not current_world().is_first:
         return
     if as_json:
         print_json(comparison.to_dict())
         return
-    out.print(comparison_table(comparison))
+    header, *rows = comparison.rows()
+    count = len(comparison.seeds)
+    spread = f"mean ± standard deviation over {count} seeds" if count > 1 else f"seed {comparison.seeds[0]}"
+    table = Table(title=f"{comparison.name}: {spread}", title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=not number)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
     say(f"Images: {'; '.join(comparison.seen_as)}")
     say(f"{leaves}, logs, and resolved recipes: {folder}")
 
 
 def _print_resolved(recipes: dict[str | None, Recipe], *, as_json: bool) -> None:
-    """Print recipes as TOML that reads back, or as JSON; several are the variants of one file."""
+    """Print recipes as TOML that reads back, or as JSON; sizes and classes of their parts go to stderr."""
+    from ..training.data.batches import sentence
+    from ..training.data.splits import list_parts
     from ..training.recipes.tables import as_toml
 
-    tables = {name: _settled(recipe).to_dict() for name, recipe in recipes.items()}
+    tables: dict[str | None, dict[str, Any]] = {}
+    for name, recipe in recipes.items():
+        try:  # divided as the data say, if they are there
+            recipe = recipe.settled()
+            parts = list_parts(recipe.data, folder=recipe.folder)
+            if parts:
+                announcer()(sentence(parts))
+        except InputError as error:
+            note(f"the data cannot be divided now: {error}")
+        tables[name] = recipe.to_dict()
     if as_json:
         print_json(tables.get(None, tables))
         return
     one = next(iter(tables.values())) if len(tables) == 1 else None
     typer.echo(as_toml(one or {"variants": {str(name): table for name, table in tables.items()}}), nl=False)
-
-
-def _settled(recipe: Recipe) -> Recipe:
-    """The recipe, divided as the data say if they are there; sizes and classes of the parts go to stderr."""
-    from ..training.data.run_data import sentence
-    from ..training.data.splits import list_parts
-
-    try:
-        recipe = recipe.settled()
-        parts = list_parts(recipe.data, folder=recipe.folder)
-    except InputError as error:
-        note(f"the data cannot be divided now: {error}")
-        return recipe
-    if parts:
-        announcer()(sentence(parts))
-    return recipe
 
 
 def changes_with(changes: list[str] | None, *, strict: bool) -> list[str]:
@@ -229,34 +315,3 @@ def chosen_variants(text: str | None, known: tuple[str, ...]) -> list[str | None
     if not known:
         raise InputError("the recipe has no [variants.NAME]; leave --variant out")
     return list(known)
-
-
-def chosen_seeds(text: str) -> list[int]:
-    """The whole numbers of `0,1,2`."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise InputError(f"expected --seeds as whole numbers such as 0,1,2; got {text!r}")
-    return [int(part) for part in parts]
-
-
-def comparison_table(comparison: Comparison) -> Table:
-    """The terminal's table of a comparison: a row per variant, a column per score."""
-    header, *rows = comparison.rows()
-    count = len(comparison.seeds)
-    spread = f"mean ± standard deviation over {count} seeds" if count > 1 else f"seed {comparison.seeds[0]}"
-    table = Table(title=f"{comparison.name}: {spread}", title_justify="left")
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=not number)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-@contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    """Ctrl-C says what is kept and how to go on, and ends with exit status 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        err.print(f"stopped; {folder} keeps every epoch, and the same command with --resume goes on", soft_wrap=True)
-        raise typer.Exit(130) from None

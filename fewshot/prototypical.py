@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from ..errors import InputError
-from ..training.data.labels import is_right
-from ..training.data.samplers import Episodes
-from ..training.engine.step import Step, Term
+from ..training.data.samplers import Sampler
+from ..training.engine.step import Step, Term, is_right
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class EpisodeSettings:
 
 def training_episodes(
     labels: Int[Tensor, " n"] | NDArray[np.int64], settings: EpisodeSettings, *, seed: int
-) -> Episodes:
+) -> Sampler:
     """A sampler whose batches are episodes, way after way, a way's support before its queries.
 
     What an epoch holds follows from (seed, epoch) alone.
@@ -67,7 +66,7 @@ def training_episodes(
             episodes.append([int(item) for items in drawn for item in items])
         return episodes
 
-    return Episodes(listed, settings.per_epoch)
+    return Sampler(listed, settings.per_epoch)
 
 
 class PrototypicalTerm(Term):

@@ -18,9 +18,8 @@ val part.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -31,11 +30,10 @@ from ..encoders import Encoder, Inference
 from ..errors import InputError
 from ..images import Transform
 from ..progress import Progress
-from ..training.data.pixels import say_left_out
-from ..training.data.run_data import Part, RunData
-from ..training.data.training_set import TrainingSet
-from ..training.engine.step import Objective, Term
-from ..training.losses.registry import TERMS, Builder, TermContext, checked_term
+from ..training.data.batches import Part, RunData
+from ..training.data.training_set import TrainingSet, say_left_out
+from ..training.engine.step import Objective
+from ..training.losses.registry import TERMS, Builder, sized
 from ..training.recipes.recipe import Recipe
 from ..training.recipes.runs import run_recipe as train
 from ..training.recipes.tables import Table
@@ -47,11 +45,7 @@ from .sampling import sample_episodes
 __all__ = ["FEW_SHOT_TERMS", "EpisodeTest", "FewShotRecipe", "train"]
 
 
-def _prototypical(options: Mapping[str, Any], context: TermContext) -> Term:
-    return checked_term("prototypical", partial(PrototypicalTerm, context.dim(), context.n_classes), options)
-
-
-FEW_SHOT_TERMS: Mapping[str, Builder] = {**TERMS, "prototypical": _prototypical}
+FEW_SHOT_TERMS: Mapping[str, Builder] = {**TERMS, "prototypical": sized("prototypical", PrototypicalTerm)}
 """All losses of `distcam.training`, and the prototypical one."""
 
 
@@ -153,13 +147,7 @@ class FewShotRecipe(Recipe):
 
 
 class _Measure:
-    """Accuracy on stored episodes; images are decoded once and stay in memory.
-
-    Args:
-        data: the data set.
-        tests: the lists of episodes.
-        named: what the accuracy is called; by part, episodes and method if left out.
-    """
+    """Accuracy on stored episodes; images are decoded once and stay in memory."""
 
     def __init__(self, data: FewShotData, tests: Sequence[EpisodeTest], *, named: str | None = None) -> None:
         self._data, self._tests, self._named = data, tests, named

@@ -33,9 +33,8 @@ from ..metrics import Metric
 from ..progress import Progress
 from ..remarks import Skipped
 from ..synthetic.walkers import WalkerSet, write_walkers
-from ..training.data.pixels import decode, say_left_out
-from ..training.data.run_data import Part, RunData
-from ..training.data.training_set import TrainingSet
+from ..training.data.batches import Part, RunData
+from ..training.data.training_set import TrainingSet, decode, say_left_out
 from ..training.engine.step import Objective
 from ..training.recipes.recipe import Recipe
 from ..training.recipes.runs import run_recipe as train
@@ -112,11 +111,7 @@ class ReidRecipe(Recipe):
         return RunData({"train": train_set}, parts=_parts(data), left_out=skipped, measure=measure)
 
     def open_data(self, *, cache: Path) -> ReidData:
-        """The data set that `[data]` names, drawn into `cache` if it is one of walkers.
-
-        Raises:
-            InputError: it is not there.
-        """
+        """The data set that `[data]` names, drawn into `cache` if it is one of walkers."""
         if self.walkers is not None:
             folder = cache / f"walkers-{hashlib.sha256(repr(self.walkers).encode()).hexdigest()[:8]}"
             if not (folder / "walkers.csv").is_file():

@@ -1,14 +1,13 @@
 from ..datasets.voc import VocFolder
 from ..metrics.segmentation import BackgroundCurve, SegmentationScore, background_curve, evaluate_masks
-from .cam_training.weak_segmenter import WeakSegmenter
 from .data import MaskedImages
 from .label_maps import MaskIds
 from .pipeline import run_segmentation, score_segmenter
 from .pipeline_recipe import PipelineRecipe
 from .pseudo_masks.affinity_net import WalkSettings, refine_by_walk
 from .pseudo_masks.crf import CrfSettings, dense_crf
-from .pseudo_masks.cues import CueSettings, make_cues, pseudo_mask
-from .pseudo_masks.sources import load_source, network_of
+from .pseudo_masks.make import CueSettings, make_cues, pseudo_mask
+from .pseudo_masks.sources import WeakSegmenter, load_source, network_of
 from .segmenter.inference import InferenceSettings, class_scores, score_images
 from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities, load_segmenter
 

@@ -25,9 +25,8 @@ from ..files import file_digests
 from ..images import Transform, read_image
 from ..images.masks import VOID, Mask, MaskFolder, read_class_numbers, wrong_size
 from ..remarks import Skipped
-from ..training.data.outlines import RegionTable
-from ..training.data.pixels import say_left_out
-from ..training.data.training_set import TrainingSet
+from ..training.data.outlines import RegionTable, by_turns
+from ..training.data.training_set import TrainingSet, say_left_out
 from .label_maps import MaskIds, as_regions, boxes_around, label_map
 
 if TYPE_CHECKING:
@@ -187,13 +186,7 @@ class MaskedImages:
         usable = [i for i in range(len(self)) if self.has_mask(i) and self.labels(i)]
         if not 0 <= count <= len(usable):
             raise InputError(f"expected 0 to {len(usable)} images with masks, got {count}")
-        generator = np.random.default_rng([0x5E6, seed])
-        of_class: dict[int, list[int]] = {}
-        for i in generator.permutation(usable).tolist():
-            of_class.setdefault(self.labels(i)[0], []).append(i)
-        order = generator.permutation(sorted(of_class)).tolist()
-        rounds = max(map(len, of_class.values()), default=0)
-        dealt = [of_class[c][turn] for turn in range(rounds) for c in order if turn < len(of_class[c])]
+        dealt = by_turns({i: self.labels(i)[0] for i in usable}, np.random.default_rng([0x5E6, seed]))
         return tuple(sorted(dealt[:count]))
 
     # ---- for training

@@ -25,11 +25,10 @@ from ..images import Transform
 from ..images.masks import Mask
 from ..metrics.segmentation import SegmentationScore, evaluate_masks
 from ..progress import Progress
-from ..training.data.batches import TrainingBatches
-from ..training.data.run_data import Part, RunData, sentence
+from ..training.data.batches import Part, RunData, TrainingBatches, sentence
 from ..training.data.samplers import make_sampler
-from ..training.engine.logs import write_json
 from ..training.engine.loop import fit
+from ..training.engine.outcome import write_json
 from ..training.losses.registry import TermContext, build_objective
 from ..training.recipes.recipe import EncoderSettings, Recipe, located
 from ..training.recipes.runs import RunResult, run_recipe

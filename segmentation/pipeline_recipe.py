@@ -8,9 +8,6 @@ name = "what it shows"
 [segmenter]             # NetworkSettings, and the tables of an ordinary recipe for its training
 [variants.NAME]         # what differs
 ```
-
-A run leaves `weak/`, `masks/` (in VOC's layout), `network/`, `segmenter.safetensors`, and `result.json`; what is there
-already is not made again when it is resumed.
 """
 
 from __future__ import annotations
@@ -112,7 +109,22 @@ class PipelineData(Table):
         """The images of a split; scenes are drawn into `cache`, once for all runs with the same ones."""
         name = self.train if split == "train" else self.test
         if self.scenes is not None:
-            return self._drawn(self.scenes, split, cache)
+            from ..synthetic.scene_set import SceneSet, blueprints, write_scenes
+
+            scenes = self.scenes
+            digest = hashlib.sha256(json.dumps(plain(scenes), sort_keys=True).encode()).hexdigest()[:8]
+            target = cache / f"scenes-{digest}"
+            if not (target / "scenes.csv").is_file():
+                write_scenes(
+                    target,
+                    classes=blueprints(scenes.classes, seed=scenes.seed),
+                    splits={"train": scenes.train, "test": scenes.test},
+                    size=scenes.size,
+                    two_object_share=scenes.two_objects,
+                    seed=scenes.seed,
+                    masks=True,
+                )
+            return MaskedImages.from_scenes(SceneSet.read(target), split)
         if self.voc:
             return MaskedImages.from_voc(located(self.voc, folder), name)
         if self.camvid:
@@ -122,24 +134,6 @@ class PipelineData(Table):
             return MaskedImages.from_table(located(self.table, folder), names, split=name)
         images, masks = (located(text.replace("{split}", name), folder) for text in (self.images, self.masks))
         return MaskedImages.from_folder(images, masks, located(self.names, folder))
-
-    @staticmethod
-    def _drawn(scenes: PipelineScenes, split: str, cache: Path) -> MaskedImages:
-        from ..synthetic.scene_set import SceneSet, blueprints, write_scenes
-
-        digest = hashlib.sha256(json.dumps(plain(scenes), sort_keys=True).encode()).hexdigest()[:8]
-        target = cache / f"scenes-{digest}"
-        if not (target / "scenes.csv").is_file():
-            write_scenes(
-                target,
-                classes=blueprints(scenes.classes, seed=scenes.seed),
-                splits={"train": scenes.train, "test": scenes.test},
-                size=scenes.size,
-                two_object_share=scenes.two_objects,
-                seed=scenes.seed,
-                masks=True,
-            )
-        return MaskedImages.from_scenes(SceneSet.read(target), split)
 
 
 class NetworkSettings(Table):

@@ -1,7 +1,7 @@
-from .engine.distributed import World, current_world
-from .engine.loop import BatchSource, fit
+from .engine.environment import World, current_world
+from .engine.loop import fit
 from .engine.outcome import FitResult
-from .engine.step import Batch, HasClassWeights, Losses, Mix, Objective, Progress, Regions, Step, Term
+from .engine.step import Batch, BatchSource, HasClassWeights, Losses, Mix, Objective, Progress, Regions, Step, Term
 from .losses.classifier import load_classifier, save_classifier
 from .losses.registry import TERMS, TermContext, build_objective
 from .recipes.settings import OptimiserSettings, ScheduleSettings, Settings

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ...segmentation.segmenter.segmenter import Segmenter
 
 
-Layout = Literal["auto", "folder", "voc", "camvid", "table", "scenes"]
+DataLayout = Literal["auto", "folder", "voc", "camvid", "table", "scenes"]
 
 
 def is_model(path: Path) -> bool:
@@ -63,7 +63,7 @@ def open_model(
     return model, InferenceSettings(scales=chosen, flip=flip, base=base, refined=refined)
 
 
-def _layout_of(source: str) -> Layout:
+def _layout_of(source: str) -> DataLayout:
     path = Path(source)
     if path.suffix.lower() == ".csv":
         return "table"
@@ -79,7 +79,7 @@ def _layout_of(source: str) -> Layout:
 def open_data(
     source: str,
     *,
-    layout: Layout,
+    layout: DataLayout,
     split: str | None,
     masks: Path | None,
     names: Path | None,
@@ -117,7 +117,7 @@ def open_data(
 
 
 def mask_pairs(
-    found: Path, truth: str, *, layout: Layout, split: str | None, masks: Path | None, names: Path | None
+    found: Path, truth: str, *, layout: DataLayout, split: str | None, masks: Path | None, names: Path | None
 ) -> tuple[Iterator[tuple[Mask, Mask]], tuple[str, ...]]:
     """True and found masks by name, and the names of the numbers in them."""
     from ...datasets.masked_images import VOC_CLASSES, read_names

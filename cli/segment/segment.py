@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,15 +16,10 @@ from ..command import Commands, refuse_unused
 from ..console import print_json, progress_bar, require_images, require_model, say
 from ..options import AsJson, ReadsImages, Strict
 from ..train import segment_train
-from .inputs import Layout, is_model, mask_pairs, open_data, open_model
+from .inputs import DataLayout, is_model, mask_pairs, open_data, open_model
 
 if TYPE_CHECKING:
-    from ...datasets.voc import VocFolder
     from ...images.masks import Mask
-    from ...segmentation.data import MaskedImages
-    from ...segmentation.pseudo_masks.sources import ClassMapSource
-    from ...segmentation.segmenter.inference import InferenceSettings, Shown
-    from ...segmentation.segmenter.segmenter import Segmenter
 
 app = Commands(help="Weakly supervised segmentation: masks from the classes that an image shows.")
 
@@ -41,7 +37,7 @@ EVALUATE_EXAMPLE = (
 )
 
 LayoutOption = Annotated[
-    Layout,
+    DataLayout,
     typer.Option(help="What the data are: VOC's layout, CamVid's, a CSV, drawn scenes, or a folder of images."),
 ]
 Split = Annotated[str | None, typer.Option(help="Which split of the data. Default: val, or test of drawn scenes.")]
@@ -99,9 +95,10 @@ def infer(
     """Write a mask for every image. Several scales and mirrored by default; a trained network looks once."""
     require_model(model)
     require_images([images])
-    from ...datasets.voc import VocFolder
+    from ...datasets.voc import VocFolder, overlay_mask
     from ...metrics.segmentation import evaluate_masks
-    from ...segmentation.pipeline import say_trained_on
+    from ...segmentation.pipeline import predicted_mask, say_trained_on
+    from ...segmentation.pseudo_masks.make import CueStage, MaskMaker
     from ...segmentation.segmenter.inference import on_device, require_classes
     from ...segmentation.segmenter.segmenter import Segmenter
 
@@ -118,13 +115,23 @@ def infer(
     note = {"model": str(model.absolute()), "scales": list(settings.scales), "flip": settings.flip, "base": base}
     note |= {} if isinstance(loaded, Segmenter) else of_maps
     written = VocFolder(folder, data.class_names, settings=note)
-    make = _mask_maker(loaded, data, settings, on_device(loaded, device), of_maps)
+    where = on_device(loaded, device)
+    make: Callable[[int], Mask]
+    if isinstance(loaded, Segmenter):
+        make = partial(predicted_mask, loaded, data, settings=settings)
+    else:
+        shown: Any = labels if labels in ("predicted", "all") else "known"
+        stage = CueStage(kind="pseudo_masks", labels=shown, inference=settings, beta=background, refine=refine)
+        make = MaskMaker(loaded, data, stage, device=where).mask
     with progress_bar("masks") as progress:
         for i, name in enumerate(data.names):
             if not written.has(name):
                 written.write(name, make(i))
             if show:
-                _save_overlay(data, i, written)
+                target = written.folder / "overlays" / f"{name}.jpg"
+                if not target.is_file():
+                    with replacing(target) as aside:
+                        overlay_mask(data.image(i), written.read(name)).save(aside, quality=88)
             progress(i + 1, len(data))
     written.finish(split or "all", data.names)
     content: dict[str, Any] = {"folder": str(folder), "masks": len(data), "settings": note}
@@ -136,32 +143,6 @@ def infer(
         content |= {"score": score.to_dict(), "trained_on": None if overlap is None else overlap.to_dict()}
         text = f"{score.table()}\n{text}"
     _print(content, text, as_json=as_json)
-
-
-def _mask_maker(
-    model: ClassMapSource | Segmenter, data: MaskedImages, settings: InferenceSettings, device: Any, of_maps: Any
-) -> Callable[[int], Mask]:
-    """From the number of an image to its mask; `of_maps` are the options of class maps."""
-    from ...segmentation.pipeline import predicted_mask
-    from ...segmentation.pseudo_masks.make import CueStage, MaskMaker
-    from ...segmentation.segmenter.segmenter import Segmenter
-
-    if isinstance(model, Segmenter):
-        return lambda i: predicted_mask(model, data, i, settings=settings)
-    shown: Shown = of_maps["labels"] if of_maps["labels"] in ("predicted", "all") else "known"
-    beta, refine = of_maps["background"], of_maps["refine"]
-    stage = CueStage(kind="pseudo_masks", labels=shown, inference=settings, beta=beta, refine=refine)
-    return MaskMaker(model, data, stage, device=device).mask
-
-
-def _save_overlay(data: MaskedImages, i: int, written: VocFolder) -> None:
-    """The image with its mask laid over, as JPEG."""
-    from ...datasets.voc import overlay_mask
-
-    target = written.folder / "overlays" / f"{data.names[i]}.jpg"
-    if not target.is_file():
-        with replacing(target) as aside:
-            overlay_mask(data.image(i), written.read(data.names[i])).save(aside, quality=88)
 
 
 @app.command("evaluate", cls=ReadsImages, epilog=EVALUATE_EXAMPLE)

@@ -5,17 +5,24 @@ With feature map f and one weight vector per class:
     Y^c = Σ_k w_k^c f_k,   logit_c = GAP(Y^c)           a 1×1 convolution without bias, then pooling
     Y^c ← ReLU(Y^c) / max Y^c, 0 for absent classes
     Y^background = (1 - max_c Y^c)^a                                              [CPN] Eq. 16
+
+PCM and PRCM refine them by what the image shows: positions that look alike have the same class.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from ...encoders import Encoder
+from ...encoders.encoder import evaluating
+from ...encoders.layers import Tap, require_layer, returned_by
 from ...errors import InputError
 
 Scaling = Literal["max", "range"]
@@ -93,3 +100,214 @@ def min_pooling_loss(refined: Float[Tensor, "b c h w"]) -> Tensor:
     """
     highest = refined.amax(1).flatten(1)
     return highest.topk(max(highest.shape[1] // 4, 1), dim=1, largest=False).values.clamp(min=0).mean()
+
+
+PrcmSoftmax = Literal["class", "pixel"]
+_STAGES = {
+    "resnet38": ("b5.relu_branch2a", "b6.relu_branch2a"),
+    "conv4": ("encoder.2", "encoder.3"),
+    "mobilenet_v2": ("features.13", "features.17"),
+    "wrn28_10": ("layer2", "layer3"),
+}
+
+
+def affinity(embedded: Float[Tensor, "b d n"]) -> Float[Tensor, "b n n"]:
+    """J, how alike two positions are, in [0, 1]: ReLU of their cosine.
+
+    A position whose embedding is 0 is like none.
+
+    Source: [CPN] Eq. 10.
+
+    >>> affinity(torch.tensor([[[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]]])).tolist()
+    [[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]
+    """
+    unit = functional.normalize(embedded, dim=1)
+    return (unit.mT @ unit).clamp(min=0)
+
+
+def pixel_correlation(maps: Float[Tensor, "b c h w"], embedded: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h w"]:
+    """Y_pcm: each position takes the mean of the maps over the positions that are like it; 0 where none is.
+
+    Source: [CPN] Eq. 9, after Wang et al., SEAM, 2020, Eq. 8.
+    """
+    alike = affinity(embedded.flatten(2))
+    # divided after the product, which is c/hw of the work
+    refined = (maps.flatten(2) @ alike) / alike.sum(1, keepdim=True).clamp(min=1e-5)
+    return refined.view_as(maps)
+
+
+class Prcm(nn.Module):
+    """Pixel-region correlation: each class's own mean of the features says which positions belong to it.
+
+    Args:
+        in_dim: channels of X.
+        dim: channels of g(X).
+        softmax: over the classes of a position, or over the positions ("pixel") as in the published code, where it is
+            about 1/hw everywhere; that also divides by √(c + 1).
+
+    Source: [CPN] Eq. 11-12.
+    """
+
+    def __init__(self, in_dim: int, dim: int, *, softmax: PrcmSoftmax = "class") -> None:
+        super().__init__()
+        if softmax not in ("class", "pixel"):
+            raise InputError(f"unknown prcm_softmax {softmax!r}: expected 'class' or 'pixel'")
+        self.softmax = softmax
+        self.phi = nn.Linear(in_dim, dim, bias=False)
+
+    def forward(
+        self, maps: Float[Tensor, "b c h w"], features: Float[Tensor, "b x h w"], embedded: Float[Tensor, "b d h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Y_prcm."""
+        attention = maps.flatten(2).softmax(2)
+        regions = attention @ features.flatten(2).mT  # Z, (b, c, x): one vector per class
+        relation = functional.relu(self.phi(regions)) @ embedded.flatten(2)  # P_R, (b, c, hw)
+        gate = relation.softmax(1) if self.softmax == "class" else (relation / maps.shape[1] ** 0.5).softmax(2)
+        return maps * gate.view_as(maps)
+
+
+class MapRefinement(nn.Module):
+    """PCM and PRCM on one embedding of X, the image and what two stages of the network say about it.
+
+    With J, how alike positions are, and Y the scaled maps, background among them:
+
+        J_ij = ReLU(cos(g(X)_i, g(X)_j)),   Y_pcm,i = Σ_j Y_j J_ji / Σ_j J_ji                 PCM   [CPN] Eq. 9-10
+        Z = softmax(Y) Xᵀ,   P_R = ReLU(φ(Z)) g(X),   Y_prcm = Y ∘ softmax(P_R)               PRCM  [CPN] Eq. 11-12
+        Ỹ = Y_pcm + Y_prcm
+
+    X = [stage 3 → 64 channels, stage 4 → 128 channels, the image in the maps' size]; g and φ are 1×1 convolutions to
+    192 channels. Neither X nor Y carries a gradient: the refinement learns, the network that it looks at does not. The
+    softmax of Z is over positions. What the paper leaves open is in docs/guides/segment.md.
+    """
+
+    def __init__(
+        self,
+        stage_dims: tuple[int, int],
+        *,
+        pcm: bool = True,
+        prcm: bool = True,
+        prcm_softmax: PrcmSoftmax = "class",
+        scaling: Scaling = "max",
+        power: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not (pcm or prcm):
+            raise InputError("a refinement needs pcm or prcm")
+        self.stage_dims, self.scaling, self.power = stage_dims, scaling, power
+        self.from_stages = nn.ModuleList(
+            nn.Conv2d(inputs, outputs, 1, bias=False) for inputs, outputs in zip(stage_dims, (64, 128), strict=True)
+        )
+        self.embed = nn.Conv2d(64 + 128 + 3, 192, 1, bias=False)
+        self.pcm = pcm
+        self.prcm = Prcm(64 + 128 + 3, 192, softmax=prcm_softmax) if prcm else None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        nn.init.xavier_normal_(self.embed.weight)
+
+    def options(self) -> dict[str, object]:
+        """The constructor's arguments, as JSON can hold them."""
+        return {
+            "stage_dims": list(self.stage_dims),
+            "pcm": self.pcm,
+            "prcm": self.prcm is not None,
+            "prcm_softmax": "class" if self.prcm is None else self.prcm.softmax,
+            "scaling": self.scaling,
+            "power": self.power,
+        }
+
+    def features(
+        self,
+        stages: Sequence[Float[Tensor, "b _k _h _w"]],
+        images: Float[Tensor, "b 3 rows columns"],
+        size: tuple[int, int],
+    ) -> Float[Tensor, "b 195 h w"]:
+        """X in the size of the maps, learnt up to what comes from the network, which is a constant."""
+        own = [
+            functional.relu(_resized(convolution(stage.detach().float()), size))
+            for convolution, stage in zip(self.from_stages, stages, strict=True)
+        ]
+        return torch.cat([_resized(images.detach(), size), *own], 1)
+
+    def refine(
+        self,
+        maps: Float[Tensor, "b c h w"],
+        features: Float[Tensor, "b 195 h w"],
+        labels: Float[Tensor, "b c"] | None = None,
+    ) -> Float[Tensor, "b c_plus_1 h w"]:
+        """Ỹ, background first, of raw maps and X; with 0/1 columns the classes that an image does not show stay 0."""
+        scaled = scaled_maps(maps, labels, scaling=self.scaling)
+        scores = with_background(scaled.detach(), power=self.power)
+        embedded = self.embed(features)
+        parts = [pixel_correlation(scores, embedded)] if self.pcm else []
+        if self.prcm is not None:
+            parts.append(self.prcm(scores, features, embedded))
+        return torch.stack(parts).sum(0)
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Larger maps are averaged over what falls into a cell, smaller ones interpolated."""
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    if maps.shape[-2] >= size[0] and maps.shape[-1] >= size[1]:
+        return functional.interpolate(maps, size, mode="area")
+    return functional.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+# --- what two stages of the network say -------------------------------------------------------------------------------
+
+
+@contextmanager
+def read_stages(encoder: Encoder, layers: Sequence[str]) -> Iterator[Callable[[], list[Tensor]]]:
+    """Inside, a function gives these layers' outputs in the last forward pass, without gradients, in this order."""
+    backbone = _source(encoder)
+    outputs: dict[str, Tensor] = {}
+
+    def keeper(layer: str) -> Callable[[nn.Module, object, object], None]:
+        def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+            outputs[layer] = returned_by(layer, output).detach()
+
+        return keep
+
+    def stages() -> list[Tensor]:
+        missing = next((layer for layer in layers if layer not in outputs), None)
+        if missing is not None:
+            raise InputError(f"layer {missing!r} did not run; encode images first, or name another stage")
+        return [outputs[layer] for layer in layers]
+
+    for layer in layers:
+        require_layer(backbone, layer)
+    handles = [backbone.get_submodule(layer).register_forward_hook(keeper(layer)) for layer in layers]
+    try:
+        yield stages
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stage_layers(encoder: Encoder) -> tuple[str, str]:
+    """The layers of stage 3 and stage 4: the last two resolutions or widths of the networks known by name."""
+    if encoder.architecture in _STAGES:
+        return _STAGES[encoder.architecture]
+    names = {name for name, _ in _source(encoder).named_children()}
+    if {"layer3", "layer4"} <= names:
+        return ("layer3", "layer4")
+    raise InputError(f'which layers of {encoder.architecture} are stages 3 and 4? Name them: stages = ["…", "…"]')
+
+
+def stage_dims(encoder: Encoder, layers: Sequence[str]) -> tuple[int, int]:
+    """The channels of two layers, found by encoding one black image."""
+    if len(layers) != 2:
+        raise InputError(f"expected two stages, got {len(layers)}: {', '.join(layers)}")
+    weight = next(encoder.parameters())
+    image = weight.new_zeros(1, 3, encoder.transform.height, encoder.transform.width)
+    with evaluating(encoder), torch.no_grad(), read_stages(encoder, layers) as stages:
+        encoder(image)
+    first, second = stages()
+    return first.shape[1], second.shape[1]
+
+
+def _source(encoder: Encoder) -> nn.Module:
+    backbone = encoder.backbone.source if isinstance(encoder.backbone, Tap) else encoder.backbone
+    assert isinstance(backbone, nn.Module)
+    return backbone

@@ -29,8 +29,7 @@ from ...training.engine.step import Step, Term
 from ...training.losses.attention import statistics_frozen
 from ...training.losses.registry import TermContext
 from ...training.recipes.tables import NotNegative, parse
-from .class_maps import class_maps, hardest, min_pooling_loss, scaled_maps, with_background
-from .map_refinement import read_stages
+from .class_maps import class_maps, hardest, min_pooling_loss, read_stages, scaled_maps, with_background
 from .map_term import MapSettings, MapTerm, renamed, require_plain_maps
 from .patches import GridPatches, Patches, PatchPair, SuperpixelPatches
 
@@ -60,12 +59,6 @@ def tcp_loss(
 ) -> Tensor:
     """One term of L_tcp: how far the pair's weighted sum is from the whole image's map, mean over all elements.
 
-    Args:
-        original: Y_o, which follows.
-        pair: Y_h and Y_h̄.
-        share: λ.
-        detach_pair: the pair is a constant.
-
     Source: [CPN] Eq. 14.
 
     >>> one = torch.ones(1, 1, 1, 2)
@@ -89,16 +82,6 @@ def cpcr_loss(
     as_printed_in_paper: bool = False,
 ) -> Tensor:
     """L_cpcr: what the whole map leaves when one image's is taken away should be the other's refined map.
-
-    Args:
-        original: Y_o with the background.
-        pair: Y_h and Y_h̄ with theirs; constants where they are taken away.
-        refined: Ỹ_h and Ỹ_h̄.
-        share: λ.
-        hard_share: of each image's elements, those with the largest errors; None for all.
-        detach_minuend: Y_o is a constant.
-        one_hot: of what is left over, keep each position's highest class only.
-        as_printed_in_paper: the plain Y_h̄ in the first term.
 
     Source: [CPN] Eq. 15.
     """
@@ -165,11 +148,6 @@ class CpnSettings(MapSettings):
 
 class Cpn(MapTerm):
     """The complementary patch network: three branches with one network, and a refinement that learns beside it.
-
-    Args:
-        encoder: gives the channels of map and stages.
-        n_classes: number of classes.
-        settings: `CpnSettings()` if left out.
 
     Source: [CPN] §3.
     """

@@ -23,7 +23,7 @@ from torch import Tensor
 from ...errors import InputError, MissingExtraError
 from ...images import Transform
 
-Share = Literal["pixels", "patches"]
+ShareOf = Literal["pixels", "patches"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class Patches(ABC):
             They differ where patches differ in size.
     """
 
-    def __init__(self, *, hidden: float = 0.5, share: Share = "pixels") -> None:
+    def __init__(self, *, hidden: float = 0.5, share: ShareOf = "pixels") -> None:
         if not 0 < hidden < 1:
             raise InputError(f"expected the probability of hiding a patch between 0 and 1, got {hidden}")
         if share not in ("pixels", "patches"):
@@ -76,12 +76,7 @@ class Patches(ABC):
         self.hidden, self.share = hidden, share
 
     def draw(self, images: Float[Tensor, "b 3 h w"], *, generator: torch.Generator | None = None) -> PatchPair:
-        """A pair for each image, on the images' device.
-
-        Args:
-            images: normalised.
-            generator: on the CPU; torch's global one if left out.
-        """
+        """A pair for each image, on the images' device."""
         visible, shares = [], []
         for patch in self._divided(images, generator):
             count = int(patch.max()) + 1
@@ -111,13 +106,14 @@ class GridPatches(Patches):
     Args:
         sizes: sides in pixels; each image of a batch draws one of them. The paper's best for images of 448 pixels are
             56 and 112, an eighth and a quarter of the side. A number between 0 and 1 is a share of the shorter side.
-        hidden: see `Patches`.
-        share: see `Patches`.
+        hidden, share: see `Patches`.
 
     Source: [CPN] §3.1, §4.3.
     """
 
-    def __init__(self, sizes: Sequence[float] = (0.125, 0.25), *, hidden: float = 0.5, share: Share = "pixels") -> None:
+    def __init__(
+        self, sizes: Sequence[float] = (0.125, 0.25), *, hidden: float = 0.5, share: ShareOf = "pixels"
+    ) -> None:
         super().__init__(hidden=hidden, share=share)
         self.sizes = tuple(sizes)
         if not self.sizes or not all(0 < size < 1 or (size >= 1 and float(size).is_integer()) for size in self.sizes):
@@ -150,11 +146,10 @@ class SuperpixelPatches(Patches):
         transform: of the normalised images.
         segments: S_N, about how many patches an image has; the paper's best is 200.
         compactness: of `skimage.segmentation.slic`: more makes squares, less follows colours.
-        hidden: see `Patches`.
-        share: see `Patches`.
         replacement: draw p_h · n patches with replacement, as the published code does: only 39 % are hidden then, not
             50 %.
         remembered: images whose superpixels are kept.
+        hidden, share: see `Patches`.
 
     Source: [CPN] §3.1, §4.3; Achanta et al., SLIC Superpixels, 2012.
     """
@@ -166,7 +161,7 @@ class SuperpixelPatches(Patches):
         segments: int = 200,
         compactness: float = 10.0,
         hidden: float = 0.5,
-        share: Share = "pixels",
+        share: ShareOf = "pixels",
         replacement: bool = False,
         remembered: int = 4096,
     ) -> None:
@@ -180,18 +175,18 @@ class SuperpixelPatches(Patches):
     def _divided(self, images: Tensor, generator: torch.Generator | None) -> list[Tensor]:
         del generator
         pixels = (self.transform.denormalise(images.detach().cpu()) * 255).round_().to(torch.uint8)
-        return [self._superpixels(own.permute(1, 2, 0).contiguous().numpy()) for own in pixels]
-
-    def _superpixels(self, image: np.ndarray) -> Tensor:
-        key = hashlib.blake2b(image.tobytes(), digest_size=16, key=str(image.shape).encode()).digest()
-        patch = self._known.pop(key, None)
-        if patch is None:
-            found = slic_segments(image, segments=self.segments, compactness=self.compactness)
-            patch = torch.from_numpy(found)
-        self._known[key] = patch
-        while len(self._known) > self.remembered:
-            self._known.popitem(last=False)
-        return patch
+        patches = []
+        for own in pixels:
+            image = own.permute(1, 2, 0).contiguous().numpy()
+            key = hashlib.blake2b(image.tobytes(), digest_size=16, key=str(image.shape).encode()).digest()
+            patch = self._known.pop(key, None)
+            if patch is None:
+                patch = torch.from_numpy(slic_segments(image, segments=self.segments, compactness=self.compactness))
+            self._known[key] = patch
+            while len(self._known) > self.remembered:
+                self._known.popitem(last=False)
+            patches.append(patch)
+        return patches
 
     def _chosen(self, count: int, generator: torch.Generator | None) -> Bool[Tensor, " n"]:
         if not self.replacement:

@@ -14,22 +14,24 @@ and the best background score.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 
 from ...encoders import Encoder, Identity
 from ...errors import InputError
 from ...images import Transform
-from ...metrics.segmentation import BackgroundCurve
+from ...metrics.segmentation import BETAS, BackgroundCurve, background_curve
 from ...progress import Progress
-from ...training.data.run_data import RunData
-from ...training.engine.logs import write_json
+from ...training.data.batches import RunData
+from ...training.data.training_set import TrainingSet
+from ...training.engine.outcome import write_json
 from ...training.engine.step import Objective
 from ...training.losses.classifier import ClassifierTerm, save_classifier
 from ...training.losses.registry import TERMS, Builder
@@ -38,12 +40,94 @@ from ...training.recipes.runs import run_recipe as train
 from ...training.recipes.tables import check_name
 from ..data import MaskedImages, all_readable
 from ..label_maps import label_map
-from ..segmenter.inference import InferenceSettings
+from ..pseudo_masks.sources import ClassMapSource, WeakSegmenter
+from ..segmenter.inference import InferenceSettings, class_scores
 from .cpn import build_cpn
-from .map_measures import MeasuredSplit, MeasureSettings, masks_of, measure
-from .map_term import MapTerm, build_multi_label
-from .seam import build_seam
-from .weak_segmenter import WeakSegmenter
+from .map_term import MapTerm, build_multi_label, build_seam
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """Measuring of trained maps against masks.
+
+    Attributes:
+        splits: all but "train" if empty. Their images say which classes they show, as for pseudo masks.
+        scales: of the multi-scale measure; a single 1 leaves it out.
+        flip: that one also looks at mirror images.
+        images: of a split at most, spread over it; 0 for all.
+        betas: background scores that are tried, 50 from 0 to 1 if empty. The best one is found on the split that it is
+            reported for; the whole curve lies beside it.
+    """
+
+    splits: tuple[str, ...] = ()
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    flip: bool = True
+    images: int = 0
+    betas: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.images < 0 or not self.scales or not all(0 <= beta <= 1 for beta in self.betas):
+            raise InputError("expected images from 0 on, one scale or more, and betas in [0, 1]")
+
+    @property
+    def single(self) -> InferenceSettings:
+        """One look at scale 1."""
+        return InferenceSettings(scales=(1.0,), flip=False)
+
+    @property
+    def multiple(self) -> InferenceSettings | None:
+        """Several looks; None if there are none."""
+        several = InferenceSettings(scales=self.scales, flip=self.flip)
+        return None if several == self.single else several
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredSplit:
+    """The images of a split with their masks, in the pixels of the network's input."""
+
+    images: TrainingSet
+    masks: UInt8[np.ndarray, "n h w"]  # 0 background, c + 1 class c, 255 void
+
+
+def masks_of(images: TrainingSet, split: str) -> UInt8[np.ndarray, "n h w"]:
+    """The masks that the outlines of a set make: c + 1 where class c is, 0 elsewhere."""
+    regions = images.regions
+    if regions is None or not len(regions.image) or bool(regions.is_box.any()):
+        raise InputError(f"the split {split!r} has no masks to be measured against; name others in [measure] splits")
+    masks = np.zeros((len(images), *regions.raster.shape[-2:]), dtype=np.uint8)
+    for image, label, raster in zip(regions.image, regions.label, regions.raster.numpy(), strict=True):
+        masks[int(image)][raster > 0] = int(label) + 1
+    return masks
+
+
+def measure(
+    source: ClassMapSource,
+    truth: MeasuredSplit,
+    settings: InferenceSettings,
+    *,
+    limit: int = 0,
+    betas: Sequence[float] = (),
+    device: str | torch.device = "cpu",
+) -> BackgroundCurve:
+    """The maps' mIoU for every background score, at the size of the network's input.
+
+    The classes that an image shows are known, as where maps become pseudo masks: the maps of the others are 0.
+    """
+    count = len(truth.images)
+    chosen = (
+        range(count) if not limit or limit >= count else np.linspace(0, count - 1, limit).round().astype(int).tolist()
+    )
+
+    def pairs() -> Iterator[tuple[UInt8[np.ndarray, "h w"], np.ndarray]]:
+        for i in chosen:
+            pixels = truth.images.pixels(torch.tensor([i]))[0]
+            image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+            shown = truth.images.labels[i].nonzero()[:, 0].tolist()
+            scores = class_scores(source, image, shown=shown, settings=settings, device=device)
+            yield truth.masks[i], scores
+
+    return background_curve(pairs(), ("background", *source.class_names), betas=betas or BETAS)
+
 
 __all__ = ["SEGMENTATION_TERMS", "SegmentationRecipe", "train"]
 
@@ -89,12 +173,12 @@ class SegmentationRecipe(Recipe):
         """The images by split, and the masks of those that are measured."""
         kind, _, place = (self.data.images or self.data.photographs).partition(":")
         if kind in _SOURCES:
-            opened = self._masked(_SOURCES[kind], self.data.source(self.folder)[1] / place)
+            root = self.data.source(self.folder)[1] / place
+            splits = dict.fromkeys(("train", *(self.measure.splits or ("val",))))
+            opened = all_readable({name: _SOURCES[kind](root, name) for name in splits}, strict=self.data.strict)
             data = RunData({split: images.training_set(transform) for split, images in opened.items()})
             wanted = self.measure.splits or ("val",)
-            masks = {
-                name: np.stack([_mask(opened[name], i, transform) for i in range(len(opened[name]))]) for name in wanted
-            }
+            masks = {name: _masks_of_files(opened[name], transform) for name in wanted}
         else:
             data = super().open(transform, cache=cache, progress=progress)
             wanted = self.measure.splits or tuple(split for split in data.sets if split != "train")
@@ -111,16 +195,15 @@ class SegmentationRecipe(Recipe):
         follows = (self.run.monitor or "").endswith(".miou")
         return replace(data, terms=SEGMENTATION_TERMS, validate=measured.quick if follows else None, measure=measured)
 
-    def _masked(self, source: Callable[[Path, str], MaskedImages], place: Path) -> dict[str, MaskedImages]:
-        splits = dict.fromkeys(("train", *(self.measure.splits or ("val",))))
-        return all_readable({split: source(place, split) for split in splits}, strict=self.data.strict)
 
-
-def _mask(images: MaskedImages, i: int, transform: Transform) -> UInt8[np.ndarray, "h w"]:
-    mask = images.mask(i)
-    if mask is None:
-        raise InputError(f"{images.file(i)} has no mask to be measured against")
-    return label_map(mask, transform)
+def _masks_of_files(images: MaskedImages, transform: Transform) -> UInt8[np.ndarray, "n h w"]:
+    found = []
+    for i in range(len(images)):
+        mask = images.mask(i)
+        if mask is None:
+            raise InputError(f"{images.file(i)} has no mask to be measured against")
+        found.append(label_map(mask, transform))
+    return np.stack(found)
 
 
 class _Measured:
@@ -170,17 +253,12 @@ class _Measured:
         if folder is not None:
             segmenter.metadata = {"beta": first.best_beta, "measured": found}
             segmenter.save(folder / SEGMENTER_NAME)
-            self._save_classifier(segmenter, folder)
+            weights = segmenter.class_weights  # in the file that everything else draws class maps with
+            with torch.random.fork_rng(devices=[]):
+                plain = ClassifierTerm(weights.shape[1], len(weights), multi_label=True, bias=False).to(weights.device)
+            with torch.no_grad():
+                plain.weight.copy_(weights)
+            fingerprint = segmenter.encoder.fingerprint
+            save_classifier(folder / "classifier.safetensors", plain, self._class_names, fingerprint=fingerprint)
             write_json(folder / CURVES_NAME, {name: curve.to_dict() for name, curve in curves.items()})
         return found
-
-    def _save_classifier(self, segmenter: WeakSegmenter, folder: Path) -> None:
-        """The class weights in the file that everything else draws class maps with."""
-        weights = segmenter.class_weights
-        with torch.random.fork_rng(devices=[]):
-            plain_term = ClassifierTerm(weights.shape[1], len(weights), multi_label=True, bias=False).to(weights.device)
-        with torch.no_grad():
-            plain_term.weight.copy_(weights)
-        save_classifier(
-            folder / "classifier.safetensors", plain_term, self._class_names, fingerprint=segmenter.encoder.fingerprint
-        )

@@ -2,10 +2,9 @@
 
     T = D⁻¹ A^∘β,   scores ← T scores, t times          (A^∘β: every entry to the power β; D: sums of its rows)
 
-A is never written out: a position has an affinity to those within a radius only, and each such offset is a map of its
-own. Learnt affinities know from nothing but cues which neighbouring positions belong to one thing: a 1×1 convolution on
-the encoder's feature map and the image's colours embeds each position. Positive pairs are neighbours with cues of one
-class, negative ones with cues of two; undecided positions teach nothing.
+A is never written out: each offset within a radius is a map of its own. Learnt affinities embed each position by a 1×1
+convolution on the encoder's feature map and the image's colours. Positive pairs are neighbours with cues of one class,
+negative ones with cues of two; undecided positions teach nothing.
 
 Source: Ahn and Kwak, Learning Pixel-level Semantic Affinity with Image-level Supervision (AffinityNet), 2018, §3.2-3.3
 and Eq. 5-6. Theirs reads three stages of its network and trains them; here the encoder stays as it is.
@@ -15,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,13 +29,13 @@ from ...encoders.weights.reading import drawn_from
 from ...errors import InputError, ShapeError, WeightsError
 from ...images.masks import VOID, Mask
 from ...progress import Progress
+from ...training.recipes.tables import Count, Natural, Positive, Table
 from ..data import MaskedImages
 
 Offset = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class WalkSettings:
+class WalkSettings(Table):
     """Reach and strictness of a random walk.
 
     Attributes:
@@ -49,19 +47,12 @@ class WalkSettings:
         colour: the difference of colours (mean over red, green, blue, in [0, 1]) at which an affinity is 1/e.
     """
 
-    radius: int = 5
-    power: float = 8.0
-    steps: int = 16
-    background: float = 1.0
-    side: int = 64
-    colour: float = 0.25
-
-    def __post_init__(self) -> None:
-        for name in ("radius", "side"):
-            if getattr(self, name) < 1:
-                raise InputError(f"expected {name} of 1 or more, got {getattr(self, name)}")
-        if self.steps < 0 or self.power <= 0 or self.background <= 0 or self.colour <= 0:
-            raise InputError("expected steps of 0 or more, and power, background and colour above 0")
+    radius: Count = 5
+    power: Positive = 8.0
+    steps: Natural = 16
+    background: Positive = 1.0
+    side: Count = 64
+    colour: Positive = 0.25
 
 
 def neighbours(radius: int) -> list[Offset]:
@@ -168,8 +159,7 @@ def refine_by_walk(
 # --- learnt affinities ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class AffinitySettings:
+class AffinitySettings(Table):
     """Options of the training of affinities.
 
     Attributes:
@@ -182,30 +172,17 @@ class AffinitySettings:
         seed: of the weights and of the order of the images.
     """
 
-    dim: int = 16
-    radius: int = 3
-    epochs: int = 8
-    batch_size: int = 8
-    learning_rate: float = 1e-2
-    side: int = 32
+    dim: Count = 16
+    radius: Count = 3
+    epochs: Count = 8
+    batch_size: Count = 8
+    learning_rate: Positive = 1e-2
+    side: Count = 32
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("dim", "radius", "epochs", "batch_size", "side"):
-            if getattr(self, name) < 1:
-                raise InputError(f"expected {name} of 1 or more, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise InputError(f"expected a learning_rate above 0, got {self.learning_rate}")
 
 
 class AffinityNet(nn.Module):
-    """An encoder that stays as it is, and the embedding of its positions.
-
-    Args:
-        encoder: frozen.
-        dim: length of the embedding.
-        side: rows and columns of the grid of positions.
-    """
+    """An encoder that stays as it is, and the embedding of its positions."""
 
     def __init__(self, encoder: Encoder, *, dim: int = 16, side: int = 32) -> None:
         super().__init__()
@@ -258,11 +235,6 @@ def affinity_loss(embedded: Float[Tensor, "b e h w"], cues: Int[Tensor, "b h w"]
 
     A kind of pair that the batch does not have counts 0.
 
-    Args:
-        embedded: by position.
-        cues: 0 background, c + 1 class c, 255 undecided.
-        offsets: from one position of a pair to the other.
-
     Source: AffinityNet, Eq. 3-4.
     """
     kinds: list[list[Tensor]] = [[], [], []]
@@ -287,15 +259,7 @@ def train_affinity(
     settings: AffinitySettings | None = None,
     progress: Progress | None = None,
 ) -> AffinityNet:
-    """Affinities learnt from the cues of every image; feature maps are computed once and kept.
-
-    Args:
-        encoder: stays as it is, on its device.
-        data: the images.
-        cues: one for each image, in its size.
-        settings: `AffinitySettings()` if left out.
-        progress: called with (steps done, steps in all).
-    """
+    """Affinities learnt from the cues of every image; feature maps are computed once and kept."""
     settings = settings or AffinitySettings()
     if len(cues) != len(data):
         raise InputError(f"expected cues for each of the {len(data)} images, got {len(cues)}")

@@ -5,17 +5,15 @@ Source: Krähenbühl and Koltun, Efficient Inference in Fully Connected CRFs wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from ...errors import InputError, MissingExtraError, ShapeError
+from ...errors import MissingExtraError, ShapeError
+from ...training.recipes.tables import Natural, Positive, Table
 
 
-@dataclass(frozen=True)
-class CrfSettings:
+class CrfSettings(Table):
     """The two pairwise terms: pixels of similar colour nearby, and pixels nearby.
 
     The defaults are those of DeepLab and of most weakly supervised work, for images of about 500 pixels a side; for
@@ -31,25 +29,18 @@ class CrfSettings:
         least: probabilities are raised to this much, so that nothing is impossible.
     """
 
-    steps: int = 10
+    steps: Natural = 10
     colour_weight: float = 10.0
-    colour_position: float = 80.0
-    colour: float = 13.0
+    colour_position: Positive = 80.0
+    colour: Positive = 13.0
     smooth_weight: float = 3.0
-    smooth_position: float = 3.0
-    least: float = 1e-4
-
-    def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise InputError(f"expected steps of 0 or more, got {self.steps}")
-        for name in ("colour_position", "colour", "smooth_position", "least"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"expected {name} above 0, got {getattr(self, name)}")
+    smooth_position: Positive = 3.0
+    least: Positive = 1e-4
 
     def scaled(self, factor: float) -> CrfSettings:
         """The same with both distances multiplied; a quarter for images of a quarter of the size."""
-        return replace(
-            self, colour_position=self.colour_position * factor, smooth_position=self.smooth_position * factor
+        return self.changed(
+            colour_position=self.colour_position * factor, smooth_position=self.smooth_position * factor
         )
 
 

@@ -12,7 +12,7 @@ regions of a batch, one for each number in them, so they are augmented with the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Literal
@@ -29,7 +29,7 @@ from ...images import Transform
 from ...images.masks import VOID, Mask
 from ...training.data.training_set import TrainingSet
 from ...training.engine.step import Batch, Step, Term
-from ...training.losses.registry import Builder, checked_term
+from ...training.losses.registry import Builder, checked_term, plain
 from ...training.recipes.tables import check_name
 from ..data import MaskedImages
 from ..label_maps import as_regions, label_map
@@ -71,7 +71,7 @@ def _multi_hot(step: Step) -> Float[Tensor, "b c"]:
     return step.batch.labels.float()
 
 
-class Pixels(Term):
+class PixelCrossEntropy(Term):
     """Cross entropy of the decided pixels, at the masks' resolution.
 
     Args:
@@ -198,34 +198,26 @@ class Constrain(Term):
         probabilities = logits.softmax(1).clamp(min=1e-4)
         probabilities = probabilities / probabilities.sum(1, keepdim=True)
         with torch.no_grad():
-            wanted = self._smoothed(step.batch.images, probabilities).clamp(min=1e-4)
+            size = probabilities.shape[-2:]
+            colours = functional.interpolate(self.transform.denormalise(step.batch.images), size, mode="area")
+            if self.transform.channels == "bgr":
+                colours = colours.flip(1)
+            small = (colours.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            settings = CrfSettings(steps=self.steps).scaled(self.factor or max(size) / 500)
+            found = [
+                dense_crf(Image.fromarray(own), scores, settings=settings)
+                for own, scores in zip(small, probabilities.detach().cpu().numpy(), strict=True)
+            ]
+            wanted = torch.from_numpy(np.stack(found)).to(step.batch.images).clamp(min=1e-4)
             wanted = wanted / wanted.sum(1, keepdim=True)
         return (wanted * (wanted.log() - probabilities.log())).sum(1).mean()
-
-    def _smoothed(self, images: Tensor, probabilities: Tensor) -> Tensor:
-        """The dense CRF's probabilities on the network's grid."""
-        size = probabilities.shape[-2:]
-        colours = functional.interpolate(self.transform.denormalise(images), size, mode="area")
-        if self.transform.channels == "bgr":
-            colours = colours.flip(1)
-        small = (colours.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        settings = CrfSettings(steps=self.steps).scaled(self.factor or max(size) / 500)
-        found = [
-            dense_crf(Image.fromarray(own), scores, settings=settings)
-            for own, scores in zip(small, probabilities.detach().cpu().numpy(), strict=True)
-        ]
-        return torch.from_numpy(np.stack(found)).to(images)
-
-
-def _builder(kind: str, make: Callable[..., Term]) -> Builder:
-    return lambda options, _: checked_term(kind, make, options)
 
 
 SEGMENTER_TERMS: Mapping[str, Builder] = MappingProxyType(
     {
-        "pixels": _builder("pixels", Pixels),
-        "pooled": _builder("pooled", Pooled),
-        "expand": _builder("expand", Expand),
+        "pixels": plain("pixels", PixelCrossEntropy),
+        "pooled": plain("pooled", Pooled),
+        "expand": plain("expand", Expand),
         "constrain": lambda options, context: checked_term(
             "constrain", partial(Constrain, context.encoder.transform), options
         ),

@@ -1,8 +1,7 @@
 """A segmentation network: its parts by name, its file, and its prediction for an image.
 
-It is an `Encoder` whose feature map are the logits of the classes, so that the one training loop trains it as it trains
-any other. Architectures are torchvision's segmenters (`lraspp_mobilenet_v3_large`, `deeplabv3_resnet50`, …) and
-"light": any encoder's backbone with a head of one dilated 3×3 convolution, which is small enough for a CPU.
+Architectures are torchvision's segmenters (`lraspp_mobilenet_v3_large`, `deeplabv3_resnet50`, …) and "light": any
+encoder's backbone with a head of one dilated 3×3 convolution, which is small enough for a CPU.
 """
 
 from __future__ import annotations
@@ -41,13 +40,7 @@ _KIND = "segmenter"
 
 
 class SegmentationModel(nn.Module):
-    """A backbone and a classifier of positions: (b, 3, H, W) → {"out": (b, c, H, W)}, as torchvision's segmenters.
-
-    Args:
-        backbone: to a map, or to several by name.
-        classifier: to the logits, (b, c, h, w).
-        takes: name of the map that the classifier takes, where the backbone gives several.
-    """
+    """A backbone and a classifier of positions: (b, 3, H, W) → {"out": (b, c, H, W)}, as torchvision's segmenters."""
 
     def __init__(self, backbone: nn.Module, classifier: nn.Module, *, takes: str = "") -> None:
         super().__init__()

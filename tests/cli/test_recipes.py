@@ -10,7 +10,7 @@ from commands import distcam, fails
 from typer.testing import CliRunner
 
 from distcam.cli.app import app
-from distcam.cli.recipes import FOLDER, shipped
+from distcam.cli.train import FOLDER, shipped
 from distcam.fewshot.training import FewShotRecipe
 from distcam.reid.training import ReidRecipe
 from distcam.segmentation.pipeline_recipe import PipelineRecipe

@@ -14,7 +14,7 @@ from distcam.encoders.regions import pooled_under
 from distcam.errors import ShapeError
 from distcam.explain import ClassScore, explain_image
 from distcam.images import Transform
-from distcam.segmentation.cam_training.map_refinement import read_stages
+from distcam.segmentation.cam_training.class_maps import read_stages
 
 FAMILIES = [
     "alexnet",

@@ -31,7 +31,7 @@ from distcam.training import (
     current_world,
     fit,
 )
-from distcam.training.engine.distributed import joined
+from distcam.training.engine.environment import joined
 from distcam.training.losses.registry import TermContext, build_objective
 
 CLASSES = 3

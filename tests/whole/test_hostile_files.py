@@ -274,8 +274,8 @@ def test_a_header_that_is_no_configuration_is_refused(sound, tmp_path, text):
 @pytest.mark.parametrize("kind", ["classifier", "segmenter", "weak segmenter", "training run"])
 def test_other_checkpoints_end_in_our_errors_too(sound, tmp_path, kind):
     from distcam.segmentation import load_segmenter
-    from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
-    from distcam.training.engine.state import STATE, read_state
+    from distcam.segmentation.pseudo_masks.sources import WeakSegmenter
+    from distcam.training.engine.outcome import STATE, read_state
     from distcam.training.losses.classifier import load_classifier
 
     read = {

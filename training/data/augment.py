@@ -7,7 +7,6 @@ its index) only: the numbers are hashed from these, so neither the batch size no
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -91,23 +90,13 @@ class AugmentSettings(Table):
         return self.mixup > 0 or self.cutmix > 0
 
 
-@dataclass(frozen=True, eq=False)
-class Augmented:
-    """A changed batch: the images still as grey levels, and the regions that can still be seen."""
-
-    pixels: UInt8[Tensor, "b 3 h w"]
-    regions: Regions | None
-
-
 # --- chance -----------------------------------------------------------------------------------------------------------
 
 _DRAWS = 20  # numbers per image; each change has its own, so switching one on leaves the others as they were
 _FLIP, _SHIFT, _CROP, _ROTATE, _COLOUR, _ERASE = 0, 1, 3, 7, 8, 13
 
 
-def uniforms(
-    seed: int, epoch: int, place: Int[Tensor, " b"], index: Int[Tensor, " b"], *, draws: int = _DRAWS
-) -> Float[Tensor, "b _draws"]:
+def uniforms(seed: int, epoch: int, place: Int[Tensor, " b"], index: Int[Tensor, " b"]) -> Float[Tensor, "b _draws"]:
     """Numbers in [0, 1) for every image, each a hash of its key and nothing else.
 
     Source: Steele, Lea, Flood, Fast splittable pseudorandom number generators, 2014 (SplitMix64's finaliser).
@@ -115,7 +104,7 @@ def uniforms(
     key = _hashed(np.array([seed], dtype=np.uint64))
     for part in (np.array([epoch]), place.numpy(), index.numpy()):
         key = _hashed(key + part.astype(np.uint64))
-    bits = _hashed(key[:, None] + _hashed(np.arange(draws, dtype=np.uint64)))
+    bits = _hashed(key[:, None] + _hashed(np.arange(_DRAWS, dtype=np.uint64)))
     return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53).float().clamp_(max=1 - 2**-24)
 
 
@@ -135,7 +124,7 @@ def augment(
     chance: Float[Tensor, "b _draws"],
     *,
     regions: Regions | None = None,
-) -> Augmented:
+) -> tuple[UInt8[Tensor, "b 3 h w"], Regions | None]:
     """The batch after everything that happens to single images; `mix_images` comes after normalising.
 
     `chance` comes from `uniforms`. Regions move with their images; those that end up outside are left out.
@@ -148,9 +137,8 @@ def augment(
     if settings.erase:
         pixels = _erased(pixels, settings, chance)
     if regions is None or raster is None:
-        return Augmented(pixels, regions)
-    seen = raster.flatten(1).any(1)
-    return Augmented(pixels, Regions(regions.row[seen], regions.label[seen], regions.is_box[seen], raster[seen]))
+        return pixels, regions
+    return pixels, regions.chosen(raster.flatten(1).any(1), raster)
 
 
 def _moved(
@@ -185,18 +173,7 @@ def _resampled(
     pixels: Tensor, settings: AugmentSettings, chance: Tensor, regions: Regions | None
 ) -> tuple[Tensor, Tensor | None]:
     """Mirrored, shifted, cut out and turned in one bilinear resampling; masks take the nearest pixel."""
-    matrix = _matrices(settings, chance, aspect=pixels.shape[-1] / pixels.shape[-2])
-    grid = functional.affine_grid(matrix, list(pixels.shape), align_corners=False)
-    images = functional.grid_sample(pixels.float(), grid, padding_mode="border", align_corners=False)
-    raster = None
-    if regions is not None:
-        own = grid[regions.row]
-        raster = functional.grid_sample(regions.raster[:, None], own, mode="nearest", align_corners=False)[:, 0]
-    return images.round_().to(torch.uint8), raster
-
-
-def _matrices(settings: AugmentSettings, chance: Tensor, *, aspect: float) -> Float[Tensor, "b 2 3"]:
-    """From places of the new image to places of the old one, both in [-1, 1] across and down."""
+    aspect = pixels.shape[-1] / pixels.shape[-2]
     low, high = settings.crop
     area = low + (high - low) * chance[:, _CROP]
     log_low, log_high = math.log(settings.crop_ratio[0]), math.log(settings.crop_ratio[1])
@@ -211,7 +188,14 @@ def _matrices(settings: AugmentSettings, chance: Tensor, *, aspect: float) -> Fl
     cos, sin = angle.cos(), angle.sin()
     across = torch.stack([size[:, 0] * mirror * cos, -size[:, 1] * sin / aspect, center[:, 0]], 1)
     down = torch.stack([size[:, 0] * mirror * sin * aspect, size[:, 1] * cos, center[:, 1]], 1)
-    return torch.stack([across, down], 1)
+    matrix = torch.stack([across, down], 1)  # from places of the new image to the old one's, both in [-1, 1]
+    grid = functional.affine_grid(matrix, list(pixels.shape), align_corners=False)
+    images = functional.grid_sample(pixels.float(), grid, padding_mode="border", align_corners=False)
+    raster = None
+    if regions is not None:
+        own = grid[regions.row]
+        raster = functional.grid_sample(regions.raster[:, None], own, mode="nearest", align_corners=False)[:, 0]
+    return images.round_().to(torch.uint8), raster
 
 
 def _recoloured(pixels: Tensor, settings: AugmentSettings, chance: Tensor) -> Tensor:
@@ -294,6 +278,5 @@ def mix_images(
     mixed = torch.where(pasted[:, None], images[partner], images)
     if regions is not None:
         raster = regions.raster * ~pasted
-        seen = raster.flatten(1).any(1)
-        regions = Regions(regions.row[seen], regions.label[seen], regions.is_box[seen], raster[seen])
+        regions = regions.chosen(raster.flatten(1).any(1), raster)
     return mixed, Mix(partner, 1 - float(pasted.float().mean())), regions

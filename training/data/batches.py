@@ -1,4 +1,4 @@
-"""The batches of an epoch: drawn by a sampler, read, augmented, normalised, and all of that ahead of the training.
+"""The images of a run by part, and the batches of an epoch: drawn, read, augmented, and normalised by threads.
 
 A batch is a pure function of (seed, epoch, step): neither the number of threads shows in it, nor what was asked for
 before. Images are changed by their place in the epoch, so several processes together see what one alone would.
@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from ...encoders import Encoder
 from ...errors import InputError
-from ..engine.step import Batch
+from ...remarks import Skipped
+from ..engine.step import Batch, Objective
 from .augment import AugmentSettings, augment, mix_images, uniforms
+from .dividing import SplitSettings
 from .samplers import Indices, Sampler, share_of_rank
 from .training_set import TrainingSet
+
+if TYPE_CHECKING:
+    from ..losses.registry import Builder
 
 _AHEAD = 3  # batches that wait for the training
 
@@ -86,8 +95,71 @@ class TrainingBatches:
         place = torch.from_numpy(own) + (step << 32)
         regions = None if self.data.regions is None else self.data.regions.of(index)
         chance = uniforms(self._seed, epoch, place, index)
-        changed = augment(self.data.pixels(index), self._augment, chance, regions=regions)
-        images = self.data.transform.normalise(changed.pixels)
+        pixels, regions = augment(self.data.pixels(index), self._augment, chance, regions=regions)
+        images = self.data.transform.normalise(pixels)
         key = (self._seed, epoch, step, self._rank)
-        images, mix, regions = mix_images(images, self._augment, key, regions=changed.regions)
+        images, mix, regions = mix_images(images, self._augment, key, regions=regions)
         return Batch(images, self.data.labels[index], index, regions, mix)
+
+
+Measure = Callable[[Encoder, Objective, Path | None], Mapping[str, float]]  # the last: the run's folder
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the data."""
+
+    images: int  # how many
+    classes: frozenset[str]  # the names of those that its images show
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """Images, losses and measures of a run."""
+
+    sets: Mapping[str, TrainingSet]  # images by split, "train" among them
+    parts: Mapping[str, Part] | None = None  # sizes and classes, where the sets are not all of the data
+    left_out: Sequence[Skipped] = ()  # images that were left out of the sets beforehand
+    terms: Mapping[str, Builder] | None = None  # the kinds of losses there are; `TERMS` if left out
+    sampler: Sampler | None = None  # instead of the recipe's `[sampler]`: few-shot episodes, for example
+    validate: Measure | None = None  # what `run.monitor` looks at, instead of a metric of `[evaluation]`
+    measure: Measure | None = None  # further metrics of the trained encoder
+    split: SplitSettings | None = None  # how the images were divided, where the recipe leaves something to the data
+
+
+def parts_of(sets: Mapping[str, TrainingSet]) -> dict[str, Part]:
+    """The parts that some sets are."""
+    return {
+        name: Part(
+            len(own), frozenset(c for c, n in zip(own.class_names, own.per_class().tolist(), strict=True) if n > 0)
+        )
+        for name, own in sets.items()
+    }
+
+
+def describe(parts: Mapping[str, Part]) -> dict[str, dict[str, int]]:
+    """Images and classes of each part, and for all but the trained one its classes in that one; for JSON."""
+    trained = _trained(parts)
+    known = parts[trained].classes if trained in parts else frozenset()
+    return {
+        name: {
+            "images": part.images,
+            "classes": len(part.classes),
+            **({} if name == trained else {"classes_in_train": len(part.classes & known)}),
+        }
+        for name, part in parts.items()
+    }
+
+
+def sentence(parts: Mapping[str, Part]) -> str:
+    """The same on one line: `train: 320 images, 16 classes; test: 160 images, 8 classes, 0 of them in train`."""
+    trained = _trained(parts)
+    return "; ".join(
+        f"{name}: {own['images']:,} images, {own['classes']:,} classes"
+        + (f", {own['classes_in_train']:,} of them in {trained}" if "classes_in_train" in own else "")
+        for name, own in describe(parts).items()
+    )
+
+
+def _trained(parts: Mapping[str, Part]) -> str:
+    return "base" if "base" in parts and "train" not in parts else "train"

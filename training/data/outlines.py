@@ -89,15 +89,24 @@ def outlines_of(listing: Listing) -> dict[Path, list[Outline]]:
     corners = [name for name in _CORNERS if name in listing.column_names]
     if corners and len(corners) < 4:
         raise InputError(f"a box has the columns {', '.join(_CORNERS)}; the table has {', '.join(corners)}")
-    boxes = _boxes_in_columns(listing) if corners else {}
+    boxes: dict[str, DrawnBoxes] = {}
+    problems: list[str] = []
+    for record in listing if corners else ():
+        cells = [record.columns[name] for name in _CORNERS]
+        if any(cells):
+            try:
+                boxes[absolute(listing.file(record))] = DrawnBoxes((LabelledBox(box_of(cells, record.path)),))
+            except InputError as error:
+                problems.append(str(error))
+    drawn_in: dict[Path, DrawnBoxes] = {}
+    if boxes or problems:
+        table = usable(BoxTable(listing.root, boxes, problems=tuple(problems)))
+        drawn_in = {file: annotation for _, file, annotation in drawn_on(listing, table)[0]}
     found: dict[Path, list[Outline]] = {}
     for record in listing if has_mask or corners else ():
-        drawn = boxes.get(listing.file(record))
-        mask = (
-            listing.root / spelled(listing.root, record.columns["mask"])
-            if has_mask and record.columns["mask"]
-            else None
-        )
+        drawn = drawn_in.get(listing.file(record))
+        cell = record.columns["mask"] if has_mask else ""
+        mask = listing.root / spelled(listing.root, cell) if cell else None
         if drawn is not None:
             found[listing.file(record)] = [Outline(None, drawn.boxes[0].box, mask, size=drawn.size)]
         elif mask is not None:
@@ -112,23 +121,6 @@ def boxes_from(source: str | Path, listing: Listing) -> dict[Path, list[Outline]
         file: [Outline(label, box, size=annotation.size) for box, label in annotation.boxes]
         for _, file, annotation in drawn
     }
-
-
-def _boxes_in_columns(listing: Listing) -> dict[Path, DrawnBoxes]:
-    """The usable boxes of a table's own columns, by image."""
-    boxes: dict[str, DrawnBoxes] = {}
-    problems: list[str] = []
-    for record in listing:
-        cells = [record.columns[name] for name in _CORNERS]
-        if any(cells):
-            try:
-                boxes[absolute(listing.file(record))] = DrawnBoxes((LabelledBox(box_of(cells, record.path)),))
-            except InputError as error:
-                problems.append(str(error))
-    if not boxes and not problems:
-        return {}
-    table = usable(BoxTable(listing.root, boxes, problems=tuple(problems)))
-    return {file: annotation for _, file, annotation in drawn_on(listing, table)[0]}
 
 
 # --- rasters ----------------------------------------------------------------------------------------------------------
@@ -156,7 +148,9 @@ def region_table(
         raise InputError(f"{plural} are asked for, but none of the {len(files)} images has one")
     rasters: dict[tuple[int, int], Tensor] = {}
     problems: list[str] = []
-    for i in sorted(_chosen(by_image, labels, settings, count=len(files))):
+    first = labels.argmax(1) if labels.ndim == 2 else labels
+    dealt = by_turns({i: int(first[i]) for i in sorted(by_image)}, np.random.default_rng([0x2E6, settings.seed]))
+    for i in sorted(dealt[: max(round(settings.share * len(files)), 1)]):
         for number, outline in by_image[i]:
             try:
                 raster = raster_of(outline, files[i], transform, kind=settings.kind)
@@ -194,17 +188,14 @@ def _by_image(
     return found
 
 
-def _chosen(usable: Mapping[int, object], labels: Labels, settings: RegionSettings, *, count: int) -> list[int]:
-    """The images whose regions are used: classes take turns, so that each has its part."""
-    generator = np.random.default_rng([0x2E6, settings.seed])
-    first = labels.argmax(1) if labels.ndim == 2 else labels
-    of_class: dict[int, list[int]] = {}
-    for i in generator.permutation(sorted(usable)).tolist():
-        of_class.setdefault(int(first[i]), []).append(i)
-    order = generator.permutation(sorted(of_class)).tolist()
-    rounds = max(map(len, of_class.values()))
-    dealt = [of_class[c][turn] for turn in range(rounds) for c in order if turn < len(of_class[c])]
-    return dealt[: max(round(settings.share * count), 1)]
+def by_turns(class_of: Mapping[int, int], generator: np.random.Generator) -> list[int]:
+    """Images by chance, classes taking turns, so that each has its part of any first few; `class_of` is by image."""
+    members: dict[int, list[int]] = {}
+    for i in generator.permutation(list(class_of)).tolist():
+        members.setdefault(class_of[i], []).append(i)
+    order = generator.permutation(sorted(members)).tolist()
+    rounds = max(map(len, members.values()), default=0)
+    return [members[c][turn] for turn in range(rounds) for c in order if turn < len(members[c])]
 
 
 def raster_of(
@@ -214,36 +205,27 @@ def raster_of(
     width, height = read_image(file, whole=True).size
     if kind == "box":
         assert outline.box is not None
-        drawn_on = outline.size or (width, height)
-        box = outline.box.scaled(width / drawn_on[0], height / drawn_on[1])
-        raster = _filled(_checked(box, file, width, height), transform, width, height)
+        drawn_size = outline.size or (width, height)
+        box = outline.box.scaled(width / drawn_size[0], height / drawn_size[1])
+        shown = f"({', '.join(f'{edge:g}' for edge in box)})"
+        if not all(map(math.isfinite, box)) or box.area <= 0:
+            raise InputError(f"{file}: expected a box as left < right and top < bottom, got {shown}")
+        if min(box.left, box.top) < -_SLACK or box.right > width + _SLACK or box.bottom > height + _SLACK:
+            raise InputError(f"{file}: the box {shown} leaves the image, which is {width} x {height} pixels")
+        view, box = transform.view(width, height), box.clipped(width, height)
+        seen = box.shifted(-view.left, -view.top).scaled(transform.width / view.width, transform.height / view.height)
+        seen = seen.clipped(transform.width, transform.height)
+        raster = torch.zeros(transform.height, transform.width, dtype=torch.uint8)
+        if seen.area > 0:
+            (left, right), (top, bottom) = _span(seen.left, seen.right), _span(seen.top, seen.bottom)
+            raster[top:bottom, left:right] = 1
     else:
         raster = _seen(outline, file, transform, (width, height))
     return raster if raster.any() else None
 
 
-def _checked(box: Box, file: Path, width: int, height: int) -> Box:
-    shown = f"({', '.join(f'{edge:g}' for edge in box)})"
-    if not all(map(math.isfinite, box)) or box.area <= 0:
-        raise InputError(f"{file}: expected a box as left < right and top < bottom, got {shown}")
-    if min(box.left, box.top) < -_SLACK or box.right > width + _SLACK or box.bottom > height + _SLACK:
-        raise InputError(f"{file}: the box {shown} leaves the image, which is {width} x {height} pixels")
-    return box.clipped(width, height)
-
-
-def _filled(box: Box, transform: Transform, width: int, height: int) -> UInt8[Tensor, "h w"]:
-    """The pixels whose centre the box covers; of a box between centres the one pixel that holds its middle."""
-    view = transform.view(width, height)
-    seen = box.shifted(-view.left, -view.top).scaled(transform.width / view.width, transform.height / view.height)
-    seen = seen.clipped(transform.width, transform.height)
-    raster = torch.zeros(transform.height, transform.width, dtype=torch.uint8)
-    if seen.area > 0:
-        (left, right), (top, bottom) = _span(seen.left, seen.right), _span(seen.top, seen.bottom)
-        raster[top:bottom, left:right] = 1
-    return raster
-
-
 def _span(start: float, stop: float) -> tuple[int, int]:
+    """The pixels whose centre lies between two edges; if there is none, the one that holds their middle."""
     first, end = math.ceil(start - 0.5), math.ceil(stop - 0.5)
     return (first, end) if end > first else (int((start + stop) / 2), int((start + stop) / 2) + 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -17,17 +17,23 @@ from ..recipes.tables import Count, Table
 Indices = NDArray[np.int64]
 
 
-class Sampler(Protocol):
-    """The batches of every epoch."""
+@dataclass(frozen=True)
+class Sampler:
+    """The batches of every epoch as `listed` gives them: the same whenever an epoch is asked for."""
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in every epoch."""
-        ...
+    listed: Callable[[int], Sequence[Sequence[int] | Indices]]
+    steps_per_epoch: int
 
-    def batches(self, epoch: int) -> Sequence[Indices]:
-        """The index batches of an epoch; the same whenever it is asked for."""
-        ...
+    def batches(self, epoch: int) -> list[Indices]:
+        """The index batches of an epoch."""
+        batches = [np.asarray(batch, dtype=np.int64) for batch in self.listed(epoch)]
+        if len(batches) != self.steps_per_epoch or not all(batch.size for batch in batches):
+            sizes = sorted({batch.size for batch in batches})
+            raise InputError(
+                f"expected {self.steps_per_epoch} batches of one image or more in epoch {epoch}, "
+                f"got {len(batches)} of the sizes {sizes}"
+            )
+        return batches
 
 
 class SamplerSettings(Table):
@@ -78,17 +84,16 @@ def make_sampler(
     """
     array, kept = np.asarray(labels), settings.outlined * world_size
     common = {"batch_size": settings.batch_size * world_size - kept, "seed": seed}
-    sampler: Sampler
     if settings.kind == "shuffled":
-        sampler = Shuffled(len(array), **common, drop_last=settings.drop_last)
+        sampler = shuffled(len(array), **common, drop_last=settings.drop_last)
     elif array.ndim != 1:
         raise InputError(f'{settings.kind!r} batches need one class per image, got several; use kind = "shuffled"')
     elif settings.kind == "balanced":
-        sampler = Balanced(array, **common, class_names=class_names)
+        sampler = balanced(array, **common, class_names=class_names)
     else:
-        build = SteadyPK if settings.kind == "pk" else FullPK
+        build = steady_pk if settings.kind == "pk" else full_pk
         sampler = build(array, **common, per_class=settings.per_class, class_names=class_names)
-    return WithOutlined(sampler, np.asarray(outlined, dtype=np.int64), count=kept, seed=seed) if kept else sampler
+    return with_outlined(sampler, np.asarray(outlined, dtype=np.int64), count=kept, seed=seed) if kept else sampler
 
 
 def share_of_rank(batch: Indices, *, rank: int, world_size: int) -> Indices:
@@ -104,118 +109,97 @@ def share_of_rank(batch: Indices, *, rank: int, world_size: int) -> Indices:
     return np.resize(batch, size * world_size)[rank * size : (rank + 1) * size]
 
 
-@dataclass(frozen=True)
-class Shuffled:
+def shuffled(count: int, batch_size: int, *, seed: int = 0, drop_last: bool = False) -> Sampler:
     """Every image once an epoch, in a new order.
 
     A last batch of one image joins the one before it: batch normalisation has nothing to standardise in it.
     """
+    if count < 1 or (drop_last and count < batch_size):
+        raise InputError(f"expected {batch_size if drop_last else 1} images or more, got {count}")
+    whole, rest = divmod(count, batch_size)
+    is_joined = batch_size > 1 and whole > 0 and rest == 1
+    steps = whole + (rest > 0 and not drop_last and not is_joined)
+    ends = [*range(batch_size, batch_size * steps, batch_size), batch_size * steps if drop_last else count]
 
-    count: int
-    batch_size: int
-    seed: int = 0
-    drop_last: bool = False
-
-    def __post_init__(self) -> None:
-        if self.count < 1 or (self.drop_last and self.count < self.batch_size):
-            raise InputError(f"expected {self.batch_size if self.drop_last else 1} images or more, got {self.count}")
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in every epoch."""
-        whole, rest = divmod(self.count, self.batch_size)
-        joined = self.batch_size > 1 and whole > 0 and rest == 1
-        return whole + (rest > 0 and not self.drop_last and not joined)
-
-    def batches(self, epoch: int) -> list[Indices]:
-        """The index batches of an epoch."""
-        order = _generator(self.seed, epoch).permutation(self.count)
-        steps = self.steps_per_epoch
-        last = self.batch_size * steps if self.drop_last else self.count
-        ends = [*range(self.batch_size, self.batch_size * steps, self.batch_size), last]
+    def listed(epoch: int) -> list[Indices]:
+        order = _generator(seed, epoch).permutation(count)
         return [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
+    return Sampler(listed, steps)
 
-class Balanced:
+
+def balanced(labels: Indices, *, batch_size: int, seed: int = 0, class_names: Sequence[str] = ()) -> Sampler:
     """Batches in which every class is equally likely; an epoch has as many images as the data set.
 
     Classes take turns in random order, and so do a class's images: of a small class each image comes several times
     before another class's come once.
     """
+    members = _members(labels, class_names)
+    shape = shuffled(len(labels), batch_size)
+    ends = np.cumsum([len(batch) for batch in shape.batches(0)])[:-1]
 
-    def __init__(self, labels: Indices, *, batch_size: int, seed: int = 0, class_names: Sequence[str] = ()) -> None:
-        self._members = _members(labels, class_names)
-        self._shape = Shuffled(len(labels), batch_size=batch_size)
-        self._seed = seed
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in every epoch."""
-        return self._shape.steps_per_epoch
-
-    def batches(self, epoch: int) -> list[Indices]:
-        """The index batches of an epoch."""
-        generator = _generator(self._seed, epoch)
-        decks = [_Deck(members, generator) for members in self._members]
+    def listed(epoch: int) -> list[Indices]:
+        generator = _generator(seed, epoch)
+        decks = [_Deck(own, generator) for own in members]
         turns = _Deck(np.arange(len(decks)), generator)
-        order = np.concatenate([decks[number].draw(1) for number in turns.draw(self._shape.count)])
-        sizes = [len(batch) for batch in self._shape.batches(0)]
-        return np.split(order, np.cumsum(sizes)[:-1])
+        order = np.concatenate([decks[number].draw(1) for number in turns.draw(len(labels))])
+        return np.split(order, ends)
+
+    return Sampler(listed, shape.steps_per_epoch)
 
 
-class _PK:
-    """The base of both PK samplers: the classes' images, and a check of the numbers."""
-
-    def __init__(
-        self, labels: Indices, *, batch_size: int, per_class: int, seed: int = 0, class_names: Sequence[str] = ()
-    ) -> None:
-        if per_class < 2:
-            raise InputError(f"PK batches show every class with 2 images or more; got per_class = {per_class}")
-        if batch_size % per_class:
-            raise InputError(
-                f"PK batches hold whole classes: expected a batch size that {per_class} images a class divide, "
-                f"got {batch_size}"
-            )
-        self._members = _members(labels, class_names)
-        self._per_class, self._n_way, self._seed = per_class, batch_size // per_class, seed
-        self._count = len(labels)
-        alone = [number for number, members in enumerate(self._members) if len(members) < 2]
-        if alone:
-            raise InputError(
-                f"PK batches need two images or more of every class, but there is one of {_named(alone, class_names)}: "
-                'leave these classes out, or use kind = "shuffled"'
-            )
-        if self._n_way > len(self._members):
-            raise InputError(
-                f"a batch of {batch_size} with {per_class} images a class shows {self._n_way} classes, but there are "
-                f"{len(self._members)}; make the batch smaller or per_class larger"
-            )
+def _pk_classes(
+    labels: Indices, class_names: Sequence[str], *, batch_size: int, per_class: int
+) -> tuple[list[Indices], int]:
+    """The images of every class, and P; refused where no batch of P classes with K images each can be made."""
+    if per_class < 2:
+        raise InputError(f"PK batches show every class with 2 images or more; got per_class = {per_class}")
+    if batch_size % per_class:
+        raise InputError(
+            f"PK batches hold whole classes: expected a batch size that {per_class} images a class divide, "
+            f"got {batch_size}"
+        )
+    members, n_way = _members(labels, class_names), batch_size // per_class
+    alone = [number for number, own in enumerate(members) if len(own) < 2]
+    if alone:
+        raise InputError(
+            f"PK batches need two images or more of every class, but there is one of {_named(alone, class_names)}: "
+            'leave these classes out, or use kind = "shuffled"'
+        )
+    if n_way > len(members):
+        raise InputError(
+            f"a batch of {batch_size} with {per_class} images a class shows {n_way} classes, but there are "
+            f"{len(members)}; make the batch smaller or per_class larger"
+        )
+    return members, n_way
 
 
-class SteadyPK(_PK):
+def steady_pk(
+    labels: Indices, *, batch_size: int, per_class: int, seed: int = 0, class_names: Sequence[str] = ()
+) -> Sampler:
     """Batches of P classes with K images each; the classes of every batch are drawn anew.
 
     An epoch has as many whole batches as the images suffice for, one at least. Images repeat within a batch only where
     a class has fewer than K, as in pytorch-metric-learning's `MPerClassSampler`, which cannot be resumed.
     """
+    members, n_way = _pk_classes(labels, class_names, batch_size=batch_size, per_class=per_class)
+    steps = max(len(labels) // batch_size, 1)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in every epoch."""
-        return max(self._count // (self._n_way * self._per_class), 1)
-
-    def batches(self, epoch: int) -> list[Indices]:
-        """The index batches of an epoch."""
-        generator = _generator(self._seed, epoch)
+    def listed(epoch: int) -> list[Indices]:
+        generator = _generator(seed, epoch)
         batches = []
-        for _ in range(self.steps_per_epoch):
-            chosen = generator.permutation(len(self._members))[: self._n_way]
-            drawn = [_Deck(self._members[number], generator).draw(self._per_class) for number in chosen]
+        for _ in range(steps):
+            chosen = generator.permutation(len(members))[:n_way]
+            drawn = [_Deck(members[number], generator).draw(per_class) for number in chosen]
             batches.append(np.concatenate(drawn))
         return batches
 
+    return Sampler(listed, steps)
 
-class FullPK(_PK):
+
+def full_pk(
+    labels: Indices, *, batch_size: int, per_class: int, seed: int = 0, class_names: Sequence[str] = ()
+) -> Sampler:
     """Batches of P different classes with K images each, in which every image comes at least once an epoch.
 
     Each class's images are dealt into groups of K, the last one filled up with others of the class. A batch takes its P
@@ -225,63 +209,34 @@ class FullPK(_PK):
     Source: the identity sampler of Luo et al., Bag of Tricks and a Strong Baseline for Deep Person Re-identification,
     2019, §3; theirs drops what does not fill a batch.
     """
+    members, n_way = _pk_classes(labels, class_names, batch_size=batch_size, per_class=per_class)
+    groups = np.array([-(-len(own) // per_class) for own in members])
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in every epoch."""
-        groups = [-(-len(members) // self._per_class) for members in self._members]
-        return max(max(groups), -(-sum(groups) // self._n_way))
-
-    def batches(self, epoch: int) -> list[Indices]:
-        """The index batches of an epoch."""
-        generator = _generator(self._seed, epoch)
-        decks = [_Deck(members, generator) for members in self._members]
-        left = np.array([-(-len(members) // self._per_class) for members in self._members])
+    def listed(epoch: int) -> list[Indices]:
+        generator = _generator(seed, epoch)
+        decks = [_Deck(own, generator) for own in members]
+        left = groups.copy()
         batches = []
         while left.max() > 0:
             order = generator.permutation(len(left))
-            chosen = order[np.argsort(-left[order], kind="stable")[: self._n_way]]
-            batches.append(np.concatenate([decks[number].draw(self._per_class) for number in chosen]))
+            chosen = order[np.argsort(-left[order], kind="stable")[:n_way]]
+            batches.append(np.concatenate([decks[number].draw(per_class) for number in chosen]))
             left[chosen] = np.maximum(left[chosen] - 1, 0)
         return batches
 
+    return Sampler(listed, max(int(groups.max()), -(-int(groups.sum()) // n_way)))
 
-class WithOutlined:
+
+def with_outlined(sampler: Sampler, outlined: Indices, *, count: int, seed: int = 0) -> Sampler:
     """Batches of another sampler, each with `count` of the `outlined` images more, which take turns in random order."""
+    if not len(outlined):
+        raise InputError("sampler.outlined keeps places for images with a mask or box, but no image has any")
 
-    def __init__(self, sampler: Sampler, outlined: Indices, *, count: int, seed: int = 0) -> None:
-        if not len(outlined):
-            raise InputError("sampler.outlined keeps places for images with a mask or box, but no image has any")
-        self._sampler, self._outlined, self._count, self._seed = sampler, np.unique(outlined), count, seed
+    def listed(epoch: int) -> list[Indices]:
+        deck = _Deck(np.unique(outlined), np.random.default_rng([0x0D7, seed, epoch]))
+        return [np.concatenate([batch, deck.draw(count)]) for batch in sampler.batches(epoch)]
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in every epoch."""
-        return self._sampler.steps_per_epoch
-
-    def batches(self, epoch: int) -> list[Indices]:
-        """The index batches of an epoch."""
-        deck = _Deck(self._outlined, np.random.default_rng([0x0D7, self._seed, epoch]))
-        return [np.concatenate([batch, deck.draw(self._count)]) for batch in self._sampler.batches(epoch)]
-
-
-@dataclass(frozen=True)
-class Episodes:
-    """Batches that somebody else lists, few-shot episodes for example: the same whenever an epoch is asked for."""
-
-    listed: Callable[[int], Sequence[Sequence[int]]]
-    steps_per_epoch: int
-
-    def batches(self, epoch: int) -> list[Indices]:
-        """The index batches of an epoch."""
-        batches = [np.asarray(batch, dtype=np.int64) for batch in self.listed(epoch)]
-        if len(batches) != self.steps_per_epoch or not all(batch.size for batch in batches):
-            sizes = sorted({batch.size for batch in batches})
-            raise InputError(
-                f"expected {self.steps_per_epoch} batches of one image or more in epoch {epoch}, "
-                f"got {len(batches)} of the sizes {sizes}"
-            )
-        return batches
+    return Sampler(listed, sampler.steps_per_epoch)
 
 
 class _Deck:

@@ -19,11 +19,10 @@ from ...images.transform import DEFAULT_FIT
 from ...progress import Progress
 from ...remarks import Skipped, remark
 from ..recipes.tables import Table, plain
+from .batches import Part
 from .dividing import SplitSettings, divided, settled, shown_classes
 from .outlines import Outline, RegionSettings, boxes_from, outlines_of
-from .pixels import Cache, say_left_out
-from .run_data import Part
-from .training_set import TrainingSet
+from .training_set import Cache, TrainingSet, say_left_out
 
 if TYPE_CHECKING:
     from ...synthetic.scene_set import Blueprint
@@ -147,11 +146,7 @@ def settled_split(settings: DataSettings, *, folder: Path) -> SplitSettings:
 
 
 def list_parts(settings: DataSettings, *, folder: Path) -> dict[str, Part]:
-    """Sizes and classes of the parts as the listing says them; no image is opened, and scenes have none before a run.
-
-    Raises:
-        InputError: images that are not there, or that cannot be divided so.
-    """
+    """Sizes and classes of the parts as listed; no image is opened, and scenes have none before a run."""
     if settings.scenes is not None:
         return {}
     listing, place = _listed(settings, folder)
@@ -172,14 +167,46 @@ def load_splits(
     into `cache`, once for all runs with the same ones. `progress` starts anew for each split.
     """
     if settings.scenes is not None:
-        return _scene_splits(settings, settings.scenes, transform, cache, progress)
-    return _listed_splits(settings, transform, folder, progress)
+        return _drawn_splits(settings, settings.scenes, transform, cache, progress)
+    listing, place = _listed(settings, folder)
+    _, base = settings.source(folder)
+    if not settings.split.column:
+        for sentence in listing.remarks:
+            remark(sentence, strict=settings.strict)
+    outlines = outlines_of(listing)
+    if settings.boxes:
+        outlines |= boxes_from(base / settings.boxes, listing)
+    if settings.masks:
+        masks = MaskFolder.given(base / settings.masks)
+        masks.join(record.path for record in listing).tell(what="a mask", lines=f"masks in {base / settings.masks}")
+        files = {listing.file(record): masks.file(record.path) for record in listing}
+        outlines |= {file: [Outline(mask=mask)] for file, mask in files.items() if mask.is_file()}
+    outlined = {kind for kind in ("mask", "box") for own in outlines.values() if getattr(own[0], kind) is not None}
+    parts = _parts(listing, settings, place)
+    known = _class_names(parts["train"], settings)
+    sets: dict[str, TrainingSet] = {}
+    left_out: list[Skipped] = []
+    for name, records in parts.items():
+        has_outlines = not outlines.keys().isdisjoint(listing.file(record) for record in records)
+        measured = RegionSettings(kind="mask" if "mask" in outlined else "box" if has_outlines else "none", share=1.0)
+        sets[name] = TrainingSet.from_listing(
+            listing,
+            transform,
+            records=records,
+            label_columns=settings.label_columns,
+            class_names=known if set(_class_names(records, settings)) <= set(known) else None,
+            outlines=outlines,
+            regions=settings.regions if name == "train" else measured,
+            cache=settings.cache,
+            strict=settings.strict,
+            left_out=left_out,
+            progress=progress,
+        )
+    say_left_out(left_out, of=sum(map(len, parts.values())), strict=settings.strict)
+    return sets
 
 
-# --- scenes -----------------------------------------------------------------------------------------------------------
-
-
-def _scene_splits(
+def _drawn_splits(
     settings: DataSettings, scenes: ScenesSettings, transform: Transform, cache: Path, progress: Progress | None
 ) -> dict[str, TrainingSet]:
     from ...synthetic.scene_set import SceneSet, blueprints, write_scenes
@@ -229,50 +256,6 @@ def _backgrounds(part: ScenePart, classes: Sequence[Blueprint]) -> dict[str, tup
             others = tuple(name for name in BACKGROUNDS if name != own)
             chosen[blueprint.name] = (own,) if part.backgrounds == "own" else others
     return chosen
-
-
-# --- folders and tables -----------------------------------------------------------------------------------------------
-
-
-def _listed_splits(
-    settings: DataSettings, transform: Transform, folder: Path, progress: Progress | None
-) -> dict[str, TrainingSet]:
-    listing, place = _listed(settings, folder)
-    _, base = settings.source(folder)
-    if not settings.split.column:
-        for sentence in listing.remarks:
-            remark(sentence, strict=settings.strict)
-    outlines = outlines_of(listing)
-    if settings.boxes:
-        outlines |= boxes_from(base / settings.boxes, listing)
-    if settings.masks:
-        masks = MaskFolder.given(base / settings.masks)
-        masks.join(record.path for record in listing).tell(what="a mask", lines=f"masks in {base / settings.masks}")
-        files = {listing.file(record): masks.file(record.path) for record in listing}
-        outlines |= {file: [Outline(mask=mask)] for file, mask in files.items() if mask.is_file()}
-    outlined = {kind for kind in ("mask", "box") for own in outlines.values() if getattr(own[0], kind) is not None}
-    parts = _parts(listing, settings, place)
-    known = _class_names(parts["train"], settings)
-    sets: dict[str, TrainingSet] = {}
-    left_out: list[Skipped] = []
-    for name, records in parts.items():
-        has_outlines = not outlines.keys().isdisjoint(listing.file(record) for record in records)
-        measured = RegionSettings(kind="mask" if "mask" in outlined else "box" if has_outlines else "none", share=1.0)
-        sets[name] = TrainingSet.from_listing(
-            listing,
-            transform,
-            records=records,
-            label_columns=settings.label_columns,
-            class_names=known if set(_class_names(records, settings)) <= set(known) else None,
-            outlines=outlines,
-            regions=settings.regions if name == "train" else measured,
-            cache=settings.cache,
-            strict=settings.strict,
-            left_out=left_out,
-            progress=progress,
-        )
-    say_left_out(left_out, of=sum(map(len, parts.values())), strict=settings.strict)
-    return sets
 
 
 def _listed(settings: DataSettings, folder: Path) -> tuple[Listing, Path]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,49 +17,109 @@ from torch import Tensor
 
 from ...encoders.trained_on import TrainedOn
 from ...errors import ImageError, InputError, ShapeError
-from ...images import ImageRecord, Listing, Transform
+from ...files import content_digest
+from ...images import ImageRecord, Listing, Transform, read_image
 from ...progress import Progress
-from ...remarks import Skipped
+from ...remarks import Skipped, counted, remark
 from .dividing import shown_classes
 from .outlines import Labels, Outline, Outlines, RegionSettings, RegionTable, region_table
-from .pixels import Cache, Pixels, decode, say_left_out
 
 if TYPE_CHECKING:
     from ...synthetic.scene_set import SceneSet
 
+MEMORY_LIMIT = 2 * 1024**3  # bytes of pixels that cache="auto" keeps in memory
+_SHOWN = 10  # left-out images that a remark names
 
+Cache = Literal["auto", "memory", "none"]
+
+
+@dataclass(frozen=True, eq=False)
+class PixelSource:
+    """Images by number, as a transform makes them: decoded already, or read whenever they are needed."""
+
+    in_memory: UInt8[Tensor, "n 3 h w"] | None
+    files: Sequence[Path]
+    transform: Transform
+
+    def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
+        """Some of them; ImageError names a file that cannot be read any more."""
+        if self.in_memory is not None:
+            return self.in_memory[index]
+        return torch.stack([self.transform(read_image(self.files[i])) for i in index.tolist()])
+
+
+class Decoded(NamedTuple):
+    """Files, decoded."""
+
+    pixels: PixelSource  # of the images that can be read
+    kept: tuple[int, ...]  # their places among the files
+    digests: NDArray[np.int64]  # of their contents, see `content_digest`
+    failed: tuple[tuple[int, str], ...] = ()  # place and reason of each of the others
+
+
+def decode(files: Sequence[Path], transform: Transform, *, cache: Cache, progress: Progress | None = None) -> Decoded:
+    """Decode every file once, by several threads; the pixels stay in memory if the cache says so ("auto": 2 GiB)."""
+    needed = len(files) * 3 * transform.height * transform.width
+    is_lazy = cache == "none" or (cache == "auto" and needed > MEMORY_LIMIT)
+    rows = 0 if is_lazy else len(files)
+    pixels = torch.empty(rows, 3, transform.height, transform.width, dtype=torch.uint8)
+    kept: list[int] = []
+    digests: list[int] = []
+    failed: list[tuple[int, str]] = []
+
+    def look(file: Path) -> tuple[Tensor | None, int] | ImageError:
+        """The image, if it is to be kept, and the digest of the file; or what is wrong with it."""
+        try:
+            image = read_image(file)
+            digest = content_digest(file.read_bytes())
+        except ImageError as error:
+            return error
+        except OSError as error:
+            return ImageError(file, f"cannot be read: {error.strerror}")
+        return None if is_lazy else transform(image), digest
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        try:
+            for number, found in enumerate(threads.map(look, files)):
+                if isinstance(found, ImageError):
+                    failed.append((number, found.reason))
+                else:
+                    image, digest = found
+                    if image is not None:
+                        pixels[len(kept)] = image
+                    kept.append(number)
+                    digests.append(digest)
+                if progress is not None:
+                    progress(number + 1, len(files))
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+    held = PixelSource(None if is_lazy else pixels[: len(kept)], [files[i] for i in kept], transform)
+    return Decoded(held, tuple(kept), np.array(digests, np.int64), tuple(failed))
+
+
+def say_left_out(skipped: Sequence[Skipped], *, of: int, strict: bool = False) -> None:
+    """Remark on images that cannot be read, all of them at once; nothing if there are none."""
+    if not skipped:
+        return
+    shown = "; ".join(f"{item.path} ({item.reason})" for item in skipped[:_SHOWN])
+    more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+    if len(skipped) == of:
+        raise InputError(f"none of {counted(of, 'image')} can be read: {shown}{more}")
+    are = "is" if len(skipped) == 1 else "are"
+    remark(f"{len(skipped)} of {counted(of, 'image')} cannot be read and {are} left out: {shown}{more}", strict=strict)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class TrainingSet:
-    """Images of one split, in a fixed order, with their labels and perhaps with regions.
+    """Images of one split, in a fixed order, with their labels and perhaps with regions."""
 
-    Attributes:
-        labels: class indices; or one 0/1 column per class where an image may show several.
-        class_names: by class index.
-        transform: what made the pixels; `normalise` of it is still to come.
-        regions: outlined objects; None if the data set has none.
-        digests: of the images' contents, (n,), see `content_digest`; None if they are not known.
-        skipped: images that cannot be read and are left out.
-    """
-
-    def __init__(
-        self,
-        pixels: Pixels,
-        labels: Labels,
-        class_names: Sequence[str],
-        *,
-        transform: Transform,
-        regions: RegionTable | None = None,
-        names: Sequence[str] | None = None,
-        digests: NDArray[np.int64] | None = None,
-        skipped: Sequence[Skipped] = (),
-    ) -> None:
-        self._pixels = pixels
-        self.digests = digests
-        self.skipped = tuple(skipped)
-        self.labels = labels
-        self.class_names = tuple(class_names)
-        self.transform = transform
-        self.regions = regions
-        self._names = names
+    source: PixelSource
+    labels: Labels  # class indices; or one 0/1 column per class where an image may show several
+    class_names: tuple[str, ...]
+    regions: RegionTable | None = None  # outlined objects; None if the data set has none
+    image_names: Sequence[str] = ()  # for messages
+    digests: NDArray[np.int64] | None = None  # of the images' contents, see `content_digest`; None if not known
+    skipped: Sequence[Skipped] = ()  # images that cannot be read and are left out
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,11 +136,16 @@ class TrainingSet:
     @property
     def in_memory(self) -> bool:
         """True if the images are decoded already."""
-        return self._pixels.in_memory is not None
+        return self.source.in_memory is not None
+
+    @property
+    def transform(self) -> Transform:
+        """The transform that made the pixels; its `normalise` is still to come."""
+        return self.source.transform
 
     def pixels(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
         """Images as the transform makes them, in grey levels; read from their files unless they are in memory."""
-        return self._pixels.read(index)
+        return self.source.read(index)
 
     @property
     def trained_on(self) -> TrainedOn:
@@ -87,7 +155,7 @@ class TrainingSet:
 
     def names(self, index: Sequence[int]) -> list[str]:
         """Names of images, for messages."""
-        return [self._names[i] if self._names else f"image {i}" for i in index]
+        return [self.image_names[i] if self.image_names else f"image {i}" for i in index]
 
     def per_class(self) -> Int[Tensor, " c"]:
         """The number of images that show each class."""
@@ -132,7 +200,7 @@ class TrainingSet:
             numbers = labels.float() if labels.ndim == 2 else labels.long()
         else:
             names, numbers = _numbered([(label,) for label in labels], class_names, is_multi_label=False)
-        return cls(Pixels(pixels, (), transform), numbers, names, transform=transform, regions=regions, digests=digests)
+        return cls(PixelSource(pixels, (), transform), numbers, names, regions=regions, digests=digests)
 
     @classmethod
     def from_listing(
@@ -169,20 +237,11 @@ class TrainingSet:
         chosen, shown = [chosen[i] for i in found.kept], [shown[i] for i in found.kept]
         is_multi_label = bool(label_columns) or "labels" in listing.column_names
         names, labels = _numbered(shown, class_names or tuple(label_columns) or None, is_multi_label=is_multi_label)
-        files = [listing.file(record) for record in chosen]
         table = region_table(
-            outlines, regions, files, labels=labels, class_names=names, transform=transform, strict=strict
+            outlines, regions, found.pixels.files, labels=labels, class_names=names, transform=transform, strict=strict
         )
-        return cls(
-            found.pixels,
-            labels,
-            names,
-            transform=transform,
-            regions=table,
-            names=[record.path for record in chosen],
-            digests=found.digests,
-            skipped=skipped,
-        )
+        paths = [record.path for record in chosen]
+        return cls(found.pixels, labels, names, table, image_names=paths, digests=found.digests, skipped=skipped)
 
     @classmethod
     def from_scenes(
@@ -192,19 +251,16 @@ class TrainingSet:
         transform: Transform,
         *,
         is_multi_label: bool = False,
-        class_names: Sequence[str] | None = None,
         regions: RegionSettings | None = None,
-        progress: Progress | None = None,
     ) -> TrainingSet:
         """One split of a set of scenes, with the boxes and masks of its objects.
 
         With `is_multi_label` a scene shows the classes of all its objects, else that of the first one.
         """
         records = scenes.of_split(split)
-        names = scenes.labels if class_names is None else tuple(class_names)
         shown = [tuple(dict.fromkeys(label for label, _ in record.boxes)) for record in records]
         names, labels = _numbered(
-            shown if is_multi_label else [own[:1] for own in shown], names, is_multi_label=is_multi_label
+            shown if is_multi_label else [own[:1] for own in shown], scenes.labels, is_multi_label=is_multi_label
         )
         files = [scenes.file(record) for record in records]
         outlines: dict[Path, list[Outline]] = {}
@@ -215,22 +271,15 @@ class TrainingSet:
                 box = next(box for name, box in record.boxes if name == label)
                 entry = Outline(label, box, mask if mask.is_file() else None, value)
                 outlines.setdefault(file, []).append(entry)
-        found = decode(files, transform, cache="auto", progress=progress)
+        found = decode(files, transform, cache="auto")
         if found.failed:
             place, reason = found.failed[0]
             raise ImageError(files[place], f"{reason}; remove the folder, and the scenes are drawn again")
         table = region_table(
             outlines, regions, files, labels=labels, class_names=names, transform=transform, strict=True
         )
-        return cls(
-            found.pixels,
-            labels,
-            names,
-            transform=transform,
-            regions=table,
-            names=[record.path for record in records],
-            digests=found.digests,
-        )
+        paths = [record.path for record in records]
+        return cls(found.pixels, labels, names, table, image_names=paths, digests=found.digests)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

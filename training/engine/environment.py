@@ -1,19 +1,132 @@
-"""The surroundings of a run: a device, batches on it, and random numbers that belong to the step alone."""
+"""The surroundings of a run: processes, a device, and random numbers that belong to the step alone.
+
+Processes start as `torchrun` starts them. Gradients are averaged by one all_reduce of a flat vector after the backward
+pass; there is no wrapper around the encoder, so a loss may call it as often as it needs.
+"""
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
 
 from ...errors import InputError
-from .distributed import current_world
 from .step import Batch, Mix, Regions
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size` others; `local_rank` counts within its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """True for the process that evaluates and writes."""
+        return self.rank == 0
+
+
+def current_world() -> World:
+    """This process's place: torch.distributed's if it is set up, else what torchrun announced, else alone.
+
+    Raises:
+        InputError: torchrun's variables contradict each other.
+    """
+    variables = os.environ
+    if distributed.is_available() and distributed.is_initialized():
+        rank, size = distributed.get_rank(), distributed.get_world_size()
+    else:
+        rank, size = int(variables.get("RANK", 0)), int(variables.get("WORLD_SIZE", 1))
+    if not 0 <= rank < size:
+        raise InputError(f"RANK={rank} is not below WORLD_SIZE={size}; start the processes with torchrun")
+    return World(rank, size, int(variables.get("LOCAL_RANK", rank)))
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """The process group, set up if several processes were started and nobody has done it, and taken down again.
+
+    On a CPU they speak through gloo, on GPUs through nccl.
+    """
+    world = current_world()
+    if world.size == 1 or distributed.is_initialized():
+        yield world
+        return
+    on_gpu = device.type == "cuda"
+    distributed.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+    try:
+        yield world
+    finally:
+        distributed.destroy_process_group()
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], world: World, *, failed: bool) -> bool:
+    """Replace every gradient by its mean over the processes; True if any process has `failed`.
+
+    A parameter without a gradient counts as 0, unless it has none anywhere. All processes must hold the same
+    parameters in the same order.
+    """
+    if world.size == 1:
+        return failed
+    marks = [float(failed), *(float(parameter.grad is not None) for parameter in parameters)]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    head = torch.tensor(marks, device=gradients[0].device)
+    flat = torch.cat([head, *(gradient.reshape(-1) for gradient in gradients)])
+    distributed.all_reduce(flat)
+    marks = flat[: len(marks)].tolist()
+    means = torch.split(flat[len(marks) :] / world.size, [parameter.numel() for parameter in parameters])
+    for parameter, present, mean in zip(parameters, marks[1:], means, strict=True):
+        if present:  # in the parameter's memory layout
+            parameter.grad = torch.empty_like(parameter).copy_(mean.view(parameter.shape))
+    return bool(marks[0])
+
+
+def average_statistics(module: nn.Module, world: World) -> None:
+    """Replace the running statistics of every batch norm that is in training mode by their mean over the processes."""
+    if world.size == 1:
+        return
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training and part.running_mean is not None:
+            for statistic in (part.running_mean, part.running_var):
+                assert statistic is not None
+                distributed.all_reduce(statistic)
+                statistic /= world.size
+
+
+@torch.no_grad()
+def spread(tensors: Iterable[Tensor], world: World) -> None:
+    """Give every process the values of the first one."""
+    if world.size == 1:
+        return
+    for tensor in tensors:
+        values = tensor.detach().contiguous()  # gloo and nccl want plain layouts
+        distributed.broadcast(values, 0)
+        tensor.copy_(values)
+
+
+def gathered(value: T, world: World) -> list[T]:
+    """Every process's value, in the order of ranks, in every process."""
+    if world.size == 1:
+        return [value]
+    values: list[T | None] = [None] * world.size
+    distributed.all_gather_object(values, value)
+    return [one for one in values if one is not None]
+
+
+def shared(value: T, world: World) -> T:
+    """The first process's value, in every process."""
+    return gathered(value, world)[0]
 
 
 def choose_device(name: str) -> torch.device:
@@ -29,7 +142,7 @@ def choose_device(name: str) -> torch.device:
     return device if device.index is not None else torch.device("cuda", current_world().local_rank)
 
 
-def on_device(batch: Batch, device: torch.device) -> Batch:
+def batch_on_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on the training device, its images with channels last in memory."""
 
     def moved(tensor: Tensor) -> Tensor:

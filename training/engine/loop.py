@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -24,32 +24,38 @@ from ...encoders.inference import has_fast_bfloat16
 from ...errors import InputError
 from ...progress import Progress as OnProgress
 from ..recipes.settings import Settings
-from .distributed import World, average_gradients, average_statistics, gathered, joined, shared, spread
-from .early_stopping import EarlyStopping
-from .environment import choose_device, on_device, own_randomness, repeatable, seed_step
-from .logs import Means, Row, TensorBoardLog, write_csv
+from .environment import (
+    World,
+    average_gradients,
+    average_statistics,
+    batch_on_device,
+    choose_device,
+    gathered,
+    joined,
+    own_randomness,
+    repeatable,
+    seed_step,
+    shared,
+    spread,
+)
 from .optimisation import Optimisation, set_training, training_mode
-from .outcome import FitResult, write_outcome
-from .state import STATE, difference, read_state, write_state
-from .step import Batch, Objective, Progress, Step
+from .outcome import (
+    STATE,
+    EarlyStopping,
+    FitResult,
+    LogRow,
+    Means,
+    TensorBoardLog,
+    difference,
+    read_state,
+    write_csv,
+    write_outcome,
+    write_state,
+)
+from .step import Batch, BatchSource, Objective, Progress, Step
 
 Evaluate = Callable[[Encoder], Mapping[str, float]]
 _FREE = ("device", "checkpoint_every_steps", "tensorboard")  # settings that a resumed run may change
-
-
-class BatchSource(Protocol):
-    """A source of batches; epoch e is the same list of batches whenever it is asked for.
-
-    A source that has `names(index)` lets error messages say which images a batch held; one that has `class_names` names
-    the classes of the classifier that is kept.
-    """
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of every epoch, for this process."""
-
-    def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch on the CPU, without the first `skip`; closing the iterator stops its workers."""
 
 
 def fit(
@@ -63,7 +69,7 @@ def fit(
     evaluate: Evaluate | None = None,
     config: Mapping[str, Any] | None = None,
     progress: OnProgress | None = None,
-    report: Callable[[Row], None] | None = None,
+    report: Callable[[LogRow], None] | None = None,
 ) -> FitResult:
     """Train `encoder` and what `objective` learns, in place; both end in evaluation mode, on the training device.
 
@@ -129,7 +135,7 @@ class _Run:
     evaluate: Evaluate | None
     config: Mapping[str, Any] | None
     progress: OnProgress | None
-    report: Callable[[Row], None] | None
+    report: Callable[[LogRow], None] | None
     batch: int = 0  # done in this epoch
     means: Means = field(default_factory=Means)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -152,8 +158,6 @@ class _Run:
         self.board = None
         if self.folder is not None and settings.tensorboard and self.world.is_first:
             self.board = TensorBoardLog(self.folder / "tensorboard", step=self.now.step)
-
-    # ---- the whole run
 
     def train(self) -> FitResult:
         """Epoch after epoch until all are done or nothing gets better; the best weights are the encoder's then."""
@@ -206,8 +210,6 @@ class _Run:
         seconds = time.perf_counter() - started
         self._end_epoch({"seconds": seconds, "waiting": waited / seconds})
 
-    # ---- one optimiser step
-
     def _optimiser_step(self, group: Sequence[Batch]) -> None:
         images = sum(len(batch) for batch in group)
         failures = [self._backward(batch, share=len(batch) / images) for batch in group]
@@ -225,7 +227,7 @@ class _Run:
         """Add a batch's share of the gradient; what is wrong with its losses, if anything."""
         number = self.now.epoch * self.batches.steps_per_epoch + self.batch
         seed_step(self.settings.seed, number, self.world.rank)
-        step = Step(self.encoder, on_device(batch, self.device), self.now, autocast=self.autocast)
+        step = Step(self.encoder, batch_on_device(batch, self.device), self.now, autocast=self.autocast)
         losses = self.objective(step)
         total = float(losses.total.detach())
         self.last_losses = {"loss": total, **{f"loss/{name}": value for name, value in losses.terms.items()}}
@@ -251,16 +253,21 @@ class _Run:
             "lower optimiser.learning_rate, or set optimiser.clip_norm"
         )
 
-    def _end_epoch(self, times: Row) -> None:
+    def _end_epoch(self, times: LogRow) -> None:
         means = Means.together(gathered(self.means, self.world)).means()
         done = self.now.epoch + 1
         row: dict[str, float] = {"epoch": done, **means, "learning_rate": self.optimisation.learning_rate}
         self._agree()
         if done % self.settings.evaluate_every == 0 or done == self.settings.epochs:
-            with self._kept_weights():
-                found = dict(self.evaluate(self.encoder)) if self.evaluate and self.world.is_first else {}
-                row |= {name: float(value) for name, value in shared(found, self.world).items()}
-                self.early_stopping.update(row, epoch=done)
+            self.encoder.eval()
+            self.objective.eval()
+            try:
+                with self.optimisation.averaged():  # encoder and objective are what would be kept
+                    found = dict(self.evaluate(self.encoder)) if self.evaluate and self.world.is_first else {}
+                    row |= {name: float(value) for name, value in shared(found, self.world).items()}
+                    self.early_stopping.update(row, epoch=done)
+            finally:
+                set_training(self.encoder, self.objective, self.settings)
         self.history.append({**row, **times})
         self.now = replace(self.now, epoch=done, train_accuracy=means.get("accuracy"))
         self.batch, self.means = 0, Means()
@@ -271,19 +278,6 @@ class _Run:
             self.board.epoch(self.now.step, self.history[-1])
         if self.report is not None:
             self.report(self.history[-1])
-
-    @contextmanager
-    def _kept_weights(self) -> Iterator[None]:
-        """Inside, encoder and objective are what would be kept, in evaluation mode."""
-        self.encoder.eval()
-        self.objective.eval()
-        try:
-            with self.optimisation.averaged():
-                yield
-        finally:
-            set_training(self.encoder, self.objective, self.settings)
-
-    # ---- checkpoints
 
     def _setup(self) -> dict[str, Any]:
         """Everything that a resumed run must have in common with the one that was killed."""
@@ -321,7 +315,7 @@ class _Run:
             "history": self.history,
             **{name: module.state_dict() for name, module in self.modules.items()},
             **self.optimisation.state_dict(),
-            "best": self.early_stopping.state_dict(),
+            "best": self.early_stopping.best,
         }
         write_state(self.folder, tree)
 
@@ -337,7 +331,7 @@ class _Run:
             for name, module in self.modules.items():
                 module.load_state_dict(state[name])
             self.optimisation.load_state_dict(state)
-            self.early_stopping.load_state_dict(state["best"])
+            self.early_stopping.best = state["best"]
             self.now = replace(
                 self.now, epoch=state["epoch"], step=state["step"], train_accuracy=state["train_accuracy"]
             )

@@ -24,11 +24,7 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class Optimisation:
-    """The optimiser of a run with its schedule, and the moving average of what it trains.
-
-    Raises:
-        InputError: nothing is left to train.
-    """
+    """The optimiser of a run with its schedule, and the moving average of what it trains."""
 
     def __init__(self, encoder: Encoder, objective: Objective, settings: Settings, *, steps_per_epoch: int) -> None:
         self.optimiser = _optimiser(encoder, objective, settings.optimiser)
@@ -82,20 +78,20 @@ class Optimisation:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it, in the memory layout of the weights, as arithmetic may depend on that."""
+
+        def laid_out(value: Any, parameter: Tensor) -> Any:
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
+                return torch.empty_like(parameter, requires_grad=False).copy_(value)
+            return value
+
         moments = {
-            index: {name: _laid_out(value, self.parameters[index]) for name, value in values.items()}
+            index: {name: laid_out(value, self.parameters[index]) for name, value in values.items()}
             for index, values in state["optimiser"]["state"].items()
         }
         self.optimiser.load_state_dict({**state["optimiser"], "state": moments})
         self._schedule.load_state_dict(state["schedule"])
         if self.average is not None:
             self.average.model.load_state_dict(state["average"])
-
-
-def _laid_out(value: Any, parameter: Tensor) -> Any:
-    if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
-        return torch.empty_like(parameter, requires_grad=False).copy_(value)
-    return value
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:

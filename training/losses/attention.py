@@ -20,8 +20,7 @@ from ...encoders.encoder import evaluating
 from ...encoders.heads import affine_of
 from ...encoders.pooling import GAP
 from ...errors import InputError
-from ..data.labels import Targets
-from ..engine.step import HasClassWeights, Progress, Term
+from ..engine.step import HasClassWeights, Progress, Targets, Term
 
 ADAPTIVE_ACCURACY = 0.5
 
@@ -76,14 +75,8 @@ def gradient_weights(
     Pooling and head are run once more, the head as in evaluation mode. The weights are constants, the "kernel" that
     the paper speaks of; with `second_order` they are part of the graph.
 
-    Args:
-        encoder: whose pooling and head lie between the map and the logits.
-        feature_map: the last one.
-        classifier: gives the logits.
-        targets: the pairs.
-        score: s^c: the class's logit, or the log-odds of its softmax, `logit_c - log Σ_{j≠c} exp logit_j`, which is
-            also raised by what speaks against the other classes.
-        second_order: see above.
+    `score` is s^c: the class's logit, or the log-odds of its softmax, `logit_c - log Σ_{j≠c} exp logit_j`, which is
+    also raised by what speaks against the other classes.
 
     Source: [GAIN] Eq. 1.
     """

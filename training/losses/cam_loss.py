@@ -11,54 +11,40 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
 from ...encoders import Encoder
 from ...encoders.heads import Identity, affine_of
-from ...errors import InputError, ShapeError
+from ...errors import InputError
 from ...explain import fold
-from ..data.labels import Targets, true_classes
-from ..engine.step import HasClassWeights, Step
+from ..engine.step import HasClassWeights, Step, true_classes
 from ..recipes.tables import check_name
 from .attention import LateTerm, gradient_weights, pooled_weights, scaled
 
 MapNorm = Literal["l1", "l2"]
 
 
-def cam_loss(
-    feature_map: Float[Tensor, "b k h w"],
-    class_weights: Float[Tensor, "c k"],
-    labels: Int[Tensor, " b"],
+def cam_differences(
+    maps: Float[Tensor, "t k h w"],
+    weights: Float[Tensor, "t k"],
     *,
-    detach_weights: bool = True,
     detach_target: bool = False,
     norm: MapNorm = "l1",
     eps: float = 1e-8,
-) -> Tensor:
-    """Mean difference between the class-agnostic map and the own class's, both scaled to [0, 1]; itself in [0, 1].
-
-    Args:
-        feature_map: the last one, after its activation.
-        class_weights: a vector per class over the same channels; their lengths do not matter.
-        labels: the class of each image.
-        detach_weights: the weights get no gradient, as Algorithm 1 demands.
-        detach_target: the class's map is a constant; the class-agnostic map alone moves.
-        norm: "l1" is the paper's; "l2" takes the mean of squares.
-        eps: under which a map counts as flat; see `scaled`.
+) -> Float[Tensor, " t"]:
+    """L_cam of each feature map with its own class's weights, in [0, 1].
 
     Source: [CAM-loss] Eq. 1-4, Algorithm 1.
 
-    >>> features = torch.tensor([[[[4.0, 0.0, 1.0]], [[0.0, 2.0, 1.0]]]])         # CAAM' = (1, 0, 0)
-    >>> cam_loss(features, torch.tensor([[0.0, 1.0]]), torch.tensor([0])).item()  # CAM' = (0, 1, 0.5): 2.5 / 3
+    >>> features = torch.tensor([[[[4.0, 0.0, 1.0]], [[0.0, 2.0, 1.0]]]])    # CAAM' = (1, 0, 0)
+    >>> cam_differences(features, torch.tensor([[0.0, 1.0]])).item()         # CAM' = (0, 1, 0.5): 2.5 / 3
     0.8333333134651184
     """
-    if feature_map.shape[1] != class_weights.shape[1]:
-        shapes = f"{tuple(feature_map.shape)} and {tuple(class_weights.shape)}"
-        raise ShapeError(f"expected feature map (b, k, h, w) and class weights (c, k), got {shapes}")
-    weights = class_weights.detach() if detach_weights else class_weights
-    return _differences(feature_map, weights[labels], detach_target=detach_target, norm=norm, eps=eps).mean()
+    both = torch.stack([torch.ones_like(weights), weights], 1) @ maps.flatten(2)  # the feature map is read once
+    caam, cam = scaled(both.reshape(len(maps), 2, *maps.shape[-2:]), eps=eps).unbind(1)
+    return map_difference(caam, cam.detach() if detach_target else cam, norm)
 
 
 def map_difference(
@@ -74,13 +60,6 @@ def unpooled(encoder: Encoder, feature_map: Float[Tensor, "b k h w"]) -> Float[T
     return fold(feature_map, pooling=encoder.pooling, head=Identity()).map
 
 
-def _differences(maps: Tensor, weights: Tensor, *, detach_target: bool, norm: MapNorm, eps: float) -> Tensor:
-    """L_cam of each row: both maps by one product, so the feature map is read once."""
-    both = torch.stack([torch.ones_like(weights), weights], 1) @ maps.flatten(2)
-    caam, cam = scaled(both.reshape(len(maps), 2, *maps.shape[-2:]), eps=eps).unbind(1)
-    return map_difference(caam, cam.detach() if detach_target else cam, norm)
-
-
 class CamLoss(LateTerm):
     """CAM-loss as a term; the module's text says what is settled how.
 
@@ -89,10 +68,10 @@ class CamLoss(LateTerm):
             training accuracy of 50 % or more.
         method: "cam", "gradcam", or "auto": CAM where it exists, Grad-CAM where it does not.
         space: "pooled", the channels of the feature map, or "embedding", those of the folded map.
-        norm: see `cam_loss`, as are the rest.
-        detach_weights: also keeps the gradient from the weights in "gradcam", whatever it is.
-        detach_target: see `cam_loss`.
-        eps: see `cam_loss`.
+        norm: "l1" is the paper's; "l2" takes the mean of squares.
+        detach_weights: the weights get no gradient, as Algorithm 1 demands; nor in "gradcam", whatever they are.
+        detach_target: the class's map is a constant; the class-agnostic map alone moves.
+        eps: under which a map counts as flat; see `scaled`.
 
     Source: [CAM-loss] Eq. 1-7, Algorithm 1; the weight c = 3.
     """
@@ -120,20 +99,21 @@ class CamLoss(LateTerm):
     def forward(self, step: Step) -> Tensor:
         """Mean over the batch's images."""
         classifier, targets = step.need_classifier("CAM-loss"), true_classes(step.batch)
-        maps, weights = self._maps_and_weights(step, classifier, targets)
-        values = _differences(targets.of(maps), weights, detach_target=self.detach_target, norm=self.norm, eps=self.eps)
-        return targets.mean(values, n_images=len(step.batch))
-
-    def _maps_and_weights(self, step: Step, classifier: HasClassWeights, targets: Targets) -> tuple[Tensor, Tensor]:
-        encoder, feature_map = step.encoder, step.encoding.feature_map
+        encoder, maps = step.encoder, step.encoding.feature_map
         if self.method == "gradcam" or (self.method == "auto" and not has_cam(encoder, classifier)):
-            weights = gradient_weights(encoder, feature_map, classifier, targets, second_order=not self.detach_weights)
-            return feature_map, weights
-        weights = classifier.class_weights()
-        weights = weights.detach() if self.detach_weights else weights
-        if self.space == "embedding":
-            return fold(feature_map, pooling=encoder.pooling, head=encoder.head).map, weights[targets.label]
-        return unpooled(encoder, feature_map), pooled_weights(encoder, weights)[targets.label]
+            weights = gradient_weights(encoder, maps, classifier, targets, second_order=not self.detach_weights)
+        else:
+            of_classes = classifier.class_weights()
+            of_classes = of_classes.detach() if self.detach_weights else of_classes
+            if self.space == "embedding":
+                maps = fold(maps, pooling=encoder.pooling, head=encoder.head).map
+            else:
+                maps, of_classes = unpooled(encoder, maps), pooled_weights(encoder, of_classes)
+            weights = of_classes[targets.label]
+        values = cam_differences(
+            targets.of(maps), weights, detach_target=self.detach_target, norm=self.norm, eps=self.eps
+        )
+        return targets.mean(values, n_images=len(step.batch))
 
 
 def has_cam(encoder: Encoder, classifier: HasClassWeights) -> bool:
@@ -154,12 +134,7 @@ def negative_cam(
     "uniform": the Kullback-Leibler divergence, in nats, of the map's softmax over positions from the uniform
     distribution; 0 if the map is flat, at whatever height. "zero": the mean square of the map.
 
-    Args:
-        feature_map: the last one, after its activation.
-        class_weights: a vector per class over the same channels.
-        shown: which classes the images show; their maps do not count.
-        n_negatives: how many absent classes count, those with the largest mean over the map; fewer if there are fewer.
-        towards: what the maps are drawn to.
+    Of the classes that an image does not show those `n_negatives` with the largest mean over the map count.
 
     Source: Sun et al., Fixing Localization Errors to Improve Image Classification, 2020 (homogeneous negative CAM).
     Their published code adds the divergences of the classes up where this takes the mean.

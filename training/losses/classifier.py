@@ -1,8 +1,6 @@
 """Losses that know the classes by a vector each: the classifier with its cross entropy, and the center loss.
 
-A classifier is trained with the encoder and searched by nobody, but attention needs it: class activation maps are
-drawn with its weights, by the attention losses and by a student that learns from this encoder. So it has a file of its
-own beside the encoder's.
+Class activation maps are drawn with a classifier's weights, so it has a file of its own beside the encoder's.
 """
 
 from __future__ import annotations
@@ -20,10 +18,9 @@ from torch.nn import functional
 
 from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
 from ...errors import InputError, WeightsError
-from ..data.labels import accuracy, single_labels
-from ..engine.step import HasClassWeights, Step, Term
+from ..engine.step import HasClassWeights, Step, Term, accuracy, single_labels
 from ..recipes.tables import check_name
-from .metric import ProxyTerm, Space, gather_vectors, vectors_of
+from .metric import ProxyTerm, VectorSpace, gather_vectors, vectors_of
 
 
 class ClassifierTerm(Term):
@@ -120,7 +117,7 @@ class CenterTerm(Term):
 
     default_weight = 5e-4
 
-    def __init__(self, dim: int, n_classes: int, *, on: Space = "pooled", rate: float = 0.5) -> None:
+    def __init__(self, dim: int, n_classes: int, *, on: VectorSpace = "pooled", rate: float = 0.5) -> None:
         super().__init__()
         check_name("space", on, ("embedding", "pooled"))
         self.on, self.rate = on, rate

@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,8 +25,7 @@ from ...encoders import Encoder, Encoding
 from ...errors import FingerprintMismatchError, InputError
 from ...explain import upsample
 from ...images import Transform
-from ..data.labels import Targets, true_classes
-from ..engine.step import Step, Term
+from ..engine.step import Step, Targets, Term, true_classes
 from ..recipes.tables import check_name
 from .attention import gradient_weights, pooled_weights, scaled, weighted_map
 from .cam_loss import MapNorm, has_cam, map_difference, unpooled
@@ -78,12 +76,16 @@ class Teacher:
         return classifier.requires_grad_(False)
 
     def look(self, step: Step) -> Encoding:
-        """The teacher's encoding of the batch."""
+        """The teacher's encoding of the batch, with the statistics and the order of colours that it knows."""
         if self._seen is None or self._seen[0]() is not step:
             images = step.batch.images
             self.encoder.to(images.device).eval()
+            own, theirs = self.encoder.transform, self.transform
+            if (own.mean, own.std, own.channels) != (theirs.mean, theirs.std, theirs.channels):
+                pixels = theirs.denormalise(images) * 255
+                images = own.normalise(pixels if own.channels == theirs.channels else pixels.flip(1))
             with torch.no_grad():
-                self._seen = weakref.ref(step), step.encode(self._as_taught(images), encoder=self.encoder)
+                self._seen = weakref.ref(step), step.encode(images, encoder=self.encoder)
         return self._seen[1]
 
     def class_maps(self, step: Step, targets: Targets) -> Float[Tensor, "t h w"]:
@@ -101,18 +103,6 @@ class Teacher:
         embedding = self.look(step).embedding
         return self.classifier.to(embedding.device).logits(embedding)
 
-    def _as_taught(self, images: Tensor) -> Tensor:
-        """The student's images with the statistics and the order of colours that the teacher knows."""
-        own, theirs = self.encoder.transform, self.transform
-        if (own.mean, own.std, own.channels) == (theirs.mean, theirs.std, theirs.channels):
-            return images
-        pixels = theirs.denormalise(images) * 255
-        return own.normalise(pixels if own.channels == theirs.channels else pixels.flip(1))
-
-    def describe(self) -> dict[str, Any]:
-        """The teacher's path and fingerprint, as JSON can hold them."""
-        return {"teacher": str(self.path), "fingerprint": self.fingerprint, "classifier": str(self.classifier_path)}
-
 
 class Distillation(Term):
     """A term with a teacher."""
@@ -121,42 +111,45 @@ class Distillation(Term):
         super().__init__()
         self.teacher = teacher
 
-    def describe(self) -> dict[str, Any]:
-        """The teacher's path and fingerprint, for the run's records."""
-        return self.teacher.describe()
 
+class _MapMatching(Distillation):
+    """A term that compares maps; `norm` is "l1", the mean of absolute values, or "l2", of squares."""
 
-class Ccm(Distillation):
-    """CAAM-CAM matching: the student's class-agnostic map against the teacher's map of the image's class.
-
-    Args:
-        teacher: with a classifier.
-        norm: "l1" is the paper's; "l2" the mean of squares.
-
-    Source: [CAM-loss] Eq. 10, in the sum of Eq. 12.
-    """
-
-    def __init__(self, teacher: Teacher, *, norm: MapNorm = "l1") -> None:
+    def __init__(self, teacher: Teacher, *, norm: MapNorm) -> None:
         super().__init__(teacher)
         check_name("norm", norm, ("l1", "l2"))
         self.norm = norm
+
+    def differences(self, step: Step, teacher: Tensor, targets: Targets | None = None) -> Tensor:
+        """Difference of the student's class-agnostic map from each of the teacher's maps."""
+        student = unpooled(step.encoder, step.encoding.feature_map).sum(1)
+        size = (student.shape[-2], student.shape[-1])
+        teacher = teacher if teacher.shape[-2:] == size else upsample(teacher, size)
+        student = scaled(student)
+        return map_difference(student if targets is None else targets.of(student), scaled(teacher), self.norm)
+
+
+class Ccm(_MapMatching):
+    """CAAM-CAM matching: the student's class-agnostic map against the teacher's map of the image's class.
+
+    Source: [CAM-loss] Eq. 10, in the sum of Eq. 12; "l1" is the paper's.
+    """
+
+    def __init__(self, teacher: Teacher, *, norm: MapNorm = "l1") -> None:
+        super().__init__(teacher, norm=norm)
         _ = teacher.classifier  # a missing file is to be found before the training begins
 
     def forward(self, step: Step) -> Tensor:
         """Mean over the batch's images; a mixed image counts for both classes in their shares."""
         targets = true_classes(step.batch)
-        student = _caam(step.encoder, step.encoding)
-        teacher = _as_large(self.teacher.class_maps(step, targets), student)
-        values = map_difference(targets.of(scaled(student)), scaled(teacher), self.norm)
+        values = self.differences(step, self.teacher.class_maps(step, targets), targets)
         return targets.mean(values, n_images=len(step.batch))
 
 
-class AttentionTransfer(Distillation):
+class AttentionTransfer(_MapMatching):
     """AT: the student's class-agnostic map against the teacher's, where Eq. 9 has those of the image's class.
 
-    Args:
-        teacher: needs no classifier.
-        norm: "l2", the mean of squares, is the paper's; "l1" the mean of absolute values.
+    The teacher needs no classifier.
 
     Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017; [CAM-loss] Eq. 9 for squares and weight.
     """
@@ -164,15 +157,12 @@ class AttentionTransfer(Distillation):
     default_weight = 10.0
 
     def __init__(self, teacher: Teacher, *, norm: MapNorm = "l2") -> None:
-        super().__init__(teacher)
-        check_name("norm", norm, ("l1", "l2"))
-        self.norm = norm
+        super().__init__(teacher, norm=norm)
 
     def forward(self, step: Step) -> Tensor:
         """Mean over the batch's images."""
-        student = _caam(step.encoder, step.encoding)
-        teacher = _as_large(_caam(self.teacher.encoder, self.teacher.look(step)), student)
-        return map_difference(scaled(student), scaled(teacher), self.norm).mean()
+        feature_map = self.teacher.look(step).feature_map
+        return self.differences(step, unpooled(self.teacher.encoder, feature_map).sum(1)).mean()
 
 
 class Kd(Distillation):
@@ -205,12 +195,3 @@ class Kd(Distillation):
             student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True
         )
         return self.temperature**2 * divergence
-
-
-def _caam(encoder: Encoder, encoding: Encoding) -> Tensor:
-    return unpooled(encoder, encoding.feature_map).sum(1)
-
-
-def _as_large(maps: Tensor, other: Tensor) -> Tensor:
-    size = (other.shape[-2], other.shape[-1])
-    return maps if maps.shape[-2:] == other.shape[-2:] else upsample(maps, size)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...encoders import Encoding
+from ...encoders.encoder import evaluating
 from ...errors import InputError
-from ...explain import upsample
-from ..data.labels import Targets, true_classes
-from ..engine.step import Regions, Step
+from ...explain import channel_weights, fold, upsample
+from ..engine.step import Regions, Step, Targets, true_classes
 from ..recipes.tables import check_name
 from .attention import LateTerm, gradient_weights, gradients_off, scaled, statistics_frozen, weighted_map
 
@@ -77,11 +77,6 @@ def box_loss(
 ) -> Float[Tensor, " r"]:
     """Mean over positions of: attention outside the box, and difference from the saliency inside, both squared.
 
-    Args:
-        attention: raw; it is scaled to [0, 1] here.
-        boxes: filled rectangles, reduced to the attention's size by area.
-        saliency: where in the box the object is likely to be, in [0, 1], at the attention's size.
-
     Source: [GAIN] Eq. 9.
 
     >>> attention, box = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[1.0, 0.0]]])
@@ -116,33 +111,31 @@ def contrast_saliency(
     return torch.where(largest > 1e-6, contrast / largest.clamp(min=1e-6), 0.0).clamp(max=1)
 
 
-def merged(regions: Regions) -> Regions:
-    """The same regions, with all masks of one class in one image as a single mask, and all boxes as a single one."""
-    same = (regions.row[:, None] == regions.row) & (regions.label[:, None] == regions.label)
-    same = same & (regions.is_box[:, None] == regions.is_box)
-    first = same.int().argmax(1)  # the first region of the same image, class and kind
-    is_first = first == torch.arange(len(first), device=first.device)
-    index = first[:, None, None].expand_as(regions.raster)
-    raster = torch.zeros_like(regions.raster).scatter_reduce(0, index, regions.raster, "amax")
-    return Regions(regions.row[is_first], regions.label[is_first], regions.is_box[is_first], raster[is_first])
-
-
 def _reduced(raster: Tensor, attention: Tensor) -> Tensor:
     return functional.interpolate(raster.unsqueeze(1), attention.shape[-2:], mode="area").squeeze(1)
 
 
 class AttentionMining(LateTerm):
-    """Attention mining and the losses of masks and boxes, whatever attention and recognition are."""
+    """Attention mining and the losses of masks and boxes, whatever attention and recognition are.
+
+    Args:
+        start: an epoch, or "adaptive"; see `LateTerm`.
+        mining: weight of L_am; 0 saves the masked pass.
+        mask: weight of L_p.
+        box: weight of L_bbox.
+        sigma: σ, the threshold of the soft mask, in the attention's range [0, 1].
+        omega: ω, its steepness.
+    """
 
     def __init__(
         self,
         *,
-        start: int | Literal["adaptive"],
-        mining: float,
-        mask: float,
-        box: float,
-        sigma: float,
-        omega: float,
+        start: int | Literal["adaptive"] = 0,
+        mining: float = 1.0,
+        mask: float = 10.0,
+        box: float = 10.0,
+        sigma: float = 0.5,
+        omega: float = 10.0,
     ) -> None:
         super().__init__(start)
         if min(mining, mask, box) < 0 or omega <= 0:
@@ -172,7 +165,7 @@ class AttentionMining(LateTerm):
             total = total + self.mining * value
         if step.batch.regions is None or not len(step.batch.regions.row):
             return total
-        regions = merged(step.batch.regions)
+        regions = step.batch.regions.merged()
         for name, weight, chosen in (("masks", self.mask, ~regions.is_box), ("boxes", self.box, regions.is_box)):
             if weight and bool(chosen.any()):
                 value = self._guided(step, regions, chosen) / len(step.batch)
@@ -207,18 +200,13 @@ class Gain(AttentionMining):
     Without regions in the data it is GAIN-self; with some it is GAIN-ext.
 
     Args:
-        start: an epoch, or "adaptive"; see `LateTerm`.
-        mining: weight of L_am; 0 saves the masked pass.
-        mask: weight of L_p.
-        box: weight of L_bbox.
-        sigma: σ, the threshold of the soft mask, in the attention's range [0, 1].
-        omega: ω, its steepness.
         score: s^c(I*); "auto" is softmax for one class per image and sigmoid for several.
         evidence: s^c of the map: the class's "logit", as in the paper, or the "log_odds" of its probability, which is
             the logit itself where images show several classes. The map of a logit is blind to what lowers the other
             classes' logits, by which a background can still give the class away.
         second_order: whether w^c is part of the gradient graph.
         freeze_am: what the masked pass leaves untrained: "no", "classifier", or "all".
+        **mining: start, weights, and soft mask; see `AttentionMining`.
 
     Source: [GAIN] Eq. 1-10.
     """
@@ -226,18 +214,13 @@ class Gain(AttentionMining):
     def __init__(
         self,
         *,
-        start: int | Literal["adaptive"] = 0,
-        mining: float = 1.0,
-        mask: float = 10.0,
-        box: float = 10.0,
-        sigma: float = 0.5,
-        omega: float = 10.0,
         score: Literal["auto", "softmax", "sigmoid", "logit"] = "auto",
         evidence: Literal["logit", "log_odds"] = "logit",
         second_order: bool = False,
         freeze_am: Literal["no", "classifier", "all"] = "no",
+        **mining: Any,
     ) -> None:
-        super().__init__(start=start, mining=mining, mask=mask, box=box, sigma=sigma, omega=omega)
+        super().__init__(**mining)
         check_name("score", score, ("auto", "softmax", "sigmoid", "logit"))
         check_name("evidence", evidence, ("logit", "log_odds"))
         check_name("freeze_am", freeze_am, ("no", "classifier", "all"))
@@ -270,3 +253,96 @@ class Gain(AttentionMining):
             return nullcontext()
         parts = [step.need_classifier("GAIN"), *([step.encoder] if self.freeze_am == "all" else [])]
         return gradients_off(*parts)
+
+
+MetricWeighting = Literal["dist", "dist*s", "dist*excess", "dot", "dot_centered"]
+
+
+class MetricGain(AttentionMining):
+    """GAIN without a classifier: A is the Dist-CAM map against the own class's prototype, s the similarity to it.
+
+    It is in no paper.
+
+    A prototype is the running mean of its class's embeddings, each scaled to length 1: the first batch's mean, then
+    `momentum · old + (1 - momentum) · batch's mean`. It is a constant for the gradient; the image's own map is not.
+    Prototypes are part of the state dict and stay as they are in evaluation mode. What is lowered is the cosine of the
+    masked image's embedding and the prototype, as long as it is positive.
+
+    Args:
+        dim: length of the embedding.
+        n_classes: number of classes.
+        weighting: of the Dist-CAM map; see `distcam.explain.channel_weights`. The mean that two of them need is that of
+            the prototypes.
+        momentum: how much of a prototype a batch leaves as it was.
+        second_order: whether the channel weights are part of the gradient graph.
+        freeze_am: what the masked pass leaves untrained: "no" or "all".
+        **mining: start, weights, and soft mask; see `AttentionMining`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_classes: int,
+        *,
+        weighting: MetricWeighting = "dist",
+        momentum: float = 0.9,
+        second_order: bool = False,
+        freeze_am: Literal["no", "all"] = "no",
+        **mining: Any,
+    ) -> None:
+        super().__init__(**mining)
+        check_name("weighting", weighting, ("dist", "dist*s", "dist*excess", "dot", "dot_centered"))
+        check_name("freeze_am", freeze_am, ("no", "all"))
+        if not 0 <= momentum < 1:
+            raise InputError(f"expected a momentum of at least 0 and below 1, got {momentum}")
+        self.weighting, self.momentum, self.second_order = weighting, momentum, second_order
+        self.freeze_am = freeze_am
+        self.prototypes: Tensor
+        self.is_known: Tensor
+        self.register_buffer("prototypes", torch.zeros(n_classes, dim))
+        self.register_buffer("is_known", torch.zeros(n_classes, dtype=torch.bool))
+
+    def forward(self, step: Step) -> Tensor:
+        """The weighted sum, against prototypes in which this batch has its part already."""
+        if self.training:
+            self._follow(step.encoding.embedding.detach(), true_classes(step.batch))
+        return super().forward(step)
+
+    def attention(self, step: Step, targets: Targets) -> Float[Tensor, "t h w"]:
+        """The positive part of the Dist-CAM map."""
+        with evaluating(step.encoder.head):  # a head that is not affine is folded to first order, in this mode only
+            folded = fold(step.encoding.feature_map, pooling=step.encoder.pooling, head=step.encoder.head).map
+        maps = targets.of(folded)
+        query, known = maps.mean((-2, -1)), functional.normalize(self.prototypes[self.is_known])
+        weights = channel_weights(
+            query if self.second_order else query.detach(),
+            self.prototypes[targets.label].unsqueeze(1),
+            metric="cosine",
+            weighting=self.weighting,
+            mean=known.sum(0) / max(len(known), 1) if self.weighting in ("dist*excess", "dot_centered") else None,
+        )
+        return attention_map(maps, weights[:, 0])
+
+    def recognition(self, step: Step, masked: Encoding, targets: Targets) -> Float[Tensor, " t"]:
+        """Cosine to the class's prototype, 0 if negative or if the class has none yet."""
+        del step
+        similarity = functional.cosine_similarity(masked.embedding, self.prototypes[targets.label])
+        return similarity.clamp(min=0) * self.is_known[targets.label]
+
+    def frozen(self, step: Step) -> AbstractContextManager[None]:
+        """Keep constant what `freeze_am` names."""
+        return gradients_off(step.encoder) if self.freeze_am == "all" else nullcontext()
+
+    @torch.no_grad()
+    def _follow(self, embedding: Tensor, targets: Targets) -> None:
+        unit = functional.normalize(targets.of(embedding)) * targets.share[:, None]
+        total = torch.zeros_like(self.prototypes).index_add_(0, targets.label, unit)
+        count = torch.zeros_like(self.prototypes[:, 0]).index_add_(0, targets.label, targets.share)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for sums in (total, count):
+                torch.distributed.all_reduce(sums)
+        here = count > 0
+        mean = total / count.clamp(min=1e-12)[:, None]
+        moved = torch.where(self.is_known[:, None], torch.lerp(mean, self.prototypes, self.momentum), mean)
+        self.prototypes.copy_(torch.where(here[:, None], moved, self.prototypes))
+        self.is_known |= here

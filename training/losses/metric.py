@@ -1,11 +1,6 @@
-"""Metric losses: what draws images of a class together and classes apart.
+"""Metric losses: pytorch-metric-learning's pair and proxy losses, miners and distances under names of a recipe.
 
-The pair and proxy losses, miners and distances are pytorch-metric-learning's; here they get names, options as a recipe
-spells them, a memory that a resumed run continues with, and gathering over the processes of a distributed run.
-
-Which vectors a loss acts on is its own choice: `on="embedding"` is what is searched, `on="pooled"` lies before the
-head. The strong baseline of re-identification has triplet and center loss before the batch-norm neck and the
-classifier behind it.
+They have a memory that a resumed run continues with, and are gathered over the processes of a distributed run.
 """
 
 from __future__ import annotations
@@ -25,11 +20,10 @@ from pytorch_metric_learning.utils import distributed
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ..data.labels import accuracy, single_labels
-from ..engine.step import Step, Term
+from ..engine.step import Step, Term, accuracy, single_labels
 from ..recipes.tables import check_name, check_options
 
-Space = Literal["embedding", "pooled"]
+VectorSpace = Literal["embedding", "pooled"]
 Name = str | Mapping[str, Any]  # "batch_hard", or {kind = "triplet_margin", margin = 0.1}
 
 
@@ -129,12 +123,6 @@ def metric_term(name: str, *, dim: int, n_classes: int, options: Mapping[str, An
     "batch_hard_triplet" is the triplet loss of re-identification: the farthest image of the class and the nearest one
     of any other, Euclidean, mean over all anchors; `margin=0, smooth_loss=true` is its soft margin. "contrastive" with
     a similarity ("cosine", "dot") has the margins 1 and 0 unless others are given.
-
-    Args:
-        name: a key of `LOSSES`.
-        dim: length of the vectors it acts on.
-        n_classes: for losses with class vectors.
-        options: as above.
     """
     check_name("metric loss", name, LOSSES)
     given = dict(LOSSES[name].defaults) | dict(options or {})
@@ -173,7 +161,7 @@ class MetricTerm(Term):
     loss: Any
     memory_position: Tensor
 
-    def __init__(self, name: str, loss: nn.Module, miner: nn.Module | None, *, on: Space = "embedding") -> None:
+    def __init__(self, name: str, loss: nn.Module, miner: nn.Module | None, *, on: VectorSpace = "embedding") -> None:
         super().__init__()
         self.name = name
         self.loss = loss
@@ -250,7 +238,7 @@ class ProxyTerm(MetricTerm):
                 step.log["accuracy"] = accuracy(self.logits(vectors), step.batch)
 
 
-def vectors_of(step: Step, on: Space) -> Float[Tensor, "b d"]:
+def vectors_of(step: Step, on: VectorSpace) -> Float[Tensor, "b d"]:
     """The vectors of the batch in a space."""
     return step.encoding.pooled if on == "pooled" else step.encoding.embedding
 

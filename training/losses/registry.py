@@ -1,8 +1,6 @@
 """From a recipe's list of losses to an objective: every term by its kind, with its options.
 
-A registry is a plain dictionary from a kind to a builder. The tasks above this package bring terms of their own by
-passing a larger one: `build_objective(specs, context, terms=TERMS | {"prototypical": …})`. Nothing is registered
-globally.
+Tasks bring terms of their own by passing a larger dictionary than `TERMS`; nothing is registered globally.
 """
 
 from __future__ import annotations
@@ -25,9 +23,8 @@ from ..recipes.tables import check_name, check_options, keyword_options
 from .cam_loss import CamLoss, NegativeCam
 from .classifier import CenterTerm, ClassifierTerm
 from .distillation import AttentionTransfer, Ccm, Distillation, Kd, Teacher
-from .gain import Gain
+from .gain import Gain, MetricGain
 from .metric import LOSSES, metric_term
-from .metric_gain import MetricGain
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,23 +114,24 @@ def _metric(kind: str, options: Mapping[str, Any], context: TermContext) -> Term
     return metric_term(kind, dim=dim, n_classes=context.n_classes, options=options)
 
 
+def sized(kind: str, make: Callable[..., Term], *, on: str = "embedding") -> Builder:
+    """Builder of a term that takes the length of its vectors and the number of classes; `on` is the default space."""
+
+    def build(options: Mapping[str, Any], context: TermContext) -> Term:
+        dim = context.dim(str(options.get("on", on)))
+        return checked_term(kind, partial(make, dim, context.n_classes), options)
+
+    return build
+
+
+def plain(kind: str, make: Callable[..., Term]) -> Builder:
+    """Builder of a term that takes nothing but its options."""
+    return lambda options, _: checked_term(kind, make, options)
+
+
 def _cross_entropy(options: Mapping[str, Any], context: TermContext) -> Term:
     make = partial(ClassifierTerm, context.dim(), context.n_classes)
     return checked_term("cross_entropy", make, options, multi_label=context.multi_label)
-
-
-def _center(options: Mapping[str, Any], context: TermContext) -> Term:
-    dim = context.dim(str(options.get("on", "pooled")))
-    return checked_term("center", partial(CenterTerm, dim, context.n_classes), options)
-
-
-def _metric_gain(options: Mapping[str, Any], context: TermContext) -> Term:
-    return checked_term("metric_gain", partial(MetricGain, context.dim(), context.n_classes), options)
-
-
-def _attention(kind: str, make: Callable[..., Term], options: Mapping[str, Any], context: TermContext) -> Term:
-    del context
-    return checked_term(kind, make, options)
 
 
 def _distillation(kind: str, make: Callable[..., Term], options: Mapping[str, Any], context: TermContext) -> Term:
@@ -144,27 +142,22 @@ def _distillation(kind: str, make: Callable[..., Term], options: Mapping[str, An
         raise InputError(f'{kind} needs a teacher: teacher = "RUN/encoder.safetensors"')
     path = context.folder / str(options["teacher"])
     classifier = context.folder / str(options["classifier"]) if "classifier" in options else None
-    teacher = _teacher_so_far(path, classifier, context) or Teacher(
-        path, classifier, class_names=context.class_names, transform=context.encoder.transform
-    )
-    return checked_term(kind, partial(make, teacher), own)
-
-
-def _teacher_so_far(path: Path, classifier: Path | None, context: TermContext) -> Teacher | None:
-    """The same teacher in an earlier term, so that it looks at a batch once."""
+    # the same teacher in an earlier term looks at a batch once
     teachers = [term.teacher for term in context.terms.values() if isinstance(term, Distillation)]
-    return next((t for t in teachers if t.path == path and classifier in (None, t.classifier_path)), None)
+    known = next((t for t in teachers if t.path == path and classifier in (None, t.classifier_path)), None)
+    teacher = known or Teacher(path, classifier, class_names=context.class_names, transform=context.encoder.transform)
+    return checked_term(kind, partial(make, teacher), own)
 
 
 TERMS: Mapping[str, Builder] = MappingProxyType(
     {
         "cross_entropy": _cross_entropy,
-        "center": _center,
+        "center": sized("center", CenterTerm, on="pooled"),
         **{kind: partial(_metric, kind) for kind in LOSSES},
-        "cam_loss": partial(_attention, "cam_loss", CamLoss),
-        "negative_cam": partial(_attention, "negative_cam", NegativeCam),
-        "gain": partial(_attention, "gain", Gain),
-        "metric_gain": _metric_gain,
+        "cam_loss": plain("cam_loss", CamLoss),
+        "negative_cam": plain("negative_cam", NegativeCam),
+        "gain": plain("gain", Gain),
+        "metric_gain": sized("metric_gain", MetricGain),
         "ccm": partial(_distillation, "ccm", Ccm),
         "attention_transfer": partial(_distillation, "attention_transfer", AttentionTransfer),
         "kd": partial(_distillation, "kd", Kd),

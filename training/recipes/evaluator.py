@@ -22,9 +22,8 @@ from ...errors import InputError
 from ...explain import dist_cam, fold, normalise, rectify, upsample
 from ...metrics.distances import SearchSpec, cluster, normalised_mutual_information
 from ...metrics.ranking import Pairing, RankMeasures, measure_rankings
-from ..data.labels import is_right
 from ..data.training_set import TrainingSet
-from ..engine.step import HasClassWeights
+from ..engine.step import HasClassWeights, is_right
 from .tables import Count, Table, check_name
 
 MAPS = ("caam", "cam", "gradcam", "dist_cam")
@@ -165,7 +164,7 @@ class _Measured:
                 logits = self._classifier.logits(self._embeddings.to(device)).cpu()
                 results[name] = float(is_right(logits, self._data.labels).float().mean())
             elif name in _RECALLS:
-                results[name] = _recall(self._ranked, _RECALLS[name])
+                results[name] = recall(self._ranked, _RECALLS[name])
             elif name == "nmi":
                 vectors, labels = self._embeddings, self._data.labels.numpy()
                 vectors = normalize(vectors) if self._settings.distance == "cosine" else vectors
@@ -192,7 +191,7 @@ class _Measured:
 
     @cached_property
     def _ranked(self) -> RankMeasures:
-        return _rank_among_others(self._embeddings, self._data.labels, self._settings.distance)
+        return rank_among_others(self._embeddings, self._data.labels, self._settings.distance)
 
     def _energies(self, maps: Sequence[str]) -> dict[str, float]:
         """Energy and peak of each map on the outlines, averaged over the outlined objects."""
@@ -261,24 +260,12 @@ def energy_in_raster(
     return torch.where(is_flat, raster.mean((1, 2)), shares), hits
 
 
-def recall_at(
-    embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"], *, k: int, distance: Literal["cosine", "l2"] = "cosine"
-) -> float:
-    """Share of the images that have one of their class among the k nearest others, in [0, 1].
-
-    Images without another of their class count, as misses.
-
-    >>> recall_at(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, 1]), k=1)
-    0.6666666666666666
-    """
-    return _recall(_rank_among_others(embeddings, labels, distance), k)
-
-
-def _recall(ranked: RankMeasures, k: int) -> float:
+def recall(ranked: RankMeasures, k: int) -> float:
+    """Share of the images that have one of their class among the k nearest others; those without any are misses."""
     return float(((ranked.first_rank > 0) & (ranked.first_rank <= k)).mean())
 
 
-def _rank_among_others(
+def rank_among_others(
     embeddings: Float[Tensor, "n d"], labels: Int[Tensor, " n"], distance: Literal["cosine", "l2"]
 ) -> RankMeasures:
     """Every image a query against all others; zero vectors, which have no direction, lie together."""

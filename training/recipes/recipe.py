@@ -30,17 +30,17 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from ...encoders import Encoder
-from ...encoders.heads import Head, head_from_dict
+from ...encoders.heads import head_from_dict
 from ...encoders.weights.reading import drawn_from
 from ...errors import InputError
 from ...images import Transform
 from ...progress import Progress
 from ..data.augment import AugmentSettings
+from ..data.batches import RunData
 from ..data.dividing import SplitSettings
-from ..data.run_data import RunData
 from ..data.samplers import SamplerSettings
 from ..data.splits import DataSettings, load_splits, settled_split
-from ..engine.distributed import current_world
+from ..engine.environment import current_world
 from .evaluator import EvaluationSettings
 from .settings import OptimiserSettings, ScheduleSettings, Settings
 from .tables import Table, check_name, checked_table, merged, parse, plain
@@ -85,7 +85,12 @@ class EncoderSettings(Table):
         encoder.transform = encoder.transform.adapted(size=data.size, fit=data.fit)
         if self.head is not None:
             with drawn_from(seed):
-                encoder.head = _head(self.head, encoder.pooled_dim)
+                # the width of its vectors need not be repeated in the recipe
+                own = {"linear": {"in_dim": encoder.pooled_dim}, "bnneck": {"dim": encoder.pooled_dim}}
+                try:
+                    encoder.head = head_from_dict({**own.get(str(self.head.get("type")), {}), **self.head})
+                except TypeError as error:
+                    raise InputError(f"[encoder] head: {dict(self.head)} describes no head ({error})") from None
         return encoder
 
 
@@ -97,30 +102,8 @@ def located(text: str, folder: Path) -> Path:
     return folder / filled
 
 
-def _head(spec: Mapping[str, Any], width: int) -> Head:
-    """A head on vectors of this width, which the recipe need not repeat."""
-    own = {"linear": {"in_dim": width}, "bnneck": {"dim": width}}.get(str(spec.get("type")), {})
-    try:
-        return head_from_dict({**own, **spec})
-    except TypeError as error:
-        raise InputError(f"[encoder] head: {dict(spec)} describes no head ({error})") from None
-
-
 class Recipe(Table):
-    """One training run, resolved: no variants, nothing left to decide but the seed.
-
-    Attributes:
-        data: which images.
-        loss: one table per term of the objective; `build_objective` reads them.
-        name: for tables and messages.
-        variant: which of the file's variants this is; empty for none.
-        encoder: what is trained.
-        sampler: how batches are drawn.
-        augment: how images are changed.
-        run: length, optimiser, schedule, and the rest.
-        evaluation: what is measured.
-        folder: what relative paths start from; no part of the recipe's content.
-    """
+    """One training run, resolved: no variants, nothing left to decide but the seed."""
 
     kept_tables: ClassVar[tuple[str, ...]] = ()  # a task's own that a resumed run may not change
 
@@ -162,7 +145,7 @@ class Recipe(Table):
         for key in ("data", "loss"):
             if key not in table:
                 raise InputError(f"the recipe lacks {'[data]' if key == 'data' else '[[loss]]'}")
-        of_run = {"optimiser": OptimiserSettings, "schedule": ScheduleSettings}
+        of_run: dict[str, type[Table]] = {"optimiser": OptimiserSettings, "schedule": ScheduleSettings}
         parts = {name: parse(kind, table.get(name, {}), name) for name, kind in of_run.items()}
         known = [name for name in Settings.model_fields if name not in of_run]
         for key in checked_table(table.get("run", {}), "run"):
@@ -190,13 +173,7 @@ class Recipe(Table):
         return self if split is None else self.model_copy(update={"data": self.data.changed(split=split)})
 
     def open(self, transform: Transform, *, cache: Path, progress: Progress | None = None) -> RunData:
-        """The images of the run, and what a task adds to them.
-
-        Args:
-            transform: the encoder's.
-            cache: a folder for what is drawn, once for all runs that share it.
-            progress: called with (images read, images in all).
-        """
+        """The images of the run, and what a task adds to them."""
         world = current_world()
         place = cache / "scenes" / (f"process-{world.rank}" if world.size > 1 else "")
         sets = load_splits(self.data, transform, folder=self.folder, cache=place, progress=progress)
@@ -211,12 +188,7 @@ class Recipe(Table):
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A recipe as its file says it, variants and all.
-
-    Attributes:
-        table: the whole file.
-        folder: where it lies.
-    """
+    """A recipe as its file says it, variants and all."""
 
     table: Mapping[str, Any]
     folder: Path = Path()
@@ -245,12 +217,7 @@ class RecipeFile:
         return Recipe.from_dict(self.resolved(variant=variant, changes=changes), folder=self.folder)
 
     def resolved(self, *, variant: str | None = None, changes: Sequence[str] = ()) -> dict[str, Any]:
-        """The tables of one run: the file's, then the variant's, then the changes.
-
-        Args:
-            variant: one of the file's; None for the file without any.
-            changes: such as "run.epochs=3"; see `parse_change`.
-        """
+        """The tables of one run: the file's, then the variant's, then the changes."""
         table = {key: value for key, value in self.table.items() if key != "variants"}
         if variant is not None:
             check_name("variant", variant, self.variants)

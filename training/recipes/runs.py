@@ -1,16 +1,18 @@
-"""One training run of a recipe of any task, from its images to its metrics."""
+"""Training runs of a recipe of any task, from images to metrics: one, or every variant with several seeds."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -20,18 +22,17 @@ from ...errors import InputError
 from ...images import Transform
 from ...progress import Progress
 from ...remarks import Skipped
-from ..data.batches import TrainingBatches
+from ..data.batches import Part, RunData, TrainingBatches, describe, parts_of, sentence
 from ..data.dividing import SHARES
-from ..data.run_data import Part, RunData, describe, parts_of, sentence
 from ..data.samplers import make_sampler
-from ..engine.distributed import World, current_world
-from ..engine.logs import write_json
+from ..engine.environment import World, current_world
 from ..engine.loop import fit
-from ..engine.outcome import FitResult
+from ..engine.outcome import FitResult, write_json
 from ..engine.step import Objective
 from ..losses.registry import TERMS, TermContext, build_objective
 from .evaluator import Evaluator
-from .recipe import Recipe
+from .recipe import Recipe, RecipeFile
+from .tables import plain
 
 Announce = Callable[[str], None]
 Reading = Callable[[], AbstractContextManager[Progress | None]]
@@ -94,17 +95,10 @@ def run_recipe(
 
     The encoder's `trained_on` says afterwards which classes and images that was, beside what it said before.
 
-    Args:
-        recipe: from `Recipe.read` or `Recipe.from_dict`.
-        data: makes the images from the encoder's transform; the recipe's own if left out.
-        folder: where the resolved recipe, encoder, log, metrics, and checkpoints go; None writes nothing.
-        seed: instead of the recipe's.
-        resume: go on from the checkpoint in `folder`, if there is one.
-        cache: where synthetic images are drawn; in `folder` if left out, and for this run only without either.
-        announce: called before the training with sizes and classes of the parts, on one line.
-        reading: makes a context that gives the progress callback of reading the images once before the training.
-        progress: called with (batches done, batches in all).
-        report: called with every epoch's row of the log.
+    `data` makes the images from the encoder's transform in place of the recipe. Without `folder` nothing is written.
+    Synthetic images are drawn in `cache`, in `folder` without it, and for this run only without either. `announce` is
+    called before the training with sizes and classes of the parts, on one line. `reading` makes a context that gives
+    the progress callback of reading the images once before the training.
     """
     started = time.perf_counter()
     recipe, world = recipe.with_seed(seed), current_world()
@@ -116,7 +110,11 @@ def run_recipe(
             transform = encoder.transform
             opened = data(transform) if data else recipe.open(transform, cache=drawn, progress=read)
         recipe = recipe.divided(opened.split)
-        objective = _objective(recipe, encoder, opened)
+        images = opened.sets["train"]
+        images.require_trainable()
+        encoder.trained_on = images.trained_on.after(encoder.trained_on)
+        context = TermContext(encoder, images.class_names, multi_label=images.is_multi_label, folder=recipe.folder)
+        objective = build_objective(recipe.loss, context, terms=opened.terms or TERMS, seed=recipe.seed)
         parts = opened.parts or parts_of(opened.sets)
         validate = _watched(recipe, opened, objective)
         final = Evaluator(opened.sets, recipe.evaluation, classifier=objective.classifier)
@@ -136,14 +134,6 @@ def run_recipe(
     if out is not None and world.is_first:
         write_json(out / "result.json", result.to_dict())
     return result
-
-
-def _objective(recipe: Recipe, encoder: Encoder, opened: RunData) -> Objective:
-    data = opened.sets["train"]
-    data.require_trainable()
-    encoder.trained_on = data.trained_on.after(encoder.trained_on)
-    context = TermContext(encoder, data.class_names, multi_label=data.is_multi_label, folder=recipe.folder)
-    return build_objective(recipe.loss, context, terms=opened.terms or TERMS, seed=recipe.seed)
 
 
 def _batches(recipe: Recipe, opened: RunData, world: World) -> TrainingBatches:
@@ -193,3 +183,130 @@ def _fixed(recipe: Recipe) -> dict[str, Any]:
     table["data"].pop("strict")
     table["data"]["split"]["parts"] = table["data"]["split"]["parts"] or dict(SHARES)
     return table
+
+
+Watch = Callable[[str, int], AbstractContextManager[Progress | None]]
+
+
+class Task(Protocol):
+    """The recipes of one task: its own tables, data, losses, and measures."""
+
+    @property
+    def name(self) -> str:
+        """For tables and messages."""
+
+    @property
+    def seed(self) -> int:
+        """The run's, unless another is asked for."""
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any], *, folder: Path) -> Self:
+        """The recipe that the tables of one run hold; `folder` is what relative paths start from."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The metrics of several variants, seed by seed."""
+
+    name: str  # the recipe's
+    seeds: tuple[int, ...]  # of the runs, in order
+    values: Mapping[str, Mapping[str, tuple[float, ...]]]  # by variant and metric, one value per seed
+    seconds: Mapping[str, float]  # by variant, the mean of a run
+    # by variant, images and classes of the parts of the data
+    data: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    # what images became, and the precision of the arithmetic; several where variants differ
+    seen_as: tuple[str, ...] = ()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Every metric that some variant has, in the order of the first."""
+        return tuple(dict.fromkeys(metric for own in self.values.values() for metric in own))
+
+    def cell(self, variant: str, metric: str) -> str:
+        """Mean and standard deviation over the seeds (n - 1), as a table shows them; the mean alone for one seed."""
+        values = self.values[variant].get(metric, ())
+        if not values or not all(map(math.isfinite, values)):
+            return "nan" if values else "–"
+        mean = f"{statistics.fmean(values):.3f}"
+        return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.3f}"
+
+    def rows(self) -> list[list[str]]:
+        """The table: a header with the variants, one row per metric, and the seconds of a run."""
+        header = ["", *(variant or self.name for variant in self.values)]
+        body = [[metric, *(self.cell(variant, metric) for variant in self.values)] for metric in self.metrics]
+        return [header, *body, ["seconds", *(f"{seconds:.0f}" for seconds in self.seconds.values())]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        result: dict[str, Any] = plain(self)
+        return result
+
+
+def run_variants(
+    file: RecipeFile,
+    *,
+    task: type[Task] = Recipe,
+    run: Callable[..., RunResult] = run_recipe,
+    variants: Sequence[str | None] | None = None,
+    seeds: Sequence[int] | None = None,
+    changes: Sequence[str] = (),
+    folder: str | Path | None = None,
+    cache: str | Path | None = None,
+    watch: Watch | None = None,
+    **options: Any,
+) -> Comparison:
+    """Every variant with every seed, one after another.
+
+    A run's results lie in `FOLDER/VARIANT/seed-N`; the table, as `comparison.json`, in `folder`. With `resume`, runs
+    that are finished are measured again and not trained. In the losses' options `{out}` stands for `folder` and
+    `{seed}` for the seed, so that a variant can learn from an earlier one:
+    `teacher = "{out}/teacher/seed-{seed}/encoder.safetensors"`.
+
+    Among the variants None stands for the recipe without any; left out, they are all of the file's, and the seeds the
+    recipe's own. `run` trains a recipe of the `task`. `watch` makes, from variant and seed, a context that gives the
+    run's progress callback. The other options are those of `run_recipe`.
+    """
+    chosen = list(file.variants or [None]) if variants is None else list(variants)
+    tables = {variant or "": file.resolved(variant=variant, changes=changes) for variant in chosen}
+    recipes = {variant: task.from_dict(table, folder=file.folder) for variant, table in tables.items()}
+    seeds = [next(iter(recipes.values())).seed] if seeds is None else list(seeds)
+    if not seeds or len(recipes) < len(chosen) or len(set(seeds)) < len(seeds):
+        raise InputError(f"expected variants and seeds, each once; got {chosen} and {seeds}")
+    results: dict[str, list[RunResult]] = {}
+    for variant, recipe in recipes.items():
+        for seed in seeds:
+            place = None if folder is None else Path(folder) / variant / f"seed-{seed}"
+            placed = _placed(recipe, out=folder, seed=seed)
+            with nullcontext(None) if watch is None else watch(variant, seed) as progress:
+                told = {"seed": seed, "folder": place, "cache": cache or folder, "progress": progress, **options}
+                results.setdefault(variant, []).append(run(placed, **told))
+    comparison = Comparison(
+        next(iter(recipes.values())).name,
+        tuple(seeds),
+        values={
+            variant: {name: tuple(result.metrics[name] for result in own) for name in own[0].metrics}
+            for variant, own in results.items()
+        },
+        seconds={variant: statistics.fmean(result.seconds for result in own) for variant, own in results.items()},
+        data={variant: describe(own[0].parts) for variant, own in results.items()},
+        seen_as=tuple(dict.fromkeys(result.seen_as for own in results.values() for result in own)),
+    )
+    if folder is not None and current_world().is_first:
+        write_json(Path(folder) / "comparison.json", comparison.to_dict())
+    return comparison
+
+
+def _placed(recipe: Task, *, out: str | Path | None, seed: int) -> Task:
+    """The recipe with the places of this run in its losses' options."""
+    place = "" if out is None else str(Path(out).absolute())
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, str):
+            if "{out}" in value and out is None:
+                raise InputError(f"{value!r} speaks of the folder of the runs; give one")
+            return value.replace("{out}", place).replace("{seed}", str(seed))
+        return {key: filled(each) for key, each in value.items()} if isinstance(value, Mapping) else value
+
+    if not isinstance(recipe, Recipe):
+        return recipe
+    return recipe.model_copy(update={"loss": tuple(filled(table) for table in recipe.loss)})

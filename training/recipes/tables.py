@@ -40,8 +40,11 @@ def check_options(what: str, options: Iterable[str], known: Collection[str]) -> 
 
 
 def keyword_options(function: Callable[..., Any]) -> frozenset[str]:
-    """The names of the keyword-only parameters of a function or of a class's constructor."""
-    parameters = inspect.signature(function).parameters.values()
+    """The names of the keyword-only parameters of a function, or of the constructors of a class and its bases."""
+    made = getattr(function, "func", function)
+    bases = made.__mro__ if isinstance(made, type) else ()
+    makers = [vars(base)["__init__"] for base in bases if "__init__" in vars(base) and base is not object] or [made]
+    parameters = [p for each in makers for p in inspect.signature(each).parameters.values()]
     return frozenset(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -60,6 +63,7 @@ def limited(accepts: Callable[[float], bool], expected: str) -> AfterValidator:
 
 
 Count = Annotated[int, limited(lambda value: value >= 1, "a whole number from 1 on")]
+Natural = Annotated[int, limited(lambda value: value >= 0, "a whole number from 0 on")]
 Positive = Annotated[float, limited(lambda value: 0 < value < math.inf, "a number above 0")]
 NotNegative = Annotated[float, limited(lambda value: 0 <= value < math.inf, "0 or more")]
 BelowOne = Annotated[float, limited(lambda value: 0 <= value < 1, "a number from 0 to below 1")]
@@ -140,7 +144,7 @@ def _sentence(error: ValidationError, cls: type[Table], table: Mapping[str, Any]
     """The first thing that is wrong; of a field with alternatives, what is wrong with the one that was meant."""
 
     def rank(problem: Any) -> int:
-        kind = problem["type"]
+        kind: str = problem["type"]
         return (kind not in _UNKNOWN) + kind.endswith("_type") + (kind in ("model_type", "dataclass_type"))
 
     problem = min(error.errors(include_url=False), key=rank)
@@ -166,7 +170,9 @@ def _sentence(error: ValidationError, cls: type[Table], table: Mapping[str, Any]
 
 def _place(loc: tuple[int | str, ...], cls: type[Table], table: Mapping[str, Any]) -> tuple[str, Any, Any]:
     """A place as a recipe spells it, its type, and its value; the names of alternatives, which pydantic adds, go."""
-    path, hint, value = "", cls, table
+    path = ""
+    hint: Any = cls
+    value: Any = table
     for step in loc:
         if isinstance(value, Mapping) and step in value:
             path += f".{step}"
@@ -174,7 +180,7 @@ def _place(loc: tuple[int | str, ...], cls: type[Table], table: Mapping[str, Any
             path += f"[{step}]"
         else:
             continue
-        hint, value = _inside(hint, str(step)), value[step]  # type: ignore[call-overload, index]
+        hint, value = _inside(hint, str(step)), value[step]
     return path, hint, value
 
 

@@ -15,11 +15,11 @@ from distcam.segmentation.cam_training.class_maps import (
     class_maps,
     hardest,
     min_pooling_loss,
+    read_stages,
     scaled_maps,
     with_background,
 )
 from distcam.segmentation.cam_training.cpn import AUTHORS_CODE, Cpn, CpnSettings, cpcr_loss, tcp_loss
-from distcam.segmentation.cam_training.map_refinement import read_stages
 from distcam.segmentation.cam_training.map_term import MapTerm
 from distcam.segmentation.cam_training.training import SEGMENTATION_TERMS
 from distcam.training import Batch, Progress, Step

@@ -11,7 +11,7 @@ from torch import Tensor
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
-from distcam.segmentation.cam_training.map_refinement import (
+from distcam.segmentation.cam_training.class_maps import (
     MapRefinement,
     Prcm,
     affinity,

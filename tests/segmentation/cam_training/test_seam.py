@@ -10,7 +10,7 @@ from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
 from distcam.segmentation.cam_training.class_maps import class_maps, scaled_maps
-from distcam.segmentation.cam_training.seam import Seam, SeamSettings
+from distcam.segmentation.cam_training.map_term import Seam, SeamSettings
 from distcam.segmentation.cam_training.training import SEGMENTATION_TERMS
 from distcam.training import Batch, Progress, Step
 from distcam.training.losses.registry import TermContext, build_objective

@@ -12,10 +12,17 @@ import torch
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
-from distcam.segmentation.cam_training.map_measures import MeasuredSplit, MeasureSettings, masks_of, measure
-from distcam.segmentation.cam_training.training import SEGMENTATION_TERMS, SegmentationRecipe, train
-from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
+from distcam.segmentation.cam_training.training import (
+    SEGMENTATION_TERMS,
+    MeasuredSplit,
+    MeasureSettings,
+    SegmentationRecipe,
+    masks_of,
+    measure,
+    train,
+)
 from distcam.segmentation.data import MaskedImages
+from distcam.segmentation.pseudo_masks.sources import WeakSegmenter
 from distcam.segmentation.segmenter.inference import InferenceSettings
 from distcam.synthetic.scene_set import SceneSet, blueprints, write_scenes
 from distcam.training.data.training_set import TrainingSet

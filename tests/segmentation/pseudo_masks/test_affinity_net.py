@@ -25,7 +25,7 @@ from distcam.segmentation.pseudo_masks.affinity_net import (
     shifted,
     train_affinity,
 )
-from distcam.segmentation.pseudo_masks.cues import pseudo_mask
+from distcam.segmentation.pseudo_masks.make import pseudo_mask
 from distcam.synthetic.scene_set import blueprints, write_scenes
 
 
@@ -190,7 +190,7 @@ def test_without_cues_there_is_nothing_to_learn(scenes) -> None:
         train_affinity(encoder, scenes, [np.zeros((48, 48), np.uint8)])
     with pytest.raises(InputError, match="no image has a cue of a class"):
         train_affinity(encoder, scenes, [np.zeros((48, 48), np.uint8)] * 6)
-    with pytest.raises(InputError, match="expected radius of 1 or more, got 0"):
+    with pytest.raises(InputError, match="radius: expected a whole number from 1 on, got 0"):
         WalkSettings(radius=0)
 
 

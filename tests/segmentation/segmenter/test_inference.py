@@ -13,9 +13,8 @@ from torch.nn import functional
 from distcam.encoders import Encoder
 from distcam.errors import InputError, WeightsError
 from distcam.images import Transform
-from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
 from distcam.segmentation.data import MaskedImages
-from distcam.segmentation.pseudo_masks.sources import ClassifierMaps, load_source, network_of
+from distcam.segmentation.pseudo_masks.sources import ClassifierMaps, WeakSegmenter, load_source, network_of
 from distcam.segmentation.segmenter.inference import (
     InferenceSettings,
     class_scores,

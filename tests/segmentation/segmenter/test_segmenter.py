@@ -24,7 +24,7 @@ from distcam.segmentation.segmenter.losses import (
     SEGMENTER_TERMS,
     Constrain,
     Expand,
-    Pixels,
+    PixelCrossEntropy,
     Pooled,
     dense_labels,
     dense_training_set,
@@ -34,7 +34,7 @@ from distcam.segmentation.segmenter.segmenter import build_segmenter, class_prob
 from distcam.synthetic.scene_set import blueprints, write_scenes
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.batches import TrainingBatches
-from distcam.training.data.samplers import SamplerSettings, Shuffled, make_sampler
+from distcam.training.data.samplers import SamplerSettings, make_sampler, shuffled
 from distcam.training.engine.loop import fit
 from distcam.training.engine.step import Batch, Mix, Progress, Regions, Step
 from distcam.training.losses.registry import TermContext, build_objective
@@ -160,7 +160,7 @@ def test_unknown_names_and_options_are_refused(tmp_path) -> None:
 
 def test_masks_come_back_from_the_regions_of_a_batch(scenes) -> None:
     data = dense_training_set(scenes, TRANSFORM)
-    batches = TrainingBatches(data, Shuffled(len(data), 4, seed=0))
+    batches = TrainingBatches(data, shuffled(len(data), 4, seed=0))
     for batch in batches.epoch(0):
         for row, i in enumerate(batch.index.tolist()):
             assert np.array_equal(dense_labels(batch)[row].numpy(), scenes.mask(i))
@@ -169,11 +169,11 @@ def test_masks_come_back_from_the_regions_of_a_batch(scenes) -> None:
 def test_masks_move_with_their_pictures(scenes) -> None:
     data = dense_training_set(scenes, TRANSFORM)
     settings = AugmentSettings(flip=1.0, shift=0.0)
-    batch = next(TrainingBatches(data, Shuffled(len(data), 4, seed=0), augment=settings).epoch(0))
+    batch = next(TrainingBatches(data, shuffled(len(data), 4, seed=0), augment=settings).epoch(0))
     for row, i in enumerate(batch.index.tolist()):
         assert np.array_equal(dense_labels(batch)[row].numpy(), scenes.mask(i)[:, ::-1])
     moved = AugmentSettings(flip=0.0, shift=0.3)
-    shifted = dense_labels(next(TrainingBatches(data, Shuffled(len(data), 4, seed=0), augment=moved).epoch(0)))
+    shifted = dense_labels(next(TrainingBatches(data, shuffled(len(data), 4, seed=0), augment=moved).epoch(0)))
     assert (shifted == 255).any()  # what moved in from outside is undecided
 
 
@@ -198,11 +198,13 @@ def test_the_cross_entropy_of_the_decided_pixels_by_hand() -> None:
     logits[0, 1, 1, 0] = 3.0
     step = step_of(logits, [[1.0]], regions_of(mask))
     of_background, of_class = np.log(2), np.log(1 + np.exp(-3.0))
-    assert float(Pixels()(step)) == pytest.approx((3 * of_background + of_class) / 4, rel=1e-5)
-    assert float(Pixels(balance="background")(step)) == pytest.approx((of_background + of_class) / 2, rel=1e-5)
+    assert float(PixelCrossEntropy()(step)) == pytest.approx((3 * of_background + of_class) / 4, rel=1e-5)
+    assert float(PixelCrossEntropy(balance="background")(step)) == pytest.approx(
+        (of_background + of_class) / 2, rel=1e-5
+    )
     assert step.log["accuracy"] == 1.0
     nothing = step_of(logits.requires_grad_(), [[1.0]])
-    value = Pixels()(nothing)
+    value = PixelCrossEntropy()(nothing)
     assert float(value.detach()) == 0
     assert value.requires_grad
 

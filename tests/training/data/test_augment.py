@@ -56,15 +56,15 @@ def test_numbers_are_uniform_and_depend_on_every_part_of_the_key() -> None:
 @pytest.mark.parametrize("settings", [AugmentSettings(), ALL])
 def test_an_image_is_changed_alike_whatever_batch_it_is_in(settings) -> None:
     pixels, numbers = pictures(), chance()
-    whole = augment(pixels, settings, numbers).pixels
-    parts = [augment(pixels[i : i + 1], settings, numbers[i : i + 1]).pixels for i in range(8)]
+    whole = augment(pixels, settings, numbers)[0]
+    parts = [augment(pixels[i : i + 1], settings, numbers[i : i + 1])[0] for i in range(8)]
     assert (whole.int() - torch.cat(parts).int()).abs().max() <= 1  # float sums may round another way
-    assert not torch.equal(whole, augment(pixels, settings, chance(epoch=1)).pixels)
+    assert not torch.equal(whole, augment(pixels, settings, chance(epoch=1))[0])
 
 
 def test_nothing_is_changed_unasked() -> None:
     pixels = pictures()
-    assert torch.equal(augment(pixels, AugmentSettings.none(), chance()).pixels, pixels)
+    assert torch.equal(augment(pixels, AugmentSettings.none(), chance())[0], pixels)
 
 
 def test_the_callers_images_stay_as_they_are() -> None:
@@ -76,19 +76,19 @@ def test_the_callers_images_stay_as_they_are() -> None:
 def test_flip_and_shift_by_hand() -> None:
     numbers = torch.full((1, 20), 0.99)  # no flip, moved by the most: 0.25 · 4 = 1
     pixels = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4)
-    moved = augment(pixels, AugmentSettings(shift=0.25), numbers).pixels[0, 0]
+    moved = augment(pixels, AugmentSettings(shift=0.25), numbers)[0][0, 0]
     assert moved.tolist() == [[5, 6, 7, 7], [9, 10, 11, 11], [13, 14, 15, 15], [13, 14, 15, 15]]
     numbers[0, 0] = 0.1
-    assert torch.equal(augment(pixels, AugmentSettings(shift=0), numbers).pixels, pixels.flip(3))
+    assert torch.equal(augment(pixels, AugmentSettings(shift=0), numbers)[0], pixels.flip(3))
 
 
 def test_resampling_flips_and_turns_as_torchvision_does() -> None:
     pixels, numbers = pictures(1, 16, 16), torch.full((1, 20), 0.5)
     numbers[0, 0] = 0.1
-    flipped = augment(pixels, AugmentSettings(shift=0, rotate=1e-6), numbers).pixels
+    flipped = augment(pixels, AugmentSettings(shift=0, rotate=1e-6), numbers)[0]
     assert torch.equal(flipped, pixels.flip(3))
     numbers[0, 0], numbers[0, 7] = 0.9, 1.0
-    turned = augment(pixels, AugmentSettings(flip=0, shift=0, rotate=30), numbers).pixels
+    turned = augment(pixels, AugmentSettings(flip=0, shift=0, rotate=30), numbers)[0]
     expected = peer.rotate(pixels, 30, interpolation=peer.InterpolationMode.BILINEAR)
     inside = (slice(None), slice(None), slice(5, 11), slice(5, 11))  # they fill the corners with black
     assert (turned[inside].int() - expected[inside].int()).abs().max() <= 2
@@ -97,7 +97,7 @@ def test_resampling_flips_and_turns_as_torchvision_does() -> None:
 def test_a_crop_equals_cutting_out_and_enlarging() -> None:
     pixels, numbers = pictures(1, 16, 16), torch.full((1, 20), 0.5)
     numbers[0, 5:7] = torch.tensor([0.0, 0.0])  # top left
-    cut = augment(pixels, AugmentSettings(flip=0, shift=0, crop=(0.25, 0.25)), numbers).pixels
+    cut = augment(pixels, AugmentSettings(flip=0, shift=0, crop=(0.25, 0.25)), numbers)[0]
     expected = peer.resized_crop(pixels, 0, 0, 8, 8, [16, 16], antialias=False)
     assert (cut[..., :-1, :-1].int() - expected[..., :-1, :-1].int()).abs().max() <= 1  # beyond lies more image
 
@@ -106,10 +106,12 @@ def test_a_crop_equals_cutting_out_and_enlarging() -> None:
 @given(st.integers(0, 999), st.sampled_from([0.0, 15.0]), st.sampled_from([0.5, 1.0]))
 def test_masks_move_with_their_images(seed, rotate, crop) -> None:
     pixels, regions = marked()
-    changed = augment(pixels, AugmentSettings(rotate=rotate, crop=(crop, 1.0)), chance(seed=seed), regions=regions)
-    assert changed.regions is not None
-    shown = changed.pixels[changed.regions.row, 0] > 127
-    differs = (shown != changed.regions.raster.bool()).float().mean((1, 2))
+    changed, kept = augment(
+        pixels, AugmentSettings(rotate=rotate, crop=(crop, 1.0)), chance(seed=seed), regions=regions
+    )
+    assert kept is not None
+    shown = changed[kept.row, 0] > 127
+    differs = (shown != kept.raster.bool()).float().mean((1, 2))
     assert differs.max() < 0.05  # nearest against bilinear, at the edge
 
 
@@ -123,7 +125,7 @@ def test_what_leaves_the_image_is_left_out() -> None:
         AugmentSettings(shift=0.1),
         numbers,
         regions=Regions(regions.row, regions.label, regions.is_box, raster),
-    ).regions
+    )[1]
     assert moved is not None
     assert moved.row.tolist() == [1]
     assert moved.raster[0, 8, 6] == 1
@@ -138,15 +140,15 @@ def test_colours_change_by_torchvisions_formulas() -> None:
         "hue": peer.adjust_hue(pixels, 0.2),
     }
     for name, expected in cases.items():
-        own = augment(pixels, AugmentSettings(shift=0, flip=0, **{name: 0.4}), numbers).pixels
+        own = augment(pixels, AugmentSettings(shift=0, flip=0, **{name: 0.4}), numbers)[0]
         assert (own.int() - expected.int()).abs().max() <= 1, name
-    grey = augment(pixels, AugmentSettings(shift=0, flip=0, grey=1.0), numbers).pixels
+    grey = augment(pixels, AugmentSettings(shift=0, flip=0, grey=1.0), numbers)[0]
     assert (grey.int() - peer.rgb_to_grayscale(pixels, num_output_channels=3).int()).abs().max() <= 1
 
 
 def test_erasing_paints_the_mean_colour_over_a_share_of_the_area() -> None:
     pixels = pictures(400)
-    erased = augment(pixels, AugmentSettings(flip=0, shift=0, erase=0.5), chance(400)).pixels
+    erased = augment(pixels, AugmentSettings(flip=0, shift=0, erase=0.5), chance(400))[0]
     share = (erased != pixels).any(1).float().mean((1, 2))
     assert 0.4 < float((share > 0).float().mean()) < 0.6
     assert float(share[share > 0].min()) > 0.01

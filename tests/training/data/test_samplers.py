@@ -11,14 +11,14 @@ from pytorch_metric_learning.samplers import MPerClassSampler
 
 from distcam.errors import InputError
 from distcam.training.data.samplers import (
-    Balanced,
-    Episodes,
-    FullPK,
+    Sampler,
     SamplerSettings,
-    Shuffled,
-    SteadyPK,
+    balanced,
+    full_pk,
     make_sampler,
     share_of_rank,
+    shuffled,
+    steady_pk,
 )
 
 LABELS = np.repeat([0, 1, 2, 3], [9, 2, 5, 4])
@@ -58,7 +58,7 @@ def test_global_generators_are_left_alone(kind) -> None:
 def test_shuffled_gives_every_image_once(count, batch_size, drop_last) -> None:
     if drop_last and count < batch_size:
         return
-    one = Shuffled(count, batch_size=batch_size, drop_last=drop_last)
+    one = shuffled(count, batch_size=batch_size, drop_last=drop_last)
     batches = one.batches(0)
     seen = np.concatenate(batches)
     assert len(batches) == one.steps_per_epoch
@@ -68,12 +68,12 @@ def test_shuffled_gives_every_image_once(count, batch_size, drop_last) -> None:
 
 
 def test_a_last_batch_of_one_image_joins_the_one_before() -> None:
-    assert [len(batch) for batch in Shuffled(9, batch_size=4).batches(0)] == [4, 5]
-    assert [len(batch) for batch in Shuffled(10, batch_size=4).batches(0)] == [4, 4, 2]
+    assert [len(batch) for batch in shuffled(9, batch_size=4).batches(0)] == [4, 5]
+    assert [len(batch) for batch in shuffled(10, batch_size=4).batches(0)] == [4, 4, 2]
 
 
 def test_balanced_epochs_show_classes_equally_often() -> None:
-    seen = np.concatenate(Balanced(LABELS, batch_size=6).batches(0))
+    seen = np.concatenate(balanced(LABELS, batch_size=6).batches(0))
     assert len(seen) == 20
     assert np.bincount(LABELS[seen]).tolist() == [5, 5, 5, 5]
     small = seen[LABELS[seen] == 1]
@@ -84,7 +84,7 @@ def test_balanced_epochs_show_classes_equally_often() -> None:
 @given(st.lists(st.integers(2, 15), min_size=3, max_size=8), st.integers(2, 5), st.integers(1, 3), st.integers(0, 99))
 def test_pk_batches_show_p_classes_with_k_images(sizes, per_class, n_way, epoch) -> None:
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    for kind in (SteadyPK, FullPK):
+    for kind in (steady_pk, full_pk):
         one = kind(labels, batch_size=n_way * per_class, per_class=per_class)
         batches = one.batches(epoch)
         assert len(batches) == one.steps_per_epoch
@@ -100,14 +100,14 @@ def test_pk_batches_show_p_classes_with_k_images(sizes, per_class, n_way, epoch)
 @given(st.lists(st.integers(2, 15), min_size=2, max_size=8), st.integers(0, 9))
 def test_full_pk_epochs_miss_no_image(sizes, epoch) -> None:
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    batches = FullPK(labels, batch_size=6, per_class=3).batches(epoch)
+    batches = full_pk(labels, batch_size=6, per_class=3).batches(epoch)
     assert set(np.concatenate(batches).tolist()) == set(range(len(labels)))
 
 
 def test_pk_epochs_are_as_long_as_those_of_pytorch_metric_learning() -> None:
     labels = np.repeat(np.arange(5), 11)
     peer = MPerClassSampler(labels, m=4, batch_size=12, length_before_new_iter=len(labels))
-    assert len(peer) == 12 * SteadyPK(labels, batch_size=12, per_class=4).steps_per_epoch
+    assert len(peer) == 12 * steady_pk(labels, batch_size=12, per_class=4).steps_per_epoch
     theirs = np.array(list(peer)).reshape(-1, 12)
     assert all(sorted(np.unique(labels[batch], return_counts=True)[1].tolist()) == [4, 4, 4] for batch in theirs)
 
@@ -138,30 +138,30 @@ def test_places_for_outlined_images_are_filled_in_turns(kind) -> None:
 
 
 def test_episodes_come_as_listed() -> None:
-    one = Episodes(lambda epoch: [[epoch, 1], [2]], steps_per_epoch=2)
+    one = Sampler(lambda epoch: [[epoch, 1], [2]], steps_per_epoch=2)
     assert [batch.tolist() for batch in one.batches(7)] == [[7, 1], [2]]
     with pytest.raises(InputError, match=r"expected 3 batches .* got 2 of the sizes \[1, 2\]"):
-        Episodes(lambda epoch: [[epoch, 1], [2]], steps_per_epoch=3).batches(0)
+        Sampler(lambda epoch: [[epoch, 1], [2]], steps_per_epoch=3).batches(0)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FullPK(np.array([0, 0, 1]), batch_size=4, per_class=2), "there is one of class 1: leave"),
+        (lambda: full_pk(np.array([0, 0, 1]), batch_size=4, per_class=2), "there is one of class 1: leave"),
         (
             lambda: sampler("pk", [0, 0, 1, 2], class_names=("cat", "cow", "dog")),
             "there is one of classes 'cow', 'dog'",
         ),
         (lambda: sampler("balanced", [0, 0, 2], class_names=("cat", "cow", "dog")), "there are none of class 'cow'"),
-        (lambda: SteadyPK(LABELS, batch_size=10, per_class=4), "4 images a class divide, got 10"),
-        (lambda: SteadyPK(LABELS, batch_size=20, per_class=4), "shows 5 classes, but there are 4"),
-        (lambda: SteadyPK(LABELS, batch_size=4, per_class=1), "got per_class = 1"),
+        (lambda: steady_pk(LABELS, batch_size=10, per_class=4), "4 images a class divide, got 10"),
+        (lambda: steady_pk(LABELS, batch_size=20, per_class=4), "shows 5 classes, but there are 4"),
+        (lambda: steady_pk(LABELS, batch_size=4, per_class=1), "got per_class = 1"),
         (lambda: sampler("pk", np.eye(4)), "need one class per image"),
         (lambda: SamplerSettings(batch_size=0), "batch_size: expected a whole number from 1 on, got 0"),
         (lambda: SamplerSettings(batch_size=4, outlined=4), "fewer outlined images than batch_size = 4, got 4"),
         (lambda: make_sampler(SamplerSettings(outlined=2), [0, 1]), "no image has any"),
-        (lambda: Shuffled(3, batch_size=4, drop_last=True), "expected 4 images or more, got 3"),
-        (lambda: Balanced(np.zeros(0, dtype=int), batch_size=4), "one image or more, got none"),
+        (lambda: shuffled(3, batch_size=4, drop_last=True), "expected 4 images or more, got 3"),
+        (lambda: balanced(np.zeros(0, dtype=int), batch_size=4), "one image or more, got none"),
     ],
 )
 def test_what_does_not_fit_is_said(make, message) -> None:

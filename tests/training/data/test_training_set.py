@@ -17,7 +17,7 @@ from distcam.synthetic.scene_set import blueprints, write_scenes
 from distcam.training.data.augment import AugmentSettings
 from distcam.training.data.batches import TrainingBatches
 from distcam.training.data.outlines import Outline, RegionSettings, RegionTable, boxes_from, outlines_of, raster_of
-from distcam.training.data.samplers import SamplerSettings, Shuffled, make_sampler
+from distcam.training.data.samplers import SamplerSettings, make_sampler, shuffled
 from distcam.training.data.training_set import TrainingSet
 
 SQUASH = Transform(32, fit="squash")
@@ -125,7 +125,7 @@ def test_unreadable_files_are_left_out_and_named_all_at_once_before_the_first_st
     assert [item.path for item in data.skipped] == ["cat/c.png", "dog/empty.png", "dog/text.png"]
     assert data.names(range(4)) == ["cat/a.png", "cat/b.png", "dog/a.png", "dog/b.png"]
     assert data.labels.tolist() == [0, 0, 1, 1]
-    assert next(TrainingBatches(data, Shuffled(4, batch_size=4)).epoch(0)).images.shape[0] == 4
+    assert next(TrainingBatches(data, shuffled(4, batch_size=4)).epoch(0)).images.shape[0] == 4
     with pytest.raises(InputError, match=said):
         TrainingSet.from_listing(listing, SQUASH, cache=cache, strict=True)
 
@@ -142,7 +142,7 @@ def test_a_file_that_breaks_after_the_first_look_is_named(tmp_path) -> None:
     data = TrainingSet.from_listing(list_images(tmp_path), SQUASH, cache="none")
     (tmp_path / "cat" / "a.png").write_bytes(b"")
     with pytest.raises(ImageError, match=r"cat/a\.png"):
-        next(TrainingBatches(data, Shuffled(1, batch_size=1)).epoch(0))
+        next(TrainingBatches(data, shuffled(1, batch_size=1)).epoch(0))
 
 
 def test_an_outline_that_cannot_be_used_is_left_out_and_named(tmp_path) -> None:
@@ -335,7 +335,7 @@ def test_batches_depend_on_seed_epoch_and_step_only(data) -> None:
 
 
 def test_batches_hold_what_the_encoder_wants(data) -> None:
-    batch = next(TrainingBatches(data, Shuffled(len(data), batch_size=8)).epoch(0))
+    batch = next(TrainingBatches(data, shuffled(len(data), batch_size=8)).epoch(0))
     assert batch.images.dtype == torch.float32
     torch.testing.assert_close(batch.images, SQUASH.normalise(data.pixels(batch.index)))
     assert torch.equal(batch.labels, data.labels[batch.index])
@@ -345,9 +345,9 @@ def test_batches_hold_what_the_encoder_wants(data) -> None:
 
 def test_two_processes_see_what_one_would(data) -> None:
     settings = AugmentSettings(crop=(0.5, 1.0))
-    alone = TrainingBatches(data, Shuffled(40, batch_size=8), augment=settings)
+    alone = TrainingBatches(data, shuffled(40, batch_size=8), augment=settings)
     pair = [
-        TrainingBatches(data, Shuffled(40, batch_size=8), augment=settings, rank=rank, world_size=2) for rank in (0, 1)
+        TrainingBatches(data, shuffled(40, batch_size=8), augment=settings, rank=rank, world_size=2) for rank in (0, 1)
     ]
     for whole, *parts in zip(alone.epoch(1), *(each.epoch(1) for each in pair), strict=True):
         assert [len(part) for part in parts] == [4, 4]
@@ -364,7 +364,7 @@ def test_threads_end_with_the_iterator(data) -> None:
 
 
 def test_batches_are_prepared_while_the_training_works(data) -> None:
-    source = TrainingBatches(data, Shuffled(40, batch_size=8)).epoch(0)
+    source = TrainingBatches(data, shuffled(40, batch_size=8)).epoch(0)
     next(source)
     time.sleep(0.2)
     started = time.perf_counter()

@@ -27,7 +27,7 @@ from distcam.reid.training import ReidRecipe
 from distcam.reid.training import train as train_reid
 from distcam.segmentation.cam_training.training import SegmentationRecipe
 from distcam.segmentation.cam_training.training import train as train_maps
-from distcam.training.data.run_data import describe, parts_of
+from distcam.training.data.batches import describe, parts_of
 from distcam.training.data.splits import DataSettings, SplitSettings, load_splits
 from distcam.training.recipes.recipe import Recipe
 from distcam.training.recipes.runs import run_recipe

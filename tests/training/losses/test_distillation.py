@@ -13,10 +13,9 @@ from distcam.encoders import Encoder
 from distcam.encoders.heads import Linear
 from distcam.errors import FingerprintMismatchError, InputError, WeightsError
 from distcam.images import Transform
-from distcam.training.data.labels import true_classes
-from distcam.training.engine.step import Batch, Mix, Progress, Step
+from distcam.training.engine.step import Batch, Mix, Progress, Step, true_classes
 from distcam.training.losses.attention import scaled
-from distcam.training.losses.cam_loss import cam_loss, map_difference
+from distcam.training.losses.cam_loss import cam_differences, map_difference
 from distcam.training.losses.classifier import ClassifierTerm, save_classifier
 from distcam.training.losses.distillation import AttentionTransfer, Ccm, Kd, Teacher
 
@@ -62,7 +61,7 @@ def test_ccm_with_itself_as_teacher_is_cam_loss_with_a_fixed_target(tmp_path: Pa
     step = step_of(student)
     value = Ccm(teacher_in(tmp_path))(step)
     features = step.encoding.feature_map
-    expected = cam_loss(features, classifier.weight, LABELS, detach_target=True)
+    expected = cam_differences(features, classifier.weight[LABELS].detach(), detach_target=True).mean()
     torch.testing.assert_close(value, expected)
     got, wanted = (torch.autograd.grad(v, features, retain_graph=True)[0] for v in (value, expected))
     torch.testing.assert_close(got, wanted)
@@ -133,11 +132,6 @@ def test_the_teacher_is_neither_trained_nor_part_of_the_state(resnet, student: E
     assert all(p.grad is None for p in [*teacher.encoder.parameters(), *teacher.classifier.parameters()])
     assert all(torch.equal(before[name], value) for name, value in teacher.encoder.state_dict().items())
     assert next(student.parameters()).grad is not None
-    assert terms[0].describe() == {
-        "teacher": str(folder / "encoder.safetensors"),
-        "fingerprint": teacher.encoder.fingerprint,
-        "classifier": str(folder / "classifier.safetensors"),
-    }
 
 
 def test_terms_that_share_a_teacher_let_it_look_once(resnet, student: Encoder) -> None:

@@ -14,21 +14,19 @@ from distcam.encoders.heads import BNNeck, Linear
 from distcam.errors import InputError
 from distcam.explain import dist_cam
 from distcam.images import Transform
-from distcam.training.data.labels import Targets, true_classes
-from distcam.training.engine.step import Batch, Mix, Objective, Progress, Regions, Step
+from distcam.training.engine.step import Batch, Mix, Objective, Progress, Regions, Step, Targets, true_classes
 from distcam.training.losses.attention import gradient_weights, gradients_off, scaled, statistics_frozen
 from distcam.training.losses.classifier import ClassifierTerm
 from distcam.training.losses.gain import (
     Gain,
+    MetricGain,
     attention_map,
     box_loss,
     contrast_saliency,
     hidden,
     mask_loss,
-    merged,
     soft_mask,
 )
-from distcam.training.losses.metric_gain import MetricGain
 
 LABELS = torch.tensor([0, 2, 1, 2])
 NOW = Progress(0, 1, 0)
@@ -120,7 +118,7 @@ def test_regions_of_one_class_in_an_image_become_one() -> None:
     regions = Regions(
         torch.tensor([1, 0, 1, 1]), torch.tensor([2, 2, 2, 2]), torch.tensor([False, False, False, True]), raster
     )
-    result = merged(regions)
+    result = regions.merged()
     assert result.row.tolist() == [1, 0, 1]
     assert result.is_box.tolist() == [False, False, True]
     assert result.raster.tolist() == [[[1, 0], [1, 0]], [[0, 1], [0, 0]], [[0, 0], [0, 1]]]

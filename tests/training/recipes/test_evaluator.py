@@ -14,9 +14,20 @@ from distcam.images import Box, Transform
 from distcam.training.data.outlines import RegionTable
 from distcam.training.data.training_set import TrainingSet
 from distcam.training.losses.classifier import ClassifierTerm
-from distcam.training.recipes.evaluator import METRICS, EvaluationSettings, Evaluator, energy_in_raster, recall_at
+from distcam.training.recipes.evaluator import (
+    METRICS,
+    EvaluationSettings,
+    Evaluator,
+    energy_in_raster,
+    rank_among_others,
+    recall,
+)
 
 PLAIN = Transform(8, fit="squash", mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def recall_at(embeddings, labels, *, k, distance="cosine"):
+    return recall(rank_among_others(embeddings, labels, distance), k)
 
 
 def spots(count, classes=("red", "green", "blue")):

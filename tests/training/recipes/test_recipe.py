@@ -15,17 +15,16 @@ from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.images import Transform
 from distcam.segmentation.pipeline_recipe import PipelineData
-from distcam.segmentation.pseudo_masks.cues import CueSettings
+from distcam.segmentation.pseudo_masks.make import CueSettings
 from distcam.training.data.augment import AugmentSettings
-from distcam.training.data.run_data import RunData
-from distcam.training.data.samplers import Episodes, SamplerSettings
+from distcam.training.data.batches import RunData
+from distcam.training.data.samplers import Sampler, SamplerSettings
 from distcam.training.data.splits import DataSettings, load_splits
 from distcam.training.data.training_set import TrainingSet
 from distcam.training.losses.classifier import load_classifier
 from distcam.training.losses.registry import TERMS
-from distcam.training.recipes.comparison import Comparison, run_variants
 from distcam.training.recipes.recipe import EncoderSettings, Recipe, RecipeFile, parse_change
-from distcam.training.recipes.runs import run_recipe
+from distcam.training.recipes.runs import Comparison, run_recipe, run_variants
 from distcam.training.recipes.settings import OptimiserSettings, ScheduleSettings
 from distcam.training.recipes.tables import merged, parse, plain
 
@@ -372,7 +371,7 @@ def test_tasks_bring_data_batches_and_measures_of_their_own(file) -> None:
         recipe,
         data=lambda _: RunData(
             {"train": own, "test": own},
-            sampler=Episodes(lambda _epoch: [[0, 1, 2, 3]], steps_per_epoch=1),
+            sampler=Sampler(lambda _epoch: [[0, 1, 2, 3]], steps_per_epoch=1),
             measure=lambda encoder, _objective, _folder: {"width": encoder.embedding_dim},
         ),
     )

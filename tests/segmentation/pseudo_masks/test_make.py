@@ -14,17 +14,18 @@ from distcam.datasets.voc import VocFolder
 from distcam.encoders import Encoder
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
-from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.label_maps import MaskIds
-from distcam.segmentation.pseudo_masks.cues import (
+from distcam.segmentation.pseudo_masks.make import (
     CueSettings,
+    CueStage,
     border_contrast,
     foreground_cues,
     make_cues,
+    make_masks,
     pseudo_mask,
 )
-from distcam.segmentation.pseudo_masks.make import CueStage, make_masks
+from distcam.segmentation.pseudo_masks.sources import WeakSegmenter
 
 scores_of_two = arrays(np.float64, (2, 4, 5), elements=st.integers(0, 100).map(lambda value: value / 100))
 

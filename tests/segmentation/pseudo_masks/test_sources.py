@@ -17,8 +17,7 @@ from distcam.explain import ClassScore, explain_image
 from distcam.images import Transform
 from distcam.segmentation.cam_training.class_maps import class_maps
 from distcam.segmentation.cam_training.cpn import Cpn, CpnSettings
-from distcam.segmentation.cam_training.weak_segmenter import WeakSegmenter
-from distcam.segmentation.pseudo_masks.sources import load_source, network_of
+from distcam.segmentation.pseudo_masks.sources import WeakSegmenter, load_source, network_of
 from distcam.segmentation.segmenter.inference import InferenceSettings, class_scores
 
 NAMES = ("cat", "dog")

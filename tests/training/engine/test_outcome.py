@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from distcam.errors import InputError, WeightsError
 from distcam.training import OptimiserSettings, ScheduleSettings, Settings, Term, fit
-from distcam.training.engine.logs import Means
-from distcam.training.engine.state import STATE, flatten, read_state, restore, write_state
+from distcam.training.engine.outcome import STATE, Means, flatten, read_state, restore, write_state
 
 RUN = Path(__file__).parents[2] / "shared" / "tiny_run.py"
 tiny = SimpleNamespace(**runpy.run_path(str(RUN), run_name="tiny"))

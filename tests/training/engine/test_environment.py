@@ -19,8 +19,8 @@ import torch
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.training import Settings, World, current_world, fit, load_classifier
-from distcam.training.engine.distributed import average_gradients, gathered, shared, spread
-from distcam.training.engine.state import read_state
+from distcam.training.engine.environment import average_gradients, gathered, shared, spread
+from distcam.training.engine.outcome import read_state
 
 RUN = Path(__file__).parents[2] / "shared" / "tiny_run.py"
 tiny = SimpleNamespace(**runpy.run_path(str(RUN), run_name="tiny"))
