@@ -15,42 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError, ShapeError
-from ..metrics.distances import (
-    METRICS,
-    Distances,
-    Metric,
-    SearchSpec,
-    Vectors,
-    check_vectors,
-    comparable,
-    distances_to,
-    lengths_of,
-)
-
-__all__ = [
-    "METRICS",
-    "UNKNOWN_FLOOR",
-    "Distances",
-    "Engine",
-    "Hits",
-    "MemoryVectors",
-    "Metric",
-    "Proposal",
-    "Search",
-    "SearchSpec",
-    "Searcher",
-    "VectorSource",
-    "Vectors",
-    "check_ids",
-    "check_vectors",
-    "comparable",
-    "distances_to",
-    "first_fetch",
-    "lengths_of",
-    "search_exactly",
-]
+from ..metrics.distances import Distances, SearchSpec, Vectors, check_vectors, comparable, distances_to
 
 Ids: TypeAlias = npt.NDArray[np.uint64]
+Rows: TypeAlias = npt.NDArray[np.int64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+_NO_ROW = -1
 
 
 class Hits(NamedTuple):
@@ -191,32 +162,22 @@ def search_exactly(spec: SearchSpec, queries: npt.ArrayLike, k: int, *, engine: 
             if not is_settled:
                 open_questions.append(row)
         pending, fetch = open_questions, fetch * 8
-    if pending:
-        _search_everything(spec, checked, k, engine=engine, pending=pending, answers=answers)
+    for row in pending:  # these look at every vector; memory stays at one batch
+        answers[row] = _NOTHING
+    for ids, vectors in engine.everything() if pending else ():
+        for row in pending:
+            best = answers[row]
+            candidates, distances = ids, distances_to(spec, checked[row], vectors)
+            if len(best.ids) == k:  # most batches hold nothing nearer
+                near = distances <= best.distances[-1]
+                candidates, distances = ids[near], distances[near]
+            answers[row] = _nearest(
+                k, np.concatenate([best.ids, candidates]), np.concatenate([best.distances, distances])
+            )
     return answers
 
 
 _NOTHING = Hits(np.empty(0, np.uint64), np.empty(0, np.float64))
-
-
-def _search_everything(
-    spec: SearchSpec, queries: Vectors, k: int, *, engine: Engine, pending: Sequence[int], answers: list[Hits]
-) -> None:
-    """Answers the pending queries by looking at every vector; memory stays at one batch."""
-    for row in pending:
-        answers[row] = _NOTHING
-    for ids, vectors in engine.everything():
-        for row in pending:
-            best = answers[row]
-            distances = distances_to(spec, queries[row], vectors)
-            if len(best.ids) == k:  # most batches hold nothing nearer
-                near = distances <= best.distances[-1]
-                candidates, distances = ids[near], distances[near]
-            else:
-                candidates = ids
-            answers[row] = _nearest(
-                k, np.concatenate([best.ids, candidates]), np.concatenate([best.distances, distances])
-            )
 
 
 def _nearest(k: int, ids: Ids, distances: Distances) -> Hits:
@@ -247,3 +208,108 @@ class MemoryVectors:
     def __call__(self, ids: Ids, /) -> Vectors:
         """The vectors of `ids`, which must all be there and be at least one."""
         return np.stack([self._vectors[key] for key in ids.tolist()])
+
+
+class IdMap:
+    """Ids by row, and back; a row is live until its id is deleted or replaced."""
+
+    def __init__(self, ids: Ids | None = None, live: Mask | None = None) -> None:
+        self._ids = np.empty(0, np.uint64) if ids is None else ids.copy()
+        self._live = np.empty(0, np.bool_) if live is None else live.copy()
+        self._size = len(self._ids)
+        self._largest = int(self._ids.max(initial=0)) if self._size else -1
+        self._lookup: tuple[Ids, Rows] | None = None
+        self._live_rows: Rows | None = None
+        self.live_count = int(self._live.sum())
+
+    def __len__(self) -> int:
+        """Number of rows, live or not."""
+        return self._size
+
+    @property
+    def ids(self) -> Ids:
+        """Id of each row."""
+        return self._ids[: self._size]
+
+    @property
+    def live(self) -> Mask:
+        """True for each row that is live."""
+        return self._live[: self._size]
+
+    def append(self, ids: Ids) -> None:
+        """Add one row for each id; an older row of the same id is masked."""
+        self.drop(ids)
+        end = self._size + len(ids)
+        if end > len(self._ids):
+            spare = max(end, 2 * self._size) - self._size
+            self._ids = np.concatenate([self.ids, np.zeros(spare, np.uint64)])
+            self._live = np.concatenate([self.live, np.zeros(spare, np.bool_)])
+        self._ids[self._size : end] = ids
+        self._live[self._size : end] = True
+        self._size = end
+        self._largest = max(self._largest, int(ids.max(initial=0)))
+        self.live_count += len(ids)
+        self._lookup = self._live_rows = None
+
+    def drop(self, ids: Ids) -> None:
+        """Mask the live rows of `ids`; unknown ids are no error."""
+        if not len(ids) or int(ids.min()) > self._largest:
+            return  # the usual batch: ids ascend, so none can be known
+        rows = self.rows_of(ids)
+        self._live[rows] = False
+        self._live_rows = None
+        self.live_count -= len(rows)
+
+    def rows_of(self, ids: Ids) -> Rows:
+        """The live rows of those `ids` that have one, in the order of `ids`; each row once."""
+        rows = self.find(ids)
+        if rows.min(initial=0) < 0:
+            rows = rows[rows != _NO_ROW]
+        if len(rows) > 1 and not (rows[1:] > rows[:-1]).all():
+            rows = rows[np.sort(np.unique(rows, return_index=True)[1])]
+        return rows
+
+    def find(self, ids: Ids) -> Rows:
+        """The live row of each id, −1 where there is none."""
+        keys, rows = self._lookup = self._lookup or self._make_lookup()
+        found: Rows
+        if not len(rows) or not len(ids):
+            return np.full(len(ids), _NO_ROW, np.int64)
+        if len(keys) == 1:  # a table over the range of ids, starting at the one key
+            offsets = ids - keys[0]  # ids below the first wrap round to huge numbers
+            if offsets.max() < len(rows):
+                found = rows[offsets.view(np.int64)]
+            else:
+                known = offsets < np.uint64(len(rows))
+                found = np.where(known, rows[np.where(known, offsets, 0).astype(np.int64)], _NO_ROW)
+        else:
+            places = np.minimum(np.searchsorted(keys, ids), len(keys) - 1)
+            found = np.where(keys[places] == ids, rows[places], _NO_ROW)
+        if self.live_count < self._size:
+            found = np.where(self.live[found], found, _NO_ROW)  # −1 looks at the last row, and stays −1
+        return found
+
+    def all_live(self) -> Rows | None:
+        """The live rows, None where that is every row."""
+        if self.live_count == self._size:
+            return None
+        rows = self._live_rows = np.flatnonzero(self.live) if self._live_rows is None else self._live_rows
+        return rows
+
+    def ascending(self) -> Rows:
+        """The live rows, ascending by id."""
+        rows: Rows = np.flatnonzero(self.live).astype(np.int64, copy=False)
+        return rows[np.argsort(self.ids[rows], kind="stable")]
+
+    def _make_lookup(self) -> tuple[Ids, Rows]:
+        """(first id, row of each id of the range), or (sorted ids, their rows) where ids are far apart.
+
+        The table is ten times faster on the long sorted lists that filters are.
+        """
+        rows = self.ascending()
+        keys = self.ids[rows]
+        if not len(keys) or (len(keys) > 1 and keys[-1] - keys[0] >= 8 * len(keys)):
+            return keys, rows
+        table = np.full(int(keys[-1] - keys[0]) + 1, _NO_ROW, np.int64)
+        table[(keys - keys[0]).astype(np.int64)] = rows
+        return keys[:1], table

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError, TooFewVectorsError
+from ...metrics.distances import SearchSpec, Vectors
 from ...remarks import counted
-from ..search import SearchSpec, Vectors
 from .runtime import reconstructed
 
 faiss: Any = typed_faiss  # its type stubs do not know the keyword arguments of its Python layer
@@ -151,7 +151,14 @@ def train(index: Any, vectors: Vectors) -> None:
         inner.pq.cp.min_points_per_centroid = 1
         inner.pq.cp.max_points_per_centroid = _TRAINING_PER_LIST  # FAISS's 256 take ten times as long
         inner.pq.cp.niter = 12
-    quantisers = _quicken_rotations(index)
+    quantisers = []  # have to live until the index is trained
+    for number in range(index.chain.size()) if isinstance(index, faiss.IndexPreTransform) else ():
+        rotation = faiss.downcast_VectorTransform(index.chain.at(number))
+        if isinstance(rotation, faiss.OPQMatrix):  # a fifth of FAISS's rounds on a quarter of its points
+            rotation.niter, rotation.max_train_points = 10, _TRAINING_PER_LIST * 256
+            rotation.pq = quantiser = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
+            quantiser.cp.min_points_per_centroid = 1
+            quantisers.append(quantiser)
     try:
         index.train(vectors)
     except RuntimeError as error:
@@ -161,20 +168,6 @@ def train(index: Any, vectors: Vectors) -> None:
             2 * len(vectors) + 1,
         ) from error
     del quantisers
-
-
-def _quicken_rotations(index: Any) -> list[Any]:
-    """A fifth of FAISS's rounds on a quarter of its points (OPQ); returns what has to live until it is trained."""
-    quantisers = []
-    if isinstance(index, faiss.IndexPreTransform):
-        for number in range(index.chain.size()):
-            rotation = faiss.downcast_VectorTransform(index.chain.at(number))
-            if isinstance(rotation, faiss.OPQMatrix):
-                rotation.niter, rotation.max_train_points = 10, _TRAINING_PER_LIST * 256
-                rotation.pq = quantiser = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
-                quantiser.cp.min_points_per_centroid = 1
-                quantisers.append(quantiser)
-    return quantisers
 
 
 class Coarse(NamedTuple):

@@ -138,8 +138,13 @@ def plan_copy(index: Any, *, device: str, free: Callable[[int], int], radius: fl
     if not devices or not (is_flat or is_half_flat or (isinstance(inner, lists) and inner.nprobe <= GPU_MAX_K)):
         return None
     room = {number: (free(number) - SCRATCH_BYTES) / _SPARE for number in devices}
+    count = int(index.ntotal)  # row numbers take 4 bytes there, and flat vectors bring their squared lengths along
+    if isinstance(inner, faiss.IndexIVF):
+        size = count * (int(inner.code_size) + 4) + 8 * int(inner.nlist) * int(inner.d)
+    else:
+        size = index_bytes(index, count) + 4 * count
     for is_half in (False, True) if is_flat and radius <= _HALF_MAX else (False,):
-        need = _gpu_bytes(index) // (2 if is_half else 1)
+        need = size // (2 if is_half else 1)
         fitting = [number for number in devices if room[number] >= need]
         if fitting and (device != "cuda:all" or fitting == list(devices)):
             return Plan(tuple(fitting) if device == "cuda:all" else (fitting[0],), False, is_half)
@@ -150,10 +155,15 @@ def plan_copy(index: Any, *, device: str, free: Callable[[int], int], radius: fl
 
 def copy_to_gpus(index: Any, *, device: str, radius: float) -> GpuIndex | None:
     """The copy that `plan_copy` plans, or None where the CPU has to answer."""
-    plan = plan_copy(index, device=device, free=_free_bytes, radius=radius)
+    import torch
+
+    # FAISS's Python layer does not tell how much memory is free, torch does
+    plan = plan_copy(index, device=device, free=lambda number: int(torch.cuda.mem_get_info(number)[0]), radius=radius)
     if plan is None:
         return None
-    resources = [_resources() for _ in plan.devices]
+    resources = [faiss.StandardGpuResources() for _ in plan.devices]
+    for one in resources:
+        one.setTempMemory(SCRATCH_BYTES)
     try:
         return GpuIndex(_copy(index, plan, resources), resources=resources, is_half=plan.is_half)
     except RuntimeError:  # another process took the memory, or FAISS lacks these numbers of parts or bits
@@ -185,24 +195,3 @@ def shards_of(index: Any, count: int, place: Callable[[Any, int], Any]) -> Any:
             part.add(reconstructed(index, at, min(_ADD_BLOCK, stop - at)))  # halves stay what they are
         shards.add_shard(place(part, number))  # which holds on to the part
     return shards
-
-
-def _gpu_bytes(index: Any) -> int:
-    """Memory of a copy: row numbers take 4 bytes there, and flat vectors bring their squared lengths along."""
-    inner, count = inner_index(index), int(index.ntotal)
-    if isinstance(inner, faiss.IndexIVF):
-        return count * (int(inner.code_size) + 4) + 8 * int(inner.nlist) * int(inner.d)
-    return index_bytes(index, count) + 4 * count
-
-
-def _resources() -> Any:
-    resources = faiss.StandardGpuResources()
-    resources.setTempMemory(SCRATCH_BYTES)
-    return resources
-
-
-def _free_bytes(number: int) -> int:
-    """Free memory of a GPU: FAISS's Python layer does not tell, torch does."""
-    import torch
-
-    return int(torch.cuda.mem_get_info(number)[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import faiss
 import numpy as np
@@ -13,26 +13,12 @@ import numpy.typing as npt
 
 from ...errors import InputError
 from ...forking import make_forks_safe
-from ..search import (
-    Hits,
-    Ids,
-    MemoryVectors,
-    SearchSpec,
-    Vectors,
-    VectorSource,
-    check_ids,
-    check_vectors,
-    comparable,
-    lengths_of,
-    search_exactly,
-)
-from . import io as faiss_bytes
-from .candidates import Candidates
+from ...metrics.distances import SearchSpec, Vectors, check_vectors, comparable, lengths_of
+from ..search import Hits, Ids, MemoryVectors, VectorSource, check_ids, search_exactly
+from .candidates import RECALL_TARGET, Candidates, GroundTruth, enough, ground_truth, measured_settings
 from .factory import Coarse, choose_factory, coarse_of, index_bytes, inner_index, new_index
 from .gpu import GpuCopy
-from .index_store import IndexStore, SearchSettings, check_range
-from .io import Buffer
-from .recall import RECALL_TARGET, GroundTruth, enough, ground_truth, measured_settings
+from .index_store import Buffer, IndexStore, SearchSettings, check_range, structure_problems, unpack, write
 
 _BLOCK = 8192
 _MEASURED_QUERIES = 200
@@ -67,10 +53,7 @@ class FaissSearch:
         source: VectorSource | None = None,
         seed: int = 0,
     ) -> FaissSearch:
-        """An index over all `batches` of (ids, raw vectors), read once.
-
-        An approximate kind is trained on a sample and filled a block at a time from what `source` reads back; see
-        `from_source`, which spares reading the batches.
+        """An index over all `batches` of (ids, raw vectors), read once; `from_source` spares reading them.
 
         Args:
             spec: dimension and metric.
@@ -132,9 +115,7 @@ class FaissSearch:
         return search
 
     @classmethod
-    def _empty(
-        cls, spec: SearchSpec, count: int, *, factory: str, device: str, source: VectorSource | None
-    ) -> FaissSearch:
+    def _empty(cls, spec: SearchSpec, count: int, *, factory: str, device: str, source: VectorSource | None) -> Self:
         wanted = {"auto": choose_factory(spec, count), "flat": "Flat"}.get(factory, factory)
         return cls(IndexStore(spec, new_index(spec, wanted)), factory=wanted, device=device, source=source)
 
@@ -254,7 +235,7 @@ class FaissSearch:
     def verify(self) -> list[str]:
         """Problems found: in row numbers, and for exact kinds any vector that is not the source's."""
         store = self._store
-        problems = faiss_bytes.structure_problems(store.index, rows=len(store.id_map))
+        problems = structure_problems(store.index, rows=len(store.id_map))
         if problems or not store.is_exact:
             return problems
         rows = store.id_map.ascending()
@@ -300,13 +281,13 @@ class FaissSearch:
     def serialise(self) -> bytes:
         """The index as bytes; the raw vectors stay where `source` reads them."""
         file = io.BytesIO()
-        faiss_bytes.write(self._store, file, factory=self.factory)
+        write(self._store, file, factory=self.factory)
         return file.getvalue()
 
     def save(self, path: Path) -> None:
         """Write the same to a file, without a second copy in memory."""
         with path.open("wb") as file:
-            faiss_bytes.write(self._store, file, factory=self.factory)
+            write(self._store, file, factory=self.factory)
 
     @classmethod
     def deserialise(cls, data: Buffer, *, spec: SearchSpec, source: VectorSource, device: str = "auto") -> FaissSearch:
@@ -317,7 +298,7 @@ class FaissSearch:
         Raises:
             CorruptGalleryError: bytes that are damaged, were made for another spec, or claim more than they hold.
         """
-        store, factory = faiss_bytes.unpack(data, spec)
+        store, factory = unpack(data, spec)
         return cls(store, factory=factory, device=device, source=source)
 
     def __reduce__(self) -> tuple[Any, ...]:

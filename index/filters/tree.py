@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ...errors import InputError
 
@@ -31,25 +31,22 @@ _COMPARISONS = {"=", "==", "!=", "<", "<=", ">", ">=", "~"}
 
 
 @dataclass(frozen=True)
-class Eq:
+class _OneValue:
+    """A column compared with one value."""
+
+    column: str
+    value: str
+
+    def __post_init__(self) -> None:
+        _require_text(self, self.column, self.value)
+
+
+class Eq(_OneValue):
     """The column has exactly this value."""
 
-    column: str
-    value: str
 
-    def __post_init__(self) -> None:
-        _require_text(self, self.column, self.value)
-
-
-@dataclass(frozen=True)
-class Ne:
+class Ne(_OneValue):
     """The column has another value, or none."""
-
-    column: str
-    value: str
-
-    def __post_init__(self) -> None:
-        _require_text(self, self.column, self.value)
 
 
 @dataclass(frozen=True)
@@ -93,27 +90,23 @@ class Range:
 
 
 @dataclass(frozen=True)
-class And:
+class _Parts:
+    """Filters that are combined."""
+
+    parts: tuple[Filter, ...]
+    depth: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", _several(self, self.parts, "filters"))
+        object.__setattr__(self, "depth", _depth_over(self, *self.parts))
+
+
+class And(_Parts):
     """All parts hold."""
 
-    parts: tuple[Filter, ...]
-    depth: int = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", _several(self, self.parts, "filters"))
-        object.__setattr__(self, "depth", _depth_over(self, *self.parts))
-
-
-@dataclass(frozen=True)
-class Or:
+class Or(_Parts):
     """At least one part holds."""
-
-    parts: tuple[Filter, ...]
-    depth: int = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", _several(self, self.parts, "filters"))
-        object.__setattr__(self, "depth", _depth_over(self, *self.parts))
 
 
 @dataclass(frozen=True)
@@ -140,13 +133,13 @@ def number(text: str) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _require_text(where: Comparison, *values: Any) -> None:
+def _require_text(where: object, *values: Any) -> None:
     for value in values:
         if not isinstance(value, str):
             raise InputError(f"filter {_spelt(where)}: columns and values are text, write {str(value)!r} for {value!r}")
 
 
-def _depth_over(where: And | Or | Not, *parts: Any) -> int:
+def _depth_over(where: object, *parts: Any) -> int:
     """Levels of `and`, `or`, `not` in a filter over these parts; evaluation goes down them by recursion."""
     for part in parts:
         if not isinstance(part, Filter):
@@ -161,19 +154,18 @@ def _depth_over(where: And | Or | Not, *parts: Any) -> int:
     return depth
 
 
-def _several(where: Filter, values: Any, what: str) -> tuple[Any, ...]:
+def _several(where: object, values: Any, what: str) -> tuple[Any, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InputError(f"filter {_spelt(where)}: expected several {what}, got {values!r}; put it in a tuple")
     return tuple(values)
 
 
-def _spelt(where: Filter) -> str:
+def _spelt(where: object) -> str:
     text = repr(where)
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-@dataclass(frozen=True)
-class _Token:
+class _Token(NamedTuple):
     kind: str  # "quoted", "operator", "word", or "end"
     text: str
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,22 +17,21 @@ import numpy as np
 
 from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, WeightsError
 from ...files import Storage, WriterLock
+from ...metrics.distances import METRICS, Metric, SearchSpec
+from ...progress import Progress
 from ...remarks import Skipped, remark
 from ..backends import require_index
 from ..building.creating import existing_gallery, new_gallery_id, write_encoder_copy
 from ..reports import AddReport
-from ..search import METRICS, Metric, SearchSpec
 from ..storage.hdf5 import Array
 from ..storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
 from ..storage.segments import Entries, Vectors, located
 from ..storage.writer import GalleryWriter
-from .clip_retrieval import ENCODER_FILE
 from .sources import Kind, open_source
-from .tables import Source
+from .tables import ENCODER_FILE, Source
 
 if TYPE_CHECKING:  # only a named encoder needs torch
     from ...encoders import Encoder
-    from ..building.ingest import Progress
     from ..gallery import Gallery
 
 _PROBES = 8  # images
@@ -110,7 +107,15 @@ def import_gallery(
         gallery_id=new_gallery_id(None if root is None else str(found.root)),
     )
     require_index(SearchSpec(found.embedding_dim, chosen), index)
-    with _opened(Path(out), manifest, overwrite=overwrite) as writer:
+    folder, storage = Path(out), Storage()
+    _replaceable(folder, manifest, overwrite=overwrite)  # before a lock file gets into a folder of something else
+    storage.make_folder(folder)
+    with WriterLock(folder):
+        old = _replaceable(folder, manifest, overwrite=overwrite)
+        if old is not None:
+            manifest = dataclasses.replace(manifest, generation=old.generation + 1)
+        writer = GalleryWriter(folder, manifest, on_disk=old, storage=storage)
+        writer.delete_orphans()
         _copy(writer, found, known, progress)
         gallery = Gallery.open(out)
         gallery.report = AddReport(len(gallery), 0, 0, gallery.skipped)
@@ -132,21 +137,6 @@ def _entry(found: Source, name: str, known: Encoder | None) -> EncoderEntry:
 
 
 # --- Copying ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _opened(folder: Path, manifest: Manifest, *, overwrite: bool) -> Iterator[GalleryWriter]:
-    """A writer for a new gallery, holding its lock; what an interrupted import of the same source left is replaced."""
-    _replaceable(folder, manifest, overwrite=overwrite)  # before a lock file gets into a folder of something else
-    storage = Storage()
-    storage.make_folder(folder)
-    with WriterLock(folder):
-        old = _replaceable(folder, manifest, overwrite=overwrite)
-        if old is not None:
-            manifest = dataclasses.replace(manifest, generation=old.generation + 1)
-        writer = GalleryWriter(folder, manifest, on_disk=old, storage=storage)
-        writer.delete_orphans()
-        yield writer
 
 
 def _replaceable(folder: Path, new: Manifest, *, overwrite: bool) -> Manifest | None:
@@ -189,10 +179,16 @@ def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skip
     is_zero: Array = (vectors.embedding == 0).all(axis=1)
     rows = []
     for row, path in enumerate(entries.paths):
-        reason = _path_refusal(path, seen)
-        if not reason and not finite[row]:
+        reason = ""
+        if not path or "\0" in path:
+            reason = "has no path that a file could have"
+        elif path in seen:
+            reason = "its path occurs twice; the first is kept"
+        elif not _leads_into_root(path):
+            reason = "its path is not UTF-8, or leads out of the root"
+        elif not finite[row]:
             reason = "its vectors are not finite"
-        elif not reason and is_zero[row] and spec.metric == "cosine":
+        elif is_zero[row] and spec.metric == "cosine":
             reason = "its embedding is zero, which no cosine compares"
         if reason:
             skipped.append(Skipped(path.encode("utf-8", "backslashreplace").decode(), reason))
@@ -202,17 +198,13 @@ def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skip
     return np.array(rows, np.int64)
 
 
-def _path_refusal(path: str, seen: set[str]) -> str | None:
-    if not path or "\0" in path:
-        return "has no path that a file could have"
-    if path in seen:
-        return "its path occurs twice; the first is kept"
+def _leads_into_root(path: str) -> bool:
     try:
         path.encode()
         located(path, Path("/"))
     except (UnicodeEncodeError, GalleryError):
-        return "its path is not UTF-8, or leads out of the root"
-    return None
+        return False
+    return True
 
 
 # --- Checking an encoder ----------------------------------------------------------------------------------------------

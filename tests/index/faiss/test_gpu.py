@@ -16,7 +16,7 @@ from distcam.index.faiss.candidates import ErrorBound
 from distcam.index.faiss.factory import new_index
 from distcam.index.faiss.gpu import GpuIndex, Plan, check_device, gpus_of, plan_copy, shards_of
 from distcam.index.faiss.index_store import Precision
-from distcam.index.search import METRICS, Metric, SearchSpec
+from distcam.metrics.distances import METRICS, Metric, SearchSpec
 
 GIB = 1 << 30
 needs_faiss_gpu = pytest.mark.skipif(not faiss.get_num_gpus(), reason="FAISS sees no GPU; docs/install.md")
