@@ -164,25 +164,24 @@ def copy_to_gpus(index: Any, *, device: str, radius: float) -> GpuIndex | None:
     resources = [faiss.StandardGpuResources() for _ in plan.devices]
     for one in resources:
         one.setTempMemory(SCRATCH_BYTES)
-    try:
-        return GpuIndex(_copy(index, plan, resources), resources=resources, is_half=plan.is_half)
-    except RuntimeError:  # another process took the memory, or FAISS lacks these numbers of parts or bits
-        return None
-
-
-def _copy(index: Any, plan: Plan, resources: Sequence[Any]) -> Any:
-    options = faiss.GpuClonerOptions() if len(plan.devices) == 1 else faiss.GpuMultipleClonerOptions()
+    devices = plan.devices
+    options = faiss.GpuClonerOptions() if len(devices) == 1 else faiss.GpuMultipleClonerOptions()
     options.useFloat16 = plan.is_half
     options.indicesOptions = faiss.INDICES_32_BIT
-    if len(plan.devices) == 1:
-        return faiss.index_cpu_to_gpu(resources[0], plan.devices[0], index, options)
-    if plan.is_sharded and isinstance(index, faiss.IndexScalarQuantizer):
-        one = faiss.GpuClonerOptions()
-        return shards_of(
-            index, len(plan.devices), lambda part, i: faiss.index_cpu_to_gpu(resources[i], plan.devices[i], part, one)
-        )
-    options.shard = plan.is_sharded
-    return faiss.index_cpu_to_gpu_multiple_py(list(resources), index, options, list(plan.devices))
+    try:
+        if len(devices) == 1:
+            copy = faiss.index_cpu_to_gpu(resources[0], devices[0], index, options)
+        elif plan.is_sharded and isinstance(index, faiss.IndexScalarQuantizer):
+            one = faiss.GpuClonerOptions()
+            copy = shards_of(
+                index, len(devices), lambda part, i: faiss.index_cpu_to_gpu(resources[i], devices[i], part, one)
+            )
+        else:
+            options.shard = plan.is_sharded
+            copy = faiss.index_cpu_to_gpu_multiple_py(resources, index, options, list(devices))
+    except RuntimeError:  # another process took the memory, or FAISS lacks these numbers of parts or bits
+        return None
+    return GpuIndex(copy, resources=resources, is_half=plan.is_half)
 
 
 def shards_of(index: Any, count: int, place: Callable[[Any, int], Any]) -> Any:

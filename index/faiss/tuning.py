@@ -84,13 +84,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate with what was measured, or the note why it was not; a note also says which budgets it overruns.
-
-    `total_bytes` is the memory of index and ids; 0 where FAISS cannot make the index.
-    """
+    """A candidate with what was measured, or the note why it was not; a note also says which budgets it overruns."""
 
     factory: str
-    total_bytes: int
+    total_bytes: int  # of index and ids; 0 where FAISS cannot make the index
     tuning: Tuning | None = None
     note: str = ""
 

@@ -184,27 +184,21 @@ def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skip
             reason = "has no path that a file could have"
         elif path in seen:
             reason = "its path occurs twice; the first is kept"
-        elif not _leads_into_root(path):
-            reason = "its path is not UTF-8, or leads out of the root"
         elif not finite[row]:
             reason = "its vectors are not finite"
         elif is_zero[row] and spec.metric == "cosine":
             reason = "its embedding is zero, which no cosine compares"
+        try:
+            path.encode()
+            located(path, Path("/"))
+        except (UnicodeEncodeError, GalleryError):
+            reason = "its path is not UTF-8, or leads out of the root"
         if reason:
             skipped.append(Skipped(path.encode("utf-8", "backslashreplace").decode(), reason))
         else:
             seen.add(path)
             rows.append(row)
     return np.array(rows, np.int64)
-
-
-def _leads_into_root(path: str) -> bool:
-    try:
-        path.encode()
-        located(path, Path("/"))
-    except (UnicodeEncodeError, GalleryError):
-        return False
-    return True
 
 
 # --- Checking an encoder ----------------------------------------------------------------------------------------------

@@ -134,22 +134,22 @@ def _hloc(place: Path, root: Path) -> Source:
         raise InputError(f"{place}: no group in it holds a global_descriptor")
     reader = TableReader(root.absolute(), "label")
 
-    def vector_in(group: Any) -> Array:
-        return np.asarray(group["global_descriptor"][:], np.float32)
+    def stacked(file: Any, names: list[str]) -> Array:
+        return np.stack([np.asarray(file[name]["global_descriptor"][:], np.float32) for name in names])
 
     def blocks() -> Iterator[tuple[Entries, Vectors]]:
         for start in range(0, len(names), BLOCK_ROWS):
             some = names[start : start + BLOCK_ROWS]
-            embedding = _with_hloc(place, lambda file, some=some: np.stack([vector_in(file[name]) for name in some]))
+            embedding = _with_hloc(place, stacked, some)
             yield reader.entries({"path": list(some)}), Vectors(embedding, embedding)
 
     return Source("hloc", place, reader.root, len(names), dim, blocks)
 
 
-def _with_hloc(place: Path, read: Callable[[Any], Any]) -> Any:
+def _with_hloc(place: Path, read: Callable[..., Any], *names: list[str]) -> Any:
     try:
         with h5py.File(place, "r", locking=False) as file:
-            return read(file)
+            return read(file, *names)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     except Exception as error:  # h5py raises nearly every kind for a damaged file
