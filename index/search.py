@@ -218,6 +218,8 @@ class IdMap:
         self._live = np.empty(0, np.bool_) if live is None else live.copy()
         self._size = len(self._ids)
         self._largest = int(self._ids.max(initial=0)) if self._size else -1
+        # (first id, row of each id of the range), ten times faster on long sorted lists; (sorted ids, their rows) where
+        # ids are far apart
         self._lookup: tuple[Ids, Rows] | None = None
         self._live_rows: Rows | None = None
         self.live_count = int(self._live.sum())
@@ -271,7 +273,15 @@ class IdMap:
 
     def find(self, ids: Ids) -> Rows:
         """The live row of each id, −1 where there is none."""
-        keys, rows = self._lookup = self._lookup or self._make_lookup()
+        if self._lookup is None:
+            rows = self.ascending()
+            keys = self.ids[rows]
+            if len(keys) == 1 or (len(keys) and keys[-1] - keys[0] < 8 * len(keys)):
+                table = np.full(int(keys[-1] - keys[0]) + 1, _NO_ROW, np.int64)
+                table[(keys - keys[0]).astype(np.int64)] = rows
+                keys, rows = keys[:1], table
+            self._lookup = keys, rows
+        keys, rows = self._lookup
         found: Rows
         if not len(rows) or not len(ids):
             return np.full(len(ids), _NO_ROW, np.int64)
@@ -300,16 +310,3 @@ class IdMap:
         """The live rows, ascending by id."""
         rows: Rows = np.flatnonzero(self.live).astype(np.int64, copy=False)
         return rows[np.argsort(self.ids[rows], kind="stable")]
-
-    def _make_lookup(self) -> tuple[Ids, Rows]:
-        """(first id, row of each id of the range), or (sorted ids, their rows) where ids are far apart.
-
-        The table is ten times faster on the long sorted lists that filters are.
-        """
-        rows = self.ascending()
-        keys = self.ids[rows]
-        if not len(keys) or (len(keys) > 1 and keys[-1] - keys[0] >= 8 * len(keys)):
-            return keys, rows
-        table = np.full(int(keys[-1] - keys[0]) + 1, _NO_ROW, np.int64)
-        table[(keys - keys[0]).astype(np.int64)] = rows
-        return keys[:1], table

@@ -79,7 +79,19 @@ def new_index(spec: SearchSpec, factory: str) -> Any:
                 raise InputError(
                     f"FAISS factory {factory!r}: expected {least} to {most} {what}, got {found[1]} in {found[0]}"
                 )
-    _check_parts(spec.dim, factory)
+    dim = spec.dim  # products of quantisers need so many equal parts of it; FAISS says so late, or dies
+    for part in factory.split(","):
+        rotation = re.fullmatch(r"(OPQ)(\d+)(?:_(\d+))?|(?:PCA[WR]*|RR)(\d+)", part)
+        if rotation:
+            dim = int(rotation[3] or rotation[4] or dim)
+        cut = re.match(r"O?PQ(\d+)", part)
+        if cut is not None and (not 1 <= (parts := int(cut[1])) <= dim or dim % parts):
+            divisors = [m for m in range(1, dim + 1) if dim % m == 0]
+            near = [*[m for m in divisors if m < parts][-1:], *[m for m in divisors if m > parts][:1]]
+            raise InputError(
+                f"FAISS factory {factory!r}: {part} cuts vectors into {parts} equal parts, which does not divide {dim} "
+                f"dimensions; use {' or '.join(map(str, near))}"
+            )
     try:
         index = faiss.index_factory(spec.dim, factory, faiss_metric(spec, factory))
     except RuntimeError as error:
@@ -93,25 +105,6 @@ def new_index(spec: SearchSpec, factory: str) -> Any:
         if hasattr(part, "do_polysemous_training"):
             part.do_polysemous_training = False  # minutes spent on ordering codes for a kind of search not used here
     return index
-
-
-def _check_parts(dim: int, factory: str) -> None:
-    """Products of quantisers need vectors that can be cut into so many equal parts; FAISS says so late, or dies."""
-    for part in factory.split(","):
-        rotation = re.fullmatch(r"(OPQ)(\d+)(?:_(\d+))?|(?:PCA[WR]*|RR)(\d+)", part)
-        if rotation:
-            dim = int(rotation[3] or rotation[4] or dim)
-        cut = re.match(r"O?PQ(\d+)", part)
-        if cut is None:
-            continue
-        parts = int(cut[1])
-        if not 1 <= parts <= dim or dim % parts:
-            divisors = [m for m in range(1, dim + 1) if dim % m == 0]
-            near = [*[m for m in divisors if m < parts][-1:], *[m for m in divisors if m > parts][:1]]
-            raise InputError(
-                f"FAISS factory {factory!r}: {part} cuts vectors into {parts} equal parts, which does not divide {dim} "
-                f"dimensions; use {' or '.join(map(str, near))}"
-            )
 
 
 def inner_index(index: Any) -> Any:

@@ -97,18 +97,8 @@ class FaissSearch:
     ) -> FaissSearch:
         """An index over stored vectors: in memory are the index, a training sample, and a block of vectors, no more.
 
-        Args:
-            spec: dimension and metric.
-            ids: what to store, each once.
-            source: reads raw vectors, again and again.
-            factory: as in `build`, like the next two.
-            device: "auto", "cpu", "cuda", "cuda:N", "cuda:all".
-            seed: of the samples.
-            settings: how to search an approximate kind, where it was measured before; None measures it now.
-            coarse: the lists of an inverted file with as many that was built before, over the same ids.
-
-        Raises:
-            InputError: as in `build`.
+        Arguments are those of `build`, which raises the same. `settings` are those measured before (None: measure now),
+        `coarse` the lists of an inverted file with as many that was built before, over the same ids.
         """
         search = cls._empty(spec, len(ids), factory=factory, device=device, source=source)
         search._fill(ids, seed=seed, settings=settings, coarse=coarse)

@@ -265,21 +265,20 @@ class _Parser:
         operator = self._next()
         if operator.kind != "operator" or operator.text not in _COMPARISONS:
             raise self._error(f"expected a comparison such as = after {column!r}, got {operator.text!r}")
-        return self._compare(column, operator.text, self._value(f"a value after {operator.text!r}"))
-
-    def _compare(self, column: str, operator: str, value: str) -> Filter:
-        if operator in ("=", "=="):
+        sign, value = operator.text, self._value(f"a value after {operator.text!r}")
+        if sign in ("=", "=="):
             return Eq(column, value)
-        if operator == "~" and value.count("*") > MAX_STARS:
-            raise self._error(f"a pattern may hold up to {MAX_STARS} stars, this one has {value.count('*')}")
-        if operator in ("!=", "~"):
-            return Ne(column, value) if operator == "!=" else Glob(column, value)
-        bound = number(value)
-        if bound is None:
-            raise self._error(f"{operator!r} compares numbers, got {value!r}")
-        if operator in ("<", "<="):
-            return Range(column, high=bound, high_included=operator == "<=")
-        return Range(column, low=bound, low_included=operator == ">=")
+        if sign == "!=":
+            return Ne(column, value)
+        if sign == "~":
+            if value.count("*") > MAX_STARS:
+                raise self._error(f"a pattern may hold up to {MAX_STARS} stars, this one has {value.count('*')}")
+            return Glob(column, value)
+        if (bound := number(value)) is None:
+            raise self._error(f"{sign!r} compares numbers, got {value!r}")
+        if sign in ("<", "<="):
+            return Range(column, high=bound, high_included=sign == "<=")
+        return Range(column, low=bound, low_included=sign == ">=")
 
     def _value(self, expected: str) -> str:
         token = self._next()
