@@ -34,7 +34,7 @@ _HALF_MAX = 65504.0
 _ADD_BLOCK = 65_536
 
 
-class Plan(NamedTuple):
+class Placement(NamedTuple):
     """The devices of a copy, in parts or whole on each; flat vectors in half precision or as they are."""
 
     devices: tuple[int, ...]
@@ -124,7 +124,7 @@ def gpus_of(device: str) -> tuple[int, ...]:
     return (0,) if device == "cuda" else tuple(range(count))
 
 
-def plan_copy(index: Any, *, device: str, free: Callable[[int], int], radius: float) -> Plan | None:
+def plan_copy(index: Any, *, device: str, free: Callable[[int], int], radius: float) -> Placement | None:
     """The placement of an index, by free memory; None where there is not enough, or FAISS has no such kind.
 
     "auto" takes the first GPU that holds all of it; "cuda:all" puts it on every GPU, which share out the queries. Where
@@ -147,9 +147,9 @@ def plan_copy(index: Any, *, device: str, free: Callable[[int], int], radius: fl
         need = size // (2 if is_half else 1)
         fitting = [number for number in devices if room[number] >= need]
         if fitting and (device != "cuda:all" or fitting == list(devices)):
-            return Plan(tuple(fitting) if device == "cuda:all" else (fitting[0],), False, is_half)
+            return Placement(tuple(fitting) if device == "cuda:all" else (fitting[0],), False, is_half)
         if len(devices) > 1 and inner is index and min(room.values()) * len(devices) >= need:
-            return Plan(devices, True, is_half)
+            return Placement(devices, True, is_half)
     return None
 
 

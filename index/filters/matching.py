@@ -69,7 +69,7 @@ class Categorical:
         return [known[code] for code in self.codes]
 
 
-class Table(Protocol):
+class ColumnTable(Protocol):
     """Columns of strings with one value, or none, per image; `"path"` and `"label"` are among them."""
 
     @property
@@ -111,7 +111,7 @@ class Verdicts:
                 self.nbytes -= self._masks.popitem(last=False)[1].nbytes
 
 
-def matching(where: Filter, table: Table, verdicts: Verdicts | None = None) -> Mask:
+def matching(where: Filter, table: ColumnTable, verdicts: Verdicts | None = None) -> Mask:
     """Mask of the table's rows that a filter selects; equal comparisons are evaluated once, cache or not."""
     check_deadline()
     known = Verdicts() if verdicts is None else verdicts
@@ -137,7 +137,7 @@ def matching(where: Filter, table: Table, verdicts: Verdicts | None = None) -> M
     return mask
 
 
-def hints(where: Filter | str, table: Table) -> list[str]:
+def hints(where: Filter | str, table: ColumnTable) -> list[str]:
     """One sentence for each value that a filter asks for and no image has, with the nearest one that some image has.
 
     For messages to people: an empty answer to a misspelt label looks like an empty gallery. So does a range of a column
@@ -183,7 +183,7 @@ def _examples(values: Sequence[str], *, most: int = 5) -> str:
     return f"; there are {', '.join(values[:most])}{rest}"
 
 
-def _column(name: str, table: Table) -> Categorical:
+def _column(name: str, table: ColumnTable) -> Categorical:
     if name not in table.column_names:
         nearest = difflib.get_close_matches(name, table.column_names, n=1)
         hint = f", did you mean {nearest[0]!r}?" if nearest else ""

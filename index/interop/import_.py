@@ -28,7 +28,7 @@ from ..storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
 from ..storage.segments import Entries, Vectors, located
 from ..storage.writer import GalleryWriter
 from .sources import Kind, open_source
-from .tables import ENCODER_FILE, Source
+from .tables import ENCODER_FILE, ImportSource
 
 if TYPE_CHECKING:  # only a named encoder needs torch
     from ...encoders import Encoder
@@ -123,7 +123,7 @@ def import_gallery(
     return gallery
 
 
-def _entry(found: Source, name: str, known: Encoder | None) -> EncoderEntry:
+def _entry(found: ImportSource, name: str, known: Encoder | None) -> EncoderEntry:
     if found.about:
         claimed = found.about["encoder"]
         precision = claimed.get("precision")
@@ -147,7 +147,7 @@ def _replaceable(folder: Path, new: Manifest, *, overwrite: bool) -> Manifest | 
     return old
 
 
-def _copy(writer: GalleryWriter, found: Source, known: Encoder | None, progress: Progress | None) -> None:
+def _copy(writer: GalleryWriter, found: ImportSource, known: Encoder | None, progress: Progress | None) -> None:
     """Take every usable row over, and say that the gallery is complete."""
     if known is not None:
         entry = dataclasses.replace(writer.manifest.encoder, file=write_encoder_copy(known, writer))
@@ -204,7 +204,7 @@ def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skip
 # --- Checking an encoder ----------------------------------------------------------------------------------------------
 
 
-def _brought_along(found: Source) -> Path | None:
+def _brought_along(found: ImportSource) -> Path | None:
     """The encoder that lies in an export; that it brings none is a remark."""
     if not found.about:
         return None
@@ -220,7 +220,7 @@ def _brought_along(found: Source) -> Path | None:
     return None
 
 
-def _checked_encoder(found: Source, given: str | os.PathLike[str] | Encoder, device: str) -> Encoder:
+def _checked_encoder(found: ImportSource, given: str | os.PathLike[str] | Encoder, device: str) -> Encoder:
     """The encoder, if it is the one that made the vectors: by its fingerprint, or else by trying it out."""
     from ...encoders import Encoder
     from ...encoders.inference import whole_encoder
@@ -248,7 +248,7 @@ def _checked_encoder(found: Source, given: str | os.PathLike[str] | Encoder, dev
     return encoder
 
 
-def _try_out(encoder: Encoder, found: Source, device: str) -> None:
+def _try_out(encoder: Encoder, found: ImportSource, device: str) -> None:
     """Encode some images that are there again, and compare with their stored vectors."""
     from ...encoders import Inference
 

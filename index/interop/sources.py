@@ -18,7 +18,7 @@ from ...errors import InputError
 from ...images.listing import quiet_listing
 from ..storage.hdf5 import Array
 from ..storage.segments import Entries, Vectors
-from .tables import BLOCK_ROWS, Source, TableReader, checked_matrix, open_clip_retrieval, read_matrix
+from .tables import BLOCK_ROWS, ImportSource, TableReader, checked_matrix, open_clip_retrieval, read_matrix
 
 Kind = Literal["auto", "clip-retrieval", "oml", "hloc"]
 
@@ -30,7 +30,7 @@ def open_source(
     embeddings: Path | None = None,
     root: Path | None = None,
     label_column: str | None = None,
-) -> Source:
+) -> ImportSource:
     """Look at what another tool left behind.
 
     Args:
@@ -70,7 +70,7 @@ def open_source(
 # --- Open Metric Learning ---------------------------------------------------------------------------------------------
 
 
-def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_column: str | None) -> Source:
+def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_column: str | None) -> ImportSource:
     """A table as `list_images` reads it, and a matrix or tensor with a row for each of its lines."""
     table = _only(place, "*.csv") if place.is_dir() else place
     file = embeddings or _only(table.parent, "*.npy", "*.pt", "*.pth")
@@ -93,7 +93,7 @@ def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_colum
             yield reader.entries(rows), Vectors(embedding, embedding)
             start += len(some)
 
-    return Source("oml", table, own_root, len(matrix), matrix.shape[1], blocks)
+    return ImportSource("oml", table, own_root, len(matrix), matrix.shape[1], blocks)
 
 
 def _only(folder: Path, *patterns: str) -> Path:
@@ -127,7 +127,7 @@ def _tensor(file: Path) -> Array:
 # --- hloc -------------------------------------------------------------------------------------------------------------
 
 
-def _hloc(place: Path, root: Path) -> Source:
+def _hloc(place: Path, root: Path) -> ImportSource:
     """A group for each image, named by its path, with a dataset `global_descriptor`."""
     names, dim = _with_hloc(place, _descriptors)
     if not names:
@@ -143,7 +143,7 @@ def _hloc(place: Path, root: Path) -> Source:
             embedding = _with_hloc(place, stacked, some)
             yield reader.entries({"path": list(some)}), Vectors(embedding, embedding)
 
-    return Source("hloc", place, reader.root, len(names), dim, blocks)
+    return ImportSource("hloc", place, reader.root, len(names), dim, blocks)
 
 
 def _with_hloc(place: Path, read: Callable[..., Any], *names: list[str]) -> Any:

@@ -25,7 +25,7 @@ _STATE_COLUMNS = ("id", "sha256", "size", "mtime_ns")  # in the tables of `distc
 
 
 @dataclass(frozen=True)
-class Source:
+class ImportSource:
     """Rows of vectors that another tool wrote; relative image paths refer to `root`.
 
     Attributes:
@@ -135,7 +135,7 @@ def _numbers(values: Sequence[Any], kind: type[np.integer[Any]]) -> Array:
 # --- clip-retrieval ---------------------------------------------------------------------------------------------------
 
 
-def open_clip_retrieval(place: Path, *, root: Path | None, label_column: str | None) -> Source:
+def open_clip_retrieval(place: Path, *, root: Path | None, label_column: str | None) -> ImportSource:
     """`img_emb/img_emb_<n>.npy` and `metadata/metadata_<n>.parquet`, row by row; rows are numbered through."""
     about = _about(place)
     arrays = _numbered(place / "img_emb", ".npy")
@@ -165,7 +165,7 @@ def open_clip_retrieval(place: Path, *, root: Path | None, label_column: str | N
 
     (dim, pooled_dim) = dims.pop()
     count = sum(len(shard.embedding) for shard in shards)
-    return Source("clip-retrieval", place, reader.root, count, dim, blocks, pooled_dim, about)
+    return ImportSource("clip-retrieval", place, reader.root, count, dim, blocks, pooled_dim, about)
 
 
 def _about(place: Path) -> dict[str, Any]:

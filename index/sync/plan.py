@@ -152,7 +152,7 @@ class Carry(NamedTuple):
 
 
 @dataclass
-class Plan:
+class SyncPlan:
     """The work of a sync.
 
     Attributes:
@@ -190,7 +190,7 @@ def make_plan(
     *,
     doubtful: Collection[str] | None = None,
     progress: Progress | None = None,
-) -> Plan:
+) -> SyncPlan:
     """Compare a folder with the gallery; files whose paths are `doubtful` (None: all new ones) are decoded now."""
     if snapshot.manifest.masks is not None:
         raise InputError(
@@ -211,7 +211,7 @@ class _Comparison:
         self.folder = folder
         self.settings = settings
         self.known = rows_of(snapshot)
-        self.plan = Plan()
+        self.plan = SyncPlan()
         self._keeps_labels = settings.labels is None
         self._has_labels = self._keeps_labels and bool((snapshot.column("label").codes >= 0).any())
         self._inside = {path for path in self.known if folder.holds(path)}

@@ -29,7 +29,7 @@ from ..storage.segments import BLOCK_BYTES
 from ..storage.snapshot import Snapshot
 from ..storage.writer import GalleryWriter
 from .folder import SyncFolder
-from .plan import Carry, Change, Plan, SyncReport, SyncSettings, make_plan, rows_of
+from .plan import Carry, Change, SyncKind, SyncPlan, SyncReport, SyncSettings, make_plan, rows_of
 
 if TYPE_CHECKING:  # a sync that finds nothing new does without torch
     from ...encoders import Encoder
@@ -74,7 +74,7 @@ def plan_sync(
     """The report of a dry run. New files are decoded, to see which cannot be used, but not encoded."""
     plan = make_plan(snapshot, folder, settings, progress=progress)
     changes = [*_carried(plan.carries), *(_change(offer) for offer in plan.offers)]
-    changes += [_twin(offer, first) for offer, first in plan.twins]
+    changes += [_change(offer, first) for offer, first in plan.twins]
     changes += [Change("removed", path) for _, path in plan.removed]
     report = _report(plan, changes, plan.skipped, images=0)
     counts = report.counts
@@ -116,7 +116,7 @@ def sync_folder(
         changes += [_change(offer) for offer in plan.offers if offer.path not in refused]
     twins, lonely = _resolve_twins(writer, plan, skipped)
     _carry(writer, twins)
-    changes += [_twin(carry.offer, carry.origin) for carry in twins]
+    changes += [_change(carry.offer, carry.origin) for carry in twins]
     skipped += lonely
     if plan.removed:
         writer.remove(id_ for id_, _ in plan.removed)
@@ -132,7 +132,7 @@ def sync_folder(
     return _report(plan, changes, skipped, images=len(Snapshot(writer.folder, writer.manifest, verify=False)))
 
 
-def _refusal(plan: Plan, folder: SyncFolder, settings: SyncSettings) -> str | None:
+def _refusal(plan: SyncPlan, folder: SyncFolder, settings: SyncSettings) -> str | None:
     leaving = len(plan.removed)
     if settings.force or leaving <= settings.max_vanishing * plan.inside:
         return None
@@ -159,7 +159,9 @@ def _carry(writer: GalleryWriter, carries: Iterable[Carry]) -> None:
     writer.commit()
 
 
-def _resolve_twins(writer: GalleryWriter, plan: Plan, skipped: Sequence[Skipped]) -> tuple[list[Carry], list[Skipped]]:
+def _resolve_twins(
+    writer: GalleryWriter, plan: SyncPlan, skipped: Sequence[Skipped]
+) -> tuple[list[Carry], list[Skipped]]:
     """Files with the same contents as one that has just been encoded; or not, and then they share its fate."""
     if not plan.twins:
         return [], []
@@ -169,7 +171,7 @@ def _resolve_twins(writer: GalleryWriter, plan: Plan, skipped: Sequence[Skipped]
     for offer, first in plan.twins:
         row = rows.get(first)
         if row is not None and row.sha256 == offer.sha256:
-            carries.append(Carry(_twin(offer, first).kind, row, offer, first))
+            carries.append(Carry(_change(offer, first).kind, row, offer, first))
         else:
             lonely.append(Skipped(offer.path, reasons.get(first, "changed while it was read; sync again")))
     return carries, lonely
@@ -181,15 +183,12 @@ def _carried(carries: Iterable[Carry]) -> list[Change]:
     ]
 
 
-def _change(offer: Offer) -> Change:
-    return Change("added" if offer.replaces is None else "changed", offer.path)
+def _change(offer: Offer, origin: str | None = None) -> Change:
+    new: SyncKind = "added" if origin is None else "duplicated"
+    return Change(new if offer.replaces is None else "changed", offer.path, origin)
 
 
-def _twin(offer: Offer, first: str) -> Change:
-    return Change("duplicated" if offer.replaces is None else "changed", offer.path, first)
-
-
-def _report(plan: Plan, changes: Iterable[Change], skipped: Iterable[Skipped], *, images: int) -> SyncReport:
+def _report(plan: SyncPlan, changes: Iterable[Change], skipped: Iterable[Skipped], *, images: int) -> SyncReport:
     return SyncReport(
         tuple(changes), plan.unchanged, images, missing=tuple(plan.missing), skipped=tuple(skipped), busy=plan.busy
     )
