@@ -8,7 +8,7 @@ until nothing left out can belong to the answer: many copies of one image are a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -31,11 +31,8 @@ class Hits(NamedTuple):
     distances: Distances
 
 
-class VectorSource(Protocol):
-    """Reads raw stored vectors by id: float32 (n, d), in the order of `ids`."""
-
-    def __call__(self, ids: Ids, /) -> Vectors:
-        """One row for each id; there is at least one, and all are stored."""
+# reads raw vectors, float32 (n, d), in the order of ids, of which there is at least one and all are stored
+VectorSource: TypeAlias = Callable[[Ids], Vectors]
 
 
 class Searcher(Protocol):
@@ -43,19 +40,19 @@ class Searcher(Protocol):
 
     @property
     def is_worth_saving(self) -> bool:
-        """Whether it takes longer to make than to read from a file."""
+        """It takes longer to make than to read from a file."""
 
     def search(self, queries: Vectors, k: int, *, allowed: Ids | None = None) -> list[Hits]:
-        """The k nearest of each query, out of `allowed` when given."""
+        """The k nearest of each query, out of `allowed` when given (unknown ids in it are ignored)."""
 
     def count(self) -> int:
-        """Number of ids stored."""
+        """Number of distinct ids stored."""
 
     def close(self) -> None:
-        """Lets go of memory and connections."""
+        """Lets go of memory and connections; a second call does nothing."""
 
 
-class Search(Protocol):
+class Search(Searcher, Protocol):
     """A set of (id, vector) pairs that answers nearest-neighbour questions; ids are u64 chosen by the caller."""
 
     @property
@@ -75,20 +72,11 @@ class Search(Protocol):
     def get(self, ids: Ids) -> Vectors:
         """Raw stored vectors in the order asked for; InputError names an id that is not there."""
 
-    def search(self, queries: Vectors, k: int, *, allowed: Ids | None = None) -> list[Hits]:
-        """The k nearest of each query, out of `allowed` when given (unknown ids in it are ignored)."""
-
     def scan(self, batch_size: int = 1024) -> Iterator[tuple[Ids, Vectors]]:
         """Everything stored, ascending by id."""
 
-    def count(self) -> int:
-        """Number of distinct ids stored."""
-
     def verify(self) -> list[str]:
         """Problems in the backend's own data, one sentence each; empty when it is sound."""
-
-    def close(self) -> None:
-        """Lets go of memory and connections; a second call does nothing."""
 
 
 def check_ids(ids: npt.ArrayLike | Iterable[int], *, count: int | None = None) -> Ids:

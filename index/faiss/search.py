@@ -36,8 +36,7 @@ class FaissSearch:
         self.spec = store.spec
         self.factory = factory
         self._store = store
-        self._memory = MemoryVectors()  # stays empty where a source reads the vectors
-        self._source: VectorSource = source or self._memory
+        self._source = source or MemoryVectors()
         self._gpu = GpuCopy(device)
         make_forks_safe()
 
@@ -77,10 +76,10 @@ class FaissSearch:
         for ids, vectors in batches:
             raw, _ = check_vectors(spec, vectors)
             keys.append(check_ids(ids, count=len(raw)))
-            if search._source is search._memory:
-                search._memory.put(keys[-1], raw)
-        search._fill(np.unique(np.concatenate(keys)), seed=seed)
-        return search
+            if isinstance(search._source, MemoryVectors):
+                search._source.put(keys[-1], raw)
+        stored = np.unique(np.concatenate(keys))
+        return cls.from_source(spec, stored, search._source, factory=search.factory, device=device, seed=seed)
 
     @classmethod
     def from_source(
@@ -101,25 +100,21 @@ class FaissSearch:
         `coarse` the lists of an inverted file with as many that was built before, over the same ids.
         """
         search = cls._empty(spec, len(ids), factory=factory, device=device, source=source)
-        search._fill(ids, seed=seed, settings=settings, coarse=coarse)
+        store = search._store
+        store.fill(ids, source, factory=search.factory, seed=seed, coarse=coarse)
+        if search.is_exact:
+            return search
+        if settings is None:
+            stored = store.id_map.ids[store.id_map.ascending()]
+            truth = ground_truth(spec, stored, source, queries=_MEASURED_QUERIES, k=10, seed=seed)
+            settings = enough(search.measured_settings(truth))
+        search.use(settings)
         return search
 
     @classmethod
     def _empty(cls, spec: SearchSpec, count: int, *, factory: str, device: str, source: VectorSource | None) -> Self:
         wanted = {"auto": choose_factory(spec, count), "flat": "Flat"}.get(factory, factory)
         return cls(IndexStore(spec, new_index(spec, wanted)), factory=wanted, device=device, source=source)
-
-    def _fill(
-        self, ids: Ids, *, seed: int, settings: SearchSettings | None = None, coarse: Coarse | None = None
-    ) -> None:
-        self._store.fill(ids, self._source, factory=self.factory, seed=seed, coarse=coarse)
-        if self.is_exact:
-            return
-        if settings is None:
-            stored = self._store.id_map.ids[self._store.id_map.ascending()]
-            truth = ground_truth(self.spec, stored, self._source, queries=_MEASURED_QUERIES, k=10, seed=seed)
-            settings = enough(self.measured_settings(truth))
-        self.use(settings)
 
     def measured_settings(self, truth: GroundTruth, *, target: float = RECALL_TARGET) -> Iterator[SearchSettings]:
         """Recall of each setting of an approximate index, from the least to the most effort."""
@@ -177,14 +172,15 @@ class FaissSearch:
         check_range(self.factory, stored)
         self._store.add(keys, stored)
         self._gpu.drop()
-        if self._source is self._memory:
-            self._memory.put(keys, raw)
+        if isinstance(self._source, MemoryVectors):
+            self._source.put(keys, raw)
 
     def delete(self, ids: npt.ArrayLike) -> None:
         """Mask ids; unknown ones are no error. Their memory comes back with a rebuild."""
         keys = check_ids(ids)
         self._store.id_map.drop(keys)
-        self._memory.drop(keys)
+        if isinstance(self._source, MemoryVectors):
+            self._source.drop(keys)
 
     def get(self, ids: npt.ArrayLike) -> Vectors:
         """Raw stored vectors in the order asked for.
@@ -245,7 +241,8 @@ class FaissSearch:
         """Free the index; what is left is empty."""
         self._store, self.factory = IndexStore(self.spec, new_index(self.spec, "Flat")), "Flat"
         self._gpu.drop()
-        self._memory = MemoryVectors()
+        if isinstance(self._source, MemoryVectors):
+            self._source = MemoryVectors()
 
     @property
     def device(self) -> str:
