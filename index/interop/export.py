@@ -20,7 +20,6 @@ import numpy as np
 
 from ...errors import GalleryError, GalleryExistsError, InputError
 from ...files import Storage
-from ...metrics.distances import comparable
 from ...progress import Progress
 from ...remarks import counted, remark
 from ..storage.segments import located
@@ -142,21 +141,18 @@ class _Writing:
         """Write the FAISS index; returns its factory string."""
         import faiss
 
-        from ..faiss.factory import choose_factory, new_index, train, training_size
+        from ..faiss.factory import choose_factory, new_index
+        from ..faiss.index_store import IndexStore
 
         gallery = self._gallery
         spec = self._snapshot.search_spec
         own = gallery.manifest.index
         factory = own if wanted == "auto" and own not in ("auto", "flat") else wanted
         factory = {"flat": "Flat", "auto": choose_factory(spec, len(gallery))}.get(factory, factory)
-        index = new_index(spec, factory)
-        if not index.is_trained:
-            sample = np.random.default_rng(0).permutation(gallery.ids)[: training_size(index, len(gallery))]
-            train(index, comparable(spec, gallery.embeddings(np.sort(sample))))
-        for start in range(0, len(gallery), BLOCK_ROWS):
-            index.add(comparable(spec, gallery.embeddings(gallery.ids[start : start + BLOCK_ROWS])))
+        store = IndexStore(spec, new_index(spec, factory))
+        store.fill(gallery.ids, gallery.embeddings, factory=factory, seed=0)
         try:
-            faiss.write_index(index, str(self._folder / "image.index"))
+            faiss.write_index(store.index, str(self._folder / "image.index"))
         except RuntimeError as error:  # FAISS's word for a full disk
             reason = str(error).split("Error: ")[-1].strip()
             raise GalleryError(
