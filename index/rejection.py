@@ -1,8 +1,7 @@
 """Rejection: the largest distance of a match, chosen on known and unknown probes.
 
-A *known* probe has its class in the gallery: it is identified when its nearest image is of that class and near enough.
-An *unknown* one has not: whatever is near enough is a false alarm. Each labelled probe serves as both, once as it is
-and once with its class left out, so a gallery can be calibrated on itself.
+A known probe is identified when its nearest image is of its class and near enough; for an unknown one whatever is near
+enough is a false alarm. Each labelled probe serves as both, the second time with its class left out of the gallery.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Neighbour search: what every backend promises, and the exact layer that makes them answer alike.
 
-An engine (FAISS, Milvus, …) only *proposes* candidates. The layer here reads their stored vectors, computes each
-distance in float64, sorts by (distance, id) and cuts to k, so that every engine gives the same ids, the same numbers
-and the same order. Where an engine can say how near a vector it did *not* propose may be, the layer asks for more
-until nothing left out can belong to the answer: many copies of one image are a real case.
+An engine (FAISS, Milvus, …) only *proposes* candidates. The layer reads their stored vectors, computes distances in
+float64, sorts by (distance, id) and cuts to k. It asks for more until nothing left out can belong to the answer, where
+an engine can say how near a vector that it did not propose may be: many copies of one image are a real case.
 """
 
 from __future__ import annotations

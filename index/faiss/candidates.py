@@ -2,10 +2,7 @@
 
 Rounding follows the standard bound for an inner product of d terms in any order of summation,
 |computed − exact| ≤ (d + 16)·2⁻²⁴·‖x‖‖y‖; half precision the largest error measured while storing. With these bounds
-the exact layer knows when `Flat` and `SQfp16` have named every neighbour, ties included.
-
-The recall of other indexes is measured on stored vectors, each without itself. A vector counts as found when it is as
-near as the true k-th neighbour, so that copies do for one another.
+the exact layer knows when `Flat` and `SQfp16` have named every neighbour, ties included. Other indexes have a recall.
 """
 
 from __future__ import annotations
@@ -252,7 +249,7 @@ class GroundTruth:
         return len(self.ids)
 
     def recall(self, hits: Sequence[Hits], k: int) -> float:
-        """Share of the k nearest others among the first k of each answer, the query itself left out, in [0, 1]."""
+        """Share of the k nearest others among the first k of each answer without the query itself; copies are alike."""
         k = min(k, self.distances.shape[1])
         if not k or not len(self):
             return 1.0

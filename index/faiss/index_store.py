@@ -3,10 +3,8 @@
 Rows are only ever appended. Deleting masks a row and replacing masks the older one, because FAISS's own removal
 renumbers rows, is slow, and under an IVF index wrapped for foreign ids returns wrong ids.
 
-FAISS's reader is not made for hostile bytes. The gallery authenticates them first; here the sizes they claim are
-bounded by their length, and what was read is checked against the header. Whatever is wrong ends in CorruptGalleryError,
-after which the index is rebuilt from the stored vectors. Nothing is copied: writing goes to a file block by block, and
-codes and lists stay in the bytes they are read from, which may be a file mapped into memory.
+FAISS's reader is not made for hostile bytes: the gallery authenticates them, the sizes they claim are bounded by their
+length, and the header is compared with what was read. Codes and lists stay in these bytes, perhaps a mapped file.
 """
 
 from __future__ import annotations
@@ -66,23 +64,19 @@ class Precision:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Effort and over-fetch of an approximate index, and the recall that was measured with them.
+    """Effort and over-fetch of an approximate index, and the recall of so many queries that was measured with them.
 
-    Attributes:
-        effort: nprobe (inverted file) or efSearch (HNSW) to search with; None where there is no such knob.
-        recall_at_10: share of the true ten neighbours that are left after exact re-scoring, in [0, 1].
-        queries: number of stored vectors it was measured on, each without itself.
-        overfetch: how many times the usual number of candidates to re-score; coarse codes need many.
+    Over-fetch is how many times the usual number of candidates are re-scored; coarse codes need many.
     """
 
-    effort: int | None
+    effort: int | None  # nprobe or efSearch; None where there is no such knob
     recall_at_10: float
     queries: int
     overfetch: int = 1
 
 
 class IndexStore:
-    """An index, the ids of its rows, and how to search it.
+    """An index with the ids of its rows.
 
     `buffer` is the memory that an index read without copying looks into; `own_copy` then reads one that can grow.
     """

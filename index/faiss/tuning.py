@@ -1,8 +1,7 @@
 """Choosing a search index by measuring: recall, latency and memory of candidates on the gallery's own vectors.
 
-Each candidate is built as searches will use it, its effort and over-fetch are raised until it finds what was asked for,
-and single queries are timed. The one that keeps within all budgets at the least cost is chosen. In memory are at most
-the best so far, the candidate at hand, the sample it is trained on (at most a tenth more for millions), and blocks.
+Each candidate is built as searches will use it; its effort and over-fetch are raised until it finds enough. In memory
+are at most the best so far, the candidate at hand, its training sample (a tenth more for millions), and blocks.
 """
 
 from __future__ import annotations
@@ -39,13 +38,7 @@ _TIMED_MS = 3000.0
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits for an index.
-
-    Attributes:
-        recall: share of the true ten neighbours, at least, in (0, 1].
-        memory: bytes of index and ids, at most.
-        latency_ms: median of single queries, at most; None: any, the quicker the better.
-    """
+    """Limits for an index, as `Gallery.tune` explains them."""
 
     recall: float
     memory: int

@@ -1,15 +1,7 @@
-r"""Filters over labels, columns and paths: written as text, kept as a small tree, evaluated on whole columns at once.
+"""Filters evaluated on whole columns at once. An image without a value equals nothing and is in no range.
 
-    label=cat                     label != cat                 label in cat,dog
-    camera>=3 and camera<6        path~'holiday/*'             not (label=cat or label=dog)
-
-Operators: `=` (or `==`), `!=`, `<`, `<=`, `>`, `>=` (numbers), `~` (a pattern with `*`, `?` and `[…]`), `in`. They are
-combined by `not`, `and`, `or` (in this order) and parentheses. Names and values with spaces or operators go in quotes.
-
-An image without a value equals nothing and is in no range: `label=cat` leaves it out, `label!=cat` keeps it.
-
-Filters can come from untrusted clients, and take time on many images: a text holds up to 32 comparisons, the rows that
-a comparison selects are remembered, and a deadline (`deadlines.finish_by`) ends them all.
+They can come from untrusted clients, and take time on many images: a text holds up to 32 comparisons, the rows that a
+comparison selects are remembered, and a deadline (`deadlines.finish_by`) ends them all.
 """
 
 from __future__ import annotations

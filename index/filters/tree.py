@@ -1,7 +1,6 @@
 """Filters: comparisons of one column, how they are combined, and how both are written as text.
 
-`matching.py` describes the grammar. Every value in a gallery is text. A number where text belongs would equal nothing,
-in silence, so it is refused.
+Every value in a gallery is text. A number where text belongs would equal nothing, in silence, so it is refused.
 """
 
 from __future__ import annotations
@@ -172,6 +171,10 @@ class _Token(NamedTuple):
 
 def parse_filter(text: str) -> Filter:
     """The tree of a filter written as text.
+
+    Operators: `=` (or `==`), `!=`, `<`, `<=`, `>`, `>=` (numbers), `~` (a pattern with `*`, `?` and `[…]`), `in`; they
+    are combined by `not`, `and`, `or` (in this order) and parentheses. Names and values with spaces or operators go in
+    quotes: `camera>=3 and not (label in cat,dog or path~'holiday/*')`.
 
     >>> parse_filter("label in cat,dog and camera<3")
     And(parts=(In(column='label', values=('cat', 'dog')), Range(column='camera', low=-inf, high=3.0, \

@@ -1,7 +1,7 @@
 """A gallery of vectors that other tools made: written by commits, as a build writes it, and as crash-safe.
 
-Which encoder made the vectors is in none of these files but our own exports, which bring it along. Without it the
-gallery answers stored images and vectors only; an encoder that is named is checked on the images themselves.
+Only our own exports say which encoder made the vectors, and bring it along. Without it the gallery answers stored
+images and vectors only; an encoder that is named is checked on the images themselves.
 """
 
 from __future__ import annotations
@@ -60,16 +60,17 @@ def import_gallery(
     An interrupted import is no gallery yet, and the same call starts it anew.
 
     Args:
-        source: see `open_source`, also for `kind`, `embeddings`, `label_column` and `root`.
+        source: a folder of clip-retrieval or of `distcam index export`; a table of Open Metric Learning, or a folder
+            with one table and one file of embeddings; or an HDF5 file of hloc.
         out: the gallery's folder.
-        kind: whose layout it is.
-        embeddings: the file of vectors that belongs to a table.
+        kind: the layout; `"auto"` looks.
+        embeddings: the `.npy` or `.pt` file that belongs to a table, row by row.
         metric: `"cosine"` unless an export says otherwise.
         name: of whatever made the vectors; its hash is the fingerprint. The source's name if left out.
         encoder: a checkpoint, or an encoder: some images are encoded again and must come out as they are stored. That
             of an export need not be named; that it brings none is a remark.
-        label_column: the column with the classes.
-        root: the folder that relative image paths refer to.
+        label_column: the column with the classes; by default `label`.
+        root: the folder that relative image paths refer to; by default that of the table, or `source`.
         index: `"auto"`, `"flat"`, or a FAISS factory string.
         device: of the encoder in that trial.
         overwrite: replace a gallery at `out`.

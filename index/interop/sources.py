@@ -31,16 +31,7 @@ def open_source(
     root: Path | None = None,
     label_column: str | None = None,
 ) -> ImportSource:
-    """Look at what another tool left behind.
-
-    Args:
-        place: a folder of clip-retrieval or of `distcam index export`; a table of Open Metric Learning, or a folder
-            with one table and one file of embeddings; or an HDF5 file of hloc.
-        kind: whose layout it is; `"auto"` looks.
-        embeddings: the `.npy` or `.pt` file that belongs to a table, row by row.
-        root: the folder that relative image paths refer to; by default that of the table, or `place`.
-        label_column: the column with the classes; by default `label`.
-    """
+    """The rows that another tool left behind, as `import_gallery` explains."""
     if not place.exists():
         raise InputError(f"nothing is at {place}")
     chosen, suffix = kind, place.suffix.lower()

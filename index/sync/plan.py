@@ -1,7 +1,6 @@
 """Plan of a folder sync, and its report: new, changed, moved, doubled and missing files. Nothing encodes or writes.
 
-Contents decide, by SHA-256; size and time of change only spare reading what has not changed. What cannot be looked at
-now is never taken for gone.
+Contents decide, by SHA-256; size and time of change only spare reading. Files that cannot be looked at are not gone.
 """
 
 from __future__ import annotations
@@ -29,20 +28,7 @@ SyncKind = Literal["added", "changed", "moved", "duplicated", "relabelled", "rem
 
 @dataclass(frozen=True)
 class SyncSettings:
-    """Options of a sync.
-
-    Attributes:
-        labels: `"folder"`, `"none"`, or a CSV: what it says holds for every image. None: images that are there keep
-            their labels, new ones are called after their folders as the old ones are, and a label that came from the
-            folder moves with the file.
-        checksum: read every file instead of trusting size and time of change.
-        keep_missing: images whose files are gone stay.
-        max_vanishing: the share of the folder's images that may leave in one sync, 0 … 1.
-        force: let any number leave.
-        settle: seconds that a file must have been left alone before it is read.
-        strict: stop at the first file that cannot be used.
-        batch_size, workers, device: how to run the encoder; see `Inference`.
-    """
+    """Options of a sync, as `Gallery.sync` explains them; a label that came from a folder moves with its file."""
 
     labels: str | os.PathLike[str] | None = None
     checksum: bool = False
