@@ -31,12 +31,13 @@ from machine import describe_machine, interleave
 
 from distcam.files import Storage, WriterLock
 from distcam.index import FaissSearch, Gallery, SearchSpec
-from distcam.index.faiss.recall import GroundTruth, ground_truth
+from distcam.index.faiss.candidates import GroundTruth, ground_truth
 from distcam.index.faiss.tuning import readable
-from distcam.index.search import Hits, distances_to
+from distcam.index.search import Hits
 from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
 from distcam.index.storage.segments import Entries, Vectors
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
+from distcam.metrics.distances import distances_to
 
 BLOCK = 65_536
 

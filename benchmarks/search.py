@@ -23,7 +23,7 @@ from machine import describe_machine, interleave
 
 from distcam.index.faiss.candidates import Candidates
 from distcam.index.faiss.search import FaissSearch
-from distcam.index.search import SearchSpec
+from distcam.metrics.distances import SearchSpec
 
 SHARES = (1.0, 0.5, 0.1, 0.01)
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}

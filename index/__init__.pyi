@@ -1,3 +1,4 @@
+from ..metrics.distances import METRICS, Metric, SearchSpec
 from ..remarks import Skipped
 from .backends import verify_gallery
 from .building.encodings import Encodings, encode_to_file, read_encodings
@@ -11,12 +12,12 @@ from .interop.import_ import import_gallery
 from .prototypes import PrototypeStore
 from .rejection import Rejection
 from .reports import AddReport, Problem, VerifyReport
-from .search import METRICS, Hits, Metric, Search, SearchSpec
+from .search import Hits, Search
 from .storage.manifest import Tuning
 from .storage.restoring import restore_gallery
 from .storage.segments import Record
-from .sync.report import SyncReport
-from .sync.watch import watch_folder
+from .sync.plan import SyncReport
+from .sync.sync import watch_folder
 
 __all__ = [
     "METRICS",

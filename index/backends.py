@@ -12,8 +12,8 @@ from typing import Any
 
 from ..errors import CorruptGalleryError, InputError
 from ..files import REMEDY, WriterLock, after_commit, refusals_named
+from ..metrics.distances import SearchSpec
 from .reports import VerifyReport
-from .search import SearchSpec
 from .storage.manifest import BackendEntry, Manifest
 from .storage.snapshot import Snapshot, Verify
 from .storage.verify import Check

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from ..errors import InputError
+from ..metrics.distances import Metric
 from ..remarks import counted
 from .backends import newest_snapshot
 from .filters.tree import Filter
 from .reader import GalleryReader
-from .rejection import Rejection, choose_threshold
+from .rejection import Rejection, choose_threshold, nearest_of_both_kinds, own_probes, probes_of
 from .reports import AddReport
-from .search import Metric
 from .storage.hdf5 import Array
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # what encodes images imports torch, which searching does wit
     from .building.build import ImageFiles, Precision
     from .building.ray import RayEngine
     from .faiss.tuning import TuningReport
-    from .sync.report import SyncReport
+    from .sync.plan import SyncReport
     from .sync.sync import LazyEncoder
 
 _PATIENCE = 60.0  # seconds that a finished tuning waits for another writer
@@ -164,8 +164,6 @@ class Gallery(GalleryReader):
         Raises:
             InputError: no labels, a column that is not there, or a rate that no threshold reaches.
         """
-        from .calibration import nearest_of_both_kinds, own_probes, probes_of
-
         snapshot = self.snapshot
         if embeddings is None:
             probes = own_probes(snapshot, most=most, seed=seed, column=exclude_same)

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from ..errors import InputError, ShapeError
 from .storage.hdf5 import FlatFile, pack_strings, write_arrays
 
+AnyFloats = NDArray[np.floating]
 Floats = NDArray[np.float32]
 Sums = NDArray[np.float64]
 
 
-def unit_rows(vectors: NDArray[np.floating]) -> Sums:
+def unit_rows(vectors: AnyFloats) -> Sums:
     """Each row divided by its Euclidean length, in float64; a zero row stays zero."""
     rows = np.asarray(vectors, np.float64)
     length = np.linalg.norm(rows, axis=-1, keepdims=True)
@@ -50,13 +51,11 @@ class PrototypeStore:
 
     # --- Changing ----------------------------------------------------------------------------------------------------
 
-    def add(self, labels: Sequence[str | None], pooled: NDArray[np.floating], embedding: NDArray[np.floating]) -> None:
+    def add(self, labels: Sequence[str | None], pooled: AnyFloats, embedding: AnyFloats) -> None:
         """Add images, given by raw vectors: pooled (n, K) and embedding (n, d)."""
         self._change(labels, pooled, embedding, sign=1)
 
-    def subtract(
-        self, labels: Sequence[str | None], pooled: NDArray[np.floating], embedding: NDArray[np.floating]
-    ) -> None:
+    def subtract(self, labels: Sequence[str | None], pooled: AnyFloats, embedding: AnyFloats) -> None:
         """Remove images that were added with the same labels and vectors.
 
         Raises:
@@ -75,33 +74,10 @@ class PrototypeStore:
         if not self._count[0]:  # rounding of many additions and subtractions must not outlive the images
             self._pooled[0] = self._embedding[0] = 0
 
-    def merge(self, other: PrototypeStore) -> None:
-        """Add all images of another store of the same kind."""
-        mine = (self.pooled_dim, self.embedding_dim, self.metric)
-        if (other.pooled_dim, other.embedding_dim, other.metric) != mine:
-            raise InputError(
-                f"prototypes of another kind: expected K={mine[0]}, d={mine[1]}, {mine[2]}, "
-                f"got K={other.pooled_dim}, d={other.embedding_dim}, {other.metric}"
-            )
-        rows = self._rows(list(other._row))
-        theirs = list(other._row.values())
-        self._count[rows] += other._count[theirs]
-        self._pooled[rows] += other._pooled[theirs]
-        self._embedding[rows] += other._embedding[theirs]
-
-    def _change(
-        self, labels: Sequence[str | None], pooled: NDArray[np.floating], embedding: NDArray[np.floating], *, sign: int
-    ) -> None:
+    def _change(self, labels: Sequence[str | None], pooled: AnyFloats, embedding: AnyFloats, *, sign: int) -> None:
         expected = ((len(labels), self.pooled_dim), (len(labels), self.embedding_dim))
         if (pooled.shape, embedding.shape) != expected:
             raise ShapeError(f"expected pooled and embedding of {expected}, got {(pooled.shape, embedding.shape)}")
-        rows = self._rows(labels)
-        np.add.at(self._count, rows, sign)
-        np.add.at(self._pooled, rows, sign * np.asarray(pooled, np.float64))
-        ranking = unit_rows(embedding) if self.metric == "cosine" else np.asarray(embedding, np.float64)
-        np.add.at(self._embedding, rows, sign * ranking)
-
-    def _rows(self, labels: Sequence[str | None]) -> NDArray[np.intp]:
         new = [label for label in dict.fromkeys(labels) if label not in self._row]
         for label in new:
             self._row[label] = len(self._row)
@@ -109,7 +85,11 @@ class PrototypeStore:
             self._count = np.concatenate([self._count, np.zeros(len(new), np.int64)])
             self._pooled = np.concatenate([self._pooled, np.zeros((len(new), self.pooled_dim))])
             self._embedding = np.concatenate([self._embedding, np.zeros((len(new), self.embedding_dim))])
-        return np.array([self._row[label] for label in labels], np.intp)
+        rows = np.array([self._row[label] for label in labels], np.intp)
+        np.add.at(self._count, rows, sign)
+        np.add.at(self._pooled, rows, sign * np.asarray(pooled, np.float64))
+        ranking = unit_rows(embedding) if self.metric == "cosine" else np.asarray(embedding, np.float64)
+        np.add.at(self._embedding, rows, sign * ranking)
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 

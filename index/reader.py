@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import FingerprintMismatchError, InputError
 from ..files import after_commit
+from ..metrics.distances import Metric
 from ..remarks import Skipped, counted
 from .backends import newest_snapshot, opened_for_writing, require_rows_in_folder, verify_gallery
 from .filters.matching import hints
@@ -23,7 +24,7 @@ from .filters.tree import Filter, tree_of
 from .info import describe
 from .prototypes import PrototypeStore, unit_rows
 from .reports import VerifyReport, read_skipped
-from .search import Hits, Metric, Searcher
+from .search import Hits, Searcher
 from .storage.cache import GalleryCache
 from .storage.hdf5 import Array
 from .storage.manifest import FileEntry, Manifest, Spec

@@ -1,16 +1,30 @@
-"""Rejection: the largest distance of a match, and how that threshold is chosen."""
+"""Rejection: the largest distance of a match, chosen on known and unknown probes.
+
+A known probe is identified when its nearest image is of its class and near enough; for an unknown one whatever is near
+enough is a false alarm. Each labelled probe serves as both, the second time with its class left out of the gallery.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, ShapeError
+from ..images.labelling import twins
+from ..metrics.distances import Distances, SearchSpec, Vectors, check_vectors, comparable, distances_to
+from ..remarks import remark
 
-Distances = NDArray[np.float64]
+if TYPE_CHECKING:
+    from .search import Ids
+    from .storage.snapshot import Snapshot
+
+Codes = NDArray[np.int64]
+_BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -97,3 +111,109 @@ def choose_threshold(nearest: NearestOfBothKinds, *, target: float, source: str,
         source=source,
         generation=generation,
     )
+
+
+# --- Probes -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Probes:
+    """Labelled vectors to calibrate on, (p, d), in `comparable` form.
+
+    Attributes:
+        labels: class codes, (p,), the gallery's; -1 for a class that the gallery does not have.
+        ids: the gallery's ids where the probes are its own images, which never meet themselves; None for others.
+        groups: codes of what a probe must not share with an image of its class (a camera, a photo), or None.
+    """
+
+    vectors: Vectors
+    labels: Codes
+    ids: Ids | None = None
+    groups: Codes | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(part) for part in (self.vectors, self.labels, self.ids, self.groups) if part is not None}
+        if lengths != {len(self.vectors)}:
+            raise ShapeError(f"probes need one label, id and group each, got parts of lengths {sorted(lengths)}")
+
+
+def own_probes(snapshot: Snapshot, *, most: int, seed: int, column: str | None = None) -> Probes:
+    """Labelled images of the gallery itself, at most so many, drawn with `seed`; `column` gives the groups."""
+    labels = snapshot.column("label").codes
+    labelled = np.flatnonzero(labels >= 0)
+    places = np.sort(np.random.default_rng(seed).permutation(labelled)[:most])
+    vectors = _ranking_form(snapshot, snapshot.embeddings(snapshot.ids[places]))
+    groups = None if column is None else snapshot.column(column).codes[places].astype(np.int64)
+    return Probes(vectors, labels[places].astype(np.int64), snapshot.ids[places], groups)
+
+
+def probes_of(
+    snapshot: Snapshot,
+    embeddings: npt.ArrayLike,
+    labels: Sequence[str | None],
+    *,
+    column: str | None = None,
+    groups: Sequence[str | None] | None = None,
+) -> Probes:
+    """Raw embeddings (p, d) of other images with their labels, and their values in the gallery's `column`."""
+    coded = None if groups is None or column is None else _codes(snapshot, column, groups)
+    known = snapshot.column("label").values
+    own = set(known)
+    strange = dict.fromkeys(label for label in labels if label is not None and label not in own)
+    found = [(first, name) for first, name in twins([*known, *strange]) if name in strange and first in own]
+    if found:
+        count = sum(label == found[0][1] for label in labels)
+        remark(
+            f"{len(found):,} classes of the probes differ from the gallery's in their spelling alone, such as "
+            f"{found[0][1]!r} ({count:,} images) and {found[0][0]!r}; they count as unknown to the gallery",
+        )
+    return Probes(_ranking_form(snapshot, embeddings), _codes(snapshot, "label", labels), groups=coded)
+
+
+def _codes(snapshot: Snapshot, column: str, values: Sequence[str | None]) -> Codes:
+    known = {value: code for code, value in enumerate(snapshot.column(column).values)}
+    return np.array([-1 if value is None else known.get(value, -1) for value in values], np.int64)
+
+
+def _ranking_form(snapshot: Snapshot, embeddings: npt.ArrayLike) -> Vectors:
+    spec = snapshot.search_spec
+    return comparable(spec, *check_vectors(spec, embeddings, what="probes"))
+
+
+def nearest_of_both_kinds(snapshot: Snapshot, probes: Probes, *, column: str | None = None) -> NearestOfBothKinds:
+    """The two distances of each probe, exact in float64, in one pass over the gallery.
+
+    Images of a probe's class that share its group, which `column` has, are passed over: they say nothing about it being
+    found elsewhere. An image without a class counts as one of another.
+    """
+    spec, stop = snapshot.search_spec, 0
+    same, other = (np.full(len(probes.labels), np.inf) for _ in range(2))
+    all_labels = snapshot.column("label").codes.astype(np.int64)
+    all_groups = None if column is None else snapshot.column(column).codes.astype(np.int64)
+    for ids, raw in snapshot.blocks(block_bytes=_BLOCK_BYTES):
+        start, stop = stop, stop + len(ids)
+        vectors, labels = comparable(spec, raw.embedding), all_labels[start:stop]
+        rough = _rough_distances(spec, probes.vectors, vectors)
+        is_own = (labels == probes.labels[:, None]) & (labels >= 0)
+        is_passed_over = np.zeros_like(is_own)
+        if probes.ids is not None:
+            is_passed_over |= ids == probes.ids[:, None]
+        if all_groups is not None and probes.groups is not None:
+            is_passed_over |= all_groups[start:stop] == probes.groups[:, None]
+        for best, is_of_kind in ((same, is_own & ~is_passed_over), (other, ~is_own)):
+            rows = np.flatnonzero(is_of_kind.any(1))
+            nearest = np.where(is_of_kind[rows], rough[rows], np.inf).argmin(1)
+            exact = distances_to(spec, probes.vectors[rows], vectors[nearest])  # a search would report these
+            best[rows] = np.minimum(best[rows], exact)
+    return NearestOfBothKinds(same, other)
+
+
+def _rough_distances(spec: SearchSpec, probes: Vectors, vectors: Vectors) -> NDArray[np.floating]:
+    """Distances (p, n) in the order of the true ones but for rounding: one matrix product, but for l1."""
+    if spec.metric == "l1":
+        return np.stack([distances_to(spec, probe, vectors) for probe in probes])
+    product = probes.astype(np.float64) @ vectors.astype(np.float64).T
+    if spec.metric != "l2":
+        return -product
+    squared: NDArray[np.float64] = np.vecdot(vectors, vectors, dtype=np.float64) - 2 * product
+    return squared

@@ -1,55 +1,26 @@
 """Neighbour search: what every backend promises, and the exact layer that makes them answer alike.
 
-An engine (FAISS, Milvus, …) only *proposes* candidates. The layer here reads their stored vectors, computes each
-distance in float64, sorts by (distance, id) and cuts to k, so that every engine gives the same ids, the same numbers
-and the same order. Where an engine can say how near a vector it did *not* propose may be, the layer asks for more
-until nothing left out can belong to the answer: many copies of one image are a real case.
+An engine (FAISS, Milvus, …) only *proposes* candidates. The layer reads their stored vectors, computes distances in
+float64, sorts by (distance, id) and cuts to k. It asks for more until nothing left out can belong to the answer, where
+an engine can say how near a vector that it did not propose may be: many copies of one image are a real case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError, ShapeError
-from ..metrics import METRICS, Metric
-from ..metrics.distances import (
-    Distances,
-    SearchSpec,
-    Vectors,
-    check_vectors,
-    comparable,
-    distances_to,
-    lengths_of,
-)
-
-__all__ = [
-    "METRICS",
-    "UNKNOWN_FLOOR",
-    "Distances",
-    "Engine",
-    "Hits",
-    "MemoryVectors",
-    "Metric",
-    "Proposal",
-    "Search",
-    "SearchSpec",
-    "Searcher",
-    "VectorSource",
-    "Vectors",
-    "check_ids",
-    "check_vectors",
-    "comparable",
-    "distances_to",
-    "first_fetch",
-    "lengths_of",
-    "search_exactly",
-]
+from ..metrics.distances import Distances, SearchSpec, Vectors, check_vectors, comparable, distances_to
 
 Ids: TypeAlias = npt.NDArray[np.uint64]
+Rows: TypeAlias = npt.NDArray[np.int64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+_NO_ROW = -1
 
 
 class Hits(NamedTuple):
@@ -59,11 +30,8 @@ class Hits(NamedTuple):
     distances: Distances
 
 
-class VectorSource(Protocol):
-    """Reads raw stored vectors by id: float32 (n, d), in the order of `ids`."""
-
-    def __call__(self, ids: Ids, /) -> Vectors:
-        """One row for each id; there is at least one, and all are stored."""
+# reads raw vectors, float32 (n, d), in the order of ids, of which there is at least one and all are stored
+VectorSource: TypeAlias = Callable[[Ids], Vectors]
 
 
 class Searcher(Protocol):
@@ -71,19 +39,19 @@ class Searcher(Protocol):
 
     @property
     def is_worth_saving(self) -> bool:
-        """Whether it takes longer to make than to read from a file."""
+        """It takes longer to make than to read from a file."""
 
     def search(self, queries: Vectors, k: int, *, allowed: Ids | None = None) -> list[Hits]:
-        """The k nearest of each query, out of `allowed` when given."""
+        """The k nearest of each query, out of `allowed` when given (unknown ids in it are ignored)."""
 
     def count(self) -> int:
-        """Number of ids stored."""
+        """Number of distinct ids stored."""
 
     def close(self) -> None:
-        """Lets go of memory and connections."""
+        """Lets go of memory and connections; a second call does nothing."""
 
 
-class Search(Protocol):
+class Search(Searcher, Protocol):
     """A set of (id, vector) pairs that answers nearest-neighbour questions; ids are u64 chosen by the caller."""
 
     @property
@@ -103,20 +71,11 @@ class Search(Protocol):
     def get(self, ids: Ids) -> Vectors:
         """Raw stored vectors in the order asked for; InputError names an id that is not there."""
 
-    def search(self, queries: Vectors, k: int, *, allowed: Ids | None = None) -> list[Hits]:
-        """The k nearest of each query, out of `allowed` when given (unknown ids in it are ignored)."""
-
     def scan(self, batch_size: int = 1024) -> Iterator[tuple[Ids, Vectors]]:
         """Everything stored, ascending by id."""
 
-    def count(self) -> int:
-        """Number of distinct ids stored."""
-
     def verify(self) -> list[str]:
         """Problems in the backend's own data, one sentence each; empty when it is sound."""
-
-    def close(self) -> None:
-        """Lets go of memory and connections; a second call does nothing."""
 
 
 def check_ids(ids: npt.ArrayLike | Iterable[int], *, count: int | None = None) -> Ids:
@@ -190,32 +149,22 @@ def search_exactly(spec: SearchSpec, queries: npt.ArrayLike, k: int, *, engine: 
             if not is_settled:
                 open_questions.append(row)
         pending, fetch = open_questions, fetch * 8
-    if pending:
-        _search_everything(spec, checked, k, engine=engine, pending=pending, answers=answers)
+    for row in pending:  # these look at every vector; memory stays at one batch
+        answers[row] = _NOTHING
+    for ids, vectors in engine.everything() if pending else ():
+        for row in pending:
+            best = answers[row]
+            candidates, distances = ids, distances_to(spec, checked[row], vectors)
+            if len(best.ids) == k:  # most batches hold nothing nearer
+                near = distances <= best.distances[-1]
+                candidates, distances = ids[near], distances[near]
+            answers[row] = _nearest(
+                k, np.concatenate([best.ids, candidates]), np.concatenate([best.distances, distances])
+            )
     return answers
 
 
 _NOTHING = Hits(np.empty(0, np.uint64), np.empty(0, np.float64))
-
-
-def _search_everything(
-    spec: SearchSpec, queries: Vectors, k: int, *, engine: Engine, pending: Sequence[int], answers: list[Hits]
-) -> None:
-    """Answers the pending queries by looking at every vector; memory stays at one batch."""
-    for row in pending:
-        answers[row] = _NOTHING
-    for ids, vectors in engine.everything():
-        for row in pending:
-            best = answers[row]
-            distances = distances_to(spec, queries[row], vectors)
-            if len(best.ids) == k:  # most batches hold nothing nearer
-                near = distances <= best.distances[-1]
-                candidates, distances = ids[near], distances[near]
-            else:
-                candidates = ids
-            answers[row] = _nearest(
-                k, np.concatenate([best.ids, candidates]), np.concatenate([best.distances, distances])
-            )
 
 
 def _nearest(k: int, ids: Ids, distances: Distances) -> Hits:
@@ -246,3 +195,105 @@ class MemoryVectors:
     def __call__(self, ids: Ids, /) -> Vectors:
         """The vectors of `ids`, which must all be there and be at least one."""
         return np.stack([self._vectors[key] for key in ids.tolist()])
+
+
+class IdMap:
+    """Ids by row, and back; a row is live until its id is deleted or replaced."""
+
+    def __init__(self, ids: Ids | None = None, live: Mask | None = None) -> None:
+        self._ids = np.empty(0, np.uint64) if ids is None else ids.copy()
+        self._live = np.empty(0, np.bool_) if live is None else live.copy()
+        self._size = len(self._ids)
+        self._largest = int(self._ids.max(initial=0)) if self._size else -1
+        # (first id, row of each id of the range), ten times faster on long sorted lists; (sorted ids, their rows) where
+        # ids are far apart
+        self._lookup: tuple[Ids, Rows] | None = None
+        self._live_rows: Rows | None = None
+        self.live_count = int(self._live.sum())
+
+    def __len__(self) -> int:
+        """Number of rows, live or not."""
+        return self._size
+
+    @property
+    def ids(self) -> Ids:
+        """Id of each row."""
+        return self._ids[: self._size]
+
+    @property
+    def live(self) -> Mask:
+        """True for each row that is live."""
+        return self._live[: self._size]
+
+    def append(self, ids: Ids) -> None:
+        """Add one row for each id; an older row of the same id is masked."""
+        self.drop(ids)
+        end = self._size + len(ids)
+        if end > len(self._ids):
+            spare = max(end, 2 * self._size) - self._size
+            self._ids = np.concatenate([self.ids, np.zeros(spare, np.uint64)])
+            self._live = np.concatenate([self.live, np.zeros(spare, np.bool_)])
+        self._ids[self._size : end] = ids
+        self._live[self._size : end] = True
+        self._size = end
+        self._largest = max(self._largest, int(ids.max(initial=0)))
+        self.live_count += len(ids)
+        self._lookup = self._live_rows = None
+
+    def drop(self, ids: Ids) -> None:
+        """Mask the live rows of `ids`; unknown ids are no error."""
+        if not len(ids) or int(ids.min()) > self._largest:
+            return  # the usual batch: ids ascend, so none can be known
+        rows = self.rows_of(ids)
+        self._live[rows] = False
+        self._live_rows = None
+        self.live_count -= len(rows)
+
+    def rows_of(self, ids: Ids) -> Rows:
+        """The live rows of those `ids` that have one, in the order of `ids`; each row once."""
+        rows = self.find(ids)
+        if rows.min(initial=0) < 0:
+            rows = rows[rows != _NO_ROW]
+        if len(rows) > 1 and not (rows[1:] > rows[:-1]).all():
+            rows = rows[np.sort(np.unique(rows, return_index=True)[1])]
+        return rows
+
+    def find(self, ids: Ids) -> Rows:
+        """The live row of each id, −1 where there is none."""
+        if self._lookup is None:
+            rows = self.ascending()
+            keys = self.ids[rows]
+            if len(keys) == 1 or (len(keys) and keys[-1] - keys[0] < 8 * len(keys)):
+                table = np.full(int(keys[-1] - keys[0]) + 1, _NO_ROW, np.int64)
+                table[(keys - keys[0]).astype(np.int64)] = rows
+                keys, rows = keys[:1], table
+            self._lookup = keys, rows
+        keys, rows = self._lookup
+        found: Rows
+        if not len(rows) or not len(ids):
+            return np.full(len(ids), _NO_ROW, np.int64)
+        if len(keys) == 1:  # a table over the range of ids, starting at the one key
+            offsets = ids - keys[0]  # ids below the first wrap round to huge numbers
+            if offsets.max() < len(rows):
+                found = rows[offsets.view(np.int64)]
+            else:
+                known = offsets < np.uint64(len(rows))
+                found = np.where(known, rows[np.where(known, offsets, 0).astype(np.int64)], _NO_ROW)
+        else:
+            places = np.minimum(np.searchsorted(keys, ids), len(keys) - 1)
+            found = np.where(keys[places] == ids, rows[places], _NO_ROW)
+        if self.live_count < self._size:
+            found = np.where(self.live[found], found, _NO_ROW)  # −1 looks at the last row, and stays −1
+        return found
+
+    def all_live(self) -> Rows | None:
+        """The live rows, None where that is every row."""
+        if self.live_count == self._size:
+            return None
+        rows = self._live_rows = np.flatnonzero(self.live) if self._live_rows is None else self._live_rows
+        return rows
+
+    def ascending(self) -> Rows:
+        """The live rows, ascending by id."""
+        rows: Rows = np.flatnonzero(self.live).astype(np.int64, copy=False)
+        return rows[np.argsort(self.ids[rows], kind="stable")]

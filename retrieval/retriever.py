@@ -22,8 +22,9 @@ from ..images import Box
 from ..index import Gallery
 from ..index.faiss.runtime import note_search_on_cpu
 from ..index.rejection import Rejection
-from ..index.search import Hits, SearchSpec, comparable, distances_to
+from ..index.search import Hits
 from ..index.storage.manifest import EncoderEntry
+from ..metrics.distances import SearchSpec, comparable, distances_to
 from .masking import stored_weights
 from .matches import Matches
 from .ranking import BareVector, Encodes, Match, Query, StoredEncoding

@@ -21,7 +21,7 @@ from .shared import note_what_is_due
 
 if TYPE_CHECKING:
     from ...index import Gallery
-    from ...index.sync.report import SyncReport
+    from ...index.sync.plan import SyncReport
     from ...remarks import Skipped
 
 EXAMPLE = "Example: `distcam index sync photos.gallery photos/ --dry-run`, then without; `--watch` goes on for ever"
@@ -134,7 +134,7 @@ def _watch(
     **options: Any,
 ) -> None:
     """One line per change set until Ctrl-C or SIGTERM, which is how a watch ends: exit status 0."""
-    from ...index.sync.watch import watch_folder
+    from ...index.sync.sync import watch_folder
 
     with _ended_by_signals():
         for outcome in watch_folder(gallery, folder, encoder, every=every, settle=settle, **options):

@@ -24,11 +24,11 @@ from ...files import Storage, WriterLock, after_commit, refusals_named
 from ...images.listing import Listing, list_images
 from ...images.loading import read_image
 from ...images.masks import MaskFolder
+from ...metrics.distances import METRICS, Metric, SearchSpec
 from ...progress import Progress
 from ...remarks import Skipped
 from ..backends import backend_entry, open_snapshot, require_index, rows_in, writer_of
 from ..reports import AddReport, read_skipped
-from ..search import METRICS, Metric, SearchSpec
 from ..storage.manifest import EncoderEntry, FileEntry, Manifest, MaskEntry, Spec
 from ..storage.segments import Vectors, pack_maps
 from ..storage.writer import CommitLimits, GalleryWriter

@@ -2,25 +2,30 @@
 
 Rounding follows the standard bound for an inner product of d terms in any order of summation,
 |computed − exact| ≤ (d + 16)·2⁻²⁴·‖x‖‖y‖; half precision the largest error measured while storing. With these bounds
-the exact layer knows when `Flat` and `SQfp16` have named every neighbour, ties included.
+the exact layer knows when `Flat` and `SQfp16` have named every neighbour, ties included. Other indexes have a recall.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-import faiss
+import faiss as typed_faiss
 import numpy as np
 
-from ..search import UNKNOWN_FLOOR, Ids, Proposal, SearchSpec, Vectors, VectorSource, first_fetch, lengths_of
-from .factory import faiss_metric
+from ...metrics.distances import Distances, SearchSpec, Vectors, check_vectors, comparable, distances_to, lengths_of
+from ..search import UNKNOWN_FLOOR, Hits, Ids, Mask, Proposal, Rows, VectorSource, first_fetch
+from .factory import efforts_of, faiss_metric, inner_index, is_coarse
 from .gpu import GPU_MAX_K, GpuIndex
-from .index_store import STAND_IN, IndexStore, Mask, Precision, Rows, row_selector
+from .index_store import STAND_IN, IndexStore, Precision, SearchSettings, row_selector, stored_blocks
 from .runtime import searched, threads_for
 
+faiss: Any = typed_faiss
+
+RECALL_TARGET = 0.99
+_FINE, _COARSE = (1, 2, 4), (1, 2, 4, 8, 16, 32, 64)  # settings of over-fetch
 _BLOCK = 2048  # gathered rows that are compared at once: they stay in the processor's cache
 _READ_TOGETHER = 1024  # rows: their float64 copies stay in the processor's cache
 _FEW = 4096  # allowed rows for which an approximate index is not asked
@@ -35,7 +40,6 @@ Way: TypeAlias = Literal["all", "gather", "mask"]
 class ErrorBound:
     """Bounds on FAISS's numbers of one search: products for cosine and dot, squares for l2, sums for l1.
 
-    >>> import numpy as np
     >>> bound = ErrorBound(SearchSpec(8, "l2"), Precision(radius=1.0), np.ones((1, 8), np.float32))
     >>> 1.999 < bound.floor(4.0) < 2.0, 4.0 < bound.cut(4.0) < 4.001
     (True, True)
@@ -83,15 +87,7 @@ class ErrorBound:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The `Engine` of one search.
-
-    Attributes:
-        store: the index.
-        source: reads the true vectors.
-        rows: those that may be returned; None: all.
-        gpu: the index's copy on GPUs, or None.
-        mask: the rows once more, as a mask, if it is there already.
-    """
+    """The `Engine` of one search: `rows` may be returned (None: all); `mask` is the same, if it is there already."""
 
     store: IndexStore
     source: VectorSource
@@ -204,8 +200,7 @@ class Candidates:
     def _ask_index(self, queries: Vectors, n: int, *, way: Way, growth: float = 1.0) -> tuple[Rows, Any]:
         """Rows from near to far (q, n), −1 where there is none, and FAISS's numbers for them.
 
-        Where a filter forbids most rows, or not enough were found before, an approximate index looks into more lists,
-        so that about as many allowed rows are compared.
+        An approximate index looks into more lists where a filter forbids most rows, or too few were found before.
         """
         store = self.store
         total = len(store.id_map)
@@ -237,3 +232,114 @@ class Candidates:
         distances, rows = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
         order = np.argsort(-distances if store.is_product else distances, axis=1)[:, :n]
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(distances, order, axis=1)
+
+
+# --- Recall -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Stored vectors as queries: ids (q,), raw queries (q, d), rising distances (q, K) of the K nearest others."""
+
+    ids: Ids
+    queries: Vectors
+    distances: Distances
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def recall(self, hits: Sequence[Hits], k: int) -> float:
+        """Share of the k nearest others among the first k of each answer without the query itself; copies are alike."""
+        k = min(k, self.distances.shape[1])
+        if not k or not len(self):
+            return 1.0
+        found = 0
+        for own, radius, answer in zip(self.ids, self.distances[:, k - 1], hits, strict=True):
+            found += int(np.count_nonzero(answer.distances[answer.ids != own][:k] <= radius))
+        return found / (k * len(self))
+
+
+def ground_truth(
+    spec: SearchSpec, ids: Ids, source: VectorSource, *, queries: int, k: int, seed: int = 0
+) -> GroundTruth:
+    """The distances of the k nearest others of some stored vectors, drawn by `seed`, by reading all of them once."""
+    rows = np.sort(np.random.default_rng(seed).permutation(len(ids))[:queries])
+    k = min(k, len(ids) - 1)
+    raw = source(ids[rows]) if len(rows) else np.empty((0, spec.dim), np.float32)
+    if k < 1 or not len(rows):
+        return GroundTruth(ids[rows], raw, np.empty((len(rows), 0)))
+    asked = comparable(spec, *check_vectors(spec, raw))
+    sign = -1.0 if spec.metric in ("cosine", "dot") else 1.0
+    fetch = min(first_fetch(k + 1), len(ids))
+    best = np.full((len(rows), fetch), np.inf, np.float32)  # within float32's rounding
+    places = np.zeros((len(rows), fetch), np.int64)
+    start = 0
+    for some, vectors in stored_blocks(spec, ids, source):
+        with threads_for(len(asked)):
+            numbers, near = faiss.knn(asked, vectors, min(fetch, len(some)), metric=faiss_metric(spec, "Flat"))
+        both = np.concatenate([best, sign * numbers], axis=1)
+        where = np.concatenate([places, near + start], axis=1)
+        order = np.argpartition(both, fetch - 1, axis=1)[:, :fetch]
+        best, places = np.take_along_axis(both, order, axis=1), np.take_along_axis(where, order, axis=1)
+        start += len(some)
+    distances = np.empty((len(rows), k))
+    for number, (row, found) in enumerate(zip(rows, places, strict=True)):
+        exact = distances_to(spec, asked[number], comparable(spec, source(ids[found[found != row]])))
+        distances[number] = np.sort(exact)[:k]
+    return GroundTruth(ids[rows], raw, distances)
+
+
+def measured_settings(
+    store: IndexStore, source: VectorSource, truth: GroundTruth, *, target: float = RECALL_TARGET
+) -> Iterator[SearchSettings]:
+    """Recall of each effort, from the least to the most, with the least over-fetch that it takes.
+
+    Stops after a setting that finds everything.
+    """
+    k = min(10, truth.distances.shape[1])
+    if k < 1:
+        yield SearchSettings(None, 1.0, 0)
+        return
+    index, spec = store.index, store.spec
+    is_graph = isinstance(inner_index(index), faiss.IndexHNSW)  # it looks at no more than it is asked for
+    factors = (1,) if is_graph else _COARSE if is_coarse(index) else _FINE
+    asked, base = comparable(spec, truth.queries), first_fetch(k) * (1 if store.is_native else STAND_IN)
+    engine = Candidates(store, source)
+    for effort in efforts_of(index):
+        with threads_for(len(asked)):
+            _, rows = searched(
+                index, asked, min(base * factors[-1], len(store.id_map)), params=store.parameters(effort=effort)
+            )
+        candidates = engine.read_all([found[found >= 0] for found in rows])
+        found = np.zeros(len(factors))
+        for query, own, radius, (ids, vectors) in zip(
+            asked, truth.ids, truth.distances[:, k - 1], candidates, strict=True
+        ):
+            near = (distances_to(spec, query, vectors) <= radius) & (ids != own)
+            found += [min(int(near[: base * factor].sum()), k) for factor in factors]
+        recalls = found / (k * len(truth))
+        choice = int(np.argmax(recalls >= min(target, recalls[-1])))
+        yield SearchSettings(effort, float(recalls[choice]), len(truth), factors[choice])
+        if recalls[-1] > 0.9999:
+            return
+
+
+def has_levelled_off(seen: Sequence[SearchSettings]) -> bool:
+    """True when three further settings brought next to nothing."""
+    if len(seen) < 4:
+        return False
+    before, now = seen[-4].recall_at_10, seen[-1].recall_at_10
+    return 0 < now < before + 0.002
+
+
+def enough(measured: Iterable[SearchSettings], *, target: float = RECALL_TARGET) -> SearchSettings:
+    """The first that reaches the target; where none does, the first that is half a per cent short of the best."""
+    seen: list[SearchSettings] = []
+    for settings in measured:
+        seen.append(settings)
+        if settings.recall_at_10 >= target:
+            return settings
+        if has_levelled_off(seen):
+            break
+    best = max(settings.recall_at_10 for settings in seen)
+    return next(settings for settings in seen if settings.recall_at_10 >= best - 0.005)

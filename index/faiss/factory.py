@@ -1,7 +1,7 @@
 """Choice of a gallery's FAISS index, its memory, and its training.
 
 Exact indexes as long as they are quick enough: `Flat` (float32), then `SQfp16` (half the memory, over twice the speed).
-Beyond a million vectors an inverted file whose `nprobe` is measured on the gallery's own vectors (`recall.py`).
+Beyond a million vectors an inverted file whose `nprobe` is measured on the gallery's own vectors (`candidates.py`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError, TooFewVectorsError
+from ...metrics.distances import SearchSpec, Vectors
 from ...remarks import counted
-from ..search import SearchSpec, Vectors
 from .runtime import reconstructed
 
 faiss: Any = typed_faiss  # its type stubs do not know the keyword arguments of its Python layer
@@ -79,7 +79,19 @@ def new_index(spec: SearchSpec, factory: str) -> Any:
                 raise InputError(
                     f"FAISS factory {factory!r}: expected {least} to {most} {what}, got {found[1]} in {found[0]}"
                 )
-    _check_parts(spec.dim, factory)
+    dim = spec.dim  # products of quantisers need so many equal parts of it; FAISS says so late, or dies
+    for part in factory.split(","):
+        rotation = re.fullmatch(r"(OPQ)(\d+)(?:_(\d+))?|(?:PCA[WR]*|RR)(\d+)", part)
+        if rotation:
+            dim = int(rotation[3] or rotation[4] or dim)
+        cut = re.match(r"O?PQ(\d+)", part)
+        if cut is not None and (not 1 <= (parts := int(cut[1])) <= dim or dim % parts):
+            divisors = [m for m in range(1, dim + 1) if dim % m == 0]
+            near = [*[m for m in divisors if m < parts][-1:], *[m for m in divisors if m > parts][:1]]
+            raise InputError(
+                f"FAISS factory {factory!r}: {part} cuts vectors into {parts} equal parts, which does not divide {dim} "
+                f"dimensions; use {' or '.join(map(str, near))}"
+            )
     try:
         index = faiss.index_factory(spec.dim, factory, faiss_metric(spec, factory))
     except RuntimeError as error:
@@ -93,25 +105,6 @@ def new_index(spec: SearchSpec, factory: str) -> Any:
         if hasattr(part, "do_polysemous_training"):
             part.do_polysemous_training = False  # minutes spent on ordering codes for a kind of search not used here
     return index
-
-
-def _check_parts(dim: int, factory: str) -> None:
-    """Products of quantisers need vectors that can be cut into so many equal parts; FAISS says so late, or dies."""
-    for part in factory.split(","):
-        rotation = re.fullmatch(r"(OPQ)(\d+)(?:_(\d+))?|(?:PCA[WR]*|RR)(\d+)", part)
-        if rotation:
-            dim = int(rotation[3] or rotation[4] or dim)
-        cut = re.match(r"O?PQ(\d+)", part)
-        if cut is None:
-            continue
-        parts = int(cut[1])
-        if not 1 <= parts <= dim or dim % parts:
-            divisors = [m for m in range(1, dim + 1) if dim % m == 0]
-            near = [*[m for m in divisors if m < parts][-1:], *[m for m in divisors if m > parts][:1]]
-            raise InputError(
-                f"FAISS factory {factory!r}: {part} cuts vectors into {parts} equal parts, which does not divide {dim} "
-                f"dimensions; use {' or '.join(map(str, near))}"
-            )
 
 
 def inner_index(index: Any) -> Any:
@@ -151,7 +144,14 @@ def train(index: Any, vectors: Vectors) -> None:
         inner.pq.cp.min_points_per_centroid = 1
         inner.pq.cp.max_points_per_centroid = _TRAINING_PER_LIST  # FAISS's 256 take ten times as long
         inner.pq.cp.niter = 12
-    quantisers = _quicken_rotations(index)
+    quantisers = []  # have to live until the index is trained
+    for number in range(index.chain.size()) if isinstance(index, faiss.IndexPreTransform) else ():
+        rotation = faiss.downcast_VectorTransform(index.chain.at(number))
+        if isinstance(rotation, faiss.OPQMatrix):  # a fifth of FAISS's rounds on a quarter of its points
+            rotation.niter, rotation.max_train_points = 10, _TRAINING_PER_LIST * 256
+            rotation.pq = quantiser = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
+            quantiser.cp.min_points_per_centroid = 1
+            quantisers.append(quantiser)
     try:
         index.train(vectors)
     except RuntimeError as error:
@@ -161,20 +161,6 @@ def train(index: Any, vectors: Vectors) -> None:
             2 * len(vectors) + 1,
         ) from error
     del quantisers
-
-
-def _quicken_rotations(index: Any) -> list[Any]:
-    """A fifth of FAISS's rounds on a quarter of its points (OPQ); returns what has to live until it is trained."""
-    quantisers = []
-    if isinstance(index, faiss.IndexPreTransform):
-        for number in range(index.chain.size()):
-            rotation = faiss.downcast_VectorTransform(index.chain.at(number))
-            if isinstance(rotation, faiss.OPQMatrix):
-                rotation.niter, rotation.max_train_points = 10, _TRAINING_PER_LIST * 256
-                rotation.pq = quantiser = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
-                quantiser.cp.min_points_per_centroid = 1
-                quantisers.append(quantiser)
-    return quantisers
 
 
 class Coarse(NamedTuple):

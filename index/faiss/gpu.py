@@ -34,7 +34,7 @@ _HALF_MAX = 65504.0
 _ADD_BLOCK = 65_536
 
 
-class Plan(NamedTuple):
+class Placement(NamedTuple):
     """The devices of a copy, in parts or whole on each; flat vectors in half precision or as they are."""
 
     devices: tuple[int, ...]
@@ -124,7 +124,7 @@ def gpus_of(device: str) -> tuple[int, ...]:
     return (0,) if device == "cuda" else tuple(range(count))
 
 
-def plan_copy(index: Any, *, device: str, free: Callable[[int], int], radius: float) -> Plan | None:
+def plan_copy(index: Any, *, device: str, free: Callable[[int], int], radius: float) -> Placement | None:
     """The placement of an index, by free memory; None where there is not enough, or FAISS has no such kind.
 
     "auto" takes the first GPU that holds all of it; "cuda:all" puts it on every GPU, which share out the queries. Where
@@ -138,41 +138,50 @@ def plan_copy(index: Any, *, device: str, free: Callable[[int], int], radius: fl
     if not devices or not (is_flat or is_half_flat or (isinstance(inner, lists) and inner.nprobe <= GPU_MAX_K)):
         return None
     room = {number: (free(number) - SCRATCH_BYTES) / _SPARE for number in devices}
+    count = int(index.ntotal)  # row numbers take 4 bytes there, and flat vectors bring their squared lengths along
+    if isinstance(inner, faiss.IndexIVF):
+        size = count * (int(inner.code_size) + 4) + 8 * int(inner.nlist) * int(inner.d)
+    else:
+        size = index_bytes(index, count) + 4 * count
     for is_half in (False, True) if is_flat and radius <= _HALF_MAX else (False,):
-        need = _gpu_bytes(index) // (2 if is_half else 1)
+        need = size // (2 if is_half else 1)
         fitting = [number for number in devices if room[number] >= need]
         if fitting and (device != "cuda:all" or fitting == list(devices)):
-            return Plan(tuple(fitting) if device == "cuda:all" else (fitting[0],), False, is_half)
+            return Placement(tuple(fitting) if device == "cuda:all" else (fitting[0],), False, is_half)
         if len(devices) > 1 and inner is index and min(room.values()) * len(devices) >= need:
-            return Plan(devices, True, is_half)
+            return Placement(devices, True, is_half)
     return None
 
 
 def copy_to_gpus(index: Any, *, device: str, radius: float) -> GpuIndex | None:
     """The copy that `plan_copy` plans, or None where the CPU has to answer."""
-    plan = plan_copy(index, device=device, free=_free_bytes, radius=radius)
+    import torch
+
+    # FAISS's Python layer does not tell how much memory is free, torch does
+    plan = plan_copy(index, device=device, free=lambda number: int(torch.cuda.mem_get_info(number)[0]), radius=radius)
     if plan is None:
         return None
-    resources = [_resources() for _ in plan.devices]
-    try:
-        return GpuIndex(_copy(index, plan, resources), resources=resources, is_half=plan.is_half)
-    except RuntimeError:  # another process took the memory, or FAISS lacks these numbers of parts or bits
-        return None
-
-
-def _copy(index: Any, plan: Plan, resources: Sequence[Any]) -> Any:
-    options = faiss.GpuClonerOptions() if len(plan.devices) == 1 else faiss.GpuMultipleClonerOptions()
+    resources = [faiss.StandardGpuResources() for _ in plan.devices]
+    for one in resources:
+        one.setTempMemory(SCRATCH_BYTES)
+    devices = plan.devices
+    options = faiss.GpuClonerOptions() if len(devices) == 1 else faiss.GpuMultipleClonerOptions()
     options.useFloat16 = plan.is_half
     options.indicesOptions = faiss.INDICES_32_BIT
-    if len(plan.devices) == 1:
-        return faiss.index_cpu_to_gpu(resources[0], plan.devices[0], index, options)
-    if plan.is_sharded and isinstance(index, faiss.IndexScalarQuantizer):
-        one = faiss.GpuClonerOptions()
-        return shards_of(
-            index, len(plan.devices), lambda part, i: faiss.index_cpu_to_gpu(resources[i], plan.devices[i], part, one)
-        )
-    options.shard = plan.is_sharded
-    return faiss.index_cpu_to_gpu_multiple_py(list(resources), index, options, list(plan.devices))
+    try:
+        if len(devices) == 1:
+            copy = faiss.index_cpu_to_gpu(resources[0], devices[0], index, options)
+        elif plan.is_sharded and isinstance(index, faiss.IndexScalarQuantizer):
+            one = faiss.GpuClonerOptions()
+            copy = shards_of(
+                index, len(devices), lambda part, i: faiss.index_cpu_to_gpu(resources[i], devices[i], part, one)
+            )
+        else:
+            options.shard = plan.is_sharded
+            copy = faiss.index_cpu_to_gpu_multiple_py(resources, index, options, list(devices))
+    except RuntimeError:  # another process took the memory, or FAISS lacks these numbers of parts or bits
+        return None
+    return GpuIndex(copy, resources=resources, is_half=plan.is_half)
 
 
 def shards_of(index: Any, count: int, place: Callable[[Any, int], Any]) -> Any:
@@ -185,24 +194,3 @@ def shards_of(index: Any, count: int, place: Callable[[Any, int], Any]) -> Any:
             part.add(reconstructed(index, at, min(_ADD_BLOCK, stop - at)))  # halves stay what they are
         shards.add_shard(place(part, number))  # which holds on to the part
     return shards
-
-
-def _gpu_bytes(index: Any) -> int:
-    """Memory of a copy: row numbers take 4 bytes there, and flat vectors bring their squared lengths along."""
-    inner, count = inner_index(index), int(index.ntotal)
-    if isinstance(inner, faiss.IndexIVF):
-        return count * (int(inner.code_size) + 4) + 8 * int(inner.nlist) * int(inner.d)
-    return index_bytes(index, count) + 4 * count
-
-
-def _resources() -> Any:
-    resources = faiss.StandardGpuResources()
-    resources.setTempMemory(SCRATCH_BYTES)
-    return resources
-
-
-def _free_bytes(number: int) -> int:
-    """Free memory of a GPU: FAISS's Python layer does not tell, torch does."""
-    import torch
-
-    return int(torch.cuda.mem_get_info(number)[0])

@@ -1,140 +1,46 @@
-"""A FAISS index with the ids of its rows: what is stored, how finely, and how to search it.
+"""A FAISS index with the ids of its rows: what is stored, how finely, how to search it, and all of it as bytes.
 
 Rows are only ever appended. Deleting masks a row and replacing masks the older one, because FAISS's own removal
 renumbers rows, is slow, and under an IVF index wrapped for foreign ids returns wrong ids.
+
+FAISS's reader is not made for hostile bytes: the gallery authenticates them, the sizes they claim are bounded by their
+length, and the header is compared with what was read. Codes and lists stay in these bytes, perhaps a mapped file.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import mmap
+import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO, TypeAlias
 
 import faiss as typed_faiss
 import numpy as np
-import numpy.typing as npt
 
-from ...errors import InputError
-from ..search import Ids, SearchSpec, Vectors, VectorSource, check_vectors, comparable, lengths_of
-from .factory import Coarse, inner_index, is_exact, search_parameters, train, training_size
+from ...errors import CorruptGalleryError, InputError
+from ...forking import ForkSafeLock
+from ...metrics.distances import SearchSpec, Vectors, check_vectors, comparable, lengths_of
+from ...remarks import counted
+from ..search import IdMap, Ids, Mask, Rows, VectorSource
+from .factory import Coarse, faiss_metric, inner_index, is_exact, search_parameters, train, training_size
 from .runtime import reconstructed, searched
 
 faiss: Any = typed_faiss
 
-Rows = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+Buffer: TypeAlias = bytes | mmap.mmap
 
 STAND_IN = 4  # candidates by L2 for each by L1: the true ten were always among the first fifty
 _BLOCK_BYTES = 32 << 20
-_NO_ROW = -1
 _HALF_MAX = 65504.0
 _MOST_EFFORT = 4096  # efSearch, where a filter leaves few of the vertices that are visited
-
-
-class IdMap:
-    """Ids by row, and back; a row is live until its id is deleted or replaced."""
-
-    def __init__(self, ids: Ids | None = None, live: Mask | None = None) -> None:
-        self._ids = np.empty(0, np.uint64) if ids is None else ids.copy()
-        self._live = np.empty(0, np.bool_) if live is None else live.copy()
-        self._size = len(self._ids)
-        self._largest = int(self._ids.max(initial=0)) if self._size else -1
-        self._lookup: tuple[Ids, Rows] | None = None
-        self._live_rows: Rows | None = None
-        self.live_count = int(self._live.sum())
-
-    def __len__(self) -> int:
-        """Number of rows, live or not."""
-        return self._size
-
-    @property
-    def ids(self) -> Ids:
-        """Id of each row."""
-        return self._ids[: self._size]
-
-    @property
-    def live(self) -> Mask:
-        """True for each row that is live."""
-        return self._live[: self._size]
-
-    def append(self, ids: Ids) -> None:
-        """Add one row for each id; an older row of the same id is masked."""
-        self.drop(ids)
-        end = self._size + len(ids)
-        if end > len(self._ids):
-            spare = max(end, 2 * self._size) - self._size
-            self._ids = np.concatenate([self.ids, np.zeros(spare, np.uint64)])
-            self._live = np.concatenate([self.live, np.zeros(spare, np.bool_)])
-        self._ids[self._size : end] = ids
-        self._live[self._size : end] = True
-        self._size = end
-        self._largest = max(self._largest, int(ids.max(initial=0)))
-        self.live_count += len(ids)
-        self._lookup = self._live_rows = None
-
-    def drop(self, ids: Ids) -> None:
-        """Mask the live rows of `ids`; unknown ids are no error."""
-        if not len(ids) or int(ids.min()) > self._largest:
-            return  # the usual batch: ids ascend, so none can be known
-        rows = self.rows_of(ids)
-        self._live[rows] = False
-        self._live_rows = None
-        self.live_count -= len(rows)
-
-    def rows_of(self, ids: Ids) -> Rows:
-        """The live rows of those `ids` that have one, in the order of `ids`; each row once."""
-        rows = self.find(ids)
-        if rows.min(initial=0) < 0:
-            rows = rows[rows != _NO_ROW]
-        if len(rows) > 1 and not (rows[1:] > rows[:-1]).all():
-            rows = rows[np.sort(np.unique(rows, return_index=True)[1])]
-        return rows
-
-    def find(self, ids: Ids) -> Rows:
-        """The live row of each id, −1 where there is none."""
-        keys, rows = self._lookup = self._lookup or self._make_lookup()
-        found: Rows
-        if not len(rows) or not len(ids):
-            return np.full(len(ids), _NO_ROW, np.int64)
-        if len(keys) == 1:  # a table over the range of ids, starting at the one key
-            offsets = ids - keys[0]  # ids below the first wrap round to huge numbers
-            if offsets.max() < len(rows):
-                found = rows[offsets.view(np.int64)]
-            else:
-                known = offsets < np.uint64(len(rows))
-                found = np.where(known, rows[np.where(known, offsets, 0).astype(np.int64)], _NO_ROW)
-        else:
-            places = np.minimum(np.searchsorted(keys, ids), len(keys) - 1)
-            found = np.where(keys[places] == ids, rows[places], _NO_ROW)
-        if self.live_count < self._size:
-            found = np.where(self.live[found], found, _NO_ROW)  # −1 looks at the last row, and stays −1
-        return found
-
-    def all_live(self) -> Rows | None:
-        """The live rows, None where that is every row."""
-        if self.live_count == self._size:
-            return None
-        rows = self._live_rows = np.flatnonzero(self.live) if self._live_rows is None else self._live_rows
-        return rows
-
-    def ascending(self) -> Rows:
-        """The live rows, ascending by id."""
-        rows: Rows = np.flatnonzero(self.live).astype(np.int64, copy=False)
-        return rows[np.argsort(self.ids[rows], kind="stable")]
-
-    def _make_lookup(self) -> tuple[Ids, Rows]:
-        """(first id, row of each id of the range), or (sorted ids, their rows) where ids are far apart.
-
-        The table is ten times faster on the long sorted lists that filters are.
-        """
-        rows = self.ascending()
-        keys = self.ids[rows]
-        if not len(keys) or (len(keys) > 1 and keys[-1] - keys[0] >= 8 * len(keys)):
-            return keys, rows
-        table = np.full(int(keys[-1] - keys[0]) + 1, _NO_ROW, np.int64)
-        table[(keys - keys[0]).astype(np.int64)] = rows
-        return keys[:1], table
+_MAGIC = b"distcam faiss 1\n"
+_LENGTH = struct.Struct("<Q")
+_HEADER_MAX = 65_536
+_PQ_TABLES_MAX = 2**31  # FAISS computes such tables on reading, up to this size
+_limits_lock = ForkSafeLock()
 
 
 @dataclass(frozen=True)
@@ -158,23 +64,19 @@ class Precision:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Effort and over-fetch of an approximate index, and the recall that was measured with them.
+    """Effort and over-fetch of an approximate index, and the recall of so many queries that was measured with them.
 
-    Attributes:
-        effort: nprobe (inverted file) or efSearch (HNSW) to search with; None where there is no such knob.
-        recall_at_10: share of the true ten neighbours that are left after exact re-scoring, in [0, 1].
-        queries: number of stored vectors it was measured on, each without itself.
-        overfetch: how many times the usual number of candidates to re-score; coarse codes need many.
+    Over-fetch is how many times the usual number of candidates are re-scored; coarse codes need many.
     """
 
-    effort: int | None
+    effort: int | None  # nprobe or efSearch; None where there is no such knob
     recall_at_10: float
     queries: int
     overfetch: int = 1
 
 
 class IndexStore:
-    """An index, the ids of its rows, and how to search it.
+    """An index with the ids of its rows.
 
     `buffer` is the memory that an index read without copying looks into; `own_copy` then reads one that can grow.
     """
@@ -211,12 +113,7 @@ class IndexStore:
     def fill(self, ids: Ids, source: VectorSource, *, factory: str, seed: int, coarse: Coarse | None = None) -> None:
         """Train the empty index on a sample of what `source` reads, and store everything, block by block.
 
-        Args:
-            ids: what to store, each once.
-            source: reads raw vectors.
-            factory: what the index was made from, for messages.
-            seed: of the sample.
-            coarse: lists of an inverted file with as many, over the same ids; others are passed over.
+        `coarse` are lists of an inverted file with as many, over the same ids; others are passed over.
         """
         index = self.index
         if not (isinstance(index, faiss.IndexIVF) and coarse is not None and len(coarse.centroids) == index.nlist):
@@ -224,7 +121,13 @@ class IndexStore:
         if not index.is_trained:
             if coarse is not None:
                 index.quantizer.add(coarse.centroids)  # FAISS then learns only the codes
-            train(index, self._sample(ids, source, seed=seed))
+            rows = np.sort(np.random.default_rng(seed).permutation(len(ids))[: training_size(index, len(ids))])
+            sample = np.empty((len(rows), self.spec.dim), np.float32)
+            start = 0
+            for some, vectors in stored_blocks(self.spec, ids[rows], source):
+                sample[start : start + len(some)] = vectors
+                start += len(some)
+            train(index, sample)
         try:
             start = 0
             for some, vectors in stored_blocks(self.spec, ids, source):
@@ -240,17 +143,6 @@ class IndexStore:
                 f"FAISS index {factory!r} cannot be filled or filtered ({str(error).split('Error: ')[-1]}); "
                 "use auto, flat, HNSW or IVF"
             ) from error
-
-    def _sample(self, ids: Ids, source: VectorSource, *, seed: int) -> Vectors:
-        """Comparable vectors to train on."""
-        size = training_size(self.index, len(ids))
-        rows = np.sort(np.random.default_rng(seed).permutation(len(ids))[:size])
-        sample = np.empty((len(rows), self.spec.dim), np.float32)
-        start = 0
-        for some, vectors in stored_blocks(self.spec, ids[rows], source):
-            sample[start : start + len(some)] = vectors
-            start += len(some)
-        return sample
 
     def add(self, ids: Ids, vectors: Vectors, *, lists: Rows | None = None) -> None:
         """Store comparable vectors in new rows; of an inverted file into these lists, where they are known."""
@@ -322,3 +214,129 @@ def row_selector(mask: Mask) -> tuple[Any, Any]:
     """FAISS's selector of the rows where the mask holds, and the bits it points to, which have to outlive it."""
     bits = np.packbits(mask, bitorder="little")
     return faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits)), bits
+
+
+# --- Bytes ------------------------------------------------------------------------------------------------------------
+
+
+def write(store: IndexStore, file: BinaryIO, *, factory: str) -> None:
+    """All of a store, without the raw vectors, into a file."""
+    header = {
+        "dim": store.spec.dim,
+        "metric": store.spec.metric,
+        "factory": factory,
+        "rows": len(store.id_map),
+        "errors": asdict(store.precision),
+        "calibration": asdict(store.settings) if store.settings else None,
+    }
+    text = json.dumps(header).encode()
+    file.write(_MAGIC + _LENGTH.pack(len(text)) + text)
+    file.write(store.id_map.ids.astype("<u8").tobytes())
+    file.write(np.packbits(store.id_map.live).tobytes())
+    faiss.write_index(store.index, faiss.PyCallbackIOWriter(file.write))
+
+
+def unpack(data: Buffer, spec: SearchSpec) -> tuple[IndexStore, str]:
+    """The store, which goes on looking into `data`, and its factory string."""
+    try:
+        return _unpack(data, spec)
+    except CorruptGalleryError:
+        raise
+    except Exception as error:  # FAISS raises RuntimeError and MemoryError, damaged headers nearly anything
+        raise _corrupt(f"cannot be read ({type(error).__name__})") from error
+
+
+def _unpack(data: Buffer, spec: SearchSpec) -> tuple[IndexStore, str]:
+    if data[: len(_MAGIC)] != _MAGIC:
+        raise _corrupt("is none of distcam's")
+    (length,) = _LENGTH.unpack_from(data, len(_MAGIC))
+    if length > _HEADER_MAX:
+        raise _corrupt(f"has a header of {length} bytes")
+    start = len(_MAGIC) + _LENGTH.size
+    header = json.loads(data[start : start + length])
+    if (header["dim"], header["metric"]) != (spec.dim, spec.metric):
+        raise _corrupt(
+            f"is for {header['dim']} dimensions and {header['metric']}, expected {spec.dim} and {spec.metric}"
+        )
+    rows, start = int(header["rows"]), start + length
+    ids = np.frombuffer(data, "<u8", rows, start).astype(np.uint64)
+    packed = np.frombuffer(data, np.uint8, -(-rows // 8), start + 8 * rows)
+    live = np.unpackbits(packed, count=rows).astype(np.bool_)
+    if len(np.unique(ids[live])) != live.sum():
+        raise _corrupt("holds an id twice")
+    factory = str(header["factory"])
+    tables = _PQ_TABLES_MAX if "PQ" in factory else 0
+    part = np.frombuffer(data, np.uint8, offset=start + 8 * rows + len(packed))
+    index = _read_index(part, tables=tables)
+    problems = structure_problems(index, rows=rows)
+    if index.d != spec.dim or index.metric_type != faiss_metric(spec, factory) or not index.is_trained:
+        problems.append("the index is of another dimension or metric than its header says")
+    if problems:
+        raise _corrupt("is inconsistent: " + "; ".join(problems))
+    store = IndexStore(
+        spec,
+        index,
+        id_map=IdMap(ids, live),
+        precision=Precision(**{name: float(value) for name, value in header["errors"].items()}),
+        settings=SearchSettings(**header["calibration"]) if header["calibration"] else None,
+        buffer=part,
+        own_copy=lambda: _read_index(part, tables=tables, copy=True),
+    )
+    return store, factory
+
+
+def _read_index(part: Any, *, tables: int, copy: bool = False) -> Any:
+    """FAISS's part; nothing in it may claim to be longer than the bytes there are, save the tables FAISS adds.
+
+    FAISS's limits belong to the process: they are tightened and put back.
+    """
+    if copy:
+        reader = faiss.PyCallbackIOReader(_Stream(part).read)
+    else:
+        reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(part), len(part))
+    with _limits_lock:
+        vector, loop = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
+        faiss.set_deserialization_vector_byte_limit(max(len(part) + 1024, tables))
+        faiss.set_deserialization_loop_limit(len(part) + 1)
+        try:
+            return faiss.read_index(reader)
+        finally:
+            faiss.set_deserialization_vector_byte_limit(vector)
+            faiss.set_deserialization_loop_limit(loop)
+
+
+class _Stream:
+    """Bytes read one piece after the other, out of memory that is not copied as a whole."""
+
+    def __init__(self, part: Any) -> None:
+        self.part, self.place = part, 0
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes, fewer at the end."""
+        piece: bytes = self.part[self.place : self.place + size].tobytes()
+        self.place += len(piece)
+        return piece
+
+
+def structure_problems(index: Any, *, rows: int) -> list[str]:
+    """Contradictions to `rows` rows numbered from 0, one sentence each."""
+    if index.ntotal != rows:
+        return [f"the index holds {counted(index.ntotal, 'vector')}, expected {rows}"]
+    inner = inner_index(index)
+    if inner.ntotal != rows:
+        return [f"the index holds {counted(inner.ntotal, 'vector')} under its transform, expected {rows}"]
+    if not isinstance(inner, faiss.IndexIVF):
+        return []
+    seen = np.zeros(rows, np.int64)
+    lists: Any = inner.invlists
+    for number in range(inner.nlist):
+        size = lists.list_size(number)
+        numbers = faiss.rev_swig_ptr(lists.get_ids(number), size) if size else np.empty(0, np.int64)
+        if len(numbers) and (numbers.min() < 0 or numbers.max() >= rows):
+            return [f"list {number} of the index names rows that do not exist"]
+        np.add.at(seen, numbers, 1)
+    return [] if (seen == 1).all() else ["the lists of the index do not hold every row once"]
+
+
+def _corrupt(reason: str) -> CorruptGalleryError:
+    return CorruptGalleryError(f"the saved search index {reason}; it is rebuilt from the stored vectors")

@@ -1,4 +1,4 @@
-"""The FAISS that is installed: which one it is, its methods on NumPy arrays, and its settings for one call.
+"""The FAISS that is installed: its distribution, its methods on NumPy arrays, its settings for one call, its machine.
 
 `faiss-cpu` and `faiss-gpu` write the same files, and pip lets both in without a word: whichever came last answers, and
 removing either takes files of both. A package cannot ask pip for one *instead of* the other, so it is said here.
@@ -6,15 +6,18 @@ removing either takes files of both. A package cannot ask pip for one *instead o
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import distributions
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...forking import ForkSafeLock
-from ...remarks import remark
+from ...remarks import counted, remark
 
 if TYPE_CHECKING:  # `distcam env` and errors ask about FAISS where it cannot be imported
     import numpy as np
@@ -113,9 +116,8 @@ def threads_for(n_queries: int) -> Iterator[None]:
     products from 4 queries per thread, long before FAISS's default of 128,000 / d; that setting is the process's, so
     it is held under a lock and put back.
     """
-    import faiss as typed_faiss
+    import faiss
 
-    faiss: Any = typed_faiss
     threads = faiss.omp_get_max_threads()
     if n_queries == 1 and threads > 1:
         faiss.omp_set_num_threads(1)
@@ -133,3 +135,14 @@ def threads_for(n_queries: int) -> Iterator[None]:
                 faiss.cvar.distance_compute_blas_threshold = threshold
     else:
         yield
+
+
+def machine() -> str:
+    """Processor and cores."""
+    name = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists() and (
+        found := re.search(r"^model name\s*:(.*)", information.read_text("utf-8", "replace"), re.M)
+    ):
+        name = found[1].strip()
+    return f"{name}, {counted(os.cpu_count() or 1, 'core')}"

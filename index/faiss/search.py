@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import faiss
 import numpy as np
@@ -13,26 +13,12 @@ import numpy.typing as npt
 
 from ...errors import InputError
 from ...forking import make_forks_safe
-from ..search import (
-    Hits,
-    Ids,
-    MemoryVectors,
-    SearchSpec,
-    Vectors,
-    VectorSource,
-    check_ids,
-    check_vectors,
-    comparable,
-    lengths_of,
-    search_exactly,
-)
-from . import io as faiss_bytes
-from .candidates import Candidates
+from ...metrics.distances import SearchSpec, Vectors, check_vectors, comparable, lengths_of
+from ..search import Hits, Ids, MemoryVectors, VectorSource, check_ids, search_exactly
+from .candidates import RECALL_TARGET, Candidates, GroundTruth, enough, ground_truth, measured_settings
 from .factory import Coarse, choose_factory, coarse_of, index_bytes, inner_index, new_index
 from .gpu import GpuCopy
-from .index_store import IndexStore, SearchSettings, check_range
-from .io import Buffer
-from .recall import RECALL_TARGET, GroundTruth, enough, ground_truth, measured_settings
+from .index_store import Buffer, IndexStore, SearchSettings, check_range, structure_problems, unpack, write
 
 _BLOCK = 8192
 _MEASURED_QUERIES = 200
@@ -50,8 +36,7 @@ class FaissSearch:
         self.spec = store.spec
         self.factory = factory
         self._store = store
-        self._memory = MemoryVectors()  # stays empty where a source reads the vectors
-        self._source: VectorSource = source or self._memory
+        self._source = source or MemoryVectors()
         self._gpu = GpuCopy(device)
         make_forks_safe()
 
@@ -67,10 +52,7 @@ class FaissSearch:
         source: VectorSource | None = None,
         seed: int = 0,
     ) -> FaissSearch:
-        """An index over all `batches` of (ids, raw vectors), read once.
-
-        An approximate kind is trained on a sample and filled a block at a time from what `source` reads back; see
-        `from_source`, which spares reading the batches.
+        """An index over all `batches` of (ids, raw vectors), read once; `from_source` spares reading them.
 
         Args:
             spec: dimension and metric.
@@ -94,10 +76,10 @@ class FaissSearch:
         for ids, vectors in batches:
             raw, _ = check_vectors(spec, vectors)
             keys.append(check_ids(ids, count=len(raw)))
-            if search._source is search._memory:
-                search._memory.put(keys[-1], raw)
-        search._fill(np.unique(np.concatenate(keys)), seed=seed)
-        return search
+            if isinstance(search._source, MemoryVectors):
+                search._source.put(keys[-1], raw)
+        stored = np.unique(np.concatenate(keys))
+        return cls.from_source(spec, stored, search._source, factory=search.factory, device=device, seed=seed)
 
     @classmethod
     def from_source(
@@ -114,41 +96,25 @@ class FaissSearch:
     ) -> FaissSearch:
         """An index over stored vectors: in memory are the index, a training sample, and a block of vectors, no more.
 
-        Args:
-            spec: dimension and metric.
-            ids: what to store, each once.
-            source: reads raw vectors, again and again.
-            factory: as in `build`, like the next two.
-            device: "auto", "cpu", "cuda", "cuda:N", "cuda:all".
-            seed: of the samples.
-            settings: how to search an approximate kind, where it was measured before; None measures it now.
-            coarse: the lists of an inverted file with as many that was built before, over the same ids.
-
-        Raises:
-            InputError: as in `build`.
+        Arguments are those of `build`, which raises the same. `settings` are those measured before (None: measure now),
+        `coarse` the lists of an inverted file with as many that was built before, over the same ids.
         """
         search = cls._empty(spec, len(ids), factory=factory, device=device, source=source)
-        search._fill(ids, seed=seed, settings=settings, coarse=coarse)
+        store = search._store
+        store.fill(ids, source, factory=search.factory, seed=seed, coarse=coarse)
+        if search.is_exact:
+            return search
+        if settings is None:
+            stored = store.id_map.ids[store.id_map.ascending()]
+            truth = ground_truth(spec, stored, source, queries=_MEASURED_QUERIES, k=10, seed=seed)
+            settings = enough(search.measured_settings(truth))
+        search.use(settings)
         return search
 
     @classmethod
-    def _empty(
-        cls, spec: SearchSpec, count: int, *, factory: str, device: str, source: VectorSource | None
-    ) -> FaissSearch:
+    def _empty(cls, spec: SearchSpec, count: int, *, factory: str, device: str, source: VectorSource | None) -> Self:
         wanted = {"auto": choose_factory(spec, count), "flat": "Flat"}.get(factory, factory)
         return cls(IndexStore(spec, new_index(spec, wanted)), factory=wanted, device=device, source=source)
-
-    def _fill(
-        self, ids: Ids, *, seed: int, settings: SearchSettings | None = None, coarse: Coarse | None = None
-    ) -> None:
-        self._store.fill(ids, self._source, factory=self.factory, seed=seed, coarse=coarse)
-        if self.is_exact:
-            return
-        if settings is None:
-            stored = self._store.id_map.ids[self._store.id_map.ascending()]
-            truth = ground_truth(self.spec, stored, self._source, queries=_MEASURED_QUERIES, k=10, seed=seed)
-            settings = enough(self.measured_settings(truth))
-        self.use(settings)
 
     def measured_settings(self, truth: GroundTruth, *, target: float = RECALL_TARGET) -> Iterator[SearchSettings]:
         """Recall of each setting of an approximate index, from the least to the most effort."""
@@ -206,14 +172,15 @@ class FaissSearch:
         check_range(self.factory, stored)
         self._store.add(keys, stored)
         self._gpu.drop()
-        if self._source is self._memory:
-            self._memory.put(keys, raw)
+        if isinstance(self._source, MemoryVectors):
+            self._source.put(keys, raw)
 
     def delete(self, ids: npt.ArrayLike) -> None:
         """Mask ids; unknown ones are no error. Their memory comes back with a rebuild."""
         keys = check_ids(ids)
         self._store.id_map.drop(keys)
-        self._memory.drop(keys)
+        if isinstance(self._source, MemoryVectors):
+            self._source.drop(keys)
 
     def get(self, ids: npt.ArrayLike) -> Vectors:
         """Raw stored vectors in the order asked for.
@@ -254,7 +221,7 @@ class FaissSearch:
     def verify(self) -> list[str]:
         """Problems found: in row numbers, and for exact kinds any vector that is not the source's."""
         store = self._store
-        problems = faiss_bytes.structure_problems(store.index, rows=len(store.id_map))
+        problems = structure_problems(store.index, rows=len(store.id_map))
         if problems or not store.is_exact:
             return problems
         rows = store.id_map.ascending()
@@ -274,7 +241,8 @@ class FaissSearch:
         """Free the index; what is left is empty."""
         self._store, self.factory = IndexStore(self.spec, new_index(self.spec, "Flat")), "Flat"
         self._gpu.drop()
-        self._memory = MemoryVectors()
+        if isinstance(self._source, MemoryVectors):
+            self._source = MemoryVectors()
 
     @property
     def device(self) -> str:
@@ -300,13 +268,13 @@ class FaissSearch:
     def serialise(self) -> bytes:
         """The index as bytes; the raw vectors stay where `source` reads them."""
         file = io.BytesIO()
-        faiss_bytes.write(self._store, file, factory=self.factory)
+        write(self._store, file, factory=self.factory)
         return file.getvalue()
 
     def save(self, path: Path) -> None:
         """Write the same to a file, without a second copy in memory."""
         with path.open("wb") as file:
-            faiss_bytes.write(self._store, file, factory=self.factory)
+            write(self._store, file, factory=self.factory)
 
     @classmethod
     def deserialise(cls, data: Buffer, *, spec: SearchSpec, source: VectorSource, device: str = "auto") -> FaissSearch:
@@ -317,7 +285,7 @@ class FaissSearch:
         Raises:
             CorruptGalleryError: bytes that are damaged, were made for another spec, or claim more than they hold.
         """
-        store, factory = faiss_bytes.unpack(data, spec)
+        store, factory = unpack(data, spec)
         return cls(store, factory=factory, device=device, source=source)
 
     def __reduce__(self) -> tuple[Any, ...]:

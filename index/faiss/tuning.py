@@ -1,8 +1,7 @@
 """Choosing a search index by measuring: recall, latency and memory of candidates on the gallery's own vectors.
 
-Each candidate is built as searches will use it, its effort and over-fetch are raised until it finds what was asked for,
-and single queries are timed. The one that keeps within all budgets at the least cost is chosen. In memory are at most
-the best so far, the candidate at hand, the sample it is trained on (at most a tenth more for millions), and blocks.
+Each candidate is built as searches will use it; its effort and over-fetch are raised until it finds enough. In memory
+are at most the best so far, the candidate at hand, its training sample (a tenth more for millions), and blocks.
 """
 
 from __future__ import annotations
@@ -18,13 +17,15 @@ import faiss
 import numpy as np
 
 from ...errors import InputError
+from ...metrics.distances import SearchSpec
 from ...progress import Progress
 from ...remarks import counted
-from ..search import Ids, SearchSpec, VectorSource
+from ..search import Ids, Search, VectorSource
 from ..storage.manifest import Tuning
+from .candidates import GroundTruth, enough, ground_truth, has_levelled_off
 from .factory import Coarse, index_bytes, list_count, new_index
 from .index_store import SearchSettings
-from .recall import GroundTruth, enough, ground_truth, has_levelled_off, machine, single_latencies
+from .runtime import machine
 from .search import FaissSearch
 
 _ID_BYTES = 17  # per vector, beside the index
@@ -32,17 +33,12 @@ _POINTS_PER_LIST = 39  # fewer, and FAISS warns that lists are poorly placed
 _FLAT_UP_TO = 1_000_000
 _PRODUCTS_FROM = 10_000
 _ALIKE = 1.1  # times the latency of the quickest
+_TIMED_MS = 3000.0
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits for an index.
-
-    Attributes:
-        recall: share of the true ten neighbours, at least, in (0, 1].
-        memory: bytes of index and ids, at most.
-        latency_ms: median of single queries, at most; None: any, the quicker the better.
-    """
+    """Limits for an index, as `Gallery.tune` explains them."""
 
     recall: float
     memory: int
@@ -81,13 +77,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate with what was measured, or the note why it was not; a note also says which budgets it overruns.
-
-    `total_bytes` is the memory of index and ids; 0 where FAISS cannot make the index.
-    """
+    """A candidate with what was measured, or the note why it was not; a note also says which budgets it overruns."""
 
     factory: str
-    total_bytes: int
+    total_bytes: int  # of index and ids; 0 where FAISS cannot make the index
     tuning: Tuning | None = None
     note: str = ""
 
@@ -96,7 +89,7 @@ class Trial:
 class TuningReport:
     """All candidates in the order in which they were tried, and what was measured of the chosen one.
 
-    `binding` names the budgets without which another would have been chosen.
+    `binding` names the budgets that kept a better candidate out, or one whose worth is not known.
     """
 
     trials: tuple[Trial, ...]
@@ -187,7 +180,13 @@ def tune(
     chosen = choose(trials, budget)
     if chosen is None or chosen.tuning is None or best is None:
         raise InputError(_nothing_fits(trials, budget))
-    return TuningReport(tuple(trials), chosen.tuning, budget, _binding(trials, budget, chosen)), best
+    unlimited = {"recall": replace(budget, recall=1e-9)}
+    if budget.latency_ms is not None:
+        unlimited["latency"] = replace(budget, latency_ms=None)
+    binding = [name for name, other in unlimited.items() if choose(trials, other) is not chosen]
+    if any(trial.tuning is None and "memory" in budget.missed(trial) for trial in trials):
+        binding.append("memory")
+    return TuningReport(tuple(trials), chosen.tuning, budget, tuple(binding)), best
 
 
 @dataclass(frozen=True)
@@ -205,9 +204,7 @@ class _Bench:
     def sized(self, factory: str) -> Trial:
         """The candidate before it is built, with a note if it is too large."""
         size = index_bytes(new_index(self.spec, factory), len(self.ids)) + _ID_BYTES * len(self.ids)
-        return self._noted(Trial(factory, size))
-
-    def _noted(self, trial: Trial) -> Trial:
+        trial = Trial(factory, size)
         return replace(trial, note=", ".join(self.budget.missed(trial)))
 
     def try_out(self, trial: Trial, truth: GroundTruth) -> tuple[Trial, FaissSearch | None]:
@@ -236,7 +233,8 @@ class _Bench:
         measured = self._measure(search, settings, truth, build_seconds=seconds)
         if not search.is_exact:
             search.use(replace(settings, recall_at_10=measured.recall_at_10))
-        return self._noted(Trial(trial.factory, search.nbytes, measured)), search
+        found = Trial(trial.factory, search.nbytes, measured)
+        return replace(found, note=", ".join(self.budget.missed(found))), search
 
     def _best_settings(self, search: FaissSearch, truth: GroundTruth) -> SearchSettings:
         """The quickest settings that reach the recall: more lists, or more candidates from fewer lists."""
@@ -253,7 +251,7 @@ class _Bench:
         timed = []
         for settings in good:
             search.use(settings)
-            timed.append(float(np.median(single_latencies(search, truth, most=30))))
+            timed.append(np.median(single_latencies(search, truth, most=30)))
         return good[int(np.argmin(timed))]
 
     def _measure(
@@ -286,6 +284,20 @@ class _Bench:
         )
 
 
+def single_latencies(search: Search, truth: GroundTruth, *, most: int = 100) -> list[float]:
+    """Milliseconds of single queries, k = 10; fewer of them where they are slow."""
+    for query in truth.queries[:3]:
+        search.search(query[None], 10)
+    latencies: list[float] = []
+    for query in truth.queries[:most]:
+        start = time.perf_counter()
+        search.search(query[None], 10)
+        latencies.append(1e3 * (time.perf_counter() - start))
+        if sum(latencies) > _TIMED_MS and len(latencies) >= 5:
+            break
+    return latencies
+
+
 def choose(trials: Sequence[Trial], budget: Budget) -> Trial | None:
     """The candidate of least cost that keeps within the budgets.
 
@@ -299,17 +311,6 @@ def choose(trials: Sequence[Trial], budget: Budget) -> Trial | None:
         limit = _ALIKE * min(tuning.latency_ms for _, tuning in fitting)
         fitting = [(trial, tuning) for trial, tuning in fitting if tuning.latency_ms <= limit]
     return min(fitting, key=lambda pair: (pair[0].total_bytes, pair[1].latency_ms))[0]
-
-
-def _binding(trials: Sequence[Trial], budget: Budget, chosen: Trial) -> tuple[str, ...]:
-    """The budgets that kept a better candidate out, or one whose worth is not known."""
-    unlimited = {"recall": replace(budget, recall=1e-9)}
-    if budget.latency_ms is not None:
-        unlimited["latency"] = replace(budget, latency_ms=None)
-    binding = [name for name, other in unlimited.items() if choose(trials, other) is not chosen]
-    if any(trial.tuning is None and "memory" in budget.missed(trial) for trial in trials):
-        binding.append("memory")
-    return tuple(binding)
 
 
 def _nothing_fits(trials: Sequence[Trial], budget: Budget) -> str:

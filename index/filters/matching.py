@@ -1,15 +1,7 @@
-r"""Filters over labels, columns and paths: written as text, kept as a small tree, evaluated on whole columns at once.
+"""Filters evaluated on whole columns at once. An image without a value equals nothing and is in no range.
 
-    label=cat                     label != cat                 label in cat,dog
-    camera>=3 and camera<6        path~'holiday/*'             not (label=cat or label=dog)
-
-Operators: `=` (or `==`), `!=`, `<`, `<=`, `>`, `>=` (numbers), `~` (a pattern with `*`, `?` and `[…]`), `in`. They are
-combined by `not`, `and`, `or` (in this order) and parentheses. Names and values with spaces or operators go in quotes.
-
-An image without a value equals nothing and is in no range: `label=cat` leaves it out, `label!=cat` keeps it.
-
-Filters can come from untrusted clients, and take time on many images: a text holds up to 32 comparisons, the rows that
-a comparison selects are remembered, and a deadline (`deadlines.finish_by`) ends them all.
+They can come from untrusted clients, and take time on many images: a text holds up to 32 comparisons, the rows that a
+comparison selects are remembered, and a deadline (`deadlines.finish_by`) ends them all.
 """
 
 from __future__ import annotations
@@ -69,7 +61,7 @@ class Categorical:
         return [known[code] for code in self.codes]
 
 
-class Table(Protocol):
+class ColumnTable(Protocol):
     """Columns of strings with one value, or none, per image; `"path"` and `"label"` are among them."""
 
     @property
@@ -111,14 +103,8 @@ class Verdicts:
                 self.nbytes -= self._masks.popitem(last=False)[1].nbytes
 
 
-def matching(where: Filter, table: Table, verdicts: Verdicts | None = None) -> Mask:
-    """Mask of the table's rows that a filter selects.
-
-    Args:
-        where: the filter.
-        table: the columns.
-        verdicts: the cache of this table; equal comparisons are evaluated once in any case.
-    """
+def matching(where: Filter, table: ColumnTable, verdicts: Verdicts | None = None) -> Mask:
+    """Mask of the table's rows that a filter selects; equal comparisons are evaluated once, cache or not."""
     check_deadline()
     known = Verdicts() if verdicts is None else verdicts
     match where:
@@ -131,33 +117,23 @@ def matching(where: Filter, table: Table, verdicts: Verdicts | None = None) -> M
     column = _column(where.column, table)
     mask = known.get(where, len(table))
     if mask is None:
-        mask = _verdict(where, column)
+        holds = _predicate(where)
+        of_values = np.empty(len(column.values) + 1, bool)  # each distinct value is looked at once
+        of_values[-1] = isinstance(where, Ne)  # code -1, "no value"
+        for start in range(0, len(column.values), _BLOCK):
+            some = column.values[start : start + _BLOCK]
+            of_values[start : start + len(some)] = [holds(value) for value in some]
+            check_deadline()
+        mask = of_values[column.codes]
         known.put(where, mask)
     return mask
 
 
-def _verdict(where: Comparison, column: Categorical) -> Mask:
-    """Each distinct value is looked at once; the last entry is for code -1, "no value"."""
-    holds = _predicate(where)
-    verdicts = np.empty(len(column.values) + 1, bool)
-    verdicts[-1] = isinstance(where, Ne)
-    for start in range(0, len(column.values), _BLOCK):
-        some = column.values[start : start + _BLOCK]
-        verdicts[start : start + len(some)] = [holds(value) for value in some]
-        check_deadline()
-    return verdicts[column.codes]
-
-
-def hints(where: Filter | str, table: Table) -> list[str]:
+def hints(where: Filter | str, table: ColumnTable) -> list[str]:
     """One sentence for each value that a filter asks for and no image has, with the nearest one that some image has.
 
-    For messages to people: an empty answer to a misspelt label looks like an empty gallery. So
-    does a range of a column that holds no number. What is asked for by `!=`, by a pattern or by a range of numbers is
-    not looked at. `Gallery.filter_hints` asks an open gallery.
-
-    Args:
-        where: the filter, or its text.
-        table: the columns, such as a snapshot.
+    For messages to people: an empty answer to a misspelt label looks like an empty gallery. So does a range of a column
+    that holds no number. Values asked for by `!=`, by a pattern or by a range of numbers are not looked at.
     """
     said: dict[str, None] = {}
     for comparison in _comparisons(tree_of(where)):
@@ -199,7 +175,7 @@ def _examples(values: Sequence[str], *, most: int = 5) -> str:
     return f"; there are {', '.join(values[:most])}{rest}"
 
 
-def _column(name: str, table: Table) -> Categorical:
+def _column(name: str, table: ColumnTable) -> Categorical:
     if name not in table.column_names:
         nearest = difflib.get_close_matches(name, table.column_names, n=1)
         hint = f", did you mean {nearest[0]!r}?" if nearest else ""
@@ -218,14 +194,13 @@ def _predicate(where: Eq | Ne | In | Glob | Range) -> Callable[[str], bool]:
         case Glob(_, pattern):
             fits = re.compile(fnmatch.translate(pattern)).match
             return lambda found: fits(found) is not None
-        case Range():
-            return lambda found: _in_range(found, where)
+        case Range(_, low, high):
 
+            def is_in_range(found: str) -> bool:
+                value = number(found)
+                if value is None:
+                    return False
+                above = value >= low if where.low_included else value > low
+                return above and (value <= high if where.high_included else value < high)
 
-def _in_range(text: str, where: Range) -> bool:
-    value = number(text)
-    if value is None:
-        return False
-    above = value >= where.low if where.low_included else value > where.low
-    below = value <= where.high if where.high_included else value < where.high
-    return above and below
+            return is_in_range

@@ -1,7 +1,6 @@
 """Filters: comparisons of one column, how they are combined, and how both are written as text.
 
-`matching.py` describes the grammar. Every value in a gallery is text. A number where text belongs would equal nothing,
-in silence, so it is refused.
+Every value in a gallery is text. A number where text belongs would equal nothing, in silence, so it is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ...errors import InputError
 
@@ -31,25 +30,22 @@ _COMPARISONS = {"=", "==", "!=", "<", "<=", ">", ">=", "~"}
 
 
 @dataclass(frozen=True)
-class Eq:
+class _OneValue:
+    """A column compared with one value."""
+
+    column: str
+    value: str
+
+    def __post_init__(self) -> None:
+        _require_text(self, self.column, self.value)
+
+
+class Eq(_OneValue):
     """The column has exactly this value."""
 
-    column: str
-    value: str
 
-    def __post_init__(self) -> None:
-        _require_text(self, self.column, self.value)
-
-
-@dataclass(frozen=True)
-class Ne:
+class Ne(_OneValue):
     """The column has another value, or none."""
-
-    column: str
-    value: str
-
-    def __post_init__(self) -> None:
-        _require_text(self, self.column, self.value)
 
 
 @dataclass(frozen=True)
@@ -93,27 +89,23 @@ class Range:
 
 
 @dataclass(frozen=True)
-class And:
+class _Parts:
+    """Filters that are combined."""
+
+    parts: tuple[Filter, ...]
+    depth: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", _several(self, self.parts, "filters"))
+        object.__setattr__(self, "depth", _depth_over(self, *self.parts))
+
+
+class And(_Parts):
     """All parts hold."""
 
-    parts: tuple[Filter, ...]
-    depth: int = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", _several(self, self.parts, "filters"))
-        object.__setattr__(self, "depth", _depth_over(self, *self.parts))
-
-
-@dataclass(frozen=True)
-class Or:
+class Or(_Parts):
     """At least one part holds."""
-
-    parts: tuple[Filter, ...]
-    depth: int = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", _several(self, self.parts, "filters"))
-        object.__setattr__(self, "depth", _depth_over(self, *self.parts))
 
 
 @dataclass(frozen=True)
@@ -140,13 +132,13 @@ def number(text: str) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _require_text(where: Comparison, *values: Any) -> None:
+def _require_text(where: object, *values: Any) -> None:
     for value in values:
         if not isinstance(value, str):
             raise InputError(f"filter {_spelt(where)}: columns and values are text, write {str(value)!r} for {value!r}")
 
 
-def _depth_over(where: And | Or | Not, *parts: Any) -> int:
+def _depth_over(where: object, *parts: Any) -> int:
     """Levels of `and`, `or`, `not` in a filter over these parts; evaluation goes down them by recursion."""
     for part in parts:
         if not isinstance(part, Filter):
@@ -161,25 +153,28 @@ def _depth_over(where: And | Or | Not, *parts: Any) -> int:
     return depth
 
 
-def _several(where: Filter, values: Any, what: str) -> tuple[Any, ...]:
+def _several(where: object, values: Any, what: str) -> tuple[Any, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InputError(f"filter {_spelt(where)}: expected several {what}, got {values!r}; put it in a tuple")
     return tuple(values)
 
 
-def _spelt(where: Filter) -> str:
+def _spelt(where: object) -> str:
     text = repr(where)
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-@dataclass(frozen=True)
-class _Token:
+class _Token(NamedTuple):
     kind: str  # "quoted", "operator", "word", or "end"
     text: str
 
 
 def parse_filter(text: str) -> Filter:
     """The tree of a filter written as text.
+
+    Operators: `=` (or `==`), `!=`, `<`, `<=`, `>`, `>=` (numbers), `~` (a pattern with `*`, `?` and `[…]`), `in`; they
+    are combined by `not`, `and`, `or` (in this order) and parentheses. Names and values with spaces or operators go in
+    quotes: `camera>=3 and not (label in cat,dog or path~'holiday/*')`.
 
     >>> parse_filter("label in cat,dog and camera<3")
     And(parts=(In(column='label', values=('cat', 'dog')), Range(column='camera', low=-inf, high=3.0, \
@@ -273,21 +268,20 @@ class _Parser:
         operator = self._next()
         if operator.kind != "operator" or operator.text not in _COMPARISONS:
             raise self._error(f"expected a comparison such as = after {column!r}, got {operator.text!r}")
-        return self._compare(column, operator.text, self._value(f"a value after {operator.text!r}"))
-
-    def _compare(self, column: str, operator: str, value: str) -> Filter:
-        if operator in ("=", "=="):
+        sign, value = operator.text, self._value(f"a value after {operator.text!r}")
+        if sign in ("=", "=="):
             return Eq(column, value)
-        if operator == "~" and value.count("*") > MAX_STARS:
-            raise self._error(f"a pattern may hold up to {MAX_STARS} stars, this one has {value.count('*')}")
-        if operator in ("!=", "~"):
-            return Ne(column, value) if operator == "!=" else Glob(column, value)
-        bound = number(value)
-        if bound is None:
-            raise self._error(f"{operator!r} compares numbers, got {value!r}")
-        if operator in ("<", "<="):
-            return Range(column, high=bound, high_included=operator == "<=")
-        return Range(column, low=bound, low_included=operator == ">=")
+        if sign == "!=":
+            return Ne(column, value)
+        if sign == "~":
+            if value.count("*") > MAX_STARS:
+                raise self._error(f"a pattern may hold up to {MAX_STARS} stars, this one has {value.count('*')}")
+            return Glob(column, value)
+        if (bound := number(value)) is None:
+            raise self._error(f"{sign!r} compares numbers, got {value!r}")
+        if sign in ("<", "<="):
+            return Range(column, high=bound, high_included=sign == "<=")
+        return Range(column, low=bound, low_included=sign == ">=")
 
     def _value(self, expected: str) -> str:
         token = self._next()

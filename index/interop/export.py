@@ -20,21 +20,18 @@ import numpy as np
 
 from ...errors import GalleryError, GalleryExistsError, InputError
 from ...files import Storage
+from ...progress import Progress
 from ...remarks import counted, remark
-from ..search import comparable
 from ..storage.segments import located
 from ..storage.snapshot import Ids
-from .clip_retrieval import ENCODER_FILE, EXPORT_FILE
-from .tables import parquet
+from .tables import BLOCK_ROWS, ENCODER_FILE, EXPORT_FILE, parquet
 
 if TYPE_CHECKING:
     from ...progress import Progress
     from ..gallery import Gallery
 
 ROWS_PER_FILE = 250_000
-BLOCK_ROWS = 4096
 _MARKER = ".distcam-export"
-_TRAINING_ROWS = 65_536
 _OWN_COLUMNS = ("image_path", "path", "label", "id", "sha256", "size", "mtime_ns")
 
 
@@ -120,13 +117,12 @@ def _aside(target: Path) -> Iterator[Path]:
         storage.sync_folder(folder)
         storage.rename(folder, target)
         storage.sync_folder(target.parent)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         reason = error.strerror or str(error)
         raise GalleryError(f"{target}: cannot be written ({reason}); is the disk full or write-protected?") from error
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 class _Writing:
@@ -146,22 +142,18 @@ class _Writing:
         """Write the FAISS index; returns its factory string."""
         import faiss
 
-        from ..faiss.factory import choose_factory, new_index, train
+        from ..faiss.factory import choose_factory, new_index
+        from ..faiss.index_store import IndexStore
 
         gallery = self._gallery
         spec = self._snapshot.search_spec
         own = gallery.manifest.index
         factory = own if wanted == "auto" and own not in ("auto", "flat") else wanted
         factory = {"flat": "Flat", "auto": choose_factory(spec, len(gallery))}.get(factory, factory)
-        index = new_index(spec, factory)
-        if not index.is_trained:
-            rows = max(_TRAINING_ROWS, 64 * getattr(index, "nlist", 0))
-            sample = np.random.default_rng(0).permutation(gallery.ids)[:rows]
-            train(index, comparable(spec, gallery.embeddings(np.sort(sample))))
-        for start in range(0, len(gallery), BLOCK_ROWS):
-            index.add(comparable(spec, gallery.embeddings(gallery.ids[start : start + BLOCK_ROWS])))
+        store = IndexStore(spec, new_index(spec, factory))
+        store.fill(gallery.ids, gallery.embeddings, factory=factory, seed=0)
         try:
-            faiss.write_index(index, str(self._folder / "image.index"))
+            faiss.write_index(store.index, str(self._folder / "image.index"))
         except RuntimeError as error:  # FAISS's word for a full disk
             reason = str(error).split("Error: ")[-1].strip()
             raise GalleryError(
@@ -173,8 +165,15 @@ class _Writing:
         """Write one pair (or triple) of files; yields the number of rows done."""
         pa, pq = parquet()
         spec = self._gallery.spec
-        embedding = self._array("img_emb", name, (len(ids), spec.embedding_dim))
-        pooled = None if spec.embedding_is_pooled else self._array("pooled", name, (len(ids), spec.pooled_dim))
+        arrays = {"img_emb": (spec.embedding_dim, self._gallery.embeddings)}
+        if not spec.embedding_is_pooled:
+            arrays["pooled"] = (spec.pooled_dim, self._gallery.pooled)
+        files = {
+            kind: np.lib.format.open_memmap(
+                self._folder / kind / f"{kind}_{name}.npy", mode="w+", dtype=self._dtype, shape=(len(ids), dim)
+            )
+            for kind, (dim, _) in arrays.items()
+        }
         fields = [(column, pa.string()) for column in ("image_path", "path", "label", *self._columns)]
         fields += [("id", pa.int64()), ("sha256", pa.string()), ("size", pa.uint64()), ("mtime_ns", pa.int64())]
         schema = pa.schema(fields)
@@ -182,18 +181,12 @@ class _Writing:
             for start in range(0, len(ids), BLOCK_ROWS):
                 some = ids[start : start + BLOCK_ROWS]
                 stop = start + len(some)
-                embedding[start:stop] = self._gallery.embeddings(some)
-                if pooled is not None:
-                    pooled[start:stop] = self._gallery.pooled(some)
+                for kind, (_, read) in arrays.items():
+                    files[kind][start:stop] = read(some)
                 writer.write_table(pa.table(self._table(some), schema=schema))
                 yield stop
-        for array in (embedding, pooled):
-            if array is not None:
-                array.flush()
-
-    def _array(self, kind: str, name: str, shape: tuple[int, int]) -> Any:
-        path = self._folder / kind / f"{kind}_{name}.npy"
-        return np.lib.format.open_memmap(path, mode="w+", dtype=self._dtype, shape=shape)
+        for file in files.values():
+            file.flush()
 
     def _table(self, ids: Ids) -> dict[str, list[Any]]:
         records = self._gallery.records(ids)

@@ -1,7 +1,7 @@
 """A gallery of vectors that other tools made: written by commits, as a build writes it, and as crash-safe.
 
-Which encoder made the vectors is in none of these files but our own exports, which bring it along. Without it the
-gallery answers stored images and vectors only; an encoder that is named is checked on the images themselves.
+Only our own exports say which encoder made the vectors, and bring it along. Without it the gallery answers stored
+images and vectors only; an encoder that is named is checked on the images themselves.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,18 +17,18 @@ import numpy as np
 
 from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, WeightsError
 from ...files import Storage, WriterLock
+from ...metrics.distances import METRICS, Metric, SearchSpec
+from ...progress import Progress
 from ...remarks import Skipped, remark
 from ..backends import require_index
 from ..building.creating import existing_gallery, new_gallery_id, write_encoder_copy
 from ..reports import AddReport
-from ..search import METRICS, Metric, SearchSpec
 from ..storage.hdf5 import Array
 from ..storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
 from ..storage.segments import Entries, Vectors, located
 from ..storage.writer import GalleryWriter
-from .clip_retrieval import ENCODER_FILE
 from .sources import Kind, open_source
-from .tables import Source
+from .tables import ENCODER_FILE, ImportSource
 
 if TYPE_CHECKING:  # only a named encoder needs torch
     from ...encoders import Encoder
@@ -63,16 +61,17 @@ def import_gallery(
     An interrupted import is no gallery yet, and the same call starts it anew.
 
     Args:
-        source: see `open_source`, also for `kind`, `embeddings`, `label_column` and `root`.
+        source: a folder of clip-retrieval or of `distcam index export`; a table of Open Metric Learning, or a folder
+            with one table and one file of embeddings; or an HDF5 file of hloc.
         out: the gallery's folder.
-        kind: whose layout it is.
-        embeddings: the file of vectors that belongs to a table.
+        kind: the layout; `"auto"` looks.
+        embeddings: the `.npy` or `.pt` file that belongs to a table, row by row.
         metric: `"cosine"` unless an export says otherwise.
         name: of whatever made the vectors; its hash is the fingerprint. The source's name if left out.
         encoder: a checkpoint, or an encoder: some images are encoded again and must come out as they are stored. That
             of an export need not be named; that it brings none is a remark.
-        label_column: the column with the classes.
-        root: the folder that relative image paths refer to.
+        label_column: the column with the classes; by default `label`.
+        root: the folder that relative image paths refer to; by default that of the table, or `source`.
         index: `"auto"`, `"flat"`, or a FAISS factory string.
         device: of the encoder in that trial.
         overwrite: replace a gallery at `out`.
@@ -110,7 +109,15 @@ def import_gallery(
         gallery_id=new_gallery_id(None if root is None else str(found.root)),
     )
     require_index(SearchSpec(found.embedding_dim, chosen), index)
-    with _opened(Path(out), manifest, overwrite=overwrite) as writer:
+    folder, storage = Path(out), Storage()
+    _replaceable(folder, manifest, overwrite=overwrite)  # before a lock file gets into a folder of something else
+    storage.make_folder(folder)
+    with WriterLock(folder):
+        old = _replaceable(folder, manifest, overwrite=overwrite)
+        if old is not None:
+            manifest = dataclasses.replace(manifest, generation=old.generation + 1)
+        writer = GalleryWriter(folder, manifest, on_disk=old, storage=storage)
+        writer.delete_orphans()
         _copy(writer, found, known, progress)
         gallery = Gallery.open(out)
         gallery.report = AddReport(len(gallery), 0, 0, gallery.skipped)
@@ -118,7 +125,7 @@ def import_gallery(
     return gallery
 
 
-def _entry(found: Source, name: str, known: Encoder | None) -> EncoderEntry:
+def _entry(found: ImportSource, name: str, known: Encoder | None) -> EncoderEntry:
     if found.about:
         claimed = found.about["encoder"]
         precision = claimed.get("precision")
@@ -134,21 +141,6 @@ def _entry(found: Source, name: str, known: Encoder | None) -> EncoderEntry:
 # --- Copying ----------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _opened(folder: Path, manifest: Manifest, *, overwrite: bool) -> Iterator[GalleryWriter]:
-    """A writer for a new gallery, holding its lock; what an interrupted import of the same source left is replaced."""
-    _replaceable(folder, manifest, overwrite=overwrite)  # before a lock file gets into a folder of something else
-    storage = Storage()
-    storage.make_folder(folder)
-    with WriterLock(folder):
-        old = _replaceable(folder, manifest, overwrite=overwrite)
-        if old is not None:
-            manifest = dataclasses.replace(manifest, generation=old.generation + 1)
-        writer = GalleryWriter(folder, manifest, on_disk=old, storage=storage)
-        writer.delete_orphans()
-        yield writer
-
-
 def _replaceable(folder: Path, new: Manifest, *, overwrite: bool) -> Manifest | None:
     """The gallery there that may be replaced; GalleryExistsError when it may not."""
     old = existing_gallery(folder, overwrite=overwrite)
@@ -157,7 +149,7 @@ def _replaceable(folder: Path, new: Manifest, *, overwrite: bool) -> Manifest | 
     return old
 
 
-def _copy(writer: GalleryWriter, found: Source, known: Encoder | None, progress: Progress | None) -> None:
+def _copy(writer: GalleryWriter, found: ImportSource, known: Encoder | None, progress: Progress | None) -> None:
     """Take every usable row over, and say that the gallery is complete."""
     if known is not None:
         entry = dataclasses.replace(writer.manifest.encoder, file=write_encoder_copy(known, writer))
@@ -189,11 +181,20 @@ def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skip
     is_zero: Array = (vectors.embedding == 0).all(axis=1)
     rows = []
     for row, path in enumerate(entries.paths):
-        reason = _path_refusal(path, seen)
-        if not reason and not finite[row]:
+        reason = ""
+        if not path or "\0" in path:
+            reason = "has no path that a file could have"
+        elif path in seen:
+            reason = "its path occurs twice; the first is kept"
+        elif not finite[row]:
             reason = "its vectors are not finite"
-        elif not reason and is_zero[row] and spec.metric == "cosine":
+        elif is_zero[row] and spec.metric == "cosine":
             reason = "its embedding is zero, which no cosine compares"
+        try:
+            path.encode()
+            located(path, Path("/"))
+        except (UnicodeEncodeError, GalleryError):
+            reason = "its path is not UTF-8, or leads out of the root"
         if reason:
             skipped.append(Skipped(path.encode("utf-8", "backslashreplace").decode(), reason))
         else:
@@ -202,23 +203,10 @@ def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skip
     return np.array(rows, np.int64)
 
 
-def _path_refusal(path: str, seen: set[str]) -> str | None:
-    if not path or "\0" in path:
-        return "has no path that a file could have"
-    if path in seen:
-        return "its path occurs twice; the first is kept"
-    try:
-        path.encode()
-        located(path, Path("/"))
-    except (UnicodeEncodeError, GalleryError):
-        return "its path is not UTF-8, or leads out of the root"
-    return None
-
-
 # --- Checking an encoder ----------------------------------------------------------------------------------------------
 
 
-def _brought_along(found: Source) -> Path | None:
+def _brought_along(found: ImportSource) -> Path | None:
     """The encoder that lies in an export; that it brings none is a remark."""
     if not found.about:
         return None
@@ -234,7 +222,7 @@ def _brought_along(found: Source) -> Path | None:
     return None
 
 
-def _checked_encoder(found: Source, given: str | os.PathLike[str] | Encoder, device: str) -> Encoder:
+def _checked_encoder(found: ImportSource, given: str | os.PathLike[str] | Encoder, device: str) -> Encoder:
     """The encoder, if it is the one that made the vectors: by its fingerprint, or else by trying it out."""
     from ...encoders import Encoder
     from ...encoders.inference import whole_encoder
@@ -262,7 +250,7 @@ def _checked_encoder(found: Source, given: str | os.PathLike[str] | Encoder, dev
     return encoder
 
 
-def _try_out(encoder: Encoder, found: Source, device: str) -> None:
+def _try_out(encoder: Encoder, found: ImportSource, device: str) -> None:
     """Encode some images that are there again, and compare with their stored vectors."""
     from ...encoders import Inference
 

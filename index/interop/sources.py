@@ -6,25 +6,21 @@ and a shape that a file claims is compared with what it holds before anything is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...images.listing import quiet_listing
 from ..storage.hdf5 import Array
 from ..storage.segments import Entries, Vectors
-from .clip_retrieval import open_clip_retrieval
-from .tables import BLOCK_ROWS, Source, TableReader, checked_matrix, read_matrix
+from .tables import BLOCK_ROWS, ImportSource, TableReader, checked_matrix, open_clip_retrieval, read_matrix
 
 Kind = Literal["auto", "clip-retrieval", "oml", "hloc"]
-_ARRAYS = (".npy", ".pt", ".pth")
 
 
 def open_source(
@@ -34,20 +30,23 @@ def open_source(
     embeddings: Path | None = None,
     root: Path | None = None,
     label_column: str | None = None,
-) -> Source:
-    """Look at what another tool left behind.
-
-    Args:
-        place: a folder of clip-retrieval or of `distcam index export`; a table of Open Metric Learning, or a folder
-            with one table and one file of embeddings; or an HDF5 file of hloc.
-        kind: whose layout it is; `"auto"` looks.
-        embeddings: the `.npy` or `.pt` file that belongs to a table, row by row.
-        root: the folder that relative image paths refer to; by default that of the table, or `place`.
-        label_column: the column with the classes; by default `label`.
-    """
+) -> ImportSource:
+    """The rows that another tool left behind, as `import_gallery` explains."""
     if not place.exists():
         raise InputError(f"nothing is at {place}")
-    chosen = _kind_of(place) if kind == "auto" else kind
+    chosen, suffix = kind, place.suffix.lower()
+    if kind == "auto":
+        if place.is_dir() and (place / "img_emb").is_dir():
+            chosen = "clip-retrieval"
+        elif suffix in (".h5", ".hdf5"):
+            chosen = "hloc"
+        elif suffix == ".csv" or (place.is_dir() and any(place.glob("*.csv"))):
+            chosen = "oml"
+        else:
+            raise InputError(
+                f"{place}: expected a folder with img_emb/*.npy (clip-retrieval, `distcam index export`), a .csv table "
+                "with embeddings beside it (Open Metric Learning), or an .h5 file (hloc)"
+            )
     if embeddings is not None and chosen != "oml":
         raise InputError(f"{place}: `embeddings` belongs to a table; {chosen} brings its own")
     if label_column is not None and chosen == "hloc":
@@ -59,26 +58,13 @@ def open_source(
     return _oml(place, embeddings, root=root, label_column=label_column)
 
 
-def _kind_of(place: Path) -> str:
-    if place.is_dir() and (place / "img_emb").is_dir():
-        return "clip-retrieval"
-    if place.suffix.lower() in (".h5", ".hdf5"):
-        return "hloc"
-    if place.suffix.lower() == ".csv" or (place.is_dir() and any(place.glob("*.csv"))):
-        return "oml"
-    raise InputError(
-        f"{place}: expected a folder with img_emb/*.npy (clip-retrieval, `distcam index export`), a .csv table with "
-        "embeddings beside it (Open Metric Learning), or an .h5 file (hloc)"
-    )
-
-
 # --- Open Metric Learning ---------------------------------------------------------------------------------------------
 
 
-def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_column: str | None) -> Source:
+def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_column: str | None) -> ImportSource:
     """A table as `list_images` reads it, and a matrix or tensor with a row for each of its lines."""
     table = _only(place, "*.csv") if place.is_dir() else place
-    file = embeddings or _only(table.parent, *(f"*{suffix}" for suffix in _ARRAYS))
+    file = embeddings or _only(table.parent, "*.npy", "*.pt", "*.pth")
     listing = quiet_listing(table, "column", has_vectors=True)
     matrix = read_matrix(file) if file.suffix == ".npy" else _tensor(file)
     if len(listing) != len(matrix):
@@ -98,7 +84,7 @@ def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_colum
             yield reader.entries(rows), Vectors(embedding, embedding)
             start += len(some)
 
-    return Source("oml", table, own_root, len(matrix), matrix.shape[1], blocks)
+    return ImportSource("oml", table, own_root, len(matrix), matrix.shape[1], blocks)
 
 
 def _only(folder: Path, *patterns: str) -> Path:
@@ -132,26 +118,29 @@ def _tensor(file: Path) -> Array:
 # --- hloc -------------------------------------------------------------------------------------------------------------
 
 
-def _hloc(place: Path, root: Path) -> Source:
+def _hloc(place: Path, root: Path) -> ImportSource:
     """A group for each image, named by its path, with a dataset `global_descriptor`."""
     names, dim = _with_hloc(place, _descriptors)
     if not names:
         raise InputError(f"{place}: no group in it holds a global_descriptor")
     reader = TableReader(root.absolute(), "label")
 
+    def stacked(file: Any, names: list[str]) -> Array:
+        return np.stack([np.asarray(file[name]["global_descriptor"][:], np.float32) for name in names])
+
     def blocks() -> Iterator[tuple[Entries, Vectors]]:
         for start in range(0, len(names), BLOCK_ROWS):
             some = names[start : start + BLOCK_ROWS]
-            embedding = _with_hloc(place, partial(_stacked, some))
+            embedding = _with_hloc(place, stacked, some)
             yield reader.entries({"path": list(some)}), Vectors(embedding, embedding)
 
-    return Source("hloc", place, reader.root, len(names), dim, blocks)
+    return ImportSource("hloc", place, reader.root, len(names), dim, blocks)
 
 
-def _with_hloc(place: Path, read: Callable[[Any], Any]) -> Any:
+def _with_hloc(place: Path, read: Callable[..., Any], *names: list[str]) -> Any:
     try:
         with h5py.File(place, "r", locking=False) as file:
-            return read(file)
+            return read(file, *names)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     except Exception as error:  # h5py raises nearly every kind for a damaged file
@@ -178,7 +167,3 @@ def _descriptors(file: Any) -> tuple[list[str], int]:
     if len(dims) > 1 or any(not 1 <= dim <= 1 << 20 for dim in dims):
         raise InputError(f"its descriptors have impossible or different lengths, {sorted(dims)[:5]}")
     return sorted(names), dims.pop() if dims else 0
-
-
-def _stacked(names: Sequence[str], file: Any) -> NDArray[np.float32]:
-    return np.stack([np.asarray(file[name]["global_descriptor"][:], np.float32) for name in names])

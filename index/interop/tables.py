@@ -1,4 +1,4 @@
-"""Ground common to the formats of other tools: a source of rows, untrusted arrays, cells of tables."""
+"""Tables and arrays of other tools, row by row; clip-retrieval's folders, which `distcam index export` writes too."""
 
 from __future__ import annotations
 
@@ -7,33 +7,31 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import InputError, MissingExtraError
 from ..storage.hdf5 import Array
 from ..storage.segments import Entries, Vectors, stored_path
 
 BLOCK_ROWS = 4096
+EXPORT_FILE = "export.json"
+ENCODER_FILE = "encoder.safetensors"  # beside it, never elsewhere: what an export names is not followed
+_MAX_JSON_BYTES = 16 << 20
 _PATH_COLUMNS = ("image_path", "path", "file", "url", "key")
 _STATE_COLUMNS = ("id", "sha256", "size", "mtime_ns")  # in the tables of `distcam index export`
 
 
 @dataclass(frozen=True)
-class Source:
-    """Rows of vectors that another tool wrote.
+class ImportSource:
+    """Rows of vectors that another tool wrote; relative image paths refer to `root`.
 
     Attributes:
-        kind: which tool's layout it is.
-        place: the folder or file.
-        root: the folder that relative image paths refer to.
-        count: rows.
-        embedding_dim, pooled_dim: lengths of the vectors; `pooled_dim` is None when there are embeddings only.
+        pooled_dim: None when there are embeddings only.
         blocks: reads all rows from the first on, a bounded number at a time.
-        about: what `distcam index export` wrote of the gallery; empty for everybody else's.
+        about: the description by `distcam index export`; empty for other tools.
     """
 
     kind: str
@@ -75,13 +73,7 @@ def checked_matrix(file: Path, array: Any) -> Array:
 
 @dataclass(frozen=True)
 class TableReader:
-    """Turns rows of a table into entries.
-
-    Attributes:
-        root: what relative paths refer to.
-        label: the column with the classes.
-        columns: of our own export: the gallery's name of each column of the table; None in everybody else's.
-    """
+    """Turns rows of a table into entries; `columns` are the gallery's names of those of our own export, else None."""
 
     root: Path
     label: str
@@ -101,6 +93,11 @@ class TableReader:
             f"{prefix}{start + row:08d}" if path is None else path
             for row, path in enumerate(map(_text, table.pop(own, empty)))
         ]
+        checksums = b"".join(
+            # zeros, which no file has, where there is none
+            bytes.fromhex(value) if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else bytes(32)
+            for value in state.get("sha256", empty)
+        )
         columns = {"label": [_text(value) for value in table.pop(self.label, empty)]}
         for name, values in table.items():
             if name:
@@ -112,7 +109,7 @@ class TableReader:
                 path if "://" in path or not path or "\0" in path else stored_path(self.root / path, self.root)
                 for path in paths
             ],
-            sha256=_checksums(state.get("sha256", empty)),
+            sha256=np.frombuffer(checksums, np.uint8).reshape(count, 32),
             size=_numbers(state.get("size", empty), np.uint64),
             mtime_ns=_numbers(state.get("mtime_ns", empty), np.int64),
             columns=columns,
@@ -128,15 +125,126 @@ def _text(value: Any) -> str | None:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def _checksums(values: Sequence[Any]) -> NDArray[np.uint8]:
-    """Checksums as bytes; zeros, which no file has, where there is none."""
-    known = [isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in values]
-    data = b"".join(bytes.fromhex(value) if is_one else bytes(32) for value, is_one in zip(values, known, strict=True))
-    return np.frombuffer(data, np.uint8).reshape(len(values), 32)
-
-
 def _numbers(values: Sequence[Any], kind: type[np.integer[Any]]) -> Array:
-    """Whole numbers; 0 where there is none, or one that does not fit."""
+    """The whole numbers; 0 for none, or one that does not fit."""
     limits = np.iinfo(kind)
-    fits = (isinstance(value, int) and limits.min <= value <= limits.max for value in values)
-    return np.array([value if is_one else 0 for value, is_one in zip(values, fits, strict=True)], kind)
+    fitting = [value if isinstance(value, int) and limits.min <= value <= limits.max else 0 for value in values]
+    return np.array(fitting, kind)
+
+
+# --- clip-retrieval ---------------------------------------------------------------------------------------------------
+
+
+def open_clip_retrieval(place: Path, *, root: Path | None, label_column: str | None) -> ImportSource:
+    """`img_emb/img_emb_<n>.npy` and `metadata/metadata_<n>.parquet`, row by row; rows are numbered through."""
+    about = _about(place)
+    arrays = _numbered(place / "img_emb", ".npy")
+    if not arrays:
+        raise InputError(f"{place / 'img_emb'}: holds no .npy file")
+    tables = _numbered(place / "metadata", ".parquet")
+    pooled = _numbered(place / "pooled", ".npy")
+    if tables and (alone := [file.name for number, file in arrays.items() if number not in tables]):
+        raise InputError(
+            f"{place}: no table in metadata belongs to {', '.join(alone[:5])}; was the folder copied whole?"
+        )
+    shards = [
+        _Shard(read_matrix(file), tables.get(number), read_matrix(pooled[number]) if number in pooled else None, file)
+        for number, file in arrays.items()
+    ]
+    dims = {(shard.embedding.shape[1], None if shard.pooled is None else shard.pooled.shape[1]) for shard in shards}
+    if len(dims) > 1:
+        raise InputError(f"{place}: its arrays have different widths, {sorted(map(str, dims))}")
+    for shard in shards:
+        shard.check()
+    own_root = Path(about["root"]) if "root" in about else place
+    reader = TableReader((root or own_root).absolute(), label_column or "label", about.get("columns"))
+
+    def blocks() -> Iterator[tuple[Entries, Vectors]]:
+        for shard in shards:
+            yield from shard.blocks(reader)
+
+    (dim, pooled_dim) = dims.pop()
+    count = sum(len(shard.embedding) for shard in shards)
+    return ImportSource("clip-retrieval", place, reader.root, count, dim, blocks, pooled_dim, about)
+
+
+def _about(place: Path) -> dict[str, Any]:
+    """The description in a distcam export, checked; empty for folders of other tools."""
+    file = place / EXPORT_FILE
+    if not file.is_file():
+        return {}
+    try:
+        if file.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError("too long")
+        about = json.loads(file.read_bytes())
+        if about.get("format") != "distcam-export" or about.get("version") != 1:
+            raise ValueError("another format, or a newer version")
+        kinds = {"root": str, "metric": str, "columns": dict, "encoder": dict}
+        if wrong := [name for name, kind in kinds.items() if not isinstance(about.get(name), kind)]:
+            raise ValueError(f"no {', '.join(wrong)}")
+        encoder = about["encoder"]
+        kinds = {"description": dict, "fingerprint": str, "short_name": str}
+        if not all(isinstance(encoder.get(name), kind) for name, kind in kinds.items()):
+            raise ValueError("its encoder is not described")
+        if (masks := about.get("masks")) is not None and not (
+            isinstance(masks["folder"], str) and type(masks.get("category")) in (int, NoneType)
+        ):
+            raise ValueError("its masks are not described")
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError, OSError) as error:
+        raise InputError(f"{file}: is not what `distcam index export` writes ({error}); export again") from error
+    return dict(about)
+
+
+def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
+    """Files by the number that their names end in: `img_emb_2` comes before `img_emb_10`."""
+    paths = list(folder.glob(f"*{suffix}"))
+    found = {int(number[0]) if (number := re.search(r"\d+$", path.stem)) else 0: path for path in paths}
+    if len(found) < len(paths):
+        raise InputError(
+            f"{folder}: two files have the same number, so nothing says which table belongs to which array"
+        )
+    return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One array of embeddings, and what belongs to it row by row."""
+
+    embedding: Array
+    table: Path | None
+    pooled: Array | None
+    file: Path
+
+    def check(self) -> None:
+        rows = {len(self.embedding), *(() if self.pooled is None else (len(self.pooled),))}
+        if self.table is not None:
+            _, pq = parquet()
+            try:
+                rows.add(pq.read_metadata(self.table).num_rows)
+            except (OSError, ValueError) as error:
+                raise InputError(f"{self.table}: cannot be read as Parquet ({error})") from error
+        if len(rows) > 1:
+            raise InputError(f"{self.file}: the files of this number have {sorted(rows)} rows; they must have the same")
+
+    def blocks(self, reader: TableReader) -> Iterator[tuple[Entries, Vectors]]:
+        start = 0
+        for table in self._tables():
+            stop = start + len(next(iter(table.values())))
+            embedding = np.array(self.embedding[start:stop], np.float32)
+            pooled = embedding if self.pooled is None else np.array(self.pooled[start:stop], np.float32)
+            yield reader.entries(table, f"{self.file.stem}/", start), Vectors(pooled, embedding)
+            start = stop
+
+    def _tables(self) -> Iterator[dict[str, list[Any]]]:
+        if self.table is None:
+            for start in range(0, len(self.embedding), BLOCK_ROWS):
+                yield {"": [None] * min(BLOCK_ROWS, len(self.embedding) - start)}
+            return
+        _, pq = parquet()
+        try:
+            with pq.ParquetFile(self.table) as file:
+                for batch in file.iter_batches(batch_size=BLOCK_ROWS):
+                    names = map(str, batch.schema.names)
+                    yield {name: column.to_pylist() for name, column in zip(names, batch.columns, strict=True)}
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.table}: cannot be read as Parquet ({error})") from error

@@ -9,19 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError
+from ...metrics.distances import SearchSpec, Vectors, comparable, lengths_of
 from ..filters.tree import Filter
-from ..search import (
-    UNKNOWN_FLOOR,
-    Hits,
-    Ids,
-    Proposal,
-    SearchSpec,
-    Vectors,
-    check_ids,
-    comparable,
-    lengths_of,
-    search_exactly,
-)
+from ..search import UNKNOWN_FLOOR, Hits, Ids, Proposal, check_ids, search_exactly
 from .filters import EVERY_ROW, compiled
 from .table import MAX_CANDIDATES, Found, MilvusTable, expressions_of
 

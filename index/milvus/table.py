@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import CorruptGalleryError, GalleryExistsError, InputError
+from ...metrics.distances import Distances, Metric, Vectors
 from ...remarks import counted
-from ..search import Distances, Ids, Metric, Vectors
+from ..search import Ids
 from .connection import Address, Connection, connected
 from .filters import EVERY_ROW
 from .index import IndexKind

@@ -18,8 +18,8 @@ from typing import Any, Literal, Self, Union, cast, get_args, get_origin, get_ty
 
 from ...errors import CorruptGalleryError, GalleryError, NotAGalleryError
 from ...files import REMEDY, Storage, is_file, read_file
+from ...metrics.distances import METRICS, Metric
 from ..rejection import Rejection
-from ..search import METRICS, Metric
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "distcam-gallery"

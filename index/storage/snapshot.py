@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from ...errors import CorruptGalleryError, InputError
 from ...files import REMEDY, file_sha256, read_file
+from ...metrics.distances import SearchSpec
 from ...remarks import counted
 from ..filters.matching import Categorical, Verdicts, matching
 from ..filters.tree import Filter
-from ..search import Searcher, SearchSpec, check_ids
+from ..search import Searcher, check_ids
 from .hdf5 import Array, StoredArray
 from .manifest import FileEntry, Manifest, Spec
 from .segments import BLOCK_BYTES, Record, Segment, Vectors, stored_path

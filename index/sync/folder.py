@@ -18,7 +18,7 @@ from ..storage.segments import stored_path
 
 
 class SyncFolder:
-    """The synced folder as the gallery sees it: which stored paths lie under it, and what their folders are called."""
+    """The synced folder as the gallery sees it: stored paths under it, and the classes that their folders name."""
 
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder = Path(os.path.abspath(folder))  # noqa: PTH100 (no resolve(): names of links stay)
@@ -50,13 +50,12 @@ class SyncFolder:
         return None
 
     def label_of(self, path: str) -> str | None:
-        """The class that the folders say: under the gallery's root, or under the synced one for files outside of it.
+        """The class that the first folder names, or that below the folder of a split.
 
-        It is the first folder, or that below the folder of a split. So syncing a part of the images gives them the
-        labels that syncing all of them would.
+        It counts from the gallery's root, so that syncing a part of the images gives them the labels that syncing all
+        of them would; from the synced folder for files outside of that root.
         """
-        relative = self._relative(path)
-        splits = self._outer_splits if _is_absolute(path) else self._splits
+        relative, splits = self._relative(path)
         if splits is not None and splits.names:
             return splits.label_of(relative)
         folder, slash, _ = relative.partition("/")
@@ -64,13 +63,15 @@ class SyncFolder:
 
     def columns_of(self, path: str) -> dict[str, str]:
         """The split, where the folders are those of splits."""
-        splits = self._outer_splits if _is_absolute(path) else self._splits
+        relative, splits = self._relative(path)
         if splits is None or not splits.names:
             return {}
-        return {SPLIT_COLUMN: splits.split_of(self._relative(path)) or ""}
+        return {SPLIT_COLUMN: splits.split_of(relative) or ""}
 
-    def _relative(self, path: str) -> str:
-        return (self._within(path) or path) if _is_absolute(path) else path
+    def _relative(self, path: str) -> tuple[str, SplitFolders | None]:
+        if _is_absolute(path):
+            return self._within(path) or path, self._outer_splits
+        return path, self._splits
 
     @cached_property
     def _splits(self) -> SplitFolders | None:

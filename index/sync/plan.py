@@ -1,24 +1,23 @@
-"""Plan of a folder sync: new, changed, moved, doubled and missing files. Nothing here encodes or writes.
+"""Plan of a folder sync, and its report: new, changed, moved, doubled and missing files. Nothing encodes or writes.
 
-Contents decide, by SHA-256; size and time of change only spare reading what has not changed. What cannot be looked at
-now is never taken for gone.
+Contents decide, by SHA-256; size and time of change only spare reading. Files that cannot be looked at are not gone.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from ...errors import ImageError, InputError
 from ...images.listing import ImageRecord, Listing
 from ...images.loading import read_image
 from ...progress import Progress
-from ...remarks import Skipped
+from ...remarks import Skipped, counted
 from ..building.ingest import Offer
 from ..storage.segments import Segment
 from ..storage.snapshot import Snapshot
@@ -29,20 +28,7 @@ SyncKind = Literal["added", "changed", "moved", "duplicated", "relabelled", "rem
 
 @dataclass(frozen=True)
 class SyncSettings:
-    """Options of a sync.
-
-    Attributes:
-        labels: `"folder"`, `"none"`, or a CSV: what it says holds for every image. None: images that are there keep
-            their labels, new ones are called after their folders as the old ones are, and a label that came from the
-            folder moves with the file.
-        checksum: read every file instead of trusting size and time of change.
-        keep_missing: images whose files are gone stay.
-        max_vanishing: the share of the folder's images that may leave in one sync, 0 … 1.
-        force: let any number leave.
-        settle: seconds that a file must have been left alone before it is read.
-        strict: stop at the first file that cannot be used.
-        batch_size, workers, device: how to run the encoder; see `Inference`.
-    """
+    """Options of a sync, as `Gallery.sync` explains them; a label that came from a folder moves with its file."""
 
     labels: str | os.PathLike[str] | None = None
     checksum: bool = False
@@ -58,6 +44,60 @@ class SyncSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.max_vanishing <= 1:
             raise InputError(f"expected a share from 0 to 1 that may vanish, got {self.max_vanishing}")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One image's change; `origin` is the path that its vectors come from when nothing was encoded."""
+
+    kind: SyncKind
+    path: str
+    origin: str | None = None
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """The changes that a sync made, or would make.
+
+    Attributes:
+        changes: image by image.
+        unchanged: images that were as the gallery had them.
+        missing: paths whose files are gone and which stay in the gallery.
+        skipped: files that cannot be used; the images that the gallery had under their paths stay.
+        busy: files left for later because they are being written.
+        images: images in the gallery afterwards.
+        is_dry_run: nothing was done.
+        refusal: why it would be refused; None if it would not.
+    """
+
+    changes: tuple[Change, ...]
+    unchanged: int
+    images: int
+    missing: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    busy: int = 0
+    is_dry_run: bool = False
+    refusal: str | None = None
+
+    @property
+    def counts(self) -> Counter[SyncKind]:
+        """Number of images added, changed, and so on."""
+        return Counter(change.kind for change in self.changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report for JSON."""
+        counts = self.counts
+        return {"counts": {kind: counts[kind] for kind in get_args(SyncKind)}, **asdict(self)}
+
+    def __str__(self) -> str:
+        counts = self.counts
+        parts = [f"{counts[kind]} {kind}" for kind in get_args(SyncKind) if counts[kind]]
+        parts += [f"{self.unchanged} unchanged"]
+        parts += [f"{len(self.missing)} missing but kept"] if self.missing else []
+        parts += [f"{self.busy} still being written"] if self.busy else []
+        parts += [f"{len(self.skipped)} skipped"] if self.skipped else []
+        would = "would be: " if self.is_dry_run else ""
+        return f"{would}{', '.join(parts)}; {counted(self.images, 'image')}"
 
 
 class Row(NamedTuple):
@@ -89,14 +129,7 @@ class Row(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """A new row whose vectors are those of a row that the gallery has.
-
-    Attributes:
-        kind: what it is in the report.
-        source: the row with the vectors.
-        offer: path, label, columns and state of the new row; `replaces` leaves in the same commit.
-        origin: the path of `source`.
-    """
+    """A new row with the vectors of a row that the gallery has under the path `origin`."""
 
     kind: SyncKind
     source: Row
@@ -105,18 +138,14 @@ class Carry(NamedTuple):
 
 
 @dataclass
-class Plan:
+class SyncPlan:
     """The work of a sync.
 
     Attributes:
         carries: rows that need no encoding.
         offers: files that must be encoded.
         twins: files with the contents of one of `offers`, given by its path; they follow when it is encoded.
-        removed: ids and paths of images whose files are gone.
-        missing: paths of images that are gone and stay all the same.
-        skipped: files that cannot be used.
-        unchanged: images that are as the gallery has them.
-        busy: files that changed so lately that they may still be being written.
+        removed: ids and paths of images whose files are gone; those of `missing` stay all the same.
         inside: images of the gallery under the folder, before.
     """
 
@@ -147,16 +176,8 @@ def make_plan(
     *,
     doubtful: Collection[str] | None = None,
     progress: Progress | None = None,
-) -> Plan:
-    """Compare a folder with the gallery.
-
-    Args:
-        snapshot: the gallery.
-        folder: the folder.
-        settings: what the sync may do.
-        doubtful: paths of files to decode now rather than to offer them for encoding; None decodes all new ones.
-        progress: called with the number of files looked at and the number expected.
-    """
+) -> SyncPlan:
+    """Compare a folder with the gallery; files whose paths are `doubtful` (None: all new ones) are decoded now."""
     if snapshot.manifest.masks is not None:
         raise InputError(
             f"{snapshot.folder} pools its images under masks, which a sync does not follow; "
@@ -176,7 +197,7 @@ class _Comparison:
         self.folder = folder
         self.settings = settings
         self.known = rows_of(snapshot)
-        self.plan = Plan()
+        self.plan = SyncPlan()
         self._keeps_labels = settings.labels is None
         self._has_labels = self._keeps_labels and bool((snapshot.column("label").codes >= 0).any())
         self._inside = {path for path in self.known if folder.holds(path)}
@@ -216,16 +237,12 @@ class _Comparison:
         offer.size, offer.mtime_ns = status.st_size, status.st_mtime_ns
         is_trusted = row is not None and is_as_before and not self.settings.checksum
         offer.sha256 = row.sha256 if row is not None and is_trusted else digest(offer.file)
-        if row is not None:
-            self._compare_known(offer, row)
+        if row is None:
+            if self._keeps_labels:
+                offer.label = self.folder.label_of(path) if self._has_labels or not self.known else None
+                offer.columns = self.folder.columns_of(path)
+            self._wanted.append(offer)
             return
-        if self._keeps_labels:
-            offer.label = self.folder.label_of(path) if self._has_labels or not self.known else None
-            offer.columns = self.folder.columns_of(path)
-        self._wanted.append(offer)
-
-    def _compare_known(self, offer: Offer, row: Row) -> None:
-        """Contents and label of a path that the gallery has: as they were, or not?"""
         offer.columns, offer.replaces = row.columns, row.id
         label = offer.columns.pop("label", None)
         offer.label = label if self._keeps_labels or offer.label is None else offer.label
@@ -255,9 +272,9 @@ class _Comparison:
         sources = {row.sha256: path for path, row in self.known.items() if row.sha256 in wanted} if wanted else {}
         first: dict[bytes, str] = {}
         for offer in self._wanted:
-            if (old := self._moved_from(offer)) is not None:
-                self._move(offer, old)
-            elif (origin := sources.get(offer.sha256)) is not None:
+            if self._is_moved(offer):
+                continue
+            if (origin := sources.get(offer.sha256)) is not None:
                 kind: SyncKind = "duplicated" if offer.replaces is None else "changed"
                 self.plan.carries.append(Carry(kind, self.known[origin], offer, origin))
             elif offer.sha256 in first:
@@ -276,17 +293,14 @@ class _Comparison:
         else:
             self.plan.removed = [(self.known[path].id, path) for path in gone]
 
-    def _moved_from(self, offer: Offer) -> str | None:
-        """An image that is gone and had the same contents, if possible under the same name in another folder."""
+    def _is_moved(self, offer: Offer) -> bool:
+        """Carry over an image that is gone and had the same contents, if possible under the same name; False: none."""
         paths = self._gone.get(offer.sha256)
         if offer.replaces is not None or not paths:
-            return None
+            return False
         name = Path(offer.path).name
-        best = next((path for path in paths if Path(path).name == name), paths[0])
-        paths.remove(best)
-        return best
-
-    def _move(self, offer: Offer, old: str) -> None:
+        old = next((path for path in paths if Path(path).name == name), paths[0])
+        paths.remove(old)
         row = self.known[old]
         columns = row.columns
         label = columns.pop("label", None)
@@ -298,3 +312,4 @@ class _Comparison:
             offer.label = label
         offer.columns, offer.replaces = columns, row.id
         self.plan.carries.append(Carry("moved", row, offer, old))
+        return True

@@ -1,4 +1,4 @@
-"""A gallery follows a folder: what is new is encoded, what moved is carried over, what is gone leaves.
+"""A gallery follows a folder, once or as long as it is watched: new images are encoded, moved ones carried over.
 
 The plan is made under the writer's lock, and every step of carrying it out is a commit: whatever interrupts it, the
 same sync goes on from there. Removals come last. Without a new image nothing imports torch.
@@ -8,43 +8,39 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from itertools import groupby
-from typing import TYPE_CHECKING
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import GalleryError, ImageError, InputError
+from ...errors import CorruptGalleryError, DistcamError, GalleryError, ImageError, InputError
 from ...files import after_commit
 from ...progress import Progress
 from ...remarks import Skipped, counted
-from ..building.ingest import Offer, Stream, entries_of, ingest_offers
+from ..building.ingest import Offer, entries_of, ingest_offers
 from ..reports import read_skipped
 from ..storage.segments import BLOCK_BYTES
 from ..storage.snapshot import Snapshot
 from ..storage.writer import GalleryWriter
 from .folder import SyncFolder
-from .plan import Carry, Plan, SyncSettings, make_plan, rows_of
-from .report import Change, SyncReport
+from .plan import Carry, Change, SyncKind, SyncPlan, SyncReport, SyncSettings, make_plan, rows_of
 
 if TYPE_CHECKING:  # a sync that finds nothing new does without torch
     from ...encoders import Encoder
+    from ..gallery import Gallery
     from ..reader import GalleryReader
 
 _CARRIED_AT_ONCE = 1024  # rows
 
 
 class LazyEncoder:
-    """A gallery's encoder, loaded and checked when it is first needed.
-
-    Args:
-        gallery: whose images it encodes.
-        given: an encoder, or a checkpoint; None means the gallery's own copy.
-
-    Raises:
-        FingerprintMismatchError: another encoder built the gallery.
-    """
+    """The encoder given, or else the gallery's own copy, loaded and checked when it is first needed."""
 
     def __init__(self, gallery: GalleryReader, given: Encoder | str | os.PathLike[str] | None) -> None:
         self._gallery = gallery
@@ -78,7 +74,7 @@ def plan_sync(
     """The report of a dry run. New files are decoded, to see which cannot be used, but not encoded."""
     plan = make_plan(snapshot, folder, settings, progress=progress)
     changes = [*_carried(plan.carries), *(_change(offer) for offer in plan.offers)]
-    changes += [_twin(offer, first) for offer, first in plan.twins]
+    changes += [_change(offer, first) for offer, first in plan.twins]
     changes += [Change("removed", path) for _, path in plan.removed]
     report = _report(plan, changes, plan.skipped, images=0)
     counts = report.counts
@@ -94,17 +90,12 @@ def sync_folder(
     settings: SyncSettings,
     progress: Progress | None = None,
 ) -> SyncReport:
-    """Make a gallery hold what a folder holds, as far as the folder's images are concerned.
-
-    Args:
-        writer: the gallery, locked.
-        folder: the folder.
-        encoder: called when there is something to encode.
-        settings: what may be done, and how to run the encoder.
-        progress: called with files looked at, and then with files encoded.
-    """
+    """Make a locked gallery hold what a folder holds; `progress` counts files looked at, and then files encoded."""
     before = Snapshot(writer.folder, writer.manifest, verify=False)
-    old_skipped = _old_skipped(writer)
+    old_skipped: tuple[Skipped, ...] = ()
+    if writer.manifest.skipped is not None:
+        with suppress(GalleryError):  # nothing hangs on the old list
+            old_skipped = read_skipped(writer.folder / writer.manifest.skipped.name)
     doubtful = {item.path for item in old_skipped}
     plan = make_plan(before, folder, settings, doubtful=doubtful, progress=progress)
     if (refusal := _refusal(plan, folder, settings)) is not None:
@@ -115,33 +106,33 @@ def sync_folder(
     _carry(writer, plan.carries)
     changes = _carried(plan.carries)
     if plan.offers:
-        stream = _stream(writer, encoder, settings)
+        from ..building.build import InferenceSettings, encoding_stream
+
+        inference = InferenceSettings(settings.batch_size, settings.workers, settings.device)
+        stream = encoding_stream(writer, encoder(), inference)
         report = ingest_offers(writer, plan.offers, stream, strict=settings.strict, progress=progress)
         refused = {item.path for item in report.skipped}
         skipped += report.skipped
         changes += [_change(offer) for offer in plan.offers if offer.path not in refused]
     twins, lonely = _resolve_twins(writer, plan, skipped)
     _carry(writer, twins)
-    changes += [_twin(carry.offer, carry.origin) for carry in twins]
+    changes += [_change(carry.offer, carry.origin) for carry in twins]
     skipped += lonely
     if plan.removed:
         writer.remove(id_ for id_, _ in plan.removed)
         writer.commit()
         changes += [Change("removed", path) for _, path in plan.removed]
     with after_commit(writer.folder, "the list of images that could not be used"):
-        _note_skipped(writer, old_skipped, skipped, folder)
+        merged = {item.path: item for item in old_skipped if not folder.holds(item.path)}  # of other folders
+        merged |= {item.path: item for item in skipped}
+        if {item.path: item for item in old_skipped} != merged:
+            lines = [item.to_json() for item in merged.values()]
+            writer.commit(skipped=writer.write_skipped(lines) if lines else None)
     writer.merge_small()
     return _report(plan, changes, skipped, images=len(Snapshot(writer.folder, writer.manifest, verify=False)))
 
 
-def _stream(writer: GalleryWriter, load_encoder: Callable[[], Encoder], settings: SyncSettings) -> Stream:
-    from ..building.build import InferenceSettings, encoding_stream
-
-    inference = InferenceSettings(settings.batch_size, settings.workers, settings.device)
-    return encoding_stream(writer, load_encoder(), inference)
-
-
-def _refusal(plan: Plan, folder: SyncFolder, settings: SyncSettings) -> str | None:
+def _refusal(plan: SyncPlan, folder: SyncFolder, settings: SyncSettings) -> str | None:
     leaving = len(plan.removed)
     if settings.force or leaving <= settings.max_vanishing * plan.inside:
         return None
@@ -168,7 +159,9 @@ def _carry(writer: GalleryWriter, carries: Iterable[Carry]) -> None:
     writer.commit()
 
 
-def _resolve_twins(writer: GalleryWriter, plan: Plan, skipped: Sequence[Skipped]) -> tuple[list[Carry], list[Skipped]]:
+def _resolve_twins(
+    writer: GalleryWriter, plan: SyncPlan, skipped: Sequence[Skipped]
+) -> tuple[list[Carry], list[Skipped]]:
     """Files with the same contents as one that has just been encoded; or not, and then they share its fate."""
     if not plan.twins:
         return [], []
@@ -178,7 +171,7 @@ def _resolve_twins(writer: GalleryWriter, plan: Plan, skipped: Sequence[Skipped]
     for offer, first in plan.twins:
         row = rows.get(first)
         if row is not None and row.sha256 == offer.sha256:
-            carries.append(Carry(_twin(offer, first).kind, row, offer, first))
+            carries.append(Carry(_change(offer, first).kind, row, offer, first))
         else:
             lonely.append(Skipped(offer.path, reasons.get(first, "changed while it was read; sync again")))
     return carries, lonely
@@ -190,33 +183,115 @@ def _carried(carries: Iterable[Carry]) -> list[Change]:
     ]
 
 
-def _change(offer: Offer) -> Change:
-    return Change("added" if offer.replaces is None else "changed", offer.path)
+def _change(offer: Offer, origin: str | None = None) -> Change:
+    new: SyncKind = "added" if origin is None else "duplicated"
+    return Change(new if offer.replaces is None else "changed", offer.path, origin)
 
 
-def _twin(offer: Offer, first: str) -> Change:
-    return Change("duplicated" if offer.replaces is None else "changed", offer.path, first)
-
-
-def _report(plan: Plan, changes: Iterable[Change], skipped: Iterable[Skipped], *, images: int) -> SyncReport:
+def _report(plan: SyncPlan, changes: Iterable[Change], skipped: Iterable[Skipped], *, images: int) -> SyncReport:
     return SyncReport(
         tuple(changes), plan.unchanged, images, missing=tuple(plan.missing), skipped=tuple(skipped), busy=plan.busy
     )
 
 
-def _old_skipped(writer: GalleryWriter) -> tuple[Skipped, ...]:
-    entry = writer.manifest.skipped
-    with suppress(GalleryError):  # nothing hangs on the old list
-        return () if entry is None else read_skipped(writer.folder / entry.name)
-    return ()
+def watch_folder(
+    gallery: Gallery,
+    folder: str | os.PathLike[str],
+    encoder: Encoder | str | os.PathLike[str] | None = None,
+    *,
+    every: float | None = None,
+    settle: float = 2.0,
+    stop: Event | None = None,
+    **options: Any,
+) -> Iterator[SyncReport | DistcamError]:
+    """Sync at once, and again whenever the folder changes; yields what each change set did.
+
+    With `watchfiles` installed the operating system says when something changes; else the folder is looked through
+    every few seconds. Files younger than `settle`, and files that cannot be used, are tried again. A sync that fails
+    later on (an unmounted disk, another writer) is yielded as the error, once, and tried again too: nothing is lost by
+    it. Looks that find nothing are not yielded.
+
+    Args:
+        gallery: the gallery; open it for nothing else meanwhile.
+        folder: what to follow.
+        encoder: see `Gallery.sync`.
+        every: look every so many seconds instead of waiting for the operating system, which says nothing of changes on
+            network disks. Without `watchfiles` 10 s are the default.
+        settle: seconds that a file must have been left alone before it is read.
+        stop: set it to end the watch.
+        options: of `Gallery.sync`.
+
+    Raises:
+        DistcamError: the first sync failed, or the gallery was damaged.
+    """
+    if settle < 0 or (every is not None and every <= 0):
+        raise InputError(f"expected seconds above 0, got every={every}, settle={settle}")
+    stop = stop or Event()
+    load = LazyEncoder(gallery, encoder)
+    waiting = _Waiting(Path(folder), gallery.folder, every=every, stop=stop)
+    last: tuple[Any, ...] | None = None
+    is_first = True
+    while not stop.is_set():
+        waiting.begin()  # before the look, so that nothing happens between the two
+        busy = 0
+        try:
+            report = gallery.sync(folder, load, settle=settle, **options)
+            found = (report.changes, report.missing, report.skipped)
+            if is_first or report.changes or found != last:
+                yield report
+            last, busy = ((), *found[1:]), report.busy
+        except CorruptGalleryError:
+            raise
+        except DistcamError as error:
+            if is_first:
+                raise
+            if last != (str(error),):
+                yield error
+            last, busy = (str(error),), 1
+        is_first = False
+        waiting.wait(settle if busy else None)
 
 
-def _note_skipped(
-    writer: GalleryWriter, before: tuple[Skipped, ...], now: Iterable[Skipped], folder: SyncFolder
-) -> None:
-    """Renew the gallery's list: what it says of other folders stays."""
-    merged = {item.path: item for item in before if not folder.holds(item.path)}
-    merged |= {item.path: item for item in now}
-    if {item.path: item for item in before} != merged:
-        lines = [item.to_json() for item in merged.values()]
-        writer.commit(skipped=writer.write_skipped(lines) if lines else None)
+class _Waiting:
+    """Until something changes under a folder, time is up, or the watch is over."""
+
+    def __init__(self, folder: Path, gallery: Path, *, every: float | None, stop: Event) -> None:
+        self._folder = folder
+        self._own = (str(gallery.absolute()), str(gallery.resolve()))  # what a sync writes is no reason for another
+        self._stop = stop
+        self._every = every
+        self._events: Iterator[Any] | None = None
+        if every is None and find_spec("watchfiles") is None:
+            self._every = 10.0
+
+    def begin(self) -> None:
+        """Start listening, if that is possible and has not begun."""
+        if self._every is None and self._events is None and self._folder.is_dir():
+            import watchfiles
+
+            self._events = watchfiles.watch(
+                self._folder,
+                watch_filter=lambda _kind, path: not path.startswith(self._own),
+                debounce=1000,
+                rust_timeout=500,
+                yield_on_timeout=True,
+                stop_event=self._stop,
+                ignore_permission_denied=True,
+            )
+            next(self._events, None)  # it starts listening with the first call
+
+    def wait(self, at_most: float | None) -> None:
+        """Return when there is a reason to look again; `at_most` when something is known to be unfinished."""
+        if self._events is None:
+            self._stop.wait(at_most or self._every or 1.0)
+            return
+        until = None if at_most is None else time.monotonic() + at_most
+        try:
+            for happened in self._events:
+                if happened or (until is not None and time.monotonic() >= until):
+                    break
+        except (OSError, RuntimeError):  # the folder itself is gone
+            self._events = None
+        if not self._folder.is_dir():
+            self._events = None
+            self._stop.wait(1.0)

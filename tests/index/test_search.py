@@ -18,19 +18,11 @@ from hypothesis import strategies as st
 from search_answers import EXACT, assert_same, blobs, build, ids_of, true_hits
 
 from distcam.errors import CorruptGalleryError, InputError, ShapeError
-from distcam.index.faiss import io as faiss_bytes
+from distcam.index.faiss import index_store as faiss_bytes
 from distcam.index.faiss.factory import choose_factory
 from distcam.index.faiss.search import FaissSearch
-from distcam.index.search import (
-    METRICS,
-    UNKNOWN_FLOOR,
-    Metric,
-    Proposal,
-    SearchSpec,
-    comparable,
-    distances_to,
-    search_exactly,
-)
+from distcam.index.search import UNKNOWN_FLOOR, Proposal, search_exactly
+from distcam.metrics.distances import METRICS, Metric, SearchSpec, comparable, distances_to
 
 # --- Distances -------------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from distcam.index.faiss.search import FaissSearch
-from distcam.index.search import METRICS, Hits, Metric, Search, SearchSpec, VectorSource
+from distcam.index.search import Hits, Search, VectorSource
+from distcam.metrics.distances import METRICS, Metric, SearchSpec
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
 Make = Callable[[SearchSpec, Batches, VectorSource | None], Search]

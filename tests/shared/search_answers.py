@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from distcam.index.faiss.search import FaissSearch
-from distcam.index.search import Hits, Metric, SearchSpec, comparable, distances_to
+from distcam.index.search import Hits
+from distcam.metrics.distances import Metric, SearchSpec, comparable, distances_to
 
 EXACT = ("flat", "SQfp16")
 

@@ -14,9 +14,9 @@ from distcam.errors import InputError
 from distcam.index.faiss import gpu as faiss_gpu
 from distcam.index.faiss.candidates import ErrorBound
 from distcam.index.faiss.factory import new_index
-from distcam.index.faiss.gpu import GpuIndex, Plan, check_device, gpus_of, plan_copy, shards_of
+from distcam.index.faiss.gpu import GpuIndex, Placement, check_device, gpus_of, plan_copy, shards_of
 from distcam.index.faiss.index_store import Precision
-from distcam.index.search import METRICS, Metric, SearchSpec
+from distcam.metrics.distances import METRICS, Metric, SearchSpec
 
 GIB = 1 << 30
 needs_faiss_gpu = pytest.mark.skipif(not faiss.get_num_gpus(), reason="FAISS sees no GPU; docs/install.md")
@@ -128,16 +128,16 @@ def flat(count: int, factory: str = "Flat", dim: int = 64) -> object:
     ("device", "free", "plan"),
     [
         ("cpu", [GIB, GIB], None),
-        ("auto", [GIB, GIB], Plan((0,), False, False)),
-        ("auto", [0, GIB], Plan((1,), False, False)),
+        ("auto", [GIB, GIB], Placement((0,), False, False)),
+        ("auto", [0, GIB], Placement((1,), False, False)),
         ("auto", [0, 0], None),
         ("cuda", [0, GIB], None),
-        ("cuda:1", [0, GIB], Plan((1,), False, False)),
-        ("cuda:all", [GIB, GIB], Plan((0, 1), False, False)),
+        ("cuda:1", [0, GIB], Placement((1,), False, False)),
+        ("cuda:all", [GIB, GIB], Placement((0, 1), False, False)),
     ],
 )
 def test_a_copy_goes_where_there_is_room(
-    device: str, free: list[int], plan: Plan | None, monkeypatch: pytest.MonkeyPatch
+    device: str, free: list[int], plan: Placement | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: len(free))
     assert plan_copy(flat(1000), device=device, free=lambda number: free[number], radius=1.0) == plan
@@ -147,18 +147,18 @@ def test_what_does_not_fit_whole_is_shared_out_or_halved(monkeypatch: pytest.Mon
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
     scratch, need = 256 << 20, 40_000 * (64 * 4 + 4)
 
-    def plan(factory: str, share: float, *, radius: float = 1.0, device: str = "auto") -> Plan | None:
+    def plan(factory: str, share: float, *, radius: float = 1.0, device: str = "auto") -> Placement | None:
         index = flat(40_000, factory)
         return plan_copy(index, device=device, free=lambda _: int(scratch + 1.1 * share * need), radius=radius)
 
-    assert plan("Flat", 1.01) == Plan((0,), False, False)
-    assert plan("Flat", 0.6) == Plan((0, 1), True, False)
-    assert plan("Flat", 0.51, device="cuda:1") == Plan((1,), False, True)  # in half precision
-    assert plan("Flat", 0.3) == Plan((0, 1), True, True)
+    assert plan("Flat", 1.01) == Placement((0,), False, False)
+    assert plan("Flat", 0.6) == Placement((0, 1), True, False)
+    assert plan("Flat", 0.51, device="cuda:1") == Placement((1,), False, True)  # in half precision
+    assert plan("Flat", 0.3) == Placement((0, 1), True, True)
     assert plan("Flat", 0.51, device="cuda:1", radius=1e6) is None  # numbers that half precision cannot hold
     assert plan("Flat", 0.2) is None
-    assert plan("SQfp16", 0.3) == Plan((0, 1), True, False)
-    assert plan("IVF16,SQ8", 0.16) == Plan((0, 1), True, False)
+    assert plan("SQfp16", 0.3) == Placement((0, 1), True, False)
+    assert plan("IVF16,SQ8", 0.16) == Placement((0, 1), True, False)
     assert plan("HNSW8", 9) is None
 
 

@@ -19,9 +19,9 @@ from search_answers import assert_same, blobs, build, ids_of, true_hits
 
 from distcam.errors import CorruptGalleryError, InputError
 from distcam.index import Gallery
+from distcam.index.faiss.candidates import GroundTruth, enough, ground_truth
 from distcam.index.faiss.factory import index_bytes, new_index
 from distcam.index.faiss.index_store import SearchSettings
-from distcam.index.faiss.recall import GroundTruth, enough, ground_truth
 from distcam.index.faiss.search import FaissSearch
 from distcam.index.faiss.tuning import (
     Budget,
@@ -33,9 +33,10 @@ from distcam.index.faiss.tuning import (
     settings_of,
     tune,
 )
-from distcam.index.search import METRICS, Hits, Metric, SearchSpec
+from distcam.index.search import Hits
 from distcam.index.storage import cache as caches
 from distcam.index.storage.manifest import Manifest, Tuning
+from distcam.metrics.distances import METRICS, Metric, SearchSpec
 
 
 def tuned(

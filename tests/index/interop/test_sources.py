@@ -31,7 +31,7 @@ from distcam.errors import (
 from distcam.files import Storage
 from distcam.images import Transform, list_images
 from distcam.index import Gallery, export_gallery, import_gallery
-from distcam.index.interop import clip_retrieval as reading
+from distcam.index.interop import tables as reading
 from distcam.index.storage.writer import GalleryWriter
 
 pa = pytest.importorskip("pyarrow", reason="needs pip install 'distcam[parquet]'")

@@ -46,10 +46,10 @@ from distcam.index.milvus.search import MAX_K, MilvusSearch, Rows
 from distcam.index.milvus.snapshot import MilvusSnapshot
 from distcam.index.milvus.table import MAX_DIM, MilvusTable, TableSpec
 from distcam.index.milvus.writer import MilvusWriter
-from distcam.index.search import SearchSpec
 from distcam.index.storage.manifest import BackendEntry, EncoderEntry, Manifest, Spec
 from distcam.index.storage.segments import Entries, Vectors
 from distcam.index.storage.writer import GalleryWriter
+from distcam.metrics.distances import SearchSpec
 
 LITE = importlib.util.find_spec("milvus_lite") is not None
 needs_lite = pytest.mark.skipif(not LITE, reason="needs pip install milvus-lite")

@@ -15,9 +15,8 @@ from typer.testing import CliRunner
 from distcam.cli.app import app
 from distcam.errors import InputError
 from distcam.index import Gallery
-from distcam.index.calibration import nearest_of_both_kinds, own_probes, probes_of
-from distcam.index.rejection import NearestOfBothKinds, choose_threshold
-from distcam.index.search import SearchSpec, comparable, distances_to
+from distcam.index.rejection import NearestOfBothKinds, choose_threshold, nearest_of_both_kinds, own_probes, probes_of
+from distcam.metrics.distances import SearchSpec, comparable, distances_to
 from distcam.remarks import DistcamWarning
 
 
