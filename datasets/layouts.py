@@ -86,3 +86,50 @@ def whole_number(text: str, file: Path) -> int:
         return int(text)
     except ValueError:
         raise InputError(f"{file}: expected a whole number, got {text[:80]!r}") from None
+
+
+def _read(root: Path) -> tuple[DatasetRecord, ...]:
+    columns = ("image_id", "class_id", "super_class_id", "path")
+    return tuple(
+        DatasetRecord(path, number, split)
+        for split in ("train", "test")
+        for _, number, _, path in fields_of(root / f"Ebay_{split}.txt", *columns, skip=1)
+    )
+
+
+SOP = Layout(
+    "Stanford Online Products",
+    "Stanford_Online_Products",
+    (("Ebay_train.txt", "Ebay_test.txt"),),
+    {"train": ("train", 59_551, 11_318), "test": ("test", 60_502, 11_316)},
+    _read,
+    "the folders of the archive, bicycle_final/ to toaster_final/",
+)
+
+
+def _read(root: Path) -> tuple[DatasetRecord, ...]:
+    file = next(file for place in ("Eval", "Anno", ".") if (file := root / place / "list_eval_partition.txt").exists())
+    inside = "Img/" if (root / "Img" / "img").is_dir() else ""
+    records = []
+    for path, item, status in fields_of(file, "image_name", "item_id", "evaluation_status", skip=2):
+        if status == "train":
+            records.append(DatasetRecord(inside + path, item, "train"))
+        elif status == "query" or status == "gallery":
+            records.append(DatasetRecord(inside + path, item, "test", status))  # type: ignore[arg-type]
+        else:
+            raise InputError(f"{file}: expected train, query or gallery, got {status[:80]!r} for {path}")
+    return tuple(records)
+
+
+INSHOP = Layout(
+    "In-Shop Clothes Retrieval",
+    "In-shop Clothes Retrieval Benchmark",
+    tuple((f"{place}list_eval_partition.txt",) for place in ("Eval/", "Anno/", "")),
+    {
+        "train": ("train", 25_882, 3_997),
+        "query": ("test", 14_218, 3_985),
+        "gallery": ("test", 12_612, 3_985),
+    },
+    _read,
+    "img/, or Img/img/, which the archive holds as img.zip",
+)

@@ -108,3 +108,21 @@ def _tiered_labels(images: Path) -> list[str]:
     if isinstance(texts, list) and numbers and len(texts) > max(numbers):
         return [f"{stem}/{number:03d} {texts[number]}" for number in numbers]
     return [f"{stem}/{number:03d}" for number in numbers]
+
+
+STEMS = {"base": "train", "val": "val", "novel": "test"}
+
+
+def cifar_fs(root: Path, split: str | None = None) -> FewShotData:
+    """CIFAR-FS: `data/<class>/*.png` with `splits/bertinetto/{train,val,test}.txt`, or the pickles `CIFAR_FS_*.pickle`.
+
+    Source: Bertinetto et al. 2019, arXiv:1805.08136, §4.
+    """
+    if split not in (None, "bertinetto"):
+        raise InputError(f"CIFAR-FS has one split only, bertinetto; got {split!r}")
+    if files := first_that_exists(root, ["CIFAR_FS_{}.pickle"], STEMS):
+        return data_of_arrays("cifar-fs", files, read_pickled_images)
+    for place in (root, root / "cifar100"):
+        if (lists := place / "splits" / "bertinetto").is_dir():
+            return data_of_classes("cifar-fs", place, read_class_lists(lists, ".txt"), under="data")
+    raise InputError(f"{root}: expected data/ with splits/bertinetto/train.txt, …, or CIFAR_FS_train.pickle, …")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..images import read_image
-from .archives.zips import Npz, open_zip, read_member
+from .archives.arrays import Npz, open_zip, read_member
 from .episodes import EpisodeManifest
 from .few_shot import ArrayImages, FewShotData, Split
 

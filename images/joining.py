@@ -100,11 +100,7 @@ def beside(folder: Path, path: str | os.PathLike[str], suffix: str = ".png") -> 
 
 
 class Names(Generic[V], Mapping[str, V]):
-    """Facts about files by their names.
-
-    Args:
-        items: by name, as the source writes it.
-    """
+    """Facts about files by their names, as the source writes these."""
 
     def __init__(self, items: Mapping[str, V]) -> None:
         self._items = items
@@ -137,38 +133,20 @@ class Names(Generic[V], Mapping[str, V]):
 
 @dataclass(frozen=True)
 class Fit:
-    """Counts of a join of two sides.
-
-    Attributes:
-        images: how many there are.
-        fitting: how many of them have a counterpart.
-        image: one that has none.
-        lines: how many there are on the other side.
-        unused: how many of them fit no image.
-        line: one of these.
-        cause: what probably keeps them apart.
-    """
+    """Counts of a join of two sides."""
 
     images: int
-    fitting: int
-    lines: int
-    unused: int
-    image: str | None = None
-    line: str | None = None
-    cause: str = ""
+    fitting: int  # images that have a counterpart
+    lines: int  # on the other side
+    unused: int  # of these, those that fit no image
+    image: str | None = None  # one without a counterpart
+    line: str | None = None  # one that fits no image
+    cause: str = ""  # what probably keeps them apart
 
     def tell(
         self, *, what: str, lines: str, images: str = "images", strict: bool = False, is_needed: bool = True
     ) -> None:
-        """Say what does not fit.
-
-        Args:
-            what: that an image may have, with its article: "a label".
-            lines: what the other side consists of and where: "lines of labels.csv".
-            images: what the one side consists of.
-            strict: refuse what does not fit at all.
-            is_needed: refuse a join in which nothing fits.
-        """
+        """Say what does not fit: `what` is "a label", `lines` are "lines of labels.csv"."""
         if self.fitting == self.images and not self.unused:
             return
         lacking = f" ({self.image} has none)" if self.image is not None else ""
@@ -190,14 +168,7 @@ class Join:
         self._lacking: dict[str, str] = {}  # image by the name that it wants on the other side
 
     def add(self, image: str, key: str | None, *, wanted: str | None = None, is_empty: bool = False) -> None:
-        """One image.
-
-        Args:
-            image: what it is called.
-            key: the name on the other side that fits it, if any.
-            wanted: the name that would fit, if it is not the image's.
-            is_empty: the other side has nothing to say under that name.
-        """
+        """One image; `key` is the name on the other side that fits it, `wanted` the one that would, if not its own."""
         self.images += 1
         if key is not None:
             self._used.add(key)
@@ -211,11 +182,8 @@ class Join:
     ) -> Fit:
         """The report.
 
-        Args:
-            names: all of the other side.
-            shown: how a message writes one.
-            is_there: whether a name is that of a file which is no image of this side. Where every image has found its
-                counterpart, such names are not missed: the other side speaks of more images than were asked about.
+        `is_there` tells a file that is no image of this side. Where every image has found its counterpart, such names
+        are not missed: the other side speaks of more images than were asked about.
         """
         listed = list(names)
         unused = [name for name in listed if name not in self._used]

@@ -33,19 +33,6 @@ from ..remarks import DistcamWarning, remark
 from .upright import as_rgb, bare, stored_orientation
 from .work import gif_size, require_bounded, tiff_kind, without_text
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "MIN_SIDE",
-    "as_rgb",
-    "image_size",
-    "orientation_of",
-    "pixel_limit",
-    "read_image",
-    "set_pixel_limit",
-    "unreadable",
-]
-
 MAX_PIXELS: Final = 64_000_000  # under Pillow's own limit; a 48-megapixel phone photograph passes
 _REDUCIBLE = 4  # a JPEG of so many times the limit is read at a half or a quarter of its size
 MIN_SIDE: Final = 8  # spacers and tracking pixels of web crawls are smaller, the thumbnails of CIFAR and MNIST are not
@@ -80,6 +67,7 @@ _UNSUPPORTED = re.compile(
     re.IGNORECASE,
 )
 _CONVERT = "save it as an 8-bit PNG or JPEG"
+_registering = threading.Lock()
 
 
 class _Limit:
@@ -232,22 +220,23 @@ def image_size(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[int, 
         ImageError: the header is none of an image that `read_image` knows.
         InputError: the source is nothing to read from, such as an array.
     """
-    _require_source(source)
-    name = _name(source)
-    with _readable(name), _stream(source) as stream:
-        opened = _open(stream, sys.maxsize, name)
-        orientation = 1 if opened.format == "TIFF" else stored_orientation(opened.info)
-        return opened.size if orientation < 5 or orientation > 8 else (opened.height, opened.width)
+    return _header(source)[0]
 
 
 def orientation_of(source: str | os.PathLike[str] | bytes | BinaryIO) -> int:
     """EXIF's orientation that `read_image` applies to a file, 1 to 8, from its header; 1 is upright."""
+    return _header(source)[1]
+
+
+def _header(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[tuple[int, int], int]:
+    """Width and height of the upright image, and the orientation of the stored one."""
     _require_source(source)
     name = _name(source)
     with _readable(name), _stream(source) as stream:
         opened = _open(stream, sys.maxsize, name)
         found = 1 if opened.format == "TIFF" else stored_orientation(opened.info)
-        return found if 1 <= found <= 8 else 1
+        orientation = found if 1 <= found <= 8 else 1
+        return (opened.size if orientation < 5 else (opened.height, opened.width)), orientation
 
 
 class _Jpeg(JpegImageFile):
@@ -265,7 +254,11 @@ def _open(stream: BinaryIO, max_pixels: int, name: str) -> Image.Image:
     failure: Exception | None = None
     is_heic = prefix[4:8] == b"ftyp" and prefix[8:10] in (b"he", b"mi", b"ms")
     if is_heic:
-        _register_heic()
+        with _registering, suppress(ImportError):
+            if "HEIF" not in Image.OPEN:
+                from pillow_heif import register_heif_opener
+
+                register_heif_opener()
     for format_name in (*_FORMATS, *_OPTIONAL_FORMATS):
         factory, accepts = Image.OPEN.get(format_name, (None, None))
         if factory is None or accepts is None or accepts(prefix[:16]) is not True:
@@ -290,17 +283,6 @@ def _open(stream: BinaryIO, max_pixels: int, name: str) -> Image.Image:
     raise ImageError(
         name, f"expected one of {', '.join(_FORMATS)}; got " + (kind or f"a file that starts with {prefix[:12]!r}")
     )
-
-
-_registering = threading.Lock()
-
-
-def _register_heic() -> None:
-    with _registering, suppress(ImportError):
-        if "HEIF" not in Image.OPEN:
-            from pillow_heif import register_heif_opener
-
-            register_heif_opener()
 
 
 def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:

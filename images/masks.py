@@ -49,15 +49,10 @@ def read_class_numbers(source: str | os.PathLike[str]) -> UInt8[NDArray[Any], "h
 
 @dataclass(frozen=True)
 class MaskFolder:
-    """The masks of images: for `cat/1.jpg` the file `FOLDER/cat/1.png`, for a path outside the root `FOLDER/1.png`.
-
-    Attributes:
-        folder: where they lie.
-        category: the number that marks the object in the masks; None for everything that is not black.
-    """
+    """The masks of images: for `cat/1.jpg` the file `FOLDER/cat/1.png`, for a path outside the root `FOLDER/1.png`."""
 
     folder: Path
-    category: int | None = None
+    category: int | None = None  # the number that marks the object; None for everything that is not black
 
     @classmethod
     def given(cls, folder: MaskFolder | str | os.PathLike[str], category: int | None = None) -> MaskFolder:

@@ -17,7 +17,8 @@ from distcam.errors import ImageError, InputError
 from distcam.explain.places import project
 from distcam.explain.targets import distances
 from distcam.images import Box, Transform, list_images
-from distcam.images.boxes.joined import BoxedImage, BoxedImages, boxed_images, read_boxes
+from distcam.images.boxes.formats import read_boxes
+from distcam.images.boxes.joined import BoxedImage, BoxedImages, boxed_images
 from distcam.metrics.localisation import box_coverage
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
