@@ -8,11 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..errors import InputError
 from .class_folders import class_folders, data_of_classes, read_class_lists
-from .few_shot import FewShotData, Split
+from .few_shot import FewShotData, SomeImages, Split
 from .layouts import DatasetRecord, Layout, fields_of, whole_number
 from .mini_imagenet import mini_imagenet
 
@@ -64,24 +63,21 @@ def cub(root: Path, split: str | None = None) -> FewShotData:
         )
     images = root / "images" if (root / "images").is_dir() else root
     if split in ("chen", "cam-loss"):
-        classes = _by_rule(class_folders(images), split)
+        names = class_folders(images)
+        if len(names) != _CLASSES:
+            raise InputError(f"cub:{split} divides the {_CLASSES} class folders of CUB-200-2011; found {len(names)}")
+        if split == "chen":
+            classes = {"base": names[0::2], "val": names[1::4], "novel": names[3::4]}
+        else:  # the order of PCG64's raw 64-bit words with seed 0: the same on every machine and in every NumPy
+            order = np.argsort(np.random.PCG64(0).random_raw(_CLASSES), kind="stable")
+            drawn = [names[i] for i in order]
+            classes = {"base": drawn[:120], "val": drawn[120:150], "novel": drawn[150:]}
     else:
         lists = root / "splits" / split if split in CUB_SPLITS else Path(split)
         if not lists.is_dir():
             raise InputError(f"cub:{split} needs its class lists train.json, val.json and test.json in {lists}")
         classes = read_class_lists(lists)
     return data_of_classes(f"cub:{Path(split).name}", images, classes)
-
-
-def _by_rule(names: list[str], split: str) -> dict[str, list[str]]:
-    if len(names) != _CLASSES:
-        raise InputError(f"cub:{split} divides the {_CLASSES} class folders of CUB-200-2011; found {len(names)}")
-    if split == "chen":
-        return {"base": names[0::2], "val": names[1::4], "novel": names[3::4]}
-    # The order of PCG64's raw 64-bit words with seed 0: the same on every machine and in every NumPy.
-    order = np.argsort(np.random.PCG64(0).random_raw(_CLASSES), kind="stable")
-    drawn = [names[i] for i in order]
-    return {"base": drawn[:120], "val": drawn[120:150], "novel": drawn[150:]}
 
 
 def mini_to_cub(roots: Path, split: str | None = None) -> FewShotData:
@@ -98,28 +94,8 @@ def mini_to_cub(roots: Path, split: str | None = None) -> FewShotData:
         raise InputError(f"expected the folders of miniImageNet and CUB, as in MINI,CUB; got {roots}")
     mini, birds = mini_imagenet(Path(first), split or "ravi"), cub(Path(second), "chen")
     names, labels = (np.concatenate([getattr(part, what) for part in mini]) for what in ("names", "labels"))
-    parts = {"base": Split("mini-to-cub/base", names, labels, _Joined(tuple(mini)))}
+    places = [(part.images, row) for part in mini for row in range(len(part))]
+    parts = {"base": Split("mini-to-cub/base", names, labels, SomeImages(places[0][0].root, places))}
     for part in ("val", "novel"):
         parts[part] = Split(f"mini-to-cub/{part}", birds[part].names, birds[part].labels, birds[part].images)
     return FewShotData("mini-to-cub", parts)
-
-
-class _Joined:
-    """The images of several parts, one after the other."""
-
-    def __init__(self, parts: tuple[Split, ...]) -> None:
-        self._parts = parts
-        self._starts = np.cumsum([0, *map(len, parts)])
-        self.root = parts[0].images.root
-
-    def _place(self, index: int) -> tuple[Split, int]:
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._parts[part], index - int(self._starts[part])
-
-    def __getitem__(self, index: int) -> Image.Image:
-        part, row = self._place(index)
-        return part.images[row]
-
-    def content(self, index: int) -> bytes:
-        part, row = self._place(index)
-        return part.images.content(row)

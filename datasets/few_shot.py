@@ -86,23 +86,20 @@ class ArrayImages:
 
 @dataclass(frozen=True, eq=False)
 class SomeImages:
-    """Some of the images, in another order."""
+    """Images of others, each by its source and its number there."""
 
-    images: Images
-    rows: NDArray[np.int64]
+    root: Path
+    places: Sequence[tuple[Images, int]]
 
     def __getitem__(self, index: int) -> Image.Image:
         """The image."""
-        return self.images[int(self.rows[index])]
+        images, row = self.places[index]
+        return images[row]
 
     def content(self, index: int) -> bytes:
-        """As of the whole."""
-        return self.images.content(int(self.rows[index]))
-
-    @property
-    def root(self) -> Path:
-        """As of the whole."""
-        return self.images.root
+        """As in its source."""
+        images, row = self.places[index]
+        return images.content(row)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +149,8 @@ class Split:
             InputError: none is left.
         """
         rows = np.flatnonzero([name not in names for name in self.names.tolist()])
-        return Split(self.name, self.names[rows], self.labels[rows], SomeImages(self.images, rows))
+        images = SomeImages(self.images.root, [(self.images, int(row)) for row in rows])
+        return Split(self.name, self.names[rows], self.labels[rows], images)
 
     def pixels(self, transform: Transform) -> UInt8[Tensor, "n 3 h w"]:
         """All images decoded for a network: for training on small ones; Omniglot's are 2.4 kB each at 28 × 28."""

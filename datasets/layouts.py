@@ -1,4 +1,7 @@
-"""A retrieval benchmark as its archive unpacks: how it is recognised, and how its lists are read."""
+"""Retrieval benchmarks as their archives unpack: markers, lists, official counts; Stanford Online Products and In-Shop.
+
+Sources: Oh Song et al., Lifted Structured Feature Embedding, CVPR 2016; Liu et al., DeepFashion, CVPR 2016.
+"""
 
 from __future__ import annotations
 
@@ -30,23 +33,14 @@ class DatasetRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """A benchmark's archive.
-
-    Attributes:
-        title: the benchmark's name.
-        folder: the folder that the archive unpacks into; the user may point at it or at its parent.
-        markers: sets of files; any one complete set tells the layout.
-        counts: part (a split or role) → (split, images, classes), as published.
-        read: the records that the lists under a root name.
-        images: what a copy must hold besides the lists, for the error where no image is there.
-    """
+    """A benchmark's archive."""
 
     title: str
-    folder: str
-    markers: tuple[tuple[str, ...], ...]
-    counts: Mapping[str, tuple[str, int, int]]
+    folder: str  # that the archive unpacks into; the user may point at it or at its parent
+    markers: tuple[tuple[str, ...], ...]  # sets of files; any one complete set tells the layout
+    counts: Mapping[str, tuple[str, int, int]]  # part (a split or role) → (split, images, classes), as published
     read: Callable[[Path], tuple[DatasetRecord, ...]]
-    images: str
+    images: str  # what a copy must hold besides the lists, for the error where no image is there
 
     def find(self, path: Path) -> Path | None:
         """The archive's root, at a path or in its usual sub-folder."""
@@ -88,7 +82,7 @@ def whole_number(text: str, file: Path) -> int:
         raise InputError(f"{file}: expected a whole number, got {text[:80]!r}") from None
 
 
-def _read(root: Path) -> tuple[DatasetRecord, ...]:
+def _read_sop(root: Path) -> tuple[DatasetRecord, ...]:
     columns = ("image_id", "class_id", "super_class_id", "path")
     return tuple(
         DatasetRecord(path, number, split)
@@ -102,12 +96,12 @@ SOP = Layout(
     "Stanford_Online_Products",
     (("Ebay_train.txt", "Ebay_test.txt"),),
     {"train": ("train", 59_551, 11_318), "test": ("test", 60_502, 11_316)},
-    _read,
+    _read_sop,
     "the folders of the archive, bicycle_final/ to toaster_final/",
 )
 
 
-def _read(root: Path) -> tuple[DatasetRecord, ...]:
+def _read_inshop(root: Path) -> tuple[DatasetRecord, ...]:
     file = next(file for place in ("Eval", "Anno", ".") if (file := root / place / "list_eval_partition.txt").exists())
     inside = "Img/" if (root / "Img" / "img").is_dir() else ""
     records = []
@@ -130,6 +124,6 @@ INSHOP = Layout(
         "query": ("test", 14_218, 3_985),
         "gallery": ("test", 12_612, 3_985),
     },
-    _read,
+    _read_inshop,
     "img/, or Img/img/, which the archive holds as img.zip",
 )

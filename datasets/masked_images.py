@@ -1,7 +1,4 @@
-"""Images with masks: in VOC's layout, in CamVid's, in folders, in tables, or drawn.
-
-Every function finds the images, what is known about each, and the names of the classes; `MaskedImages` holds them.
-"""
+"""Images with masks: in VOC's layout, in CamVid's, in folders, in tables, or drawn; and the names of their classes."""
 
 from __future__ import annotations
 
@@ -146,8 +143,10 @@ def in_table(table: str | Path, names: str | Path | Sequence[str] | None, split:
     named = Join()
     entries = []
     column = split_column([record.columns for record in listing], listing.column_names)
+    meant = None if split is None else split_name(split)
     for record in listing:
-        if split is None or _is_of(split, record.columns.get(column or "", "")):
+        cell = record.columns.get(column or "", "")
+        if split is None or cell == split or (meant is not None and split_name(cell) == meant):
             mask = record.columns.get("mask")
             file = listing.root / spelled(listing.root, mask) if mask else None
             if file is not None:
@@ -171,11 +170,6 @@ def splits_of_table(table: str | Path) -> tuple[str, ...]:
     listing = quiet_listing(table, labels="none")
     column = split_column([record.columns for record in listing], listing.column_names)
     return () if column is None else tuple(dict.fromkeys(record.columns[column] for record in listing))
-
-
-def _is_of(split: str, cell: str) -> bool:
-    """True if a cell names the split, or one that means the same."""
-    return cell == split or (split_name(cell) is not None and split_name(cell) == split_name(split))
 
 
 def in_scenes(scenes: SceneSet, split: str) -> Found:

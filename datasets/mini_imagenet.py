@@ -1,4 +1,4 @@
-"""miniImageNet and tieredImageNet, as lists of files or as the archives that were handed around."""
+"""miniImageNet, tieredImageNet and CIFAR-FS, as lists of files or as the archives that were handed around."""
 
 from __future__ import annotations
 
@@ -78,22 +78,21 @@ def _read_table(file: Path, root: Path, part: str) -> tuple[list[str], list[str]
         if {image, label} <= columns:
             rows = [row for _, row in rows_of(file, needed=(image, label))]
             names, labels = [row[image] for row in rows], [row[label] for row in rows]
-            where = _place_of(root, names[0], labels[0], STEMS[part]) if rows else ""
-            return [where.format(name=name, label=own) for name, own in zip(names, labels, strict=True)], labels
+            if not rows:
+                return [], []
+            below = ("{name}", "{label}/{name}", f"{STEMS[part]}/{{name}}", f"{STEMS[part]}/{{label}}/{{name}}")
+            places = [prefix + place for prefix in ("images/", "") for place in below]
+            first = [place.format(name=names[0], label=labels[0]) for place in places]
+            there = next((place for place, path in zip(places, first, strict=True) if (root / path).is_file()), None)
+            if there is None:
+                tried = ", ".join(first[:2])
+                raise InputError(
+                    f"{root}: the tables name {names[0]}, which is neither {tried} nor in another usual place"
+                )
+            return [there.format(name=name, label=own) for name, own in zip(names, labels, strict=True)], labels
     raise InputError(
         f"{file}: expected the columns filename,label or class_name,image_name; got {', '.join(sorted(columns))}"
     )
-
-
-def _place_of(root: Path, name: str, label: str, stem: str) -> str:
-    """Pattern of the images' paths, found with the first one."""
-    below = ("{name}", "{label}/{name}", f"{stem}/{{name}}", f"{stem}/{{label}}/{{name}}")
-    places = [prefix + place for prefix in ("images/", "") for place in below]
-    for place in places:
-        if (root / place.format(name=name, label=label)).is_file():
-            return place
-    shown = ", ".join(place.format(name=name, label=label) for place in places[:2])
-    raise InputError(f"{root}: the tables name {name}, which is neither {shown} nor in another usual place")
 
 
 def _tiered_labels(images: Path) -> list[str]:
@@ -108,9 +107,6 @@ def _tiered_labels(images: Path) -> list[str]:
     if isinstance(texts, list) and numbers and len(texts) > max(numbers):
         return [f"{stem}/{number:03d} {texts[number]}" for number in numbers]
     return [f"{stem}/{number:03d}" for number in numbers]
-
-
-STEMS = {"base": "train", "val": "val", "novel": "test"}
 
 
 def cifar_fs(root: Path, split: str | None = None) -> FewShotData:

@@ -13,11 +13,10 @@ from ..images.splits import find_split_folders
 from .class_folders import folder
 from .cub import cub, mini_to_cub
 from .few_shot import FewShotData
-from .market1501 import read_cuhk03, read_market, read_veri
 from .mini_imagenet import cifar_fs, mini_imagenet, tiered_imagenet
 from .omniglot import omniglot
-from .reid_lists import read_csv, read_folder, read_msmt17, read_vehicleid
-from .reid_records import FormatName, ReidData
+from .reid_benchmarks import read_cuhk03, read_market, read_msmt17, read_vehicleid, read_veri
+from .reid_records import FormatName, ReidData, read_csv, read_folder
 
 DATA_SETS: dict[str, Callable[[Path, str | None], FewShotData]] = {
     "omniglot": omniglot,

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from ..errors import InputError
 from ..images.joining import is_plain, near_file, spelled
@@ -24,15 +23,7 @@ from .layouts import INSHOP, SOP, DatasetRecord, Layout, Role
 _ROLES: dict[str, Role] = {"query": "query", "gallery": "gallery"}
 
 
-class Found(NamedTuple):
-    """Records of a folder or table; `problems` says what is left out or ignored."""
-
-    root: Path
-    records: tuple[DatasetRecord, ...]
-    problems: tuple[str, ...] = ()
-
-
-def read_folders(folder: Path) -> Found:
+def _read_folders(folder: Path) -> Dataset:
     """One folder per class; above them perhaps one per split, or `query` and `gallery`; see `find_split_folders`."""
     listing = quiet_listing(folder)
     records, outside = [], []
@@ -52,7 +43,11 @@ def read_folders(folder: Path) -> Found:
     if outside:
         said = f"{len(outside)} images lie outside of class folders and are left out, such as {outside[0]}"
         problems.insert(0, said)
-    return Found(listing.root, tuple(records), tuple(problems))
+    if len(records) > 1 and len({record.label for record in records}) == 1:
+        problems.append(
+            f"all {len(records):,} images are of the one class {records[0].label!r}, so every answer is right"
+        )
+    return Dataset("folder", folder.name, listing.root, tuple(records), (*_half_a_benchmark(folder), *problems))
 
 
 def _part(split: str) -> tuple[str, Role]:
@@ -61,7 +56,7 @@ def _part(split: str) -> tuple[str, Role]:
     return (split, "both") if known is None or known not in _ROLES else ("test", _ROLES[known])
 
 
-def read_table(file: Path) -> Found:
+def _read_table(file: Path) -> Dataset:
     """A CSV file with `path` and `label`, and perhaps `split`, `is_query` and `is_gallery`; see `split_of_row`."""
     found = list(listing := quiet_listing(file, labels="column"))
     require_labels(file, [record.path for record in found if record.label is None], count=len(found))
@@ -89,7 +84,7 @@ def read_table(file: Path) -> Found:
     problems += _of_no_split(records, found, listing.column_names, is_divided=column is not None)
     if column is None and len({record.split for record in records}) == 1:  # flags alone, on every row or on none
         records = [record._replace(split="all") for record in records]
-    return Found(listing.root, tuple(records), tuple(problems))
+    return Dataset("csv", file.name, listing.root, tuple(records), tuple(problems))
 
 
 def _of_no_split(
@@ -228,8 +223,7 @@ def _read(path: Path, layout: str) -> tuple[Dataset, Layout | None]:
     if not path.exists():
         raise InputError(f"{path}: expected a folder or a CSV file; nothing is there")
     if layout == "csv" or (layout == "auto" and path.is_file()):
-        table = read_table(path)
-        return Dataset("csv", path.name, table.root, table.records, table.problems), None
+        return _read_table(path), None
     if not path.is_dir():
         raise InputError(f"{path}: expected a folder, got a file")
     for name, known in LAYOUTS.items():
@@ -238,12 +232,7 @@ def _read(path: Path, layout: str) -> tuple[Dataset, Layout | None]:
     if layout in LAYOUTS:
         known = LAYOUTS[layout]
         raise InputError(f"{path}: no {known.title}; expected {known.expected()} in it")
-    found = read_folders(path)
-    problems = [*_half_a_benchmark(path), *found.problems]
-    if len(found.records) > 1 and len({record.label for record in found.records}) == 1:
-        count, label = len(found.records), found.records[0].label
-        problems.append(f"all {count:,} images are of the one class {label!r}, so every answer is right")
-    return Dataset("folder", path.name, found.root, found.records, tuple(problems)), None
+    return _read_folders(path), None
 
 
 def _half_a_benchmark(path: Path) -> Iterator[str]:
@@ -281,12 +270,14 @@ def _present(dataset: Dataset, official: Layout | None) -> Dataset:
         probably = "" if near is None else f"; {first} and {near[0]}, which is, {near[1]}"
         problems.append(f"{len(missing):,} of {len(records):,} images are missing, such as {first}{probably}")
     if official is not None:
-        parts = {record.split for record in present}
-        counts = _counts(present)
-        for name, (split, images, classes) in official.counts.items():
-            got = counts.get(name, (0, 0))
-            if split in parts and got != (images, classes):
-                problems.append(f"{name}: expected {_shown((images, classes))}, got {_shown(got)}")
+        splits = {record.split for record in present}
+        parts = [(record.split if record.role == "both" else record.role, record.label) for record in present]
+        n_images, n_classes = Counter(part for part, _ in parts), Counter(part for part, _ in set(parts))
+        for name, (split, *expected) in official.counts.items():
+            got = [n_images[name], n_classes[name]]
+            if split in splits and got != expected:
+                shown = ["{:,} images of {:,} classes".format(*counts) for counts in (expected, got)]
+                problems.append(f"{name}: expected {shown[0]}, got {shown[1]}")
     return replace(dataset, records=tuple(present), problems=tuple(problems))
 
 
@@ -301,14 +292,3 @@ def _nothing_there(dataset: Dataset, official: Layout | None) -> str:
     what = f"{dataset.root}: none of {len(dataset.records):,} images is there, such as {first}"
     what += "" if absent is None else f": {absent}/ is not in this copy"
     return what if official is None else f"{what}; a usable one has {official.images}"
-
-
-def _counts(records: Sequence[DatasetRecord]) -> dict[str, tuple[int, int]]:
-    """Images and classes by part: the split, or the role where that says more."""
-    parts = [(record.split if record.role == "both" else record.role, record.label) for record in records]
-    images, classes = Counter(part for part, _ in parts), Counter(part for part, _ in set(parts))
-    return {part: (images[part], classes[part]) for part in images}
-
-
-def _shown(count: tuple[int, int]) -> str:
-    return f"{count[0]:,} images of {count[1]:,} classes"

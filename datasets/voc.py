@@ -76,22 +76,17 @@ class VocFolder:
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} is a file; choose a folder for the masks")
         if note.is_file():
-            self._require(note, own)
+            try:
+                before = json.loads(note.read_text(encoding="utf-8"))
+            except ValueError:
+                before = None
+            if before != json.loads(json.dumps(own)):
+                made = f"masks made with other settings (see {note.name})"
+                raise InputError(f"{note.parent} holds {made}; remove it or choose another")
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise InputError(f"{self.folder} is taken by something else; choose another folder for the masks")
         self._write("classes.txt", "".join(f"{name}\n" for name in self.class_names).encode())
         self._write("settings.json", (json.dumps(own, indent=2) + "\n").encode())
-
-    @staticmethod
-    def _require(note: Path, own: Mapping[str, Any]) -> None:
-        try:
-            before = json.loads(note.read_text(encoding="utf-8"))
-        except ValueError:
-            before = None
-        if before != json.loads(json.dumps(own)):
-            raise InputError(
-                f"{note.parent} holds masks made with other settings (see {note.name}); remove it or choose another"
-            )
 
     @property
     def masks(self) -> Path:
@@ -107,12 +102,7 @@ class VocFolder:
         return self.mask_file(name).is_file()
 
     def write(self, name: str, mask: Mask, *, image: Path | None = None) -> None:
-        """Write one mask, and copy its image if there is one.
-
-        Raises:
-            InputError: a number that is no class.
-            OSError: the file system refuses.
-        """
+        """Write one mask, and copy its image if there is one; InputError for a number that is no class."""
         wrong = mask[(mask > len(self.class_names)) & (mask != VOID)]
         if wrong.size:
             raise InputError(f"{name}: the mask holds {wrong[0]}; expected 0 to {len(self.class_names)}, or {VOID}")
@@ -130,11 +120,7 @@ class VocFolder:
             return np.asarray(image).astype(np.uint8, copy=True)
 
     def finish(self, split: str, names: Sequence[str]) -> None:
-        """Write the list of a split.
-
-        Raises:
-            InputError: one of its masks is missing.
-        """
+        """Write the list of a split; InputError where one of its masks is missing."""
         missing = next((name for name in names if not self.has(name)), None)
         if missing is not None:
             raise InputError(f"{self.folder} has no mask of {missing}, so the list of {split} would be wrong")

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ..datasets.market1501 import read_market
+from ..datasets.reid_benchmarks import read_market
 from ..datasets.reid_records import ReidData
 from ..errors import InputError
 from ..progress import Progress

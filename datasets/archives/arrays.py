@@ -1,4 +1,7 @@
-"""Images that come as arrays in one file per part: the pickles and npz archives of the benchmarks."""
+"""Images that come as arrays in one file per part: the pickles and npz archives of the benchmarks; and zips.
+
+The size that a member of an archive unfolds to is known, and bounded, before it is unfolded.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +36,11 @@ def open_zip(file: Path, expected: str) -> zipfile.ZipFile:
 
 
 def read_member(archive: zipfile.ZipFile, name: str, *, file: Path, most: int | None = None) -> bytes:
-    """Contents of a member of a zip.
-
-    Args:
-        archive: the zip.
-        name: of the member.
-        file: what messages call the zip.
-        most: bytes that it may have; if left out, 64 MiB, or 200 times what it is packed in.
-    """
-    info = _member(archive, name, file)
+    """Contents of a member of a zip, bounded by `most` bytes; by 64 MiB or 200 times its packed size if left out."""
+    try:
+        info = archive.getinfo(name)
+    except KeyError:
+        raise InputError(f"{file}: holds no {name}") from None
     limit = max(_FREE_BYTES, _MAX_RATIO * info.compress_size) if most is None else most
     if info.file_size > limit:
         raise InputError(f"{file}: {name} unfolds to {info.file_size:,} bytes, expected at most {limit:,}")
@@ -57,19 +56,8 @@ def read_member(archive: zipfile.ZipFile, name: str, *, file: Path, most: int | 
     return data
 
 
-def _member(archive: zipfile.ZipFile, name: str, file: Path) -> zipfile.ZipInfo:
-    try:
-        return archive.getinfo(name)
-    except KeyError:
-        raise InputError(f"{file}: holds no {name}") from None
-
-
 class Npz:
-    """The plain arrays of an npz by name; nothing pickled is read, and no header is believed.
-
-    Args:
-        file: the npz.
-    """
+    """The plain arrays of an npz by name; nothing pickled is read, and no header is believed."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -119,19 +107,17 @@ Archive = tuple[Callable[[int], NDArray[np.uint8]], Sequence[str]]  # pixels of 
 
 
 def data_of_arrays(name: str, files: Mapping[str, Path], read: Callable[[Path], Archive]) -> FewShotData:
-    """A data set from one archive per part."""
-    parts = {part: split_of_arrays(f"{name}/{part}", file, *read(file)) for part, file in files.items()}
+    """A data set from one archive per part, whose items are named `<label>/<number within the class>`."""
+    parts = {}
+    for part, file in files.items():
+        load, labels = read(file)
+        seen: dict[str, int] = {}
+        names = []
+        for label in labels:
+            names.append(f"{label}/{seen.setdefault(label, 0):05d}")
+            seen[label] += 1
+        parts[part] = Split(f"{name}/{part}", np.array(names), np.array(labels), ArrayImages(file, load))
     return FewShotData(name, parts)
-
-
-def split_of_arrays(name: str, file: Path, load: Callable[[int], NDArray[np.uint8]], labels: Sequence[str]) -> Split:
-    """A part whose items are named `<label>/<number within the class>`."""
-    seen: dict[str, int] = {}
-    names = []
-    for label in labels:
-        names.append(f"{label}/{seen.setdefault(label, 0):05d}")
-        seen[label] += 1
-    return Split(name, np.array(names), np.array(labels), ArrayImages(file, load))
 
 
 def read_pickled_images(file: Path) -> Archive:
