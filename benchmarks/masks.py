@@ -38,7 +38,8 @@ from distcam.images.masks import MaskFolder, read_mask
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
 from distcam.retrieval.localisation.references import LinearClassifier, linear_probe
 from distcam.retrieval.masking import EncodedBothWays, encode_both_ways
-from distcam.synthetic.scene_set import SceneSet, blueprints, write_scenes
+from distcam.synthetic.blueprint import blueprints
+from distcam.synthetic.scene_set import SceneSet, write_scenes
 from distcam.training.data.training_set import TrainingSet
 
 WEIGHTINGS = ("dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_centered")

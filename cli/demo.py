@@ -122,7 +122,8 @@ def run(folder: Path, *, seed: int = 0, size: DemoSize | None = None) -> DemoRes
 
 def _draw(folder: Path, size: DemoSize, seed: int) -> tuple[SceneSet, SceneSet]:
     """Single objects of the base classes to learn from; gallery and queries of others, some with a second object."""
-    from ..synthetic.scene_set import blueprints, write_scenes
+    from ..synthetic.blueprint import blueprints
+    from ..synthetic.scene_set import write_scenes
 
     classes = blueprints(size.base_classes + size.novel_classes, seed=seed)
     base, novel = classes[: size.base_classes], classes[size.base_classes :]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,7 @@ _CUHK03 = {
     "detected": {"train images": 7_365, "query images": 1_400, "gallery images": 5_332},
     "labeled": {"train images": 7_368, "query images": 1_400, "gallery images": 5_328},
 }
-_CUHK03_KEYS = ("filelist", "labels", "camId", "train_idx", "query_idx", "gallery_idx")
+_CUHK03_ROLES: tuple[Role, ...] = ("train", "query", "gallery")
 
 
 class FileName(NamedTuple):
@@ -99,8 +99,7 @@ def read_market(root: Path) -> ReidData:
     and CUHK03-NP comes in this layout too, as PNG; neither has junk or distractors.
     """
     images, ignored = _folders(root, _ROLES["market"])
-    duke = any(re.match(r"\d+_c\d+_f\d", Path(image.path).name) for image in images[:1])
-    if duke:
+    if images and re.match(r"\d+_c\d+_f\d", Path(images[0].path).name):
         return ReidData("duke", root, images, Protocol(), known=_DUKE, ignored=ignored)
     if images and images[0].path.lower().endswith(".png") and images[0].sequence is None:
         known = next((counts for name, counts in _CUHK03.items() if name in str(root.absolute()).lower()), {})
@@ -186,36 +185,30 @@ def read_cuhk03(root: Path, *, boxes: str = "detected") -> ReidData:
     table = root / f"cuhk03_new_protocol_config_{boxes}.mat"
     if not table.is_file():
         raise InputError(f"{root}: expected {table.name}, the table of the new protocol")
-    names, labels, cameras, splits = _cuhk03_table(table)
-    folder = f"images_{boxes}/" if (root / f"images_{boxes}").is_dir() else ""
-    roles: tuple[tuple[Role, str], ...] = (("train", "train_idx"), ("query", "query_idx"), ("gallery", "gallery_idx"))
-    images = [
-        ReidImage(folder + names[i], int(labels[i]), int(cameras[i]) - 1, role)
-        for role, key in roles
-        for i in splits[key].tolist()
-    ]
-    note = f"{boxes} boxes, the 767/700 split"
-    return ReidData("cuhk03", root, tuple(images), Protocol(), known=_CUHK03[boxes], notes=(note,))
-
-
-def _cuhk03_table(table: Path) -> tuple[list[str], Any, Any, dict[str, Any]]:
-    """File names, identities, cameras, and the indices (from 0) of each split."""
     from scipy.io import loadmat
 
     try:
         values = loadmat(table)
         names = [str(np.ravel(name)[0]) for name in np.ravel(values["filelist"])]
         labels, cameras = (np.ravel(values[key]) for key in ("labels", "camId"))
-        splits = {key: np.ravel(values[key]).astype(np.intp) - 1 for key in _CUHK03_KEYS[3:]}
+        splits = {role: np.ravel(values[f"{role}_idx"]).astype(np.intp) - 1 for role in _CUHK03_ROLES}
     except Exception as error:  # a damaged table raises whatever it likes
-        raise InputError(f"{table}: expected a MATLAB table with {', '.join(_CUHK03_KEYS)}; {error!r}") from error
+        keys = ", ".join(("filelist", "labels", "camId", *(f"{role}_idx" for role in _CUHK03_ROLES)))
+        raise InputError(f"{table}: expected a MATLAB table with {keys}; {error!r}") from error
     n = len(names)
     if len(labels) != n or len(cameras) != n:
         raise InputError(f"{table}: expected {n} labels and cameras, one per file name")
     for indices in splits.values():
         if indices.size and not (indices.min() >= 0 and indices.max() < n):
             raise InputError(f"{table}: expected indices from 1 to {n}, got {indices.min() + 1} to {indices.max() + 1}")
-    return names, labels, cameras, splits
+    folder = f"images_{boxes}/" if (root / f"images_{boxes}").is_dir() else ""
+    images = [
+        ReidImage(folder + names[i], int(labels[i]), int(cameras[i]) - 1, role)
+        for role, indices in splits.items()
+        for i in indices.tolist()
+    ]
+    note = f"{boxes} boxes, the 767/700 split"
+    return ReidData("cuhk03", root, tuple(images), Protocol(), known=_CUHK03[boxes], notes=(note,))
 
 
 _MSMT17 = {"train images": 32_621, "train identities": 1_041, "query images": 11_659, "gallery images": 82_161}

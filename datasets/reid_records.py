@@ -93,20 +93,17 @@ class Protocol:
         skipped = {"skip": "left out of CMC, mAP and mINP", "zero": "count as 0", "refuse": "refused"}
         alarms = {"left_out": "every query, its identity left out", "unmated": "queries without a match"}
         missing = {"refuse": "refused", "distinct": "a camera of its own"}
+        junk, distractors = ("{" + ", ".join(map(str, own)) + "}" for own in (self.junk, self.distractors))
         dropped = "ignored" if self.distractor_policy == "ignore" else "count as wrong"
         return [
             f"same camera: {same[self.same_camera]}",
-            f"junk: {_listed(self.junk)} ignored",
-            f"distractors: {_listed(self.distractors)} {dropped}",
+            f"junk: {junk} ignored",
+            f"distractors: {distractors} {dropped}",
             f"queries without a match: {skipped[self.no_match]}",
             f"missing camera: {missing[self.missing_camera]}",
             "ties: wrong answers come first; step AP takes the precision behind the whole tie",
             f"false alarms (DIR@FAR): {alarms[self.false_alarms]}",
         ]
-
-
-def _listed(identities: tuple[Identity, ...]) -> str:
-    return "{" + ", ".join(map(str, identities)) + "}"
 
 
 @dataclass(frozen=True)
@@ -158,10 +155,10 @@ class ReidData:
 
     def __post_init__(self) -> None:
         if not self.images:
-            passed = (
-                f"; {len(self.ignored):,} files were passed over, such as {self.ignored[0]}" if self.ignored else ""
-            )
-            raise InputError(f"{self.root}: no image of the {self.format} format found{passed}{_NAMES[self.format]}")
+            found = f"{self.root}: no image of the {self.format} format found"
+            if self.ignored:
+                found += f"; {len(self.ignored):,} files were passed over, such as {self.ignored[0]}"
+            raise InputError(f"{found}{_NAMES[self.format]}")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -125,7 +125,8 @@ class PipelineData(Table):
 
     @staticmethod
     def _drawn(scenes: PipelineScenes, split: str, cache: Path) -> MaskedImages:
-        from ..synthetic.scene_set import SceneSet, blueprints, write_scenes
+        from ..synthetic.blueprint import blueprints
+        from ..synthetic.scene_set import SceneSet, write_scenes
 
         digest = hashlib.sha256(json.dumps(plain(scenes), sort_keys=True).encode()).hexdigest()[:8]
         target = cache / f"scenes-{digest}"

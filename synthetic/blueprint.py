@@ -92,27 +92,22 @@ class Blueprint:
         `jitter` holds one row per part: its shift across and down, and the logarithm of its magnification.
         """
         edge = outline(self.body.shape)
+        radii = np.hypot(edge[:, 0], edge[:, 1])
         polygons: list[tuple[Float[np.ndarray, "n 2"], ...]] = []
         for part, (across, down, growth) in zip(self.parts, jitter, strict=True):
-            polygon = _placed(part, edge) * np.exp(growth) + np.array([across, down])
+            polygon = part.size * outline(part.shape)
+            if part.is_limb:
+                angle = np.deg2rad(_LIMB_ANGLES[part.place])
+                directions = np.arctan2(edge[:, 0], -edge[:, 1])
+                order = np.argsort(directions)
+                reach = np.interp(angle, directions[order], radii[order], period=2 * np.pi) + 0.45 * part.size
+                polygon = polygon @ turn(angle) + reach * np.array([np.sin(angle), -np.cos(angle)])
+            elif part.place != "body":
+                room = max(float(radii.min()), 0.6)
+                polygon = min(1.0, 0.45 + room / 2) * polygon + room * np.array(_MARK_SPOTS[part.place])
+            polygon = polygon * np.exp(growth) + np.array([across, down])
             polygons.append((polygon, polygon * [-1, 1]) if part.place in _PAIRS else (polygon,))
         return polygons
-
-
-def _placed(part: Part, edge: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "m 2"]:
-    """The part's outline moved to its place on a body with this edge; of a pair, the right one."""
-    polygon: Float[np.ndarray, "m 2"] = part.size * outline(part.shape)
-    radii = np.hypot(edge[:, 0], edge[:, 1])
-    if part.is_limb:
-        angle = np.deg2rad(_LIMB_ANGLES[part.place])
-        directions = np.arctan2(edge[:, 0], -edge[:, 1])
-        order = np.argsort(directions)
-        reach = np.interp(angle, directions[order], radii[order], period=2 * np.pi) + 0.45 * part.size
-        polygon = polygon @ turn(angle) + reach * np.array([np.sin(angle), -np.cos(angle)])
-    elif part.place != "body":
-        room = max(float(radii.min()), 0.6)
-        polygon = min(1.0, 0.45 + room / 2) * polygon + room * np.array(_MARK_SPOTS[part.place])
-    return polygon
 
 
 def blueprints(n_classes: int, *, seed: int = 0, relatives: float = 0.35) -> tuple[Blueprint, ...]:

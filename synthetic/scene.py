@@ -121,9 +121,19 @@ def draw_scene(
     first = []  # number of the layer that holds each object's first part
     for blueprint, polygons in zip(objects, arranged, strict=True):
         first.append(len(layers) + 1)
-        layers += _painted(blueprint, polygons, generator)
+        fade = generator.uniform(0.9, 1.1, 3)  # the paint is never quite the same twice
+        for part, pair in zip(blueprint.parts, polygons, strict=True):
+            red, green, blue = (np.array(INKS[part.colour]) * fade).clip(0, 255).astype(int).tolist()
+            layers.append(
+                Layer(pair, (red, green, blue), 1.0 if part.is_limb else 2.0 if part.place == "body" else 2.7)
+            )
     image, index = compose(ground, layers, light=Light.draw(generator), generator=generator)
-    shown = [_seen(blueprint, index, number) for blueprint, number in zip(objects, first, strict=True)]
+    shown = []
+    for blueprint, start in zip(objects, first, strict=True):
+        is_own = (index >= start) & (index < start + len(blueprint.parts))
+        shown.append(
+            SceneObject(blueprint, box_around(is_own), np.where(is_own, index - (start - 1), 0).astype(np.uint8))
+        )
     return Scene(image, tuple(shown), background)
 
 
@@ -189,40 +199,17 @@ def _places(
         for number, own in enumerate(sizes):
             # a U-shaped distribution: uniform corners would leave every large object in the middle
             tries = generator.beta(0.4, 0.4, (30, 2)) * (canvas - own)
-            fits = (_overlap(tries, own, places[:number], sizes[:number]) <= _MAX_OVERLAP).all(axis=1)
+            starts = np.maximum(tries[:, None], places[:number])
+            ends = np.minimum(tries[:, None] + own, places[:number] + sizes[:number])
+            shared = (ends - starts).clip(min=0).prod(axis=2)
+            smaller = np.minimum(own.prod(), sizes[:number].prod(axis=1))
+            fits = (shared / smaller <= _MAX_OVERLAP).all(axis=1)
             if not fits.any():
                 break
             places[number] = tries[fits.argmax()]
         else:
             return scales, places
         scales = 0.92 * scales
-
-
-def _overlap(
-    tries: Float[np.ndarray, "t 2"],
-    own: Float[np.ndarray, " 2"],
-    places: Float[np.ndarray, "n 2"],
-    sizes: Float[np.ndarray, "n 2"],
-) -> Float[np.ndarray, "t n"]:
-    """Shared area of a box of the size `own`, at each corner tried, with each placed box, as a share of the smaller."""
-    starts = np.maximum(tries[:, None], places)
-    ends = np.minimum(tries[:, None] + own, places + sizes)
-    share: Float[np.ndarray, "t n"] = (ends - starts).clip(min=0).prod(axis=2)
-    share /= np.minimum(own.prod(), sizes.prod(axis=1))
-    return share
-
-
-def _painted(
-    blueprint: Blueprint, polygons: Sequence[tuple[Float[np.ndarray, "n 2"], ...]], generator: np.random.Generator
-) -> list[Layer]:
-    """One layer per part, in the parts' order; the paint is never quite the same twice."""
-    fade = generator.uniform(0.9, 1.1, 3)
-    layers = []
-    for part, pair in zip(blueprint.parts, polygons, strict=True):
-        red, green, blue = (np.array(INKS[part.colour]) * fade).clip(0, 255).astype(int).tolist()
-        level = 1.0 if part.is_limb else 2.0 if part.place == "body" else 2.7
-        layers.append(Layer(pair, (red, green, blue), level))
-    return layers
 
 
 def _loose_piece(
@@ -240,10 +227,3 @@ def _loose_piece(
     )
     layers = [Layer((large,), inks[0], 1.0), Layer((small,), inks[1], 2.0)]
     return layers[: 1 if generator.random() < 0.4 else 2]
-
-
-def _seen(blueprint: Blueprint, index: UInt8[np.ndarray, "h w"], first: int) -> SceneObject:
-    """The object whose parts are the layers from `first` on, as far as the index image shows them."""
-    last = first + len(blueprint.parts) - 1
-    part_map = np.where((index >= first) & (index <= last), index - (first - 1), 0).astype(np.uint8)
-    return SceneObject(blueprint, box_around(part_map > 0), part_map)

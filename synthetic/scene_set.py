@@ -1,14 +1,6 @@
 """Procedural scenes by the hundred, in memory or as a folder of JPEG files: a data set from a seed.
 
-Classes are blueprints; some differ from a relative in one part only. Each image has a random generator of its own,
-made from (seed, split, class, number), so it does not depend on how many others are drawn. The same seed gives the same
-pixels; between platforms the rounding of a sine may move one by a grey level.
-
->>> classes = blueprints(60)
->>> base, novel = classes[:40], classes[40:]
->>> scene = next(draw_scenes(novel, per_class=8))
->>> scene.image.size, scene.label == novel[0].name
-((128, 128), True)
+The same seed gives the same pixels; between platforms the rounding of a sine may move one by a grey level.
 """
 
 from __future__ import annotations
@@ -27,24 +19,10 @@ from PIL import Image
 from ..errors import InputError
 from ..images.geometry import Box
 from ..progress import Progress
-from .blueprint import Blueprint, Part, blueprints
+from .blueprint import Blueprint
 from .folders import new_folder, read_rows, save_numbers, write_rows
 from .painter import BACKGROUNDS, check_name
-from .scene import Scene, SceneObject, check_scene, draw_scene
-
-__all__ = [
-    "BACKGROUNDS",
-    "Blueprint",
-    "Part",
-    "Scene",
-    "SceneObject",
-    "SceneRecord",
-    "SceneSet",
-    "blueprints",
-    "draw_scene",
-    "draw_scenes",
-    "write_scenes",
-]
+from .scene import Scene, check_scene, draw_scene
 
 
 def draw_scenes(
@@ -73,10 +51,25 @@ def draw_scenes(
             ties a class to a background, or keeps it off one.
         clutter: as in `draw_scene`.
         seed: another seed gives other scenes; not negative.
+
+    >>> scene = next(draw_scenes(blueprints(60)[40:], per_class=8))
+    >>> scene.image.size, scene.label == blueprints(60)[40].name
+    ((128, 128), True)
     """
     check_scene(classes[:1], size=size, background=None, clutter=clutter)
-    _check_scenes(classes, per_class=per_class, two_object_share=two_object_share, seed=seed)
-    allowed = _checked_backgrounds(backgrounds or {}, [blueprint.name for blueprint in classes])
+    names = [blueprint.name for blueprint in classes]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"expected classes with different names, got {twice!r} twice; slice one list of blueprints")
+    if per_class < 1:
+        raise InputError(f"expected one scene per class or more, got {per_class}")
+    if seed < 0:
+        raise InputError(f"expected a seed of 0 or more, got {seed}")
+    if not 0 <= two_object_share <= 1:
+        raise InputError(f"expected two_object_share in [0, 1], got {two_object_share}")
+    if two_object_share > 0 and len(names) < 2:
+        raise InputError("a second object needs a second class; pass more classes or two_object_share=0")
+    allowed = _checked_backgrounds(backgrounds or {}, names)
 
     def drawn() -> Iterator[Scene]:
         for label, number in product(range(len(classes)), range(per_class)):
@@ -92,21 +85,6 @@ def draw_scenes(
             yield draw_scene(objects, generator=generator, size=size, background=background, clutter=clutter)
 
     return drawn()
-
-
-def _check_scenes(classes: Sequence[Blueprint], *, per_class: int, two_object_share: float, seed: int) -> None:
-    names = [blueprint.name for blueprint in classes]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"expected classes with different names, got {twice!r} twice; slice one list of blueprints")
-    if per_class < 1:
-        raise InputError(f"expected one scene per class or more, got {per_class}")
-    if seed < 0:
-        raise InputError(f"expected a seed of 0 or more, got {seed}")
-    if not 0 <= two_object_share <= 1:
-        raise InputError(f"expected two_object_share in [0, 1], got {two_object_share}")
-    if two_object_share > 0 and len(names) < 2:
-        raise InputError("a second object needs a second class; pass more classes or two_object_share=0")
 
 
 def _checked_backgrounds(backgrounds: Mapping[str, Sequence[str]], labels: Sequence[str]) -> dict[str, tuple[str, ...]]:

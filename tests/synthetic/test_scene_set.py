@@ -12,17 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distcam.errors import InputError
-from distcam.synthetic.scene_set import (
-    BACKGROUNDS,
-    Blueprint,
-    Part,
-    Scene,
-    SceneSet,
-    blueprints,
-    draw_scene,
-    draw_scenes,
-    write_scenes,
-)
+from distcam.synthetic.blueprint import Blueprint, Part, blueprints
+from distcam.synthetic.painter import BACKGROUNDS
+from distcam.synthetic.scene import Scene, draw_scene
+from distcam.synthetic.scene_set import SceneSet, draw_scenes, write_scenes
 
 CLASSES = blueprints(12)
 TOY = Blueprint(

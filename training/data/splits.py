@@ -26,7 +26,7 @@ from .run_data import Part
 from .training_set import TrainingSet
 
 if TYPE_CHECKING:
-    from ...synthetic.scene_set import Blueprint
+    from ...synthetic.blueprint import Blueprint
 
 DATA_VARIABLE = "DISTCAM_DATA"  # the environment variable that says where `photographs` lie
 
@@ -182,7 +182,8 @@ def load_splits(
 def _scene_splits(
     settings: DataSettings, scenes: ScenesSettings, transform: Transform, cache: Path, progress: Progress | None
 ) -> dict[str, TrainingSet]:
-    from ...synthetic.scene_set import SceneSet, blueprints, write_scenes
+    from ...synthetic.blueprint import blueprints
+    from ...synthetic.scene_set import SceneSet, write_scenes
 
     if "train" not in scenes.splits:
         raise InputError(f"[data.scenes.splits] needs a split 'train'; got {', '.join(scenes.splits) or 'none'}")
@@ -216,7 +217,7 @@ def _scene_splits(
 
 
 def _backgrounds(part: ScenePart, classes: Sequence[Blueprint]) -> dict[str, tuple[str, ...]] | None:
-    from ...synthetic.scene_set import BACKGROUNDS
+    from ...synthetic.painter import BACKGROUNDS
 
     if part.backgrounds == "any":
         return None
