@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 from ..images.splits import find_split_folders
 from .class_folders import folder
-from .cub import cub, mini_to_cub
 from .few_shot import FewShotData
-from .mini_imagenet import cifar_fs, mini_imagenet, tiered_imagenet
+from .few_shot_benchmarks import cifar_fs, cub, mini_imagenet, mini_to_cub, tiered_imagenet
 from .omniglot import omniglot
 from .reid_benchmarks import read_cuhk03, read_market, read_msmt17, read_vehicleid, read_veri
 from .reid_records import FormatName, ReidData, read_csv, read_folder

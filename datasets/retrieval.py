@@ -16,9 +16,7 @@ from ..images.joining import is_plain, near_file, spelled
 from ..images.labelling import box_columns, remark_on_placeholders, remark_on_twins, require_labels, uncut_boxes
 from ..images.listing import ImageRecord, Listing, quiet_listing
 from ..images.splits import flags_of, overlooked_column, split_column, split_name, split_of_row
-from .cars import CARS
-from .cub import CUB
-from .layouts import INSHOP, SOP, DatasetRecord, Layout, Role
+from .layouts import CARS, CUB, INSHOP, SOP, DatasetRecord, Layout, Role
 
 _ROLES: dict[str, Role] = {"query": "query", "gallery": "gallery"}
 

@@ -1,4 +1,4 @@
-from ..datasets.voc import VocFolder
+from ..datasets.masked_images import VocFolder
 from ..metrics.segmentation import BackgroundCurve, SegmentationScore, background_curve, evaluate_masks
 from .cam_training.weak_segmenter import WeakSegmenter
 from .data import MaskedImages

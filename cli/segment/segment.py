@@ -19,7 +19,7 @@ from ..train import segment_train
 from .inputs import Layout, is_model, mask_pairs, open_data, open_model
 
 if TYPE_CHECKING:
-    from ...datasets.voc import VocFolder
+    from ...datasets.masked_images import VocFolder
     from ...images.masks import Mask
     from ...segmentation.data import MaskedImages
     from ...segmentation.pseudo_masks.sources import ClassMapSource
@@ -100,7 +100,7 @@ def infer(
     """Write a mask for every image. Several scales and mirrored by default; a trained network looks once."""
     require_model(model)
     require_images([images])
-    from ...datasets.voc import VocFolder
+    from ...datasets.masked_images import VocFolder
     from ...metrics.segmentation import evaluate_masks
     from ...segmentation.pipeline import say_trained_on
     from ...segmentation.segmenter.inference import on_device, require_classes
@@ -157,7 +157,7 @@ def _mask_maker(
 
 def _save_overlay(data: MaskedImages, i: int, written: VocFolder) -> None:
     """The image with its mask laid over, as JPEG."""
-    from ...datasets.voc import overlay_mask
+    from ...datasets.masked_images import overlay_mask
 
     target = written.folder / "overlays" / f"{data.names[i]}.jpg"
     if not target.is_file():

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from ...datasets.voc import VocFolder
+from ...datasets.masked_images import VocFolder
 from ...encoders import Encoder
 from ...errors import InputError
 from ...images.masks import Mask

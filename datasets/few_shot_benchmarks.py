@@ -1,15 +1,20 @@
-"""miniImageNet, tieredImageNet and CIFAR-FS, as lists of files or as the archives that were handed around."""
+"""miniImageNet, tieredImageNet, CIFAR-FS and CUB-200-2011, as lists of files or as the archives handed around.
+
+Five few-shot splits go by the name of CUB: results on different ones cannot be compared.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import numpy as np
 
 from ..errors import InputError
 from ..images.tables import header_of, rows_of
 from .archives.arrays import data_of_arrays, encoded_pngs, first_that_exists, read_npz, read_pickled_images
 from .archives.restricted_pickle import array_of, read_pickle
 from .class_folders import class_folders, data_of_classes, read_class_lists
-from .few_shot import FewShotData, data_of_files
+from .few_shot import FewShotData, SomeImages, Split, data_of_files
 
 MINI_SPLITS = {
     "ravi": "64/16/20, the usual one (Ravi & Larochelle)",
@@ -122,3 +127,65 @@ def cifar_fs(root: Path, split: str | None = None) -> FewShotData:
         if (lists := place / "splits" / "bertinetto").is_dir():
             return data_of_classes("cifar-fs", place, read_class_lists(lists, ".txt"), under="data")
     raise InputError(f"{root}: expected data/ with splits/bertinetto/train.txt, …, or CIFAR_FS_train.pickle, …")
+
+
+CUB_SPLITS = {
+    "chen": "100/50/50 by rule: of the sorted folders every second is base, the others val and novel in turn",
+    "hilliard": "100/50/50, lists splits/hilliard/{train,val,test}.json beside the images",
+    "easyfsl": "140/30/30, lists splits/easyfsl/{train,val,test}.json beside the images",
+    "cam-loss": "120/30/50, the sizes of the CAM-loss paper, which published no list; drawn here by a fixed rule",
+}
+_CLASSES = 200
+
+
+def cub(root: Path, split: str | None = None) -> FewShotData:
+    """CUB-200-2011 with a named few-shot split.
+
+    Args:
+        root: CUB_200_2011, or its folder `images`.
+        split: a key of `CUB_SPLITS`, or a folder with the class lists train.json, val.json and test.json.
+    """
+    if split is None or (split not in CUB_SPLITS and not Path(split).is_dir()):
+        known = "; ".join(f"cub:{name} ({rule})" for name, rule in CUB_SPLITS.items())
+        raise InputError(
+            f"{'a bare CUB' if split is None else f'the CUB split {split!r}'} says too little: results on different "
+            f"splits cannot be compared. Choose {known}; or cub:FOLDER with train.json, val.json and test.json"
+        )
+    images = root / "images" if (root / "images").is_dir() else root
+    if split in ("chen", "cam-loss"):
+        names = class_folders(images)
+        if len(names) != _CLASSES:
+            raise InputError(f"cub:{split} divides the {_CLASSES} class folders of CUB-200-2011; found {len(names)}")
+        if split == "chen":
+            classes = {"base": names[0::2], "val": names[1::4], "novel": names[3::4]}
+        else:  # the order of PCG64's raw 64-bit words with seed 0: the same on every machine and in every NumPy
+            order = np.argsort(np.random.PCG64(0).random_raw(_CLASSES), kind="stable")
+            drawn = [names[i] for i in order]
+            classes = {"base": drawn[:120], "val": drawn[120:150], "novel": drawn[150:]}
+    else:
+        lists = root / "splits" / split if split in CUB_SPLITS else Path(split)
+        if not lists.is_dir():
+            raise InputError(f"cub:{split} needs its class lists train.json, val.json and test.json in {lists}")
+        classes = read_class_lists(lists)
+    return data_of_classes(f"cub:{Path(split).name}", images, classes)
+
+
+def mini_to_cub(roots: Path, split: str | None = None) -> FewShotData:
+    """Trained on miniImageNet, tested on birds: base is all 100 miniImageNet classes, val and novel those of cub:chen.
+
+    Args:
+        roots: both folders with a comma between them, miniImageNet's first.
+        split: miniImageNet's, `ravi` if left out; all its parts are base.
+
+    Source: Chen et al. 2019, arXiv:1904.04232, §4.4.
+    """
+    first, comma, second = str(roots).partition(",")
+    if not comma:
+        raise InputError(f"expected the folders of miniImageNet and CUB, as in MINI,CUB; got {roots}")
+    mini, birds = mini_imagenet(Path(first), split or "ravi"), cub(Path(second), "chen")
+    names, labels = (np.concatenate([getattr(part, what) for part in mini]) for what in ("names", "labels"))
+    places = [(part.images, row) for part in mini for row in range(len(part))]
+    parts = {"base": Split("mini-to-cub/base", names, labels, SomeImages(places[0][0].root, places))}
+    for part in ("val", "novel"):
+        parts[part] = Split(f"mini-to-cub/{part}", birds[part].names, birds[part].labels, birds[part].images)
+    return FewShotData("mini-to-cub", parts)
