@@ -65,7 +65,7 @@ def omniglot(root: Path, split: str | None = None) -> FewShotData:
     source = _Npz(root) if (root / "images_background.npz").is_file() else _Zips(root)
     if split == "lake":
         classes: dict[str, list[tuple[str, int | None]]] = {
-            part: [(character, None) for character in source.files if source.is_background(character) == is_base]
+            part: [(character, None) for character in source.files if (character in source.background) == is_base]
             for part, is_base in (("base", True), ("novel", False))
         }
     else:
@@ -124,7 +124,7 @@ class _Npz:
         self._root = root
         self._row: dict[str, tuple[str, int]] = {}
         self._ink: dict[str, Ink] = {}
-        self.files: dict[str, list[str]] = {}
+        self.files: dict[str, list[str]] = {}  # names of the 20 drawings of each character
         table = root / "alphabets.csv"
         try:
             with table.open(encoding="utf-8", newline="") as lines:
@@ -138,9 +138,7 @@ class _Npz:
                 character = f"{alphabet}/character{number - first + 1:02d}"
                 self._row[character] = (group, number - start[group])
                 self.files[character] = [f"{number:04d}_{drawer:02d}" for drawer in range(1, N_DRAWERS + 1)]
-
-    def is_background(self, character: str) -> bool:
-        return self._row[character][0] == "background"
+        self.background = {character for character, (group, _) in self._row.items() if group == "background"}
 
     def ink(self, drawing: _Drawing) -> Ink:
         group, row = self._row[drawing.character]
@@ -164,7 +162,7 @@ class _Zips:
 
     def __init__(self, root: Path) -> None:
         self._entry: dict[tuple[str, str], tuple[zipfile.ZipFile, str]] = {}
-        self._background: set[str] = set()
+        self.background: set[str] = set()
         self.files: dict[str, list[str]] = {}
         for group in ("background", "evaluation"):
             archive = open_zip(root / f"images_{group}.zip", "it, or images_background.npz and images_evaluation.npz")
@@ -174,10 +172,7 @@ class _Zips:
                     self.files.setdefault(character, []).append(match[4])
                     self._entry[character, match[4]] = archive, entry
                     if group == "background":
-                        self._background.add(character)
-
-    def is_background(self, character: str) -> bool:
-        return character in self._background
+                        self.background.add(character)
 
     def ink(self, drawing: _Drawing) -> Ink:
         archive, entry = self._entry[drawing.character, drawing.file]

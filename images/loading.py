@@ -141,8 +141,15 @@ def read_image(
     name, limit = _name(source), pixel_limit() if max_pixels is None else max_pixels
     with _readable(name), _stream(source) as stream:
         opened = _open(stream, limit, name)
-        if not whole:
-            _reduce(opened, limit)
+        width, height = opened.size
+        if not whole and opened.format == "JPEG" and limit < width * height <= _REDUCIBLE * limit:
+            # the decoder leaves out the finest detail, where all of it would be too much
+            scale = next(scale for scale in (2, 4, 8) if -(-width // scale) * -(-height // scale) <= limit)
+            opened.draft(None, (width // scale, height // scale))
+            remark(
+                f"a JPEG of more than {limit:,} pixels ({width}x{height}) was read at 1/{scale} of its size; "
+                f"--max-pixels {width * height} (in Python set_pixel_limit) reads it whole"
+            )
         _check_size(opened.size, limit, name)
         opened.load()
         orientation = 1 if opened.format == "TIFF" else stored_orientation(opened.info)  # Pillow turns TIFFs by itself
@@ -169,20 +176,6 @@ def unreadable(
             if progress is not None:
                 progress(number + 1, len(files))
     return found
-
-
-def _reduce(opened: Image.Image, limit: int) -> None:
-    """Let the decoder of a JPEG leave out the finest detail, where all of it would be too much."""
-    width, height = opened.size
-    if opened.format != "JPEG" or not limit < width * height <= _REDUCIBLE * limit:
-        return
-    scale = next(scale for scale in (2, 4, 8) if -(-width // scale) * -(-height // scale) <= limit)
-    opened.draft(None, (width // scale, height // scale))
-    remark(
-        f"a JPEG of more than {limit:,} pixels ({width}x{height}) was read at 1/{scale} of its size; --max-pixels "
-        f"{width * height} (in Python set_pixel_limit) reads it whole",
-        stacklevel=4,
-    )
 
 
 @contextmanager

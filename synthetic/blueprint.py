@@ -139,7 +139,13 @@ def blueprints(n_classes: int, *, seed: int = 0, relatives: float = 0.35) -> tup
         n_syllables = 3 + index // 20_000  # three make some 60,000 names
         while True:
             is_relative = bool(classes) and generator.random() < relatives
-            parts = _varied(_pick(classes, generator), generator) if is_relative else _new_parts(generator)
+            if is_relative:  # the same parts but for one limb or mark: another colour, mostly another shape
+                relative = _pick(classes, generator)
+                old = _pick([part for part in relative.parts if part.place != "body"], generator)
+                new = replace(_new_part(old.place, relative.body, relative.parts, generator), size=old.size)
+                parts = tuple(new if part is old else part for part in relative.parts)
+            else:
+                parts = _new_parts(generator)
             candidate = Blueprint("".join(_pick(_SYLLABLES, generator) for _ in range(n_syllables)), parts)
             if candidate.looks not in looks and candidate.name not in names:
                 break
@@ -170,14 +176,6 @@ def _new_part(place: str, body: Part, others: Sequence[Part], generator: np.rand
     colour = _pick([name for name in INKS if name not in used and contrast[name] > 150], generator)
     size = _SIZES["limb" if is_limb else place] * generator.uniform(0.85, 1.2)
     return Part(place, _pick(_LIMBS if is_limb else _MARKS, generator), colour, round(float(size), 2))
-
-
-def _varied(blueprint: Blueprint, generator: np.random.Generator) -> tuple[Part, ...]:
-    """The same parts but for one limb or mark: another colour, mostly another shape, the old size."""
-    parts = blueprint.parts
-    old = _pick([part for part in parts if part.place != "body"], generator)
-    new = replace(_new_part(old.place, blueprint.body, parts, generator), size=old.size)
-    return tuple(new if part is old else part for part in parts)
 
 
 def _pick(choices: Sequence[_T], generator: np.random.Generator) -> _T:

@@ -203,6 +203,9 @@ def write_scenes(
         for split, per_class in splits.items()
     }
     total = len(classes) * sum(splits.values())
+    hues = np.arange(1, 256) * 97 % 256  # distant ones for neighbouring numbers; black for 0
+    colours = Image.fromarray(np.stack([hues, hues * 0 + 170, hues * 0 + 235], axis=-1)[None].astype(np.uint8), "HSV")
+    palette = bytes(3) + colours.convert("RGB").tobytes()
     records: list[SceneRecord] = []
     with new_folder(root, otherwise=", remove it, or read it with SceneSet.read") as partial:
         for split, scenes in drawn.items():
@@ -212,7 +215,7 @@ def write_scenes(
                 file.parent.mkdir(parents=True, exist_ok=True)
                 scene.image.save(file, format="JPEG", quality=quality, subsampling=0)  # else small parts would smear
                 if masks:
-                    save_numbers(scene.class_map(labels), (partial / "masks" / path).with_suffix(".png"), _palette())
+                    save_numbers(scene.class_map(labels), (partial / "masks" / path).with_suffix(".png"), palette)
                 records.append(SceneRecord(path, scene.label, split, scene.background, scene.boxes))
                 if progress is not None:
                     progress(len(records), total)
@@ -233,10 +236,3 @@ def _check_files(labels: Sequence[str], splits: Mapping[str, int], quality: int,
         raise InputError(f"expected a JPEG quality from 1 to 95, got {quality}")
     if masks and len(labels) > 255:
         raise InputError(f"masks number at most 255 classes, got {len(labels)}; write fewer classes or masks=False")
-
-
-def _palette() -> bytes:
-    """Distant hues for neighbouring numbers, black for 0."""
-    hues = np.arange(1, 256) * 97 % 256
-    colours = Image.fromarray(np.stack([hues, hues * 0 + 170, hues * 0 + 235], axis=-1)[None].astype(np.uint8), "HSV")
-    return bytes(3) + colours.convert("RGB").tobytes()

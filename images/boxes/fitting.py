@@ -190,27 +190,22 @@ def fitted(drawn: Sequence[Drawn], source: object, *, strict: bool = False) -> l
         for each, frame in zip(drawn, frames, strict=True)
     ]
     said.tell()
-    _remark_on_corner([frame for frame in frames if frame is not None], source, strict=strict)
-    return results
-
-
-def _remark_on_corner(frames: Sequence[_Frame], source: object, *, strict: bool) -> None:
-    """Say that all boxes lie in one corner of large images, as those of a smaller copy do, and percentages."""
-    drawn = [(box, frame) for frame in frames if frame.given in (None, frame.size) for box, _ in frame.boxes]
-    if len(drawn) < _MANY or min(min(frame.size) for _, frame in drawn) < _LARGE:
-        return
-    across = max(box.right / frame.size[0] for box, frame in drawn)
-    down = max(box.bottom / frame.size[1] for box, frame in drawn)
+    plain = [frame for frame in frames if frame is not None and frame.given in (None, frame.size)]
+    shares = [(box.right / f.size[0], box.bottom / f.size[1], max(box)) for f in plain for box, _ in f.boxes]
+    if len(shares) < _MANY or min(min(frame.size) for frame in plain if frame.boxes) < _LARGE:
+        return results
+    across, down, edge = map(max, zip(*shares, strict=True))
     if max(across, down) <= _CORNER:
-        edge, example = max(max(box) for box, _ in drawn), drawn[0][1]
+        example = next(frame for frame in plain if frame.boxes)
         percent = ", or in percent," if edge <= 100 else ""
         remark(
-            f"all {len(drawn):,} boxes of {source} lie in the first {across:.0%} of their image's width and "
+            f"all {len(shares):,} boxes of {source} lie in the first {across:.0%} of their image's width and "
             f"{down:.0%} of its height, as boxes drawn on a smaller copy{percent} would; {example.path} has "
             f"{example.size[0]}x{example.size[1]} pixels",
             strict=strict,
-            stacklevel=5,
+            stacklevel=4,
         )
+    return results
 
 
 @dataclass(frozen=True)
