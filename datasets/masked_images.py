@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -217,8 +217,8 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
             mask = masks.file(f"{name}.jpg")
             masked.add(name, name if mask.is_file() else None)
             entries.append(Entry(name, files[key], mask if mask.is_file() else None))
-    fit = replace(found.fit(files), unused=0)  # images of other splits lie there too
-    fit.tell(what="a file", images=f"names in {chosen.name}", lines=f"files in {folder}")
+    found.fit(files).unused = 0  # images of other splits lie there too
+    found.tell(what="a file", images=f"names in {chosen.name}", lines=f"files in {folder}")
     if any(entry.mask for entry in entries):  # a list of images without any mask is one to infer
         masked.fit([]).tell(what="a mask", images="images", lines="")
     return entries, tuple(class_names)

@@ -68,6 +68,12 @@ class Box(NamedTuple):
         """True if the point lies inside; the left and top edges belong to the box, the right and bottom ones do not."""
         return self.left <= x < self.right and self.top <= y < self.bottom
 
+    @classmethod
+    def around(cls, mask: np.ndarray[Any, np.dtype[np.bool_]]) -> Self:
+        """The tight box of the pixels that are marked; there is one at least."""
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        return cls(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+
     def scaled(self, x: float, y: float | None = None) -> Box:
         """The box in an image resized by the factor `x` across and `y` down (the same factor when `y` is left out)."""
         down = x if y is None else y

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 from unicodedata import normalize
 
 from ..errors import InputError
@@ -131,41 +130,17 @@ class Names(Generic[V], Mapping[str, V]):
         return None
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Counts of a join of two sides."""
-
-    images: int
-    fitting: int  # images that have a counterpart
-    lines: int  # on the other side
-    unused: int  # of these, those that fit no image
-    image: str | None = None  # one without a counterpart
-    line: str | None = None  # one that fits no image
-    cause: str = ""  # what probably keeps them apart
-
-    def tell(
-        self, *, what: str, lines: str, images: str = "images", strict: bool = False, is_needed: bool = True
-    ) -> None:
-        """Say what does not fit: `what` is "a label", `lines` are "lines of labels.csv"."""
-        if self.fitting == self.images and not self.unused:
-            return
-        lacking = f" ({self.image} has none)" if self.image is not None else ""
-        parts = [f"{self.fitting:,} of {self.images:,} {images} have {what}{lacking}"]
-        if self.unused:
-            parts.append(f"{self.unused:,} of {self.lines:,} {lines} fit no image, such as {self.line}")
-        message = "; ".join([*parts, *([self.cause] if self.cause else [])])
-        if not self.fitting and is_needed:
-            raise InputError(message)
-        remark(message, strict=strict, stacklevel=5)
-
-
 class Join:
-    """Counts which images find a counterpart while they pass."""
+    """Counts which images find a counterpart while they pass, and then what is left on the other side."""
 
     def __init__(self) -> None:
         self.images = self.fitting = 0
+        self.lines = self.unused = 0  # names on the other side, and those of them that fit no image
+        self.cause = ""  # what probably keeps them apart
         self._used: set[str] = set()
         self._lacking: dict[str, str] = {}  # image by the name that it wants on the other side
+        self._image: str | None = None  # one without a counterpart
+        self._line: str | None = None  # one that fits no image
 
     def add(self, image: str, key: str | None, *, wanted: str | None = None, is_empty: bool = False) -> None:
         """One image; `key` is the name on the other side that fits it, `wanted` the one that would, if not its own."""
@@ -179,8 +154,8 @@ class Join:
 
     def fit(
         self, names: Iterable[str], *, shown: Callable[[str], str] = str, is_there: Callable[[str], bool] | None = None
-    ) -> Fit:
-        """The report.
+    ) -> Self:
+        """Compare with all names of the other side.
 
         `is_there` tells a file that is no image of this side. Where every image has found its counterpart, such names
         are not missed: the other side speaks of more images than were asked about.
@@ -191,15 +166,25 @@ class Join:
             unused = [name for name in unused if not is_there(name)]
         pair = likely_cause(unused, list(self._lacking), shown=shown)
         line, wanted, cause = pair or (next(iter(unused), None), next(iter(self._lacking), None), "")
-        return Fit(
-            images=self.images,
-            fitting=self.fitting,
-            lines=len(listed),
-            unused=len(unused),
-            image=None if wanted is None else self._lacking[wanted],
-            line=None if line is None else shown(line),
-            cause=cause,
-        )
+        self.lines, self.unused, self.cause = len(listed), len(unused), cause
+        self._image = None if wanted is None else self._lacking[wanted]
+        self._line = None if line is None else shown(line)
+        return self
+
+    def tell(
+        self, *, what: str, lines: str, images: str = "images", strict: bool = False, is_needed: bool = True
+    ) -> None:
+        """Say what does not fit: `what` is "a label", `lines` are "lines of labels.csv"."""
+        if self.fitting == self.images and not self.unused:
+            return
+        lacking = f" ({self._image} has none)" if self._image is not None else ""
+        parts = [f"{self.fitting:,} of {self.images:,} {images} have {what}{lacking}"]
+        if self.unused:
+            parts.append(f"{self.unused:,} of {self.lines:,} {lines} fit no image, such as {self._line}")
+        message = "; ".join([*parts, *([self.cause] if self.cause else [])])
+        if not self.fitting and is_needed:
+            raise InputError(message)
+        remark(message, strict=strict, stacklevel=5)
 
 
 def likely_cause(

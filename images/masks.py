@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..errors import ImageError, InputError
 from ..metrics.segmentation import VOID, Mask
-from .joining import Fit, Join, beside
+from .joining import Join, beside
 from .loading import IMAGE_SUFFIXES, pixel_limit, read_image
 
 __all__ = ["VOID", "Mask", "MaskFolder", "read_class_numbers", "read_mask", "wrong_size"]
@@ -72,7 +72,7 @@ class MaskFolder:
         """Expected place of the mask of the image with this path."""
         return beside(self.folder, path)
 
-    def join(self, paths: Iterable[str]) -> Fit:
+    def join(self, paths: Iterable[str]) -> Join:
         """Fit of the masks and the images with these paths; masks of further images are not missed."""
         join = Join()
         for path in paths:

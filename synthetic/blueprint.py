@@ -33,20 +33,15 @@ _SYLLABLES = tuple(consonant + vowel for consonant, vowels in _VOWELS.items() fo
 
 @dataclass(frozen=True)
 class Part:
-    """One coloured piece of a class: what it looks like and where it sits.
+    """One coloured piece of a class: the body, a limb behind its edge, or a mark on it.
 
-    Attributes:
-        place: "body"; a limb behind its edge ("crown", "ears", "arms", "feet", "tail"); or a mark on it ("eyes",
-            "belly", "badge"). Ears, arms, feet and eyes are mirrored pairs and count as one part.
-        shape: an outline's name, such as "star".
-        colour: an ink's name, such as "coral".
-        size: radius in units of the body's.
+    Ears, arms, feet and eyes are mirrored pairs and count as one part.
     """
 
     place: str
-    shape: str
-    colour: str
-    size: float = 1.0
+    shape: str  # an outline's name, such as "star"
+    colour: str  # an ink's name, such as "coral"
+    size: float = 1.0  # radius in units of the body's
 
     def __post_init__(self) -> None:
         check_name("place", self.place, ("body", *_LIMB_ANGLES, *_MARK_SPOTS))

@@ -15,7 +15,6 @@ from PIL import Image
 from ..errors import InputError
 from ..images.geometry import Box
 from .blueprint import Blueprint
-from .folders import box_around
 from .painter import BACKGROUNDS, INKS, OUTLINES, Layer, Light, check_name, compose, outline, texture, turn
 
 _MIN_SIDE = 32  # on fewer pixels the small parts vanish
@@ -27,17 +26,11 @@ _CLUTTER_SHAPES = tuple(name for name in OUTLINES if name != "crescent")
 
 @dataclass(frozen=True, eq=False)
 class SceneObject:
-    """One object of a scene: what it is and which pixels show it.
-
-    Attributes:
-        blueprint: its class.
-        box: the tight box of its visible pixels.
-        part_map: 0 where the object is not seen, i + 1 on `blueprint.parts[i]`.
-    """
+    """One object of a scene: its class, the tight box of its visible pixels, and these."""
 
     blueprint: Blueprint
     box: Box
-    part_map: UInt8[np.ndarray, "h w"]
+    part_map: UInt8[np.ndarray, "h w"]  # 0 where the object is not seen, i + 1 on `blueprint.parts[i]`
 
     @property
     def label(self) -> str:
@@ -73,13 +66,6 @@ class Scene:
         """Label and box of every object, in drawing order."""
         return tuple((each.label, each.box) for each in self.objects)
 
-    def mask_of(self, label: str) -> Bool[np.ndarray, "h w"]:
-        """True on the visible pixels of all objects of this class."""
-        shown = [name for name, _ in self.boxes]
-        if label not in shown:
-            raise InputError(f"no object {label!r} in this scene; it shows {', '.join(shown)}")
-        return self.class_map([label]) > 0
-
     def class_map(self, labels: Sequence[str]) -> UInt8[np.ndarray, "h w"]:
         """The scene as a segmentation mask: 0 background, i + 1 on objects of class `labels[i]`; others stay 0."""
         classes = np.zeros((self.image.height, self.image.width), dtype=np.uint8)
@@ -100,14 +86,8 @@ def draw_scene(
     """An image of these objects, in this order, at random places on the background.
 
     The box of a single object covers about 9 to 41 % of the image. Several objects are smaller, and their boxes share
-    at most a twentieth of the smaller one.
-
-    Args:
-        objects: the classes to show, 1 to 12; a class may come twice.
-        generator: decides everything that is left open; the same state draws the same scene.
-        size: side of a square image, or (height, width), in pixels, at least 32.
-        background: one of `BACKGROUNDS`; drawn when not given.
-        clutter: how many loose pieces lie about, 0 to 60; 2 to 6 when not given.
+    at most a twentieth of the smaller one. The generator decides all that is left open: a background, and 2 to 6
+    pieces of clutter. `size` is the side of a square image, or (height, width), in pixels, at least 32.
     """
     height, width = check_scene(objects, size=size, background=background, clutter=clutter)
     if background is None:
@@ -132,7 +112,7 @@ def draw_scene(
     for blueprint, start in zip(objects, first, strict=True):
         is_own = (index >= start) & (index < start + len(blueprint.parts))
         shown.append(
-            SceneObject(blueprint, box_around(is_own), np.where(is_own, index - (start - 1), 0).astype(np.uint8))
+            SceneObject(blueprint, Box.around(is_own), np.where(is_own, index - (start - 1), 0).astype(np.uint8))
         )
     return Scene(image, tuple(shown), background)
 

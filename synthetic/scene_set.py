@@ -5,22 +5,25 @@ The same seed gives the same pixels; between platforms the rounding of a sine ma
 
 from __future__ import annotations
 
+import csv
 import re
+import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from ..errors import InputError
 from ..images.geometry import Box
 from ..progress import Progress
 from .blueprint import Blueprint
-from .folders import new_folder, read_rows, save_numbers, write_rows
 from .painter import BACKGROUNDS, check_name
 from .scene import Scene, check_scene, draw_scene
 
@@ -236,3 +239,42 @@ def _check_files(labels: Sequence[str], splits: Mapping[str, int], quality: int,
         raise InputError(f"expected a JPEG quality from 1 to 95, got {quality}")
     if masks and len(labels) > 255:
         raise InputError(f"masks number at most 255 classes, got {len(labels)}; write fewer classes or masks=False")
+
+
+@contextmanager
+def new_folder(folder: Path, *, otherwise: str) -> Iterator[Path]:
+    """A hidden folder beside `folder`, which takes that name when the block ends.
+
+    A run that was killed leaves `.NAME.partial`, which the next one replaces.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is taken; choose another folder{otherwise}")
+    partial = folder.absolute().with_name(f".{folder.absolute().name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if folder.exists():
+        folder.rmdir()  # empty, as checked above; not every system replaces a folder by another
+    partial.replace(folder)
+
+
+def write_rows(file: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A CSV file with a header."""
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a file that `write_rows` wrote."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def save_numbers(numbers: UInt8[np.ndarray, "h w"], file: Path, palette: bytes, *, compress_level: int = 6) -> None:
+    """A mask whose pixels are numbers, as a PNG in these colours; its folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(numbers).convert("P")
+    image.putpalette(palette)
+    image.save(file, compress_level=compress_level)

@@ -18,10 +18,11 @@ from PIL import Image
 from ..datasets.reid_benchmarks import read_market
 from ..datasets.reid_records import ReidData
 from ..errors import InputError
+from ..images.geometry import Box
 from ..progress import Progress
 from .bodies import OBSTACLES, PARTS, draw_pedestrian
-from .folders import box_around, new_folder, read_rows, save_numbers, write_rows
 from .pedestrians import ITEMS, Camera, Moment, Walker
+from .scene_set import new_folder, read_rows, save_numbers, write_rows
 
 _TRAIN, _QUERY, _GALLERY = "bounding_box_train", "query", "bounding_box_test"
 _COLUMNS = ("path", "identity", "camera", "facing", "obstacle", "look_alike", "differs_in")
@@ -165,7 +166,7 @@ def write_walkers(
             rows.append((path, *row))
             for part in np.flatnonzero(np.bincount(mask.ravel(), minlength=len(PARTS))[1:]) + 1:
                 seen = mask == part
-                parts.append((path, PARTS[part], *box_around(seen), int(seen.sum())))
+                parts.append((path, PARTS[part], *Box.around(seen), int(seen.sum())))
             if progress is not None:
                 progress(number, len(shots))
         write_rows(partial / "walkers.csv", _COLUMNS, rows)

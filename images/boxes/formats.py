@@ -56,10 +56,7 @@ def read_boxes(source: str | os.PathLike[str], *, split: Split = "all", strict: 
     Boxes that all lie within 0 and 1 are shares of their image. A box without four numbers or without an area is left
     out, and so is an annotation that is none; they are counted in a remark.
 
-    Args:
-        source: the file or folder.
-        split: which part of CUB; other layouts have none.
-        strict: refuse what would be left out or assumed.
+    `split` is a part of CUB; other layouts have none.
     """
     path = Path(source)
     if path.is_dir() and (path / "bounding_boxes.txt").is_file():
