@@ -29,12 +29,9 @@ def folder(root: Path, split: str | None = None) -> FewShotData:
     is novel, or val where there is no test. Classes that are in two splits make no episodes of unseen classes: then the
     test images alone are kept, as novel, and a remark says so.
 
-    Args:
-        root: the folder, or a CSV file with path and label; the class of an image is its first sub-folder, or that
-            below the folder of its split.
-        split: the name of one split, whose images alone become the novel part; or a table (CSV) with the columns
-            `class,part` or `path,part`, or JSON `{"base": [classes], …}`; relative to the current folder or else to
-            `root`. Parts are base, val, novel, or train, val, test. What it does not name is left out.
+    `split` is the name of one split, whose images alone become the novel part; or a table (CSV) with the columns
+    `class,part` or `path,part`, or JSON `{"base": [classes], …}`; relative to the current folder or else to `root`.
+    Parts are base, val, novel, or train, val, test. What it does not name is left out.
     """
     listing = list_images(root)
     records = [record for record in listing if record.label is not None]

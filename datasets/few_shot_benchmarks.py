@@ -27,13 +27,11 @@ _PHASE = {"base": "train_phase_train", "val": "val", "novel": "test"}
 
 
 def mini_imagenet(root: Path, split: str | None = None) -> FewShotData:
-    """MiniImageNet with 64/16/20 classes.
+    """MiniImageNet with 64/16/20 classes, as train.csv, val.csv and test.csv, or as pickles.
 
-    Args:
-        root: a folder with train.csv, val.csv and test.csv, or with pickles. The tables have the columns
-            `filename,label` or `class_name,image_name`. They lie in `root`, `root/splits/<split>` or `root/<split>`,
-            the images in `root`, `root/images` or a folder per class in one of them.
-        split: a key of `MINI_SPLITS`; both have tables of the same names, so it must be said which these are.
+    The tables have the columns `filename,label` or `class_name,image_name`. They lie in `root`, `root/splits/<split>`
+    or `root/<split>`, the images in `root`, `root/images` or a folder per class in one of them. The splits have tables
+    of the same names, so one of `MINI_SPLITS` must be named.
     """
     if split not in MINI_SPLITS:
         known = ", ".join(f"miniimagenet:{name} ({rule})" for name, rule in MINI_SPLITS.items())
@@ -58,10 +56,8 @@ def mini_imagenet(root: Path, split: str | None = None) -> FewShotData:
 def tiered_imagenet(root: Path, split: str | None = None) -> FewShotData:
     """tieredImageNet, 351/97/160 classes.
 
-    Args:
-        root: a folder with `{train,val,test}_images_png.pkl` or `_images.npz` and `_labels.pkl`, or with the folders
-            train, val and test of class folders, or with class lists train.json, … and a folder per class.
-        split: none; there is only one.
+    As `{train,val,test}_images_png.pkl` or `_images.npz` and `_labels.pkl`, as folders train, val and test of class
+    folders, or as class lists train.json, … and a folder per class.
     """
     if split is not None:
         raise InputError(f"tieredImageNet has one split only; leave {split!r} out")
@@ -139,12 +135,7 @@ _CLASSES = 200
 
 
 def cub(root: Path, split: str | None = None) -> FewShotData:
-    """CUB-200-2011 with a named few-shot split.
-
-    Args:
-        root: CUB_200_2011, or its folder `images`.
-        split: a key of `CUB_SPLITS`, or a folder with the class lists train.json, val.json and test.json.
-    """
+    """CUB-200-2011 with one of `CUB_SPLITS`, or a folder with the class lists train.json, val.json and test.json."""
     if split is None or (split not in CUB_SPLITS and not Path(split).is_dir()):
         known = "; ".join(f"cub:{name} ({rule})" for name, rule in CUB_SPLITS.items())
         raise InputError(
@@ -173,9 +164,7 @@ def cub(root: Path, split: str | None = None) -> FewShotData:
 def mini_to_cub(roots: Path, split: str | None = None) -> FewShotData:
     """Trained on miniImageNet, tested on birds: base is all 100 miniImageNet classes, val and novel those of cub:chen.
 
-    Args:
-        roots: both folders with a comma between them, miniImageNet's first.
-        split: miniImageNet's, `ravi` if left out; all its parts are base.
+    `roots` are both folders with a comma between them, miniImageNet's first; `split` is miniImageNet's.
 
     Source: Chen et al. 2019, arXiv:1904.04232, §4.4.
     """

@@ -45,14 +45,12 @@ class _Drawing(NamedTuple):
 
 
 def omniglot(root: Path, split: str | None = None) -> FewShotData:
-    """Omniglot with a named split.
+    """Omniglot with one of `OMNIGLOT_SPLITS`.
 
-    Args:
-        root: a folder with images_background and images_evaluation, both as .npz (n, 20, 105, 105), True where the
-            paper is, with alphabets.csv, or both as .zip. For the Vinyals splits also the lists
-            `splits_vinyals/{train,val,trainval,test}.txt` with lines such as `Greek/character01/rot090`; for the runs
-            all_runs.zip.
-        split: a key of `OMNIGLOT_SPLITS`.
+    The folder holds images_background and images_evaluation, both as .npz (n, 20, 105, 105), True where the paper is,
+    with alphabets.csv, or both as .zip. For the Vinyals splits also the lists
+    `splits_vinyals/{train,val,trainval,test}.txt` with lines such as `Greek/character01/rot090`; for the runs
+    all_runs.zip.
 
     Source: Lake et al. 2015, Science 350; Vinyals et al. 2016, arXiv:1606.04080.
     """

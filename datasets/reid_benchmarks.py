@@ -174,11 +174,8 @@ def read_cuhk03(root: Path, *, boxes: str = "detected") -> ReidData:
     """CUHK03 under the new protocol (767 / 700): `cuhk03_new_protocol_config_{detected,labeled}.mat` and the images.
 
     Images are those cut out of `cuhk-03.mat` under their names in the table (`1_001_1_01.png`), in `images_detected` or
-    `images_labeled`, or directly in the folder.
-
-    Args:
-        root: the folder with the tables.
-        boxes: `"detected"` (by a detector) or `"labeled"` (by hand); the two give different scores.
+    `images_labeled`, or directly in the folder. Boxes `"detected"` (by a detector) and `"labeled"` (by hand) give
+    different scores.
     """
     if boxes not in _CUHK03:
         raise InputError(f"CUHK03 has the boxes {', '.join(_CUHK03)}, got {boxes!r}")

@@ -240,13 +240,8 @@ def read_csv(
 
     Roles are train, query, gallery, and test (`val`, `validation`): query and gallery at once. Without a column of
     roles every image is `test`. What stands in the camera's column is what a query must not be answered from, so a
-    photograph's number does as well as a camera's.
-
-    Args:
-        table: the CSV file; paths are relative to its folder.
-        identity: name of the column; `identity`, `label` or `pid` if left out.
-        camera: `camera`, `camid` or `photo_id` if left out; an empty cell is an unknown camera.
-        role: `role` or `split` if left out.
+    photograph's number does as well as a camera's; an empty cell is an unknown camera. `identity`, `camera` and `role`
+    name columns that are called otherwise than usual.
     """
     listing = list_images(table, labels="column")
     names = (*listing.column_names, *(("label",) if listing.has_labels else ()))
