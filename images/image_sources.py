@@ -124,8 +124,7 @@ class FolderSource:
             if is_out_of_descriptors(error):  # says nothing of the folder
                 raise too_many_files(self.root / place) from error
             report(place or ".", f"folder cannot be read: {error.strerror}")
-        names.sort()
-        return names
+        return sorted(names)
 
     def _name(self, entry: os.DirEntry[str], place: str, report: Report, takes_any_suffix: bool) -> str | None:
         name = entry.name

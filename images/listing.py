@@ -22,8 +22,6 @@ from .loading import IMAGE_SUFFIXES
 from .splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 from .tables import rows_of
 
-__all__ = ["ImageRecord", "Listing", "list_images", "quiet_listing"]
-
 
 class Listing:
     """The images of a folder, pattern, table or list, with labels: iterable any number of times, in the same order.

@@ -137,9 +137,8 @@ def read_image(
         ImageError: the file is no usable image; `reason` says why.
         InputError: the source is nothing to read from, such as an array.
     """
-    _require_source(source)
-    name, limit = _name(source), pixel_limit() if max_pixels is None else max_pixels
-    with _readable(name), _stream(source) as stream:
+    limit = pixel_limit() if max_pixels is None else max_pixels
+    with _reading(source) as (stream, name):
         opened = _open(stream, limit, name)
         width, height = opened.size
         if not whole and opened.format == "JPEG" and limit < width * height <= _REDUCIBLE * limit:
@@ -179,10 +178,19 @@ def unreadable(
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Turns whatever Pillow and the disk raise into an `ImageError`: too large, not supported, or damaged."""
+def _reading(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[tuple[BinaryIO, str]]:
+    """The stream of a source and its name; an `ImageError` for whatever Pillow and the disk raise."""
+    is_binary = hasattr(source, "read") and hasattr(source, "seekable") and not isinstance(source, io.TextIOBase)
+    if not is_binary and not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+        kind = f"{type(source).__module__}.{type(source).__qualname__}".removeprefix("builtins.")
+        raise InputError(
+            "expected an image as a path, bytes, a binary file, or, where it is to be encoded, a Pillow image "
+            f"(Image.fromarray makes one of an array); got {'None' if source is None else kind}"
+        )
+    name = _name(source)
     try:
-        yield
+        with _stream(source) as stream:
+            yield stream, name
     except (ImageError, MemoryError, DistcamWarning):
         raise
     except Image.DecompressionBombError as error:  # WebP's decoder compares with Pillow's own, larger limit
@@ -213,19 +221,12 @@ def image_size(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[int, 
         ImageError: the header is none of an image that `read_image` knows.
         InputError: the source is nothing to read from, such as an array.
     """
-    return _header(source)[0]
+    return size_and_orientation(source)[0]
 
 
-def orientation_of(source: str | os.PathLike[str] | bytes | BinaryIO) -> int:
-    """EXIF's orientation that `read_image` applies to a file, 1 to 8, from its header; 1 is upright."""
-    return _header(source)[1]
-
-
-def _header(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[tuple[int, int], int]:
-    """Width and height of the upright image, and the orientation of the stored one."""
-    _require_source(source)
-    name = _name(source)
-    with _readable(name), _stream(source) as stream:
+def size_and_orientation(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[tuple[int, int], int]:
+    """Width and height of the upright image, and EXIF's orientation of the stored one, 1 to 8, as `image_size`."""
+    with _reading(source) as (stream, name):
         opened = _open(stream, sys.maxsize, name)
         found = 1 if opened.format == "TIFF" else stored_orientation(opened.info)
         orientation = found if 1 <= found <= 8 else 1
@@ -288,16 +289,6 @@ def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
         )
     if min(size) < MIN_SIDE:
         raise ImageError(name, f"{width}x{height} pixels; the shorter side must have at least {MIN_SIDE}")
-
-
-def _require_source(source: object) -> None:
-    is_binary = hasattr(source, "read") and hasattr(source, "seekable") and not isinstance(source, io.TextIOBase)
-    if not is_binary and not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
-        kind = f"{type(source).__module__}.{type(source).__qualname__}".removeprefix("builtins.")
-        raise InputError(
-            "expected an image as a path, bytes, a binary file, or, where it is to be encoded, a Pillow image "
-            f"(Image.fromarray makes one of an array); got {'None' if source is None else kind}"
-        )
 
 
 @contextmanager

@@ -91,9 +91,7 @@ def rows_of(
     seen: dict[str, int] = {}
     line, used = 1 + form.skipped, 0
     try:
-        with _opened(table, form.encoding) as file:
-            for _ in range(form.skipped):
-                next(file)
+        with _opened(table, form.encoding, skipped=form.skipped) as file:
             reader = _reader(file, form.separator)
             header = _header(next(reader, []))
             _check_header(header, table, needed)
@@ -134,11 +132,8 @@ def remark_on_left_out(table: Path, left_out: Mapping[int, str], *, used: int, s
 def header_of(table: Path) -> tuple[str, ...]:
     """The names of a table's columns, without blanks around them; empty if the file is."""
     form = TableFormat.of(table)
-    with _opened(table, form.encoding) as file:
-        lines = iter(file)
-        for _ in range(form.skipped):
-            next(lines)
-        return tuple(_header(next(_reader(lines, form.separator), [])))
+    with _opened(table, form.encoding, skipped=form.skipped) as file:
+        return tuple(_header(next(_reader(file, form.separator), [])))
 
 
 def text_of(file: Path) -> str:
@@ -159,11 +154,14 @@ def look_alike(names: Iterable[str], wanted: Sequence[str]) -> str | None:
     return next((known[one] for one in wanted if one in known), None)
 
 
-def _opened(table: Path, encoding: str) -> IO[str]:
+def _opened(table: Path, encoding: str, *, skipped: int = 0) -> IO[str]:
     try:
-        return table.open(encoding=encoding, newline="")
+        file = table.open(encoding=encoding, newline="")
     except OSError as error:
         raise InputError(f"{table}: cannot be read: {error.strerror}") from error
+    for _ in range(skipped):
+        next(file)
+    return file
 
 
 def _encoding(table: Path) -> str:

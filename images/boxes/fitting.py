@@ -18,7 +18,7 @@ from ...errors import ImageError, InputError
 from ...remarks import remark
 from ..geometry import Box
 from ..joining import Names
-from ..loading import image_size, orientation_of
+from ..loading import size_and_orientation
 
 Size = tuple[int, int]
 
@@ -221,7 +221,7 @@ class _Frame:
     @classmethod
     def of(cls, drawn: Drawn) -> _Frame | None:
         try:
-            size, orientation = image_size(drawn.file), orientation_of(drawn.file)
+            size, orientation = size_and_orientation(drawn.file)
         except ImageError:
             return None
         return cls(drawn.path, drawn.annotation.boxes, drawn.annotation.size, size, orientation)

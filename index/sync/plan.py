@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ...errors import ImageError, InputError
-from ...images.listing import ImageRecord, Listing
+from ...images.image_sources import ImageRecord
+from ...images.listing import Listing
 from ...images.loading import read_image
 from ...remarks import Skipped
 from ..building.ingest import Offer, Progress

@@ -13,9 +13,9 @@ from pydantic import field_validator
 
 from ...errors import InputError
 from ...images import ImageRecord, Listing, Transform
+from ...images.geometry import DEFAULT_FIT
 from ...images.listing import quiet_listing
 from ...images.masks import MaskFolder
-from ...images.transform import DEFAULT_FIT
 from ...progress import Progress
 from ...remarks import Skipped, remark
 from ..recipes.tables import Table, plain
