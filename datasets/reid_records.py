@@ -29,8 +29,6 @@ _NAMES: dict[FormatName, str] = {
     ),
     "msmt17": "; its lists name images such as 0001/0001_019_07_0303morning_0020_1.jpg, and an identity",
     "vehicleid": "; its lists name an image and an identity",
-    "csv": "",
-    "folder": "",
 }
 
 
@@ -158,7 +156,7 @@ class ReidData:
             found = f"{self.root}: no image of the {self.format} format found"
             if self.ignored:
                 found += f"; {len(self.ignored):,} files were passed over, such as {self.ignored[0]}"
-            raise InputError(f"{found}{_NAMES[self.format]}")
+            raise InputError(f"{found}{_NAMES.get(self.format, '')}")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -133,20 +133,17 @@ def check_scene(
     return height, width
 
 
-def _posed(blueprint: Blueprint, generator: np.random.Generator) -> list[tuple[Float[np.ndarray, "n 2"], ...]]:
-    """The parts' polygons, slightly out of place, turned up to 25 degrees, stretched and sheared as a whole."""
-    spread = np.where([part.place == "body" for part in blueprint.parts], 0.0, 0.05)[:, None]
-    polygons = blueprint.outlines(spread * generator.uniform(-1, 1, (len(blueprint.parts), 3)))
-    angle, stretch, shear = generator.uniform([-0.44, -0.1, -0.1], [0.44, 0.1, 0.1])
-    pose = np.array([[np.exp(stretch), 0], [shear, np.exp(-stretch)]]) @ turn(angle)
-    return [tuple(polygon @ pose for polygon in pair) for pair in polygons]
-
-
 def _arranged(
     objects: Sequence[Blueprint], height: int, width: int, generator: np.random.Generator
 ) -> list[list[tuple[Float[np.ndarray, "n 2"], ...]]]:
     """Each object's polygons in pixels, with its box inside the image and clear of the others'."""
-    posed = [_posed(blueprint, generator) for blueprint in objects]
+    posed = []
+    for blueprint in objects:  # parts slightly out of place, all turned up to 25 degrees, stretched and sheared
+        spread = np.where([part.place == "body" for part in blueprint.parts], 0.0, 0.05)[:, None]
+        polygons = blueprint.outlines(spread * generator.uniform(-1, 1, (len(blueprint.parts), 3)))
+        angle, stretch, shear = generator.uniform([-0.44, -0.1, -0.1], [0.44, 0.1, 0.1])
+        pose = np.array([[np.exp(stretch), 0], [shear, np.exp(-stretch)]]) @ turn(angle)
+        posed.append([tuple(polygon @ pose for polygon in pair) for pair in polygons])
     corners = np.array([_corners(polygons) for polygons in posed])
     extents = corners[:, 1] - corners[:, 0]
     canvas = np.array([width, height])
