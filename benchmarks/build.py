@@ -26,7 +26,8 @@ from machine import describe_machine
 from distcam.encoders import Encoder, Inference
 from distcam.images import list_images, read_image
 from distcam.index import Gallery
-from distcam.synthetic.scene_set import blueprints, draw_scene
+from distcam.synthetic.blueprint import blueprints
+from distcam.synthetic.scene import draw_scene
 
 
 def write_pictures(folder: Path, count: int, *, different: int = 100) -> None:

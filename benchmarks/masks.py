@@ -32,12 +32,14 @@ from distcam.explain import is_constant, normalise, rectify, upsample
 from distcam.explain.targets import distances
 from distcam.files import replacing
 from distcam.images import Transform, list_images, read_image
-from distcam.images.boxes.joined import BoxedImage, BoxedImages, boxed_images, read_boxes
+from distcam.images.boxes.formats import read_boxes
+from distcam.images.boxes.joined import BoxedImage, BoxedImages, boxed_images
 from distcam.images.masks import MaskFolder, read_mask
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
 from distcam.retrieval.localisation.references import LinearClassifier, linear_probe
 from distcam.retrieval.masking import EncodedBothWays, encode_both_ways
-from distcam.synthetic.scene_set import SceneSet, blueprints, write_scenes
+from distcam.synthetic.blueprint import blueprints
+from distcam.synthetic.scene_set import SceneSet, write_scenes
 from distcam.training.data.training_set import TrainingSet
 
 WEIGHTINGS = ("dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_centered")

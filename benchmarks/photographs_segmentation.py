@@ -33,7 +33,8 @@ from distcam.encoders import Encoder
 from distcam.encoders.backbones.networks import find_class, load_network
 from distcam.explain.places import boxes_from_maps
 from distcam.images import list_images, read_image
-from distcam.images.boxes.joined import BoxedImage, boxed_images, read_boxes
+from distcam.images.boxes.formats import read_boxes
+from distcam.images.boxes.joined import BoxedImage, boxed_images
 from distcam.metrics.segmentation import BETAS
 from distcam.retrieval import read_classifier
 from distcam.segmentation import CrfSettings, InferenceSettings, WeakSegmenter, class_scores, dense_crf, refine_by_walk

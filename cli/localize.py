@@ -90,7 +90,8 @@ def localize(
     require_images([images, references])
     from ..encoders import Inference
     from ..images import list_images
-    from ..images.boxes.joined import boxed_images, read_boxes, read_synsets
+    from ..images.boxes.formats import read_boxes, read_synsets
+    from ..images.boxes.joined import boxed_images
     from ..images.masks import MaskFolder
     from ..retrieval import References, localise, read_classifier
 

@@ -299,7 +299,7 @@ def explain(
         refuse_unused("where no map is written", "weighting", remedy="add --out OUT.png")
     require_encoder(encoder, weights, layer)
     require_images([probe, match, *(different or ())])
-    from ..datasets.market1501 import shows_people
+    from ..datasets.reid_benchmarks import shows_people
     from ..encoders import Inference
     from ..reid.pairs import BODY_PARTS, STRIPES, explain_pair, pairs_panel
 

@@ -29,12 +29,9 @@ def folder(root: Path, split: str | None = None) -> FewShotData:
     is novel, or val where there is no test. Classes that are in two splits make no episodes of unseen classes: then the
     test images alone are kept, as novel, and a remark says so.
 
-    Args:
-        root: the folder, or a CSV file with path and label; the class of an image is its first sub-folder, or that
-            below the folder of its split.
-        split: the name of one split, whose images alone become the novel part; or a table (CSV) with the columns
-            `class,part` or `path,part`, or JSON `{"base": [classes], …}`; relative to the current folder or else to
-            `root`. Parts are base, val, novel, or train, val, test. What it does not name is left out.
+    `split` is the name of one split, whose images alone become the novel part; or a table (CSV) with the columns
+    `class,part` or `path,part`, or JSON `{"base": [classes], …}`; relative to the current folder or else to `root`.
+    Parts are base, val, novel, or train, val, test. What it does not name is left out.
     """
     listing = list_images(root)
     records = [record for record in listing if record.label is not None]
@@ -46,7 +43,12 @@ def folder(root: Path, split: str | None = None) -> FewShotData:
         by_split = _by_split(listing, records, root)
         if split is not None or not _SPLIT_OF.keys().isdisjoint(by_split):
             return data_of_files(root.name, listing.root, _parts(by_split, root, split))
-        _tell_undivided(by_split, listing, root)
+        if values := [value for value in by_split if value]:
+            doubt: str | None = f"the column of splits says {', '.join(values[:5])}, none of which is a known split"
+        else:
+            doubt = overlooked_column([record.columns for record in listing], listing.column_names)
+        if doubt is not None:
+            remark(f"{root}: all classes are taken for novel, but {doubt}")
         return data_of_files(root.name, listing.root, {"novel": ([p for p, _ in items], [label for _, label in items])})
     by_class, by_path = _read_split(file)
     names, used = Names(by_path), {label for _, label in items}
@@ -84,17 +86,6 @@ def _by_split(listing: Listing, records: Sequence[ImageRecord], root: Path) -> d
         paths.append(record.path)
         labels.append(record.label or "")
     return found
-
-
-def _tell_undivided(by_split: Mapping[str, _Items], listing: Listing, root: Path) -> None:
-    """Say what seems to divide data that are not divided, their classes being all novel."""
-    rows = [record.columns for record in listing]
-    if values := [value for value in by_split if value]:
-        doubt: str | None = f"the column of splits says {', '.join(values[:5])}, none of which is a known split"
-    else:
-        doubt = overlooked_column(rows, listing.column_names)
-    if doubt is not None:
-        remark(f"{root}: all classes are taken for novel, but {doubt}")
 
 
 def _parts(by_split: Mapping[str, _Items], root: Path, chosen: str | None) -> dict[str, _Items]:
@@ -172,21 +163,15 @@ def read_class_lists(folder_of_lists: Path, suffix: str = ".json") -> dict[str, 
     for stem in ("train", "val", "test", "base", "novel"):
         file = folder_of_lists / f"{stem}{suffix}"
         if file.is_file():
-            found[part_of(stem, str(file))] = _class_list(file)
+            content = [line.strip() for _, line in lines_of(file)] if suffix != ".json" else _json(file)
+            if isinstance(content, dict):
+                content = content.get("class_roots", content.get("class_names", content.get("label_names")))
+            if not isinstance(content, list) or not content or not all(isinstance(name, str) for name in content):
+                raise InputError(f"{file}: expected a list of class names, or one under `class_names`")
+            found[part_of(stem, str(file))] = [name.rstrip("/").rpartition("/")[2] for name in content]
     if not {"base", "novel"} <= set(found):
         raise InputError(f"{folder_of_lists}: expected the class lists train{suffix}, val{suffix} and test{suffix}")
     return found
-
-
-def _class_list(file: Path) -> list[str]:
-    if file.suffix != ".json":
-        return [line.strip() for _, line in lines_of(file)]
-    content = _json(file)
-    if isinstance(content, dict):
-        content = content.get("class_roots", content.get("class_names", content.get("label_names")))
-    if not isinstance(content, list) or not content or not all(isinstance(name, str) for name in content):
-        raise InputError(f"{file}: expected a list of class names, or one under `class_names`")
-    return [name.rstrip("/").rpartition("/")[2] for name in content]
 
 
 def _read_split(file: Path) -> tuple[dict[str, str], dict[str, str]]:

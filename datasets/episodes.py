@@ -25,8 +25,38 @@ Indices = NDArray[np.int32]
 Numbers = NDArray[np.int64]
 
 
+class NamedItems:
+    """Items with unique names and the names of their classes."""
+
+    names: Names
+    labels: Names
+
+    def __post_init__(self) -> None:
+        for what in ("names", "labels"):
+            object.__setattr__(self, what, as_names(getattr(self, what), what))
+        check_items(self.names, self.labels)
+
+    @cached_property
+    def class_names(self) -> Names:
+        """The C class names in code-point order; `class_of` numbers them."""
+        return np.unique(self.labels)
+
+    @cached_property
+    def class_of(self) -> Numbers:
+        """Class number of each item, (n,)."""
+        number: Numbers = np.searchsorted(self.class_names, self.labels)
+        return number
+
+    @cached_property
+    def split_hash(self) -> str:
+        """sha256 over the (name, label) pairs sorted by name: the same whatever the order of the items."""
+        order = np.argsort(self.names)
+        pairs = zip(self.names[order].tolist(), self.labels[order].tolist(), strict=True)
+        return hashlib.sha256(json.dumps(list(pairs)).encode()).hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
-class EpisodeManifest:
+class EpisodeManifest(NamedItems):
     """E episodes over n named, labelled items; two manifests are the same when their `content_hash` is.
 
     The hash covers what is in the episodes, not how they were drawn or in which order the items are listed. Queries are
@@ -50,8 +80,7 @@ class EpisodeManifest:
     origin: Mapping[str, Any] = field(default_factory=lambda: {"generator": "given"})
 
     def __post_init__(self) -> None:
-        for name in ("names", "labels"):
-            object.__setattr__(self, name, as_names(getattr(self, name), name))
+        super().__post_init__()
         for name, n_axes in (("support", 3), ("query", 2)):
             array = np.asarray(getattr(self, name))
             if array.ndim != n_axes or not array.size or array.dtype.kind not in "iu":
@@ -62,7 +91,6 @@ class EpisodeManifest:
             if array.min() < 0 or array.max() >= len(self.names):
                 raise InputError(f"{name} refers to items outside 0…{len(self.names) - 1}")
             object.__setattr__(self, name, array.astype(np.int32))  # a copy
-        check_items(self.names, self.labels)
         support, query, class_of, names = self.support, self.query, self.class_of, self.names
         if len(support) != len(query) or query.shape[1] % support.shape[1] or support.shape[1] < 2:
             raise ShapeError(
@@ -104,17 +132,6 @@ class EpisodeManifest:
         return int(self.query.shape[1]) // self.n_way
 
     @cached_property
-    def class_names(self) -> Names:
-        """The C class names in code-point order; `class_of` and `ways` number them."""
-        return np.unique(self.labels)
-
-    @cached_property
-    def class_of(self) -> Numbers:
-        """Class number of each item, (n,)."""
-        number: Numbers = np.searchsorted(self.class_names, self.labels)
-        return number
-
-    @cached_property
     def ways(self) -> Numbers:
         """Class number of each way, (E, N)."""
         return self.class_of[self.support[:, :, 0]]
@@ -136,11 +153,6 @@ class EpisodeManifest:
         if not self.is_balanced:
             raise InputError("the classes have different numbers of queries; use the flat `query` with `target`")
         return self.query.reshape(self.n_episodes, self.n_way, self.n_query)
-
-    @cached_property
-    def split_hash(self) -> str:
-        """sha256 over the (name, label) pairs: the same whatever the order of the items."""
-        return split_hash(self.names, self.labels)
 
     @cached_property
     def content_hash(self) -> str:
@@ -237,13 +249,6 @@ def as_names(values: ArrayLike | Sequence[object], what: str) -> Names:
     if absent:
         raise InputError(f"{len(absent)} of {len(listed)} {what} are missing, the first in row {absent[0]}")
     return np.array([str(value) for value in listed], dtype=np.str_)
-
-
-def split_hash(names: Names, labels: Names) -> str:
-    """sha256 over the (name, label) pairs sorted by name: the same whatever the order of the items."""
-    order = np.argsort(names)
-    pairs = zip(names[order].tolist(), labels[order].tolist(), strict=True)
-    return hashlib.sha256(json.dumps(list(pairs)).encode()).hexdigest()
 
 
 def check_items(names: Names, labels: Names) -> None:

@@ -20,7 +20,7 @@ from ..images import read_image
 from ..images.loading import unreadable
 from ..progress import Progress
 from ..remarks import Skipped
-from .episodes import EpisodeManifest, as_names, check_items, split_hash
+from .episodes import EpisodeManifest, NamedItems, Names
 
 if TYPE_CHECKING:  # lists of images are read without torch
     from jaxtyping import UInt8
@@ -29,8 +29,6 @@ if TYPE_CHECKING:  # lists of images are read without torch
     from ..images import Transform
 
 PARTS = ("base", "val", "novel")
-
-Names = NDArray[np.str_]
 
 
 class Images(Protocol):
@@ -86,27 +84,24 @@ class ArrayImages:
 
 @dataclass(frozen=True, eq=False)
 class SomeImages:
-    """Some of the images, in another order."""
+    """Images of others, each by its source and its number there."""
 
-    images: Images
-    rows: NDArray[np.int64]
+    root: Path
+    places: Sequence[tuple[Images, int]]
 
     def __getitem__(self, index: int) -> Image.Image:
         """The image."""
-        return self.images[int(self.rows[index])]
+        images, row = self.places[index]
+        return images[row]
 
     def content(self, index: int) -> bytes:
-        """As of the whole."""
-        return self.images.content(int(self.rows[index]))
-
-    @property
-    def root(self) -> Path:
-        """As of the whole."""
-        return self.images.root
+        """As in its source."""
+        images, row = self.places[index]
+        return images.content(row)
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class Split(NamedItems):
     """One part of a data set: n images with unique names and class names.
 
     Attributes:
@@ -121,29 +116,8 @@ class Split:
     labels: Names
     images: Images = field(repr=False)
 
-    def __post_init__(self) -> None:
-        for what in ("names", "labels"):
-            object.__setattr__(self, what, as_names(getattr(self, what), what))
-        check_items(self.names, self.labels)
-
     def __len__(self) -> int:
         return len(self.names)
-
-    @cached_property
-    def class_names(self) -> Names:
-        """The class names in code-point order."""
-        return np.unique(self.labels)
-
-    @cached_property
-    def class_of(self) -> NDArray[np.int64]:
-        """Class number of each item, 0…C−1 in the order of `class_names`."""
-        number: NDArray[np.int64] = np.searchsorted(self.class_names, self.labels)
-        return number
-
-    @cached_property
-    def split_hash(self) -> str:
-        """sha256 over the (name, label) pairs: that of every manifest sampled from this part."""
-        return split_hash(self.names, self.labels)
 
     def without(self, names: Container[str]) -> Split:
         """The part without some items, such as those that cannot be read.
@@ -152,7 +126,8 @@ class Split:
             InputError: none is left.
         """
         rows = np.flatnonzero([name not in names for name in self.names.tolist()])
-        return Split(self.name, self.names[rows], self.labels[rows], SomeImages(self.images, rows))
+        images = SomeImages(self.images.root, [(self.images, int(row)) for row in rows])
+        return Split(self.name, self.names[rows], self.labels[rows], images)
 
     def pixels(self, transform: Transform) -> UInt8[Tensor, "n 3 h w"]:
         """All images decoded for a network: for training on small ones; Omniglot's are 2.4 kB each at 28 × 28."""

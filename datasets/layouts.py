@@ -1,11 +1,18 @@
-"""A retrieval benchmark as its archive unpacks: how it is recognised, and how its lists are read."""
+"""Retrieval benchmarks as their archives unpack: markers, lists, official counts.
+
+CUB-200-2011 (Wah et al. 2011), Cars196 (Krause et al. 2013), Stanford Online Products (Oh Song et al. 2016) and In-Shop
+Clothes Retrieval (Liu et al. 2016).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from ..errors import InputError
 
@@ -30,23 +37,14 @@ class DatasetRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """A benchmark's archive.
-
-    Attributes:
-        title: the benchmark's name.
-        folder: the folder that the archive unpacks into; the user may point at it or at its parent.
-        markers: sets of files; any one complete set tells the layout.
-        counts: part (a split or role) → (split, images, classes), as published.
-        read: the records that the lists under a root name.
-        images: what a copy must hold besides the lists, for the error where no image is there.
-    """
+    """A benchmark's archive."""
 
     title: str
-    folder: str
-    markers: tuple[tuple[str, ...], ...]
-    counts: Mapping[str, tuple[str, int, int]]
+    folder: str  # that the archive unpacks into; the user may point at it or at its parent
+    markers: tuple[tuple[str, ...], ...]  # sets of files; any one complete set tells the layout
+    counts: Mapping[str, tuple[str, int, int]]  # part (a split or role) → (split, images, classes), as published
     read: Callable[[Path], tuple[DatasetRecord, ...]]
-    images: str
+    images: str  # what a copy must hold besides the lists, for the error where no image is there
 
     def find(self, path: Path) -> Path | None:
         """The archive's root, at a path or in its usual sub-folder."""
@@ -86,3 +84,154 @@ def whole_number(text: str, file: Path) -> int:
         return int(text)
     except ValueError:
         raise InputError(f"{file}: expected a whole number, got {text[:80]!r}") from None
+
+
+def _read_cub(root: Path) -> tuple[DatasetRecord, ...]:
+    """Classes 1–100 are for training: not `train_test_split.txt`, whose halves share all classes."""
+    images, labels, classes = root / "images.txt", root / "image_class_labels.txt", root / "classes.txt"
+    number_of = {image: whole_number(number, labels) for image, number in fields_of(labels, "image", "class")}
+    name_of = {whole_number(number, classes): name for number, name in fields_of(classes, "id", "name")}
+    records = []
+    for image, path in fields_of(images, "image", "path"):
+        number = number_of.get(image, -1)
+        if number not in name_of:
+            raise InputError(f"{images}: image {image} has no class in {labels.name}, or one that classes.txt lacks")
+        records.append(DatasetRecord(f"images/{path}", name_of[number], "train" if number <= 100 else "test"))
+    return tuple(records)
+
+
+CUB = Layout(
+    "CUB-200-2011",
+    "CUB_200_2011",
+    (("images.txt", "image_class_labels.txt", "classes.txt"),),
+    {"train": ("train", 5_864, 100), "test": ("test", 5_924, 100)},
+    _read_cub,
+    "images/ with a folder for each class",
+)
+
+
+def _read_sop(root: Path) -> tuple[DatasetRecord, ...]:
+    columns = ("image_id", "class_id", "super_class_id", "path")
+    return tuple(
+        DatasetRecord(path, number, split)
+        for split in ("train", "test")
+        for _, number, _, path in fields_of(root / f"Ebay_{split}.txt", *columns, skip=1)
+    )
+
+
+SOP = Layout(
+    "Stanford Online Products",
+    "Stanford_Online_Products",
+    (("Ebay_train.txt", "Ebay_test.txt"),),
+    {"train": ("train", 59_551, 11_318), "test": ("test", 60_502, 11_316)},
+    _read_sop,
+    "the folders of the archive, bicycle_final/ to toaster_final/",
+)
+
+
+def _read_inshop(root: Path) -> tuple[DatasetRecord, ...]:
+    file = next(file for place in ("Eval", "Anno", ".") if (file := root / place / "list_eval_partition.txt").exists())
+    inside = "Img/" if (root / "Img" / "img").is_dir() else ""
+    records = []
+    for path, item, status in fields_of(file, "image_name", "item_id", "evaluation_status", skip=2):
+        if status == "train":
+            records.append(DatasetRecord(inside + path, item, "train"))
+        elif status == "query" or status == "gallery":
+            records.append(DatasetRecord(inside + path, item, "test", status))  # type: ignore[arg-type]
+        else:
+            raise InputError(f"{file}: expected train, query or gallery, got {status[:80]!r} for {path}")
+    return tuple(records)
+
+
+INSHOP = Layout(
+    "In-Shop Clothes Retrieval",
+    "In-shop Clothes Retrieval Benchmark",
+    tuple((f"{place}list_eval_partition.txt",) for place in ("Eval/", "Anno/", "")),
+    {
+        "train": ("train", 25_882, 3_997),
+        "query": ("test", 14_218, 3_985),
+        "gallery": ("test", 12_612, 3_985),
+    },
+    _read_inshop,
+    "img/, or Img/img/, which the archive holds as img.zip",
+)
+
+
+_Car = tuple[str, int, str]  # path, number of the class, its name
+
+
+def _read_cars(root: Path) -> tuple[DatasetRecord, ...]:
+    copies: dict[str, tuple[tuple[str, ...], Callable[[Path], list[_Car]]]] = {
+        "car_data": (("names.csv", "anno_train.csv", "anno_test.csv"), _tables),
+        "car_ims": (("cars_annos.mat",), _whole),
+        "cars_train": (("devkit/cars_train_annos.mat",), _devkit),
+    }
+    listed = {folder: read for folder, (files, read) in copies.items() if all((root / file).exists() for file in files)}
+    read = next((read for folder, read in listed.items() if (root / folder).is_dir()), next(iter(listed.values())))
+    ordered = sorted(read(root), key=lambda image: (image[1], image[0]))
+    return tuple(DatasetRecord(path, name, "train" if number <= 98 else "test") for path, number, name in ordered)
+
+
+def _whole(root: Path) -> list[_Car]:
+    """The one archive `car_ims`, with the labels of all images in one file."""
+    file = root / "cars_annos.mat"
+    names = _mat(file, "class_names")
+    return [_car(str(row["relative_im_path"]), int(row["class"]), names, file) for row in _mat(file, "annotations")]
+
+
+def _tables(root: Path) -> list[_Car]:
+    """The Kaggle copy: tables without a header (file, box, class), and a folder for each class."""
+    names = [line.strip().strip('"') for _, line in lines_of(root / "names.csv")]
+    inside = "car_data/car_data" if (root / "car_data" / "car_data").is_dir() else "car_data"
+    found = []
+    for half in ("train", "test"):
+        file = root / f"anno_{half}.csv"
+        for row in csv.reader(line for _, line in lines_of(file)):
+            _, number, name = _car(row[0], whole_number(row[-1], file), names, file)
+            found.append((f"{inside}/{half}/{name.replace('/', '-')}/{row[0]}", number, name))
+    return found
+
+
+def _devkit(root: Path) -> list[_Car]:
+    """The archives `cars_train`, `cars_test` and `devkit`, with the labels of the test images beside or in the kit."""
+    kit, labels = root / "devkit", "cars_test_annos_withlabels.mat"
+    names = _mat(kit / "cars_meta.mat", "class_names")
+    found = []
+    for folder, file in (("cars_train", kit / "cars_train_annos.mat"), ("cars_test", root / labels)):
+        file = file if file.exists() else kit / labels
+        inside = f"{folder}/{folder}" if (root / folder / folder).is_dir() else folder  # as Kaggle packs it
+        found += [_car(f"{inside}/{row['fname']}", int(row["class"]), names, file) for row in _mat(file, "annotations")]
+    return found
+
+
+def _car(path: str, number: int, names: Sequence[str], file: Path) -> _Car:
+    if not 1 <= number <= len(names):
+        raise InputError(f"{file}: expected a class from 1 to {len(names)}, got {number} for {path}")
+    return path, number, str(names[number - 1])
+
+
+def _mat(file: Path, name: str) -> Any:
+    """A variable of a MATLAB file, as an array of one axis."""
+    from scipy.io import loadmat  # a third of a second, which most layouts can do without
+
+    try:
+        return np.atleast_1d(loadmat(file, squeeze_me=True, variable_names=[name])[name])
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise InputError(f"{file}: expected a MATLAB file with {name!r}; {error}") from error
+
+
+CARS = Layout(
+    "Cars196",
+    "stanford_cars",
+    (
+        ("names.csv", "anno_train.csv", "anno_test.csv"),
+        ("cars_annos.mat",),
+        ("devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"),
+        ("devkit/cars_train_annos.mat", "devkit/cars_test_annos_withlabels.mat"),
+    ),
+    {"train": ("train", 8_054, 98), "test": ("test", 8_131, 98)},
+    _read_cars,
+    "car_ims/ with cars_annos.mat (the archive car_ims.tgz), or car_data/ with names.csv, anno_train.csv and "
+    "anno_test.csv, or cars_train/ and cars_test/ with devkit/ and cars_test_annos_withlabels.mat; the images of "
+    "cars_train/ and cars_test/ have other numbers than those of car_ims/, so cars_annos.mat does not label them",
+)

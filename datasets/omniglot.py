@@ -10,14 +10,14 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..images import read_image
-from .archives.zips import Npz, open_zip, read_member
+from .archives.arrays import Npz, open_zip, read_member
 from .episodes import EpisodeManifest
 from .few_shot import ArrayImages, FewShotData, Split
 
@@ -37,7 +37,7 @@ _CLASS = re.compile(r"([^/]+/character\d\d)(?:/rot(000|090|180|270))?")
 
 
 class _Drawing(NamedTuple):
-    """One drawing: which character, by whom, and how it is turned."""
+    """One drawing."""
 
     character: str  # Alphabet/characterNN
     file: str  # 0001_01: number of the character, number of the drawer
@@ -45,14 +45,12 @@ class _Drawing(NamedTuple):
 
 
 def omniglot(root: Path, split: str | None = None) -> FewShotData:
-    """Omniglot with a named split.
+    """Omniglot with one of `OMNIGLOT_SPLITS`.
 
-    Args:
-        root: a folder with images_background and images_evaluation, both as .npz (n, 20, 105, 105), True where the
-            paper is, with alphabets.csv, or both as .zip. For the Vinyals splits also the lists
-            `splits_vinyals/{train,val,trainval,test}.txt` with lines such as `Greek/character01/rot090`; for the runs
-            all_runs.zip.
-        split: a key of `OMNIGLOT_SPLITS`.
+    The folder holds images_background and images_evaluation, both as .npz (n, 20, 105, 105), True where the paper is,
+    with alphabets.csv, or both as .zip. For the Vinyals splits also the lists
+    `splits_vinyals/{train,val,trainval,test}.txt` with lines such as `Greek/character01/rot090`; for the runs
+    all_runs.zip.
 
     Source: Lake et al. 2015, Science 350; Vinyals et al. 2016, arXiv:1606.04080.
     """
@@ -65,7 +63,7 @@ def omniglot(root: Path, split: str | None = None) -> FewShotData:
     source = _Npz(root) if (root / "images_background.npz").is_file() else _Zips(root)
     if split == "lake":
         classes: dict[str, list[tuple[str, int | None]]] = {
-            part: [(character, None) for character in source.files if source.is_background(character) == is_base]
+            part: [(character, None) for character in source.files if (character in source.background) == is_base]
             for part, is_base in (("base", True), ("novel", False))
         }
     else:
@@ -80,21 +78,7 @@ def omniglot(root: Path, split: str | None = None) -> FewShotData:
     )
 
 
-class _Source(Protocol):
-    """A source of drawings."""
-
-    @property
-    def files(self) -> dict[str, list[str]]:
-        """Names of the 20 drawings of each character."""
-
-    def is_background(self, character: str) -> bool:
-        """True if Lake has the character in his background set."""
-
-    def ink(self, drawing: _Drawing) -> Ink:
-        """One drawing, upright."""
-
-
-def _split(name: str, source: _Source, classes: list[tuple[str, int | None]], root: Path) -> Split:
+def _split(name: str, source: _Npz | _Zips, classes: list[tuple[str, int | None]], root: Path) -> Split:
     drawings, labels = [], []
     for character, turn in classes:
         if character not in source.files:
@@ -105,9 +89,7 @@ def _split(name: str, source: _Source, classes: list[tuple[str, int | None]], ro
             labels.append(label)
 
     def load(index: int) -> NDArray[np.uint8]:
-        drawing = drawings[index]
-        ink = ~np.rot90(source.ink(drawing), drawing.quarter_turns)
-        return np.repeat((ink.astype(np.uint8) * 255)[:, :, None], 3, axis=2)
+        return _pixels(np.rot90(source.ink(drawings[index]), drawings[index].quarter_turns))
 
     names = [f"{label}/{drawing.file}" for label, drawing in zip(labels, drawings, strict=True)]
     return Split(name, np.array(names), np.array(labels), ArrayImages(root, load))
@@ -140,7 +122,7 @@ class _Npz:
         self._root = root
         self._row: dict[str, tuple[str, int]] = {}
         self._ink: dict[str, Ink] = {}
-        self.files: dict[str, list[str]] = {}
+        self.files: dict[str, list[str]] = {}  # names of the 20 drawings of each character
         table = root / "alphabets.csv"
         try:
             with table.open(encoding="utf-8", newline="") as lines:
@@ -154,27 +136,22 @@ class _Npz:
                 character = f"{alphabet}/character{number - first + 1:02d}"
                 self._row[character] = (group, number - start[group])
                 self.files[character] = [f"{number:04d}_{drawer:02d}" for drawer in range(1, N_DRAWERS + 1)]
-
-    def is_background(self, character: str) -> bool:
-        return self._row[character][0] == "background"
+        self.background = {character for character, (group, _) in self._row.items() if group == "background"}
 
     def ink(self, drawing: _Drawing) -> Ink:
         group, row = self._row[drawing.character]
         if group not in self._ink:
-            self._ink[group] = self._read(self._root / f"images_{group}.npz", group)
+            file = self._root / f"images_{group}.npz"
+            with Npz(file) as arrays:
+                if not arrays.files:
+                    raise InputError(f"{file}: is empty")
+                all_ink: Ink = arrays[arrays.files[0]]
+            n_expected = sum(own == group for own, _ in self._row.values())
+            if all_ink.dtype != bool or all_ink.ndim != 4 or all_ink.shape[:2] != (n_expected, N_DRAWERS):
+                got = f"{all_ink.dtype} {all_ink.shape}"
+                raise InputError(f"{file}: expected booleans ({n_expected}, {N_DRAWERS}, rows, columns), got {got}")
+            self._ink[group] = all_ink
         ink: Ink = self._ink[group][row, int(drawing.file[-2:]) - 1]
-        return ink
-
-    def _read(self, file: Path, group: str) -> Ink:
-        with Npz(file) as arrays:
-            if not arrays.files:
-                raise InputError(f"{file}: is empty")
-            ink: Ink = arrays[arrays.files[0]]
-        n_expected = sum(own == group for own, _ in self._row.values())
-        if ink.dtype != bool or ink.ndim != 4 or ink.shape[:2] != (n_expected, N_DRAWERS):
-            raise InputError(
-                f"{file}: expected booleans ({n_expected}, {N_DRAWERS}, rows, columns), got {ink.dtype} {ink.shape}"
-            )
         return ink
 
 
@@ -183,7 +160,7 @@ class _Zips:
 
     def __init__(self, root: Path) -> None:
         self._entry: dict[tuple[str, str], tuple[zipfile.ZipFile, str]] = {}
-        self._background: set[str] = set()
+        self.background: set[str] = set()
         self.files: dict[str, list[str]] = {}
         for group in ("background", "evaluation"):
             archive = open_zip(root / f"images_{group}.zip", "it, or images_background.npz and images_evaluation.npz")
@@ -193,10 +170,7 @@ class _Zips:
                     self.files.setdefault(character, []).append(match[4])
                     self._entry[character, match[4]] = archive, entry
                     if group == "background":
-                        self._background.add(character)
-
-    def is_background(self, character: str) -> bool:
-        return character in self._background
+                        self.background.add(character)
 
     def ink(self, drawing: _Drawing) -> Ink:
         archive, entry = self._entry[drawing.character, drawing.file]
@@ -226,11 +200,8 @@ def _runs(file: Path) -> FewShotData:
         support.append(np.arange(start, len(names), 2)[:, None])
         query.append(np.arange(start + 1, len(names), 2))
 
-    def drawn(name: str) -> bytes:
-        return read_member(archive, name, file=file, most=_MAX_DRAWING)
-
     def load(index: int) -> NDArray[np.uint8]:
-        return np.repeat((~_paper(drawn(names[index]))).astype(np.uint8)[:, :, None] * np.uint8(255), 3, axis=2)
+        return _pixels(_paper(read_member(archive, names[index], file=file, most=_MAX_DRAWING)))
 
     if not support or len({len(run) for run in support}) != 1:
         raise InputError(f"{file}: expected runs with equally many classes, run01/class_labels.txt and so on")
@@ -239,6 +210,11 @@ def _runs(file: Path) -> FewShotData:
         novel.names, novel.labels, np.stack(support), np.stack(query), {"generator": "given", "source": "all_runs.zip"}
     )
     return FewShotData("omniglot:runs", {"novel": novel}, episodes)
+
+
+def _pixels(paper: Ink) -> NDArray[np.uint8]:
+    """White ink on black."""
+    return np.repeat((~paper).astype(np.uint8)[:, :, None] * np.uint8(255), 3, axis=2)
 
 
 def _paper(png: bytes) -> Ink:

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError
-from ..images.split_folders import find_split_folders
-from .cifar_fs import cifar_fs
+from ..images.splits import find_split_folders
 from .class_folders import folder
-from .cub import cub, mini_to_cub
 from .few_shot import FewShotData
-from .market1501 import read_cuhk03, read_market, read_veri
-from .mini_imagenet import mini_imagenet, tiered_imagenet
+from .few_shot_benchmarks import cifar_fs, cub, mini_imagenet, mini_to_cub, tiered_imagenet
 from .omniglot import omniglot
-from .reid_lists import read_csv, read_folder, read_msmt17, read_vehicleid
-from .reid_records import FormatName, ReidData
+from .reid_benchmarks import read_cuhk03, read_market, read_msmt17, read_vehicleid, read_veri
+from .reid_records import FormatName, ReidData, read_csv, read_folder
 
 DATA_SETS: dict[str, Callable[[Path, str | None], FewShotData]] = {
     "omniglot": omniglot,

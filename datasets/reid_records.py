@@ -1,13 +1,17 @@
-"""One record per re-identification image, and a data set as a list of them; formats differ only in how it is filled."""
+"""Re-identification data: one record per image, the protocol, and tables and folders of identities."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from ..errors import InputError
+from ..images import ImageRecord, Listing, list_images
+from ..images.splits import SPLIT_COLUMN, flags_of, split_column, split_name
+from ..images.tables import LABEL_NAMES, look_alike
+from ..remarks import remark
 
 SameCamera = Literal["drop_matches", "drop_all", "keep"]
 DistractorPolicy = Literal["wrong", "ignore"]
@@ -25,8 +29,6 @@ _NAMES: dict[FormatName, str] = {
     ),
     "msmt17": "; its lists name images such as 0001/0001_019_07_0303morning_0020_1.jpg, and an identity",
     "vehicleid": "; its lists name an image and an identity",
-    "csv": "",
-    "folder": "",
 }
 
 
@@ -89,20 +91,17 @@ class Protocol:
         skipped = {"skip": "left out of CMC, mAP and mINP", "zero": "count as 0", "refuse": "refused"}
         alarms = {"left_out": "every query, its identity left out", "unmated": "queries without a match"}
         missing = {"refuse": "refused", "distinct": "a camera of its own"}
+        junk, distractors = ("{" + ", ".join(map(str, own)) + "}" for own in (self.junk, self.distractors))
         dropped = "ignored" if self.distractor_policy == "ignore" else "count as wrong"
         return [
             f"same camera: {same[self.same_camera]}",
-            f"junk: {_listed(self.junk)} ignored",
-            f"distractors: {_listed(self.distractors)} {dropped}",
+            f"junk: {junk} ignored",
+            f"distractors: {distractors} {dropped}",
             f"queries without a match: {skipped[self.no_match]}",
             f"missing camera: {missing[self.missing_camera]}",
             "ties: wrong answers come first; step AP takes the precision behind the whole tie",
             f"false alarms (DIR@FAR): {alarms[self.false_alarms]}",
         ]
-
-
-def _listed(identities: tuple[Identity, ...]) -> str:
-    return "{" + ", ".join(map(str, identities)) + "}"
 
 
 @dataclass(frozen=True)
@@ -154,10 +153,10 @@ class ReidData:
 
     def __post_init__(self) -> None:
         if not self.images:
-            passed = (
-                f"; {len(self.ignored):,} files were passed over, such as {self.ignored[0]}" if self.ignored else ""
-            )
-            raise InputError(f"{self.root}: no image of the {self.format} format found{passed}{_NAMES[self.format]}")
+            found = f"{self.root}: no image of the {self.format} format found"
+            if self.ignored:
+                found += f"; {len(self.ignored):,} files were passed over, such as {self.ignored[0]}"
+            raise InputError(f"{found}{_NAMES.get(self.format, '')}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -194,3 +193,127 @@ class ReidData:
             InputError: none is left.
         """
         return replace(self, images=tuple(image for image in self.images if image.path not in paths))
+
+
+_IDENTITY, _CAMERA, _ROLE = ("identity", "label", "pid"), ("camera", "camid", "photo_id"), ("role", "split")
+_CAMERA_LIKE = (
+    *("cam", "camid", "cameraid", "cameraname", "cameranumber"),
+    *("camname", "camnr", "camno", "cameratrap", "station"),
+)
+_ROLE_LIKE = ("role", "split", "subset", "partition", "set", "phase", "part", "usage", "mode")
+_ROLE_NAMES: dict[str, Role] = {
+    "train": "train",
+    "query": "query",
+    "gallery": "gallery",
+    "test": "test",
+    "val": "test",
+    "multi_query": "multi_query",
+}
+T = TypeVar("T")
+
+
+def usable(lines: Iterable[T], read: Callable[[T], ReidImage], problems: list[str]) -> list[ReidImage]:
+    """The images of the lines that say who is on one; what is wrong with the others becomes problems."""
+    images = []
+    for line in lines:
+        try:
+            images.append(read(line))
+        except InputError as error:
+            problems.append(str(error))
+    return images
+
+
+def tell_unusable(problems: list[str], images: list[ReidImage]) -> None:
+    """Say what was passed over."""
+    if problems and not images:
+        raise InputError(problems[0])
+    if problems:
+        remark(f"{len(problems):,} lines cannot be used and are left out, the first: {problems[0]}", stacklevel=5)
+
+
+def read_csv(
+    table: Path, *, identity: str | None = None, camera: str | None = None, role: str | None = None
+) -> ReidData:
+    """A table with `path`, an identity, and perhaps a camera and a role; all other columns are kept.
+
+    Roles are train, query, gallery, and test (`val`, `validation`): query and gallery at once. Without a column of
+    roles every image is `test`. What stands in the camera's column is what a query must not be answered from, so a
+    photograph's number does as well as a camera's; an empty cell is an unknown camera. `identity`, `camera` and `role`
+    name columns that are called otherwise than usual.
+    """
+    listing = list_images(table, labels="column")
+    names = (*listing.column_names, *(("label",) if listing.has_labels else ()))
+    columns = {
+        "identity": _column(table, names, identity, _IDENTITY, required=True),
+        "camera": _column(table, names, camera, _CAMERA),
+        "role": _column(table, names, role, _ROLE) or split_column([each.columns for each in listing], names),
+    }
+    if columns["camera"] is None and (like := look_alike(listing.column_names, _CAMERA_LIKE)) is not None:
+        remark(f"{table}: no column is taken as the camera; `--option camera={like}` takes {like!r}")
+    if columns["role"] is None and (like := look_alike(listing.column_names, _ROLE_LIKE)) is not None:
+        cells = {record.columns[like].strip() for record in listing} - {""}
+        if cells and all((split_name(cell) or cell.lower()) in _ROLE_NAMES for cell in cells):
+            message = f"{table}: no column is taken as the role, so every image is query and gallery at once"
+            remark(f"{message}; `--option role={like}` takes {like!r}")
+    notes = [f"{name}: column {column!r}" for name, column in columns.items() if column is not None]
+    return _listed("csv", table, listing, columns, notes)
+
+
+def read_folder(root: Path) -> ReidData:
+    """Folders of splits, each with a folder for every identity, as `train` and `index build` read them; no cameras.
+
+    The splits are the roles: `train`, `query`, `gallery`, and `test` (`val`), which is query and gallery at once.
+    """
+    listing, columns = list_images(root, labels="split"), {"identity": "label", "camera": None, "role": SPLIT_COLUMN}
+    roles = sorted({record.columns[SPLIT_COLUMN] for record in listing})
+    notes = [f"roles from the folders of the splits: {', '.join(roles)}; identities from the folders in them"]
+    return _listed("folder", root, listing, columns, notes)
+
+
+def _listed(
+    form: FormatName, source: Path, listing: Listing, columns: Mapping[str, str | None], notes: list[str]
+) -> ReidData:
+    problems: list[str] = []
+    images = usable(listing, lambda record: _table_image(source, record, columns), problems)
+    tell_unusable(problems, images)
+    images.sort(key=lambda image: list(_ROLE_NAMES.values()).index(image.role))  # stable: else as listed
+    if columns["camera"] is None:
+        notes.append("no cameras: choose same_camera=keep, or missing_camera=distinct")
+    return ReidData(form, listing.root, tuple(images), Protocol(), notes=tuple(notes))
+
+
+def _table_image(table: Path, record: ImageRecord, columns: Mapping[str, str | None]) -> ReidImage:
+    path, cells = record.path, {**record.columns, **({} if record.label is None else {"label": record.label})}
+
+    def cell(name: str) -> str:
+        column = columns[name]
+        return "" if column is None else cells.get(column, "").strip()
+
+    if not cell("identity"):
+        raise InputError(f"{table}: {path} has no {columns['identity']}; every image needs an identity")
+    role = split_name(cell("role")) or cell("role").lower()
+    if role in ("", "test", "val"):  # `is_query` and `is_gallery` say more of test images, and who has neither trains
+        said = flags_of(cells, table)
+        query, gallery = said.get("is_query"), said.get("is_gallery")
+        if query or gallery:
+            role = "test" if query and gallery else "query" if query else "gallery"
+        else:
+            role = role or ("train" if said else "test")
+    if role not in _ROLE_NAMES:
+        raise InputError(f"{table}: {path} has the role {role!r}; there are {', '.join(_ROLE_NAMES)}")
+    others = {name: value for name, value in cells.items() if name not in columns.values()}
+    return ReidImage(path, cell("identity"), cell("camera") or None, _ROLE_NAMES[role], columns=others)
+
+
+def _column(
+    table: Path, names: tuple[str, ...], asked: str | None, usual: tuple[str, ...], *, required: bool = False
+) -> str | None:
+    if asked is not None and asked not in names:
+        raise InputError(f"{table}: no column {asked!r}; there are {', '.join(names)}")
+    known = {name.lower(): name for name in reversed(names)}
+    found = asked or next((known[name] for name in usual if name in known), None)
+    if found is None and required:
+        similar = look_alike(names, LABEL_NAMES)
+        hint = f"; `--option identity={similar}` takes that one" if similar else ""
+        raise InputError(f"{table}: expected a column {' or '.join(usual)}; there are {', '.join(names)}{hint}")
+    return found

@@ -12,17 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import InputError
+from ..images.image_sources import ImageRecord
 from ..images.joining import is_plain, near_file, spelled
-from ..images.listing import ImageRecord, Listing
-from ..images.splits import split_name
-from .cars import CARS
-from .cub import CUB
-from .folders_and_tables import read_folders, read_table
-from .inshop import INSHOP
-from .layouts import DatasetRecord, Layout, Role
-from .sop import SOP
+from ..images.labelling import box_columns, remark_on_placeholders, remark_on_twins, require_labels, uncut_boxes
+from ..images.listing import Listing, quiet_listing
+from ..images.splits import flags_of, overlooked_column, split_column, split_name, split_of_row
+from .layouts import CARS, CUB, INSHOP, SOP, DatasetRecord, Layout, Role
 
-__all__ = ["LAYOUTS", "Dataset", "DatasetRecord", "Role", "dataset_layouts", "load_dataset"]
+_ROLES: dict[str, Role] = {"query": "query", "gallery": "gallery"}
+
 
 LAYOUTS: Mapping[str, Layout] = {"cub": CUB, "cars": CARS, "sop": SOP, "inshop": INSHOP}
 
@@ -144,8 +142,7 @@ def _read(path: Path, layout: str) -> tuple[Dataset, Layout | None]:
     if not path.exists():
         raise InputError(f"{path}: expected a folder or a CSV file; nothing is there")
     if layout == "csv" or (layout == "auto" and path.is_file()):
-        table = read_table(path)
-        return Dataset("csv", path.name, table.root, table.records, table.problems), None
+        return _read_table(path), None
     if not path.is_dir():
         raise InputError(f"{path}: expected a folder, got a file")
     for name, known in LAYOUTS.items():
@@ -154,12 +151,85 @@ def _read(path: Path, layout: str) -> tuple[Dataset, Layout | None]:
     if layout in LAYOUTS:
         known = LAYOUTS[layout]
         raise InputError(f"{path}: no {known.title}; expected {known.expected()} in it")
-    found = read_folders(path)
-    problems = [*_half_a_benchmark(path), *found.problems]
-    if len(found.records) > 1 and len({record.label for record in found.records}) == 1:
-        count, label = len(found.records), found.records[0].label
-        problems.append(f"all {count:,} images are of the one class {label!r}, so every answer is right")
-    return Dataset("folder", path.name, found.root, found.records, tuple(problems)), None
+    return _read_folders(path), None
+
+
+def _read_folders(folder: Path) -> Dataset:
+    """One folder per class; above them perhaps one per split, or `query` and `gallery`; see `find_split_folders`."""
+    listing = quiet_listing(folder)
+    records, outside = [], []
+    for record in listing:
+        place = record.columns.get("split", "all")
+        if record.label is not None and place:
+            records.append(DatasetRecord(record.path, record.label, *_part(place)))
+        else:
+            outside.append(record.path)
+    if not records:
+        raise InputError(f"{folder}: expected a sub-folder for each class; its {len(outside)} images have no labels")
+    if all(record.role != "both" for record in records):  # nothing but queries and a gallery: no splits to choose from
+        records = [record._replace(split="all") for record in records]
+    problems = list(listing.problems)
+    if listing.doubt:
+        problems.insert(0, listing.doubt)
+    if outside:
+        said = f"{len(outside)} images lie outside of class folders and are left out, such as {outside[0]}"
+        problems.insert(0, said)
+    if len(records) > 1 and len({record.label for record in records}) == 1:
+        problems.append(
+            f"all {len(records):,} images are of the one class {records[0].label!r}, so every answer is right"
+        )
+    return Dataset("folder", folder.name, listing.root, tuple(records), (*_half_a_benchmark(folder), *problems))
+
+
+def _part(split: str) -> tuple[str, Role]:
+    """The split and the role of what a folder or cell of this name stands for: query and gallery are of the test."""
+    known = split_name(split)
+    return (split, "both") if known is None or known not in _ROLES else ("test", _ROLES[known])
+
+
+def _read_table(file: Path) -> Dataset:
+    """A CSV file with `path` and `label`, and perhaps `split`, `is_query` and `is_gallery`; see `split_of_row`."""
+    found = list(listing := quiet_listing(file, labels="column"))
+    require_labels(file, [record.path for record in found if record.label is None], count=len(found))
+    column = split_column([record.columns for record in found], listing.column_names)
+    records, boxed, boxes, spellings = [], 0, box_columns(listing.column_names), dict[str, str]()
+    for record in found:
+        assert record.label is not None, "required above"
+        query, gallery = map(flags_of(record.columns, file).get, ("is_query", "is_gallery"))
+        if not query and not gallery and (query, gallery) != (None, None):
+            raise InputError(f"{file}: {record.path} is neither query nor gallery; leave its line out")
+        cell = record.columns.get(column, "").strip() if column is not None else ""
+        if not cell:
+            cell = split_of_row(record.columns, column, where=file) or "all"
+        elif (known := split_name(cell)) is not None:  # as the table spells it first, but for its case
+            cell = spellings.setdefault(known, cell.lower())
+        split, role = _part(cell)
+        if query or gallery:
+            role = "both" if query and gallery else ("query" if query else "gallery")
+        records.append(DatasetRecord(record.path, record.label, split, role))
+        boxed += bool(boxes) and all(record.columns[name] for name in boxes)
+    counts = Counter(record.label for record in records)
+    remark_on_placeholders(counts, file.name)
+    remark_on_twins(counts, file.name)
+    problems = [uncut_boxes(boxed, boxes)] if boxed else []
+    problems += _of_no_split(records, found, listing.column_names, is_divided=column is not None)
+    if column is None and len({record.split for record in records}) == 1:  # flags alone, on every row or on none
+        records = [record._replace(split="all") for record in records]
+    return Dataset("csv", file.name, listing.root, tuple(records), tuple(problems))
+
+
+def _of_no_split(
+    records: Sequence[DatasetRecord], found: Sequence[ImageRecord], names: Sequence[str], *, is_divided: bool
+) -> Iterator[str]:
+    """Sentences about images that the table's splits leave out, or about a column of splits that nobody asked."""
+    known = any(split_name(record.split) for record in records)
+    if is_divided and known:
+        if left := [record for record in records if not split_name(record.split)]:
+            said = Counter("empty" if record.split == "all" else record.split for record in left)
+            shown = ", ".join(f"{name} {count}" for name, count in said.most_common(5))
+            yield f"{len(left):,} images are of no known split ({shown}), such as {left[0].path}"
+    elif not is_divided and not known and (doubt := overlooked_column([each.columns for each in found], names)):
+        yield f"all images are taken together, but {doubt}; name the column split"
 
 
 def _half_a_benchmark(path: Path) -> Iterator[str]:
@@ -197,12 +267,14 @@ def _present(dataset: Dataset, official: Layout | None) -> Dataset:
         probably = "" if near is None else f"; {first} and {near[0]}, which is, {near[1]}"
         problems.append(f"{len(missing):,} of {len(records):,} images are missing, such as {first}{probably}")
     if official is not None:
-        parts = {record.split for record in present}
-        counts = _counts(present)
-        for name, (split, images, classes) in official.counts.items():
-            got = counts.get(name, (0, 0))
-            if split in parts and got != (images, classes):
-                problems.append(f"{name}: expected {_shown((images, classes))}, got {_shown(got)}")
+        splits = {record.split for record in present}
+        parts = [(record.split if record.role == "both" else record.role, record.label) for record in present]
+        n_images, n_classes = Counter(part for part, _ in parts), Counter(part for part, _ in set(parts))
+        for name, (split, *expected) in official.counts.items():
+            got = [n_images[name], n_classes[name]]
+            if split in splits and got != expected:
+                shown = ["{:,} images of {:,} classes".format(*counts) for counts in (expected, got)]
+                problems.append(f"{name}: expected {shown[0]}, got {shown[1]}")
     return replace(dataset, records=tuple(present), problems=tuple(problems))
 
 
@@ -217,14 +289,3 @@ def _nothing_there(dataset: Dataset, official: Layout | None) -> str:
     what = f"{dataset.root}: none of {len(dataset.records):,} images is there, such as {first}"
     what += "" if absent is None else f": {absent}/ is not in this copy"
     return what if official is None else f"{what}; a usable one has {official.images}"
-
-
-def _counts(records: Sequence[DatasetRecord]) -> dict[str, tuple[int, int]]:
-    """Images and classes by part: the split, or the role where that says more."""
-    parts = [(record.split if record.role == "both" else record.role, record.label) for record in records]
-    images, classes = Counter(part for part, _ in parts), Counter(part for part, _ in set(parts))
-    return {part: (images[part], classes[part]) for part in images}
-
-
-def _shown(count: tuple[int, int]) -> str:
-    return f"{count[0]:,} images of {count[1]:,} classes"

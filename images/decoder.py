@@ -2,7 +2,7 @@
 
 It reads requests from standard input and writes answers to standard output, one after the other, until its input ends.
 A request is `REQUEST` (length of the file, length of the fitting, pixel limit, seconds of the processor), then a
-`Fitting` as JSON, then the file. An answer is `ANSWER` (outcome, width and height of the picture, length), then the
+`Fitting` as JSON, then the file. An answer is `ANSWER` (outcome, width and height of the image, length), then the
 network's pixels or a message.
 """
 
@@ -14,10 +14,10 @@ import signal
 import struct
 import sys
 from contextlib import suppress
-from typing import BinaryIO, Final
+from typing import Final
 
 from ..errors import ImageError
-from .fitting import Fitting
+from .geometry import Fitting
 from .loading import image_size, read_image
 
 REQUEST: Final = struct.Struct(">QQQd")
@@ -43,7 +43,10 @@ def main(*, nice: int = 0) -> None:
         if len(data) < length:
             return
         _limit(max_pixels * _BYTES_PER_PIXEL + _OWN_BYTES + length, seconds)
-        _answer(sink, *_decoded(data, fitting, max_pixels))
+        outcome, size, payload = _decoded(data, fitting, max_pixels)
+        sink.write(ANSWER.pack(outcome, *(min(side, 2**32 - 1) for side in size), len(payload)))
+        sink.write(payload)
+        sink.flush()
 
 
 def _limit(memory: int, seconds: float) -> None:
@@ -71,12 +74,6 @@ def _decoded(data: bytes, fitting: Fitting, max_pixels: int) -> tuple[int, tuple
         return UNUSABLE, (0, 0), error.reason.encode("utf-8", "replace")
     except MemoryError:
         return MEMORY, (0, 0), b""
-
-
-def _answer(sink: BinaryIO, outcome: int, size: tuple[int, int], payload: bytes) -> None:
-    sink.write(ANSWER.pack(outcome, *(min(side, 2**32 - 1) for side in size), len(payload)))
-    sink.write(payload)
-    sink.flush()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,18 @@
-"""Rectangles in pixel units: the one type that transforms, overlays and localisation exchange."""
+"""Rectangles in pixels, and the geometry of `Transform` without torch: a process that only decodes starts at once."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+from PIL import Image
+
+from ..errors import InputError
+from .upright import as_rgb
 
 
 class Box(NamedTuple):
@@ -58,6 +68,12 @@ class Box(NamedTuple):
         """True if the point lies inside; the left and top edges belong to the box, the right and bottom ones do not."""
         return self.left <= x < self.right and self.top <= y < self.bottom
 
+    @classmethod
+    def around(cls, mask: np.ndarray[Any, np.dtype[np.bool_]]) -> Self:
+        """The tight box of the pixels that are marked; there is one at least."""
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        return cls(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+
     def scaled(self, x: float, y: float | None = None) -> Box:
         """The box in an image resized by the factor `x` across and `y` down (the same factor when `y` is left out)."""
         down = x if y is None else y
@@ -75,3 +91,174 @@ class Box(NamedTuple):
             min(max(self.right, 0), width),
             min(max(self.bottom, 0), height),
         )
+
+
+DEFAULT_FIT: Literal["pad"] = "pad"  # the one default of every command; `benchmarks/fits.py` measures it
+_CHOICES = {
+    "fit": ("crop", "squash", "pad"),
+    "channels": ("rgb", "bgr"),
+    "interpolation": ("bilinear", "bicubic"),
+}
+_FILTERS = {"bilinear": (Image.Resampling.BILINEAR, 1), "bicubic": (Image.Resampling.BICUBIC, 2)}  # filter, radius
+
+
+def _resized(image: Image.Image, size: tuple[int, int], box: Box, interpolation: str) -> Image.Image:
+    """The part `box` of the image at `size` = (width, height), the same as resizing the whole image and cropping then.
+
+    Neighbours outside the box enter the filter as they would then; rows far from it are left out. Width is resized
+    before height, always, as Pillow itself did until version 13, which begins with the height of tall images. It rounds
+    and clips in between, so the order shows, and an embedding should not depend on Pillow's version.
+    """
+    width, height = size
+    resample, radius = _FILTERS[interpolation]
+    reach = radius * max(box.height / height, 1) + 1
+    first, last = max(math.floor(box.top - reach), 0), min(math.ceil(box.bottom + reach), image.height)
+    if last - first > 0.8 * image.height:  # naming rows costs Pillow a pass over them, more than the rest would save
+        first, last = 0, image.height
+    narrowed = image.resize((width, last - first), resample, box=(box.left, first, box.right, last))
+    return narrowed.resize(size, resample, box=(0, box.top - first, width, box.bottom - first))
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The way an image is made to fit the input of a network; `Transform` documents the fields."""
+
+    size: int | tuple[int, int] = 224
+    fit: Literal["crop", "squash", "pad"] = DEFAULT_FIT
+    resize: int | None = None
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    channels: Literal["rgb", "bgr"] = "rgb"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    fill: tuple[int, int, int] = (124, 116, 104)
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(f"expected {name} to be one of {', '.join(choices)}; got {getattr(self, name)!r}")
+        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        if len(size) != 2 or min(size) < 1:
+            raise InputError(f"expected size as a positive number or (height, width); got {self.size!r}")
+        object.__setattr__(self, "size", size)
+        object.__setattr__(self, "resize", self._checked_resize())
+        for name in ("mean", "std", "fill"):
+            given = getattr(self, name)
+            try:  # as Python's own numbers, which JSON can hold
+                values = tuple(value if type(value) in (int, float) else value.item() for value in given)
+                is_wrong = len(values) != 3 or not all(map(math.isfinite, values))
+            except (AttributeError, TypeError, ValueError):
+                is_wrong = True
+            if is_wrong or (name == "std" and min(values) <= 0):
+                raise InputError(f"expected three{' positive' * (name == 'std')} numbers for {name}; got {given!r}")
+            object.__setattr__(self, name, values)
+
+    def _checked_resize(self) -> int | None:
+        longer = max(self.height, self.width)
+        if self.fit != "crop":
+            if self.resize is not None:
+                raise InputError(
+                    f'resize belongs to fit="crop"; got resize={self.resize} with fit="{self.fit}"; say fit="crop"'
+                )
+            return None
+        resize = round(longer * 256 / 224) if self.resize is None else self.resize
+        if resize < longer:
+            raise InputError(f"expected resize of at least {longer}, the longer side of size; got {resize}")
+        return resize
+
+    @property
+    def height(self) -> int:
+        """Rows of the network's input."""
+        return self.size if isinstance(self.size, int) else self.size[0]
+
+    @property
+    def width(self) -> int:
+        """Columns of the network's input."""
+        return self.size if isinstance(self.size, int) else self.size[1]
+
+    @property
+    def summary(self) -> str:
+        """The treatment of an image, to be printed beside numbers: `'pad to 224×224'`."""
+        return f"{self.fit} to {self.height}×{self.width}"
+
+    def levels(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The network's view of one image, (3, height, width), grey levels 0 to 255."""
+        image = as_rgb(image)
+        if self.fit == "pad":
+            width, height, left, top = self._placement(*image.size)
+            seen = Image.new("RGB", (self.width, self.height), self.fill)
+            seen.paste(_resized(image, (width, height), Box(0, 0, *image.size), self.interpolation), (-left, -top))
+        else:
+            seen = _resized(image, (self.width, self.height), self.view(*image.size), self.interpolation)
+        pixels = np.asarray(seen)
+        if self.channels == "bgr":
+            pixels = pixels[..., ::-1]
+        return np.array(pixels.transpose(2, 0, 1), order="C")
+
+    def view(self, width: int, height: int) -> Box:
+        """The rectangle of a `width` x `height` image that becomes the network's input, in pixels of that image.
+
+        It lies inside the image for "crop", is the image for "squash", and exceeds it by the margins for "pad".
+
+        >>> Fitting(224, fit="crop").view(256, 512)
+        Box(left=16.0, top=144.0, right=240.0, bottom=368.0)
+        """
+        resized_width, resized_height, left, top = self._placement(width, height)
+        return Box(  # multiplied first: a far edge that is the image's own comes out exact
+            left * width / resized_width,
+            top * height / resized_height,
+            (left + self.width) * width / resized_width,
+            (top + self.height) * height / resized_height,
+        )
+
+    def locate(self, box: Box, width: int, height: int) -> Box:
+        """A rectangle of the network's input in the original `width` x `height` image, clipped to it."""
+        view = self.view(width, height)
+        in_view = box.scaled(view.width / self.width, view.height / self.height)
+        return in_view.shifted(view.left, view.top).clipped(width, height)
+
+    def _placement(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Width and height of the resized image, and where in it the input's left and top edges lie (pad: ≤ 0)."""
+        if self.fit == "squash":
+            return self.width, self.height, 0, 0
+        if self.resize is None:
+            scale = min(self.width / width, self.height / height)
+            across, down = max(round(width * scale), 1), max(round(height * scale), 1)
+            return across, down, -((self.width - across) // 2), -((self.height - down) // 2)
+        # rounded as in torchvision: down for the longer side, to even for the offset
+        shorter = min(width, height)
+        across, down = int(self.resize * width / shorter), int(self.resize * height / shorter)
+        return across, down, round((across - self.width) / 2), round((down - self.height) / 2)
+
+    def adapted(
+        self,
+        *,
+        size: int | tuple[int, int] | None = None,
+        fit: Literal["crop", "squash", "pad"] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Self:
+        """The same for another input size, another way to make an image fit, or another mean or deviation.
+
+        >>> Fitting(224).adapted(fit="squash") == Fitting(224, fit="squash")
+        True
+        """
+        same = (size is None or Fitting(size).size == self.size) and (fit is None or fit == self.fit)
+        colours: Any = {"mean": self.mean if mean is None else mean, "std": self.std if std is None else std}
+        kept = replace(self, **colours)
+        return kept if same else replace(kept, size=size or self.size, fit=fit or self.fit, resize=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values as JSON can hold them; `from_dict` restores an equal transform."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The transform that `to_dict` described; missing keys take their defaults."""
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                nearest = get_close_matches(str(key), known, n=1)
+                hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+                raise InputError(f"expected the keys {', '.join(known)}; got {key!r}{hint}")
+        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -81,7 +82,12 @@ class FolderSource:
 
     def can_hold(self, parts: Sequence[str]) -> bool:
         """True if a sub-folder can hold images of the listing."""
-        return _may_contain(parts, self.pattern)
+        for part, expected in zip(parts, self.pattern, strict=False):
+            if expected == "**":
+                return True
+            if not fnmatchcase(part, expected):
+                return False  # so that `photos/*.jpg` does not walk all of `photos`
+        return len(parts) < len(self.pattern)
 
     def scan(self, report: Report) -> Iterator[ImageRecord]:
         """The images in the order of their sorted paths."""
@@ -118,27 +124,25 @@ class FolderSource:
             if is_out_of_descriptors(error):  # says nothing of the folder
                 raise too_many_files(self.root / place) from error
             report(place or ".", f"folder cannot be read: {error.strerror}")
-        names.sort()
-        return names
+        return sorted(names)
 
     def _name(self, entry: os.DirEntry[str], place: str, report: Report, takes_any_suffix: bool) -> str | None:
         name = entry.name
         is_image = takes_any_suffix or os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  (speed)
         if name.startswith("."):
             return None
-        if entry.is_dir():
-            result = name + "/" if self.can_hold([*place.split("/")[:-1], name]) else None
-        else:
-            result = name if is_image else None
-        if result is None:
+        is_folder = entry.is_dir()
+        if not (self.can_hold([*place.split("/")[:-1], name]) if is_folder else is_image):
             return None
         if not _is_utf8(name):
             report(place + name, "the name is not UTF-8, which galleries store; rename it")
-            return None
-        if result is name and not entry.is_file():
+        elif is_folder:
+            return name + "/"
+        elif entry.is_file():
+            return name
+        else:
             report(place + name, "a broken link" if entry.is_symlink() else "not a regular file")
-            return None
-        return result
+        return None
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -148,16 +152,6 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if pattern[0] == "**":
         return any(_matches(parts[skipped:], pattern[1:]) for skipped in range(len(parts) + 1))
     return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
-
-
-def _may_contain(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """True if a folder can hold matching files, so that `photos/*.jpg` does not walk all of `photos`."""
-    for part, expected in zip(parts, pattern, strict=False):
-        if expected == "**":
-            return True
-        if not fnmatchcase(part, expected):
-            return False
-    return len(parts) < len(pattern)
 
 
 @dataclass(frozen=True)
@@ -185,16 +179,13 @@ class FileSource:
 
 @dataclass(frozen=True)
 class TableSource:
-    """A CSV file with a column `path`; checked from end to end by `read`, streamed by `scan`.
-
-    `left_out` holds the numbers of the lines that cannot be used.
-    """
+    """A CSV file with a column `path`; checked from end to end by `read`, streamed by `scan`."""
 
     table: Path
     column_names: tuple[str, ...]
     form: TableFormat
     has_labels: bool
-    left_out: frozenset[int] = frozenset()
+    left_out: frozenset[int] = frozenset()  # numbers of the lines that cannot be used
 
     @property
     def root(self) -> Path:
@@ -209,11 +200,7 @@ class TableSource:
         left_out: dict[int, str] = {}
         names: tuple[str, ...] = ()
         used = 0
-
-        def place(row: dict[str, str]) -> str:
-            return _under(table.parent, row["path"])
-
-        for _, row in rows_of(table, form=form, once=place, left_out=left_out):
+        for _, row in rows_of(table, form=form, once=lambda r: _under(table.parent, r["path"]), left_out=left_out):
             names = tuple(row)
             used += 1
         remark_on_left_out(table, left_out, used=used, strict=strict)
@@ -237,11 +224,7 @@ def _under(root: Path, path: str) -> str:
 
 def _is_utf8(name: str) -> bool:
     """False if the name holds bytes that Python had to smuggle in as lone surrogates."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return re.search(r"[\ud800-\udfff]", name) is None
 
 
 def printable(path: str) -> str:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 from unicodedata import normalize
 
 from ..errors import InputError
@@ -100,11 +99,7 @@ def beside(folder: Path, path: str | os.PathLike[str], suffix: str = ".png") -> 
 
 
 class Names(Generic[V], Mapping[str, V]):
-    """Facts about files by their names.
-
-    Args:
-        items: by name, as the source writes it.
-    """
+    """Facts about files by their names, as the source writes these."""
 
     def __init__(self, items: Mapping[str, V]) -> None:
         self._items = items
@@ -135,69 +130,20 @@ class Names(Generic[V], Mapping[str, V]):
         return None
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Counts of a join of two sides.
-
-    Attributes:
-        images: how many there are.
-        fitting: how many of them have a counterpart.
-        image: one that has none.
-        lines: how many there are on the other side.
-        unused: how many of them fit no image.
-        line: one of these.
-        cause: what probably keeps them apart.
-    """
-
-    images: int
-    fitting: int
-    lines: int
-    unused: int
-    image: str | None = None
-    line: str | None = None
-    cause: str = ""
-
-    def tell(
-        self, *, what: str, lines: str, images: str = "images", strict: bool = False, is_needed: bool = True
-    ) -> None:
-        """Say what does not fit.
-
-        Args:
-            what: that an image may have, with its article: "a label".
-            lines: what the other side consists of and where: "lines of labels.csv".
-            images: what the one side consists of.
-            strict: refuse what does not fit at all.
-            is_needed: refuse a join in which nothing fits.
-        """
-        if self.fitting == self.images and not self.unused:
-            return
-        lacking = f" ({self.image} has none)" if self.image is not None else ""
-        parts = [f"{self.fitting:,} of {self.images:,} {images} have {what}{lacking}"]
-        if self.unused:
-            parts.append(f"{self.unused:,} of {self.lines:,} {lines} fit no image, such as {self.line}")
-        message = "; ".join([*parts, *([self.cause] if self.cause else [])])
-        if not self.fitting and is_needed:
-            raise InputError(message)
-        remark(message, strict=strict, stacklevel=5)
-
-
 class Join:
-    """Counts which images find a counterpart while they pass."""
+    """Counts which images find a counterpart while they pass, and then what is left on the other side."""
 
     def __init__(self) -> None:
         self.images = self.fitting = 0
+        self.lines = self.unused = 0  # names on the other side, and those of them that fit no image
+        self.cause = ""  # what probably keeps them apart
         self._used: set[str] = set()
         self._lacking: dict[str, str] = {}  # image by the name that it wants on the other side
+        self._image: str | None = None  # one without a counterpart
+        self._line: str | None = None  # one that fits no image
 
     def add(self, image: str, key: str | None, *, wanted: str | None = None, is_empty: bool = False) -> None:
-        """One image.
-
-        Args:
-            image: what it is called.
-            key: the name on the other side that fits it, if any.
-            wanted: the name that would fit, if it is not the image's.
-            is_empty: the other side has nothing to say under that name.
-        """
+        """One image; `key` is the name on the other side that fits it, `wanted` the one that would, if not its own."""
         self.images += 1
         if key is not None:
             self._used.add(key)
@@ -208,14 +154,11 @@ class Join:
 
     def fit(
         self, names: Iterable[str], *, shown: Callable[[str], str] = str, is_there: Callable[[str], bool] | None = None
-    ) -> Fit:
-        """The report.
+    ) -> Self:
+        """Compare with all names of the other side.
 
-        Args:
-            names: all of the other side.
-            shown: how a message writes one.
-            is_there: whether a name is that of a file which is no image of this side. Where every image has found its
-                counterpart, such names are not missed: the other side speaks of more images than were asked about.
+        `is_there` tells a file that is no image of this side. Where every image has found its counterpart, such names
+        are not missed: the other side speaks of more images than were asked about.
         """
         listed = list(names)
         unused = [name for name in listed if name not in self._used]
@@ -223,15 +166,25 @@ class Join:
             unused = [name for name in unused if not is_there(name)]
         pair = likely_cause(unused, list(self._lacking), shown=shown)
         line, wanted, cause = pair or (next(iter(unused), None), next(iter(self._lacking), None), "")
-        return Fit(
-            images=self.images,
-            fitting=self.fitting,
-            lines=len(listed),
-            unused=len(unused),
-            image=None if wanted is None else self._lacking[wanted],
-            line=None if line is None else shown(line),
-            cause=cause,
-        )
+        self.lines, self.unused, self.cause = len(listed), len(unused), cause
+        self._image = None if wanted is None else self._lacking[wanted]
+        self._line = None if line is None else shown(line)
+        return self
+
+    def tell(
+        self, *, what: str, lines: str, images: str = "images", strict: bool = False, is_needed: bool = True
+    ) -> None:
+        """Say what does not fit: `what` is "a label", `lines` are "lines of labels.csv"."""
+        if self.fitting == self.images and not self.unused:
+            return
+        lacking = f" ({self._image} has none)" if self._image is not None else ""
+        parts = [f"{self.fitting:,} of {self.images:,} {images} have {what}{lacking}"]
+        if self.unused:
+            parts.append(f"{self.unused:,} of {self.lines:,} {lines} fit no image, such as {self._line}")
+        message = "; ".join([*parts, *([self.cause] if self.cause else [])])
+        if not self.fitting and is_needed:
+            raise InputError(message)
+        remark(message, strict=strict, stacklevel=5)
 
 
 def likely_cause(

@@ -57,14 +57,7 @@ def is_placeholder(name: str) -> bool:
 
 
 def remark_on_placeholders(counts: Mapping[str, int], where: str, *, what: str = "class", strict: bool = False) -> None:
-    """Say which labels look like placeholders, and of how many images: as labels they make one class of all of these.
-
-    Args:
-        counts: images by label.
-        where: the table or folder.
-        what: a label stands for.
-        strict: refuse.
-    """
+    """Say which labels look like placeholders: as labels they make one class of all their images."""
     found = {name: number for name, number in counts.items() if is_placeholder(name)}
     if found:
         listed = ", ".join(f"{name!r} ({number:,} images)" for name, number in list(found.items())[:3])
@@ -84,27 +77,20 @@ def twins(names: Iterable[str]) -> list[tuple[str, str]]:
     [('3.0', '3'), ('cat', 'Cat ')]
     """
     seen: dict[str, str] = {}
-    return [(first, name) for name in names if (first := seen.setdefault(_spelling(name), name)) != name]
-
-
-def _spelling(name: str) -> str:
-    text = normalize("NFC", name).strip()
-    if len(text) < 2:
-        return text
-    if number := re.fullmatch(r"([+-]?[0-9]+)(?:[.]0*)?", text):
-        return str(int(number[1])) if len(text) < 20 else text
-    return re.sub(r"[\s_-]+", " ", text.casefold())
+    found = []
+    for name in names:
+        spelling = text = normalize("NFC", name).strip()
+        if number := re.fullmatch(r"([+-]?[0-9]+)(?:[.]0*)?", text):
+            spelling = str(int(number[1])) if len(text) < 20 else text
+        elif len(text) > 1:
+            spelling = re.sub(r"[\s_-]+", " ", text.casefold())
+        if (first := seen.setdefault(spelling, name)) != name:
+            found.append((first, name))
+    return found
 
 
 def remark_on_twins(counts: Mapping[str, int], where: str, *, what: str = "class", strict: bool = False) -> None:
-    """Say which labels differ in their spelling alone: each counts as a class of its own.
-
-    Args:
-        counts: images by label.
-        where: the table or folder.
-        what: a label stands for.
-        strict: refuse.
-    """
+    """Say which labels differ in their spelling alone: each counts as a class of its own."""
     if found := twins(counts):
         first, second = (f"{name!r} ({counts[name]:,} images)" for name in found[0])
         remark(

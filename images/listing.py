@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,11 +19,8 @@ from .image_sources import FolderSource, ImageRecord, Source, TableSource, print
 from .joining import Join, Names, likely_cause, spelled
 from .labelling import Tally, remark_on_placeholders, remark_on_twins
 from .loading import IMAGE_SUFFIXES
-from .split_folders import SplitFolders, find_split_folders
-from .splits import SPLIT_COLUMN
+from .splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 from .tables import rows_of
-
-__all__ = ["ImageRecord", "Listing", "list_images", "quiet_listing"]
 
 
 class Listing:
@@ -114,7 +111,10 @@ class Listing:
             tally.tell_missing(table.name, self.root, strict=strict)
         if labels.table is not None:
             file = Path(labels.kind)
-            fit = join.fit(labels.table, is_there=lambda name: _is_there(name, self.root, file.parent))
+            folders = (self.root, file.parent)
+            fit = join.fit(
+                labels.table, is_there=lambda name: any(os.path.lexists(at / spelled(at, name)) for at in folders)
+            )
             fit.tell(what="a label", lines=f"lines of {file.name}", strict=strict)
         elif isinstance(self._source, TableSource) and labels.kind == "column" and not labels.is_quiet:
             tally.tell_labels(self._source.table.name, has_column=self._source.has_labels, strict=strict)
@@ -250,7 +250,7 @@ def _labels(source: Source, labels: str | os.PathLike[str] | None, *, strict: bo
     if text == "split":
         if splits is None or not splits.names:
             raise InputError(f'labels "split": no folder in {source.root} is that of a split, such as train')
-        return _Labels("folder", splits=splits.asked())
+        return _Labels("folder", splits=replace(splits, is_asked=True))
     if text in ("folder", "none"):
         return _Labels(text)
     if text == "column":
@@ -263,7 +263,3 @@ def _labels(source: Source, labels: str | os.PathLike[str] | None, *, strict: bo
     rows = rows_of(file, needed=("path", "label"), once=lambda row: os.path.normpath(row["path"]), strict=strict)
     table = {os.path.normpath(row["path"]): row["label"] for _, row in rows}
     return _Labels(text, Names(table), os.path.relpath(source.root, file.parent), source.root, splits=splits)
-
-
-def _is_there(path: str, *folders: Path) -> bool:
-    return any(os.path.lexists(folder / spelled(folder, path)) for folder in folders)

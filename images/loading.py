@@ -34,19 +34,6 @@ from ..remarks import DistcamWarning, remark
 from .upright import as_rgb, bare, stored_orientation
 from .work import gif_size, require_bounded, tiff_kind, without_text
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "MIN_SIDE",
-    "as_rgb",
-    "image_size",
-    "orientation_of",
-    "pixel_limit",
-    "read_image",
-    "set_pixel_limit",
-    "unreadable",
-]
-
 MAX_PIXELS: Final = 64_000_000  # under Pillow's own limit; a 48-megapixel phone photograph passes
 _REDUCIBLE = 4  # a JPEG of so many times the limit is read at a half or a quarter of its size
 MIN_SIDE: Final = 8  # spacers and tracking pixels of web crawls are smaller, the thumbnails of CIFAR and MNIST are not
@@ -81,6 +68,7 @@ _UNSUPPORTED = re.compile(
     re.IGNORECASE,
 )
 _CONVERT = "save it as an 8-bit PNG or JPEG"
+_registering = threading.Lock()
 
 
 class _Limit:
@@ -150,12 +138,18 @@ def read_image(
         ImageError: the file is no usable image; `reason` says why.
         InputError: the source is nothing to read from, such as an array.
     """
-    _require_source(source)
-    name, limit = _name(source), pixel_limit() if max_pixels is None else max_pixels
-    with _readable(name), _stream(source) as stream:
+    limit = pixel_limit() if max_pixels is None else max_pixels
+    with _reading(source) as (stream, name):
         opened = _open(stream, limit, name)
-        if not whole:
-            _reduce(opened, limit)
+        width, height = opened.size
+        if not whole and opened.format == "JPEG" and limit < width * height <= _REDUCIBLE * limit:
+            # the decoder leaves out the finest detail, where all of it would be too much
+            scale = next(scale for scale in (2, 4, 8) if -(-width // scale) * -(-height // scale) <= limit)
+            opened.draft(None, (width // scale, height // scale))
+            remark(
+                f"a JPEG of more than {limit:,} pixels ({width}x{height}) was read at 1/{scale} of its size; "
+                f"--max-pixels {width * height} (in Python set_pixel_limit) reads it whole"
+            )
         _check_size(opened.size, limit, name)
         opened.load()
         orientation = 1 if opened.format == "TIFF" else stored_orientation(opened.info)  # Pillow turns TIFFs by itself
@@ -182,25 +176,20 @@ def unreadable(files: Sequence[str | os.PathLike[str]], *, progress: Progress | 
     return found
 
 
-def _reduce(opened: Image.Image, limit: int) -> None:
-    """Let the decoder of a JPEG leave out the finest detail, where all of it would be too much."""
-    width, height = opened.size
-    if opened.format != "JPEG" or not limit < width * height <= _REDUCIBLE * limit:
-        return
-    scale = next(scale for scale in (2, 4, 8) if -(-width // scale) * -(-height // scale) <= limit)
-    opened.draft(None, (width // scale, height // scale))
-    remark(
-        f"a JPEG of more than {limit:,} pixels ({width}x{height}) was read at 1/{scale} of its size; --max-pixels "
-        f"{width * height} (in Python set_pixel_limit) reads it whole",
-        stacklevel=4,
-    )
-
-
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Turns whatever Pillow and the disk raise into an `ImageError`: too large, not supported, or damaged."""
+def _reading(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[tuple[BinaryIO, str]]:
+    """The stream of a source and its name; an `ImageError` for whatever Pillow and the disk raise."""
+    is_binary = hasattr(source, "read") and hasattr(source, "seekable") and not isinstance(source, io.TextIOBase)
+    if not is_binary and not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+        kind = f"{type(source).__module__}.{type(source).__qualname__}".removeprefix("builtins.")
+        raise InputError(
+            "expected an image as a path, bytes, a binary file, or, where it is to be encoded, a Pillow image "
+            f"(Image.fromarray makes one of an array); got {'None' if source is None else kind}"
+        )
+    name = _name(source)
     try:
-        yield
+        with _stream(source) as stream:
+            yield stream, name
     except (ImageError, MemoryError, DistcamWarning):
         raise
     except Image.DecompressionBombError as error:  # WebP's decoder compares with Pillow's own, larger limit
@@ -231,22 +220,16 @@ def image_size(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[int, 
         ImageError: the header is none of an image that `read_image` knows.
         InputError: the source is nothing to read from, such as an array.
     """
-    _require_source(source)
-    name = _name(source)
-    with _readable(name), _stream(source) as stream:
-        opened = _open(stream, sys.maxsize, name)
-        orientation = 1 if opened.format == "TIFF" else stored_orientation(opened.info)
-        return opened.size if orientation < 5 or orientation > 8 else (opened.height, opened.width)
+    return size_and_orientation(source)[0]
 
 
-def orientation_of(source: str | os.PathLike[str] | bytes | BinaryIO) -> int:
-    """EXIF's orientation that `read_image` applies to a file, 1 to 8, from its header; 1 is upright."""
-    _require_source(source)
-    name = _name(source)
-    with _readable(name), _stream(source) as stream:
+def size_and_orientation(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[tuple[int, int], int]:
+    """Width and height of the upright image, and EXIF's orientation of the stored one, 1 to 8, as `image_size`."""
+    with _reading(source) as (stream, name):
         opened = _open(stream, sys.maxsize, name)
         found = 1 if opened.format == "TIFF" else stored_orientation(opened.info)
-        return found if 1 <= found <= 8 else 1
+        orientation = found if 1 <= found <= 8 else 1
+        return (opened.size if orientation < 5 else (opened.height, opened.width)), orientation
 
 
 class _Jpeg(JpegImageFile):
@@ -264,7 +247,11 @@ def _open(stream: BinaryIO, max_pixels: int, name: str) -> Image.Image:
     failure: Exception | None = None
     is_heic = prefix[4:8] == b"ftyp" and prefix[8:10] in (b"he", b"mi", b"ms")
     if is_heic:
-        _register_heic()
+        with _registering, suppress(ImportError):
+            if "HEIF" not in Image.OPEN:
+                from pillow_heif import register_heif_opener
+
+                register_heif_opener()
     for format_name in (*_FORMATS, *_OPTIONAL_FORMATS):
         factory, accepts = Image.OPEN.get(format_name, (None, None))
         if factory is None or accepts is None or accepts(prefix[:16]) is not True:
@@ -291,17 +278,6 @@ def _open(stream: BinaryIO, max_pixels: int, name: str) -> Image.Image:
     )
 
 
-_registering = threading.Lock()
-
-
-def _register_heic() -> None:
-    with _registering, suppress(ImportError):
-        if "HEIF" not in Image.OPEN:
-            from pillow_heif import register_heif_opener
-
-            register_heif_opener()
-
-
 def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
     width, height = size
     if width * height > max_pixels:
@@ -312,16 +288,6 @@ def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
         )
     if min(size) < MIN_SIDE:
         raise ImageError(name, f"{width}x{height} pixels; the shorter side must have at least {MIN_SIDE}")
-
-
-def _require_source(source: object) -> None:
-    is_binary = hasattr(source, "read") and hasattr(source, "seekable") and not isinstance(source, io.TextIOBase)
-    if not is_binary and not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
-        kind = f"{type(source).__module__}.{type(source).__qualname__}".removeprefix("builtins.")
-        raise InputError(
-            "expected an image as a path, bytes, a binary file, or, where it is to be encoded, a Pillow image "
-            f"(Image.fromarray makes one of an array); got {'None' if source is None else kind}"
-        )
 
 
 @contextmanager

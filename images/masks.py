@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..errors import ImageError, InputError
 from ..metrics.segmentation import VOID, Mask
-from .joining import Fit, Join, beside
+from .joining import Join, beside
 from .loading import IMAGE_SUFFIXES, pixel_limit, read_image
 
 __all__ = ["VOID", "Mask", "MaskFolder", "read_class_numbers", "read_mask", "wrong_size"]
@@ -49,15 +49,10 @@ def read_class_numbers(source: str | os.PathLike[str]) -> UInt8[NDArray[Any], "h
 
 @dataclass(frozen=True)
 class MaskFolder:
-    """The masks of images: for `cat/1.jpg` the file `FOLDER/cat/1.png`, for a path outside the root `FOLDER/1.png`.
-
-    Attributes:
-        folder: where they lie.
-        category: the number that marks the object in the masks; None for everything that is not black.
-    """
+    """The masks of images: for `cat/1.jpg` the file `FOLDER/cat/1.png`, for a path outside the root `FOLDER/1.png`."""
 
     folder: Path
-    category: int | None = None
+    category: int | None = None  # the number that marks the object; None for everything that is not black
 
     @classmethod
     def given(cls, folder: MaskFolder | str | os.PathLike[str], category: int | None = None) -> MaskFolder:
@@ -77,7 +72,7 @@ class MaskFolder:
         """Expected place of the mask of the image with this path."""
         return beside(self.folder, path)
 
-    def join(self, paths: Iterable[str]) -> Fit:
+    def join(self, paths: Iterable[str]) -> Join:
         """Fit of the masks and the images with these paths; masks of further images are not missed."""
         join = Join()
         for path in paths:

@@ -1,8 +1,6 @@
 """Tables as people save them: CSV with any usual separator and encoding, read line by line.
 
-Excel's "CSV" is separated by semicolons in half of the world, begins with `sep=;` now and then, and is UTF-16 or
-Windows-1252 where somebody chose so. What a file is in is looked at, not asked for, and anything but commas in UTF-8 is
-remarked on, since it was assumed.
+Separator and encoding are looked at, not asked for; anything but commas in UTF-8 is remarked on, since it was assumed.
 """
 
 from __future__ import annotations
@@ -44,17 +42,11 @@ _NAMES = {"cp1252": "Windows-1252", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16"
 
 
 class TableFormat(NamedTuple):
-    """Encoding and separator of a table.
-
-    Attributes:
-        encoding: as Python calls it.
-        separator: between cells.
-        skipped: lines before the header, 1 where the file begins with `sep=;`.
-    """
+    """Encoding and separator of a table."""
 
     encoding: str
     separator: str
-    skipped: int = 0
+    skipped: int = 0  # lines before the header, 1 where the file begins with `sep=;`
 
     @classmethod
     def of(cls, table: Path) -> TableFormat:
@@ -89,15 +81,8 @@ def rows_of(
     """Line number and cells by column of every usable line; blanks around names and cells are dropped.
 
     Blanks around a path stay: a file may be called so. A line with too few or too many cells, without a path, or with
-    the key of an earlier line is left out; how many are is remarked on behind the last line.
-
-    Args:
-        table: a CSV file with a header.
-        needed: columns that must be there.
-        form: how it is written, where that is known already; else it is looked at, and remarked on.
-        once: the key of a row, if a table may hold each only once.
-        left_out: takes what is wrong with each line that is left out, by its number; then nothing is remarked on.
-        strict: refuse what would be remarked on.
+    the key (`once`) of an earlier line is left out. How many are is remarked on behind the last line, unless `left_out`
+    takes what is wrong with each by its number.
     """
     if form is None:
         form = TableFormat.of(table)
@@ -106,9 +91,7 @@ def rows_of(
     seen: dict[str, int] = {}
     line, used = 1 + form.skipped, 0
     try:
-        with _opened(table, form.encoding) as file:
-            for _ in range(form.skipped):
-                next(file)
+        with _opened(table, form.encoding, skipped=form.skipped) as file:
             reader = _reader(file, form.separator)
             header = _header(next(reader, []))
             _check_header(header, table, needed)
@@ -149,11 +132,8 @@ def remark_on_left_out(table: Path, left_out: Mapping[int, str], *, used: int, s
 def header_of(table: Path) -> tuple[str, ...]:
     """The names of a table's columns, without blanks around them; empty if the file is."""
     form = TableFormat.of(table)
-    with _opened(table, form.encoding) as file:
-        lines = iter(file)
-        for _ in range(form.skipped):
-            next(lines)
-        return tuple(_header(next(_reader(lines, form.separator), [])))
+    with _opened(table, form.encoding, skipped=form.skipped) as file:
+        return tuple(_header(next(_reader(file, form.separator), [])))
 
 
 def text_of(file: Path) -> str:
@@ -174,14 +154,14 @@ def look_alike(names: Iterable[str], wanted: Sequence[str]) -> str | None:
     return next((known[one] for one in wanted if one in known), None)
 
 
-# --- behind the scenes ------------------------------------------------------------------------------------------------
-
-
-def _opened(table: Path, encoding: str) -> IO[str]:
+def _opened(table: Path, encoding: str, *, skipped: int = 0) -> IO[str]:
     try:
-        return table.open(encoding=encoding, newline="")
+        file = table.open(encoding=encoding, newline="")
     except OSError as error:
         raise InputError(f"{table}: cannot be read: {error.strerror}") from error
+    for _ in range(skipped):
+        next(file)
+    return file
 
 
 def _encoding(table: Path) -> str:
@@ -244,13 +224,10 @@ def _check_header(header: Sequence[str], table: Path, needed: Sequence[str]) -> 
     for name in needed:
         if name not in header:
             got = ", ".join(map(repr, header)) or "an empty line"
-            raise InputError(f"{table} line 1: expected a column {name!r}; got {got}{_hint(name, header)}")
+            usual = {"path": PATH_NAMES, "label": LABEL_NAMES}.get(name, ())
+            nearest = look_alike(header, usual) or next(iter(get_close_matches(name, header, n=1, cutoff=0.5)), None)
+            hint = f"; rename {nearest!r}, if that is it" if nearest else ""
+            raise InputError(f"{table} line 1: expected a column {name!r}; got {got}{hint}")
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise InputError(f"{table} line 1: expected every column once; got {twice!r} twice")
-
-
-def _hint(name: str, header: Sequence[str]) -> str:
-    usual = {"path": PATH_NAMES, "label": LABEL_NAMES}.get(name, ())
-    nearest = look_alike(header, usual) or next(iter(get_close_matches(name, header, n=1, cutoff=0.5)), None)
-    return f"; rename {nearest!r}, if that is it" if nearest else ""

@@ -9,9 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from .fitting import DEFAULT_FIT, Fitting
-
-__all__ = ["DEFAULT_FIT", "Transform"]
+from .geometry import Fitting
 
 
 @dataclass(frozen=True)

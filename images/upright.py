@@ -30,31 +30,26 @@ def as_rgb(
         ImageError: the numbers of an integer or float image have no known range; `name` stands for the file.
     """
     if image.mode == "F" or image.mode == "I" or image.mode.startswith("I;16"):
-        return Image.fromarray(_grey_levels(image, name)).convert("RGB")
+        values = np.asarray(image)  # `Image.convert` would saturate 16 bits and blacken [0, 1]
+        low, high = values.min(), values.max()
+        if image.mode == "F":
+            if not (low >= 0 and high <= 1):  # written so that NaN is refused too
+                raise ImageError(name, f"float values outside [0, 1] ({low:g} to {high:g}); scale them or save 8 bits")
+            return Image.fromarray(np.rint(values * 255).astype(np.uint8)).convert("RGB")
+        if low < 0 or high > 65535:
+            raise ImageError(name, f"integer values outside 0…65535 ({low} to {high}); save 8 or 16 bits")
+        tags = getattr(image, "tag_v2", {})
+        peak = (1 << tags.get(258, (16,))[0]) - 1 if image.mode != "I" else 65535  # tag 258: BitsPerSample
+        levels = (values.astype(np.uint32) * 255 + peak // 2) // peak
+        if tags.get(262) == 0:  # PhotometricInterpretation "white is zero", which Pillow leaves alone for 16 bits
+            levels = 255 - levels
+        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         flat = Image.new("RGB", image.size, background)
         flat.paste(layers, mask=layers)
         return flat
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _grey_levels(image: Image.Image, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Grey levels 0…255 of an integer or float image; `Image.convert` would saturate 16 bits and blacken [0, 1]."""
-    values = np.asarray(image)
-    low, high = values.min(), values.max()
-    if image.mode == "F":
-        if not (low >= 0 and high <= 1):  # written so that NaN is refused too
-            raise ImageError(name, f"float values outside [0, 1] ({low:g} to {high:g}); scale them or save 8 bits")
-        return np.asarray(np.rint(values * 255), np.uint8)
-    if low < 0 or high > 65535:
-        raise ImageError(name, f"integer values outside 0…65535 ({low} to {high}); save 8 or 16 bits")
-    tags = getattr(image, "tag_v2", {})
-    peak = (1 << tags.get(258, (16,))[0]) - 1 if image.mode != "I" else 65535  # tag 258: BitsPerSample
-    levels = (values.astype(np.uint32) * 255 + peak // 2) // peak
-    if tags.get(262) == 0:  # PhotometricInterpretation "white is zero", which Pillow leaves alone for 16 bits
-        levels = 255 - levels
-    return levels.astype(np.uint8)
 
 
 def bare(image: Image.Image, orientation: int) -> Image.Image:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import BinaryIO, Final
 
 from ..errors import ImageError
-from .work_boxes import require_bounded_avif, require_bounded_jpeg2000
+from .work_boxes import require_bounded_avif, require_bounded_jpeg2000, too_much
 
 MAX_SCANS: Final = 100  # of a JPEG; encoders write 1 to about 14
 _MAX_SEGMENTS = 2_000  # of a JPEG; one of 64 KiB each, they make 125 MiB of metadata
@@ -56,10 +56,6 @@ def require_bounded(format_name: str, stream: BinaryIO, name: str) -> None:
         check(stream, name)
 
 
-def _too_much(name: str, what: str, limit: int) -> ImageError:
-    return ImageError(name, f"{what}, the limit is {limit:,}: decoding it could take very long; save it anew")
-
-
 # --- JPEG -------------------------------------------------------------------------------------------------------------
 
 
@@ -92,7 +88,7 @@ def _require_bounded_jpeg(stream: BinaryIO, name: str) -> None:
             return
         else:
             stream.seek(payload, os.SEEK_CUR)
-    raise _too_much(name, f"more than {_MAX_SEGMENTS:,} segments in a JPEG's header", _MAX_SEGMENTS)
+    raise too_much(name, f"more than {_MAX_SEGMENTS:,} segments in a JPEG's header", _MAX_SEGMENTS)
 
 
 def _next_marker(stream: BinaryIO) -> tuple[int | None, int]:
@@ -120,8 +116,8 @@ def _count_scans(data: bytes, name: str) -> None:
             at += max(2, int.from_bytes(data[at : at + 2]))
         scans += found[1] == b"\xda"
         if scans > MAX_SCANS:
-            raise _too_much(name, f"a JPEG of more than {MAX_SCANS} scans", MAX_SCANS)
-    raise _too_much(name, f"more than {_MAX_SEGMENTS:,} segments between a JPEG's scans", _MAX_SEGMENTS)
+            raise too_much(name, f"a JPEG of more than {MAX_SCANS} scans", MAX_SCANS)
+    raise too_much(name, f"more than {_MAX_SEGMENTS:,} segments between a JPEG's scans", _MAX_SEGMENTS)
 
 
 # --- PNG and WebP -----------------------------------------------------------------------------------------------------
@@ -140,7 +136,7 @@ def _count_chunks(stream: BinaryIO, name: str, *, start: int, head: struct.Struc
         if kind == b"IEND":
             return
         at += 8 + length + tail + (length & 1 if not tail else 0)
-    raise _too_much(name, f"a file of {size:,} bytes in more than {limit:,} chunks", limit)
+    raise too_much(name, f"a file of {size:,} bytes in more than {limit:,} chunks", limit)
 
 
 def without_text(stream: BinaryIO) -> BinaryIO:
@@ -202,7 +198,7 @@ def gif_size(stream: BinaryIO, name: str) -> tuple[int, int]:
                 if blocks > _MAX_GIF_BLOCKS:
                     break
         if blocks > _MAX_GIF_BLOCKS:
-            raise _too_much(name, f"more than {_MAX_GIF_BLOCKS:,} blocks before a GIF's first frame", _MAX_GIF_BLOCKS)
+            raise too_much(name, f"more than {_MAX_GIF_BLOCKS:,} blocks before a GIF's first frame", _MAX_GIF_BLOCKS)
     return width, height
 
 
@@ -214,7 +210,7 @@ def _require_bounded_bmp(stream: BinaryIO, name: str) -> None:
     size = stream.seek(0, os.SEEK_END)
     is_run_length = int.from_bytes(header[14:18], "little") >= 40 and header[30:34] in (b"\1\0\0\0", b"\2\0\0\0")
     if is_run_length and size > _MAX_SLOW_BYTES:
-        raise _too_much(name, f"a run-length encoded BMP of {size:,} bytes", _MAX_SLOW_BYTES)
+        raise too_much(name, f"a run-length encoded BMP of {size:,} bytes", _MAX_SLOW_BYTES)
 
 
 def _require_bounded_ppm(stream: BinaryIO, name: str) -> None:
@@ -228,21 +224,16 @@ def _require_bounded_ppm(stream: BinaryIO, name: str) -> None:
         return
     is_plain = kind in (b"P1", b"P2", b"P3")
     is_quick = kind == b"P4" or numbers[-1] == 255 or (kind == b"P5" and numbers[-1] == 65535)
-    if is_plain and _count(b"#", stream, _MAX_COMMENTS) > _MAX_COMMENTS:
-        raise _too_much(name, f"a PPM in plain text with more than {_MAX_COMMENTS:,} comments", _MAX_COMMENTS)
+    comments = 0
+    stream.seek(0)
+    while is_plain and comments <= _MAX_COMMENTS and (block := stream.read(1 << 20)):
+        comments += block.count(b"#")
+    if comments > _MAX_COMMENTS:
+        raise too_much(name, f"a PPM in plain text with more than {_MAX_COMMENTS:,} comments", _MAX_COMMENTS)
     samples = numbers[0] * numbers[1] * (3 if kind in (b"P3", b"P6") else 1)
     if kind[:1] == b"P" and kind[1:].isdigit() and (is_plain or not is_quick) and samples > _MAX_SLOW_SAMPLES:
         what = "in plain text" if is_plain else f"up to {numbers[-1]}"
-        raise _too_much(name, f"a PPM of {samples:,} samples {what}", _MAX_SLOW_SAMPLES)
-
-
-def _count(what: bytes, stream: BinaryIO, most: int) -> int:
-    """Occurrences of a byte in a file, counted until there are more than `most`."""
-    stream.seek(0)
-    found = 0
-    while found <= most and (block := stream.read(1 << 20)):
-        found += block.count(what)
-    return found
+        raise too_much(name, f"a PPM of {samples:,} samples {what}", _MAX_SLOW_SAMPLES)
 
 
 # --- TIFF -------------------------------------------------------------------------------------------------------------
@@ -259,7 +250,7 @@ def _require_bounded_tiff(stream: BinaryIO, name: str) -> None:
             if offset + length > size:
                 raise ImageError(name, f"damaged: tag {tag} of the TIFF directory lies outside the file")
         if tag in (273, 324) and values > _MAX_STRIPS:
-            raise _too_much(name, f"a TIFF of {values:,} strips or tiles", _MAX_STRIPS)
+            raise too_much(name, f"a TIFF of {values:,} strips or tiles", _MAX_STRIPS)
     if claimed > size + _MAX_JUNK:
         raise ImageError(name, f"damaged: the TIFF directory claims {claimed:,} bytes of a file of {size:,}")
 
@@ -275,7 +266,7 @@ def _tiff_entries(stream: BinaryIO, name: str) -> list[tuple[int, int, int, int,
         stream.seek(min(struct.unpack_from(order + number, header, start)[0], size))
         (count,) = struct.unpack(order + "HQ"[is_big], stream.read(8 if is_big else 2))
         if count > _MAX_TAGS:
-            raise _too_much(name, f"a TIFF directory of {count:,} entries", _MAX_TAGS)
+            raise too_much(name, f"a TIFF directory of {count:,} entries", _MAX_TAGS)
         entry = struct.Struct(f"{order}HH{number}{number}")
         directory = stream.read(count * entry.size + inline)
         struct.unpack_from(order + number, directory, count * entry.size)  # where the next directory is, or 0

@@ -17,7 +17,8 @@ _MAX_BOXES, _MAX_ITEMS, _MAX_UNITS = 1_000, 5_000, 20_000
 _INSIDE = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"meta"}
 
 
-def _too_much(name: str, what: str, limit: int) -> ImageError:
+def too_much(name: str, what: str, limit: int) -> ImageError:
+    """The refusal of a file whose count exceeds a limit."""
     return ImageError(name, f"{what}, the limit is {limit:,}: decoding it could take very long; save it anew")
 
 
@@ -26,7 +27,12 @@ def _too_much(name: str, what: str, limit: int) -> ImageError:
 
 def require_bounded_jpeg2000(stream: BinaryIO, name: str) -> None:
     """Count the packets that a codestream's headers promise."""
-    start = _codestream(stream)
+    stream.seek(0)
+    if stream.read(4) == b"\xff\x4f\xff\x51":
+        start: int | None = 0
+    else:
+        end = stream.seek(0, os.SEEK_END)
+        start = next((start for kind, start, _ in _boxes(stream, 0, end) if kind == b"jp2c"), None)
     if start is None:
         return  # Pillow says what is missing
     stream.seek(start)
@@ -46,25 +52,16 @@ def require_bounded_jpeg2000(stream: BinaryIO, name: str) -> None:
             worst = _worse(worst, segment, is_default=marker == 0x52, has_wide_index=size[4] > 256)
         elif marker == 0x90 and len(segment) >= 8:
             parts += 1
-            end = _after_tile_part(stream, segment, worst, size)
-            worst = end[1]
-            if end[0] is None:
+            following, worst = _after_tile_part(stream, segment, worst, size)
+            if following is None:
                 break
-            stream.seek(end[0])
+            stream.seek(following)
         elif marker == 0xD9:
             break
         if parts > _MAX_TILE_PARTS:
-            raise _too_much(name, f"a JPEG 2000 of more than {_MAX_TILE_PARTS:,} tile-parts", _MAX_TILE_PARTS)
+            raise too_much(name, f"a JPEG 2000 of more than {_MAX_TILE_PARTS:,} tile-parts", _MAX_TILE_PARTS)
     if size is not None and (packets := _packets(size, worst)) > _MAX_PACKETS:
-        raise _too_much(name, f"a JPEG 2000 of {packets:,} packets", _MAX_PACKETS)
-
-
-def _codestream(stream: BinaryIO) -> int | None:
-    stream.seek(0)
-    if stream.read(4) == b"\xff\x4f\xff\x51":
-        return 0
-    end = stream.seek(0, os.SEEK_END)
-    return next((start for kind, start, _ in _boxes(stream, 0, end) if kind == b"jp2c"), None)
+        raise too_much(name, f"a JPEG 2000 of {packets:,} packets", _MAX_PACKETS)
 
 
 def _worse(
@@ -120,7 +117,7 @@ def require_bounded_avif(stream: BinaryIO, name: str) -> None:
     end = stream.seek(0, os.SEEK_END)
     boxes = list(_boxes(stream, 0, end))
     if len(boxes) >= _MAX_BOXES:
-        raise _too_much(name, f"an AVIF of {_MAX_BOXES:,} boxes or more", _MAX_BOXES)
+        raise too_much(name, f"an AVIF of {_MAX_BOXES:,} boxes or more", _MAX_BOXES)
     data = next((start for kind, start, _ in boxes if kind == b"idat"), 0)
     frames, units = 0, 0
     for extents in [*_items(stream, boxes, data), *_first_samples(stream, boxes)]:
@@ -129,9 +126,9 @@ def require_bounded_avif(stream: BinaryIO, name: str) -> None:
             for is_frame in _units(stream, start, min(start + length, end) if length else end):
                 units, frames = units + 1, frames + is_frame
                 if frames > _MAX_FRAMES:
-                    raise _too_much(name, f"an AVIF with more than {_MAX_FRAMES} frames behind one image", _MAX_FRAMES)
+                    raise too_much(name, f"an AVIF with more than {_MAX_FRAMES} frames behind one image", _MAX_FRAMES)
                 if units > _MAX_UNITS:
-                    raise _too_much(name, f"an AVIF of more than {_MAX_UNITS:,} coded units", _MAX_UNITS)
+                    raise too_much(name, f"an AVIF of more than {_MAX_UNITS:,} coded units", _MAX_UNITS)
 
 
 def _boxes(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -174,7 +171,7 @@ def _items(stream: BinaryIO, boxes: list[tuple[bytes, int, int]], data: int) -> 
             for _ in range(min(reader.take(2), _MAX_ITEMS)):
                 reader.take(index)
                 extents.append((origin + reader.take(offset), reader.take(length)))
-            if reader.is_over:
+            if reader.at > len(reader.data):
                 return
             yield extents
 
@@ -198,17 +195,13 @@ class _Numbers:
     """Big-endian numbers one after the other; zeros where the bytes end."""
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
+        self.data = data
+        self.at = 0
 
     def take(self, width: int) -> int:
-        value = int.from_bytes(self._data[self._at : self._at + width])
-        self._at += width
+        value = int.from_bytes(self.data[self.at : self.at + width])
+        self.at += width
         return value
-
-    @property
-    def is_over(self) -> bool:
-        return self._at > len(self._data)
 
 
 def _units(stream: BinaryIO, start: int, end: int) -> Iterator[bool]:

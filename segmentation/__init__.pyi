@@ -1,4 +1,4 @@
-from ..datasets.voc import VocFolder
+from ..datasets.masked_images import VocFolder
 from ..metrics.segmentation import BackgroundCurve, SegmentationScore, background_curve, evaluate_masks
 from .data import MaskedImages
 from .label_maps import MaskIds

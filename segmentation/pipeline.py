@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..datasets.voc import VocFolder
+from ..datasets.masked_images import VocFolder
 from ..encoders import Encoder, Overlap, TrainedOn
 from ..encoders.trained_on import say_overlap
 from ..errors import InputError

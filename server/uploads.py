@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import ImageError
 from ..images import image_size
 from ..images.decoder import ANSWER, DONE, MEMORY, REQUEST, TOO_LARGE
-from ..images.fitting import Fitting
+from ..images.geometry import Fitting
 from .api_error import ApiError
 from .fair_slots import FairSlots, Ledger
 

@@ -33,20 +33,15 @@ _SYLLABLES = tuple(consonant + vowel for consonant, vowels in _VOWELS.items() fo
 
 @dataclass(frozen=True)
 class Part:
-    """One coloured piece of a class: what it looks like and where it sits.
+    """One coloured piece of a class: the body, a limb behind its edge, or a mark on it.
 
-    Attributes:
-        place: "body"; a limb behind its edge ("crown", "ears", "arms", "feet", "tail"); or a mark on it ("eyes",
-            "belly", "badge"). Ears, arms, feet and eyes are mirrored pairs and count as one part.
-        shape: an outline's name, such as "star".
-        colour: an ink's name, such as "coral".
-        size: radius in units of the body's.
+    Ears, arms, feet and eyes are mirrored pairs and count as one part.
     """
 
     place: str
-    shape: str
-    colour: str
-    size: float = 1.0
+    shape: str  # an outline's name, such as "star"
+    colour: str  # an ink's name, such as "coral"
+    size: float = 1.0  # radius in units of the body's
 
     def __post_init__(self) -> None:
         check_name("place", self.place, ("body", *_LIMB_ANGLES, *_MARK_SPOTS))
@@ -92,27 +87,22 @@ class Blueprint:
         `jitter` holds one row per part: its shift across and down, and the logarithm of its magnification.
         """
         edge = outline(self.body.shape)
+        radii = np.hypot(edge[:, 0], edge[:, 1])
         polygons: list[tuple[Float[np.ndarray, "n 2"], ...]] = []
         for part, (across, down, growth) in zip(self.parts, jitter, strict=True):
-            polygon = _placed(part, edge) * np.exp(growth) + np.array([across, down])
+            polygon = part.size * outline(part.shape)
+            if part.is_limb:
+                angle = np.deg2rad(_LIMB_ANGLES[part.place])
+                directions = np.arctan2(edge[:, 0], -edge[:, 1])
+                order = np.argsort(directions)
+                reach = np.interp(angle, directions[order], radii[order], period=2 * np.pi) + 0.45 * part.size
+                polygon = polygon @ turn(angle) + reach * np.array([np.sin(angle), -np.cos(angle)])
+            elif part.place != "body":
+                room = max(float(radii.min()), 0.6)
+                polygon = min(1.0, 0.45 + room / 2) * polygon + room * np.array(_MARK_SPOTS[part.place])
+            polygon = polygon * np.exp(growth) + np.array([across, down])
             polygons.append((polygon, polygon * [-1, 1]) if part.place in _PAIRS else (polygon,))
         return polygons
-
-
-def _placed(part: Part, edge: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "m 2"]:
-    """The part's outline moved to its place on a body with this edge; of a pair, the right one."""
-    polygon: Float[np.ndarray, "m 2"] = part.size * outline(part.shape)
-    radii = np.hypot(edge[:, 0], edge[:, 1])
-    if part.is_limb:
-        angle = np.deg2rad(_LIMB_ANGLES[part.place])
-        directions = np.arctan2(edge[:, 0], -edge[:, 1])
-        order = np.argsort(directions)
-        reach = np.interp(angle, directions[order], radii[order], period=2 * np.pi) + 0.45 * part.size
-        polygon = polygon @ turn(angle) + reach * np.array([np.sin(angle), -np.cos(angle)])
-    elif part.place != "body":
-        room = max(float(radii.min()), 0.6)
-        polygon = min(1.0, 0.45 + room / 2) * polygon + room * np.array(_MARK_SPOTS[part.place])
-    return polygon
 
 
 def blueprints(n_classes: int, *, seed: int = 0, relatives: float = 0.35) -> tuple[Blueprint, ...]:
@@ -144,7 +134,13 @@ def blueprints(n_classes: int, *, seed: int = 0, relatives: float = 0.35) -> tup
         n_syllables = 3 + index // 20_000  # three make some 60,000 names
         while True:
             is_relative = bool(classes) and generator.random() < relatives
-            parts = _varied(_pick(classes, generator), generator) if is_relative else _new_parts(generator)
+            if is_relative:  # the same parts but for one limb or mark: another colour, mostly another shape
+                relative = _pick(classes, generator)
+                old = _pick([part for part in relative.parts if part.place != "body"], generator)
+                new = replace(_new_part(old.place, relative.body, relative.parts, generator), size=old.size)
+                parts = tuple(new if part is old else part for part in relative.parts)
+            else:
+                parts = _new_parts(generator)
             candidate = Blueprint("".join(_pick(_SYLLABLES, generator) for _ in range(n_syllables)), parts)
             if candidate.looks not in looks and candidate.name not in names:
                 break
@@ -175,14 +171,6 @@ def _new_part(place: str, body: Part, others: Sequence[Part], generator: np.rand
     colour = _pick([name for name in INKS if name not in used and contrast[name] > 150], generator)
     size = _SIZES["limb" if is_limb else place] * generator.uniform(0.85, 1.2)
     return Part(place, _pick(_LIMBS if is_limb else _MARKS, generator), colour, round(float(size), 2))
-
-
-def _varied(blueprint: Blueprint, generator: np.random.Generator) -> tuple[Part, ...]:
-    """The same parts but for one limb or mark: another colour, mostly another shape, the old size."""
-    parts = blueprint.parts
-    old = _pick([part for part in parts if part.place != "body"], generator)
-    new = replace(_new_part(old.place, blueprint.body, parts, generator), size=old.size)
-    return tuple(new if part is old else part for part in parts)
 
 
 def _pick(choices: Sequence[_T], generator: np.random.Generator) -> _T:

@@ -35,16 +35,9 @@ def draw_pedestrian(
     size: tuple[int, int] = (128, 64),
     generator: np.random.Generator,
 ) -> tuple[Image.Image, UInt8[np.ndarray, "h w"]]:
-    """The image and the part of each pixel (see `PARTS`).
+    """The image of a person, or of an empty place, and the part of each pixel (see `PARTS`).
 
-    Args:
-        walker: who; None for an empty place.
-        camera: who looks.
-        moment: how they were caught.
-        others: people before or behind; those whose feet are lower stand before. Their pixels are `occluder`.
-        obstacle: what stands in the way.
-        size: (height, width) in pixels.
-        generator: of grain, brightness and the backdrop's piece.
+    The pixels of `others` and of the obstacle are `occluder`; people whose feet are lower stand before.
     """
     height, width = size
     people = [(moment, _dressed(walker, moment), True)] if walker is not None else []
@@ -54,7 +47,8 @@ def draw_pedestrian(
     parts: list[str] = []
     for at, pieces, is_main in people:
         for part, colour, polygons in pieces:
-            placed = tuple(_placed(polygon, at, size) for polygon in polygons)
+            corner = np.array([at.middle * width, at.top * height])
+            placed = tuple(polygon * (at.scale * height) + corner for polygon in polygons)
             layers.append(Layer(placed, colour, level=0.6))
             parts.append(part if is_main else "occluder")
     for colour, polygon in _obstacle(obstacle, generator):
@@ -63,13 +57,6 @@ def draw_pedestrian(
     image, index = compose(camera.ground(height, width, generator), layers, light=camera.light, generator=generator)
     numbers = np.array([0, *(PARTS.index(part) for part in parts)], np.uint8)
     return camera.develop(image, generator), numbers[index]
-
-
-def _placed(points: Points, at: Moment, size: tuple[int, int]) -> Points:
-    height, width = size
-    tall = at.scale * height
-    placed: Points = points * tall + np.array([at.middle * width, at.top * height])
-    return placed
 
 
 def _dressed(walker: Walker, moment: Moment) -> list[Piece]:
@@ -81,8 +68,7 @@ def _dressed(walker: Walker, moment: Moment) -> list[Piece]:
     back, front = _bag(walker, moment.facing, broad, swing)
     far, near = _arms(walker, side, broad, swing)
     pieces = [*back, *far, *_legs(walker, side, broad, swing), *_torso(walker, moment.facing, broad), *near]
-    pieces += _head(walker, moment.facing)
-    pieces += front
+    pieces += [*_head(walker, moment.facing), *front]
     stretch = np.array([mirror * walker.height, walker.height])
     shift = np.array([0.0, 1 - walker.height])  # small people stand on the same ground
     return [(part, colour, tuple(one * stretch + shift for one in polygons)) for part, colour, polygons in pieces]

@@ -47,9 +47,6 @@ def check_name(what: str, name: str, known: Sequence[str]) -> None:
         raise InputError(f"unknown {what} {name!r}, nearest is {near!r}; there are {', '.join(known)}")
 
 
-# --- outlines -------------------------------------------------------------------------------------
-
-
 def _polar(radii: Sequence[float]) -> Float[np.ndarray, "n 2"]:
     """Points at equal angles from "up", clockwise, at the given distances; y points down."""
     angles = np.arange(len(radii)) * (2 * np.pi / len(radii))
@@ -131,9 +128,6 @@ def turn(angle: float) -> Float[np.ndarray, "2 2"]:
     return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
 
 
-# --- textured backgrounds -------------------------------------------------------------------------
-
-
 def _noise(
     height: int, width: int, cells: tuple[float, float], generator: np.random.Generator
 ) -> Float32[np.ndarray, "h w"]:
@@ -150,18 +144,6 @@ class _Plane(NamedTuple):
     v: Float32[np.ndarray, "h w"]
     soft: Float32[np.ndarray, "h w"]  # a few blobs per image
     fine: Float32[np.ndarray, "h w"]  # a few pixels per blob
-
-
-def _plane(height: int, width: int, *, turn: float, generator: np.random.Generator) -> _Plane:
-    scale = generator.uniform(0.75, 1.3) / min(height, width)
-    angle, shift_u, shift_v = generator.uniform([-turn, 0, 0], [turn, 5, 5])
-    y, x = np.ogrid[:height, :width]
-    x, y = (x * scale).astype(np.float32), (y * scale).astype(np.float32)
-    u = x * np.float32(np.cos(angle)) + (y * np.float32(np.sin(angle)) + np.float32(shift_u))
-    v = y * np.float32(np.cos(angle)) - (x * np.float32(np.sin(angle)) - np.float32(shift_v))
-    soft = _noise(height, width, (4, 4), generator)
-    fine = _noise(height, width, (height / 3, width / 3), generator)
-    return _Plane(u, v, soft, fine)
 
 
 def _wave(turns: Float32[np.ndarray, "h w"], *, sharp: float = 0.0) -> Float32[np.ndarray, "h w"]:
@@ -230,7 +212,14 @@ BACKGROUNDS: tuple[str, ...] = tuple(_TEXTURES)
 def texture(name: str, height: int, width: int, *, generator: np.random.Generator) -> Float32[np.ndarray, "h w 3"]:
     """An image of the named background, RGB in [0, 255]; the generator varies its colours, scale, angle and place."""
     pattern, low, high, turn = _TEXTURES[name]
-    plane = _plane(height, width, turn=turn, generator=generator)
+    scale = generator.uniform(0.75, 1.3) / min(height, width)
+    angle, shift_u, shift_v = generator.uniform([-turn, 0, 0], [turn, 5, 5])
+    y, x = np.ogrid[:height, :width]
+    x, y = (x * scale).astype(np.float32), (y * scale).astype(np.float32)
+    u = x * np.float32(np.cos(angle)) + (y * np.float32(np.sin(angle)) + np.float32(shift_u))
+    v = y * np.float32(np.cos(angle)) - (x * np.float32(np.sin(angle)) - np.float32(shift_v))
+    soft = _noise(height, width, (4, 4), generator)
+    plane = _Plane(u, v, soft, fine=_noise(height, width, (height / 3, width / 3), generator))
     position = np.clip(0.5 + 0.5 * pattern(plane) + 0.06 * plane.soft + 0.05 * plane.fine, 0, 1)[..., None]
     hue, saturation, value = generator.uniform([-0.03, 0.75, 0.88], [0.03, 1.25, 1.06])
     ends = [
@@ -238,9 +227,6 @@ def texture(name: str, height: int, width: int, *, generator: np.random.Generato
         for h, s, v in (low, high)
     ]
     return 255 * (ends[0] + position * (ends[1] - ends[0]))
-
-
-# --- putting it together --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -271,17 +257,6 @@ class Light:
         return cls(angle, exposure, (1 + warmth, 1.0, 1 - warmth), fall_off, grain)
 
 
-def _index_image(layers: Sequence[Layer], height: int, width: int) -> Image.Image:
-    """Number of the layer on top at each sub-pixel: 0 none, i + 1 layer i; later layers cover earlier ones."""
-    assert len(layers) <= MAX_LAYERS
-    image = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))
-    draw = ImageDraw.Draw(image)
-    for number, layer in enumerate(layers, start=1):
-        for polygon in layer.polygons:
-            draw.polygon((polygon * SUPERSAMPLING - 0.5).ravel().tolist(), fill=number)
-    return image
-
-
 def _relief(level: Image.Image, radius: float, light: Light) -> Float32[np.ndarray, "h w"]:
     """Brightness added by edges that face the light (positive) or turn away (negative)."""
     soft = np.pad(np.asarray(level.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32), 1, mode="edge")
@@ -305,7 +280,12 @@ def compose(
     The layers lie on the ground like cut paper: anti-aliased, with lit edges and a soft shadow.
     """
     height, width = ground.shape[:2]
-    index = _index_image(layers, height, width)
+    assert len(layers) <= MAX_LAYERS
+    index = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))  # number of the layer at each sub-pixel
+    draw = ImageDraw.Draw(index)
+    for number, layer in enumerate(layers, start=1):
+        for polygon in layer.polygons:
+            draw.polygon((polygon * SUPERSAMPLING - 0.5).ravel().tolist(), fill=number)
     table = np.zeros((256, 5), dtype=np.uint8)  # red, green, blue, coverage, level of each layer
     for number, layer in enumerate(layers, start=1):
         table[number] = (*layer.colour, 255, round(80 * layer.level))

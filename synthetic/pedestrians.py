@@ -186,14 +186,10 @@ class Moment(NamedTuple):
     """Pose of a person in a box: side, step, and place."""
 
     facing: Facing
-    step: float
-    """Phase of the walk in radians."""
-    scale: float
-    """Height of the body in heights of the box."""
-    middle: float
-    """Place of the body's middle in widths of the box."""
-    top: float
-    """Place of the top of the head in heights of the box."""
+    step: float  # phase of the walk in radians
+    scale: float  # height of the body in heights of the box
+    middle: float  # place of the body's middle in widths of the box
+    top: float  # place of the top of the head in heights of the box
 
     @classmethod
     def draw(cls, camera: Camera, generator: np.random.Generator) -> Moment:

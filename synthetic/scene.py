@@ -15,7 +15,6 @@ from PIL import Image
 from ..errors import InputError
 from ..images.geometry import Box
 from .blueprint import Blueprint
-from .folders import box_around
 from .painter import BACKGROUNDS, INKS, OUTLINES, Layer, Light, check_name, compose, outline, texture, turn
 
 _MIN_SIDE = 32  # on fewer pixels the small parts vanish
@@ -27,17 +26,11 @@ _CLUTTER_SHAPES = tuple(name for name in OUTLINES if name != "crescent")
 
 @dataclass(frozen=True, eq=False)
 class SceneObject:
-    """One object of a scene: what it is and which pixels show it.
-
-    Attributes:
-        blueprint: its class.
-        box: the tight box of its visible pixels.
-        part_map: 0 where the object is not seen, i + 1 on `blueprint.parts[i]`.
-    """
+    """One object of a scene: its class, the tight box of its visible pixels, and these."""
 
     blueprint: Blueprint
     box: Box
-    part_map: UInt8[np.ndarray, "h w"]
+    part_map: UInt8[np.ndarray, "h w"]  # 0 where the object is not seen, i + 1 on `blueprint.parts[i]`
 
     @property
     def label(self) -> str:
@@ -73,13 +66,6 @@ class Scene:
         """Label and box of every object, in drawing order."""
         return tuple((each.label, each.box) for each in self.objects)
 
-    def mask_of(self, label: str) -> Bool[np.ndarray, "h w"]:
-        """True on the visible pixels of all objects of this class."""
-        shown = [name for name, _ in self.boxes]
-        if label not in shown:
-            raise InputError(f"no object {label!r} in this scene; it shows {', '.join(shown)}")
-        return self.class_map([label]) > 0
-
     def class_map(self, labels: Sequence[str]) -> UInt8[np.ndarray, "h w"]:
         """The scene as a segmentation mask: 0 background, i + 1 on objects of class `labels[i]`; others stay 0."""
         classes = np.zeros((self.image.height, self.image.width), dtype=np.uint8)
@@ -100,14 +86,8 @@ def draw_scene(
     """An image of these objects, in this order, at random places on the background.
 
     The box of a single object covers about 9 to 41 % of the image. Several objects are smaller, and their boxes share
-    at most a twentieth of the smaller one.
-
-    Args:
-        objects: the classes to show, 1 to 12; a class may come twice.
-        generator: decides everything that is left open; the same state draws the same scene.
-        size: side of a square image, or (height, width), in pixels, at least 32.
-        background: one of `BACKGROUNDS`; drawn when not given.
-        clutter: how many loose pieces lie about, 0 to 60; 2 to 6 when not given.
+    at most a twentieth of the smaller one. The generator decides all that is left open: a background, and 2 to 6
+    pieces of clutter. `size` is the side of a square image, or (height, width), in pixels, at least 32.
     """
     height, width = check_scene(objects, size=size, background=background, clutter=clutter)
     if background is None:
@@ -121,9 +101,19 @@ def draw_scene(
     first = []  # number of the layer that holds each object's first part
     for blueprint, polygons in zip(objects, arranged, strict=True):
         first.append(len(layers) + 1)
-        layers += _painted(blueprint, polygons, generator)
+        fade = generator.uniform(0.9, 1.1, 3)  # the paint is never quite the same twice
+        for part, pair in zip(blueprint.parts, polygons, strict=True):
+            red, green, blue = (np.array(INKS[part.colour]) * fade).clip(0, 255).astype(int).tolist()
+            layers.append(
+                Layer(pair, (red, green, blue), 1.0 if part.is_limb else 2.0 if part.place == "body" else 2.7)
+            )
     image, index = compose(ground, layers, light=Light.draw(generator), generator=generator)
-    shown = [_seen(blueprint, index, number) for blueprint, number in zip(objects, first, strict=True)]
+    shown = []
+    for blueprint, start in zip(objects, first, strict=True):
+        is_own = (index >= start) & (index < start + len(blueprint.parts))
+        shown.append(
+            SceneObject(blueprint, Box.around(is_own), np.where(is_own, index - (start - 1), 0).astype(np.uint8))
+        )
     return Scene(image, tuple(shown), background)
 
 
@@ -143,20 +133,17 @@ def check_scene(
     return height, width
 
 
-def _posed(blueprint: Blueprint, generator: np.random.Generator) -> list[tuple[Float[np.ndarray, "n 2"], ...]]:
-    """The parts' polygons, slightly out of place, turned up to 25 degrees, stretched and sheared as a whole."""
-    spread = np.where([part.place == "body" for part in blueprint.parts], 0.0, 0.05)[:, None]
-    polygons = blueprint.outlines(spread * generator.uniform(-1, 1, (len(blueprint.parts), 3)))
-    angle, stretch, shear = generator.uniform([-0.44, -0.1, -0.1], [0.44, 0.1, 0.1])
-    pose = np.array([[np.exp(stretch), 0], [shear, np.exp(-stretch)]]) @ turn(angle)
-    return [tuple(polygon @ pose for polygon in pair) for pair in polygons]
-
-
 def _arranged(
     objects: Sequence[Blueprint], height: int, width: int, generator: np.random.Generator
 ) -> list[list[tuple[Float[np.ndarray, "n 2"], ...]]]:
     """Each object's polygons in pixels, with its box inside the image and clear of the others'."""
-    posed = [_posed(blueprint, generator) for blueprint in objects]
+    posed = []
+    for blueprint in objects:  # parts slightly out of place, all turned up to 25 degrees, stretched and sheared
+        spread = np.where([part.place == "body" for part in blueprint.parts], 0.0, 0.05)[:, None]
+        polygons = blueprint.outlines(spread * generator.uniform(-1, 1, (len(blueprint.parts), 3)))
+        angle, stretch, shear = generator.uniform([-0.44, -0.1, -0.1], [0.44, 0.1, 0.1])
+        pose = np.array([[np.exp(stretch), 0], [shear, np.exp(-stretch)]]) @ turn(angle)
+        posed.append([tuple(polygon @ pose for polygon in pair) for pair in polygons])
     corners = np.array([_corners(polygons) for polygons in posed])
     extents = corners[:, 1] - corners[:, 0]
     canvas = np.array([width, height])
@@ -189,40 +176,17 @@ def _places(
         for number, own in enumerate(sizes):
             # a U-shaped distribution: uniform corners would leave every large object in the middle
             tries = generator.beta(0.4, 0.4, (30, 2)) * (canvas - own)
-            fits = (_overlap(tries, own, places[:number], sizes[:number]) <= _MAX_OVERLAP).all(axis=1)
+            starts = np.maximum(tries[:, None], places[:number])
+            ends = np.minimum(tries[:, None] + own, places[:number] + sizes[:number])
+            shared = (ends - starts).clip(min=0).prod(axis=2)
+            smaller = np.minimum(own.prod(), sizes[:number].prod(axis=1))
+            fits = (shared / smaller <= _MAX_OVERLAP).all(axis=1)
             if not fits.any():
                 break
             places[number] = tries[fits.argmax()]
         else:
             return scales, places
         scales = 0.92 * scales
-
-
-def _overlap(
-    tries: Float[np.ndarray, "t 2"],
-    own: Float[np.ndarray, " 2"],
-    places: Float[np.ndarray, "n 2"],
-    sizes: Float[np.ndarray, "n 2"],
-) -> Float[np.ndarray, "t n"]:
-    """Shared area of a box of the size `own`, at each corner tried, with each placed box, as a share of the smaller."""
-    starts = np.maximum(tries[:, None], places)
-    ends = np.minimum(tries[:, None] + own, places + sizes)
-    share: Float[np.ndarray, "t n"] = (ends - starts).clip(min=0).prod(axis=2)
-    share /= np.minimum(own.prod(), sizes.prod(axis=1))
-    return share
-
-
-def _painted(
-    blueprint: Blueprint, polygons: Sequence[tuple[Float[np.ndarray, "n 2"], ...]], generator: np.random.Generator
-) -> list[Layer]:
-    """One layer per part, in the parts' order; the paint is never quite the same twice."""
-    fade = generator.uniform(0.9, 1.1, 3)
-    layers = []
-    for part, pair in zip(blueprint.parts, polygons, strict=True):
-        red, green, blue = (np.array(INKS[part.colour]) * fade).clip(0, 255).astype(int).tolist()
-        level = 1.0 if part.is_limb else 2.0 if part.place == "body" else 2.7
-        layers.append(Layer(pair, (red, green, blue), level))
-    return layers
 
 
 def _loose_piece(
@@ -240,10 +204,3 @@ def _loose_piece(
     )
     layers = [Layer((large,), inks[0], 1.0), Layer((small,), inks[1], 2.0)]
     return layers[: 1 if generator.random() < 0.4 else 2]
-
-
-def _seen(blueprint: Blueprint, index: UInt8[np.ndarray, "h w"], first: int) -> SceneObject:
-    """The object whose parts are the layers from `first` on, as far as the index image shows them."""
-    last = first + len(blueprint.parts) - 1
-    part_map = np.where((index >= first) & (index <= last), index - (first - 1), 0).astype(np.uint8)
-    return SceneObject(blueprint, box_around(part_map > 0), part_map)

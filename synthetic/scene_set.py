@@ -1,50 +1,31 @@
 """Procedural scenes by the hundred, in memory or as a folder of JPEG files: a data set from a seed.
 
-Classes are blueprints; some differ from a relative in one part only. Each image has a random generator of its own,
-made from (seed, split, class, number), so it does not depend on how many others are drawn. The same seed gives the same
-pixels; between platforms the rounding of a sine may move one by a grey level.
-
->>> classes = blueprints(60)
->>> base, novel = classes[:40], classes[40:]
->>> scene = next(draw_scenes(novel, per_class=8))
->>> scene.image.size, scene.label == novel[0].name
-((128, 128), True)
+The same seed gives the same pixels; between platforms the rounding of a sine may move one by a grey level.
 """
 
 from __future__ import annotations
 
+import csv
 import re
+import shutil
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from ..errors import InputError
 from ..images.geometry import Box
 from ..progress import Progress
-from .blueprint import Blueprint, Part, blueprints
-from .folders import new_folder, read_rows, save_numbers, write_rows
+from .blueprint import Blueprint
 from .painter import BACKGROUNDS, check_name
-from .scene import Scene, SceneObject, check_scene, draw_scene
-
-__all__ = [
-    "BACKGROUNDS",
-    "Blueprint",
-    "Part",
-    "Scene",
-    "SceneObject",
-    "SceneRecord",
-    "SceneSet",
-    "blueprints",
-    "draw_scene",
-    "draw_scenes",
-    "write_scenes",
-]
+from .scene import Scene, check_scene, draw_scene
 
 
 def draw_scenes(
@@ -73,10 +54,25 @@ def draw_scenes(
             ties a class to a background, or keeps it off one.
         clutter: as in `draw_scene`.
         seed: another seed gives other scenes; not negative.
+
+    >>> scene = next(draw_scenes(blueprints(60)[40:], per_class=8))
+    >>> scene.image.size, scene.label == blueprints(60)[40].name
+    ((128, 128), True)
     """
     check_scene(classes[:1], size=size, background=None, clutter=clutter)
-    _check_scenes(classes, per_class=per_class, two_object_share=two_object_share, seed=seed)
-    allowed = _checked_backgrounds(backgrounds or {}, [blueprint.name for blueprint in classes])
+    names = [blueprint.name for blueprint in classes]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"expected classes with different names, got {twice!r} twice; slice one list of blueprints")
+    if per_class < 1:
+        raise InputError(f"expected one scene per class or more, got {per_class}")
+    if seed < 0:
+        raise InputError(f"expected a seed of 0 or more, got {seed}")
+    if not 0 <= two_object_share <= 1:
+        raise InputError(f"expected two_object_share in [0, 1], got {two_object_share}")
+    if two_object_share > 0 and len(names) < 2:
+        raise InputError("a second object needs a second class; pass more classes or two_object_share=0")
+    allowed = _checked_backgrounds(backgrounds or {}, names)
 
     def drawn() -> Iterator[Scene]:
         for label, number in product(range(len(classes)), range(per_class)):
@@ -92,21 +88,6 @@ def draw_scenes(
             yield draw_scene(objects, generator=generator, size=size, background=background, clutter=clutter)
 
     return drawn()
-
-
-def _check_scenes(classes: Sequence[Blueprint], *, per_class: int, two_object_share: float, seed: int) -> None:
-    names = [blueprint.name for blueprint in classes]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"expected classes with different names, got {twice!r} twice; slice one list of blueprints")
-    if per_class < 1:
-        raise InputError(f"expected one scene per class or more, got {per_class}")
-    if seed < 0:
-        raise InputError(f"expected a seed of 0 or more, got {seed}")
-    if not 0 <= two_object_share <= 1:
-        raise InputError(f"expected two_object_share in [0, 1], got {two_object_share}")
-    if two_object_share > 0 and len(names) < 2:
-        raise InputError("a second object needs a second class; pass more classes or two_object_share=0")
 
 
 def _checked_backgrounds(backgrounds: Mapping[str, Sequence[str]], labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -225,6 +206,9 @@ def write_scenes(
         for split, per_class in splits.items()
     }
     total = len(classes) * sum(splits.values())
+    hues = np.arange(1, 256) * 97 % 256  # distant ones for neighbouring numbers; black for 0
+    colours = Image.fromarray(np.stack([hues, hues * 0 + 170, hues * 0 + 235], axis=-1)[None].astype(np.uint8), "HSV")
+    palette = bytes(3) + colours.convert("RGB").tobytes()
     records: list[SceneRecord] = []
     with new_folder(root, otherwise=", remove it, or read it with SceneSet.read") as partial:
         for split, scenes in drawn.items():
@@ -234,7 +218,7 @@ def write_scenes(
                 file.parent.mkdir(parents=True, exist_ok=True)
                 scene.image.save(file, format="JPEG", quality=quality, subsampling=0)  # else small parts would smear
                 if masks:
-                    save_numbers(scene.class_map(labels), (partial / "masks" / path).with_suffix(".png"), _palette())
+                    save_numbers(scene.class_map(labels), (partial / "masks" / path).with_suffix(".png"), palette)
                 records.append(SceneRecord(path, scene.label, split, scene.background, scene.boxes))
                 if progress is not None:
                     progress(len(records), total)
@@ -257,8 +241,40 @@ def _check_files(labels: Sequence[str], splits: Mapping[str, int], quality: int,
         raise InputError(f"masks number at most 255 classes, got {len(labels)}; write fewer classes or masks=False")
 
 
-def _palette() -> bytes:
-    """Distant hues for neighbouring numbers, black for 0."""
-    hues = np.arange(1, 256) * 97 % 256
-    colours = Image.fromarray(np.stack([hues, hues * 0 + 170, hues * 0 + 235], axis=-1)[None].astype(np.uint8), "HSV")
-    return bytes(3) + colours.convert("RGB").tobytes()
+@contextmanager
+def new_folder(folder: Path, *, otherwise: str) -> Iterator[Path]:
+    """A hidden folder beside `folder`, which takes that name when the block ends.
+
+    A run that was killed leaves `.NAME.partial`, which the next one replaces.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is taken; choose another folder{otherwise}")
+    partial = folder.absolute().with_name(f".{folder.absolute().name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if folder.exists():
+        folder.rmdir()  # empty, as checked above; not every system replaces a folder by another
+    partial.replace(folder)
+
+
+def write_rows(file: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A CSV file with a header."""
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a file that `write_rows` wrote."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def save_numbers(numbers: UInt8[np.ndarray, "h w"], file: Path, palette: bytes, *, compress_level: int = 6) -> None:
+    """A mask whose pixels are numbers, as a PNG in these colours; its folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(numbers).convert("P")
+    image.putpalette(palette)
+    image.save(file, compress_level=compress_level)

@@ -1,8 +1,7 @@
 """Synthetic walkers in the layout of Market-1501: a re-identification data set from a seed, free to share.
 
 Hard on purpose: cameras disagree about colours, people turn and are occluded, some differ from a look-alike in one item
-only, boxes of nobody (0) and of half a body (-1) lie in the gallery. Each image also has a mask of its parts, so that
-what a heat map looks at can be measured: clothes, the bag, or the wall behind.
+only, boxes of nobody (0) and of half a body (-1) lie in the gallery. Each image also has a mask of its parts.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ..datasets.market1501 import read_market
+from ..datasets.reid_benchmarks import read_market
 from ..datasets.reid_records import ReidData
 from ..errors import InputError
+from ..images.geometry import Box
 from ..progress import Progress
 from .bodies import OBSTACLES, PARTS, draw_pedestrian
-from .folders import box_around, new_folder, read_rows, save_numbers, write_rows
 from .pedestrians import ITEMS, Camera, Moment, Walker
+from .scene_set import new_folder, read_rows, save_numbers, write_rows
 
 _TRAIN, _QUERY, _GALLERY = "bounding_box_train", "query", "bounding_box_test"
 _COLUMNS = ("path", "identity", "camera", "facing", "obstacle", "look_alike", "differs_in")
@@ -139,7 +139,15 @@ def write_walkers(
         InputError: an argument is out of range, or the folder is taken.
     """
     root = Path(folder)
-    _check(identities, cameras, images_per_camera, (look_alikes, distractors, junk), size, quality, seed)
+    if not 4 <= identities <= 9999 or not 2 <= cameras <= 9:
+        raise InputError(f"expected 4 to 9999 identities and 2 to 9 cameras, got {identities} and {cameras}")
+    shares = (look_alikes, distractors, junk)
+    if images_per_camera < 2 or not all(0 <= share <= 1 for share in shares):
+        got = f"{images_per_camera}, {shares}"
+        raise InputError(f"expected 2 or more images per camera and shares in [0, 1], got {got}")
+    if min(size) < 16 or not 1 <= quality <= 95 or seed < 0:
+        got = f"{size}, {quality}, {seed}"
+        raise InputError(f"expected a size from 16, a quality from 1 to 95, a seed from 0; got {got}")
     people = _people(identities, look_alikes, np.random.default_rng([seed, 1]))
     shots = list(_shots(people, cameras, images_per_camera, (distractors, junk), seed))
     views = [Camera.draw(np.random.default_rng([seed, 2, number]), number=number) for number in range(cameras)]
@@ -158,33 +166,12 @@ def write_walkers(
             rows.append((path, *row))
             for part in np.flatnonzero(np.bincount(mask.ravel(), minlength=len(PARTS))[1:]) + 1:
                 seen = mask == part
-                parts.append((path, PARTS[part], *box_around(seen), int(seen.sum())))
+                parts.append((path, PARTS[part], *Box.around(seen), int(seen.sum())))
             if progress is not None:
                 progress(number, len(shots))
         write_rows(partial / "walkers.csv", _COLUMNS, rows)
         write_rows(partial / "parts.csv", _PART_COLUMNS, parts)
     return WalkerSet(root)
-
-
-def _check(
-    identities: int,
-    cameras: int,
-    images_per_camera: int,
-    shares: tuple[float, ...],
-    size: tuple[int, int],
-    quality: int,
-    seed: int,
-) -> None:
-    if not 4 <= identities <= 9999 or not 2 <= cameras <= 9:
-        raise InputError(f"expected 4 to 9999 identities and 2 to 9 cameras, got {identities} and {cameras}")
-    if images_per_camera < 2 or not all(0 <= share <= 1 for share in shares):
-        raise InputError(
-            f"expected 2 or more images per camera and shares in [0, 1], got {images_per_camera}, {shares}"
-        )
-    if min(size) < 16 or not 1 <= quality <= 95 or seed < 0:
-        raise InputError(
-            f"expected a size from 16, a quality from 1 to 95, a seed from 0; got {size}, {quality}, {seed}"
-        )
 
 
 def _people(identities: int, look_alikes: float, generator: np.random.Generator) -> list[_Person]:
@@ -220,15 +207,12 @@ def _shots(
         for number in range(round(share * in_gallery)):
             generator = np.random.default_rng([seed, kind, number])
             camera, who = int(generator.integers(cameras)), tested[int(generator.integers(len(tested)))]
-            stranger = who._replace(walker=_stranger(who.walker, generator)) if generator.random() < 0.6 else None
+            stranger = None
+            if generator.random() < 0.6:  # somebody like a person of the test, but not that person: two items differ
+                stranger = who
+                for item in generator.permutation(ITEMS)[:2].tolist():
+                    stranger = stranger._replace(walker=stranger.walker.changed(item, generator))
             yield _Shot(_GALLERY, identity, camera, 1, stranger if identity == 0 else who, (seed, kind, number, 1))
-
-
-def _stranger(walker: Walker, generator: np.random.Generator) -> Walker:
-    """Somebody like a person of the test, but not that person: two items differ."""
-    for item in generator.permutation(ITEMS)[:2].tolist():
-        walker = walker.changed(item, generator)
-    return walker
 
 
 def _draw(

@@ -46,7 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 4 classes × 6 small scenes, `photos/<class>/<number>.jpg`."""
-    from distcam.synthetic.scene_set import blueprints, write_scenes
+    from distcam.synthetic.blueprint import blueprints
+    from distcam.synthetic.scene_set import write_scenes
 
     folder = tmp_path_factory.mktemp("scenes") / "set"
     write_scenes(folder, classes=blueprints(4), splits={"photos": 6}, size=64, two_object_share=0.0)

@@ -95,7 +95,7 @@ def infer(
     """Write a mask for every image. Several scales and mirrored by default; a trained network looks once."""
     require_model(model)
     require_images([images])
-    from ...datasets.voc import VocFolder, overlay_mask
+    from ...datasets.masked_images import VocFolder, overlay_mask
     from ...metrics.segmentation import evaluate_masks
     from ...segmentation.pipeline import predicted_mask, say_trained_on
     from ...segmentation.pseudo_masks.make import CueStage, MaskMaker

@@ -33,21 +33,6 @@ _ARRAY_MODULES = {"numpy.core.multiarray", "numpy._core.multiarray"}
 _BUFFER_MODULES = {"numpy.core.numeric", "numpy._core.numeric"}
 
 
-class _Inert:
-    """An object that a pickle can hold, and whose state it cannot set unless a subclass allows it."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: object) -> NoReturn:
-        raise pickle.UnpicklingError("a pickle may not change this object")
-
-
-class _Token(_Inert):
-    """Stands for a class that is only ever an argument, `numpy.ndarray`."""
-
-    __slots__ = ()
-
-
 class _Dtype:
     """A number type in a pickle."""
 
@@ -98,8 +83,8 @@ class _Array:
         return np.frombuffer(raw, kind).reshape(shape, order="F" if is_fortran else "C")
 
 
-class _Call(_Inert):
-    """A function that a pickle may call."""
+class _Call:
+    """A function that a pickle may call, and whose state it cannot set."""
 
     __slots__ = ("_function",)
 
@@ -109,15 +94,13 @@ class _Call(_Inert):
     def __call__(self, *arguments: object) -> object:
         return self._function(*arguments)
 
-
-def _encode(text: object, encoding: object = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError("only latin1 text is turned into bytes")
-    return text.encode("latin1")
+    def __setstate__(self, state: object) -> NoReturn:
+        raise pickle.UnpicklingError("a pickle may not change this object")
 
 
-def _from_buffer(buffer: object, dtype: object, shape: object, order: object) -> _Array:
-    return _Array((shape, dtype, order == "F", bytes(buffer) if isinstance(buffer, bytes | bytearray) else None))
+def _only_an_argument(*_: object) -> NoReturn:
+    """Stands for `numpy.ndarray`."""
+    raise pickle.UnpicklingError("an array is made of its bytes alone")
 
 
 class _Value(NamedTuple):
@@ -163,16 +146,12 @@ def _require_bounded(data: bytes) -> None:
             hashed += sum(key.weight for key in taken[_KEYS.get(name, slice(0))] if key.depth > 0)
             if hashed > _MAX_HASHED:
                 raise pickle.UnpicklingError(f"its keys are tuples of more than {_MAX_HASHED:,} parts together")
-            made = _nested(taken) if name in _NESTING else _PLAIN
+            made = _PLAIN
+            if name in _NESTING:
+                made = _Value(1 + max((part.depth for part in taken), default=0), 1 + sum(p.weight for p in taken))
+                if made.depth > _MAX_DEPTH:
+                    raise pickle.UnpicklingError(f"it nests tuples more than {_MAX_DEPTH} deep")
             stack += [_MARK if what.name == "mark" else made for what in op.stack_after]
-
-
-def _nested(parts: list[_Value]) -> _Value:
-    """A tuple of these."""
-    depth = 1 + max((part.depth for part in parts), default=0)
-    if depth > _MAX_DEPTH:
-        raise pickle.UnpicklingError(f"it nests tuples more than {_MAX_DEPTH} deep")
-    return _Value(depth, 1 + sum(part.weight for part in parts))
 
 
 def _taken(stack: list[_Value], op: pickletools.OpcodeInfo) -> list[_Value]:
@@ -202,11 +181,13 @@ class _Reader(pickle.Unpickler):
 
     def _encoded(self, text: object, encoding: object = "latin1") -> bytes:
         self._spend(text)
-        return _encode(text, encoding)
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError("only latin1 text is turned into bytes")
+        return text.encode("latin1")
 
     def _of_buffer(self, buffer: object, dtype: object, shape: object, order: object) -> _Array:
         self._spend(buffer)
-        return _from_buffer(buffer, dtype, shape, order)
+        return _Array((shape, dtype, order == "F", bytes(buffer) if isinstance(buffer, bytes | bytearray) else None))
 
     def find_class(self, module: str, name: str) -> Any:
         if module in _ARRAY_MODULES and name == "_reconstruct":
@@ -216,7 +197,7 @@ class _Reader(pickle.Unpickler):
         if module in _ARRAY_MODULES and name == "scalar":
             return _Call(lambda dtype, data: _Array(((), dtype, False, data)))
         if (module, name) == ("numpy", "ndarray"):
-            return _Token()
+            return _Call(_only_an_argument)
         if (module, name) == ("numpy", "dtype"):
             return _Call(lambda code, *_: _Dtype(code))
         if (module, name) == ("_codecs", "encode"):

@@ -1,27 +1,152 @@
-"""Boxes and the images they were drawn on: exchanged sizes, turned photographs, boxes that lie outside.
+"""Boxes by image, and the images they were drawn on: exchanged sizes, turned photographs, boxes that lie outside.
 
-Nothing here is taken on trust and nothing is decided in silence. What a box means follows from the size that its
-annotation gives and from the image's own header: an annotation of 72 × 96 for an image of 96 × 72 is not one of another
-resolution, and a box that fits an image only as the camera stored it was drawn before the image was turned upright.
+The meaning of a box follows from the size that its annotation gives and from the image's own header: a box that fits
+an image only as the camera stored it was drawn before the image was turned upright.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from ...errors import ImageError
+from ...errors import ImageError, InputError
 from ...remarks import remark
 from ..geometry import Box
-from ..loading import image_size, orientation_of
-from .tables import SHARES, Annotation, LabelledBox
+from ..joining import Names
+from ..loading import size_and_orientation
+
+Size = tuple[int, int]
+
+SHARES = (1, 1)
+"""The size of the image that boxes between 0 and 1 were drawn on."""
+
+
+class LabelledBox(NamedTuple):
+    """A box and the class it was drawn around; None where the file does not say."""
+
+    box: Box
+    label: str | None = None
+
+
+class Annotation(NamedTuple):
+    """The boxes of one image."""
+
+    boxes: tuple[LabelledBox, ...]
+    size: Size | None = None  # (width, height) of the image they were drawn on; None where the file does not say
+
+
+@dataclass(frozen=True)
+class BoxTable:
+    """Boxes by image: by its absolute path, or by its name without folder and suffix where a layout names no more."""
+
+    source: Path
+    by_file: Mapping[str, Annotation] = field(default_factory=dict, repr=False)
+    by_stem: Mapping[str, Annotation] = field(default_factory=dict, repr=False)
+    problems: tuple[str, ...] = ()  # boxes and annotations that cannot be used and are left out: place and reason
+
+    def __len__(self) -> int:
+        """Number of images with boxes."""
+        return len(self.by_file) + len(self.by_stem)
+
+    def of(self, file: Path, *, relative: str = "") -> Annotation | None:
+        """The boxes of an image: by its absolute path, its stem, or the listing's own path for it (`relative`)."""
+        key = self.key(file, relative=relative)
+        return None if key is None else self.annotation(key)
+
+    def key(self, file: Path, *, relative: str = "") -> str | None:
+        """The name under which an image is found, see `of` and `names`; None if it is not."""
+        own = self._files.key(absolute(file)) or self._stems.key(file.stem)
+        return own or (self._files.key(absolute(self.source.parent / relative)) if relative else None)
+
+    def annotation(self, key: str) -> Annotation:
+        """The boxes under one of the `names`."""
+        return self.by_file[key] if key in self.by_file else self.by_stem[key]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The absolute paths and stems that there are boxes for."""
+        return (*self.by_file, *self.by_stem)
+
+    def shown(self, name: str) -> str:
+        """A name as the source writes it, more or less."""
+        folder = self.source if self.source.is_dir() else self.source.parent
+        return name if name in self.by_stem else os.path.relpath(name, folder)
+
+    @cached_property
+    def _files(self) -> Names[Annotation]:
+        return Names(self.by_file)
+
+    @cached_property
+    def _stems(self) -> Names[Annotation]:
+        return Names(self.by_stem)
+
+
+def box_of(corners: Sequence[str | None], where: str) -> Box:
+    """Four numbers, left, top, right, bottom, as a box that is not empty; a comma may stand for the point."""
+    try:
+        numbers = [as_float(corner or "") for corner in corners]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+        raise InputError(f"{where}: expected four numbers as a box, got {', '.join(map(str, corners))}")
+    box = Box(*numbers)
+    if box.area <= 0:
+        raise InputError(f"{where}: the box {tuple(numbers)} is empty; expected left < right and top < bottom")
+    return box
+
+
+def as_float(text: str) -> float:
+    """A number; a comma may stand for the point."""
+    return float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
+
+
+def absolute(path: Path) -> str:
+    """The path from the root of the disk, as galleries and tables compare them."""
+    return os.path.abspath(path)  # noqa: PTH100  (no resolve(): names of links stay as they are)
+
+
+def size_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """The columns with the size of the image that boxes were drawn on; empty if there are none."""
+    known = {name.lower(): name for name in reversed(names)}
+    pairs = ([f"{of}{side}" for side in ("width", "height")] for of in ("", "image_", "img_", "image", "img"))
+    return next((tuple(known[side] for side in pair) for pair in pairs if all(side in known for side in pair)), ())
+
+
+def whole_size(cells: Sequence[str]) -> Size | None:
+    """Two cells as (width, height); None if they are no size."""
+    try:
+        width, height = (int(as_float(cell)) for cell in cells)
+    except (ValueError, OverflowError):
+        return None
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def are_of_boxes(boxes: Mapping[str, Sequence[LabelledBox]], sizes: Mapping[str, Size | None]) -> bool:
+    """True if the columns `width` and `height` beside corners are those of the boxes, not of their images."""
+    return all(
+        size is None or any(abs(box.width - size[0]) <= 1 and abs(box.height - size[1]) <= 1 for box, _ in boxes[file])
+        for file, size in sizes.items()
+    )
+
+
+def side_hint(cells: Sequence[str]) -> str:
+    """A hint for corners that could be a corner with width and height."""
+    try:
+        x, y, width, height = map(as_float, cells)
+    except ValueError:
+        return ""
+    is_size = min(x, y) >= 0 and min(width, height) > 0 and all(map(math.isfinite, (x, y, width, height)))
+    return "; if the last two are width and height, call the columns x, y, w, h" if is_size else ""
+
 
 _SLACK = 1.0  # pixels by which a box may exceed its image: tables differ in whether the last pixel counts
 _MANY, _LARGE, _CORNER = 5, 200, 0.4  # boxes, pixels of a side, share of it: that no box goes further is no chance
 _ALIKE = 0.01  # by which proportions may differ, for sizes are rounded
-Size = tuple[int, int]
 
 
 class Drawn(NamedTuple):
@@ -33,12 +158,7 @@ class Drawn(NamedTuple):
 
 
 def turned(box: Box, orientation: int, size: Size) -> Box:
-    """A box of stored pixels in those of the upright image.
-
-    Args:
-        box: in an image of `size`.
-        orientation: EXIF's, from 1 to 8.
-        size: (width, height) as stored.
+    """A box of stored pixels, in an image of `size`, in those of the upright image.
 
     >>> turned(Box(0, 0, 3, 1), 6, (4, 2))  # the camera was held upright: what was left is now the top
     Box(left=1, top=0, right=2, bottom=3)
@@ -61,11 +181,6 @@ def fitted(drawn: Sequence[Drawn], source: object, *, strict: bool = False) -> l
       source fits only these; else those of the upright image.
 
     Each kind is remarked on with its count and an example. What cannot be opened stays as it is.
-
-    Args:
-        drawn: annotations with their images.
-        source: where the boxes come from, for messages.
-        strict: refuse what would be remarked on.
     """
     frames = [_Frame.of(each) for each in drawn]
     said = _Said(source, strict)
@@ -75,27 +190,22 @@ def fitted(drawn: Sequence[Drawn], source: object, *, strict: bool = False) -> l
         for each, frame in zip(drawn, frames, strict=True)
     ]
     said.tell()
-    _remark_on_corner([frame for frame in frames if frame is not None], source, strict=strict)
-    return results
-
-
-def _remark_on_corner(frames: Sequence[_Frame], source: object, *, strict: bool) -> None:
-    """Say that all boxes lie in one corner of large images, as those of a smaller copy do, and percentages."""
-    drawn = [(box, frame) for frame in frames if frame.given in (None, frame.size) for box, _ in frame.boxes]
-    if len(drawn) < _MANY or min(min(frame.size) for _, frame in drawn) < _LARGE:
-        return
-    across = max(box.right / frame.size[0] for box, frame in drawn)
-    down = max(box.bottom / frame.size[1] for box, frame in drawn)
+    plain = [frame for frame in frames if frame is not None and frame.given in (None, frame.size)]
+    shares = [(box.right / f.size[0], box.bottom / f.size[1], max(box)) for f in plain for box, _ in f.boxes]
+    if len(shares) < _MANY or min(min(frame.size) for frame in plain if frame.boxes) < _LARGE:
+        return results
+    across, down, edge = map(max, zip(*shares, strict=True))
     if max(across, down) <= _CORNER:
-        edge, example = max(max(box) for box, _ in drawn), drawn[0][1]
+        example = next(frame for frame in plain if frame.boxes)
         percent = ", or in percent," if edge <= 100 else ""
         remark(
-            f"all {len(drawn):,} boxes of {source} lie in the first {across:.0%} of their image's width and "
+            f"all {len(shares):,} boxes of {source} lie in the first {across:.0%} of their image's width and "
             f"{down:.0%} of its height, as boxes drawn on a smaller copy{percent} would; {example.path} has "
             f"{example.size[0]}x{example.size[1]} pixels",
             strict=strict,
-            stacklevel=5,
+            stacklevel=4,
         )
+    return results
 
 
 @dataclass(frozen=True)
@@ -111,7 +221,7 @@ class _Frame:
     @classmethod
     def of(cls, drawn: Drawn) -> _Frame | None:
         try:
-            size, orientation = image_size(drawn.file), orientation_of(drawn.file)
+            size, orientation = size_and_orientation(drawn.file)
         except ImageError:
             return None
         return cls(drawn.path, drawn.annotation.boxes, drawn.annotation.size, size, orientation)
@@ -121,7 +231,6 @@ class _Frame:
         return self.size if self.orientation < 5 else (self.size[1], self.size[0])
 
     def holds(self, size: Size) -> bool:
-        """True if all boxes lie in an image of this size, or nearly so."""
         return all(not _exceeds(box, size) for box, _ in self.boxes)
 
 
@@ -168,24 +277,19 @@ def _fit(frame: _Frame, said: _Said, is_stored: bool | None) -> Annotation:
         kind = "exchanged" if _is_alike(swapped, frame.size) else "stretched"
         said.add(kind, frame, boxes[0].box)
         given = swapped if kind == "exchanged" else given
-    kept = [own for own in boxes if (box := _inside(own, given, frame, said)) is not None for own in (box,)]
+    kept = []
+    for box, label in boxes:
+        seen = box.clipped(*given)
+        if seen.area <= 0:
+            said.add("outside", frame, box)
+        elif seen.scaled(frame.size[0] / given[0], frame.size[1] / given[1]).area < 1:
+            said.add("tiny", frame, box)
+        elif given != SHARES and _exceeds(box, given):
+            said.add("beyond", frame, box)
+            kept.append(LabelledBox(seen, label))
+        else:
+            kept.append(LabelledBox(box, label))
     return Annotation(tuple(kept), None if given == frame.size else given)
-
-
-def _inside(own: LabelledBox, given: Size, frame: _Frame, said: _Said) -> LabelledBox | None:
-    """The part of a box in the image; None if there is none, or none that can be seen."""
-    box = own.box
-    seen = box.clipped(*given)
-    if seen.area <= 0:
-        said.add("outside", frame, box)
-        return None
-    if seen.scaled(frame.size[0] / given[0], frame.size[1] / given[1]).area < 1:
-        said.add("tiny", frame, box)
-        return None
-    if given != SHARES and _exceeds(box, given):
-        said.add("beyond", frame, box)
-        return LabelledBox(seen, own.label)
-    return own
 
 
 @dataclass

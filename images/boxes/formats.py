@@ -1,7 +1,7 @@
 """Boxes that people drew, from the files they come in: a plain CSV, CUB-200-2011's tables, or ILSVRC's XML.
 
 A file of boxes is untrusted: sizes are limited, and XML with a document type or entities is refused before it is
-parsed. One box that cannot be used is no reason to use none: it is left out, counted, and named.
+parsed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...errors import InputError
 from ...remarks import remark
 from ..labelling import BOX_COLUMNS, box_columns
 from ..tables import LABEL_NAMES, header_of, look_alike, rows_of, text_of
-from .tables import (
+from .fitting import (
     SHARES,
     Annotation,
     BoxTable,
@@ -56,10 +56,7 @@ def read_boxes(source: str | os.PathLike[str], *, split: Split = "all", strict: 
     Boxes that all lie within 0 and 1 are shares of their image. A box without four numbers or without an area is left
     out, and so is an annotation that is none; they are counted in a remark.
 
-    Args:
-        source: the file or folder.
-        split: which part of CUB; other layouts have none.
-        strict: refuse what would be left out or assumed.
+    `split` is a part of CUB; other layouts have none.
     """
     path = Path(source)
     if path.is_dir() and (path / "bounding_boxes.txt").is_file():
@@ -264,7 +261,12 @@ def _read_xml(path: Path, problems: list[str]) -> Annotation:
         raise InputError(f"{path}: no sound XML ({error})") from error
     if root.tag != "annotation":
         raise InputError(f"{path}: expected <annotation> as ILSVRC and Pascal VOC write it, got <{root.tag}>")
-    size = _size(root, path)
+    sides = [root.findtext(f"size/{name}") for name in ("width", "height")]
+    try:
+        width, height = (0, 0) if None in sides else (int(side or "") for side in sides)
+    except ValueError:
+        raise InputError(f"{path}: expected whole numbers as <size>, got {sides}") from None
+    size = (width, height) if width > 0 and height > 0 else None
     boxes = []
     for number, item in enumerate(root.iterfind("object"), start=1):
         corners = [item.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
@@ -274,17 +276,6 @@ def _read_xml(path: Path, problems: list[str]) -> Annotation:
         except InputError as error:
             problems.append(str(error))
     return Annotation(tuple(boxes), size)
-
-
-def _size(root: ElementTree.Element, path: Path) -> tuple[int, int] | None:
-    given = [root.findtext(f"size/{name}") for name in ("width", "height")]
-    if None in given:
-        return None
-    try:
-        width, height = (int(value or "") for value in given)
-    except ValueError:
-        raise InputError(f"{path}: expected whole numbers as <size>, got {given}") from None
-    return (width, height) if width > 0 and height > 0 else None
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------

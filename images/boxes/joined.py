@@ -1,8 +1,4 @@
-"""Images with the boxes that people drew on them.
-
-boxes = read_boxes("boxes.csv")
-images = boxed_images(list_images("photos/"), boxes)
-"""
+"""Images with the boxes that people drew on them: `boxed_images(list_images("photos/"), read_boxes("boxes.csv"))`."""
 
 from __future__ import annotations
 
@@ -16,40 +12,18 @@ from ...remarks import remark
 from ..geometry import Box
 from ..joining import Join, likely_cause
 from ..listing import Listing
-from .fitting import Drawn, fitted
-from .formats import read_boxes, read_synsets, usable
-from .tables import Annotation, BoxTable, LabelledBox
-
-__all__ = [
-    "BoxTable",
-    "BoxedImage",
-    "BoxedImages",
-    "LabelledBox",
-    "boxed_images",
-    "drawn_on",
-    "read_boxes",
-    "read_synsets",
-    "usable",
-]
+from .fitting import Annotation, BoxTable, Drawn, LabelledBox, fitted
 
 
 @dataclass(frozen=True)
 class BoxedImage:
-    """An image with its class and its boxes.
+    """An image with its class and its boxes."""
 
-    Attributes:
-        path: as its listing has it.
-        file: where it lies.
-        label: its class.
-        boxes: all its boxes, of its class and of others.
-        size: (width, height) of the image that the boxes were drawn on; None for the file's own.
-    """
-
-    path: str
+    path: str  # as its listing has it
     file: Path
     label: str
-    boxes: tuple[LabelledBox, ...]
-    size: tuple[int, int] | None = None
+    boxes: tuple[LabelledBox, ...]  # of its class and of others
+    size: tuple[int, int] | None = None  # (width, height) of the image they were drawn on; None for the file's own
 
     def boxes_of(self, label: str, width: int, height: int) -> list[Box]:
         """The boxes of a class in pixels of the image at this size; boxes without a class are of the image's own.
@@ -68,17 +42,11 @@ class BoxedImage:
 
 @dataclass(frozen=True)
 class BoxedImages:
-    """The images of a listing that have a class and boxes of it.
-
-    Attributes:
-        images: in the listing's order.
-        without_boxes: how many images of the listing have no box, or none of their class.
-        without_label: how many have boxes but no class.
-    """
+    """The images of a listing that have a class and boxes of it, in the listing's order."""
 
     images: tuple[BoxedImage, ...]
-    without_boxes: int = 0
-    without_label: int = 0
+    without_boxes: int = 0  # images of the listing that have no box, or none of their class
+    without_label: int = 0  # that have boxes but no class
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,12 +67,6 @@ def boxed_images(
 
     An image's class is, first found: what `labels` says for its stem, the listing's label, the one class of its boxes.
     What fits on one side only is remarked on: images without boxes, boxes without an image, boxes of other classes.
-
-    Args:
-        listing: the images.
-        boxes: what `read_boxes` found.
-        labels: stem → class, see `read_synsets`; for flat folders, whose listing knows no classes.
-        strict: refuse what would be remarked on.
     """
     found: list[BoxedImage] = []
     unlabelled: list[str] = []

@@ -11,8 +11,7 @@ from pathlib import Path
 from ...errors import ImageError, InputError
 from ...images.listing import Listing, list_images
 from ...images.loading import IMAGE_SUFFIXES
-from ...images.split_folders import SplitFolders, find_split_folders
-from ...images.splits import SPLIT_COLUMN
+from ...images.splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 from ..building.ingest import MAX_FILE_BYTES
 from ..storage.segments import stored_path
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from ...errors import ImageError, InputError
-from ...images.listing import ImageRecord, Listing
+from ...images.image_sources import ImageRecord
+from ...images.listing import Listing
 from ...images.loading import read_image
 from ...progress import Progress
 from ...remarks import Skipped, counted

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from ...datasets.voc import VocFolder
+from ...datasets.masked_images import VocFolder
 from ...encoders import Encoder
 from ...errors import InputError, ShapeError
 from ...images.masks import VOID, Mask

@@ -18,7 +18,7 @@ from distcam.errors import InputError, ShapeError
 from distcam.explain import METHODS
 from distcam.images import Transform
 from distcam.metrics.components import labelled
-from distcam.synthetic.scene_set import blueprints
+from distcam.synthetic.blueprint import blueprints
 
 
 def cells(count: int, *, seed: int = 0, size: int = 32) -> PixelData:

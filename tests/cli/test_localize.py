@@ -13,7 +13,8 @@ from PIL import Image
 
 from distcam.cli import main
 from distcam.encoders import Encoder
-from distcam.synthetic.scene_set import blueprints, write_scenes
+from distcam.synthetic.blueprint import blueprints
+from distcam.synthetic.scene_set import write_scenes
 
 
 @pytest.fixture(scope="module")

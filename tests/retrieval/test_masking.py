@@ -17,7 +17,8 @@ from distcam.encoders.regions import MaskPooling, pooled_under, region_weights
 from distcam.errors import GalleryExistsError, ImageError, InputError, ShapeError
 from distcam.explain import fold
 from distcam.images import Box, Transform, list_images
-from distcam.images.boxes.joined import BoxedImage, BoxedImages, LabelledBox
+from distcam.images.boxes.fitting import LabelledBox
+from distcam.images.boxes.joined import BoxedImage, BoxedImages
 from distcam.images.masks import MaskFolder, read_mask
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import References, localise

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from distcam.datasets.archives.arrays import Npz, open_zip, read_member
 from distcam.datasets.archives.restricted_pickle import array_of, read_pickle
-from distcam.datasets.archives.zips import Npz, open_zip, read_member
 from distcam.encoders import Encoder
 from distcam.errors import DistcamError, InputError, WeightsError
 

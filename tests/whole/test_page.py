@@ -62,7 +62,8 @@ class Served:
 def gallery_folder(small_encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four classes of scenes, a column, kept maps, a threshold, and one image whose name and label are markup."""
     from distcam.index import Gallery
-    from distcam.synthetic.scene_set import blueprints, write_scenes
+    from distcam.synthetic.blueprint import blueprints
+    from distcam.synthetic.scene_set import write_scenes
 
     folder = tmp_path_factory.mktemp("page")
     write_scenes(folder / "set", classes=blueprints(4), splits={"photos": 6}, size=64, two_object_share=0.0)

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ...errors import ImageError, InputError
 from ...images import Box, Listing, Transform, read_image
-from ...images.boxes.joined import drawn_on, read_boxes, usable
-from ...images.boxes.tables import Annotation as DrawnBoxes
-from ...images.boxes.tables import BoxTable, LabelledBox, absolute, box_of
+from ...images.boxes.fitting import Annotation as DrawnBoxes
+from ...images.boxes.fitting import BoxTable, LabelledBox, absolute, box_of
+from ...images.boxes.formats import read_boxes, usable
+from ...images.boxes.joined import drawn_on
 from ...images.joining import spelled
 from ...remarks import counted, remark
 from ..engine.step import Regions

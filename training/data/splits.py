@@ -13,9 +13,9 @@ from pydantic import field_validator
 
 from ...errors import InputError
 from ...images import ImageRecord, Listing, Transform
+from ...images.geometry import DEFAULT_FIT
 from ...images.listing import quiet_listing
 from ...images.masks import MaskFolder
-from ...images.transform import DEFAULT_FIT
 from ...progress import Progress
 from ...remarks import Skipped, remark
 from ..recipes.tables import Table, plain
@@ -25,7 +25,7 @@ from .outlines import Outline, RegionSettings, boxes_from, outlines_of
 from .training_set import Cache, TrainingSet, say_left_out
 
 if TYPE_CHECKING:
-    from ...synthetic.scene_set import Blueprint
+    from ...synthetic.blueprint import Blueprint
 
 DATA_VARIABLE = "DISTCAM_DATA"  # the environment variable that says where `photographs` lie
 
@@ -209,7 +209,8 @@ def load_splits(
 def _drawn_splits(
     settings: DataSettings, scenes: ScenesSettings, transform: Transform, cache: Path, progress: Progress | None
 ) -> dict[str, TrainingSet]:
-    from ...synthetic.scene_set import SceneSet, blueprints, write_scenes
+    from ...synthetic.blueprint import blueprints
+    from ...synthetic.scene_set import SceneSet, write_scenes
 
     if "train" not in scenes.splits:
         raise InputError(f"[data.scenes.splits] needs a split 'train'; got {', '.join(scenes.splits) or 'none'}")
@@ -243,7 +244,7 @@ def _drawn_splits(
 
 
 def _backgrounds(part: ScenePart, classes: Sequence[Blueprint]) -> dict[str, tuple[str, ...]] | None:
-    from ...synthetic.scene_set import BACKGROUNDS
+    from ...synthetic.painter import BACKGROUNDS
 
     if part.backgrounds == "any":
         return None

@@ -10,7 +10,7 @@ from commands import distcam, fails
 from PIL import Image
 from segment_recipe import RECIPE
 
-from distcam.datasets.voc import VocFolder
+from distcam.datasets.masked_images import VocFolder
 from distcam.remarks import DistcamWarning
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from distcam.errors import InputError
 from distcam.images import Box, list_images, read_image
 from distcam.images.boxes.fitting import turned
-from distcam.images.boxes.joined import BoxedImages, boxed_images, read_boxes
+from distcam.images.boxes.formats import read_boxes
+from distcam.images.boxes.joined import BoxedImages, boxed_images
 from distcam.remarks import DistcamWarning
 from distcam.training.data.outlines import Outline, boxes_from, outlines_of
 

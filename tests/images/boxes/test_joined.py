@@ -12,7 +12,9 @@ from PIL import Image
 import distcam.images.boxes.fitting as box_fitting
 from distcam.errors import InputError
 from distcam.images import Box, list_images
-from distcam.images.boxes.joined import LabelledBox, boxed_images, read_boxes, read_synsets
+from distcam.images.boxes.fitting import LabelledBox
+from distcam.images.boxes.formats import read_boxes, read_synsets
+from distcam.images.boxes.joined import boxed_images
 from distcam.remarks import DistcamWarning
 
 XML = """<annotation><folder>val</folder><filename>{name}</filename>

@@ -17,13 +17,15 @@ from distcam.errors import ImageError, InputError
 from distcam.explain.places import project
 from distcam.explain.targets import distances
 from distcam.images import Box, Transform, list_images
-from distcam.images.boxes.joined import BoxedImage, BoxedImages, boxed_images, read_boxes
+from distcam.images.boxes.formats import read_boxes
+from distcam.images.boxes.joined import BoxedImage, BoxedImages, boxed_images
 from distcam.metrics.localisation import box_coverage
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import LocalisationTable, References, localise, read_classifier
 from distcam.retrieval.localisation.maps import parse_methods
 from distcam.retrieval.localisation.references import LinearClassifier, linear_probe
-from distcam.synthetic.scene_set import blueprints, write_scenes
+from distcam.synthetic.blueprint import blueprints
+from distcam.synthetic.scene_set import write_scenes
 
 METHODS = ("cam_probe", "dist", "log_ratio", "dot_centered", "hirescam")
 

@@ -26,7 +26,8 @@ from distcam.segmentation.pseudo_masks.affinity_net import (
     train_affinity,
 )
 from distcam.segmentation.pseudo_masks.make import pseudo_mask
-from distcam.synthetic.scene_set import blueprints, write_scenes
+from distcam.synthetic.blueprint import blueprints
+from distcam.synthetic.scene_set import write_scenes
 
 
 def matrix_of(affinity, offsets):

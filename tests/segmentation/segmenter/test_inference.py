@@ -22,7 +22,8 @@ from distcam.segmentation.segmenter.inference import (
     predicted_classes,
     score_images,
 )
-from distcam.synthetic.scene_set import blueprints, write_scenes
+from distcam.synthetic.blueprint import blueprints
+from distcam.synthetic.scene_set import write_scenes
 from distcam.training.losses.classifier import ClassifierTerm, save_classifier
 
 TRANSFORM = Transform((16, 32), fit="squash")

@@ -1,23 +1,25 @@
-"""Data sets whose file names say who is on an image: Market-1501, DukeMTMC-reID, VeRi-776, and CUHK03-NP.
+"""Re-identification benchmarks: Market-1501, DukeMTMC-reID, VeRi-776, CUHK03, MSMT17, VehicleID.
 
 Cameras are counted from 0, as evaluation codes do. Folders are read sorted: the order of a directory is no property of
-a data set. Nothing is ever downloaded; DukeMTMC-reID was withdrawn by its authors and only its format is read, for
-data that uses it.
+a data set. DukeMTMC-reID was withdrawn by its authors; its format is read for data that uses it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
 from ..images import IMAGE_SUFFIXES
+from ..images.joining import spelled
 from ..remarks import remark
-from .reid_records import FormatName, Protocol, ReidData, ReidImage, Role
+from .layouts import lines_of
+from .reid_records import FormatName, Identity, Protocol, ReidData, ReidImage, Role, tell_unusable, usable
 
 _NAME = re.compile(r"(-?\d+)_c(\d+)(?:s(\d+))?(?:_f?(\d+))?(?:_(\d+))?[^/]*")
 _ROLES: dict[FormatName, dict[str, Role]] = {
@@ -51,7 +53,7 @@ _CUHK03 = {
     "detected": {"train images": 7_365, "query images": 1_400, "gallery images": 5_332},
     "labeled": {"train images": 7_368, "query images": 1_400, "gallery images": 5_328},
 }
-_CUHK03_KEYS = ("filelist", "labels", "camId", "train_idx", "query_idx", "gallery_idx")
+_CUHK03_ROLES: tuple[Role, ...] = ("train", "query", "gallery")
 
 
 class FileName(NamedTuple):
@@ -97,8 +99,7 @@ def read_market(root: Path) -> ReidData:
     and CUHK03-NP comes in this layout too, as PNG; neither has junk or distractors.
     """
     images, ignored = _folders(root, _ROLES["market"])
-    duke = any(re.match(r"\d+_c\d+_f\d", Path(image.path).name) for image in images[:1])
-    if duke:
+    if images and re.match(r"\d+_c\d+_f\d", Path(images[0].path).name):
         return ReidData("duke", root, images, Protocol(), known=_DUKE, ignored=ignored)
     if images and images[0].path.lower().endswith(".png") and images[0].sequence is None:
         known = next((counts for name, counts in _CUHK03.items() if name in str(root.absolute()).lower()), {})
@@ -173,44 +174,138 @@ def read_cuhk03(root: Path, *, boxes: str = "detected") -> ReidData:
     """CUHK03 under the new protocol (767 / 700): `cuhk03_new_protocol_config_{detected,labeled}.mat` and the images.
 
     Images are those cut out of `cuhk-03.mat` under their names in the table (`1_001_1_01.png`), in `images_detected` or
-    `images_labeled`, or directly in the folder.
-
-    Args:
-        root: the folder with the tables.
-        boxes: `"detected"` (by a detector) or `"labeled"` (by hand); the two give different scores.
+    `images_labeled`, or directly in the folder. Boxes `"detected"` (by a detector) and `"labeled"` (by hand) give
+    different scores.
     """
     if boxes not in _CUHK03:
         raise InputError(f"CUHK03 has the boxes {', '.join(_CUHK03)}, got {boxes!r}")
     table = root / f"cuhk03_new_protocol_config_{boxes}.mat"
     if not table.is_file():
         raise InputError(f"{root}: expected {table.name}, the table of the new protocol")
-    names, labels, cameras, splits = _cuhk03_table(table)
-    folder = f"images_{boxes}/" if (root / f"images_{boxes}").is_dir() else ""
-    roles: tuple[tuple[Role, str], ...] = (("train", "train_idx"), ("query", "query_idx"), ("gallery", "gallery_idx"))
-    images = [
-        ReidImage(folder + names[i], int(labels[i]), int(cameras[i]) - 1, role)
-        for role, key in roles
-        for i in splits[key].tolist()
-    ]
-    note = f"{boxes} boxes, the 767/700 split"
-    return ReidData("cuhk03", root, tuple(images), Protocol(), known=_CUHK03[boxes], notes=(note,))
-
-
-def _cuhk03_table(table: Path) -> tuple[list[str], Any, Any, dict[str, Any]]:
-    """File names, identities, cameras, and the indices (from 0) of each split."""
     from scipy.io import loadmat
 
     try:
         values = loadmat(table)
         names = [str(np.ravel(name)[0]) for name in np.ravel(values["filelist"])]
         labels, cameras = (np.ravel(values[key]) for key in ("labels", "camId"))
-        splits = {key: np.ravel(values[key]).astype(np.intp) - 1 for key in _CUHK03_KEYS[3:]}
+        splits = {role: np.ravel(values[f"{role}_idx"]).astype(np.intp) - 1 for role in _CUHK03_ROLES}
     except Exception as error:  # a damaged table raises whatever it likes
-        raise InputError(f"{table}: expected a MATLAB table with {', '.join(_CUHK03_KEYS)}; {error!r}") from error
+        keys = ", ".join(("filelist", "labels", "camId", *(f"{role}_idx" for role in _CUHK03_ROLES)))
+        raise InputError(f"{table}: expected a MATLAB table with {keys}; {error!r}") from error
     n = len(names)
     if len(labels) != n or len(cameras) != n:
         raise InputError(f"{table}: expected {n} labels and cameras, one per file name")
     for indices in splits.values():
         if indices.size and not (indices.min() >= 0 and indices.max() < n):
             raise InputError(f"{table}: expected indices from 1 to {n}, got {indices.min() + 1} to {indices.max() + 1}")
-    return names, labels, cameras, splits
+    folder = f"images_{boxes}/" if (root / f"images_{boxes}").is_dir() else ""
+    images = [
+        ReidImage(folder + names[i], int(labels[i]), int(cameras[i]) - 1, role)
+        for role, indices in splits.items()
+        for i in indices.tolist()
+    ]
+    note = f"{boxes} boxes, the 767/700 split"
+    return ReidData("cuhk03", root, tuple(images), Protocol(), known=_CUHK03[boxes], notes=(note,))
+
+
+_MSMT17 = {"train images": 32_621, "train identities": 1_041, "query images": 11_659, "gallery images": 82_161}
+_MSMT17_FOLDERS = {"v1": ("train", "test"), "v2": ("mask_train_v2", "mask_test_v2")}
+_MSMT17_LISTS: dict[str, tuple[Role, int]] = {
+    "train": ("train", 0),
+    "val": ("train", 0),
+    "query": ("query", 1),
+    "gallery": ("gallery", 1),
+}
+_MSMT17_NAME = re.compile(r"(\d+)_(\d+)_(\d+)_(\d+)([a-z]+)?_.*")
+
+
+def _number(text: str, file: Path, line: int) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{file} line {line}: expected an identity as a number, got {text!r}") from None
+
+
+def read_msmt17(root: Path) -> ReidData:
+    """MSMT17, either version: `list_{train,val,query,gallery}.txt` beside `train`, `test` or their masked copies.
+
+    `list_train` and `list_val` both are training images, told apart by the column `list`. Identity 0 is a person here,
+    and train and test count their identities independently. A third field per line (the camera) is allowed.
+    """
+    version = "v2" if (root / _MSMT17_FOLDERS["v2"][0]).is_dir() else "v1"
+    images: list[ReidImage] = []
+    problems: list[str] = []
+    for name, (role, side) in _MSMT17_LISTS.items():
+        file = root / f"list_{name}.txt"
+        if not file.is_file():
+            if name == "val":
+                continue
+            raise InputError(
+                f"{root}: expected list_train.txt, list_query.txt and list_gallery.txt; {file.name} is missing"
+            )
+        folder = _MSMT17_FOLDERS[version][side]
+        images += usable(
+            lines_of(file),
+            lambda numbered: _msmt17_image(numbered, file, root / folder, role=role, listed=name),  # noqa: B023  (used at once)
+            problems,
+        )
+    tell_unusable(problems, images)
+    notes = (f"version {version[1]}", "train holds list_train and list_val; some codes train on list_train alone")
+    return ReidData("msmt17", root, tuple(images), Protocol(), known=_MSMT17, notes=notes, has_common_identities=False)
+
+
+def _msmt17_image(numbered: tuple[int, str], file: Path, folder: Path, *, role: Role, listed: str) -> ReidImage:
+    """`0001/0001_019_07_0303morning_0020_1.jpg`: the camera is the third field of the name."""
+    line, fields = numbered[0], numbered[1].split()
+    if len(fields) < 2:
+        raise InputError(f"{file} line {line}: expected a path and an identity, got {' '.join(fields)!r}")
+    path = spelled(folder, fields[0]).replace("\\", "/")
+    found = _MSMT17_NAME.fullmatch(PurePosixPath(path).name)
+    if found is None:
+        raise InputError(
+            f"{file} line {line}: expected a name such as 0001_019_07_0303morning_0020_1.jpg, got {path!r}"
+        )
+    identity, time = _number(fields[1], file, line), found[4] + (found[5] or "")
+    return ReidImage(f"{folder.name}/{path}", identity, int(found[3]) - 1, role, None, time, {"list": listed})
+
+
+def read_vehicleid(root: Path, *, test: str = "800", seed: int | None = 0) -> ReidData:
+    """VehicleID: `image/`, `train_test_split/train_list.txt` and `test_list_{800,1600,2400}.txt`; no cameras.
+
+    Its protocol draws one gallery image per identity at random and asks with all others, so a score depends on the
+    draw. `seed` fixes one. None draws nothing: every image asks and answers, and the single-gallery-shot CMC of the
+    evaluation is the exact mean over all draws.
+    """
+    lists = root / "train_test_split"
+    tested = lists / f"test_list_{test}.txt"
+    if not tested.is_file():
+        there = sorted(file.stem.removeprefix("test_list_") for file in lists.glob("test_list_*.txt"))
+        raise InputError(f"{lists}: expected {tested.name}; there are lists for {', '.join(there) or 'nothing'}")
+    problems: list[str] = []
+    images = [replace(image, role="train") for image in _vehicles(lists / "train_list.txt", problems)]
+    listed = _vehicles(tested, problems)
+    tell_unusable(problems, listed)
+    if seed is None:
+        images += listed
+        note = "no gallery drawn: read the single-gallery-shot CMC"
+    else:
+        generator = np.random.default_rng(seed)
+        places: dict[Identity, list[int]] = {}
+        for place, image in enumerate(listed):
+            places.setdefault(image.identity, []).append(place)
+        drawn = {int(generator.choice(found)) for found in places.values()}  # one place per identity
+        images += [replace(image, role="gallery" if i in drawn else "query") for i, image in enumerate(listed)]
+        note = f"one gallery image per identity drawn with seed {seed}; other draws give other scores"
+    return ReidData("vehicleid", root, tuple(images), Protocol(same_camera="keep"), notes=(f"test {test}", note))
+
+
+def _vehicles(file: Path, problems: list[str]) -> list[ReidImage]:
+    def read(numbered: tuple[int, str]) -> ReidImage:
+        line, fields = numbered[0], numbered[1].split()
+        if len(fields) != 2:
+            raise InputError(f"{file} line {line}: expected an image and an identity, got {' '.join(fields)!r}")
+        name = fields[0].replace("\\", "/").removeprefix("./").removeprefix("image/")
+        name = name if Path(name).suffix.lower() in IMAGE_SUFFIXES else f"{name}.jpg"
+        return ReidImage(f"image/{name}", _number(fields[1], file, line), None, "test")
+
+    return usable(lines_of(file) if file.is_file() else [], read, problems)

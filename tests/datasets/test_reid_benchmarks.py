@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from distcam.datasets.market1501 import parse_name
+from distcam.datasets.reid_benchmarks import parse_name
 from distcam.errors import InputError
 from distcam.reid import Protocol, ReidData, read_data
 from distcam.reid.policies import labels_of

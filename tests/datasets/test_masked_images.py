@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distcam.datasets.voc import VocFolder, overlay_mask, palette
+from distcam.datasets.masked_images import VocFolder, overlay_mask, palette
 from distcam.errors import InputError
 from distcam.segmentation.data import MaskedImages
 
