@@ -1,9 +1,9 @@
 """What hostile clients cost the others: `python benchmarks/soak.py [--minutes 10] [--images 100000]`.
 
 A server in a process of its own, on 127.0.0.1 alone, with its default limits and a gallery of that many images (most of
-them vectors without a picture). Honest clients, each with an address of its own (127.0.1.x), search, explain and look
+them vectors without an image). Honest clients, each with an address of its own (127.0.1.x), search, explain and look
 around with pauses, first by themselves, then beside hostile ones (127.0.2.x) that do everything known here, over and
-over: pictures that cost much to decode, filters that cost much to evaluate, heads and bodies that drip, end early, lie
+over: images that cost much to decode, filters that cost much to evaluate, heads and bodies that drip, end early, lie
 or never end, many connections, wrong types. Printed are the honest clients' latencies without and with them, what was
 refused, who had the processor (clients and server share one machine: what the clients take, the server lacks), and what
 is left in the server afterwards: threads, processes, descriptors, memory, work.
@@ -86,7 +86,7 @@ def parsed() -> argparse.Namespace:
 
 
 def gallery_of(arguments: argparse.Namespace, folder: Path) -> Path:
-    """Some pictures, and many more vectors."""
+    """Some images, and many more vectors."""
     from distcam.encoders import Encoder
     from distcam.images import Transform
     from distcam.index import Gallery
@@ -223,7 +223,7 @@ def left(process: subprocess.Popen[str], before: dict[str, int]) -> bool:
 # --- Honest clients ---------------------------------------------------------------------------------------------------
 
 
-def picture(kind: str = "JPEG", size: tuple[int, int] = (320, 240), seed: int = 0, **options: object) -> bytes:
+def image_file(kind: str = "JPEG", size: tuple[int, int] = (320, 240), seed: int = 0, **options: object) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (12, 16, 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(stream, kind, **options)
@@ -244,7 +244,7 @@ def honest(arguments: argparse.Namespace, port: int, seconds: float) -> Answers:
     """Status and seconds of each kind of request."""
     answers: Answers = defaultdict(list)
     lock, end = threading.Lock(), time.monotonic() + seconds
-    pictures = [form(picture(seed=seed)) for seed in range(20)]
+    uploads = [form(image_file(seed=seed)) for seed in range(20)]
 
     def requests(chance: random.Random) -> tuple[str, str, str, bytes | None, dict[str, str]]:
         image = chance.randrange(1, 90)
@@ -252,7 +252,7 @@ def honest(arguments: argparse.Namespace, port: int, seconds: float) -> Answers:
         return chance.choices(
             [
                 ("stored", "POST", "/api/v1/search/stored", stored, JSON),
-                ("upload", "POST", "/api/v1/search?k=10", chance.choice(pictures), FORM),
+                ("upload", "POST", "/api/v1/search?k=10", chance.choice(uploads), FORM),
                 ("explain", "POST", "/api/v1/explain", stored, JSON),
                 ("filter", "GET", f"/api/v1/images?limit=20&where=label%3D'class%20{image % 50}'", None, {}),
                 ("thumbnail", "GET", f"/api/v1/images/{image}/picture?side=320", None, {}),
@@ -322,7 +322,7 @@ def attacking(arguments: argparse.Namespace, port: int) -> subprocess.Popen[str]
     command += ["--only", arguments.only] if arguments.only else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    process.stdout.readline()  # its pictures are made
+    process.stdout.readline()  # its images are made
     return process
 
 
@@ -372,7 +372,7 @@ Way = Callable[[str, threading.Event], object]
 
 def ways_of(port: int) -> dict[str, Way]:
     """Everything that is known to have hurt a server, by name."""
-    bombs = {name: form(data) for name, data in bomb_pictures().items()}
+    bombs = {name: form(data) for name, data in bomb_files().items()}
     globs = " or ".join(f"path~'*{i}'" for i in range(200))[:1980].rpartition(" or ")[0]
 
     def ask(own: str, method: str, path: str, body: bytes | None = None, **headers: str) -> int:
@@ -487,9 +487,9 @@ def ways_of(port: int) -> dict[str, Way]:
     }
 
 
-def bomb_pictures() -> dict[str, bytes]:
+def bomb_files() -> dict[str, bytes]:
     """Files that cost a decoder far more than the wire."""
-    large = picture(size=(7900, 7900), progressive=True, quality=30)
+    large = image_file(size=(7900, 7900), progressive=True, quality=30)
     last, end = large.rindex(b"\xff\xda"), large.rindex(b"\xff\xd9")
     scan = large[last:end] if end - last < 2000 else b"\xff\xda\x00\x08\x01\x01\x01\x01\x00" + b"\x00" * 20
 
@@ -501,7 +501,7 @@ def bomb_pictures() -> dict[str, bytes]:
         rows = zlib.compress(bytes(min((1 + 3 * width) * height, 200_000_000)), 1)
         return b"\x89PNG\r\n\x1a\n" + head + b"".join(extra) + chunk(b"IDAT", rows) + chunk(b"IEND")
 
-    jpeg = picture()
+    jpeg = image_file()
     return {
         "12,000 scans": large[:end] + scan * 12_000 + large[end:],
         "many scans, but not too many": large[:end] + scan * 85 + large[end:],
@@ -510,8 +510,8 @@ def bomb_pictures() -> dict[str, bytes]:
         "100,000 chunks": png(64, 64, chunk(b"tEXt", b"a\0b") * 100_000),
         "a text of 64 MB": png(64, 64, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(64 << 20)))),
         "padding": jpeg[:2] + b"\xff" * 2_000_000 + jpeg[2:],
-        "half a picture": jpeg[: len(jpeg) // 2],
-        "no picture": b"<svg onload=alert(1)>",
+        "half an image": jpeg[: len(jpeg) // 2],
+        "no image": b"<svg onload=alert(1)>",
     }
 
 

@@ -49,26 +49,26 @@ def serve(
         ),
     ] = None,
     uploads: Annotated[
-        Path | None, typer.Option(help="Folder for pictures that are added. Default: `GALLERY.uploads` beside it.")
+        Path | None, typer.Option(help="Folder for images that are added. Default: `GALLERY.uploads` beside it.")
     ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A name that browsers call this server by; may be given several times.")
     ] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Images of one forward pass.")] = 16,
     window_ms: Annotated[
-        float, typer.Option(min=0, help="How long a batch waits for pictures that are on their way.")
+        float, typer.Option(min=0, help="How long a batch waits for images that are on their way.")
     ] = 3.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time; more are answered with 429.")] = 64,
     client_concurrency: Annotated[int, typer.Option(min=1, help="How many of them one client may have.")] = 32,
     rate: Annotated[float, typer.Option(min=0, help="Requests a second of one client; 0 sets no limit.")] = 100.0,
-    max_upload_mb: Annotated[float, typer.Option(min=0.001, max=100_000, help="Largest picture, in MiB.")] = 20.0,
+    max_upload_mb: Annotated[float, typer.Option(min=0.001, max=100_000, help="Largest image, in MiB.")] = 20.0,
     encoder: Annotated[
         Path | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")
     ] = None,
     root: Annotated[
         Path | None,
         typer.Option(
-            help="The folder that the gallery's pictures lie in; none outside it are shown. Default: the recorded one, "
+            help="The folder that the gallery's images lie in; none outside it are shown. Default: the recorded one, "
             "if you built the gallery on this machine; else none are shown."
         ),
     ] = None,
@@ -160,21 +160,21 @@ def _introduce(service: Service, url: str) -> None:
         note_unfinished_build()
     if isinstance(service.inference, UnknownInference):
         note(
-            "the gallery's encoder is not known: its own images and vectors can be searched for, but no picture can be "
+            "the gallery's encoder is not known: its own images and vectors can be searched for, but no image can be "
             "encoded or explained; --encoder CHECKPOINT names one"
         )
     say(f"{service.settings.gallery.name}: {images} image{'' if images == 1 else 's'} at {url}, until Ctrl-C")
 
 
 def _note_exposure(service: Service, host: str) -> None:
-    """Note pictures that are not shown, and a gallery that other machines can see."""
+    """Note images that are not shown, and a gallery that other machines can see."""
     with service.live.reading() as retriever:
         images, root = len(retriever.gallery), retriever.gallery.manifest.root
         is_shown = bool(getattr(retriever.gallery, "shown", ()))
     if images and not is_shown:
         note(
-            "no pictures are shown: this gallery does not come from you on this machine, and could name any file here "
-            f"as a picture; if its pictures lie where others may look, name that folder (--root {root})"
+            "no images are shown: this gallery does not come from you on this machine, and could name any file here "
+            f"as an image; if its images lie where others may look, name that folder (--root {root})"
         )
     if not _is_loopback(host):
         has_token = service.settings.read_token is not None

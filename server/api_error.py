@@ -54,7 +54,7 @@ def api_error_of(error: DistcamError) -> ApiError:
     if isinstance(error, DeadlineError):
         return ApiError(400, str(error), reason="work")
     if isinstance(error, ImageError):
-        return ApiError(404, f"the picture of this image is gone: {error.reason}", reason="gone")
+        return ApiError(404, f"the file of this image is gone: {error.reason}", reason="gone")
     if isinstance(error, UnknownEncoderError):
         return ApiError(409, str(error), reason="encoder")
     if isinstance(error, (GalleryError, FingerprintMismatchError, WeightsError, MissingExtraError)):

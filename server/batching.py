@@ -92,7 +92,7 @@ class Batcher(Generic[T, R]):
         if self._is_closing:
             raise ApiError(503, "the server is shutting down; ask again", reason="draining", retry_after=5)
         if len(self._waiting) >= self._capacity:
-            full = f"{len(self._waiting)} pictures wait to be encoded already; ask again"
+            full = f"{len(self._waiting)} images wait to be encoded already; ask again"
             raise ApiError(503, full, reason="queue", retry_after=1)
         waiting: _Waiting[T, R] = _Waiting(item, time.perf_counter(), asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)

@@ -72,7 +72,7 @@ class ReadWriteLock:
 
 
 class FencedGallery(Gallery):
-    """A gallery whose pictures are read only under the folders `shown`, links followed; others are as if gone.
+    """A gallery whose images are read only under the folders `shown`, links followed; others are as if gone.
 
     A gallery can name any file of this machine as one of its images, and the server would show it to its clients.
     """
@@ -105,7 +105,7 @@ class LiveGallery:
     cannot be used, because a file is damaged or another encoder built it anew, is refused until it can be used again.
 
     Args:
-        settings: the gallery, and the folders whose pictures are shown.
+        settings: the gallery, and the folders whose images are shown.
         encoder: the one that built it.
         inference: encodes for all readers.
         on_change: called with the number of images and the generation.
@@ -201,7 +201,7 @@ class LiveGallery:
             path = stored_path(image.file, Path(writer.manifest.root))
             snapshot = open_snapshot(self.folder, writer.manifest)
             if (row := snapshot.places_by_path([path]).get(path)) is not None:
-                known = f"the gallery has this picture already, as image {snapshot.ids[row]}"
+                known = f"the gallery has this image already, as image {snapshot.ids[row]}"
                 raise ApiError(409, known, reason="known")
             new = writer.manifest.next_id
 
@@ -213,7 +213,7 @@ class LiveGallery:
             report = ingest_offers(writer, [Offer(image.file, path, image.label, image.columns)], stream)
             if not report.added:
                 reason = report.skipped[0].reason if report.skipped else "the gallery did not take it"
-                raise ApiError(400, f"the picture cannot be added: {reason}", reason="features")
+                raise ApiError(400, f"the image cannot be added: {reason}", reason="features")
             finish(writer, report)
         return new
 

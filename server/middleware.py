@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 _access = logging.getLogger("distcam.access")
 
 API = "/api/v1/"
-FORM_BYTES = 64 << 10  # what a form adds to a picture: boundaries, headers, columns
+FORM_BYTES = 64 << 10  # what a form adds to an image: boundaries, headers, columns
 JSON_BYTES = 1 << 20
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",

@@ -63,7 +63,7 @@ class QueryCache:
         with self._lock:
             self._evict()
             if token not in self._queries:
-                raise ApiError(410, "this query is not kept any more; send the picture again", reason="token")
+                raise ApiError(410, "this query is not kept any more; send the image again", reason="token")
             query = self._queries[token]
             query.used = self._clock()
             self._queries.move_to_end(token)

@@ -39,7 +39,7 @@ _LAST_S = 3.0  # that threads may still take when the server ends
 
 @dataclass(frozen=True)
 class EncodedUpload:
-    """An uploaded picture: (width, height) upright, seconds for decoding and waiting for a decoder, its encoding."""
+    """An uploaded image: (width, height) upright, seconds for decoding and waiting for a decoder, its encoding."""
 
     size: tuple[int, int]
     decode_s: float

@@ -82,7 +82,7 @@ async def image(service: Serving, id: Id) -> Response:
     "/images/{id}/picture",
     response_class=Response,
     responses={200: {"content": {"image/jpeg": {}}}, 304: {"description": "Not changed"}, **schemas.refusals(404)},
-    summary="An image's picture",
+    summary="An image's thumbnail",
 )
 async def picture(
     service: Serving,
@@ -115,19 +115,19 @@ def _etag_of(file: FilePath, *, side: int) -> str:
 
 
 def _thumbnail(file: FilePath, *, side: int) -> bytes:
-    """A gallery picture as JPEG without metadata, upright, its longer side at most `side` pixels."""
+    """A gallery image as JPEG without metadata, upright, its longer side at most `side` pixels."""
     try:
-        picture = read_image(file)
+        image = read_image(file)
     except ImageError as error:
         raise _gone() from error
-    picture.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=88)
+    image.save(stream, "JPEG", quality=88)
     return stream.getvalue()
 
 
 def _gone() -> ApiError:
-    return ApiError(404, "the picture of this image is gone", reason="gone")
+    return ApiError(404, "the file of this image is gone", reason="gone")
 
 
 def _counts(retriever: Retriever, prefix: str) -> list[schemas.LabelCount]:

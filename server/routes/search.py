@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from ...images import Box
 from ...retrieval import Retriever
 from ...retrieval.ranking import BareVector
-from ...retrieval.ranking import Query as PictureQuery
+from ...retrieval.ranking import Query as ImageQuery
 from .. import schemas
 from ..answers import explanation_answer, search_answer, shown_path, upright_size
 from ..api_error import ApiError
@@ -34,7 +34,7 @@ async def service_of(request: Request) -> Service:
 
 
 Serving = Annotated[Service, Depends(service_of)]
-PICTURE_FORM: dict[str, Any] = {  # lets generated clients send what is accepted
+IMAGE_FORM: dict[str, Any] = {  # lets generated clients send what is accepted
     "requestBody": {
         "content": {"multipart/form-data": {"encoding": {"image": {"contentType": ", ".join(UPLOAD_TYPES)}}}}
     }
@@ -50,8 +50,8 @@ def json_answer(answer: BaseModel, status: int = 200) -> Response:
     "/search",
     response_model=schemas.SearchAnswer,
     responses=schemas.refusals(409, 415),
-    openapi_extra=PICTURE_FORM,
-    summary="The images nearest to a picture that is sent",
+    openapi_extra=IMAGE_FORM,
+    summary="The images nearest to an image that is sent",
 )
 async def search(
     request: Request,
@@ -69,7 +69,7 @@ async def search(
     upload = await unless_gone(request, service.encode(data))
 
     def answer(retriever: Retriever) -> Response:
-        query = PictureQuery("the picture", None, upload.done.result, known_size=upload.size)
+        query = ImageQuery("the image", None, upload.done.result, known_size=upload.size)
         ranking = _Ranking(retriever, query, asked, box=edges or None)
         return ranking.answer(start, upload=upload, token=service.queries.put(upload.done.result, upload.size))
 
@@ -99,11 +99,11 @@ async def search_stored(service: Serving, asked: schemas.StoredRequest) -> Respo
     summary="The images nearest to an embedding",
 )
 async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Response:
-    """Rank without a picture, so that nothing can be explained."""
+    """Rank without an image, so that nothing can be explained."""
     start = time.perf_counter()
 
     def answer(retriever: Retriever) -> Response:
-        query = PictureQuery("a vector", None, BareVector(torch.tensor([asked.vector], dtype=torch.float32)))
+        query = ImageQuery("a vector", None, BareVector(torch.tensor([asked.vector], dtype=torch.float32)))
         return _Ranking(retriever, query, asked).answer(start)
 
     return await service.read(answer, step="search")
@@ -113,7 +113,7 @@ async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Respo
     "/explain",
     response_model=schemas.ExplanationAnswer,
     responses=schemas.refusals(404, 409, 410),
-    summary="Where in the pictures a similarity lies",
+    summary="Where in the images a similarity lies",
 )
 async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
     """Dist-CAM maps of a query and its matches, raw: they are coloured and enlarged by whoever shows them."""
@@ -123,7 +123,7 @@ async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
 
     def answer(retriever: Retriever) -> Response:
         if cached is not None:
-            query = PictureQuery("the picture", None, cached.encoding, known_size=cached.size)
+            query = ImageQuery("the image", None, cached.encoding, known_size=cached.size)
         else:
             assert asked.id is not None
             query = _stored(retriever, asked.id)
@@ -145,7 +145,7 @@ class _Ranking:
     def __init__(
         self,
         retriever: Retriever,
-        query: PictureQuery,
+        query: ImageQuery,
         asked: Any,
         *,
         box: Sequence[float] | None = None,
@@ -175,7 +175,7 @@ class _Ranking:
         return json_answer(search_answer(self.matches, said, timings))
 
 
-def _stored(retriever: Retriever, image: int) -> PictureQuery:
+def _stored(retriever: Retriever, image: int) -> ImageQuery:
     """An image of the gallery as a query."""
     require_image(retriever, image)
     return retriever.stored(image, known_size=upright_size(retriever.gallery.file(image)))

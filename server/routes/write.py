@@ -20,7 +20,7 @@ from ..answers import image_answer
 from ..api_error import ApiError
 from ..live_gallery import NewImage
 from ..uploads import upload_suffix
-from .search import PICTURE_FORM, Serving, json_answer, unless_gone
+from .search import IMAGE_FORM, Serving, json_answer, unless_gone
 
 # No control characters, line ends, or what makes later text run backwards.
 _UNPRINTABLE = "\\x00-\\x1f\\x7f-\\x9f\u2028-\u202e\u2066-\u2069"
@@ -63,7 +63,7 @@ router = APIRouter(prefix="/api/v1", route_class=WritingRoute, dependencies=[Dep
     response_model=schemas.ImageAnswer,
     status_code=201,
     responses=schemas.refusals(401, 403, 409, 415),
-    openapi_extra=PICTURE_FORM,
+    openapi_extra=IMAGE_FORM,
     summary="Add an image",
 )
 async def add(
@@ -73,7 +73,7 @@ async def add(
     columns: Annotated[str, Form(max_length=20_000, description='A JSON object of strings: `{"camera": "3"}`.')] = "{}",
     label: Annotated[Label | None, Query()] = None,
 ) -> Response:
-    """The picture is kept as it was sent, under a name made of its contents; 409 if the gallery has it already."""
+    """The image is kept as it was sent, under a name made of its contents; 409 if the gallery has it already."""
     said = _columns(columns)
     data = await image.read()
     suffix = upload_suffix(data)

@@ -151,7 +151,7 @@ def test_a_full_queue_and_a_closed_one_refuse_with_503_and_a_time():
         await asyncio.sleep(0.05)  # that one is at work
         tasks += [asyncio.ensure_future(batcher.submit(i)) for i in range(2)]
         await asyncio.sleep(0)
-        with pytest.raises(ApiError, match="2 pictures wait") as full:
+        with pytest.raises(ApiError, match="2 images wait") as full:
             await batcher.submit(9)
         closing = asyncio.ensure_future(batcher.close())
         await asyncio.sleep(0)
@@ -180,7 +180,7 @@ def test_kept_queries_are_bounded_in_bytes_and_the_least_recently_used_leave():
     c = kept.put(encoding(), (3, 3))
     assert kept.get(a).size == (1, 1)
     assert kept.get(c).size == (3, 3)
-    with pytest.raises(ApiError, match="send the picture again") as refused:
+    with pytest.raises(ApiError, match="send the image again") as refused:
         kept.get(b)
     assert refused.value.status == 410
     assert kept.nbytes == 2 * one

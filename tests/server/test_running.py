@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 import httpx
 import pytest
 from commands import distcam, fails
-from serving import picture_bytes, running, upload
+from serving import image_bytes, running, upload
 
 from distcam.server import Settings, create_app
 from distcam.server.running import bound_socket, server_of, url_of
@@ -39,7 +39,7 @@ def ask_until_it_ends(url, end, *, size):
         with httpx.Client(base_url=url, timeout=30) as client:
             for seed in range(1000):
                 try:
-                    answers.append(client.post("/api/v1/search", files=upload(picture_bytes(size, seed=seed))))
+                    answers.append(client.post("/api/v1/search", files=upload(image_bytes(size, seed=seed))))
                 except httpx.TransportError:  # the connection was closed between two requests
                     return
                 if answers[-1].status_code != 200:
@@ -189,7 +189,7 @@ def test_a_refused_body_without_end_is_cut(small_gallery):
 
 def test_many_clients_at_once_share_forward_passes(small_gallery):
     with running(small_gallery.folder, concurrency=64) as url, httpx.Client(base_url=url, timeout=30) as client:
-        pictures = [picture_bytes((40 + seed, 50), seed=seed) for seed in range(12)]
+        pictures = [image_bytes((40 + seed, 50), seed=seed) for seed in range(12)]
         alone = [client.post("/api/v1/search", files=upload(data)).json()["matches"] for data in pictures]
         together: list = [None] * len(pictures)
 
