@@ -39,8 +39,10 @@ import numpy as np
 from machine import describe_machine
 from PIL import Image
 
+from distcam.server import Settings
+
 BOUNDARY = "distcam-soak"
-KEPT_MIB = 256  # queries that can still be explained
+SPARE_MIB = 50  # beside the queries that can still be explained
 
 
 def main() -> int:
@@ -216,7 +218,7 @@ def left(process: subprocess.Popen[str], before: dict[str, int]) -> bool:
     orphans = [child for child in children if Path(f"/proc/{child}").exists()]
     print(f"processes left: {len(orphans)}")
     within = after["descriptors"] <= before["descriptors"] + 10 and after["threads"] <= before["threads"] + 10
-    within &= after["MiB"] <= before["MiB"] + KEPT_MIB + 50
+    within &= after["MiB"] <= before["MiB"] + (Settings.kept_bytes >> 20) + SPARE_MIB
     return status == 0 and not orphans and worked < 0.5 and within
 
 

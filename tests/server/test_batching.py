@@ -21,7 +21,7 @@ from distcam.server.api_error import ApiError
 from distcam.server.batching import Batcher
 from distcam.server.live_gallery import ReadWriteLock
 from distcam.server.middleware import RateLimit
-from distcam.server.query_cache import QueryCache
+from distcam.server.query_cache import CachedQuery, QueryCache
 
 
 def run(test, work, **options):
@@ -172,7 +172,7 @@ def encoding(channels=4, batch=1):
 
 
 def test_kept_queries_are_bounded_in_bytes_and_the_least_recently_used_leave():
-    one = 4 * (16 + 4 + 4)  # float32: map, pooled, embedding
+    one = CachedQuery(encoding(), (1, 1), 0.0).nbytes
     kept = QueryCache(max_bytes=2 * one, max_age_s=100)
     a, b = kept.put(encoding(), (1, 1)), kept.put(encoding(), (2, 2))
     assert kept.nbytes == 2 * one
@@ -186,6 +186,24 @@ def test_kept_queries_are_bounded_in_bytes_and_the_least_recently_used_leave():
     assert kept.nbytes == 2 * one
     with pytest.raises(ApiError):
         kept.get(kept.put(encoding(channels=100), (4, 4)))  # larger than all that may be kept
+
+
+@pytest.mark.parametrize("how", ["alone", "of a batch", "expanded", "one tensor twice", "halves", "turned"])
+def test_kept_queries_count_all_memory_that_their_tensors_hold(how):
+    made = {
+        "alone": encoding(),
+        "of a batch": encoding(batch=8)[3],
+        "expanded": Encoding(torch.ones(1).expand(1, 4, 2, 2), torch.ones(1).expand(1, 4), torch.ones(1, 4)),
+        "one tensor twice": Encoding(torch.ones(1, 4, 2, 2), *[torch.ones(1, 4)] * 2),
+        "halves": Encoding(torch.ones(1, 4, 2, 2).half(), torch.ones(1, 4).half(), torch.ones(1, 4).half()),
+        "turned": Encoding(torch.ones(1, 2, 2, 4).permute(0, 3, 1, 2), torch.ones(1, 8)[:, ::2], torch.ones(1, 4)),
+    }[how]
+    kept = QueryCache(max_bytes=1 << 20, max_age_s=100)
+    held = kept.get(kept.put(made, (1, 1))).encoding
+    storages = [part.untyped_storage() for part in (held.feature_map, held.pooled, held.embedding)]
+    assert kept.nbytes >= sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    whole = CachedQuery(encoding(batch=8)[3], (1, 1), 0.0)  # not copied, it would hold its whole batch
+    assert whole.nbytes >= encoding(batch=8).feature_map.nbytes
 
 
 def test_kept_queries_grow_old():
