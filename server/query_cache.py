@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from ..encoders import Encoding
 from .api_error import ApiError
 
-
 _OBJECT_BYTES = 2048  # of one query's tensors and Python objects, beside the numbers: measured, 1.75 KB
 
 
