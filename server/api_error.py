@@ -18,13 +18,9 @@ from ..errors import (
 
 
 class ApiError(DistcamError):
-    """A request that is answered with an error.
+    """A request that is answered with a status, one sentence, and perhaps the seconds after which to ask again.
 
-    Attributes:
-        status: of HTTP.
-        detail: one sentence for the client.
-        reason: a word for the metrics.
-        retry_after: seconds after which asking again makes sense; None if it never does.
+    `reason` is a word for the metrics.
     """
 
     def __init__(self, status: int, detail: str, *, reason: str, retry_after: int | None = None) -> None:
@@ -44,10 +40,9 @@ class ApiError(DistcamError):
 
 
 def api_error_of(error: DistcamError) -> ApiError:
-    """Status and sentence for an error of the library.
+    """Status and sentence: of a wrong request 400, of a gallery that cannot be used at the moment 503.
 
-    A wrong request is 400, a gallery that cannot be used at the moment 503. Uploads are judged where they are decoded,
-    so an `ImageError` is about an image of the gallery.
+    Uploads are judged where they are decoded, so an `ImageError` is about an image of the gallery.
     """
     if isinstance(error, ApiError):
         return error
@@ -57,8 +52,7 @@ def api_error_of(error: DistcamError) -> ApiError:
         return ApiError(404, f"the file of this image is gone: {error.reason}", reason="gone")
     if isinstance(error, UnknownEncoderError):
         return ApiError(409, str(error), reason="encoder")
-    if isinstance(error, (GalleryError, FingerprintMismatchError, WeightsError, MissingExtraError)):
-        return ApiError(503, str(error), reason="gallery", retry_after=10)
-    if isinstance(error, InputError):
+    is_ours = isinstance(error, (GalleryError, FingerprintMismatchError, WeightsError, MissingExtraError))
+    if isinstance(error, InputError) and not is_ours:
         return ApiError(400, str(error), reason="input")
     return ApiError(503, str(error), reason="gallery", retry_after=10)

@@ -103,15 +103,7 @@ class LiveGallery:
     Each reader first looks at the manifest's time. When it has changed, the next reader waits for those at work and
     refreshes the gallery: an answer never shows an image that was removed before its request came. A gallery that
     cannot be used, because a file is damaged or another encoder built it anew, is refused until it can be used again.
-
-    Args:
-        settings: the gallery, and the folders whose images are shown.
-        encoder: the one that built it.
-        inference: encodes for all readers.
-        on_change: called with the number of images and the generation.
-
-    Raises:
-        DistcamError: it cannot be used right now.
+    `on_change` is called with the number of images and the generation.
     """
 
     def __init__(

@@ -21,8 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import client_key, require_access
 from .api_error import ApiError
-from .fair_slots import asking_client
-from .metrics import Metrics
+from .queues import asking_client
+from .service import Metrics
 from .settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -46,11 +46,7 @@ _MOST_CLIENTS = 10_000
 
 
 class RateLimit:
-    """Token buckets by client; each holds up to twice what comes in a second.
-
-    Args:
-        rate: requests a second; 0 sets no limit.
-        clock: seconds; tests put their own in its place.
+    """Token buckets by client; each holds up to twice what comes in a second, and a rate of 0 sets no limit.
 
     >>> now = 0.0
     >>> limit = RateLimit(1, clock=lambda: now)
@@ -79,30 +75,12 @@ class RateLimit:
 
 @dataclass
 class Traffic:
-    """Requests at work, and open connections.
+    """Requests of the API at work and open connections, by client."""
 
-    Attributes:
-        is_draining: the server is about to end: new requests are refused, those at work are finished.
-        at_work: requests of the API that are being answered, by client.
-        connections: open ones, by client.
-        log_requests: write a line of JSON to the log for every request.
-    """
-
-    is_draining: bool = False
+    is_draining: bool = False  # about to end: new requests are refused, those at work are finished
     at_work: Counter[str] = field(default_factory=Counter)
     connections: Counter[str] = field(default_factory=Counter)
     log_requests: bool = False
-
-    @contextmanager
-    def of(self, client: str) -> Iterator[None]:
-        """Count a request of a client while it is being answered."""
-        self.at_work[client] += 1
-        try:
-            yield
-        finally:
-            self.at_work[client] -= 1
-            if not self.at_work[client]:
-                del self.at_work[client]
 
 
 class Middleware:
@@ -126,7 +104,9 @@ class Middleware:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         start, headers = time.perf_counter(), Headers(scope=scope)
-        exchange = _Exchange(scope, headers, receive, send, limit=self._limit(headers), traffic=self._traffic)
+        is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        limit = self._settings.max_upload_bytes + FORM_BYTES if is_form else JSON_BYTES
+        exchange = _Exchange(scope, headers, receive, send, limit=limit, traffic=self._traffic)
         try:
             require_access(scope, headers, self._settings)
             if (length := headers.get("content-length", "0")).isdecimal() and int(length[:20]) > exchange.limit:
@@ -183,30 +163,25 @@ class Middleware:
             raise ApiError(429, f"{total} requests are at work already", reason="concurrency", retry_after=1)
         if own >= settings.client_concurrency:
             raise ApiError(429, f"{own} of your requests are at work already", reason="concurrency", retry_after=1)
-        with traffic.of(client):
+        traffic.at_work[client] += 1
+        try:
             yield
-
-    def _limit(self, headers: Headers) -> int:
-        """Bytes that a body may have."""
-        is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
-        return self._settings.max_upload_bytes + FORM_BYTES if is_form else JSON_BYTES
+        finally:
+            traffic.at_work[client] -= 1
+            if not traffic.at_work[client]:
+                del traffic.at_work[client]
 
 
 class _Exchange:
-    """One request and its answer, on their way through: bytes are counted, headers added.
-
-    Attributes:
-        status: of the answer, 0 before it begins.
-        must_close: hang up afterwards.
-    """
+    """One request and its answer, on their way through: bytes are counted, headers added."""
 
     def __init__(
         self, scope: Scope, headers: Headers, receive: Receive, send: Send, *, limit: int, traffic: Traffic
     ) -> None:
         self.scope = scope
         self.limit = limit
-        self.status = 0
-        self.must_close = False
+        self.status = 0  # until the answer begins
+        self.must_close = False  # hang up afterwards
         self._receive = receive
         self._send = send
         self._traffic = traffic

@@ -32,13 +32,7 @@ class CachedQuery:
 
 
 class QueryCache:
-    """Queries by unguessable tokens, bounded in bytes and in age; the least recently used leave first. Thread-safe.
-
-    Args:
-        max_bytes: of all encodings together; a single one that is larger is not kept.
-        max_age_s: since a query was last used.
-        clock: seconds; tests put their own in its place.
-    """
+    """Queries by unguessable tokens, bounded in bytes and in age; the least recently used leave first. Thread-safe."""
 
     def __init__(self, *, max_bytes: int, max_age_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_bytes = max_bytes

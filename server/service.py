@@ -1,4 +1,4 @@
-"""The gallery in service: the queue to the network, remembered queries, threads, and metrics."""
+"""The gallery in service: the queue to the network, remembered queries, threads, and metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from torch import Tensor
 
 from ..deadlines import finish_by
@@ -20,11 +21,9 @@ from ..encoders import Encoder, Encoding, Inference
 from ..index import Gallery
 from ..retrieval import Retriever
 from ..retrieval.retriever import UnknownInference
-from .batching import Batcher, Done
-from .fair_slots import FairSlots, Ledger
 from .live_gallery import LiveGallery
-from .metrics import Metrics
 from .query_cache import QueryCache
+from .queues import Batcher, Done, FairSlots, Ledger
 from .settings import Settings
 from .uploads import Decoders
 
@@ -35,6 +34,47 @@ _DECODERS = max(2, min(8, os.cpu_count() or 2))  # processes
 _SEARCHERS, _THUMBNAILERS = 4, 2  # threads
 _LOOK_S = 0.25  # that `/health` waits for a look at the gallery
 _LAST_S = 3.0  # that threads may still take when the server ends
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """Counters and histograms of one server; nothing of them is global."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("distcam_requests", "Requests answered.", ["route", "status"], registry=registry)
+        self.latency = Histogram(
+            "distcam_request_seconds", "From request to answer.", ["route"], buckets=_SECONDS, registry=registry
+        )
+        self.refused = Counter("distcam_refused", "Requests refused, by reason.", ["reason"], registry=registry)
+        self.batches = Histogram("distcam_batch_images", "Images of a batch.", buckets=_SIZES, registry=registry)
+        self.steps = Histogram(
+            "distcam_step_seconds", "Parts of the work.", ["step"], buckets=_SECONDS, registry=registry
+        )
+        self.queue = Gauge("distcam_queue_images", "Images that wait to be encoded.", registry=registry)
+        self.images = Gauge("distcam_gallery_images", "Images in the gallery.", registry=registry)
+        self.generation = Gauge("distcam_gallery_generation", "Generation of the gallery.", registry=registry)
+        self.kept = Gauge("distcam_kept_bytes", "Memory of the queries that can be explained.", registry=registry)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        self.requests.labels(route, str(status)).inc()
+        self.latency.labels(route).observe(seconds)
+
+    def batch_done(self, size: int, seconds: float) -> None:
+        """Count a forward pass."""
+        self.batches.observe(size)
+        self.steps.labels("encode").observe(seconds)
+
+    def gallery_changed(self, images: int, generation: int) -> None:
+        """Set the gallery's size and generation."""
+        self.images.set(images)
+        self.generation.set(generation)
+
+    def text(self) -> bytes:
+        """All of them, in Prometheus's format."""
+        return generate_latest(self.registry)
 
 
 @dataclass(frozen=True)
@@ -81,7 +121,10 @@ class _Threads:
     """Threads for one kind of work, whose clients take turns."""
 
     def __init__(self, count: int, name: str, ledger: Ledger) -> None:
-        self.pool = ThreadPoolExecutor(count, f"distcam-{name}", initializer=_one_thread_each)
+        import faiss
+
+        # One query is searched fastest by one thread, and several are searched side by side anyway.
+        self.pool = ThreadPoolExecutor(count, f"distcam-{name}", initializer=faiss.omp_set_num_threads, initargs=(1,))
         self.slots = FairSlots(count, ledger)
 
     async def run(self, work: Callable[[], T], *, seconds: float) -> T:
@@ -133,10 +176,11 @@ class Service:
             window_s=settings.window_ms / 1000,
             capacity=settings.queue,
             on_batch=self.metrics.batch_done,
-            initialise=self._prepare_thread,
+            initialise=lambda: None if settings.threads is None else torch.set_num_threads(settings.threads),
         )
         self._queued.connect(self._batcher.submit)
-        self.metrics.watch(lambda: len(self._batcher), lambda: self.queries.nbytes)
+        self.metrics.queue.set_function(lambda: len(self._batcher))
+        self.metrics.kept.set_function(lambda: self.queries.nbytes)
 
     async def stop(self) -> None:
         """Finish what waits, and let go of everything; a thread that does not end by then is left behind.
@@ -199,10 +243,6 @@ class Service:
         """Do some other work in a thread."""
         return await self._searchers.run(work, seconds=self.settings.work_limit_s)
 
-    def _prepare_thread(self) -> None:
-        if self.settings.threads is not None:
-            torch.set_num_threads(self.settings.threads)
-
 
 def _encoder_for(settings: Settings) -> tuple[Encoder, Inference | UnknownInference]:
     """The gallery's encoder, if it keeps one or one is given, in the precision it was used with."""
@@ -215,10 +255,3 @@ def _encoder_for(settings: Settings) -> tuple[Encoder, Inference | UnknownInfere
         gallery.check_encoder(encoder)
     precision = entry.precision or "auto"
     return encoder, Inference(encoder, device=settings.device, precision=precision, batch_size=settings.max_batch)
-
-
-def _one_thread_each() -> None:
-    """One query is searched fastest by one thread, and several are searched side by side anyway."""
-    import faiss
-
-    faiss.omp_set_num_threads(1)

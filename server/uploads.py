@@ -24,7 +24,7 @@ from ..images import image_size
 from ..images.decoder import ANSWER, DONE, MEMORY, REQUEST, TOO_LARGE
 from ..images.fitting import Fitting
 from .api_error import ApiError
-from .fair_slots import FairSlots, Ledger
+from .queues import FairSlots, Ledger
 
 UPLOAD_TYPES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 # With the parent's path, so that the same distcam is found however this process came to it.
@@ -58,13 +58,7 @@ class Decoders:
 
     Images that take long have a process of their own, of the lowest priority, so that they delay nothing else.
     Clients take turns. When a request is given up, by its client or its time limit, the process that works for it is
-    ended.
-
-    Args:
-        count: processes for ordinary images.
-        seconds: of the processor, for one image.
-        max_pixels: largest image.
-        ledger: where the work of each client is counted.
+    ended. `count` are the processes for ordinary images, `seconds` of the processor an image may take.
     """
 
     def __init__(self, count: int, *, seconds: float, max_pixels: int, ledger: Ledger) -> None:

@@ -20,7 +20,7 @@ from serving import image_bytes, running, served
 
 from distcam.images import Transform, read_image
 from distcam.server.api_error import ApiError
-from distcam.server.fair_slots import FairSlots, Ledger, asking_client
+from distcam.server.queues import FairSlots, Ledger, asking_client
 from distcam.server.uploads import Decoders
 
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from distcam.encoders import Encoding
 from distcam.server.api_error import ApiError
-from distcam.server.batching import Batcher
 from distcam.server.live_gallery import ReadWriteLock
 from distcam.server.middleware import RateLimit
 from distcam.server.query_cache import CachedQuery, QueryCache
+from distcam.server.queues import Batcher
 
 
 def run(test, work, **options):
