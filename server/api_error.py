@@ -5,16 +5,7 @@ from __future__ import annotations
 from starlette.responses import JSONResponse
 
 from ..deadlines import DeadlineError
-from ..errors import (
-    DistcamError,
-    FingerprintMismatchError,
-    GalleryError,
-    ImageError,
-    InputError,
-    MissingExtraError,
-    UnknownEncoderError,
-    WeightsError,
-)
+from ..errors import DistcamError, ImageError, InputError, UnknownEncoderError
 
 
 class ApiError(DistcamError):
@@ -52,7 +43,6 @@ def api_error_of(error: DistcamError) -> ApiError:
         return ApiError(404, f"the file of this image is gone: {error.reason}", reason="gone")
     if isinstance(error, UnknownEncoderError):
         return ApiError(409, str(error), reason="encoder")
-    is_ours = isinstance(error, (GalleryError, FingerprintMismatchError, WeightsError, MissingExtraError))
-    if isinstance(error, InputError) and not is_ours:
+    if isinstance(error, InputError):
         return ApiError(400, str(error), reason="input")
     return ApiError(503, str(error), reason="gallery", retry_after=10)

@@ -82,6 +82,17 @@ class Traffic:
     connections: Counter[str] = field(default_factory=Counter)
     log_requests: bool = False
 
+    @contextmanager
+    def of(self, client: str) -> Iterator[None]:
+        """Count a request of a client while it is being answered."""
+        self.at_work[client] += 1
+        try:
+            yield
+        finally:
+            self.at_work[client] -= 1
+            if not self.at_work[client]:
+                del self.at_work[client]
+
 
 class Middleware:
     """The middleware around the whole application."""
@@ -163,13 +174,8 @@ class Middleware:
             raise ApiError(429, f"{total} requests are at work already", reason="concurrency", retry_after=1)
         if own >= settings.client_concurrency:
             raise ApiError(429, f"{own} of your requests are at work already", reason="concurrency", retry_after=1)
-        traffic.at_work[client] += 1
-        try:
+        with traffic.of(client):
             yield
-        finally:
-            traffic.at_work[client] -= 1
-            if not traffic.at_work[client]:
-                del traffic.at_work[client]
 
 
 class _Exchange:

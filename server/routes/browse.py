@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from pathlib import Path as FilePath
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Response
@@ -95,39 +94,22 @@ async def picture(
     def answer(retriever: Retriever) -> Response:
         require_image(retriever, id)
         file = retriever.gallery.file(id)
-        etag = _etag_of(file, side=side)
-        headers = {"Cache-Control": "private, no-cache", "ETag": etag}
-        if if_none_match == etag:
-            return Response(status_code=304, headers=headers)
-        return Response(_thumbnail(file, side=side), headers=headers, media_type="image/jpeg")
+        try:
+            status = file.stat()
+            state = f"{file}\0{status.st_mtime_ns}\0{status.st_size}\0{side}"
+            etag = f'"{hashlib.sha256(state.encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
+            headers = {"Cache-Control": "private, no-cache", "ETag": etag}
+            if if_none_match == etag:
+                return Response(status_code=304, headers=headers)
+            image = read_image(file)
+        except (OSError, ImageError) as error:
+            raise ApiError(404, "the file of this image is gone", reason="gone") from error
+        image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=88)
+        return Response(stream.getvalue(), headers=headers, media_type="image/jpeg")
 
     return await service.read(answer, step="thumbnail")
-
-
-def _etag_of(file: FilePath, *, side: int) -> str:
-    """Changes when a thumbnail would."""
-    try:
-        status = file.stat()
-    except OSError as error:
-        raise _gone() from error
-    state = f"{file}\0{status.st_mtime_ns}\0{status.st_size}\0{side}"
-    return f'"{hashlib.sha256(state.encode("utf-8", "surrogateescape")).hexdigest()[:32]}"'
-
-
-def _thumbnail(file: FilePath, *, side: int) -> bytes:
-    """A gallery image as JPEG without metadata, upright, its longer side at most `side` pixels."""
-    try:
-        image = read_image(file)
-    except ImageError as error:
-        raise _gone() from error
-    image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=88)
-    return stream.getvalue()
-
-
-def _gone() -> ApiError:
-    return ApiError(404, "the file of this image is gone", reason="gone")
 
 
 def _counts(retriever: Retriever, prefix: str) -> list[schemas.LabelCount]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -61,8 +61,7 @@ async def search(
 ) -> Response:
     """Rank the images, nearest first; for a while, the token of the answer lets `/explain` say why."""
     start = time.perf_counter()
-    edges = [edge for edge in (asked.left, asked.top, asked.right, asked.bottom) if edge is not None]
-    if edges and len(edges) < 4:
+    if 0 < len(asked.edges) < 4:
         raise ApiError(422, "a region needs all of left, top, right and bottom", reason="input")
     data = await image.read()
     upload_suffix(data)
@@ -70,7 +69,7 @@ async def search(
 
     def answer(retriever: Retriever) -> Response:
         query = ImageQuery("the image", None, upload.done.result, known_size=upload.size)
-        ranking = _Ranking(retriever, query, asked, box=edges or None)
+        ranking = _Ranking(retriever, query, asked)
         return ranking.answer(start, upload=upload, token=service.queries.put(upload.done.result, upload.size))
 
     return await service.read(answer, step="search")
@@ -87,7 +86,7 @@ async def search_stored(service: Serving, asked: schemas.StoredRequest) -> Respo
     start = time.perf_counter()
 
     def answer(retriever: Retriever) -> Response:
-        return _Ranking(retriever, _stored(retriever, asked.id), asked, box=asked.box, stored=asked.id).answer(start)
+        return _Ranking(retriever, _stored(retriever, asked.id), asked).answer(start)
 
     return await service.read(answer, step="search")
 
@@ -127,40 +126,28 @@ async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
         else:
             assert asked.id is not None
             query = _stored(retriever, asked.id)
-        explanation = _Ranking(retriever, query, asked, box=asked.box, stored=asked.id).matches.explain(
-            against=asked.against,
-            versus=asked.versus,
-            weighting=asked.weighting,
-            space=asked.space,
-            tau=asked.tau,
-        )
+        options = asked.model_dump(include={"against", "versus", "weighting", "space", "tau"})
+        explanation = _Ranking(retriever, query, asked).matches.explain(**options)
         return json_answer(explanation_answer(explanation, both_sides=asked.both_sides))
 
     return await service.read(answer, step="explain")
 
 
 class _Ranking:
-    """The ranking that a request asks for; of `stored`, the id of an image of the gallery, if the query is one."""
+    """The ranking that a request asks for; each kind of them has some of the options."""
 
-    def __init__(
-        self,
-        retriever: Retriever,
-        query: ImageQuery,
-        asked: Any,
-        *,
-        box: Sequence[float] | None = None,
-        stored: int | None = None,
-    ) -> None:
+    def __init__(self, retriever: Retriever, query: ImageQuery, asked: Any) -> None:
         self._start = time.perf_counter()
-        self._box = None if box is None else Box(*box)
-        self._stored = stored
+        box = getattr(asked, "box", None) or getattr(asked, "edges", None)
+        self._box = Box(*box) if box else None
+        self._stored: int | None = getattr(asked, "id", None)
         (self.matches,) = retriever.rank(
             [query if self._box is None else retriever.focused(query, self._box)],
             k=asked.k,
             where=asked.where,
             reject=getattr(asked, "reject", False),
             max_distance=getattr(asked, "max_distance", None),
-            without=None if getattr(asked, "include_self", False) else stored,
+            without=None if getattr(asked, "include_self", False) else self._stored,
         )
 
     def answer(self, start: float, *, upload: EncodedUpload | None = None, token: str | None = None) -> Response:

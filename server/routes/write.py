@@ -38,21 +38,15 @@ class WritingRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def authorised(request: Request) -> Response:
-            require_token(request)
+            token = request.app.state.service.settings.token
+            if token is None:
+                raise ApiError(403, "this server only reads; start it with --writable", reason="read-only")
+            if not has_bearer(request.headers, token):
+                wanted = "this needs the header `Authorization: Bearer TOKEN` with the server's token"
+                raise ApiError(401, wanted, reason="token")
             return await handle(request)
 
         return authorised
-
-
-def require_token(request: Request) -> None:
-    """Compared in constant time."""
-    token = request.app.state.service.settings.token
-    if token is None:
-        raise ApiError(403, "this server only reads; start it with --writable", reason="read-only")
-    if not has_bearer(request.headers, token):
-        raise ApiError(
-            401, "this needs the header `Authorization: Bearer TOKEN` with the server's token", reason="token"
-        )
 
 
 router = APIRouter(prefix="/api/v1", route_class=WritingRoute, dependencies=[Depends(HTTPBearer(auto_error=False))])
@@ -123,9 +117,8 @@ def _columns(text: str) -> dict[str, str]:
     try:
         columns = _COLUMNS.validate_python(json.loads(text))
     except (ValueError, RecursionError, ValidationError) as error:
-        raise ApiError(
-            422, 'columns: expected a JSON object of short printable strings, such as {"camera": "3"}', reason="input"
-        ) from error
+        wanted = 'columns: expected a JSON object of short printable strings, such as {"camera": "3"}'
+        raise ApiError(422, wanted, reason="input") from error
     if len(columns) > _MOST_COLUMNS or columns.keys() & {"path", "label"}:
         raise ApiError(422, f"columns: at most {_MOST_COLUMNS}, and none of them called path or label", reason="input")
     return columns
