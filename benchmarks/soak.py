@@ -32,7 +32,6 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +57,12 @@ def main() -> int:
             honest(arguments, port, 5.0)  # warm
             before = state_of(process.pid)
             attackers = attacking(arguments, port)
-            work = [Work.until_now(process.pid, attackers.pid)]
+            work = [work_until_now(process.pid, attackers.pid)]
             alone = honest(arguments, port, 60 * arguments.minutes * 0.3)
-            work.append(Work.until_now(process.pid, attackers.pid))
+            work.append(work_until_now(process.pid, attackers.pid))
             attackers.send_signal(signal.SIGUSR1)
             beside = honest(arguments, port, 60 * arguments.minutes * 0.7)
-            work.append(Work.until_now(process.pid, attackers.pid))
+            work.append(work_until_now(process.pid, attackers.pid))
             hostile = ended(attackers)
             good = report(alone, beside, hostile)
             report_work(*work)
@@ -160,41 +159,28 @@ def processor_s(pid: int, *, with_children: bool = True) -> float:
     return total / TICKS_A_SECOND
 
 
-@dataclass(frozen=True)
-class Work:
-    """Seconds of the processor until some moment, by who had them; all on one machine, which they share."""
-
-    clock: float
-    server: float
-    decoders: float
-    honest: float
-    hostile: float
-    all: float
-
-    @classmethod
-    def until_now(cls, server: int, attackers: int) -> Work:
-        own = processor_s(server, with_children=False)
-        user, nice, system, _idle, _io, *others = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
-        return cls(
-            clock=time.monotonic(),
-            server=own,
-            decoders=processor_s(server) - own,
-            honest=time.process_time(),
-            hostile=processor_s(attackers),
-            all=(user + nice + system + sum(others)) / TICKS_A_SECOND,
-        )
+def work_until_now(server: int, attackers: int) -> dict[str, float]:
+    """Seconds of the processor until now, by who had them, of the clock and of the whole machine, which they share."""
+    own = processor_s(server, with_children=False)
+    user, nice, system, _idle, _io, *others = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    return {
+        "server": own,
+        "its decoders": processor_s(server) - own,
+        "honest clients": time.process_time(),
+        "hostile clients": processor_s(attackers),
+        "clock": time.monotonic(),
+        "all": (user + nice + system + sum(others)) / TICKS_A_SECOND,
+    }
 
 
-def report_work(start: Work, middle: Work, end: Work) -> None:
+def report_work(*work: dict[str, float]) -> None:
     """Print who had the cores: clients take what the server then lacks, and would not on machines of their own."""
-    names = ["server", "decoders", "honest", "hostile"]
-    print(f"\n| of {os.cpu_count()} cores | server | its decoders | honest clients | hostile clients | others |")
+    print(f"\n| of {os.cpu_count()} cores | {' | '.join(list(work[0])[:4])} | others |")
     print("|---|---:|---:|---:|---:|---:|")
-    for name, before, after in (("alone", start, middle), ("beside", middle, end)):
-        cores = {each: getattr(after, each) - getattr(before, each) for each in names}
-        cores["others"] = after.all - before.all - sum(cores.values())
-        shares = [f"{seconds / (after.clock - before.clock):.2f}" for seconds in cores.values()]
-        print(f"| {name} | {' | '.join(shares)} |")
+    for name, before, after in zip(("alone", "beside"), work[:-1], work[1:], strict=True):
+        *shares, clock, everything = (after[each] - before[each] for each in before)
+        shares.append(everything - sum(shares))
+        print(f"| {name} | {' | '.join(f'{seconds / clock:.2f}' for seconds in shares)} |")
 
 
 def left(process: subprocess.Popen[str], before: dict[str, int]) -> bool:

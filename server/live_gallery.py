@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from ..encoders import Encoder, Encoding
 from ..errors import DistcamError, FingerprintMismatchError, GalleryError
@@ -18,11 +17,11 @@ from ..index.backends import open_snapshot, opened_for_writing
 from ..index.building.build import finish, to_vectors
 from ..index.building.creating import is_root_of_this_user
 from ..index.building.ingest import Encoded, Offer, ingest_offers, read_offer
-from ..index.storage.manifest import MANIFEST_NAME, Manifest
+from ..index.storage.manifest import MANIFEST_NAME
 from ..index.storage.segments import stored_path
 from ..retrieval import Retriever
 from ..retrieval.ranking import Encodes
-from .api_error import ApiError
+from .refusals import ApiError
 from .settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -87,14 +86,6 @@ class FencedGallery(Gallery):
         except (OSError, ValueError):  # a name that no disk takes
             return _NOWHERE
         return file if any(real.startswith(os.path.join(folder, "")) for folder in self.shown) else _NOWHERE  # noqa: PTH118
-
-
-class NewImage(NamedTuple):
-    """A file to be added, its label and its columns."""
-
-    file: Path
-    label: str | None
-    columns: Mapping[str, str]
 
 
 class LiveGallery:
@@ -183,14 +174,14 @@ class LiveGallery:
                 _log.warning("%s", error)
         gallery.close()
 
-    def add(self, image: NewImage, encoding: Encoding) -> int:
+    def add(self, file: Path, encoding: Encoding, *, label: str | None, columns: Mapping[str, str]) -> int:
         """Add an image, given by its file and its encoding; its id. Durable when the call returns."""
         with opened_for_writing(self.folder) as writer:
             if (built_with := writer.manifest.encoder).fingerprint != self._encoder.fingerprint:
                 raise FingerprintMismatchError(
                     f"the gallery was built anew with {built_with.short_name}; start the server again"
                 )
-            path = stored_path(image.file, Path(writer.manifest.root))
+            path = stored_path(file, Path(writer.manifest.root))
             snapshot = open_snapshot(self.folder, writer.manifest)
             if (row := snapshot.places_by_path([path]).get(path)) is not None:
                 known = f"the gallery has this image already, as image {snapshot.ids[row]}"
@@ -202,7 +193,7 @@ class LiveGallery:
                     read_offer(offer)
                     yield Encoded([offer], to_vectors(encoding, writer.manifest.spec), [])
 
-            report = ingest_offers(writer, [Offer(image.file, path, image.label, image.columns)], stream)
+            report = ingest_offers(writer, [Offer(file, path, label, columns)], stream)
             if not report.added:
                 reason = report.skipped[0].reason if report.skipped else "the gallery did not take it"
                 raise ApiError(400, f"the image cannot be added: {reason}", reason="features")
@@ -240,7 +231,9 @@ class LiveGallery:
         if retriever is not None:
             before = retriever.gallery.manifest
             retriever.gallery.refresh()
-            if _identity(before) != _identity(retriever.gallery.manifest):
+            now = retriever.gallery.manifest  # an id means the same image as long as these are the same
+            is_same = before.gallery_id == now.gallery_id and before.root == now.root
+            if not is_same or before.encoder.fingerprint != now.encoder.fingerprint:
                 self.close()
                 retriever = None
         if retriever is None:
@@ -258,8 +251,3 @@ class LiveGallery:
         if not gallery.snapshot.is_remote:
             gallery.records(gallery.ids[:1])  # reads all columns
         return retriever
-
-
-def _identity(manifest: Manifest) -> tuple[str, str, str]:
-    """The same as long as an id of the gallery means the same image."""
-    return manifest.gallery_id, manifest.root, manifest.encoder.fingerprint

@@ -19,9 +19,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .access import client_key, require_access
-from .api_error import ApiError
 from .queues import asking_client
+from .refusals import ApiError, client_key, require_access
 from .service import Metrics
 from .settings import Settings
 
@@ -149,7 +148,8 @@ class Middleware:
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         """Count the request, and log it if asked to; never what was searched for, nor a token."""
         route = route_of(scope)
-        self._metrics.answered(route, status, seconds)
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.latency.labels(route).observe(seconds)
         if self._traffic.log_requests:
             client = (scope.get("client") or ("unknown",))[0]
             line = {"client": client, "method": scope["method"], "route": route, "status": status}

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from .api_error import ApiError
+from .refusals import ApiError
 
 asking_client: ContextVar[str] = ContextVar("distcam_client", default="")  # set for each request by the middleware
 

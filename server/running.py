@@ -13,7 +13,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import h11
 import uvicorn
@@ -21,7 +20,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import InputError
-from .access import client_key
+from .refusals import client_key
 
 _GRACE_S = 30  # for requests at work when the server is told to end
 _PATIENCE_S = 30.0  # with connections that ask for nothing
@@ -72,9 +71,8 @@ class _Connection(H11Protocol):
 class _Server(uvicorn.Server):
     """Refuses new requests from the moment it is told to end; those at work are finished. Gives free memory back."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._app = app
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -88,7 +86,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._app.state.traffic.is_draining = True
+        self.config.app.state.traffic.is_draining = True  # type: ignore[union-attr]
         super().handle_exit(sig, frame)
 
 
@@ -123,19 +121,20 @@ def url_of(bound: socket.socket) -> str:
 
 def server_of(app: FastAPI, *, on_ready: Callable[[], None] = lambda: None) -> uvicorn.Server:
     """The server that `run` runs; its `should_exit` ends it."""
-    options: dict[str, Any] = {
-        "log_level": "error",  # warnings are about what clients do
-        "access_log": False,
-        "server_header": False,
-        "proxy_headers": False,  # a client could name any address as its own
-        "http": _Connection,
-        "limit_concurrency": _CONNECTIONS,
-        "timeout_keep_alive": 10,
-        "timeout_graceful_shutdown": _GRACE_S,
-        "ws": "none",
-        "lifespan": "on",
-    }
-    return _Server(uvicorn.Config(app, **options), app, on_ready)
+    config = uvicorn.Config(
+        app,
+        log_level="error",  # warnings are about what clients do
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # a client could name any address as its own
+        http=_Connection,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=_GRACE_S,
+        ws="none",
+        lifespan="on",
+    )
+    return _Server(config, on_ready)
 
 
 def run(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from torch import Tensor
 
 from ..deadlines import finish_by
@@ -22,8 +25,8 @@ from ..index import Gallery
 from ..retrieval import Retriever
 from ..retrieval.retriever import UnknownInference
 from .live_gallery import LiveGallery
-from .query_cache import QueryCache
 from .queues import Batcher, Done, FairSlots, Ledger
+from .refusals import ApiError
 from .settings import Settings
 from .uploads import Decoders
 
@@ -34,6 +37,7 @@ _DECODERS = max(2, min(8, os.cpu_count() or 2))  # processes
 _SEARCHERS, _THUMBNAILERS = 4, 2  # threads
 _LOOK_S = 0.25  # that `/health` waits for a look at the gallery
 _LAST_S = 3.0  # that threads may still take when the server ends
+_OBJECT_BYTES = 2048  # of one kept query's tensors and Python objects, beside the numbers: measured, 1.75 KB
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -57,11 +61,6 @@ class Metrics:
         self.generation = Gauge("distcam_gallery_generation", "Generation of the gallery.", registry=registry)
         self.kept = Gauge("distcam_kept_bytes", "Memory of the queries that can be explained.", registry=registry)
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
-        """Count a request."""
-        self.requests.labels(route, str(status)).inc()
-        self.latency.labels(route).observe(seconds)
-
     def batch_done(self, size: int, seconds: float) -> None:
         """Count a forward pass."""
         self.batches.observe(size)
@@ -72,9 +71,67 @@ class Metrics:
         self.images.set(images)
         self.generation.set(generation)
 
-    def text(self) -> bytes:
-        """All of them, in Prometheus's format."""
-        return generate_latest(self.registry)
+
+@dataclass
+class CachedQuery:
+    """The encoding of an uploaded query (a batch of one), its width and height upright, and when it was last used."""
+
+    encoding: Encoding
+    size: tuple[int, int]
+    used: float
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that goes with the query, in bytes: whole storages, however little of one its tensors show."""
+        parts = (self.encoding.feature_map, self.encoding.pooled, self.encoding.embedding)
+        storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
+        return sum(storages.values()) + _OBJECT_BYTES
+
+
+class QueryCache:
+    """Queries by unguessable tokens, bounded in bytes and in age; the least recently used leave first. Thread-safe."""
+
+    def __init__(self, *, max_bytes: int, max_age_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._queries: OrderedDict[str, CachedQuery] = OrderedDict()
+        self._lock = threading.Lock()
+        self.nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._queries)
+
+    def put(self, encoding: Encoding, size: tuple[int, int]) -> str:
+        """Remember a query; its token. It is copied, so that the rest of its batch is let go."""
+        parts = (encoding.feature_map, encoding.pooled, encoding.embedding)
+        query = CachedQuery(Encoding(*(part.clone() for part in parts)), size, self._clock())
+        token = secrets.token_urlsafe(18)
+        with self._lock:
+            self._queries[token] = query
+            self.nbytes += query.nbytes
+            self._evict()
+        return token
+
+    def get(self, token: str) -> CachedQuery:
+        """The query of a token."""
+        with self._lock:
+            self._evict()
+            if token not in self._queries:
+                raise ApiError(410, "this query is not kept any more; send the image again", reason="token")
+            query = self._queries[token]
+            query.used = self._clock()
+            self._queries.move_to_end(token)
+            return query
+
+    def _evict(self) -> None:
+        oldest = self._clock() - self._max_age_s
+        while self._queries:
+            token, query = next(iter(self._queries.items()))
+            if self.nbytes <= self._max_bytes and query.used >= oldest:
+                return
+            del self._queries[token]
+            self.nbytes -= query.nbytes
 
 
 @dataclass(frozen=True)
@@ -94,8 +151,6 @@ class QueuedInference:
         self._inference = inference
         self.encoder = inference.encoder
         self.device = inference.device
-        self._encode: Callable[[Tensor], Awaitable[Done[Encoding]]] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def connect(self, encode: Callable[[Tensor], Awaitable[Done[Encoding]]]) -> None:
         """Use the queue of the running event loop."""
@@ -103,17 +158,14 @@ class QueuedInference:
 
     def encode_images(self, images: Sequence[Any]) -> Encoding:
         """Wait in a thread until the images are encoded; one request never fills the queue with all of its images."""
-        encode, loop = self._encode, self._loop
-        assert encode is not None
-        assert loop is not None
 
         async def all_of(pixels: Sequence[Tensor]) -> list[Done[Encoding]]:
-            return await asyncio.gather(*map(encode, pixels))
+            return await asyncio.gather(*map(self._encode, pixels))
 
         done: list[Done[Encoding]] = []
         for start in range(0, len(images), self._at_once):
             pixels = [self._inference.read(image) for image in images[start : start + self._at_once]]
-            done += asyncio.run_coroutine_threadsafe(all_of(pixels), loop).result()
+            done += asyncio.run_coroutine_threadsafe(all_of(pixels), self._loop).result()
         return Encoding.cat([one.result for one in done])
 
 

@@ -23,8 +23,8 @@ from ..errors import ImageError
 from ..images import image_size
 from ..images.decoder import ANSWER, DONE, MEMORY, REQUEST, TOO_LARGE
 from ..images.fitting import Fitting
-from .api_error import ApiError
 from .queues import FairSlots, Ledger
+from .refusals import ApiError
 
 UPLOAD_TYPES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 # With the parent's path, so that the same distcam is found however this process came to it.
@@ -156,7 +156,12 @@ class _Process:
                 with self._lock:
                     if self._process is process:
                         self._process = None
-                raise _death(_let_go(process)) from None
+                if (status := _let_go(process)) > 0:
+                    broken = "the server cannot decode images; its log says why"
+                    raise ApiError(503, broken, reason="failure", retry_after=60) from None
+                if status in (-signal.SIGKILL, -getattr(signal, "SIGXCPU", signal.SIGKILL)):
+                    raise _too_long() from None
+                raise ApiError(415, "not a usable image: its decoder failed", reason="damaged") from None
         if outcome == DONE:
             pixels = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
             return (width, height), pixels.view(3, fitting.height, fitting.width)
@@ -207,15 +212,6 @@ def _let_go(process: subprocess.Popen[bytes]) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
-
-
-def _death(status: int) -> ApiError:
-    """The error of a process that ended without an answer."""
-    if status > 0:
-        return ApiError(503, "the server cannot decode images; its log says why", reason="failure", retry_after=60)
-    if status in (-signal.SIGKILL, -getattr(signal, "SIGXCPU", signal.SIGKILL)):
-        return _too_long()
-    return ApiError(415, "not a usable image: its decoder failed", reason="damaged")
 
 
 def _exactly(source: IO[bytes], length: int) -> bytes:

@@ -18,7 +18,7 @@ from ...retrieval.ranking import BareVector
 from ...retrieval.ranking import Query as ImageQuery
 from .. import schemas
 from ..answers import explanation_answer, search_answer, shown_path, upright_size
-from ..api_error import ApiError
+from ..refusals import ApiError
 from ..service import EncodedUpload, Service
 from ..uploads import UPLOAD_TYPES, upload_suffix
 

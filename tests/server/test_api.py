@@ -17,8 +17,8 @@ from distcam.encoders import Encoder
 from distcam.images import Box, Transform, image_size, read_image
 from distcam.index import Gallery
 from distcam.retrieval import Retriever
-from distcam.server.access import is_own_name
 from distcam.server.answers import WEIGHTING_HELP, image_answer, shown_path, upright_size
+from distcam.server.refusals import is_own_name
 from distcam.server.routes.search import explain as explain_route
 from distcam.server.schemas import WeightingName
 

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distcam.encoders import Encoding
-from distcam.server.api_error import ApiError
 from distcam.server.live_gallery import ReadWriteLock
 from distcam.server.middleware import RateLimit
-from distcam.server.query_cache import CachedQuery, QueryCache
 from distcam.server.queues import Batcher
+from distcam.server.refusals import ApiError
+from distcam.server.service import CachedQuery, QueryCache
 
 
 def run(test, work, **options):
@@ -288,7 +288,7 @@ def test_readers_share_and_a_writer_is_alone_and_not_starved():
 
 
 def test_the_doctests_are_right():
-    for name in ("answers", "access", "middleware"):
+    for name in ("answers", "refusals", "middleware"):
         module = importlib.import_module(f"distcam.server.{name}")
         result = doctest.testmod(module)
         assert (result.failed, result.attempted > 0) == (0, True)

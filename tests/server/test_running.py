@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from commands import distcam, fails
 from serving import image_bytes, running, upload
 
 from distcam.server import Settings, create_app
-from distcam.server.running import bound_socket, server_of, url_of
+from distcam.server.running import bound_socket, glibc, server_of, url_of
 
 
 def started(gallery, *options, environment=()):
@@ -240,6 +241,23 @@ def test_a_missing_extra_names_the_command_that_installs_it(small_gallery, monke
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert "pip install 'distcam[serve]'" in fails(monkeypatch, capsys, "serve", small_gallery.folder, "--port", 0)
+
+
+def test_free_memory_is_given_back_while_the_server_runs(small_gallery, monkeypatch):
+    was_asked = threading.Event()
+    library = SimpleNamespace(malloc_trim=lambda spare: was_asked.set() if spare == 0 else None)
+    monkeypatch.setattr("distcam.server.running.glibc", lambda: library)
+    monkeypatch.setattr("distcam.server.running._TICKS", 1)
+    with running(small_gallery.folder):
+        assert was_asked.wait(10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there the C library may be GNU's")
+def test_the_c_library_is_asked_only_where_it_is_gnus(monkeypatch):
+    library = glibc()
+    assert library is None or library.malloc_trim(0) in (0, 1)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert glibc() is None
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "[::1]")])

@@ -19,8 +19,8 @@ from costly_images import with_scans
 from serving import image_bytes, running, served
 
 from distcam.images import Transform, read_image
-from distcam.server.api_error import ApiError
 from distcam.server.queues import FairSlots, Ledger, asking_client
+from distcam.server.refusals import ApiError
 from distcam.server.uploads import Decoders
 
 
@@ -265,8 +265,8 @@ from distcam.server import service
 service._LAST_S = 0.3
 import distcam.server.running as running
 running._GRACE_S = 1
-import distcam.server.routes.browse as browsing
-browsing._counts = lambda *_: threading.Event().wait()  # GET /labels never ends
+import distcam.server.routes.gallery as showing
+showing._counts = lambda *_: threading.Event().wait()  # GET /labels never ends
 from distcam.cli.app import app
 sys.argv = ["distcam", "serve", sys.argv[1], "--port", "0", "--threads", "1"]
 app()
