@@ -121,7 +121,7 @@ class Middleware:
             require_access(scope, headers, self._settings)
             if (length := headers.get("content-length", "0")).isdecimal() and int(length[:20]) > exchange.limit:
                 raise ApiError(413, _too_large(exchange.limit), reason="bytes")
-            with self._admitted(scope), exchange.head_as_get():
+            with self._admitted(scope):
                 async with asyncio.timeout(self._settings.time_limit_s):
                     await self._app(scope, exchange.receive, exchange.send)
         except Exception as raised:
@@ -130,7 +130,7 @@ class Middleware:
                 self._metrics.refused.labels(error.reason).inc()
                 await error.response()(scope, receive, exchange.send)
         finally:
-            self._note(scope, exchange.status or 500, time.perf_counter() - start)
+            self._note(exchange, time.perf_counter() - start)
 
     def _error_of(self, error: Exception, exchange: _Exchange) -> ApiError | None:
         """The answer to an error; None where another answer has begun, which uvicorn then cuts off."""
@@ -145,14 +145,15 @@ class Middleware:
             raise error
         return ApiError(500, "the server failed; its log says how", reason="failure")
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+    def _note(self, exchange: _Exchange, seconds: float) -> None:
         """Count the request, and log it if asked to; never what was searched for, nor a token."""
+        scope, status = exchange.scope, exchange.status or 500
         route = route_of(scope)
         self._metrics.requests.labels(route, str(status)).inc()
         self._metrics.latency.labels(route).observe(seconds)
         if self._traffic.log_requests:
             client = (scope.get("client") or ("unknown",))[0]
-            line = {"client": client, "method": scope["method"], "route": route, "status": status}
+            line = {"client": client, "method": exchange.method, "route": route, "status": status}
             _access.info(json.dumps(line | {"ms": round(1000 * seconds, 1)}))
 
     @contextmanager
@@ -193,18 +194,9 @@ class _Exchange:
         self._traffic = traffic
         self._received = 0
         self._is_endless = "transfer-encoding" in headers  # until its end has come
-        self._is_head = scope["method"] == "HEAD"
-
-    @contextmanager
-    def head_as_get(self) -> Iterator[None]:
-        """Let the routes of GET answer HEAD."""
-        if self._is_head:
-            self.scope["method"] = "GET"
-        try:
-            yield
-        finally:
-            if self._is_head:
-                self.scope["method"] = "HEAD"
+        self.method = scope["method"]
+        if self.method == "HEAD":  # is answered by the routes of GET
+            scope["method"] = "GET"
 
     async def receive(self) -> Message:
         """The next part of the body, up to the limit."""
@@ -226,7 +218,7 @@ class _Exchange:
             is_unread = self._is_endless or self.status in _CLOSING  # the rest is not waited for
             if self._traffic.is_draining or is_unread or self.must_close:
                 headers["Connection"] = "close"
-        elif self._is_head:
+        elif self.method == "HEAD":
             message = {**message, "body": b""}
         await self._send(message)
 

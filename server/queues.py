@@ -116,15 +116,10 @@ class Batcher(Generic[T, R]):
                 await self._next_news()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._window_s):
-                        while self._is_worth_waiting:
+                        while 0 < len(self._waiting) < self._max_batch and self._on_their_way and not self._is_closing:
                             await self._next_news()
             if batch := [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]:
                 await self._process(batch)
-
-    @property
-    def _is_worth_waiting(self) -> bool:
-        """True while more images are on their way, and the batch has room for them."""
-        return 0 < len(self._waiting) < self._max_batch and self._on_their_way > 0 and not self._is_closing
 
     async def _next_news(self) -> None:
         self._news.clear()
@@ -231,8 +226,14 @@ class FairSlots:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        while self._free and (best := self._next_client()) is not None:
-            client, is_heavy = best
+        while self._free:
+            spent = {client: self._ledger.of(client) for client in self._waiting if self._held[client] < self._most}
+            if self._heavy >= self._most:
+                spent = {client: seconds for client, seconds in spent.items() if seconds <= _HEAVY_S}
+            if not spent:
+                return
+            client = min(spent, key=spent.__getitem__)
+            is_heavy = spent[client] > _HEAVY_S
             turns = self._waiting[client]
             turn = turns.popleft()
             self._waiting.move_to_end(client)
@@ -243,13 +244,3 @@ class FairSlots:
                 self._heavy += is_heavy
                 self._held[client] += 1
                 turn.set_result(Slot(client, is_heavy, self._ledger.clock()))
-
-    def _next_client(self) -> tuple[str, bool] | None:
-        """The waiting client with the least recent work among those who may have a slot; and whether it is heavy."""
-        best: tuple[float, str] | None = None
-        for client in self._waiting:
-            spent = self._ledger.of(client)
-            may_have = self._held[client] < self._most and (spent <= _HEAVY_S or self._heavy < self._most)
-            if may_have and (best is None or spent < best[0]):
-                best = spent, client
-        return None if best is None else (best[1], best[0] > _HEAVY_S)
