@@ -101,8 +101,7 @@ class LiveGallery:
         self, settings: Settings, encoder: Encoder, inference: Encodes, *, on_change: Callable[[int, int], None]
     ) -> None:
         self.folder = settings.gallery
-        self._root = settings.root
-        self._uploads = settings.uploads_folder if settings.is_writable else None
+        self._settings = settings
         self._known = (0, 0)
         self._encoder = encoder
         self._inference = inference
@@ -237,14 +236,15 @@ class LiveGallery:
                 self.close()
                 retriever = None
         if retriever is None:
-            fenced = FencedGallery.open(self.folder, root=self._root)
+            settings = self._settings
+            fenced = FencedGallery.open(self.folder, root=settings.root)
             if (theirs := fenced.manifest.encoder).fingerprint != self._encoder.fingerprint:
                 other = f"the gallery was built anew with {theirs.short_name}, this server encodes with "
                 other += f"{self._encoder.short_name}; start the server again"
                 raise ApiError(503, other, reason="encoder", retry_after=60)
-            is_named = self._root is not None or is_root_of_this_user(fenced.manifest)
-            roots = (fenced.root if is_named else None, self._uploads)
-            fenced.shown = tuple(folder.resolve() for folder in roots if folder is not None)
+            is_named = settings.root is not None or is_root_of_this_user(fenced.manifest)
+            shown = ([fenced.root] if is_named else []) + ([settings.uploads_folder] if settings.is_writable else [])
+            fenced.shown = tuple(folder.resolve() for folder in shown)
             retriever = Retriever(fenced, self._encoder, inference=self._inference)
         gallery = retriever.gallery
         _ = gallery.searcher, gallery.prototypes

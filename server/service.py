@@ -99,9 +99,6 @@ class QueryCache:
         self._lock = threading.Lock()
         self.nbytes = 0
 
-    def __len__(self) -> int:
-        return len(self._queries)
-
     def put(self, encoding: Encoding, size: tuple[int, int]) -> str:
         """Remember a query; its token. It is copied, so that the rest of its batch is let go."""
         parts = (encoding.feature_map, encoding.pooled, encoding.embedding)
