@@ -1,9 +1,9 @@
 """What hostile clients cost the others: `python benchmarks/soak.py [--minutes 10] [--images 100000]`.
 
 A server in a process of its own, on 127.0.0.1 alone, with its default limits and a gallery of that many images (most of
-them vectors without a picture). Honest clients, each with an address of its own (127.0.1.x), search, explain and look
+them vectors without an image). Honest clients, each with an address of its own (127.0.1.x), search, explain and look
 around with pauses, first by themselves, then beside hostile ones (127.0.2.x) that do everything known here, over and
-over: pictures that cost much to decode, filters that cost much to evaluate, heads and bodies that drip, end early, lie
+over: images that cost much to decode, filters that cost much to evaluate, heads and bodies that drip, end early, lie
 or never end, many connections, wrong types. Printed are the honest clients' latencies without and with them, what was
 refused, who had the processor (clients and server share one machine: what the clients take, the server lacks), and what
 is left in the server afterwards: threads, processes, descriptors, memory, work.
@@ -32,15 +32,16 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from machine import describe_machine
 from PIL import Image
 
+from distcam.server import Settings
+
 BOUNDARY = "distcam-soak"
-KEPT_MIB = 256  # queries that can still be explained
+SPARE_MIB = 50  # beside the queries that can still be explained
 
 
 def main() -> int:
@@ -56,12 +57,12 @@ def main() -> int:
             honest(arguments, port, 5.0)  # warm
             before = state_of(process.pid)
             attackers = attacking(arguments, port)
-            work = [Work.until_now(process.pid, attackers.pid)]
+            work = [work_until_now(process.pid, attackers.pid)]
             alone = honest(arguments, port, 60 * arguments.minutes * 0.3)
-            work.append(Work.until_now(process.pid, attackers.pid))
+            work.append(work_until_now(process.pid, attackers.pid))
             attackers.send_signal(signal.SIGUSR1)
             beside = honest(arguments, port, 60 * arguments.minutes * 0.7)
-            work.append(Work.until_now(process.pid, attackers.pid))
+            work.append(work_until_now(process.pid, attackers.pid))
             hostile = ended(attackers)
             good = report(alone, beside, hostile)
             report_work(*work)
@@ -86,7 +87,7 @@ def parsed() -> argparse.Namespace:
 
 
 def gallery_of(arguments: argparse.Namespace, folder: Path) -> Path:
-    """Some pictures, and many more vectors."""
+    """Some images, and many more vectors."""
     from distcam.encoders import Encoder
     from distcam.images import Transform
     from distcam.index import Gallery
@@ -158,41 +159,28 @@ def processor_s(pid: int, *, with_children: bool = True) -> float:
     return total / TICKS_A_SECOND
 
 
-@dataclass(frozen=True)
-class Work:
-    """Seconds of the processor until some moment, by who had them; all on one machine, which they share."""
-
-    clock: float
-    server: float
-    decoders: float
-    honest: float
-    hostile: float
-    all: float
-
-    @classmethod
-    def until_now(cls, server: int, attackers: int) -> Work:
-        own = processor_s(server, with_children=False)
-        user, nice, system, _idle, _io, *others = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
-        return cls(
-            clock=time.monotonic(),
-            server=own,
-            decoders=processor_s(server) - own,
-            honest=time.process_time(),
-            hostile=processor_s(attackers),
-            all=(user + nice + system + sum(others)) / TICKS_A_SECOND,
-        )
+def work_until_now(server: int, attackers: int) -> dict[str, float]:
+    """Seconds of the processor until now, by who had them, of the clock and of the whole machine, which they share."""
+    own = processor_s(server, with_children=False)
+    user, nice, system, _idle, _io, *others = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    return {
+        "server": own,
+        "its decoders": processor_s(server) - own,
+        "honest clients": time.process_time(),
+        "hostile clients": processor_s(attackers),
+        "clock": time.monotonic(),
+        "all": (user + nice + system + sum(others)) / TICKS_A_SECOND,
+    }
 
 
-def report_work(start: Work, middle: Work, end: Work) -> None:
+def report_work(*work: dict[str, float]) -> None:
     """Print who had the cores: clients take what the server then lacks, and would not on machines of their own."""
-    names = ["server", "decoders", "honest", "hostile"]
-    print(f"\n| of {os.cpu_count()} cores | server | its decoders | honest clients | hostile clients | others |")
+    print(f"\n| of {os.cpu_count()} cores | {' | '.join(list(work[0])[:4])} | others |")
     print("|---|---:|---:|---:|---:|---:|")
-    for name, before, after in (("alone", start, middle), ("beside", middle, end)):
-        cores = {each: getattr(after, each) - getattr(before, each) for each in names}
-        cores["others"] = after.all - before.all - sum(cores.values())
-        shares = [f"{seconds / (after.clock - before.clock):.2f}" for seconds in cores.values()]
-        print(f"| {name} | {' | '.join(shares)} |")
+    for name, before, after in zip(("alone", "beside"), work[:-1], work[1:], strict=True):
+        *shares, clock, everything = (after[each] - before[each] for each in before)
+        shares.append(everything - sum(shares))
+        print(f"| {name} | {' | '.join(f'{seconds / clock:.2f}' for seconds in shares)} |")
 
 
 def left(process: subprocess.Popen[str], before: dict[str, int]) -> bool:
@@ -216,14 +204,14 @@ def left(process: subprocess.Popen[str], before: dict[str, int]) -> bool:
     orphans = [child for child in children if Path(f"/proc/{child}").exists()]
     print(f"processes left: {len(orphans)}")
     within = after["descriptors"] <= before["descriptors"] + 10 and after["threads"] <= before["threads"] + 10
-    within &= after["MiB"] <= before["MiB"] + KEPT_MIB + 50
+    within &= after["MiB"] <= before["MiB"] + (Settings.kept_bytes >> 20) + SPARE_MIB
     return status == 0 and not orphans and worked < 0.5 and within
 
 
 # --- Honest clients ---------------------------------------------------------------------------------------------------
 
 
-def picture(kind: str = "JPEG", size: tuple[int, int] = (320, 240), seed: int = 0, **options: object) -> bytes:
+def image_file(kind: str = "JPEG", size: tuple[int, int] = (320, 240), seed: int = 0, **options: object) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (12, 16, 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(stream, kind, **options)
@@ -244,7 +232,7 @@ def honest(arguments: argparse.Namespace, port: int, seconds: float) -> Answers:
     """Status and seconds of each kind of request."""
     answers: Answers = defaultdict(list)
     lock, end = threading.Lock(), time.monotonic() + seconds
-    pictures = [form(picture(seed=seed)) for seed in range(20)]
+    uploads = [form(image_file(seed=seed)) for seed in range(20)]
 
     def requests(chance: random.Random) -> tuple[str, str, str, bytes | None, dict[str, str]]:
         image = chance.randrange(1, 90)
@@ -252,7 +240,7 @@ def honest(arguments: argparse.Namespace, port: int, seconds: float) -> Answers:
         return chance.choices(
             [
                 ("stored", "POST", "/api/v1/search/stored", stored, JSON),
-                ("upload", "POST", "/api/v1/search?k=10", chance.choice(pictures), FORM),
+                ("upload", "POST", "/api/v1/search?k=10", chance.choice(uploads), FORM),
                 ("explain", "POST", "/api/v1/explain", stored, JSON),
                 ("filter", "GET", f"/api/v1/images?limit=20&where=label%3D'class%20{image % 50}'", None, {}),
                 ("thumbnail", "GET", f"/api/v1/images/{image}/picture?side=320", None, {}),
@@ -322,7 +310,7 @@ def attacking(arguments: argparse.Namespace, port: int) -> subprocess.Popen[str]
     command += ["--only", arguments.only] if arguments.only else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    process.stdout.readline()  # its pictures are made
+    process.stdout.readline()  # its images are made
     return process
 
 
@@ -372,7 +360,7 @@ Way = Callable[[str, threading.Event], object]
 
 def ways_of(port: int) -> dict[str, Way]:
     """Everything that is known to have hurt a server, by name."""
-    bombs = {name: form(data) for name, data in bomb_pictures().items()}
+    bombs = {name: form(data) for name, data in bomb_files().items()}
     globs = " or ".join(f"path~'*{i}'" for i in range(200))[:1980].rpartition(" or ")[0]
 
     def ask(own: str, method: str, path: str, body: bytes | None = None, **headers: str) -> int:
@@ -487,9 +475,9 @@ def ways_of(port: int) -> dict[str, Way]:
     }
 
 
-def bomb_pictures() -> dict[str, bytes]:
+def bomb_files() -> dict[str, bytes]:
     """Files that cost a decoder far more than the wire."""
-    large = picture(size=(7900, 7900), progressive=True, quality=30)
+    large = image_file(size=(7900, 7900), progressive=True, quality=30)
     last, end = large.rindex(b"\xff\xda"), large.rindex(b"\xff\xd9")
     scan = large[last:end] if end - last < 2000 else b"\xff\xda\x00\x08\x01\x01\x01\x01\x00" + b"\x00" * 20
 
@@ -501,7 +489,7 @@ def bomb_pictures() -> dict[str, bytes]:
         rows = zlib.compress(bytes(min((1 + 3 * width) * height, 200_000_000)), 1)
         return b"\x89PNG\r\n\x1a\n" + head + b"".join(extra) + chunk(b"IDAT", rows) + chunk(b"IEND")
 
-    jpeg = picture()
+    jpeg = image_file()
     return {
         "12,000 scans": large[:end] + scan * 12_000 + large[end:],
         "many scans, but not too many": large[:end] + scan * 85 + large[end:],
@@ -510,8 +498,8 @@ def bomb_pictures() -> dict[str, bytes]:
         "100,000 chunks": png(64, 64, chunk(b"tEXt", b"a\0b") * 100_000),
         "a text of 64 MB": png(64, 64, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(64 << 20)))),
         "padding": jpeg[:2] + b"\xff" * 2_000_000 + jpeg[2:],
-        "half a picture": jpeg[: len(jpeg) // 2],
-        "no picture": b"<svg onload=alert(1)>",
+        "half an image": jpeg[: len(jpeg) // 2],
+        "no image": b"<svg onload=alert(1)>",
     }
 
 

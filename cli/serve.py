@@ -6,6 +6,8 @@ import ipaddress
 import os
 import secrets
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,10 +19,6 @@ from .console import note, note_unfinished_build, require_file, say
 from .options import Device, GalleryPath
 
 if TYPE_CHECKING:
-    from socket import socket
-
-    from fastapi import FastAPI
-
     from ..server.service import Service
     from ..server.settings import Settings
 
@@ -48,26 +46,26 @@ def serve(
         ),
     ] = None,
     uploads: Annotated[
-        Path | None, typer.Option(help="Folder for pictures that are added. Default: `GALLERY.uploads` beside it.")
+        Path | None, typer.Option(help="Folder for images that are added. Default: `GALLERY.uploads` beside it.")
     ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A name that browsers call this server by; may be given several times.")
     ] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Images of one forward pass.")] = 16,
     window_ms: Annotated[
-        float, typer.Option(min=0, help="How long a batch waits for pictures that are on their way.")
+        float, typer.Option(min=0, help="How long a batch waits for images that are on their way.")
     ] = 3.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time; more are answered with 429.")] = 64,
     client_concurrency: Annotated[int, typer.Option(min=1, help="How many of them one client may have.")] = 32,
     rate: Annotated[float, typer.Option(min=0, help="Requests a second of one client; 0 sets no limit.")] = 100.0,
-    max_upload_mb: Annotated[float, typer.Option(min=0.001, max=100_000, help="Largest picture, in MiB.")] = 20.0,
+    max_upload_mb: Annotated[float, typer.Option(min=0.001, max=100_000, help="Largest image, in MiB.")] = 20.0,
     encoder: Annotated[
         Path | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")
     ] = None,
     root: Annotated[
         Path | None,
         typer.Option(
-            help="The folder that the gallery's pictures lie in; none outside it are shown. Default: the recorded one, "
+            help="The folder that the gallery's images lie in; none outside it are shown. Default: the recorded one, "
             "if you built the gallery on this machine; else none are shown."
         ),
     ] = None,
@@ -86,12 +84,13 @@ def serve(
     from ..index import Gallery
 
     Gallery.open(gallery, root=root, verify=False)  # what is wrong with it now, not after torch
-    _require_extra()
-    from ..server.running import run, url_of
-    from ..server.settings import Settings
-
+    try:
+        from ..server.app import create_app  # noqa: F401
+        from ..server.settings import Settings
+    except ModuleNotFoundError as error:
+        missing = f"the server needs {error.name}, which is not installed: pip install 'distcam[serve]'"
+        raise MissingExtraError(missing) from error
     given = _given_token(token_file, TOKEN_VARIABLE) if writable else None
-    token = secrets.token_urlsafe(32) if writable and given is None else given
     settings = Settings(
         gallery=gallery,
         encoder=encoder,
@@ -104,76 +103,60 @@ def serve(
         client_concurrency=client_concurrency,
         rate=rate,
         max_upload_bytes=int(max_upload_mb * _MEGABYTE),
-        token=token,
+        token=secrets.token_urlsafe(32) if writable and given is None else given,
         read_token=_given_token(read_token_file, READ_TOKEN_VARIABLE),
         max_pixels=pixel_limit(),
         uploads=uploads,
         allowed_hosts=frozenset(name.lower() for name in (*(allow_host or ()), host)),
     )
-    app, bound = _listening(settings, host, port)
 
-    def ready() -> None:
-        _introduce(app.state.service, url_of(bound))
-        if token != given:
-            say(f"token for adding and removing, shown this once: {token}")
-        _note_exposure(app.state.service, host)
+    def ready(url: str) -> None:
+        if settings.token != given:
+            say(f"token for adding and removing, shown this once: {settings.token}")
         if open_page:
-            typer.launch(url_of(bound))
+            typer.launch(url)
 
-    if not run(app, bound, access_log=access_log, on_ready=ready):
+    _run(settings, (host, port), access_log=access_log, on_ready=ready)
+
+
+def _run(settings: Settings, address: tuple[str, int], *, access_log: bool, on_ready: Callable[[str], None]) -> None:
+    """Serve until the end, of this process too where a thread would keep it."""
+    from ..server.app import create_app
+    from ..server.running import bound_socket, run, url_of
+
+    with closing(bound_socket(*address)) as bound:  # before anything is loaded
+        app, url = create_app(settings), url_of(bound)
+
+        def ready() -> None:
+            _introduce(app.state.service, url, address[0])
+            on_ready(url)
+
+        has_ended = run(app, bound, access_log=access_log, on_ready=ready)
+    if not has_ended:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)  # a thread that cannot be ended would keep the process for as long as it likes
+        os._exit(0)
 
 
-def _require_extra() -> None:
-    """Raise MissingExtraError where the server's libraries are not installed."""
-    try:
-        from ..server.app import create_app  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"the server needs {error.name}, which is not installed: pip install 'distcam[serve]'"
-        ) from error
-
-
-def _listening(settings: Settings, host: str, port: int) -> tuple[FastAPI, socket]:
-    """The application, and the socket that it will answer on, which is taken before anything is loaded."""
-    from ..server.app import create_app
-    from ..server.running import bound_socket
-
-    bound = bound_socket(host, port)
-    try:
-        return create_app(settings), bound
-    except BaseException:
-        bound.close()
-        raise
-
-
-def _introduce(service: Service, url: str) -> None:
-    """Say what is served and where; notes on a build that is not finished, and on an encoder that nobody has."""
+def _introduce(service: Service, url: str, host: str) -> None:
+    """Say what is served and where; note what cannot be asked for, and who can see it."""
     from ..retrieval.retriever import UnknownInference
 
     with service.live.reading() as retriever:
-        images, is_complete = len(retriever.gallery), retriever.gallery.manifest.complete
-    if not is_complete:
+        images, manifest = len(retriever.gallery), retriever.gallery.manifest
+        is_shown = bool(getattr(retriever.gallery, "shown", ()))
+    if not manifest.complete:
         note_unfinished_build()
     if isinstance(service.inference, UnknownInference):
         note(
-            "the gallery's encoder is not known: its own images and vectors can be searched for, but no picture can be "
+            "the gallery's encoder is not known: its own images and vectors can be searched for, but no image can be "
             "encoded or explained; --encoder CHECKPOINT names one"
         )
     say(f"{service.settings.gallery.name}: {images} image{'' if images == 1 else 's'} at {url}, until Ctrl-C")
-
-
-def _note_exposure(service: Service, host: str) -> None:
-    """Note pictures that are not shown, and a gallery that other machines can see."""
-    with service.live.reading() as retriever:
-        images, root = len(retriever.gallery), retriever.gallery.manifest.root
-        is_shown = bool(getattr(retriever.gallery, "shown", ()))
     if images and not is_shown:
         note(
-            "no pictures are shown: this gallery does not come from you on this machine, and could name any file here "
-            f"as a picture; if its pictures lie where others may look, name that folder (--root {root})"
+            "no images are shown: this gallery does not come from you on this machine, and could name any file here as "
+            f"an image; if its images lie where others may look, name that folder (--root {manifest.root})"
         )
     if not _is_loopback(host):
         has_token = service.settings.read_token is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from torch import Tensor
@@ -14,7 +14,6 @@ from ..images import Box, image_size
 from ..index import Gallery, Record
 from ..retrieval import Explanation, Matches, Reference, Retriever
 from ..retrieval.explanation import SIGNED
-from ..retrieval.ranking import Source
 from . import schemas
 from .settings import Settings
 
@@ -34,7 +33,6 @@ WEIGHTING_HELP: Mapping[str, str] = {
 def gallery_answer(retriever: Retriever, settings: Settings) -> schemas.GalleryAnswer:
     """Contents and abilities of the gallery."""
     gallery = retriever.gallery
-    rejection = gallery.manifest.rejection
     return schemas.GalleryAnswer(
         name=gallery.folder.name,
         images=len(gallery),
@@ -49,7 +47,7 @@ def gallery_answer(retriever: Retriever, settings: Settings) -> schemas.GalleryA
             schemas.WeightingAnswer(name=name, description=WEIGHTING_HELP[name], is_signed=name in SIGNED)
             for name in WEIGHTINGS
         ],
-        rejection=None if rejection is None else schemas.Calibration(**asdict(rejection)),
+        rejection=gallery.manifest.rejection,
         limits=schemas.Limits(image_bytes=settings.max_upload_bytes, pixels=settings.max_pixels, k=schemas.MAX_K),
     )
 
@@ -79,7 +77,6 @@ def search_answer(matches: Matches, query: schemas.QueryAnswer, timings: schemas
     """A ranking."""
     retriever = matches.retriever
     distances = retriever.prototype_distances(matches.query.encoding)
-    nearest = list(distances.items())[:_SHOWN_PROTOTYPES]
     return schemas.SearchAnswer(
         query=query,
         metric=matches.metric,
@@ -99,7 +96,7 @@ def search_answer(matches: Matches, query: schemas.QueryAnswer, timings: schemas
         ],
         prototypes=[
             schemas.NearestPrototype(label=label, distance=distance, similarity=retriever.similarity(distance))
-            for label, distance in nearest
+            for label, distance in islice(distances.items(), _SHOWN_PROTOTYPES)
         ],
         max_distance=matches.max_distance,
         is_known=matches.is_known,
@@ -119,7 +116,7 @@ def explanation_answer(explanation: Explanation, *, both_sides: bool) -> schemas
         is_exact=explanation.is_exact,
         sensitivity=explanation.sensitivity,
         versus=None if explanation.versus is None else _name(explanation.versus),
-        query=schemas.ExplainedQuery(size=size, view=None if size is None else _view(matches.retriever, size)),
+        query=schemas.ExplainedQuery(size=size, view=_view(explanation, size)),
         references=[_reference(explanation, index, others) for index in range(len(explanation))],
     )
 
@@ -137,7 +134,7 @@ def _reference(explanation: Explanation, index: int, others: Tensor | None) -> s
         query_map=_map(explanation.query_maps[index]),
         match_map=None if others is None else _map(others[index]),
         match_size=size,
-        match_view=None if size is None else _view(explanation.matches.retriever, size),
+        match_view=_view(explanation, size),
     )
 
 
@@ -150,8 +147,9 @@ def _map(values: Tensor) -> schemas.MapAnswer:
     return schemas.MapAnswer(rows=rows, columns=columns, values=values.flatten().tolist())
 
 
-def _view(source: Source, size: tuple[int, int]) -> Box:
-    return Box(*(float(edge) for edge in source.encoder.transform.view(*size)))
+def _view(explanation: Explanation, size: tuple[int, int] | None) -> Box | None:
+    transform = explanation.matches.retriever.encoder.transform
+    return None if size is None else Box(*map(float, transform.view(*size)))
 
 
 def is_there(file: Path) -> bool:

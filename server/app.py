@@ -10,24 +10,22 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
-from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from .._version import __version__
 from ..errors import DistcamError
 from . import schemas
-from .access import COOKIE, cookie_of, is_token
-from .api_error import ApiError, api_error_of
 from .middleware import Middleware, Traffic
-from .routes import browse as browsing
+from .refusals import COOKIE, ApiError, api_error_of, cookie_of, is_token
+from .routes import gallery as showing
 from .routes import search as searching
-from .routes import write as changing
 from .service import Service
 from .settings import Settings
 
 _log = logging.getLogger(__name__)
-_ROUTERS = (searching.router, browsing.router, changing.router)
+_ROUTERS = (searching.router, showing.router, showing.writing)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -81,7 +79,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Metrics for Prometheus."""
-        return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return Response(generate_latest(service.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def _add_page(app: FastAPI, settings: Settings) -> None:
@@ -135,21 +133,17 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         if error.status_code == 405 and request.method == "OPTIONS":
             response = Response(status_code=204)
         response.headers.update(error.headers or {})
-        if error.status_code == 405:
-            response.headers["Allow"] = _methods_of(request)
+        if error.status_code == 405:  # each route only knows its own methods; the static files are no route
+            routes = (*app.routes, *(route for router in _ROUTERS for route in router.routes))
+            fitting = [r for r in routes if isinstance(r, Route) and r.path_regex.match(request.scope["path"])]
+            methods = {method for route in fitting for method in route.methods or ()} or {"GET"}
+            methods |= {"OPTIONS", "HEAD"} if "GET" in methods else {"OPTIONS"}
+            response.headers["Allow"] = ", ".join(sorted(methods))
         return response
 
     app.add_exception_handler(DistcamError, refused)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, http_error)
-
-
-def _methods_of(request: Request) -> str:
-    """All methods that a path takes, where each of its routes only knows its own; the static files are no route."""
-    routes = (*request.app.routes, *(route for router in _ROUTERS for route in router.routes))
-    fitting = [r for r in routes if isinstance(r, Route) and r.path_regex.match(request.scope["path"])]
-    methods = {method for route in fitting for method in route.methods or ()} or {"GET"}
-    return ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())))
 
 
 def _sentence(error: RequestValidationError) -> str:

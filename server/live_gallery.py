@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from ..encoders import Encoder, Encoding
 from ..errors import DistcamError, FingerprintMismatchError, GalleryError
@@ -18,11 +17,11 @@ from ..index.backends import open_snapshot, opened_for_writing
 from ..index.building.build import finish, to_vectors
 from ..index.building.creating import is_root_of_this_user
 from ..index.building.ingest import Encoded, Offer, ingest_offers, read_offer
-from ..index.storage.manifest import MANIFEST_NAME, Manifest
+from ..index.storage.manifest import MANIFEST_NAME
 from ..index.storage.segments import stored_path
 from ..retrieval import Retriever
 from ..retrieval.ranking import Encodes
-from .api_error import ApiError
+from .refusals import ApiError
 from .settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ class ReadWriteLock:
 
 
 class FencedGallery(Gallery):
-    """A gallery whose pictures are read only under the folders `shown`, links followed; others are as if gone.
+    """A gallery whose images are read only under the folders `shown`, links followed; others are as if gone.
 
     A gallery can name any file of this machine as one of its images, and the server would show it to its clients.
     """
@@ -89,37 +88,20 @@ class FencedGallery(Gallery):
         return file if any(real.startswith(os.path.join(folder, "")) for folder in self.shown) else _NOWHERE  # noqa: PTH118
 
 
-class NewImage(NamedTuple):
-    """A file to be added, its label and its columns."""
-
-    file: Path
-    label: str | None
-    columns: Mapping[str, str]
-
-
 class LiveGallery:
     """The newest generation of a gallery, for any number of readers.
 
     Each reader first looks at the manifest's time. When it has changed, the next reader waits for those at work and
     refreshes the gallery: an answer never shows an image that was removed before its request came. A gallery that
     cannot be used, because a file is damaged or another encoder built it anew, is refused until it can be used again.
-
-    Args:
-        settings: the gallery, and the folders whose pictures are shown.
-        encoder: the one that built it.
-        inference: encodes for all readers.
-        on_change: called with the number of images and the generation.
-
-    Raises:
-        DistcamError: it cannot be used right now.
+    `on_change` is called with the number of images and the generation.
     """
 
     def __init__(
         self, settings: Settings, encoder: Encoder, inference: Encodes, *, on_change: Callable[[int, int], None]
     ) -> None:
         self.folder = settings.gallery
-        self._root = settings.root
-        self._uploads = settings.uploads_folder if settings.is_writable else None
+        self._settings = settings
         self._known = (0, 0)
         self._encoder = encoder
         self._inference = inference
@@ -191,17 +173,17 @@ class LiveGallery:
                 _log.warning("%s", error)
         gallery.close()
 
-    def add(self, image: NewImage, encoding: Encoding) -> int:
+    def add(self, file: Path, encoding: Encoding, *, label: str | None, columns: Mapping[str, str]) -> int:
         """Add an image, given by its file and its encoding; its id. Durable when the call returns."""
         with opened_for_writing(self.folder) as writer:
             if (built_with := writer.manifest.encoder).fingerprint != self._encoder.fingerprint:
                 raise FingerprintMismatchError(
                     f"the gallery was built anew with {built_with.short_name}; start the server again"
                 )
-            path = stored_path(image.file, Path(writer.manifest.root))
+            path = stored_path(file, Path(writer.manifest.root))
             snapshot = open_snapshot(self.folder, writer.manifest)
             if (row := snapshot.places_by_path([path]).get(path)) is not None:
-                known = f"the gallery has this picture already, as image {snapshot.ids[row]}"
+                known = f"the gallery has this image already, as image {snapshot.ids[row]}"
                 raise ApiError(409, known, reason="known")
             new = writer.manifest.next_id
 
@@ -210,10 +192,10 @@ class LiveGallery:
                     read_offer(offer)
                     yield Encoded([offer], to_vectors(encoding, writer.manifest.spec), [])
 
-            report = ingest_offers(writer, [Offer(image.file, path, image.label, image.columns)], stream)
+            report = ingest_offers(writer, [Offer(file, path, label, columns)], stream)
             if not report.added:
                 reason = report.skipped[0].reason if report.skipped else "the gallery did not take it"
-                raise ApiError(400, f"the picture cannot be added: {reason}", reason="features")
+                raise ApiError(400, f"the image cannot be added: {reason}", reason="features")
             finish(writer, report)
         return new
 
@@ -248,26 +230,24 @@ class LiveGallery:
         if retriever is not None:
             before = retriever.gallery.manifest
             retriever.gallery.refresh()
-            if _identity(before) != _identity(retriever.gallery.manifest):
+            now = retriever.gallery.manifest  # an id means the same image as long as these are the same
+            is_same = before.gallery_id == now.gallery_id and before.root == now.root
+            if not is_same or before.encoder.fingerprint != now.encoder.fingerprint:
                 self.close()
                 retriever = None
         if retriever is None:
-            fenced = FencedGallery.open(self.folder, root=self._root)
+            settings = self._settings
+            fenced = FencedGallery.open(self.folder, root=settings.root)
             if (theirs := fenced.manifest.encoder).fingerprint != self._encoder.fingerprint:
                 other = f"the gallery was built anew with {theirs.short_name}, this server encodes with "
                 other += f"{self._encoder.short_name}; start the server again"
                 raise ApiError(503, other, reason="encoder", retry_after=60)
-            is_named = self._root is not None or is_root_of_this_user(fenced.manifest)
-            roots = (fenced.root if is_named else None, self._uploads)
-            fenced.shown = tuple(folder.resolve() for folder in roots if folder is not None)
+            is_named = settings.root is not None or is_root_of_this_user(fenced.manifest)
+            shown = ([fenced.root] if is_named else []) + ([settings.uploads_folder] if settings.is_writable else [])
+            fenced.shown = tuple(folder.resolve() for folder in shown)
             retriever = Retriever(fenced, self._encoder, inference=self._inference)
         gallery = retriever.gallery
         _ = gallery.searcher, gallery.prototypes
         if not gallery.snapshot.is_remote:
             gallery.records(gallery.ids[:1])  # reads all columns
         return retriever
-
-
-def _identity(manifest: Manifest) -> tuple[str, str, str]:
-    """The same as long as an id of the gallery means the same image."""
-    return manifest.gallery_id, manifest.root, manifest.encoder.fingerprint

@@ -19,17 +19,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .access import client_key, require_access
-from .api_error import ApiError
-from .fair_slots import asking_client
-from .metrics import Metrics
+from .queues import asking_client
+from .refusals import ApiError, client_key, require_access
+from .service import Metrics
 from .settings import Settings
 
 _log = logging.getLogger(__name__)
 _access = logging.getLogger("distcam.access")
 
 API = "/api/v1/"
-FORM_BYTES = 64 << 10  # what a form adds to a picture: boundaries, headers, columns
+FORM_BYTES = 64 << 10  # what a form adds to an image: boundaries, headers, columns
 JSON_BYTES = 1 << 20
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -46,11 +45,7 @@ _MOST_CLIENTS = 10_000
 
 
 class RateLimit:
-    """Token buckets by client; each holds up to twice what comes in a second.
-
-    Args:
-        rate: requests a second; 0 sets no limit.
-        clock: seconds; tests put their own in its place.
+    """Token buckets by client; each holds up to twice what comes in a second, and a rate of 0 sets no limit.
 
     >>> now = 0.0
     >>> limit = RateLimit(1, clock=lambda: now)
@@ -79,16 +74,9 @@ class RateLimit:
 
 @dataclass
 class Traffic:
-    """Requests at work, and open connections.
+    """Requests of the API at work and open connections, by client."""
 
-    Attributes:
-        is_draining: the server is about to end: new requests are refused, those at work are finished.
-        at_work: requests of the API that are being answered, by client.
-        connections: open ones, by client.
-        log_requests: write a line of JSON to the log for every request.
-    """
-
-    is_draining: bool = False
+    is_draining: bool = False  # about to end: new requests are refused, those at work are finished
     at_work: Counter[str] = field(default_factory=Counter)
     connections: Counter[str] = field(default_factory=Counter)
     log_requests: bool = False
@@ -126,12 +114,14 @@ class Middleware:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         start, headers = time.perf_counter(), Headers(scope=scope)
-        exchange = _Exchange(scope, headers, receive, send, limit=self._limit(headers), traffic=self._traffic)
+        is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        limit = self._settings.max_upload_bytes + FORM_BYTES if is_form else JSON_BYTES
+        exchange = _Exchange(scope, headers, receive, send, limit=limit, traffic=self._traffic)
         try:
             require_access(scope, headers, self._settings)
             if (length := headers.get("content-length", "0")).isdecimal() and int(length[:20]) > exchange.limit:
                 raise ApiError(413, _too_large(exchange.limit), reason="bytes")
-            with self._admitted(scope), exchange.head_as_get():
+            with self._admitted(scope):
                 async with asyncio.timeout(self._settings.time_limit_s):
                     await self._app(scope, exchange.receive, exchange.send)
         except Exception as raised:
@@ -140,7 +130,7 @@ class Middleware:
                 self._metrics.refused.labels(error.reason).inc()
                 await error.response()(scope, receive, exchange.send)
         finally:
-            self._note(scope, exchange.status or 500, time.perf_counter() - start)
+            self._note(exchange, time.perf_counter() - start)
 
     def _error_of(self, error: Exception, exchange: _Exchange) -> ApiError | None:
         """The answer to an error; None where another answer has begun, which uvicorn then cuts off."""
@@ -155,13 +145,15 @@ class Middleware:
             raise error
         return ApiError(500, "the server failed; its log says how", reason="failure")
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+    def _note(self, exchange: _Exchange, seconds: float) -> None:
         """Count the request, and log it if asked to; never what was searched for, nor a token."""
+        scope, status = exchange.scope, exchange.status or 500
         route = route_of(scope)
-        self._metrics.answered(route, status, seconds)
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.latency.labels(route).observe(seconds)
         if self._traffic.log_requests:
             client = (scope.get("client") or ("unknown",))[0]
-            line = {"client": client, "method": scope["method"], "route": route, "status": status}
+            line = {"client": client, "method": exchange.method, "route": route, "status": status}
             _access.info(json.dumps(line | {"ms": round(1000 * seconds, 1)}))
 
     @contextmanager
@@ -186,44 +178,25 @@ class Middleware:
         with traffic.of(client):
             yield
 
-    def _limit(self, headers: Headers) -> int:
-        """Bytes that a body may have."""
-        is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
-        return self._settings.max_upload_bytes + FORM_BYTES if is_form else JSON_BYTES
-
 
 class _Exchange:
-    """One request and its answer, on their way through: bytes are counted, headers added.
-
-    Attributes:
-        status: of the answer, 0 before it begins.
-        must_close: hang up afterwards.
-    """
+    """One request and its answer, on their way through: bytes are counted, headers added."""
 
     def __init__(
         self, scope: Scope, headers: Headers, receive: Receive, send: Send, *, limit: int, traffic: Traffic
     ) -> None:
         self.scope = scope
         self.limit = limit
-        self.status = 0
-        self.must_close = False
+        self.status = 0  # until the answer begins
+        self.must_close = False  # hang up afterwards
         self._receive = receive
         self._send = send
         self._traffic = traffic
         self._received = 0
         self._is_endless = "transfer-encoding" in headers  # until its end has come
-        self._is_head = scope["method"] == "HEAD"
-
-    @contextmanager
-    def head_as_get(self) -> Iterator[None]:
-        """Let the routes of GET answer HEAD."""
-        if self._is_head:
-            self.scope["method"] = "GET"
-        try:
-            yield
-        finally:
-            if self._is_head:
-                self.scope["method"] = "HEAD"
+        self.method = scope["method"]
+        if self.method == "HEAD":  # is answered by the routes of GET
+            scope["method"] = "GET"
 
     async def receive(self) -> Message:
         """The next part of the body, up to the limit."""
@@ -245,7 +218,7 @@ class _Exchange:
             is_unread = self._is_endless or self.status in _CLOSING  # the rest is not waited for
             if self._traffic.is_draining or is_unread or self.must_close:
                 headers["Connection"] = "close"
-        elif self._is_head:
+        elif self.method == "HEAD":
             message = {**message, "body": b""}
         await self._send(message)
 

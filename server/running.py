@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -12,7 +13,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import h11
 import uvicorn
@@ -20,11 +20,14 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import InputError
-from .access import client_key
+from .refusals import client_key
 
 _GRACE_S = 30  # for requests at work when the server is told to end
 _PATIENCE_S = 30.0  # with connections that ask for nothing
 _CONNECTIONS, _CLIENT_CONNECTIONS, _SPARE_CONNECTIONS = 1000, 250, 8
+_TICKS = 100  # of .1 s, between two times that free memory is given back
+_ARENAS = 2  # of malloc; by default each thread soon has one, and what a thread has freed serves no other
+_M_ARENA_MAX = -8
 _SWITCH_S = 0.0005  # between threads; Python's 5 ms is what the event loop would wait at each step for a busy thread
 
 
@@ -66,11 +69,10 @@ class _Connection(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Refuses new requests from the moment it is told to end; those at work are finished."""
+    """Refuses new requests from the moment it is told to end; those at work are finished. Gives free memory back."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._app = app
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -78,9 +80,22 @@ class _Server(uvicorn.Server):
         if self.started:
             self._on_ready()
 
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS == 0 and (libc := glibc()) is not None:
+            await asyncio.to_thread(libc.malloc_trim, 0)
+        return await super().on_tick(counter)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._app.state.traffic.is_draining = True
+        self.config.app.state.traffic.is_draining = True  # type: ignore[union-attr]
         super().handle_exit(sig, frame)
+
+
+def glibc() -> ctypes.CDLL | None:
+    """The C library, where it is GNU's: its malloc keeps what large uploads needed, unless it is told to let go."""
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "malloc_trim") and hasattr(library, "mallopt") else None
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -106,19 +121,20 @@ def url_of(bound: socket.socket) -> str:
 
 def server_of(app: FastAPI, *, on_ready: Callable[[], None] = lambda: None) -> uvicorn.Server:
     """The server that `run` runs; its `should_exit` ends it."""
-    options: dict[str, Any] = {
-        "log_level": "error",  # warnings are about what clients do
-        "access_log": False,
-        "server_header": False,
-        "proxy_headers": False,  # a client could name any address as its own
-        "http": _Connection,
-        "limit_concurrency": _CONNECTIONS,
-        "timeout_keep_alive": 10,
-        "timeout_graceful_shutdown": _GRACE_S,
-        "ws": "none",
-        "lifespan": "on",
-    }
-    return _Server(uvicorn.Config(app, **options), app, on_ready)
+    config = uvicorn.Config(
+        app,
+        log_level="error",  # warnings are about what clients do
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # a client could name any address as its own
+        http=_Connection,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=_GRACE_S,
+        ws="none",
+        lifespan="on",
+    )
+    return _Server(config, on_ready)
 
 
 def run(
@@ -145,6 +161,8 @@ def run(
     # uvicorn raises the signals once more when it is done, for whoever was asked before; that is nobody
     switching = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_S)
+    if (libc := glibc()) is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        libc.mallopt(_M_ARENA_MAX, _ARENAS)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ready() -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
+from ..index.rejection import Rejection
+
 MAX_K = 100
 MAX_ID = (1 << 63) - 1
 MAX_FILTER = 2000
@@ -41,30 +43,12 @@ class ErrorAnswer(Answer):
     detail: str
 
 
-# --- The gallery -----------------------------------------------------------------------------------------------------
-
-
 class WeightingAnswer(Answer):
     """A weighting of a map's channels."""
 
     name: str
     description: str
     is_signed: bool
-
-
-class Calibration(Answer):
-    """The gallery's threshold, and what it did to the probes it was chosen on."""
-
-    threshold: float
-    target: float
-    false_alarm_rate: float
-    identification_rate: float
-    closed_set_rate: float
-    n_known: int
-    n_unknown: int
-    is_resolved: bool
-    source: str
-    generation: int
 
 
 class Limits(Answer):
@@ -88,7 +72,7 @@ class GalleryAnswer(Answer):
     writable: bool
     stores_maps: bool
     weightings: Sequence[WeightingAnswer]
-    rejection: Calibration | None
+    rejection: Rejection | None
     limits: Limits
 
 
@@ -138,19 +122,19 @@ class HealthAnswer(Answer):
     generation: int
 
 
-# --- Searching -------------------------------------------------------------------------------------------------------
-
-
-class RankingRequest(Request):
-    """Options of every search."""
-
+class _RankingRequest(Request):
     k: K = 10
     where: Text | None = None
+
+
+class SearchRequest(_RankingRequest):
+    """Options of every search."""
+
     reject: bool = False
     max_distance: FiniteFloat | None = None
 
 
-class StoredRequest(RankingRequest):
+class StoredRequest(SearchRequest):
     """Search for the images nearest to one of the gallery's."""
 
     id: ImageId
@@ -158,19 +142,24 @@ class StoredRequest(RankingRequest):
     include_self: bool = False
 
 
-class VectorRequest(RankingRequest):
+class VectorRequest(SearchRequest):
     """Search for the images nearest to an embedding, raw as the encoder gives it."""
 
     vector: Annotated[list[FiniteFloat], Field(min_length=1, max_length=65_536)]
 
 
-class SearchOptions(RankingRequest):
+class SearchOptions(SearchRequest):
     """Search with an uploaded image; all four edges make a region."""
 
     left: FiniteFloat | None = None
     top: FiniteFloat | None = None
     right: FiniteFloat | None = None
     bottom: FiniteFloat | None = None
+
+    @property
+    def edges(self) -> list[float]:
+        """Those that are given."""
+        return [edge for edge in (self.left, self.top, self.right, self.bottom) if edge is not None]
 
 
 class QueryAnswer(Answer):
@@ -183,18 +172,13 @@ class QueryAnswer(Answer):
     box: Box4 | None
 
 
-class MatchAnswer(Answer):
+class MatchAnswer(ImageAnswer):
     """One image of the ranking."""
 
     rank: int
-    id: int
-    path: str
-    label: str | None
-    columns: Mapping[str, str]
     distance: float
     similarity: float
     is_accepted: bool | None
-    has_picture: bool
 
 
 class NearestPrototype(Answer):
@@ -227,16 +211,11 @@ class SearchAnswer(Answer):
     timings_ms: Timings
 
 
-# --- Explaining ------------------------------------------------------------------------------------------------------
-
-
-class ExplainRequest(Request):
+class ExplainRequest(_RankingRequest):
     """Explain a query, named by the token of a search or by the id of an image; it is ranked anew."""
 
     token: Annotated[str, StringConstraints(max_length=100)] | None = None
     id: ImageId | None = None
-    k: K = 10
-    where: Text | None = None
     box: Box4 | None = None
     against: Reference = "match"
     versus: Reference | None = None

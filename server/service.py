@@ -1,11 +1,14 @@
-"""The gallery in service: the queue to the network, remembered queries, threads, and metrics."""
+"""The gallery in service: the queue to the network, remembered queries, threads, and metrics for Prometheus."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import secrets
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from torch import Tensor
 
 from ..deadlines import finish_by
@@ -20,11 +24,9 @@ from ..encoders import Encoder, Encoding, Inference
 from ..index import Gallery
 from ..retrieval import Retriever
 from ..retrieval.retriever import UnknownInference
-from .batching import Batcher, Done
-from .fair_slots import FairSlots, Ledger
 from .live_gallery import LiveGallery
-from .metrics import Metrics
-from .query_cache import QueryCache
+from .queues import Batcher, Done, FairSlots, Ledger
+from .refusals import ApiError
 from .settings import Settings
 from .uploads import Decoders
 
@@ -35,11 +37,103 @@ _DECODERS = max(2, min(8, os.cpu_count() or 2))  # processes
 _SEARCHERS, _THUMBNAILERS = 4, 2  # threads
 _LOOK_S = 0.25  # that `/health` waits for a look at the gallery
 _LAST_S = 3.0  # that threads may still take when the server ends
+_OBJECT_BYTES = 2048  # of one kept query's tensors and Python objects, beside the numbers: measured, 1.75 KB
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """Counters and histograms of one server; nothing of them is global."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("distcam_requests", "Requests answered.", ["route", "status"], registry=registry)
+        self.latency = Histogram(
+            "distcam_request_seconds", "From request to answer.", ["route"], buckets=_SECONDS, registry=registry
+        )
+        self.refused = Counter("distcam_refused", "Requests refused, by reason.", ["reason"], registry=registry)
+        self.batches = Histogram("distcam_batch_images", "Images of a batch.", buckets=_SIZES, registry=registry)
+        self.steps = Histogram(
+            "distcam_step_seconds", "Parts of the work.", ["step"], buckets=_SECONDS, registry=registry
+        )
+        self.queue = Gauge("distcam_queue_images", "Images that wait to be encoded.", registry=registry)
+        self.images = Gauge("distcam_gallery_images", "Images in the gallery.", registry=registry)
+        self.generation = Gauge("distcam_gallery_generation", "Generation of the gallery.", registry=registry)
+        self.kept = Gauge("distcam_kept_bytes", "Memory of the queries that can be explained.", registry=registry)
+
+    def batch_done(self, size: int, seconds: float) -> None:
+        """Count a forward pass."""
+        self.batches.observe(size)
+        self.steps.labels("encode").observe(seconds)
+
+    def gallery_changed(self, images: int, generation: int) -> None:
+        """Set the gallery's size and generation."""
+        self.images.set(images)
+        self.generation.set(generation)
+
+
+@dataclass
+class CachedQuery:
+    """The encoding of an uploaded query (a batch of one), its width and height upright, and when it was last used."""
+
+    encoding: Encoding
+    size: tuple[int, int]
+    used: float
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that goes with the query, in bytes: whole storages, however little of one its tensors show."""
+        parts = (self.encoding.feature_map, self.encoding.pooled, self.encoding.embedding)
+        storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
+        return sum(storages.values()) + _OBJECT_BYTES
+
+
+class QueryCache:
+    """Queries by unguessable tokens, bounded in bytes and in age; the least recently used leave first. Thread-safe."""
+
+    def __init__(self, *, max_bytes: int, max_age_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._queries: OrderedDict[str, CachedQuery] = OrderedDict()
+        self._lock = threading.Lock()
+        self.nbytes = 0
+
+    def put(self, encoding: Encoding, size: tuple[int, int]) -> str:
+        """Remember a query; its token. It is copied, so that the rest of its batch is let go."""
+        parts = (encoding.feature_map, encoding.pooled, encoding.embedding)
+        query = CachedQuery(Encoding(*(part.clone() for part in parts)), size, self._clock())
+        token = secrets.token_urlsafe(18)
+        with self._lock:
+            self._queries[token] = query
+            self.nbytes += query.nbytes
+            self._evict()
+        return token
+
+    def get(self, token: str) -> CachedQuery:
+        """The query of a token."""
+        with self._lock:
+            self._evict()
+            if token not in self._queries:
+                raise ApiError(410, "this query is not kept any more; send the image again", reason="token")
+            query = self._queries[token]
+            query.used = self._clock()
+            self._queries.move_to_end(token)
+            return query
+
+    def _evict(self) -> None:
+        oldest = self._clock() - self._max_age_s
+        while self._queries:
+            token, query = next(iter(self._queries.items()))
+            if self.nbytes <= self._max_bytes and query.used >= oldest:
+                return
+            del self._queries[token]
+            self.nbytes -= query.nbytes
 
 
 @dataclass(frozen=True)
 class EncodedUpload:
-    """An uploaded picture: (width, height) upright, seconds for decoding and waiting for a decoder, its encoding."""
+    """An uploaded image: (width, height) upright, seconds for decoding and waiting for a decoder, its encoding."""
 
     size: tuple[int, int]
     decode_s: float
@@ -54,8 +148,6 @@ class QueuedInference:
         self._inference = inference
         self.encoder = inference.encoder
         self.device = inference.device
-        self._encode: Callable[[Tensor], Awaitable[Done[Encoding]]] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def connect(self, encode: Callable[[Tensor], Awaitable[Done[Encoding]]]) -> None:
         """Use the queue of the running event loop."""
@@ -63,17 +155,14 @@ class QueuedInference:
 
     def encode_images(self, images: Sequence[Any]) -> Encoding:
         """Wait in a thread until the images are encoded; one request never fills the queue with all of its images."""
-        encode, loop = self._encode, self._loop
-        assert encode is not None
-        assert loop is not None
 
         async def all_of(pixels: Sequence[Tensor]) -> list[Done[Encoding]]:
-            return await asyncio.gather(*map(encode, pixels))
+            return await asyncio.gather(*map(self._encode, pixels))
 
         done: list[Done[Encoding]] = []
         for start in range(0, len(images), self._at_once):
             pixels = [self._inference.read(image) for image in images[start : start + self._at_once]]
-            done += asyncio.run_coroutine_threadsafe(all_of(pixels), loop).result()
+            done += asyncio.run_coroutine_threadsafe(all_of(pixels), self._loop).result()
         return Encoding.cat([one.result for one in done])
 
 
@@ -81,7 +170,10 @@ class _Threads:
     """Threads for one kind of work, whose clients take turns."""
 
     def __init__(self, count: int, name: str, ledger: Ledger) -> None:
-        self.pool = ThreadPoolExecutor(count, f"distcam-{name}", initializer=_one_thread_each)
+        import faiss
+
+        # One query is searched fastest by one thread, and several are searched side by side anyway.
+        self.pool = ThreadPoolExecutor(count, f"distcam-{name}", initializer=faiss.omp_set_num_threads, initargs=(1,))
         self.slots = FairSlots(count, ledger)
 
     async def run(self, work: Callable[[], T], *, seconds: float) -> T:
@@ -133,10 +225,11 @@ class Service:
             window_s=settings.window_ms / 1000,
             capacity=settings.queue,
             on_batch=self.metrics.batch_done,
-            initialise=self._prepare_thread,
+            initialise=lambda: None if settings.threads is None else torch.set_num_threads(settings.threads),
         )
         self._queued.connect(self._batcher.submit)
-        self.metrics.watch(lambda: len(self._batcher), lambda: self.queries.nbytes)
+        self.metrics.queue.set_function(lambda: len(self._batcher))
+        self.metrics.kept.set_function(lambda: self.queries.nbytes)
 
     async def stop(self) -> None:
         """Finish what waits, and let go of everything; a thread that does not end by then is left behind.
@@ -199,10 +292,6 @@ class Service:
         """Do some other work in a thread."""
         return await self._searchers.run(work, seconds=self.settings.work_limit_s)
 
-    def _prepare_thread(self) -> None:
-        if self.settings.threads is not None:
-            torch.set_num_threads(self.settings.threads)
-
 
 def _encoder_for(settings: Settings) -> tuple[Encoder, Inference | UnknownInference]:
     """The gallery's encoder, if it keeps one or one is given, in the precision it was used with."""
@@ -215,10 +304,3 @@ def _encoder_for(settings: Settings) -> tuple[Encoder, Inference | UnknownInfere
         gallery.check_encoder(encoder)
     precision = entry.precision or "auto"
     return encoder, Inference(encoder, device=settings.device, precision=precision, batch_size=settings.max_batch)
-
-
-def _one_thread_each() -> None:
-    """One query is searched fastest by one thread, and several are searched side by side anyway."""
-    import faiss
-
-    faiss.omp_set_num_threads(1)

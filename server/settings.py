@@ -24,7 +24,7 @@ class Settings:
     Attributes:
         gallery: its folder; absolute from here on.
         encoder: a checkpoint, for a gallery that keeps none.
-        root: where the gallery's pictures lie; only pictures under it are shown. Left out, it is the root that the
+        root: where the gallery's images lie; only images under it are shown. Left out, it is the root that the
             gallery records, if this user built the gallery on this machine; of any other gallery none are shown.
         device: "auto", "cpu", "cuda", …
         threads: of the arithmetic; None leaves torch's setting alone.
@@ -35,15 +35,15 @@ class Settings:
             than an equal share of them.
         client_concurrency: how many of them one client may have, so that nobody has them all.
         rate: requests a second of one client, which may save up twice as many; 0 sets no limit.
-        max_upload_bytes: largest picture.
-        max_pixels: largest picture once decoded.
-        decode_limit_s: of the processor, for decoding one picture.
+        max_upload_bytes: largest image.
+        max_pixels: largest image once decoded.
+        decode_limit_s: of the processor, for decoding one image.
         work_limit_s: for the filter of one request; `time_limit_s` would let a few of them have all threads.
         time_limit_s: for one request, from its first byte to its answer.
         kept_bytes, kept_s: how much memory the queries that can still be explained take, and for how long.
         token: whoever has it may add and remove images; None makes a server that only reads.
         read_token: whoever has it (or `token`) may look and search; None lets everybody who reaches the server.
-        uploads: where added pictures are put; by default `GALLERY.uploads` beside the gallery.
+        uploads: where added images are put; by default `GALLERY.uploads` beside the gallery.
         allowed_hosts: names that a request may call the server by, besides `localhost` and any IP address.
         static: the page's folder.
     """
@@ -92,6 +92,6 @@ class Settings:
 
     @property
     def uploads_folder(self) -> Path:
-        """Folder of added pictures."""
+        """Folder of added images."""
         beside = self.gallery.with_name(f"{self.gallery.name}.uploads")
         return beside if self.uploads is None else self.uploads.absolute()

@@ -23,8 +23,8 @@ from ..errors import ImageError
 from ..images import image_size
 from ..images.decoder import ANSWER, DONE, MEMORY, REQUEST, TOO_LARGE
 from ..images.geometry import Fitting
-from .api_error import ApiError
-from .fair_slots import FairSlots, Ledger
+from .queues import FairSlots, Ledger
+from .refusals import ApiError
 
 UPLOAD_TYPES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 # With the parent's path, so that the same distcam is found however this process came to it.
@@ -50,21 +50,15 @@ def upload_suffix(data: bytes) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return ".webp"
     what = "nothing" if not data else "something else"
-    raise ApiError(415, f"expected a picture as JPEG, PNG or WebP, got {what}", reason="type")
+    raise ApiError(415, f"expected an image as JPEG, PNG or WebP, got {what}", reason="type")
 
 
 class Decoders:
     """A few decoding processes, started when they are first needed, and again after one had to be ended.
 
-    Pictures that take long have a process of their own, of the lowest priority, so that they delay nothing else.
+    Images that take long have a process of their own, of the lowest priority, so that they delay nothing else.
     Clients take turns. When a request is given up, by its client or its time limit, the process that works for it is
-    ended.
-
-    Args:
-        count: processes for ordinary pictures.
-        seconds: of the processor, for one picture.
-        max_pixels: largest picture.
-        ledger: where the work of each client is counted.
+    ended. `count` are the processes for ordinary images, `seconds` of the processor an image may take.
     """
 
     def __init__(self, count: int, *, seconds: float, max_pixels: int, ledger: Ledger) -> None:
@@ -74,7 +68,7 @@ class Decoders:
         self._slow = _Lane(1, _NICEST, ledger)
 
     async def decode(self, data: bytes, fitting: Fitting) -> tuple[tuple[int, int], Tensor]:
-        """Width and height of an upright picture, and the network's pixels of it."""
+        """Width and height of an upright image, and the network's pixels of it."""
         is_slow = await asyncio.to_thread(_is_slow, data)
         lane = self._slow if is_slow else self._ordinary
         async with lane.process() as process:
@@ -120,7 +114,7 @@ class _Lane:
 
 
 def _is_slow(data: bytes) -> bool:
-    """True if a picture takes long, by its size and header: more pixels than most phones make, scans counted."""
+    """True if an image takes long, by its size and header: more pixels than most phones make, scans counted."""
     if len(data) > _SLOW_BYTES:
         return True
     try:
@@ -132,7 +126,7 @@ def _is_slow(data: bytes) -> bool:
 
 
 def _too_long() -> ApiError:
-    return ApiError(413, "decoding the picture takes too long; save it anew, or smaller", reason="work")
+    return ApiError(413, "decoding the image takes too long; save it anew, or smaller", reason="work")
 
 
 class _Process:
@@ -162,15 +156,20 @@ class _Process:
                 with self._lock:
                     if self._process is process:
                         self._process = None
-                raise _death(_let_go(process)) from None
+                if (status := _let_go(process)) > 0:
+                    broken = "the server cannot decode images; its log says why"
+                    raise ApiError(503, broken, reason="failure", retry_after=60) from None
+                if status in (-signal.SIGKILL, -getattr(signal, "SIGXCPU", signal.SIGKILL)):
+                    raise _too_long() from None
+                raise ApiError(415, "not a usable image: its decoder failed", reason="damaged") from None
         if outcome == DONE:
             pixels = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
             return (width, height), pixels.view(3, fitting.height, fitting.width)
         if outcome == TOO_LARGE:
-            raise ApiError(413, f"the picture is too large: more than {max_pixels:,} pixels", reason="pixels")
+            raise ApiError(413, f"the image is too large: more than {max_pixels:,} pixels", reason="pixels")
         if outcome == MEMORY:
-            raise ApiError(413, "decoding the picture takes too much memory; save it smaller", reason="work")
-        raise ApiError(415, f"not a usable picture: {payload.decode()}", reason="damaged")
+            raise ApiError(413, "decoding the image takes too much memory; save it smaller", reason="work")
+        raise ApiError(415, f"not a usable image: {payload.decode()}", reason="damaged")
 
     def _running(self, stop: threading.Event) -> subprocess.Popen[bytes]:
         with self._lock:
@@ -213,15 +212,6 @@ def _let_go(process: subprocess.Popen[bytes]) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
-
-
-def _death(status: int) -> ApiError:
-    """The error of a process that ended without an answer."""
-    if status > 0:
-        return ApiError(503, "the server cannot decode pictures; its log says why", reason="failure", retry_after=60)
-    if status in (-signal.SIGKILL, -getattr(signal, "SIGXCPU", signal.SIGKILL)):
-        return _too_long()
-    return ApiError(415, "not a usable picture: its decoder failed", reason="damaged")
 
 
 def _exactly(source: IO[bytes], length: int) -> bytes:

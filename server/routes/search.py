@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -15,10 +15,10 @@ from pydantic import BaseModel
 from ...images import Box
 from ...retrieval import Retriever
 from ...retrieval.ranking import BareVector
-from ...retrieval.ranking import Query as PictureQuery
+from ...retrieval.ranking import Query as ImageQuery
 from .. import schemas
 from ..answers import explanation_answer, search_answer, shown_path, upright_size
-from ..api_error import ApiError
+from ..refusals import ApiError
 from ..service import EncodedUpload, Service
 from ..uploads import UPLOAD_TYPES, upload_suffix
 
@@ -34,7 +34,7 @@ async def service_of(request: Request) -> Service:
 
 
 Serving = Annotated[Service, Depends(service_of)]
-PICTURE_FORM: dict[str, Any] = {  # lets generated clients send what is accepted
+IMAGE_FORM: dict[str, Any] = {  # lets generated clients send what is accepted
     "requestBody": {
         "content": {"multipart/form-data": {"encoding": {"image": {"contentType": ", ".join(UPLOAD_TYPES)}}}}
     }
@@ -50,8 +50,8 @@ def json_answer(answer: BaseModel, status: int = 200) -> Response:
     "/search",
     response_model=schemas.SearchAnswer,
     responses=schemas.refusals(409, 415),
-    openapi_extra=PICTURE_FORM,
-    summary="The images nearest to a picture that is sent",
+    openapi_extra=IMAGE_FORM,
+    summary="The images nearest to an image that is sent",
 )
 async def search(
     request: Request,
@@ -61,16 +61,15 @@ async def search(
 ) -> Response:
     """Rank the images, nearest first; for a while, the token of the answer lets `/explain` say why."""
     start = time.perf_counter()
-    edges = [edge for edge in (asked.left, asked.top, asked.right, asked.bottom) if edge is not None]
-    if edges and len(edges) < 4:
+    if 0 < len(asked.edges) < 4:
         raise ApiError(422, "a region needs all of left, top, right and bottom", reason="input")
     data = await image.read()
     upload_suffix(data)
     upload = await unless_gone(request, service.encode(data))
 
     def answer(retriever: Retriever) -> Response:
-        query = PictureQuery("the picture", None, upload.done.result, known_size=upload.size)
-        ranking = _Ranking(retriever, query, asked, box=edges or None)
+        query = ImageQuery("the image", None, upload.done.result, known_size=upload.size)
+        ranking = _Ranking(retriever, query, asked)
         return ranking.answer(start, upload=upload, token=service.queries.put(upload.done.result, upload.size))
 
     return await service.read(answer, step="search")
@@ -87,7 +86,7 @@ async def search_stored(service: Serving, asked: schemas.StoredRequest) -> Respo
     start = time.perf_counter()
 
     def answer(retriever: Retriever) -> Response:
-        return _Ranking(retriever, _stored(retriever, asked.id), asked, box=asked.box, stored=asked.id).answer(start)
+        return _Ranking(retriever, _stored(retriever, asked.id), asked).answer(start)
 
     return await service.read(answer, step="search")
 
@@ -99,11 +98,11 @@ async def search_stored(service: Serving, asked: schemas.StoredRequest) -> Respo
     summary="The images nearest to an embedding",
 )
 async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Response:
-    """Rank without a picture, so that nothing can be explained."""
+    """Rank without an image, so that nothing can be explained."""
     start = time.perf_counter()
 
     def answer(retriever: Retriever) -> Response:
-        query = PictureQuery("a vector", None, BareVector(torch.tensor([asked.vector], dtype=torch.float32)))
+        query = ImageQuery("a vector", None, BareVector(torch.tensor([asked.vector], dtype=torch.float32)))
         return _Ranking(retriever, query, asked).answer(start)
 
     return await service.read(answer, step="search")
@@ -113,7 +112,7 @@ async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Respo
     "/explain",
     response_model=schemas.ExplanationAnswer,
     responses=schemas.refusals(404, 409, 410),
-    summary="Where in the pictures a similarity lies",
+    summary="Where in the images a similarity lies",
 )
 async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
     """Dist-CAM maps of a query and its matches, raw: they are coloured and enlarged by whoever shows them."""
@@ -123,44 +122,32 @@ async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
 
     def answer(retriever: Retriever) -> Response:
         if cached is not None:
-            query = PictureQuery("the picture", None, cached.encoding, known_size=cached.size)
+            query = ImageQuery("the image", None, cached.encoding, known_size=cached.size)
         else:
             assert asked.id is not None
             query = _stored(retriever, asked.id)
-        explanation = _Ranking(retriever, query, asked, box=asked.box, stored=asked.id).matches.explain(
-            against=asked.against,
-            versus=asked.versus,
-            weighting=asked.weighting,
-            space=asked.space,
-            tau=asked.tau,
-        )
+        options = asked.model_dump(include={"against", "versus", "weighting", "space", "tau"})
+        explanation = _Ranking(retriever, query, asked).matches.explain(**options)
         return json_answer(explanation_answer(explanation, both_sides=asked.both_sides))
 
     return await service.read(answer, step="explain")
 
 
 class _Ranking:
-    """The ranking that a request asks for; of `stored`, the id of an image of the gallery, if the query is one."""
+    """The ranking that a request asks for; each kind of them has some of the options."""
 
-    def __init__(
-        self,
-        retriever: Retriever,
-        query: PictureQuery,
-        asked: Any,
-        *,
-        box: Sequence[float] | None = None,
-        stored: int | None = None,
-    ) -> None:
+    def __init__(self, retriever: Retriever, query: ImageQuery, asked: Any) -> None:
         self._start = time.perf_counter()
-        self._box = None if box is None else Box(*box)
-        self._stored = stored
+        box = getattr(asked, "box", None) or getattr(asked, "edges", None)
+        self._box = Box(*box) if box else None
+        self._stored: int | None = getattr(asked, "id", None)
         (self.matches,) = retriever.rank(
             [query if self._box is None else retriever.focused(query, self._box)],
             k=asked.k,
             where=asked.where,
             reject=getattr(asked, "reject", False),
             max_distance=getattr(asked, "max_distance", None),
-            without=None if getattr(asked, "include_self", False) else stored,
+            without=None if getattr(asked, "include_self", False) else self._stored,
         )
 
     def answer(self, start: float, *, upload: EncodedUpload | None = None, token: str | None = None) -> Response:
@@ -175,7 +162,7 @@ class _Ranking:
         return json_answer(search_answer(self.matches, said, timings))
 
 
-def _stored(retriever: Retriever, image: int) -> PictureQuery:
+def _stored(retriever: Retriever, image: int) -> ImageQuery:
     """An image of the gallery as a query."""
     require_image(retriever, image)
     return retriever.stored(image, known_size=upright_size(retriever.gallery.file(image)))

@@ -16,7 +16,7 @@ import { hasOneReference, heatOf, view } from "./view.js";
 import { count, digits, fileName, timing } from "./words.js";
 
 const UPLOADS_KEPT = 8, TRIES = 4, STARTERS = 18;
-const uploads = new Map(); // pictures of the user's, in this tab only
+const uploads = new Map(); // images of the user's, in this tab only
 const shown = { query: null, search: null, explanation: null }; // the questions that were answered
 
 let atWork = null; // aborts what is asked at the moment
@@ -59,11 +59,11 @@ const takeQuery = (changes) => go({ id: null, upload: null, box: null, match: 1,
 
 async function takeFile(file) {
   if (!view.gallery) return;
-  status("Reading the picture …");
+  status("Reading the image …");
   const picture = await own(file, view.gallery.limits), key = crypto.getRandomValues(new Uint32Array(1))[0].toString(36);
   uploads.set(key, picture);
   if (uploads.size > UPLOADS_KEPT) uploads.delete(uploads.keys().next().value);
-  // A link that could not carry its picture is waiting for this one: its box is kept.
+  // A link that could not carry its image is waiting for this one: its box is kept.
   const isAwaited = view.state.upload !== null && shown.query === null;
   await takeQuery({ upload: key, box: isAwaited ? view.state.box : null });
 }
@@ -117,20 +117,20 @@ async function loadQuery(signal) {
     if (!upload) return awaitPicture();
     view.query = { ...upload, label: null };
   } else {
-    status("Fetching the picture …");
+    status("Fetching the image …");
     const record = await api.image(state.id, signal);
     const picture = record.has_picture ? await stored(record.id, 1024) : null;
     signal.throwIfAborted();
-    view.query = { name: record.path, label: record.label, picture, size: null, note: picture ? "" : "The picture of this image was not found." };
+    view.query = { name: record.path, label: record.label, picture, size: null, note: picture ? "" : "The file of this image was not found." };
   }
   shown.query = queryKey(state);
   showQuery();
 }
 
-/** The state asks for a picture that only the tab of whoever made the link has. */
+/** The state asks for an image that only the tab of whoever made the link has. */
 function awaitPicture() {
   showNothing();
-  const error = new Error("This link was made for a picture that a link cannot carry. Drop that picture here to see the same view.");
+  const error = new Error("This link was made for an image that a link cannot carry. Drop that image here to see the same view.");
   throw Object.assign(error, { isFinal: true });
 }
 
@@ -156,7 +156,7 @@ async function explain(signal, isSecond = false) {
       view.explanation = await api.explain({ ...query, ...explainQuestion(state) }, signal);
     } catch (error) {
       if (error.status === 410 && !isSecond) {
-        await search(signal); // the server has forgotten the picture: send it again
+        await search(signal); // the server has forgotten the image: send it again
         return explain(signal, true);
       }
       showExplanation();
@@ -182,7 +182,7 @@ function fail(error) {
   if (!view.search) {
     forgetAnswer();
     if (!view.query) byId("stage-figure").hidden = true;
-    say(byId("query-note"), ""); // what the browser made of the picture is beside the point now
+    say(byId("query-note"), ""); // what the browser made of the image is beside the point now
   }
   if (error.status === 401) byId("token-form").hidden = false;
   status(view.search ? summary() : "");
@@ -231,7 +231,7 @@ async function showNothing() {
   if (!byId("starter-list").childElementCount) {
     byId("starter-list").replaceChildren(...(await starters()).map((image) => thumbOf(image, (id) => takeQuery({ id }))));
   }
-  // Meanwhile a picture may have come.
+  // Meanwhile an image may have come.
   byId("starters").hidden = !byId("starter-list").childElementCount || queryKey(view.state) !== null;
   if (!view.gallery.images) status("The gallery is empty.");
 }
@@ -248,7 +248,7 @@ function showQuery() {
   const { query } = view;
   document.body.classList.remove("is-empty");
   byId("starters").hidden = true;
-  byId("query-title").textContent = query.label ?? "Your picture";
+  byId("query-title").textContent = query.label ?? "Your image";
   byId("query-name").textContent = fileName(query.name);
   byId("query-name").title = query.name;
   byId("stage-figure").hidden = false;
@@ -306,7 +306,7 @@ function paintQuery() {
   draw(byId("query-canvas"), view.query.picture, 1024, view.search ? heatOf(matches.chosen(), "query") : null);
   const chosen = matches.chosen();
   const what = hasOneReference() ? view.explanation.references[0].name : chosen && view.explanation ? `match ${chosen.rank}` : null;
-  byId("query-canvas").setAttribute("aria-label", what ? `The query with its map for ${what}` : "The query picture");
+  byId("query-canvas").setAttribute("aria-label", what ? `The query with its map for ${what}` : "The query image");
 }
 
 // --- What the user does ------------------------------------------------------------------------------------------------
@@ -352,7 +352,7 @@ function taken(event, transfer) {
   event.preventDefault();
   const file = pictureIn(transfer);
   if (file) takeFile(file);
-  else complain("That is not a picture.", false);
+  else complain("That is not an image.", false);
 }
 
 byId("export-png").addEventListener("click", () => savePicture(matches.pictureOf));

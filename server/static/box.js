@@ -4,7 +4,7 @@ import { byId } from "./dom.js";
 
 const LEAST = 8; // pixels on the screen: less is a click
 
-/** `onBox` is called with [left, top, right, bottom] in pixels of the picture, or with null when it is taken away. */
+/** `onBox` is called with [left, top, right, bottom] in pixels of the image, or with null when it is taken away. */
 export function boxTools(onBox) {
   const stage = byId("stage"), outline = byId("box"), form = byId("box-form"), draw = byId("box-draw"), clear = byId("box-clear");
   const fields = ["left", "top", "right", "bottom"].map((edge) => byId(`box-${edge}`));
@@ -15,7 +15,7 @@ export function boxTools(onBox) {
   function setDrawing(is) {
     stage.classList.toggle("is-drawing", is);
     draw.setAttribute("aria-pressed", String(is));
-    draw.textContent = is ? "Draw on the picture …" : "Draw a box";
+    draw.textContent = is ? "Draw on the image …" : "Draw a box";
   }
 
   function outlineOf(edges) {
@@ -70,7 +70,7 @@ export function boxTools(onBox) {
   for (const field of fields) field.addEventListener("input", () => fields.forEach((each) => each.setCustomValidity("")));
 
   return {
-    /** Show a box on a picture of this size; either may be null. */
+    /** Show a box on an image of this size; either may be null. */
     show(edges, pictureSize) {
       [box, size] = [edges, pictureSize];
       outlineOf(box);

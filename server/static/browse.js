@@ -10,7 +10,7 @@ const PAGE = 28;
 export function thumbOf(image, onChoose) {
   const frame = make("span", { className: "frame" });
   if (image.has_picture) frame.append(make("img", { src: api.pictureUrl(image.id, 320), alt: "", loading: "lazy" }));
-  else frame.textContent = "picture not found";
+  else frame.textContent = "image not found";
   const button = make("button",
     { type: "button", className: "thumb", title: image.path, "data-id": image.id, "aria-label": `${labelled(image.label)}, ${image.path}` },
     frame, make("span", { className: "label", textContent: image.label ?? image.path }));

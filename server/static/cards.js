@@ -60,7 +60,7 @@ export function matchList(onSelect, onSearch) {
   async function load(card) {
     card.picture = card.match.has_picture ? await stored(card.match.id, SMALL) : null;
     if (card.picture) paint(card);
-    else card.frame.replaceChildren(make("span", { textContent: "picture not found" }));
+    else card.frame.replaceChildren(make("span", { textContent: "image not found" }));
   }
 
   function paint(card) {

@@ -1,4 +1,4 @@
-/** What is shown, as files: one picture, or the answers as they came. */
+/** What is shown, as files: one image, or the answers as they came. */
 
 import { make } from "./dom.js";
 import { draw, drawLegend } from "./maps.js";
@@ -83,7 +83,7 @@ function legend(context, y, width) {
 function tile(context, picture, heat, x, y, box = null) {
   context.fillStyle = "#eceff3";
   context.fillRect(x, y, TILE, TILE);
-  if (!picture) return write(context, "no picture", x + TILE / 2, y + TILE / 2, { colour: SOFT, align: "center" });
+  if (!picture) return write(context, "no image", x + TILE / 2, y + TILE / 2, { colour: SOFT, align: "center" });
   const drawn = make("canvas");
   draw(drawn, picture, 480, heat);
   const shrink = TILE / Math.max(drawn.width, drawn.height), w = drawn.width * shrink, h = drawn.height * shrink;

@@ -44,7 +44,7 @@ export function sample(map, y, x) {
   return top * (1 - fy) + bottom * fy;
 }
 
-/** The map as a canvas of colours; cold parts of a map, and the middle of a signed one, let the picture through. */
+/** The map as a canvas of colours; cold parts of a map, and the middle of a signed one, let the image through. */
 export function layerOf(map, [low, high], isSigned) {
   const table = TABLES[isSigned ? "blue-orange" : "inferno"], span = high - low;
   const canvas = document.createElement("canvas");
@@ -66,9 +66,9 @@ export function layerOf(map, [low, high], isSigned) {
 }
 
 /**
- * Draw a picture with its map on a canvas.
+ * Draw an image with its map on a canvas.
  *
- * `heat` is {layer, view, size, opacity}: the colours, the rectangle of the picture that they cover, and the picture's
+ * `heat` is {layer, view, size, opacity}: the colours, the rectangle of the image that they cover, and the image's
  * true size, both in its own pixels. What lies outside the view was not seen by the encoder and is dimmed.
  */
 export function draw(canvas, picture, longest, heat = null) {

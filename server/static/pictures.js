@@ -2,12 +2,12 @@
 
 import { pictureUrl } from "./api.js";
 
-const SHOWN = 1280; // longest side in pixels of a picture of the user's that is kept for drawing
+const SHOWN = 1280; // longest side in pixels of an image of the user's that is kept for drawing
 const KEPT = 200;
 const SENT_AS_THEY_ARE = new Set(["image/jpeg", "image/png", "image/webp"]);
 const loading = new Map();
 
-/** The picture of a stored image, or null when it is gone. */
+/** A stored image as the browser draws it, or null when it is gone. */
 export function stored(id, side = 480) {
   const url = pictureUrl(id, side);
   if (!loading.has(url)) {
@@ -26,17 +26,17 @@ function load(url) {
 }
 
 /**
- * A picture of the user's: {blob, name, picture, size, note}; `picture` is upright, and null if the browser cannot read it.
+ * An image of the user's: {blob, name, picture, size, note}; `picture` is upright, and null if the browser cannot read it.
  *
  * It is sent as it is, unless it is larger than the server takes, or of a kind that only the browser reads.
  */
 export async function own(file, limits) {
-  const name = file.name || "pasted picture";
+  const name = file.name || "pasted image";
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
-    return { blob: file, name, picture: null, size: null, note: "This browser cannot show the picture; it is sent to the server as it is." };
+    return { blob: file, name, picture: null, size: null, note: "This browser cannot show the image; it is sent to the server as it is." };
   }
   try {
     const { width, height } = bitmap;
@@ -64,7 +64,7 @@ function scaled(bitmap, longest) {
   return canvas;
 }
 
-/** The first picture among dropped or pasted things, or null. */
+/** The first image among dropped or pasted things, or null. */
 export function pictureIn(transfer) {
   return [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/") || /\.(jpe?g|png|webp)$/i.test(file.name)) ?? null;
 }

@@ -29,7 +29,7 @@ for (const button of document.querySelectorAll("[data-close]")) button.addEventL
 byId("share").addEventListener("click", () => {
   byId("share-link").value = location.href;
   byId("share-note").textContent = view.state.upload !== null
-    ? "A link cannot carry your picture: whoever opens it has to drop the same picture, and sees the same view then."
+    ? "A link cannot carry your image: whoever opens it has to drop the same image, and sees the same view then."
     : "Whoever opens it at this server sees the same view.";
   byId("share-done").textContent = "";
   byId("share-dialog").showModal();

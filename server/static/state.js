@@ -2,11 +2,11 @@
 
 export const DEFAULTS = Object.freeze({
   id: null, // a stored image, or
-  upload: null, // the key of a picture of the user's, which lives in this tab only
+  upload: null, // the key of an image of the user's, which lives in this tab only
   k: 10,
   label: "",
   where: "",
-  box: null, // [left, top, right, bottom] in pixels of the upright picture
+  box: null, // [left, top, right, bottom] in pixels of the upright image
   threshold: "", // "", "gallery", or the largest distance
   weighting: "dist",
   against: "match", // "match", "prototype", "label:…", "rank:…"

@@ -32,8 +32,8 @@ export function showLegend() {
   byId("legend").title = state.scale === "shared" ? "values of the raw map on the query" : "each map on its own scale";
   const words = [];
   if (versus) words.push(`Orange speaks for ${one ? shortName(references[0].name) : "the match"}, blue for ${shortName(versus)}.`);
-  else if (isSigned) words.push("Orange speaks for the match, blue against it; what lets the picture through is near 0.");
-  if (one) words.push(`The map on the query is for the ${references[0].name}, at distance ${digits(references[0].distance, 4)}; a class has no picture of its own.`);
+  else if (isSigned) words.push("Orange speaks for the match, blue against it; what lets the image through is near 0.");
+  if (one) words.push(`The map on the query is for the ${references[0].name}, at distance ${digits(references[0].distance, 4)}; a class has no image of its own.`);
   words.push(sensitivity(explanation.sensitivity));
   if (!explanation.is_exact) words.push("The encoder's head is not linear: the maps hold to first order.");
   return say(byId("meaning"), words.filter(Boolean).join(" "));

@@ -10,7 +10,7 @@ const milliseconds = (value) => (value < 10 ? value.toFixed(1) : value.toFixed(0
 /** How long an answer took. */
 export function timing(timings) {
   if (!timings || !(timings.total >= 0)) return "";
-  const names = { decode: "reading the picture", queue: "waiting", encode: "encoding", search: "searching" };
+  const names = { decode: "reading the image", queue: "waiting", encode: "encoding", search: "searching" };
   const parts = Object.entries(names)
     .filter(([name]) => timings[name] >= 0.05)
     .map(([name, words]) => `${words} ${milliseconds(timings[name])}`);
@@ -21,10 +21,10 @@ export function timing(timings) {
 export function sensitivity(value) {
   if (value === null || value === undefined) return "";
   const means =
-    value >= 0.95 ? "the map hardly depends on this match: against an unrelated picture it would look the same"
+    value >= 0.95 ? "the map hardly depends on this match: against an unrelated image it would look the same"
     : value >= 0.75 ? "the map depends a little on this match"
     : value >= 0.4 ? "the map depends in part on this match"
-    : "the map depends on this match: against an unrelated picture it would look different";
+    : "the map depends on this match: against an unrelated image it would look different";
   return `Match sensitivity ${digits(value, 2)}: ${means}.`;
 }
 

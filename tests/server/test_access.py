@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 from commands import fails
-from serving import BEARER, TOKEN, picture_bytes, running, served, upload
+from serving import BEARER, TOKEN, image_bytes, running, served, upload
 
 from distcam.index import Gallery
 from distcam.index.building.creating import is_root_of_this_user, new_gallery_id
@@ -38,19 +38,19 @@ def as_from_a_stranger(folder, monkeypatch, tmp_path, **changes):
 
 
 def shown(client, image=1):
-    """Whether an image's picture is there, in every way that a client can find out."""
+    """Whether an image's file is there, in every way that a client can find out."""
     picture = client.get(f"/api/v1/images/{image}/picture").status_code == 200
     record = client.get(f"/api/v1/images/{image}").json()["has_picture"]
     found = client.post("/api/v1/search/stored", json={"id": 2, "k": 24}).json()["matches"]
     answers = {picture, record, *(match["has_picture"] for match in found if match["id"] == image)}
     why = client.post("/api/v1/explain", json={"id": 2, "k": 24, "both_sides": True}).json()
-    if "references" in why:  # else the query's own picture is not there
+    if "references" in why:  # else the query's own image is not there
         answers |= {each["match_size"] is not None for each in why["references"] if each["id"] == image}
     assert len(answers) == 1, answers
     return picture
 
 
-def test_pictures_of_an_own_gallery_are_shown(gallery):
+def test_images_of_an_own_gallery_are_shown(gallery):
     with served(gallery.folder) as client:
         assert shown(client)
 
@@ -59,7 +59,7 @@ def test_those_of_a_stranger_are_not_until_a_root_is_named(gallery, photos, monk
     as_from_a_stranger(gallery.folder, monkeypatch, tmp_path)
     with served(gallery.folder) as client:
         assert not shown(client)
-        assert client.post("/api/v1/search", files=upload(picture_bytes())).status_code == 200
+        assert client.post("/api/v1/search", files=upload(image_bytes())).status_code == 200
     with served(gallery.folder, root=photos) as client:
         assert shown(client)
     with served(gallery.folder, root=tmp_path) as client:
@@ -80,7 +80,7 @@ def test_absolute_paths_and_links_out_of_the_root_are_not_followed(small_encoder
     for folder in (inside, outside):
         folder.mkdir()
         for number in range(3):
-            (folder / f"{number}.png").write_bytes(picture_bytes(seed=number + len(folder.name), kind="PNG"))
+            (folder / f"{number}.png").write_bytes(image_bytes(seed=number + len(folder.name), kind="PNG"))
     (inside / "link.png").symlink_to(outside / "0.png")
     (inside / "set.csv").write_text(f"path,label\n0.png,a\nlink.png,a\n{outside}/1.png,b\n1.png,b\n")
     gallery = Gallery.build(inside / "set.csv", small_encoder, out=tmp_path / "g", precision="fp32")
@@ -89,10 +89,10 @@ def test_absolute_paths_and_links_out_of_the_root_are_not_followed(small_encoder
         assert names == {"0.png": True, "link.png": False, "…/private/1.png": False, "1.png": True}
 
 
-def test_pictures_that_were_added_here_are_shown_too(gallery, monkeypatch, tmp_path):
+def test_images_that_were_added_here_are_shown_too(gallery, monkeypatch, tmp_path):
     as_from_a_stranger(gallery.folder, monkeypatch, tmp_path)
     with served(gallery.folder, token=TOKEN, uploads=tmp_path / "uploads") as client:
-        new = client.post("/api/v1/images", files=upload(picture_bytes(seed=77)), headers=BEARER).json()
+        new = client.post("/api/v1/images", files=upload(image_bytes(seed=77)), headers=BEARER).json()
         assert client.get(f"/api/v1/images/{new['id']}/picture").status_code == 200
         assert client.get("/api/v1/images/1/picture").status_code == 404
 
@@ -235,8 +235,8 @@ def test_messages_do_not_say_how_the_server_is_written(guarded):
     headers = {"Authorization": f"Bearer {TOKEN}"}
     wrong = (
         guarded.post("/api/v1/search", data={"image": "text"}, headers=headers),
-        guarded.post("/api/v1/images", files=upload(picture_bytes()), params={"label": "a\u202eb"}, headers=headers),
-        guarded.post("/api/v1/images", files=upload(picture_bytes()), data={"columns": "[1]"}, headers=headers),
+        guarded.post("/api/v1/images", files=upload(image_bytes()), params={"label": "a\u202eb"}, headers=headers),
+        guarded.post("/api/v1/images", files=upload(image_bytes()), data={"columns": "[1]"}, headers=headers),
         guarded.post("/api/v1/search/stored", json={"id": 1, "k": 10**9}, headers=headers),
     )
     for answer in wrong:

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from serving import BEARER, TOKEN, picture_bytes, served, upload
+from serving import BEARER, TOKEN, image_bytes, served, upload
 
 from distcam.encoders import Encoder
 from distcam.images import Box, Transform, image_size, read_image
 from distcam.index import Gallery
 from distcam.retrieval import Retriever
-from distcam.server.access import is_own_name
 from distcam.server.answers import WEIGHTING_HELP, image_answer, shown_path, upright_size
+from distcam.server.refusals import is_own_name
 from distcam.server.routes.search import explain as explain_route
 from distcam.server.schemas import WeightingName
 
@@ -86,7 +86,7 @@ def test_images_are_listed_in_pages_and_filtered(client, small_gallery):
     assert one == {**small_gallery.records([7])[0].to_dict(), "has_picture": True}
 
 
-def test_a_picture_is_made_anew_upright_and_can_be_cached(client, small_gallery):
+def test_an_image_is_made_anew_upright_and_can_be_cached(client, small_gallery):
     response = client.get("/api/v1/images/3/picture", params={"side": 32})
     assert response.headers["content-type"] == "image/jpeg"
     picture = Image.open(io.BytesIO(response.content))
@@ -99,17 +99,17 @@ def test_a_picture_is_made_anew_upright_and_can_be_cached(client, small_gallery)
     assert client.get("/api/v1/images/3/picture").headers["etag"] != response.headers["etag"]
 
 
-def test_a_picture_in_a_browser_is_asked_for_again_before_it_is_shown(photos, small_encoder, tmp_path):
+def test_an_image_in_a_browser_is_asked_for_again_before_it_is_shown(photos, small_encoder, tmp_path):
     file = tmp_path / "pictures" / "a.jpg"
     file.parent.mkdir()
-    file.write_bytes(picture_bytes(seed=1))
+    file.write_bytes(image_bytes(seed=1))
     gallery = Gallery.build(file.parent, small_encoder, out=tmp_path / "g", precision="fp32")
     with served(gallery.folder, token=TOKEN) as client:
         first = client.get("/api/v1/images/0/picture")
         assert "no-cache" in first.headers["cache-control"]
         known = {"If-None-Match": first.headers["etag"]}
         assert client.get("/api/v1/images/0/picture", headers=known).status_code == 304
-        file.write_bytes(picture_bytes((40, 40), seed=2))
+        file.write_bytes(image_bytes((40, 40), seed=2))
         replaced = client.get("/api/v1/images/0/picture", headers=known)
         assert (replaced.status_code, replaced.content != first.content) == (200, True)
         client.delete("/api/v1/images/0", headers=BEARER)
@@ -118,7 +118,7 @@ def test_a_picture_in_a_browser_is_asked_for_again_before_it_is_shown(photos, sm
 
 
 def test_health_readiness_and_metrics(client):
-    search(client, picture_bytes(seed=1))
+    search(client, image_bytes(seed=1))
     assert client.get("/health").json() == {"status": "ok", "images": 24, "generation": 1}
     assert client.get("/ready").status_code == 200
     client.get("/api/v1/images/99")
@@ -138,8 +138,8 @@ def test_health_readiness_and_metrics(client):
 # --- Searching --------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_finds_what_the_library_finds(client, retriever):
-    data = picture_bytes((100, 70), seed=3)
+def test_an_image_finds_what_the_library_finds(client, retriever):
+    data = image_bytes((100, 70), seed=3)
     answer = search(client, data, k=5)
     expected = retriever.query(data, k=5)
     assert [match["id"] for match in answer["matches"]] == expected.ids.tolist()
@@ -155,8 +155,8 @@ def test_a_picture_finds_what_the_library_finds(client, retriever):
     assert answer["timings_ms"]["total"] >= answer["timings_ms"]["search"] > 0
 
 
-def test_a_box_searches_for_a_part_of_the_picture(client, retriever):
-    data = picture_bytes((80, 80), seed=4)
+def test_a_box_searches_for_a_part_of_the_image(client, retriever):
+    data = image_bytes((80, 80), seed=4)
     box = {"left": 5, "top": 10, "right": 60, "bottom": 50}
     answer = search(client, data, k=6, **box)
     expected = retriever.query(data, k=6, region=Box(5, 10, 60, 50))
@@ -171,10 +171,10 @@ def test_a_box_searches_for_a_part_of_the_picture(client, retriever):
     assert "outside the image" in outside.json()["detail"]
 
 
-def test_an_upright_picture_is_what_boxes_refer_to(client):
+def test_an_upright_image_is_what_boxes_refer_to(client):
     exif = Image.Exif()
     exif[274] = 6
-    assert search(client, picture_bytes((100, 60), exif=exif))["query"]["size"] == [60, 100]
+    assert search(client, image_bytes((100, 60), exif=exif))["query"]["size"] == [60, 100]
 
 
 def test_a_stored_image_and_a_vector_find_what_the_library_finds(client, retriever):
@@ -201,7 +201,7 @@ def test_a_threshold_says_no_match(client):
 
 def test_a_filter_keeps_others_out(client, small_gallery):
     label = small_gallery.labels[2]
-    answer = search(client, picture_bytes(seed=5), k=50, where=f"label={label}")
+    answer = search(client, image_bytes(seed=5), k=50, where=f"label={label}")
     assert [match["label"] for match in answer["matches"]] == [label] * 6
 
 
@@ -218,7 +218,7 @@ def maps_of(answer, side):
 @pytest.mark.parametrize("weighting", ["dist", "dot_centered"])
 def test_explanations_are_those_of_the_library(client, retriever, against, weighting):
     against = against.replace("LABEL", retriever.gallery.labels[3])
-    data = picture_bytes((90, 60), seed=6)
+    data = image_bytes((90, 60), seed=6)
     token = search(client, data, k=3)["query"]["token"]
     asked = {"token": token, "k": 3, "against": against, "weighting": weighting}
     answer = client.post("/api/v1/explain", json=asked).json()
@@ -263,14 +263,14 @@ def test_queries_have_to_be_named_once_and_be_known(client):
     unknown = client.post("/api/v1/explain", json={"token": "nobody-knows-it"})
     assert (unknown.status_code, unknown.json()["detail"]) == (
         410,
-        "this query is not kept any more; send the picture again",
+        "this query is not kept any more; send the image again",
     )
     assert client.post("/api/v1/explain", json={"id": 77}).status_code == 404
     assert client.post("/api/v1/explain", json={"id": 0, "against": "label:nobody"}).status_code == 400
     assert client.post("/api/v1/explain", json={"id": 0, "against": "rank:77"}).status_code == 400
 
 
-def test_pictures_that_are_gone_leave_the_rest_of_the_answer(photos, small_encoder, tmp_path):
+def test_images_that_are_gone_leave_the_rest_of_the_answer(photos, small_encoder, tmp_path):
     shutil.copytree(photos, tmp_path / "pictures")
     gallery = Gallery.build(tmp_path / "pictures", small_encoder, out=tmp_path / "g", precision="fp32", store_maps=True)
     shutil.rmtree(tmp_path / "pictures")
@@ -294,8 +294,8 @@ def test_errors_are_one_sentence_and_never_repeat_what_was_sent(client, small_ga
         ("GET", "/api/v1/images/99", {}, 404),
         ("GET", "/api/v1/images/-1", {}, 422),
         ("GET", "/api/v1/images?where=label~~", {}, 400),
-        ("POST", "/api/v1/search?k=0", {"files": upload(picture_bytes())}, 422),
-        ("POST", "/api/v1/search?k=101", {"files": upload(picture_bytes())}, 422),
+        ("POST", "/api/v1/search?k=0", {"files": upload(image_bytes())}, 422),
+        ("POST", "/api/v1/search?k=101", {"files": upload(image_bytes())}, 422),
         ("POST", "/api/v1/search", {}, 422),
         ("POST", "/api/v1/search/stored", {"json": {"id": 1, "surprise": 1}}, 422),
         ("POST", "/api/v1/search/vector", {"json": {"vector": [1.0]}}, 400),
@@ -329,7 +329,7 @@ def test_only_names_of_its_own_are_answered(client, small_gallery):
 
 
 def test_pages_of_other_servers_cannot_make_a_browser_ask(client):
-    options = {"files": upload(picture_bytes())}
+    options = {"files": upload(image_bytes())}
     foreign = client.post("/api/v1/search", headers={"Origin": "http://evil.example"}, **options)
     assert foreign.status_code == 403
     own = client.post("/api/v1/search", headers={"Origin": "http://127.0.0.1:8000"}, **options)
@@ -383,7 +383,7 @@ def test_a_request_that_takes_too_long_is_given_up(small_gallery):
         client.app.state.service._batcher._work = lambda pixels: (
             __import__("time").sleep(0.3) or [inference(one[None]) for one in pixels]
         )
-        response = client.post("/api/v1/search", files=upload(picture_bytes()))
+        response = client.post("/api/v1/search", files=upload(image_bytes()))
         assert response.status_code == 503
         assert "too long" in response.json()["detail"]
 
@@ -418,14 +418,14 @@ def test_sizes_are_read_from_headers_as_they_are_decoded(tmp_path):
             if orientation is not None:
                 exif[274] = orientation
             file = tmp_path / f"{number}-{orientation}.{suffix}"
-            file.write_bytes(picture_bytes((40, 24), kind=kind, exif=exif))
+            file.write_bytes(image_bytes((40, 24), kind=kind, exif=exif))
             assert image_size(file) == image_size(file.read_bytes()) == read_image(file).size, file.name
     assert upright_size(tmp_path / "gone.jpg") is None
     (tmp_path / "text.jpg").write_text("no")
     assert upright_size(tmp_path / "text.jpg") is None
 
 
-def test_names_that_no_disk_takes_have_no_picture(small_gallery):
+def test_names_that_no_disk_takes_have_no_image(small_gallery):
     record = replace(small_gallery.records([1])[0], path="x" * 5000)
     assert image_answer(small_gallery, record).has_picture is False
 
@@ -449,8 +449,8 @@ def test_a_gallery_whose_encoder_nobody_has_answers_what_needs_none(photos, tmp_
         vector = gallery.embeddings([5])[0].tolist()
         assert client.post("/api/v1/search/vector", json={"vector": vector}).json()["matches"][0]["id"] == 5
         for response in (
-            client.post("/api/v1/search", files=upload(picture_bytes())),
-            client.post("/api/v1/images", files=upload(picture_bytes()), headers=BEARER),
+            client.post("/api/v1/search", files=upload(image_bytes())),
+            client.post("/api/v1/images", files=upload(image_bytes()), headers=BEARER),
             client.post("/api/v1/search/stored", json={"id": 3, "box": [0, 0, 9, 9]}),
             client.post("/api/v1/explain", json={"id": 3}),
         ):

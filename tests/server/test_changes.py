@@ -8,7 +8,7 @@ import shutil
 import threading
 
 import pytest
-from serving import BEARER, TOKEN, picture_bytes, served, upload
+from serving import BEARER, TOKEN, image_bytes, served, upload
 
 from distcam.encoders import Encoder
 from distcam.errors import FingerprintMismatchError, InputError
@@ -38,8 +38,8 @@ def found(client, data, k=100):
     return client.post("/api/v1/search", params={"k": k}, files=upload(data)).json()["matches"]
 
 
-def test_an_added_picture_is_found_at_once_explained_and_shown(client, gallery):
-    data = picture_bytes((90, 60), seed=1)
+def test_an_added_image_is_found_at_once_explained_and_shown(client, gallery):
+    data = image_bytes((90, 60), seed=1)
     response = client.post(
         "/api/v1/images",
         params={"label": "<b>new</b>"},
@@ -60,8 +60,8 @@ def test_an_added_picture_is_found_at_once_explained_and_shown(client, gallery):
     assert client.get("/health").json()["images"] == 25
 
 
-def test_a_picture_is_kept_as_it_came_under_a_name_of_its_contents(client, gallery):
-    data = picture_bytes(kind="PNG", seed=2)
+def test_an_image_is_kept_as_it_came_under_a_name_of_its_contents(client, gallery):
+    data = image_bytes(kind="PNG", seed=2)
     add(client, data)
     digest = hashlib.sha256(data).hexdigest()
     folder = gallery.folder.with_name(f"{gallery.folder.name}.uploads")
@@ -71,11 +71,11 @@ def test_a_picture_is_kept_as_it_came_under_a_name_of_its_contents(client, galle
     assert str(folder.parent) not in client.get("/api/v1/images/24").text
 
 
-def test_the_same_picture_twice_is_a_conflict_and_changes_nothing(client):
-    data = picture_bytes(seed=3)
+def test_the_same_image_twice_is_a_conflict_and_changes_nothing(client):
+    data = image_bytes(seed=3)
     assert add(client, data, label="a").status_code == 201
     again = add(client, data, label="b")
-    assert (again.status_code, again.json()["detail"]) == (409, "the gallery has this picture already, as image 24")
+    assert (again.status_code, again.json()["detail"]) == (409, "the gallery has this image already, as image 24")
     assert client.get("/api/v1/images/24").json()["label"] == "a"
     client.delete("/api/v1/images/24", headers=BEARER)
     assert add(client, data, label="b").json()["id"] == 25  # an id is never given out again
@@ -106,7 +106,7 @@ def test_who_has_no_token_changes_nothing_and_is_told_before_he_uploads(client, 
             assert response.headers["www-authenticate"] == "Bearer"
     assert client.get("/health").json()["images"] == 24
     with served(gallery.folder) as reader:
-        for response in (add(reader, picture_bytes()), reader.delete("/api/v1/images/1", headers=BEARER)):
+        for response in (add(reader, image_bytes()), reader.delete("/api/v1/images/1", headers=BEARER)):
             assert response.status_code == 403
             assert "--writable" in response.json()["detail"]
 
@@ -129,7 +129,7 @@ def test_labels_and_columns_are_short_and_printable(client):
         ({}, '{"a": "\\ud800"}'),
     ):
         response = client.post(
-            "/api/v1/images", params=params, files=upload(picture_bytes()), data={"columns": columns}, headers=BEARER
+            "/api/v1/images", params=params, files=upload(image_bytes()), data={"columns": columns}, headers=BEARER
         )
         assert response.status_code == 422, (params, columns[:20], response.text)
     assert client.get("/health").json()["images"] == 24
@@ -142,7 +142,7 @@ def test_what_another_process_changes_is_seen_by_the_next_query(client, gallery,
     other.remove(paths=[gallery.records([3])[0].path])
     assert 3 not in [match["id"] for match in found(client, data)]
     new = tmp_path / "new.png"
-    new.write_bytes(picture_bytes(kind="PNG", seed=9))
+    new.write_bytes(image_bytes(kind="PNG", seed=9))
     other.add([new], small_encoder)
     assert found(client, new.read_bytes())[0]["id"] == 24
     other.compact()
@@ -160,19 +160,19 @@ def test_another_encoder_under_the_gallery_is_refused_until_the_right_one_is_bac
     with served(gallery.folder) as client:
         Gallery.build(pictures, stranger, out=gallery.folder, precision="fp32", overwrite=True)
         for _ in range(2):
-            response = client.post("/api/v1/search", files=upload(picture_bytes()))
+            response = client.post("/api/v1/search", files=upload(image_bytes()))
             assert response.status_code == 503
             assert "built anew with conv4/" in response.json()["detail"]
         assert client.get("/ready").status_code == 503
         Gallery.build(pictures, small_encoder, out=gallery.folder, precision="fp32", overwrite=True)
-        assert client.post("/api/v1/search", files=upload(picture_bytes())).status_code == 200
+        assert client.post("/api/v1/search", files=upload(image_bytes())).status_code == 200
 
 
 def test_a_gallery_built_anew_by_the_same_encoder_is_another_gallery(gallery, small_encoder, tmp_path):
     pictures = tmp_path / "others"
     for number in range(24):  # the ids are the same, and mean other images
         (pictures / "new").mkdir(parents=True, exist_ok=True)
-        (pictures / "new" / f"{number:02}.png").write_bytes(picture_bytes(kind="PNG", seed=number))
+        (pictures / "new" / f"{number:02}.png").write_bytes(image_bytes(kind="PNG", seed=number))
     with served(gallery.folder) as client:
         assert client.post("/api/v1/search/stored", json={"id": 7}).json()["matches"][0]["label"] != "new"
         Gallery.build(pictures, small_encoder, out=gallery.folder, precision="fp32", overwrite=True)
@@ -197,11 +197,11 @@ def test_a_damaged_gallery_is_refused_not_answered_wrongly(gallery):
 
 def test_while_somebody_else_writes_adding_is_refused_and_searching_is_not(client, gallery):
     with WriterLock(gallery.folder):
-        response = add(client, picture_bytes(seed=4))
+        response = add(client, image_bytes(seed=4))
         assert response.status_code == 503
         assert "is writing" in response.json()["detail"]
-        assert found(client, picture_bytes(seed=4))
-    assert add(client, picture_bytes(seed=4)).status_code == 201
+        assert found(client, image_bytes(seed=4))
+    assert add(client, image_bytes(seed=4)).status_code == 201
 
 
 def test_searching_beside_changes_gives_no_error_and_no_removed_image(client):
@@ -209,7 +209,7 @@ def test_searching_beside_changes_gives_no_error_and_no_removed_image(client):
     gone: set[int] = set()
 
     def ask():
-        data = picture_bytes(seed=50)
+        data = image_bytes(seed=50)
         while not stop.is_set():
             before = set(gone)
             response = client.post("/api/v1/search", params={"k": 50}, files=upload(data))
@@ -222,7 +222,7 @@ def test_searching_beside_changes_gives_no_error_and_no_removed_image(client):
     for thread in threads:
         thread.start()
     for seed in range(60, 63):
-        new = add(client, picture_bytes(seed=seed)).json()["id"]
+        new = add(client, image_bytes(seed=seed)).json()["id"]
         if seed % 2:
             assert client.delete(f"/api/v1/images/{new}", headers=BEARER).status_code == 204
             gone.add(new)
@@ -234,7 +234,7 @@ def test_searching_beside_changes_gives_no_error_and_no_removed_image(client):
 
 def test_the_caches_are_renewed_when_a_server_that_wrote_ends(gallery):
     with served(gallery.folder, token=TOKEN) as client:
-        add(client, picture_bytes(seed=7))
+        add(client, image_bytes(seed=7))
         assert not Gallery.open(gallery.folder).info()["prototypes_cached"]
     after = Gallery.open(gallery.folder)
     assert after.info()["prototypes_cached"]

@@ -10,14 +10,15 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from commands import distcam, fails
-from serving import picture_bytes, running, upload
+from serving import image_bytes, running, upload
 
 from distcam.server import Settings, create_app
-from distcam.server.running import bound_socket, server_of, url_of
+from distcam.server.running import bound_socket, glibc, server_of, url_of
 
 
 def started(gallery, *options, environment=()):
@@ -39,7 +40,7 @@ def ask_until_it_ends(url, end, *, size):
         with httpx.Client(base_url=url, timeout=30) as client:
             for seed in range(1000):
                 try:
-                    answers.append(client.post("/api/v1/search", files=upload(picture_bytes(size, seed=seed))))
+                    answers.append(client.post("/api/v1/search", files=upload(image_bytes(size, seed=seed))))
                 except httpx.TransportError:  # the connection was closed between two requests
                     return
                 if answers[-1].status_code != 200:
@@ -189,7 +190,7 @@ def test_a_refused_body_without_end_is_cut(small_gallery):
 
 def test_many_clients_at_once_share_forward_passes(small_gallery):
     with running(small_gallery.folder, concurrency=64) as url, httpx.Client(base_url=url, timeout=30) as client:
-        pictures = [picture_bytes((40 + seed, 50), seed=seed) for seed in range(12)]
+        pictures = [image_bytes((40 + seed, 50), seed=seed) for seed in range(12)]
         alone = [client.post("/api/v1/search", files=upload(data)).json()["matches"] for data in pictures]
         together: list = [None] * len(pictures)
 
@@ -240,6 +241,23 @@ def test_a_missing_extra_names_the_command_that_installs_it(small_gallery, monke
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert "pip install 'distcam[serve]'" in fails(monkeypatch, capsys, "serve", small_gallery.folder, "--port", 0)
+
+
+def test_free_memory_is_given_back_while_the_server_runs(small_gallery, monkeypatch):
+    was_asked = threading.Event()
+    library = SimpleNamespace(malloc_trim=lambda spare: was_asked.set() if spare == 0 else None)
+    monkeypatch.setattr("distcam.server.running.glibc", lambda: library)
+    monkeypatch.setattr("distcam.server.running._TICKS", 1)
+    with running(small_gallery.folder):
+        assert was_asked.wait(10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there the C library may be GNU's")
+def test_the_c_library_is_asked_only_where_it_is_gnus(monkeypatch):
+    library = glibc()
+    assert library is None or library.malloc_trim(0) in (0, 1)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert glibc() is None
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "[::1]")])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
-from serving import TOKEN, picture_bytes, running
+from serving import TOKEN, image_bytes, running
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -19,7 +19,7 @@ from schemathesis.checks import negative_data_rejection
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 PICTURES = st.sampled_from(
-    [picture_bytes((9 + seed, 12), seed=seed, kind=kind) for seed in range(4) for kind in ("JPEG", "PNG", "WEBP")]
+    [image_bytes((9 + seed, 12), seed=seed, kind=kind) for seed in range(4) for kind in ("JPEG", "PNG", "WEBP")]
 )
 FOCUSED = {  # what each route must give at least once, lest everything was refused at the door
     "POST /api/v1/search": 200,

@@ -16,11 +16,11 @@ import httpx
 import pytest
 import torch
 from costly_images import with_scans
-from serving import picture_bytes, running, served
+from serving import image_bytes, running, served
 
 from distcam.images import Transform, read_image
-from distcam.server.api_error import ApiError
-from distcam.server.fair_slots import FairSlots, Ledger, asking_client
+from distcam.server.queues import FairSlots, Ledger, asking_client
+from distcam.server.refusals import ApiError
 from distcam.server.uploads import Decoders
 
 
@@ -82,7 +82,7 @@ def test_an_upload_is_decoded_as_it_would_be_here():
             assert size == (70, 50)
             assert torch.equal(pixels, transform(read_image(data)))
 
-    data = picture_bytes((70, 50))
+    data = image_bytes((70, 50))
 
     with_decoders(test)
 
@@ -90,8 +90,8 @@ def test_an_upload_is_decoded_as_it_would_be_here():
 @pytest.mark.parametrize(
     ("data", "answer"),
     [
-        (picture_bytes((1100, 1000)), (413, "pixels")),
-        (picture_bytes()[:300], (415, "damaged")),
+        (image_bytes((1100, 1000)), (413, "pixels")),
+        (image_bytes()[:300], (415, "damaged")),
         (with_scans(12_000), (415, "damaged")),
         (b"sleep", (413, "work")),
         (b"memory", (413, "work")),
@@ -104,7 +104,7 @@ def test_what_cannot_be_decoded_is_refused_and_the_next_is_decoded(data, answer,
         with pytest.raises(ApiError) as refused:
             await decoders.decode(data, FITTING)
         assert refusal(refused.value) == answer
-        assert (await decoders.decode(picture_bytes((70, 50)), FITTING))[0] == (70, 50)
+        assert (await decoders.decode(image_bytes((70, 50)), FITTING))[0] == (70, 50)
 
     with_decoders(test, count=1, seconds=0.5)
 
@@ -118,7 +118,7 @@ def test_a_decoder_whose_client_has_left_is_ended(endless):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert (await decoders.decode(picture_bytes((70, 50)), FITTING))[0] == (70, 50)
+        assert (await decoders.decode(image_bytes((70, 50)), FITTING))[0] == (70, 50)
         assert not started & children()
 
     with_decoders(test, count=1, seconds=600)
@@ -133,7 +133,7 @@ def test_one_client_leaves_a_decoder_to_others(endless):
         greedy = [asyncio.create_task(as_client("a", decoders.decode(b"sleep", FITTING))) for _ in range(5)]
         await asyncio.sleep(0.1)
         async with asyncio.timeout(60):
-            size, _pixels = await as_client("b", decoders.decode(picture_bytes((70, 50)), FITTING))
+            size, _pixels = await as_client("b", decoders.decode(image_bytes((70, 50)), FITTING))
             assert size == (70, 50)
         for task in greedy:
             task.cancel()
@@ -265,8 +265,8 @@ from distcam.server import service
 service._LAST_S = 0.3
 import distcam.server.running as running
 running._GRACE_S = 1
-import distcam.server.routes.browse as browsing
-browsing._counts = lambda *_: threading.Event().wait()  # GET /labels never ends
+import distcam.server.routes.gallery as showing
+showing._counts = lambda *_: threading.Event().wait()  # GET /labels never ends
 from distcam.cli.app import app
 sys.argv = ["distcam", "serve", sys.argv[1], "--port", "0", "--threads", "1"]
 app()

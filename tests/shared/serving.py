@@ -1,4 +1,4 @@
-"""What the tests of the server share: a client without a network, and pictures to send."""
+"""What the tests of the server share: a client without a network, and images to send."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def running(gallery: Path, **options):
         bound.close()
 
 
-def picture_bytes(size=(64, 48), *, seed=0, kind="JPEG", **options) -> bytes:
-    """A picture of smooth noise as a file's bytes."""
+def image_bytes(size=(64, 48), *, seed=0, kind="JPEG", **options) -> bytes:
+    """An image of smooth noise as a file's bytes."""
     pixels = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(stream, kind, **options)
@@ -60,5 +60,5 @@ def picture_bytes(size=(64, 48), *, seed=0, kind="JPEG", **options) -> bytes:
 
 
 def upload(data: bytes, name="picture.jpg", kind="image/jpeg"):
-    """The form field of a picture."""
+    """The form field of an image."""
     return {"image": (name, data, kind)}

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
-from serving import BEARER, TOKEN, picture_bytes, served, upload
+from serving import BEARER, TOKEN, image_bytes, served, upload
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,10 @@ def saved(image, kind, **options) -> bytes:
 def with_text(length) -> bytes:
     info = PngImagePlugin.PngInfo()
     info.add_text("comment", "x" * length, zip=True)
-    return picture_bytes(kind="PNG", pnginfo=info)
+    return image_bytes(kind="PNG", pnginfo=info)
 
 
-JPEG, PNG, WEBP = (picture_bytes(kind=kind) for kind in ("JPEG", "PNG", "WEBP"))
+JPEG, PNG, WEBP = (image_bytes(kind=kind) for kind in ("JPEG", "PNG", "WEBP"))
 GREY16 = saved(Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16), "PNG")
 FRAMES = [Image.new("RGB", (32, 32), (i, 0, 0)) for i in range(20)]
 HUGE_EXIF = JPEG[:2] + b"\xff\xe1\xff\xfd" + b"Exif\0\0" + b"\xff" * 65525 + JPEG[2:]
@@ -89,13 +89,13 @@ HOSTILE = {
     "animated webp": (saved(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:]), {200}),
     "animated png": (saved(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:]), {200}),
     "multi-picture jpeg": (saved(FRAMES[0], "MPO", save_all=True, append_images=FRAMES[1:3]), {200}),
-    "progressive": (picture_bytes(progressive=True), {200}),
-    "lossless webp": (picture_bytes(kind="WEBP", lossless=True), {200}),
+    "progressive": (image_bytes(progressive=True), {200}),
+    "lossless webp": (image_bytes(kind="WEBP", lossless=True), {200}),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_no_picture_breaks_the_server(client, name):
+def test_no_image_breaks_the_server(client, name):
     data, right = HOSTILE[name]
     start = time.perf_counter()
     response = client.post("/api/v1/search", files=upload(data, name="x.jpg"))
@@ -298,7 +298,7 @@ def test_forms_that_are_none(client):
     assert client.post("/api/v1/search", files=many).status_code in (400, 413, 415)
 
 
-def test_hostile_pictures_are_not_added_either(photos, small_encoder, tmp_path):
+def test_hostile_images_are_not_added_either(photos, small_encoder, tmp_path):
     from distcam.index import Gallery
 
     gallery = Gallery.build(photos, small_encoder, out=tmp_path / "g", precision="fp32")

@@ -194,7 +194,7 @@ def visit(visits: Visits) -> Visit:
 
 @pytest.fixture(scope="module")
 def probe(gallery_folder: Path) -> bytes:
-    """A picture as PNG: its pixels are the same on both sides of the wire."""
+    """An image as PNG: its pixels are the same on both sides of the wire."""
     from distcam.index import Gallery
 
     with Gallery.open(gallery_folder) as gallery:
@@ -216,10 +216,10 @@ def transfer_of(visit: Visit, picture: bytes, name: str = "dropped.png", kind: s
     return visit.page.evaluate_handle(TRANSFER, [data, name, kind])
 
 
-# --- How a picture comes in -----------------------------------------------------------------------------------------
+# --- How an image comes in ------------------------------------------------------------------------------------------
 
 
-def test_a_dropped_picture_finds_its_matches_and_shows_them_with_maps(visit: Visit, probe: bytes) -> None:
+def test_a_dropped_image_finds_its_matches_and_shows_them_with_maps(visit: Visit, probe: bytes) -> None:
     visit.open()
     visit.expect("#gallery-facts", "25 images")
     visit.page.locator("#drop").dispatch_event("drop", {"dataTransfer": transfer_of(visit, probe)})
@@ -234,18 +234,18 @@ def test_a_dropped_picture_finds_its_matches_and_shows_them_with_maps(visit: Vis
 
 
 @pytest.mark.slow
-def test_a_pasted_picture_is_taken_and_other_things_are_not(visit: Visit, probe: bytes) -> None:
+def test_a_pasted_image_is_taken_and_other_things_are_not(visit: Visit, probe: bytes) -> None:
     visit.open()
     visit.expect("#gallery-facts", "images")
     paste = "transfer => document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: transfer }))"
     transfer_of(visit, b"words", "notes.txt", "text/plain").evaluate(paste)
-    visit.expect("#alert", "That is not a picture.")
+    visit.expect("#alert", "That is not an image.")
     transfer_of(visit, probe).evaluate(paste)
     visit.answered()
     assert visit.page.locator("#alert").is_hidden()
 
 
-def test_a_stored_picture_is_found_by_filter_and_page_and_becomes_the_query(visits: Visits) -> None:
+def test_a_stored_image_is_found_by_filter_and_page_and_becomes_the_query(visits: Visits) -> None:
     visit, visits.allowed = visits(), ("400",)
     visit.open()
     visit.page.locator("#starter-list .thumb").first.wait_for()
@@ -277,7 +277,7 @@ def sideways() -> tuple[bytes, Image.Image]:
     return stream.getvalue(), upright
 
 
-def test_the_browser_and_the_server_turn_a_picture_the_same_way(visit: Visit) -> None:
+def test_the_browser_and_the_server_turn_an_image_the_same_way(visit: Visit) -> None:
     data, upright = sideways()
     visit.open()
     visit.expect("#gallery-facts", "images")
@@ -288,7 +288,7 @@ def test_the_browser_and_the_server_turn_a_picture_the_same_way(visit: Visit) ->
 
 
 @pytest.mark.slow
-def test_a_picture_that_is_too_large_for_the_server_is_made_smaller_by_the_browser(visits: Visits) -> None:
+def test_an_image_that_is_too_large_for_the_server_is_made_smaller_by_the_browser(visits: Visits) -> None:
     visit = visits()
     limits = {"image_bytes": 4000, "pixels": 64_000_000, "k": 100}
 
@@ -307,7 +307,7 @@ def test_a_picture_that_is_too_large_for_the_server_is_made_smaller_by_the_brows
 
 
 @pytest.mark.slow
-def test_a_kind_of_picture_that_only_the_browser_reads_is_turned_into_a_png(visit: Visit, probe: bytes) -> None:
+def test_a_kind_of_image_that_only_the_browser_reads_is_turned_into_a_png(visit: Visit, probe: bytes) -> None:
     visit.open()
     visit.expect("#gallery-facts", "images")
     as_png = visit.upload(probe).matches()
@@ -363,14 +363,14 @@ DRAWN = """async (view) => {
 }"""
 
 
-def test_a_map_lies_on_the_part_of_the_picture_that_was_seen(visit: Visit) -> None:
+def test_a_map_lies_on_the_part_of_the_image_that_was_seen(visit: Visit) -> None:
     visit.open()
-    cropped = visit.page.evaluate(DRAWN, [50, 0, 150, 100])  # in pixels of the picture, which is shown at half its size
+    cropped = visit.page.evaluate(DRAWN, [50, 0, 150, 100])  # in pixels of the image, which is shown at half its size
     assert cropped[:2] == cropped[-2:]  # nothing but shade outside
     assert max(cropped[:2]) < 16
     assert cropped[2] < 10 < cropped[3] < cropped[4] < cropped[5]
     assert cropped[5] > 240
-    padded = visit.page.evaluate(DRAWN, [0, -50, 200, 150])  # beyond the picture above and below
+    padded = visit.page.evaluate(DRAWN, [0, -50, 200, 150])  # beyond the image above and below
     assert padded[0] < 10
     assert padded == sorted(padded)
     assert padded[-1] > 240
@@ -415,7 +415,7 @@ def test_a_first_hit_that_is_the_query_itself_leaves_the_others_their_maps(visit
 def test_after_a_refused_upload_nothing_of_the_answer_before_it_is_left(visits: Visits, probe: bytes) -> None:
     visit, visits.allowed = visits(), ("415", "404")
     visit.open().expect("#gallery-facts", "25 images")
-    for refused in (b"no picture at all", probe[:60]):
+    for refused in (b"no image at all", probe[:60]):
         visit.upload(probe)
         assert visit.page.locator("#class-list button").count()
         visit.page.locator("#file").set_input_files({"name": "text.jpg", "mimeType": "image/jpeg", "buffer": refused})
@@ -492,7 +492,7 @@ def test_the_query_is_compared_with_the_nearest_prototype_or_a_class(visit: Visi
     )
 
 
-def test_an_uploaded_picture_that_the_server_forgot_is_sent_again(visits: Visits, probe: bytes) -> None:
+def test_an_uploaded_image_that_the_server_forgot_is_sent_again(visits: Visits, probe: bytes) -> None:
     visit, visits.allowed = visits(), ("410",)
     visit.open()
     visit.expect("#gallery-facts", "images")
@@ -502,7 +502,7 @@ def test_an_uploaded_picture_that_the_server_forgot_is_sent_again(visits: Visits
     visit.expect("#weighting-hint", "dot: ")
     visit.expect("#meaning", "Orange")
     assert visits.count("/api/v1/search") == sent  # the token was enough
-    forgotten = {"detail": "this query is not kept any more; send the picture again"}
+    forgotten = {"detail": "this query is not kept any more; send the image again"}
     visit.page.route("**/api/v1/explain", lambda route: route.fulfill(status=410, json=forgotten), times=1)
     visit.page.locator("#weighting").select_option("caam")
     visit.expect("#legend-low", "low")
@@ -616,16 +616,16 @@ def test_a_link_brings_the_whole_view_back_elsewhere(visits: Visits, gallery_fol
 
 
 @pytest.mark.slow
-def test_a_link_says_that_it_cannot_carry_an_uploaded_picture(visits: Visits, probe: bytes) -> None:
+def test_a_link_says_that_it_cannot_carry_an_uploaded_image(visits: Visits, probe: bytes) -> None:
     first = visits()
     first.open("#k=3&weighting=dot")
     first.expect("#gallery-facts", "images")
     first.upload(probe)
     first.page.locator("#share").click()
-    assert "cannot carry your picture" in first.text("#share-note")
+    assert "cannot carry your image" in first.text("#share-note")
     second = visits()
     second.page.goto(first.page.locator("#share-link").input_value())
-    second.expect("#alert", "Drop that picture here")
+    second.expect("#alert", "Drop that image here")
     second.upload(probe)
     assert second.matches() == first.matches()
     assert len(second.matches()) == 3
@@ -642,7 +642,7 @@ def test_back_and_forward_go_through_the_views(visit: Visit, probe: bytes) -> No
     visit.expect("#status", "3 matches")
     visit.page.go_back()
     visit.expect("#status", "10 matches")
-    assert visit.matches() == uploaded  # the picture is still in this tab
+    assert visit.matches() == uploaded  # the image is still in this tab
     visit.page.go_back()
     visit.expect("#query-title", "Which of these is this?")
     assert visit.page.locator("#matches").is_hidden()
@@ -651,7 +651,7 @@ def test_back_and_forward_go_through_the_views(visit: Visit, probe: bytes) -> No
     visit.expect("#status", "3 matches")
 
 
-def test_the_view_is_saved_as_a_picture_and_as_data(visit: Visit) -> None:
+def test_the_view_is_saved_as_an_image_and_as_data(visit: Visit) -> None:
     visit.ask(3, "k=4&versus=rank%3A4&weighting=dot")
     visit.page.locator(".card canvas").nth(7).wait_for(state="attached")
     with visit.page.expect_download() as coming:
@@ -695,12 +695,12 @@ def test_a_server_that_is_busy_is_asked_again_and_one_that_is_gone_is_said_so(vi
 
 
 @pytest.mark.slow
-def test_what_is_no_picture_and_what_is_gone_is_answered_in_the_servers_words(visits: Visits) -> None:
+def test_what_is_no_image_and_what_is_gone_is_answered_in_the_servers_words(visits: Visits) -> None:
     visit, visits.allowed = visits(), ("415", "404")
     visit.open("#id=4711")
     visit.expect("#alert", "There is no image 4711")
-    visit.page.locator("#file").set_input_files({"name": "x.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"})
-    visit.expect("#alert", "Expected a picture as JPEG, PNG or WebP")
+    visit.page.locator("#file").set_input_files({"name": "x.jpg", "mimeType": "image/jpeg", "buffer": b"no image"})
+    visit.expect("#alert", "Expected an image as JPEG, PNG or WebP")
 
 
 def test_names_and_labels_that_are_markup_are_shown_as_text(visit: Visit, gallery_folder: Path) -> None:
@@ -732,7 +732,7 @@ def test_everything_can_be_done_with_the_keyboard_alone(visit: Visit) -> None:
     press("g")
     visit.page.locator("#browser-list .thumb").nth(3).wait_for()
     visit.page.locator("#browser-where").focus()
-    for _ in range(3):  # past the button, to the second picture
+    for _ in range(3):  # past the button, to the second image
         press("Tab")
     press("Enter")
     visit.answered()

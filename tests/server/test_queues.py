@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distcam.encoders import Encoding
-from distcam.server.api_error import ApiError
-from distcam.server.batching import Batcher
 from distcam.server.live_gallery import ReadWriteLock
 from distcam.server.middleware import RateLimit
-from distcam.server.query_cache import QueryCache
+from distcam.server.queues import Batcher
+from distcam.server.refusals import ApiError
+from distcam.server.service import CachedQuery, QueryCache
 
 
 def run(test, work, **options):
@@ -151,7 +151,7 @@ def test_a_full_queue_and_a_closed_one_refuse_with_503_and_a_time():
         await asyncio.sleep(0.05)  # that one is at work
         tasks += [asyncio.ensure_future(batcher.submit(i)) for i in range(2)]
         await asyncio.sleep(0)
-        with pytest.raises(ApiError, match="2 pictures wait") as full:
+        with pytest.raises(ApiError, match="2 images wait") as full:
             await batcher.submit(9)
         closing = asyncio.ensure_future(batcher.close())
         await asyncio.sleep(0)
@@ -172,7 +172,7 @@ def encoding(channels=4, batch=1):
 
 
 def test_kept_queries_are_bounded_in_bytes_and_the_least_recently_used_leave():
-    one = 4 * (16 + 4 + 4)  # float32: map, pooled, embedding
+    one = CachedQuery(encoding(), (1, 1), 0.0).nbytes
     kept = QueryCache(max_bytes=2 * one, max_age_s=100)
     a, b = kept.put(encoding(), (1, 1)), kept.put(encoding(), (2, 2))
     assert kept.nbytes == 2 * one
@@ -180,12 +180,30 @@ def test_kept_queries_are_bounded_in_bytes_and_the_least_recently_used_leave():
     c = kept.put(encoding(), (3, 3))
     assert kept.get(a).size == (1, 1)
     assert kept.get(c).size == (3, 3)
-    with pytest.raises(ApiError, match="send the picture again") as refused:
+    with pytest.raises(ApiError, match="send the image again") as refused:
         kept.get(b)
     assert refused.value.status == 410
     assert kept.nbytes == 2 * one
     with pytest.raises(ApiError):
         kept.get(kept.put(encoding(channels=100), (4, 4)))  # larger than all that may be kept
+
+
+@pytest.mark.parametrize("how", ["alone", "of a batch", "expanded", "one tensor twice", "halves", "turned"])
+def test_kept_queries_count_all_memory_that_their_tensors_hold(how):
+    made = {
+        "alone": encoding(),
+        "of a batch": encoding(batch=8)[3],
+        "expanded": Encoding(torch.ones(1).expand(1, 4, 2, 2), torch.ones(1).expand(1, 4), torch.ones(1, 4)),
+        "one tensor twice": Encoding(torch.ones(1, 4, 2, 2), *[torch.ones(1, 4)] * 2),
+        "halves": Encoding(torch.ones(1, 4, 2, 2).half(), torch.ones(1, 4).half(), torch.ones(1, 4).half()),
+        "turned": Encoding(torch.ones(1, 2, 2, 4).permute(0, 3, 1, 2), torch.ones(1, 8)[:, ::2], torch.ones(1, 4)),
+    }[how]
+    kept = QueryCache(max_bytes=1 << 20, max_age_s=100)
+    held = kept.get(kept.put(made, (1, 1))).encoding
+    storages = [part.untyped_storage() for part in (held.feature_map, held.pooled, held.embedding)]
+    assert kept.nbytes >= sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    whole = CachedQuery(encoding(batch=8)[3], (1, 1), 0.0)  # not copied, it would hold its whole batch
+    assert whole.nbytes >= encoding(batch=8).feature_map.nbytes
 
 
 def test_kept_queries_grow_old():
@@ -200,7 +218,6 @@ def test_kept_queries_grow_old():
     with pytest.raises(ApiError):
         kept.get(token)
     assert kept.nbytes == 0
-    assert len(kept) == 0
 
 
 def test_a_kept_query_does_not_hold_the_batch_it_came_in_and_tokens_do_not_repeat():
@@ -270,7 +287,7 @@ def test_readers_share_and_a_writer_is_alone_and_not_starved():
 
 
 def test_the_doctests_are_right():
-    for name in ("answers", "access", "middleware"):
+    for name in ("answers", "refusals", "middleware"):
         module = importlib.import_module(f"distcam.server.{name}")
         result = doctest.testmod(module)
         assert (result.failed, result.attempted > 0) == (0, True)
