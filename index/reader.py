@@ -20,9 +20,8 @@ from ..remarks import Skipped, counted
 from .backends import newest_snapshot, opened_for_writing, require_rows_in_folder, verify_gallery
 from .filters.matching import hints
 from .filters.tree import Filter, tree_of
-from .info import describe
 from .prototypes import PrototypeStore, unit_rows
-from .reports import VerifyReport, read_skipped
+from .reports import VerifyReport, describe, read_skipped
 from .search import Hits, Metric, Searcher
 from .storage.cache import GalleryCache
 from .storage.hdf5 import Array

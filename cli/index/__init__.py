@@ -1,7 +1,7 @@
 """The `distcam index` commands."""
 
 from ..options import ReadsImages
-from . import interop, manage, restore, sync, tune
+from . import interop, manage, sync, tune
 
 __all__ = ["app"]
 
@@ -10,4 +10,4 @@ app.command(name="tune", epilog=tune.EXAMPLE)(tune.tune)
 app.command(name="sync", cls=ReadsImages, epilog=sync.EXAMPLE)(sync.sync)
 app.command(name="import", epilog=interop.IMPORT_EXAMPLE)(interop.import_)
 app.command(name="export", epilog=interop.EXPORT_EXAMPLE)(interop.export)
-app.command(name="restore", epilog=restore.EXAMPLE)(restore.restore)
+app.command(name="restore", epilog=interop.RESTORE_EXAMPLE)(interop.restore)

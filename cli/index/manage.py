@@ -14,7 +14,7 @@ from ...errors import InputError
 from ...remarks import counted
 from ..checks import require_encoder, require_file, require_images
 from ..command import Commands, refuse_unused
-from ..console import err, load_encoder, note, out, print_json, progress_bar, resumable, say
+from ..console import load_encoder, note, out, print_json, progress_bar, resumable, say
 from ..options import (
     AsJson,
     BatchSize,
@@ -308,7 +308,7 @@ def calibrate(
             f"such as --false-alarms {min(5 * rejection.target, 0.5):g}, let more of it pass"
         )
     if not rejection.is_resolved:
-        err.print(f"note: {rejection.n_unknown} unknown probes cannot tell {rejection.target:.2%} from none at all")
+        note(f"{rejection.n_unknown} unknown probes cannot tell {rejection.target:.2%} from none at all")
 
 
 @app.command(epilog="Example: `distcam index compact photos.gallery`")

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ...errors import InputError
 from ...remarks import counted, remark
-from ..console import err
+from ..console import err, note
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,10 +74,7 @@ def encoded_probes(
 def note_what_is_due(gallery: Gallery) -> None:
     """Say on stderr when the tuning does not fit the gallery any more."""
     if gallery.is_tuning_due:
-        err.print(
-            f"note: the index was tuned for a gallery of another size; run `distcam index tune {gallery.folder}` again",
-            soft_wrap=True,
-        )
+        note(f"the index was tuned for a gallery of another size; run `distcam index tune {gallery.folder}` again")
 
 
 def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:

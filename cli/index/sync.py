@@ -16,14 +16,13 @@ import typer
 from ...errors import DistcamError, InputError
 from ..checks import require_file
 from ..command import refuse_unused
-from ..console import complain, err, print_json, progress_bar, resumable, say
+from ..console import complain, err, note, print_json, progress_bar, resumable, say
 from ..options import AsJson, BatchSize, Device, GalleryPath, Labels, Strict, Workers
-from .shared import note_what_is_due
+from .shared import note_what_is_due, report_skipped
 
 if TYPE_CHECKING:
     from ...index import Gallery
     from ...index.sync.report import SyncReport
-    from ...remarks import Skipped
 
 EXAMPLE = "Example: `distcam index sync photos.gallery photos/ --dry-run`, then without; `--watch` goes on for ever"
 _SHOWN = 10
@@ -110,18 +109,9 @@ def _show(report: SyncReport) -> None:
     if len(report.changes) > _SHOWN:
         say(f"  … and {len(report.changes) - _SHOWN} more (all with --json)")
     say(str(report))
-    _show_skipped(report.skipped)
+    report_skipped(report.skipped)
     if report.refusal is not None:
-        err.print(f"note: without --dry-run this would be refused: {report.refusal}", soft_wrap=True)
-
-
-def _show_skipped(skipped: tuple[Skipped, ...]) -> None:
-    if skipped:
-        err.print(f"{len(skipped)} of the files could not be used:")
-    for item in skipped[:_SHOWN]:
-        err.print(f"  {item.path}: {item.reason}", soft_wrap=True)
-    if len(skipped) > _SHOWN:
-        err.print(f"  … and {len(skipped) - _SHOWN} more (all with --json)")
+        note(f"without --dry-run this would be refused: {report.refusal}")
 
 
 def _watch(
@@ -146,7 +136,7 @@ def _watch(
                 sys.stdout.flush()
             else:
                 say(str(outcome))
-                _show_skipped(outcome.skipped)
+                report_skipped(outcome.skipped)
 
 
 @contextmanager

@@ -20,8 +20,7 @@ import numpy as np
 from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, WeightsError
 from ...files import Storage, WriterLock
 from ...remarks import Skipped, remark
-from ..backends import require_index
-from ..building.creating import existing_gallery, new_gallery_id, write_encoder_copy
+from ..backends import existing_gallery, new_gallery_id, require_index, write_encoder_copy
 from ..reports import AddReport
 from ..search import METRICS, Metric, SearchSpec
 from ..storage.hdf5 import Array

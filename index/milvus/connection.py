@@ -35,22 +35,15 @@ Consistency = Literal["Strong", "Bounded"]
 
 @dataclass(frozen=True)
 class Address:
-    """A collection of a Milvus server, or of a file of milvus-lite.
+    """A collection of a Milvus server, or of a file of milvus-lite."""
 
-    Attributes:
-        collection: its name; with `_pooled` appended, the one of the pooled vectors.
-        host, port, tls, database: of a server; the host is empty for a file.
-        file: of milvus-lite, absolute.
-        consistency: how new the data must be that a search sees. Milvus lets a strong read wait for its next tick.
-    """
-
-    collection: str
-    host: str = ""
+    collection: str  # with `_pooled` appended, that of the pooled vectors
+    host: str = ""  # of a server; empty for a file
     port: int = _DEFAULT_PORT
     tls: bool = False
     database: str = ""
-    file: str = ""
-    consistency: Consistency = "Strong"
+    file: str = ""  # of milvus-lite, absolute
+    consistency: Consistency = "Strong"  # how new the data must be that a search sees; strong reads wait for a tick
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -114,16 +107,11 @@ class Address:
 
 
 class Connection:
-    """One connection to a server or file, shared by everything in this process that uses it.
-
-    Attributes:
-        name: the address, for messages.
-        client: pymilvus's.
-    """
+    """One connection to a server or file, shared by everything in this process that uses it."""
 
     def __init__(self, address: Address) -> None:
         self.name = str(address)
-        self.client: Any = _client(address)
+        self.client: Any = _client(address)  # pymilvus's
         finalize(self, self.client.close)
 
     @contextmanager

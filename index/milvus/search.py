@@ -22,7 +22,7 @@ from ..search import (
     lengths_of,
     search_exactly,
 )
-from .filters import EVERY_ROW, compiled
+from .dialect import EVERY_ROW, compiled
 from .table import MAX_CANDIDATES, Found, MilvusTable, expressions_of
 
 MAX_ID = (1 << 63) - 2  # Milvus has one more, but its server 2.3 does not list a row that has it
@@ -34,18 +34,13 @@ _SINGLE = float(np.finfo(np.float32).eps)
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a table that belong to a gallery.
+    """The rows of a table that belong to a gallery."""
 
-    Attributes:
-        below: ids from here on were never committed.
-        removed: ids that have left, ascending, whether or not Milvus has deleted them yet.
-    """
-
-    below: int
-    removed: Ids
+    below: int  # ids from here on were never committed
+    removed: Ids  # ids that have left, ascending, whether or not Milvus has deleted them yet
 
     def hold(self, ids: Ids) -> npt.NDArray[np.bool_]:
-        """For each id whether it belongs."""
+        """True for each id that belongs to the gallery."""
         places = np.searchsorted(self.removed, ids)
         is_removed = places < len(self.removed)
         is_removed[is_removed] = self.removed[places[is_removed]] == ids[is_removed]

@@ -29,7 +29,7 @@ from ..storage.manifest import Manifest
 from ..storage.segments import Record
 from ..storage.snapshot import Ids, Snapshot, Verify, check_file, removed_ids
 from .connection import Address
-from .filters import compiled, key_of
+from .dialect import compiled, key_of
 from .search import MilvusSearch, Rows
 from .table import MilvusTable, TableSpec
 

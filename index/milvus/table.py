@@ -1,7 +1,7 @@
 """The rows of one gallery in Milvus: two collections, and every request that is made to them.
 
 `NAME` holds id, embedding, `record` (JSON: path, label, columns, checksum, size, time, numbers) and `keys`
-(`filters.py`); `NAME_pooled` id and pooled vector, which is only read by id and may stay on disk. Rows may come back
+(`dialect.py`); `NAME_pooled` id and pooled vector, which is only read by id and may stay on disk. Rows may come back
 more than once after a crash of the server or of milvus-lite, so every answer is made unique by id.
 """
 
@@ -18,8 +18,7 @@ from ...errors import CorruptGalleryError, GalleryExistsError, InputError
 from ...remarks import counted
 from ..search import Distances, Ids, Metric, Vectors
 from .connection import Address, Connection, connected
-from .filters import EVERY_ROW
-from .index import IndexKind
+from .dialect import EVERY_ROW, IndexKind
 
 MAX_CANDIDATES = 16_384  # Milvus' own limit of one search
 MAX_DIM = 32_768  # likewise; milvus-lite accepts more
@@ -37,18 +36,12 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class TableSpec:
-    """Dimensions, metric and owner of the rows.
-
-    Attributes:
-        embedding_dim, metric: of the vectors that are searched.
-        pooled_dim: of the vectors that are read by id; None when there are none besides the embeddings.
-        owner: random, kept with the collections: one gallery never takes another's rows for its own.
-    """
+    """Dimensions, metric and owner of the rows."""
 
     embedding_dim: int
     metric: Metric
-    pooled_dim: int | None
-    owner: str
+    pooled_dim: int | None  # of the vectors that are read by id; None when there are none besides the embeddings
+    owner: str  # random, kept with the collections: one gallery never takes another's rows for its own
 
     def __post_init__(self) -> None:
         largest = max(self.embedding_dim, self.pooled_dim or 0)
@@ -146,7 +139,7 @@ class MilvusTable:
         return fields + ([(self._names[1], "pooled", self.spec.pooled_dim)] if self.spec.pooled_dim else [])
 
     def _described(self, name: str, field: str) -> tuple[str | None, int]:
-        """Whose collection it is, None when there is none, and the length of its vectors."""
+        """The owner of a collection, None when there is none, and the length of its vectors."""
         with self._connection.speaking() as client:
             if not client.has_collection(name):
                 return None, 0

@@ -56,11 +56,7 @@ def create(path: Path, layouts: Mapping[str, Layout]) -> Iterator[dict[str, Any]
 
 
 class _Disk(io.RawIOBase):
-    """A file that remembers a refused write instead of raising it.
-
-    HDF5 does not get over a failed write: it keeps the file open, tries again when the process ends, and takes the
-    process down with it.
-    """
+    """A file that remembers a refused write: HDF5 would try again when the process ends, and take it down."""
 
     def __init__(self, raw: io.FileIO) -> None:
         self._raw = raw
@@ -142,7 +138,7 @@ class FlatFile:
             expected = "×".join("any" if length is None else str(length) for length in shape)
             actual = "×".join(map(str, found.shape))
             raise self.corrupt(f"{name} should be {np.dtype(dtype)} of {expected}, is {found.dtype} of {actual}")
-        return StoredArray(self.file, found.dtype, found.shape, found.offset)
+        return found
 
     def strings(self, prefix: str, count: int | None) -> Strings:
         """Strings stored as `<prefix>_blob` and `<prefix>_offsets`; offsets are checked now, contents when read."""
@@ -154,12 +150,12 @@ class FlatFile:
             raise self.corrupt(f"{prefix}_offsets do not cut {prefix}_blob into strings")
         return Strings(self, prefix, blob, stored)
 
-    def _require(self, name: str) -> _Dataset:
+    def _require(self, name: str) -> StoredArray:
         if name not in self._datasets:
             raise self.corrupt(f"holds no {name}")
         return self._datasets[name]
 
-    def _inspect_dataset(self, file: Any, name: str) -> _Dataset:
+    def _inspect_dataset(self, file: Any, name: str) -> StoredArray:
         if not _NAME.fullmatch(name):
             raise self.corrupt(f"holds an unknown object {name[:80]!r}")
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
@@ -179,13 +175,7 @@ class FlatFile:
         offset = dataset.id.get_offset()
         if size and (offset is None or offset + size > self.bytes):
             raise self.corrupt(f"{name} says it has {size} bytes, more than the file holds")
-        return _Dataset(dataset.dtype, shape, int(offset or 0))
-
-
-class _Dataset(NamedTuple):
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    offset: int
+        return StoredArray(self.file, dataset.dtype, shape, int(offset or 0))
 
 
 class _Source(io.RawIOBase):
@@ -229,7 +219,7 @@ class StoredArray:
         self._offset = offset
         self.dtype = dtype
         self.shape = shape
-        self.row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+        self.row_bytes = dtype.itemsize * math.prod(shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]

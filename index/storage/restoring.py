@@ -16,8 +16,7 @@ from pathlib import Path
 
 from ...errors import CorruptGalleryError, GalleryError, InputError
 from ...files import REMEDY, Storage, WriterLock, refusals_named
-from ..backends import require_rows_in_folder
-from ..building.creating import existing_gallery, is_root_of_this_user, new_gallery_id
+from ..backends import existing_gallery, is_root_of_this_user, new_gallery_id, require_rows_in_folder
 from .manifest import CacheEntry, FileEntry, Manifest
 from .segments import Segment
 from .snapshot import check_file, read_ids

@@ -196,8 +196,15 @@ def write_segment(
         small |= pack_strings(f"column_{number}_values", column.values)
     if about is not None:
         small |= pack_strings("about", [about])
+    count = len(entries)
     layouts = {name: Layout(array.dtype.str, array.shape) for name, array in small.items()}
-    with hdf5.create(path, layouts | _vector_layouts(len(entries), spec)) as datasets:
+    layouts["pooled"] = Layout("<f4", (count, spec.pooled_dim))
+    if not spec.embedding_is_pooled:
+        layouts["embedding"] = Layout("<f4", (count, spec.embedding_dim))
+    if spec.map_shape:
+        layouts["maps"] = Layout("<f2", (count, spec.pooled_dim, *spec.map_shape))
+        layouts["map_scale"] = Layout("<f4", (count,))
+    with hdf5.create(path, layouts) as datasets:
         for name, array in small.items():
             if array.size:
                 datasets[name][...] = array
@@ -208,17 +215,7 @@ def write_segment(
                 if name in datasets:
                     datasets[name][start:stop] = getattr(block, name)
             start = stop
-        assert start == len(entries), "as many vectors as entries"
-
-
-def _vector_layouts(count: int, spec: Spec) -> dict[str, Layout]:
-    layouts = {"pooled": Layout("<f4", (count, spec.pooled_dim))}
-    if not spec.embedding_is_pooled:
-        layouts["embedding"] = Layout("<f4", (count, spec.embedding_dim))
-    if spec.map_shape:
-        layouts["maps"] = Layout("<f2", (count, spec.pooled_dim, *spec.map_shape))
-        layouts["map_scale"] = Layout("<f4", (count,))
-    return layouts
+        assert start == count, "as many vectors as entries"
 
 
 class Segment:

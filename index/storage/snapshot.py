@@ -56,7 +56,16 @@ class Snapshot:
             check_file(folder, entry, checksum=verify)
         self.segments = tuple(Segment.of(folder, entry, manifest.spec) for entry in manifest.segments)
         self._starts = np.cumsum([0, *(len(segment) for segment in self.segments)])
-        self.ids, self._positions = self._live_rows()
+        ids = np.concatenate([np.empty(0, np.uint64), *(segment.ids for segment in self.segments)])
+        order = np.argsort(ids, kind="stable")
+        ids = ids[order]
+        if len(ids) and (bool(np.any(ids[1:] == ids[:-1])) or int(ids[-1]) >= manifest.next_id):
+            raise CorruptGalleryError(f"{folder}: an id occurs twice or was never given out; {REMEDY}")
+        if manifest.tombstones:
+            alive = ~np.isin(ids, removed_ids(folder, manifest.tombstones))
+            ids, order = ids[alive], order[alive]
+        self.ids: Ids = ids.astype(np.uint64, copy=False)
+        self._positions = order
         self._columns: dict[str, Categorical] = {}
         self._verdicts = Verdicts()
 
@@ -72,17 +81,6 @@ class Snapshot:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def _live_rows(self) -> tuple[Ids, NDArray[np.int64]]:
-        ids = np.concatenate([np.empty(0, np.uint64), *(segment.ids for segment in self.segments)])
-        order = np.argsort(ids, kind="stable")
-        ids = ids[order]
-        if len(ids) and (bool(np.any(ids[1:] == ids[:-1])) or int(ids[-1]) >= self.manifest.next_id):
-            raise CorruptGalleryError(f"{self.folder}: an id occurs twice or was never given out; {REMEDY}")
-        if self.manifest.tombstones:
-            alive = ~np.isin(ids, removed_ids(self.folder, self.manifest.tombstones))
-            ids, order = ids[alive], order[alive]
-        return ids.astype(np.uint64, copy=False), order
 
     @property
     def removed_rows(self) -> int:

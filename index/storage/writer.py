@@ -1,8 +1,7 @@
 """Changing a gallery: images go in by commits, leave by tombstones, and segments are merged when they become many.
 
-Every change is a new manifest. Whoever holds the `WriterLock` has one `GalleryWriter`; when a call returns, what it
-did is on the disk. Whatever interrupts it, the gallery is as the last commit left it, and the next writer deletes the
-files that no manifest names.
+Every change is a new manifest, on the disk when the call returns. Whatever interrupts it, the gallery is as the last
+commit left it, and the next writer deletes the files that no manifest names.
 """
 
 from __future__ import annotations
@@ -35,19 +34,13 @@ _OWN_FILE = re.compile(
 
 @dataclass(frozen=True)
 class CommitLimits:
-    """Bounds on the work that a kill may lose, and on the number of files.
-
-    Attributes:
-        images, vector_bytes, seconds: a commit happens when the first of them is reached.
-        segment_images: no segment grows beyond this by merging.
-        files: merge when there are more small segments (or tombstone files) than this.
-    """
+    """Bounds on the work that a kill may lose (the first reached of three commits), and on the number of files."""
 
     images: int = 1024
     vector_bytes: int = 64 << 20
     seconds: float = 30.0
-    segment_images: int = 65_536
-    files: int = 16
+    segment_images: int = 65_536  # no segment grows beyond this by merging
+    files: int = 16  # of small segments, or of tombstones; with more they are merged
 
 
 @dataclass(frozen=True)
@@ -62,8 +55,7 @@ class _State:
 class GalleryWriter:
     """The writing side of a gallery, for the holder of its lock.
 
-    `on_disk` is the state that the folder is in, None where there is none; the first commit replaces it by one that
-    starts from `manifest`. Tests record the operations of `storage`.
+    The first commit replaces the state `on_disk`, None where there is none, by one that starts from `manifest`.
     """
 
     def __init__(
