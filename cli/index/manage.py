@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -38,7 +39,7 @@ from ..options import (
 from .shared import encoded_probes, note_what_is_due, report_skipped
 
 if TYPE_CHECKING:
-    from ...index import Gallery, RayEngine
+    from ...index import RayEngine
 
 app = Commands(help="Build a gallery, change it, and look after it.", no_args_is_help=True)
 
@@ -122,7 +123,12 @@ def build(
         return
     seen_as = f"{loaded.transform.summary}, {gallery.manifest.encoder.precision}"
     say(f"{counted(len(gallery), 'image')} in {out_path}, encoded by {loaded.short_name}; {seen_as}")
-    say(_classes_of(gallery))
+    if names := gallery.labels:
+        bare = len(gallery) - int(gallery.prototypes.counts.sum())
+        classes = f"{len(names)} classes ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        say(classes + (f", {bare} images without a label" if bare else ""))
+    else:
+        say("no image has a label")
     if gallery.masks is not None:
         pooled = gallery.info()["masks"]
         say(f"vectors are pooled under masks: {pooled['images']} of them have one in {pooled['folder']}")
@@ -326,21 +332,9 @@ def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
     say(f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {counted(len(opened), 'image')}")
 
 
-def _classes_of(gallery: Gallery) -> str:
-    """One line: how many classes, the first of them, and how many images have none."""
-    names = gallery.labels
-    if not names:
-        return "no image has a label"
-    bare = len(gallery) - int(gallery.prototypes.counts.sum())
-    more = ", …" if len(names) > 3 else ""
-    return f"{len(names)} classes ({', '.join(names[:3])}{more})" + (f", {bare} images without a label" if bare else "")
-
-
-def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
+def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in facts.items():
         if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            rows.append((prefix + name, str(value)))
-    return rows
+            yield prefix + name, str(value)

@@ -15,7 +15,7 @@ from ..console import out, print_json, progress_bar, resumable, say
 from ..options import AsJson, Device, GalleryPath
 
 if TYPE_CHECKING:
-    from ...index.faiss.tuning import Trial, TuningReport
+    from ...index import TuningReport
 
 EXAMPLE = "Example: `distcam index tune photos.gallery --memory 4G --recall 0.97 --latency-ms 5`"
 
@@ -85,20 +85,17 @@ def trials_table(report: TuningReport) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for trial in report.trials:
-        table.add_row(*_cells(trial, is_chosen=trial.tuning is report.tuning, images=report.tuning.images))
+        found, is_chosen = trial.tuning, trial.tuning is report.tuning
+        room = f"{trial.total_bytes / report.tuning.images:.0f}" if trial.total_bytes else "–"
+        cells = [trial.factory, room, *[""] * 9]
+        if found is not None:
+            cells[2:] = [
+                f"{found.build_seconds:.1f}",
+                *(f"{value:.3f}" for value in (found.recall_at_1, found.recall_at_10, found.recall_at_100)),
+                *(f"{value:.2f}" for value in (found.latency_ms, found.latency_p95_ms, found.batch_ms)),
+                f"×{found.overfetch}",
+                "" if found.effort is None else str(found.effort),
+            ]
+        note = "chosen" if is_chosen else f"beyond {trial.note}" if found is not None and trial.note else trial.note
+        table.add_row(*(Text(cell, style="bold" if is_chosen else "") for cell in (*cells, note)))
     return table
-
-
-def _cells(trial: Trial, *, is_chosen: bool, images: int) -> list[Text]:
-    found = trial.tuning
-    cells = [trial.factory, f"{trial.total_bytes / images:.0f}" if trial.total_bytes else "–", *[""] * 9]
-    if found is not None:
-        cells[2:] = [
-            f"{found.build_seconds:.1f}",
-            *(f"{value:.3f}" for value in (found.recall_at_1, found.recall_at_10, found.recall_at_100)),
-            *(f"{value:.2f}" for value in (found.latency_ms, found.latency_p95_ms, found.batch_ms)),
-            f"×{found.overfetch}",
-            "" if found.effort is None else str(found.effort),
-        ]
-    note = "chosen" if is_chosen else f"beyond {trial.note}" if found is not None and trial.note else trial.note
-    return [Text(cell, style="bold" if is_chosen else "") for cell in (*cells, note)]

@@ -1,4 +1,4 @@
-"""Images on their way into a gallery: which are new, which changed, and what is done with those that cannot be used.
+"""Images on their way into a gallery: new, changed, unchanged, or of no use.
 
 Each file is read once; its checksum is taken from the same bytes that are decoded. Where a gallery pools under masks,
 the column `mask` holds the first digits of the mask file's checksum, or "none" for the whole image.
@@ -189,10 +189,7 @@ class _Intake:
             yield offer
 
     def _is_news(self, offer: Offer, snapshot: Snapshot, *, place: int) -> bool:
-        """True if the file must be read; notes what it would replace.
-
-        A listing that says nothing of label and columns changes none; one that says something else does.
-        """
+        """True if the file must be read, or the listing says something else; notes what it would replace."""
         offer.replaces = int(snapshot.ids[place])
         sha256, size, mtime_ns = snapshot.file_state(place)
         said = {name: value for name, value in {"label": offer.label, **offer.columns}.items() if value is not None}

@@ -143,10 +143,8 @@ class IndexKind:
     def of_description(cls, description: Mapping[str, Any]) -> Self:
         """The kind that Milvus describes."""
         names = ("M", "efConstruction", "nlist", "m", "nbits")
-        return cls(
-            str(description.get("index_type", "FLAT")),
-            {name: int(description[name]) for name in names if name in description},
-        )
+        build = {name: int(description[name]) for name in names if name in description}
+        return cls(str(description.get("index_type", "FLAT")), build)
 
     def is_like(self, other: Self) -> bool:
         """True if the same index is meant, as far as both say."""

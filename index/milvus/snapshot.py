@@ -159,18 +159,15 @@ class MilvusSnapshot(Snapshot):
         if wanted is None or len(wanted) * _FEW > len(self):
             self._seen = dict(enumerate(self._scan()))
         else:
-            ids = self._ids_of_keys([key_of("path", path) for path in wanted])
+            keys, found_ids = [str(key_of("path", path)) for path in wanted], [np.empty(0, np.uint64)]
+            for start in range(0, len(keys), _PATHS):
+                some = ", ".join(keys[start : start + _PATHS])
+                found_ids.append(self.table.ids_where(f"{self.rows.expression} and array_contains_any(keys, [{some}])"))
+            ids = np.concatenate(found_ids)
+            ids = np.unique(ids[self.rows.hold(ids)])
             self._seen = dict(zip(self.places(ids).tolist(), self.table.records(ids), strict=True))
         found = {stored["path"]: place for place, stored in sorted(self._seen.items())}
         return found if wanted is None else {path: place for path, place in found.items() if path in wanted}
-
-    def _ids_of_keys(self, keys: list[int]) -> Ids:
-        found = [np.empty(0, np.uint64)]
-        for start in range(0, len(keys), _PATHS):
-            some = ", ".join(map(str, keys[start : start + _PATHS]))
-            found.append(self.table.ids_where(f"{self.rows.expression} and array_contains_any(keys, [{some}])"))
-        ids = np.concatenate(found)
-        return np.unique(ids[self.rows.hold(ids)])
 
     def ids_where(self, where: Filter) -> Ids:
         """The ids of the images that a filter keeps, ascending."""

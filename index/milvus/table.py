@@ -184,10 +184,7 @@ class MilvusTable:
     def upsert(
         self, ids: Ids, embeddings: Vectors, *, pooled: Vectors | None = None, records: Sequence[Record] | None = None
     ) -> None:
-        """Write rows, replacing those with the same ids; safe to repeat.
-
-        Each record holds "keys" besides what is stored as it is.
-        """
+        """Write rows, replacing those with the same ids; records hold "keys" besides what is stored as it is."""
         if pooled is not None:  # first: a row that is found can be explained
             self._send(1, [{"id": key, "pooled": row} for key, row in zip(ids.tolist(), pooled, strict=True)])
         rows = []

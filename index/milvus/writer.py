@@ -29,11 +29,7 @@ _BLOCK = 2048
 
 
 class MilvusWriter(GalleryWriter):
-    """The writing side of a gallery in Milvus, for the holder of its lock.
-
-    Raises:
-        GalleryExistsError: the gallery is new, and its collections belong to another.
-    """
+    """The writing side of a gallery in Milvus, for the holder of its lock."""
 
     def __init__(self, folder: Path, manifest: Manifest, **options: Any) -> None:
         super().__init__(folder, manifest, **options)

@@ -272,13 +272,13 @@ def load_index_bytes(snapshot: Snapshot) -> bytes | mmap.mmap | None:
             status = os.fstat(file.fileno())
             if path.is_symlink() or not stat.S_ISREG(status.st_mode) or status.st_size != entry.file.bytes:
                 return None
-            data = _own_copy(file, status.st_size, snapshot.folder)
+            data = _private_contents(file, status.st_size, snapshot.folder)
         expected = index_tag(snapshot, hashlib.sha256(data).hexdigest())
         return data if expected is not None and hmac.compare_digest(expected, entry.tag) else None
     return None
 
 
-def _own_copy(file: BinaryIO, size: int, folder: Path) -> bytes | mmap.mmap:
+def _private_contents(file: BinaryIO, size: int, folder: Path) -> bytes | mmap.mmap:
     """The contents of a file where nobody can change or cut them, which under a mapping would end the process."""
     if size > _IN_MEMORY:
         for place in (folder, None):  # the gallery may be write-protected; then where temporary files lie

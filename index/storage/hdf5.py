@@ -1,7 +1,6 @@
-"""One-level HDF5 files of plain arrays, written once and read without trusting them.
+"""Flat HDF5 files: contiguous, uncompressed, little-endian datasets at the top level and nothing else.
 
-HDF5 can name other files and unfold to any size. A flat file holds contiguous, uncompressed, little-endian datasets at
-the top level and nothing else; reading checks that, closes HDF5, and reads the bytes at the offsets it found.
+HDF5 can name other files and unfold to any size: reading checks the headers, and reads bytes at the offsets found.
 """
 
 from __future__ import annotations
@@ -96,10 +95,6 @@ class FlatFile:
     """The arrays of a flat file, read-only: opening costs no more than looking at the headers.
 
     Arrays stay readable after the file is deleted or replaced, as long as few others are open; see `descriptors.py`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CorruptGalleryError: it is not a flat file, or holds what no flat file may hold.
     """
 
     def __init__(self, path: Path, *, remedy: str, sha256: str | None = None) -> None:
@@ -114,15 +109,11 @@ class FlatFile:
                 if len(hdf5) > MAX_DATASETS:
                     raise self.corrupt(f"holds {len(hdf5)} datasets, more than {MAX_DATASETS}")
                 self._datasets = {name: self._inspect_dataset(hdf5, name) for name in hdf5}
+                self.names = frozenset(self._datasets)
         except (CorruptGalleryError, TooManyFilesError):
             raise
         except Exception as error:  # h5py raises nearly every kind for a damaged file
             raise self.corrupt(f"cannot be read as HDF5 ({type(error).__name__})") from error
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The names of the arrays."""
-        return frozenset(self._datasets)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of an array, without looking at its contents."""

@@ -1,7 +1,6 @@
 """The manifest: the one small file that says what a gallery consists of. Replacing it is the commit.
 
-It is read as untrusted: every field has a type, every file name is plain, and the checksum covers all of it. The
-checksum guards against accidents; `hdf5.py` checks what somebody forged.
+It is read as untrusted; its checksum guards against accidents only, `hdf5.py` checks what somebody forged.
 """
 
 from __future__ import annotations

@@ -219,12 +219,7 @@ def write_segment(
 
 
 class Segment:
-    """A segment file, checked as far as its headers say; contents are read when asked for.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CorruptGalleryError: it is damaged, or not what the gallery says it is.
-    """
+    """A segment file, checked as far as its headers say; contents are read when asked for."""
 
     def __init__(
         self, path: Path, *, spec: Spec, count: int | None = None, remedy: str = REMEDY, sha256: str | None = None
@@ -273,7 +268,7 @@ class Segment:
 
     @cached_property
     def mtime_ns(self) -> Array:
-        """When the image files were changed, in ns."""
+        """The times of change of the image files, in ns."""
         return self.file.array("mtime_ns", "<i8", (len(self),)).read()
 
     @cached_property

@@ -1,8 +1,7 @@
-"""One generation of a gallery, open for reading: which images are alive, and where their rows lie.
+"""One generation of a gallery, open for reading: the images that are alive, and the places of their rows.
 
-What stays in memory is one id and one position per image, and the codes of the columns that were asked for. Vectors
-stay in the files and are read row by row. A snapshot never changes. It outlives the files it was opened from, as long
-as they are not more than a process may keep open (`descriptors.py`).
+In memory are one id and one position per image, and the columns that were asked for. A snapshot never changes, and
+outlives the files it was opened from, as long as a process may keep them open (`descriptors.py`).
 """
 
 from __future__ import annotations
@@ -34,17 +33,9 @@ Verify: TypeAlias = bool | Literal["auto"]
 
 
 class Snapshot:
-    """The images of one generation, in the order of ids.
+    """The images of one generation, in the order of ids; see `newest_snapshot` for a file that is gone."""
 
-    Attributes:
-        is_remote: the rows lie elsewhere, where reading them all takes long, and are searched there.
-
-    Raises:
-        FileNotFoundError: a file is gone; `newest_snapshot` decides what that means.
-        CorruptGalleryError: a file is damaged, or not what the manifest says.
-    """
-
-    is_remote = False
+    is_remote = False  # True: the rows lie elsewhere, where reading them all takes long, and are searched there
 
     def __init__(self, folder: Path, manifest: Manifest, *, verify: Verify = "auto") -> None:
         self.folder = folder

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -195,9 +196,7 @@ class GalleryWriter:
         self._save(**{key: CacheEntry(file, self.manifest.generation, tag(file) if tag is not None else None)})
 
     def _write_segment(self, entries: Entries, vectors: Iterable[Vectors]) -> FileEntry:
-        def fill(path: Path) -> None:
-            write_segment(path, entries, vectors, spec=self.manifest.spec)
-
+        fill = partial(write_segment, entries=entries, vectors=vectors, spec=self.manifest.spec)
         return self._write_new("segment", "h5", fill, count=len(entries))
 
     def _write_ids(self, ids: Ids) -> FileEntry:
