@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,11 +54,8 @@ class Encoded(NamedTuple):
     failures: Sequence[tuple[Offer, ImageError]]
 
 
-class Stream(Protocol):
-    """Turns offers into vectors, batch by batch, in order; calls `read_offer` for the bytes of each."""
-
-    def __call__(self, offers: Iterable[Offer], /) -> Generator[Encoded, None, None]:
-        """The encodings; closing the generator ends its threads."""
+# turns offers into vectors, in order, calling `read_offer` for the bytes of each; closing it ends its threads
+Stream = Callable[[Iterable[Offer]], Generator[Encoded, None, None]]
 
 
 class _Unchanged(ImageError):

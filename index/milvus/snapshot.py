@@ -1,12 +1,8 @@
 """A gallery whose rows lie in Milvus: its folder holds the manifest, the encoder's copy, the skip list and caches.
 
-The manifest decides what is there, as for any gallery. New rows get ids that no manifest has given out yet, and every
-reader looks below `next_id`: they become visible when the manifest is replaced, which is the commit. Images that leave
-are named in the folder's tombstone files by a commit too, and readers pass over them; the writer deletes their rows
-when it is done, or the next one does. What an interrupted writer left in Milvus has ids that were never given out, and
-the next writer deletes it.
-
-The live ids are all below `next_id` without those in the tombstone files, so opening asks Milvus for nothing.
+The live ids are all below the manifest's `next_id` without those in the tombstone files, so opening asks Milvus for
+nothing: new rows get ids from there on, and become visible when the manifest is replaced, which is the commit. Rows of
+images that left, and what an interrupted writer left behind, are deleted by the writer when it is done, or by the next.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The rows of one gallery in Milvus: two collections, and every request that is made to them.
 
-`NAME` holds id, embedding, `record` (JSON: path, label, columns, checksum, size, time, numbers) and `keys`
-(`dialect.py`); `NAME_pooled` id and pooled vector, which is only read by id and may stay on disk. Rows may come back
-more than once after a crash of the server or of milvus-lite, so every answer is made unique by id.
+`NAME` holds id, embedding, `record` (JSON) and `keys` (`dialect.py`); `NAME_pooled` id and pooled vector. Rows may come
+back more than once after a crash of the server or of milvus-lite, so every answer is made unique by id.
 """
 
 from __future__ import annotations

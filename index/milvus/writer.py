@@ -181,13 +181,7 @@ class MilvusCheck(Check):
             self._say(f"holds {counted(len(strays), 'row')} that the gallery does not know", _REPAIR_OF_STRAY)
         if len(self.lost):
             self._say(f"lacks the rows of {counted(len(self.lost), 'image')}", _REPAIR_OF_LOST)
-        broken = self._broken(table, np.setdiff1d(snapshot.ids, self.lost))
-        if len(broken):
-            self._say(f"holds {counted(len(broken), 'row')} without usable vectors", _REPAIR_OF_LOST)
-            self.lost = np.union1d(self.lost, broken)
-
-    def _broken(self, table: MilvusTable, ids: Ids) -> Ids:
-        found = [ids[:0]]
+        ids, found = np.setdiff1d(snapshot.ids, self.lost), [snapshot.ids[:0]]
         for start in range(0, len(ids), _BLOCK):
             some = ids[start : start + _BLOCK]
             embeddings = table.embeddings(some)
@@ -196,7 +190,10 @@ class MilvusCheck(Check):
             if self.manifest.spec.metric == "cosine":
                 parts.append((embeddings != 0).any(axis=1))
             found.append(some[~np.logical_and.reduce(parts)])
-        return np.concatenate(found)
+        broken = np.concatenate(found)
+        if len(broken):
+            self._say(f"holds {counted(len(broken), 'row')} without usable vectors", _REPAIR_OF_LOST)
+            self.lost = np.union1d(self.lost, broken)
 
     def _say(self, problem: str, repair: str) -> None:
         assert self.manifest.backend is not None

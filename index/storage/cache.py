@@ -19,7 +19,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -272,20 +272,17 @@ def load_index_bytes(snapshot: Snapshot) -> bytes | mmap.mmap | None:
             status = os.fstat(file.fileno())
             if path.is_symlink() or not stat.S_ISREG(status.st_mode) or status.st_size != entry.file.bytes:
                 return None
-            data = _private_contents(file, status.st_size, snapshot.folder)
+            data: bytes | mmap.mmap = b""  # where nobody can change or cut it, which under a mapping ends the process
+            for place in (snapshot.folder, None) if status.st_size > _IN_MEMORY else ():  # it may be write-protected
+                with suppress(OSError), tempfile.TemporaryFile(dir=place) as aside:
+                    file.seek(0)
+                    shutil.copyfileobj(file, aside, 1 << 20)
+                    aside.flush()
+                    data = mmap.mmap(aside.fileno(), status.st_size, access=mmap.ACCESS_READ)
+                    break
+            else:
+                file.seek(0)
+                data = file.read()
         expected = index_tag(snapshot, hashlib.sha256(data).hexdigest())
         return data if expected is not None and hmac.compare_digest(expected, entry.tag) else None
     return None
-
-
-def _private_contents(file: BinaryIO, size: int, folder: Path) -> bytes | mmap.mmap:
-    """The contents of a file where nobody can change or cut them, which under a mapping would end the process."""
-    if size > _IN_MEMORY:
-        for place in (folder, None):  # the gallery may be write-protected; then where temporary files lie
-            with suppress(OSError), tempfile.TemporaryFile(dir=place) as aside:
-                file.seek(0)
-                shutil.copyfileobj(file, aside, 1 << 20)
-                aside.flush()
-                return mmap.mmap(aside.fileno(), size, access=mmap.ACCESS_READ)
-        file.seek(0)
-    return file.read()

@@ -27,7 +27,7 @@ from ...errors import CorruptGalleryError
 from ...files import REMEDY
 from ..filters.matching import Categorical
 from . import hdf5
-from .hdf5 import Array, FlatFile, Layout, StoredArray, Strings, pack_strings
+from .hdf5 import Array, FlatFile, Layout, Strings, pack_strings
 from .manifest import FileEntry, Spec
 
 MASK_COLUMN, NO_MASK = "mask", "none"
@@ -235,11 +235,8 @@ class Segment:
         if not spec.embedding_is_pooled:
             self.embedding = file.array("embedding", "<f4", (n, spec.embedding_dim))
         self.paths: Strings = file.strings("path", n)
-        self._maps: StoredArray | None = None
-        self._map_scale: StoredArray | None = None
-        if spec.map_shape:
-            self._maps = file.array("maps", "<f2", (n, spec.pooled_dim, *spec.map_shape))
-            self._map_scale = file.array("map_scale", "<f4", (n,))
+        self._maps = file.array("maps", "<f2", (n, spec.pooled_dim, *spec.map_shape)) if spec.map_shape else None
+        self._map_scale = file.array("map_scale", "<f4", (n,)) if spec.map_shape else None
         for name, (dtype, width) in _FILE_STATES.items():
             file.array(name, dtype, (n, *width))
 
@@ -306,13 +303,8 @@ class Segment:
 
     def vectors(self, rows: Array) -> Vectors:
         """The vectors and packed maps of these rows, copied."""
-        pooled = self.pooled[rows]
-        return Vectors(
-            pooled=pooled,
-            embedding=pooled if self.spec.embedding_is_pooled else self.embedding[rows],
-            maps=None if self._maps is None else self._maps[rows],
-            map_scale=None if self._map_scale is None else self._map_scale[rows],
-        )
+        stored: Any = (self.pooled, self.embedding, self._maps, self._map_scale)
+        return Vectors(*stored).take(rows)
 
     def maps(self, rows: Array) -> Array:
         """The feature maps of these rows, float32 (n, K, h, w); only for galleries that keep them."""

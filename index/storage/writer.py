@@ -259,21 +259,18 @@ class GalleryWriter:
         segments = [Segment.of(self.folder, entry, self.manifest.spec) for entry in entries]
         alive = [len(segment) - int(np.isin(segment.ids, removed).sum()) for segment in segments]
         for group in groups_of([len(segment) for segment in segments], alive, most=self.limits.segment_images):
-            self._merge_group(entries[group.start : group.stop], segments[group.start : group.stop], removed)
+            parts = [(segments[place], np.flatnonzero(~np.isin(segments[place].ids, removed))) for place in group]
+            parts = [(segment, rows) for segment, rows in parts if len(rows)]
+            merged: tuple[FileEntry, ...] = ()
+            if parts:
+                rows_of = Entries.cat([segment.entries(rows) for segment, rows in parts])
+                blocks = chain.from_iterable(segment.blocks(rows) for segment, rows in parts)
+                merged = (self._write_segment(rows_of, blocks),)
+            old, left = entries[group.start : group.stop], list[FileEntry]()
+            for entry in self.manifest.segments:
+                left.extend(merged if entry == old[0] else () if entry in old else (entry,))
+            self._save(segments=tuple(left))
         self._drop_tombstones()
-
-    def _merge_group(self, group: Sequence[FileEntry], segments: Sequence[Segment], removed: Ids) -> None:
-        parts = [(segment, np.flatnonzero(~np.isin(segment.ids, removed))) for segment in segments]
-        parts = [(segment, rows) for segment, rows in parts if len(rows)]
-        merged: tuple[FileEntry, ...] = ()
-        if parts:
-            entries = Entries.cat([segment.entries(rows) for segment, rows in parts])
-            blocks = chain.from_iterable(segment.blocks(rows) for segment, rows in parts)
-            merged = (self._write_segment(entries, blocks),)
-        left: list[FileEntry] = []
-        for entry in self.manifest.segments:
-            left.extend(merged if entry == group[0] else () if entry in group else (entry,))
-        self._save(segments=tuple(left))
 
     def _drop_tombstones(self) -> None:
         """Keep only the tombstones of ids that some segment still holds, in one file."""
