@@ -75,14 +75,14 @@ class MilvusWriter(GalleryWriter):
         columns = dict.fromkeys((*self._backend.columns, *(name for name in entries.columns if name != "label")))
         return {"backend": dataclasses.replace(self._backend, columns=tuple(columns))}
 
-    def delete_orphans(self) -> list[str]:
+    def delete_orphans(self) -> None:
         """Delete what an interrupted writer left in the folder and in Milvus."""
-        names = super().delete_orphans()
+        super().delete_orphans()
         if self.is_new:
-            return names
+            return
         if not self.manifest.next_id:
             self.table.create()
-            return names
+            return
         self.table.open()
         if (newest := self.table.generation) > self.manifest.generation:
             raise GalleryError(
@@ -95,7 +95,6 @@ class MilvusWriter(GalleryWriter):
             leftovers = np.union1d(leftovers, more)
         self.table.delete(leftovers)
         self.delete_removed_rows()
-        return names
 
     def delete_removed_rows(self) -> None:
         """Delete the rows of removed images, and note that it is done."""

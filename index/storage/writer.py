@@ -208,15 +208,13 @@ class GalleryWriter:
         """True for the names of files that writers make and may delete."""
         return _OWN_FILE.fullmatch(name) is not None
 
-    def delete_orphans(self) -> list[str]:
-        """Delete the files that an interrupted writer left behind; what is not ours stays. Returns their names."""
+    def delete_orphans(self) -> None:
+        """Delete the files that an interrupted writer left behind; what is not ours stays."""
         manifests = [self.manifest, *([] if self._on_disk is None else [self._on_disk])]
         named = {entry.name for manifest in manifests for entry in manifest.files()}
-        found = sorted(path.name for path in self.folder.iterdir())
-        orphans = [name for name in found if name not in named and self.owns(name)]
-        for name in orphans:
-            self._storage.remove(self.folder / name)
-        return orphans
+        for path in sorted(self.folder.iterdir()):
+            if path.name not in named and self.owns(path.name):
+                self._storage.remove(path)
 
     def delete_gallery(self) -> None:
         """Delete the gallery: its own files, and the folder if nothing else is in it."""
