@@ -115,8 +115,8 @@ def encode_to_file(
     interruption.
 
     Raises:
-        GalleryExistsError: the file is there already, and neither `overwrite` nor an interrupted run says to replace
-        it. ImageError: with `strict`, the first file that cannot be used.
+        GalleryExistsError: the file is there, and neither `overwrite` nor an interrupted run says to replace it.
+        ImageError: with `strict`, the first file that cannot be used.
     """
     from ...encoders.inference import whole_encoder
     from .build import InferenceSettings, add_images, listing_of, opened_for_building

@@ -23,7 +23,7 @@ from ..search import (
     search_exactly,
 )
 from .dialect import EVERY_ROW, compiled
-from .table import MAX_CANDIDATES, Found, MilvusTable, expressions_of
+from .table import MAX_CANDIDATES, MilvusTable, NearRows, expressions_of
 
 MAX_ID = (1 << 63) - 2  # Milvus has one more, but its server 2.3 does not list a row that has it
 MAX_K = (MAX_CANDIDATES - 8) // 2  # twice as many candidates are asked for
@@ -128,7 +128,7 @@ class _Candidates:
                 min(proposal.floor for proposal in proposals),
             )
 
-    def _completed(self, query: Vectors, found: Found, n: int, expression: str) -> Proposal:
+    def _completed(self, query: Vectors, found: NearRows, n: int, expression: str) -> Proposal:
         """Fewer than n rows may be all there are; after a crash, or from a graph, they may not be."""
         own = self._rows.hold(found.ids)
         ids, vectors, floor = found.ids[own], found.vectors[own], np.inf
@@ -145,7 +145,7 @@ class _Candidates:
                 vectors = np.concatenate([vectors, self._table.embeddings(missing)])
         return Proposal(ids, comparable(self._spec, vectors), floor)
 
-    def _floor(self, query: Vectors, found: Found, n: int) -> float:
+    def _floor(self, query: Vectors, found: NearRows, n: int) -> float:
         """No vector left out is nearer than this: the last one's distance, less what single precision may hide.
 
         A sum of d products in single precision is off by at most about d·ε times the product of the lengths, also when

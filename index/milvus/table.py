@@ -30,7 +30,7 @@ _OWNER = "distcam.gallery"
 _GENERATION = "distcam.generation"
 _METRIC_TYPES: dict[Metric, str] = {"cosine": "COSINE", "l2": "L2", "l1": "L2", "dot": "IP"}
 
-Record = dict[str, Any]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TableSpec:
             raise InputError(f"Milvus holds vectors of up to {MAX_DIM} numbers, not {largest}; use another encoder")
 
 
-class Found(NamedTuple):
+class NearRows(NamedTuple):
     """Rows near one query: ids, Milvus' own scores, raw vectors, best first; an id may come twice."""
 
     ids: Ids
@@ -181,7 +181,7 @@ class MilvusTable:
                 client.compact(name)
 
     def upsert(
-        self, ids: Ids, embeddings: Vectors, *, pooled: Vectors | None = None, records: Sequence[Record] | None = None
+        self, ids: Ids, embeddings: Vectors, *, pooled: Vectors | None = None, records: Sequence[Row] | None = None
     ) -> None:
         """Write rows, replacing those with the same ids; records hold "keys" besides what is stored as it is."""
         if pooled is not None:  # first: a row that is found can be explained
@@ -199,7 +199,7 @@ class MilvusTable:
             rows.append({"id": key, "embedding": embedding, "record": stored, "keys": keys})
         self._send(0, rows)
 
-    def _send(self, number: int, rows: list[Record]) -> None:
+    def _send(self, number: int, rows: list[Row]) -> None:
         """Write rows into one of the collections, in requests of a size that servers take."""
         name, _, dim = self._fields()[number]
         facts = [len(json.dumps(row.get("record"))) + 8 * len(row.get("keys", [])) for row in rows]
@@ -231,7 +231,7 @@ class MilvusTable:
             out[at] = rows[key]
         return out
 
-    def records(self, ids: Ids) -> list[Record]:
+    def records(self, ids: Ids) -> list[Row]:
         """The records, in the order of `ids`."""
         rows = self._rows(self._names[0], "record", ids, row_bytes=1024)
         return [rows[key] for key in ids.tolist()]
@@ -274,7 +274,7 @@ class MilvusTable:
                 pages.close()
         return np.unique(np.array(found, np.int64)).astype(np.uint64)
 
-    def nearest(self, queries: Vectors, n: int, *, expression: str = EVERY_ROW) -> Iterator[Found]:
+    def nearest(self, queries: Vectors, n: int, *, expression: str = EVERY_ROW) -> Iterator[NearRows]:
         """About n rows near each query, out of those that fit, as far as Milvus finds them."""
         per_query = n * 4 * self.spec.embedding_dim
         brings_vectors = per_query <= _REQUEST_BYTES
@@ -299,7 +299,7 @@ class MilvusTable:
                     vectors = np.array(stored, np.float32).reshape(-1, self.spec.embedding_dim)
                 else:
                     vectors = self.embeddings(ids)
-                yield Found(ids, scores, vectors)
+                yield NearRows(ids, scores, vectors)
 
 
 def expressions_of(ids: Ids) -> list[str]:

@@ -31,7 +31,7 @@ _DTYPES = {np.dtype(code) for code in ("<f2", "<f4", "<f8", "<i4", "<i8", "<u8",
 Array = NDArray[Any]
 
 
-class Layout(NamedTuple):
+class ArrayLayout(NamedTuple):
     """The type of a dataset, as numpy spells it, and its shape."""
 
     dtype: str
@@ -39,7 +39,7 @@ class Layout(NamedTuple):
 
 
 @contextmanager
-def create(path: Path, layouts: Mapping[str, Layout]) -> Iterator[dict[str, Any]]:
+def create(path: Path, layouts: Mapping[str, ArrayLayout]) -> Iterator[dict[str, Any]]:
     """A new flat file with datasets of known size, to be filled inside the `with` block, in any order and in pieces."""
     with path.open("w+b", buffering=0) as raw:
         disk = _Disk(raw)
@@ -84,7 +84,7 @@ class _Disk(io.RawIOBase):
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write whole arrays as a flat file."""
-    layouts = {name: Layout(array.dtype.newbyteorder("<").str, array.shape) for name, array in arrays.items()}
+    layouts = {name: ArrayLayout(array.dtype.newbyteorder("<").str, array.shape) for name, array in arrays.items()}
     with create(path, layouts) as datasets:
         for name, array in arrays.items():
             if array.size:

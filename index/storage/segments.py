@@ -27,7 +27,7 @@ from ...errors import CorruptGalleryError
 from ...files import REMEDY
 from ..filters.matching import Categorical
 from . import hdf5
-from .hdf5 import Array, FlatFile, Layout, Strings, pack_strings
+from .hdf5 import Array, ArrayLayout, FlatFile, Strings, pack_strings
 from .manifest import FileEntry, Spec
 
 MASK_COLUMN, NO_MASK = "mask", "none"
@@ -197,13 +197,13 @@ def write_segment(
     if about is not None:
         small |= pack_strings("about", [about])
     count = len(entries)
-    layouts = {name: Layout(array.dtype.str, array.shape) for name, array in small.items()}
-    layouts["pooled"] = Layout("<f4", (count, spec.pooled_dim))
+    layouts = {name: ArrayLayout(array.dtype.str, array.shape) for name, array in small.items()}
+    layouts["pooled"] = ArrayLayout("<f4", (count, spec.pooled_dim))
     if not spec.embedding_is_pooled:
-        layouts["embedding"] = Layout("<f4", (count, spec.embedding_dim))
+        layouts["embedding"] = ArrayLayout("<f4", (count, spec.embedding_dim))
     if spec.map_shape:
-        layouts["maps"] = Layout("<f2", (count, spec.pooled_dim, *spec.map_shape))
-        layouts["map_scale"] = Layout("<f4", (count,))
+        layouts["maps"] = ArrayLayout("<f2", (count, spec.pooled_dim, *spec.map_shape))
+        layouts["map_scale"] = ArrayLayout("<f4", (count,))
     with hdf5.create(path, layouts) as datasets:
         for name, array in small.items():
             if array.size:
