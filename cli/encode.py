@@ -10,7 +10,7 @@ import typer
 from ..remarks import counted
 from .checks import require_encoder, require_images
 from .console import load_encoder, print_json, progress_bar, resumable, say
-from .index.shared import report_skipped
+from .index.manage import report_skipped
 from .options import (
     AsJson,
     BatchSize,

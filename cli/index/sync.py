@@ -18,7 +18,7 @@ from ..checks import require_file
 from ..command import refuse_unused
 from ..console import complain, err, note, print_json, progress_bar, resumable, say
 from ..options import AsJson, BatchSize, Device, GalleryPath, Labels, Strict, Workers
-from .shared import note_what_is_due, report_skipped
+from .manage import note_what_is_due, report_skipped
 
 EXAMPLE = "Example: `distcam index sync photos.gallery photos/ --dry-run`, then without; `--watch` goes on for ever"
 _SHOWN = 10
