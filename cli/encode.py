@@ -9,7 +9,7 @@ import typer
 
 from ..remarks import counted
 from .console import load_encoder, print_json, progress_bar, require_encoder, require_images, resumable, say
-from .index.shared import report_skipped
+from .index.manage import report_skipped
 from .options import (
     AsJson,
     BatchSize,

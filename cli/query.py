@@ -209,7 +209,7 @@ def _readable(images: list[Path]) -> tuple[list[Path], list[Path]]:
     """The images that can be read, and the others, which are named on stderr."""
     from ..images import read_image
     from ..remarks import Skipped
-    from .index.shared import report_skipped
+    from .index.manage import report_skipped
 
     skipped: dict[Path, Skipped] = {}
     for image in images:

@@ -1,11 +1,6 @@
 """The gallery: a folder of encoded images that can be searched, filtered, changed, and that explains its matches.
 
-    gallery = Gallery.build("photos/", encoder, out="photos.gallery")
-    gallery = Gallery.open("photos.gallery")
-    hits = gallery.search(embeddings, k=10, where="label in cat,dog")
-
-The folder holds `manifest.json` and the files it names; everything else is a leftover or a stranger. Reading is in
-`reader.py`, changing here.
+The folder holds `manifest.json` and the files it names. Reading is in `reader.py`, changing here.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,9 +22,8 @@ from ..remarks import Skipped, counted
 from .backends import newest_snapshot, opened_for_writing, require_rows_in_folder, verify_gallery
 from .filters.matching import hints
 from .filters.tree import Filter, tree_of
-from .info import describe
 from .prototypes import PrototypeStore, unit_rows
-from .reports import VerifyReport, read_skipped
+from .reports import VerifyReport, describe, read_skipped
 from .search import Hits, Searcher
 from .storage.cache import GalleryCache
 from .storage.hdf5 import Array
@@ -71,7 +71,7 @@ class GalleryReader:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied as the folder and the way it was opened; the copy opens the newest generation there."""
         root = None if self.root == Path(self.manifest.root) else self.root.absolute()
-        return _opened_again, (type(self), self.folder, root, self._verify)
+        return partial(type(self).open, root=root, verify=self._verify), (self.folder,)
 
     def close(self) -> None:
         """Let go of the search index; files are let go with the last array that was read from them."""
@@ -276,17 +276,11 @@ class GalleryReader:
             writer: of whoever holds the gallery's lock already; what fails is then a remark, for it follows a change
                 that is done.
         """
-        if writer is None:
-            with opened_for_writing(self.folder) as own:
-                self._store_caches(own)
-        else:
-            with after_commit(self.folder, "what makes the next search quick"):
-                self._store_caches(writer)
-
-    def _store_caches(self, writer: GalleryWriter) -> None:
-        self.refresh()
-        self._cache.store(writer)
-        self.refresh()
+        failing = nullcontext() if writer is None else after_commit(self.folder, "what makes the next search quick")
+        with failing, opened_for_writing(self.folder) if writer is None else nullcontext(writer) as opened:
+            self.refresh()
+            self._cache.store(opened)
+            self.refresh()
 
     @contextmanager
     def _writing(self, *, patience: float = 0.0) -> Iterator[GalleryWriter]:
@@ -310,7 +304,3 @@ class GalleryReader:
         """InputError for what is not done where the rows lie in Milvus."""
         remedy = f"`{command}` is not for them: use `add` and `remove`, and choose the index with `build --index`"
         require_rows_in_folder(self.folder, self.manifest, remedy)
-
-
-def _opened_again(kind: type[GalleryReader], folder: Path, root: Path | None, verify: Verify) -> GalleryReader:
-    return kind.open(folder, root=root, verify=verify)

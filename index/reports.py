@@ -1,4 +1,4 @@
-"""Reports of building, adding and verifying: frozen values that know how to become JSON or a table."""
+"""Reports of a gallery's state, of building, adding and verifying: values that become JSON or a table."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 from ..errors import CorruptGalleryError
 from ..files import read_file
 from ..remarks import Skipped, counted
+from .storage.manifest import EncoderEntry
+from .storage.segments import MASK_COLUMN, NO_MASK
+from .storage.snapshot import Snapshot
 
 
 def read_skipped(path: Path) -> tuple[Skipped, ...]:
@@ -103,3 +106,52 @@ class VerifyReport:
             for problem in self.problems
         ]
         return "\n".join([head + (", sound" if not lines else ""), *lines])
+
+
+def describe(snapshot: Snapshot, *, root: Path, classes: int) -> dict[str, Any]:
+    """The summary that `distcam index info` shows, for JSON."""
+    manifest, spec = snapshot.manifest, snapshot.spec
+    masks, rejection, tuning = manifest.masks, manifest.rejection, manifest.tuning
+    masked = 0  # images with a mask file; one without a pixel counts, though it pools the whole image
+    if masks is not None and MASK_COLUMN in snapshot.column_names:
+        masked = sum(value not in (None, NO_MASK) for value in snapshot.column(MASK_COLUMN).strings())
+    is_current = rejection is not None and rejection.generation == manifest.generation
+    return {
+        "path": str(snapshot.folder),
+        "images": len(snapshot),
+        "classes": classes,
+        "columns": list(snapshot.column_names),
+        "complete": manifest.complete,
+        "generation": manifest.generation,
+        "metric": spec.metric,
+        "embedding_dim": spec.embedding_dim,
+        "pooled_dim": spec.pooled_dim,
+        "maps": None if spec.map_shape is None else list(spec.map_shape),
+        "encoder": manifest.encoder.short_name,
+        "fingerprint": manifest.encoder.fingerprint,
+        "precision": manifest.encoder.precision,
+        "images_as": _images_as(manifest.encoder),
+        "encoder_copied": manifest.encoder.file is not None,
+        "root": str(root),
+        "segments": len(manifest.segments),
+        "backend": None if manifest.backend is None else manifest.backend.address,
+        "removed_rows": snapshot.removed_rows,
+        "skipped": 0 if manifest.skipped is None else manifest.skipped.count,
+        "masks": None if masks is None else {**asdict(masks), "images": masked},
+        "rejection": None if rejection is None else {**asdict(rejection), "is_current": is_current},
+        "index": manifest.index,
+        "tuning": None if tuning is None else {**asdict(tuning), "is_due": tuning.is_due(len(snapshot))},
+        "index_cached": manifest.is_fresh(manifest.index_cache),
+        "prototypes_cached": manifest.is_fresh(manifest.prototype_cache),
+        "bytes": sum(entry.bytes for entry in manifest.files()),
+    }
+
+
+def _images_as(encoder: EncoderEntry) -> str | None:
+    """The size that images are brought to: `Transform.summary` without torch. None for imported vectors."""
+    transform = encoder.description.get("transform")
+    if not isinstance(transform, dict):
+        return None
+    size = transform.get("size")
+    height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
+    return f"{transform.get('fit')} to {height}×{width}"

@@ -13,9 +13,8 @@ from pathlib import Path
 from ..encoders import Encoder, Encoding
 from ..errors import DistcamError, FingerprintMismatchError, GalleryError
 from ..index import Gallery, Record
-from ..index.backends import open_snapshot, opened_for_writing
+from ..index.backends import is_root_of_this_user, open_snapshot, opened_for_writing
 from ..index.building.build import finish, to_vectors
-from ..index.building.creating import is_root_of_this_user
 from ..index.building.ingest import Encoded, Offer, ingest_offers, read_offer
 from ..index.storage.manifest import MANIFEST_NAME
 from ..index.storage.segments import stored_path

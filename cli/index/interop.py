@@ -1,4 +1,4 @@
-"""`distcam index import` and `distcam index export`: vectors from other tools, and for them."""
+"""`distcam index import`, `export` and `restore`: vectors from other tools, and for them; copies of galleries."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import typer
 
 from ...remarks import counted
 from ..command import refuse_unused
-from ..console import err, print_json, progress_bar, resumable, say
+from ..console import err, note, print_json, progress_bar, resumable, say
 from ..options import AsJson, Device, GalleryPath, Metric
 
 IMPORT_EXAMPLE = "Example: `distcam index import laion/ --out laion.gallery`, or `table.csv --embeddings vectors.npy`"
 EXPORT_EXAMPLE = "Example: `distcam index export photos.gallery --out photos.export --index HNSW32`"
+RESTORE_EXAMPLE = "Example: `distcam index restore backup/photos.gallery photos.gallery`"
 
 
 def import_(
@@ -73,10 +74,9 @@ def import_(
     for item in gallery.skipped[:10]:
         err.print(f"  {item.path}: {item.reason}", soft_wrap=True)
     if "imported" in gallery.manifest.encoder.description:
-        err.print(
-            "note: which encoder made these vectors is not known, so stored images and vectors can be queried, other "
-            "images cannot; if you know it, import with --encoder CHECKPOINT",
-            soft_wrap=True,
+        note(
+            "which encoder made these vectors is not known, so stored images and vectors can be queried, other "
+            "images cannot; if you know it, import with --encoder CHECKPOINT"
         )
 
 
@@ -113,3 +113,22 @@ def export(
     kept = "with" if written.encoder else "without"
     size = written.bytes / 2**20
     say(f"{written.images} images in {out_path}, {kept} their encoder: {written.files} files, {size:.1f} MiB")
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="FROM", help="A copy of a gallery; it is checked first.")],
+    gallery: Annotated[Path, typer.Argument(metavar="GALLERY", help="The gallery to replace, or a new folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Replace a gallery by a copy in one step, or copy one to a new folder; readers and servers go on meanwhile.
+
+    Copying files over a gallery that is in use breaks it for whoever reads it; this does not.
+    """
+    from ...index import Gallery, restore_gallery
+
+    restore_gallery(source, gallery)
+    images = len(Gallery.open(gallery, verify=False))
+    if as_json:
+        print_json({"gallery": str(gallery), "from": str(source), "images": images})
+        return
+    say(f"{counted(images, 'image')} in {gallery}, as in {source}")

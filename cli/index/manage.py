@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -46,10 +47,10 @@ from ..options import (
     Weights,
     Workers,
 )
-from .shared import encoded_probes, note_what_is_due, report_skipped
 
 if TYPE_CHECKING:
     from ...index import Gallery, RayEngine
+    from ...remarks import Skipped
 
 app = Commands(help="Build a gallery, change it, and look after it.", no_args_is_help=True)
 
@@ -133,7 +134,12 @@ def build(
         return
     seen_as = f"{loaded.transform.summary}, {gallery.manifest.encoder.precision}"
     say(f"{counted(len(gallery), 'image')} in {out_path}, encoded by {loaded.short_name}; {seen_as}")
-    say(_classes_of(gallery))
+    if names := gallery.labels:
+        bare = len(gallery) - int(gallery.prototypes.counts.sum())
+        classes = f"{len(names)} classes ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        say(classes + (f", {bare} images without a label" if bare else ""))
+    else:
+        say("no image has a label")
     if gallery.masks is not None:
         pooled = gallery.info()["masks"]
         say(f"vectors are pooled under masks: {pooled['images']} of them have one in {pooled['folder']}")
@@ -261,67 +267,6 @@ def verify(
     raise typer.Exit(0 if report.is_sound and not report.has_losses else 1)
 
 
-@app.command(
-    cls=ReadsImages,
-    epilog="Example: `distcam index calibrate photos.gallery --queries validation/ --false-alarms 0.01`, then "
-    "`distcam query photos.gallery probe.jpg --reject`",
-)
-def calibrate(
-    gallery: GalleryPath,
-    queries: Annotated[
-        str | None,
-        typer.Option(help="Labelled images that are not in the gallery. Default: its own images, each without itself."),
-    ] = None,
-    false_alarms: Annotated[float, typer.Option(help="Share of unknown queries that may pass.")] = 0.01,
-    exclude_same: Annotated[
-        str | None, typer.Option(help="A column, e.g. `camera`: images of a query's class that share it do not count.")
-    ] = None,
-    labels: Labels = None,
-    encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
-    device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of the draw among the gallery's own images.")] = 0,
-    strict: Strict = False,
-    as_json: AsJson = False,
-) -> None:
-    """Choose from which distance on nothing is a match, and store it with its error rates in the gallery."""
-    from ...index import Gallery
-
-    if queries is None:
-        refuse_unused(
-            "by the gallery's own images",
-            "labels",
-            "encoder",
-            "device",
-            "strict",
-            "max_pixels",
-            remedy="add --queries IMAGES",
-        )
-    else:
-        refuse_unused("with --queries, which all ask", "seed")
-        require_file(encoder, "--encoder")
-        require_images([queries])
-    opened = Gallery.open(gallery)
-    options: dict[str, Any] = {"false_alarm_rate": false_alarms, "exclude_same": exclude_same, "seed": seed}
-    if queries is not None:
-        with progress_bar("encoding queries"):
-            options |= encoded_probes(
-                opened, queries, labels=labels, column=exclude_same, encoder=encoder, device=device, strict=strict
-            )
-    with progress_bar("calibrating"):
-        rejection = opened.calibrate(**options)
-    if as_json:
-        print_json(asdict(rejection))
-        return
-    say(str(rejection))
-    if rejection.identification_rate < 0.5 * rejection.closed_set_rate:
-        note(
-            f"this threshold turns away more than half of what would be identified without one; more false alarms, "
-            f"such as --false-alarms {min(5 * rejection.target, 0.5):g}, let more of it pass"
-        )
-    if not rejection.is_resolved:
-        err.print(f"note: {rejection.n_unknown} unknown probes cannot tell {rejection.target:.2%} from none at all")
-
-
 @app.command(epilog="Example: `distcam index compact photos.gallery`")
 def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
     """Merge small segments and drop removed images from disk."""
@@ -337,21 +282,26 @@ def compact(gallery: GalleryPath, as_json: AsJson = False) -> None:
     say(f"{before / 2**20:.1f} MiB → {after / 2**20:.1f} MiB, {counted(len(opened), 'image')}")
 
 
-def _classes_of(gallery: Gallery) -> str:
-    """One line: how many classes, the first of them, and how many images have none."""
-    names = gallery.labels
-    if not names:
-        return "no image has a label"
-    bare = len(gallery) - int(gallery.prototypes.counts.sum())
-    more = ", …" if len(names) > 3 else ""
-    return f"{len(names)} classes ({', '.join(names[:3])}{more})" + (f", {bare} images without a label" if bare else "")
+def note_what_is_due(gallery: Gallery) -> None:
+    """Say on stderr when the tuning does not fit the gallery any more."""
+    if gallery.is_tuning_due:
+        note(f"the index was tuned for a gallery of another size; run `distcam index tune {gallery.folder}` again")
 
 
-def _flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
+def report_skipped(skipped: Sequence[Skipped], *, most: int = 10) -> None:
+    """List on stderr the files that could not be used, with the reasons."""
+    if not skipped:
+        return
+    err.print(Text(f"{len(skipped)} of the files could not be used:", style="yellow"))
+    for item in skipped[:most]:
+        err.print(f"  {item.path}: {item.reason}", soft_wrap=True)
+    if len(skipped) > most:
+        err.print(f"  … and {len(skipped) - most} more (all with --json)")
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in facts.items():
         if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            rows.append((prefix + name, str(value)))
-    return rows
+            yield prefix + name, str(value)

@@ -9,20 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ...errors import DistcamError, InputError
 from ..command import refuse_unused
-from ..console import complain, err, print_json, progress_bar, require_file, resumable, say
+from ..console import complain, err, note, print_json, progress_bar, require_file, resumable, say
 from ..options import AsJson, BatchSize, Device, GalleryPath, Labels, Strict, Workers
-from .shared import note_what_is_due
-
-if TYPE_CHECKING:
-    from ...index import Gallery
-    from ...index.sync.plan import SyncReport
-    from ...remarks import Skipped
+from .manage import note_what_is_due, report_skipped
 
 EXAMPLE = "Example: `distcam index sync photos.gallery photos/ --dry-run`, then without; `--watch` goes on for ever"
 _SHOWN = 10
@@ -90,62 +85,35 @@ def sync(
         "strict": strict,
     }
     if watch:
-        _watch(opened, folder, encoder, every=every, settle=settle, as_json=as_json, **options)
+        from ...index import watch_folder
+
+        with _ended_by_signals():
+            for outcome in watch_folder(opened, folder, encoder, every=every, settle=settle, **options):
+                if isinstance(outcome, DistcamError):
+                    complain(str(outcome))
+                elif as_json:
+                    sys.stdout.write(json.dumps(outcome.to_dict()) + "\n")
+                    sys.stdout.flush()
+                else:
+                    say(str(outcome))
+                    report_skipped(outcome.skipped)
         return
     with resumable(), progress_bar("syncing") as progress:
         report = opened.sync(folder, encoder, dry_run=dry_run, progress=progress, **options)
     if as_json:
         print_json({"gallery": str(gallery), "folder": str(folder), **report.to_dict()})
         return
-    _show(report)
-    if not dry_run:
-        note_what_is_due(opened)
-
-
-def _show(report: SyncReport) -> None:
     for change in report.changes[:_SHOWN]:
         origin = f"  (from {change.origin})" if change.origin else ""
         say(f"  {change.kind:10} {change.path}{origin}")
     if len(report.changes) > _SHOWN:
         say(f"  … and {len(report.changes) - _SHOWN} more (all with --json)")
     say(str(report))
-    _show_skipped(report.skipped)
+    report_skipped(report.skipped)
     if report.refusal is not None:
-        err.print(f"note: without --dry-run this would be refused: {report.refusal}", soft_wrap=True)
-
-
-def _show_skipped(skipped: tuple[Skipped, ...]) -> None:
-    if skipped:
-        err.print(f"{len(skipped)} of the files could not be used:")
-    for item in skipped[:_SHOWN]:
-        err.print(f"  {item.path}: {item.reason}", soft_wrap=True)
-    if len(skipped) > _SHOWN:
-        err.print(f"  … and {len(skipped) - _SHOWN} more (all with --json)")
-
-
-def _watch(
-    gallery: Gallery,
-    folder: Path,
-    encoder: str | None,
-    *,
-    every: float | None,
-    settle: float,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """One line per change set until Ctrl-C or SIGTERM, which is how a watch ends: exit status 0."""
-    from ...index.sync.sync import watch_folder
-
-    with _ended_by_signals():
-        for outcome in watch_folder(gallery, folder, encoder, every=every, settle=settle, **options):
-            if isinstance(outcome, DistcamError):
-                complain(str(outcome))
-            elif as_json:
-                sys.stdout.write(json.dumps(outcome.to_dict()) + "\n")
-                sys.stdout.flush()
-            else:
-                say(str(outcome))
-                _show_skipped(outcome.skipped)
+        note(f"without --dry-run this would be refused: {report.refusal}")
+    if not dry_run:
+        note_what_is_due(opened)
 
 
 @contextmanager

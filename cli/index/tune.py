@@ -1,24 +1,29 @@
-"""`distcam index tune`: choose the search index by what it finds, how long it takes, and what it holds in memory."""
+"""`distcam index tune` and `calibrate`: the search index and the threshold of a match, chosen by measuring."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from ...errors import InputError
-from ...remarks import counted
-from ..console import out, print_json, progress_bar, resumable, say
-from ..options import AsJson, Device, GalleryPath
+from ...remarks import counted, remark
+from ..command import refuse_unused
+from ..console import note, out, print_json, progress_bar, require_file, require_images, resumable, say
+from ..options import AsJson, Device, GalleryPath, Labels, Strict
 
 if TYPE_CHECKING:
-    from ...index.faiss.tuning import Trial, TuningReport
+    from ...index import Gallery, TuningReport
 
-EXAMPLE = "Example: `distcam index tune photos.gallery --memory 4G --recall 0.97 --latency-ms 5`"
-
+TUNE_EXAMPLE = "Example: `distcam index tune photos.gallery --memory 4G --recall 0.97 --latency-ms 5`"
+CALIBRATE_EXAMPLE = (
+    "Example: `distcam index calibrate photos.gallery --queries validation/ --false-alarms 0.01`, then "
+    "`distcam query photos.gallery probe.jpg --reject`"
+)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -85,20 +90,127 @@ def trials_table(report: TuningReport) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for trial in report.trials:
-        table.add_row(*_cells(trial, is_chosen=trial.tuning is report.tuning, images=report.tuning.images))
+        found, is_chosen = trial.tuning, trial.tuning is report.tuning
+        room = f"{trial.total_bytes / report.tuning.images:.0f}" if trial.total_bytes else "–"
+        cells = [trial.factory, room, *[""] * 9]
+        if found is not None:
+            cells[2:] = [
+                f"{found.build_seconds:.1f}",
+                *(f"{value:.3f}" for value in (found.recall_at_1, found.recall_at_10, found.recall_at_100)),
+                *(f"{value:.2f}" for value in (found.latency_ms, found.latency_p95_ms, found.batch_ms)),
+                f"×{found.overfetch}",
+                "" if found.effort is None else str(found.effort),
+            ]
+        verdict = "chosen" if is_chosen else f"beyond {trial.note}" if found is not None and trial.note else trial.note
+        table.add_row(*(Text(cell, style="bold" if is_chosen else "") for cell in (*cells, verdict)))
     return table
 
 
-def _cells(trial: Trial, *, is_chosen: bool, images: int) -> list[Text]:
-    found = trial.tuning
-    cells = [trial.factory, f"{trial.total_bytes / images:.0f}" if trial.total_bytes else "–", *[""] * 9]
-    if found is not None:
-        cells[2:] = [
-            f"{found.build_seconds:.1f}",
-            *(f"{value:.3f}" for value in (found.recall_at_1, found.recall_at_10, found.recall_at_100)),
-            *(f"{value:.2f}" for value in (found.latency_ms, found.latency_p95_ms, found.batch_ms)),
-            f"×{found.overfetch}",
-            "" if found.effort is None else str(found.effort),
-        ]
-    note = "chosen" if is_chosen else f"beyond {trial.note}" if found is not None and trial.note else trial.note
-    return [Text(cell, style="bold" if is_chosen else "") for cell in (*cells, note)]
+def calibrate(
+    gallery: GalleryPath,
+    queries: Annotated[
+        str | None,
+        typer.Option(help="Labelled images that are not in the gallery. Default: its own images, each without itself."),
+    ] = None,
+    false_alarms: Annotated[float, typer.Option(help="Share of unknown queries that may pass.")] = 0.01,
+    exclude_same: Annotated[
+        str | None, typer.Option(help="A column, e.g. `camera`: images of a query's class that share it do not count.")
+    ] = None,
+    labels: Labels = None,
+    encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the draw among the gallery's own images.")] = 0,
+    strict: Strict = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose from which distance on nothing is a match, and store it with its error rates in the gallery."""
+    from ...index import Gallery
+
+    if queries is None:
+        refuse_unused(
+            "by the gallery's own images",
+            "labels",
+            "encoder",
+            "device",
+            "strict",
+            "max_pixels",
+            remedy="add --queries IMAGES",
+        )
+    else:
+        refuse_unused("with --queries, which all ask", "seed")
+        require_file(encoder, "--encoder")
+        require_images([queries])
+    opened = Gallery.open(gallery)
+    options: dict[str, Any] = {"false_alarm_rate": false_alarms, "exclude_same": exclude_same, "seed": seed}
+    if queries is not None:
+        with progress_bar("encoding queries"):
+            options |= _encoded_probes(
+                opened, queries, labels=labels, column=exclude_same, encoder=encoder, device=device, strict=strict
+            )
+    with progress_bar("calibrating"):
+        rejection = opened.calibrate(**options)
+    if as_json:
+        print_json(asdict(rejection))
+        return
+    say(str(rejection))
+    if rejection.identification_rate < 0.5 * rejection.closed_set_rate:
+        note(
+            f"this threshold turns away more than half of what would be identified without one; more false alarms, "
+            f"such as --false-alarms {min(5 * rejection.target, 0.5):g}, let more of it pass"
+        )
+    if not rejection.is_resolved:
+        note(f"{rejection.n_unknown} unknown probes cannot tell {rejection.target:.2%} from none at all")
+
+
+def _encoded_probes(
+    gallery: Gallery,
+    queries: str,
+    *,
+    labels: str | None,
+    column: str | None,
+    encoder: str | None,
+    device: str,
+    strict: bool,
+) -> dict[str, Any]:
+    """Labelled images, encoded as the gallery was, for `Gallery.calibrate`; those that cannot be used are left out."""
+    import numpy as np
+
+    from ...encoders import Encoder, Inference
+    from ...images import list_images
+
+    source = encoder or gallery.encoder_path
+    if source is None:
+        raise InputError(f"{gallery.folder} keeps no encoder; pass --encoder CHECKPOINT")
+    loaded = Encoder.load(source)
+    gallery.check_encoder(loaded)
+    listing = list_images(queries, labels=labels)
+    if column is not None and column not in listing.column_names:
+        raise InputError(f"{queries} has no column {column!r}; it has {', '.join(listing.column_names) or 'none'}")
+    records = [record for record in listing if record.label is not None]
+    if len(records) < len(listing):
+        bare = next(record.path for record in listing if record.label is None)
+        remark(
+            f"{len(listing) - len(records):,} of {len(listing):,} queries have no label and are left out, as {bare}",
+            strict=strict,
+        )
+    inference = Inference(loaded, device=device, precision=gallery.manifest.encoder.precision or "auto")
+    known, vectors, failures = [], [], []
+    for batch in inference.stream(records, load=lambda record: inference.read(listing.file(record))):
+        failures += [f"{failure.item.path}: {failure.error.reason}" for failure in batch.failures]
+        if batch.encoding is not None:
+            known += batch.items
+            vectors.append(batch.encoding.embedding.cpu().numpy())
+    if not known:
+        raise InputError(
+            f"none of the images of {queries} can be used; {failures[0] if failures else 'none is labelled'}"
+        )
+    if failures:
+        remark(
+            f"{len(failures):,} of {len(records):,} queries cannot be read and are left out, the first: {failures[0]}"
+        )
+    return {
+        "embeddings": np.concatenate(vectors),
+        "labels": [record.label for record in known],
+        "groups": None if column is None else [record.columns[column] for record in known],
+        "source": f"{counted(len(known), 'image')} of {queries}",
+    }

@@ -27,12 +27,20 @@ from ...images.masks import MaskFolder
 from ...metrics.distances import METRICS, Metric, SearchSpec
 from ...progress import Progress
 from ...remarks import Skipped
-from ..backends import backend_entry, open_snapshot, require_index, rows_in, writer_of
+from ..backends import (
+    backend_entry,
+    existing_gallery,
+    new_gallery_id,
+    open_snapshot,
+    require_index,
+    rows_in,
+    write_encoder_copy,
+    writer_of,
+)
 from ..reports import AddReport, read_skipped
 from ..storage.manifest import EncoderEntry, FileEntry, Manifest, MaskEntry, Spec
 from ..storage.segments import Vectors, pack_maps
 from ..storage.writer import CommitLimits, GalleryWriter
-from .creating import existing_gallery, new_gallery_id, write_encoder_copy
 from .ingest import Encoded, Offer, Stream, ingest, read_offer
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -85,13 +93,7 @@ def opened_for_building(
     with WriterLock(folder), refusals_named(folder):
         old = existing_gallery(folder, overwrite=overwrite)
         manifest = Manifest(
-            spec=Spec(
-                metric,
-                encoder.embedding_dim,
-                encoder.pooled_dim,
-                None,
-                isinstance(encoder.head, (Identity, nn.Identity)),
-            ),
+            spec=spec_of(encoder, metric),
             encoder=EncoderEntry(encoder.fingerprint, encoder.short_name, encoder.describe()),
             root=str(listing.root.absolute()),
             generation=0 if old is None else old.generation + 1,
@@ -121,11 +123,17 @@ def add_images(
 ) -> AddReport:
     """Encode a listing's images into an open gallery, under masks if it pools under masks.
 
-    `store_maps` counts where the gallery is new; `encode` makes the stream, by default `encoding_stream`; `complete`
-    says afterwards that the gallery is complete.
+    `store_maps` counts where the gallery is new; `encode` makes the stream, by default `encoding_stream`.
     """
-    masks, encoder = _masks_of(writer.manifest), whole_encoder(encoder)
-    make_stream = encode or encoding_stream
+    masks = None
+    if (entry := writer.manifest.masks) is not None:
+        masks = MaskFolder(Path(entry.folder), entry.category)
+        if not masks.folder.is_dir():
+            raise InputError(
+                f"this gallery pools its images under the masks in {masks.folder}, which is not there; "
+                "put the masks back, or build the gallery again with `distcam index build --masks`"
+            )
+    make_stream, encoder = encode or encoding_stream, whole_encoder(encoder)
     stream = make_stream(writer, encoder, settings, masks=masks, store_maps=store_maps, strict=strict)
     report = ingest(writer, listing, stream, masks=masks, strict=strict, progress=progress)
     if writer.is_new or not writer.manifest.next_id:
@@ -204,26 +212,22 @@ def given_masks(masks: MaskFolder | str | os.PathLike[str] | None, category: int
     return None
 
 
-def _masks_of(manifest: Manifest) -> MaskFolder | None:
-    """The folder of masks that a gallery pools under."""
-    if manifest.masks is None:
-        return None
-    folder = Path(manifest.masks.folder)
-    if not folder.is_dir():
-        raise InputError(
-            f"this gallery pools its images under the masks in {folder}, which is not there; "
-            "put the masks back, or build the gallery again with `distcam index build --masks`"
-        )
-    return MaskFolder(folder, manifest.masks.category)
-
-
 def finish(writer: GalleryWriter, report: AddReport, *, complete: bool = False) -> None:
     """Record what was skipped, and perhaps that the gallery is complete; merge segments that have become many."""
     changes: dict[str, Any] = {}
     with after_commit(writer.folder, "the list of images that could not be used"):
-        skipped = _skip_list(writer, report)
-        if skipped is not writer.manifest.skipped:
-            changes["skipped"] = skipped
+        old = writer.manifest.skipped
+        before: tuple[Skipped, ...] = ()
+        if old is not None:
+            with suppress(GalleryError):  # nothing hangs on the old list
+                before = read_skipped(writer.folder / old.name)
+        paths = [item.path for item in before]
+        taken_in = open_snapshot(writer.folder, writer.manifest).places_by_path(paths) if paths else {}
+        merged = {item.path: item for item in before if item.path not in taken_in}
+        merged |= {item.path: item for item in report.skipped}
+        if tuple(merged.values()) != before:
+            lines = [item.to_json() for item in merged.values()]
+            changes["skipped"] = writer.write_skipped(lines) if lines else None
         if not complete or writer.manifest.complete:
             writer.commit(**changes)
     if complete and not writer.manifest.complete:
@@ -274,20 +278,3 @@ def _require_same(folder: Path, old: Manifest, new: Manifest, *, store_maps: boo
             f"{folder}: an unfinished gallery with {'; '.join(different)}; "
             "continue with the same settings, or start anew with --overwrite"
         )
-
-
-def _skip_list(writer: GalleryWriter, report: AddReport) -> FileEntry | None:
-    """The file that lists what could not be used, now and before, without what has been taken in since."""
-    old = writer.manifest.skipped
-    before: tuple[Skipped, ...] = ()
-    if old is not None:
-        with suppress(GalleryError):  # nothing hangs on the old list
-            before = read_skipped(writer.folder / old.name)
-    held = (
-        open_snapshot(writer.folder, writer.manifest).places_by_path([item.path for item in before]) if before else {}
-    )
-    merged = {item.path: item for item in before if item.path not in held}
-    merged |= {item.path: item for item in report.skipped}
-    if tuple(merged.values()) == before:
-        return old
-    return writer.write_skipped([item.to_json() for item in merged.values()]) if merged else None

@@ -20,11 +20,9 @@ from ..storage.hdf5 import Array, FlatFile, StoredArray
 from ..storage.manifest import MANIFEST_NAME, Spec
 from ..storage.segments import Entries, Record, Segment, Vectors, located, stored_path, write_segment
 from ..storage.snapshot import Snapshot
-from ..storage.writer import GalleryWriter
 
 if TYPE_CHECKING:  # what encodes images imports torch, which reading does without
     from ...encoders import Encoder
-    from ...images import Listing
     from ...progress import Progress
     from .build import ImageFiles, Precision
 
@@ -117,8 +115,8 @@ def encode_to_file(
     interruption.
 
     Raises:
-        GalleryExistsError: the file is there already, and neither `overwrite` nor an interrupted run says to replace
-        it. ImageError: with `strict`, the first file that cannot be used.
+        GalleryExistsError: the file is there, and neither `overwrite` nor an interrupted run says to replace it.
+        ImageError: with `strict`, the first file that cannot be used.
     """
     from ...encoders.inference import whole_encoder
     from .build import InferenceSettings, add_images, listing_of, opened_for_building
@@ -136,28 +134,23 @@ def encode_to_file(
         report = add_images(
             writer, listing, encoder, settings=settings, store_maps=store_maps, strict=strict, progress=progress
         )
-        _remove_others(writer, listing)
+        snapshot, root = Snapshot(partial, writer.manifest, verify=False), Path(writer.manifest.root)
+        listed = {stored_path(listing.file(record), root) for record in listing}
+        others = [place for path, place in snapshot.places_by_path().items() if path not in listed]
+        writer.remove(snapshot.ids[others].tolist())  # an interrupted run encoded them; they are not asked for any more
+        writer.commit()
         parts = Snapshot(partial, writer.manifest).live_parts()
         write_encodings(
             target,
             Entries.cat([segment.entries(rows) for segment, rows in parts]),
             chain.from_iterable(segment.blocks(rows) for segment, rows in parts),
             spec=writer.manifest.spec,
-            root=writer.manifest.root,
+            root=root,
             encoder=encoder,
             precision=writer.manifest.encoder.precision,
         )
         writer.delete_gallery()
     return report
-
-
-def _remove_others(writer: GalleryWriter, listing: Listing) -> None:
-    """Images that an interrupted run encoded, and that are not asked for any more."""
-    root = Path(writer.manifest.root)
-    listed = {stored_path(listing.file(record), root) for record in listing}
-    snapshot = Snapshot(writer.folder, writer.manifest, verify=False)
-    writer.remove(int(snapshot.ids[place]) for path, place in snapshot.places_by_path().items() if path not in listed)
-    writer.commit()
 
 
 def write_encodings(
@@ -173,8 +166,7 @@ def write_encodings(
 ) -> None:
     """Write encodings as the one file that `read_encodings` reads; it appears when it is whole.
 
-    The entries and the vectors, in blocks of any size, are in the same order. How much of these images the encoder was
-    trained on is noted. `skipped` holds the images that could not be used, with reasons; None: the file says nothing.
+    `skipped` holds the images that could not be used, with reasons; None: the file says nothing of them.
     """
     about: dict[str, Any] = {
         "format": FORMAT,

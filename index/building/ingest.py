@@ -1,4 +1,4 @@
-"""Images on their way into a gallery: which are new, which changed, and what is done with those that cannot be used.
+"""Images on their way into a gallery: new, changed, unchanged, or of no use.
 
 Each file is read once; its checksum is taken from the same bytes that are decoded. Where a gallery pools under masks,
 the column `mask` holds the first digits of the mask file's checksum, or "none" for the whole image.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,33 +24,24 @@ from ...progress import Progress
 from ...remarks import Skipped
 from ..backends import open_snapshot
 from ..reports import AddReport
-from ..storage.segments import MAX_COLUMNS, Entries, Vectors, stored_path
+from ..storage.segments import MASK_COLUMN, MAX_COLUMNS, NO_MASK, Entries, Vectors, stored_path
 from ..storage.snapshot import Snapshot
 from ..storage.writer import GalleryWriter
 
 MAX_FILE_BYTES = 1 << 30
-MASK_COLUMN, NO_MASK = "mask", "none"
 
 
 @dataclass(eq=False, slots=True)
 class Offer:
-    """An image file offered to a gallery; what is known of the file is filled in when it is read.
-
-    Attributes:
-        file: where it lies.
-        path: the path under which the gallery will know it.
-        label, columns: what the listing says of it.
-        replaces: the id of the image that the gallery has under this path.
-        known_sha256: that image's checksum, when an equal file needs no encoding.
-    """
+    """An image file offered to a gallery, with what the listing says of it."""
 
     file: Path
-    path: str
+    path: str  # under which the gallery will know it
     label: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
-    replaces: int | None = None
-    known_sha256: bytes | None = None
-    sha256: bytes = bytes(32)
+    replaces: int | None = None  # the id of the image that the gallery has under this path
+    known_sha256: bytes | None = None  # that image's checksum, when an equal file needs no encoding
+    sha256: bytes = bytes(32)  # this and the rest are filled in when the file is read
     size: int = 0
     mtime_ns: int = 0
 
@@ -63,11 +54,8 @@ class Encoded(NamedTuple):
     failures: Sequence[tuple[Offer, ImageError]]
 
 
-class Stream(Protocol):
-    """Turns offers into vectors, batch by batch, in order; calls `read_offer` for the bytes of each."""
-
-    def __call__(self, offers: Iterable[Offer], /) -> Generator[Encoded, None, None]:
-        """The encodings; closing the generator ends its threads."""
+# turns offers into vectors, in order, calling `read_offer` for the bytes of each; closing it ends its threads
+Stream = Callable[[Iterable[Offer]], Generator[Encoded, None, None]]
 
 
 class _Unchanged(ImageError):
@@ -183,30 +171,22 @@ class _Intake:
                 self.unchanged += 1
                 continue
             seen.add(offer.path)
-            if masks is not None and not self._note_mask(offer, masks):
-                continue
+            if masks is not None:
+                try:
+                    digest = masks.digest(offer.path)
+                    if digest is None and self.strict:
+                        raise ImageError(offer.path, f"it has no mask; expected {masks.file(offer.path)}")
+                except ImageError as error:
+                    self._refuse(offer, error)
+                    continue
+                offer.columns = {**offer.columns, MASK_COLUMN: digest or NO_MASK}
             if offer.path in known and not self._is_news(offer, snapshot, place=known[offer.path]):
                 self.unchanged += 1
                 continue
             yield offer
 
-    def _note_mask(self, offer: Offer, masks: MaskFolder) -> bool:
-        """Write into the columns which mask the image has; False if it cannot be used, or has none and must."""
-        try:
-            digest = masks.digest(offer.path)
-            if digest is None and self.strict:
-                raise ImageError(offer.path, f"it has no mask; expected {masks.file(offer.path)}")
-        except ImageError as error:
-            self._refuse(offer, error)
-            return False
-        offer.columns = {**offer.columns, MASK_COLUMN: digest or NO_MASK}
-        return True
-
     def _is_news(self, offer: Offer, snapshot: Snapshot, *, place: int) -> bool:
-        """True if the file must be read; notes what it would replace.
-
-        A listing that says nothing of label and columns changes none; one that says something else does.
-        """
+        """True if the file must be read, or the listing says something else; notes what it would replace."""
         offer.replaces = int(snapshot.ids[place])
         sha256, size, mtime_ns = snapshot.file_state(place)
         said = {name: value for name, value in {"label": offer.label, **offer.columns}.items() if value is not None}

@@ -1,8 +1,7 @@
 """Building a gallery with the encoders of many machines: Ray carries names out and vectors back to one writer.
 
-The writer, its commits, and so everything that makes a build resumable, are those of the local engine: only where the
-network runs differs. Work goes out in the listing's order and comes back in it, cut at the same places as locally, so
-that the same arithmetic gives the same bits. The encoder travels as the bytes of its checkpoint; no module is pickled.
+Work comes back in the listing's order, cut at the same places as locally: the same arithmetic gives the same bits. The
+encoder travels as the bytes of its checkpoint; no module is pickled.
 """
 
 from __future__ import annotations
@@ -88,8 +87,8 @@ class RayEngine:
             first = next(rest, None)
             if first is None:  # nothing to encode, and no reason to start Ray
                 return
-            with _running(self) as cluster:
-                for precision, encoded in cluster.encode(chain([first], rest), checkpoint, work):
+            with _running(self) as ray:
+                for precision, encoded in _encodings(ray, self, chain([first], rest), checkpoint=checkpoint, work=work):
                     vectors = encoded.vectors
                     if vectors is not None and writer.is_new and not writer.has_pending:
                         shape = None if vectors.maps is None else (vectors.maps.shape[2], vectors.maps.shape[3])
@@ -121,8 +120,8 @@ class _Work:
 
 
 @contextmanager
-def _running(engine: RayEngine) -> Iterator[_Cluster]:
-    """A cluster: the one that this process is connected to already, the one at the address, or one of our own."""
+def _running(engine: RayEngine) -> Iterator[Any]:
+    """Ray with a cluster: that of this process, the one at the address, or one of our own."""
     try:
         import ray
     except ImportError as error:
@@ -133,7 +132,7 @@ def _running(engine: RayEngine) -> Iterator[_Cluster]:
     if is_ours:
         _start(ray, engine)
     try:
-        yield _Cluster(ray, engine)
+        yield ray
     except ray.exceptions.RayError as error:
         raise GalleryError(f"Ray: {_last_line(error)}; what was encoded before is kept") from error
     finally:
@@ -163,47 +162,40 @@ def _last_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
 
 
-class _Cluster:
-    """A connection to Ray."""
+def _encodings(
+    ray: Any, engine: RayEngine, offers: Iterable[Offer], *, checkpoint: bytes, work: _Work
+) -> Iterator[tuple[Literal["fp32", "bf16"], Encoded]]:
+    """The encodings of all offers, in their order, each with the precision of its arithmetic."""
+    from ray.util import ActorPool
 
-    def __init__(self, ray: Any, engine: RayEngine) -> None:
-        self._ray = ray
-        self._workers = engine.workers
+    gpus = 0 if work.settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+    resources = {"num_cpus": 1, "num_gpus": min(1, gpus)}
+    settings = ray.get(ray.remote(**resources)(_settled).remote(work.settings))
+    rest, size = iter(offers), settings.batch_size * _BATCHES_PER_TASK
+    tasks = list(iter(lambda: list(islice(rest, size)), []))  # only names wait in memory
+    worker = ray.remote(**resources, max_restarts=-1, max_task_retries=-1)(_Worker)  # one that dies starts again
+    stored, work = ray.put(checkpoint), dataclasses.replace(work, settings=settings)
+    workers = [worker.remote(stored, work) for _ in range(_pool_size(ray, engine, gpus=gpus, tasks=len(tasks)))]
+    try:
+        for answer in ActorPool(workers).map(lambda actor, task: actor.encode.remote(task), tasks):
+            for encoded, vectors, failures in answer:
+                refused = [(offer, _failure(offer, reason)) for offer, reason in failures]
+                yield settings.precision, Encoded(encoded, vectors, refused)
+    finally:
+        for actor in workers:
+            ray.kill(actor)
 
-    def encode(
-        self, offers: Iterable[Offer], checkpoint: bytes, work: _Work
-    ) -> Iterator[tuple[Literal["fp32", "bf16"], Encoded]]:
-        """The encodings of all offers, in their order, each with the precision of its arithmetic."""
-        from ray.util import ActorPool
 
-        ray = self._ray
-        gpus = 0 if work.settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
-        resources = {"num_cpus": 1, "num_gpus": min(1, gpus)}
-        settings = ray.get(ray.remote(**resources)(_settled).remote(work.settings))
-        rest, size = iter(offers), settings.batch_size * _BATCHES_PER_TASK
-        tasks = list(iter(lambda: list(islice(rest, size)), []))  # only names wait in memory
-        worker = ray.remote(**resources, max_restarts=-1, max_task_retries=-1)(_Worker)  # one that dies starts again
-        stored, work = ray.put(checkpoint), dataclasses.replace(work, settings=settings)
-        workers = [worker.remote(stored, work) for _ in range(self._pool(gpus, len(tasks)))]
-        try:
-            for answer in ActorPool(workers).map(lambda actor, task: actor.encode.remote(task), tasks):
-                for encoded, vectors, failures in answer:
-                    refused = [(offer, _failure(offer, reason)) for offer, reason in failures]
-                    yield settings.precision, Encoded(encoded, vectors, refused)
-        finally:
-            for actor in workers:
-                ray.kill(actor)
-
-    def _pool(self, gpus: int, tasks: int) -> int:
-        """Number of encoders: one CPU stays free for Ray itself."""
-        free = max(1, gpus or int(self._ray.cluster_resources().get("CPU", 1)) - 1)
-        if self._workers is not None and self._workers > free:
-            kind = "GPU" if gpus else "CPU"
-            raise InputError(
-                f"expected at most {free} Ray workers, got {self._workers}: each takes one {kind}"
-                + ("" if gpus else ", and one must stay free")
-            )
-        return max(1, min(self._workers or free, tasks))
+def _pool_size(ray: Any, engine: RayEngine, *, gpus: int, tasks: int) -> int:
+    """Number of encoders: one CPU stays free for Ray itself."""
+    free = max(1, gpus or int(ray.cluster_resources().get("CPU", 1)) - 1)
+    if engine.workers is not None and engine.workers > free:
+        kind = "GPU" if gpus else "CPU"
+        raise InputError(
+            f"expected at most {free} Ray workers, got {engine.workers}: each takes one {kind}"
+            + ("" if gpus else ", and one must stay free")
+        )
+    return max(1, min(engine.workers or free, tasks))
 
 
 def _failure(offer: Offer, reason: str) -> ImageError:

@@ -20,8 +20,7 @@ from ...files import Storage, WriterLock
 from ...metrics.distances import METRICS, Metric, SearchSpec
 from ...progress import Progress
 from ...remarks import Skipped, remark
-from ..backends import require_index
-from ..building.creating import existing_gallery, new_gallery_id, write_encoder_copy
+from ..backends import existing_gallery, new_gallery_id, require_index, write_encoder_copy
 from ..reports import AddReport
 from ..storage.hdf5 import Array
 from ..storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec

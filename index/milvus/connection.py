@@ -35,22 +35,15 @@ Consistency = Literal["Strong", "Bounded"]
 
 @dataclass(frozen=True)
 class Address:
-    """A collection of a Milvus server, or of a file of milvus-lite.
+    """A collection of a Milvus server, or of a file of milvus-lite."""
 
-    Attributes:
-        collection: its name; with `_pooled` appended, the one of the pooled vectors.
-        host, port, tls, database: of a server; the host is empty for a file.
-        file: of milvus-lite, absolute.
-        consistency: how new the data must be that a search sees. Milvus lets a strong read wait for its next tick.
-    """
-
-    collection: str
-    host: str = ""
+    collection: str  # with `_pooled` appended, that of the pooled vectors
+    host: str = ""  # of a server; empty for a file
     port: int = _DEFAULT_PORT
     tls: bool = False
     database: str = ""
-    file: str = ""
-    consistency: Consistency = "Strong"
+    file: str = ""  # of milvus-lite, absolute
+    consistency: Consistency = "Strong"  # how new the data must be that a search sees; strong reads wait for a tick
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -114,16 +107,31 @@ class Address:
 
 
 class Connection:
-    """One connection to a server or file, shared by everything in this process that uses it.
-
-    Attributes:
-        name: the address, for messages.
-        client: pymilvus's.
-    """
+    """One connection to a server or file, shared by everything in this process that uses it."""
 
     def __init__(self, address: Address) -> None:
         self.name = str(address)
-        self.client: Any = _client(address)
+        try:
+            from pymilvus import MilvusClient
+            from pymilvus.exceptions import MilvusException
+        except ImportError as error:
+            raise MissingExtraError("galleries in Milvus need: pip install 'distcam[milvus]'") from error
+        if address.file and find_spec("milvus_lite") is None:
+            raise MissingExtraError(f"{address}: a file of Milvus needs: pip install milvus-lite")
+        for name in ("pymilvus", "milvus_lite"):  # they log a traceback for each refused call, which we raise
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        target: dict[str, Any] = {"uri": address.file}
+        if not address.file:
+            host = f"[{address.host}]" if ":" in address.host else address.host
+            target = {"uri": f"{'https' if address.tls else 'http'}://{host}:{address.port}", "timeout": _CONNECT_S}
+            target |= {"token": address.token(), "db_name": address.database}
+            if address.tls and (authority := os.environ.get(CA_VARIABLE)):
+                target["server_pem_path"] = authority
+        try:
+            self.client: Any = MilvusClient(**target)
+        except (MilvusException, OSError) as error:
+            hint = "does another process use the file?" if address.file else "is the server there, and the token right?"
+            raise GalleryError(f"{address}: cannot be opened ({_sentence(error)}); {hint}") from error
         finalize(self, self.client.close)
 
     @contextmanager
@@ -150,29 +158,6 @@ def connected(address: Address) -> Connection:
         if connection is None:
             _OPEN[place] = connection = Connection(address)
     return connection
-
-
-def _client(address: Address) -> Any:
-    try:
-        from pymilvus import MilvusClient
-        from pymilvus.exceptions import MilvusException
-    except ImportError as error:
-        raise MissingExtraError("galleries in Milvus need: pip install 'distcam[milvus]'") from error
-    if address.file and find_spec("milvus_lite") is None:
-        raise MissingExtraError(f"{address}: a file of Milvus needs: pip install milvus-lite")
-    for name in ("pymilvus", "milvus_lite"):  # they log a traceback for each refused call, which we raise
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        if address.file:
-            return MilvusClient(address.file)
-        options: dict[str, Any] = {"token": address.token(), "db_name": address.database, "timeout": _CONNECT_S}
-        if address.tls and (authority := os.environ.get(CA_VARIABLE)):
-            options["server_pem_path"] = authority
-        host = f"[{address.host}]" if ":" in address.host else address.host
-        return MilvusClient(f"{'https' if address.tls else 'http'}://{host}:{address.port}", **options)
-    except (MilvusException, OSError) as error:
-        hint = "does another process use the file?" if address.file else "is the server there, and the token right?"
-        raise GalleryError(f"{address}: cannot be opened ({_sentence(error)}); {hint}") from error
 
 
 def _sentence(error: Exception) -> str:

@@ -12,8 +12,8 @@ from ...errors import InputError
 from ...metrics.distances import SearchSpec, Vectors, comparable, lengths_of
 from ..filters.tree import Filter
 from ..search import UNKNOWN_FLOOR, Hits, Ids, Proposal, check_ids, search_exactly
-from .filters import EVERY_ROW, compiled
-from .table import MAX_CANDIDATES, Found, MilvusTable, expressions_of
+from .dialect import EVERY_ROW, compiled
+from .table import MAX_CANDIDATES, MilvusTable, NearRows, expressions_of
 
 MAX_ID = (1 << 63) - 2  # Milvus has one more, but its server 2.3 does not list a row that has it
 MAX_K = (MAX_CANDIDATES - 8) // 2  # twice as many candidates are asked for
@@ -24,18 +24,13 @@ _SINGLE = float(np.finfo(np.float32).eps)
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a table that belong to a gallery.
+    """The rows of a table that belong to a gallery."""
 
-    Attributes:
-        below: ids from here on were never committed.
-        removed: ids that have left, ascending, whether or not Milvus has deleted them yet.
-    """
-
-    below: int
-    removed: Ids
+    below: int  # ids from here on were never committed
+    removed: Ids  # ids that have left, ascending, whether or not Milvus has deleted them yet
 
     def hold(self, ids: Ids) -> npt.NDArray[np.bool_]:
-        """For each id whether it belongs."""
+        """True for each id that belongs to the gallery."""
         places = np.searchsorted(self.removed, ids)
         is_removed = places < len(self.removed)
         is_removed[is_removed] = self.removed[places[is_removed]] == ids[is_removed]
@@ -123,7 +118,7 @@ class _Candidates:
                 min(proposal.floor for proposal in proposals),
             )
 
-    def _completed(self, query: Vectors, found: Found, n: int, expression: str) -> Proposal:
+    def _completed(self, query: Vectors, found: NearRows, n: int, expression: str) -> Proposal:
         """Fewer than n rows may be all there are; after a crash, or from a graph, they may not be."""
         own = self._rows.hold(found.ids)
         ids, vectors, floor = found.ids[own], found.vectors[own], np.inf
@@ -140,7 +135,7 @@ class _Candidates:
                 vectors = np.concatenate([vectors, self._table.embeddings(missing)])
         return Proposal(ids, comparable(self._spec, vectors), floor)
 
-    def _floor(self, query: Vectors, found: Found, n: int) -> float:
+    def _floor(self, query: Vectors, found: NearRows, n: int) -> float:
         """No vector left out is nearer than this: the last one's distance, less what single precision may hide.
 
         A sum of d products in single precision is off by at most about d·ε times the product of the lengths, also when

@@ -1,12 +1,8 @@
 """A gallery whose rows lie in Milvus: its folder holds the manifest, the encoder's copy, the skip list and caches.
 
-The manifest decides what is there, as for any gallery. New rows get ids that no manifest has given out yet, and every
-reader looks below `next_id`: they become visible when the manifest is replaced, which is the commit. Images that leave
-are named in the folder's tombstone files by a commit too, and readers pass over them; the writer deletes their rows
-when it is done, or the next one does. What an interrupted writer left in Milvus has ids that were never given out, and
-the next writer deletes it.
-
-The live ids are all below `next_id` without those in the tombstone files, so opening asks Milvus for nothing.
+The live ids are all below the manifest's `next_id` without those in the tombstone files, so opening asks Milvus for
+nothing: new rows get ids from there on, and become visible when the manifest is replaced, which is the commit. Rows of
+images that left, and what an interrupted writer left behind, are deleted by the writer when it is done, or by the next.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from ..storage.manifest import Manifest
 from ..storage.segments import Record
 from ..storage.snapshot import Ids, Snapshot, Verify, check_file, removed_ids
 from .connection import Address
-from .filters import compiled, key_of
+from .dialect import compiled, key_of
 from .search import MilvusSearch, Rows
 from .table import MilvusTable, TableSpec
 
@@ -159,18 +155,15 @@ class MilvusSnapshot(Snapshot):
         if wanted is None or len(wanted) * _FEW > len(self):
             self._seen = dict(enumerate(self._scan()))
         else:
-            ids = self._ids_of_keys([key_of("path", path) for path in wanted])
+            keys, found_ids = [str(key_of("path", path)) for path in wanted], [np.empty(0, np.uint64)]
+            for start in range(0, len(keys), _PATHS):
+                some = ", ".join(keys[start : start + _PATHS])
+                found_ids.append(self.table.ids_where(f"{self.rows.expression} and array_contains_any(keys, [{some}])"))
+            ids = np.concatenate(found_ids)
+            ids = np.unique(ids[self.rows.hold(ids)])
             self._seen = dict(zip(self.places(ids).tolist(), self.table.records(ids), strict=True))
         found = {stored["path"]: place for place, stored in sorted(self._seen.items())}
         return found if wanted is None else {path: place for path, place in found.items() if path in wanted}
-
-    def _ids_of_keys(self, keys: list[int]) -> Ids:
-        found = [np.empty(0, np.uint64)]
-        for start in range(0, len(keys), _PATHS):
-            some = ", ".join(map(str, keys[start : start + _PATHS]))
-            found.append(self.table.ids_where(f"{self.rows.expression} and array_contains_any(keys, [{some}])"))
-        ids = np.concatenate(found)
-        return np.unique(ids[self.rows.hold(ids)])
 
     def ids_where(self, where: Filter) -> Ids:
         """The ids of the images that a filter keeps, ascending."""

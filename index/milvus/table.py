@@ -1,8 +1,7 @@
 """The rows of one gallery in Milvus: two collections, and every request that is made to them.
 
-`NAME` holds id, embedding, `record` (JSON: path, label, columns, checksum, size, time, numbers) and `keys`
-(`filters.py`); `NAME_pooled` id and pooled vector, which is only read by id and may stay on disk. Rows may come back
-more than once after a crash of the server or of milvus-lite, so every answer is made unique by id.
+`NAME` holds id, embedding, `record` (JSON) and `keys` (`dialect.py`); `NAME_pooled` id and pooled vector. Rows may come
+back more than once after a crash of the server or of milvus-lite, so every answer is made unique by id.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from ...metrics.distances import Distances, Metric, Vectors
 from ...remarks import counted
 from ..search import Ids
 from .connection import Address, Connection, connected
-from .filters import EVERY_ROW
-from .index import IndexKind
+from .dialect import EVERY_ROW, IndexKind
 
 MAX_CANDIDATES = 16_384  # Milvus' own limit of one search
 MAX_DIM = 32_768  # likewise; milvus-lite accepts more
@@ -33,23 +31,17 @@ _OWNER = "distcam.gallery"
 _GENERATION = "distcam.generation"
 _METRIC_TYPES: dict[Metric, str] = {"cosine": "COSINE", "l2": "L2", "l1": "L2", "dot": "IP"}
 
-Record = dict[str, Any]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """Dimensions, metric and owner of the rows.
-
-    Attributes:
-        embedding_dim, metric: of the vectors that are searched.
-        pooled_dim: of the vectors that are read by id; None when there are none besides the embeddings.
-        owner: random, kept with the collections: one gallery never takes another's rows for its own.
-    """
+    """Dimensions, metric and owner of the rows."""
 
     embedding_dim: int
     metric: Metric
-    pooled_dim: int | None
-    owner: str
+    pooled_dim: int | None  # of the vectors that are read by id; None when there are none besides the embeddings
+    owner: str  # random, kept with the collections: one gallery never takes another's rows for its own
 
     def __post_init__(self) -> None:
         largest = max(self.embedding_dim, self.pooled_dim or 0)
@@ -57,7 +49,7 @@ class TableSpec:
             raise InputError(f"Milvus holds vectors of up to {MAX_DIM} numbers, not {largest}; use another encoder")
 
 
-class Found(NamedTuple):
+class NearRows(NamedTuple):
     """Rows near one query: ids, Milvus' own scores, raw vectors, best first; an id may come twice."""
 
     ids: Ids
@@ -147,7 +139,7 @@ class MilvusTable:
         return fields + ([(self._names[1], "pooled", self.spec.pooled_dim)] if self.spec.pooled_dim else [])
 
     def _described(self, name: str, field: str) -> tuple[str | None, int]:
-        """Whose collection it is, None when there is none, and the length of its vectors."""
+        """The owner of a collection, None when there is none, and the length of its vectors."""
         with self._connection.speaking() as client:
             if not client.has_collection(name):
                 return None, 0
@@ -190,12 +182,9 @@ class MilvusTable:
                 client.compact(name)
 
     def upsert(
-        self, ids: Ids, embeddings: Vectors, *, pooled: Vectors | None = None, records: Sequence[Record] | None = None
+        self, ids: Ids, embeddings: Vectors, *, pooled: Vectors | None = None, records: Sequence[Row] | None = None
     ) -> None:
-        """Write rows, replacing those with the same ids; safe to repeat.
-
-        Each record holds "keys" besides what is stored as it is.
-        """
+        """Write rows, replacing those with the same ids; records hold "keys" besides what is stored as it is."""
         if pooled is not None:  # first: a row that is found can be explained
             self._send(1, [{"id": key, "pooled": row} for key, row in zip(ids.tolist(), pooled, strict=True)])
         rows = []
@@ -211,7 +200,7 @@ class MilvusTable:
             rows.append({"id": key, "embedding": embedding, "record": stored, "keys": keys})
         self._send(0, rows)
 
-    def _send(self, number: int, rows: list[Record]) -> None:
+    def _send(self, number: int, rows: list[Row]) -> None:
         """Write rows into one of the collections, in requests of a size that servers take."""
         name, _, dim = self._fields()[number]
         facts = [len(json.dumps(row.get("record"))) + 8 * len(row.get("keys", [])) for row in rows]
@@ -243,7 +232,7 @@ class MilvusTable:
             out[at] = rows[key]
         return out
 
-    def records(self, ids: Ids) -> list[Record]:
+    def records(self, ids: Ids) -> list[Row]:
         """The records, in the order of `ids`."""
         rows = self._rows(self._names[0], "record", ids, row_bytes=1024)
         return [rows[key] for key in ids.tolist()]
@@ -286,7 +275,7 @@ class MilvusTable:
                 pages.close()
         return np.unique(np.array(found, np.int64)).astype(np.uint64)
 
-    def nearest(self, queries: Vectors, n: int, *, expression: str = EVERY_ROW) -> Iterator[Found]:
+    def nearest(self, queries: Vectors, n: int, *, expression: str = EVERY_ROW) -> Iterator[NearRows]:
         """About n rows near each query, out of those that fit, as far as Milvus finds them."""
         per_query = n * 4 * self.spec.embedding_dim
         brings_vectors = per_query <= _REQUEST_BYTES
@@ -311,7 +300,7 @@ class MilvusTable:
                     vectors = np.array(stored, np.float32).reshape(-1, self.spec.embedding_dim)
                 else:
                     vectors = self.embeddings(ids)
-                yield Found(ids, scores, vectors)
+                yield NearRows(ids, scores, vectors)
 
 
 def expressions_of(ids: Ids) -> list[str]:

@@ -1,4 +1,4 @@
-"""Changing a gallery whose rows lie in Milvus; `snapshot.py` says in what order, and why nothing is lost."""
+"""Changing and checking a gallery whose rows lie in Milvus; `snapshot.py` says why nothing is lost."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import GalleryError
+from ...errors import DistcamError, GalleryError
+from ...remarks import counted
+from ..reports import Problem, VerifyReport
 from ..storage.manifest import BackendEntry, Manifest
 from ..storage.segments import Entries, Vectors
-from ..storage.snapshot import removed_ids
+from ..storage.snapshot import Ids, removed_ids
+from ..storage.verify import Check
 from ..storage.writer import GalleryWriter
-from .filters import keys_of, numbers_of
-from .index import IndexKind
-from .snapshot import table_of
+from .dialect import IndexKind, keys_of, numbers_of
+from .snapshot import MilvusSnapshot, table_of
+from .table import MilvusTable
+
+_REPAIR_OF_LOST = "repair takes the images out; build or add them again"
+_REPAIR_OF_STRAY = "repair deletes them"
+_REPAIR_OF_SERVER = "nothing can be repaired before it is there again"
+_BLOCK = 2048
 
 
 class MilvusWriter(GalleryWriter):
-    """The writing side of a gallery in Milvus, for the holder of its lock.
-
-    Raises:
-        GalleryExistsError: the gallery is new, and its collections belong to another.
-    """
+    """The writing side of a gallery in Milvus, for the holder of its lock."""
 
     def __init__(self, folder: Path, manifest: Manifest, **options: Any) -> None:
         super().__init__(folder, manifest, **options)
@@ -71,14 +75,14 @@ class MilvusWriter(GalleryWriter):
         columns = dict.fromkeys((*self._backend.columns, *(name for name in entries.columns if name != "label")))
         return {"backend": dataclasses.replace(self._backend, columns=tuple(columns))}
 
-    def delete_orphans(self) -> list[str]:
+    def delete_orphans(self) -> None:
         """Delete what an interrupted writer left in the folder and in Milvus."""
-        names = super().delete_orphans()
+        super().delete_orphans()
         if self.is_new:
-            return names
+            return
         if not self.manifest.next_id:
             self.table.create()
-            return names
+            return
         self.table.open()
         if (newest := self.table.generation) > self.manifest.generation:
             raise GalleryError(
@@ -91,7 +95,6 @@ class MilvusWriter(GalleryWriter):
             leftovers = np.union1d(leftovers, more)
         self.table.delete(leftovers)
         self.delete_removed_rows()
-        return names
 
     def delete_removed_rows(self) -> None:
         """Delete the rows of removed images, and note that it is done."""
@@ -133,3 +136,92 @@ def _stored(entries: Entries, place: int) -> dict[str, Any]:
         "numbers": numbers_of(values),
         "keys": keys_of(values),
     }
+
+
+# --- Checking ---------------------------------------------------------------------------------------------------------
+
+
+class MilvusCheck(Check):
+    """One pass over the folder's files and all rows."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.lost: Ids = np.empty(0, np.uint64)
+        self.is_reachable = True
+        super().__init__(folder, manifest)
+
+    def _opened(self, manifest: Manifest) -> MilvusSnapshot:
+        return MilvusSnapshot(self.folder, manifest, verify=False)
+
+    def _check_whole(self) -> None:
+        """Compare ids first; nothing can be read of a row that is missing."""
+        snapshot = self._opened(self.manifest)
+        self.images = len(snapshot)
+        if not len(snapshot):
+            return
+        try:
+            self._check_ids(snapshot, snapshot.table)
+        except DistcamError as error:
+            self.is_reachable = False
+            self._say(str(error).split(";")[0], _REPAIR_OF_SERVER)
+            return
+        if not len(self.lost):
+            super()._check_whole()
+
+    def _check_ids(self, snapshot: MilvusSnapshot, table: MilvusTable) -> None:
+        there = table.ids_where()
+        whole = there
+        if table.spec.pooled_dim is not None:
+            pooled = table.ids_where(pooled=True)
+            whole, there = np.intersect1d(there, pooled), np.union1d(there, pooled)
+        self.lost = np.setdiff1d(snapshot.ids, whole)
+        waiting = removed_ids(self.folder, self.manifest.tombstones)  # until their writer is done
+        strays = np.setdiff1d(there, np.concatenate([snapshot.ids, waiting]))
+        if len(strays):
+            self._say(f"holds {counted(len(strays), 'row')} that the gallery does not know", _REPAIR_OF_STRAY)
+        if len(self.lost):
+            self._say(f"lacks the rows of {counted(len(self.lost), 'image')}", _REPAIR_OF_LOST)
+        ids, found = np.setdiff1d(snapshot.ids, self.lost), [snapshot.ids[:0]]
+        for start in range(0, len(ids), _BLOCK):
+            some = ids[start : start + _BLOCK]
+            embeddings = table.embeddings(some)
+            parts = [np.isfinite(rows).all(axis=1) for rows in (embeddings, table.pooled(some))]
+            parts.append(np.array([_is_record(record) for record in table.records(some)], np.bool_))
+            if self.manifest.spec.metric == "cosine":
+                parts.append((embeddings != 0).any(axis=1))
+            found.append(some[~np.logical_and.reduce(parts)])
+        broken = np.concatenate(found)
+        if len(broken):
+            self._say(f"holds {counted(len(broken), 'row')} without usable vectors", _REPAIR_OF_LOST)
+            self.lost = np.union1d(self.lost, broken)
+
+    def _say(self, problem: str, repair: str) -> None:
+        assert self.manifest.backend is not None
+        is_loss = repair == _REPAIR_OF_LOST
+        self.problems.append(Problem(self.manifest.backend.address, problem, repair, is_loss=is_loss))
+
+    def report(self, *, repaired: bool = False) -> VerifyReport:
+        """The findings; of a server that does not answer nothing is repaired."""
+        return super().report(repaired=repaired and self.is_reachable)
+
+    def mend(self, writer: GalleryWriter) -> None:
+        """Take out what is lost, so that a build brings it in again; the writer has swept what is too much."""
+        if not self.is_reachable:
+            return
+        if len(self.lost):
+            writer.remove(self.lost.tolist())
+            writer.commit(complete=False)
+        super().mend(writer)
+
+    def _count_what_is_left(self) -> None:
+        """Without its tombstone files nothing is known about a gallery in Milvus but that it is one."""
+        self.images = 0
+
+
+def _is_record(record: Any) -> bool:
+    """True for a record that distcam wrote."""
+    match record:
+        case {"path": str(), "sha256": str(digest), "size": int(), "mtime_ns": int(), "columns": dict(columns)}:
+            label = record.get("label")
+            texts = [*columns.values(), *([] if label is None else [label])]
+            return len(digest) == 64 and all(isinstance(text, str) for text in texts)
+    return False

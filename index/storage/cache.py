@@ -1,10 +1,7 @@
 """Prototypes and search index of an open gallery, and the files that spare the next reader their making.
 
-Neither is ever the truth: both are read from the gallery's cache files or made on first use, and brought along by what
-comes and what leaves. A cache file that is missing, stale, damaged, or foreign is passed over without an error.
-
-FAISS reads its own files with C++ that was not made for hostile input, so an index file is read only when this user
-wrote it: the manifest holds an HMAC over its contents, keyed with a secret in the user's state folder.
+A cache file that is missing, stale, damaged, or foreign is passed over without an error. FAISS was not made for hostile
+input, so its file is read only with an HMAC over its contents in the manifest, keyed with a secret of this user.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,11 +42,7 @@ _IN_MEMORY = 1 << 30
 
 
 class GalleryCache:
-    """Prototypes and search index of one open gallery.
-
-    Attributes:
-        snapshot: the generation that they are of.
-    """
+    """Prototypes and search index of one open gallery, of the generation `snapshot`."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -82,18 +75,15 @@ class GalleryCache:
     def search(self) -> Searcher:
         """The search index; read from its file when this user made it, else built; or the backend's own."""
         if self._search is None:
-            self._search = self.snapshot.search() or self._stored_search() or self._new_search()
+            self._search = self.snapshot.search()
+        if self._search is None and (data := load_index_bytes(self.snapshot)) is not None:
+            from ..faiss.search import FaissSearch
+
+            with suppress(DistcamError):
+                self._search = FaissSearch.deserialise(data, spec=self.snapshot.search_spec, source=self._embeddings)
+        if self._search is None:
+            self._search = self._new_search()
         return self._search
-
-    def _stored_search(self) -> FaissSearch | None:
-        data = load_index_bytes(self.snapshot)
-        if data is None:
-            return None
-        from ..faiss.search import FaissSearch
-
-        with suppress(DistcamError):
-            return FaissSearch.deserialise(data, spec=self.snapshot.search_spec, source=self._embeddings)
-        return None
 
     def _new_search(self) -> FaissSearch:
         """The gallery's index, or a flat one where FAISS cannot make that of these vectors: there may be too few."""
@@ -172,7 +162,9 @@ class GalleryCache:
         manifest = snapshot.manifest
         if not manifest.is_fresh(manifest.prototype_cache):
             writer.store_cache("prototypes", self.prototypes.save, count=len(self.prototypes))
-        if not manifest.is_fresh(manifest.index_cache) and self._has_slow_index():
+        is_quick = snapshot.is_remote or manifest.index in ("flat", "SQfp16")
+        is_quick |= manifest.index == "auto" and len(snapshot) < _FAST_INDEX
+        if not is_quick and not manifest.is_fresh(manifest.index_cache) and self.search.is_worth_saving:
             from ..faiss.search import FaissSearch
 
             search = self.search
@@ -186,12 +178,6 @@ class GalleryCache:
                 f"{snapshot.folder}: is searched exactly for now, since no index {manifest.index} can be made of "
                 f"{counted(len(snapshot), 'image')} ({reason}); `distcam index tune` chooses another"
             )
-
-    def _has_slow_index(self) -> bool:
-        index = self.snapshot.manifest.index
-        if self.snapshot.is_remote or index in ("flat", "SQfp16"):
-            return False
-        return (index != "auto" or len(self.snapshot) >= _FAST_INDEX) and self.search.is_worth_saving
 
 
 # --- Prototypes -------------------------------------------------------------------------------------------------------
@@ -286,20 +272,17 @@ def load_index_bytes(snapshot: Snapshot) -> bytes | mmap.mmap | None:
             status = os.fstat(file.fileno())
             if path.is_symlink() or not stat.S_ISREG(status.st_mode) or status.st_size != entry.file.bytes:
                 return None
-            data = _own_copy(file, status.st_size, snapshot.folder)
+            data: bytes | mmap.mmap = b""  # where nobody can change or cut it, which under a mapping ends the process
+            for place in (snapshot.folder, None) if status.st_size > _IN_MEMORY else ():  # it may be write-protected
+                with suppress(OSError), tempfile.TemporaryFile(dir=place) as aside:
+                    file.seek(0)
+                    shutil.copyfileobj(file, aside, 1 << 20)
+                    aside.flush()
+                    data = mmap.mmap(aside.fileno(), status.st_size, access=mmap.ACCESS_READ)
+                    break
+            else:
+                file.seek(0)
+                data = file.read()
         expected = index_tag(snapshot, hashlib.sha256(data).hexdigest())
         return data if expected is not None and hmac.compare_digest(expected, entry.tag) else None
     return None
-
-
-def _own_copy(file: BinaryIO, size: int, folder: Path) -> bytes | mmap.mmap:
-    """The contents of a file where nobody can change or cut them, which under a mapping would end the process."""
-    if size > _IN_MEMORY:
-        for place in (folder, None):  # the gallery may be write-protected; then where temporary files lie
-            with suppress(OSError), tempfile.TemporaryFile(dir=place) as aside:
-                file.seek(0)
-                shutil.copyfileobj(file, aside, 1 << 20)
-                aside.flush()
-                return mmap.mmap(aside.fileno(), size, access=mmap.ACCESS_READ)
-        file.seek(0)
-    return file.read()

@@ -1,7 +1,6 @@
-"""Files that stay open for reading by position: bytes of the file that was opened, or an error, and few descriptors.
+"""Files that stay open for reading by position, with few descriptors.
 
-A mapped file that somebody truncates ends the process (SIGBUS); here a short read is an error. Descriptors that were
-not read from lately are closed; the soft limit (`ulimit -n`) is raised when a quarter of it is in use.
+A mapped file that somebody truncates ends the process (SIGBUS); here a short read is an error.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...errors import CorruptGalleryError, GalleryError, is_out_of_descriptors, too_many_files
 from ...forking import ForkSafeLock
@@ -33,17 +32,9 @@ _looking = ForkSafeLock()  # one thread hashes a file that was written to, the o
 _seeking = ForkSafeLock()
 
 
-class _State(NamedTuple):
-    """The file's state, which changes when somebody writes to it."""
-
-    device: int
-    inode: int
-    bytes: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> _State:
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+def _state(status: os.stat_result) -> tuple[int, int, int, int]:
+    """Device, inode, length, and time of change: another state when somebody writes to the file."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class _Descriptor:
@@ -62,22 +53,13 @@ class OpenFile:
     """A plain file, open for reading. Deleting or replacing it changes nothing as long as its descriptor is kept.
 
     A file that was written to is hashed once and read on if it still has this `sha256`; without one it is refused.
-    `remedy` ends every message.
-
-    Attributes:
-        bytes: its length.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CorruptGalleryError: it is something else than a plain file.
-        TooManyFilesError: the process has no descriptor left.
     """
 
     def __init__(self, path: Path, *, remedy: str, sha256: str | None = None) -> None:
         self.path = path
         self._remedy = remedy
         self._sha256 = sha256
-        self._refused: _State | None = None
+        self._refused: tuple[int, ...] | None = None
         self._descriptor: _Descriptor | None = None
         self.was_used = True
         if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -85,7 +67,7 @@ class OpenFile:
         status = os.fstat(self._opened().number)
         if not stat.S_ISREG(status.st_mode):
             raise self.corrupt("is not a plain file")
-        self._state = _State.of(status)
+        self._state = _state(status)
         self.bytes = status.st_size
 
     def corrupt(self, problem: str) -> CorruptGalleryError:
@@ -102,7 +84,7 @@ class OpenFile:
                 is_whole = _fill(descriptor.number, pieces)
             except OSError as error:
                 raise self.corrupt(f"cannot be read ({error.strerror})") from error
-            if is_whole and _State.of(os.fstat(descriptor.number)) == self._state:
+            if is_whole and _state(os.fstat(descriptor.number)) == self._state:
                 return
             self._accept_change(descriptor)
         raise self._changed()
@@ -110,16 +92,16 @@ class OpenFile:
     def _accept_change(self, descriptor: _Descriptor) -> None:
         """Go on with a file that was written to, or replaced, if it holds what it held."""
         with _looking:
-            now = _State.of(os.fstat(descriptor.number))
-            if now == self._state:
+            status = os.fstat(descriptor.number)
+            if (now := _state(status)) == self._state:
                 return
-            if self._sha256 is None or now == self._refused or now.bytes != self.bytes:
+            if self._sha256 is None or now == self._refused or status.st_size != self.bytes:
                 raise self._changed()
             digest, buffer, offset = hashlib.sha256(), bytearray(_CHUNK), 0
             while size := _read_at(descriptor.number, buffer, offset):
                 digest.update(memoryview(buffer)[:size])
                 offset += size
-            if _State.of(os.fstat(descriptor.number)) != now:
+            if _state(os.fstat(descriptor.number)) != now:
                 raise self._changed()
             if digest.hexdigest() != self._sha256:
                 self._refused = now

@@ -1,7 +1,6 @@
-"""One-level HDF5 files of plain arrays, written once and read without trusting them.
+"""Flat HDF5 files: contiguous, uncompressed, little-endian datasets at the top level and nothing else.
 
-HDF5 can name other files and unfold to any size. A flat file holds contiguous, uncompressed, little-endian datasets at
-the top level and nothing else; reading checks that, closes HDF5, and reads the bytes at the offsets it found.
+HDF5 can name other files and unfold to any size: reading checks the headers, and reads bytes at the offsets found.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _DTYPES = {np.dtype(code) for code in ("<f2", "<f4", "<f8", "<i4", "<i8", "<u8",
 Array = NDArray[Any]
 
 
-class Layout(NamedTuple):
+class ArrayLayout(NamedTuple):
     """The type of a dataset, as numpy spells it, and its shape."""
 
     dtype: str
@@ -40,7 +39,7 @@ class Layout(NamedTuple):
 
 
 @contextmanager
-def create(path: Path, layouts: Mapping[str, Layout]) -> Iterator[dict[str, Any]]:
+def create(path: Path, layouts: Mapping[str, ArrayLayout]) -> Iterator[dict[str, Any]]:
     """A new flat file with datasets of known size, to be filled inside the `with` block, in any order and in pieces."""
     with path.open("w+b", buffering=0) as raw:
         disk = _Disk(raw)
@@ -56,11 +55,7 @@ def create(path: Path, layouts: Mapping[str, Layout]) -> Iterator[dict[str, Any]
 
 
 class _Disk(io.RawIOBase):
-    """A file that remembers a refused write instead of raising it.
-
-    HDF5 does not get over a failed write: it keeps the file open, tries again when the process ends, and takes the
-    process down with it.
-    """
+    """A file that remembers a refused write: HDF5 would try again when the process ends, and take it down."""
 
     def __init__(self, raw: io.FileIO) -> None:
         self._raw = raw
@@ -89,7 +84,7 @@ class _Disk(io.RawIOBase):
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write whole arrays as a flat file."""
-    layouts = {name: Layout(array.dtype.newbyteorder("<").str, array.shape) for name, array in arrays.items()}
+    layouts = {name: ArrayLayout(array.dtype.newbyteorder("<").str, array.shape) for name, array in arrays.items()}
     with create(path, layouts) as datasets:
         for name, array in arrays.items():
             if array.size:
@@ -100,10 +95,6 @@ class FlatFile:
     """The arrays of a flat file, read-only: opening costs no more than looking at the headers.
 
     Arrays stay readable after the file is deleted or replaced, as long as few others are open; see `descriptors.py`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CorruptGalleryError: it is not a flat file, or holds what no flat file may hold.
     """
 
     def __init__(self, path: Path, *, remedy: str, sha256: str | None = None) -> None:
@@ -118,15 +109,11 @@ class FlatFile:
                 if len(hdf5) > MAX_DATASETS:
                     raise self.corrupt(f"holds {len(hdf5)} datasets, more than {MAX_DATASETS}")
                 self._datasets = {name: self._inspect_dataset(hdf5, name) for name in hdf5}
+                self.names = frozenset(self._datasets)
         except (CorruptGalleryError, TooManyFilesError):
             raise
         except Exception as error:  # h5py raises nearly every kind for a damaged file
             raise self.corrupt(f"cannot be read as HDF5 ({type(error).__name__})") from error
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The names of the arrays."""
-        return frozenset(self._datasets)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of an array, without looking at its contents."""
@@ -142,7 +129,7 @@ class FlatFile:
             expected = "×".join("any" if length is None else str(length) for length in shape)
             actual = "×".join(map(str, found.shape))
             raise self.corrupt(f"{name} should be {np.dtype(dtype)} of {expected}, is {found.dtype} of {actual}")
-        return StoredArray(self.file, found.dtype, found.shape, found.offset)
+        return found
 
     def strings(self, prefix: str, count: int | None) -> Strings:
         """Strings stored as `<prefix>_blob` and `<prefix>_offsets`; offsets are checked now, contents when read."""
@@ -154,12 +141,12 @@ class FlatFile:
             raise self.corrupt(f"{prefix}_offsets do not cut {prefix}_blob into strings")
         return Strings(self, prefix, blob, stored)
 
-    def _require(self, name: str) -> _Dataset:
+    def _require(self, name: str) -> StoredArray:
         if name not in self._datasets:
             raise self.corrupt(f"holds no {name}")
         return self._datasets[name]
 
-    def _inspect_dataset(self, file: Any, name: str) -> _Dataset:
+    def _inspect_dataset(self, file: Any, name: str) -> StoredArray:
         if not _NAME.fullmatch(name):
             raise self.corrupt(f"holds an unknown object {name[:80]!r}")
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
@@ -179,13 +166,7 @@ class FlatFile:
         offset = dataset.id.get_offset()
         if size and (offset is None or offset + size > self.bytes):
             raise self.corrupt(f"{name} says it has {size} bytes, more than the file holds")
-        return _Dataset(dataset.dtype, shape, int(offset or 0))
-
-
-class _Dataset(NamedTuple):
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    offset: int
+        return StoredArray(self.file, dataset.dtype, shape, int(offset or 0))
 
 
 class _Source(io.RawIOBase):
@@ -229,7 +210,7 @@ class StoredArray:
         self._offset = offset
         self.dtype = dtype
         self.shape = shape
-        self.row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+        self.row_bytes = dtype.itemsize * math.prod(shape[1:])
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -1,7 +1,6 @@
 """The manifest: the one small file that says what a gallery consists of. Replacing it is the commit.
 
-It is read as untrusted: every field has a type, every file name is plain, and the checksum covers all of it. The
-checksum guards against accidents; `hdf5.py` checks what somebody forged.
+It is read as untrusted; its checksum guards against accidents only, `hdf5.py` checks what somebody forged.
 """
 
 from __future__ import annotations
@@ -34,21 +33,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Spec:
-    """The dimensions and the metric that all segments of a gallery share.
+    """The dimensions and the metric that all segments of a gallery share."""
 
-    Attributes:
-        metric: `"cosine"`, `"l2"`, `"l1"` or `"dot"`. Vectors are stored raw; the metric is applied on reading.
-        embedding_dim: length of the vectors that are searched.
-        pooled_dim: length of the pooled vectors that explain a match.
-        map_shape: rows and columns of the stored feature maps; None when they are not kept.
-        embedding_is_pooled: whether both vectors are the same, and stored once.
-    """
-
-    metric: Metric
-    embedding_dim: int
-    pooled_dim: int
-    map_shape: tuple[int, int] | None = None
-    embedding_is_pooled: bool = False
+    metric: Metric  # vectors are stored raw; it is applied on reading
+    embedding_dim: int  # of the vectors that are searched
+    pooled_dim: int  # of the vectors that explain a match
+    map_shape: tuple[int, int] | None = None  # rows and columns of the stored feature maps; None: not kept
+    embedding_is_pooled: bool = False  # both vectors are the same, and stored once
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -80,36 +71,22 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """A file that can always be computed again from the segments.
-
-    Attributes:
-        file: the file.
-        generation: the gallery's generation it was computed from; any other makes it stale.
-        tag: proof that this user wrote it (`cache.py`); None where no proof is needed.
-    """
+    """A file that can always be computed again from the segments."""
 
     file: FileEntry
-    generation: int
-    tag: str | None = None
+    generation: int  # that it was computed from; with any other it is stale
+    tag: str | None = None  # proof that this user wrote it (`cache.py`); None where no proof is needed
 
 
 @dataclass(frozen=True)
 class EncoderEntry:
-    """The encoder that made the vectors.
+    """The encoder that made the vectors."""
 
-    Attributes:
-        fingerprint: hash over its weights and settings.
-        short_name: for people, such as `"resnet50/ab12cd34"`.
-        description: its settings, for people and for JSON.
-        file: a copy of its checkpoint, when it can be saved.
-        precision: of its arithmetic, `"fp32"` or `"bf16"`; None until the first image is encoded.
-    """
-
-    fingerprint: str
-    short_name: str
-    description: dict[str, Any] = field(default_factory=dict)
-    file: FileEntry | None = None
-    precision: Literal["fp32", "bf16"] | None = None
+    fingerprint: str  # hash over its weights and settings
+    short_name: str  # for people, such as "resnet50/ab12cd34"
+    description: dict[str, Any] = field(default_factory=dict)  # its settings
+    file: FileEntry | None = None  # a copy of its checkpoint, when it can be saved
+    precision: Literal["fp32", "bf16"] | None = None  # None until the first image is encoded
 
 
 @dataclass(frozen=True)
@@ -122,19 +99,12 @@ class MaskEntry:
 
 @dataclass(frozen=True)
 class BackendEntry:
-    """The place of the rows when they are not in the folder.
+    """The place of the rows when they are not in the folder."""
 
-    Attributes:
-        address: of the collection in Milvus, without secrets.
-        owner: a random id that the collection carries too.
-        columns: the names of the user's columns.
-        settled: number of tombstone files whose rows have been deleted.
-    """
-
-    address: str
-    owner: str
-    columns: tuple[str, ...] = ()
-    settled: int = 0
+    address: str  # of the collection in Milvus, without secrets
+    owner: str  # a random id that the collection carries too
+    columns: tuple[str, ...] = ()  # the names of the user's
+    settled: int = 0  # number of tombstone files whose rows have been deleted
 
 
 @dataclass(frozen=True)
@@ -186,45 +156,25 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A gallery's state, complete and consistent; a commit replaces it by another.
-
-    Attributes:
-        spec: metric and dimensions.
-        encoder: the one that made the vectors.
-        root: the absolute folder that relative paths refer to.
-        generation: grows with every change of content.
-        next_id: the first id never given out.
-        complete: False while a build is unfinished; building again continues it.
-        index: how to search: `"auto"`, `"flat"`, or a FAISS factory string.
-        segments: the vectors and what is known about the images, in the order of ids.
-        tombstones: files of removed ids.
-        skipped: the list of images that could not be used.
-        prototype_cache, index_cache: can be computed again.
-        rejection: from which distance on nothing is a match; None until somebody calibrates.
-        backend: where the rows lie when there are no segments; None when they are in segments.
-        masks: those that the vectors were pooled under; None when whole images were.
-        tuning: the measurements by which `index` was chosen; None until somebody tunes.
-        gallery_id: random: whoever has the gallery open notices by it that another lies in its place. In the file it
-            is called `birth`.
-    """
+    """A gallery's state, complete and consistent; a commit replaces it by another."""
 
     spec: Spec
     encoder: EncoderEntry
-    root: str
-    generation: int = 0
-    next_id: int = 0
-    complete: bool = False
-    index: str = "auto"
-    segments: tuple[FileEntry, ...] = ()
-    tombstones: tuple[FileEntry, ...] = ()
-    skipped: FileEntry | None = None
+    root: str  # the absolute folder that relative paths refer to
+    generation: int = 0  # grows with every change of content
+    next_id: int = 0  # the first id never given out
+    complete: bool = False  # False while a build is unfinished; building again continues it
+    index: str = "auto"  # or "flat", or a FAISS factory string
+    segments: tuple[FileEntry, ...] = ()  # vectors and what is known about the images, in the order of ids
+    tombstones: tuple[FileEntry, ...] = ()  # files of removed ids
+    skipped: FileEntry | None = None  # the list of images that could not be used
     prototype_cache: CacheEntry | None = None
     index_cache: CacheEntry | None = None
-    rejection: Rejection | None = None
-    backend: BackendEntry | None = None
-    masks: MaskEntry | None = None
-    tuning: Tuning | None = None
-    gallery_id: str = ""
+    rejection: Rejection | None = None  # None until somebody calibrates
+    backend: BackendEntry | None = None  # None when the rows are in segments
+    masks: MaskEntry | None = None  # None when whole images were pooled
+    tuning: Tuning | None = None  # the measurements by which `index` was chosen
+    gallery_id: str = ""  # random: tells who has the gallery open that another lies in its place; in the file `birth`
 
     def __post_init__(self) -> None:
         names = [entry.name for entry in self.files()]

@@ -1,7 +1,6 @@
 """A copy of a gallery put into its place, or anywhere: checked first, then written aside, renamed, and named last.
 
-Every file appears whole under its name, and the manifest that names them is replaced when all are there: readers go on
-with what they have open and find the new state at their next look.
+The manifest is replaced when all files are there: readers go on with what they have open until their next look.
 """
 
 from __future__ import annotations
@@ -10,14 +9,12 @@ import dataclasses
 import hashlib
 import os
 import uuid
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from ...errors import CorruptGalleryError, GalleryError, InputError
 from ...files import REMEDY, Storage, WriterLock, refusals_named
-from ..backends import require_rows_in_folder
-from ..building.creating import existing_gallery, is_root_of_this_user, new_gallery_id
+from ..backends import existing_gallery, is_root_of_this_user, new_gallery_id, require_rows_in_folder
 from .manifest import CacheEntry, FileEntry, Manifest
 from .segments import Segment
 from .snapshot import check_file, read_ids
@@ -136,7 +133,10 @@ def _sound_cache(source: Path, cache: CacheEntry | None) -> CacheEntry | None:
 
 
 def _copied(source: Path, manifest: Manifest, folder: Path, old: Manifest | None, storage: Storage) -> Manifest:
-    """Bring all files into the folder under names that the old manifest does not use for something else."""
+    """Bring all files into the folder under names that the old manifest does not use for something else.
+
+    The gallery of the returned manifest is another to whoever has the old one open.
+    """
     taken = {} if old is None else {entry.name: entry for entry in old.files()}
     new: dict[str, FileEntry] = {}
     for entry in manifest.files():
@@ -148,24 +148,16 @@ def _copied(source: Path, manifest: Manifest, folder: Path, old: Manifest | None
         try:
             check_file(folder, placed, checksum=True)
         except (GalleryError, OSError):
+            digest, origin = hashlib.sha256(), source / entry.name
             with storage.replacing(folder / name) as aside:
-                _copy(source / entry.name, aside, entry)
-    return _renamed(manifest, new)
-
-
-def _copy(source: Path, target: Path, entry: FileEntry) -> None:
-    """Copy a file, and make sure that what arrived is what the manifest speaks of."""
-    digest = hashlib.sha256()
-    with source.open("rb") as file, target.open("wb") as copy:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            copy.write(block)
-    if digest.hexdigest() != entry.sha256:
-        raise CorruptGalleryError(f"{source}: was changed while it was copied; nothing was changed, try again")
-
-
-def _renamed(manifest: Manifest, new: Mapping[str, FileEntry]) -> Manifest:
-    """The same gallery under its files' new names. It is another gallery to whoever has the old one open."""
+                with origin.open("rb") as file, aside.open("wb") as copy:
+                    while block := file.read(_BLOCK):
+                        digest.update(block)
+                        copy.write(block)
+                if digest.hexdigest() != entry.sha256:
+                    raise CorruptGalleryError(
+                        f"{origin}: was changed while it was copied; nothing was changed, try again"
+                    ) from None
 
     def cache(entry: CacheEntry | None) -> CacheEntry | None:
         return None if entry is None else dataclasses.replace(entry, file=new[entry.file.name])

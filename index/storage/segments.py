@@ -27,7 +27,7 @@ from ...errors import CorruptGalleryError
 from ...files import REMEDY
 from ..filters.matching import Categorical
 from . import hdf5
-from .hdf5 import Array, FlatFile, Layout, StoredArray, Strings, pack_strings
+from .hdf5 import Array, ArrayLayout, FlatFile, Strings, pack_strings
 from .manifest import FileEntry, Spec
 
 MASK_COLUMN, NO_MASK = "mask", "none"
@@ -196,8 +196,15 @@ def write_segment(
         small |= pack_strings(f"column_{number}_values", column.values)
     if about is not None:
         small |= pack_strings("about", [about])
-    layouts = {name: Layout(array.dtype.str, array.shape) for name, array in small.items()}
-    with hdf5.create(path, layouts | _vector_layouts(len(entries), spec)) as datasets:
+    count = len(entries)
+    layouts = {name: ArrayLayout(array.dtype.str, array.shape) for name, array in small.items()}
+    layouts["pooled"] = ArrayLayout("<f4", (count, spec.pooled_dim))
+    if not spec.embedding_is_pooled:
+        layouts["embedding"] = ArrayLayout("<f4", (count, spec.embedding_dim))
+    if spec.map_shape:
+        layouts["maps"] = ArrayLayout("<f2", (count, spec.pooled_dim, *spec.map_shape))
+        layouts["map_scale"] = ArrayLayout("<f4", (count,))
+    with hdf5.create(path, layouts) as datasets:
         for name, array in small.items():
             if array.size:
                 datasets[name][...] = array
@@ -208,26 +215,11 @@ def write_segment(
                 if name in datasets:
                     datasets[name][start:stop] = getattr(block, name)
             start = stop
-        assert start == len(entries), "as many vectors as entries"
-
-
-def _vector_layouts(count: int, spec: Spec) -> dict[str, Layout]:
-    layouts = {"pooled": Layout("<f4", (count, spec.pooled_dim))}
-    if not spec.embedding_is_pooled:
-        layouts["embedding"] = Layout("<f4", (count, spec.embedding_dim))
-    if spec.map_shape:
-        layouts["maps"] = Layout("<f2", (count, spec.pooled_dim, *spec.map_shape))
-        layouts["map_scale"] = Layout("<f4", (count,))
-    return layouts
+        assert start == count, "as many vectors as entries"
 
 
 class Segment:
-    """A segment file, checked as far as its headers say; contents are read when asked for.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CorruptGalleryError: it is damaged, or not what the gallery says it is.
-    """
+    """A segment file, checked as far as its headers say; contents are read when asked for."""
 
     def __init__(
         self, path: Path, *, spec: Spec, count: int | None = None, remedy: str = REMEDY, sha256: str | None = None
@@ -243,11 +235,8 @@ class Segment:
         if not spec.embedding_is_pooled:
             self.embedding = file.array("embedding", "<f4", (n, spec.embedding_dim))
         self.paths: Strings = file.strings("path", n)
-        self._maps: StoredArray | None = None
-        self._map_scale: StoredArray | None = None
-        if spec.map_shape:
-            self._maps = file.array("maps", "<f2", (n, spec.pooled_dim, *spec.map_shape))
-            self._map_scale = file.array("map_scale", "<f4", (n,))
+        self._maps = file.array("maps", "<f2", (n, spec.pooled_dim, *spec.map_shape)) if spec.map_shape else None
+        self._map_scale = file.array("map_scale", "<f4", (n,)) if spec.map_shape else None
         for name, (dtype, width) in _FILE_STATES.items():
             file.array(name, dtype, (n, *width))
 
@@ -276,7 +265,7 @@ class Segment:
 
     @cached_property
     def mtime_ns(self) -> Array:
-        """When the image files were changed, in ns."""
+        """The times of change of the image files, in ns."""
         return self.file.array("mtime_ns", "<i8", (len(self),)).read()
 
     @cached_property
@@ -314,13 +303,8 @@ class Segment:
 
     def vectors(self, rows: Array) -> Vectors:
         """The vectors and packed maps of these rows, copied."""
-        pooled = self.pooled[rows]
-        return Vectors(
-            pooled=pooled,
-            embedding=pooled if self.spec.embedding_is_pooled else self.embedding[rows],
-            maps=None if self._maps is None else self._maps[rows],
-            map_scale=None if self._map_scale is None else self._map_scale[rows],
-        )
+        stored: Any = (self.pooled, self.embedding, self._maps, self._map_scale)
+        return Vectors(*stored).take(rows)
 
     def maps(self, rows: Array) -> Array:
         """The feature maps of these rows, float32 (n, K, h, w); only for galleries that keep them."""

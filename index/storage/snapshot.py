@@ -1,8 +1,7 @@
-"""One generation of a gallery, open for reading: which images are alive, and where their rows lie.
+"""One generation of a gallery, open for reading: the images that are alive, and the places of their rows.
 
-What stays in memory is one id and one position per image, and the codes of the columns that were asked for. Vectors
-stay in the files and are read row by row. A snapshot never changes. It outlives the files it was opened from, as long
-as they are not more than a process may keep open (`descriptors.py`).
+In memory are one id and one position per image, and the columns that were asked for. A snapshot never changes, and
+outlives the files it was opened from, as long as a process may keep them open (`descriptors.py`).
 """
 
 from __future__ import annotations
@@ -35,17 +34,9 @@ Verify: TypeAlias = bool | Literal["auto"]
 
 
 class Snapshot:
-    """The images of one generation, in the order of ids.
+    """The images of one generation, in the order of ids; see `newest_snapshot` for a file that is gone."""
 
-    Attributes:
-        is_remote: the rows lie elsewhere, where reading them all takes long, and are searched there.
-
-    Raises:
-        FileNotFoundError: a file is gone; `newest_snapshot` decides what that means.
-        CorruptGalleryError: a file is damaged, or not what the manifest says.
-    """
-
-    is_remote = False
+    is_remote = False  # True: the rows lie elsewhere, where reading them all takes long, and are searched there
 
     def __init__(self, folder: Path, manifest: Manifest, *, verify: Verify = "auto") -> None:
         self.folder = folder
@@ -57,7 +48,16 @@ class Snapshot:
             check_file(folder, entry, checksum=verify)
         self.segments = tuple(Segment.of(folder, entry, manifest.spec) for entry in manifest.segments)
         self._starts = np.cumsum([0, *(len(segment) for segment in self.segments)])
-        self.ids, self._positions = self._live_rows()
+        ids = np.concatenate([np.empty(0, np.uint64), *(segment.ids for segment in self.segments)])
+        order = np.argsort(ids, kind="stable")
+        ids = ids[order]
+        if len(ids) and (bool(np.any(ids[1:] == ids[:-1])) or int(ids[-1]) >= manifest.next_id):
+            raise CorruptGalleryError(f"{folder}: an id occurs twice or was never given out; {REMEDY}")
+        if manifest.tombstones:
+            alive = ~np.isin(ids, removed_ids(folder, manifest.tombstones))
+            ids, order = ids[alive], order[alive]
+        self.ids: Ids = ids.astype(np.uint64, copy=False)
+        self._positions = order
         self._columns: dict[str, Categorical] = {}
         self._verdicts = Verdicts()
 
@@ -73,17 +73,6 @@ class Snapshot:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def _live_rows(self) -> tuple[Ids, NDArray[np.int64]]:
-        ids = np.concatenate([np.empty(0, np.uint64), *(segment.ids for segment in self.segments)])
-        order = np.argsort(ids, kind="stable")
-        ids = ids[order]
-        if len(ids) and (bool(np.any(ids[1:] == ids[:-1])) or int(ids[-1]) >= self.manifest.next_id):
-            raise CorruptGalleryError(f"{self.folder}: an id occurs twice or was never given out; {REMEDY}")
-        if self.manifest.tombstones:
-            alive = ~np.isin(ids, removed_ids(self.folder, self.manifest.tombstones))
-            ids, order = ids[alive], order[alive]
-        return ids.astype(np.uint64, copy=False), order
 
     @property
     def removed_rows(self) -> int:

@@ -43,7 +43,13 @@ class Check:
         for entry in manifest.files():
             with self._noting(entry):
                 check_file(folder, entry, checksum=True)
-                self._check_contents(entry)
+                match self._use_of(entry):
+                    case "segment":
+                        self._check_segment(Segment.of(folder, entry, manifest.spec))
+                    case "tombstone":
+                        read_ids(folder, entry)
+                    case "skipped":
+                        read_skipped(folder / entry.name)
         if self.bad.isdisjoint(entry.name for entry in (*manifest.segments, *manifest.tombstones)):
             self._check_whole()
         else:
@@ -94,15 +100,6 @@ class Check:
 
     # --- Checking ----------------------------------------------------------------------------------------------------
 
-    def _check_contents(self, entry: FileEntry) -> None:
-        match self._use_of(entry):
-            case "segment":
-                self._check_segment(Segment.of(self.folder, entry, self.manifest.spec))
-            case "tombstone":
-                read_ids(self.folder, entry)
-            case "skipped":
-                read_skipped(self.folder / entry.name)
-
     def _check_segment(self, segment: Segment) -> None:
         corrupt = segment.file.corrupt
         if len(segment) and int(segment.ids.max()) >= self.manifest.next_id:
@@ -131,7 +128,11 @@ class Check:
         self.duplicates = snapshot.ids[~kept]
         for path in list(snapshot.paths(np.flatnonzero(~kept)))[:10]:
             self.problems.append(Problem(path, "is in the gallery twice", "repair keeps the newer one"))
-        self._check_prototypes(snapshot)
+        entry = self.manifest.prototype_cache
+        if entry is not None and self._is_checkable(entry):
+            cached = load_prototypes(snapshot)
+            if cached is None or not _agree(cached, computed_prototypes(snapshot)):
+                self._note(entry.file, "does not hold the prototypes of this gallery")
         self._check_index(snapshot)
 
     def _count_what_is_left(self) -> None:
@@ -158,14 +159,6 @@ class Check:
             raise
         except (DistcamError, OSError):
             return entry.count
-
-    def _check_prototypes(self, snapshot: Snapshot) -> None:
-        entry = self.manifest.prototype_cache
-        if entry is None or not self._is_checkable(entry):
-            return
-        cached = load_prototypes(snapshot)
-        if cached is None or not _agree(cached, computed_prototypes(snapshot)):
-            self._note(entry.file, "does not hold the prototypes of this gallery")
 
     def _check_index(self, snapshot: Snapshot) -> None:
         """An index that another user wrote is not read, and so not checked: it is never used either."""

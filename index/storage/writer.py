@@ -1,8 +1,7 @@
 """Changing a gallery: images go in by commits, leave by tombstones, and segments are merged when they become many.
 
-Every change is a new manifest. Whoever holds the `WriterLock` has one `GalleryWriter`; when a call returns, what it
-did is on the disk. Whatever interrupts it, the gallery is as the last commit left it, and the next writer deletes the
-files that no manifest names.
+Every change is a new manifest, on the disk when the call returns. Whatever interrupts it, the gallery is as the last
+commit left it, and the next writer deletes the files that no manifest names.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -35,19 +35,13 @@ _OWN_FILE = re.compile(
 
 @dataclass(frozen=True)
 class CommitLimits:
-    """Bounds on the work that a kill may lose, and on the number of files.
-
-    Attributes:
-        images, vector_bytes, seconds: a commit happens when the first of them is reached.
-        segment_images: no segment grows beyond this by merging.
-        files: merge when there are more small segments (or tombstone files) than this.
-    """
+    """Bounds on the work that a kill may lose (the first reached of three commits), and on the number of files."""
 
     images: int = 1024
     vector_bytes: int = 64 << 20
     seconds: float = 30.0
-    segment_images: int = 65_536
-    files: int = 16
+    segment_images: int = 65_536  # no segment grows beyond this by merging
+    files: int = 16  # of small segments, or of tombstones; with more they are merged
 
 
 @dataclass(frozen=True)
@@ -62,8 +56,7 @@ class _State:
 class GalleryWriter:
     """The writing side of a gallery, for the holder of its lock.
 
-    `on_disk` is the state that the folder is in, None where there is none; the first commit replaces it by one that
-    starts from `manifest`. Tests record the operations of `storage`.
+    The first commit replaces the state `on_disk`, None where there is none, by one that starts from `manifest`.
     """
 
     def __init__(
@@ -203,9 +196,7 @@ class GalleryWriter:
         self._save(**{key: CacheEntry(file, self.manifest.generation, tag(file) if tag is not None else None)})
 
     def _write_segment(self, entries: Entries, vectors: Iterable[Vectors]) -> FileEntry:
-        def fill(path: Path) -> None:
-            write_segment(path, entries, vectors, spec=self.manifest.spec)
-
+        fill = partial(write_segment, entries=entries, vectors=vectors, spec=self.manifest.spec)
         return self._write_new("segment", "h5", fill, count=len(entries))
 
     def _write_ids(self, ids: Ids) -> FileEntry:
@@ -217,15 +208,13 @@ class GalleryWriter:
         """True for the names of files that writers make and may delete."""
         return _OWN_FILE.fullmatch(name) is not None
 
-    def delete_orphans(self) -> list[str]:
-        """Delete the files that an interrupted writer left behind; what is not ours stays. Returns their names."""
+    def delete_orphans(self) -> None:
+        """Delete the files that an interrupted writer left behind; what is not ours stays."""
         manifests = [self.manifest, *([] if self._on_disk is None else [self._on_disk])]
         named = {entry.name for manifest in manifests for entry in manifest.files()}
-        found = sorted(path.name for path in self.folder.iterdir())
-        orphans = [name for name in found if name not in named and self.owns(name)]
-        for name in orphans:
-            self._storage.remove(self.folder / name)
-        return orphans
+        for path in sorted(self.folder.iterdir()):
+            if path.name not in named and self.owns(path.name):
+                self._storage.remove(path)
 
     def delete_gallery(self) -> None:
         """Delete the gallery: its own files, and the folder if nothing else is in it."""
@@ -268,21 +257,18 @@ class GalleryWriter:
         segments = [Segment.of(self.folder, entry, self.manifest.spec) for entry in entries]
         alive = [len(segment) - int(np.isin(segment.ids, removed).sum()) for segment in segments]
         for group in groups_of([len(segment) for segment in segments], alive, most=self.limits.segment_images):
-            self._merge_group(entries[group.start : group.stop], segments[group.start : group.stop], removed)
+            parts = [(segments[place], np.flatnonzero(~np.isin(segments[place].ids, removed))) for place in group]
+            parts = [(segment, rows) for segment, rows in parts if len(rows)]
+            merged: tuple[FileEntry, ...] = ()
+            if parts:
+                rows_of = Entries.cat([segment.entries(rows) for segment, rows in parts])
+                blocks = chain.from_iterable(segment.blocks(rows) for segment, rows in parts)
+                merged = (self._write_segment(rows_of, blocks),)
+            old, left = entries[group.start : group.stop], list[FileEntry]()
+            for entry in self.manifest.segments:
+                left.extend(merged if entry == old[0] else () if entry in old else (entry,))
+            self._save(segments=tuple(left))
         self._drop_tombstones()
-
-    def _merge_group(self, group: Sequence[FileEntry], segments: Sequence[Segment], removed: Ids) -> None:
-        parts = [(segment, np.flatnonzero(~np.isin(segment.ids, removed))) for segment in segments]
-        parts = [(segment, rows) for segment, rows in parts if len(rows)]
-        merged: tuple[FileEntry, ...] = ()
-        if parts:
-            entries = Entries.cat([segment.entries(rows) for segment, rows in parts])
-            blocks = chain.from_iterable(segment.blocks(rows) for segment, rows in parts)
-            merged = (self._write_segment(entries, blocks),)
-        left: list[FileEntry] = []
-        for entry in self.manifest.segments:
-            left.extend(merged if entry == group[0] else () if entry in group else (entry,))
-        self._save(segments=tuple(left))
 
     def _drop_tombstones(self) -> None:
         """Keep only the tombstones of ids that some segment still holds, in one file."""

@@ -349,7 +349,7 @@ def test_a_threshold_says_whether_the_gallery_is_still_the_one_it_was_chosen_on(
 
 def test_removing_and_syncing_say_that_tuning_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("distcam.cli.index.manage.err.print", lambda text, **_: said.append(str(text)))
+    monkeypatch.setattr("distcam.cli.console.err.print", lambda text, **_: said.append(str(text)))
     gallery = _gallery(tmp_path / "g")
     gallery.tune(candidates=["SQfp16"], recall=0.5, queries=5)
     distcam("index", "remove", gallery.folder, "--path", "0.png")

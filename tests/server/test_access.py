@@ -13,7 +13,7 @@ from commands import fails
 from serving import BEARER, TOKEN, image_bytes, running, served, upload
 
 from distcam.index import Gallery
-from distcam.index.building.creating import is_root_of_this_user, new_gallery_id
+from distcam.index.backends import is_root_of_this_user, new_gallery_id
 
 READER = "a-token-to-read-with"
 

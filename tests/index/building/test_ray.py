@@ -126,12 +126,11 @@ def test_what_the_engine_cannot_do_is_refused(
 ])  # fmt: skip
 def test_one_cpu_stays_free(resources: dict[str, float], asked: int | None, pool: int) -> None:
     ray = SimpleNamespace(cluster_resources=lambda: resources)
-    cluster = ray_engine._Cluster(ray, RayEngine(workers=asked))
     gpus = int(resources.get("GPU", 0))
-    assert cluster._pool(gpus, tasks=100) == pool
-    assert cluster._pool(gpus, tasks=1) == 1
+    assert ray_engine._pool_size(ray, RayEngine(workers=asked), gpus=gpus, tasks=100) == pool
+    assert ray_engine._pool_size(ray, RayEngine(workers=asked), gpus=gpus, tasks=1) == 1
     with pytest.raises(InputError, match="expected at most"):
-        ray_engine._Cluster(ray, RayEngine(workers=9))._pool(gpus, tasks=100)
+        ray_engine._pool_size(ray, RayEngine(workers=9), gpus=gpus, tasks=100)
 
 
 # --- With Ray ---------------------------------------------------------------------------------------------------------

@@ -40,8 +40,7 @@ from distcam.index.backends import newest_snapshot, opened_for_writing
 from distcam.index.filters.matching import Categorical, matching
 from distcam.index.filters.tree import And, In, Ne, Not, Or, Range
 from distcam.index.milvus.connection import TOKEN_VARIABLE, Address, connected
-from distcam.index.milvus.filters import compiled, key_of
-from distcam.index.milvus.index import IndexKind
+from distcam.index.milvus.dialect import IndexKind, compiled, key_of
 from distcam.index.milvus.search import MAX_K, MilvusSearch, Rows
 from distcam.index.milvus.snapshot import MilvusSnapshot
 from distcam.index.milvus.table import MAX_DIM, MilvusTable, TableSpec
