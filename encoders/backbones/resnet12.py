@@ -39,7 +39,7 @@ class ResNet12(nn.Module):
         super().__init__()
         if len(widths) != 4:
             raise InputError(f"ResNet-12 has four widths, got {len(widths)}: {tuple(widths)}")
-        blocks = [_Block(inputs, outputs) for inputs, outputs in zip((3, *widths[:3]), widths, strict=True)]
+        blocks = [_ResidualBlock(inputs, outputs) for inputs, outputs in zip((3, *widths[:3]), widths, strict=True)]
         stages = [nn.Sequential(block, nn.MaxPool2d(2)) for block in blocks[:3]]
         stages.append(nn.Sequential(blocks[3], nn.MaxPool2d(2)) if last_pool else nn.Sequential(blocks[3]))
         if drop_rate:
@@ -58,7 +58,7 @@ class ResNet12(nn.Module):
         return feature_map
 
 
-class _Block(nn.Module):
+class _ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = _convolution(in_channels, channels), nn.BatchNorm2d(channels)

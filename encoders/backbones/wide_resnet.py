@@ -48,12 +48,12 @@ class WideResNet(nn.Module):
 
 
 def _group(in_channels: int, channels: int, blocks: int, *, stride: int, drop_rate: float) -> nn.Sequential:
-    first = _Block(in_channels, channels, stride=stride, drop_rate=drop_rate)
-    rest = (_Block(channels, channels, stride=1, drop_rate=drop_rate) for _ in range(blocks - 1))
+    first = _WideBlock(in_channels, channels, stride=stride, drop_rate=drop_rate)
+    rest = (_WideBlock(channels, channels, stride=1, drop_rate=drop_rate) for _ in range(blocks - 1))
     return nn.Sequential(first, *rest)
 
 
-class _Block(nn.Module):
+class _WideBlock(nn.Module):
     """Batch norm, ReLU, convolution, twice; where the channels change, the shortcut starts after the first ReLU."""
 
     def __init__(self, in_channels: int, channels: int, *, stride: int, drop_rate: float) -> None:
