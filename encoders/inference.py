@@ -1,7 +1,7 @@
-"""The fast path from images to encodings, for when no gradient is wanted.
+"""The fast path from images to encodings, without gradient.
 
-It saves time over calling the encoder: batch norms are absorbed into convolutions, memory is laid out channels last,
-arithmetic is bfloat16 where the hardware has it, and images are decoded while the network runs.
+Batch norms are absorbed into convolutions, memory is laid out channels last, arithmetic is bfloat16 where the hardware
+has it, and images are decoded while the network runs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from itertools import islice
 from typing import Any, BinaryIO, Generic, Literal, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ImageError, InputError
 from ..forking import make_forks_safe
@@ -26,8 +27,7 @@ from ..images.loading import read_image
 from ..images.transform import Transform
 from .encoder import Encoder
 from .encoding import Encoding
-from .fusing import fuse_batch_norms
-from .weights.wrapping import unwrapped
+from .layers import unwrapped
 
 T = TypeVar("T")
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
@@ -299,3 +299,68 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return False
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not tell
     return bool(capabilities.get("amx_bf16"))
+
+
+def fuse_batch_norms(network: nn.Module, probe: Float[Tensor, "b 3 h w"]) -> nn.Module:
+    """A copy of a network in evaluation mode in which convolutions have absorbed the batch norms that follow them.
+
+    Which follows which is seen by watching one forward pass, so any code will do, and the result is believed only if
+    it gives the probe the same output. The network itself comes back when there is nothing to fuse or when it does not.
+
+    Args:
+        network: in evaluation mode; left as it is.
+        probe: some input of the size in use; noise shows differences best.
+    """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        return network
+    fused = deepcopy(network)
+    with torch.no_grad():
+        expected = network(probe)
+        for convolution, norm in _pairs(fused, probe):
+            _absorb(fused, convolution, norm)
+        scale = expected.abs().max()
+        agrees = bool(((fused(probe) - expected).abs().max() <= 1e-3 * scale).item())
+    return fused if agrees else network
+
+
+def _pairs(network: nn.Module, probe: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Convolutions whose output went straight into a batch norm, where both ran once."""
+    outputs: list[tuple[nn.Conv2d, Tensor]] = []
+    inputs: list[tuple[nn.BatchNorm2d, Tensor]] = []
+
+    def after(module: nn.Module, _args: Any, output: Any) -> None:
+        # A weight that hooks compute anew before each pass (old weight norm, pruning) is no parameter to be replaced.
+        if type(module) is nn.Conv2d and "weight" in module._parameters:
+            outputs.append((module, output))
+
+    def before(module: nn.Module, args: Any) -> None:
+        if type(module) is nn.BatchNorm2d and module.track_running_stats:
+            inputs.append((module, args[0]))
+
+    handles = [module.register_forward_hook(after) for module in network.modules()]
+    handles += [module.register_forward_pre_hook(before) for module in network.modules()]
+    try:
+        network(probe)
+    finally:
+        for handle in handles:
+            handle.remove()
+    runs = [module for module, _ in [*outputs, *inputs]]
+    # The tensors are held until here, so that `is` means the same tensor and not the same address used again.
+    return [
+        (convolution, norm)
+        for convolution, output in outputs
+        for norm, value in inputs
+        if value is output and runs.count(convolution) == runs.count(norm) == 1
+    ]
+
+
+def _absorb(network: nn.Module, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    convolution.weight, convolution.bias = fuse_conv_bn_weights(
+        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    for parent in network.modules():
+        for name, child in list(parent.named_children()):
+            if child is norm:
+                setattr(parent, name, nn.Identity())

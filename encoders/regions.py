@@ -26,7 +26,7 @@ from ..images.masks import MaskFolder, read_class_numbers
 from ..remarks import remark
 from .encoder import Encoder
 from .encoding import Encoding
-from .pooling import GAP, GeM, Pooling
+from .heads import GAP, GeM, Pooling
 
 Region = Box | NDArray[np.bool_]
 

@@ -18,12 +18,20 @@ from ..metrics.maps import is_constant
 from .folding import fold
 from .inputs import Norm, Weighting, refuse_non_finite
 from .layer_runs import LayerView, capture
-from .methods.cam import caam, cam, weighted_sum
+from .methods.cam import (
+    caam,
+    cam,
+    eigen_cam,
+    grad_cam,
+    grad_cam_plus_plus,
+    hires_cam,
+    layer_cam,
+    seg_xres_cam,
+    weighted_sum,
+    xgrad_cam,
+)
 from .methods.dist_cam import WeightOptions, dist_cam
-from .methods.eigen_cam import eigen_cam
 from .methods.full_grad import full_grad, full_gradient
-from .methods.grad_cam import grad_cam, grad_cam_plus_plus, xgrad_cam
-from .methods.hires_cam import hires_cam, layer_cam, seg_xres_cam
 from .methods.lift_cam import lift_weights
 from .methods.perturbation import ablation_weights, score_weights
 from .targets import Similarity, Target, vector_of

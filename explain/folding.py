@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..encoders.heads import Affine, affine_of
-from ..encoders.pooling import GAP, GeM, Pooling
+from ..encoders.heads import GAP, Affine, GeM, Pooling, affine_of
 from ..encoders.regions import pool_region
 from ..errors import InputError
 

@@ -16,8 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..encoders.encoder import evaluating
-from ..encoders.layers import as_feature_map, require_layer
-from ..encoders.weights.wrapping import eagerly, find_layer
+from ..encoders.layers import as_feature_map, eagerly, find_layer, require_layer
 from ..errors import InputError, ShapeError
 from .inputs import at_least_float32, refuse_non_finite
 from .targets import Score, Target

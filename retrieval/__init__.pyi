@@ -1,6 +1,6 @@
 from .benchmarks import EncodingSettings, default_protocol, evaluate_dataset, evaluate_encodings, evaluate_gallery
 from .correspondence import PictureCorrespondence, PlacePair
-from .evaluation import evaluate_embeddings
+from .evaluation import Evaluation, Origin, Protocol, Score, evaluate_embeddings
 from .evidence import Reference
 from .explanation import Explanation, write_report
 from .localisation.evaluate import localise
@@ -8,7 +8,6 @@ from .localisation.references import References, read_classifier
 from .localisation.results import LocalisationTable
 from .matches import Matches
 from .ranking import Match, Query
-from .results import Evaluation, Origin, Protocol, Score
 from .retriever import Retriever
 
 __all__ = [

@@ -25,8 +25,7 @@ from ..images.splits import split_column, split_name
 from ..index import Encodings, Gallery, encode_to_file, read_encodings
 from ..index.storage.segments import Record
 from ..remarks import remark
-from .evaluation import Progress, evaluate_embeddings
-from .results import RECALL_AT, Evaluation, Origin, Protocol
+from .evaluation import RECALL_AT, Evaluation, Origin, Progress, Protocol, evaluate_embeddings
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import InputError
-from ..explain.drawing.overlay import DrawStyle, map_tiles
-from ..explain.drawing.panels import Tile, grid
+from ..explain.drawing.panels import DrawStyle, Tile, grid, map_tiles
 from ..explain.drawing.rendering import draw_points
 from ..explain.methods.correspondence import Correspondence
 from ..explain.methods.correspondence import correspondence as divide

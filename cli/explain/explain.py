@@ -155,7 +155,7 @@ class Explained:
 
     def _described(self, name: str, found: ActivationMaps) -> dict[str, Any]:
         from ...explain import normalise
-        from ...explain.drawing.overlay import place_box
+        from ...explain.drawing.panels import place_box
         from ...metrics.components import peak
 
         heat = found.maps[0, 0]
@@ -207,8 +207,8 @@ def _write(path: Path, found: Sequence[Explained], *, target: str, look: DrawSty
     import torch
 
     from ...explain import METHODS, grid
-    from ...explain.drawing.overlay import sheet
     from ...explain.drawing.page import write_page
+    from ...explain.drawing.panels import sheet
     from ...images import Box
 
     maps = {name: torch.cat([each.maps[name].maps[:, 0] for each in found]) for name in found[0].maps}

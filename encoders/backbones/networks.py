@@ -21,8 +21,8 @@ from ...errors import InputError
 from ...images.transform import Transform
 from ..layers import closest
 from ..names import needs_weights
-from ..weights.filling import load_state, say_what_is_left
-from ..weights.reading import drawn_from, fetch_published, read_state_dict, uninitialised, usual_transform
+from ..state_dicts import load_state, say_what_is_left
+from ..weight_files import drawn_from, fetch_published, read_state_dict, uninitialised, usual_transform
 from .registry import with_last_stage
 
 Kind = Literal["classifier", "segmenter"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...encoders import Inference
-from ...encoders.weights.reading import fetch_imagenet, read_state_dict
+from ...encoders.weight_files import fetch_imagenet, read_state_dict
 from ...errors import InputError, WeightsError
 from ...explain.targets import distances
 from ...images import Listing

@@ -27,10 +27,9 @@ from ...encoders.checkpoint import built_from_header, read_checkpoint, write_che
 from ...encoders.encoder import evaluating
 from ...encoders.layers import closest
 from ...encoders.names import needs_weights
+from ...encoders.state_dicts import best_match, load_state, say_what_is_left
 from ...encoders.trained_on import DIGESTS, TrainedOn
-from ...encoders.weights.filling import load_state, say_what_is_left
-from ...encoders.weights.matching import best_match
-from ...encoders.weights.reading import drawn_from, read_state_dict, uninitialised
+from ...encoders.weight_files import drawn_from, read_state_dict, uninitialised
 from ...errors import InputError, WeightsError
 from ...images import Transform
 from .inference import InferenceSettings, taken_by_network

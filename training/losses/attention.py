@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from ...encoders import Encoder
 from ...encoders.encoder import evaluating
-from ...encoders.heads import affine_of
-from ...encoders.pooling import GAP
+from ...encoders.heads import GAP, affine_of
 from ...errors import InputError
 from ..data.labels import Targets
 from ..engine.step import HasClassWeights, Progress, Term

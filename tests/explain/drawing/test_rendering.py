@@ -11,12 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-import distcam.explain.drawing.colours as colours_module
+import distcam.explain.drawing.rendering as colours_module
 from distcam.errors import InputError
 from distcam.explain import Tile, colourise, contour, draw_box, grid, overlay, upsample
-from distcam.explain.drawing.colours import COLOUR_SCALES
 from distcam.explain.drawing.panels import legend, panel
-from distcam.explain.drawing.rendering import to_data_uri
+from distcam.explain.drawing.rendering import COLOUR_SCALES, to_data_uri
 from distcam.images import Box, Transform
 
 

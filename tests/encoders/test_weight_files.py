@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from distcam import DistcamWarning
 from distcam.encoders import BNNeck, Encoder, GeM, Linear, Pooling, Sequential
-from distcam.encoders.weights.reading import fetch_imagenet, read_state_dict
+from distcam.encoders.weight_files import fetch_imagenet, read_state_dict
 from distcam.errors import InputError, WeightsError
 from distcam.images import Transform
 

@@ -1,7 +1,4 @@
-"""Weights from files and from torchvision, read without running anything.
-
-A weights file is an untrusted file. Reading one never executes code, and formats that carry code are refused.
-"""
+"""Weights from untrusted files, of which no code is run and formats with code are refused, and from torchvision."""
 
 from __future__ import annotations
 
@@ -23,13 +20,13 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.transforms import InterpolationMode
 
-from ...errors import InputError, WeightsError
-from ...files import is_file
-from ...images.transform import Transform
-from ...remarks import remark
-from ..backbones.registry import available_architectures, require_architecture
-from ..names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, needs_weights, refuse_weight_file
-from .matching import StateDict
+from ..errors import InputError, WeightsError
+from ..files import is_file
+from ..images.transform import Transform
+from ..remarks import remark
+from .backbones.registry import available_architectures, require_architecture
+from .names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, needs_weights, refuse_weight_file
+from .state_dicts import StateDict
 
 # Where training scripts keep a network, in the order in which one of several that fit is taken.
 _PLACES = (
