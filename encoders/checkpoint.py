@@ -91,10 +91,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {  # of what headers hold at their top,
 
 
 def write_checkpoint(path: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint beside its place, then move it there; an old file survives until the new one is complete.
-
-    The umask decides who may read it, as for any new file.
-    """
+    """Write a checkpoint beside its place, then move it there; an old file survives until the new one is complete."""
     path = Path(path)
     created_with = {"distcam": __version__, "torch": str(torch.__version__)}
     try:

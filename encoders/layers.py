@@ -20,11 +20,7 @@ from ..errors import InputError, ShapeError
 
 
 class Tap(nn.Module):
-    """A network read out at one of its layers: the layer's output as a feature map.
-
-    The network runs whole; a forward hook that lives only during the call takes the output, so hooks, mode, and
-    weights stay the owner's. Works from several threads at once.
-    """
+    """A network read out at one of its layers; hooks, mode and weights stay the owner's. Safe with several threads."""
 
     def __init__(self, source: nn.Module, layer: str) -> None:
         super().__init__()
@@ -149,20 +145,25 @@ def _prefix(sequence: nn.Sequential, path: list[str]) -> tuple[nn.Sequential, bo
 
 
 def as_feature_map(output: Any, size: tuple[int, int], *, origin: str) -> Float[Tensor, "b k h w"]:
-    """A layer's output as (b, k, h, w).
+    """A layer's output as (b, k, h, w), for an image of this height and width.
 
     Tokens (b, n, k) become a grid with the image's proportions; what does not fit the grid (class and register tokens)
     is dropped from the front. Maps with channels last are recognised by the image's proportions and turned round.
-
-    Args:
-        output: what the layer returned.
-        size: height and width of the image that went in.
-        origin: how an error message calls the layer.
     """
     if not isinstance(output, Tensor):
         raise ShapeError(f"{origin} returns a {type(output).__name__}, expected one tensor; name an inner layer")
     if output.ndim == 3:
-        return _grid_of_tokens(output, size, origin)
+        height, width = size
+        for extra in range(min(6, output.shape[1])):  # one class token and four registers is the most in use
+            # n = rows · columns with rows / columns = height / width, hence rows² = n · height / width.
+            n = output.shape[1] - extra
+            rows = round((n * height / width) ** 0.5)
+            columns = n // max(rows, 1)
+            if rows * columns == n and rows * width == columns * height:
+                return output[:, extra:].mT.reshape(len(output), -1, rows, columns)
+        raise ShapeError(
+            f"{origin} returns {output.shape[1]} tokens, which form no grid in proportion to a {height}×{width} image"
+        )
     if output.ndim != 4:
         shape = tuple(output.shape)
         raise ShapeError(f"{origin} returns shape {shape}, expected (b, k, h, w) or (b, n, k); name an earlier layer")
@@ -179,20 +180,6 @@ def as_feature_map(output: Any, size: tuple[int, int], *, origin: str) -> Float[
 def _misfit(rows: int, columns: int, size: tuple[int, int]) -> float:
     """Distance of a map's proportions from the image's; 0 is exact, and rounding up a stride moves it a little."""
     return abs(math.log((rows / columns) / (size[0] / size[1])))
-
-
-def _grid_of_tokens(tokens: Float[Tensor, "b n k"], size: tuple[int, int], origin: str) -> Float[Tensor, "b k h w"]:
-    height, width = size
-    for extra in range(min(6, tokens.shape[1])):  # one class token and four registers is the most in use
-        # n = rows · columns with rows / columns = height / width, hence rows² = n · height / width.
-        n = tokens.shape[1] - extra
-        rows = round((n * height / width) ** 0.5)
-        columns = n // max(rows, 1)
-        if rows * columns == n and rows * width == columns * height:
-            return tokens[:, extra:].mT.reshape(len(tokens), -1, rows, columns)
-    raise ShapeError(
-        f"{origin} returns {tokens.shape[1]} tokens, which form no grid in proportion to a {height}×{width} image"
-    )
 
 
 _TRANSPARENT = {"module", "_orig_mod"}  # the names under which wrappers keep their network

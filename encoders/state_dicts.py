@@ -34,36 +34,22 @@ _NECK = re.compile(r"(^|[._])(bottleneck|bn_?neck|feat_bn)[._]")  # fast-reid's,
 
 
 class StateDict(dict[str, Tensor]):
-    """Named tensors of a file.
+    """Named tensors of a file."""
 
-    Attributes:
-        place: the keys that lead to them in the file; "" at the top.
-        others: further named tensors in the same file.
-        versions: what torch noted about each module's format, if the file says it.
-    """
-
-    place: str = ""
-    others: tuple[StateDict, ...] = ()
-    versions: Mapping[str, Mapping[str, object]] = {}
+    place: str = ""  # the keys that lead to them in the file
+    others: tuple[StateDict, ...] = ()  # in the same file
+    versions: Mapping[str, Mapping[str, object]] = {}  # what torch noted about each module's format
 
 
 @dataclass(frozen=True)
 class Match:
-    """Tensors of a file by the names of a network.
+    """Tensors of a file by the names of a network."""
 
-    Attributes:
-        tensors: what the network takes, by its own names.
-        left: what is left over in the same place, by name without the prefix where it has it.
-        prefix: what the file's names have in front.
-        place: where in the file they lie.
-        rivals: other prefixes, with their place, under which a different network that fits as well lies.
-    """
-
-    tensors: dict[str, Tensor]
-    left: dict[str, Tensor]
-    prefix: str = ""
+    tensors: dict[str, Tensor]  # by the network's names
+    left: dict[str, Tensor]  # of the same place, by name without the prefix where it has it
+    prefix: str = ""  # what the file's names have in front
     place: str = ""
-    rivals: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()  # other prefixes with their place, under which another network that fits as well lies
     strays: frozenset[str] = field(default=frozenset())  # of `left`: what lies outside the prefix
 
 
@@ -109,7 +95,15 @@ def _matches(module: nn.Module, expected: Mapping[str, Tensor], state: Mapping[s
     most = max(counts.values())
     chosen = [prefix for prefix, count in counts.items() if count == most]
     place = state.place if isinstance(state, StateDict) else ""
-    return [_under(prefix, module, expected, state, place) for prefix in chosen[:4]]
+    matches = []
+    for prefix in chosen[:4]:
+        inside = {given.removeprefix(prefix): tensor for given, tensor in state.items() if given.startswith(prefix)}
+        tensors, left = _assigned(inside, expected)
+        if left and any(name not in tensors and not name.endswith(_COUNTER) for name in expected):
+            tensors, left = _assigned(_renamed_by_its_own_code(module, inside, state), expected)
+        strays = {given: tensor for given, tensor in state.items() if not given.startswith(prefix)}
+        matches.append(Match(tensors, {**left, **strays}, prefix, place, strays=frozenset(strays)))
+    return matches
 
 
 def _by_plain_name(expected: Mapping[str, Tensor]) -> dict[str, str]:
@@ -127,17 +121,6 @@ def _known(name: str, names: Mapping[str, str]) -> str | None:
         if candidate in names:
             return names[candidate]
     return None
-
-
-def _under(
-    prefix: str, module: nn.Module, expected: Mapping[str, Tensor], state: Mapping[str, Tensor], place: str
-) -> Match:
-    inside = {given.removeprefix(prefix): tensor for given, tensor in state.items() if given.startswith(prefix)}
-    tensors, left = _assigned(inside, expected)
-    if left and any(name not in tensors and not name.endswith(_COUNTER) for name in expected):
-        tensors, left = _assigned(_renamed_by_its_own_code(module, inside, state), expected)
-    strays = {given: tensor for given, tensor in state.items() if not given.startswith(prefix)}
-    return Match(tensors, {**left, **strays}, prefix, place, strays=frozenset(strays))
 
 
 def _assigned(
@@ -235,19 +218,8 @@ def load_state(
 ) -> dict[str, Tensor]:
     """Copy named tensors into a module, all or nothing.
 
-    What the file's names begin with is found by what fits (see `best_match`), and names that torchvision has changed
-    since it published its files are brought up to date. Counters of batches may be missing. A head's, a loss's and
-    another network's tensors are left over.
-
-    Args:
-        module: what to fill.
-        state: the tensors.
-        origin: what an error message calls their source.
-        spare: names that may be there and are not needed.
-        exact: names must be the module's own, and nothing may be left over.
-
-    Returns:
-        What is left over and is not `spare`, for the caller to use or to name (`say_what_is_left`).
+    Counters of batches may be missing. A head's, a loss's and another network's tensors are left over; they are
+    returned if they are not `spare`. With `exact` names must be the module's own, and nothing may be left over.
     """
     expected = tensors_of(module)
     if exact:

@@ -27,18 +27,17 @@ class Conv4(nn.Module):
 
     def __init__(self, *, width: int = 64, last_pool: bool = True) -> None:
         super().__init__()
-        blocks = [_block(3 if i == 0 else width, width, pool=last_pool or i < 3) for i in range(4)]
+        blocks = []
+        for i in range(4):
+            convolution = nn.Conv2d(3 if i == 0 else width, width, 3, padding=1)
+            layers = [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+            blocks.append(nn.Sequential(*layers, *([nn.MaxPool2d(2)] if last_pool or i < 3 else [])))
         self.encoder = nn.Sequential(*blocks)
 
     def forward(self, images: Float[Tensor, "b 3 rows columns"]) -> Float[Tensor, "b k h w"]:
         """The feature map."""
         feature_map: Tensor = self.encoder(images)
         return feature_map
-
-
-def _block(in_channels: int, channels: int, *, pool: bool) -> nn.Sequential:
-    layers = [nn.Conv2d(in_channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
-    return nn.Sequential(*layers, nn.MaxPool2d(2)) if pool else nn.Sequential(*layers)
 
 
 class DropBlock(nn.Module):

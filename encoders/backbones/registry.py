@@ -35,13 +35,7 @@ _BEHIND_THE_MAP = {"avgpool", "classifier", "fc", "head", "heads", "flatten", "d
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network from image to feature map.
-
-    Attributes:
-        network: (b, 3, H, W) → (b, k, h, w).
-        layer: the name of the layer whose output the map is.
-        spare: parameter names of the whole classifier that a weights file may bring and nothing here needs.
-    """
+    """A network from image to feature map; a weights file may bring the parameters `spare`, which nothing needs."""
 
     network: nn.Module
     layer: str
@@ -65,31 +59,39 @@ def build_backbone(
 ) -> Backbone:
     """A network with freshly drawn weights (from torch's global generator: fork it outside).
 
-    Args:
-        name: one of `available_architectures`.
-        layer: where to read the feature map; the last convolution after its activation if left out.
-        image_size: height and width of the images, for the transformers that are built for one size.
-        options: for the constructor. ResNets also take `last_stride=1`: their fourth stage keeps the third's
-            resolution, as the strong re-identification baseline does. ResNets and MobileNets take `output_stride`, 8
-            or 16 for segmentation: finer maps from the same weights, see `dilate`.
+    ResNets also take the option `last_stride=1`: their fourth stage keeps the third's resolution, as the strong
+    re-identification baseline does. ResNets and MobileNets take `output_stride`, see `dilate`.
     """
     require_architecture(name)
-    whole = _whole(name, image_size, options)
+    if name in _OWN:
+        network, spare = _construct(_OWN[name], name, options), _OWN_SPARE.get(name, frozenset())
+        whole = Backbone(network, _OWN_LAYERS[name], spare)
+    else:
+        whole = _torchvisions(name, image_size, options)
     if layer is None or layer == whole.layer:
         return whole
     return replace(whole, network=cut(whole.network, layer), layer=layer)
 
 
-def _whole(name: str, image_size: tuple[int, int], options: Mapping[str, Any]) -> Backbone:
-    """The network up to its default layer."""
-    if name in _OWN:
-        return Backbone(_construct(_OWN[name], name, options), _OWN_LAYERS[name], _OWN_SPARE.get(name, frozenset()))
-    options = {**_fixed_options(name, image_size), **options}
+def _torchvisions(name: str, image_size: tuple[int, int], options: Mapping[str, Any]) -> Backbone:
+    """A torchvision classifier up to its default layer."""
+    fixed: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    if name.startswith("vit_"):
+        if image_size[0] != image_size[1]:
+            raise InputError(f"{name} takes square images, got {image_size[0]}×{image_size[1]}")
+        fixed = {"image_size": image_size[0]}
+    elif name.startswith("maxvit"):
+        fixed = {"input_size": image_size}
+    options = {**fixed, **options}
     last_stride, output_stride = options.pop("last_stride", None), options.pop("output_stride", None)
     model = _construct(models.get_model_builder(name), name, options)
     spare = frozenset(model.state_dict())
     if last_stride is not None:
-        _set_last_stride(model, last_stride)
+        if not isinstance(model, models.ResNet):
+            raise InputError(f"last_stride is an option of ResNets only, not of {type(model).__name__}")
+        for module in model.layer4[0].modules():
+            if isinstance(module, nn.Conv2d) and module.stride != (1, 1):
+                module.stride = (last_stride, last_stride)
     if output_stride is not None:
         dilate(model, output_stride)
     if isinstance(model, VisionTransformer):
@@ -107,25 +109,6 @@ def _construct(builder: Callable[..., nn.Module], name: str, options: Mapping[st
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise InputError(f"{name} cannot be built with {given or 'no options'}: {error}") from error
-
-
-def _fixed_options(name: str, image_size: tuple[int, int]) -> dict[str, Any]:
-    """Options that a family needs besides the caller's."""
-    if name.startswith("vit_"):
-        if image_size[0] != image_size[1]:
-            raise InputError(f"{name} takes square images, got {image_size[0]}×{image_size[1]}")
-        return {"image_size": image_size[0]}
-    if name.startswith("maxvit"):
-        return {"input_size": image_size}
-    return {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-
-
-def _set_last_stride(model: nn.Module, stride: int) -> None:
-    if not isinstance(model, models.ResNet):
-        raise InputError(f"last_stride is an option of ResNets only, not of {type(model).__name__}")
-    for module in model.layer4[0].modules():
-        if isinstance(module, nn.Conv2d) and module.stride != (1, 1):
-            module.stride = (stride, stride)
 
 
 def _stages(model: nn.Module) -> OrderedDict[str, nn.Module]:
@@ -191,10 +174,6 @@ def dilate(model: nn.Module, output_stride: int) -> None:
     what was left out. No weight changes, and the new map holds the old one: at every second (fourth, …) row and column
     it has the old values, in evaluation mode. Weight files of the plain network load as before.
 
-    Args:
-        model: the network; ResNets of every depth and width, MobileNetV2 and V3.
-        output_stride: 8 or 16 for segmentation; 32 changes nothing, 4 leaves the first two strides only.
-
     Source: Chen et al., DeepLab, 2018, §3.1 (atrous convolution).
     """
     if output_stride not in OUTPUT_STRIDES:
@@ -204,7 +183,7 @@ def dilate(model: nn.Module, output_stride: int) -> None:
         raise InputError("output_stride is for a network without dilation; leave replace_stride_with_dilation out")
     stride, dilation = 1, 1
     for block in _blocks(model):
-        own = _stride_of(block)
+        own = max((_side(part.stride) for part in _stepping(block)), default=1)
         if stride * own <= output_stride:
             stride *= own
             _spread(block, dilation, dilation)
@@ -227,10 +206,6 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
 
 def _stepping(block: nn.Module) -> list[nn.Conv2d | nn.MaxPool2d]:
     return [part for part in block.modules() if isinstance(part, nn.Conv2d | nn.MaxPool2d)]
-
-
-def _stride_of(block: nn.Module) -> int:
-    return max((_side(part.stride) for part in _stepping(block)), default=1)
 
 
 def _side(value: int | tuple[int, ...]) -> int:
