@@ -162,10 +162,9 @@ class Evaluation:
     def table(self) -> str:
         """A plain-text table in percent with everything that the numbers depend on below it."""
         rows = [["", "%", "± queries", "± classes"]]
-        rows += [
-            [name, *map(_percent, (score.value, score.query_error, score.class_error))]
-            for name, score in self.scores.items()
-        ]
+        for name, score in self.scores.items():
+            values = (score.value, score.query_error, score.class_error)
+            rows.append([name, *("–" if value is None else f"{100 * value:.2f}" for value in values)])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
@@ -200,10 +199,6 @@ class Evaluation:
                 for name, values in self.per_query._asdict().items()
             }
         return result
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
 
 
 def _short(value: Any) -> str:

@@ -60,8 +60,8 @@ class Evidence:
             maps = self.ranking.feature_maps[[rank - 1 for rank in ranks]]
             matches = [self.ranking.at_rank(rank) for rank in ranks]
             shape = (maps.shape[-2], maps.shape[-1])
-            weights = gallery_weights(source.gallery, source.encoder, matches, shape)
-            self._matched[ranks] = self._folded(maps, weights).map
+            weights = gallery_weights(source.gallery, source.encoder, matches, shape=shape)
+            self._matched[ranks] = self._folded(maps, None if weights is None else torch.stack(weights)).map
         return self._matched[ranks]
 
     def _folded(self, feature_maps: Tensor, weights: Tensor | None) -> Response:

@@ -98,22 +98,14 @@ def encode_both_ways(
 
 
 def gallery_weights(
-    gallery: Gallery, encoder: Encoder, images: Sequence[Record | Match], shape: tuple[int, int]
-) -> Float[Tensor, "n h w"] | None:
+    gallery: Gallery, encoder: Encoder, images: Sequence[Record | Match], *, shape: tuple[int, int] | None = None
+) -> list[Float[Tensor, "h w"]] | None:
     """The weights under which a gallery pooled these images of its own; None where it pools whole images."""
     masks = gallery.masks
     if masks is None:
         return None
-    return torch.stack([_stored_weights(image, masks, encoder, shape) for image in images])
-
-
-def stored_weights(gallery: Gallery, encoder: Encoder, image: Record) -> Float[Tensor, "h w"] | None:
-    """The weights of one image of the gallery, whose feature map is not at hand; None where it pools whole images."""
-    masks = gallery.masks
-    if masks is None:
-        return None
-    shape = gallery.spec.map_shape or MaskPooling.of(masks, encoder).shape
-    return _stored_weights(image, masks, encoder, shape)
+    shape = shape or gallery.spec.map_shape or MaskPooling.of(masks, encoder).shape
+    return [_stored_weights(image, masks, encoder, shape) for image in images]
 
 
 def _stored_weights(

@@ -24,7 +24,7 @@ from ..index.faiss.runtime import note_search_on_cpu
 from ..index.rejection import Rejection
 from ..index.search import Hits, SearchSpec, comparable, distances_to
 from ..index.storage.manifest import EncoderEntry
-from .masking import stored_weights
+from .masking import gallery_weights
 from .matches import Matches
 from .ranking import BareVector, Encodes, Match, Query, StoredEncoding
 
@@ -132,7 +132,16 @@ class Retriever:
         encoding = self.inference.encode_images(sources)
         queries = [Query(_name(source, i), source, encoding[i]) for i, source in enumerate(sources)]
         if region is not None:
-            parts = zip(queries, _one_each(region, len(queries)), strict=True)
+            each = [region] * len(queries) if isinstance(region, (Box, np.ndarray)) else region
+            if not isinstance(each, Sequence) or any(not isinstance(p, (Box, np.ndarray, NoneType)) for p in each):
+                raise InputError(
+                    f"a region is a Box or a boolean array, or a sequence with one for each image; got {region!r}"
+                )
+            if len(each) != len(queries):
+                raise InputError(
+                    f"expected {len(queries)} regions, one for each image (None for all of it); got {len(each)}"
+                )
+            parts = zip(queries, each, strict=True)
             queries = [query if part is None else self.focused(query, part, is_said=True) for query, part in parts]
         results = self.rank(queries, **options)
         return results if many else results[0]
@@ -172,11 +181,13 @@ class Retriever:
             return self.inference.encode_images([file]).feature_map
 
         pooled = torch.from_numpy(gallery.pooled([image]))
-        weights = stored_weights(gallery, self.inference.encoder, record)
+        (weights,) = gallery_weights(gallery, self.inference.encoder, [record]) or (None,)
         same = gallery.spec.embedding_is_pooled
         embedding = pooled if same else torch.from_numpy(gallery.embeddings([image]))
         encoding = StoredEncoding(pooled, embedding, feature_map)
-        return Query(record.path, file, encoding, weights=weights, known_size=known_size)
+        return Query(
+            record.path, file, encoding, weights=weights, known_size=known_size
+        )
 
     def rank(self, queries: Sequence[Query], *, without: int | None = None, **options: Unpack[Ranked]) -> list[Matches]:
         """The k nearest gallery images of queries that are encoded already.
@@ -290,17 +301,6 @@ class Retriever:
             store = self.gallery.prototypes
             kept = self._kept_prototypes = (state, (store.labels, store.all_embeddings()))
         return kept[1]
-
-
-def _one_each(region: Any, n_queries: int) -> Sequence[Region | None]:
-    """The region of each query: one for all of them, or as many as there are."""
-    if isinstance(region, (Box, np.ndarray)):
-        return [region] * n_queries
-    if not isinstance(region, Sequence) or any(not isinstance(part, (Box, np.ndarray, NoneType)) for part in region):
-        raise InputError(f"a region is a Box or a boolean array, or a sequence with one for each image; got {region!r}")
-    if len(region) != n_queries:
-        raise InputError(f"expected {n_queries} regions, one for each image (None for all of it); got {len(region)}")
-    return region
 
 
 def _name(source: Any, position: int) -> str:

@@ -34,7 +34,7 @@ Scale = Literal["each", "shared"]
 
 
 def explain(
-    images: Annotated[list[Path], typer.Argument(help="Pictures; each gets a row.")],
+    images: Annotated[list[Path], typer.Argument(help="Images; each gets a row.")],
     target: Annotated[str, typer.Option(help=TARGETS)],
     encoder: Annotated[
         str | None,

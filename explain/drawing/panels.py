@@ -101,15 +101,15 @@ def legend(width: int = 196, *, colours: Colours = "inferno", low: str = "low", 
     """A bar that runs through the colours from `low` to `high`, with the two words below its ends, on white."""
     size = text_height(width)
     bar = max(10, size)
-    picture = Image.new("RGB", (width, bar + 2 * size), WHITE)
+    canvas = Image.new("RGB", (width, bar + 2 * size), WHITE)
     places = np.rint(np.linspace(0, 255, width)).astype(np.intp)
     strip = np.broadcast_to(colour_table(colours)[places], (bar, width, 3))
-    picture.paste(Image.fromarray(np.ascontiguousarray(strip)), (0, 0))
-    draw = ImageDraw.Draw(picture)
+    canvas.paste(Image.fromarray(np.ascontiguousarray(strip)), (0, 0))
+    draw = ImageDraw.Draw(canvas)
     font = text_font(size)
     draw.text((0, bar + size // 3), low, fill=FAINT, font=font)
     draw.text((width, bar + size // 3), high, fill=FAINT, font=font, anchor="ra")
-    return picture
+    return canvas
 
 
 def text_height(tile_size: int) -> int:

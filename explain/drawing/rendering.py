@@ -109,7 +109,7 @@ def overlay(
         raise InputError(f"opacity={opacity} should be from 0 to 1")
     if alpha not in ("constant", "heat"):
         raise InputError(f"alpha={alpha!r} is not known; choose 'constant' or 'heat'")
-    heat, seen = _on_picture(heat_map, image, view)
+    heat, seen = _on_image(heat_map, image, view)
     table = colour_table(colours).astype(np.float32)
     paint = table[np.rint(heat * 255).astype(np.intp)]
     share = np.float32(opacity) * (heat[..., None] if alpha == "heat" else 1)
@@ -132,7 +132,7 @@ def contour(
     Raises:
         InputError: the map is not in [0, 1], or `view` does not touch the image.
     """
-    heat, seen = _on_picture(heat_map, image, view)
+    heat, seen = _on_image(heat_map, image, view)
     slope = np.hypot(*np.gradient(heat)) if min(heat.shape) > 1 else np.zeros_like(heat)
     away = np.abs(heat - level) / np.maximum(slope, 1e-6)  # distance to the line in pixels, to first order
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -150,33 +150,33 @@ def draw_box(
     `width` is the line's thickness in pixels, by default about 1 % of the shorter side. A box that reaches beyond the
     image is drawn as far as it is visible.
     """
-    picture = image.convert("RGB")
-    draw = ImageDraw.Draw(picture)
-    width = max(2, round(min(picture.size) / 110)) if width is None else width
-    visible = box.clipped(*picture.size)
+    drawn = image.convert("RGB")
+    draw = ImageDraw.Draw(drawn)
+    width = max(2, round(min(drawn.size) / 110)) if width is None else width
+    visible = box.clipped(*drawn.size)
     left, top = round(visible.left), round(visible.top)
     right, bottom = max(round(visible.right) - 1, left), max(round(visible.bottom) - 1, top)
     draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=SHADE, width=width + 2)
     draw.rectangle((left, top, right, bottom), outline=colour, width=width)
     if label:
         _draw_label(draw, label, corner=(left, top), colour=colour, line=width)
-    return picture
+    return drawn
 
 
 def draw_points(
     image: Image.Image, points: Sequence[tuple[float, float]], *, colour: Colour = CYAN, radius: int | None = None
 ) -> Image.Image:
     """The image with a disc at each point (x, y) in its pixels; several are numbered from 1."""
-    picture = image.convert("RGB")
-    draw = ImageDraw.Draw(picture)
-    radius = max(4, round(min(picture.size) / (28 if len(points) > 1 else 40))) if radius is None else radius
+    drawn = image.convert("RGB")
+    draw = ImageDraw.Draw(drawn)
+    radius = max(4, round(min(drawn.size) / (28 if len(points) > 1 else 40))) if radius is None else radius
     font = text_font(max(8, round(1.5 * radius)))
     for number, (x, y) in enumerate(points, start=1):
         for reach, paint in ((radius + 2, SHADE), (radius, colour)):
             draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=paint)
         if len(points) > 1:
             draw.text((x, y), str(number), fill=SHADE, font=font, anchor="mm")
-    return picture
+    return drawn
 
 
 def to_data_uri(image: Image.Image, kind: Literal["png", "jpeg", "webp"] = "png", *, quality: int = 88) -> str:
@@ -194,7 +194,7 @@ def text_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _on_picture(
+def _on_image(
     heat_map: Tensor | NDArray[Any], image: Image.Image, view: Box | None
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """The map's value at the centre of every pixel of the image, and which pixels the map covers."""
