@@ -241,11 +241,8 @@ def whole_encoder(encoder: object) -> Encoder:
 
 
 def _copied(encoder: Encoder) -> Encoder:
-    """A copy of the encoder, whatever hooks have left in its parts.
-
-    Old weight and spectral norm and pruning keep a computed tensor as an attribute, which `deepcopy` refuses; the copy
-    starts with its values, and its hooks compute it anew.
-    """
+    """A copy of the encoder, whatever hooks have left in its parts."""
+    # Old weight norm and pruning keep a computed tensor as an attribute, which `deepcopy` refuses; hooks make it anew.
     computed = [
         value
         for part in encoder.modules()

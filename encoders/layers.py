@@ -74,10 +74,7 @@ def require_layer(network: nn.Module, layer: str) -> None:
 
 
 def require_feature_map(network: nn.Module, size: tuple[int, int]) -> None:
-    """Refuse a network that answers a black image of this height and width with something else than a feature map.
-
-    A network that cannot be run this way is not judged.
-    """
+    """Refuse a network that answers a black image of this height and width with something else than a feature map."""
     parameter = next(network.parameters(), torch.zeros(()))
     if not parameter.is_floating_point():
         return
@@ -117,15 +114,11 @@ def closest(name: str, names: list[str]) -> str:
 
 
 def cut(network: nn.Module, layer: str) -> nn.Module:
-    """The network up to and including a layer; parameter names stay the same.
-
-    Inside plain sequences everything behind the layer is dropped. A layer inside a block (say the second convolution of
-    a residual block) is tapped: its block still runs whole, and parameter names gain the prefix `source.`.
-    """
+    """The network up to and including a layer; parameter names stay the same."""
     require_layer(network, layer)
     if not isinstance(network, nn.Sequential):
         return Tap(network, layer)
-    kept, reached = _prefix(network, layer.split("."))
+    kept, reached = _prefix(network, layer.split("."))  # a layer inside a block is tapped: the block still runs whole
     return kept if reached else Tap(kept, layer)
 
 
@@ -213,10 +206,7 @@ def plain_name(name: str) -> str:
 
 
 def find_layer(network: nn.Module, layer: str) -> tuple[str, str]:
-    """A layer's name in the network, and the name that it has without the wrappers on the way.
-
-    The name may be given with the parts that a wrapper adds or without them. One that fits nothing comes back as it is.
-    """
+    """A layer's name in the network, and the name that it has without the wrappers on the way."""
     if not isinstance(layer, str):
         raise InputError(f"expected a layer's name, such as 'layer4', got {type(layer).__name__}")
     names = [name for name, _ in network.named_modules(remove_duplicate=False) if name]  # a part may have two names

@@ -108,10 +108,7 @@ def pool_region(
 
 
 def pooled_under(encoder: Encoder, encoding: Encoding, weights: Sequence[Tensor | None]) -> Encoding:
-    """The encoding with each image pooled under its own weights; None leaves an image as it is.
-
-    The feature map stays the whole image's; pooled vector and embedding are those of the region.
-    """
+    """The encoding with each image pooled under its own weights; None leaves an image as it is."""
     if len(weights) != len(encoding):
         raise ShapeError(f"{len(encoding)} images need as many weights (None for the whole image); got {len(weights)}")
     own = [row for row, each in enumerate(weights) if each is not None]

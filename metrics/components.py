@@ -16,11 +16,7 @@ STACK = 32  # masks labelled at once: more of 224×224 leave the processor's cac
 
 
 def largest_component(mask: Bool[Tensor, "h w"]) -> NDArray[np.bool_]:
-    """The largest 8-connected region of a mask, as a mask; empty if the mask is.
-
-    Positions that touch at a corner belong together, so a thin diagonal stays in one piece. Of two regions of one size
-    the one that starts first in reading order is taken.
-    """
+    """The largest 8-connected region of a mask, as a mask; empty if the mask is."""
     region = np.zeros(tuple(mask.shape), dtype=bool)
     runs = _Runs(np.asarray(mask.detach().cpu())[None])
     for own in runs.largest():

@@ -160,12 +160,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Ranking:
-    """The k nearest gallery images of one query, nearest first; equal distances are ordered by id.
-
-    Attributes:
-        retriever: what made the ranking.
-        where: the filter that the query asked with, if any.
-    """
+    """The k nearest gallery images of one query, nearest first; equal distances are ordered by id."""
 
     query: Query
     matches: tuple[Match, ...]
@@ -190,10 +185,7 @@ class Ranking:
 
     @cached_property
     def prototype(self) -> tuple[str, float] | None:
-        """Label and distance of the nearest class prototype among the classes that the filter keeps images of.
-
-        None when there is no such class, or the gallery has no labels.
-        """
+        """Label and distance of the nearest class prototype among the classes that the filter keeps images of."""
         distances = self.retriever.prototype_distances(self.query.encoding)
         kept = None if self.where is None else self.retriever.classes_where(self.where)
         return next((pair for pair in distances.items() if kept is None or pair[0] in kept), None)

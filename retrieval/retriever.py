@@ -185,9 +185,7 @@ class Retriever:
         same = gallery.spec.embedding_is_pooled
         embedding = pooled if same else torch.from_numpy(gallery.embeddings([image]))
         encoding = StoredEncoding(pooled, embedding, feature_map)
-        return Query(
-            record.path, file, encoding, weights=weights, known_size=known_size
-        )
+        return Query(record.path, file, encoding, weights=weights, known_size=known_size)
 
     def rank(self, queries: Sequence[Query], *, without: int | None = None, **options: Unpack[Ranked]) -> list[Matches]:
         """The k nearest gallery images of queries that are encoded already.
@@ -310,11 +308,7 @@ def _name(source: Any, position: int) -> str:
 
 
 class UnknownInference:
-    """Stands in for an `Inference` of an encoder nobody has: a gallery's own images and vectors can be searched for.
-
-    Raises:
-        UnknownEncoderError: from everything but the encoder's name.
-    """
+    """Stands in for an `Inference` of an encoder nobody has: a gallery's own images and vectors can be searched for."""
 
     device = torch.device("cpu")
 

@@ -130,14 +130,10 @@ def _last_layer(stages: Mapping[str, nn.Module]) -> str:
 
 
 def with_last_stage(model: nn.Module) -> tuple[nn.Module, str]:
-    """A whole torchvision classifier, and in it the name of the layer that an encoder of it takes as feature map.
-
-    A DenseNet applies the activation between its features and its pooling as a function, which no name reaches. Its
-    parts are put into a row with that activation among them: the same answers, and weights under the same names.
-    """
+    """A whole torchvision classifier, and in it the name of the layer that an encoder of it takes as feature map."""
     stages = _stages(model)
     layer = _last_layer(stages)
-    if isinstance(model, models.DenseNet):
+    if isinstance(model, models.DenseNet):  # applies the last activation as a function, which no name reaches
         ending = {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "classifier": model.classifier}
         return nn.Sequential(OrderedDict([*stages.items(), *ending.items()])), layer
     part = model.get_submodule(layer)
@@ -213,11 +209,7 @@ def _side(value: int | tuple[int, ...]) -> int:
 
 
 def _spread(block: nn.Module, before: int, after: int) -> None:
-    """Dilate a block's kernels: by `before` up to the convolution with the stride, by `after` behind it.
-
-    If the two differ the stride is left out. The shortcut beside the stride has 1×1 kernels, so its place in the order
-    does not matter.
-    """
+    """Dilate a block's kernels: by `before` up to the convolution with the stride, by `after` behind it."""
     dilation = before
     for part in _stepping(block):
         steps = _side(part.stride) > 1

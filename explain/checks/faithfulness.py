@@ -24,12 +24,7 @@ from .imputation import blurred, impute_linearly
 class InsertionDeletion:
     """The score while pixels appear in the map's order (insertion), and while they vanish (deletion).
 
-    Attributes:
-        fractions: (s,), share of the pixels inserted, or deleted; 0 first, 1 last.
-        insertion: (b, m, s), the score on the filled image with that share of the original pixels.
-        deletion: (b, m, s), the score on the image without that share.
-        insertion_rank: (b, m, s), rank of the match in the gallery, 1 is the nearest; None without a gallery.
-        deletion_rank: likewise.
+    Fractions of the pixels run from 0 to 1; ranks are those of the match in the gallery, 1 the nearest, None without.
     """
 
     fractions: Float[Tensor, " s"]
@@ -93,17 +88,11 @@ def insertion_deletion(
 
 @dataclass(frozen=True, eq=False)
 class RemoveAndDebias:
-    """ROAD: the score after a share of the pixels was replaced by what their neighbours let one guess.
-
-    Attributes:
-        fractions: (s,), share of the pixels removed.
-        most_relevant_first: (b, m, s), the score after the map's highest pixels went (MoRF): low is good.
-        least_relevant_first: (b, m, s), after its lowest went (LeRF): high is good.
-    """
+    """ROAD: the score after a share of the pixels was replaced by what their neighbours let one guess."""
 
     fractions: Float[Tensor, " s"]
-    most_relevant_first: Float[Tensor, "b m s"]
-    least_relevant_first: Float[Tensor, "b m s"]
+    most_relevant_first: Float[Tensor, "b m s"]  # the score after the map's highest pixels went: low is good
+    least_relevant_first: Float[Tensor, "b m s"]  # after its lowest went: high is good
 
     @property
     def combined(self) -> Float[Tensor, "b m"]:

@@ -18,12 +18,7 @@ from ...metrics.maps import spearman
 
 @dataclass(frozen=True, eq=False)
 class Randomisation:
-    """Correlation of maps with those of the trained network while its weights are drawn anew, from the output down.
-
-    Attributes:
-        stages: the parts that were drawn anew, each in addition to those before it.
-        correlation: (s, n), rank correlation of each map with the trained network's, in [-1, 1].
-    """
+    """Correlation of maps with those of the trained network while its weights are drawn anew, from the output down."""
 
     stages: tuple[str, ...]
     correlation: Float[Tensor, "s n"]

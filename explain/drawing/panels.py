@@ -47,12 +47,7 @@ def panel(
     colours: Colours | None = "inferno",
     ends: tuple[str, str] = ("low", "high"),
 ) -> Image.Image:
-    """A query with its matches side by side, and below each match what it has to do with the query.
-
-    The first row is the query and its matches; the second the query once more under the map for each match; the third,
-    where given, the matches under their own maps. The second row starts with the legend of `colours`, if any, `ends` at
-    its two sides.
-    """
+    """A query with its matches side by side, and below each match what it has to do with the query."""
     rows = [list(matches), list(query_maps), *([list(match_maps)] if match_maps else [])]
     if not matches or any(len(row) != len(matches) for row in rows):
         raise InputError(f"a panel has one image a match in every row; got rows of {[len(row) for row in rows]}")
@@ -258,11 +253,7 @@ def sheet(
     look: DrawStyle | None = None,
     captions: Sequence[str] = (),
 ) -> list[list[Tile | None]]:
-    """A row for each image, a column for each set of maps, and legends below: what `grid` and `write_page` take.
-
-    A shared scale is that of one column, the maps of one method, which have one unit; its legend holds the numbers.
-    Otherwise they stand under each map.
-    """
+    """A row for each image, a column for each set of maps, and legends below: what `grid` and `write_page` take."""
     look = look or DrawStyle()
     words = list(captions) or [""] * len(images)
     columns = [map_tiles(images, each, views=views, look=look, title=name) for name, each in maps.items()]
