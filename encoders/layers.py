@@ -6,6 +6,7 @@ import difflib
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
@@ -30,26 +31,35 @@ class Tap(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k rows columns"]:
         """The feature map of the layer."""
-        outputs: list[Any] = []
-        caller = threading.get_ident()
-
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if threading.get_ident() == caller:  # another thread may be in the same module right now
-                outputs.append(returned_by(self.layer, output))
-
-        handle = self.source.get_submodule(self.layer).register_forward_hook(keep)
-        try:
-            with eagerly(self.source):
-                self.source(images)
-        finally:
-            handle.remove()
-        if len(outputs) != 1:
-            raise InputError(f"layer {self.layer!r} ran {len(outputs)} times in one forward pass, expected once")
+        outputs: list[Tensor] = []
+        with eagerly(self.source):
+            run_watched(self.source, self.layer, images, lambda output: outputs.append(returned_by(self.layer, output)))
         return as_feature_map(outputs[0], (images.shape[2], images.shape[3]), origin=f"layer {self.layer!r}")
 
     def extra_repr(self) -> str:
         """The layer, for `print(encoder)`."""
         return f"layer={self.layer!r}"
+
+
+def run_watched(network: nn.Module, layer: str, images: Tensor, watch: Callable[[Any], Any]) -> Any:
+    """The network's output when `watch` sees what the layer returns, and may change it on its way."""
+    caller, n_runs = threading.get_ident(), 0
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        nonlocal n_runs
+        if threading.get_ident() != caller:  # another thread may be in the same module right now
+            return None
+        n_runs += 1
+        return watch(output)
+
+    handle = network.get_submodule(layer).register_forward_hook(hook)
+    try:
+        output = network(images)
+    finally:
+        handle.remove()
+    if n_runs != 1:
+        raise InputError(f"layer {layer!r} ran {n_runs} times in one forward pass, expected once")
+    return output
 
 
 def returned_by(layer: str, output: Any) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..encoders.encoding import Encoding
+from ..encoders.regions import region_mask
 from ..errors import InputError, ShapeError
 from ..images.geometry import Box
 from ..metrics.components import largest_component
@@ -293,8 +294,7 @@ def _rectangle(place: Box | tuple[int, int], shape: tuple[int, ...], device: tor
     """The pixels with their centre in a box, or the one pixel at (row, column)."""
     rows, columns = shape[-2:]
     box = place if isinstance(place, Box) else Box(place[1], place[0], place[1] + 1, place[0] + 1)
-    y, x = torch.arange(rows, device=device)[:, None] + 0.5, torch.arange(columns, device=device) + 0.5
-    mask = (y >= box.top) & (y < box.bottom) & (x >= box.left) & (x < box.right)
+    mask = torch.from_numpy(region_mask(box, (columns, rows))).to(device)
     if not bool(mask.any()):
         raise InputError(f"{place} holds no pixel of an output with {rows} rows and {columns} columns")
     return mask.expand(shape)

@@ -14,7 +14,6 @@ from ..images import Box, image_size
 from ..index import Gallery, Record
 from ..retrieval import Explanation, Matches, Reference, Retriever
 from ..retrieval.explanation import SIGNED
-from ..retrieval.ranking import Source
 from . import schemas
 from .settings import Settings
 
@@ -150,7 +149,7 @@ def _map(values: Tensor) -> schemas.MapAnswer:
     return schemas.MapAnswer(rows=rows, columns=columns, values=values.flatten().tolist())
 
 
-def _view(source: Source, size: tuple[int, int]) -> Box:
+def _view(source: Retriever, size: tuple[int, int]) -> Box:
     return Box(*(float(edge) for edge in source.encoder.transform.view(*size)))
 
 

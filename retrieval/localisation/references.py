@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ...encoders import Inference
 from ...encoders.weight_files import fetch_imagenet, read_state_dict
-from ...errors import InputError, WeightsError
+from ...errors import InputError
 from ...explain.targets import distances
 from ...images import Listing
 from ...images.masks import MaskFolder
@@ -183,8 +183,6 @@ def read_classifier(architecture: str, weights: str | os.PathLike[str], *, poole
     if weights == "random":
         return None
     state = fetch_imagenet(architecture)[0] if weights == "imagenet" else read_state_dict(weights)
-    if state is None:
-        raise WeightsError(f"no published weights for {architecture}")
     found = []
     for name, tensor in state.items():
         plain = name.removeprefix("module.")
