@@ -124,14 +124,11 @@ def read_checkpoint(
         raise WeightsError(f"{path}: no such checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
-            config = _config_of(path, file.metadata() or {})
+            header = file.metadata() or {}
             names = [name for name in file.keys() if only in (None, name)]  # noqa: SIM118 - no mapping
-            return config, {name: file.get_tensor(name) for name in names}
+            tensors = {name: file.get_tensor(name) for name in names if _KEY in header}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a sound safetensors file ({error})") from error
-
-
-def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     if _KEY not in header:
         raise WeightsError(
             f"{path}: no encoder checkpoint of distcam (its header has no {_KEY!r}); plain weights are loaded with "
@@ -149,7 +146,7 @@ def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
             expected = " or ".join(_NAMES[kind] for kind in _TYPES[name])
             got = _NAMES.get(type(config[name]), type(config[name]).__name__)
             raise WeightsError(f"{path}: expected {expected} as {name} in its header, got {got}")
-    return dict(config)
+    return config, tensors
 
 
 _NAMES = {str: "a text", dict: "an object", list: "a list", type(None): "nothing", int: "a number", float: "a number"}

@@ -265,7 +265,19 @@ def _refuse_misfits(
         )
     ]
     hardly = 2 * (len(matched) - len(wrong)) < len(expected)  # a few names may be alike by chance
-    advice = _why_missing(missing, match, state, by_chance=hardly)
+    if matched and not hardly:
+        at = f" (its names begin with {match.prefix!r})" if match.prefix else ""
+        advice = f"; is this another architecture, or another layer?{at}"
+    else:
+        there = f"it has {next(iter(state), '')!r}, expected {next(iter(missing), '')!r}"
+        advice = f"; hardly a name in it fits: {there}"
+        if begins := common_beginning(state):
+            advice += (
+                f", and all of its names begin with {begins!r}; save the network alone, "
+                f"torch.save({{k.removeprefix({begins!r}): v for k, v in state.items()}}, FILE)"
+            )
+        else:
+            advice += "; save the state_dict() of the network itself"
     if hardly:
         _refuse(origin, missing, "tensors are missing", advice=advice)
     _refuse(origin, wrong, "tensors do not fit the architecture")
@@ -285,21 +297,6 @@ def say_what_is_left(left: Collection[str], *, origin: str) -> None:
             f"{', '.join(names[:3])}",
             stacklevel=4,
         )
-
-
-def _why_missing(missing: list[str], match: Match, state: Mapping[str, Tensor], *, by_chance: bool) -> str:
-    """A hint: names that the file has instead of the missing ones, and a remedy."""
-    if match.tensors and not by_chance:
-        at = f" (its names begin with {match.prefix!r})" if match.prefix else ""
-        return f"; is this another architecture, or another layer?{at}"
-    begins, first = common_beginning(state), next(iter(state), "")
-    there = f"it has {first!r}, expected {next(iter(missing), '')!r}"
-    if not begins:
-        return f"; hardly a name in it fits: {there}; save the state_dict() of the network itself"
-    return (
-        f"; hardly a name in it fits: {there}, and all of its names begin with {begins!r}; save the network alone, "
-        f"torch.save({{k.removeprefix({begins!r}): v for k, v in state.items()}}, FILE)"
-    )
 
 
 def _kind(tensor: Tensor) -> str:

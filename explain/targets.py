@@ -155,7 +155,14 @@ class PixelScore:
                 "or give a Box, a (row, column), or a mask"
             )
         rectangle = _rectangle(self.pixels, shape, logits.device)
-        return _grown(rectangle, within=predicted) if isinstance(self.pixels, ComponentAt) else rectangle
+        if not isinstance(self.pixels, ComponentAt):
+            return rectangle
+        region = rectangle & predicted
+        while True:  # the 8-connected regions that the rectangle lies in
+            larger = functional.max_pool2d(region.float(), 3, stride=1, padding=1).bool() & predicted
+            if torch.equal(larger, region):
+                return region
+            region = larger
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,16 +270,6 @@ def _asked(index: int | Tensor, scores: Tensor) -> Tensor:
             f"classes are whole numbers from 0 to {n_classes - 1}; got {sorted(set(asked.flatten().tolist()))}"
         )
     return asked.long()
-
-
-def _grown(seed: Tensor, *, within: Tensor) -> Tensor:
-    """The 8-connected regions of `within` that the seed lies in."""
-    region = seed & within
-    while True:
-        larger = functional.max_pool2d(region.float(), 3, stride=1, padding=1).bool() & within
-        if torch.equal(larger, region):
-            return region
-        region = larger
 
 
 def _given_mask(mask: Tensor, asked: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -261,7 +261,14 @@ def evaluate_embeddings(
         rows = np.full(len(asked), -1) if own is None else np.asarray(own, np.intp)
     if gallery_labels is None:
         raise InputError("expected gallery_labels with the gallery")
-    _check_counts(len(asked), len(searched), query_labels, gallery_labels, rows)
+    for name, labels, count in (("query", query_labels, len(asked)), ("gallery", gallery_labels, len(searched))):
+        if len(labels) != count:
+            raise ShapeError(f"expected one label for each of {count} {name} vectors, got {len(labels)}")
+    if rows.shape != (len(asked),):
+        raise ShapeError(f"expected own to hold one gallery row for each of {len(asked)} queries, got {rows.shape}")
+    if rows.size and not (rows.min() >= -1 and rows.max() < len(searched)):
+        span = f"{rows.min()}…{rows.max()}"
+        raise InputError(f"expected own to hold rows of the gallery's {len(searched)}, or −1; got {span}")
     codes, gallery_codes = _codes(query_labels, gallery_labels)
     pairing = Pairing(codes, gallery_codes, rows)
     per_query = measure_rankings(asked, searched, pairing, spec=spec, block_bytes=block_bytes, progress=progress)
@@ -276,18 +283,6 @@ def evaluate_embeddings(
         clusters = cluster(asked[codes >= 0], len(np.unique(known)), seed=protocol.seed)
         scores["NMI"] = Score(normalised_mutual_information(known, clusters))
     return Evaluation(scores, protocol, counts, origin or Origin(), per_query)
-
-
-def _check_counts(
-    n_queries: int, n_gallery: int, query_labels: _Labels, gallery_labels: _Labels, own: NDArray[np.intp]
-) -> None:
-    for name, labels, number in (("query", query_labels, n_queries), ("gallery", gallery_labels, n_gallery)):
-        if len(labels) != number:
-            raise ShapeError(f"expected one label for each of {number} {name} vectors, got {len(labels)}")
-    if own.shape != (n_queries,):
-        raise ShapeError(f"expected own to hold one gallery row for each of {n_queries} queries, got {own.shape}")
-    if own.size and not (own.min() >= -1 and own.max() < n_gallery):
-        raise InputError(f"expected own to hold rows of the gallery's {n_gallery}, or −1; got {own.min()}…{own.max()}")
 
 
 def _codes(query_labels: _Labels, gallery_labels: _Labels) -> tuple[Rows, Rows]:

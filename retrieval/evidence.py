@@ -105,7 +105,13 @@ class Evidence:
     def references(self, against: str | int) -> tuple[tuple[Reference, ...], Tensor]:
         """The references that `against` names, see `Matches.explain`, and their vectors "n d"."""
         ranking, gallery = self.ranking, self.ranking.retriever.gallery
-        rank = _rank(against)
+        rank = against if isinstance(against, int) else None
+        if isinstance(against, str) and against.startswith("rank:"):
+            if not against[5:].isdecimal():
+                raise InputError(
+                    f"expected a rank such as rank:3, got {against!r}; a class of that name is 'label:{against}'"
+                )
+            rank = int(against[5:])
         if against == "match" or rank is not None:
             if not len(ranking):
                 raise InputError(f"{ranking.query.name} has no match to explain: the gallery or the filter is empty")
@@ -129,15 +135,3 @@ class Evidence:
         """The stored vectors "n d" of gallery images."""
         gallery, rows = self.ranking.retriever.gallery, np.array(ids, dtype=np.uint64)
         return torch.from_numpy(gallery.embeddings(rows) if self.space == "metric" else gallery.pooled(rows))
-
-
-def _rank(name: str | int) -> int | None:
-    """The rank that 3 or "rank:3" stands for; None for any other name."""
-    if isinstance(name, int):
-        return name
-    digits = name.removeprefix("rank:")
-    if digits == name:
-        return None
-    if not digits.isdecimal():
-        raise InputError(f"expected a rank such as rank:3, got {name!r}; a class of that name is 'label:{name}'")
-    return int(digits)

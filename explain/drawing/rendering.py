@@ -159,7 +159,13 @@ def draw_box(
     draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=SHADE, width=width + 2)
     draw.rectangle((left, top, right, bottom), outline=colour, width=width)
     if label:
-        _draw_label(draw, label, corner=(left, top), colour=colour, line=width)
+        font = text_font(max(11, 5 * width))
+        x0, y0, x1, y1 = draw.textbbox((0, 0), label, font=font)
+        pad = max(2, width)
+        across, down = round(x1 - x0) + 2 * pad, round(y1 - y0) + 2 * pad
+        y = top - down if top >= down else top  # above the corner where there is room, else inside it
+        draw.rectangle((left, y, left + across - 1, y + down - 1), fill=colour)
+        draw.text((left + pad - x0, y + pad - y0), label, fill=SHADE, font=font)
     return drawn
 
 
@@ -215,14 +221,3 @@ def _bilinear(size: int, cells: int, *, begin: float, end: float) -> tuple[NDArr
     places = ((centres - begin) / (end - begin) * cells - 0.5).clip(0, cells - 1)
     weights = (1 - np.abs(places[:, None] - np.arange(cells))).clip(min=0)
     return weights, (centres >= begin) & (centres < end)
-
-
-def _draw_label(draw: ImageDraw.ImageDraw, label: str, *, corner: tuple[int, int], colour: Colour, line: int) -> None:
-    """Dark text on a plate of the box's colour: above the corner where there is room, else inside it."""
-    font = text_font(max(11, 5 * line))
-    left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
-    pad = max(2, line)
-    width, height = round(right - left) + 2 * pad, round(bottom - top) + 2 * pad
-    x, y = corner[0], corner[1] - height if corner[1] >= height else corner[1]
-    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
-    draw.text((x + pad - left, y + pad - top), label, fill=SHADE, font=font)
