@@ -16,7 +16,7 @@ from distcam.encoders.encoder import evaluating
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
 from distcam.images.masks import VOID
-from distcam.metrics.components import labelled
+from distcam.metrics.maps import labelled
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.label_maps import label_map
 

@@ -243,7 +243,7 @@ def _require_place(target: Path, queries: int) -> None:
 
 def _area(images: list[Path], region: str | None, mask: Path | None, mask_class: int | None) -> Any:
     """The part of the queries that is searched for: None for all of them, a box, one mask, or one for each."""
-    from ..retrieval.masking import region_of_file
+    from ..retrieval.evidence import region_of_file
 
     if mask is None:
         if region is None:

@@ -14,7 +14,7 @@ from ..encoders.regions import region_mask
 from ..errors import InputError, ShapeError
 from ..images.geometry import Box
 from ..images.transform import Transform
-from ..metrics.components import components, finite_array
+from ..metrics.maps import components, finite_array
 from ..remarks import remark
 
 

@@ -15,7 +15,7 @@ from ..encoders.encoding import Encoding
 from ..encoders.regions import region_mask
 from ..errors import InputError, ShapeError
 from ..images.geometry import Box
-from ..metrics.components import largest_component
+from ..metrics.maps import largest_component
 from .inputs import METRICS, Metric, refuse_non_finite
 
 NamedPixels = Literal["all", "predicted", "component"]

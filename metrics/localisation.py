@@ -13,8 +13,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from ..errors import InputError, ShapeError
-from .components import components, finite_array, peak
-from .maps import is_constant, normalise
+from .maps import components, finite_array, is_constant, normalise, peak
 
 THRESHOLDS: tuple[float, ...] = tuple(step / 50 for step in range(50))  # 0, .02, …, .98
 LEVELS = 1000  # of the pixel precision-recall curve, as in Choe et al.

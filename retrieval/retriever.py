@@ -24,7 +24,7 @@ from ..index.faiss.runtime import note_search_on_cpu
 from ..index.rejection import Rejection
 from ..index.search import Hits, SearchSpec, comparable, distances_to
 from ..index.storage.manifest import EncoderEntry
-from .masking import gallery_weights
+from .evidence import gallery_weights
 from .matches import Matches
 from .ranking import BareVector, Encodes, Match, Query, StoredEncoding
 

@@ -156,7 +156,7 @@ class Explained:
     def _described(self, name: str, found: ActivationMaps) -> dict[str, Any]:
         from ...explain import normalise
         from ...explain.drawing.panels import place_box
-        from ...metrics.components import peak
+        from ...metrics.maps import peak
 
         heat = found.maps[0, 0]
         row, column = peak(heat)

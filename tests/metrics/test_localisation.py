@@ -17,8 +17,8 @@ from torch import Tensor
 from distcam.errors import InputError, ShapeError
 from distcam.explain import box_from_map, normalise
 from distcam.images import Box
-from distcam.metrics.components import components, largest_component
 from distcam.metrics.localisation import BoxOverlaps, PixelCounts, box_overlaps, pixel_counts
+from distcam.metrics.maps import components, largest_component
 from distcam.retrieval.localisation.results import MEASURES, ImageScores
 
 MODULE = sys.modules["distcam.metrics.localisation"]
