@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from distcam.encoders.encoder import evaluating
+from distcam.encoders.layers import evaluating
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
 from distcam.images.masks import VOID

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -19,7 +18,7 @@ from .backbones.registry import build_backbone
 from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, write_checkpoint
 from .encoding import Encoding
 from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, pooling_from, width_behind
-from .layers import Tap, find_layer, require_feature_map, require_usable, unwrapped
+from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
 from .names import CHECKPOINT_SUFFIX
 from .state_dicts import StateDict, load_state, neck_among, say_what_is_left, tensors_of
 from .trained_on import DIGESTS, TrainedOn
@@ -326,15 +325,3 @@ class Encoder(nn.Module):
         at = f" at {self.layer}" if self.layer else ""
         parts = f"{type(self.pooling).__name__}, {type(self.head).__name__}"
         return f"Encoder({self.architecture}{at}, {parts}, {self.transform.height}×{self.transform.width})"
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode; afterwards every part is in the mode it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

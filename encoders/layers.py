@@ -6,8 +6,8 @@ import difflib
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -100,18 +100,15 @@ def require_feature_map(network: nn.Module, size: tuple[int, int]) -> None:
 
         return hook
 
-    modes = [(part, part.training) for part in network.modules()]
     handles = [part.register_forward_hook(keep(name)) for name, part in network.named_modules() if name]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), eagerly(network):
-            output = network.eval()(image)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), eagerly(network), evaluating(network):
+            output = network(image)
     except Exception:  # a network of the user's own may want something else; its first use will tell
         return
     finally:
         for handle in handles:
             handle.remove()
-        for part, mode in modes:
-            part.training = mode
     if not (isinstance(output, Tensor) and output.ndim == 4):
         got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         hint = f"; name the layer that does, such as layer={maps[-1]!r}" if maps else "; name the layer that does"
@@ -275,3 +272,15 @@ def require_usable(network: nn.Module) -> None:
                 f"{what} is quantised: its packed weights can be neither compared nor copied; hand over the fp32 "
                 "module (before quantisation) and choose precision='bf16' for speed"
             )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode; afterwards every part is in the mode it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

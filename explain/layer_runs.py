@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..encoders.encoder import evaluating
-from ..encoders.layers import as_feature_map, eagerly, find_layer, require_layer, run_watched
+from ..encoders.layers import as_feature_map, eagerly, evaluating, find_layer, require_layer, run_watched
 from ..errors import InputError, ShapeError
 from .inputs import at_least_float32, refuse_non_finite
 from .targets import Score, Target

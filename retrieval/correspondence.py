@@ -14,12 +14,10 @@ from ..errors import InputError
 from ..explain.drawing.panels import DrawStyle, Tile, grid, map_tiles
 from ..explain.drawing.rendering import draw_points
 from ..explain.methods.correspondence import Correspondence
-from ..explain.methods.correspondence import correspondence as divide
 from ..explain.places import position_of
 from ..files import replacing
 from ..images import Box, read_image
 from ..metrics.maps import rectify
-from .evidence import Evidence, Space
 from .ranking import Match, Ranking
 
 if TYPE_CHECKING:
@@ -128,17 +126,3 @@ class PictureCorrespondence:
             else:
                 self.show(point).save(aside)
         return path
-
-
-def correspondence(ranking: Ranking, rank: int, *, space: Space) -> PictureCorrespondence:
-    """The pairs of places of a query and one of its matches; see `Matches.correspondence`."""
-    match, evidence = ranking.at_rank(rank), Evidence(ranking, space)
-    query, transform = evidence.query_response, ranking.retriever.encoder.transform
-    return PictureCorrespondence(
-        match=match,
-        parts=divide(query.map[0], evidence.match_response((rank,))[0], metric=ranking.retriever.gallery.metric),
-        query_view=transform.view(*ranking.query.image.size),
-        match_view=transform.view(*read_image(match.file).size),
-        is_exact=query.is_exact,
-        _ranking=ranking,
-    )

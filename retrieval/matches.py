@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
-from .correspondence import PictureCorrespondence, correspondence
+from ..explain.methods.correspondence import correspondence
+from ..images import read_image
+from .correspondence import PictureCorrespondence
 from .evidence import Evidence, Space
 from .explanation import Explanation
 from .ranking import Ranking
@@ -139,7 +141,17 @@ class Matches(Ranking):
         Raises:
             InputError: no such rank, a gallery that ranks by l1 (which does not divide), or a file that is gone.
         """
-        return correspondence(self, rank, space=space)
+        match, evidence = self.at_rank(rank), Evidence(self, space)
+        query, transform = evidence.query_response, self.retriever.encoder.transform
+        answer, metric = evidence.match_response((rank,))[0], self.retriever.gallery.metric
+        return PictureCorrespondence(
+            match=match,
+            parts=correspondence(query.map[0], answer, metric=metric),
+            query_view=transform.view(*self.query.image.size),
+            match_view=transform.view(*read_image(match.file).size),
+            is_exact=query.is_exact,
+            _ranking=self,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The ranking as JSON-able values."""

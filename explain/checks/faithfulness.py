@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -73,16 +74,11 @@ def insertion_deletion(
     fractions = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     asked = _Asked(model, images, maps, target, batch_size, seed, ranks)
 
-    def insert(rows: Tensor, rank: Tensor, share: float) -> Tensor:
-        shown = rank < round(share * rank[0].numel())
-        return torch.where(shown[:, None], images[rows], fill[rows])
+    def replaced(rows: Tensor, rank: Tensor, share: float, *, by: Tensor, there: Tensor) -> Tensor:
+        return torch.where((rank < round(share * rank[0].numel()))[:, None], by[rows], there[rows])
 
-    def delete(rows: Tensor, rank: Tensor, share: float) -> Tensor:
-        gone = rank < round(share * rank[0].numel())
-        return torch.where(gone[:, None], fill[rows], images[rows])
-
-    insertion, insertion_rank = asked.curve(fractions, insert)
-    deletion, deletion_rank = asked.curve(fractions, delete)
+    insertion, insertion_rank = asked.curve(fractions, partial(replaced, by=images, there=fill))
+    deletion, deletion_rank = asked.curve(fractions, partial(replaced, by=fill, there=images))
     return InsertionDeletion(fractions, insertion, deletion, insertion_rank, deletion_rank)
 
 
@@ -128,8 +124,8 @@ def remove_and_debias(
         removed = rank < n if first else rank >= rank[0].numel() - n
         return impute_linearly(images[rows], removed, noise=noise, generator=generator)
 
-    most, _ = asked.curve(shares, lambda *given: remove(*given, first=True))
-    least, _ = asked.curve(shares, lambda *given: remove(*given, first=False))
+    most, _ = asked.curve(shares, partial(remove, first=True))
+    least, _ = asked.curve(shares, partial(remove, first=False))
     return RemoveAndDebias(shares, most, least)
 
 

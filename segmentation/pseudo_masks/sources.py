@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...encoders import Encoder
 from ...encoders.backbones.networks import Network
 from ...encoders.checkpoint import read_checkpoint
-from ...encoders.encoder import evaluating
+from ...encoders.layers import evaluating
 from ...errors import InputError, WeightsError
 from ...images import Transform
 from ...training.data.labels import Targets

@@ -24,8 +24,7 @@ from ...encoders import Encoder, Encoding
 from ...encoders.backbones.networks import Network, available_networks
 from ...encoders.backbones.registry import build_backbone
 from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
-from ...encoders.encoder import evaluating
-from ...encoders.layers import closest
+from ...encoders.layers import closest, evaluating
 from ...encoders.names import needs_weights
 from ...encoders.state_dicts import best_match, load_state, say_what_is_left
 from ...encoders.trained_on import DIGESTS, TrainedOn

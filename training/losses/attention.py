@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...encoders import Encoder
-from ...encoders.encoder import evaluating
 from ...encoders.heads import GAP, affine_of
+from ...encoders.layers import evaluating
 from ...errors import InputError
 from ..data.labels import Targets
 from ..engine.step import HasClassWeights, Progress, Term
