@@ -152,7 +152,11 @@ class MaskPooling:
         if mask is None:
             reason = f"it has no mask; expected {self.masks.file(path)}"
         elif not mask.any():
-            reason = f"its mask holds no pixel{self._numbers(path)}: {self.masks.file(path)}"
+            reason = "its mask holds no pixel"
+            if self.masks.category is not None:
+                there = np.unique(read_class_numbers(self.masks.file(path)))[:5].tolist()
+                reason += f" with the number {self.masks.category}, only {', '.join(map(str, there))}"
+            reason += f": {self.masks.file(path)}"
         else:
             self.marked.append((str(path), _oddity(mask)))
             try:
@@ -177,13 +181,6 @@ class MaskPooling:
                     f"{len(found):,} of {len(self.marked):,} masks in {self.masks.folder} mark {oddity}, as that of "
                     f"{found[0]}: {meaning}"
                 )
-
-    def _numbers(self, path: str | Path) -> str:
-        """Numbers that an empty mask holds in place of the one that was asked for."""
-        if self.masks.category is None:
-            return ""
-        there = np.unique(read_class_numbers(self.masks.file(path)))[:5].tolist()
-        return f" with the number {self.masks.category}, only {', '.join(map(str, there))}"
 
 
 _ODDITIES = {

@@ -188,10 +188,7 @@ class _Runs:
         line, self.start = np.divmod(edges[::2], columns + 2)
         self.stop = edges[1::2] % (columns + 2)
         self.image, self.row = np.divmod(line, rows + 1)
-        self.component = _connected(len(line), *self._touching(line, columns))
-
-    def _touching(self, line: NDArray[np.intp], columns: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Pairs of runs in neighbouring lines that share a side or a corner."""
+        # Pairs of runs in neighbouring lines that share a side or a corner.
         width = columns + 2  # one number per place: runs of the next line that may touch are an interval of numbers
         begin, end = line * width + self.start, line * width + self.stop
         first = np.searchsorted(end, begin + width, side="left")  # ends at this run's start or later, one line down
@@ -199,7 +196,7 @@ class _Runs:
         count = np.maximum(last - first, 0)
         upper = np.repeat(np.arange(len(line)), count)
         lower = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count) + np.repeat(first, count)
-        return upper, lower
+        self.component = _connected(len(line), upper, lower)
 
     def components(self, first_mask: int) -> Components:
         """Boxes and sizes of all regions; masks are numbered from `first_mask`."""

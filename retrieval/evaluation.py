@@ -170,19 +170,17 @@ class Evaluation:
             "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
             for row in rows
         ]
-        return "\n".join([*lines, "", self._counted(), *self.protocol.describe(), *self.origin.describe()])
-
-    def __str__(self) -> str:
-        return self.table()
-
-    def _counted(self) -> str:
         counts = self.counts
         gallery = "all others" if counts["gallery_is_queries"] else f"{counts['gallery']:,} images"
-        return (
+        counted = (
             f"{counts['queries_scored']:,} of {counts['queries']:,} queries of {counts['classes']:,} classes against "
             f"{gallery}; left out: {counts['queries_without_relevant']:,} without a relevant image, "
             f"{counts['queries_without_label']:,} without a label"
         )
+        return "\n".join([*lines, "", counted, *self.protocol.describe(), *self.origin.describe()])
+
+    def __str__(self) -> str:
+        return self.table()
 
     def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
         """Everything for JSON; values per query only on request, None where a query has no relevant image."""

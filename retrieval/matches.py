@@ -186,27 +186,25 @@ class Matches(Ranking):
         if self.max_distance is not None:
             table.add_column("match")
         for match in self.matches:
-            verdict = () if match.is_accepted is None else ("yes" if match.is_accepted else "too far",)
+            judgement = () if match.is_accepted is None else ("yes" if match.is_accepted else "too far",)
             names = Text(match.label or "–"), Text(match.path)
             away = () if self.max_distance is None else (f"{match.distance:.4f}",)
-            table.add_row(str(match.rank), f"{match.similarity:.4f}", *away, *names, *verdict)
+            table.add_row(str(match.rank), f"{match.similarity:.4f}", *away, *names, *judgement)
         console = console or Console()
         console.print(table)
         if self.max_distance is not None:
-            console.print(Text(self._verdict(self.max_distance)))
+            accepted = sum(match.is_accepted is True for match in self.matches)
+            verdict = f"{accepted} within distance {self.max_distance:.4g}"
+            if not accepted:
+                found = f"the nearest image is {self[0].distance:.4g} away" if len(self) else "no image was searched"
+                verdict = f"no match: {found}, at most {self.max_distance:.4g} was allowed"
+            console.print(Text(verdict))
         if self.prototype is not None:
             nearest, distance = self.prototype
             similarity = self.retriever.similarity(distance)
             console.print(
                 Text(f"nearest class prototype: {nearest} (similarity {similarity:.4f}, distance {distance:.4f})")
             )
-
-    def _verdict(self, max_distance: float) -> str:
-        accepted = sum(match.is_accepted is True for match in self.matches)
-        if accepted:
-            return f"{accepted} within distance {max_distance:.4g}"
-        nearest = f"the nearest image is {self.matches[0].distance:.4g} away" if len(self) else "no image was searched"
-        return f"no match: {nearest}, at most {max_distance:.4g} was allowed"
 
     def explain(
         self,

@@ -268,7 +268,12 @@ class Retriever:
 
     def prototype_distances(self, encoding: Encoding | StoredEncoding | BareVector) -> dict[str, float]:
         """Distance of an encoding (batch of one) to every class prototype, nearest first; empty without labels."""
-        labels, vectors = self._prototypes()
+        manifest, kept = self.gallery.manifest, self._kept_prototypes
+        state = (manifest.gallery_id, manifest.generation)
+        if kept is None or kept[0] != state:  # the gallery has moved on
+            store = self.gallery.prototypes
+            kept = self._kept_prototypes = (state, (store.labels, store.all_embeddings()))
+        labels, vectors = kept[1]
         if not labels:
             return {}
         spec = SearchSpec(vectors.shape[1], self.gallery.spec.metric)
@@ -289,15 +294,6 @@ class Retriever:
             label = snapshot.column("label")
             codes = np.unique(label.codes[np.isin(snapshot.ids, self.gallery.ids_where(where))])
             kept = self._kept_classes = (state, frozenset(label.values[code] for code in codes if code >= 0))
-        return kept[1]
-
-    def _prototypes(self) -> _Prototypes:
-        """Labels and vectors, computed anew when the gallery has moved on."""
-        manifest, kept = self.gallery.manifest, self._kept_prototypes
-        state = (manifest.gallery_id, manifest.generation)
-        if kept is None or kept[0] != state:
-            store = self.gallery.prototypes
-            kept = self._kept_prototypes = (state, (store.labels, store.all_embeddings()))
         return kept[1]
 
 

@@ -126,17 +126,15 @@ class MapMaker:
             elif method.kind == "floor":
                 made[method.name] = self._floor(response, method.name, classes.shape[1])
             elif method.kind == "gradient":
-                made[method.name] = self._gradient(pixels, references, method.name)
+                weight = next(self.encoder.parameters())
+                images = self.encoder.transform.normalise(pixels.to(weight.device))
+                target = Similarity(references.to(weight.device), metric=self.metric)
+                found = explain_image(self.encoder, images, target=target, method=method.name)
+                made[method.name] = found.maps.to(references.device)
             else:
                 weights = self.classifiers[method.kind].weight[classes]
                 made[method.name] = torch.einsum("bmk,bkhw->bmhw", weights, pooled)
         return made
-
-    def _gradient(self, pixels: Tensor, references: Tensor, name: str) -> Tensor:
-        weight = next(self.encoder.parameters())
-        images = self.encoder.transform.normalise(pixels.to(weight.device))
-        target = Similarity(references.to(weight.device), metric=self.metric)
-        return explain_image(self.encoder, images, target=target, method=name).maps.to(references.device)
 
     def _floor(self, response: Tensor, name: str, questions: int) -> Tensor:
         b, _, height, width = response.shape
