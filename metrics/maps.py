@@ -160,13 +160,8 @@ def components(masks: NDArray[np.bool_]) -> Components:
     [[0.0, 0.0, 1.0, 2.0], [2.0, 0.0, 3.0, 1.0]]
     """
     parts = [_Runs(masks[first : first + STACK]).components(first) for first in range(0, len(masks), STACK)]
-    if not parts:
-        return Components(np.empty(0, np.intp), np.empty((0, 4)), np.empty(0, np.intp))
-    return Components(
-        np.concatenate([part.mask for part in parts]),
-        np.concatenate([part.box for part in parts]),
-        np.concatenate([part.size for part in parts]),
-    )
+    none = Components(np.empty(0, np.intp), np.empty((0, 4)), np.empty(0, np.intp))
+    return Components(*(np.concatenate(column) for column in zip(none, *parts, strict=True)))
 
 
 def peak(heat_map: Float[Tensor, "h w"]) -> tuple[int, int]:

@@ -37,34 +37,6 @@ class Tile:
     frame: Colour | None = None
 
 
-def panel(
-    query: Tile,
-    matches: Sequence[Tile],
-    query_maps: Sequence[Tile],
-    match_maps: Sequence[Tile] = (),
-    *,
-    tile_size: int = 196,
-    colours: Colours | None = "inferno",
-    ends: tuple[str, str] = ("low", "high"),
-) -> Image.Image:
-    """A query with its matches side by side, and below each match what it has to do with the query."""
-    rows = [list(matches), list(query_maps), *([list(match_maps)] if match_maps else [])]
-    if not matches or any(len(row) != len(matches) for row in rows):
-        raise InputError(f"a panel has one image a match in every row; got rows of {[len(row) for row in rows]}")
-    bar = (
-        Image.new("RGB", (tile_size, 1), WHITE)
-        if colours is None
-        else legend(tile_size, colours=colours, low=ends[0], high=ends[1])
-    )
-    words = Image.new("RGB", (tile_size, 1), WHITE)
-    first_column = [query, Tile(bar, caption="on the query"), Tile(words, caption="on the match")]
-    return grid(
-        [[first, *row] for first, row in zip(first_column, rows, strict=False)],
-        tile_size=tile_size,
-        gap_after_first=2 * GAP,
-    )
-
-
 def grid(rows: Sequence[Sequence[Tile | None]], *, tile_size: int = 196, gap_after_first: int = GAP) -> Image.Image:
     """Rows of images on white, each fitted into a square of `tile_size` pixels in its own proportions; None is a gap.
 
@@ -283,22 +255,20 @@ def map_panel(
     look: DrawStyle,
     ends: tuple[str, str],
 ) -> Image.Image:
-    """A `panel` of a query, its n references, and the maps on both."""
-    n = len(references)
-    on_references: list[Tile] = []
+    """A query with its n references, below each of them the query under its map, and then itself under its own."""
+    n, size = len(references), 196
+    if look.scale == "shared" or n == 1:
+        low, high = scaled(query_maps, look)[1][0]
+        ends = (f"{low:.3g}", f"{high:.3g}")
+    bar = blank = Image.new("RGB", (size, 1), WHITE)
+    if look.style == "overlay":
+        bar = legend(size, colours=look.colours, low=ends[0], high=ends[1])
+    on_query = map_tiles([query.image] * n, query_maps, views=[view] * n, look=look)
+    rows = [[query, *references], [Tile(bar, caption="on the query"), *on_query]]
     if reference_maps is not None:
         there = [index for index, seen in enumerate(views) if seen is not None]
         images, seen = [references[index].image for index in there], [each for each in views if each is not None]
         drawn = dict(zip(there, map_tiles(images, reference_maps[there], views=seen, look=look), strict=True))
         on_references = [drawn.get(index, Tile(MISSING)) for index in range(n)]
-    if look.scale == "shared" or n == 1:
-        low, high = scaled(query_maps, look)[1][0]
-        ends = (f"{low:.3g}", f"{high:.3g}")
-    return panel(
-        query,
-        references,
-        map_tiles([query.image] * n, query_maps, views=[view] * n, look=look),
-        on_references,
-        colours=look.colours if look.style == "overlay" else None,
-        ends=ends,
-    )
+        rows.append([Tile(blank, caption="on the match"), *on_references])
+    return grid(rows, tile_size=size, gap_after_first=2 * GAP)
