@@ -40,7 +40,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def lightning(tensors: dict[str, Tensor], *, prefix: str) -> dict[str, Any]:
-    """What a Lightning trainer writes of a module that keeps its network as an attribute."""
+    """A Lightning trainer's checkpoint of a module that keeps its network as an attribute."""
     return {
         "epoch": 3,
         "pytorch-lightning_version": "2.5.0",
