@@ -23,8 +23,8 @@ from distcam.errors import InputError
 from distcam.explain import METHODS, PixelScore, explain_image, is_constant, normalise, rectify, upsample
 from distcam.explain.checks.faithfulness import remove_and_debias
 from distcam.explain.engine import method_name
-from distcam.metrics.components import largest_component
 from distcam.metrics.intervals import bootstrap_means
+from distcam.metrics.maps import largest_component
 from distcam.progress import Progress
 
 Ask = Literal["component", "box", "point", "class"]

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from distcam.encoders.encoder import evaluating
+from distcam.encoders.layers import evaluating
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
 from distcam.images.masks import VOID
-from distcam.metrics.components import labelled
+from distcam.metrics.maps import labelled
 from distcam.segmentation.data import MaskedImages
 from distcam.segmentation.label_maps import label_map
 

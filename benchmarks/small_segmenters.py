@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import mobilenet_v2
 
-from distcam.encoders.weights.filling import load_state, say_what_is_left
-from distcam.encoders.weights.reading import drawn_from, read_state_dict
+from distcam.encoders.state_dicts import load_state, say_what_is_left
+from distcam.encoders.weight_files import drawn_from, read_state_dict
 from distcam.errors import InputError
 from distcam.images import Transform
 from distcam.images.masks import VOID

@@ -18,7 +18,6 @@ from .options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, Metric, W
 if TYPE_CHECKING:
     from ..images import Dataset
     from ..index import Gallery
-    from ..retrieval import Evaluation
 
 EXAMPLE = "Example: `distcam evaluate CUB_200_2011/ --encoder resnet50 --weights imagenet`"
 LayoutName = Literal["auto", "cub", "cars", "sop", "inshop", "folder", "csv"]
@@ -100,7 +99,17 @@ def evaluate(
                 "protocol", "fit", "image_size", "precision", "batch_size", "workers", "device", "strict",
                 "max_pixels",
             )  # fmt: skip
-            result = _evaluate_encoded(dataset, chosen)
+            from ..index import read_encodings
+            from ..retrieval import Protocol, evaluate_encodings, evaluate_gallery
+
+            with progress_bar("ranking") as progress:
+                if dataset.is_dir():
+                    asked = _open(dataset)
+                    own = Protocol(**({"metric": asked.metric} | chosen))
+                    result = evaluate_gallery(asked, protocol=own, progress=progress)
+                else:
+                    encodings = read_encodings(dataset)
+                    result = evaluate_encodings(encodings, protocol=Protocol(**chosen), progress=progress)
         else:
             if gallery is not None:
                 refuse_unused("with --gallery, which has its own", "precision")
@@ -136,18 +145,6 @@ def evaluate(
         print_json(result.to_dict())
     else:
         say(result.table())
-
-
-def _evaluate_encoded(path: Path, chosen: dict[str, Any]) -> Evaluation:
-    from ..index import read_encodings
-    from ..retrieval import Protocol, evaluate_encodings, evaluate_gallery
-
-    with progress_bar("ranking") as progress:
-        if path.is_dir():
-            gallery = _open(path)
-            protocol = Protocol(**({"metric": gallery.metric} | chosen))
-            return evaluate_gallery(gallery, protocol=protocol, progress=progress)
-        return evaluate_encodings(read_encodings(path), protocol=Protocol(**chosen), progress=progress)
 
 
 def _load(path: Path, layout: str, *, split: str | None, strict: bool) -> Dataset:

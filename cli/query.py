@@ -15,11 +15,10 @@ from .console import err, note, note_unfinished_build, out, print_json, progress
 from .options import AsJson, Device, read_box, read_point
 
 if TYPE_CHECKING:
-    from ..index import Gallery
     from ..retrieval import Matches
 
 EXAMPLE = "Example: `distcam query photos.gallery probe.jpg -k 5 --explain why.html`"
-_PICTURES = (".png", ".jpg", ".jpeg")
+_DRAWINGS = (".png", ".jpg", ".jpeg")
 _EXPLANATION = re.compile(r"\d{3,}-.*\.(png|npz)|\..*")  # a file that an earlier query may have written
 Weighting = Literal["dist", "dist*s", "dist*excess", "log_ratio", "dot", "dot_centered", "gradcam_cos", "caam"]
 
@@ -116,7 +115,13 @@ def query(
     probes = _listed(images or ())
     if explain is not None:
         _require_place(explain, len(ids or probes))
-    _note(opened, where, reject=reject)
+    for hint in opened.filter_hints(where) if where is not None else ():
+        note(hint)
+    if not opened.manifest.complete:
+        note_unfinished_build()
+    rejection = opened.manifest.rejection
+    if reject and rejection is not None and rejection.generation != opened.manifest.generation:
+        note("the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")
     from ..encoders import Encoder
     from ..retrieval import Retriever
     from ..retrieval.retriever import UnknownInference
@@ -177,11 +182,11 @@ def _refuse_unused(
             refuse_unused(
                 "where nothing is encoded: the gallery keeps the vectors of its images", "device", "max_pixels"
             )
-    elif explain.suffix.lower() not in ("", ".html", *_PICTURES, ".npz"):
+    elif explain.suffix.lower() not in ("", ".html", *_DRAWINGS, ".npz"):
         raise InputError(f"--explain writes OUT.html, OUT.png, OUT.npz or a folder, not {explain.name}")
     elif explain.suffix:
         whom = "the report, which has its own switches" if explain.suffix.lower() == ".html" else "one file"
-        drawn = () if explain.suffix.lower() in _PICTURES else ("style", "scale", "colours")
+        drawn = () if explain.suffix.lower() in _DRAWINGS else ("style", "scale", "colours")
         refuse_unused(f"by {whom}", "point", *drawn, remedy="give --explain a folder")
     if style != "overlay" and colours != "blue-orange":
         refuse_unused(f"by the style {style}, which draws lines", "colours")
@@ -225,7 +230,7 @@ def _readable(images: list[Path]) -> tuple[list[Path], list[Path]]:
 
 def _require_place(target: Path, queries: int) -> None:
     """Nothing, if the explanations may go there: one file for one query, a report, a folder of explanations or none."""
-    if target.suffix.lower() in (*_PICTURES, ".npz") and queries > 1:
+    if target.suffix.lower() in (*_DRAWINGS, ".npz") and queries > 1:
         raise InputError(f"{target.name} holds one query and there are {queries}; give --explain a folder or OUT.html")
     if target.suffix or not target.is_dir():
         return
@@ -234,21 +239,10 @@ def _require_place(target: Path, queries: int) -> None:
         raise InputError(f"{target} holds something else than explanations, such as {other.name}; give a new folder")
 
 
-def _note(gallery: Gallery, where: str | None, *, reject: bool) -> None:
-    """Say what a filter asks for and no image has, and what of the gallery is not finished or not fresh."""
-    for hint in gallery.filter_hints(where) if where is not None else ():
-        note(hint)
-    if not gallery.manifest.complete:
-        note_unfinished_build()
-    rejection = gallery.manifest.rejection
-    if reject and rejection is not None and rejection.generation != gallery.manifest.generation:
-        note("the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")
-
-
 def _area(images: list[Path], region: str | None, mask: Path | None, mask_class: int | None) -> Any:
     """The part of the queries that is searched for: None for all of them, a box, one mask, or one for each."""
     from ..images.masks import read_mask
-    from ..retrieval.masking import region_of_file
+    from ..retrieval.evidence import region_of_file
 
     if mask is None:
         if region is None:

@@ -1,14 +1,11 @@
-from .backbones.conv4 import Conv4
-from .backbones.drop_block import DropBlock
+from .backbones.few_shot import Conv4, DropBlock, ResNet12, WideResNet
 from .backbones.registry import available_architectures
-from .backbones.resnet12 import ResNet12
 from .backbones.resnet38 import ResNet38
-from .backbones.wide_resnet import WideResNet
-from .encoder import Encoder, evaluating
+from .encoder import Encoder
 from .encoding import Encoding
-from .heads import Affine, BNNeck, Head, Identity, Linear, Sequential, affine_of
+from .heads import GAP, Affine, BNNeck, GeM, Head, Identity, Linear, Pooling, Sequential, affine_of
 from .inference import Batch, Failure, Inference
-from .pooling import GAP, GeM, Pooling
+from .layers import evaluating
 from .trained_on import Overlap, TrainedOn
 
 __all__ = [

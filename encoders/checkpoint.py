@@ -1,7 +1,4 @@
-"""One file per encoder: safetensors, with the configuration as JSON in its header.
-
-Nothing in the file is code, it can be read by any safetensors reader, and it appears whole or not at all.
-"""
+"""One file per encoder: safetensors with the configuration as JSON in its header; and its identity as one hash."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,60 @@ from torch import Tensor
 from .._version import __version__
 from ..errors import InputError, WeightsError
 from ..files import is_file, replacing
+from .layers import plain_name
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Sha256, in hexadecimal, of a configuration and named tensors.
+
+    Two encoders that compute the same get the same: floating-point tensors count as float32 whatever they are stored
+    as; what DataParallel and torch.compile put into names and the counters of batches do not count at all.
+    """
+    digest = sha256(canonical_json(config).encode())
+    named = sorted((plain_name(name), name) for name in tensors if not name.endswith("num_batches_tracked"))
+    for plain, name in named:
+        tensor = tensors[name].detach()
+        values = tensor.to("cpu", torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
+        digest.update(f"\n{plain}{list(values.shape)}\n".encode())
+        digest.update(values.reshape(-1).numpy().data)
+    return digest.hexdigest()
+
+
+class FingerprintCache:
+    """The last fingerprint, recomputed when the configuration or a tensor has changed.
+
+    Change is seen by torch's version counters, which every in-place operation moves; writing through `tensor.data`
+    escapes them. The tensors seen last are held, or a new one might come to lie at an old one's address. Copies of the
+    owner start without a memory.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._held: list[Tensor] = []
+        self._value = ""
+
+    def get(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+        """The fingerprint of this configuration and these tensors."""
+        if any(tensor.is_inference() for tensor in tensors.values()):  # they have no version counter
+            return fingerprint(config, tensors)
+        states = [(name, t.data_ptr(), t.dtype, t.shape, t._version) for name, t in tensors.items()]
+        key = (canonical_json(config), *states)
+        if key != self._key:
+            self._value, self._key = fingerprint(config, tensors), key
+            self._held = [tensor.detach() for tensor in tensors.values()]
+        return self._value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FingerprintCache:
+        return FingerprintCache()
+
+    def __reduce__(self) -> tuple[type[FingerprintCache], tuple[()]]:
+        return FingerprintCache, ()
+
 
 _KEY = "distcam"
 _FORMAT = 1
@@ -39,10 +91,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {  # of what headers hold at their top,
 
 
 def write_checkpoint(path: str | os.PathLike[str], config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint beside its place, then move it there; an old file survives until the new one is complete.
-
-    The umask decides who may read it, as for any new file.
-    """
+    """Write a checkpoint beside its place, then move it there; an old file survives until the new one is complete."""
     path = Path(path)
     created_with = {"distcam": __version__, "torch": str(torch.__version__)}
     try:
@@ -75,14 +124,11 @@ def read_checkpoint(
         raise WeightsError(f"{path}: no such checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
-            config = _config_of(path, file.metadata() or {})
+            header = file.metadata() or {}
             names = [name for name in file.keys() if only in (None, name)]  # noqa: SIM118 - no mapping
-            return config, {name: file.get_tensor(name) for name in names}
+            tensors = {name: file.get_tensor(name) for name in names if _KEY in header}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a sound safetensors file ({error})") from error
-
-
-def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     if _KEY not in header:
         raise WeightsError(
             f"{path}: no encoder checkpoint of distcam (its header has no {_KEY!r}); plain weights are loaded with "
@@ -100,7 +146,7 @@ def _config_of(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
             expected = " or ".join(_NAMES[kind] for kind in _TYPES[name])
             got = _NAMES.get(type(config[name]), type(config[name]).__name__)
             raise WeightsError(f"{path}: expected {expected} as {name} in its header, got {got}")
-    return dict(config)
+    return config, tensors
 
 
 _NAMES = {str: "a text", dict: "an object", list: "a list", type(None): "nothing", int: "a number", float: "a number"}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -16,17 +15,14 @@ from ..errors import InputError, ShapeError
 from ..images.transform import Transform
 from ..remarks import remark
 from .backbones.registry import build_backbone
-from .checkpoint import built_from_header, read_checkpoint, write_checkpoint
+from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, write_checkpoint
 from .encoding import Encoding
-from .fingerprint import FingerprintCache
-from .heads import BNNeck, Identity, described, head_from_dict, width_behind
-from .layers import Tap, require_feature_map
+from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, pooling_from, width_behind
+from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
 from .names import CHECKPOINT_SUFFIX
-from .pooling import GAP, GeM, Pooling, pooling_from
+from .state_dicts import StateDict, load_state, neck_among, say_what_is_left, tensors_of
 from .trained_on import DIGESTS, TrainedOn
-from .weights.filling import load_state, say_what_is_left
-from .weights.matching import StateDict, neck_among, tensors_of
-from .weights.reading import (
+from .weight_files import (
     drawn_from,
     is_checkpoint,
     published,
@@ -35,7 +31,6 @@ from .weights.reading import (
     transform_for,
     uninitialised,
 )
-from .weights.wrapping import find_layer, require_usable, unwrapped
 
 T = TypeVar("T")
 _Colours = Mapping[str, Any]  # mean and std
@@ -330,15 +325,3 @@ class Encoder(nn.Module):
         at = f" at {self.layer}" if self.layer else ""
         parts = f"{type(self.pooling).__name__}, {type(self.head).__name__}"
         return f"Encoder({self.architecture}{at}, {parts}, {self.transform.height}×{self.transform.width})"
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in evaluation mode; afterwards every part is in the mode it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

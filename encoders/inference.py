@@ -1,7 +1,7 @@
-"""The fast path from images to encodings, for when no gradient is wanted.
+"""The fast path from images to encodings, without gradient.
 
-It saves time over calling the encoder: batch norms are absorbed into convolutions, memory is laid out channels last,
-arithmetic is bfloat16 where the hardware has it, and images are decoded while the network runs.
+Batch norms are absorbed into convolutions, memory is laid out channels last, arithmetic is bfloat16 where the hardware
+has it, and images are decoded while the network runs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from itertools import islice
 from typing import Any, BinaryIO, Generic, Literal, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ImageError, InputError
 from ..forking import make_forks_safe
@@ -26,8 +27,7 @@ from ..images.loading import read_image
 from ..images.transform import Transform
 from .encoder import Encoder
 from .encoding import Encoding
-from .fusing import fuse_batch_norms
-from .weights.wrapping import unwrapped
+from .layers import unwrapped
 
 T = TypeVar("T")
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
@@ -76,7 +76,14 @@ class Inference:
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"expected a batch size of at least 1, got {batch_size}")
-        self.device = _device(device)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.device = torch.device(device)
+        except RuntimeError as error:
+            raise InputError(f"no device {device!r}: expected 'auto', 'cpu', or 'cuda'") from error
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device {device!r} was asked for, but torch sees no CUDA device; use 'cpu' or 'auto'")
         self.precision = resolved_precision(precision, self.device)
         self.batch_size = batch_size or (16 if self.device.type == "cpu" else 64)
         encoder = whole_encoder(encoder)
@@ -109,10 +116,7 @@ class Inference:
         return 1 if self.device.type == "cpu" else max(1, min(8, (cores or 2) - 1))
 
     def __call__(self, pixels: UInt8[Tensor, "b 3 rows columns"]) -> Encoding:
-        """The encoding of pixels as `transform` returns them, float32, on `device`, without gradient.
-
-        More images than a batch are encoded in several passes.
-        """
+        """The encoding of pixels as `transform` returns them, float32, on `device`, without gradient."""
         if not len(pixels):
             raise InputError("expected at least one image, got an empty batch")
         starts = range(0, len(pixels), self.batch_size)
@@ -237,11 +241,8 @@ def whole_encoder(encoder: object) -> Encoder:
 
 
 def _copied(encoder: Encoder) -> Encoder:
-    """A copy of the encoder, whatever hooks have left in its parts.
-
-    Old weight and spectral norm and pruning keep a computed tensor as an attribute, which `deepcopy` refuses; the copy
-    starts with its values, and its hooks compute it anew.
-    """
+    """A copy of the encoder, whatever hooks have left in its parts."""
+    # Old weight norm and pruning keep a computed tensor as an attribute, which `deepcopy` refuses; hooks make it anew.
     computed = [
         value
         for part in encoder.modules()
@@ -251,31 +252,17 @@ def _copied(encoder: Encoder) -> Encoder:
     try:
         return deepcopy(encoder, {id(tensor): tensor.detach().clone() for tensor in computed})
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
-        part = next((name for name, part in encoder.backbone.named_children() if not _is_copyable(part)), "itself")
+        culprit = "itself"
+        for name, part in encoder.backbone.named_children():
+            try:
+                deepcopy(part)
+            except Exception:  # whatever a part of the user's own raises
+                culprit = name
+                break
         raise InputError(
-            f"{encoder.architecture} cannot be copied ({part}: {str(error).splitlines()[0]}); remove what is no weight "
-            "from it, such as a lock, an open file, or a tensor kept from a forward pass"
+            f"{encoder.architecture} cannot be copied ({culprit}: {str(error).splitlines()[0]}); remove what is no "
+            "weight from it, such as a lock, an open file, or a tensor kept from a forward pass"
         ) from error
-
-
-def _is_copyable(part: nn.Module) -> bool:
-    try:
-        deepcopy(part)
-    except Exception:  # whatever a part of the user's own raises
-        return False
-    return True
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"no device {device!r}: expected 'auto', 'cpu', or 'cuda'") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {device!r} was asked for, but torch sees no CUDA device; use 'cpu' or 'auto'")
-    return chosen
 
 
 def resolved_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
@@ -290,8 +277,8 @@ def resolved_precision(precision: str, device: torch.device) -> Literal["fp32", 
 def has_fast_bfloat16(device: torch.device) -> bool:
     """True where the hardware multiplies matrices in bfloat16 faster than in float32: CUDA, and CPUs with AMX.
 
-    AVX512_BF16 alone is no gain: one thread of such a Xeon was slower in bfloat16 for all of 18 architectures, by 3 %
-    (ShuffleNet) to 69 % (ViT-B/16). Anywhere else torch would emulate it.
+    AVX512_BF16 alone is no gain: one thread of such a Xeon was slower in bfloat16 for all of 18 architectures.
+    Anywhere else torch would emulate it.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -299,3 +286,61 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return False
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not tell
     return bool(capabilities.get("amx_bf16"))
+
+
+def fuse_batch_norms(network: nn.Module, probe: Float[Tensor, "b 3 h w"]) -> nn.Module:
+    """A copy of a network in evaluation mode in which convolutions have absorbed the batch norms that follow them.
+
+    The order is seen by watching one forward pass, so any code will do, and the result is believed only if it gives the
+    probe the same output. Else, or with nothing to fuse, the network itself comes back.
+    """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+        return network
+    fused = deepcopy(network)
+    with torch.no_grad():
+        expected = network(probe)
+        for convolution, norm in _pairs(fused, probe):
+            mean, variance = norm.running_mean, norm.running_var
+            assert mean is not None
+            assert variance is not None
+            convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                convolution.weight, convolution.bias, mean, variance, norm.eps, norm.weight, norm.bias
+            )
+            for parent in fused.modules():
+                for name, child in list(parent.named_children()):
+                    if child is norm:
+                        setattr(parent, name, nn.Identity())
+        scale = expected.abs().max()
+        agrees = bool(((fused(probe) - expected).abs().max() <= 1e-3 * scale).item())
+    return fused if agrees else network
+
+
+def _pairs(network: nn.Module, probe: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Convolutions whose output went straight into a batch norm, where both ran once."""
+    outputs: list[tuple[nn.Conv2d, Tensor]] = []
+    inputs: list[tuple[nn.BatchNorm2d, Tensor]] = []
+
+    def after(module: nn.Module, _args: Any, output: Any) -> None:
+        # A weight that hooks compute anew before each pass (old weight norm, pruning) is no parameter to be replaced.
+        if type(module) is nn.Conv2d and "weight" in module._parameters:
+            outputs.append((module, output))
+
+    def before(module: nn.Module, args: Any) -> None:
+        if type(module) is nn.BatchNorm2d and module.track_running_stats:
+            inputs.append((module, args[0]))
+
+    handles = [module.register_forward_hook(after) for module in network.modules()]
+    handles += [module.register_forward_pre_hook(before) for module in network.modules()]
+    try:
+        network(probe)
+    finally:
+        for handle in handles:
+            handle.remove()
+    runs = [module for module, _ in [*outputs, *inputs]]
+    # The tensors are held until here, so that `is` means the same tensor and not the same address used again.
+    return [
+        (convolution, norm)
+        for convolution, output in outputs
+        for norm, value in inputs
+        if value is output and runs.count(convolution) == runs.count(norm) == 1
+    ]

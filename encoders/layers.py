@@ -1,4 +1,4 @@
-"""Reaching a layer inside a network: keep only what leads to it, and read its output as a feature map."""
+"""Layers inside a network, read out as feature maps; and the network inside DataParallel and other wrappers."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import difflib
 import math
 import threading
 from collections import OrderedDict
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
 
 from ..errors import InputError, ShapeError
-from .weights.wrapping import eagerly
 
 
 class Tap(nn.Module):
-    """A network read out at one of its layers: the layer's output as a feature map.
-
-    The network runs whole; a forward hook that lives only during the call takes the output, so hooks, mode, and
-    weights stay the owner's. Works from several threads at once.
-    """
+    """A network read out at one of its layers; hooks, mode and weights stay the owner's. Safe with several threads."""
 
     def __init__(self, source: nn.Module, layer: str) -> None:
         super().__init__()
@@ -32,26 +31,35 @@ class Tap(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k rows columns"]:
         """The feature map of the layer."""
-        outputs: list[Any] = []
-        caller = threading.get_ident()
-
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if threading.get_ident() == caller:  # another thread may be in the same module right now
-                outputs.append(returned_by(self.layer, output))
-
-        handle = self.source.get_submodule(self.layer).register_forward_hook(keep)
-        try:
-            with eagerly(self.source):
-                self.source(images)
-        finally:
-            handle.remove()
-        if len(outputs) != 1:
-            raise InputError(f"layer {self.layer!r} ran {len(outputs)} times in one forward pass, expected once")
+        outputs: list[Tensor] = []
+        with eagerly(self.source):
+            run_watched(self.source, self.layer, images, lambda output: outputs.append(returned_by(self.layer, output)))
         return as_feature_map(outputs[0], (images.shape[2], images.shape[3]), origin=f"layer {self.layer!r}")
 
     def extra_repr(self) -> str:
         """The layer, for `print(encoder)`."""
         return f"layer={self.layer!r}"
+
+
+def run_watched(network: nn.Module, layer: str, images: Tensor, watch: Callable[[Any], Any]) -> Any:
+    """The network's output when `watch` sees what the layer returns, and may change it on its way."""
+    caller, n_runs = threading.get_ident(), 0
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        nonlocal n_runs
+        if threading.get_ident() != caller:  # another thread may be in the same module right now
+            return None
+        n_runs += 1
+        return watch(output)
+
+    handle = network.get_submodule(layer).register_forward_hook(hook)
+    try:
+        output = network(images)
+    finally:
+        handle.remove()
+    if n_runs != 1:
+        raise InputError(f"layer {layer!r} ran {n_runs} times in one forward pass, expected once")
+    return output
 
 
 def returned_by(layer: str, output: Any) -> Tensor:
@@ -76,10 +84,7 @@ def require_layer(network: nn.Module, layer: str) -> None:
 
 
 def require_feature_map(network: nn.Module, size: tuple[int, int]) -> None:
-    """Refuse a network that answers a black image of this height and width with something else than a feature map.
-
-    A network that cannot be run this way is not judged.
-    """
+    """Refuse a network that answers a black image of this height and width with something else than a feature map."""
     parameter = next(network.parameters(), torch.zeros(()))
     if not parameter.is_floating_point():
         return
@@ -95,18 +100,15 @@ def require_feature_map(network: nn.Module, size: tuple[int, int]) -> None:
 
         return hook
 
-    modes = [(part, part.training) for part in network.modules()]
     handles = [part.register_forward_hook(keep(name)) for name, part in network.named_modules() if name]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), eagerly(network):
-            output = network.eval()(image)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), eagerly(network), evaluating(network):
+            output = network(image)
     except Exception:  # a network of the user's own may want something else; its first use will tell
         return
     finally:
         for handle in handles:
             handle.remove()
-        for part, mode in modes:
-            part.training = mode
     if not (isinstance(output, Tensor) and output.ndim == 4):
         got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         hint = f"; name the layer that does, such as layer={maps[-1]!r}" if maps else "; name the layer that does"
@@ -119,15 +121,11 @@ def closest(name: str, names: list[str]) -> str:
 
 
 def cut(network: nn.Module, layer: str) -> nn.Module:
-    """The network up to and including a layer; parameter names stay the same.
-
-    Inside plain sequences everything behind the layer is dropped. A layer inside a block (say the second convolution of
-    a residual block) is tapped: its block still runs whole, and parameter names gain the prefix `source.`.
-    """
+    """The network up to and including a layer; parameter names stay the same."""
     require_layer(network, layer)
     if not isinstance(network, nn.Sequential):
         return Tap(network, layer)
-    kept, reached = _prefix(network, layer.split("."))
+    kept, reached = _prefix(network, layer.split("."))  # a layer inside a block is tapped: the block still runs whole
     return kept if reached else Tap(kept, layer)
 
 
@@ -147,20 +145,25 @@ def _prefix(sequence: nn.Sequential, path: list[str]) -> tuple[nn.Sequential, bo
 
 
 def as_feature_map(output: Any, size: tuple[int, int], *, origin: str) -> Float[Tensor, "b k h w"]:
-    """A layer's output as (b, k, h, w).
+    """A layer's output as (b, k, h, w), for an image of this height and width.
 
     Tokens (b, n, k) become a grid with the image's proportions; what does not fit the grid (class and register tokens)
     is dropped from the front. Maps with channels last are recognised by the image's proportions and turned round.
-
-    Args:
-        output: what the layer returned.
-        size: height and width of the image that went in.
-        origin: how an error message calls the layer.
     """
     if not isinstance(output, Tensor):
         raise ShapeError(f"{origin} returns a {type(output).__name__}, expected one tensor; name an inner layer")
     if output.ndim == 3:
-        return _grid_of_tokens(output, size, origin)
+        height, width = size
+        for extra in range(min(6, output.shape[1])):  # one class token and four registers is the most in use
+            # n = rows · columns with rows / columns = height / width, hence rows² = n · height / width.
+            n = output.shape[1] - extra
+            rows = round((n * height / width) ** 0.5)
+            columns = n // max(rows, 1)
+            if rows * columns == n and rows * width == columns * height:
+                return output[:, extra:].mT.reshape(len(output), -1, rows, columns)
+        raise ShapeError(
+            f"{origin} returns {output.shape[1]} tokens, which form no grid in proportion to a {height}×{width} image"
+        )
     if output.ndim != 4:
         shape = tuple(output.shape)
         raise ShapeError(f"{origin} returns shape {shape}, expected (b, k, h, w) or (b, n, k); name an earlier layer")
@@ -179,15 +182,105 @@ def _misfit(rows: int, columns: int, size: tuple[int, int]) -> float:
     return abs(math.log((rows / columns) / (size[0] / size[1])))
 
 
-def _grid_of_tokens(tokens: Float[Tensor, "b n k"], size: tuple[int, int], origin: str) -> Float[Tensor, "b k h w"]:
-    height, width = size
-    for extra in range(min(6, tokens.shape[1])):  # one class token and four registers is the most in use
-        # n = rows · columns with rows / columns = height / width, hence rows² = n · height / width.
-        n = tokens.shape[1] - extra
-        rows = round((n * height / width) ** 0.5)
-        columns = n // max(rows, 1)
-        if rows * columns == n and rows * width == columns * height:
-            return tokens[:, extra:].mT.reshape(len(tokens), -1, rows, columns)
-    raise ShapeError(
-        f"{origin} returns {tokens.shape[1]} tokens, which form no grid in proportion to a {height}×{width} image"
+_TRANSPARENT = {"module", "_orig_mod"}  # the names under which wrappers keep their network
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel, torch.compile and AveragedModel, nested in any order.
+
+    >>> unwrapped(nn.DataParallel(nn.ReLU()))
+    ReLU()
+    """
+    while (name := _inner_name(module)) is not None:
+        module = module.get_submodule(name)
+    return module
+
+
+def _inner_name(module: nn.Module) -> str | None:
+    """The name of the network in a wrapper that does nothing but call it; None for everything else."""
+    if type(module).__name__ == "OptimizedModule" and isinstance(getattr(module, "_orig_mod", None), nn.Module):
+        return "_orig_mod"
+    return "module" if isinstance(module, DataParallel | DistributedDataParallel | AveragedModel) else None
+
+
+def plain_name(name: str) -> str:
+    """The name of a tensor or layer without the parts that wrappers add.
+
+    >>> plain_name("module._orig_mod.layer4.0.conv1.weight")
+    'layer4.0.conv1.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in _TRANSPARENT)
+
+
+def find_layer(network: nn.Module, layer: str) -> tuple[str, str]:
+    """A layer's name in the network, and the name that it has without the wrappers on the way."""
+    if not isinstance(layer, str):
+        raise InputError(f"expected a layer's name, such as 'layer4', got {type(layer).__name__}")
+    names = [name for name, _ in network.named_modules(remove_duplicate=False) if name]  # a part may have two names
+    if layer in names:
+        found = layer
+    else:
+        alike = [
+            name
+            for name in names
+            if plain_name(name) == plain_name(layer) and _inner_name(network.get_submodule(name)) is None
+        ]
+        if len(alike) != 1:
+            return layer, layer
+        found = alike[0]
+    plain, parent = [], network  # the parts of the name, less those that lead into a wrapper
+    for part in found.split("."):
+        if _inner_name(parent) != part:
+            plain.append(part)
+        parent = parent.get_submodule(part)
+    return found, ".".join(plain)
+
+
+def eagerly(network: nn.Module) -> AbstractContextManager[object]:
+    """Inside, compiled parts of the network run as Python does: compiled code does not call a hook set afterwards."""
+    is_compiled = any(
+        _inner_name(part) == "_orig_mod" or getattr(part, "_compiled_call_impl", None) is not None
+        for part in network.modules()
     )
+    return torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
+
+
+def require_usable(network: nn.Module) -> None:
+    """Refuse what can be neither looked into nor copied."""
+    for name, part in network.named_modules():
+        what = f"{type(network).__name__}{f' (at {name!r})' if name else ''}"
+        if "train" in vars(part):  # torch.export replaces it by a refusal
+            raise InputError(
+                f"{what} is an exported program, which is fixed in its mode; hand over the module it was exported from"
+            )
+        if isinstance(part, torch.jit.ScriptModule):
+            raise InputError(
+                f"{what} is TorchScript, which can be neither copied nor read out at a layer; hand over the eager "
+                "module (before torch.jit) with the same weights"
+            )
+        own = [tensor for tensor in (*part._parameters.values(), *part._buffers.values()) if tensor is not None]
+        if any(is_lazy(tensor) for tensor in own):
+            raise InputError(f"{what} has lazy parts that have no weights yet; run it once on an image first")
+        if any(tensor.is_meta for tensor in own):
+            raise InputError(f"{what} has weights on the meta device, without values; load them first")
+        if any(tensor.layout != torch.strided for tensor in own):
+            raise InputError(f"{what} has sparse weights, which can be neither compared nor copied; use .to_dense()")
+        if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")) or any(
+            tensor.is_quantized for tensor in own
+        ):
+            raise InputError(
+                f"{what} is quantised: its packed weights can be neither compared nor copied; hand over the fp32 "
+                "module (before quantisation) and choose precision='bf16' for speed"
+            )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode; afterwards every part is in the mode it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import InputError
@@ -24,19 +25,13 @@ def refuse_weight_file(name: str, *, options: str = "") -> None:
     if not is_file(name):
         if name.endswith(_WEIGHT_SUFFIXES):
             raise InputError(f"{name}: no such file; expected an architecture's name or a checkpoint of distcam")
-    elif ("." in name or "/" in name) and not _is_safetensors(name):  # else an architecture's name
+        return
+    if not ("." in name or "/" in name) or name.endswith(CHECKPOINT_SUFFIX):
+        return  # an architecture's name, or a checkpoint; of one that is damaged whoever reads it says so
+    with suppress(OSError), Path(name).open("rb") as file:  # whoever reads it will say so
+        if file.read(9)[8:] == b"{":  # behind the length of the header of safetensors
+            return
         raise InputError(
             f"{name} is a file of weights alone, which does not say what network they are of; name the architecture, "
             f"and give this file as its weights{options}"
         )
-
-
-def _is_safetensors(name: str) -> bool:
-    """True for a checkpoint, and for one that is damaged: whoever reads it says so."""
-    if name.endswith(CHECKPOINT_SUFFIX):
-        return True
-    try:
-        with Path(name).open("rb") as file:
-            return file.read(9)[8:] == b"{"  # behind the length of the header
-    except OSError:  # whoever reads it will say so
-        return True

@@ -1,10 +1,6 @@
 """A part of an image as the question: how much of each position of a feature map it covers, and pooling over it.
 
-A region is given in pixels of the image as it was taken. What the network saw of that image is its `view`, and the
-positions of the feature map divide the view evenly, so each position is covered by a share of its area, 0 to 1. Pooling
-with these shares as weights gives the vector of the region, and `fold` with them gives the response map of which that
-vector is the mean: a region is then searched for and explained by everything that takes a whole image. `MaskPooling`
-does so for a stream of images, each with a mask in a folder.
+A region is given in pixels of the image. The positions of the feature map divide the network's `view` of it evenly.
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ from ..images.masks import MaskFolder, read_class_numbers
 from ..remarks import remark
 from .encoder import Encoder
 from .encoding import Encoding
-from .pooling import GAP, GeM, Pooling
+from .heads import GAP, GeM, Pooling
 
 Region = Box | NDArray[np.bool_]
 
@@ -34,21 +30,21 @@ Region = Box | NDArray[np.bool_]
 def coverage(
     region: Box | Bool[NDArray[Any], "height width"], *, size: tuple[int, int], view: Box, shape: tuple[int, int]
 ) -> Float[Tensor, "h w"]:
-    """Share of each position's area that the region covers, in [0, 1].
-
-    Args:
-        region: a `Box` in pixels of the image, clipped to it; or a boolean mask with a value for each of its pixels.
-        size: (width, height) of the image.
-        view: the rectangle of the image that the network saw, `Transform.view(*size)`.
-        shape: rows and columns of the feature map.
+    """Share of each position's area that the region covers, in [0, 1]; `size` is (width, height) of the image.
 
     >>> coverage(Box(0, 0, 3, 2), size=(4, 4), view=Box(0, 0, 4, 4), shape=(2, 2))
     tensor([[1.0000, 0.5000],
             [0.0000, 0.0000]])
     """
     width, height = size
-    if isinstance(region, Box):
-        mask, rows, columns = _box(region, size)
+    if isinstance(region, Box):  # one cell of ones between its own edges
+        visible = region.clipped(*size)
+        if not visible.area > 0:  # NaN fails too
+            raise InputError(
+                f"the region {tuple(region)} is empty or lies outside the image of {width}×{height} pixels"
+            )
+        mask = np.ones((1, 1))
+        rows, columns = np.array(visible[1::2], np.float64), np.array(visible[::2], np.float64)
     else:
         mask = region_mask(region, size).astype(np.float64)
         rows, columns = np.arange(height + 1.0), np.arange(width + 1.0)
@@ -112,10 +108,7 @@ def pool_region(
 
 
 def pooled_under(encoder: Encoder, encoding: Encoding, weights: Sequence[Tensor | None]) -> Encoding:
-    """The encoding with each image pooled under its own weights; None leaves an image as it is.
-
-    The feature map stays the whole image's; pooled vector and embedding are those of the region.
-    """
+    """The encoding with each image pooled under its own weights; None leaves an image as it is."""
     if len(weights) != len(encoding):
         raise ShapeError(f"{len(encoding)} images need as many weights (None for the whole image); got {len(weights)}")
     own = [row for row, each in enumerate(weights) if each is not None]
@@ -134,15 +127,7 @@ class MaskPooling:
     """Pooling of images under the masks of a folder.
 
     An image without a mask, with an empty one, or with one that lies outside what the encoder sees, is pooled as a
-    whole; with `strict` it is an error.
-
-    Attributes:
-        masks: the folder.
-        encoder: in evaluation mode.
-        shape: rows and columns of its feature map.
-        strict: whether every image must have a mask that it can be pooled under.
-        passed_over: images whose masks mark nothing, with the reason.
-        marked: of each mask that was applied, its path and what is odd about it: "every pixel", "the rim", or "".
+    whole; with `strict` it is an error. `marked` has the path of each mask applied and its key in `_ODDITIES`, or "".
     """
 
     masks: MaskFolder
@@ -167,7 +152,11 @@ class MaskPooling:
         if mask is None:
             reason = f"it has no mask; expected {self.masks.file(path)}"
         elif not mask.any():
-            reason = f"its mask holds no pixel{self._numbers(path)}: {self.masks.file(path)}"
+            reason = "its mask holds no pixel"
+            if self.masks.category is not None:
+                there = np.unique(read_class_numbers(self.masks.file(path)))[:5].tolist()
+                reason += f" with the number {self.masks.category}, only {', '.join(map(str, there))}"
+            reason += f": {self.masks.file(path)}"
         else:
             self.marked.append((str(path), _oddity(mask)))
             try:
@@ -193,13 +182,6 @@ class MaskPooling:
                     f"{found[0]}: {meaning}"
                 )
 
-    def _numbers(self, path: str | Path) -> str:
-        """Numbers that an empty mask holds in place of the one that was asked for."""
-        if self.masks.category is None:
-            return ""
-        there = np.unique(read_class_numbers(self.masks.file(path)))[:5].tolist()
-        return f" with the number {self.masks.category}, only {', '.join(map(str, there))}"
-
 
 _ODDITIES = {
     "every pixel": "no pixel of theirs is black, so they change nothing",
@@ -215,15 +197,6 @@ def _oddity(mask: Bool[NDArray[Any], "height width"]) -> str:
     rim = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
     middle = mask[height // 4 : height - height // 4, width // 4 : width - width // 4]
     return "the rim and not the middle" if rim.mean() > 0.75 and middle.mean() < rim.mean() / 2 else ""
-
-
-def _box(box: Box, size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The box as one cell of ones between its own edges."""
-    visible = box.clipped(*size)
-    if not visible.area > 0:  # NaN fails too
-        raise InputError(f"the region {tuple(box)} is empty or lies outside the image of {size[0]}×{size[1]} pixels")
-    top, bottom, left, right = (float(e) for e in (visible.top, visible.bottom, visible.left, visible.right))
-    return np.ones((1, 1)), np.array([top, bottom]), np.array([left, right])
 
 
 def _overlap(edges: NDArray[np.float64], cells: int, *, begin: float, end: float) -> NDArray[np.float64]:

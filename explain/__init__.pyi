@@ -2,10 +2,8 @@ from ..metrics.localisation import energy_in_box, peak_in_box
 from ..metrics.maps import is_constant, normalise, rectify, upsample
 from .checks.faithfulness import Faithfulness, measure_faithfulness
 from .checks.sanity import match_sensitivity
-from .drawing.colours import colourise
-from .drawing.overlay import DrawStyle, map_tiles
-from .drawing.panels import Tile, grid
-from .drawing.rendering import contour, draw_box, overlay
+from .drawing.panels import DrawStyle, Tile, grid, map_tiles
+from .drawing.rendering import colourise, contour, draw_box, overlay
 from .engine import METHODS, ActivationMaps, explain_image
 from .folding import fold
 from .inputs import METRICS, NORMS, WEIGHTINGS, Norm, Weighting

@@ -18,12 +18,20 @@ from ..metrics.maps import is_constant
 from .folding import fold
 from .inputs import Norm, Weighting, refuse_non_finite
 from .layer_runs import LayerView, capture
-from .methods.cam import caam, cam, weighted_sum
+from .methods.cam import (
+    caam,
+    cam,
+    eigen_cam,
+    grad_cam,
+    grad_cam_plus_plus,
+    hires_cam,
+    layer_cam,
+    seg_xres_cam,
+    weighted_sum,
+    xgrad_cam,
+)
 from .methods.dist_cam import WeightOptions, dist_cam
-from .methods.eigen_cam import eigen_cam
 from .methods.full_grad import full_grad, full_gradient
-from .methods.grad_cam import grad_cam, grad_cam_plus_plus, xgrad_cam
-from .methods.hires_cam import hires_cam, layer_cam, seg_xres_cam
 from .methods.lift_cam import lift_weights
 from .methods.perturbation import ablation_weights, score_weights
 from .targets import Similarity, Target, vector_of
@@ -169,28 +177,21 @@ def _dist_cam(
     """Dist-CAM in the space that is searched; for other scores, against the direction they take in channel space."""
     options: WeightOptions = {"weighting": weighting, "tau": tau, "norm": norm, "mean": mean}
     if isinstance(view.target, Similarity):
-        references = view.target.for_images(vector_of(view.output.detach()))
+        vectors, model, response = vector_of(view.output).detach(), view.run.model, view.run.activations
+        if isinstance(model, Encoder) and view.run.layer == ENCODERS_LAYER:
+            response = fold(response, pooling=model.pooling, head=model.head).map
+        pooled = response.mean((-2, -1)).to(vectors)
+        scale = float(vectors.abs().amax()) if vectors.numel() else 0.0
+        if pooled.shape != vectors.shape or not torch.allclose(pooled, vectors, rtol=1e-3, atol=1e-3 * scale):
+            raise InputError(
+                f"Dist-CAM compares pooled vectors, but the mean over the map of layer {view.run.layer!r} is not the "
+                "vector that the network returns; name the layer that is pooled, or put the network into an Encoder"
+            )
         options["metric"] = view.target.metric
-        return dist_cam(_response(view), references, **options)
+        return dist_cam(response, view.target.for_images(vectors), **options)
     maps = dist_cam(view.run.activations, view.gradients.sum((-2, -1)), **options)
     is_asked = (view.gradients != 0).any(-1).any(-1).any(-1)  # not of an empty set of pixels, which has no direction
     return maps * is_asked[..., None, None]
-
-
-def _response(view: LayerView) -> Tensor:
-    """The map whose mean over positions is the vector that is searched."""
-    model, response = view.run.model, view.run.activations
-    if isinstance(model, Encoder) and view.run.layer == ENCODERS_LAYER:
-        response = fold(response, pooling=model.pooling, head=model.head).map
-    vectors = vector_of(view.output).detach()
-    pooled = response.mean((-2, -1)).to(vectors)
-    scale = float(vectors.abs().amax()) if vectors.numel() else 0.0
-    if pooled.shape != vectors.shape or not torch.allclose(pooled, vectors, rtol=1e-3, atol=1e-3 * scale):
-        raise InputError(
-            f"Dist-CAM compares pooled vectors, but the mean over the map of layer {view.run.layer!r} is not the "
-            "vector that the network returns; name the layer that is pooled, or put the network into an Encoder"
-        )
-    return response
 
 
 METHODS: Mapping[str, Method] = {

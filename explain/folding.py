@@ -8,23 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..encoders.heads import Affine, affine_of
-from ..encoders.pooling import GAP, GeM, Pooling
+from ..encoders.heads import GAP, Affine, GeM, Pooling, affine_of
 from ..encoders.regions import pool_region
 from ..errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
 class Response:
-    """A map whose mean over rows and columns is the embedding.
-
-    Attributes:
-        map: one channel per embedding dimension, at the feature map's resolution.
-        is_exact: False if the head is not affine and `map` is its first-order approximation around the pooled vector.
-    """
+    """A map whose mean over rows and columns is the embedding."""
 
     map: Float[Tensor, "b d h w"]
-    is_exact: bool
+    is_exact: bool  # else of first order around the pooled vector, as the head is not affine
 
 
 def fold(

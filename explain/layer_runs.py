@@ -5,7 +5,6 @@ Only what lies behind the layer is recorded for gradients: its output is handed 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -15,9 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..encoders.encoder import evaluating
-from ..encoders.layers import as_feature_map, require_layer
-from ..encoders.weights.wrapping import eagerly, find_layer
+from ..encoders.layers import as_feature_map, eagerly, evaluating, find_layer, require_layer, run_watched
 from ..errors import InputError, ShapeError
 from .inputs import at_least_float32, refuse_non_finite
 from .targets import Score, Target
@@ -130,24 +127,12 @@ class LayerRun:
 
     def _run(self, images: Tensor, change: Callable[[Tensor], Tensor]) -> Any:
         """The output for images when what the layer returns is changed on its way."""
-        caller, n_runs = threading.get_ident(), 0
 
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            nonlocal n_runs
-            if threading.get_ident() != caller:  # another thread may be in the same module right now
-                return output
-            n_runs += 1
+        def watch(output: Any) -> Tensor:
             self.as_map(output)  # refuses what is no map
             return change(output)
 
-        handle = self.model.get_submodule(self.layer).register_forward_hook(hook)
-        try:
-            output = self.model(images)
-        finally:
-            handle.remove()
-        if n_runs != 1:
-            raise InputError(f"layer {self.layer!r} ran {n_runs} times in one forward pass, expected once")
-        return output
+        return run_watched(self.model, self.layer, images, watch)
 
 
 class LayerView:

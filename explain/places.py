@@ -14,7 +14,7 @@ from ..encoders.regions import region_mask
 from ..errors import InputError, ShapeError
 from ..images.geometry import Box
 from ..images.transform import Transform
-from ..metrics.components import components, finite_array
+from ..metrics.maps import components, finite_array
 from ..remarks import remark
 
 
@@ -47,10 +47,7 @@ def position_of(point: tuple[float | int, float | int], view: Box, shape: tuple[
 
 
 def visible_box(box: Box, size: tuple[int, int], *, is_said: bool = True) -> Box:
-    """The part of a box that lies on an image of `size` (width, height), in its pixels; says if that is not all of it.
-
-    `is_said=False` is for servers, where everyone's boxes would fill the log.
-    """
+    """The part of a box that lies on an image of `size` (width, height), in its pixels; says if it is not all."""
     width, height = size
     if min(box) >= 0 and max(box) <= 1 < min(size):
         raise InputError(

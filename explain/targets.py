@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..encoders.encoding import Encoding
+from ..encoders.regions import region_mask
 from ..errors import InputError, ShapeError
 from ..images.geometry import Box
-from ..metrics.components import largest_component
+from ..metrics.maps import largest_component
 from .inputs import METRICS, Metric, refuse_non_finite
 
 NamedPixels = Literal["all", "predicted", "component"]
@@ -154,7 +155,14 @@ class PixelScore:
                 "or give a Box, a (row, column), or a mask"
             )
         rectangle = _rectangle(self.pixels, shape, logits.device)
-        return _grown(rectangle, within=predicted) if isinstance(self.pixels, ComponentAt) else rectangle
+        if not isinstance(self.pixels, ComponentAt):
+            return rectangle
+        region = rectangle & predicted
+        while True:  # the 8-connected regions that the rectangle lies in
+            larger = functional.max_pool2d(region.float(), 3, stride=1, padding=1).bool() & predicted
+            if torch.equal(larger, region):
+                return region
+            region = larger
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,16 +272,6 @@ def _asked(index: int | Tensor, scores: Tensor) -> Tensor:
     return asked.long()
 
 
-def _grown(seed: Tensor, *, within: Tensor) -> Tensor:
-    """The 8-connected regions of `within` that the seed lies in."""
-    region = seed & within
-    while True:
-        larger = functional.max_pool2d(region.float(), 3, stride=1, padding=1).bool() & within
-        if torch.equal(larger, region):
-            return region
-        region = larger
-
-
 def _given_mask(mask: Tensor, asked: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A mask, or the ground truth's pixels of the classes asked for, as (b, m, h, w)."""
     n_images, _, rows, columns = shape
@@ -293,8 +291,7 @@ def _rectangle(place: Box | tuple[int, int], shape: tuple[int, ...], device: tor
     """The pixels with their centre in a box, or the one pixel at (row, column)."""
     rows, columns = shape[-2:]
     box = place if isinstance(place, Box) else Box(place[1], place[0], place[1] + 1, place[0] + 1)
-    y, x = torch.arange(rows, device=device)[:, None] + 0.5, torch.arange(columns, device=device) + 0.5
-    mask = (y >= box.top) & (y < box.bottom) & (x >= box.left) & (x < box.right)
+    mask = torch.from_numpy(region_mask(box, (columns, rows))).to(device)
     if not bool(mask.any()):
         raise InputError(f"{place} holds no pixel of an output with {rows} rows and {columns} columns")
     return mask.expand(shape)

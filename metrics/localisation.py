@@ -9,17 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from ..errors import InputError, ShapeError
-from .components import components, finite_array, peak
-from .maps import is_constant, normalise
+from .maps import components, finite_array, is_constant, normalise, peak
 
 THRESHOLDS: tuple[float, ...] = tuple(step / 50 for step in range(50))  # 0, .02, …, .98
 LEVELS = 1000  # of the pixel precision-recall curve, as in Choe et al.
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom; an `images.Box` is one
-Corners = NDArray[np.float64]
 
 
 class BestThreshold(NamedTuple):
@@ -64,24 +62,6 @@ class BoxOverlaps:
             raise InputError(f"threshold={threshold} is none of those measured; measure it: box_overlaps(thresholds=…)")
         return self.largest[:, distance.index(min(distance))]
 
-    def gt_known_error(self, *, threshold: float = 0.2, iou: float = 0.5) -> float:
-        """GT-known localisation error, in [0, 1]: how often the largest region's box overlaps no true box by `iou`.
-
-        The maps are those for the true class, whatever was predicted.
-
-        Source: Zhou et al., Learning Deep Features for Discriminative Localization, 2016, §3.2 (0.2 of the maximum).
-        """
-        return 1 - float((self.at(threshold) >= iou).double().mean())
-
-    def top1_error(self, is_right: Bool[Tensor, " n"], *, threshold: float = 0.2, iou: float = 0.5) -> float:
-        """Top-1 localisation error, in [0, 1]: wrong where the class is wrong or the box does not overlap by `iou`.
-
-        Maps for the true class are enough: where the prediction is another, the error is made already.
-
-        Source: [Dist-CAM] Table 1 (which states no threshold).
-        """
-        return 1 - float(((self.at(threshold) >= iou) & is_right).double().mean())
-
     def max_box_acc(self, *, iou: float = 0.5) -> BestThreshold:
         """MaxBoxAcc, in [0, 1]: the share of largest regions' boxes that fit, at the one threshold best for all images.
 
@@ -89,19 +69,9 @@ class BoxOverlaps:
 
         Source: Choe et al., Evaluating Weakly Supervised Object Localization Methods Right, 2020, Eq. 3.
         """
-        return self._best((self.largest >= iou).double())
-
-    def max_box_acc_v2(self, *, ious: Sequence[float] = (0.3, 0.5, 0.7)) -> float:
-        """MaxBoxAccV2, in [0, 1]: the mean over `ious` of the best accuracy when any region's box may fit any true box.
-
-        Source: Choe et al., Evaluation for Weakly Supervised Object Localization, 2020, §4.
-        """
-        return float(np.mean([self._best((self.best >= iou).double()).accuracy for iou in ious]))
-
-    def _best(self, hits: Tensor) -> BestThreshold:
         if not len(self):
             raise InputError("no map was measured, so there is no accuracy")
-        accuracy = hits.mean(0)
+        accuracy = (self.largest >= iou).double().mean(0)
         at = int(accuracy.argmax())
         return BestThreshold(float(accuracy[at]), self.thresholds[at])
 
@@ -139,23 +109,11 @@ def box_overlaps(
         if visible is not None:
             left, top, right, bottom = visible[row]
             found = found._replace(box=found.box.clip([left, top, left, top], [right, bottom, right, bottom]))
-        truth = np.asarray(boxes[row], np.float64)
-        np.maximum.at(best[row], found.mask, _overlap(found.box, truth))
-        main = found.largest()
-        largest[row, main.mask] = _overlap(main.box, truth)
+        truth = torch.tensor(boxes[row], dtype=torch.float64)
+        for into, regions in ((best[row], found), (largest[row], found.largest())):
+            ious = box_iou(torch.from_numpy(regions.box), truth).nan_to_num(0.0)  # 0/0: two boxes without an area
+            np.maximum.at(into, regions.mask, ious.amax(1).numpy())
     return BoxOverlaps(tuple(float(level) for level in thresholds), torch.from_numpy(largest), torch.from_numpy(best))
-
-
-def _overlap(found: Corners, truth: Corners) -> NDArray[np.float64]:
-    """For each of c boxes the intersection over union with the one of g true boxes that it fits best."""
-    one, other = found[:, None], truth[None]
-    shared = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
-    intersection = shared.clip(min=0).prod(-1)
-    areas = ((b[..., 2:] - b[..., :2]).clip(min=0).prod(-1) for b in (one, other))
-    union = sum(areas) - intersection
-    ratio: NDArray[np.float64] = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
-    best: NDArray[np.float64] = ratio.max(1)
-    return best
 
 
 @dataclass(frozen=True, eq=False)

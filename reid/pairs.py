@@ -22,7 +22,7 @@ from torch import Tensor
 from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError, ShapeError
 from ..explain import Tile, Weighting, dist_cam, fold, grid
-from ..explain.drawing.overlay import DrawStyle, map_tiles
+from ..explain.drawing.panels import DrawStyle, map_tiles
 from ..explain.methods.correspondence import Correspondence, correspondence
 from ..images import Box, read_image
 

@@ -1,14 +1,12 @@
 from .benchmarks import EncodingSettings, default_protocol, evaluate_dataset, evaluate_encodings, evaluate_gallery
-from .correspondence import PictureCorrespondence, PlacePair
-from .evaluation import evaluate_embeddings
+from .evaluation import Evaluation, Origin, Protocol, Score, evaluate_embeddings
 from .evidence import Reference
 from .explanation import Explanation, write_report
 from .localisation.evaluate import localise
 from .localisation.references import References, read_classifier
 from .localisation.results import LocalisationTable
-from .matches import Matches
+from .matches import Matches, PictureCorrespondence, PlacePair
 from .ranking import Match, Query
-from .results import Evaluation, Origin, Protocol, Score
 from .retriever import Retriever
 
 __all__ = [

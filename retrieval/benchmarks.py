@@ -26,8 +26,7 @@ from ..index import Encodings, Gallery, encode_to_file, read_encodings
 from ..index.storage.segments import Record
 from ..progress import Progress
 from ..remarks import remark
-from .evaluation import evaluate_embeddings
-from .results import RECALL_AT, Evaluation, Origin, Protocol
+from .evaluation import RECALL_AT, Evaluation, Origin, Protocol, evaluate_embeddings
 
 
 @dataclass(frozen=True)
@@ -99,14 +98,16 @@ def evaluate_gallery(
     known = {name: getattr(entry, name) for name in ("fingerprint", "short_name", "description", "precision")}
     records, vectors = gallery.records(gallery.ids), gallery.embeddings(gallery.ids)
     labels = [record.label for record in records]
-    if origin is None:
-        asked = queries.encoder.get("trained_on") if queries is not None else None
-        origin = _origin(
-            known,
-            gallery.folder.name,
-            notes=_splits_measured(gallery.folder, records) if queries is None else (),
-            trained_on=_overlap_of(gallery, labels) if queries is None else Overlap.from_dict(asked),
-        )
+    if origin is None and queries is not None:
+        overlap = Overlap.from_dict(queries.encoder.get("trained_on"))
+        origin = _origin(known, gallery.folder.name, trained_on=overlap)
+    elif origin is None:
+        record, overlap = None if gallery.encoder_path is None else TrainedOn.read(gallery.encoder_path), None
+        if record is not None:
+            digests = [segment.sha256[rows] for segment, rows in gallery.snapshot.live_parts()]
+            overlap = record.overlap(labels, record.short(np.concatenate([np.empty((0, 32), np.uint8), *digests])))
+        notes = _splits_measured(gallery.folder, records)
+        origin = _origin(known, gallery.folder.name, notes=notes, trained_on=overlap)
     if queries is None:
         return evaluate_embeddings(vectors, labels, protocol=protocol, origin=origin, progress=progress)
     if queries.encoder["fingerprint"] != entry.fingerprint:
@@ -198,19 +199,9 @@ def _encoded(
     dataset: Dataset, encoder: Encoder, file: Path, *, settings: EncodingSettings, progress: Progress | None
 ) -> tuple[Encodings, tuple[str, ...]]:
     """The data set's encodings, made now or read, and what to say about them."""
-    if file.exists():
-        encodings, made = _cached(dataset, encoder, file), "cached encodings"
-    else:
+    notes = ["cached encodings"] if file.exists() else []
+    if not notes:
         encode_to_file(dataset.listing(), encoder, file, **dataclasses.asdict(settings), progress=progress)
-        encodings, made = read_encodings(file), None
-    lost = len(dataset) - len(encodings)
-    return encodings, (
-        *filter(None, (made,)),
-        *([f"{lost} of {len(dataset)} images could not be read and are left out"] if lost else []),
-    )
-
-
-def _cached(dataset: Dataset, encoder: Encoder, file: Path) -> Encodings:
     encodings = read_encodings(file)
     if encodings.encoder["fingerprint"] != encoder.fingerprint:
         raise FingerprintMismatchError(
@@ -223,16 +214,9 @@ def _cached(dataset: Dataset, encoder: Encoder, file: Path) -> Encodings:
             raise InputError(
                 f"{file} holds other images, labels or roles, such as {record.path}; choose another --cache"
             )
-    return encodings
-
-
-def _overlap_of(gallery: Gallery, labels: Sequence[str | None]) -> Overlap | None:
-    """The number of a gallery's images that its own encoder was trained on; None where no copy of it says."""
-    record = None if gallery.encoder_path is None else TrainedOn.read(gallery.encoder_path)
-    if record is None:
-        return None
-    parts = [segment.sha256[rows] for segment, rows in gallery.snapshot.live_parts()] or [np.empty((0, 32), np.uint8)]
-    return record.overlap(labels, record.short(np.concatenate(parts)))
+    if lost := len(dataset) - len(encodings):
+        notes.append(f"{lost} of {len(dataset)} images could not be read and are left out")
+    return encodings, tuple(notes)
 
 
 def _splits_measured(place: Path, records: Sequence[Record]) -> tuple[str, ...]:

@@ -1,21 +1,31 @@
-"""The evidence behind the maps of a ranking: response maps and the vectors of references, each made once."""
+"""The evidence behind the maps of a ranking: response maps, vectors of references, and the masks of regions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ..encoders import Encoder
 from ..encoders.heads import Identity
-from ..errors import InputError
+from ..encoders.regions import MaskPooling, weights_of
+from ..errors import ImageError, InputError
 from ..explain.folding import Response, fold
 from ..explain.inputs import NEEDS_MEAN
-from .masking import gallery_weights
+from ..images.masks import MaskFolder, read_mask
+from ..index.storage.segments import MASK_COLUMN, NO_MASK
 from .ranking import Match, Ranking
+
+if TYPE_CHECKING:
+    from ..index import Gallery, Record
 
 Space = Literal["metric", "backbone"]
 
@@ -60,8 +70,8 @@ class Evidence:
             maps = self.ranking.feature_maps[[rank - 1 for rank in ranks]]
             matches = [self.ranking.at_rank(rank) for rank in ranks]
             shape = (maps.shape[-2], maps.shape[-1])
-            weights = gallery_weights(source.gallery, source.encoder, matches, shape)
-            self._matched[ranks] = self._folded(maps, weights).map
+            weights = gallery_weights(source.gallery, source.encoder, matches, shape=shape)
+            self._matched[ranks] = self._folded(maps, None if weights is None else torch.stack(weights)).map
         return self._matched[ranks]
 
     def _folded(self, feature_maps: Tensor, weights: Tensor | None) -> Response:
@@ -105,7 +115,13 @@ class Evidence:
     def references(self, against: str | int) -> tuple[tuple[Reference, ...], Tensor]:
         """The references that `against` names, see `Matches.explain`, and their vectors "n d"."""
         ranking, gallery = self.ranking, self.ranking.retriever.gallery
-        rank = _rank(against)
+        rank = against if isinstance(against, int) else None
+        if isinstance(against, str) and against.startswith("rank:"):
+            if not against[5:].isdecimal():
+                raise InputError(
+                    f"expected a rank such as rank:3, got {against!r}; a class of that name is 'label:{against}'"
+                )
+            rank = int(against[5:])
         if against == "match" or rank is not None:
             if not len(ranking):
                 raise InputError(f"{ranking.query.name} has no match to explain: the gallery or the filter is empty")
@@ -131,13 +147,43 @@ class Evidence:
         return torch.from_numpy(gallery.embeddings(rows) if self.space == "metric" else gallery.pooled(rows))
 
 
-def _rank(name: str | int) -> int | None:
-    """The rank that 3 or "rank:3" stands for; None for any other name."""
-    if isinstance(name, int):
-        return name
-    digits = name.removeprefix("rank:")
-    if digits == name:
+def region_of_file(file: str | PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:
+    """A mask file as the region of a query: everything that is not black, or the pixels with a class's number."""
+    mask = read_mask(file, category=category)
+    if not mask.any():
+        what = "nothing but black" if category is None else f"no pixel with the number {category}"
+        raise InputError(f"{file}: the mask holds {what}, so there is nothing to search for")
+    return mask
+
+
+def gallery_weights(
+    gallery: Gallery, encoder: Encoder, images: Sequence[Record | Match], *, shape: tuple[int, int] | None = None
+) -> list[Float[Tensor, "h w"]] | None:
+    """The weights under which a gallery pooled these images of its own; None where it pools whole images."""
+    masks = gallery.masks
+    if masks is None:
         return None
-    if not digits.isdecimal():
-        raise InputError(f"expected a rank such as rank:3, got {name!r}; a class of that name is 'label:{name}'")
-    return int(digits)
+    shape = shape or gallery.spec.map_shape or MaskPooling.of(masks, encoder).shape
+    return [_stored_weights(image, masks, encoder, shape) for image in images]
+
+
+def _stored_weights(
+    image: Record | Match, masks: MaskFolder, encoder: Encoder, shape: tuple[int, int]
+) -> Float[Tensor, "h w"]:
+    digest = image.columns.get(MASK_COLUMN, NO_MASK)
+    whole = torch.ones(shape)
+    if digest == NO_MASK:
+        return whole
+    if masks.digest(image.path) != digest:
+        raise InputError(
+            f"{image.path} was pooled under a mask that is not at {masks.file(image.path)} any more, so this side "
+            "cannot be explained; put it back, or renew the gallery with `distcam index add`"
+        )
+    try:
+        mask = read_mask(masks.file(image.path), category=masks.category)
+        size = (mask.shape[1], mask.shape[0])
+        return weights_of(mask, size=size, encoder=encoder, shape=shape) if mask.any() else whole
+    except ImageError as error:
+        raise InputError(f"{image.path}: its mask: {error.reason}") from error
+    except InputError:  # nothing of the mask is seen: pooled as a whole
+        return whole

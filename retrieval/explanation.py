@@ -16,9 +16,8 @@ from torch import Tensor
 from ..encoders.regions import region_mask
 from ..errors import ImageError, InputError
 from ..explain import WEIGHTINGS, Norm, Weighting, contrast, dist_cam, match_sensitivity, rectify
-from ..explain.drawing.overlay import DrawStyle, map_panel
 from ..explain.drawing.page import Thumbnails, numbers, write_html
-from ..explain.drawing.panels import MISSING, Tile
+from ..explain.drawing.panels import MISSING, DrawStyle, Tile, map_panel
 from ..explain.drawing.rendering import contour, draw_box
 from ..explain.inputs import NEEDS_MEAN, WORDS
 from ..files import replacing

@@ -1,25 +1,141 @@
-"""The result of a query: a ranking that can be judged by a distance, printed, and explained."""
+"""The result of a query: a ranking that can be judged by a distance, printed, and explained, as pairs of places too."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from ..errors import InputError
-from .correspondence import PictureCorrespondence, correspondence
+from ..explain.drawing.panels import DrawStyle, Tile, grid, map_tiles
+from ..explain.drawing.rendering import draw_points
+from ..explain.methods.correspondence import Correspondence, correspondence
+from ..explain.places import position_of
+from ..files import replacing
+from ..images import Box, read_image
+from ..metrics.maps import rectify
 from .evidence import Evidence, Space
 from .explanation import Explanation
-from .ranking import Ranking
+from .ranking import Match, Ranking
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from ..explain import Norm, Weighting
     from ..index.rejection import Rejection
+
+
+Point = tuple[float, float]
+
+
+class PlacePair(NamedTuple):
+    """A point (x, y) on the query and its partner on the match, in pixels of each image, and their share."""
+
+    query: Point
+    match: Point
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
+class PictureCorrespondence:
+    """The similarity of a query and a match, divided among all pairs of places.
+
+    Attributes:
+        match: the gallery image.
+        parts: the shares in positions of the two feature maps, with their total and residual.
+        query_view: the rectangle of the query image that its positions divide evenly, in its pixels.
+        match_view: that of the match.
+        is_exact: False when a non-linear head could only be unfolded to first order; the total is exact even so.
+    """
+
+    match: Match
+    parts: Correspondence
+    query_view: Box
+    match_view: Box
+    is_exact: bool
+    _ranking: Ranking = field(repr=False)
+
+    def on_match(self, point: Point) -> Tensor:
+        """Float "u v", raw: where on the match lies what this point (x, y) of the query image contributes.
+
+        Raises:
+            InputError: the encoder does not see that point.
+        """
+        return self.parts.on_match(position_of(point, self.query_view, self.parts.shares.shape[:2]))
+
+    def on_query(self, point: Point) -> Tensor:
+        """Float "h w", raw: where on the query lies what this point (x, y) of the match contributes.
+
+        Raises:
+            InputError: the encoder does not see that point.
+        """
+        return self.parts.on_query(position_of(point, self.match_view, self.parts.shares.shape[2:]))
+
+    def pairs(self, limit: int = 10) -> list[PlacePair]:
+        """The places that are each other's best partner, as the middles of their positions; largest share first."""
+        rows, columns, match_rows, match_columns = self.parts.shares.shape
+
+        def middle(position: tuple[int, int], view: Box, shape: tuple[int, int]) -> Point:
+            row, column = ((index + 0.5) / n for index, n in zip(position, shape, strict=True))
+            return view.left + column * view.width, view.top + row * view.height
+
+        return [
+            PlacePair(
+                middle(pair.query, self.query_view, (rows, columns)),
+                middle(pair.match, self.match_view, (match_rows, match_columns)),
+                pair.share,
+            )
+            for pair in self.parts.mutual_pairs(limit)
+        ]
+
+    def show(self, point: Point | None = None, *, limit: int = 6, look: DrawStyle | None = None) -> Image:
+        """The query with a point and the match under the map for it; without a point the best pairs, numbered alike."""
+        query, match = self._ranking.query.image, read_image(self.match.file)
+        title = f"{self.match.rank} · {self.match.label or '–'}"
+        total = f"similarity {self.parts.total:.3f}" if self._ranking.metric in ("cosine", "dot") else "query"
+        if point is None:
+            pairs = self.pairs(limit)
+            ours = Tile(draw_points(query, [pair.query for pair in pairs]), title="query", caption=total)
+            theirs = Tile(draw_points(match, [pair.match for pair in pairs]), title=title)
+            return grid([[ours, theirs]], tile_size=320)
+        heat = rectify(self.on_match(point))[None]
+        mark = (float(point[0]), float(point[1]))
+        (tile,) = map_tiles([match], heat, views=[self.match_view], look=look, title=title)
+        low, _, high = tile.caption.partition(" … ")
+        tile = replace(tile, caption=f"shares of the similarity, {low} to {high}" if high else tile.caption)
+        marked = Tile(draw_points(query, [mark]), title="query, with the point", caption=total)
+        return grid([[marked, tile]], tile_size=320)
+
+    def save(self, path: str | PathLike[str], point: Point | None = None) -> Path:
+        """Write what `show` draws (`.png`, `.jpg`), or the shares as arrays (`.npz`).
+
+        Raises:
+            InputError: any other ending.
+        """
+        path = Path(path)
+        kind = path.suffix.lower()
+        if kind not in (".png", ".jpg", ".jpeg", ".npz"):
+            raise InputError(f"{path.name}: a correspondence is saved as .png, .jpg or .npz")
+        with replacing(path) as aside:
+            if kind == ".npz":
+                np.savez_compressed(
+                    aside,
+                    shares=self.parts.shares.numpy(),
+                    total=np.array(self.parts.total),
+                    query_view=np.array(self.query_view),
+                    match_view=np.array(self.match_view),
+                )
+            else:
+                self.show(point).save(aside)
+        return path
 
 
 @dataclass(frozen=True)
@@ -70,27 +186,25 @@ class Matches(Ranking):
         if self.max_distance is not None:
             table.add_column("match")
         for match in self.matches:
-            verdict = () if match.is_accepted is None else ("yes" if match.is_accepted else "too far",)
+            judgement = () if match.is_accepted is None else ("yes" if match.is_accepted else "too far",)
             names = Text(match.label or "–"), Text(match.path)
             away = () if self.max_distance is None else (f"{match.distance:.4f}",)
-            table.add_row(str(match.rank), f"{match.similarity:.4f}", *away, *names, *verdict)
+            table.add_row(str(match.rank), f"{match.similarity:.4f}", *away, *names, *judgement)
         console = console or Console()
         console.print(table)
         if self.max_distance is not None:
-            console.print(Text(self._verdict(self.max_distance)))
+            accepted = sum(match.is_accepted is True for match in self.matches)
+            verdict = f"{accepted} within distance {self.max_distance:.4g}"
+            if not accepted:
+                found = f"the nearest image is {self[0].distance:.4g} away" if len(self) else "no image was searched"
+                verdict = f"no match: {found}, at most {self.max_distance:.4g} was allowed"
+            console.print(Text(verdict))
         if self.prototype is not None:
             nearest, distance = self.prototype
             similarity = self.retriever.similarity(distance)
             console.print(
                 Text(f"nearest class prototype: {nearest} (similarity {similarity:.4f}, distance {distance:.4f})")
             )
-
-    def _verdict(self, max_distance: float) -> str:
-        accepted = sum(match.is_accepted is True for match in self.matches)
-        if accepted:
-            return f"{accepted} within distance {max_distance:.4g}"
-        nearest = f"the nearest image is {self.matches[0].distance:.4g} away" if len(self) else "no image was searched"
-        return f"no match: {nearest}, at most {max_distance:.4g} was allowed"
 
     def explain(
         self,
@@ -139,7 +253,17 @@ class Matches(Ranking):
         Raises:
             InputError: no such rank, a gallery that ranks by l1 (which does not divide), or a file that is gone.
         """
-        return correspondence(self, rank, space=space)
+        match, evidence = self.at_rank(rank), Evidence(self, space)
+        query, transform = evidence.query_response, self.retriever.encoder.transform
+        answer, metric = evidence.match_response((rank,))[0], self.retriever.gallery.metric
+        return PictureCorrespondence(
+            match=match,
+            parts=correspondence(query.map[0], answer, metric=metric),
+            query_view=transform.view(*self.query.image.size),
+            match_view=transform.view(*read_image(match.file).size),
+            is_exact=query.is_exact,
+            _ranking=self,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The ranking as JSON-able values."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..encoders.regions import Region
-    from ..index import Gallery
+    from .retriever import Retriever
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,36 +141,14 @@ class Encodes(Protocol):
         """The encoding of files, bytes or Pillow images."""
 
 
-class Source(Protocol):
-    """The part of a `Retriever` that its rankings need."""
-
-    gallery: Gallery
-    encoder: Encoder
-    inference: Encodes
-
-    def similarity(self, distance: float) -> float:
-        """Larger is more alike."""
-
-    def prototype_distances(self, encoding: Encoding | StoredEncoding | BareVector) -> dict[str, float]:
-        """Distance of an encoding to every class prototype, nearest first."""
-
-    def classes_where(self, where: str) -> frozenset[str]:
-        """The classes of the images that a filter keeps."""
-
-
 @dataclass(frozen=True)
 class Ranking:
-    """The k nearest gallery images of one query, nearest first; equal distances are ordered by id.
-
-    Attributes:
-        retriever: what made the ranking.
-        where: the filter that the query asked with, if any.
-    """
+    """The k nearest gallery images of one query, nearest first; equal distances are ordered by id."""
 
     query: Query
     matches: tuple[Match, ...]
     metric: str
-    retriever: Source = field(repr=False, compare=False)
+    retriever: Retriever = field(repr=False, compare=False)
     where: str | None = None
 
     def __len__(self) -> int:
@@ -190,10 +168,7 @@ class Ranking:
 
     @cached_property
     def prototype(self) -> tuple[str, float] | None:
-        """Label and distance of the nearest class prototype among the classes that the filter keeps images of.
-
-        None when there is no such class, or the gallery has no labels.
-        """
+        """Label and distance of the nearest class prototype among the classes that the filter keeps images of."""
         distances = self.retriever.prototype_distances(self.query.encoding)
         kept = None if self.where is None else self.retriever.classes_where(self.where)
         return next((pair for pair in distances.items() if kept is None or pair[0] in kept), None)

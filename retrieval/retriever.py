@@ -25,7 +25,7 @@ from ..index.rejection import Rejection
 from ..index.search import Hits
 from ..index.storage.manifest import EncoderEntry
 from ..metrics.distances import SearchSpec, comparable, distances_to
-from .masking import stored_weights
+from .evidence import gallery_weights
 from .matches import Matches
 from .ranking import BareVector, Encodes, Match, Query, StoredEncoding
 
@@ -133,7 +133,16 @@ class Retriever:
         encoding = self.inference.encode_images(sources)
         queries = [Query(_name(source, i), source, encoding[i]) for i, source in enumerate(sources)]
         if region is not None:
-            parts = zip(queries, _one_each(region, len(queries)), strict=True)
+            each = [region] * len(queries) if isinstance(region, (Box, np.ndarray)) else region
+            if not isinstance(each, Sequence) or any(not isinstance(p, (Box, np.ndarray, NoneType)) for p in each):
+                raise InputError(
+                    f"a region is a Box or a boolean array, or a sequence with one for each image; got {region!r}"
+                )
+            if len(each) != len(queries):
+                raise InputError(
+                    f"expected {len(queries)} regions, one for each image (None for all of it); got {len(each)}"
+                )
+            parts = zip(queries, each, strict=True)
             queries = [query if part is None else self.focused(query, part, is_said=True) for query, part in parts]
         results = self.rank(queries, **options)
         return results if many else results[0]
@@ -173,7 +182,7 @@ class Retriever:
             return self.inference.encode_images([file]).feature_map
 
         pooled = torch.from_numpy(gallery.pooled([image]))
-        weights = stored_weights(gallery, self.inference.encoder, record)
+        (weights,) = gallery_weights(gallery, self.inference.encoder, [record]) or (None,)
         same = gallery.spec.embedding_is_pooled
         embedding = pooled if same else torch.from_numpy(gallery.embeddings([image]))
         encoding = StoredEncoding(pooled, embedding, feature_map)
@@ -260,7 +269,12 @@ class Retriever:
 
     def prototype_distances(self, encoding: Encoding | StoredEncoding | BareVector) -> dict[str, float]:
         """Distance of an encoding (batch of one) to every class prototype, nearest first; empty without labels."""
-        labels, vectors = self._prototypes()
+        manifest, kept = self.gallery.manifest, self._kept_prototypes
+        state = (manifest.gallery_id, manifest.generation)
+        if kept is None or kept[0] != state:  # the gallery has moved on
+            store = self.gallery.prototypes
+            kept = self._kept_prototypes = (state, (store.labels, store.all_embeddings()))
+        labels, vectors = kept[1]
         if not labels:
             return {}
         spec = SearchSpec(vectors.shape[1], self.gallery.spec.metric)
@@ -283,26 +297,6 @@ class Retriever:
             kept = self._kept_classes = (state, frozenset(label.values[code] for code in codes if code >= 0))
         return kept[1]
 
-    def _prototypes(self) -> _Prototypes:
-        """Labels and vectors, computed anew when the gallery has moved on."""
-        manifest, kept = self.gallery.manifest, self._kept_prototypes
-        state = (manifest.gallery_id, manifest.generation)
-        if kept is None or kept[0] != state:
-            store = self.gallery.prototypes
-            kept = self._kept_prototypes = (state, (store.labels, store.all_embeddings()))
-        return kept[1]
-
-
-def _one_each(region: Any, n_queries: int) -> Sequence[Region | None]:
-    """The region of each query: one for all of them, or as many as there are."""
-    if isinstance(region, (Box, np.ndarray)):
-        return [region] * n_queries
-    if not isinstance(region, Sequence) or any(not isinstance(part, (Box, np.ndarray, NoneType)) for part in region):
-        raise InputError(f"a region is a Box or a boolean array, or a sequence with one for each image; got {region!r}")
-    if len(region) != n_queries:
-        raise InputError(f"expected {n_queries} regions, one for each image (None for all of it); got {len(region)}")
-    return region
-
 
 def _name(source: Any, position: int) -> str:
     if isinstance(source, (str, PathLike)):
@@ -311,11 +305,7 @@ def _name(source: Any, position: int) -> str:
 
 
 class UnknownInference:
-    """Stands in for an `Inference` of an encoder nobody has: a gallery's own images and vectors can be searched for.
-
-    Raises:
-        UnknownEncoderError: from everything but the encoder's name.
-    """
+    """Stands in for an `Inference` of an encoder nobody has: a gallery's own images and vectors can be searched for."""
 
     device = torch.device("cpu")
 

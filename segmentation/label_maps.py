@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from ..errors import InputError
 from ..images import Transform
 from ..images.masks import VOID, Mask
-from ..metrics.components import components
+from ..metrics.maps import components
 from ..training.data.outlines import RegionTable
 
 

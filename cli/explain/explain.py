@@ -32,7 +32,7 @@ Scale = Literal["each", "shared"]
 
 
 def explain(
-    images: Annotated[list[Path], typer.Argument(help="Pictures; each gets a row.")],
+    images: Annotated[list[Path], typer.Argument(help="Images; each gets a row.")],
     target: Annotated[str, typer.Option(help=TARGETS)],
     encoder: Annotated[
         str | None,
@@ -138,11 +138,34 @@ class Explained:
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers about each map, with its highest place and the box at half height in pixels of the image."""
+        from ...explain import normalise
+        from ...explain.drawing.panels import place_box
+        from ...metrics.maps import peak
+
+        maps = []
+        for name, found in self.maps.items():
+            heat = found.maps[0, 0]
+            row, column = peak(heat)
+            rows, columns = heat.shape
+            x = self.view.left + (column + 0.5) * self.view.width / columns
+            y = self.view.top + (row + 0.5) * self.view.height / rows
+            box = place_box(normalise(heat), self.view).clipped(*self.image.size)
+            maps.append(
+                {
+                    "method": name,
+                    "layer": found.layer,
+                    "is_constant": bool(found.is_constant[0, 0]),
+                    "lowest": float(heat.min()),
+                    "highest": float(heat.max()),
+                    "peak": [round(x, 2), round(y, 2)],
+                    "box": [round(edge, 2) for edge in box],
+                }
+            )
         described: dict[str, Any] = {
             "image": str(self.path),
             "target": self.target,
             "score": float(next(iter(self.maps.values())).scores[0, 0]),
-            "maps": [self._described(name, found) for name, found in self.maps.items()],
+            "maps": maps,
         }
         if self.faithfulness:
             described["faithfulness"] = {
@@ -150,27 +173,6 @@ class Explained:
                 for name, measured in self.faithfulness.items()
             }
         return described
-
-    def _described(self, name: str, found: ActivationMaps) -> dict[str, Any]:
-        from ...explain import normalise
-        from ...explain.drawing.overlay import place_box
-        from ...metrics.components import peak
-
-        heat = found.maps[0, 0]
-        row, column = peak(heat)
-        rows, columns = heat.shape
-        return {
-            "method": name,
-            "layer": found.layer,
-            "is_constant": bool(found.is_constant[0, 0]),
-            "lowest": float(heat.min()),
-            "highest": float(heat.max()),
-            "peak": [
-                round(self.view.left + (column + 0.5) * self.view.width / columns, 2),
-                round(self.view.top + (row + 0.5) * self.view.height / rows, 2),
-            ],
-            "box": [round(edge, 2) for edge in place_box(normalise(heat), self.view).clipped(*self.image.size)],
-        }
 
 
 def _explained(
@@ -205,8 +207,8 @@ def _write(path: Path, found: Sequence[Explained], *, target: str, look: DrawSty
     import torch
 
     from ...explain import METHODS, grid
-    from ...explain.drawing.overlay import sheet
     from ...explain.drawing.page import write_page
+    from ...explain.drawing.panels import sheet
     from ...images import Box
 
     maps = {name: torch.cat([each.maps[name].maps[:, 0] for each in found]) for name in found[0].maps}

@@ -1,7 +1,6 @@
 """Whole classifiers and segmentation networks by name: with their classes, their transform, and a layer to look at.
 
-An `Encoder` ends at the feature map. To ask why a class was chosen, or why these pixels, takes the rest of the network
-too; here torchvision's are built with weights that are drawn, read from a file, or torchvision's own.
+An `Encoder` ends at the feature map; to ask why a class was chosen, or why these pixels, takes the whole network.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from ...errors import InputError
 from ...images.transform import Transform
 from ..layers import closest
 from ..names import needs_weights
-from ..weights.filling import load_state, say_what_is_left
-from ..weights.reading import drawn_from, fetch_published, read_state_dict, uninitialised, usual_transform
+from ..state_dicts import load_state, say_what_is_left
+from ..weight_files import drawn_from, fetch_published, read_state_dict, uninitialised, usual_transform
 from .registry import with_last_stage
 
 Kind = Literal["classifier", "segmenter"]
@@ -33,15 +32,9 @@ AUXILIARY = ("aux_classifier.", "aux1.", "aux2.", "AuxLogits.")  # heads that on
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A network that scores classes, for an image or for each of its pixels.
+    """A network that scores classes: (b, 3, H, W) → (b, c), or for each pixel → {"out": (b, c, H, W)}.
 
-    Attributes:
-        model: in evaluation mode; (b, 3, H, W) → (b, c), or → {"out": (b, c, H, W)}.
-        kind: "classifier" or "segmenter".
-        transform: from an image to its input.
-        layer: the last layer whose output is a map that the scores depend on.
-        classes: the name of each class; empty where they are not known.
-        n_classes: c.
+    `layer` is the last one whose output is a map that the scores depend on; unknown names of classes are left empty.
     """
 
     model: nn.Module
@@ -69,13 +62,8 @@ def load_network(
 ) -> Network:
     """A torchvision classifier or segmentation network, ready to be explained. Nothing is downloaded unless asked for.
 
-    Args:
-        name: such as "resnet50" or "deeplabv3_mobilenet_v3_large".
-        weights: must be named: a file with a state_dict, which also says how many classes there are, "default" or
-            "imagenet" (torchvision's own, downloaded), or "random" (drawn from `seed`).
-        classes: their names, in order. Left out they are torchvision's, if the number of classes is.
-        n_classes: of random weights; by default as many as torchvision's own have.
-        seed: of random weights.
+    Weights must be named: a file with a state_dict, which also says how many classes there are, "default" or "imagenet"
+    (torchvision's own, downloaded), or "random" (drawn from `seed`). Names of classes are torchvision's if left out.
 
     >>> load_network("lraspp_mobilenet_v3_large", weights="random").classes[8]
     'cat'
@@ -83,7 +71,10 @@ def load_network(
     kind = _kind_of(name)
     if weights is None:
         raise InputError(needs_weights(name))
-    known = _known_classes(name)
+    try:  # the list that comes with torchvision's own weights is part of the package, no download
+        known = tuple(models.get_model_weights(name).DEFAULT.meta["categories"])
+    except (AttributeError, KeyError, ValueError):
+        known = ()
     transform = Transform(SEGMENTER_SIZE, fit="squash") if kind == "segmenter" else usual_transform(name)
     if weights in ("default", "imagenet"):
         state, transform = fetch_published(name, otherwise=transform)
@@ -142,14 +133,6 @@ def _kind_of(name: str) -> Kind:
     raise InputError(f"no classifier or segmentation network {name!r}; nearest: {closest(name, available_networks())}")
 
 
-def _known_classes(name: str) -> tuple[str, ...]:
-    """The names that come with torchvision's own weights; their list is part of the package, no download."""
-    try:
-        return tuple(models.get_model_weights(name).DEFAULT.meta["categories"])
-    except (AttributeError, KeyError, ValueError):
-        return ()
-
-
 def _built(name: str, kind: Kind, n_classes: int | None) -> nn.Module:
     """The network with freshly drawn weights, without auxiliary heads."""
     options: dict[str, Any] = {} if n_classes is None else {"num_classes": n_classes}
@@ -163,19 +146,15 @@ def _built(name: str, kind: Kind, n_classes: int | None) -> nn.Module:
 
 def _n_classes(name: str, state: Mapping[str, Tensor]) -> int | None:
     """Rows of the last layer's parameters in a state_dict; None if it has no such layer."""
-    last = list(_skeleton(name).state_dict())[-1]
-    found = next((tensor for key, tensor in state.items() if f".{key}".endswith(f".{last}")), None)
-    return None if found is None or found.ndim == 0 else len(found)
-
-
-def _skeleton(name: str) -> nn.Module:
-    """The network for the names and shapes of its tensors, without values wherever it can be built without."""
-    try:
+    try:  # for the names of its tensors; without values wherever it can be built without
         with torch.device("meta"):
-            return _built(name, _kind_of(name), None)
+            skeleton = _built(name, _kind_of(name), None)
     except NotImplementedError:  # RegNets compute their widths with tensors
         with uninitialised():
-            return _built(name, _kind_of(name), None)
+            skeleton = _built(name, _kind_of(name), None)
+    last = list(skeleton.state_dict())[-1]
+    found = next((tensor for key, tensor in state.items() if f".{key}".endswith(f".{last}")), None)
+    return None if found is None or found.ndim == 0 else len(found)
 
 
 def _with_layer(model: nn.Module, kind: Kind) -> tuple[nn.Module, str]:

@@ -1,13 +1,12 @@
 """The networks distcam knows by name, each cut down to what leads from an image to its feature map.
 
-Every torchvision classifier is a row of stages, a pooling, and a classifier. The stages stay, under torchvision's own
-parameter names, so that its weight files load; the rest is left out.
+Of a torchvision classifier the stages stay, under torchvision's own parameter names, so that its weight files load.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,13 +17,10 @@ from torchvision import models
 from torchvision.models.vision_transformer import VisionTransformer
 
 from ...errors import InputError, ShapeError
-from ..fingerprint import canonical_json
+from ..checkpoint import canonical_json
 from ..layers import closest, cut
-from .conv4 import Conv4
-from .dilation import dilate
-from .resnet12 import ResNet12
+from .few_shot import Conv4, ResNet12, WideResNet
 from .resnet38 import RESNET38_SPARE, ResNet38
-from .wide_resnet import WideResNet
 
 _OWN: dict[str, Callable[..., nn.Module]] = {
     "conv4": Conv4,
@@ -39,13 +35,7 @@ _BEHIND_THE_MAP = {"avgpool", "classifier", "fc", "head", "heads", "flatten", "d
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network from image to feature map.
-
-    Attributes:
-        network: (b, 3, H, W) → (b, k, h, w).
-        layer: the name of the layer whose output the map is.
-        spare: parameter names of the whole classifier that a weights file may bring and nothing here needs.
-    """
+    """A network from image to feature map; a weights file may bring the parameters `spare`, which nothing needs."""
 
     network: nn.Module
     layer: str
@@ -69,31 +59,39 @@ def build_backbone(
 ) -> Backbone:
     """A network with freshly drawn weights (from torch's global generator: fork it outside).
 
-    Args:
-        name: one of `available_architectures`.
-        layer: where to read the feature map; the last convolution after its activation if left out.
-        image_size: height and width of the images, for the transformers that are built for one size.
-        options: for the constructor. ResNets also take `last_stride=1`: their fourth stage keeps the third's
-            resolution, as the strong re-identification baseline does. ResNets and MobileNets take `output_stride`, 8
-            or 16 for segmentation: finer maps from the same weights, see `dilate`.
+    ResNets also take the option `last_stride=1`: their fourth stage keeps the third's resolution, as the strong
+    re-identification baseline does. ResNets and MobileNets take `output_stride`, see `dilate`.
     """
     require_architecture(name)
-    whole = _whole(name, image_size, options)
+    if name in _OWN:
+        network, spare = _construct(_OWN[name], name, options), _OWN_SPARE.get(name, frozenset())
+        whole = Backbone(network, _OWN_LAYERS[name], spare)
+    else:
+        whole = _torchvisions(name, image_size, options)
     if layer is None or layer == whole.layer:
         return whole
     return replace(whole, network=cut(whole.network, layer), layer=layer)
 
 
-def _whole(name: str, image_size: tuple[int, int], options: Mapping[str, Any]) -> Backbone:
-    """The network up to its default layer."""
-    if name in _OWN:
-        return Backbone(_construct(_OWN[name], name, options), _OWN_LAYERS[name], _OWN_SPARE.get(name, frozenset()))
-    options = {**_fixed_options(name, image_size), **options}
+def _torchvisions(name: str, image_size: tuple[int, int], options: Mapping[str, Any]) -> Backbone:
+    """A torchvision classifier up to its default layer."""
+    fixed: dict[str, Any] = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    if name.startswith("vit_"):
+        if image_size[0] != image_size[1]:
+            raise InputError(f"{name} takes square images, got {image_size[0]}×{image_size[1]}")
+        fixed = {"image_size": image_size[0]}
+    elif name.startswith("maxvit"):
+        fixed = {"input_size": image_size}
+    options = {**fixed, **options}
     last_stride, output_stride = options.pop("last_stride", None), options.pop("output_stride", None)
     model = _construct(models.get_model_builder(name), name, options)
     spare = frozenset(model.state_dict())
     if last_stride is not None:
-        _set_last_stride(model, last_stride)
+        if not isinstance(model, models.ResNet):
+            raise InputError(f"last_stride is an option of ResNets only, not of {type(model).__name__}")
+        for module in model.layer4[0].modules():
+            if isinstance(module, nn.Conv2d) and module.stride != (1, 1):
+                module.stride = (last_stride, last_stride)
     if output_stride is not None:
         dilate(model, output_stride)
     if isinstance(model, VisionTransformer):
@@ -111,25 +109,6 @@ def _construct(builder: Callable[..., nn.Module], name: str, options: Mapping[st
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise InputError(f"{name} cannot be built with {given or 'no options'}: {error}") from error
-
-
-def _fixed_options(name: str, image_size: tuple[int, int]) -> dict[str, Any]:
-    """Options that a family needs besides the caller's."""
-    if name.startswith("vit_"):
-        if image_size[0] != image_size[1]:
-            raise InputError(f"{name} takes square images, got {image_size[0]}×{image_size[1]}")
-        return {"image_size": image_size[0]}
-    if name.startswith("maxvit"):
-        return {"input_size": image_size}
-    return {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-
-
-def _set_last_stride(model: nn.Module, stride: int) -> None:
-    if not isinstance(model, models.ResNet):
-        raise InputError(f"last_stride is an option of ResNets only, not of {type(model).__name__}")
-    for module in model.layer4[0].modules():
-        if isinstance(module, nn.Conv2d) and module.stride != (1, 1):
-            module.stride = (stride, stride)
 
 
 def _stages(model: nn.Module) -> OrderedDict[str, nn.Module]:
@@ -151,14 +130,10 @@ def _last_layer(stages: Mapping[str, nn.Module]) -> str:
 
 
 def with_last_stage(model: nn.Module) -> tuple[nn.Module, str]:
-    """A whole torchvision classifier, and in it the name of the layer that an encoder of it takes as feature map.
-
-    A DenseNet applies the activation between its features and its pooling as a function, which no name reaches. Its
-    parts are put into a row with that activation among them: the same answers, and weights under the same names.
-    """
+    """A whole torchvision classifier, and in it the name of the layer that an encoder of it takes as feature map."""
     stages = _stages(model)
     layer = _last_layer(stages)
-    if isinstance(model, models.DenseNet):
+    if isinstance(model, models.DenseNet):  # applies the last activation as a function, which no name reaches
         ending = {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "classifier": model.classifier}
         return nn.Sequential(OrderedDict([*stages.items(), *ending.items()])), layer
     part = model.get_submodule(layer)
@@ -183,3 +158,67 @@ class TransformerTrunk(nn.Module):
         tokens = self.encoder(tokens)
         feature_map: Tensor = tokens[:, 1:].mT.reshape(patches.shape)
         return feature_map
+
+
+OUTPUT_STRIDES = (4, 8, 16, 32)
+
+
+def dilate(model: nn.Module, output_stride: int) -> None:
+    """Rebuild a torchvision ResNet or MobileNet in place so that its map has one position per `output_stride` pixels.
+
+    A convolution or pooling that would step further steps by 1, and every convolution after it spreads its kernel by
+    what was left out. No weight changes, and the new map holds the old one: at every second (fourth, …) row and column
+    it has the old values, in evaluation mode. Weight files of the plain network load as before.
+
+    Source: Chen et al., DeepLab, 2018, §3.1 (atrous convolution).
+    """
+    if output_stride not in OUTPUT_STRIDES:
+        raise InputError(f"output_stride: expected one of {', '.join(map(str, OUTPUT_STRIDES))}, got {output_stride!r}")
+    convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    if any(part.dilation != (1, 1) for part in convolutions):
+        raise InputError("output_stride is for a network without dilation; leave replace_stride_with_dilation out")
+    stride, dilation = 1, 1
+    for block in _blocks(model):
+        own = max((_side(part.stride) for part in _stepping(block)), default=1)
+        if stride * own <= output_stride:
+            stride *= own
+            _spread(block, dilation, dilation)
+        else:
+            _spread(block, dilation, dilation * own)
+            dilation *= own
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The parts of the network in the order in which they run, none with more than one stride on any path."""
+    if isinstance(model, models.ResNet):
+        yield from (model.conv1, model.maxpool)
+        for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+            yield from stage
+    elif isinstance(model, models.MobileNetV2 | models.MobileNetV3):
+        yield from model.features
+    else:
+        raise InputError(f"output_stride is an option of ResNets and MobileNets, not of {type(model).__name__}")
+
+
+def _stepping(block: nn.Module) -> list[nn.Conv2d | nn.MaxPool2d]:
+    return [part for part in block.modules() if isinstance(part, nn.Conv2d | nn.MaxPool2d)]
+
+
+def _side(value: int | tuple[int, ...]) -> int:
+    return value if isinstance(value, int) else value[0]
+
+
+def _spread(block: nn.Module, before: int, after: int) -> None:
+    """Dilate a block's kernels: by `before` up to the convolution with the stride, by `after` behind it."""
+    dilation = before
+    for part in _stepping(block):
+        steps = _side(part.stride) > 1
+        if steps and after != before:
+            part.stride = 1 if isinstance(part, nn.MaxPool2d) else (1, 1)
+        side = _side(part.kernel_size)
+        if side > 1 and dilation > 1:
+            padding = dilation * (side - 1) // 2
+            part.dilation = dilation if isinstance(part, nn.MaxPool2d) else (dilation, dilation)
+            part.padding = padding if isinstance(part, nn.MaxPool2d) else (padding, padding)
+        if steps:
+            dilation = after

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,12 +25,7 @@ from .imputation import blurred, impute_linearly
 class InsertionDeletion:
     """The score while pixels appear in the map's order (insertion), and while they vanish (deletion).
 
-    Attributes:
-        fractions: (s,), share of the pixels inserted, or deleted; 0 first, 1 last.
-        insertion: (b, m, s), the score on the filled image with that share of the original pixels.
-        deletion: (b, m, s), the score on the image without that share.
-        insertion_rank: (b, m, s), rank of the match in the gallery, 1 is the nearest; None without a gallery.
-        deletion_rank: likewise.
+    Fractions of the pixels run from 0 to 1; ranks are those of the match in the gallery, 1 the nearest, None without.
     """
 
     fractions: Float[Tensor, " s"]
@@ -78,32 +74,21 @@ def insertion_deletion(
     fractions = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     asked = _Asked(model, images, maps, target, batch_size, seed, ranks)
 
-    def insert(rows: Tensor, rank: Tensor, share: float) -> Tensor:
-        shown = rank < round(share * rank[0].numel())
-        return torch.where(shown[:, None], images[rows], fill[rows])
+    def replaced(rows: Tensor, rank: Tensor, share: float, *, by: Tensor, there: Tensor) -> Tensor:
+        return torch.where((rank < round(share * rank[0].numel()))[:, None], by[rows], there[rows])
 
-    def delete(rows: Tensor, rank: Tensor, share: float) -> Tensor:
-        gone = rank < round(share * rank[0].numel())
-        return torch.where(gone[:, None], fill[rows], images[rows])
-
-    insertion, insertion_rank = asked.curve(fractions, insert)
-    deletion, deletion_rank = asked.curve(fractions, delete)
+    insertion, insertion_rank = asked.curve(fractions, partial(replaced, by=images, there=fill))
+    deletion, deletion_rank = asked.curve(fractions, partial(replaced, by=fill, there=images))
     return InsertionDeletion(fractions, insertion, deletion, insertion_rank, deletion_rank)
 
 
 @dataclass(frozen=True, eq=False)
 class RemoveAndDebias:
-    """ROAD: the score after a share of the pixels was replaced by what their neighbours let one guess.
-
-    Attributes:
-        fractions: (s,), share of the pixels removed.
-        most_relevant_first: (b, m, s), the score after the map's highest pixels went (MoRF): low is good.
-        least_relevant_first: (b, m, s), after its lowest went (LeRF): high is good.
-    """
+    """ROAD: the score after a share of the pixels was replaced by what their neighbours let one guess."""
 
     fractions: Float[Tensor, " s"]
-    most_relevant_first: Float[Tensor, "b m s"]
-    least_relevant_first: Float[Tensor, "b m s"]
+    most_relevant_first: Float[Tensor, "b m s"]  # the score after the map's highest pixels went: low is good
+    least_relevant_first: Float[Tensor, "b m s"]  # after its lowest went: high is good
 
     @property
     def combined(self) -> Float[Tensor, "b m"]:
@@ -139,8 +124,8 @@ def remove_and_debias(
         removed = rank < n if first else rank >= rank[0].numel() - n
         return impute_linearly(images[rows], removed, noise=noise, generator=generator)
 
-    most, _ = asked.curve(shares, lambda *given: remove(*given, first=True))
-    least, _ = asked.curve(shares, lambda *given: remove(*given, first=False))
+    most, _ = asked.curve(shares, partial(remove, first=True))
+    least, _ = asked.curve(shares, partial(remove, first=False))
     return RemoveAndDebias(shares, most, least)
 
 

@@ -18,12 +18,7 @@ from ...metrics.maps import spearman
 
 @dataclass(frozen=True, eq=False)
 class Randomisation:
-    """Correlation of maps with those of the trained network while its weights are drawn anew, from the output down.
-
-    Attributes:
-        stages: the parts that were drawn anew, each in addition to those before it.
-        correlation: (s, n), rank correlation of each map with the trained network's, in [-1, 1].
-    """
+    """Correlation of maps with those of the trained network while its weights are drawn anew, from the output down."""
 
     stages: tuple[str, ...]
     correlation: Float[Tensor, "s n"]
@@ -51,7 +46,8 @@ def randomise_parameters(
 
     Source: Adebayo et al., Sanity Checks for Saliency Maps, 2018, §3.1 (cascading randomisation, Spearman).
     """
-    names = _owners(model) if stages is None else tuple(stages)
+    owners = [name for name, part in model.named_modules() if name and any(True for _ in part.parameters(False))]
+    names = tuple(reversed(owners) if stages is None else stages)
     for name in names:
         require_layer(model, name)
     if not names:
@@ -149,15 +145,6 @@ def two_object_preference(
 
 def _mean_in(maps: Tensor, region: Tensor) -> Tensor:
     return (maps * region).sum((-2, -1)) / region.sum((-2, -1))
-
-
-def _owners(model: nn.Module) -> tuple[str, ...]:
-    """Modules that own parameters, the last one first."""
-    return tuple(
-        name
-        for name, part in reversed(list(model.named_modules()))
-        if name and any(True for _ in part.parameters(False))
-    )
 
 
 def _draw_anew(part: nn.Module, seed: int) -> None:

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from ...files import write_text
 from ...images.geometry import Box
-from .colours import colour_table
 from .panels import Tile
-from .rendering import to_data_uri
+from .rendering import colour_table, to_data_uri
 
 DIGITS = 4  # significant digits of a map's values in a report
 

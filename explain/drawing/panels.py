@@ -1,16 +1,22 @@
-"""Images of a query beside its matches and maps: for a paper, a README, an export."""
+"""Panels of a query beside its matches and maps, and sheets of many maps, on a scale and in a style."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from PIL import Image, ImageDraw
+from torch import Tensor
 
-from ...errors import InputError
-from .colours import Colours, colour_table
-from .rendering import WHITE, Colour, text_font
+from ...errors import InputError, ShapeError
+from ...images.geometry import Box
+from ...metrics.maps import is_constant, normalise, upsample
+from ..places import box_from_map
+from .rendering import WHITE, Colour, Colours, colour_table, contour, draw_box, overlay, text_font
 
 INK: Colour = (28, 32, 40)
 FAINT: Colour = (118, 124, 136)
@@ -29,39 +35,6 @@ class Tile:
     title: str = ""
     caption: str = ""
     frame: Colour | None = None
-
-
-def panel(
-    query: Tile,
-    matches: Sequence[Tile],
-    query_maps: Sequence[Tile],
-    match_maps: Sequence[Tile] = (),
-    *,
-    tile_size: int = 196,
-    colours: Colours | None = "inferno",
-    ends: tuple[str, str] = ("low", "high"),
-) -> Image.Image:
-    """A query with its matches side by side, and below each match what it has to do with the query.
-
-    The first row is the query and its matches; the second the query once more under the map for each match; the third,
-    where given, the matches under their own maps. The second row starts with the legend of `colours`, if any, `ends` at
-    its two sides.
-    """
-    rows = [list(matches), list(query_maps), *([list(match_maps)] if match_maps else [])]
-    if not matches or any(len(row) != len(matches) for row in rows):
-        raise InputError(f"a panel has one image a match in every row; got rows of {[len(row) for row in rows]}")
-    bar = (
-        Image.new("RGB", (tile_size, 1), WHITE)
-        if colours is None
-        else legend(tile_size, colours=colours, low=ends[0], high=ends[1])
-    )
-    words = Image.new("RGB", (tile_size, 1), WHITE)
-    first_column = [query, Tile(bar, caption="on the query"), Tile(words, caption="on the match")]
-    return grid(
-        [[first, *row] for first, row in zip(first_column, rows, strict=False)],
-        tile_size=tile_size,
-        gap_after_first=2 * GAP,
-    )
 
 
 def grid(rows: Sequence[Sequence[Tile | None]], *, tile_size: int = 196, gap_after_first: int = GAP) -> Image.Image:
@@ -95,15 +68,15 @@ def legend(width: int = 196, *, colours: Colours = "inferno", low: str = "low", 
     """A bar that runs through the colours from `low` to `high`, with the two words below its ends, on white."""
     size = text_height(width)
     bar = max(10, size)
-    picture = Image.new("RGB", (width, bar + 2 * size), WHITE)
+    canvas = Image.new("RGB", (width, bar + 2 * size), WHITE)
     places = np.rint(np.linspace(0, 255, width)).astype(np.intp)
     strip = np.broadcast_to(colour_table(colours)[places], (bar, width, 3))
-    picture.paste(Image.fromarray(np.ascontiguousarray(strip)), (0, 0))
-    draw = ImageDraw.Draw(picture)
+    canvas.paste(Image.fromarray(np.ascontiguousarray(strip)), (0, 0))
+    draw = ImageDraw.Draw(canvas)
     font = text_font(size)
     draw.text((0, bar + size // 3), low, fill=FAINT, font=font)
     draw.text((width, bar + size // 3), high, fill=FAINT, font=font, anchor="ra")
-    return picture
+    return canvas
 
 
 def text_height(tile_size: int) -> int:
@@ -145,3 +118,157 @@ def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int, size: int) -> s
     while text and draw.textlength(text + "…", font=font) > width:
         text = text[:-1]
     return text + "…"
+
+
+Style = Literal["overlay", "contour", "box"]
+Scale = Literal["each", "shared"]
+
+FINE = 16  # steps per position at which a map is enlarged before a box is put around its peak
+
+
+@dataclass(frozen=True)
+class DrawStyle:
+    """The way a set of maps is drawn.
+
+    Attributes:
+        style: the map's colours over the image, the line at `level`, or the box around the largest region above it.
+        scale: "each" map runs from its own minimum to its own maximum; "shared" is one scale for the set, so that two
+            maps can be compared by eye.
+        colours: a scale that colour-blind readers can tell apart. "blue-orange" is for signed maps: its middle is 0.
+        opacity: of the colours, 0 to 1.
+        level: of line and box, as a fraction of the scale.
+    """
+
+    style: Style = "overlay"
+    scale: Scale = "each"
+    colours: Colours = "inferno"
+    opacity: float = 0.5
+    level: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("style", self.style, get_args(Style)), ("scale", self.scale, get_args(Scale))):
+            if value not in choices:
+                raise InputError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}")
+        if not 0 <= self.level <= 1:
+            raise InputError(f"level={self.level} should be a fraction from 0 to 1")
+
+
+def scaled(maps: Float[Tensor, "n h w"], look: DrawStyle) -> tuple[Float[Tensor, "n h w"], list[tuple[float, float]]]:
+    """The maps in [0, 1], and for each the raw values that 0 and 1 stand for.
+
+    >>> scaled(torch.tensor([[[1.0, 3.0]], [[2.0, 5.0]]]), DrawStyle(scale="shared"))[1]
+    [(1.0, 5.0), (1.0, 5.0)]
+    """
+    shared, centred = look.scale == "shared", look.colours == "blue-orange"
+    low, high = (pick(maps.flatten(1), 1) for pick in (torch.amin, torch.amax))
+    if shared and len(maps):
+        low, high = low.min().expand_as(low), high.max().expand_as(high)
+    if centred:
+        high = torch.maximum(low.abs(), high.abs())
+        low = -high
+    unit = normalise(maps, shared=shared, centred=centred) if len(maps) else maps
+    return unit, list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def paint(
+    image: Image.Image, heat_map: Float[Tensor, "h w"], *, view: Box | None = None, look: DrawStyle | None = None
+) -> Image.Image:
+    """One map, scaled to [0, 1], on its image, in the style of the look."""
+    look = look or DrawStyle()
+    is_flat = bool(is_constant(heat_map))
+    if look.style == "overlay":  # a constant map of its own scale explains nothing and is not coloured
+        opacity = 0.0 if is_flat and look.scale == "each" else look.opacity
+        return overlay(image, heat_map, view=view, opacity=opacity, colours=look.colours)
+    if look.style == "contour":
+        return contour(image, heat_map, look.level, view=view)
+    if is_flat:
+        return image.convert("RGB")
+    return draw_box(image, place_box(heat_map, view or Box(0, 0, *image.size), level=look.level))
+
+
+def place_box(heat_map: Float[Tensor, "h w"], view: Box, *, level: float = 0.5) -> Box:
+    """The box around the largest region above the level, in pixels of the image that the map lies on."""
+    rows, columns = (FINE * side for side in heat_map.shape)
+    box = box_from_map(upsample(heat_map.float(), (rows, columns)), threshold=level)
+    return box.scaled(view.width / columns, view.height / rows).shifted(view.left, view.top)
+
+
+def map_tiles(
+    images: Sequence[Image.Image],
+    maps: Float[Tensor, "n h w"],
+    *,
+    views: Sequence[Box],
+    look: DrawStyle | None = None,
+    title: str = "",
+) -> list[Tile]:
+    """Each map on its image, captioned with the raw values at the two ends of its colours; constant ones say so."""
+    look = look or DrawStyle()
+    if not len(images) == len(maps) == len(views):
+        raise ShapeError(f"expected a map and a view for each of {len(images)} images; got {len(maps)}, {len(views)}")
+    unit, ranges = scaled(maps, look)
+    flat = is_constant(maps).tolist() if len(maps) else []
+    captions = [
+        f"constant, {low:.3g}" if is_flat else f"{low:.3g} … {high:.3g}"
+        for (low, high), is_flat in zip(ranges, flat, strict=True)
+    ]
+    return [
+        Tile(paint(image, heat, view=view, look=look), title=title, caption=caption)
+        for image, heat, view, caption in zip(images, unit, views, captions, strict=True)
+    ]
+
+
+def sheet(
+    images: Sequence[Image.Image],
+    maps: Mapping[str, Float[Tensor, "n h w"]],
+    *,
+    views: Sequence[Box],
+    look: DrawStyle | None = None,
+    captions: Sequence[str] = (),
+) -> list[list[Tile | None]]:
+    """A row for each image, a column for each set of maps, and legends below: what `grid` and `write_page` take."""
+    look = look or DrawStyle()
+    words = list(captions) or [""] * len(images)
+    columns = [map_tiles(images, each, views=views, look=look, title=name) for name, each in maps.items()]
+    rows: list[list[Tile | None]] = [
+        [Tile(image, title="image", caption=caption), *tiles]
+        for image, caption, *tiles in zip(images, words, *columns, strict=True)
+    ]
+    if look.style == "overlay":
+        legends = []
+        for each in maps.values():
+            low, high = ("-", "+") if look.colours == "blue-orange" else ("low", "high")
+            if look.scale == "shared" or len(each) == 1:  # one scale holds for all of them
+                low, high = (f"{end:.3g}" for end in scaled(each, look)[1][0])
+            legends.append(Tile(legend(colours=look.colours, low=low, high=high)))
+        rows.append([None, *legends])
+    return rows
+
+
+def map_panel(
+    query: Tile,
+    references: Sequence[Tile],
+    query_maps: Float[Tensor, "n h w"],
+    reference_maps: Float[Tensor, "n u v"] | None,
+    *,
+    view: Box,
+    views: Sequence[Box | None],
+    look: DrawStyle,
+    ends: tuple[str, str],
+) -> Image.Image:
+    """A query with its n references, below each of them the query under its map, and then itself under its own."""
+    n, size = len(references), 196
+    if look.scale == "shared" or n == 1:
+        low, high = scaled(query_maps, look)[1][0]
+        ends = (f"{low:.3g}", f"{high:.3g}")
+    bar = blank = Image.new("RGB", (size, 1), WHITE)
+    if look.style == "overlay":
+        bar = legend(size, colours=look.colours, low=ends[0], high=ends[1])
+    on_query = map_tiles([query.image] * n, query_maps, views=[view] * n, look=look)
+    rows = [[query, *references], [Tile(bar, caption="on the query"), *on_query]]
+    if reference_maps is not None:
+        there = [index for index, seen in enumerate(views) if seen is not None]
+        images, seen = [references[index].image for index in there], [each for each in views if each is not None]
+        drawn = dict(zip(there, map_tiles(images, reference_maps[there], views=seen, look=look), strict=True))
+        on_references = [drawn.get(index, Tile(MISSING)) for index in range(n)]
+        rows.append([Tile(blank, caption="on the match"), *on_references])
+    return grid(rows, tile_size=size, gap_after_first=2 * GAP)

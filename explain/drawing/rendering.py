@@ -1,21 +1,77 @@
-"""Maps on images: overlay, contour, boxes, and what a browser or a file takes. NumPy and Pillow only."""
+"""Maps on images as overlay, contour and boxes, in colours that keep their order for colour-blind readers."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ...errors import InputError
+from ...errors import InputError, ShapeError
 from ...images.geometry import Box
-from .colours import Colours, colour_table, unit_array
+
+Colours = Literal["inferno", "viridis", "gray", "blue-orange"]
+COLOUR_SCALES: tuple[Colours, ...] = get_args(Colours)
+
+# Eleven colours at 0, 0.1, …, 1 of each scale; in between they are mixed. viridis and inferno are those of matplotlib,
+# by N. Smith and S. van der Walt (CC0); blue-orange is for signed maps, with its lightest colour in the middle.
+_ANCHORS: dict[Colours, str] = {
+    "inferno": "000004 160b39 420a68 6a176e 932667 bc3754 dd513a f37819 fca50a f6d746 fcffa4",
+    "viridis": "440154 482475 414487 355f8d 2a788e 21918c 22a884 44bf70 7ad151 bddf26 fde725",
+    "gray": "000000 1a1a1a 333333 4d4d4d 666666 808080 999999 b3b3b3 cccccc e6e6e6 ffffff",
+    "blue-orange": "0b2a5b 16478c 2b69b5 5a93d0 a3c4e6 f2f2ee f4cf9a eaa24a d3761a a64d0b 6b2b06",
+}
+
+
+def colourise(
+    heat_map: Float[Tensor, "h w"] | Float[NDArray[Any], "h w"], *, colours: Colours = "inferno"
+) -> UInt8[NDArray[Any], "h w 3"]:
+    """The map as RGB bytes, at its own resolution; values in [0, 1] run through the scale from dark to light.
+
+    With "blue-orange" 0.5 is the neutral middle; `normalise(…, centred=True)` puts a signed map's zero there.
+
+    >>> colourise(np.array([[0.0, 0.5, 1.0]]), colours="gray")[0].tolist()
+    [[0, 0, 0], [128, 128, 128], [255, 255, 255]]
+    """
+    steps = np.rint(unit_array(heat_map) * 255).astype(np.intp)
+    pixels: NDArray[np.uint8] = colour_table(colours)[steps]
+    return pixels
+
+
+@cache
+def colour_table(colours: Colours) -> NDArray[np.uint8]:
+    """256 colours from one end of the scale to the other, (256, 3)."""
+    if colours not in _ANCHORS:
+        raise InputError(f"colours={colours!r} is not known; choose one of {', '.join(COLOUR_SCALES)}")
+    anchors = np.array([list(bytes.fromhex(colour)) for colour in _ANCHORS[colours].split()], dtype=float)
+    places = np.linspace(0, 1, 256)
+    channels = [np.interp(places, np.linspace(0, 1, len(anchors)), anchors[:, channel]) for channel in range(3)]
+    table: NDArray[np.uint8] = np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+    table.flags.writeable = False
+    return table
+
+
+def unit_array(heat_map: Tensor | NDArray[Any]) -> NDArray[np.float64]:
+    """The map as a float64 array of shape (rows, columns), after a look that its values lie in [0, 1]."""
+    raw = heat_map.detach().cpu().double().numpy() if isinstance(heat_map, Tensor) else heat_map
+    values = np.asarray(raw, dtype=np.float64)
+    if values.ndim != 2 or 0 in values.shape:
+        raise ShapeError(f"one map of shape (rows, columns) is drawn at a time; got {values.shape}")
+    low, high = float(values.min()), float(values.max())
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # NaN fails too
+        raise InputError(
+            f"a map to be drawn has values in [0, 1]; this one runs from {low:.4g} to {high:.4g}. "
+            "Scale it first: distcam.explain.normalise(maps), with shared=True for one scale over all matches"
+        )
+    return values.clip(0, 1)
+
 
 Colour = tuple[int, int, int]
 
@@ -53,7 +109,7 @@ def overlay(
         raise InputError(f"opacity={opacity} should be from 0 to 1")
     if alpha not in ("constant", "heat"):
         raise InputError(f"alpha={alpha!r} is not known; choose 'constant' or 'heat'")
-    heat, seen = _on_picture(heat_map, image, view)
+    heat, seen = _on_image(heat_map, image, view)
     table = colour_table(colours).astype(np.float32)
     paint = table[np.rint(heat * 255).astype(np.intp)]
     share = np.float32(opacity) * (heat[..., None] if alpha == "heat" else 1)
@@ -76,7 +132,7 @@ def contour(
     Raises:
         InputError: the map is not in [0, 1], or `view` does not touch the image.
     """
-    heat, seen = _on_picture(heat_map, image, view)
+    heat, seen = _on_image(heat_map, image, view)
     slope = np.hypot(*np.gradient(heat)) if min(heat.shape) > 1 else np.zeros_like(heat)
     away = np.abs(heat - level) / np.maximum(slope, 1e-6)  # distance to the line in pixels, to first order
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -94,33 +150,39 @@ def draw_box(
     `width` is the line's thickness in pixels, by default about 1 % of the shorter side. A box that reaches beyond the
     image is drawn as far as it is visible.
     """
-    picture = image.convert("RGB")
-    draw = ImageDraw.Draw(picture)
-    width = max(2, round(min(picture.size) / 110)) if width is None else width
-    visible = box.clipped(*picture.size)
+    drawn = image.convert("RGB")
+    draw = ImageDraw.Draw(drawn)
+    width = max(2, round(min(drawn.size) / 110)) if width is None else width
+    visible = box.clipped(*drawn.size)
     left, top = round(visible.left), round(visible.top)
     right, bottom = max(round(visible.right) - 1, left), max(round(visible.bottom) - 1, top)
     draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=SHADE, width=width + 2)
     draw.rectangle((left, top, right, bottom), outline=colour, width=width)
     if label:
-        _draw_label(draw, label, corner=(left, top), colour=colour, line=width)
-    return picture
+        font = text_font(max(11, 5 * width))
+        x0, y0, x1, y1 = draw.textbbox((0, 0), label, font=font)
+        pad = max(2, width)
+        across, down = round(x1 - x0) + 2 * pad, round(y1 - y0) + 2 * pad
+        y = top - down if top >= down else top  # above the corner where there is room, else inside it
+        draw.rectangle((left, y, left + across - 1, y + down - 1), fill=colour)
+        draw.text((left + pad - x0, y + pad - y0), label, fill=SHADE, font=font)
+    return drawn
 
 
 def draw_points(
     image: Image.Image, points: Sequence[tuple[float, float]], *, colour: Colour = CYAN, radius: int | None = None
 ) -> Image.Image:
     """The image with a disc at each point (x, y) in its pixels; several are numbered from 1."""
-    picture = image.convert("RGB")
-    draw = ImageDraw.Draw(picture)
-    radius = max(4, round(min(picture.size) / (28 if len(points) > 1 else 40))) if radius is None else radius
+    drawn = image.convert("RGB")
+    draw = ImageDraw.Draw(drawn)
+    radius = max(4, round(min(drawn.size) / (28 if len(points) > 1 else 40))) if radius is None else radius
     font = text_font(max(8, round(1.5 * radius)))
     for number, (x, y) in enumerate(points, start=1):
         for reach, paint in ((radius + 2, SHADE), (radius, colour)):
             draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=paint)
         if len(points) > 1:
             draw.text((x, y), str(number), fill=SHADE, font=font, anchor="mm")
-    return picture
+    return drawn
 
 
 def to_data_uri(image: Image.Image, kind: Literal["png", "jpeg", "webp"] = "png", *, quality: int = 88) -> str:
@@ -138,7 +200,7 @@ def text_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _on_picture(
+def _on_image(
     heat_map: Tensor | NDArray[Any], image: Image.Image, view: Box | None
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """The map's value at the centre of every pixel of the image, and which pixels the map covers."""
@@ -159,14 +221,3 @@ def _bilinear(size: int, cells: int, *, begin: float, end: float) -> tuple[NDArr
     places = ((centres - begin) / (end - begin) * cells - 0.5).clip(0, cells - 1)
     weights = (1 - np.abs(places[:, None] - np.arange(cells))).clip(min=0)
     return weights, (centres >= begin) & (centres < end)
-
-
-def _draw_label(draw: ImageDraw.ImageDraw, label: str, *, corner: tuple[int, int], colour: Colour, line: int) -> None:
-    """Dark text on a plate of the box's colour: above the corner where there is room, else inside it."""
-    font = text_font(max(11, 5 * line))
-    left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
-    pad = max(2, line)
-    width, height = round(right - left) + 2 * pad, round(bottom - top) + 2 * pad
-    x, y = corner[0], corner[1] - height if corner[1] >= height else corner[1]
-    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
-    draw.text((x + pad - left, y + pad - top), label, fill=SHADE, font=font)

@@ -60,7 +60,12 @@ def full_gradient(model: nn.Module, images: Float[Tensor, "b c h w"], target: Ta
     maps = [(gradients[0] * entry.detach()).transpose(0, 1)]
     elsewhere = torch.zeros_like(scores.detach())
     for (module, _), gradient in zip(met, gradients[1:], strict=True):
-        contributions = _times_bias(module, gradient)
+        bias = _bias(module)  # of each channel, which comes first in maps (m, b, k, …) and last in tokens
+        assert bias is not None
+        is_last = isinstance(module, nn.Linear) or (
+            isinstance(module, nn.LayerNorm) and (type(module) is nn.LayerNorm or gradient.shape[2] != len(bias))
+        )
+        contributions = gradient * (bias if is_last else bias[:, None, None])
         try:
             flat = as_feature_map(contributions.flatten(0, 1), (images.shape[-2], images.shape[-1]), origin="a layer")
             maps.append(flat.reshape(*contributions.shape[:2], *flat.shape[1:]).transpose(0, 1))
@@ -97,13 +102,3 @@ def _bias(module: nn.Module) -> Tensor | None:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.LayerNorm) and module.bias is not None:
         return module.bias.detach()
     return None
-
-
-def _times_bias(module: nn.Module, gradient: Tensor) -> Tensor:
-    """(m, b, …) gradients times the bias of each channel, which comes first in maps and last in tokens."""
-    bias = _bias(module)
-    assert bias is not None
-    is_for_tokens = isinstance(module, nn.Linear) or type(module) is nn.LayerNorm or gradient.shape[2] != len(bias)
-    if isinstance(module, nn.Linear | nn.LayerNorm) and is_for_tokens:
-        return gradient * bias
-    return gradient * bias[:, None, None]

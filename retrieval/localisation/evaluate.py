@@ -165,7 +165,7 @@ class _Seen(NamedTuple):
     images: list[BoxedImage]
     boxes: list[list[Box]]
     others: list[list[Box]]
-    pictures: list[Box]
+    shown: list[Box]
     pixels: Tensor
     masks: list[NDArray[np.bool_]]
     encoding: Encoding
@@ -179,10 +179,10 @@ def _seen(
     read: dict[Path, tuple[Tensor, tuple[int, int], NDArray[np.bool_] | None]] = {}
 
     def load(image: BoxedImage) -> Tensor:
-        picture = read_image(image.file, whole=True)
-        pixels = transform(picture)
-        mask = None if masks is None else _mask_of(image, picture.size, masks, astray)
-        read[image.file] = (pixels, picture.size, mask)
+        opened = read_image(image.file, whole=True)
+        pixels = transform(opened)
+        mask = None if masks is None else _mask_of(image, opened.size, masks, astray)
+        read[image.file] = (pixels, opened.size, mask)
         return pixels
 
     for batch in inference.stream(images, load=load):
@@ -200,7 +200,7 @@ def _seen(
                     _projected(image, image.labels[1], size, transform) if len(image.labels) > 1 else []
                     for image, size in known
                 ],
-                pictures=[project(Box(0, 0, *size), transform, size) for size in sizes],
+                shown=[project(Box(0, 0, *size), transform, size) for size in sizes],
                 pixels=torch.stack(pixels),
                 masks=[mask for mask in drawn if mask is not None],
                 encoding=batch.encoding.to("cpu"),
@@ -291,7 +291,7 @@ class _Judge:
             masks, inside = (torch.from_numpy(np.stack(side)) for side in zip(*pairs, strict=True))
             counts = pixel_counts(heat, masks, ignore=~inside)
         return ImageScores(
-            overlaps=box_overlaps(heat, seen.boxes, thresholds=self.thresholds, visible=seen.pictures),
+            overlaps=box_overlaps(heat, seen.boxes, thresholds=self.thresholds, visible=seen.shown),
             is_right=is_right,
             peak=torch.tensor([peak_in_box(map_, *own) for map_, own in zip(heat, seen.boxes, strict=True)]).double(),
             energy=energy_shares(heat, torch.stack([box_coverage(own, self.size) for own in seen.boxes])),

@@ -59,24 +59,22 @@ def parse_methods(names: Sequence[str]) -> tuple[MapMethod, ...]:
     >>> [method.name for method in parse_methods(["dist@tau=0", "hirescam"])]
     ['dist@tau=0', 'hirescam', 'caam', 'random', 'centre', 'full']
     """
-    return tuple(_parse(name) for name in dict.fromkeys([*names, *FLOORS]))
-
-
-def _parse(name: str) -> MapMethod:
-    base, _, option = name.partition("@")
-    if base in WEIGHTINGS:
-        key, _, value = option.partition("=")
-        if option and (key != "tau" or not re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", value)):
-            raise InputError(f"method {name!r}: expected `@tau=NUMBER` with a number of 0 or more")
-        return MapMethod(name, "weighting", {"tau": float(value)} if option else {})
-    if not option and base in FLOORS:
-        return MapMethod(name, "floor")
-    if not option and base in _CLASSIFIERS:
-        return MapMethod(name, _CLASSIFIERS[base])
-    if not option and base in METHODS and base not in _CLOSED:
-        return MapMethod(name, "gradient")
-    known = [*WEIGHTINGS, *_CLASSIFIERS, *FLOORS, *(method for method in METHODS if method not in _CLOSED)]
-    raise InputError(f"no method {name!r}, nearest: {closest(base, known)}; a weighting may end in @tau=NUMBER")
+    gradient: dict[str, Kind] = {method: "gradient" for method in METHODS if method not in _CLOSED}
+    kinds: dict[str, Kind] = {**_CLASSIFIERS, **dict.fromkeys(FLOORS, "floor"), **gradient}
+    methods = []
+    for name in dict.fromkeys([*names, *FLOORS]):
+        base, _, option = name.partition("@")
+        if base in WEIGHTINGS:
+            key, _, value = option.partition("=")
+            if option and (key != "tau" or not re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", value)):
+                raise InputError(f"method {name!r}: expected `@tau=NUMBER` with a number of 0 or more")
+            methods.append(MapMethod(name, "weighting", {"tau": float(value)} if option else {}))
+        elif name in kinds:
+            methods.append(MapMethod(name, kinds[name]))
+        else:
+            nearest = closest(base, [*WEIGHTINGS, *kinds])
+            raise InputError(f"no method {name!r}, nearest: {nearest}; a weighting may end in @tau=NUMBER")
+    return tuple(methods)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,17 +126,15 @@ class MapMaker:
             elif method.kind == "floor":
                 made[method.name] = self._floor(response, method.name, classes.shape[1])
             elif method.kind == "gradient":
-                made[method.name] = self._gradient(pixels, references, method.name)
+                weight = next(self.encoder.parameters())
+                images = self.encoder.transform.normalise(pixels.to(weight.device))
+                target = Similarity(references.to(weight.device), metric=self.metric)
+                found = explain_image(self.encoder, images, target=target, method=method.name)
+                made[method.name] = found.maps.to(references.device)
             else:
                 weights = self.classifiers[method.kind].weight[classes]
                 made[method.name] = torch.einsum("bmk,bkhw->bmhw", weights, pooled)
         return made
-
-    def _gradient(self, pixels: Tensor, references: Tensor, name: str) -> Tensor:
-        weight = next(self.encoder.parameters())
-        images = self.encoder.transform.normalise(pixels.to(weight.device))
-        target = Similarity(references.to(weight.device), metric=self.metric)
-        return explain_image(self.encoder, images, target=target, method=name).maps.to(references.device)
 
     def _floor(self, response: Tensor, name: str, questions: int) -> Tensor:
         b, _, height, width = response.shape

@@ -3,29 +3,92 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import functional
 
 from ...encoders import Inference
-from ...encoders.weights.reading import fetch_imagenet, read_state_dict
-from ...errors import InputError, WeightsError
+from ...encoders.regions import MaskPooling, pooled_under
+from ...encoders.weight_files import fetch_imagenet, read_state_dict
+from ...errors import InputError
 from ...explain.targets import distances
-from ...images import Listing
+from ...images import Listing, read_image
 from ...images.masks import MaskFolder
 from ...index.prototypes import PrototypeStore
 from ...metrics import Metric
 from ...progress import Progress
 from ...remarks import remark
-from ..masking import encode_both_ways
 
 Reference = Literal["prototypes", "nearest"]
+Images = Iterable[tuple[Path, str]]
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedBothWays:
+    """Images as a whole and under their masks, from the same feature maps."""
+
+    files: tuple[Path, ...]
+    whole: tuple[Tensor, Tensor]
+    masked: tuple[Tensor, Tensor]
+    has_mask: Bool[Tensor, " n"]
+    skipped: tuple[str, ...] = ()
+
+
+def encode_both_ways(
+    images: Images,
+    inference: Inference,
+    masks: MaskFolder | None,
+    *,
+    strict: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> EncodedBothWays:
+    """Each image encoded once and pooled twice: over all of it, and under its mask (of None over all of it)."""
+    listed = list(images)
+    if masks is not None and not strict:
+        masks.join(path for _, path in listed).tell(what="a mask", lines=f"masks in {masks.folder}")
+    under = None if masks is None else MaskPooling.of(masks, inference.encoder, strict=strict)
+    weights: dict[Path, Tensor | None] = {}
+    found: list[tuple[Path, bool]] = []
+    vectors: list[tuple[Tensor, ...]] = []  # of whole images, then under masks
+    skipped: list[str] = []
+
+    def load(item: tuple[Path, str]) -> Tensor:
+        file, path = item
+        image = read_image(file, whole=True)
+        weights[file] = None if under is None else under.weights(path, image.size)
+        return inference.transform(image)
+
+    for batch in inference.stream(listed, load=load):
+        for failure in batch.failures:
+            if strict:
+                raise failure.error
+            skipped.append(f"{failure.item[0]}: {failure.error.reason}")
+        if batch.encoding is not None:
+            own = [weights.pop(file) for file, _ in batch.items]
+            found += [(file, each is not None) for (file, _), each in zip(batch.items, own, strict=True)]
+            both = (batch.encoding, pooled_under(inference.encoder, batch.encoding, own))
+            vectors.append(tuple(each.cpu() for encoding in both for each in (encoding.pooled, encoding.embedding)))
+        if progress is not None:
+            progress(len(found) + len(skipped))
+    if under is not None:
+        under.tell()
+    if not found:
+        raise InputError(f"none of the images could be used; the first: {[*skipped, 'there are none'][0]}")
+    pooled, embedding, pooled_masked, embedding_masked = (torch.cat(part) for part in zip(*vectors, strict=True))
+    return EncodedBothWays(
+        files=tuple(file for file, _ in found),
+        whole=(pooled, embedding),
+        masked=(pooled_masked, embedding_masked),
+        has_mask=torch.tensor([has_mask for _, has_mask in found]),
+        skipped=tuple(skipped),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,8 +247,6 @@ def read_classifier(architecture: str, weights: str | os.PathLike[str], *, poole
     if weights == "random":
         return None
     state = fetch_imagenet(architecture)[0] if weights == "imagenet" else read_state_dict(weights)
-    if state is None:
-        raise WeightsError(f"no published weights for {architecture}")
     found = []
     for name, tensor in state.items():
         plain = name.removeprefix("module.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -60,13 +60,14 @@ class LocalisationRow:
 
     Attributes:
         method: its name.
-        top1_error: wrong class, or IoU below one half at the threshold 0.2.
+        top1_error: wrong class, or IoU below one half at the threshold 0.2 ([Dist-CAM] Table 1, Zhou et al. 2016 §3.2).
         top1_error_best: the same at the threshold of `max_box_acc`.
         gt_known_error: IoU below one half at the threshold 0.2, whatever was predicted.
         gt_known_error_best: the same at the best threshold, 1 - `max_box_acc`.
         threshold: the best one, chosen on these very images.
         max_box_acc: MaxBoxAcc at IoU one half.
-        max_box_acc_v2: MaxBoxAccV2.
+        max_box_acc_v2: MaxBoxAccV2: the mean over three IoUs of the best accuracy when any region's box may fit any
+            true box (Choe et al., Evaluation for Weakly Supervised Object Localization, 2020, §4).
         pxap: PxAP, None without masks.
         peak: share of peaks in a box (pointing game).
         energy: mean share of the map's energy in the boxes.
@@ -147,34 +148,23 @@ class LocalisationTable:
 
         Both are computed on the same bootstrap samples of images, so what is common to them cancels.
         """
-        if measure not in _STATISTICS:
-            raise InputError(f"measure={measure!r} is not known; choose one of {', '.join(_STATISTICS)}")
+        if measure not in MEASURES:
+            raise InputError(f"measure={measure!r} is not known; choose one of {', '.join(MEASURES)}")
         for name in (one, other):
             if name not in self.scores:
                 raise InputError(f"no method {name!r} in this table; it has {', '.join(self.scores)}")
-        statistic = _STATISTICS[measure]
+        statistic = MEASURES[measure]
         return self._estimate(lambda w: statistic(self.scores[one], w) - statistic(self.scores[other], w))
 
     def _row(self, name: str) -> LocalisationRow:
         scores = self.scores[name]
-        overlaps, right = scores.overlaps, scores.is_right.double()
-        best = overlaps.max_box_acc()
-        hits, fixed = (overlaps.largest >= 0.5).double(), (overlaps.at(FIXED) >= 0.5).double()
         pixels, preference = scores.pixels, scores.two_objects[~scores.two_objects.isnan()].double()
         return LocalisationRow(
             method=name,
-            top1_error=self._estimate(lambda w: 1 - w @ (fixed * right)),
-            top1_error_best=self._estimate(lambda w: 1 - (w @ (hits * right[:, None])).amax(1)),
-            gt_known_error=self._estimate(lambda w: 1 - w @ fixed),
-            gt_known_error_best=self._estimate(lambda w: 1 - _max_box_acc(scores, w)),
-            threshold=best.threshold,
-            max_box_acc=self._estimate(lambda w: _max_box_acc(scores, w)),
-            max_box_acc_v2=self._estimate(lambda w: _max_box_acc_v2(scores, w)),
+            threshold=scores.overlaps.max_box_acc().threshold,
             pxap=None if pixels is None else self._estimate(pixels.pxap),
-            peak=self._estimate(lambda w: w @ scores.peak),
-            energy=self._estimate(lambda w: w @ scores.energy),
-            sensitivity=self._estimate(lambda w: w @ scores.sensitivity),
             two_objects=self._estimate(lambda w: w @ preference, len(preference)) if len(preference) else None,
+            **{measure: self._estimate(partial(value, scores)) for measure, value in MEASURES.items()},
         )
 
     def _estimate(self, statistic: Callable[[Tensor], Tensor], n: int | None = None) -> Estimate:
@@ -223,7 +213,10 @@ class LocalisationTable:
         }
         shown = {name: get for name, get in columns.items() if any(get(row) is not None for row in self.rows)}
         lines = [f"| map | {' | '.join(shown)} |", f"|---|{'---:|' * len(shown)}"]
-        lines += [f"| `{row.method}` | {' | '.join(_cell(get(row)) for get in shown.values())} |" for row in self.rows]
+        for row in self.rows:
+            values = [get(row) for get in shown.values()]
+            cells = ["–" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values]
+            lines.append(f"| `{row.method}` | {' | '.join(cells)} |")
         heading = (
             f"{', '.join(filter(None, (self.encoder, self.seen_as)))}, {self.reference} of {self.n_references} images "
             f"in {self.n_classes} classes, {len(self)} images, 95 % bootstrap intervals, seed {self.seed}"
@@ -232,12 +225,13 @@ class LocalisationTable:
         return "\n".join([heading, "", *lines, *(f"\n{note}" for note in notes)])
 
 
-def _cell(value: object) -> str:
-    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+def _hits(scores: ImageScores) -> Tensor:
+    """(n, t), 1 where the largest region's box overlaps a true one by one half."""
+    return (scores.overlaps.largest >= 0.5).double()
 
 
-def _max_box_acc(scores: ImageScores, weights: Tensor) -> Tensor:
-    return (weights @ (scores.overlaps.largest >= 0.5).double()).amax(1)
+def _hits_fixed(scores: ImageScores) -> Tensor:
+    return (scores.overlaps.at(FIXED) >= 0.5).double()
 
 
 def _max_box_acc_v2(scores: ImageScores, weights: Tensor) -> Tensor:
@@ -245,10 +239,15 @@ def _max_box_acc_v2(scores: ImageScores, weights: Tensor) -> Tensor:
     return torch.stack(best).mean(0)
 
 
-_STATISTICS: dict[str, Callable[[ImageScores, Tensor], Tensor]] = {
-    "max_box_acc": _max_box_acc,
+MEASURES: dict[str, Callable[[ImageScores, Tensor], Tensor]] = {
+    "top1_error": lambda scores, weights: 1 - weights @ (_hits_fixed(scores) * scores.is_right),
+    "top1_error_best": lambda scores, weights: 1 - (weights @ (_hits(scores) * scores.is_right[:, None])).amax(1),
+    "gt_known_error": lambda scores, weights: 1 - weights @ _hits_fixed(scores),
+    "gt_known_error_best": lambda scores, weights: 1 - (weights @ _hits(scores)).amax(1),
+    "max_box_acc": lambda scores, weights: (weights @ _hits(scores)).amax(1),
     "max_box_acc_v2": _max_box_acc_v2,
     "peak": lambda scores, weights: weights @ scores.peak,
     "energy": lambda scores, weights: weights @ scores.energy,
     "sensitivity": lambda scores, weights: weights @ scores.sensitivity,
 }
+"""Means over images, of which each counts with its weight in each of r samples: (r, n) → (r,)."""

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...encoders import Encoder
-from ...encoders.encoder import evaluating
-from ...encoders.layers import Tap, require_layer, returned_by
+from ...encoders.layers import Tap, evaluating, require_layer, returned_by
 from ...errors import InputError
 
 Scaling = Literal["max", "range"]

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...encoders import Encoder
-from ...encoders.heads import Identity
-from ...encoders.pooling import GAP
+from ...encoders.heads import GAP, Identity
 from ...errors import InputError
 from ...remarks import remark
 from ...training.engine.step import Step, Term, accuracy

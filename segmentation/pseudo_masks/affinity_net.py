@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from ...encoders import Encoder
 from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
-from ...encoders.encoder import evaluating
-from ...encoders.weights.reading import drawn_from
+from ...encoders.layers import evaluating
+from ...encoders.weight_files import drawn_from
 from ...errors import InputError, ShapeError, WeightsError
 from ...images.masks import VOID, Mask
 from ...progress import Progress

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from ...encoders import Encoder
 from ...encoders.backbones.networks import Network
 from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
-from ...encoders.encoder import evaluating
-from ...encoders.heads import head_from_dict
-from ...encoders.pooling import pooling_from
+from ...encoders.heads import head_from_dict, pooling_from
+from ...encoders.layers import evaluating
+from ...encoders.state_dicts import load_state
 from ...encoders.trained_on import DIGESTS, TrainedOn
-from ...encoders.weights.filling import load_state
 from ...errors import InputError, ShapeError, WeightsError
 from ...images import Transform
 from ...training.engine.step import HasClassWeights, Targets

@@ -23,13 +23,11 @@ from ...encoders import Encoder, Encoding
 from ...encoders.backbones.networks import Network, available_networks
 from ...encoders.backbones.registry import build_backbone
 from ...encoders.checkpoint import built_from_header, read_checkpoint, write_checkpoint
-from ...encoders.encoder import evaluating
-from ...encoders.layers import closest
+from ...encoders.layers import closest, evaluating
 from ...encoders.names import needs_weights
+from ...encoders.state_dicts import best_match, load_state, say_what_is_left
 from ...encoders.trained_on import DIGESTS, TrainedOn
-from ...encoders.weights.filling import load_state, say_what_is_left
-from ...encoders.weights.matching import best_match
-from ...encoders.weights.reading import drawn_from, read_state_dict, uninitialised
+from ...encoders.weight_files import drawn_from, read_state_dict, uninitialised
 from ...errors import InputError, WeightsError
 from ...images import Transform
 from .inference import InferenceSettings, taken_by_network

@@ -13,11 +13,11 @@ from pixel_data import PixelData, predict
 from small_segmenters import crowd_data
 from torch import Tensor, nn
 
-import distcam.metrics.components as boxes
+import distcam.metrics.maps as boxes
 from distcam.errors import InputError, ShapeError
 from distcam.explain import METHODS
 from distcam.images import Transform
-from distcam.metrics.components import labelled
+from distcam.metrics.maps import labelled
 from distcam.synthetic.blueprint import blueprints
 
 

@@ -459,5 +459,5 @@ def test_the_fingerprint_follows_every_way_of_changing_weights() -> None:
 def test_the_fingerprint_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = small()
     expected = encoder.fingerprint
-    monkeypatch.setattr("distcam.encoders.fingerprint.fingerprint", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("distcam.encoders.checkpoint.fingerprint", lambda *_: pytest.fail("computed again"))
     assert encoder.fingerprint == expected

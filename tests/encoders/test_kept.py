@@ -1,4 +1,4 @@
-"""What is kept of a layer is what the layer returned, whatever the network does with that tensor afterwards."""
+"""Kept outputs of a layer are those the layer returned, whatever the network does with the tensor afterwards."""
 
 from __future__ import annotations
 

@@ -17,8 +17,7 @@ from distcam.encoders import (
     Sequential,
     affine_of,
 )
-from distcam.encoders.heads import head_from_dict
-from distcam.encoders.pooling import pooling_from
+from distcam.encoders.heads import head_from_dict, pooling_from
 from distcam.errors import InputError, ShapeError
 
 

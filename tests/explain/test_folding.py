@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import distcam.explain.folding as folding
-from distcam.encoders.heads import BNNeck, Identity, Linear, Sequential
-from distcam.encoders.pooling import GAP, GeM, Pooling
+from distcam.encoders.heads import GAP, BNNeck, GeM, Identity, Linear, Pooling, Sequential
 from distcam.errors import InputError
 from distcam.explain import dist_cam, fold
 

@@ -1,4 +1,4 @@
-"""What is exactly true of maps for pixels: heads of 1×1, decoders without biases, windows, batches, and empty sets."""
+"""Exact statements about maps for pixels: heads of 1×1, decoders without biases, windows, batches, and empty sets."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_an_empty_set_has_the_score_0_and_a_finite_map_that_is_constant_where_it
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory):
-    """What `distcam segment train` would leave, with random weights."""
+    """The files that `distcam segment train` would leave, with random weights."""
     segmenter = build_segmenter(
         "light", ("cat", "dog"), weights="random", transform=Transform(32, fit="squash"), options={"hidden": 8}
     )

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import distcam.metrics.components as boxes_module
+import distcam.metrics.maps as boxes_module
 from distcam.errors import InputError
 from distcam.explain import box_from_map, upsample
 from distcam.explain.places import boxes_from_maps
 from distcam.images import Box
-from distcam.metrics.components import largest_component, peak
+from distcam.metrics.maps import largest_component, peak
 
 
 def flooded(mask: np.ndarray) -> list[set[tuple[int, int]]]:

@@ -17,8 +17,9 @@ from torch import Tensor
 from distcam.errors import InputError, ShapeError
 from distcam.explain import box_from_map, normalise
 from distcam.images import Box
-from distcam.metrics.components import components, largest_component
 from distcam.metrics.localisation import BoxOverlaps, PixelCounts, box_overlaps, pixel_counts
+from distcam.metrics.maps import components, largest_component
+from distcam.retrieval.localisation.results import MEASURES, ImageScores
 
 MODULE = sys.modules["distcam.metrics.localisation"]
 TWO = torch.tensor([[[0.0, 0.0, 0.0, 0.6], [1.0, 1.0, 0.0, 0.0], [0.3, 0.3, 0.0, 0.0]]])
@@ -41,12 +42,15 @@ def test_the_overlaps_of_a_map_with_two_regions_by_hand() -> None:
 def test_the_measures_by_hand() -> None:
     largest = torch.tensor([[0.6, 0.2], [0.4, 0.9], [0.5, 0.7], [0.1, 0.3]])
     overlaps = BoxOverlaps((0.2, 0.4), largest, largest + 0.1)
-    assert overlaps.gt_known_error() == 0.5  # 0.6 and 0.5 of four
-    assert overlaps.gt_known_error(threshold=0.4, iou=0.8) == 0.75
-    assert overlaps.top1_error(torch.tensor([False, True, True, True])) == 0.75  # only the third is right and found
+    nothing, weights = torch.zeros(4), torch.full((1, 4), 0.25, dtype=torch.float64)
+    is_right = torch.tensor([False, True, True, True])
+    scores = ImageScores(overlaps, is_right, nothing, nothing, nothing, nothing)
+    assert MEASURES["gt_known_error"](scores, weights).item() == 0.5  # 0.6 and 0.5 of four
+    assert MEASURES["top1_error"](scores, weights).item() == 0.75  # only the third is right and found
     assert overlaps.max_box_acc() == (0.5, 0.2)  # two of four at both thresholds: the lower one
+    assert MEASURES["max_box_acc"](scores, weights).item() == 0.5
     # best: .7 .5 .6 .2 and .3 1 .8 .4; at .3: 3 or 4 of 4, at .5: 3 or 2, at .7: 1 or 2
-    assert overlaps.max_box_acc_v2() == pytest.approx((4 + 3 + 2) / 4 / 3)
+    assert MEASURES["max_box_acc_v2"](scores, weights).item() == pytest.approx((4 + 3 + 2) / 4 / 3)
 
 
 @settings(deadline=None, max_examples=25)

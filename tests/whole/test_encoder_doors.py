@@ -21,7 +21,7 @@ from distcam.encoders import BNNeck, Encoder, Identity, Inference, Linear
 from distcam.encoders.backbones.networks import load_network
 from distcam.encoders.backbones.registry import available_architectures
 from distcam.encoders.names import OWN_ARCHITECTURES
-from distcam.encoders.weights.reading import usual_transform
+from distcam.encoders.weight_files import usual_transform
 from distcam.errors import InputError, WeightsError
 from distcam.images import Transform
 from distcam.segmentation.segmenter.segmenter import build_segmenter

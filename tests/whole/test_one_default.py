@@ -13,7 +13,7 @@ from torchvision import models
 
 from distcam.cli.console import crop_encoder, load_encoder
 from distcam.encoders import Encoder, Inference
-from distcam.encoders.weights.reading import fetch_imagenet
+from distcam.encoders.weight_files import fetch_imagenet
 from distcam.images import Transform
 from distcam.index import encode_to_file, read_encodings
 from distcam.retrieval import EncodingSettings

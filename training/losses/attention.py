@@ -16,9 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...encoders import Encoder
-from ...encoders.encoder import evaluating
-from ...encoders.heads import affine_of
-from ...encoders.pooling import GAP
+from ...encoders.heads import GAP, affine_of
+from ...encoders.layers import evaluating
 from ...errors import InputError
 from ..engine.step import HasClassWeights, Progress, Targets, Term
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...encoders import Encoding
-from ...encoders.encoder import evaluating
+from ...encoders.layers import evaluating
 from ...errors import InputError
 from ...explain import channel_weights, fold, upsample
 from ..engine.step import Regions, Step, Targets, true_classes

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ...encoders import Encoder
-from ...encoders.weights.reading import drawn_from
+from ...encoders.weight_files import drawn_from
 from ...errors import InputError
 from ..engine.step import Objective, Term
 from ..recipes.tables import check_name, check_options, keyword_options

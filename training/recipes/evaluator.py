@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ...encoders import Encoder, Encoding
-from ...encoders.encoder import evaluating
+from ...encoders.layers import evaluating
 from ...errors import InputError
 from ...explain import dist_cam, fold, normalise, rectify, upsample
 from ...metrics.distances import SearchSpec, cluster, normalised_mutual_information

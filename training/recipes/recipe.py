@@ -31,7 +31,7 @@ from pydantic import Field
 
 from ...encoders import Encoder
 from ...encoders.heads import head_from_dict
-from ...encoders.weights.reading import drawn_from
+from ...encoders.weight_files import drawn_from
 from ...errors import InputError
 from ...images import Transform
 from ...progress import Progress

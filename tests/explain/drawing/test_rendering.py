@@ -11,12 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-import distcam.explain.drawing.colours as colours_module
-from distcam.errors import InputError
+import distcam.explain.drawing.rendering as colours_module
+from distcam.errors import InputError, ShapeError
 from distcam.explain import Tile, colourise, contour, draw_box, grid, overlay, upsample
-from distcam.explain.drawing.colours import COLOUR_SCALES
-from distcam.explain.drawing.panels import legend, panel
-from distcam.explain.drawing.rendering import to_data_uri
+from distcam.explain.drawing.panels import DrawStyle, legend, map_panel, map_tiles
+from distcam.explain.drawing.rendering import COLOUR_SCALES, to_data_uri
 from distcam.images import Box, Transform
 
 
@@ -188,16 +187,18 @@ def tiles(n: int) -> list[Tile]:
 
 
 def test_a_panel_has_a_row_for_matches_one_for_the_query_and_one_for_the_match() -> None:
-    two_rows = panel(Tile(picture(), "query"), tiles(3), tiles(3), tile_size=64)
-    three_rows = panel(Tile(picture(), "query"), tiles(3), tiles(3), tiles(3), tile_size=64, colours=None)
+    query, maps, view = Tile(picture(), "query"), heat_map(3, 4, 4), Box(0, 0, 40, 30)
+    drawn = {"view": view, "views": [view] * 3, "ends": ("low", "high")}
+    two_rows = map_panel(query, tiles(3), maps, None, look=DrawStyle(), **drawn)
+    three_rows = map_panel(query, tiles(3), maps, maps, look=DrawStyle(style="contour"), **drawn)
     assert two_rows.width == three_rows.width
-    assert three_rows.height > two_rows.height + 64
+    assert three_rows.height > two_rows.height + 100
     assert two_rows.getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_rows_of_other_lengths_are_refused() -> None:
-    with pytest.raises(InputError, match=r"one image a match in every row; got rows of \[3, 2\]"):
-        panel(Tile(picture()), tiles(3), tiles(2))
+def test_another_number_of_maps_is_refused_and_so_is_an_empty_grid() -> None:
+    with pytest.raises(ShapeError, match="expected a map and a view for each of 3 images; got 2, 3"):
+        map_tiles([picture()] * 3, heat_map(2, 4, 4), views=[Box(0, 0, 40, 30)] * 3)
     with pytest.raises(InputError, match="at least one image"):
         grid([[None]])
 

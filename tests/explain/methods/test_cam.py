@@ -13,10 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distcam.errors import InputError
-from distcam.explain.methods.cam import caam, cam
-from distcam.explain.methods.eigen_cam import eigen_cam
-from distcam.explain.methods.grad_cam import grad_cam, grad_cam_plus_plus, xgrad_cam
-from distcam.explain.methods.hires_cam import hires_cam, layer_cam, seg_xres_cam
+from distcam.explain.methods.cam import (
+    caam,
+    cam,
+    eigen_cam,
+    grad_cam,
+    grad_cam_plus_plus,
+    hires_cam,
+    layer_cam,
+    seg_xres_cam,
+    xgrad_cam,
+)
 
 GRADIENT_METHODS = (
     cam,

@@ -1,7 +1,4 @@
-"""Weights from files and from torchvision, read without running anything.
-
-A weights file is an untrusted file. Reading one never executes code, and formats that carry code are refused.
-"""
+"""Weights from untrusted files, of which no code is run and formats with code are refused, and from torchvision."""
 
 from __future__ import annotations
 
@@ -23,13 +20,13 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.transforms import InterpolationMode
 
-from ...errors import InputError, WeightsError
-from ...files import is_file
-from ...images.transform import Transform
-from ...remarks import remark
-from ..backbones.registry import available_architectures, require_architecture
-from ..names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, needs_weights, refuse_weight_file
-from .matching import StateDict
+from ..errors import InputError, WeightsError
+from ..files import is_file
+from ..images.transform import Transform
+from ..remarks import remark
+from .backbones.registry import available_architectures, require_architecture
+from .names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, needs_weights, refuse_weight_file
+from .state_dicts import StateDict
 
 # Where training scripts keep a network, in the order in which one of several that fit is taken.
 _PLACES = (
@@ -54,10 +51,7 @@ _PLAIN_RECORD = re.compile(
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """The named tensors of a weights file, as they are in the file: `.safetensors`, or whatever `torch.save` wrote.
-
-    Of several dictionaries in one file (`state_dict`, `state_dict_ema`…) the first by name; its `others` are the rest.
-    """
+    """The named tensors of a weights file; of several dictionaries the first by name, its `others` are the rest."""
     if not isinstance(path, str | os.PathLike):
         got = f"a {type(path).__name__}" if isinstance(path, Mapping) else repr(path)
         raise InputError(f"expected weights as 'random', 'imagenet', or a file's path, got {got}")
@@ -69,23 +63,26 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     except WeightsError:
         raise
     except Exception as error:  # torch's unpickler raises whatever a broken file provokes
-        raise WeightsError(f"{path}: cannot be read as weights: {_why_unreadable(error)}") from error
-    places = sorted(_places(content), key=lambda state: _rank(state.place))
+        # The fault in words for the file's owner; the reader's own, such as `KeyError: 174812789`, say nothing.
+        why = "damaged, incomplete, or no plain weights as torch.save writes them; fetch or save the file again"
+        if isinstance(error, OSError) and error.strerror:
+            why = error.strerror
+        elif refused := _CODE.search(str(error)):
+            why = f"holds {refused[1]!r}, and what is no tensor may be code; save the state_dict() alone"
+        elif isinstance(error, Warning):  # where the caller made warnings errors
+            why = str(error).partition("\n")[0]
+        raise WeightsError(f"{path}: cannot be read as weights: {why}") from error
+
+    def rank(state: StateDict) -> tuple[int, bool]:
+        """Shallower places first only among names that nobody gives to networks."""
+        last = state.place.rpartition(".")[2]
+        return (_PLACES.index(last) if last in _PLACES else len(_PLACES), state.place.startswith("optim"))
+
+    places = sorted(_places(content), key=rank)
     if not places:
         raise WeightsError(f"{path}: expected named tensors (a state_dict), got a {type(content).__name__} without any")
     places[0].others = tuple(places[1:])
     return places[0]
-
-
-def _why_unreadable(error: Exception) -> str:
-    """The fault in words for the file's owner; the reader's own, such as `KeyError: 174812789`, say nothing."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if refused := _CODE.search(str(error)):
-        return f"holds {refused[1]!r}, and what is no tensor may be code; save the state_dict() alone"
-    if isinstance(error, Warning):  # where the caller made warnings errors
-        return str(error).partition("\n")[0]
-    return "damaged, incomplete, or no plain weights as torch.save writes them; fetch or save the file again"
 
 
 def _places(content: Any) -> list[StateDict]:
@@ -104,12 +101,6 @@ def _places(content: Any) -> list[StateDict]:
         if len(keys) < 3:  # no endless loop: a file may hold a dictionary that contains itself
             pending += [((*keys, k), v) for k, v in part.items() if isinstance(k, str) and isinstance(v, Mapping)]
     return found
-
-
-def _rank(place: str) -> tuple[int, ...]:
-    """Shallower places first only among names that nobody gives to networks."""
-    last = place.rpartition(".")[2]
-    return (_PLACES.index(last) if last in _PLACES else len(_PLACES), place.startswith("optim"))
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -166,12 +157,10 @@ def _fetched(name: str, weights: Any) -> dict[str, Tensor]:
 
 
 def usual_transform(name: str) -> Transform:
-    """The usual transform of an architecture's weights where nothing says it: ImageNet's mean and deviation.
-
-    Torchvision's files of GoogLeNet and Inception want 0.5: its own models re-normalise inside, here they do not.
-    """
+    """The usual transform of an architecture's weights where nothing says it: ImageNet's mean and deviation."""
     if name in ("conv4", "resnet12", "wrn28_10"):
         return Transform(84)
+    # Torchvision's GoogLeNet and Inception re-normalise inside, here they do not.
     return Transform(mean=_HALF, std=_HALF) if name in ("googlenet", "inception_v3") else Transform()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from distcam import DistcamWarning
 from distcam.encoders import BNNeck, Encoder, GeM, Linear, Pooling, Sequential
-from distcam.encoders.weights.reading import fetch_imagenet, read_state_dict
+from distcam.encoders.weight_files import fetch_imagenet, read_state_dict
 from distcam.errors import InputError, WeightsError
 from distcam.images import Transform
 
@@ -40,7 +40,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def lightning(tensors: dict[str, Tensor], *, prefix: str) -> dict[str, Any]:
-    """What a Lightning trainer writes of a module that keeps its network as an attribute."""
+    """A Lightning trainer's checkpoint of a module that keeps its network as an attribute."""
     return {
         "epoch": 3,
         "pytorch-lightning_version": "2.5.0",

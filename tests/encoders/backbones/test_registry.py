@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from distcam.encoders import Encoder
-from distcam.encoders.backbones.dilation import dilate
-from distcam.encoders.backbones.registry import build_backbone
+from distcam.encoders.backbones.registry import build_backbone, dilate
 from distcam.errors import InputError
 from distcam.images import Transform
 

@@ -1,8 +1,7 @@
-"""Tensors of a file matched with a network's: names differ by what training scripts put around a network.
+"""Tensors of a file matched with a network's and copied into it: all or nothing, and what nothing takes is named.
 
-No list of prefixes is kept. Every beginning of a name whose rest is a name of the network is tried, and the one wins
-with which most tensors fit, by name and shape. Networks that were renamed after their weights were published are
-brought up to date by their own code.
+Names differ by what training scripts put around a network. No list of prefixes is kept: every beginning of a name whose
+rest is a name of the network is tried, and the one wins with which most tensors fit, by name and shape.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .wrapping import plain_name
+from ..errors import WeightsError
+from ..remarks import remark
+from .layers import plain_name
 
 _DEEPEST = 12  # parts of a name that are tried as a prefix: a file's names are not trusted
 _COUNTER = "num_batches_tracked"
@@ -33,36 +34,22 @@ _NECK = re.compile(r"(^|[._])(bottleneck|bn_?neck|feat_bn)[._]")  # fast-reid's,
 
 
 class StateDict(dict[str, Tensor]):
-    """Named tensors of a file.
+    """Named tensors of a file."""
 
-    Attributes:
-        place: the keys that lead to them in the file; "" at the top.
-        others: further named tensors in the same file.
-        versions: what torch noted about each module's format, if the file says it.
-    """
-
-    place: str = ""
-    others: tuple[StateDict, ...] = ()
-    versions: Mapping[str, Mapping[str, object]] = {}
+    place: str = ""  # the keys that lead to them in the file
+    others: tuple[StateDict, ...] = ()  # in the same file
+    versions: Mapping[str, Mapping[str, object]] = {}  # what torch noted about each module's format
 
 
 @dataclass(frozen=True)
 class Match:
-    """Tensors of a file by the names of a network.
+    """Tensors of a file by the names of a network."""
 
-    Attributes:
-        tensors: what the network takes, by its own names.
-        left: what is left over in the same place, by name without the prefix where it has it.
-        prefix: what the file's names have in front.
-        place: where in the file they lie.
-        rivals: other prefixes, with their place, under which a different network that fits as well lies.
-    """
-
-    tensors: dict[str, Tensor]
-    left: dict[str, Tensor]
-    prefix: str = ""
+    tensors: dict[str, Tensor]  # by the network's names
+    left: dict[str, Tensor]  # of the same place, by name without the prefix where it has it
+    prefix: str = ""  # what the file's names have in front
     place: str = ""
-    rivals: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()  # other prefixes with their place, under which another network that fits as well lies
     strays: frozenset[str] = field(default=frozenset())  # of `left`: what lies outside the prefix
 
 
@@ -108,7 +95,15 @@ def _matches(module: nn.Module, expected: Mapping[str, Tensor], state: Mapping[s
     most = max(counts.values())
     chosen = [prefix for prefix, count in counts.items() if count == most]
     place = state.place if isinstance(state, StateDict) else ""
-    return [_under(prefix, module, expected, state, place) for prefix in chosen[:4]]
+    matches = []
+    for prefix in chosen[:4]:
+        inside = {given.removeprefix(prefix): tensor for given, tensor in state.items() if given.startswith(prefix)}
+        tensors, left = _assigned(inside, expected)
+        if left and any(name not in tensors and not name.endswith(_COUNTER) for name in expected):
+            tensors, left = _assigned(_renamed_by_its_own_code(module, inside, state), expected)
+        strays = {given: tensor for given, tensor in state.items() if not given.startswith(prefix)}
+        matches.append(Match(tensors, {**left, **strays}, prefix, place, strays=frozenset(strays)))
+    return matches
 
 
 def _by_plain_name(expected: Mapping[str, Tensor]) -> dict[str, str]:
@@ -126,17 +121,6 @@ def _known(name: str, names: Mapping[str, str]) -> str | None:
         if candidate in names:
             return names[candidate]
     return None
-
-
-def _under(
-    prefix: str, module: nn.Module, expected: Mapping[str, Tensor], state: Mapping[str, Tensor], place: str
-) -> Match:
-    inside = {given.removeprefix(prefix): tensor for given, tensor in state.items() if given.startswith(prefix)}
-    tensors, left = _assigned(inside, expected)
-    if left and any(name not in tensors and not name.endswith(_COUNTER) for name in expected):
-        tensors, left = _assigned(_renamed_by_its_own_code(module, inside, state), expected)
-    strays = {given: tensor for given, tensor in state.items() if not given.startswith(prefix)}
-    return Match(tensors, {**left, **strays}, prefix, place, strays=frozenset(strays))
 
 
 def _assigned(
@@ -222,3 +206,105 @@ def common_beginning(names: Collection[str]) -> str:
     shortest = min(split, key=len, default=[])
     depth = next((i for i, part in enumerate(shortest) if any(s[i] != part for s in split)), len(shortest))
     return "".join(f"{part}." for part in shortest[:depth])
+
+
+def load_state(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    origin: str,
+    spare: Collection[str] = (),
+    exact: bool = False,
+) -> dict[str, Tensor]:
+    """Copy named tensors into a module, all or nothing.
+
+    Counters of batches may be missing. A head's, a loss's and another network's tensors are left over; they are
+    returned if they are not `spare`. With `exact` names must be the module's own, and nothing may be left over.
+    """
+    expected = tensors_of(module)
+    if exact:
+        inside = {name: tensor for name, tensor in state.items() if name in expected}
+        match = Match(inside, {name: tensor for name, tensor in state.items() if name not in expected})
+    else:
+        match = best_match(module, state)
+    left = {name: tensor for name, tensor in match.left.items() if name not in spare}
+    superfluous = [n for n in left if exact or not (n in match.strays or is_beside_the_network(n, expected))]
+    _refuse_misfits(match, expected, state, origin=origin, superfluous=superfluous)
+    with torch.no_grad():
+        for name, tensor in match.tensors.items():
+            expected[name].copy_(tensor)
+    if match.rivals:
+        taken = f"{match.place}.{match.prefix}".strip(".") or "the top"
+        remark(
+            f"{origin}: {1 + len(match.rivals)} networks in it fit; the one under {taken!r} is taken, not that under "
+            f"{match.rivals[0]!r}; save the one you want by itself"
+        )
+    return left
+
+
+def _refuse_misfits(
+    match: Match,
+    expected: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    *,
+    origin: str,
+    superfluous: list[str],
+) -> None:
+    matched = match.tensors
+    missing = [name for name in expected if name not in matched and not name.endswith("num_batches_tracked")]
+    wrong = [
+        f"{name} is {_kind(tensor)}, expected {_kind(expected[name])}"
+        for name, tensor in matched.items()
+        if not (
+            tensor.layout == torch.strided
+            and tensor.device.type == "cpu"
+            and not tensor.is_quantized
+            and not tensor.is_complex()
+            and tensor.is_floating_point() == expected[name].is_floating_point()
+            and tensor.shape == expected[name].shape
+        )
+    ]
+    hardly = 2 * (len(matched) - len(wrong)) < len(expected)  # a few names may be alike by chance
+    if matched and not hardly:
+        at = f" (its names begin with {match.prefix!r})" if match.prefix else ""
+        advice = f"; is this another architecture, or another layer?{at}"
+    else:
+        there = f"it has {next(iter(state), '')!r}, expected {next(iter(missing), '')!r}"
+        advice = f"; hardly a name in it fits: {there}"
+        if begins := common_beginning(state):
+            advice += (
+                f", and all of its names begin with {begins!r}; save the network alone, "
+                f"torch.save({{k.removeprefix({begins!r}): v for k, v in state.items()}}, FILE)"
+            )
+        else:
+            advice += "; save the state_dict() of the network itself"
+    if hardly:
+        _refuse(origin, missing, "tensors are missing", advice=advice)
+    _refuse(origin, wrong, "tensors do not fit the architecture")
+    _refuse(origin, missing, "tensors are missing", advice=advice)
+    _refuse(origin, superfluous, "tensors have no place in the architecture")
+    _refuse(
+        origin, [n for n, t in matched.items() if not bool(torch.isfinite(t).all())], "tensors hold NaN or infinity"
+    )
+
+
+def say_what_is_left(left: Collection[str], *, origin: str) -> None:
+    """A remark about tensors of a file that nothing takes."""
+    names = [name for name in left if not name.endswith(("num_batches_tracked", "n_averaged"))]
+    if names:
+        remark(
+            f"{origin}: {len(names)} of its tensors have no place in the network and are left out, such as "
+            f"{', '.join(names[:3])}",
+            stacklevel=4,
+        )
+
+
+def _kind(tensor: Tensor) -> str:
+    kind = "quantised " * tensor.is_quantized + "sparse " * (tensor.layout != torch.strided)
+    return f"{kind}{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}{' without values' * tensor.is_meta}"
+
+
+def _refuse(origin: str, names: list[str], reason: str, *, advice: str = "") -> None:
+    if names:
+        some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        raise WeightsError(f"{origin}: {len(names)} {reason} ({some}){advice}")

@@ -22,7 +22,8 @@ from distcam.images.boxes.joined import BoxedImage, BoxedImages
 from distcam.images.masks import MaskFolder, read_mask
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import References, localise
-from distcam.retrieval.masking import encode_both_ways, region_of_file
+from distcam.retrieval.evidence import region_of_file
+from distcam.retrieval.localisation.references import encode_both_ways
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:20 of 24 images have a mask")  # as the masks here are
 

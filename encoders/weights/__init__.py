@@ -1,1 +1,0 @@
-"""Weight files: reading, matching with a network, filling it, wrapped networks."""
