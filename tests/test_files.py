@@ -71,7 +71,9 @@ main()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are those of Unix")
-@pytest.mark.parametrize("name", ["why.html", "why.png", "maps"])
+@pytest.mark.parametrize(
+    "name", ["why.html", *(pytest.param(one, marks=pytest.mark.slow) for one in ("why.png", "maps"))]
+)
 def test_a_full_disk_is_one_line_and_leaves_no_litter(small_gallery, photos, tmp_path, name) -> None:
     photo = tmp_path / "probe.jpg"
     Image.open(next(photos.rglob("*.jpg"))).save(photo)

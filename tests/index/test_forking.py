@@ -231,6 +231,7 @@ def test_what_cannot_be_sent_says_what_to_do(small_gallery) -> None:
         pickle.dumps(small_gallery.searcher)
 
 
+@pytest.mark.slow
 def test_a_spawned_pool_answers(small_gallery, images: list[str]) -> None:
     queries = small_gallery.embeddings(small_gallery.ids[:4])
     retriever = Retriever(small_gallery)

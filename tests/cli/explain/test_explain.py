@@ -197,6 +197,7 @@ def test_every_method_explains_a_segment(picture, tmp_path):
 # ------------------------------------------------------------------------------------------------------------- matches
 
 
+@pytest.mark.slow
 def test_faithfulness_stands_beside_the_class_agnostic_map_and_a_random_order(picture):
     given = ("explain", picture, *ENCODER, "--target", f"match:{picture}", "--method", "distcam,hirescam")
     (found,) = json.loads(distcam(*given, "--faithfulness", "--json"))

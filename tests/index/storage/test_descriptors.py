@@ -73,7 +73,10 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("files", [16, 100_000], ids=["merged on the way", "never merged"])
+@pytest.mark.parametrize(
+    "files",
+    [pytest.param(16, id="merged on the way"), pytest.param(100_000, id="never merged", marks=pytest.mark.slow)],
+)
 def test_a_gallery_of_many_commits_lives_under_a_limit_of_64_files(tmp_path: Path, files: int) -> None:
     from PIL import Image
 
