@@ -189,7 +189,8 @@ def test_a_refused_body_without_end_is_cut(small_gallery):
 
 
 def test_many_clients_at_once_share_forward_passes(small_gallery):
-    with running(small_gallery.folder, concurrency=64) as url, httpx.Client(base_url=url, timeout=30) as client:
+    served = running(small_gallery.folder, concurrency=64, window_ms=100)
+    with served as url, httpx.Client(base_url=url, timeout=30) as client:
         pictures = [image_bytes((40 + seed, 50), seed=seed) for seed in range(12)]
         alone = [client.post("/api/v1/search", files=upload(data)).json()["matches"] for data in pictures]
         together: list = [None] * len(pictures)
