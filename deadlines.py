@@ -1,4 +1,4 @@
-"""How long the work of this thread may still take, for loops that could be made long by whoever asked for them."""
+"""A deadline for the work of this thread, for loops that could be made long by a request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _end: ContextVar[float] = ContextVar("distcam_deadline", default=math.inf)
 
 
 class DeadlineError(InputError):
-    """What was asked for takes longer than whoever asked may have."""
+    """The work asked for takes longer than its deadline."""
 
 
 @contextmanager

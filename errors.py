@@ -88,7 +88,7 @@ class TooManyFilesError(GalleryError):
 
 
 def is_out_of_descriptors(error: BaseException | None) -> bool:
-    """Whether a call failed because the process, or the machine, has too many files open."""
+    """True if a call failed because the process, or the machine, has too many files open."""
     return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 

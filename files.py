@@ -98,7 +98,7 @@ def write_hdf5(path: str | os.PathLike[str], write: Callable[[h5py.File], None])
 
 
 def read_hdf5(path: str | os.PathLike[str], what: str, read: Callable[[h5py.File], T]) -> T:
-    """What `read` makes of an HDF5 file; whatever h5py raises for a bad file becomes one clear InputError."""
+    """The result of `read` for an HDF5 file; whatever h5py raises for a bad file becomes one clear InputError."""
     import h5py
 
     try:

@@ -1,4 +1,4 @@
-"""What a forked process has to do before it can search: threads do not come along, only what they left behind.
+"""Preparation of a forked process for searching: threads do not come along, only what they left behind.
 
 A child of `fork` (the default of `multiprocessing` and of `DataLoader` on Linux until Python 3.14, gunicorn's
 `--preload`) inherits the thread teams of OpenMP without their threads: the first parallel loop of FAISS or torch waits

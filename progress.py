@@ -1,4 +1,4 @@
-"""How far a long call is: what `progress=` takes everywhere."""
+"""Progress of a long call: the type that `progress=` takes everywhere."""
 
 from __future__ import annotations
 
