@@ -24,13 +24,11 @@ import numpy as np
 import torch
 from localisation import train_encoder
 from machine import describe_machine
-from PIL import Image
+from map_masks import mask_of_map, write_mask
 from torch import Tensor
 
 from distcam.encoders import Encoder, Inference
-from distcam.explain import is_constant, normalise, rectify, upsample
 from distcam.explain.targets import distances
-from distcam.files import replacing
 from distcam.images import Transform, list_images, read_image
 from distcam.images.boxes.formats import read_boxes
 from distcam.images.boxes.joined import BoxedImage, BoxedImages, boxed_images
@@ -65,27 +63,6 @@ class Side:
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
-
-
-def mask_of_map(heat: Tensor, *, threshold: float, transform: Transform, size: tuple[int, int]) -> np.ndarray:
-    """Where a map is at least `threshold` of its range, in pixels of an image of `size` (width, height)."""
-    width, height = size
-    if bool(is_constant(heat)):  # it points nowhere
-        return np.zeros((height, width), dtype=bool)
-    seen = normalise(rectify(upsample(heat, (transform.height, transform.width))))
-    view = transform.view(width, height)
-    rows = np.floor((np.arange(height) + 0.5 - view.top) / view.height * transform.height).astype(int)
-    columns = np.floor((np.arange(width) + 0.5 - view.left) / view.width * transform.width).astype(int)
-    inside = ((rows >= 0) & (rows < transform.height))[:, None] & (columns >= 0) & (columns < transform.width)
-    values = seen.numpy()[rows.clip(0, transform.height - 1)[:, None], columns.clip(0, transform.width - 1)]
-    return np.asarray((values >= threshold) & inside)
-
-
-def write_mask(mask: np.ndarray, file: Path) -> Path:
-    """The mask as a PNG of one bit per pixel."""
-    with replacing(file) as aside:
-        Image.fromarray(mask).save(aside, format="PNG")
-    return file
 
 
 def true_masks(scenes: SceneSet, split: str, folder: Path) -> Path:

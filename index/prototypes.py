@@ -74,10 +74,34 @@ class PrototypeStore:
         if not self._count[0]:  # rounding of many additions and subtractions must not outlive the images
             self._pooled[0] = self._embedding[0] = 0
 
+    def merge(self, other: PrototypeStore) -> None:
+        """Add all images of another store.
+
+        Raises:
+            InputError: the other has other dimensions, or another metric.
+        """
+        mine, theirs = ((one.pooled_dim, one.embedding_dim, one.metric) for one in (self, other))
+        if mine != theirs:
+            raise InputError(
+                "prototypes of another kind: expected K={}, d={}, {}, got K={}, d={}, {}".format(*mine, *theirs)
+            )
+        rows = self._rows_of(list(other._row))
+        self._count[rows] += other._count
+        self._pooled[rows] += other._pooled
+        self._embedding[rows] += other._embedding
+
     def _change(self, labels: Sequence[str | None], pooled: AnyFloats, embedding: AnyFloats, *, sign: int) -> None:
         expected = ((len(labels), self.pooled_dim), (len(labels), self.embedding_dim))
         if (pooled.shape, embedding.shape) != expected:
             raise ShapeError(f"expected pooled and embedding of {expected}, got {(pooled.shape, embedding.shape)}")
+        rows = self._rows_of(labels)
+        np.add.at(self._count, rows, sign)
+        np.add.at(self._pooled, rows, sign * np.asarray(pooled, np.float64))
+        ranking = unit_rows(embedding) if self.metric == "cosine" else np.asarray(embedding, np.float64)
+        np.add.at(self._embedding, rows, sign * ranking)
+
+    def _rows_of(self, labels: Sequence[str | None]) -> NDArray[np.intp]:
+        """The row of each label; classes that are new get one."""
         new = [label for label in dict.fromkeys(labels) if label not in self._row]
         for label in new:
             self._row[label] = len(self._row)
@@ -85,11 +109,7 @@ class PrototypeStore:
             self._count = np.concatenate([self._count, np.zeros(len(new), np.int64)])
             self._pooled = np.concatenate([self._pooled, np.zeros((len(new), self.pooled_dim))])
             self._embedding = np.concatenate([self._embedding, np.zeros((len(new), self.embedding_dim))])
-        rows = np.array([self._row[label] for label in labels], np.intp)
-        np.add.at(self._count, rows, sign)
-        np.add.at(self._pooled, rows, sign * np.asarray(pooled, np.float64))
-        ranking = unit_rows(embedding) if self.metric == "cosine" else np.asarray(embedding, np.float64)
-        np.add.at(self._embedding, rows, sign * ranking)
+        return np.array([self._row[label] for label in labels], np.intp)
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 

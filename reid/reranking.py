@@ -113,6 +113,23 @@ class Reranking:
         """Distances of queries `start` to `stop` (exclusive): (1 − λ) Jaccard + λ relative distance."""
         return self._distances(self._query[start:stop])
 
+    def top(self, k: int) -> tuple[Indices, Floats]:
+        """The k nearest gallery images of each query, (q, k), nearest first and ties by index, and their distances.
+
+        Raises:
+            InputError: k is not from 1 to the gallery's size.
+        """
+        n_queries, n_gallery = self.shape
+        if not 1 <= k <= n_gallery:
+            raise InputError(f"k must be from 1 to {n_gallery}, the gallery's size, got {k}")
+        index, distance = np.empty((n_queries, k), np.int64), np.empty((n_queries, k), self.dtype)
+        for queries, rows in self.blocks(max(1, PASS_BYTES // (self.dtype.itemsize * n_gallery))):
+            for query, row in zip(queries, rows, strict=True):
+                nearest = np.flatnonzero(row <= np.partition(row, k - 1)[k - 1])
+                index[query] = nearest[np.argsort(row[nearest], kind="stable")][:k]
+                distance[query] = row[index[query]]
+        return index, distance
+
     def blocks(self, size: int) -> Iterator[tuple[NDArray[np.intp], Floats]]:
         """Every query's number and distances, at most `size` at a time, in an order that hangs on the vectors alone."""
         order = np.argsort(self._query, kind="stable")

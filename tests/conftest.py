@@ -70,3 +70,9 @@ def small_gallery(photos: Path, small_encoder, tmp_path_factory: pytest.TempPath
 
     out = tmp_path_factory.mktemp("gallery") / "photos.gallery"
     return Gallery.build(photos, small_encoder, out=out, precision="fp32")
+
+
+@pytest.fixture
+def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state folder for one test: whose cached indexes are trusted hangs on the key in it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))

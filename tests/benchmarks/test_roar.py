@@ -4,51 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from crowds import draw_cells, draw_crowds
+from dark_cells import cells
 from judging_maps import ask_objects
 from pixel_data import PixelData, predict
 from roar import remove_and_retrain, whole_explanations
-from small_segmenters import FitSettings, MobileSegmenter, SmallSegmenter, as_image, crowd_data, fit_segmenter, score
-from torch import Tensor, nn
+from small_segmenters import FitSettings, MobileSegmenter, SmallSegmenter, as_image, fit_segmenter, score
+from torch import nn
 
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
 from distcam.segmentation.data import MaskedImages
 
 TRANSFORM = Transform(32, fit="squash")
-
-
-def cells(count: int, *, seed: int = 0, size: int = 32) -> PixelData:
-    crowds = draw_crowds(
-        lambda generator: draw_cells(generator=generator, size=size, count=6, radius=(0.1, 0.14)),
-        count=count,
-        seed=seed,
-    )
-    return crowd_data(crowds, ("cell",), Transform(size, fit="squash"))
-
-
-class Bright(nn.Module):
-    """Calls cell what is darker than the background; its features are the two scores: nothing has to be learnt."""
-
-    def __init__(self, level: Tensor) -> None:
-        super().__init__()
-        self.features = nn.Identity()
-        self.level = level
-
-    def forward(self, images: Tensor) -> Tensor:
-        darkness = 3 * (self.level - images[:, 1])
-        return self.features(torch.stack([-darkness, darkness], 1))
-
-
-@pytest.fixture(scope="module")
-def data() -> PixelData:
-    return cells(3, seed=2)
-
-
-@pytest.fixture(scope="module")
-def model(data: PixelData) -> nn.Module:
-    inside = data.images[:, 1][data.classes == 1].mean()
-    return Bright((inside + data.images[:, 1][data.classes == 0].mean()) / 2).eval()
 
 
 # ------------------------------------------------------------------------------------------------- networks, retraining

@@ -27,14 +27,11 @@ from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
 from distcam.index.storage.segments import Entries, Vectors, pack_maps
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
+pytestmark = pytest.mark.usefixtures("own_state")
+
 LABELS = ["cat", "cat", "dog", None, "dog", "owl"]
 VECTORS = np.array([[3, 4], [6, 8], [1, 0], [0, 2], [-1, 0], [1, 1]], np.float32)
 POOLED = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9], [1, 0, 1], [2, 2, 2], [0, 0, 1]], np.float32)
-
-
-@pytest.fixture(autouse=True)
-def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
 
 
 def _entries(paths: list[str], labels: list[str | None], **columns: list[str | None]) -> Entries:

@@ -97,6 +97,19 @@ def test_wrong_shapes_are_named() -> None:
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 @settings(max_examples=30, deadline=None)
 @given(order=st.permutations(range(6)), cut=st.integers(0, 6), gone=st.sets(st.integers(0, 5)))
+def test_any_order_of_adding_subtracting_and_merging_gives_the_same(
+    metric: str, order: list[int], cut: int, gone: set[int]
+) -> None:
+    store, other = _store(metric, order[:cut]), _store(metric, order[cut:])
+    store.merge(other)
+    out = sorted(gone)
+    store.subtract([LABELS[row] for row in out], POOLED[out], EMBEDDING[out])
+    _assert_same(store, _store(metric, [row for row in range(6) if row not in gone]))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@settings(max_examples=30, deadline=None)
+@given(order=st.permutations(range(6)), cut=st.integers(0, 6), gone=st.sets(st.integers(0, 5)))
 def test_any_order_of_adding_and_subtracting_gives_the_same(
     metric: str, order: list[int], cut: int, gone: set[int]
 ) -> None:
@@ -105,6 +118,11 @@ def test_any_order_of_adding_and_subtracting_gives_the_same(
     out = sorted(gone)
     store.subtract([LABELS[row] for row in out], POOLED[out], EMBEDDING[out])
     _assert_same(store, _store(metric, [row for row in range(6) if row not in gone]))
+
+
+def test_stores_of_another_kind_do_not_merge() -> None:
+    with pytest.raises(InputError, match="expected K=3, d=2, l2, got K=3, d=2, cosine"):
+        _store("l2").merge(_store("cosine"))
 
 
 def test_saving_and_loading_is_the_identity(tmp_path: Path) -> None:

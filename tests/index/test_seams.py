@@ -33,12 +33,10 @@ from distcam.index.storage.writer import CommitLimits, GalleryWriter
 from distcam.index.sync.sync import LazyEncoder
 
 # The galleries here are of vectors without an encoder, which an export and an import remark upon.
-pytestmark = pytest.mark.filterwarnings("ignore:.*no copy of.*:distcam.DistcamWarning")
-
-
-@pytest.fixture(autouse=True)
-def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*no copy of.*:distcam.DistcamWarning"),
+    pytest.mark.usefixtures("own_state"),
+]
 
 
 def _rows(paths: list[str], labels: list[str | None], seed: int, columns: dict[str, Any] | None = None) -> Any:

@@ -136,6 +136,18 @@ def test_copies_are_neighbours_together_or_not_at_all() -> None:
     assert not rerank_features(np.ones((3, 4)), np.ones((30, 4)), k1=4, k2=2).rows(0, 3).any()
 
 
+def test_the_nearest_of_each_query_come_in_order() -> None:
+    query, gallery = random_features(9)
+    reranked = rerank_features(query, gallery, k1=6, k2=2)
+    rows = reranked.rows(0, 12)
+    for k in (1, 7, 45):
+        index, distance = reranked.top(k)
+        np.testing.assert_array_equal(index, np.argsort(rows, axis=1, kind="stable")[:, :k])
+        np.testing.assert_allclose(distance, np.take_along_axis(rows, index, axis=1), atol=1e-12)
+    with pytest.raises(InputError, match="from 1 to 45"):
+        reranked.top(46)
+
+
 @pytest.mark.parametrize("n_gallery", [1, 2, 3])
 def test_tiny_galleries_work(n_gallery: int) -> None:
     query, gallery = random_features(8, n_query=2, n_gallery=n_gallery)

@@ -25,12 +25,10 @@ from distcam.retrieval import References, localise
 from distcam.retrieval.evidence import region_of_file
 from distcam.retrieval.localisation.references import encode_both_ways
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:20 of 24 images have a mask")  # as the masks here are
-
-
-@pytest.fixture(autouse=True)
-def _own_state(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:20 of 24 images have a mask"),  # as the masks here are
+    pytest.mark.usefixtures("own_state"),
+]
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from distcam.index.storage.manifest import EncoderEntry, Manifest, Spec
 from distcam.index.storage.segments import Entries, Vectors
 from distcam.index.storage.writer import GalleryWriter
 
+pytestmark = pytest.mark.usefixtures("own_state")
+
 DYING = """
 import json, os, signal, sys, threading
 from distcam.files import Storage
@@ -210,11 +212,6 @@ def _kill_tunings(tmp_path: Path, times: int) -> None:
     Gallery.open(folder).tune(candidates=["IVF4,Flat"], recall=0.5, queries=20)
     assert Gallery.open(folder).manifest.index == "IVF4,Flat"
     assert _check(folder) == truth
-
-
-@pytest.fixture(autouse=True)
-def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
 
 
 def test_killing_a_sync_at_any_moment_loses_nothing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from colours import Colours
 from PIL import Image
 from torch import nn
 
@@ -31,17 +32,7 @@ from distcam.index.storage.writer import CommitLimits, GalleryWriter
 from distcam.remarks import DistcamWarning
 from distcam.retrieval import Retriever
 
-
-class Colours(nn.Module):
-    """A network whose answer is known: the image's channels, and their negatives after a ReLU."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([images, -images], 1).relu()
-
-
-@pytest.fixture(autouse=True)
-def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+pytestmark = pytest.mark.usefixtures("own_state")
 
 
 @pytest.fixture

@@ -34,13 +34,10 @@ from distcam.index import Gallery, export_gallery, import_gallery
 from distcam.index.interop import tables as reading
 from distcam.index.storage.writer import GalleryWriter
 
+pytestmark = pytest.mark.usefixtures("own_state")
+
 pa = pytest.importorskip("pyarrow", reason="needs pip install 'distcam[parquet]'")
 pq = pytest.importorskip("pyarrow.parquet")
-
-
-@pytest.fixture(autouse=True)
-def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
 
 
 def _paint(path: Path, seed: int) -> Path:

@@ -20,10 +20,7 @@ from distcam.index.storage.manifest import EncoderEntry, FileEntry, Manifest, Sp
 from distcam.index.storage.segments import Entries, Vectors
 from distcam.index.storage.writer import CommitLimits, GalleryWriter
 
-
-@pytest.fixture(autouse=True)
-def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+pytestmark = pytest.mark.usefixtures("own_state")
 
 
 def _append(writer: GalleryWriter, *numbers: int) -> None:

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from colours import Colours
 from commands import distcam, fails
 from PIL import Image
-from torch import nn
 
 from distcam import DistcamWarning
 from distcam.encoders import Encoder
@@ -28,17 +27,7 @@ from distcam.index.backends import opened_for_writing
 from distcam.index.building import build as building
 from distcam.index.building import ingest
 
-
-class Colours(nn.Module):
-    """A network whose answer is known: the image's channels, and their negatives after a ReLU."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([images, -images], 1).relu()
-
-
-@pytest.fixture(autouse=True)
-def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+pytestmark = pytest.mark.usefixtures("own_state")
 
 
 @pytest.fixture
