@@ -26,12 +26,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from crowds import Crowd, draw_cells, draw_crowd, draw_crowds
-from judging_maps import ASKS, REFERENCES, MapScores, Questions, ask_objects, judge_maps, maps_for
 from machine import describe_machine
-from pixel_data import PixelData, predict
-from roar import remove_and_retrain, whole_explanations
-from small_segmenters import FitSettings, MobileSegmenter, SmallSegmenter, as_image, crowd_data, fit_segmenter, score
+from segmenters.crowds import Crowd, draw_cells, draw_crowd, draw_crowds
+from segmenters.judging_maps import ASKS, REFERENCES, MapScores, Questions, ask_objects, judge_maps, maps_for
+from segmenters.pixel_data import PixelData, predict
+from segmenters.roar import remove_and_retrain, whole_explanations
+from segmenters.small_segmenters import (
+    FitSettings,
+    MobileSegmenter,
+    SmallSegmenter,
+    as_image,
+    crowd_data,
+    fit_segmenter,
+    score,
+)
 from torch import nn
 
 from distcam.explain import METHODS, DrawStyle, Tile, contour, draw_box, grid, map_tiles, rectify

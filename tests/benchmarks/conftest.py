@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from dark_cells import Bright, cells
-from pixel_data import PixelData
+from segmenters.pixel_data import PixelData
 from torch import nn
 
 

@@ -7,9 +7,9 @@ import doctest
 import numpy as np
 import pytest
 import torch
-from crowds import draw_cells, draw_crowd, draw_crowds
-from judging_maps import ASKS, REFERENCES, MapScores, ask_objects, judge_maps, maps_for
-from pixel_data import PixelData, predict
+from segmenters.crowds import draw_cells, draw_crowd, draw_crowds
+from segmenters.judging_maps import ASKS, REFERENCES, MapScores, ask_objects, judge_maps, maps_for
+from segmenters.pixel_data import PixelData, predict
 from torch import nn
 
 import distcam.metrics.maps as boxes

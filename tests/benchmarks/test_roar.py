@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from dark_cells import cells
-from judging_maps import ask_objects
-from pixel_data import PixelData, predict
-from roar import remove_and_retrain, whole_explanations
-from small_segmenters import FitSettings, MobileSegmenter, SmallSegmenter, as_image, fit_segmenter, score
+from segmenters.judging_maps import ask_objects
+from segmenters.pixel_data import PixelData, predict
+from segmenters.roar import remove_and_retrain, whole_explanations
+from segmenters.small_segmenters import FitSettings, MobileSegmenter, SmallSegmenter, as_image, fit_segmenter, score
 from torch import nn
 
 from distcam.errors import InputError, ShapeError

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from crowds import draw_cells, draw_crowds
-from pixel_data import PixelData
-from small_segmenters import crowd_data
+from segmenters.crowds import draw_cells, draw_crowds
+from segmenters.pixel_data import PixelData
+from segmenters.small_segmenters import crowd_data
 from torch import Tensor, nn
 
 from distcam.images import Transform

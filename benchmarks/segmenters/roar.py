@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pixel_data import PixelData
 from torch import Tensor, nn
 
 from distcam.errors import InputError, ShapeError
 from distcam.explain import PixelScore, explain_image, rectify, upsample
 from distcam.explain.checks.faithfulness import pixel_order
 from distcam.explain.checks.imputation import impute_linearly
+
+from .pixel_data import PixelData
 
 
 def whole_explanations(

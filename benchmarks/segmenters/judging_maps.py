@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pixel_data import PixelData, predict
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,6 +25,8 @@ from distcam.explain.engine import method_name
 from distcam.metrics.intervals import bootstrap_means
 from distcam.metrics.maps import largest_component
 from distcam.progress import Progress
+
+from .pixel_data import PixelData, predict
 
 Ask = Literal["component", "box", "point", "class"]
 ASKS: tuple[Ask, ...] = ("component", "box", "point", "class")

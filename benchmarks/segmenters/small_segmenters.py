@@ -8,9 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from crowds import Crowd
 from PIL import Image
-from pixel_data import PixelData, predict
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import mobilenet_v2
@@ -22,6 +20,9 @@ from distcam.images import Transform
 from distcam.images.masks import VOID
 from distcam.metrics.segmentation import SegmentationScore, evaluate_masks
 from distcam.segmentation.label_maps import label_map
+
+from .crowds import Crowd
+from .pixel_data import PixelData, predict
 
 
 def crowd_data(crowds: Sequence[Crowd], names: Sequence[str], transform: Transform) -> PixelData:
