@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..images import ImageRecord, Listing, list_images
 from ..images.joining import Names, likely_cause
 from ..images.splits import overlooked_column, split_column, split_name, split_of_row
-from ..images.tables import header_of, rows_of
+from ..images.tables import header_of, rows_of, text_of
 from ..remarks import remark
 from .few_shot import PARTS, FewShotData, data_of_files
 from .layouts import lines_of
@@ -199,6 +199,6 @@ def _read_split(file: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads("\n".join(line for _, line in lines_of(file)))
+        return json.loads(text_of(file))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: is not JSON ({error})") from error

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
 
 from ..errors import InputError
+from ..files import Storage
 from ..images import Listing, list_images
 from ..images.joining import Join, Names, spelled
 from ..images.listing import quiet_listing
-from ..images.masks import MaskFolder
+from ..images.masks import VOID, Mask, MaskFolder
 from ..images.splits import split_column, split_name
 from ..images.tables import rows_of, text_of
 
 if TYPE_CHECKING:
     from ..synthetic.scene_set import SceneSet
-import io
-import json
-import shutil
-from typing import Any
-
-import numpy as np
-from PIL import Image
-
-from ..files import replacing
-from ..images.masks import VOID, Mask
 
 
 def palette() -> list[int]:
@@ -80,6 +77,7 @@ class VocFolder:
     ) -> None:
         self.folder = Path(folder)
         self.class_names = tuple(class_names)
+        self._storage = Storage()
         own = {"classes": list(self.class_names), **(settings or {})}
         note = self.folder / "settings.json"
         if self.folder.exists() and not self.folder.is_dir():
@@ -111,13 +109,19 @@ class VocFolder:
         return self.mask_file(name).is_file()
 
     def write(self, name: str, mask: Mask, *, image: Path | None = None) -> None:
-        """Write one mask, and copy its image if there is one; InputError for a number that is no class."""
+        """Write one mask, and copy its image if there is one.
+
+        Raises:
+            InputError: a number that is no class.
+            GalleryError: the file system refuses.
+        """
         wrong = mask[(mask > len(self.class_names)) & (mask != VOID)]
         if wrong.size:
             raise InputError(f"{name}: the mask holds {wrong[0]}; expected 0 to {len(self.class_names)}, or {VOID}")
         if image is not None:
             target = self.folder / "JPEGImages" / f"{name}{image.suffix.lower()}"
-            with replacing(target) as aside:
+            self._storage.make_folder(target.parent)
+            with self._storage.replacing(target) as aside:
                 shutil.copyfile(image, aside)
         buffer = io.BytesIO()
         palette_image(mask).save(buffer, "PNG", optimize=True)
@@ -136,8 +140,9 @@ class VocFolder:
         self._write(f"ImageSets/Segmentation/{split}.txt", "".join(f"{name}\n" for name in names).encode())
 
     def _write(self, path: str, data: bytes) -> None:
-        with replacing(self.folder / path) as aside:
-            aside.write_bytes(data)
+        target = self.folder / path
+        self._storage.make_folder(target.parent)
+        self._storage.write(target, data)
 
 
 VOC_CLASSES = (
@@ -166,11 +171,7 @@ Found = tuple[list[Entry], tuple[str, ...]]  # the images, and the names of the 
 
 def read_names(file: str | Path) -> tuple[str, ...]:
     """The names of the classes, one per line, in the order of their numbers; a first line `background` is left out."""
-    try:
-        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: expected the classes' names, one per line; cannot be read ({error})") from None
-    names = tuple(line for line in lines if line)
+    names = tuple(name for line in text_of(Path(file)).splitlines() if (name := line.strip()))
     names = names[1:] if names[:1] == ("background",) else names
     if not names:
         raise InputError(f"{file}: expected the classes' names, one per line; it is empty")

@@ -29,12 +29,13 @@ from ..datasets.reid_records import ReidData
 from ..encoders import Encoder, Encoding, Inference
 from ..errors import InputError
 from ..images import Transform, list_images
+from ..images.loading import unreadable
 from ..metrics import Metric
 from ..progress import Progress
 from ..remarks import Skipped
 from ..synthetic.walkers import WalkerSet, write_walkers
 from ..training.data.batches import Part, RunData
-from ..training.data.training_set import TrainingSet, decode, say_left_out
+from ..training.data.training_set import TrainingSet, say_left_out
 from ..training.engine.step import Objective
 from ..training.recipes.recipe import Recipe
 from ..training.recipes.runs import run_recipe as train
@@ -124,9 +125,9 @@ class ReidRecipe(Recipe):
 
 def readable(data: ReidData, *, progress: Progress | None = None) -> tuple[ReidData, tuple[Skipped, ...]]:
     """The data set without the images that cannot be read, and these; every file is decoded once."""
-    found = decode([data.file(image) for image in data.images], Transform(), cache="none", progress=progress)
-    skipped = tuple(Skipped(data.images[i].path, reason) for i, reason in found.failed)
-    return replace(data, images=tuple(data.images[i] for i in found.kept)), skipped
+    found = unreadable([data.file(image) for image in data.images], progress=progress)
+    skipped = tuple(Skipped(data.images[i].path, reason) for i, reason in found.items())
+    return replace(data, images=tuple(image for i, image in enumerate(data.images) if i not in found)), skipped
 
 
 def _parts(data: ReidData) -> dict[str, Part]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...encoders import Inference
+from ...encoders.layers import plain_name
 from ...encoders.regions import MaskPooling, pooled_under
 from ...encoders.weight_files import fetch_imagenet, read_state_dict
 from ...errors import InputError
@@ -249,7 +250,7 @@ def read_classifier(architecture: str, weights: str | os.PathLike[str], *, poole
     state = fetch_imagenet(architecture)[0] if weights == "imagenet" else read_state_dict(weights)
     found = []
     for name, tensor in state.items():
-        plain = name.removeprefix("module.")
+        plain = plain_name(name)
         if not plain.startswith(_CLASSIFIERS) or not plain.endswith(".weight"):
             continue
         matrix = tensor.flatten(1) if tensor.ndim == 4 and tensor.shape[2:] == (1, 1) else tensor

@@ -263,6 +263,24 @@ def test_masks_that_contradict_the_boxes_are_remarked_on(photos, masks, small_en
     localise(images, small_encoder, listing, masks=right, **options)
 
 
+def test_masks_that_mark_every_pixel_are_remarked_on_where_boxes_cover_most_of_the_image(photos, small_encoder):
+    listing = list_images(photos)
+    boxes = (LabelledBox(Box(0, 0, 64, 48)),)
+    images = BoxedImages(tuple(BoxedImage(one.path, listing.file(one), one.label, boxes) for one in listing))
+    with pytest.warns(
+        DistcamWarning, match="24 of 24 masks mark every pixel, as that of .*no pixel of theirs is black"
+    ):
+        localise(
+            images,
+            small_encoder,
+            listing,
+            masks=lambda _: np.ones((64, 64), bool),
+            methods=["dist"],
+            n_samples=0,
+            precision="fp32",
+        )
+
+
 def test_a_number_that_no_mask_holds_is_named_with_those_it_holds(photos, masks, small_encoder, tmp_path):
     with pytest.warns(DistcamWarning) as said:
         built(photos, small_encoder, tmp_path / "g", masks=masks, mask_class=3)
