@@ -80,7 +80,8 @@ def existing_gallery(folder: Path, *, overwrite: bool, remedy: str = "choose ano
     try:
         return Manifest.load(folder)
     except NotAGalleryError:
-        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []  # noqa: PTH112, PTH208
+        with refusals_named(folder):
+            names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []  # noqa: PTH112, PTH208
         for name in names:
             if name != LOCK_NAME and not GalleryWriter.owns(name):
                 raise GalleryExistsError(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import ImageError
 from ..explain import WEIGHTINGS
+from ..files import is_file
 from ..images import Box, image_size
 from ..index import Gallery, Record
 from ..retrieval import Explanation, Matches, Reference, Retriever
@@ -69,7 +70,7 @@ def image_answer(gallery: Gallery, record: Record) -> schemas.ImageAnswer:
         path=shown_path(record.path),
         label=record.label,
         columns=record.columns,
-        has_picture=is_there(gallery.file(record)),
+        has_picture=is_file(gallery.file(record)),
     )
 
 
@@ -90,7 +91,7 @@ def search_answer(matches: Matches, query: schemas.QueryAnswer, timings: schemas
                 distance=match.distance,
                 similarity=match.similarity,
                 is_accepted=match.is_accepted,
-                has_picture=is_there(match.file),
+                has_picture=is_file(match.file),
             )
             for match in matches
         ],
@@ -150,14 +151,6 @@ def _map(values: Tensor) -> schemas.MapAnswer:
 def _view(explanation: Explanation, size: tuple[int, int] | None) -> Box | None:
     transform = explanation.matches.retriever.encoder.transform
     return None if size is None else Box(*map(float, transform.view(*size)))
-
-
-def is_there(file: Path) -> bool:
-    """True if a gallery image is where it was; also for names that no disk takes, as imported addresses may be."""
-    try:
-        return file.is_file()
-    except OSError:
-        return False
 
 
 def upright_size(file: Path) -> tuple[int, int] | None:

@@ -87,8 +87,7 @@ def opened_for_building(
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {metric!r}")
     require_index(SearchSpec(encoder.embedding_dim, metric), index, backend, store_maps=store_maps)
     storage = storage or Storage()
-    with refusals_named(folder):
-        existing_gallery(folder, overwrite=overwrite)  # before a lock file gets into a folder of something else
+    existing_gallery(folder, overwrite=overwrite)  # before a lock file gets into a folder of something else
     storage.make_folder(folder)
     with WriterLock(folder), refusals_named(folder):
         old = existing_gallery(folder, overwrite=overwrite)

@@ -7,6 +7,8 @@ Beyond a million vectors an inverted file whose `nprobe` is measured on the gall
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import faiss as typed_faiss
@@ -239,3 +241,15 @@ def search_parameters(index: Any, *, effort: int | None = None, selector: Any = 
     else:
         parameters = faiss.SearchParameters(sel=selector)
     return parameters if inner is index else faiss.SearchParametersPreTransform(index_params=parameters)
+
+
+@contextmanager
+def refusals_of(factory: str) -> Iterator[None]:
+    """FAISS's refusal of an index of this kind as an InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).split("Error: ")[-1]
+        raise InputError(
+            f"FAISS index {factory!r} cannot be filled or filtered ({reason}); use auto, flat, HNSW or IVF"
+        ) from error

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ...errors import InputError
 from ...forking import ForkSafeLock
 from .factory import index_bytes, inner_index
-from .index_store import IndexStore
+from .index_store import HALF_MAX, IndexStore
 from .runtime import reconstructed, searched, why_no_gpu
 
 faiss: Any = typed_faiss
@@ -30,7 +30,6 @@ GPU_MAX_K = 2048
 SCRATCH_BYTES = 256 * 2**20
 _GPU_FROM = 10_000  # vectors; fewer are answered before a GPU starts
 _SPARE = 1.1  # FAISS rounds allocations up, and queries need room
-_HALF_MAX = 65504.0
 _ADD_BLOCK = 65_536
 
 
@@ -143,7 +142,7 @@ def plan_copy(index: Any, *, device: str, free: Callable[[int], int], radius: fl
         size = count * (int(inner.code_size) + 4) + 8 * int(inner.nlist) * int(inner.d)
     else:
         size = index_bytes(index, count) + 4 * count
-    for is_half in (False, True) if is_flat and radius <= _HALF_MAX else (False,):
+    for is_half in (False, True) if is_flat and radius <= HALF_MAX else (False,):
         need = size // (2 if is_half else 1)
         fitting = [number for number in devices if room[number] >= need]
         if fitting and (device != "cuda:all" or fitting == list(devices)):

@@ -25,7 +25,7 @@ from ...forking import ForkSafeLock
 from ...metrics.distances import SearchSpec, Vectors, check_vectors, comparable, lengths_of
 from ...remarks import counted
 from ..search import IdMap, Ids, Mask, Rows, VectorSource
-from .factory import Coarse, faiss_metric, inner_index, is_exact, search_parameters, train, training_size
+from .factory import Coarse, faiss_metric, inner_index, is_exact, refusals_of, search_parameters, train, training_size
 from .runtime import reconstructed, searched
 
 faiss: Any = typed_faiss
@@ -34,7 +34,7 @@ Buffer: TypeAlias = bytes | mmap.mmap
 
 STAND_IN = 4  # candidates by L2 for each by L1: the true ten were always among the first fifty
 _BLOCK_BYTES = 32 << 20
-_HALF_MAX = 65504.0
+HALF_MAX = 65504.0
 _MOST_EFFORT = 4096  # efSearch, where a filter leaves few of the vertices that are visited
 _MAGIC = b"distcam faiss 1\n"
 _LENGTH = struct.Struct("<Q")
@@ -128,21 +128,20 @@ class IndexStore:
                 sample[start : start + len(some)] = vectors
                 start += len(some)
             train(index, sample)
-        try:
+        with refusals_of(factory):
             start = 0
             for some, vectors in stored_blocks(self.spec, ids, source):
                 check_range(factory, vectors)
                 lists = None if coarse is None else coarse.assignment[start : start + len(some)]
                 self.add(some, vectors, lists=lists)
                 start += len(some)
-            if not self.is_exact:
-                selector, _bits = row_selector(np.ones(len(ids), np.bool_))
-                searched(index, np.zeros((1, self.spec.dim), np.float32), 1, params=self.parameters(selector))
-        except RuntimeError as error:
-            raise InputError(
-                f"FAISS index {factory!r} cannot be filled or filtered ({str(error).split('Error: ')[-1]}); "
-                "use auto, flat, HNSW or IVF"
-            ) from error
+
+    def require_filters(self, factory: str) -> None:
+        """InputError for a filled index that FAISS cannot search by filters."""
+        if not self.is_exact:
+            selector, _bits = row_selector(np.ones(len(self.id_map), np.bool_))
+            with refusals_of(factory):
+                searched(self.index, np.zeros((1, self.spec.dim), np.float32), 1, params=self.parameters(selector))
 
     def add(self, ids: Ids, vectors: Vectors, *, lists: Rows | None = None) -> None:
         """Store comparable vectors in new rows; of an inverted file into these lists, where they are known."""
@@ -204,9 +203,9 @@ def stored_blocks(spec: SearchSpec, ids: Ids, source: VectorSource) -> Iterator[
 
 def check_range(factory: str, vectors: Vectors) -> None:
     """Refuse numbers that half precision turns into infinity, where that is how an index stores them."""
-    if "fp16" in factory and len(vectors) and (largest := float(np.abs(vectors).max())) > _HALF_MAX:
+    if "fp16" in factory and len(vectors) and (largest := float(np.abs(vectors).max())) > HALF_MAX:
         raise InputError(
-            f"half precision holds numbers up to {_HALF_MAX:.0f}, got {largest:.4g}; build with --index flat"
+            f"half precision holds numbers up to {HALF_MAX:.0f}, got {largest:.4g}; build with --index flat"
         )
 
 

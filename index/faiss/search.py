@@ -102,6 +102,7 @@ class FaissSearch:
         search = cls._empty(spec, len(ids), factory=factory, device=device, source=source)
         store = search._store
         store.fill(ids, source, factory=search.factory, seed=seed, coarse=coarse)
+        store.require_filters(search.factory)
         if search.is_exact:
             return search
         if settings is None:

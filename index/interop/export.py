@@ -27,7 +27,6 @@ from ..storage.snapshot import Ids
 from .tables import BLOCK_ROWS, ENCODER_FILE, EXPORT_FILE, parquet
 
 if TYPE_CHECKING:
-    from ...progress import Progress
     from ..gallery import Gallery
 
 ROWS_PER_FILE = 250_000

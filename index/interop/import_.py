@@ -31,7 +31,6 @@ from .tables import ENCODER_FILE, ImportSource
 
 if TYPE_CHECKING:  # only a named encoder needs torch
     from ...encoders import Encoder
-    from ...progress import Progress
     from ..gallery import Gallery
 
 _PROBES = 8  # images

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from ...errors import InputError
-from ..filters.tree import And, Eq, Filter, Glob, In, Ne, Not, Or, Range
+from ..filters.tree import And, Eq, Filter, Glob, In, Ne, Not, Or, Range, number
 
 EVERY_ROW = "id >= 0"
 _MOST_VALUES = 5000
@@ -54,11 +54,9 @@ def numbers_of(values: Mapping[str, str | None]) -> dict[str, float]:
 
 
 def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return None if math.isnan(value) else min(max(value, -_LARGEST), _LARGEST)
+    """The number that a text spells, as Milvus can hold it."""
+    value = number(text)
+    return None if value is None else min(max(value, -_LARGEST), _LARGEST)
 
 
 def compiled(where: Filter) -> str | None:

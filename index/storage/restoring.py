@@ -149,8 +149,8 @@ def _copied(source: Path, manifest: Manifest, folder: Path, old: Manifest | None
             check_file(folder, placed, checksum=True)
         except (GalleryError, OSError):
             digest, origin = hashlib.sha256(), source / entry.name
-            with storage.replacing(folder / name) as aside:
-                with origin.open("rb") as file, aside.open("wb") as copy:
+            with origin.open("rb") as file, storage.replacing(folder / name) as aside:  # `origin` may be merged away
+                with aside.open("wb") as copy:
                     while block := file.read(_BLOCK):
                         digest.update(block)
                         copy.write(block)

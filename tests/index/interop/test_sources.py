@@ -178,6 +178,12 @@ def test_the_exported_index_is_read_by_faiss_with_row_numbers(tmp_path: Path, ph
     assert "distance = 1 - score" in (tmp_path / "e" / "README.md").read_text()
 
 
+def test_an_exported_index_need_not_be_one_that_can_be_filtered(tmp_path: Path, photos: Path, encoder: Encoder) -> None:
+    gallery = Gallery.build(photos, encoder, out=tmp_path / "g")
+    export_gallery(gallery, tmp_path / "e", index="PQ1x2")
+    assert faiss.read_index(str(tmp_path / "e" / "image.index")).ntotal == len(gallery)
+
+
 def test_half_precision_halves_the_arrays(tmp_path: Path, photos: Path, encoder: Encoder) -> None:
     gallery = Gallery.build(photos, encoder, out=tmp_path / "g")
     export_gallery(gallery, tmp_path / "e", half=True, index="none")

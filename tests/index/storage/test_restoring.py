@@ -209,3 +209,24 @@ def test_the_command_restores_and_every_message_of_damage_names_it(
     facts = json.loads(distcam("index", "restore", backup, gallery.parent / "second", "--json"))
     assert facts == {"gallery": str(gallery.parent / "second"), "from": str(backup), "images": 2}
     assert "name the copy first" in fails(monkeypatch, capsys, "index", "restore", gallery, gallery)
+
+
+def test_a_source_that_is_merged_while_it_is_copied_is_copied_as_it_is_then(gallery: Path, tmp_path: Path) -> None:
+    class Merging(Storage):
+        is_merged = False
+
+        def replacing(self, target: Path):
+            if not self.is_merged:
+                self.is_merged = True
+                with opened_for_writing(gallery) as writer:
+                    writer.append(*_rows(["9.jpg"], 9.0))
+                    writer.commit()
+                    writer.compact()
+            return super().replacing(target)
+
+    with opened_for_writing(gallery) as writer:
+        writer.append(*_rows(["8.jpg"], 8.0))  # a second segment, which is merged away before it is copied
+        writer.commit()
+    restore_gallery(gallery, tmp_path / "copy", storage=Merging())
+    assert len(Gallery.open(tmp_path / "copy", verify=True)) == 4
+    assert verify_gallery(tmp_path / "copy").problems == ()
