@@ -21,7 +21,7 @@ from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dic
 from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
 from .names import CHECKPOINT_SUFFIX
 from .state_dicts import StateDict, load_state, neck_among, say_what_is_left, tensors_of
-from .trained_on import DIGESTS, TrainedOn
+from .trained_on import TrainedOn
 from .weight_files import (
     drawn_from,
     is_checkpoint,
@@ -272,8 +272,7 @@ class Encoder(nn.Module):
             raise InputError(f"expected a file name that ends in {CHECKPOINT_SUFFIX}, got {os.fspath(path)!r}")
         config, tensors = {**config, "metadata": self.metadata}, self.state_dict()
         if self.trained_on is not None:
-            config["trained_on"] = self.trained_on.to_dict()
-            tensors[DIGESTS] = torch.from_numpy(self.trained_on.digests)
+            self.trained_on.put(config, tensors)
         write_checkpoint(path, config, tensors)
 
     def describe(self) -> dict[str, Any]:

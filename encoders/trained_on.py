@@ -111,6 +111,13 @@ class TrainedOn:
         """All but the digests, for the header of a checkpoint."""
         return {"classes": list(self.classes), "images": self.images, "is_sample": self.is_sample}
 
+    def put(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Add the record to what a checkpoint will hold; `of_checkpoint` reads it."""
+        import torch  # not needed by those who only read records
+
+        config["trained_on"] = self.to_dict()
+        tensors[DIGESTS] = torch.from_numpy(self.digests)
+
     @classmethod
     def of_checkpoint(cls, config: Mapping[str, Any], tensors: dict[str, Tensor]) -> TrainedOn | None:
         """The record in a checkpoint, whose tensors are then weights alone; None in one that has none.

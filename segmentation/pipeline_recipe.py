@@ -186,6 +186,9 @@ class PipelineRecipe:
             check_name("table or key of the recipe", key, _TABLES)
         if "data" not in table:
             raise InputError("the recipe lacks [data]")
+        seed = table.get("seed", 0)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise InputError(f"seed: expected a whole number, got {seed!r}")
         data = parse(PipelineData, table["data"], "data")
         cues = parse(CueStage, table.get("cues", {}), "cues")
         weak = dict(checked_table(table.get("weak", {}), "weak"))

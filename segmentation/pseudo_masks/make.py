@@ -232,7 +232,7 @@ class MaskMaker:
         # street scenes have no background to be sure of
         self.sure = stage.sure if data.has_background else stage.sure.changed(background="none")
         self.affinity: AffinityNet | None = None
-        self._cache: dict[int, Float[np.ndarray, "c h w"]] = {}
+        self._cache: dict[int, Float[np.ndarray, "c h w"]] = {}  # from `prepare`, for the one mask of each image
         self._room = _CACHE_BYTES
 
     def prepare(self, progress: Progress | None = None) -> dict[str, float]:
@@ -246,12 +246,16 @@ class MaskMaker:
             return {}
         counter, cues = CurveCounter(self.data.mask_names), []
         for i in range(len(self.data)):
-            scores = self._scores(i)
+            image = self.data.image(i)
+            scores = self._scores(i, image)
+            if scores.nbytes <= self._room:
+                self._cache[i] = scores
+                self._room -= scores.nbytes
             truth = self.data.mask(i)
             if truth is not None:
                 counter.add(truth, scores)
             if needs_cues:
-                cues.append(make_cues(scores, settings=self.sure, image=self.data.image(i)))
+                cues.append(make_cues(scores, settings=self.sure, image=image))
             if progress is not None:
                 progress(i + 1, len(self.data))
         if needs_cues:
@@ -269,7 +273,9 @@ class MaskMaker:
 
     def mask(self, i: int) -> Mask:
         """The mask of image i."""
-        stage, scores, image = self.stage, self._scores(i), self.data.image(i)
+        stage, image = self.stage, self.data.image(i)
+        if (scores := self._cache.pop(i, None)) is None:
+            scores = self._scores(i, image)
         refined: Float[np.ndarray, "c_and_background h w"] | None = None
         if stage.refine == "walk":
             refined = refine_by_walk(scores, image, settings=stage.walk)
@@ -288,18 +294,9 @@ class MaskMaker:
             scores = refined[1:] / max(float(refined[1:].max()), 1e-12)
         return make_cues(scores, settings=self.sure, image=image)
 
-    def _scores(self, i: int) -> Float[np.ndarray, "c h w"]:
-        """The class scores of an image; as many as there is room for are kept for a second look."""
-        if i in self._cache:
-            return self._cache[i]
-        stage = self.stage
-        scores = score_image(
-            self.source, self.data, i, labels=stage.labels, settings=stage.inference, device=self.device
-        )
-        if scores.nbytes <= self._room:
-            self._cache[i] = scores
-            self._room -= scores.nbytes
-        return scores
+    def _scores(self, i: int, image: Image.Image) -> Float[np.ndarray, "c h w"]:
+        labels, settings = self.stage.labels, self.stage.inference
+        return score_image(self.source, self.data, i, image=image, labels=labels, settings=settings, device=self.device)
 
 
 def most_likely(scores: Float[np.ndarray, "c h w"], *, has_background: bool = True) -> Mask:

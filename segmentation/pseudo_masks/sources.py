@@ -20,7 +20,7 @@ from ...encoders.checkpoint import built_from_header, read_checkpoint, write_che
 from ...encoders.heads import head_from_dict, pooling_from
 from ...encoders.layers import evaluating
 from ...encoders.state_dicts import load_state
-from ...encoders.trained_on import DIGESTS, TrainedOn
+from ...encoders.trained_on import TrainedOn
 from ...errors import InputError, ShapeError, WeightsError
 from ...images import Transform
 from ...training.engine.step import HasClassWeights, Targets
@@ -265,8 +265,7 @@ class WeakSegmenter(nn.Module):
         }
         tensors, record = self.state_dict(), self.encoder.trained_on
         if record is not None:
-            config["trained_on"] = record.to_dict()
-            tensors[DIGESTS] = torch.from_numpy(record.digests)
+            record.put(config, tensors)
         write_checkpoint(path, config, tensors)
 
     @classmethod

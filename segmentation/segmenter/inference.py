@@ -160,9 +160,10 @@ def score_image(
     labels: Shown = "known",
     settings: InferenceSettings | None = None,
     device: str | torch.device = "cpu",
+    image: Image.Image | None = None,
 ) -> Float[np.ndarray, "c h w"]:
-    """`class_scores` of image i, for the classes that `labels` lets count."""
-    image, shown = data.image(i), None
+    """`class_scores` of image i (`image`, where it is decoded already), for the classes that `labels` lets count."""
+    image, shown = data.image(i) if image is None else image, None
     if labels == "known":
         shown = data.labels(i)
     elif labels == "predicted":

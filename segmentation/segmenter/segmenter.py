@@ -26,7 +26,7 @@ from ...encoders.checkpoint import built_from_header, read_checkpoint, write_che
 from ...encoders.layers import closest, evaluating
 from ...encoders.names import needs_weights
 from ...encoders.state_dicts import best_match, load_state, say_what_is_left
-from ...encoders.trained_on import DIGESTS, TrainedOn
+from ...encoders.trained_on import TrainedOn
 from ...encoders.weight_files import drawn_from, read_state_dict, uninitialised
 from ...errors import InputError, WeightsError
 from ...images import Transform
@@ -125,8 +125,7 @@ class Segmenter(Encoder):
             raise InputError(f"expected a file name that ends in {_SUFFIX}, got {os.fspath(path)!r}")
         config, tensors = {**self.describe(), "metadata": self.metadata}, self.state_dict()
         if self.trained_on is not None:
-            config["trained_on"] = self.trained_on.to_dict()
-            tensors[DIGESTS] = torch.from_numpy(self.trained_on.digests)
+            self.trained_on.put(config, tensors)
         write_checkpoint(path, config, tensors)
 
 

@@ -214,6 +214,11 @@ def test_names_of_classes_must_differ_and_be_there(voc, tmp_path) -> None:
         read_names(tmp_path / "missing.txt")
 
 
+def test_a_mark_of_the_encoding_is_no_part_of_the_first_class(tmp_path) -> None:
+    (tmp_path / "classes.txt").write_text("background\ncat\ndog\n", encoding="utf-8-sig")
+    assert read_names(tmp_path / "classes.txt") == ("cat", "dog")
+
+
 # --- parts of the data ------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from distcam.segmentation.label_maps import MaskIds
 from distcam.segmentation.pseudo_masks.make import (
     CueSettings,
     CueStage,
+    MaskMaker,
     border_contrast,
     foreground_cues,
     make_cues,
@@ -120,6 +121,30 @@ def test_the_best_background_score_of_a_crf_needs_true_masks_too(tmp_path) -> No
     for stage in (CueStage(refine="crf", beta="best"), CueStage(kind="pseudo_masks", beta="best")):
         with pytest.raises(InputError, match="needs images with true masks to choose it by"):
             make_masks(source, data, VocFolder(tmp_path / "masks", ("cat", "dog")), stage=stage, device="cpu")
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_each_look_at_an_image_decodes_it_once_and_no_scores_are_kept_longer(
+    tmp_path, monkeypatch, is_prepared
+) -> None:
+    for folder, colour in (("images", (90, 0, 0)), ("masks", 1)):
+        (tmp_path / folder).mkdir()
+        for name in "ab":
+            Image.new("RGB" if folder == "images" else "L", (8, 8), colour).save(tmp_path / folder / f"{name}.png")
+    data = MaskedImages.from_folder(tmp_path / "images", tmp_path / "masks", ("cat", "dog"))
+    encoder = Encoder.load("conv4", weights="random", options={"width": 4, "last_pool": False}, transform=Transform(32))
+    maker = MaskMaker(
+        WeakSegmenter(encoder, torch.ones(2, encoder.pooled_dim), ("cat", "dog")), data, CueStage(), device="cpu"
+    )
+    decoded, decode = [], MaskedImages.image
+    monkeypatch.setattr(MaskedImages, "image", lambda self, i: (decoded.append(i), decode(self, i))[1])
+    if is_prepared:
+        maker.prepare()
+        assert decoded == [0, 1]
+    masks = [maker.mask(i) for i in (0, 1)]
+    assert decoded == [0, 1] * (1 + is_prepared)
+    assert not maker._cache
+    assert masks[0].shape == (8, 8)
 
 
 def test_data_without_a_background_get_no_cues_of_it(tmp_path) -> None:

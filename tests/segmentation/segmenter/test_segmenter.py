@@ -385,6 +385,9 @@ def test_recipes_that_do_not_fit_are_refused(tmp_path) -> None:
         PipelineRecipe.from_dict(table(cue={}))
     with pytest.raises(InputError, match="expected one of scenes, voc, camvid, table, images; got scenes and voc"):
         PipelineRecipe.from_dict(table(data={"scenes": {}, "voc": "x"}))
+    for seed in ("a", 1.7, True):
+        with pytest.raises(InputError, match=f"seed: expected a whole number, got {seed!r}"):
+            PipelineRecipe.from_dict(table(seed=seed))
     with pytest.raises(InputError, match=r"\[weak\] needs a checkpoint, or a \[\[weak.loss\]\].*; got neither"):
         PipelineRecipe.from_dict(table(weak={}))
     for name in ("data", "weak", "cues", "segmenter"):
