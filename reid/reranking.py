@@ -114,11 +114,7 @@ class Reranking:
         return self._distances(self._query[start:stop])
 
     def top(self, k: int) -> tuple[Indices, Floats]:
-        """The k nearest gallery images of each query, (q, k), nearest first and ties by index, and their distances.
-
-        Raises:
-            InputError: k is not from 1 to the gallery's size.
-        """
+        """The k nearest gallery images of each query, (q, k), nearest first, ties by index; and their distances."""
         n_queries, n_gallery = self.shape
         if not 1 <= k <= n_gallery:
             raise InputError(f"k must be from 1 to {n_gallery}, the gallery's size, got {k}")

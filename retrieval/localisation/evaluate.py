@@ -95,7 +95,8 @@ def localise(
     maker = MapMaker.of(encoder, methods, references, classifier, generator)
     judge = _Judge(maker, references, reference, tuple(thresholds), generator)
     parts, chances, skipped, done = [], [], [], 0
-    astray: list[tuple[bool, str]] = []
+    measured: list[BoxedImage] = []
+    astray: list[tuple[str, str]] = []
     for seen, failures in _seen(images, inference, masks, astray):
         if strict and failures:
             raise failures[0]
@@ -103,6 +104,7 @@ def localise(
         done += len(failures)
         if seen is not None:
             parts.append(judge.scores(seen))
+            measured += seen.images
             chances += [float(box_coverage(own, judge.size).mean()) for own in seen.boxes]
             done += len(seen.images)
         if progress is not None:
@@ -121,7 +123,7 @@ def localise(
         n_references=len(references.classes),
         n_classes=len(references.labels),
         notes=_notes(images, [*references.skipped, *skipped]),
-        trained_on=_trained_on(encoder, images),
+        trained_on=_trained_on(encoder, measured),
         n_samples=n_samples,
         seed=seed,
     )
@@ -152,7 +154,7 @@ def _notes(images: BoxedImages, unusable: Sequence[str]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _trained_on(encoder: Encoder, images: BoxedImages) -> Overlap | None:
+def _trained_on(encoder: Encoder, images: Sequence[BoxedImage]) -> Overlap | None:
     if encoder.trained_on is None:
         return None
     digests = file_digests(image.file for image in images)
@@ -172,7 +174,7 @@ class _Seen(NamedTuple):
 
 
 def _seen(
-    images: BoxedImages, inference: Inference, masks: Masks | None, astray: list[tuple[bool, str]]
+    images: BoxedImages, inference: Inference, masks: Masks | None, astray: list[tuple[str, str]]
 ) -> Iterator[tuple[_Seen | None, list[ImageError]]]:
     """The images in batches, and those that cannot be used."""
     transform = inference.transform
@@ -210,9 +212,9 @@ def _seen(
 
 
 def _mask_of(
-    image: BoxedImage, size: tuple[int, int], masks: Masks, astray: list[tuple[bool, str]]
+    image: BoxedImage, size: tuple[int, int], masks: Masks, astray: list[tuple[str, str]]
 ) -> NDArray[np.bool_]:
-    """The mask of an image of this (width, height); notes in `astray` whether most of it is outside of its boxes."""
+    """The mask of an image of this (width, height); notes in `astray` its key in `_ASTRAY`, or "", and the image."""
     try:
         mask = masks(image)
     except ImageError as error:
@@ -224,19 +226,26 @@ def _mask_of(
     outside = mask.copy()
     for box in image.boxes_of(image.label, *size):
         outside[round(box.top) : round(box.bottom), round(box.left) : round(box.right)] = False
-    astray.append((2 * int(outside.sum()) > int(mask.sum()), image.path))
+    is_outside = 2 * int(outside.sum()) > int(mask.sum())
+    astray.append((_OUTSIDE if is_outside else "every pixel" if mask.all() else "", image.path))
     return mask
 
 
-def _remark_on_masks(astray: Sequence[tuple[bool, str]], *, strict: bool) -> None:
-    """Say if most masks contradict the boxes."""
-    found = [path for is_astray, path in astray if is_astray]
-    if len(found) > max(2, len(astray) / 2):
-        remark(
-            f"{len(found):,} of {len(astray):,} masks mark more outside of the boxes than inside, as that of "
-            f"{found[0]}: masks may be inverted (what is not black is the object) or those of other images",
-            strict=strict,
-        )
+_OUTSIDE = "more outside of the boxes than inside"
+_ASTRAY = {
+    "every pixel": "no pixel of theirs is black, so every map lies on the object",
+    _OUTSIDE: "masks may be inverted (what is not black is the object) or those of other images",
+}
+
+
+def _remark_on_masks(astray: Sequence[tuple[str, str]], *, strict: bool) -> None:
+    """Say if most masks contradict the boxes, or mark everything."""
+    for fault, meaning in _ASTRAY.items():
+        found = [path for own, path in astray if own == fault]
+        if len(found) > max(2, len(astray) / 2):
+            remark(
+                f"{len(found):,} of {len(astray):,} masks mark {fault}, as that of {found[0]}: {meaning}", strict=strict
+            )
 
 
 def _projected(image: BoxedImage, label: str, size: tuple[int, int], transform: Transform) -> list[Box]:

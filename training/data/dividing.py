@@ -82,7 +82,8 @@ def settled(
                 strict=strict,
             )
         return split.changed(parts=SHARES)
-    parts = _parts(_counts(records, column), column, where, all_=bool(split.column))
+    marks = list(dict.fromkeys(row.get(column) or "" for row in rows)) if column == _FLAG else []  # as they are written
+    parts = _parts(_counts(records, column), column, where, all_=bool(split.column), marks=marks)
     return split.changed(column=column, parts=parts)
 
 
@@ -99,16 +100,18 @@ def _value(record: ImageRecord, column: str) -> str:
     return split_of_row(record.columns, None if column == _FLAG else column, where=record.path)
 
 
-def _parts(counts: Mapping[str, int], column: str, where: object, *, all_: bool) -> dict[str, float | str]:
+def _parts(
+    counts: Mapping[str, int], column: str, where: object, *, all_: bool, marks: Sequence[str]
+) -> dict[str, float | str]:
     """The parts that the values of a column make; with `all_` also of values that are no known splits."""
     found = {_MEANT[value] for value in counts if value in _MEANT}
     if "train" not in found:
         values = [value for value in counts if value]
         shown = ", ".join(values[:8]) or "nothing"
-        example = values[0] if values else "a"
+        train, test = [*marks, *values, "a"][0], marks[1] if len(marks) > 1 else "…"
         raise InputError(
             f"{where}: the column {column!r} says {shown}, and none of it is train; say which images are, such as "
-            f'[data.split] column = "{column}", parts = {{ train = "{example}", test = "…" }}, or give shares'
+            f'[data.split] column = "{column}", parts = {{ train = "{train}", test = "{test}" }}, or give shares'
         )
     known: dict[str, float | str] = {name: name for name in ("train", "val", "test") if name in found}
     return known | ({value: value for value in counts if value and value not in _MEANT} if all_ else {})

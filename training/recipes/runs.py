@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -120,12 +121,16 @@ def run_recipe(
         final = Evaluator(opened.sets, recipe.evaluation, classifier=objective.classifier)
         batches = _batches(recipe, opened, world)
         if out is not None and world.is_first:
-            _write_recipe(recipe, out, resume=resume)
+            write_recipe = _recipe_writer(recipe, out, resume=resume)
+            if not (out / "recipe.json").is_file():  # else `fit` may refuse the run, and what lies there is another's
+                write_recipe()
         if announce is not None and world.is_first:
             announce(sentence(parts))
         config = _fixed(recipe)
         told: dict[str, Any] = {"evaluate": validate, "config": config, "progress": progress, "report": report}
         fitted = fit(encoder, batches, objective, recipe.run, folder=folder, resume=resume, **told)
+        if out is not None and world.is_first:
+            write_recipe()
         metrics = final(encoder) if world.is_first else {}
         if world.is_first and opened.measure is not None:
             metrics |= opened.measure(encoder, objective, out)
@@ -161,8 +166,8 @@ def _watched(recipe: Recipe, opened: RunData, objective: Objective) -> Callable[
     return Evaluator(opened.sets, recipe.evaluation, classifier=objective.classifier, only=[monitor])
 
 
-def _write_recipe(recipe: Recipe, folder: Path, *, resume: bool) -> None:
-    """Write the resolved recipe; a resumed run keeps the tables of its task that it began with."""
+def _recipe_writer(recipe: Recipe, folder: Path, *, resume: bool) -> Callable[[], object]:
+    """The call that writes the resolved recipe; a resumed run keeps the tables of its task that it began with."""
     file, table = folder / "recipe.json", recipe.to_dict()
     began = json.loads(file.read_text(encoding="utf-8")) if resume and file.is_file() else {}
     for name in recipe.kept_tables:
@@ -172,7 +177,7 @@ def _write_recipe(recipe: Recipe, folder: Path, *, resume: bool) -> None:
                 "folder, or leave --resume out"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, table)
+    return partial(write_json, file, table)
 
 
 def _fixed(recipe: Recipe) -> dict[str, Any]:
@@ -210,7 +215,7 @@ class Comparison:
 
     name: str  # the recipe's
     seeds: tuple[int, ...]  # of the runs, in order
-    values: Mapping[str, Mapping[str, tuple[float, ...]]]  # by variant and metric, one value per seed
+    values: Mapping[str, Mapping[str, tuple[float, ...]]]  # by variant and metric, one per seed; NaN where it has none
     seconds: Mapping[str, float]  # by variant, the mean of a run
     # by variant, images and classes of the parts of the data
     data: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
@@ -237,9 +242,12 @@ class Comparison:
         return [header, *body, ["seconds", *(f"{seconds:.0f}" for seconds in self.seconds.values())]]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        result: dict[str, Any] = plain(self)
-        return result
+        """As JSON can hold it: a metric that a seed does not have is null."""
+        values = {
+            variant: {name: [None if math.isnan(value) else value for value in seeds] for name, seeds in own.items()}
+            for variant, own in self.values.items()
+        }
+        return {**plain(self), "values": values}
 
 
 def run_variants(
@@ -284,7 +292,10 @@ def run_variants(
         next(iter(recipes.values())).name,
         tuple(seeds),
         values={
-            variant: {name: tuple(result.metrics[name] for result in own) for name in own[0].metrics}
+            variant: {
+                name: tuple(result.metrics.get(name, math.nan) for result in own)
+                for name in dict.fromkeys(name for result in own for name in result.metrics)
+            }
             for variant, own in results.items()
         },
         seconds={variant: statistics.fmean(result.seconds for result in own) for variant, own in results.items()},

@@ -224,12 +224,15 @@ def test_a_classifiers_rows_are_found_by_vote() -> None:
         blind.for_references(references)
 
 
-def test_a_classifier_is_read_where_it_fits(tmp_path: Path) -> None:
-    state = {"module.fc.weight": torch.ones(7, 4), "module.fc.bias": torch.ones(7), "conv.weight": torch.ones(4, 4)}
+@pytest.mark.parametrize("wrapped", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_a_classifier_is_read_where_it_fits(tmp_path: Path, wrapped: str) -> None:
+    state = {"fc.weight": torch.ones(7, 4), "fc.bias": torch.full((7,), 2.0), "conv.weight": torch.ones(4, 4)}
+    state = {f"{wrapped}{name}": tensor for name, tensor in state.items()}
     torch.save(state, tmp_path / "weights.pth")
     found = read_classifier("x", tmp_path / "weights.pth", pooled_dim=4)
     assert found is not None
     assert found.weight.shape == (7, 4)
+    assert found.bias.tolist() == [2.0] * 7
     assert read_classifier("x", tmp_path / "weights.pth", pooled_dim=5) is None
     assert read_classifier("x", "random", pooled_dim=4) is None
 

@@ -176,6 +176,16 @@ def test_a_column_without_training_images_is_refused_with_what_to_write(place: P
         load_splits(settings("t.csv"), TRANSFORM, folder=place, cache=place)
 
 
+@pytest.mark.parametrize("marks", [("0", "1"), ("False", "True"), ("no", "yes")])
+def test_flags_without_training_images_are_refused_with_marks_that_divide(place: Path, marks: tuple[str, str]) -> None:
+    table(place, "is_query", *marks * 3)
+    with pytest.raises(InputError, match=r"column 'is_query' says.* none of it is train") as refused:
+        load_splits(settings("t.csv"), TRANSFORM, folder=place, cache=place)
+    split = tomllib.loads(f"split = {{ {str(refused.value).partition('[data.split] ')[2].partition(', or give')[0]} }}")
+    sets = load_splits(settings("t.csv", **split["split"]), TRANSFORM, folder=place, cache=place)
+    assert {name: len(own) for name, own in sets.items()} == {"train": 12, "test": 12}
+
+
 def test_classes_that_are_partly_known_get_numbers_of_their_own(place: Path) -> None:
     rows = [f"animals/{label}/{n}.png,{label},{'train' if n < 2 else 'test'}" for label in FOUR for n in range(4)]
     rows += [f"animals/{label}/{n}.png,{label},test" for label in TWO for n in range(4)]
@@ -341,6 +351,13 @@ def test_localisation_says_it(trained: Path, place: Path) -> None:
     with pytest.warns(DistcamWarning, match=SAID):
         found = distcam("localize", place / "animals", *arguments, "--methods", "dist", "--json")
     assert json.loads(found)["trained_on"] == MEASURED
+    shutil.copytree(place / "animals", place / "shown")
+    broken(*(place / "shown" / FOUR[0]).iterdir(), place / "shown" / FOUR[1] / "0.png")
+    with pytest.warns(DistcamWarning) as said:
+        found = distcam("localize", place / "shown", *arguments, "--methods", "dist", "--json")
+    assert any("3 of the 5 classes measured (by name) and 5 of the 19 images" in str(entry.message) for entry in said)
+    counts = {"classes": 3, "of_classes": 5, "images": 5, "of_images": 19}
+    assert counts.items() <= json.loads(found)["trained_on"].items()
 
 
 # --- images that cannot be read, in every kind of training ------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -408,6 +409,32 @@ def test_variants_and_seeds_become_a_table(file, cache, tmp_path) -> None:
         run_variants(file, variants=["plain"], seeds=[0], changes=["run.epochs=1"], folder=tmp_path, cache=cache)
     with pytest.raises(InputError, match="each once"):
         run_variants(file, variants=["plain", "plain"])
+
+
+def test_a_run_that_is_refused_leaves_the_recipe_of_the_one_that_lies_there(file, cache, tmp_path) -> None:
+    run_recipe(file.recipe(changes=["run.epochs=1"]), folder=tmp_path / "run", cache=cache)
+    before = (tmp_path / "run" / "recipe.json").read_bytes()
+    with pytest.raises(InputError, match="holds a run already"):
+        run_recipe(file.recipe(changes=["run.epochs=2"]), folder=tmp_path / "run", cache=cache)
+    other = file.recipe(changes=["run.epochs=1", "loss.cross_entropy.weight=2"])
+    with pytest.raises(InputError, match="cannot resume"):
+        run_recipe(other, folder=tmp_path / "run", cache=cache, resume=True)
+    assert (tmp_path / "run" / "recipe.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("seeds", [[0, 1], [1, 0]])
+def test_a_metric_that_one_seed_does_not_have_is_no_number_there(file, cache, tmp_path, seeds) -> None:
+    def run(recipe, *, seed, **options):
+        result = run_recipe(recipe, seed=seed, **options)
+        return dataclasses.replace(result, metrics={"test.iou": 0.5, **({"test.iou.cat": 0.25} if seed else {})})
+
+    changes = ["run.epochs=1"]
+    comparison = run_variants(
+        file, run=run, variants=["plain"], seeds=seeds, changes=changes, folder=tmp_path, cache=cache
+    )
+    assert comparison.cell("plain", "test.iou.cat") == "nan"
+    stored = json.loads((tmp_path / "comparison.json").read_text())["values"]["plain"]
+    assert stored == {"test.iou": [0.5, 0.5], "test.iou.cat": [0.25 if seed else None for seed in seeds]}
 
 
 def test_a_variant_can_learn_from_an_earlier_one(file, cache, tmp_path) -> None:
