@@ -20,19 +20,12 @@ from ..training.engine.step import Step, Term, is_right
 
 @dataclass(frozen=True)
 class EpisodeSettings:
-    """Training batches that are episodes: N classes with K support and Q query images each.
+    """Training batches that are episodes: N classes with K support and Q query images each."""
 
-    Attributes:
-        n_way: N; more than in the test helps (60 for Omniglot, 20 to 30 for photographs).
-        n_shot: K; the test's.
-        n_query: Q.
-        per_epoch: episodes in an epoch.
-    """
-
-    n_way: int = 20
-    n_shot: int = 1
-    n_query: int = 5
-    per_epoch: int = 100
+    n_way: int = 20  # N; more than in the test helps (60 for Omniglot, 20 to 30 for photographs)
+    n_shot: int = 1  # K; the test's
+    n_query: int = 5  # Q
+    per_epoch: int = 100  # episodes in an epoch
 
     def __post_init__(self) -> None:
         if self.n_way < 2 or min(self.n_shot, self.n_query, self.per_epoch) < 1:
@@ -76,27 +69,19 @@ class PrototypicalTerm(Term):
     `accuracy`. After a step the term has class weights, the episode's prototypes, so that CAM-loss can follow it in the
     list of losses.
 
-    Args:
-        dim: length of the embedding.
-        n_classes: of the training set.
-        n_shot: support images per way; they come first among a way's images.
-        metric: how queries and prototypes are compared.
-        scale: of the cosine; what it starts from if it is learnt.
-        learn_scale: whether the scale is trained (its logarithm is).
-
     Source: Snell et al. 2017, arXiv:1703.05175, Algorithm 1 (l2); Chen et al. 2021, Meta-Baseline, arXiv:2003.04390,
     Eq. 4 (cosine with a learnt scale).
     """
 
     def __init__(
         self,
-        dim: int,
-        n_classes: int,
+        dim: int,  # length of the embedding
+        n_classes: int,  # of the training set
         *,
-        n_shot: int = 1,
-        metric: Literal["l2", "cosine"] = "l2",
-        scale: float = 10.0,
-        learn_scale: bool = True,
+        n_shot: int = 1,  # support images per way; they come first among a way's images
+        metric: Literal["l2", "cosine"] = "l2",  # how queries and prototypes are compared
+        scale: float = 10.0,  # of the cosine; what it starts from if it is learnt
+        learn_scale: bool = True,  # whether the scale is trained (its logarithm is)
     ) -> None:
         super().__init__()
         if metric not in ("l2", "cosine"):

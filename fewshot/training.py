@@ -50,25 +50,17 @@ FEW_SHOT_TERMS: Mapping[str, Builder] = {**TERMS, "prototypical": sized("prototy
 
 
 class EpisodeTest(Table):
-    """Stored episodes that the trained encoder is measured on.
-
-    Attributes:
-        part: which classes: "base", "val" or "novel".
-        n_way, n_shot, n_query: of the episodes.
-        episodes: how many.
-        methods: names of `distcam fewshot evaluate --method`.
-        seed: of the list of episodes; not that of the training.
-    """
+    """Stored episodes that the trained encoder is measured on."""
 
     __test__ = False  # for pytest
 
-    part: str = "novel"
-    n_way: int = 5
+    part: str = "novel"  # which classes: "base", "val" or "novel"
+    n_way: int = 5  # n_way, n_shot, n_query: of the episodes
     n_shot: int = 1
     n_query: int = 15
-    episodes: int = 1000
-    methods: tuple[str, ...] = ("proto",)
-    seed: int = 0
+    episodes: int = 1000  # how many
+    methods: tuple[str, ...] = ("proto",)  # names of `distcam fewshot evaluate --method`
+    seed: int = 0  # of the list of episodes; not that of the training
 
     def manifest(self, split: Split) -> EpisodeManifest:
         """The list of episodes of this part."""
@@ -95,19 +87,13 @@ class ValidationSettings(EpisodeTest):
 
 
 class FewShotRecipe(Recipe):
-    """A few-shot training run, resolved.
-
-    Attributes:
-        episodes: what batches are made of; None for ordinary ones.
-        test: what is measured in the end.
-        validation: what `run.monitor = "val.accuracy"` measures.
-    """
+    """A few-shot training run, resolved."""
 
     kept_tables: ClassVar[tuple[str, ...]] = ("episodes",)
 
-    episodes: EpisodeSettings | None = None
-    test: tuple[EpisodeTest, ...] = (EpisodeTest(),)
-    validation: ValidationSettings = ValidationSettings()
+    episodes: EpisodeSettings | None = None  # what batches are made of; None for ordinary ones
+    test: tuple[EpisodeTest, ...] = (EpisodeTest(),)  # what is measured in the end
+    validation: ValidationSettings = ValidationSettings()  # what `run.monitor = "val.accuracy"` measures
 
     def open(self, transform: Transform, *, cache: Path, progress: Progress | None = None) -> RunData:
         """The base part to train on, in episodes or in batches, and the stored episodes of the others.

@@ -28,15 +28,10 @@ ShareOf = Literal["pixels", "patches"]
 
 @dataclass(frozen=True, eq=False)
 class PatchPair:
-    """The pixels that each image of a complementary pair shows.
+    """The pixels that each image of a complementary pair shows."""
 
-    Attributes:
-        visible: True where I_h shows the image; I_h̄ shows the rest.
-        share: λ of each image, what I_h shows, in [0, 1]; I_h̄ shows λ̄ = 1 - λ.
-    """
-
-    visible: Bool[Tensor, "b h w"]
-    share: Float[Tensor, " b"]
+    visible: Bool[Tensor, "b h w"]  # True where I_h shows the image; I_h̄ shows the rest
+    share: Float[Tensor, " b"]  # λ of each image, what I_h shows, in [0, 1]; I_h̄ shows λ̄ = 1 - λ
 
     def images(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"]]:
         """I_h and I_h̄ of normalised images.
@@ -142,28 +137,20 @@ class SuperpixelPatches(Patches):
     They are found in the image as it enters the network, in CIELAB, and remembered by its pixels, so that images which
     come again unchanged (without augmentation) cost nothing. Needs the extra `segment`.
 
-    Args:
-        transform: of the normalised images.
-        segments: S_N, about how many patches an image has; the paper's best is 200.
-        compactness: of `skimage.segmentation.slic`: more makes squares, less follows colours.
-        replacement: draw p_h · n patches with replacement, as the published code does: only 39 % are hidden then, not
-            50 %.
-        remembered: images whose superpixels are kept.
-        hidden, share: see `Patches`.
-
     Source: [CPN] §3.1, §4.3; Achanta et al., SLIC Superpixels, 2012.
     """
 
     def __init__(
         self,
-        transform: Transform,
+        transform: Transform,  # of the normalised images
         *,
-        segments: int = 200,
-        compactness: float = 10.0,
-        hidden: float = 0.5,
+        segments: int = 200,  # S_N, about how many patches an image has; the paper's best is 200
+        compactness: float = 10.0,  # of `skimage.segmentation.slic`: more makes squares, less follows colours
+        hidden: float = 0.5,  # hidden, share: see `Patches`
         share: ShareOf = "pixels",
+        # draw p_h · n patches with replacement, as the published code does: only 39 % are hidden then, not 50 %
         replacement: bool = False,
-        remembered: int = 4096,
+        remembered: int = 4096,  # images whose superpixels are kept
     ) -> None:
         super().__init__(hidden=hidden, share=share)
         if segments < 1 or compactness <= 0 or remembered < 0:

@@ -48,21 +48,15 @@ from .map_term import MapTerm, build_multi_label, build_seam
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """Measuring of trained maps against masks.
+    """Measuring of trained maps against masks."""
 
-    Attributes:
-        splits: all but "train" if empty. Their images say which classes they show, as for pseudo masks.
-        scales: of the multi-scale measure; a single 1 leaves it out.
-        flip: that one also looks at mirror images.
-        images: of a split at most, spread over it; 0 for all.
-        betas: background scores that are tried, 50 from 0 to 1 if empty. The best one is found on the split that it is
-            reported for; the whole curve lies beside it.
-    """
-
+    # all but "train" if empty. Their images say which classes they show, as for pseudo masks.
     splits: tuple[str, ...] = ()
-    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
-    flip: bool = True
-    images: int = 0
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)  # of the multi-scale measure; a single 1 leaves it out
+    flip: bool = True  # that one also looks at mirror images
+    images: int = 0  # of a split at most, spread over it; 0 for all
+    # background scores that are tried, 50 from 0 to 1 if empty. The best one is found on the split that it is reported
+    # for; the whole curve lies beside it.
     betas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -152,11 +146,9 @@ class SegmentationRecipe(Recipe):
 
     Metrics are `SPLIT.miou` of one look and `SPLIT.miou_multi_scale`, each at its best β; where the maps are refined
     also both without that, with `_plain` at the end.
-
-    Attributes:
-        measure: what is measured in the end; `run.monitor = "SPLIT.miou"` follows it epoch by epoch.
     """
 
+    # what is measured in the end; `run.monitor = "SPLIT.miou"` follows it epoch by epoch
     measure: MeasureSettings = MeasureSettings()
 
     @classmethod

@@ -160,25 +160,15 @@ def refine_by_walk(
 
 
 class AffinitySettings(Table):
-    """Options of the training of affinities.
+    """Options of the training of affinities."""
 
-    Attributes:
-        dim: length of a position's embedding.
-        radius: pairs further apart are not looked at.
-        epochs: passes over the images.
-        batch_size: images per step.
-        learning_rate: of Adam.
-        side: rows and columns of the grid of positions, on which the walk will be.
-        seed: of the weights and of the order of the images.
-    """
-
-    dim: Count = 16
-    radius: Count = 3
-    epochs: Count = 8
-    batch_size: Count = 8
-    learning_rate: Positive = 1e-2
-    side: Count = 32
-    seed: int = 0
+    dim: Count = 16  # length of a position's embedding
+    radius: Count = 3  # pairs further apart are not looked at
+    epochs: Count = 8  # passes over the images
+    batch_size: Count = 8  # images per step
+    learning_rate: Positive = 1e-2  # of Adam
+    side: Count = 32  # rows and columns of the grid of positions, on which the walk will be
+    seed: int = 0  # of the weights and of the order of the images
 
 
 class AffinityNet(nn.Module):

@@ -160,33 +160,22 @@ _CACHE_BYTES = 512 * 1024**2  # of class scores
 
 
 class CueStage(Table):
-    """The way from class maps of the training images to masks.
+    """The way from class maps of the training images to masks."""
 
-    Attributes:
-        kind: "cues": sure pixels; "pseudo_masks": every pixel gets a class; "truth": the true masks, to compare with.
-        method: of a classifier's maps: "cam" or "gradcam".
-        labels: whose maps count: those of the classes "known" of the image, "predicted" ones, or "all".
-        inference: scales, mirroring, and what scale 1 is.
-        sure: limits of cues.
-        beta: "pseudo_masks": the background's score, or "best": the one with the highest mIoU on the training masks.
-        margin: "pseudo_masks": see `pseudo_mask`.
-        refine: "walk" (random walk by colours), "affinity" (by affinities learnt from cues), "crf", or "none".
-        walk: of the random walk.
-        affinity: of the training of affinities.
-        crf: of the dense CRF.
-    """
-
+    # "cues": sure pixels; "pseudo_masks": every pixel gets a class; "truth": the true masks, to compare with
     kind: Literal["cues", "pseudo_masks", "truth"] = "cues"
-    method: Literal["cam", "gradcam"] = "cam"
-    labels: Shown = "known"
-    inference: InferenceSettings = InferenceSettings()
-    sure: CueSettings = CueSettings()
+    method: Literal["cam", "gradcam"] = "cam"  # of a classifier's maps: "cam" or "gradcam"
+    labels: Shown = "known"  # whose maps count: those of the classes "known" of the image, "predicted" ones, or "all"
+    inference: InferenceSettings = InferenceSettings()  # scales, mirroring, and what scale 1 is
+    sure: CueSettings = CueSettings()  # limits of cues
+    # "pseudo_masks": the background's score, or "best": the one with the highest mIoU on the training masks
     beta: float | Literal["best"] = 0.3
-    margin: float = 0.0
+    margin: float = 0.0  # "pseudo_masks": see `pseudo_mask`
+    # "walk" (random walk by colours), "affinity" (by affinities learnt from cues), "crf", or "none"
     refine: Literal["none", "walk", "affinity", "crf"] = "none"
-    walk: WalkSettings = WalkSettings()
-    affinity: AffinitySettings = AffinitySettings()
-    crf: CrfSettings = CrfSettings()
+    walk: WalkSettings = WalkSettings()  # of the random walk
+    affinity: AffinitySettings = AffinitySettings()  # of the training of affinities
+    crf: CrfSettings = CrfSettings()  # of the dense CRF
 
 
 def make_masks(

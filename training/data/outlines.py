@@ -67,18 +67,13 @@ Outlines = Mapping[Path, Sequence[Outline]]  # by image file
 
 
 class RegionSettings(Table):
-    """The choice of the images that come with an outline of their object.
+    """The choice of the images that come with an outline of their object."""
 
-    Attributes:
-        kind: "mask", "box", or "none".
-        share: of the images; every class gets the same number as far as it has outlined images. A larger share
-            contains the smaller one.
-        seed: of the choice.
-    """
-
-    kind: Literal["none", "mask", "box"] = "none"
+    kind: Literal["none", "mask", "box"] = "none"  # "mask", "box", or "none"
+    # of the images; every class gets the same number as far as it has outlined images. A larger share contains the
+    # smaller one.
     share: Annotated[float, limited(lambda value: 0 < value <= 1, "a share of the images in (0, 1]")] = 0.05
-    seed: int = 0
+    seed: int = 0  # of the choice
 
 
 def outlines_of(listing: Listing) -> dict[Path, list[Outline]]:

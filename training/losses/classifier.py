@@ -30,30 +30,20 @@ class ClassifierTerm(Term):
     length that matters. Mixed images count with both labels in their shares. The log gets `accuracy`: the share of
     images whose largest logit is (one of) their class(es).
 
-    Args:
-        dim: length of the embedding.
-        n_classes: number of classes.
-        multi_label: labels are 0/1 columns; the loss is the multi-label soft margin loss.
-        head: "linear" or "cosine".
-        bias: of the linear head.
-        scale: of the cosine head; what it starts from if it is learnt.
-        learn_scale: whether the cosine head's scale is trained (its logarithm is).
-        label_smoothing: ε; the label's own class gets 1 - ε + ε/C, the others ε/C.
-
     Source: Chen et al., A Closer Look at Few-shot Classification, 2019, §3.2 (cosine head, "Baseline++").
     """
 
     def __init__(
         self,
-        dim: int,
-        n_classes: int,
+        dim: int,  # length of the embedding
+        n_classes: int,  # number of classes
         *,
-        multi_label: bool = False,
+        multi_label: bool = False,  # labels are 0/1 columns; the loss is the multi-label soft margin loss
         head: Literal["linear", "cosine"] = "linear",
-        bias: bool = True,
-        scale: float = 10.0,
-        learn_scale: bool = False,
-        label_smoothing: float = 0.0,
+        bias: bool = True,  # of the linear head
+        scale: float = 10.0,  # of the cosine head; what it starts from if it is learnt
+        learn_scale: bool = False,  # whether the cosine head's scale is trained (its logarithm is)
+        label_smoothing: float = 0.0,  # ε; the label's own class gets 1 - ε + ε/C, the others ε/C
     ) -> None:
         super().__init__()
         check_name("classifier head", head, ("linear", "cosine"))

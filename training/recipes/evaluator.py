@@ -39,27 +39,20 @@ METRICS = (
 
 
 class EvaluationSettings(Table):
-    """Metrics of a finished run; while it lasts, only the one that `run.monitor` names.
+    """Metrics of a finished run; while it lasts, only the one that `run.monitor` names."""
 
-    Attributes:
-        metrics: from `METRICS`. `accuracy`: of the objective's classifier; with 0/1 labels, the share of the images
-            whose highest score is a class they show; a tie with another class is an error. `recall_at_k`: the nearest
-            k images of the split, itself excepted, hold one of the class. `map_at_r`, `r_precision`: over the images
-            that have another of their class. Equal distances count as `metrics.ranking` says. `nmi`: of k-means
-            clusters, as many as classes, with the classes.
-            `energy_MAP`: share of the map, scaled to [0, 1], that lies on the object's outline, beside `energy_chance`,
-            the share of its area; `peak_MAP`: share of the images whose highest pixel does. Maps: `caam`, the sum of
-            the channels; `cam` of the image's own class; `gradcam`, the same without its negative part; `dist_cam`
-            against the own class's prototype.
-        splits: which splits; all but "train" if empty.
-        distance: between embeddings, for neighbours and prototypes.
-        batch_size: images per forward pass.
-    """
-
+    # from `METRICS`. `accuracy`: of the objective's classifier; with 0/1 labels, the share of the images whose highest
+    # score is a class they show; a tie with another class is an error. `recall_at_k`: the nearest k images of the
+    # split, itself excepted, hold one of the class. `map_at_r`, `r_precision`: over the images that have another of
+    # their class. Equal distances count as `metrics.ranking` says. `nmi`: of k-means clusters, as many as classes, with
+    # the classes. `energy_MAP`: share of the map, scaled to [0, 1], that lies on the object's outline, beside
+    # `energy_chance`, the share of its area; `peak_MAP`: share of the images whose highest pixel does. Maps: `caam`,
+    # the sum of the channels; `cam` of the image's own class; `gradcam`, the same without its negative part; `dist_cam`
+    # against the own class's prototype.
     metrics: tuple[str, ...] = ("accuracy", "recall_at_1")
-    splits: tuple[str, ...] = ()
-    distance: Literal["cosine", "l2"] = "cosine"
-    batch_size: Count = 256
+    splits: tuple[str, ...] = ()  # which splits; all but "train" if empty
+    distance: Literal["cosine", "l2"] = "cosine"  # between embeddings, for neighbours and prototypes
+    batch_size: Count = 256  # images per forward pass
 
     @field_validator("metrics")
     @classmethod

@@ -47,25 +47,17 @@ from .tables import Table, check_name, checked_table, merged, parse, plain
 
 
 class EncoderSettings(Table):
-    """The encoder that is trained, and its first weights.
+    """The encoder that is trained, and its first weights."""
 
-    Attributes:
-        architecture: a torchvision name, "conv4", "resnet12", or a checkpoint of an earlier run.
-        weights: "random", "imagenet", or a file; relative to the recipe's folder, `$DISTCAM_DATA/…` is filled in.
-        layer: where the feature map is read; the last convolution if left out.
-        pooling: "gap" or "gem".
-        head: such as `{ type = "linear", out_dim = 128 }` or `{ type = "bnneck" }`; none if left out.
-        options: for the architecture, such as `{ width = 32 }`.
-        seed: of random weights; that of the run if left out.
-    """
-
-    architecture: str = "conv4"
+    architecture: str = "conv4"  # a torchvision name, "conv4", "resnet12", or a checkpoint of an earlier run
+    # "random", "imagenet", or a file; relative to the recipe's folder, `$DISTCAM_DATA/…` is filled in
     weights: str = "random"
-    layer: str | None = None
+    layer: str | None = None  # where the feature map is read; the last convolution if left out
     pooling: Literal["gap", "gem"] = "gap"
+    # such as `{ type = "linear", out_dim = 128 }` or `{ type = "bnneck" }`; none if left out
     head: Mapping[str, Any] | None = None
-    options: Mapping[str, Any] = {}
-    seed: int | None = None
+    options: Mapping[str, Any] = {}  # for the architecture, such as `{ width = 32 }`
+    seed: int | None = None  # of random weights; that of the run if left out
 
     def build(self, data: DataSettings, *, folder: Path, seed: int) -> Encoder:
         """The encoder, for images of the size that the data have."""
