@@ -124,11 +124,6 @@ def gathered(value: T, world: World) -> list[T]:
     return [one for one in values if one is not None]
 
 
-def shared(value: T, world: World) -> T:
-    """The first process's value, in every process."""
-    return gathered(value, world)[0]
-
-
 def choose_device(name: str) -> torch.device:
     """The device of that name; "auto" is this process's CUDA device if there is any, else the CPU."""
     try:

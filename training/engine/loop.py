@@ -35,7 +35,6 @@ from .environment import (
     own_randomness,
     repeatable,
     seed_step,
-    shared,
     spread,
 )
 from .optimisation import Optimisation, set_training, training_mode
@@ -166,7 +165,7 @@ class _Run:
                 self._epoch()
         finally:
             if self.board is not None:
-                self.board.close()
+                self.board.writer.close()
         if self.early_stopping.best_epoch is not None:
             self.early_stopping.restore_best()
         elif self.optimisation.average is not None:
@@ -221,7 +220,7 @@ class _Run:
             raise InputError(self._failure("the losses are finite, but their gradient is not", group))
         self.now = replace(self.now, step=self.now.step + 1)
         if self.board is not None:
-            self.board.step(self.now.step, numbers)
+            self.board.add("step", self.now.step, numbers)
 
     def _backward(self, batch: Batch, *, share: float) -> str | None:
         """Add a batch's share of the gradient; what is wrong with its losses, if anything."""
@@ -264,7 +263,7 @@ class _Run:
             try:
                 with self.optimisation.averaged():  # encoder and objective are what would be kept
                     found = dict(self.evaluate(self.encoder)) if self.evaluate and self.world.is_first else {}
-                    row |= {name: float(value) for name, value in shared(found, self.world).items()}
+                    row |= {name: float(value) for name, value in gathered(found, self.world)[0].items()}
                     self.early_stopping.update(row, epoch=done)
             finally:
                 set_training(self.encoder, self.objective, self.settings)
@@ -275,7 +274,8 @@ class _Run:
         if self.folder is not None and self.world.is_first:
             write_csv(self.folder / "log.csv", self.history)
         if self.board is not None:
-            self.board.epoch(self.now.step, self.history[-1])
+            self.board.add("epoch", self.now.step, self.history[-1])
+            self.board.writer.flush()
         if self.report is not None:
             self.report(self.history[-1])
 
