@@ -1,14 +1,4 @@
-"""Recipes that end in a segmentation network: class maps from labels, masks from maps, a network.
-
-```toml
-name = "what it shows"
-[data]                  # PipelineData: which images; how many of them come with an outline (GAIN-ext)
-[weak]                  # how class maps are learnt: the tables of an ordinary recipe, or `checkpoint`
-[cues]                  # CueStage: what becomes of the maps
-[segmenter]             # NetworkSettings, and the tables of an ordinary recipe for its training
-[variants.NAME]         # what differs
-```
-"""
+"""Recipes that end in a segmentation network: class maps from labels, masks from maps, a network."""
 
 from __future__ import annotations
 

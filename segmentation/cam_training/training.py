@@ -1,13 +1,5 @@
 """Training from image-level labels on the one loop: plain CAM, CPN, SEAM, and every other loss, measured by mIoU.
 
-A recipe is one of `distcam.training` with a table more:
-
-```toml
-[data]
-photographs = "camvid:camvid"    # or "voc:FOLDER"; or scenes, folders and tables as anywhere, with 0/1 labels
-[measure]                        # MeasureSettings
-```
-
 What comes out is `weak_segmenter.safetensors`: encoder, class weights, refinement, names of the classes, the recipe,
 and the best background score.
 """
@@ -142,7 +134,7 @@ _SOURCES: Mapping[str, Callable[[Path, str], MaskedImages]] = {
 
 
 class SegmentationRecipe(Recipe):
-    """A weakly supervised training run, resolved.
+    """A weakly supervised training run, resolved; `[data]` may also name "camvid:FOLDER" or "voc:FOLDER".
 
     Metrics are `SPLIT.miou` of one look and `SPLIT.miou_multi_scale`, each at its best β; where the maps are refined
     also both without that, with `_plain` at the end.

@@ -225,8 +225,8 @@ class TrainingSet:
         table = region_table(
             outlines, regions, files, labels=labels, class_names=names, transform=transform, strict=strict
         )
-        told = {"image_names": [record.path for record in chosen], "digests": found.digests, "skipped": skipped}
-        return cls(found.pixels, files, transform, labels, names, table, **told)
+        held, paths = (found.pixels, files, transform), [record.path for record in chosen]
+        return cls(*held, labels, names, table, image_names=paths, digests=found.digests, skipped=skipped)
 
     @classmethod
     def from_scenes(

@@ -1,19 +1,5 @@
 """Recipes: everything about a training run in one TOML file, its variants, and changes from the command line.
 
-```toml
-name = "what it shows"
-[data]            # DataSettings
-[encoder]         # EncoderSettings
-[[loss]]          # kind, weight, name, and the term's own options; see losses.registry.TERMS
-[sampler]         # SamplerSettings
-[augment]         # AugmentSettings
-[optimiser]       # OptimiserSettings
-[schedule]        # ScheduleSettings
-[run]             # Settings without the two
-[evaluation]      # EvaluationSettings
-[variants.NAME]   # what differs: tables are merged, lists replaced; [variants.NAME.loss.TERM] changes or adds one loss
-```
-
 A task (few-shot, re-identification, segmentation) is a subclass of `Recipe`: its fields are the tables that it adds,
 its `open` gives its images, losses, batches, and measures.
 """
@@ -100,13 +86,13 @@ class Recipe(Table):
     kept_tables: ClassVar[tuple[str, ...]] = ()  # a task's own that a resumed run may not change
 
     data: DataSettings
-    loss: tuple[Mapping[str, Any], ...]
+    loss: tuple[Mapping[str, Any], ...]  # kind, weight, name, and the term's own options; see losses.registry.TERMS
     name: str = ""
     variant: str = ""
     encoder: EncoderSettings = EncoderSettings()
     sampler: SamplerSettings = SamplerSettings()
     augment: AugmentSettings = AugmentSettings()
-    run: Settings = Settings()
+    run: Settings = Settings()  # and the tables [optimiser] and [schedule]
     evaluation: EvaluationSettings = EvaluationSettings()
     folder: Path = Field(default=Path(), exclude=True)
 
@@ -180,7 +166,7 @@ class Recipe(Table):
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A recipe as its file says it, variants and all."""
+    """A recipe as its file says it, variants and all: [variants.NAME] holds what differs, see `tables.merged`."""
 
     table: Mapping[str, Any]
     folder: Path = Path()
