@@ -23,6 +23,7 @@ from ..datasets.masked_images import CAMVID_CLASSES, Entry
 from ..errors import ImageError, InputError
 from ..files import file_digests
 from ..images import Transform, read_image
+from ..images.loading import image_size
 from ..images.masks import VOID, Mask, MaskFolder, read_class_numbers, wrong_size
 from ..remarks import Skipped
 from ..training.data.outlines import RegionTable, by_turns
@@ -99,8 +100,8 @@ class MaskedImages:
         if entry.mask is None:
             return None
         values = read_class_numbers(entry.mask)
-        width, height = read_image(entry.image, whole=True).size
-        if (problem := wrong_size(entry.mask, (values.shape[1], values.shape[0]), (width, height))) is not None:
+        size = image_size(entry.image)
+        if (problem := wrong_size(entry.mask, (values.shape[1], values.shape[0]), size)) is not None:
             raise InputError(f"{entry.image}: {problem}; expected a mask in the size of its image")
         return self._ids.renumbered(values, len(self.class_names), entry.mask)
 

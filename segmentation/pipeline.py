@@ -79,7 +79,10 @@ def run_segmentation(
         if recipe.network is not None:
             sets["test"] = recipe.data.load("test", folder=recipe.folder, cache=drawn)
         sets = all_readable(sets, strict=recipe.data.strict)
-        parts = {name: Part(len(images), _classes_shown(images)) for name, images in sets.items()}
+        parts: dict[str, Part] = {}
+        for name, images in sets.items():
+            shown = {c for i in filter(images.is_labelled, range(len(images))) for c in images.labels(i)}
+            parts[name] = Part(len(images), frozenset(images.class_names[c] for c in shown))
         run = _Run(recipe, place, parts, recipe.seed if seed is None else seed, resume, announce, progress)
         result, metrics, train = None, dict[str, float](), sets["train"]
         if recipe.weak is not None:
@@ -95,11 +98,6 @@ def run_segmentation(
         if folder is not None:
             write_json(place / "result.json", {**outcome.to_dict(), "recipe": plain(dict(recipe.table))})
     return outcome
-
-
-def _classes_shown(images: MaskedImages) -> frozenset[str]:
-    known = filter(images.is_labelled, range(len(images)))
-    return frozenset(images.class_names[c] for i in known for c in images.labels(i))
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from ...training.losses.classifier import ClassifierTerm, save_classifier
 from ...training.losses.registry import TERMS, Builder
 from ...training.recipes.recipe import Recipe
 from ...training.recipes.runs import run_recipe as train
-from ...training.recipes.tables import check_name
+from ...training.recipes.tables import Table, check_name
 from ..data import MaskedImages, all_readable
 from ..label_maps import label_map
 from ..pseudo_masks.sources import ClassMapSource, WeakSegmenter
@@ -38,8 +38,7 @@ from .cpn import build_cpn
 from .map_term import MapTerm, build_multi_label, build_seam
 
 
-@dataclass(frozen=True)
-class MeasureSettings:
+class MeasureSettings(Table):
     """Measuring of trained maps against masks."""
 
     # all but "train" if empty. Their images say which classes they show, as for pseudo masks.
@@ -51,7 +50,8 @@ class MeasureSettings:
     # for; the whole curve lies beside it.
     betas: tuple[float, ...] = ()
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if self.images < 0 or not self.scales or not all(0 <= beta <= 1 for beta in self.betas):
             raise InputError("expected images from 0 on, one scale or more, and betas in [0, 1]")
 
@@ -225,7 +225,7 @@ class _Measured:
         if self._settings.multiple is not None:
             looks["miou_multi_scale"] = self._settings.multiple
         if segmenter.is_refined:
-            looks |= {f"{name}_plain": replace(look, refined=False) for name, look in looks.items()}
+            looks |= {f"{name}_plain": look.changed(refined=False) for name, look in looks.items()}
         found: dict[str, float] = {}
         curves: dict[str, BackgroundCurve] = {}
         for name, settings in looks.items():

@@ -30,6 +30,7 @@ from ...encoders.trained_on import TrainedOn
 from ...encoders.weight_files import drawn_from, read_state_dict, uninitialised
 from ...errors import InputError, WeightsError
 from ...images import Transform
+from ...training.recipes.tables import check_options
 from .inference import InferenceSettings, taken_by_network
 
 LIGHT = "light"
@@ -228,9 +229,7 @@ def _light(
     given: Mapping[str, Any], class_names: Sequence[str], transform: Transform, weights: str | os.PathLike[str]
 ) -> tuple[SegmentationModel, dict[str, Any], TrainedOn | None]:
     """The model with its backbone's weights, the options that build it again, and what the backbone was trained on."""
-    unknown = next((name for name in given if name not in _LIGHT_DEFAULTS), None)
-    if unknown is not None:
-        raise InputError(f"unknown option {unknown!r} of {LIGHT!r}; there are {', '.join(_LIGHT_DEFAULTS)}")
+    check_options(LIGHT, given, _LIGHT_DEFAULTS)
     options: dict[str, Any] = {**_LIGHT_DEFAULTS, **given}
     if os.fspath(weights).endswith(_SUFFIX):
         source = Encoder.load(Path(weights))
