@@ -29,7 +29,7 @@ from ..training.data.batches import Part, RunData
 from ..training.data.samplers import Sampler
 from ..training.data.training_set import TrainingSet, say_left_out
 from ..training.engine.step import Objective, Step, Term, is_right
-from ..training.losses.registry import TERMS, Builder, sized
+from ..training.losses.registry import TERMS, Builder, made
 from ..training.recipes.recipe import Recipe
 from ..training.recipes.runs import run_recipe as train
 from ..training.recipes.tables import Table
@@ -153,7 +153,7 @@ class PrototypicalTerm(Term):
         return self._closeness(embedding, self.class_weights())
 
 
-FEW_SHOT_TERMS: Mapping[str, Builder] = {**TERMS, "prototypical": sized("prototypical", PrototypicalTerm)}
+FEW_SHOT_TERMS: Mapping[str, Builder] = {**TERMS, "prototypical": made("prototypical", PrototypicalTerm)}
 """All losses of `distcam.training`, and the prototypical one."""
 
 

@@ -13,7 +13,6 @@ regions of a batch, one for each number in them, so they are augmented with the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
@@ -29,7 +28,7 @@ from ...images import Transform
 from ...images.masks import VOID, Mask
 from ...training.data.training_set import TrainingSet
 from ...training.engine.step import Batch, Step, Term
-from ...training.losses.registry import Builder, checked_term, plain
+from ...training.losses.registry import Builder, made
 from ...training.recipes.tables import check_name
 from ..data import MaskedImages
 from ..label_maps import as_regions, label_map
@@ -215,11 +214,9 @@ class Constrain(Term):
 
 SEGMENTER_TERMS: Mapping[str, Builder] = MappingProxyType(
     {
-        "pixels": plain("pixels", PixelCrossEntropy),
-        "pooled": plain("pooled", Pooled),
-        "expand": plain("expand", Expand),
-        "constrain": lambda options, context: checked_term(
-            "constrain", partial(Constrain, context.encoder.transform), options
-        ),
+        "pixels": made("pixels", PixelCrossEntropy),
+        "pooled": made("pooled", Pooled),
+        "expand": made("expand", Expand),
+        "constrain": made("constrain", Constrain),
     }
 )

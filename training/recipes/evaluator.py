@@ -19,8 +19,9 @@ from torch.nn.functional import normalize
 from ...encoders import Encoder, Encoding
 from ...encoders.layers import evaluating
 from ...errors import InputError
-from ...explain import dist_cam, fold, normalise, rectify, upsample
+from ...explain import dist_cam, fold, is_constant, rectify, upsample
 from ...metrics.distances import SearchSpec, cluster, normalised_mutual_information
+from ...metrics.localisation import energy_shares
 from ...metrics.ranking import Pairing, RankMeasures, measure_rankings
 from ..data.training_set import TrainingSet
 from ..engine.step import HasClassWeights, is_right
@@ -244,13 +245,10 @@ def energy_in_raster(
     >>> energy_in_raster(torch.tensor([[[0.0, 1.0], [0.0, 3.0]]]), torch.tensor([[[0.0, 0.0], [0.0, 1.0]]]))
     (tensor([0.7500]), tensor([1.]))
     """
-    heat = normalise(upsample(maps, (raster.shape[-2], raster.shape[-1])))
-    total = heat.sum((1, 2))
-    is_flat = total == 0
-    shares = (heat * raster).sum((1, 2)) / total.where(~is_flat, 1)
+    heat = upsample(maps, (raster.shape[-2], raster.shape[-1]))
     best = heat.flatten(1).argmax(1, keepdim=True)
-    hits = raster.flatten(1).gather(1, best)[:, 0] * ~is_flat
-    return torch.where(is_flat, raster.mean((1, 2)), shares), hits
+    hits = raster.flatten(1).gather(1, best)[:, 0] * ~is_constant(heat)
+    return energy_shares(heat, raster).to(heat), hits
 
 
 def recall(ranked: RankMeasures, k: int) -> float:
