@@ -109,12 +109,7 @@ class VocFolder:
         return self.mask_file(name).is_file()
 
     def write(self, name: str, mask: Mask, *, image: Path | None = None) -> None:
-        """Write one mask, and copy its image if there is one.
-
-        Raises:
-            InputError: a number that is no class.
-            GalleryError: the file system refuses.
-        """
+        """Write one mask, and copy its image if there is one; InputError for a number that is no class."""
         wrong = mask[(mask > len(self.class_names)) & (mask != VOID)]
         if wrong.size:
             raise InputError(f"{name}: the mask holds {wrong[0]}; expected 0 to {len(self.class_names)}, or {VOID}")

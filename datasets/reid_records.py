@@ -155,11 +155,7 @@ class ReidData:
         return len(self.images)
 
     def of(self, *roles: Role) -> tuple[ReidImage, ...]:
-        """The images of some roles.
-
-        Raises:
-            InputError: no such role exists.
-        """
+        """The images of some roles; InputError names those that exist."""
         for role in roles:
             if role not in get_args(Role):
                 raise InputError(f"role must be one of {get_args(Role)}, got {role!r}")
@@ -180,11 +176,7 @@ class ReidData:
         return self.root / image.path
 
     def without(self, paths: Container[str]) -> ReidData:
-        """The set without some images, such as those that cannot be read.
-
-        Raises:
-            InputError: none is left.
-        """
+        """The set without some images, such as those that cannot be read; InputError if none is left."""
         return replace(self, images=tuple(image for image in self.images if image.path not in paths))
 
 

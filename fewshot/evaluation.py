@@ -148,11 +148,7 @@ class Comparison:
 
 
 def compare(first: EpisodeResult, second: EpisodeResult) -> Comparison:
-    """The paired comparison of two results.
-
-    Raises:
-        InputError: the results are of different manifests.
-    """
+    """The paired comparison of two results; InputError if they are of different manifests."""
     hashes = [result.episodes.content_hash for result in (first, second)]
     if hashes[0] != hashes[1]:
         raise InputError(

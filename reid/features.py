@@ -50,11 +50,7 @@ class Features:
         object.__setattr__(self, "_row", {path: row for row, path in enumerate(self.paths)})
 
     def of(self, images: Iterable[ReidImage]) -> NDArray[np.floating[Any]]:
-        """The vectors of some images, in their order.
-
-        Raises:
-            InputError: an image has none.
-        """
+        """The vectors of some images, in their order; InputError if an image has none."""
         rows: dict[str, int] = self.__dict__["_row"]
         paths = [image.path for image in images]
         missing = [path for path in paths if path not in rows]
@@ -169,11 +165,7 @@ def write_features(
 
 
 def read_features(file: str | os.PathLike[str], data: ReidData) -> Features:
-    """The vectors in a file that `distcam reid evaluate --out` or `distcam encode` wrote, for a data set's images.
-
-    Raises:
-        InputError: the file is neither, or it is damaged.
-    """
+    """Vectors of a data set's images in a file of `distcam reid evaluate` or `encode`; InputError for other files."""
     path = Path(file)
     if not path.is_file():
         raise InputError(f"{path}: no such file")

@@ -78,11 +78,7 @@ class MaskedImages:
         return self._entries[i].image
 
     def image(self, i: int) -> Image.Image:
-        """Image i, RGB.
-
-        Raises:
-            ImageError: it cannot be read.
-        """
+        """Image i, RGB; ImageError if it cannot be read."""
         return read_image(self._entries[i].image, whole=True)
 
     def has_mask(self, i: int) -> bool:
@@ -106,11 +102,7 @@ class MaskedImages:
         return self._ids.renumbered(values, len(self.class_names), entry.mask)
 
     def labels(self, i: int) -> tuple[int, ...]:
-        """The classes that image i shows, in rising order; without a list of its own, those of its mask.
-
-        Raises:
-            InputError: nothing says what it shows.
-        """
+        """The classes that image i shows, in rising order, as a list or its mask says; InputError if nothing does."""
         entry = self._entries[i]
         if entry.shown is not None:
             return entry.shown
@@ -129,11 +121,7 @@ class MaskedImages:
         return self._entries[i].shown is not None or self._entries[i].mask is not None
 
     def readable(self) -> tuple[Self, tuple[Skipped, ...]]:
-        """The images that can be read, and whose masks can, and the others; every file is decoded once.
-
-        Raises:
-            InputError: nothing is left.
-        """
+        """The images that can be read, as their masks can, and the others, decoded once; InputError if none is left."""
 
         def problem(i: int) -> str | None:
             try:
@@ -160,11 +148,7 @@ class MaskedImages:
         return MaskedImages(entries, self.class_names, ids=self._ids)
 
     def with_masks(self, folder: str | Path) -> MaskedImages:
-        """The same images with other masks: `FOLDER/NAME.png`, as `write_masks` leaves them, pseudo masks say.
-
-        Raises:
-            InputError: one is missing.
-        """
+        """The same images with other masks, `FOLDER/NAME.png`, such as pseudo masks; InputError if one is missing."""
         masks = MaskFolder.given(folder)
         files = [masks.file(f"{entry.name}.jpg") for entry in self._entries]
         missing = [i for i, file in enumerate(files) if not file.is_file()]
@@ -179,11 +163,7 @@ class MaskedImages:
         return MaskedImages(entries, self.class_names)
 
     def choose(self, count: int, *, seed: int = 0) -> tuple[int, ...]:
-        """Images with masks chosen by chance, classes taking turns; a larger choice contains the smaller one.
-
-        Raises:
-            InputError: fewer images have masks.
-        """
+        """Images with masks by chance, classes taking turns; a larger choice contains the smaller, or InputError."""
         usable = [i for i in range(len(self)) if self.has_mask(i) and self.labels(i)]
         if not 0 <= count <= len(usable):
             raise InputError(f"expected 0 to {len(usable)} images with masks, got {count}")
@@ -242,11 +222,7 @@ class MaskedImages:
 
     @classmethod
     def from_voc(cls, root: str | Path, split: str = "train", *, class_names: Sequence[str] | None = None) -> Self:
-        """Images of a folder in the layout of PASCAL VOC; see `datasets.masked_images.in_voc`.
-
-        Raises:
-            InputError: a folder, list, or image is missing.
-        """
+        """Images in the layout of PASCAL VOC, see `masked_images.in_voc`; InputError if a list or image is missing."""
         return cls(*layouts.in_voc(Path(root), split, class_names))
 
     @classmethod

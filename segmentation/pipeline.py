@@ -208,11 +208,7 @@ def score_segmenter(
     settings: InferenceSettings | None = None,
     progress: Progress | None = None,
 ) -> SegmentationScore:
-    """The score of a network's masks on images with masks.
-
-    Raises:
-        InputError: other classes, or no image with a mask.
-    """
+    """The score of a network's masks on images with masks; InputError if there are none, or of other classes."""
     require_classes(segmenter.class_names, data)
 
     def pairs() -> Iterator[tuple[Mask, Mask]]:

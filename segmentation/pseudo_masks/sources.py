@@ -145,11 +145,7 @@ class _Presence(nn.Module):
 
 
 def network_of(source: ClassMapSource) -> Network:
-    """The source as a classifier of images, for `distcam explain --target class:…`. It shares the weights.
-
-    Raises:
-        InputError: a source of one's own.
-    """
+    """The source, but one's own, as a classifier for `distcam explain --target class:…`; the weights are shared."""
     if not isinstance(source, WeakSegmenter | ClassifierMaps):
         raise InputError(f"{type(source).__name__} does not say which classes an image shows")
     names = tuple(source.class_names)
@@ -270,11 +266,7 @@ class WeakSegmenter(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """The segmenter of a file that `save` wrote.
-
-        Raises:
-            WeightsError: no such file, damaged, or something else.
-        """
+        """The segmenter of a file that `save` wrote; WeightsError for no such file, damaged, or something else."""
         config, tensors = read_checkpoint(path)
         if config.get("kind") != _KIND:
             raise WeightsError(f"{path}: holds no weak segmenter; expected a file that WeakSegmenter.save wrote")

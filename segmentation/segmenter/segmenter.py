@@ -116,12 +116,7 @@ class Segmenter(Encoder):
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything into one `.safetensors` file, which `load_segmenter` reads.
-
-        Raises:
-            InputError: another suffix.
-            WeightsError: the file cannot be written.
-        """
+        """Write everything into one `.safetensors` file, for `load_segmenter`; WeightsError if it cannot be written."""
         if not os.fspath(path).endswith(_SUFFIX):
             raise InputError(f"expected a file name that ends in {_SUFFIX}, got {os.fspath(path)!r}")
         config, tensors = {**self.describe(), "metadata": self.metadata}, self.state_dict()
@@ -180,11 +175,7 @@ def build_segmenter(
 
 
 def load_segmenter(path: str | os.PathLike[str]) -> Segmenter:
-    """The segmenter of a file that `Segmenter.save` wrote, in evaluation mode.
-
-    Raises:
-        WeightsError: no such file, damaged, or something else.
-    """
+    """The segmenter of a file that `Segmenter.save` wrote, in evaluation mode; WeightsError for any other file."""
     config, tensors = read_checkpoint(path)
     if config.get("kind") != _KIND:
         raise WeightsError(f"{path}: holds no segmentation network; expected what `distcam segment train` leaves")

@@ -38,11 +38,7 @@ class World:
 
 
 def current_world() -> World:
-    """This process's place: torch.distributed's if it is set up, else what torchrun announced, else alone.
-
-    Raises:
-        InputError: torchrun's variables contradict each other.
-    """
+    """This process's place: torch.distributed's if it is set up, else what torchrun announced, else alone."""
     variables = os.environ
     if distributed.is_available() and distributed.is_initialized():
         rank, size = distributed.get_rank(), distributed.get_world_size()

@@ -165,11 +165,7 @@ def save_classifier(
 
 
 def load_classifier(path: str | os.PathLike[str]) -> tuple[ClassifierTerm, list[str], str]:
-    """A classifier that `save_classifier` wrote, its class names, and the fingerprint of its encoder.
-
-    Raises:
-        WeightsError: no such file, damaged, or something else.
-    """
+    """A classifier that `save_classifier` wrote, its class names, and its encoder's fingerprint; or WeightsError."""
     config, tensors = read_checkpoint(path)
     if config.get("kind") != "classifier":
         raise WeightsError(f"{path}: holds no classifier; expected the file that training writes beside the encoder's")
