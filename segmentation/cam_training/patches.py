@@ -52,15 +52,11 @@ class PatchPair:
 
 
 class Patches(ABC):
-    """Division of images into patches, some of them hidden.
+    """Division of images into patches, each hidden in I_h with probability `hidden`, p_h.
 
     A draw that would hide all of an image's patches, or none, is repaired: one patch by chance changes sides. Only an
-    image that is a single patch makes a pair of everything and nothing (`PatchPair.is_whole`).
-
-    Args:
-        hidden: p_h, the probability that a patch is hidden in I_h, between 0 and 1.
-        share: λ counts "pixels", which the network sees, or "patches", as published code does for grids.
-            They differ where patches differ in size.
+    image that is a single patch makes a pair of everything and nothing (`PatchPair.is_whole`). λ counts "pixels", which
+    the network sees, or "patches", as published code does for grids; they differ where patches differ in size.
     """
 
     def __init__(self, *, hidden: float = 0.5, share: ShareOf = "pixels") -> None:
@@ -98,10 +94,8 @@ class Patches(ABC):
 class GridPatches(Patches):
     """Squares of a grid that starts in the upper left corner; those at the far edges may be cut.
 
-    Args:
-        sizes: sides in pixels; each image of a batch draws one of them. The paper's best for images of 448 pixels are
-            56 and 112, an eighth and a quarter of the side. A number between 0 and 1 is a share of the shorter side.
-        hidden, share: see `Patches`.
+    Each image of a batch draws one of the `sizes`, in pixels or, between 0 and 1, as a share of the shorter side. The
+    paper's best for images of 448 pixels are 56 and 112, an eighth and a quarter of the side.
 
     Source: [CPN] §3.1, §4.3.
     """
