@@ -14,12 +14,11 @@ import typer
 from .._version import __version__
 from ..errors import DistcamError
 from ..index.faiss.runtime import fault_behind
-from . import demo, encode, env, evaluate, fewshot, index, localize, query, reid, serve, train
+from . import demo, encode, env, evaluate, fewshot, index, localize, query, reid, segment, serve, train
 from .command import Commands
 from .console import complain, remarks
 from .explain import explain
 from .options import ReadsImages
-from .segment import segment
 
 app = Commands(
     name="distcam",

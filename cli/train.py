@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.table import Table
@@ -24,26 +23,19 @@ FOLDER = Path(__file__).parents[1] / "recipes"
 _COMMAND = re.compile(r"distcam (?:(\w+) )?train")
 
 
-@dataclass(frozen=True)
-class Shipped:
-    """A recipe that comes with distcam: its name, the command that runs it, and what it is, in a sentence."""
+class Shipped(NamedTuple):
+    """A recipe that comes with distcam: the command that runs it, and what it is, in a sentence."""
 
-    name: str
     command: str
     title: str
 
-    @classmethod
-    def read(cls, file: Path) -> Shipped:
-        """Read the comment at a recipe's head."""
-        head = file.read_text(encoding="utf-8")[:1000]
-        found = _COMMAND.search(head)
-        task = found[1] if found else None
-        return cls(file.stem, f"{task} train" if task else "train", head.splitlines()[0].removeprefix("# ").rstrip(":"))
-
 
 def shipped() -> dict[str, Shipped]:
-    """All of them by name, in alphabetical order."""
-    return {file.stem: Shipped.read(file) for file in sorted(FOLDER.glob("*.toml"))}
+    """All of them by name, in alphabetical order, as the comments at their heads say."""
+    heads = {file.stem: file.read_text(encoding="utf-8")[:1000] for file in sorted(FOLDER.glob("*.toml"))}
+    tasks = {name: found[1] if (found := _COMMAND.search(head)) else None for name, head in heads.items()}
+    titles = {name: head.splitlines()[0].removeprefix("# ").rstrip(":") for name, head in heads.items()}
+    return {name: Shipped(f"{task} train" if task else "train", titles[name]) for name, task in tasks.items()}
 
 
 def find_recipe(given: Path) -> Path:
@@ -68,10 +60,9 @@ def _list(show: bool) -> None:
     if show:
         refuse_beside("--list")
         words = running_words()
-        mine = [recipe for recipe in shipped().values() if recipe.command == words]
-        width = max(len(recipe.name) for recipe in mine)
-        for recipe in mine:
-            say(f"{recipe.name:{width}}  {recipe.title}")
+        mine = {name: recipe.title for name, recipe in shipped().items() if recipe.command == words}
+        for name, title in mine.items():
+            say(f"{name:{max(map(len, mine))}}  {title}")
         say(f"\nRun one with `distcam {words} NAME`; `distcam {words} --template > my.toml` starts one of your own.")
         raise typer.Exit
 
@@ -160,8 +151,8 @@ def train(
     )
 
 
-def task_command(load: Callable[[RecipeFile], dict[str, Any]], text: str) -> Callable[..., None]:
-    """The command that trains the recipes of a task; `load` imports it, and gives options of `run_variants`."""
+def task_command(task: str, text: str) -> Callable[..., None]:
+    """The command that trains the recipes of a task."""
 
     def command(
         recipe: RecipePath,
@@ -187,27 +178,23 @@ def task_command(load: Callable[[RecipeFile], dict[str, Any]], text: str) -> Cal
             variants=chosen_variants(variant, file.variants),
             changes=changes_with(changes, strict=strict),
             resume=resume,
-            **load(file),
+            **_task(task, file),
         )
 
     command.__doc__ = text
     return command
 
 
-def _fewshot(_: RecipeFile) -> dict[str, Any]:
-    from ..fewshot.training import FewShotRecipe
+def _task(name: str, file: RecipeFile) -> dict[str, Any]:
+    """Options of `run_variants`: of segmentation class maps alone, or the whole way to a segmentation network."""
+    if name == "fewshot":
+        from ..fewshot.training import FewShotRecipe
 
-    return {"task": FewShotRecipe, "reading": lambda: progress_bar("reading images")}
+        return {"task": FewShotRecipe, "reading": lambda: progress_bar("reading images")}
+    if name == "reid":
+        from ..reid.training import ReidRecipe
 
-
-def _reid(_: RecipeFile) -> dict[str, Any]:
-    from ..reid.training import ReidRecipe
-
-    return {"task": ReidRecipe, "reading": lambda: progress_bar("reading images")}
-
-
-def _segment(file: RecipeFile) -> dict[str, Any]:
-    """Class maps alone, or the whole way to a segmentation network."""
+        return {"task": ReidRecipe, "reading": lambda: progress_bar("reading images")}
     from ..segmentation.cam_training.training import SegmentationRecipe
     from ..segmentation.pipeline import run_segmentation
     from ..segmentation.pipeline_recipe import PipelineRecipe, is_pipeline
@@ -217,12 +204,12 @@ def _segment(file: RecipeFile) -> dict[str, Any]:
 
 
 fewshot_train = task_command(
-    _fewshot,
+    "fewshot",
     "Train an encoder on base classes, in episodes or in batches, and measure it on stored episodes of novel ones.",
 )
-reid_train = task_command(_reid, "Train a re-identification encoder, and evaluate its queries against the gallery.")
+reid_train = task_command("reid", "Train a re-identification encoder, and evaluate its queries against the gallery.")
 segment_train = task_command(
-    _segment, "Train as a recipe says: class maps (CAM, CPN, SEAM), or all the way to a segmentation network."
+    "segment", "Train as a recipe says: class maps (CAM, CPN, SEAM), or all the way to a segmentation network."
 )
 
 

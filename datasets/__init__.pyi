@@ -1,24 +1,15 @@
-from .episodes import EpisodeManifest
-from .few_shot import ArrayImages, FewShotData, FileImages, Images, Split
-from .layouts import DatasetRecord
-from .registry import DATA_SETS, open_data, read_data
-from .reid_records import ReidData, ReidImage
-from .retrieval import Dataset, dataset_layouts, load_dataset
-
-__all__ = [
-    "DATA_SETS",
-    "ArrayImages",
-    "Dataset",
-    "DatasetRecord",
-    "EpisodeManifest",
-    "FewShotData",
-    "FileImages",
-    "Images",
-    "ReidData",
-    "ReidImage",
-    "Split",
-    "dataset_layouts",
-    "load_dataset",
-    "open_data",
-    "read_data",
-]
+from .episodes import EpisodeManifest as EpisodeManifest
+from .few_shot import ArrayImages as ArrayImages
+from .few_shot import FewShotData as FewShotData
+from .few_shot import FileImages as FileImages
+from .few_shot import Images as Images
+from .few_shot import Split as Split
+from .layouts import DatasetRecord as DatasetRecord
+from .registry import DATA_SETS as DATA_SETS
+from .registry import open_data as open_data
+from .registry import read_data as read_data
+from .reid_records import ReidData as ReidData
+from .reid_records import ReidImage as ReidImage
+from .retrieval import Dataset as Dataset
+from .retrieval import dataset_layouts as dataset_layouts
+from .retrieval import load_dataset as load_dataset

@@ -164,11 +164,7 @@ class EpisodeManifest(NamedItems):
         return digest.hexdigest()
 
     def rows_in(self, names: ArrayLike | Sequence[object]) -> Numbers:
-        """Row of each of the manifest's items in another listing, which may be ordered differently or hold more.
-
-        Raises:
-            InputError: an item is missing there; the message counts them.
-        """
+        """Row of each of the manifest's items in another listing, in any order; InputError counts the missing ones."""
         row = {name: i for i, name in enumerate(as_names(names, "names").tolist())}
         missing = [name for name in self.names.tolist() if name not in row]
         if missing:
@@ -215,11 +211,7 @@ class EpisodeManifest(NamedItems):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> EpisodeManifest:
-        """Read a manifest written by `save` and check it against its own hash.
-
-        Raises:
-            InputError: the file is missing, of another format, or changed since it was written.
-        """
+        """Read what `save` wrote; InputError if the file is missing, of another format, or does not have its hash."""
         return read_hdf5(path, "an episode manifest", cls.read)
 
     @classmethod

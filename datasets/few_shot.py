@@ -120,11 +120,7 @@ class Split(NamedItems):
         return len(self.names)
 
     def without(self, names: Container[str]) -> Split:
-        """The part without some items, such as those that cannot be read.
-
-        Raises:
-            InputError: none is left.
-        """
+        """The part without some items, such as those that cannot be read; InputError if none is left."""
         rows = np.flatnonzero([name not in names for name in self.names.tolist()])
         images = SomeImages(self.images.root, [(self.images, int(row)) for row in rows])
         return Split(self.name, self.names[rows], self.labels[rows], images)

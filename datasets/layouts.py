@@ -78,7 +78,7 @@ def fields_of(file: Path, *columns: str, skip: int = 0) -> Iterator[list[str]]:
         yield fields
 
 
-def whole_number(text: str, file: Path) -> int:
+def whole_number(text: str, file: Path | str) -> int:
     """A number in a list; InputError names the file."""
     try:
         return int(text)

@@ -61,15 +61,8 @@ class VocFolder:
 
     `SegmentationClass/NAME.png` are palette images (0 background, c + 1 class c, 255 void),
     `ImageSets/Segmentation/SPLIT.txt` holds a NAME per line and is written last, `JPEGImages/NAME.jpg` the images, if
-    asked for, `classes.txt` the classes' names from 1 on, and `settings.json` the settings of the masks.
-
-    Args:
-        folder: new, empty, or one that was begun with the same settings.
-        class_names: of the foreground.
-        settings: what the masks are made with, as JSON can hold it.
-
-    Raises:
-        InputError: the folder holds something else, or masks made with other settings.
+    asked for, `classes.txt` the classes' names from 1 on, and `settings.json` the settings of the masks. InputError for
+    a folder that holds anything else, or masks made with other settings (whatever JSON can hold).
     """
 
     def __init__(
@@ -109,12 +102,7 @@ class VocFolder:
         return self.mask_file(name).is_file()
 
     def write(self, name: str, mask: Mask, *, image: Path | None = None) -> None:
-        """Write one mask, and copy its image if there is one.
-
-        Raises:
-            InputError: a number that is no class.
-            GalleryError: the file system refuses.
-        """
+        """Write one mask, and copy its image if there is one; InputError for a number that is no class."""
         wrong = mask[(mask > len(self.class_names)) & (mask != VOID)]
         if wrong.size:
             raise InputError(f"{name}: the mask holds {wrong[0]}; expected 0 to {len(self.class_names)}, or {VOID}")

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..images import IMAGE_SUFFIXES
 from ..images.joining import spelled
 from ..remarks import remark
-from .layouts import lines_of
+from .layouts import lines_of, whole_number
 from .reid_records import FormatName, Identity, Protocol, ReidData, ReidImage, Role, tell_unusable, usable
 
 _NAME = re.compile(r"(-?\d+)_c(\d+)(?:s(\d+))?(?:_f?(\d+))?(?:_(\d+))?[^/]*")
@@ -219,13 +219,6 @@ _MSMT17_LISTS: dict[str, tuple[Role, int]] = {
 _MSMT17_NAME = re.compile(r"(\d+)_(\d+)_(\d+)_(\d+)([a-z]+)?_.*")
 
 
-def _number(text: str, file: Path, line: int) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"{file} line {line}: expected an identity as a number, got {text!r}") from None
-
-
 def read_msmt17(root: Path) -> ReidData:
     """MSMT17, either version: `list_{train,val,query,gallery}.txt` beside `train`, `test` or their masked copies.
 
@@ -265,7 +258,7 @@ def _msmt17_image(numbered: tuple[int, str], file: Path, folder: Path, *, role: 
         raise InputError(
             f"{file} line {line}: expected a name such as 0001_019_07_0303morning_0020_1.jpg, got {path!r}"
         )
-    identity, time = _number(fields[1], file, line), found[4] + (found[5] or "")
+    identity, time = whole_number(fields[1], f"{file} line {line}"), found[4] + (found[5] or "")
     return ReidImage(f"{folder.name}/{path}", identity, int(found[3]) - 1, role, None, time, {"list": listed})
 
 
@@ -306,6 +299,6 @@ def _vehicles(file: Path, problems: list[str]) -> list[ReidImage]:
             raise InputError(f"{file} line {line}: expected an image and an identity, got {' '.join(fields)!r}")
         name = fields[0].replace("\\", "/").removeprefix("./").removeprefix("image/")
         name = name if Path(name).suffix.lower() in IMAGE_SUFFIXES else f"{name}.jpg"
-        return ReidImage(f"image/{name}", _number(fields[1], file, line), None, "test")
+        return ReidImage(f"image/{name}", whole_number(fields[1], f"{file} line {line}"), None, "test")
 
     return usable(lines_of(file) if file.is_file() else [], read, problems)

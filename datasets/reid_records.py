@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ..errors import InputError
 from ..images import ImageRecord, Listing, list_images
@@ -62,15 +62,8 @@ class Protocol:
     false_alarms: FalseAlarms = "left_out"
 
     def __post_init__(self) -> None:
-        allowed = {
-            "same_camera": SameCamera,
-            "distractor_policy": DistractorPolicy,
-            "no_match": NoMatch,
-            "missing_camera": MissingCamera,
-            "false_alarms": FalseAlarms,
-        }
-        for name, choices in allowed.items():
-            if getattr(self, name) not in get_args(choices):
+        for name, choices in get_type_hints(type(self)).items():
+            if get_origin(choices) is Literal and getattr(self, name) not in get_args(choices):
                 raise InputError(f"{name} must be one of {get_args(choices)}, got {getattr(self, name)!r}")
         for name in ("junk", "distractors"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -162,11 +155,7 @@ class ReidData:
         return len(self.images)
 
     def of(self, *roles: Role) -> tuple[ReidImage, ...]:
-        """The images of some roles.
-
-        Raises:
-            InputError: no such role exists.
-        """
+        """The images of some roles; InputError names those that exist."""
         for role in roles:
             if role not in get_args(Role):
                 raise InputError(f"role must be one of {get_args(Role)}, got {role!r}")
@@ -187,11 +176,7 @@ class ReidData:
         return self.root / image.path
 
     def without(self, paths: Container[str]) -> ReidData:
-        """The set without some images, such as those that cannot be read.
-
-        Raises:
-            InputError: none is left.
-        """
+        """The set without some images, such as those that cannot be read; InputError if none is left."""
         return replace(self, images=tuple(image for image in self.images if image.path not in paths))
 
 

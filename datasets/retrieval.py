@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from ..errors import InputError
 from ..images.image_sources import ImageRecord
@@ -44,6 +45,7 @@ class Dataset:
     records: tuple[DatasetRecord, ...]
     problems: tuple[str, ...] = ()
     shared_classes: int = 0
+    column_names: ClassVar[tuple[str, ...]] = ("split", "role")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -60,18 +62,10 @@ class Dataset:
 
     def listing(self) -> Listing:
         """The images as encoders and galleries take them, with the columns `split` and `role`."""
-        return Listing.of(_Records(self.root, self.records))
-
-
-@dataclass(frozen=True)
-class _Records:
-    """The source of a dataset's listing."""
-
-    root: Path
-    records: tuple[DatasetRecord, ...]
-    column_names: tuple[str, ...] = ("split", "role")
+        return Listing.of(self)
 
     def scan(self, report: object) -> Iterator[ImageRecord]:  # noqa: ARG002  (what is missing was left out before)
+        """The images as the source of a listing gives them."""
         for record in self.records:
             yield ImageRecord(record.path, record.label, {"split": record.split, "role": record.role})
 

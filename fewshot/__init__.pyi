@@ -1,49 +1,29 @@
-from ..datasets.episodes import EpisodeManifest
-from ..metrics.intervals import Interval, Intervals, required_episodes
-from .classifiers import Centre, Classifier, FeatureTransform, L2Normalise, PowerTransform
-from .evaluation import Comparison, compare, evaluate, support_quality, support_sensitivity
-from .explanation import DecisionMap, decision_map, episode_maps
-from .methods import (
-    BDCSPN,
-    FineTuned,
-    NearestNeighbour,
-    Prototypes,
-    baseline,
-    baseline_plus_plus,
-    classifier_of,
-    simple_shot,
-)
-from .results import EpisodeResult, ResultFile, load_result
-from .sampling import sample_episodes
-
-__all__ = [
-    "BDCSPN",
-    "Centre",
-    "Classifier",
-    "Comparison",
-    "DecisionMap",
-    "EpisodeManifest",
-    "EpisodeResult",
-    "FeatureTransform",
-    "FineTuned",
-    "Interval",
-    "Intervals",
-    "L2Normalise",
-    "NearestNeighbour",
-    "PowerTransform",
-    "Prototypes",
-    "ResultFile",
-    "baseline",
-    "baseline_plus_plus",
-    "classifier_of",
-    "compare",
-    "decision_map",
-    "episode_maps",
-    "evaluate",
-    "load_result",
-    "required_episodes",
-    "sample_episodes",
-    "simple_shot",
-    "support_quality",
-    "support_sensitivity",
-]
+from ..datasets.episodes import EpisodeManifest as EpisodeManifest
+from ..metrics.intervals import Interval as Interval
+from ..metrics.intervals import Intervals as Intervals
+from ..metrics.intervals import required_episodes as required_episodes
+from .classifiers import Centre as Centre
+from .classifiers import Classifier as Classifier
+from .classifiers import FeatureTransform as FeatureTransform
+from .classifiers import L2Normalise as L2Normalise
+from .classifiers import PowerTransform as PowerTransform
+from .evaluation import Comparison as Comparison
+from .evaluation import compare as compare
+from .evaluation import evaluate as evaluate
+from .evaluation import support_quality as support_quality
+from .evaluation import support_sensitivity as support_sensitivity
+from .explanation import DecisionMap as DecisionMap
+from .explanation import decision_map as decision_map
+from .explanation import episode_maps as episode_maps
+from .methods import BDCSPN as BDCSPN
+from .methods import FineTuned as FineTuned
+from .methods import NearestNeighbour as NearestNeighbour
+from .methods import Prototypes as Prototypes
+from .methods import baseline as baseline
+from .methods import baseline_plus_plus as baseline_plus_plus
+from .methods import classifier_of as classifier_of
+from .methods import simple_shot as simple_shot
+from .results import EpisodeResult as EpisodeResult
+from .results import ResultFile as ResultFile
+from .results import load_result as load_result
+from .sampling import sample_episodes as sample_episodes

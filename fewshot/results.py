@@ -157,11 +157,7 @@ class EpisodeResult:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> EpisodeResult:
-        """Read the result of a file that holds one method.
-
-        Raises:
-            InputError: the file is missing, holds something else, or several methods.
-        """
+        """Read the result of a file that holds one method; InputError if it is missing, other, or of several."""
         return ResultFile.load(path)[None]
 
 
@@ -231,11 +227,7 @@ class ResultFile:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ResultFile:
-        """Read results and check them: the format, the manifest's hash, shapes, ranges, and margins against answers.
-
-        Raises:
-            InputError: the file is missing, of another format, or changed since it was written.
-        """
+        """Read results; InputError if the file is missing, of another format, or contradicts its hash or itself."""
         return read_hdf5(path, "a few-shot result", cls._read)
 
     @classmethod
@@ -266,11 +258,7 @@ class ResultFile:
 
 
 def load_result(reference: str) -> EpisodeResult:
-    """One result: `results.h5` if it holds one method only, else `results.h5:METHOD`.
-
-    Raises:
-        InputError: there is no such file or method.
-    """
+    """One result: `results.h5` if it holds one method only, else `results.h5:METHOD`; InputError if there is none."""
     path, colon, method = reference.rpartition(":")
     if Path(reference).exists() or not colon or not Path(path).exists():
         path, method = reference, ""

@@ -1,27 +1,22 @@
 """Training few-shot encoders on the one loop: prototypical, Baseline, Baseline++, Classifier- and Meta-Baseline.
 
-A recipe is one of `distcam.training` with three tables more:
-
-```toml
-[data]
-photographs = "omniglot:vinyals@omniglot"   # or images = "…": a data set as `distcam fewshot evaluate --data` reads it
-size = 28
-[episodes]        # EpisodeSettings; left out, batches are those of [sampler]
-[[test]]          # EpisodeTest; as many as wanted
-[validation]      # the same
-```
-
 `base` is trained on. `run.monitor = "val.accuracy"` keeps the weights with the best accuracy on stored episodes of the
 val part.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
 
 from ..datasets import FewShotData, open_data
 from ..datasets.episodes import EpisodeManifest
@@ -31,44 +26,149 @@ from ..errors import InputError
 from ..images import Transform
 from ..progress import Progress
 from ..training.data.batches import Part, RunData
+from ..training.data.samplers import Sampler
 from ..training.data.training_set import TrainingSet, say_left_out
-from ..training.engine.step import Objective
-from ..training.losses.registry import TERMS, Builder, sized
+from ..training.engine.step import Objective, Step, Term, is_right
+from ..training.losses.registry import TERMS, Builder, made
 from ..training.recipes.recipe import Recipe
 from ..training.recipes.runs import run_recipe as train
 from ..training.recipes.tables import Table
 from .evaluation import evaluate
 from .methods import classifier_of
-from .prototypical import EpisodeSettings, PrototypicalTerm, training_episodes
 from .sampling import sample_episodes
 
 __all__ = ["FEW_SHOT_TERMS", "EpisodeTest", "FewShotRecipe", "train"]
 
 
-FEW_SHOT_TERMS: Mapping[str, Builder] = {**TERMS, "prototypical": sized("prototypical", PrototypicalTerm)}
+class EpisodeSettings(Table):
+    """Training batches that are episodes: N classes with K support and Q query images each."""
+
+    n_way: int = 20  # N; more than in the test helps (60 for Omniglot, 20 to 30 for photographs)
+    n_shot: int = 1  # K; the test's
+    n_query: int = 5  # Q
+    per_epoch: int = 100  # episodes in an epoch
+
+    def check(self) -> None:
+        """Refuse what does not fit together."""
+        if self.n_way < 2 or min(self.n_shot, self.n_query, self.per_epoch) < 1:
+            raise InputError(f"expected n_way ≥ 2 and n_shot, n_query, per_epoch ≥ 1, got {self}")
+
+
+def training_episodes(
+    labels: Int[Tensor, " n"] | NDArray[np.int64], settings: EpisodeSettings, *, seed: int
+) -> Sampler:
+    """A sampler whose batches are episodes, way after way, a way's support before its queries.
+
+    What an epoch holds follows from (seed, epoch) alone.
+    """
+    order, counts = np.argsort(labels, kind="stable"), np.bincount(labels)
+    members = np.split(order, np.cumsum(counts)[:-1])
+    needed = settings.n_shot + settings.n_query
+    if len(members) < settings.n_way:
+        raise InputError(f"an episode of {settings.n_way} ways needs as many classes, got {len(members)}")
+    if counts.min() < needed:
+        raise InputError(
+            f"an episode needs {needed} images of a class ({settings.n_shot} + {settings.n_query}), but class "
+            f"{int(counts.argmin())} has {int(counts.min())}"
+        )
+
+    def listed(epoch: int) -> list[list[int]]:
+        generator = np.random.default_rng([0xE91, seed, epoch])
+        episodes = []
+        for _ in range(settings.per_epoch):
+            ways = generator.choice(len(members), settings.n_way, replace=False)
+            drawn = [generator.choice(members[way], needed, replace=False) for way in ways]
+            episodes.append([int(item) for items in drawn for item in items])
+        return episodes
+
+    return Sampler(listed, settings.per_epoch)
+
+
+class PrototypicalTerm(Term):
+    """Cross entropy of the queries over their closeness to the prototypes of the batch's own episode.
+
+    With `l2` a logit is minus the squared distance; with `cosine` it is `scale` times the cosine. The log gets
+    `accuracy`. After a step the term has class weights, the episode's prototypes, so that CAM-loss can follow it in the
+    list of losses.
+
+    Source: Snell et al. 2017, arXiv:1703.05175, Algorithm 1 (l2); Chen et al. 2021, Meta-Baseline, arXiv:2003.04390,
+    Eq. 4 (cosine with a learnt scale).
+    """
+
+    def __init__(
+        self,
+        dim: int,  # length of the embedding
+        n_classes: int,  # of the training set
+        *,
+        n_shot: int = 1,  # support images per way; they come first among a way's images
+        metric: Literal["l2", "cosine"] = "l2",  # how queries and prototypes are compared
+        scale: float = 10.0,  # of the cosine; what it starts from if it is learnt
+        learn_scale: bool = True,  # whether the scale is trained (its logarithm is)
+    ) -> None:
+        super().__init__()
+        if metric not in ("l2", "cosine"):
+            raise InputError(f"metric must be 'l2' or 'cosine', got {metric!r}")
+        if scale <= 0 or n_shot < 1:
+            raise InputError(f"expected scale > 0 and n_shot ≥ 1, got {scale} and {n_shot}")
+        self.metric, self.n_shot, self._shape = metric, n_shot, (n_classes, dim)
+        is_trained = learn_scale and metric == "cosine"
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=is_trained)
+        self._prototypes: Tensor | None = None  # of the last step, with the gradient graph; no state of the run
+        self._ways: Tensor | None = None
+
+    def forward(self, step: Step) -> Tensor:
+        """Mean over the episode's queries."""
+        labels = step.batch.labels
+        if labels.ndim != 1:
+            raise InputError("episodes need one class per image, got 0/1 columns")
+        ways, counts = torch.unique_consecutive(labels, return_counts=True)
+        size = int(counts[0])
+        if len(ways.unique()) < len(ways) or len(ways) < 2 or bool((counts != size).any()) or size <= self.n_shot:
+            raise InputError(
+                f"the batch is no episode with {self.n_shot} support images: it shows classes "
+                f"{ways[:8].tolist()}… with {counts[:8].tolist()}… images; give the recipe an [episodes] table"
+            )
+        vectors = step.encoding.embedding.reshape(len(ways), size, -1)
+        prototypes, query = vectors[:, : self.n_shot].mean(1), vectors[:, self.n_shot :]
+        self._prototypes, self._ways = prototypes, ways
+        logits = self._closeness(query.flatten(0, 1), prototypes)
+        target = torch.arange(len(ways), device=logits.device).repeat_interleave(query.shape[1])
+        with torch.no_grad():
+            step.log["accuracy"] = float(is_right(logits, target).float().mean())
+        return cross_entropy(logits, target)
+
+    def _closeness(self, query: Tensor, prototypes: Tensor) -> Tensor:
+        if self.metric == "cosine":
+            return self.log_scale.exp() * normalize(query, dim=1) @ normalize(prototypes, dim=1).mT
+        return -torch.cdist(query, prototypes, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+    def class_weights(self) -> Float[Tensor, "c d"]:
+        """The last episode's prototypes in the rows of their classes; the other rows are 0."""
+        if self._prototypes is None or self._ways is None:
+            raise InputError("there are no prototypes before the first step; list `prototypical` before other losses")
+        return self._prototypes.new_zeros(self._shape).index_copy(0, self._ways, self._prototypes)
+
+    def logits(self, embedding: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
+        """Closeness to the last episode's prototypes."""
+        return self._closeness(embedding, self.class_weights())
+
+
+FEW_SHOT_TERMS: Mapping[str, Builder] = {**TERMS, "prototypical": made("prototypical", PrototypicalTerm)}
 """All losses of `distcam.training`, and the prototypical one."""
 
 
 class EpisodeTest(Table):
-    """Stored episodes that the trained encoder is measured on.
-
-    Attributes:
-        part: which classes: "base", "val" or "novel".
-        n_way, n_shot, n_query: of the episodes.
-        episodes: how many.
-        methods: names of `distcam fewshot evaluate --method`.
-        seed: of the list of episodes; not that of the training.
-    """
+    """Stored episodes that the trained encoder is measured on."""
 
     __test__ = False  # for pytest
 
-    part: str = "novel"
-    n_way: int = 5
+    part: str = "novel"  # which classes: "base", "val" or "novel"
+    n_way: int = 5  # n_way, n_shot, n_query: of the episodes
     n_shot: int = 1
     n_query: int = 15
-    episodes: int = 1000
-    methods: tuple[str, ...] = ("proto",)
-    seed: int = 0
+    episodes: int = 1000  # how many
+    methods: tuple[str, ...] = ("proto",)  # names of `distcam fewshot evaluate --method`
+    seed: int = 0  # of the list of episodes; not that of the training
 
     def manifest(self, split: Split) -> EpisodeManifest:
         """The list of episodes of this part."""
@@ -95,19 +195,13 @@ class ValidationSettings(EpisodeTest):
 
 
 class FewShotRecipe(Recipe):
-    """A few-shot training run, resolved.
-
-    Attributes:
-        episodes: what batches are made of; None for ordinary ones.
-        test: what is measured in the end.
-        validation: what `run.monitor = "val.accuracy"` measures.
-    """
+    """A few-shot training run, resolved; `[data]` names a data set as `distcam fewshot evaluate --data` reads it."""
 
     kept_tables: ClassVar[tuple[str, ...]] = ("episodes",)
 
-    episodes: EpisodeSettings | None = None
-    test: tuple[EpisodeTest, ...] = (EpisodeTest(),)
-    validation: ValidationSettings = ValidationSettings()
+    episodes: EpisodeSettings | None = None  # what batches are made of; None for ordinary ones
+    test: tuple[EpisodeTest, ...] = (EpisodeTest(),)  # what is measured in the end
+    validation: ValidationSettings = ValidationSettings()  # what `run.monitor = "val.accuracy"` measures
 
     def open(self, transform: Transform, *, cache: Path, progress: Progress | None = None) -> RunData:
         """The base part to train on, in episodes or in batches, and the stored episodes of the others.
@@ -158,14 +252,14 @@ class _Measure:
                 raise InputError(f"{name} is measured twice; a [[test]] needs other settings, [validation] one method")
         for method in {method for test in tests for method in test.methods}:
             classifier_of(method)
-        self._pixels: dict[str, torch.Tensor] = {}
+        self._pixels: dict[str, Tensor] = {}
 
     def __call__(self, encoder: Encoder, objective: Objective, folder: Path | None) -> dict[str, float]:
         """Mean accuracy by name, in [0, 1]."""
         del objective, folder
         device = str(next(encoder.parameters()).device)
         inference = Inference(encoder, device=device, batch_size=256)
-        features: dict[str, torch.Tensor] = {}
+        features: dict[str, Tensor] = {}
         found = {}
         for test, manifest in zip(self._tests, self._manifests, strict=True):
             if test.part not in features:
@@ -175,7 +269,7 @@ class _Measure:
                 found[self._named or test.name(method)] = result.mean_accuracy
         return found
 
-    def _features(self, inference: Inference, part: str) -> torch.Tensor:
+    def _features(self, inference: Inference, part: str) -> Tensor:
         if part not in self._pixels:
             self._pixels[part] = self._data[part].pixels(inference.encoder.transform)
         return torch.cat([inference(pixels).embedding.cpu() for pixels in torch.split(self._pixels[part], 256)])

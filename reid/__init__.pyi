@@ -1,62 +1,45 @@
-from ..datasets.registry import read_data
-from ..datasets.reid_records import Protocol, ReidData, ReidImage
-from ..synthetic.walkers import WalkerSet, write_walkers
-from .assessment import Answer, Assessment, Failure, Promotion, assess
-from .auditing import Audit, audit
-from .evaluation import evaluate_distances, evaluate_features
-from .features import Features, encode_data, read_features, write_features
-from .pairs import BODY_PARTS, STRIPES, PairExplanation, PartShare, explain_pair, pair_energy, pairs_panel
-from .policies import Labels, changed_protocol
-from .refinement import Refinement, camera_normalised, expand_queries, pool_views
-from .reranking import Reranking, SharedNeighbours, rerank_features
-from .results import CameraPair, Evaluation, QueryResults
-from .training import ReidRecipe, TestSettings, WalkerSettings, train
-from .verification import Identification, OperatingPoint, Verification
-
-__all__ = [
-    "BODY_PARTS",
-    "STRIPES",
-    "Answer",
-    "Assessment",
-    "Audit",
-    "CameraPair",
-    "Evaluation",
-    "Failure",
-    "Features",
-    "Identification",
-    "Labels",
-    "OperatingPoint",
-    "PairExplanation",
-    "PartShare",
-    "Promotion",
-    "Protocol",
-    "QueryResults",
-    "Refinement",
-    "ReidData",
-    "ReidImage",
-    "ReidRecipe",
-    "Reranking",
-    "SharedNeighbours",
-    "TestSettings",
-    "Verification",
-    "WalkerSet",
-    "WalkerSettings",
-    "assess",
-    "audit",
-    "camera_normalised",
-    "changed_protocol",
-    "encode_data",
-    "evaluate_distances",
-    "evaluate_features",
-    "expand_queries",
-    "explain_pair",
-    "pair_energy",
-    "pairs_panel",
-    "pool_views",
-    "read_data",
-    "read_features",
-    "rerank_features",
-    "train",
-    "write_features",
-    "write_walkers",
-]
+from ..datasets.registry import read_data as read_data
+from ..datasets.reid_records import Protocol as Protocol
+from ..datasets.reid_records import ReidData as ReidData
+from ..datasets.reid_records import ReidImage as ReidImage
+from ..synthetic.walkers import WalkerSet as WalkerSet
+from ..synthetic.walkers import write_walkers as write_walkers
+from .assessment import Answer as Answer
+from .assessment import Assessment as Assessment
+from .assessment import Failure as Failure
+from .assessment import Promotion as Promotion
+from .assessment import assess as assess
+from .auditing import Audit as Audit
+from .auditing import audit as audit
+from .evaluation import evaluate_distances as evaluate_distances
+from .evaluation import evaluate_features as evaluate_features
+from .features import Features as Features
+from .features import encode_data as encode_data
+from .features import read_features as read_features
+from .features import write_features as write_features
+from .pairs import BODY_PARTS as BODY_PARTS
+from .pairs import STRIPES as STRIPES
+from .pairs import PairExplanation as PairExplanation
+from .pairs import PartShare as PartShare
+from .pairs import explain_pair as explain_pair
+from .pairs import pair_energy as pair_energy
+from .pairs import pairs_panel as pairs_panel
+from .policies import Labels as Labels
+from .policies import changed_protocol as changed_protocol
+from .refinement import Refinement as Refinement
+from .refinement import camera_normalised as camera_normalised
+from .refinement import expand_queries as expand_queries
+from .refinement import pool_views as pool_views
+from .reranking import Reranking as Reranking
+from .reranking import SharedNeighbours as SharedNeighbours
+from .reranking import rerank_features as rerank_features
+from .results import CameraPair as CameraPair
+from .results import Evaluation as Evaluation
+from .results import QueryResults as QueryResults
+from .training import ReidRecipe as ReidRecipe
+from .training import TestSettings as TestSettings
+from .training import WalkerSettings as WalkerSettings
+from .training import train as train
+from .verification import Identification as Identification
+from .verification import OperatingPoint as OperatingPoint
+from .verification import Verification as Verification

@@ -50,11 +50,7 @@ class Features:
         object.__setattr__(self, "_row", {path: row for row, path in enumerate(self.paths)})
 
     def of(self, images: Iterable[ReidImage]) -> NDArray[np.floating[Any]]:
-        """The vectors of some images, in their order.
-
-        Raises:
-            InputError: an image has none.
-        """
+        """The vectors of some images, in their order; InputError if an image has none."""
         rows: dict[str, int] = self.__dict__["_row"]
         paths = [image.path for image in images]
         missing = [path for path in paths if path not in rows]
@@ -78,23 +74,11 @@ def encode_data(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Features:
-    """The embeddings of some images of a data set.
+    """The embeddings of some images of a data set, usually `data.queries + data.gallery`; each is encoded once.
 
-    Args:
-        images: which; usually `data.queries + data.gallery`. An image that is listed twice is encoded once.
-        data: the set they belong to.
-        encoder: what encodes.
-        flip: the mean of each image's embedding and its mirror image's.
-        batch_size: images per forward pass.
-        workers: decoding threads.
-        device: as `Inference` takes it.
-        precision: likewise.
-        strict: stop at the first image that cannot be read, instead of leaving it out with a remark: a score without it
-            is not comparable with one that knows it.
-        progress: called with (images encoded, images in all).
-
-    Raises:
-        InputError: no image can be read, or, with `strict`, one cannot.
+    With `flip` a vector is the mean of an image's and its mirror image's. Other options are those of `Inference`.
+    `progress` is called with (images encoded, images in all). With `strict` the first image that cannot be read is an
+    InputError, instead of being left out with a remark: a score without it is not comparable with one that knows it.
     """
     from ..encoders import Inference
 
@@ -169,11 +153,7 @@ def write_features(
 
 
 def read_features(file: str | os.PathLike[str], data: ReidData) -> Features:
-    """The vectors in a file that `distcam reid evaluate --out` or `distcam encode` wrote, for a data set's images.
-
-    Raises:
-        InputError: the file is neither, or it is damaged.
-    """
+    """Vectors of a data set's images in a file of `distcam reid evaluate` or `encode`; InputError for other files."""
     path = Path(file)
     if not path.is_file():
         raise InputError(f"{path}: no such file")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,11 +22,12 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import InputError
 from .distances import DistinctVectors, FeatureDistances, Floats, Indices
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 RerankMetric = Literal["cosine", "l2"]
 PASS_BYTES = 64 << 20
 """Size of a block of distances."""
-_CHUNK = 1 << 20
-"""Neighbours of neighbours that are looked at together."""
 
 
 def rerank_features(
@@ -43,7 +44,7 @@ def rerank_features(
     """The re-ranked distances of all queries to all gallery images, in [0, 1], as a source of rows computed on demand.
 
     Scaling all features, or ordering the images otherwise, changes nothing. Memory: one copy of the features, one
-    block, and some dozen numbers per image.
+    block, and some hundred numbers per image.
 
     Args:
         query_features: (queries, dimensions).
@@ -69,7 +70,13 @@ def rerank_features(
     images = DistinctVectors(FeatureDistances(query_features, gallery_features, metric=metric))
     k1 = min(k1, len(images.number) - 1)
     nearest, farthest = nearest_neighbours(images, min(k1 + 1, len(images)), block_bytes=block_bytes, device=device)
-    encoding = _expanded(_encoded(images, nearest, farthest, k1=k1), images, nearest, k2)
+    encoding = _encoded(images, nearest, farthest, k1=k1)
+    if k2 > 1:  # each row becomes the mean of the rows of the k2 nearest images, itself first
+        share = _nearest_images(images, nearest[:, :k2], k2)
+        share.data = share.data / np.repeat(share.sum(axis=1), np.diff(share.indptr))
+        encoding = (share @ encoding).astype(images.vectors.dtype)
+        encoding.eliminate_zeros()
+        encoding.sort_indices()
     return Reranking(images, encoding, farthest=farthest, original_share=original_share)
 
 
@@ -98,16 +105,15 @@ class Reranking:
 
     bounds = (0.0, 1.0)
 
-    def __init__(self, images: DistinctVectors, encoding: _Rows, *, farthest: Floats, original_share: float) -> None:
+    def __init__(
+        self, images: DistinctVectors, encoding: csr_array, *, farthest: Floats, original_share: float
+    ) -> None:
         self._images, self._encoding, self._farthest = images, encoding, farthest
         self.original_share = original_share
         self.shape: tuple[int, int] = (images.n_queries, len(images.number) - images.n_queries)
         self.dtype: np.dtype[Any] = images.vectors.dtype
         self._query, self._gallery = np.split(images.number, [images.n_queries])
-        row = np.repeat(np.arange(len(images)), np.diff(encoding.start))
-        order = np.argsort(encoding.column, kind="stable")
-        start = np.searchsorted(encoding.column[order], np.arange(len(images) + 1))
-        self._by_neighbour = _Rows(start, row[order], encoding.value[order])
+        self._by_neighbour = encoding.tocsc()
 
     def rows(self, start: int, stop: int) -> Floats:
         """Distances of queries `start` to `stop` (exclusive): (1 − λ) Jaccard + λ relative distance."""
@@ -141,10 +147,10 @@ class Reranking:
         distances *= (self.original_share / self._farthest[vectors, None]).astype(self.dtype)
         distances += 1 - self.original_share
         for row, vector in zip(distances, vectors.tolist(), strict=True):
-            neighbour, weight = self._encoding.row(vector)
-            at, owner = self._by_neighbour.gather(neighbour)
-            smaller = np.minimum(self._by_neighbour.value[at], weight[owner])
-            overlap = np.bincount(self._by_neighbour.column[at], weights=smaller, minlength=0)
+            neighbour, weight = _row(self._encoding, vector)
+            theirs = self._by_neighbour[:, neighbour]
+            smaller = np.minimum(theirs.data, np.repeat(weight, np.diff(theirs.indptr)))
+            overlap = np.bincount(theirs.indices, weights=smaller)
             found = np.flatnonzero(overlap)
             shared = overlap[found].astype(self.dtype)
             row[found] -= (1 - self.original_share) * shared / (2 - shared)  # rows of V sum to 1: ∑max = 2 − ∑min
@@ -154,7 +160,7 @@ class Reranking:
     def shared_neighbours(self, query: int, gallery: int) -> SharedNeighbours:
         """The images that brought this pair together; copies share what their vector contributes."""
         pair = int(self._query[query]), int(self._gallery[gallery])
-        first, second = (self._encoding.row(vector) for vector in pair)
+        first, second = (_row(self._encoding, vector) for vector in pair)
         vectors, at_first, at_second = np.intersect1d(first[0], second[0], assume_unique=True, return_indices=True)
         shared = np.minimum(first[1][at_first], second[1][at_second])
         overlap = float(shared.sum())
@@ -169,113 +175,45 @@ class Reranking:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """A sparse table: row i holds `column[start[i]:start[i + 1]]` (ascending) and the values there."""
-
-    start: Indices
-    column: Indices
-    value: Floats
-
-    @classmethod
-    def of(cls, code: Indices, value: Floats, *, n: int) -> _Rows:
-        """The (n, n) table whose sorted entries have the codes row · n + column."""
-        row, column = np.divmod(code, n)
-        return cls(np.searchsorted(row, np.arange(n + 1)), column, value)
-
-    def row(self, i: int) -> tuple[Indices, Floats]:
-        at = slice(self.start[i], self.start[i + 1])
-        return self.column[at], self.value[at]
-
-    def gather(self, rows: Indices) -> tuple[Indices, Indices]:
-        """Positions of all entries of these rows one after the other, and which of `rows` each comes from."""
-        begin, length = self.start[rows], self.start[rows + 1] - self.start[rows]
-        owner = np.repeat(np.arange(rows.size), length)
-        return np.arange(owner.size) + (begin - (np.cumsum(length) - length))[owner], owner
+def _row(table: csr_array, i: int) -> tuple[Indices, Floats]:
+    """Columns, ascending, and values of a row of a sparse table."""
+    at = slice(table.indptr[i], table.indptr[i + 1])
+    return table.indices[at], table.data[at]
 
 
-def _within(images: DistinctVectors, nearest: Indices, k: int) -> NDArray[np.bool_]:
-    """Mask of the nearest vectors that are among the first k images, copies counted and those of the last let in."""
+def _nearest_images(images: DistinctVectors, nearest: Indices, k: int) -> csr_array:
+    """Row i: the vectors of the k nearest images with their numbers of copies; all copies of the last are let in."""
+    from scipy.sparse import csr_array
+
     copies = images.copies[nearest]
-    before: NDArray[np.bool_] = np.cumsum(copies, axis=1) - copies < k
-    return before
+    row, place = np.nonzero(np.cumsum(copies, axis=1) - copies < k)
+    return csr_array((copies[row, place], (row, nearest[row, place])), shape=(len(nearest), len(nearest)))
 
 
-def _reciprocal(images: DistinctVectors, nearest: Indices, k: int) -> Indices:
-    """R(i, k) for all i as sorted codes i · n + j: j is a neighbour of i, and i of j."""
-    n = len(nearest)
-    row, place = np.nonzero(_within(images, nearest, k + 1))
-    column = nearest[row, place]
-    code = np.sort(row * n + column)
-    return code[_contains(np.sort(column * n + row), code)]
+def _encoded(images: DistinctVectors, nearest: Indices, farthest: Floats, *, k1: int) -> csr_array:
+    """V: row i weighs the members of R*(i) by exp(−dn(i, j)), summing to 1; copies of a vector stand together.
 
+    R*(i) are R(i, k1), and R(c, k1/2) of those members c whose own two thirds lie in R(i, k1).
+    """
+    from scipy.sparse import csr_array
 
-def _contains(ordered: Indices, wanted: Indices) -> NDArray[np.bool_]:
-    if not ordered.size:
-        return np.zeros(wanted.shape, np.bool_)
-    found: NDArray[np.bool_] = ordered[np.minimum(np.searchsorted(ordered, wanted), ordered.size - 1)] == wanted
-    return found
-
-
-def _neighbourhoods(images: DistinctVectors, nearest: Indices, k1: int) -> Indices:
-    """R*(i): R(i, k1), and R(c, k1/2) of those members c whose own two thirds lie in R(i, k1); as sorted codes."""
-    n = len(nearest)
-    reciprocal, half = _reciprocal(images, nearest, k1), _reciprocal(images, nearest, int(np.around(k1 / 2)))
-    halves = _Rows.of(half, np.empty(0), n=n)
-    size = np.bincount(half // n, weights=images.copies[half % n], minlength=n)
-    parts = [reciprocal]
-    step = max(1, _CHUNK // max(1, k1))
-    for begin in range(0, reciprocal.size, step):
-        row, member = np.divmod(reciprocal[begin : begin + step], n)
-        at, owner = halves.gather(member)
-        column = halves.column[at]
-        code = row[owner] * n + column
-        is_common = _contains(reciprocal, code) * images.copies[column]
-        common = np.bincount(owner, weights=is_common, minlength=row.size)
-        parts.append(_distinct(code[(3 * common > 2 * size[member])[owner]]))
-    return _distinct(np.concatenate(parts))
-
-
-def _distinct(codes: Indices) -> Indices:
-    """Sorted, without repetition; np.unique is half as fast."""
-    codes = np.sort(codes)
-    return codes[np.diff(codes, prepend=-1) > 0]
-
-
-def _encoded(images: DistinctVectors, nearest: Indices, farthest: Floats, *, k1: int) -> _Rows:
-    """V: row i weighs the members of R*(i) by exp(−dn(i, j)), summing to 1; copies of a vector stand together."""
-    members = _Rows.of(_neighbourhoods(images, nearest, k1), np.empty(0), n=len(images))
-    weight = np.empty(members.column.size, images.vectors.dtype)
+    near = [_nearest_images(images, nearest, k + 1) for k in (k1, int(np.around(k1 / 2)))]
+    reciprocal, half = (table * (table.T > 0) for table in near)  # j is a neighbour of i, and i of j
+    common = (reciprocal @ (half > 0).T).multiply(reciprocal > 0).tocsr()
+    common.data = 3 * common.data > 2 * half.sum(axis=1)[common.indices]
+    members = (reciprocal + common @ half).tocsr()
+    members.eliminate_zeros()
+    members.sort_indices()
+    weight = np.empty(members.nnz, images.vectors.dtype)
     for i in range(len(images)):
-        at = slice(members.start[i], members.start[i + 1])
-        column = members.column[at]
+        column = _row(members, i)[0]
         squared = images.vectors[column] @ images.vectors[i]
         squared *= -2
         squared += images.squared_norm[i] + images.squared_norm[column]
         squared[column == i] = 0
-        near = images.copies[column] * np.exp(-np.maximum(squared, 0) / farthest[i])
-        weight[at] = near / near.sum()
-    return _Rows(members.start, members.column, weight)
-
-
-def _expanded(encoding: _Rows, images: DistinctVectors, nearest: Indices, k2: int) -> _Rows:
-    """Each row the mean of the rows of the k2 nearest images (itself first)."""
-    if k2 == 1:
-        return encoding
-    n, nearest = len(nearest), nearest[:, :k2]
-    copies = images.copies[nearest] * _within(images, nearest, k2)
-    share = copies / copies.sum(axis=1, keepdims=True)
-    codes, values = [], []
-    step = max(1, _CHUNK * n // max(1, nearest.shape[1] * encoding.column.size))
-    for begin in range(0, n, step):
-        part = slice(begin, begin + step)
-        at, owner = encoding.gather(nearest[part].ravel())
-        code = (begin + owner // nearest.shape[1]) * n + encoding.column[at]
-        found, place = np.unique(code, return_inverse=True)
-        mean = np.bincount(place, weights=encoding.value[at] * share[part].ravel()[owner])
-        codes.append(found[mean > 0])
-        values.append(mean[mean > 0].astype(encoding.value.dtype))
-    return _Rows.of(np.concatenate(codes), np.concatenate(values), n=n)
+        own = images.copies[column] * np.exp(-np.maximum(squared, 0) / farthest[i])
+        weight[members.indptr[i] : members.indptr[i + 1]] = own / own.sum()
+    return csr_array((weight, members.indices, members.indptr), shape=members.shape)
 
 
 def nearest_neighbours(

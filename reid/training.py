@@ -1,15 +1,5 @@
 """Training re-identification encoders on the one training loop, and measuring them the same way every time.
 
-A recipe is one of `distcam.training` with two tables more:
-
-```toml
-[data]
-images = "walkers"            # or photographs = "…": a data set as `distcam reid evaluate` reads it
-size = [128, 64]
-[walkers]                     # draw that folder first, see `write_walkers`; left out, it has to be there
-[test]                        # TestSettings
-```
-
 The strong baseline is `recipes/reid_walkers.toml`: batch-norm neck, last stride 1, label smoothing, batch-hard triplet
 and center loss on the features before the neck, random erasing, warm-up, and full epochs of P × K batches.
 """
@@ -90,9 +80,9 @@ class TestSettings(Table):
 
 
 class ReidRecipe(Recipe):
-    """A re-identification run, resolved."""
+    """A re-identification run, resolved; `[data]` names a data set as `distcam reid evaluate` reads it."""
 
-    walkers: WalkerSettings | None = None
+    walkers: WalkerSettings | None = None  # drawn first; left out, the data set has to be there
     test: TestSettings = TestSettings()
 
     def open(self, transform: Transform, *, cache: Path, progress: Progress | None = None) -> RunData:

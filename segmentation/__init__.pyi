@@ -1,42 +1,27 @@
-from ..datasets.masked_images import VocFolder
-from ..metrics.segmentation import BackgroundCurve, SegmentationScore, background_curve, evaluate_masks
-from .data import MaskedImages
-from .label_maps import MaskIds
-from .pipeline import run_segmentation, score_segmenter
-from .pipeline_recipe import PipelineRecipe
-from .pseudo_masks.affinity_net import WalkSettings, refine_by_walk
-from .pseudo_masks.crf import CrfSettings, dense_crf
-from .pseudo_masks.make import CueSettings, make_cues, pseudo_mask
-from .pseudo_masks.sources import WeakSegmenter, load_source, network_of
-from .segmenter.inference import InferenceSettings, class_scores, score_images
-from .segmenter.segmenter import Segmenter, build_segmenter, class_probabilities, load_segmenter
-
-__all__ = [
-    "BackgroundCurve",
-    "CrfSettings",
-    "CueSettings",
-    "InferenceSettings",
-    "MaskIds",
-    "MaskedImages",
-    "PipelineRecipe",
-    "SegmentationScore",
-    "Segmenter",
-    "VocFolder",
-    "WalkSettings",
-    "WeakSegmenter",
-    "background_curve",
-    "build_segmenter",
-    "class_probabilities",
-    "class_scores",
-    "dense_crf",
-    "evaluate_masks",
-    "load_segmenter",
-    "load_source",
-    "make_cues",
-    "network_of",
-    "pseudo_mask",
-    "refine_by_walk",
-    "run_segmentation",
-    "score_images",
-    "score_segmenter",
-]
+from ..datasets.masked_images import VocFolder as VocFolder
+from ..metrics.segmentation import BackgroundCurve as BackgroundCurve
+from ..metrics.segmentation import SegmentationScore as SegmentationScore
+from ..metrics.segmentation import background_curve as background_curve
+from ..metrics.segmentation import evaluate_masks as evaluate_masks
+from .data import MaskedImages as MaskedImages
+from .label_maps import MaskIds as MaskIds
+from .pipeline import run_segmentation as run_segmentation
+from .pipeline import score_segmenter as score_segmenter
+from .pipeline_recipe import PipelineRecipe as PipelineRecipe
+from .pseudo_masks.affinity_net import WalkSettings as WalkSettings
+from .pseudo_masks.affinity_net import refine_by_walk as refine_by_walk
+from .pseudo_masks.crf import CrfSettings as CrfSettings
+from .pseudo_masks.crf import dense_crf as dense_crf
+from .pseudo_masks.make import CueSettings as CueSettings
+from .pseudo_masks.make import make_cues as make_cues
+from .pseudo_masks.make import pseudo_mask as pseudo_mask
+from .pseudo_masks.sources import WeakSegmenter as WeakSegmenter
+from .pseudo_masks.sources import load_source as load_source
+from .pseudo_masks.sources import network_of as network_of
+from .segmenter.inference import InferenceSettings as InferenceSettings
+from .segmenter.inference import class_scores as class_scores
+from .segmenter.inference import score_images as score_images
+from .segmenter.segmenter import Segmenter as Segmenter
+from .segmenter.segmenter import build_segmenter as build_segmenter
+from .segmenter.segmenter import class_probabilities as class_probabilities
+from .segmenter.segmenter import load_segmenter as load_segmenter

@@ -23,6 +23,7 @@ from ..datasets.masked_images import CAMVID_CLASSES, Entry
 from ..errors import ImageError, InputError
 from ..files import file_digests
 from ..images import Transform, read_image
+from ..images.loading import image_size
 from ..images.masks import VOID, Mask, MaskFolder, read_class_numbers, wrong_size
 from ..remarks import Skipped
 from ..training.data.outlines import RegionTable, by_turns
@@ -77,11 +78,7 @@ class MaskedImages:
         return self._entries[i].image
 
     def image(self, i: int) -> Image.Image:
-        """Image i, RGB.
-
-        Raises:
-            ImageError: it cannot be read.
-        """
+        """Image i, RGB; ImageError if it cannot be read."""
         return read_image(self._entries[i].image, whole=True)
 
     def has_mask(self, i: int) -> bool:
@@ -99,17 +96,13 @@ class MaskedImages:
         if entry.mask is None:
             return None
         values = read_class_numbers(entry.mask)
-        width, height = read_image(entry.image, whole=True).size
-        if (problem := wrong_size(entry.mask, (values.shape[1], values.shape[0]), (width, height))) is not None:
+        size = image_size(entry.image)
+        if (problem := wrong_size(entry.mask, (values.shape[1], values.shape[0]), size)) is not None:
             raise InputError(f"{entry.image}: {problem}; expected a mask in the size of its image")
         return self._ids.renumbered(values, len(self.class_names), entry.mask)
 
     def labels(self, i: int) -> tuple[int, ...]:
-        """The classes that image i shows, in rising order; without a list of its own, those of its mask.
-
-        Raises:
-            InputError: nothing says what it shows.
-        """
+        """The classes that image i shows, in rising order, as a list or its mask says; InputError if nothing does."""
         entry = self._entries[i]
         if entry.shown is not None:
             return entry.shown
@@ -128,11 +121,7 @@ class MaskedImages:
         return self._entries[i].shown is not None or self._entries[i].mask is not None
 
     def readable(self) -> tuple[Self, tuple[Skipped, ...]]:
-        """The images that can be read, and whose masks can, and the others; every file is decoded once.
-
-        Raises:
-            InputError: nothing is left.
-        """
+        """The images that can be read, as their masks can, and the others, decoded once; InputError if none is left."""
 
         def problem(i: int) -> str | None:
             try:
@@ -159,11 +148,7 @@ class MaskedImages:
         return MaskedImages(entries, self.class_names, ids=self._ids)
 
     def with_masks(self, folder: str | Path) -> MaskedImages:
-        """The same images with other masks: `FOLDER/NAME.png`, as `write_masks` leaves them, pseudo masks say.
-
-        Raises:
-            InputError: one is missing.
-        """
+        """The same images with other masks, `FOLDER/NAME.png`, such as pseudo masks; InputError if one is missing."""
         masks = MaskFolder.given(folder)
         files = [masks.file(f"{entry.name}.jpg") for entry in self._entries]
         missing = [i for i, file in enumerate(files) if not file.is_file()]
@@ -178,11 +163,7 @@ class MaskedImages:
         return MaskedImages(entries, self.class_names)
 
     def choose(self, count: int, *, seed: int = 0) -> tuple[int, ...]:
-        """Images with masks chosen by chance, classes taking turns; a larger choice contains the smaller one.
-
-        Raises:
-            InputError: fewer images have masks.
-        """
+        """Images with masks by chance, classes taking turns; a larger choice contains the smaller, or InputError."""
         usable = [i for i in range(len(self)) if self.has_mask(i) and self.labels(i)]
         if not 0 <= count <= len(usable):
             raise InputError(f"expected 0 to {len(usable)} images with masks, got {count}")
@@ -201,15 +182,9 @@ class MaskedImages:
     ) -> TrainingSet:
         """The images with one 0/1 column per class, in memory, for training an encoder from image-level labels.
 
-        Args:
-            transform: the encoder's.
-            masks_for: the images whose masks may be used, as regions of their classes (GAIN-ext).
-            kind: of the regions: the masks themselves, or the boxes around their connected parts.
-            regions: others, in place of those.
-
-        Raises:
-            ImageError: an image cannot be read.
-            InputError: an image without labels; one of `masks_for` without a mask.
+        The masks of the images in `masks_for` may be used, as regions of their classes (GAIN-ext): as they are, or as
+        boxes around their connected parts; `regions` are others in place of those. ImageError for an image that cannot
+        be read, InputError for one without labels, or of `masks_for` without a mask.
         """
         columns = torch.zeros(len(self), len(self.class_names))
         pixels = torch.empty(len(self), 3, transform.height, transform.width, dtype=torch.uint8)
@@ -241,11 +216,7 @@ class MaskedImages:
 
     @classmethod
     def from_voc(cls, root: str | Path, split: str = "train", *, class_names: Sequence[str] | None = None) -> Self:
-        """Images of a folder in the layout of PASCAL VOC; see `datasets.masked_images.in_voc`.
-
-        Raises:
-            InputError: a folder, list, or image is missing.
-        """
+        """Images in the layout of PASCAL VOC, see `masked_images.in_voc`; InputError if a list or image is missing."""
         return cls(*layouts.in_voc(Path(root), split, class_names))
 
     @classmethod
@@ -269,17 +240,11 @@ class MaskedImages:
         labels: str | Path | None = None,
         ids: MaskIds | None = None,
     ) -> Self:
-        """A folder, pattern, or table of images, and a folder with `NAME.png` for each that has a mask.
+        """A folder, pattern, or table of images, and perhaps a folder with `NAME.png` for each that has a mask.
 
-        Args:
-            images: as `list_images` takes it; NAME is the path below its folder, without the suffix.
-            masks: None if there are none.
-            names: of the classes, or a file with them; see `read_names`.
-            labels: a table with the columns path and labels (names between semicolons).
-            ids: numbers of the classes in the masks.
-
-        Raises:
-            InputError: a folder is missing, no image has a mask, or a label is no class.
+        NAME is the path below the images' folder, without the suffix. The classes are names, or a file of them
+        (`read_names`), `labels` a table with the columns path and labels (names between semicolons), `ids` the classes'
+        numbers in the masks. InputError if a folder is missing, no image has a mask, or a label is no class.
         """
         return cls(*layouts.in_folder(images, masks, names, labels), ids=ids)
 
@@ -294,14 +259,9 @@ class MaskedImages:
     ) -> Self:
         """A CSV with the column `path`, and `mask`, `labels` (names between semicolons) or one 0/1 column per class.
 
-        Args:
-            table: paths are relative to its folder.
-            names: of the classes, or a file with them; left out, the 0/1 columns.
-            split: only the rows whose column `split` says so.
-            ids: numbers of the classes in the masks.
-
-        Raises:
-            InputError: no such table, split, or class.
+        Paths are relative to its folder. The classes are names, or a file of them, else the 0/1 columns; `split`
+        chooses rows by the column `split`, `ids` are the classes' numbers in the masks. InputError for no such table,
+        split, or class.
         """
         return cls(*layouts.in_table(table, names, split), ids=ids)
 

@@ -30,11 +30,7 @@ class MaskIds:
     void: int = VOID
 
     def renumbered(self, values: Mask, n_classes: int, file: Path) -> Mask:
-        """The mask in this package's numbers.
-
-        Raises:
-            InputError: a number that is neither background nor one of the classes nor void.
-        """
+        """The mask in this package's numbers; InputError for one that is neither background nor a class nor void."""
         table = np.full(256, -1, dtype=np.int16)
         table[: self.first] = 0
         table[self.first : self.first + n_classes] = np.arange(1, n_classes + 1)

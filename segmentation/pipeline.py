@@ -54,21 +54,11 @@ def run_segmentation(
 ) -> RunResult:
     """Learn class maps, make masks of them, train a network on these, and measure all three.
 
-    Metrics: `maps.mean_iou` and `maps.beta` (training images, at the best constant background score),
-    `masks.coverage` (share of the pixels that are decided), `masks.accuracy` (among those), `masks.mean_iou`, and of
-    the network `test.mean_iou`, `test.pixel_accuracy`, `test.iou.CLASS`.
-
-    Args:
-        recipe: from `PipelineRecipe.read`.
-        folder: where results go; None writes to a temporary folder.
-        seed: instead of the recipe's.
-        resume: go on with a run that was stopped.
-        cache: where scenes are drawn; in `folder` if left out.
-        announce: called before the training with sizes and classes of the parts, on one line.
-        progress: called with (steps done, steps in all) of each stage.
-
-    Raises:
-        InputError: whatever in the recipe does not fit.
+    Metrics: `maps.mean_iou` and `maps.beta` (training images, at the best constant background score), `masks.coverage`
+    (share of the pixels that are decided), `masks.accuracy` (among those), `masks.mean_iou`, and of the network
+    `test.mean_iou`, `test.pixel_accuracy`, `test.iou.CLASS`. Without `folder` results go to a temporary one; scenes are
+    drawn in `cache`, in `folder` without it. `announce` and the other options are those of `run_recipe`. InputError for
+    whatever in the recipe does not fit.
     """
     started = time.perf_counter()
     with ExitStack() as stack:
@@ -79,7 +69,10 @@ def run_segmentation(
         if recipe.network is not None:
             sets["test"] = recipe.data.load("test", folder=recipe.folder, cache=drawn)
         sets = all_readable(sets, strict=recipe.data.strict)
-        parts = {name: Part(len(images), _classes_shown(images)) for name, images in sets.items()}
+        parts: dict[str, Part] = {}
+        for name, images in sets.items():
+            shown = {c for i in filter(images.is_labelled, range(len(images))) for c in images.labels(i)}
+            parts[name] = Part(len(images), frozenset(images.class_names[c] for c in shown))
         run = _Run(recipe, place, parts, recipe.seed if seed is None else seed, resume, announce, progress)
         result, metrics, train = None, dict[str, float](), sets["train"]
         if recipe.weak is not None:
@@ -95,11 +88,6 @@ def run_segmentation(
         if folder is not None:
             write_json(place / "result.json", {**outcome.to_dict(), "recipe": plain(dict(recipe.table))})
     return outcome
-
-
-def _classes_shown(images: MaskedImages) -> frozenset[str]:
-    known = filter(images.is_labelled, range(len(images)))
-    return frozenset(images.class_names[c] for i in known for c in images.labels(i))
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,11 +198,7 @@ def score_segmenter(
     settings: InferenceSettings | None = None,
     progress: Progress | None = None,
 ) -> SegmentationScore:
-    """The score of a network's masks on images with masks.
-
-    Raises:
-        InputError: other classes, or no image with a mask.
-    """
+    """The score of a network's masks on images with masks; InputError if there are none, or of other classes."""
     require_classes(segmenter.class_names, data)
 
     def pairs() -> Iterator[tuple[Mask, Mask]]:

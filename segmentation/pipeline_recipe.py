@@ -1,14 +1,4 @@
-"""Recipes that end in a segmentation network: class maps from labels, masks from maps, a network.
-
-```toml
-name = "what it shows"
-[data]                  # PipelineData: which images; how many of them come with an outline (GAIN-ext)
-[weak]                  # how class maps are learnt: the tables of an ordinary recipe, or `checkpoint`
-[cues]                  # CueStage: what becomes of the maps
-[segmenter]             # NetworkSettings, and the tables of an ordinary recipe for its training
-[variants.NAME]         # what differs
-```
-"""
+"""Recipes that end in a segmentation network: class maps from labels, masks from maps, a network."""
 
 from __future__ import annotations
 
@@ -31,23 +21,14 @@ _TRAINING = ("loss", "sampler", "augment", "optimiser", "schedule", "run", "enco
 
 
 class PipelineScenes(Table):
-    """Drawn scenes with masks, some of them with two objects.
+    """Drawn scenes with masks, some of them with two objects."""
 
-    Attributes:
-        classes: how many.
-        train: scenes of each class to learn from.
-        test: scenes of each class to measure on.
-        two_objects: share of the scenes with a second object.
-        size: side of the images in pixels.
-        seed: of classes and images.
-    """
-
-    classes: int = 6
-    train: int = 60
-    test: int = 20
-    two_objects: float = 0.5
-    size: int = 64
-    seed: int = 0
+    classes: int = 6  # how many
+    train: int = 60  # scenes of each class to learn from
+    test: int = 20  # scenes of each class to measure on
+    two_objects: float = 0.5  # share of the scenes with a second object
+    size: int = 64  # side of the images in pixels
+    seed: int = 0  # of classes and images
 
     def check(self) -> None:
         """Refuse what does not fit together."""
@@ -56,39 +37,22 @@ class PipelineScenes(Table):
 
 
 class PipelineData(Table):
-    """The images; one of `scenes`, `voc`, `camvid`, `table`, and `images`. `$NAME` in a path is filled in.
+    """The images; one of `scenes`, `voc`, `camvid`, `table`, and `images`. `$NAME` in a path is filled in."""
 
-    Attributes:
-        scenes: drawn ones.
-        voc: a folder in VOC's layout.
-        camvid: a folder of CamVid.
-        table: a CSV with path, mask, split, and labels or 0/1 columns.
-        images: a folder of images, with `masks` and `names`; {split} in the paths stands for the split.
-        masks: a folder of masks.
-        names: a file with the classes' names.
-        train: the split to learn from.
-        test: the split to measure on.
-        size: side of the networks' input in pixels, or height and width.
-        outlined: how many training images may show their outline to a loss (GAIN-ext).
-        outlines: whether they show a mask, or boxes around its parts.
-        outline_seed: of the choice of those images.
-        strict: stop where an image or its mask cannot be read, instead of leaving it out with a remark.
-    """
-
-    scenes: PipelineScenes | None = None
-    voc: str = ""
-    camvid: str = ""
-    table: str = ""
-    images: str = ""
-    masks: str = ""
-    names: str = ""
-    train: str = "train"
-    test: str = "val"
-    size: int | tuple[int, int] = 64
-    outlined: int = 0
-    outlines: Literal["mask", "box"] = "mask"
-    outline_seed: int = 0
-    strict: bool = False
+    scenes: PipelineScenes | None = None  # drawn ones
+    voc: str = ""  # a folder in VOC's layout
+    camvid: str = ""  # a folder of CamVid
+    table: str = ""  # a CSV with path, mask, split, and labels or 0/1 columns
+    images: str = ""  # a folder of images, with `masks` and `names`; {split} in the paths stands for the split
+    masks: str = ""  # a folder of masks
+    names: str = ""  # a file with the classes' names
+    train: str = "train"  # the split to learn from
+    test: str = "val"  # the split to measure on
+    size: int | tuple[int, int] = 64  # side of the networks' input in pixels, or height and width
+    outlined: int = 0  # how many training images may show their outline to a loss (GAIN-ext)
+    outlines: Literal["mask", "box"] = "mask"  # whether they show a mask, or boxes around its parts
+    outline_seed: int = 0  # of the choice of those images
+    strict: bool = False  # stop where an image or its mask cannot be read, instead of leaving it out with a remark
 
     def check(self) -> None:
         """Refuse what does not fit together."""
@@ -138,19 +102,12 @@ class PipelineData(Table):
 
 
 class NetworkSettings(Table):
-    """The segmentation network; see `build_segmenter`.
+    """The segmentation network; see `build_segmenter`."""
 
-    Attributes:
-        architecture: of torchvision's segmenters, or "light".
-        weights: "random", "imagenet", a file, or "weak": the encoder of the first stage ("light" only).
-        options: for the architecture.
-        inference: how it looks at the test images.
-    """
-
-    architecture: str = "light"
-    weights: str = "random"
-    options: Mapping[str, Any] = {}
-    inference: InferenceSettings = InferenceSettings(scales=(1.0,), flip=False)
+    architecture: str = "light"  # of torchvision's segmenters, or "light"
+    weights: str = "random"  # "random", "imagenet", a file, or "weak": the encoder of the first stage ("light" only)
+    options: Mapping[str, Any] = {}  # for the architecture
+    inference: InferenceSettings = InferenceSettings(scales=(1.0,), flip=False)  # how it looks at the test images
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,7 @@ from ...errors import DistcamError, InputError
 from ..command import Commands, refuse_unused
 from ..console import load_encoder, note, print_json, progress_bar, require_encoder, require_file, say
 from ..options import AsJson, BatchSize, Device, Fit, ImageSize, Layer, ReadsImages, Strict, Weights, Workers
-from .sources import (
-    EPISODE_OPTIONS,
-    base_mean,
-    explainer_of,
-    features_of,
-    manifest_of,
-    of_split,
-    open_source,
-    refuse_prescribed,
-    require_place,
-)
+from . import sources
 
 if TYPE_CHECKING:
     from ...fewshot.evaluation import SupportSensitivity
@@ -116,12 +106,12 @@ def evaluate(
             "batch_size", "workers", "device", "max_pixels",
         )  # fmt: skip
     if episodes_file is not None:
-        refuse_unused("with --episodes-file, which is replayed", *EPISODE_OPTIONS)
+        refuse_unused("with --episodes-file, which is replayed", *sources.EPISODE_OPTIONS)
     if encoder is not None:
         require_encoder(encoder, weights, layer)
     elif not data.endswith(".h5"):
         raise InputError(f"{data} holds images; say what makes their features: --encoder and --weights")
-    require_place(data)
+    sources.require_place(data)
     require_file(episodes_file, "--episodes-file")
     from ... import fewshot
     from ...encoders.trained_on import say_overlap
@@ -137,30 +127,30 @@ def evaluate(
             classifier_of(name)  # a misspelt name now, not after hours of encoding
     if not any(map(needs_base_mean, methods)):
         refuse_unused(f"by {', '.join(methods)}", "base", remedy="it is for simpleshot-cl2n; leave it out")
-    data = of_split(data, split)
-    opened, encodings = open_source(data)
+    data = sources.of_split(data, split)
+    opened, encodings = sources.open_source(data)
     tested = opened[part]
     if episodes_file is None:
-        refuse_prescribed(opened, part)
+        sources.refuse_prescribed(opened, part)
     loaded = None if encoder is None else load_encoder(encoder, weights, fit=fit, size=image_size, layer=layer)
     encode = partial(
-        features_of, encoder=loaded, folder=features or out_file.with_suffix(".features"), batch_size=batch_size,
-        workers=workers, device=device, overwrite=overwrite, strict=strict,
+        sources.features_of, encoder=loaded, folder=features or out_file.with_suffix(".features"),
+        batch_size=batch_size, workers=workers, device=device, overwrite=overwrite, strict=strict,
     )  # fmt: skip
     drawn = {
         "n_way": n_way, "n_shot": n_shot, "n_query": n_query, "n_episodes": episodes, "seed": seed,
         "dirichlet": dirichlet,
     }  # fmt: skip
-    manifest = manifest_of(opened, part, episodes_file, **drawn)
+    manifest = sources.manifest_of(opened, part, episodes_file, **drawn)
     manifest.rows_in(tested.names)  # missing images now, not after the encoding
     mean = None
     if any(map(needs_base_mean, methods)):
-        mean = base_mean(opened, tested, base, encode=encode, is_encoded=encodings is not None)
+        mean = sources.base_mean(opened, tested, base, encode=encode, is_encoded=encodings is not None)
     encodings = encodings or encode(tested)
     if not encodings.skipped.keys().isdisjoint(tested.names.tolist()):  # then the episodes are those of the others
         tested = tested.without(encodings.skipped)
         opened = dataclasses.replace(opened, parts={**opened.parts, part: tested})
-        manifest = manifest_of(opened, part, episodes_file, **drawn)
+        manifest = sources.manifest_of(opened, part, episodes_file, **drawn)
     overlap = say_overlap(overlap_of(encodings, tested, loaded))
     names = [record.path for record in encodings.records]
     short_name = str(encodings.encoder.get("short_name", ""))
@@ -258,15 +248,15 @@ def episodes(
 
     if data is None:
         refuse_unused(
-            "where a manifest is shown", "part", *EPISODE_OPTIONS, "overwrite", remedy="add --data to draw one"
+            "where a manifest is shown", "part", *sources.EPISODE_OPTIONS, "overwrite", remedy="add --data to draw one"
         )
         manifest = EpisodeManifest.load(file)
     else:
         if file.exists() and not overwrite:
             raise InputError(f"{file}: is there already; choose another file, or give --overwrite")
-        opened = open_source(data)[0]
-        refuse_prescribed(opened, part)
-        manifest = manifest_of(
+        opened = sources.open_source(data)[0]
+        sources.refuse_prescribed(opened, part)
+        manifest = sources.manifest_of(
             opened, part, None,
             n_way=n_way, n_shot=n_shot, n_query=n_query, n_episodes=episodes, seed=seed, dirichlet=dirichlet,
         )  # fmt: skip
@@ -308,7 +298,7 @@ def report(
     notes: list[str] = []
     if pictures:
         try:
-            explainer, sensitivity = explainer_of(file, about, device=device)
+            explainer, sensitivity = sources.explainer_of(file, about, device=device)
         except DistcamError as error:
             notes = [f"Without images and maps: {error}"]
             note(f"without images and maps: {error}")

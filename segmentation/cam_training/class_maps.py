@@ -42,13 +42,9 @@ def scaled_maps(
 ) -> Float[Tensor, "b c h w"]:
     """The maps in [0, 1], each without its negative part and on its own scale, inside the gradient graph.
 
-    A map that is the same everywhere points nowhere and becomes 0, as does one without a positive value.
-
-    Args:
-        maps: raw.
-        labels: 0/1 columns; the maps of classes that an image does not show become 0.
-        scaling: "max" divides by the maximum. "range" also subtracts the minimum, as the published codes of SEAM and
-            CPN do: a map that is large everywhere then shows where it is largest.
+    A map that is the same everywhere points nowhere and becomes 0, as does one without a positive value, or of a class
+    that `labels`, 0/1 columns, say is absent. "range" also subtracts the minimum, as the published codes of SEAM and
+    CPN do: a map that is large everywhere then shows where it is largest.
 
     >>> scaled_maps(torch.tensor([[[[-1.0, 2.0, 4.0]], [[3.0, 3.0, 3.0]]]])).tolist()
     [[[[0.0, 0.5, 1.0]], [[0.0, 0.0, 0.0]]]]
@@ -138,11 +134,8 @@ def pixel_correlation(maps: Float[Tensor, "b c h w"], embedded: Float[Tensor, "b
 class Prcm(nn.Module):
     """Pixel-region correlation: each class's own mean of the features says which positions belong to it.
 
-    Args:
-        in_dim: channels of X.
-        dim: channels of g(X).
-        softmax: over the classes of a position, or over the positions ("pixel") as in the published code, where it is
-            about 1/hw everywhere; that also divides by √(c + 1).
+    X has `in_dim` channels, g(X) `dim`. The softmax is over the classes of a position, or over the positions ("pixel")
+    as in the published code, where it is about 1/hw everywhere; that also divides by √(c + 1).
 
     Source: [CPN] Eq. 11-12.
     """

@@ -100,43 +100,28 @@ def cpcr_loss(
 
 
 class CpnSettings(MapSettings):
-    """Options of CPN, under the names that a recipe gives them.
+    """Options of CPN, under the names that a recipe gives them."""
 
-    Attributes:
-        tcp: L_tcp takes part; without it, and without `cpcr`, the pair only adds to L_cls.
-        cpcr: L_cpcr takes part; it needs a refinement.
-        patches: "grid" or "superpixels".
-        sizes: of the grid's squares, in pixels or as shares of the shorter side.
-        segments: of the superpixels.
-        hidden: p_h.
-        share: λ counts "pixels" or "patches".
-        replacement: draw superpixels with replacement; see `SuperpixelPatches`.
-        tcp_weight: of L_tcp, 1 in the paper.
-        cpcr_weight: of L_cpcr, 1 in the paper.
-        resolution: of the losses: the maps' size ("map") or the "image"'s.
-        batch_norm: of a network whose batch norms are not frozen. "joint": one pass, statistics of all three branches.
-            "separate": three passes, each branch its own. "original": the pair passes with the running statistics and
-            leaves them alone, so that they stay those of whole images.
-        detach_refined_pair: no gradient goes through the refined maps' sum in L_tcp.
-        detach_minuend: what is left over in L_cpcr is a constant, so that L_cpcr trains the refinement alone. With a
-            gradient through Y_o networks from scratch make all maps alike.
-        as_printed_in_paper: the first term of Eq. 15 has the plain Y_h̄, without the tilde that the print lacks.
-    """
-
-    tcp: bool = True
-    cpcr: bool = True
+    tcp: bool = True  # L_tcp takes part; without it, and without `cpcr`, the pair only adds to L_cls
+    cpcr: bool = True  # L_cpcr takes part; it needs a refinement
     patches: Literal["grid", "superpixels"] = "grid"
-    sizes: tuple[float, ...] = (0.125, 0.25)
-    segments: int = 200
-    hidden: float = 0.5
-    share: Literal["pixels", "patches"] = "pixels"
-    replacement: bool = False
-    tcp_weight: NotNegative = 1.0
-    cpcr_weight: NotNegative = 1.0
-    resolution: Literal["map", "image"] = "map"
+    sizes: tuple[float, ...] = (0.125, 0.25)  # of the grid's squares, in pixels or as shares of the shorter side
+    segments: int = 200  # of the superpixels
+    hidden: float = 0.5  # p_h
+    share: Literal["pixels", "patches"] = "pixels"  # λ counts "pixels" or "patches"
+    replacement: bool = False  # draw superpixels with replacement; see `SuperpixelPatches`
+    tcp_weight: NotNegative = 1.0  # of L_tcp, 1 in the paper
+    cpcr_weight: NotNegative = 1.0  # of L_cpcr, 1 in the paper
+    resolution: Literal["map", "image"] = "map"  # of the losses: the maps' size ("map") or the "image"'s
+    # of a network whose batch norms are not frozen. "joint": one pass, statistics of all three branches. "separate":
+    # three passes, each branch its own. "original": the pair passes with the running statistics and leaves them alone,
+    # so that they stay those of whole images.
     batch_norm: Literal["joint", "separate", "original"] = "joint"
-    detach_refined_pair: bool = True
+    detach_refined_pair: bool = True  # no gradient goes through the refined maps' sum in L_tcp
+    # what is left over in L_cpcr is a constant, so that L_cpcr trains the refinement alone. With a gradient through Y_o
+    # networks from scratch make all maps alike.
     detach_minuend: bool = True
+    # the first term of Eq. 15 has the plain Y_h̄, without the tilde that the print lacks.
     as_printed_in_paper: bool = False
 
     def check(self) -> None:

@@ -36,33 +36,19 @@ from .class_maps import (
 
 
 class MapSettings(Table):
-    """Options of CPN and SEAM alike.
+    """Options of CPN and SEAM alike."""
 
-    Attributes:
-        ohem: compare refined maps by the hardest elements alone.
-        hard_share: share of the elements that those are.
-        pcm: refine by PCM.
-        prcm: refine by PRCM; without both there is no refinement.
-        prcm_softmax: see `Prcm`.
-        power: a of the background's score.
-        scaling: see `scaled_maps`.
-        start: the epoch in which other views come in, from 0; before, this is the plain CAM.
-        stages: the layers of stages 3 and 4; see `stage_layers`.
-        one_hot: of the maps that refined ones follow, keep each position's highest class only.
-        min_pooling: weight of `min_pooling_loss`.
-    """
-
-    ohem: bool = True
-    hard_share: float = 0.2
-    pcm: bool = True
-    prcm: bool = True
-    prcm_softmax: PrcmSoftmax = "class"
-    power: float = 1.0
-    scaling: Scaling = "max"
-    start: int = 0
-    stages: tuple[str, ...] | None = None
-    one_hot: bool = False
-    min_pooling: NotNegative = 0.0
+    ohem: bool = True  # compare refined maps by the hardest elements alone
+    hard_share: float = 0.2  # share of the elements that those are
+    pcm: bool = True  # refine by PCM
+    prcm: bool = True  # refine by PRCM; without both there is no refinement
+    prcm_softmax: PrcmSoftmax = "class"  # see `Prcm`
+    power: float = 1.0  # a of the background's score
+    scaling: Scaling = "max"  # see `scaled_maps`
+    start: int = 0  # the epoch in which other views come in, from 0; before, this is the plain CAM
+    stages: tuple[str, ...] | None = None  # the layers of stages 3 and 4; see `stage_layers`
+    one_hot: bool = False  # of the maps that refined ones follow, keep each position's highest class only
+    min_pooling: NotNegative = 0.0  # weight of `min_pooling_loss`
 
     def check(self) -> None:
         """Raise InputError for values that do not fit together."""
@@ -160,24 +146,16 @@ def build_multi_label(options: Mapping[str, Any], context: TermContext) -> Term:
 
 
 class SeamSettings(MapSettings):
-    """Options of SEAM, under the names that a recipe gives them; PRCM beside PCM is that of CPN's Table 5.
-
-    Attributes:
-        scale: of the second view.
-        er: L_er takes part.
-        ecr: L_ecr takes part.
-        batch_norm: "separate": each view has its own statistics. "original": the small view passes with the running
-            ones.
-        detach_plain: L_ecr's plain maps are constants.
-    """
+    """Options of SEAM, under the names that a recipe gives them; PRCM beside PCM is that of CPN's Table 5."""
 
     prcm: bool = False
     one_hot: bool = True
-    scale: float = 0.3
-    er: bool = True
-    ecr: bool = True
+    scale: float = 0.3  # of the second view
+    er: bool = True  # L_er takes part
+    ecr: bool = True  # L_ecr takes part
+    # "separate": each view has its own statistics. "original": the small view passes with the running ones.
     batch_norm: Literal["separate", "original"] = "separate"
-    detach_plain: bool = True
+    detach_plain: bool = True  # L_ecr's plain maps are constants
 
     def check(self) -> None:
         """Raise InputError for values that do not fit together."""

@@ -28,15 +28,10 @@ ShareOf = Literal["pixels", "patches"]
 
 @dataclass(frozen=True, eq=False)
 class PatchPair:
-    """The pixels that each image of a complementary pair shows.
+    """The pixels that each image of a complementary pair shows."""
 
-    Attributes:
-        visible: True where I_h shows the image; I_h̄ shows the rest.
-        share: λ of each image, what I_h shows, in [0, 1]; I_h̄ shows λ̄ = 1 - λ.
-    """
-
-    visible: Bool[Tensor, "b h w"]
-    share: Float[Tensor, " b"]
+    visible: Bool[Tensor, "b h w"]  # True where I_h shows the image; I_h̄ shows the rest
+    share: Float[Tensor, " b"]  # λ of each image, what I_h shows, in [0, 1]; I_h̄ shows λ̄ = 1 - λ
 
     def images(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w"]]:
         """I_h and I_h̄ of normalised images.
@@ -57,15 +52,11 @@ class PatchPair:
 
 
 class Patches(ABC):
-    """Division of images into patches, some of them hidden.
+    """Division of images into patches, each hidden in I_h with probability `hidden`, p_h.
 
     A draw that would hide all of an image's patches, or none, is repaired: one patch by chance changes sides. Only an
-    image that is a single patch makes a pair of everything and nothing (`PatchPair.is_whole`).
-
-    Args:
-        hidden: p_h, the probability that a patch is hidden in I_h, between 0 and 1.
-        share: λ counts "pixels", which the network sees, or "patches", as published code does for grids.
-            They differ where patches differ in size.
+    image that is a single patch makes a pair of everything and nothing (`PatchPair.is_whole`). λ counts "pixels", which
+    the network sees, or "patches", as published code does for grids; they differ where patches differ in size.
     """
 
     def __init__(self, *, hidden: float = 0.5, share: ShareOf = "pixels") -> None:
@@ -103,10 +94,8 @@ class Patches(ABC):
 class GridPatches(Patches):
     """Squares of a grid that starts in the upper left corner; those at the far edges may be cut.
 
-    Args:
-        sizes: sides in pixels; each image of a batch draws one of them. The paper's best for images of 448 pixels are
-            56 and 112, an eighth and a quarter of the side. A number between 0 and 1 is a share of the shorter side.
-        hidden, share: see `Patches`.
+    Each image of a batch draws one of the `sizes`, in pixels or, between 0 and 1, as a share of the shorter side. The
+    paper's best for images of 448 pixels are 56 and 112, an eighth and a quarter of the side.
 
     Source: [CPN] §3.1, §4.3.
     """
@@ -142,28 +131,20 @@ class SuperpixelPatches(Patches):
     They are found in the image as it enters the network, in CIELAB, and remembered by its pixels, so that images which
     come again unchanged (without augmentation) cost nothing. Needs the extra `segment`.
 
-    Args:
-        transform: of the normalised images.
-        segments: S_N, about how many patches an image has; the paper's best is 200.
-        compactness: of `skimage.segmentation.slic`: more makes squares, less follows colours.
-        replacement: draw p_h · n patches with replacement, as the published code does: only 39 % are hidden then, not
-            50 %.
-        remembered: images whose superpixels are kept.
-        hidden, share: see `Patches`.
-
     Source: [CPN] §3.1, §4.3; Achanta et al., SLIC Superpixels, 2012.
     """
 
     def __init__(
         self,
-        transform: Transform,
+        transform: Transform,  # of the normalised images
         *,
-        segments: int = 200,
-        compactness: float = 10.0,
-        hidden: float = 0.5,
+        segments: int = 200,  # S_N, about how many patches an image has; the paper's best is 200
+        compactness: float = 10.0,  # of `skimage.segmentation.slic`: more makes squares, less follows colours
+        hidden: float = 0.5,  # hidden, share: see `Patches`
         share: ShareOf = "pixels",
+        # draw p_h · n patches with replacement, as the published code does: only 39 % are hidden then, not 50 %
         replacement: bool = False,
-        remembered: int = 4096,
+        remembered: int = 4096,  # images whose superpixels are kept
     ) -> None:
         super().__init__(hidden=hidden, share=share)
         if segments < 1 or compactness <= 0 or remembered < 0:

@@ -1,13 +1,5 @@
 """Training from image-level labels on the one loop: plain CAM, CPN, SEAM, and every other loss, measured by mIoU.
 
-A recipe is one of `distcam.training` with a table more:
-
-```toml
-[data]
-photographs = "camvid:camvid"    # or "voc:FOLDER"; or scenes, folders and tables as anywhere, with 0/1 labels
-[measure]                        # MeasureSettings
-```
-
 What comes out is `weak_segmenter.safetensors`: encoder, class weights, refinement, names of the classes, the recipe,
 and the best background score.
 """
@@ -37,7 +29,7 @@ from ...training.losses.classifier import ClassifierTerm, save_classifier
 from ...training.losses.registry import TERMS, Builder
 from ...training.recipes.recipe import Recipe
 from ...training.recipes.runs import run_recipe as train
-from ...training.recipes.tables import check_name
+from ...training.recipes.tables import Table, check_name
 from ..data import MaskedImages, all_readable
 from ..label_maps import label_map
 from ..pseudo_masks.sources import ClassMapSource, WeakSegmenter
@@ -46,26 +38,20 @@ from .cpn import build_cpn
 from .map_term import MapTerm, build_multi_label, build_seam
 
 
-@dataclass(frozen=True)
-class MeasureSettings:
-    """Measuring of trained maps against masks.
+class MeasureSettings(Table):
+    """Measuring of trained maps against masks."""
 
-    Attributes:
-        splits: all but "train" if empty. Their images say which classes they show, as for pseudo masks.
-        scales: of the multi-scale measure; a single 1 leaves it out.
-        flip: that one also looks at mirror images.
-        images: of a split at most, spread over it; 0 for all.
-        betas: background scores that are tried, 50 from 0 to 1 if empty. The best one is found on the split that it is
-            reported for; the whole curve lies beside it.
-    """
-
+    # all but "train" if empty. Their images say which classes they show, as for pseudo masks.
     splits: tuple[str, ...] = ()
-    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
-    flip: bool = True
-    images: int = 0
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)  # of the multi-scale measure; a single 1 leaves it out
+    flip: bool = True  # that one also looks at mirror images
+    images: int = 0  # of a split at most, spread over it; 0 for all
+    # background scores that are tried, 50 from 0 to 1 if empty. The best one is found on the split that it is reported
+    # for; the whole curve lies beside it.
     betas: tuple[float, ...] = ()
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what does not fit together."""
         if self.images < 0 or not self.scales or not all(0 <= beta <= 1 for beta in self.betas):
             raise InputError("expected images from 0 on, one scale or more, and betas in [0, 1]")
 
@@ -148,15 +134,13 @@ _SOURCES: Mapping[str, Callable[[Path, str], MaskedImages]] = {
 
 
 class SegmentationRecipe(Recipe):
-    """A weakly supervised training run, resolved.
+    """A weakly supervised training run, resolved; `[data]` may also name "camvid:FOLDER" or "voc:FOLDER".
 
     Metrics are `SPLIT.miou` of one look and `SPLIT.miou_multi_scale`, each at its best β; where the maps are refined
     also both without that, with `_plain` at the end.
-
-    Attributes:
-        measure: what is measured in the end; `run.monitor = "SPLIT.miou"` follows it epoch by epoch.
     """
 
+    # what is measured in the end; `run.monitor = "SPLIT.miou"` follows it epoch by epoch
     measure: MeasureSettings = MeasureSettings()
 
     @classmethod
@@ -241,7 +225,7 @@ class _Measured:
         if self._settings.multiple is not None:
             looks["miou_multi_scale"] = self._settings.multiple
         if segmenter.is_refined:
-            looks |= {f"{name}_plain": replace(look, refined=False) for name, look in looks.items()}
+            looks |= {f"{name}_plain": look.changed(refined=False) for name, look in looks.items()}
         found: dict[str, float] = {}
         curves: dict[str, BackgroundCurve] = {}
         for name, settings in looks.items():

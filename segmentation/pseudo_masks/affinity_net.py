@@ -130,14 +130,8 @@ def refine_by_walk(
 ) -> Float[np.ndarray, "c_and_background h w"]:
     """The scores of the background and the classes after the walk, in the image's pixels; the largest one wins.
 
-    Args:
-        scores: of the classes, as from `class_scores`; a class that is 0 everywhere stays so.
-        image: the image.
-        settings: `WalkSettings()` if left out.
-        features: learnt ones, on their own grid, in place of the image's colours.
-
-    Raises:
-        ShapeError: scores of another size than the image.
+    `scores` are those of `class_scores`; a class that is 0 everywhere stays so. `features` are learnt ones, on a grid
+    of their own, in place of the image's colours. ShapeError for scores of another size than the image.
     """
     if scores.shape[1:] != (image.height, image.width):
         raise ShapeError(f"expected scores of {image.height} x {image.width} pixels, got {scores.shape[1:]}")
@@ -160,25 +154,15 @@ def refine_by_walk(
 
 
 class AffinitySettings(Table):
-    """Options of the training of affinities.
+    """Options of the training of affinities."""
 
-    Attributes:
-        dim: length of a position's embedding.
-        radius: pairs further apart are not looked at.
-        epochs: passes over the images.
-        batch_size: images per step.
-        learning_rate: of Adam.
-        side: rows and columns of the grid of positions, on which the walk will be.
-        seed: of the weights and of the order of the images.
-    """
-
-    dim: Count = 16
-    radius: Count = 3
-    epochs: Count = 8
-    batch_size: Count = 8
-    learning_rate: Positive = 1e-2
-    side: Count = 32
-    seed: int = 0
+    dim: Count = 16  # length of a position's embedding
+    radius: Count = 3  # pairs further apart are not looked at
+    epochs: Count = 8  # passes over the images
+    batch_size: Count = 8  # images per step
+    learning_rate: Positive = 1e-2  # of Adam
+    side: Count = 32  # rows and columns of the grid of positions, on which the walk will be
+    seed: int = 0  # of the weights and of the order of the images
 
 
 class AffinityNet(nn.Module):

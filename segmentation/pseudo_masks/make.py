@@ -69,15 +69,8 @@ def make_cues(
 ) -> Mask:
     """A mask of the sure pixels: 0 background, c + 1 class c, 255 undecided.
 
-    Args:
-        scores: see the module's text.
-        settings: `CueSettings()` if left out.
-        image: the image, for background="saliency".
-        saliency: any map that is high on objects, in place of `border_contrast` of the image.
-
-    Raises:
-        InputError: background="saliency" without an image or a map.
-        ShapeError: these are not of the scores' size.
+    The background "saliency" needs the image, or any map in the scores' size that is high on objects, in place of
+    `border_contrast` of the image; else it is an InputError, and a ShapeError for another size.
     """
     settings = settings or CueSettings()
     cues = foreground_cues(scores, threshold=settings.foreground, conflicts=settings.conflicts)
@@ -123,12 +116,9 @@ def pseudo_mask(
     beta: float | Float[np.ndarray, "h w"] = 0.2,
     margin: float = 0.0,
 ) -> Mask:
-    """The argmax over the background's score β and those of the classes; at a tie the background wins.
+    """The argmax over the background's score β, one or one per pixel, and the classes'; at a tie the background wins.
 
-    Args:
-        scores: see the module's text.
-        beta: a number, or a score for every pixel.
-        margin: pixels whose best class and background differ by less are undecided (255).
+    Pixels whose best class and background differ by less than `margin` are undecided (255).
 
     >>> pseudo_mask(np.array([[[0.9, 0.3, 0.1]], [[0.0, 0.0, 0.5]]]), beta=0.3).tolist()
     [[1, 0, 2]]
@@ -160,33 +150,22 @@ _CACHE_BYTES = 512 * 1024**2  # of class scores
 
 
 class CueStage(Table):
-    """The way from class maps of the training images to masks.
+    """The way from class maps of the training images to masks."""
 
-    Attributes:
-        kind: "cues": sure pixels; "pseudo_masks": every pixel gets a class; "truth": the true masks, to compare with.
-        method: of a classifier's maps: "cam" or "gradcam".
-        labels: whose maps count: those of the classes "known" of the image, "predicted" ones, or "all".
-        inference: scales, mirroring, and what scale 1 is.
-        sure: limits of cues.
-        beta: "pseudo_masks": the background's score, or "best": the one with the highest mIoU on the training masks.
-        margin: "pseudo_masks": see `pseudo_mask`.
-        refine: "walk" (random walk by colours), "affinity" (by affinities learnt from cues), "crf", or "none".
-        walk: of the random walk.
-        affinity: of the training of affinities.
-        crf: of the dense CRF.
-    """
-
+    # "cues": sure pixels; "pseudo_masks": every pixel gets a class; "truth": the true masks, to compare with
     kind: Literal["cues", "pseudo_masks", "truth"] = "cues"
-    method: Literal["cam", "gradcam"] = "cam"
-    labels: Shown = "known"
-    inference: InferenceSettings = InferenceSettings()
-    sure: CueSettings = CueSettings()
+    method: Literal["cam", "gradcam"] = "cam"  # of a classifier's maps: "cam" or "gradcam"
+    labels: Shown = "known"  # whose maps count: those of the classes "known" of the image, "predicted" ones, or "all"
+    inference: InferenceSettings = InferenceSettings()  # scales, mirroring, and what scale 1 is
+    sure: CueSettings = CueSettings()  # limits of cues
+    # "pseudo_masks": the background's score, or "best": the one with the highest mIoU on the training masks
     beta: float | Literal["best"] = 0.3
-    margin: float = 0.0
+    margin: float = 0.0  # "pseudo_masks": see `pseudo_mask`
+    # "walk" (random walk by colours), "affinity" (by affinities learnt from cues), "crf", or "none"
     refine: Literal["none", "walk", "affinity", "crf"] = "none"
-    walk: WalkSettings = WalkSettings()
-    affinity: AffinitySettings = AffinitySettings()
-    crf: CrfSettings = CrfSettings()
+    walk: WalkSettings = WalkSettings()  # of the random walk
+    affinity: AffinitySettings = AffinitySettings()  # of the training of affinities
+    crf: CrfSettings = CrfSettings()  # of the dense CRF
 
 
 def make_masks(

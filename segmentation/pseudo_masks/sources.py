@@ -107,15 +107,10 @@ class ClassifierMaps(nn.Module):
 
 
 def load_source(path: str | os.PathLike[str], *, method: Method = "cam") -> ClassMapSource:
-    """The source of class maps that a training left.
+    """The source of class maps that a training left; `method` is that of a classifier's maps.
 
-    Args:
-        path: the file of a `WeakSegmenter`, or a run's folder or its `encoder.safetensors` with
-            `classifier.safetensors` beside it.
-        method: of a classifier's maps.
-
-    Raises:
-        WeightsError: no such file, or one that gives no class maps.
+    The path is the file of a `WeakSegmenter`, or a run's folder or its `encoder.safetensors` with
+    `classifier.safetensors` beside it; any other is a WeightsError.
     """
     given = Path(path)
     weak = given / "weak_segmenter.safetensors"
@@ -145,11 +140,7 @@ class _Presence(nn.Module):
 
 
 def network_of(source: ClassMapSource) -> Network:
-    """The source as a classifier of images, for `distcam explain --target class:…`. It shares the weights.
-
-    Raises:
-        InputError: a source of one's own.
-    """
+    """The source, but one's own, as a classifier for `distcam explain --target class:…`; the weights are shared."""
     if not isinstance(source, WeakSegmenter | ClassifierMaps):
         raise InputError(f"{type(source).__name__} does not say which classes an image shows")
     names = tuple(source.class_names)
@@ -164,13 +155,8 @@ _KIND = "weak segmenter"
 class WeakSegmenter(nn.Module):
     """Class maps, plain or refined, of a training from image-level labels.
 
-    Args:
-        encoder: gives the feature map.
-        class_weights: one vector per class on its channels.
-        class_names: in their order; the foreground.
-        refinement: trained PCM and PRCM; None for plain maps.
-        stages: the layers that the refinement reads.
-        metadata: free JSON-able notes: the best background score β, the recipe.
+    It has one vector per class of the foreground on the channels of the encoder's feature map; with trained PCM and
+    PRCM also the layers that the refinement reads; and JSON-able notes: the best background score β, the recipe.
     """
 
     def __init__(
@@ -224,14 +210,10 @@ class WeakSegmenter(nn.Module):
         refined: bool = True,
         labels: Float[Tensor, "b c"] | None = None,
     ) -> Float[Tensor, "b c _h _w"]:
-        """Raw maps of the classes, in the network's resolution, inside the gradient graph.
+        """Raw maps of the classes of normalised images, in the network's resolution, inside the gradient graph.
 
-        Plain maps are signed, refined ones are not. The maps of a batch's images do not depend on one another.
-
-        Args:
-            images: normalised, of any size that the encoder takes.
-            refined: apply the refinement, if there is one.
-            labels: 0/1 columns: the refinement then knows which classes are absent, as it did in training.
+        Plain maps are signed, refined ones are not. The maps of a batch's images do not depend on one another. With
+        labels, 0/1 columns, the refinement knows which classes are absent, as it did in training.
         """
         refinement = self.refinement if refined else None
         with read_stages(self.encoder, self.stages if refinement is not None else ()) as read:
@@ -270,11 +252,7 @@ class WeakSegmenter(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """The segmenter of a file that `save` wrote.
-
-        Raises:
-            WeightsError: no such file, damaged, or something else.
-        """
+        """The segmenter of a file that `save` wrote; WeightsError for no such file, damaged, or something else."""
         config, tensors = read_checkpoint(path)
         if config.get("kind") != _KIND:
             raise WeightsError(f"{path}: holds no weak segmenter; expected a file that WeakSegmenter.save wrote")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from ...errors import InputError
 from ...images import Transform
 from ...progress import Progress
 from ...training.engine.environment import choose_device
+from ...training.recipes.tables import Table
 from ..data import MaskedImages
 from ..pseudo_masks.sources import ClassMapSource
 
@@ -27,8 +27,7 @@ Shown = Literal["known", "predicted", "all"]
 _SMALL = 64  # pixels; networks halve their input up to five times
 
 
-@dataclass(frozen=True)
-class InferenceSettings:
+class InferenceSettings(Table):
     """The views of an image that a model is asked about.
 
     Attributes:
@@ -44,8 +43,8 @@ class InferenceSettings:
     base: Literal["network", "image"] = "network"
     refined: bool = True
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", tuple(self.scales))
+    def check(self) -> None:
+        """Refuse scales out of range."""
         if not self.scales or not all(0 < scale <= 8 for scale in self.scales):
             raise InputError(f"expected scales above 0 and up to 8, such as 0.5, 1, 1.5, 2; got {list(self.scales)}")
 
@@ -180,18 +179,10 @@ def score_images(
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Float[np.ndarray, "c h w"]]]:
-    """Position and scores of every image, one after another.
+    """Position and scores of every image, one after another; see `class_scores`.
 
-    Args:
-        source: its classes must be those of the data.
-        data: the images.
-        labels: whose classes count: those "known" of the image, those "predicted", or "all" of them.
-        settings: see `class_scores`.
-        device: of the network.
-        progress: called with (images done, images in all).
-
-    Raises:
-        InputError: other classes, or an image without labels where they are to be known.
+    `labels` says whose classes count: those "known" of the image, those "predicted", or "all". InputError for other
+    classes than the source's, or an image without labels where they are to be known.
     """
     require_classes(source.class_names, data)
     for i in range(len(data)):

@@ -13,7 +13,6 @@ regions of a batch, one for each number in them, so they are augmented with the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
@@ -29,7 +28,7 @@ from ...images import Transform
 from ...images.masks import VOID, Mask
 from ...training.data.training_set import TrainingSet
 from ...training.engine.step import Batch, Step, Term
-from ...training.losses.registry import Builder, checked_term, plain
+from ...training.losses.registry import Builder, made
 from ...training.recipes.tables import check_name
 from ..data import MaskedImages
 from ..label_maps import as_regions, label_map
@@ -72,13 +71,10 @@ def _multi_hot(step: Step) -> Float[Tensor, "b c"]:
 
 
 class PixelCrossEntropy(Term):
-    """Cross entropy of the decided pixels, at the masks' resolution.
+    """Cross entropy of the decided pixels, at the masks' resolution: the mean over the batch, as in SEC and GAIN.
 
-    Args:
-        balance: "no": the mean over all decided pixels of the batch, as in SEC and GAIN. "background": the mean of
-            those of the background and of the classes count half each, since cues of the background are many.
-
-    Source: [SEC], seeding loss.
+    With balance "background" the mean of those of the background and that of the classes count half each, since cues of
+    the background are many. Source: [SEC], seeding loss.
     """
 
     def __init__(self, *, balance: Literal["no", "background"] = "no") -> None:
@@ -103,10 +99,7 @@ class PixelCrossEntropy(Term):
 
 
 class Pooled(Term):
-    """Multi-label soft margin of the classes' pooled logits, the background left out.
-
-    Args:
-        pooling: "mean", or "max".
+    """Multi-label soft margin of the classes' pooled logits, "mean" or "max", the background left out.
 
     Source: [GAIN] §4, the classification stream that the segmentation network keeps.
     """
@@ -143,13 +136,9 @@ def rank_pooled(probabilities: Float[Tensor, "b c h w"], decay: float) -> Float[
 class Expand(Term):
     """The classes that an image shows cover a part of it, the others nothing, the background a large part.
 
-    Decays are those of SEC's 41×41 map and are raised to the power that gives the same shares on another: the highest
-    ten percent of the positions make up half of a shown class's mean, the highest thirty of the background's.
-
-    Args:
-        shown: d+, of the classes that the image shows.
-        absent: d-, of those it does not; 0 looks at the highest position alone.
-        background: d of the background.
+    Decays (d+ of the shown classes, d- of the absent ones, d) are those of SEC's 41×41 map and are raised to the power
+    that gives the same shares on another: the highest ten percent of the positions make up half of a shown class's
+    mean, the highest thirty of the background's. With 0 the highest position alone counts.
 
     Source: [SEC], expansion loss; the decays are those of its experiments.
     """
@@ -178,12 +167,8 @@ class Expand(Term):
 class Constrain(Term):
     """Mean KL divergence of the prediction from what a dense CRF makes of it: masks should end where colours change.
 
-    The CRF works on the network's own grid and gets no gradient. It runs image by image on the CPU.
-
-    Args:
-        transform: to give the CRF the colours back.
-        factor: of the CRF's distances, which are meant for images; left out, the grid's longer side over 500.
-        steps: of the CRF.
+    The CRF works on the network's own grid and gets no gradient. It runs image by image on the CPU. Its distances,
+    which are meant for images, are multiplied by `factor`; left out, the grid's longer side over 500.
 
     Source: [SEC], constrain-to-boundary loss.
     """
@@ -215,11 +200,9 @@ class Constrain(Term):
 
 SEGMENTER_TERMS: Mapping[str, Builder] = MappingProxyType(
     {
-        "pixels": plain("pixels", PixelCrossEntropy),
-        "pooled": plain("pooled", Pooled),
-        "expand": plain("expand", Expand),
-        "constrain": lambda options, context: checked_term(
-            "constrain", partial(Constrain, context.encoder.transform), options
-        ),
+        "pixels": made("pixels", PixelCrossEntropy),
+        "pooled": made("pooled", Pooled),
+        "expand": made("expand", Expand),
+        "constrain": made("constrain", Constrain),
     }
 )

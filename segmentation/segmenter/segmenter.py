@@ -30,6 +30,7 @@ from ...encoders.trained_on import TrainedOn
 from ...encoders.weight_files import drawn_from, read_state_dict, uninitialised
 from ...errors import InputError, WeightsError
 from ...images import Transform
+from ...training.recipes.tables import check_options
 from .inference import InferenceSettings, taken_by_network
 
 LIGHT = "light"
@@ -59,12 +60,8 @@ class SegmentationModel(nn.Module):
 class Segmenter(Encoder):
     """A segmentation network as an encoder: the feature map are logits, the background's first.
 
-    Args:
-        model: its parts.
-        class_names: of the foreground; the network has one output more.
-        transform: from an image to its input; nothing may be cut away, so it squashes.
-        architecture: a name of torchvision's, or "light".
-        options: of the architecture, to build it again.
+    `class_names` are those of the foreground. Nothing may be cut away from an image, so the transform squashes. The
+    architecture is a name of torchvision's, or "light"; with its options it is built again.
     """
 
     def __init__(
@@ -115,12 +112,7 @@ class Segmenter(Encoder):
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything into one `.safetensors` file, which `load_segmenter` reads.
-
-        Raises:
-            InputError: another suffix.
-            WeightsError: the file cannot be written.
-        """
+        """Write everything into one `.safetensors` file, for `load_segmenter`; WeightsError if it cannot be written."""
         if not os.fspath(path).endswith(_SUFFIX):
             raise InputError(f"expected a file name that ends in {_SUFFIX}, got {os.fspath(path)!r}")
         config, tensors = {**self.describe(), "metadata": self.metadata}, self.state_dict()
@@ -179,11 +171,7 @@ def build_segmenter(
 
 
 def load_segmenter(path: str | os.PathLike[str]) -> Segmenter:
-    """The segmenter of a file that `Segmenter.save` wrote, in evaluation mode.
-
-    Raises:
-        WeightsError: no such file, damaged, or something else.
-    """
+    """The segmenter of a file that `Segmenter.save` wrote, in evaluation mode; WeightsError for any other file."""
     config, tensors = read_checkpoint(path)
     if config.get("kind") != _KIND:
         raise WeightsError(f"{path}: holds no segmentation network; expected what `distcam segment train` leaves")
@@ -228,9 +216,7 @@ def _light(
     given: Mapping[str, Any], class_names: Sequence[str], transform: Transform, weights: str | os.PathLike[str]
 ) -> tuple[SegmentationModel, dict[str, Any], TrainedOn | None]:
     """The model with its backbone's weights, the options that build it again, and what the backbone was trained on."""
-    unknown = next((name for name in given if name not in _LIGHT_DEFAULTS), None)
-    if unknown is not None:
-        raise InputError(f"unknown option {unknown!r} of {LIGHT!r}; there are {', '.join(_LIGHT_DEFAULTS)}")
+    check_options(LIGHT, given, _LIGHT_DEFAULTS)
     options: dict[str, Any] = {**_LIGHT_DEFAULTS, **given}
     if os.fspath(weights).endswith(_SUFFIX):
         source = Encoder.load(Path(weights))
@@ -270,11 +256,7 @@ def class_probabilities(
 ) -> Float[np.ndarray, "c h w"]:
     """Probabilities in the image's pixels, the background's first: the mean over scales and mirror images.
 
-    Args:
-        segmenter: in evaluation mode, on `device`.
-        image: RGB.
-        settings: one scale, not mirrored, if left out.
-        device: of the network.
+    The segmenter is in evaluation mode on `device`; it looks once, not mirrored, if no settings are given.
     """
     settings = settings or InferenceSettings(scales=(1.0,), flip=False)
     size = (image.height, image.width)

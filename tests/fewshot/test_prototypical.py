@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from distcam.encoders import Encoding
 from distcam.errors import InputError
-from distcam.fewshot.prototypical import EpisodeSettings, PrototypicalTerm, training_episodes
+from distcam.fewshot.training import EpisodeSettings, PrototypicalTerm, training_episodes
 from distcam.training import Batch, Objective, Progress, Step
 from distcam.training.losses.cam_loss import CamLoss
 

@@ -26,43 +26,27 @@ Range = tuple[float, float]
 
 
 class AugmentSettings(Table):
-    """Random changes of a training image, in the order of the attributes.
+    """Random changes of a training image, in the order of the attributes."""
 
-    Attributes:
-        flip: probability of a mirror image.
-        shift: largest move across and down, as a share of the side; what enters repeats the edge.
-        crop: smallest and largest share of the area that is cut out and enlarged again; (1, 1) for the whole image.
-        crop_ratio: narrowest and widest shape of what is cut out, width : height.
-        rotate: largest angle, in degrees, either way.
-        brightness: 0.4 multiplies by a number from 0.6 to 1.4.
-        contrast: likewise, the distance from the image's mean grey.
-        saturation: likewise, the distance from the pixel's own grey.
-        hue: largest turn of the colour circle, as a share of it, at most 0.5; slow.
-        grey: probability of an image without colour.
-        erase: probability that a rectangle is painted over with the image's mean colour. Masks and boxes stay: the
-            object is still there.
-        erase_area: smallest and largest share of the area that is painted over.
-        mixup: parameter of the Beta distribution that blends two images, 0.2 for example; 0 for none.
-        cutmix: the same for pasting a rectangle of another image, 1.0 for example. With both, batches take turns by
-            chance.
-        mix_share: share of the batches that are mixed, if mixup or cutmix is on.
-    """
-
-    flip: Share = 0.5
-    shift: HalfShare = 0.1
+    flip: Share = 0.5  # probability of a mirror image
+    shift: HalfShare = 0.1  # largest move across and down, as a share of the side; what enters repeats the edge
+    # smallest and largest share of the area that is cut out and enlarged again; (1, 1) for the whole image
     crop: Range = (1.0, 1.0)
-    crop_ratio: Range = (0.75, 4 / 3)
-    rotate: NotNegative = 0.0
-    brightness: Share = 0.0
-    contrast: Share = 0.0
-    saturation: Share = 0.0
-    hue: HalfShare = 0.0
-    grey: Share = 0.0
+    crop_ratio: Range = (0.75, 4 / 3)  # narrowest and widest shape of what is cut out, width : height
+    rotate: NotNegative = 0.0  # largest angle, in degrees, either way
+    brightness: Share = 0.0  # 0.4 multiplies by a number from 0.6 to 1.4
+    contrast: Share = 0.0  # likewise, the distance from the image's mean grey
+    saturation: Share = 0.0  # likewise, the distance from the pixel's own grey
+    hue: HalfShare = 0.0  # largest turn of the colour circle, as a share of it, at most 0.5; slow
+    grey: Share = 0.0  # probability of an image without colour
+    # probability that a rectangle is painted over with the image's mean colour. Masks and boxes stay: the object is
+    # still there.
     erase: Share = 0.0
-    erase_area: Range = (0.02, 0.33)
-    mixup: NotNegative = 0.0
+    erase_area: Range = (0.02, 0.33)  # smallest and largest share of the area that is painted over
+    mixup: NotNegative = 0.0  # parameter of the Beta distribution that blends two images, 0.2 for example; 0 for none
+    # the same for pasting a rectangle of another image, 1.0 for example. With both, batches take turns by chance.
     cutmix: NotNegative = 0.0
-    mix_share: Share = 1.0
+    mix_share: Share = 1.0  # share of the batches that are mixed, if mixup or cutmix is on
 
     def check(self) -> None:
         """Refuse what does not fit together."""

@@ -24,19 +24,15 @@ class SplitSettings(Table):
     Left out, a table is divided by its column `split` (or `is_query`, `is_gallery`), and folders by those of their
     sub-folders that are splits: "train" is trained on, "val" is a part where there is one, and "test" is the rest,
     query and gallery among it. Where nothing says, 70 % of every class's images are "train" and 30 % "test".
-
-    Attributes:
-        parts: by name. Without a column: shares of every class's images, which add up to 1 at most. With a column: the
-            values that make up each part; left out, the values found, each a part.
-        column: of a table, such as `split`; empty for a division by chance where there are parts.
-        novel: share of the classes that become a part "novel" of their own, which no training sees.
-        seed: of the division.
     """
 
+    # by name. Without a column: shares of every class's images, which add up to 1 at most. With a column: the values
+    # that make up each part; left out, the values found, each a part.
     parts: Mapping[str, float | str] = {}
-    column: str = ""
+    column: str = ""  # of a table, such as `split`; empty for a division by chance where there are parts
+    # share of the classes that become a part "novel" of their own, which no training sees
     novel: Annotated[float, limited(lambda value: 0 <= value < 1, "a share of novel classes in [0, 1)")] = 0.0
-    seed: int = 0
+    seed: int = 0  # of the division
 
     def check(self) -> None:
         """Refuse what does not fit together."""

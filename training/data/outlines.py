@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import ImageError, InputError
-from ...images import Box, Listing, Transform, read_image
+from ...images import Box, Listing, Transform
 from ...images.boxes.fitting import Annotation as DrawnBoxes
 from ...images.boxes.fitting import BoxTable, LabelledBox, absolute, box_of
 from ...images.boxes.formats import read_boxes, usable
 from ...images.boxes.joined import drawn_on
 from ...images.joining import spelled
+from ...images.loading import image_size
 from ...remarks import counted, remark
 from ..engine.step import Regions
 from ..recipes.tables import Table, limited
@@ -67,18 +68,13 @@ Outlines = Mapping[Path, Sequence[Outline]]  # by image file
 
 
 class RegionSettings(Table):
-    """The choice of the images that come with an outline of their object.
+    """The choice of the images that come with an outline of their object."""
 
-    Attributes:
-        kind: "mask", "box", or "none".
-        share: of the images; every class gets the same number as far as it has outlined images. A larger share
-            contains the smaller one.
-        seed: of the choice.
-    """
-
-    kind: Literal["none", "mask", "box"] = "none"
+    kind: Literal["none", "mask", "box"] = "none"  # "mask", "box", or "none"
+    # of the images; every class gets the same number as far as it has outlined images. A larger share contains the
+    # smaller one.
     share: Annotated[float, limited(lambda value: 0 < value <= 1, "a share of the images in (0, 1]")] = 0.05
-    seed: int = 0
+    seed: int = 0  # of the choice
 
 
 def outlines_of(listing: Listing) -> dict[Path, list[Outline]]:
@@ -203,7 +199,7 @@ def raster_of(
     outline: Outline, file: Path, transform: Transform, *, kind: Literal["mask", "box"]
 ) -> UInt8[Tensor, "h w"] | None:
     """1 on the object, 0 elsewhere, in the pixels of the network's input; None if the transform cuts the object off."""
-    width, height = read_image(file, whole=True).size
+    width, height = image_size(file)
     if kind == "box":
         assert outline.box is not None
         drawn_size = outline.size or (width, height)

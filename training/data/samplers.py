@@ -37,24 +37,18 @@ class Sampler:
 
 
 class SamplerSettings(Table):
-    """The sampler and its batches.
+    """The sampler and its batches."""
 
-    Attributes:
-        kind: "shuffled": every image once an epoch. "balanced": as many images an epoch, of every class equally many.
-            "pk": every batch shows P classes with K images each, drawn anew for every batch, as `MPerClassSampler` of
-            pytorch-metric-learning does. "pk_full": the same, and every image comes at least once an epoch, as
-            re-identification wants it.
-        batch_size: images per step of each process.
-        per_class: K; P is the batch size divided by it. PK only.
-        drop_last: "shuffled": leave out the last batch if it is smaller than the others.
-        outlined: how many places of a batch are kept for images with a mask or box, which take turns in them beside
-            their usual ones. A few outlines then guide every step, as the external stream of GAIN-ext does.
-    """
-
+    # "shuffled": every image once an epoch. "balanced": as many images an epoch, of every class equally many. "pk":
+    # every batch shows P classes with K images each, drawn anew for every batch, as `MPerClassSampler` of
+    # pytorch-metric-learning does. "pk_full": the same, and every image comes at least once an epoch, as
+    # re-identification wants it.
     kind: Literal["shuffled", "balanced", "pk", "pk_full"] = "shuffled"
-    batch_size: Count = 64
-    per_class: int = 4
-    drop_last: bool = False
+    batch_size: Count = 64  # images per step of each process
+    per_class: int = 4  # K; P is the batch size divided by it. PK only.
+    drop_last: bool = False  # "shuffled": leave out the last batch if it is smaller than the others
+    # how many places of a batch are kept for images with a mask or box, which take turns in them beside their usual
+    # ones. A few outlines then guide every step, as the external stream of GAIN-ext does.
     outlined: int = 0
 
     def check(self) -> None:

@@ -31,38 +31,25 @@ DATA_VARIABLE = "DISTCAM_DATA"  # the environment variable that says where `phot
 
 
 class ScenePart(Table):
-    """The scenes of one split.
+    """The scenes of one split."""
 
-    Attributes:
-        per_class: how many of each class.
-        classes: "base" or "novel".
-        backgrounds: "any"; "own": class i always stands before the i-th background (counted round); "other": before any
-            but that; or a list of names.
-        two_objects: share of the scenes with a second object.
-    """
-
-    per_class: int
-    classes: Literal["base", "novel"] = "base"
+    per_class: int  # how many of each class
+    classes: Literal["base", "novel"] = "base"  # "base" or "novel"
+    # "any"; "own": class i always stands before the i-th background (counted round); "other": before any but that; or a
+    # list of names
     backgrounds: Literal["any", "own", "other"] | tuple[str, ...] = "any"
-    two_objects: float = 0.0
+    two_objects: float = 0.0  # share of the scenes with a second object
 
 
 class ScenesSettings(Table):
-    """Procedural scenes, drawn once into a folder of their own.
+    """Procedural scenes, drawn once into a folder of their own."""
 
-    Attributes:
-        splits: by name; a number stands for that many scenes of each base class before any background.
-        classes: base classes.
-        novel_classes: further classes, which share no object with them.
-        size: side of the images in pixels.
-        seed: of classes and images; not that of the training.
-    """
-
+    # by name; a number stands for that many scenes of each base class before any background
     splits: Mapping[str, ScenePart | int]
-    classes: int = 12
-    novel_classes: int = 0
-    size: int = 64
-    seed: int = 0
+    classes: int = 12  # base classes
+    novel_classes: int = 0  # further classes, which share no object with them
+    size: int = 64  # side of the images in pixels
+    seed: int = 0  # of classes and images; not that of the training
 
     @field_validator("splits")
     @classmethod
@@ -84,38 +71,24 @@ class ScenesSettings(Table):
 
 
 class DataSettings(Table):
-    """The images; one of `images`, `photographs`, and `scenes`.
+    """The images; one of `images`, `photographs`, and `scenes`."""
 
-    Attributes:
-        images: a folder, pattern, or CSV table, relative to the recipe's folder.
-        photographs: the same, relative to the folder that the environment variable DISTCAM_DATA names.
-        scenes: procedural scenes.
-        size: side of the network's input in pixels, or height and width.
-        fit: how an image gets that shape; see `Transform`.
-        labels: "folder", "split", "none", or a table, as in `list_images`.
-        label_columns: 0/1 columns of a table, one per class, for images that show several.
-        multi_label: scenes: an image shows the classes of all its objects.
-        boxes: a table or folder of boxes beside the images, as `read_boxes` takes them.
-        masks: a folder of masks beside the images, with their names and the suffix .png; a column `mask` does too.
-        regions: which training images come with an outline. Other parts use all outlines there are, to measure maps.
-        split: how images are divided; scenes are divided by their own table.
-        cache: "memory", "none", or "auto": decoded images stay in memory up to 2 GiB.
-        strict: stop where an image cannot be read, or anything else would be left out or assumed with a remark.
-    """
-
-    images: str = ""
-    photographs: str = ""
-    scenes: ScenesSettings | None = None
-    size: int | tuple[int, int] = 64
-    fit: Literal["crop", "squash", "pad"] = DEFAULT_FIT
-    labels: str = ""
-    label_columns: tuple[str, ...] = ()
-    multi_label: bool = False
-    boxes: str = ""
+    images: str = ""  # a folder, pattern, or CSV table, relative to the recipe's folder
+    photographs: str = ""  # the same, relative to the folder that the environment variable DISTCAM_DATA names
+    scenes: ScenesSettings | None = None  # procedural scenes
+    size: int | tuple[int, int] = 64  # side of the network's input in pixels, or height and width
+    fit: Literal["crop", "squash", "pad"] = DEFAULT_FIT  # how an image gets that shape; see `Transform`
+    labels: str = ""  # "folder", "split", "none", or a table, as in `list_images`
+    label_columns: tuple[str, ...] = ()  # 0/1 columns of a table, one per class, for images that show several
+    multi_label: bool = False  # scenes: an image shows the classes of all its objects
+    boxes: str = ""  # a table or folder of boxes beside the images, as `read_boxes` takes them
+    # a folder of masks beside the images, with their names and the suffix .png; a column `mask` does too
     masks: str = ""
+    # which training images come with an outline. Other parts use all outlines there are, to measure maps.
     regions: RegionSettings = RegionSettings()
-    split: SplitSettings = SplitSettings()
-    cache: Cache = "auto"
+    split: SplitSettings = SplitSettings()  # how images are divided; scenes are divided by their own table
+    cache: Cache = "auto"  # "memory", "none", or "auto": decoded images stay in memory up to 2 GiB
+    # stop where an image cannot be read, or anything else would be left out or assumed with a remark
     strict: bool = False
 
     def check(self) -> None:

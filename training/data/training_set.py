@@ -33,25 +33,10 @@ _SHOWN = 10  # left-out images that a remark names
 Cache = Literal["auto", "memory", "none"]
 
 
-@dataclass(frozen=True, eq=False)
-class PixelSource:
-    """Images by number, as a transform makes them: decoded already, or read whenever they are needed."""
-
-    in_memory: UInt8[Tensor, "n 3 h w"] | None
-    files: Sequence[Path]
-    transform: Transform
-
-    def read(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
-        """Some of them; ImageError names a file that cannot be read any more."""
-        if self.in_memory is not None:
-            return self.in_memory[index]
-        return torch.stack([self.transform(read_image(self.files[i])) for i in index.tolist()])
-
-
 class Decoded(NamedTuple):
     """Files, decoded."""
 
-    pixels: PixelSource  # of the images that can be read
+    pixels: UInt8[Tensor, "n 3 h w"] | None  # of the images that can be read, if they stay in memory
     kept: tuple[int, ...]  # their places among the files
     digests: NDArray[np.int64]  # of their contents, see `content_digest`
     failed: tuple[tuple[int, str], ...] = ()  # place and reason of each of the others
@@ -93,7 +78,7 @@ def decode(files: Sequence[Path], transform: Transform, *, cache: Cache, progres
                     progress(number + 1, len(files))
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
-    held = PixelSource(None if is_lazy else pixels[: len(kept)], [files[i] for i in kept], transform)
+    held = None if is_lazy else pixels[: len(kept)]
     return Decoded(held, tuple(kept), np.array(digests, np.int64), tuple(failed))
 
 
@@ -113,7 +98,9 @@ def say_left_out(skipped: Sequence[Skipped], *, of: int, strict: bool = False) -
 class TrainingSet:
     """Images of one split, in a fixed order, with their labels and perhaps with regions."""
 
-    source: PixelSource
+    held: UInt8[Tensor, "n 3 h w"] | None  # decoded already; None if they are read whenever they are needed
+    files: Sequence[Path]
+    transform: Transform  # made the pixels; its `normalise` is still to come
     labels: Labels  # class indices; or one 0/1 column per class where an image may show several
     class_names: tuple[str, ...]
     regions: RegionTable | None = None  # outlined objects; None if the data set has none
@@ -136,16 +123,13 @@ class TrainingSet:
     @property
     def in_memory(self) -> bool:
         """True if the images are decoded already."""
-        return self.source.in_memory is not None
-
-    @property
-    def transform(self) -> Transform:
-        """The transform that made the pixels; its `normalise` is still to come."""
-        return self.source.transform
+        return self.held is not None
 
     def pixels(self, index: Int[Tensor, " b"]) -> UInt8[Tensor, "b 3 h w"]:
-        """Images as the transform makes them, in grey levels; read from their files unless they are in memory."""
-        return self.source.read(index)
+        """Images as the transform makes them, in grey levels; ImageError names a file that cannot be read any more."""
+        if self.held is not None:
+            return self.held[index]
+        return torch.stack([self.transform(read_image(self.files[i])) for i in index.tolist()])
 
     @property
     def trained_on(self) -> TrainedOn:
@@ -200,7 +184,7 @@ class TrainingSet:
             numbers = labels.float() if labels.ndim == 2 else labels.long()
         else:
             names, numbers = _numbered([(label,) for label in labels], class_names, is_multi_label=False)
-        return cls(PixelSource(pixels, (), transform), numbers, names, regions=regions, digests=digests)
+        return cls(pixels, (), transform, numbers, names, regions=regions, digests=digests)
 
     @classmethod
     def from_listing(
@@ -235,13 +219,14 @@ class TrainingSet:
         else:
             left_out += skipped
         chosen, shown = [chosen[i] for i in found.kept], [shown[i] for i in found.kept]
+        files = [listing.file(record) for record in chosen]
         is_multi_label = bool(label_columns) or "labels" in listing.column_names
         names, labels = _numbered(shown, class_names or tuple(label_columns) or None, is_multi_label=is_multi_label)
         table = region_table(
-            outlines, regions, found.pixels.files, labels=labels, class_names=names, transform=transform, strict=strict
+            outlines, regions, files, labels=labels, class_names=names, transform=transform, strict=strict
         )
-        paths = [record.path for record in chosen]
-        return cls(found.pixels, labels, names, table, image_names=paths, digests=found.digests, skipped=skipped)
+        held, paths = (found.pixels, files, transform), [record.path for record in chosen]
+        return cls(*held, labels, names, table, image_names=paths, digests=found.digests, skipped=skipped)
 
     @classmethod
     def from_scenes(
@@ -279,7 +264,7 @@ class TrainingSet:
             outlines, regions, files, labels=labels, class_names=names, transform=transform, strict=True
         )
         paths = [record.path for record in records]
-        return cls(found.pixels, labels, names, table, image_names=paths, digests=found.digests)
+        return cls(found.pixels, files, transform, labels, names, table, image_names=paths, digests=found.digests)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

@@ -38,11 +38,7 @@ class World:
 
 
 def current_world() -> World:
-    """This process's place: torch.distributed's if it is set up, else what torchrun announced, else alone.
-
-    Raises:
-        InputError: torchrun's variables contradict each other.
-    """
+    """This process's place: torch.distributed's if it is set up, else what torchrun announced, else alone."""
     variables = os.environ
     if distributed.is_available() and distributed.is_initialized():
         rank, size = distributed.get_rank(), distributed.get_world_size()
@@ -122,11 +118,6 @@ def gathered(value: T, world: World) -> list[T]:
     values: list[T | None] = [None] * world.size
     distributed.all_gather_object(values, value)
     return [one for one in values if one is not None]
-
-
-def shared(value: T, world: World) -> T:
-    """The first process's value, in every process."""
-    return gathered(value, world)[0]
 
 
 def choose_device(name: str) -> torch.device:

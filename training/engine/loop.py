@@ -24,34 +24,8 @@ from ...encoders.inference import has_fast_bfloat16
 from ...errors import InputError
 from ...progress import Progress as OnProgress
 from ..recipes.settings import Settings
-from .environment import (
-    World,
-    average_gradients,
-    average_statistics,
-    batch_on_device,
-    choose_device,
-    gathered,
-    joined,
-    own_randomness,
-    repeatable,
-    seed_step,
-    shared,
-    spread,
-)
+from . import environment, outcome
 from .optimisation import Optimisation, set_training, training_mode
-from .outcome import (
-    STATE,
-    EarlyStopping,
-    FitResult,
-    LogRow,
-    Means,
-    TensorBoardLog,
-    difference,
-    read_state,
-    write_csv,
-    write_outcome,
-    write_state,
-)
 from .step import Batch, BatchSource, Objective, Progress, Step
 
 Evaluate = Callable[[Encoder], Mapping[str, float]]
@@ -69,8 +43,8 @@ def fit(
     evaluate: Evaluate | None = None,
     config: Mapping[str, Any] | None = None,
     progress: OnProgress | None = None,
-    report: Callable[[LogRow], None] | None = None,
-) -> FitResult:
+    report: Callable[[outcome.LogRow], None] | None = None,
+) -> outcome.FitResult:
     """Train `encoder` and what `objective` learns, in place; both end in evaluation mode, on the training device.
 
     With `folder` the run leaves `encoder.safetensors`, `classifier.safetensors` if a loss has class weights,
@@ -95,11 +69,11 @@ def fit(
             and `resume` is not set; nothing to train; `monitor` names no metric.
     """
     settings = settings or Settings()
-    device = choose_device(settings.device)
+    device = environment.choose_device(settings.device)
     with ExitStack() as stack:
-        world = stack.enter_context(joined(device))
-        stack.enter_context(own_randomness(device))
-        stack.enter_context(repeatable(device, deterministic=settings.deterministic))
+        world = stack.enter_context(environment.joined(device))
+        stack.enter_context(environment.own_randomness(device))
+        stack.enter_context(environment.repeatable(device, deterministic=settings.deterministic))
         encoder.to(device).to(memory_format=torch.channels_last)
         objective.to(device)
         stack.enter_context(training_mode(encoder, objective, settings))
@@ -128,16 +102,16 @@ class _Run:
     batches: BatchSource
     objective: Objective
     settings: Settings
-    world: World
+    world: environment.World
     device: torch.device
     folder: Path | None
     resume: InitVar[bool]
     evaluate: Evaluate | None
     config: Mapping[str, Any] | None
     progress: OnProgress | None
-    report: Callable[[LogRow], None] | None
+    report: Callable[[outcome.LogRow], None] | None
     batch: int = 0  # done in this epoch
-    means: Means = field(default_factory=Means)
+    means: outcome.Means = field(default_factory=outcome.Means)
     history: list[dict[str, float]] = field(default_factory=list)
     last_losses: dict[str, float] = field(default_factory=dict)
 
@@ -147,34 +121,34 @@ class _Run:
             raise InputError("the training data make no batch; add images or choose a smaller batch size")
         self.modules: dict[str, torch.nn.Module] = {"encoder": self.encoder, "objective": self.objective}
         for module in self.modules.values():
-            spread([*module.parameters(), *module.buffers()], self.world)
+            environment.spread([*module.parameters(), *module.buffers()], self.world)
         steps = math.ceil(n_batches / settings.accumulate)
         self.optimisation = Optimisation(self.encoder, self.objective, settings, steps_per_epoch=steps)
-        self.early_stopping = EarlyStopping(settings, self.modules)
+        self.early_stopping = outcome.EarlyStopping(settings, self.modules)
         bf16 = settings.precision == "bf16" or (settings.precision == "auto" and has_fast_bfloat16(self.device))
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16) if bf16 else nullcontext
         self.now = Progress(epoch=0, epochs=settings.epochs, step=0)
         self._restore(resume=resume)
         self.board = None
         if self.folder is not None and settings.tensorboard and self.world.is_first:
-            self.board = TensorBoardLog(self.folder / "tensorboard", step=self.now.step)
+            self.board = outcome.TensorBoardLog(self.folder / "tensorboard", step=self.now.step)
 
-    def train(self) -> FitResult:
+    def train(self) -> outcome.FitResult:
         """Epoch after epoch until all are done or nothing gets better; the best weights are the encoder's then."""
         try:
             while self.now.epoch < self.settings.epochs and not self.early_stopping.should_stop(epochs=self.now.epoch):
                 self._epoch()
         finally:
             if self.board is not None:
-                self.board.close()
+                self.board.writer.close()
         if self.early_stopping.best_epoch is not None:
             self.early_stopping.restore_best()
         elif self.optimisation.average is not None:
             self.optimisation.average.exchange()
         best = self.early_stopping.best_epoch or self.now.epoch
-        result = FitResult(tuple(self.history), best, self.folder)
+        result = outcome.FitResult(tuple(self.history), best, self.folder)
         if self.folder is not None and self.world.is_first:
-            write_outcome(
+            outcome.write_outcome(
                 result,
                 self.encoder,
                 self.objective,
@@ -214,20 +188,20 @@ class _Run:
         images = sum(len(batch) for batch in group)
         failures = [self._backward(batch, share=len(batch) / images) for batch in group]
         failure = next(filter(None, failures), None)
-        if average_gradients(self.optimisation.parameters, self.world, failed=failure is not None):
+        if environment.average_gradients(self.optimisation.parameters, self.world, failed=failure is not None):
             raise InputError(failure or self._failure("another process's loss is not finite", group))
         numbers = {"learning_rate": self.optimisation.learning_rate, **self.last_losses}
         if not self.optimisation.step():
             raise InputError(self._failure("the losses are finite, but their gradient is not", group))
         self.now = replace(self.now, step=self.now.step + 1)
         if self.board is not None:
-            self.board.step(self.now.step, numbers)
+            self.board.add("step", self.now.step, numbers)
 
     def _backward(self, batch: Batch, *, share: float) -> str | None:
         """Add a batch's share of the gradient; what is wrong with its losses, if anything."""
         number = self.now.epoch * self.batches.steps_per_epoch + self.batch
-        seed_step(self.settings.seed, number, self.world.rank)
-        step = Step(self.encoder, batch_on_device(batch, self.device), self.now, autocast=self.autocast)
+        environment.seed_step(self.settings.seed, number, self.world.rank)
+        step = Step(self.encoder, environment.batch_on_device(batch, self.device), self.now, autocast=self.autocast)
         losses = self.objective(step)
         total = float(losses.total.detach())
         self.last_losses = {"loss": total, **{f"loss/{name}": value for name, value in losses.terms.items()}}
@@ -247,14 +221,14 @@ class _Run:
         find_names = getattr(self.batches, "names", None)
         shown = [str(name) for name in (find_names(index[:8]) if find_names else index[:8])]
         more = f" and {len(index) - len(shown)} more" if len(index) > len(shown) else ""
-        kept = f"; the last good checkpoint is {self.folder / STATE}" if self.folder and self.now.step else ""
+        kept = f"; the last good checkpoint is {self.folder / outcome.STATE}" if self.folder and self.now.step else ""
         return (
             f"{what} in epoch {self.now.epoch + 1}, step {self.now.step + 1}; images {', '.join(shown)}{more}{kept}; "
             "lower optimiser.learning_rate, or set optimiser.clip_norm"
         )
 
-    def _end_epoch(self, times: LogRow) -> None:
-        means = Means.together(gathered(self.means, self.world)).means()
+    def _end_epoch(self, times: outcome.LogRow) -> None:
+        means = outcome.Means.together(environment.gathered(self.means, self.world)).means()
         done = self.now.epoch + 1
         row: dict[str, float] = {"epoch": done, **means, "learning_rate": self.optimisation.learning_rate}
         self._agree()
@@ -264,18 +238,19 @@ class _Run:
             try:
                 with self.optimisation.averaged():  # encoder and objective are what would be kept
                     found = dict(self.evaluate(self.encoder)) if self.evaluate and self.world.is_first else {}
-                    row |= {name: float(value) for name, value in shared(found, self.world).items()}
+                    row |= {name: float(value) for name, value in environment.gathered(found, self.world)[0].items()}
                     self.early_stopping.update(row, epoch=done)
             finally:
                 set_training(self.encoder, self.objective, self.settings)
         self.history.append({**row, **times})
         self.now = replace(self.now, epoch=done, train_accuracy=means.get("accuracy"))
-        self.batch, self.means = 0, Means()
+        self.batch, self.means = 0, outcome.Means()
         self._save()
         if self.folder is not None and self.world.is_first:
-            write_csv(self.folder / "log.csv", self.history)
+            outcome.write_csv(self.folder / "log.csv", self.history)
         if self.board is not None:
-            self.board.epoch(self.now.step, self.history[-1])
+            self.board.add("epoch", self.now.step, self.history[-1])
+            self.board.writer.flush()
         if self.report is not None:
             self.report(self.history[-1])
 
@@ -295,14 +270,14 @@ class _Run:
 
     def _agree(self) -> None:
         """Make equal in all processes what each has gathered by itself: batch statistics, memory banks."""
-        average_statistics(self.encoder, self.world)
-        spread(self.objective.buffers(), self.world)
+        environment.average_statistics(self.encoder, self.world)
+        environment.spread(self.objective.buffers(), self.world)
         if self.optimisation.average is not None:
-            average_statistics(self.optimisation.average.model, self.world)
+            environment.average_statistics(self.optimisation.average.model, self.world)
 
     def _save(self) -> None:
         """Write the run down as it is between two steps."""
-        means = [part.state for part in gathered(self.means, self.world)]
+        means = [part.state for part in environment.gathered(self.means, self.world)]
         if self.folder is None or not self.world.is_first:
             return
         tree = {
@@ -317,15 +292,15 @@ class _Run:
             **self.optimisation.state_dict(),
             "best": self.early_stopping.best,
         }
-        write_state(self.folder, tree)
+        outcome.write_state(self.folder, tree)
 
     def _restore(self, *, resume: bool) -> None:
         """Take up the run that was begun in the folder, or make sure that there is none."""
-        state = None if self.folder is None else read_state(self.folder)
+        state = None if self.folder is None else outcome.read_state(self.folder)
         if state is not None:
             if not resume:
                 raise InputError(f"{self.folder} holds a run already; pass resume, or choose another folder")
-            change = difference(state["setup"], self._setup())
+            change = outcome.difference(state["setup"], self._setup())
             if change:
                 raise InputError(f"{self.folder}: cannot resume, {change}; change it back or choose another folder")
             for name, module in self.modules.items():
@@ -335,8 +310,8 @@ class _Run:
             self.now = replace(
                 self.now, epoch=state["epoch"], step=state["step"], train_accuracy=state["train_accuracy"]
             )
-            self.batch, self.means = state["batch"], Means(state["means"][self.world.rank])
+            self.batch, self.means = state["batch"], outcome.Means(state["means"][self.world.rank])
             self.history = list(state["history"])
-        places = gathered((self.now.epoch, self.batch), self.world)
+        places = environment.gathered((self.now.epoch, self.batch), self.world)
         if len(set(places)) > 1:
             raise InputError(f"the processes are at different places {places}; all must see the same folder")

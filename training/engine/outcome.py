@@ -66,22 +66,12 @@ class TensorBoardLog:
                 "run.tensorboard needs TensorBoard: pip install 'distcam[tensorboard]', or leave it out; "
                 "log.csv is written in any case"
             ) from error
-        self._writer: Any = SummaryWriter(str(folder), purge_step=step or None)
+        self.writer: Any = SummaryWriter(str(folder), purge_step=step or None)
 
-    def step(self, step: int, values: LogRow) -> None:
-        """One point per value under `step/`."""
+    def add(self, kind: str, step: int, values: LogRow) -> None:
+        """One point per value under `KIND/`."""
         for name, value in values.items():
-            self._writer.add_scalar(f"step/{name}", value, step)
-
-    def epoch(self, step: int, row: LogRow) -> None:
-        """One point per value under `epoch/`."""
-        for name, value in row.items():
-            self._writer.add_scalar(f"epoch/{name}", value, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Everything is in the files."""
-        self._writer.close()
+            self.writer.add_scalar(f"{kind}/{name}", value, step)
 
 
 def write_csv(path: Path, rows: Sequence[LogRow]) -> None:

@@ -156,11 +156,7 @@ class Step:
         return Encoding(encoding.feature_map.float(), encoding.pooled.float(), encoding.embedding.float())
 
     def need_classifier(self, who: str) -> HasClassWeights:
-        """The term that owns the class weights.
-
-        Raises:
-            InputError: the objective has none.
-        """
+        """The term that owns the class weights; InputError if the objective has none."""
         if self.classifier is None:
             raise InputError(
                 f"{who} needs class weights: add a cross entropy or a loss with proxies (proxy_anchor, arcface, …)"

@@ -63,16 +63,6 @@ def unpooled(encoder: Encoder, feature_map: Float[Tensor, "b k h w"]) -> Float[T
 class CamLoss(LateTerm):
     """CAM-loss as a term; the module's text says what is settled how.
 
-    Args:
-        start: the epoch from which it counts (20 of 160 in the paper), or "adaptive": after the first epoch with a
-            training accuracy of 50 % or more.
-        method: "cam", "gradcam", or "auto": CAM where it exists, Grad-CAM where it does not.
-        space: "pooled", the channels of the feature map, or "embedding", those of the folded map.
-        norm: "l1" is the paper's; "l2" takes the mean of squares.
-        detach_weights: the weights get no gradient, as Algorithm 1 demands; nor in "gradcam", whatever they are.
-        detach_target: the class's map is a constant; the class-agnostic map alone moves.
-        eps: under which a map counts as flat; see `scaled`.
-
     Source: [CAM-loss] Eq. 1-7, Algorithm 1; the weight c = 3.
     """
 
@@ -81,13 +71,18 @@ class CamLoss(LateTerm):
     def __init__(
         self,
         *,
+        # the epoch from which it counts (20 of 160 in the paper), or "adaptive": after the first epoch with a training
+        # accuracy of 50 % or more
         start: int | Literal["adaptive"] = "adaptive",
+        # "cam", "gradcam", or "auto": CAM where it exists, Grad-CAM where it does not
         method: Literal["auto", "cam", "gradcam"] = "auto",
+        # "pooled", the channels of the feature map, or "embedding", those of the folded map
         space: Literal["pooled", "embedding"] = "pooled",
-        norm: MapNorm = "l1",
+        norm: MapNorm = "l1",  # "l1" is the paper's; "l2" takes the mean of squares
+        # the weights get no gradient, as Algorithm 1 demands; nor in "gradcam", whatever they are
         detach_weights: bool = True,
-        detach_target: bool = False,
-        eps: float = 1e-8,
+        detach_target: bool = False,  # the class's map is a constant; the class-agnostic map alone moves
+        eps: float = 1e-8,  # under which a map counts as flat; see `scaled`
     ) -> None:
         super().__init__(start)
         check_name("method", method, ("auto", "cam", "gradcam"))
@@ -160,21 +155,15 @@ class NegativeCam(LateTerm):
     """Homogeneous negative CAM, the paper's rival: maps of absent classes are to be flat. See `negative_cam`.
 
     Unlike CAM-loss it trains the class weights too. A mixed image shows both of its classes.
-
-    Args:
-        start: an epoch or "adaptive", as for CAM-loss.
-        n_negatives: how many absent classes count.
-        towards: "uniform" or "zero".
-        detach_weights: keeps the gradient from the class weights.
     """
 
     def __init__(
         self,
         *,
-        start: int | Literal["adaptive"] = 0,
-        n_negatives: int = 100,
-        towards: Literal["uniform", "zero"] = "uniform",
-        detach_weights: bool = False,
+        start: int | Literal["adaptive"] = 0,  # an epoch or "adaptive", as for CAM-loss
+        n_negatives: int = 100,  # how many absent classes count
+        towards: Literal["uniform", "zero"] = "uniform",  # "uniform" or "zero"
+        detach_weights: bool = False,  # keeps the gradient from the class weights
     ) -> None:
         super().__init__(start)
         check_name("target of negative maps", towards, ("uniform", "zero"))

@@ -30,30 +30,20 @@ class ClassifierTerm(Term):
     length that matters. Mixed images count with both labels in their shares. The log gets `accuracy`: the share of
     images whose largest logit is (one of) their class(es).
 
-    Args:
-        dim: length of the embedding.
-        n_classes: number of classes.
-        multi_label: labels are 0/1 columns; the loss is the multi-label soft margin loss.
-        head: "linear" or "cosine".
-        bias: of the linear head.
-        scale: of the cosine head; what it starts from if it is learnt.
-        learn_scale: whether the cosine head's scale is trained (its logarithm is).
-        label_smoothing: ε; the label's own class gets 1 - ε + ε/C, the others ε/C.
-
     Source: Chen et al., A Closer Look at Few-shot Classification, 2019, §3.2 (cosine head, "Baseline++").
     """
 
     def __init__(
         self,
-        dim: int,
-        n_classes: int,
+        dim: int,  # length of the embedding
+        n_classes: int,  # number of classes
         *,
-        multi_label: bool = False,
+        multi_label: bool = False,  # labels are 0/1 columns; the loss is the multi-label soft margin loss
         head: Literal["linear", "cosine"] = "linear",
-        bias: bool = True,
-        scale: float = 10.0,
-        learn_scale: bool = False,
-        label_smoothing: float = 0.0,
+        bias: bool = True,  # of the linear head
+        scale: float = 10.0,  # of the cosine head; what it starts from if it is learnt
+        learn_scale: bool = False,  # whether the cosine head's scale is trained (its logarithm is)
+        label_smoothing: float = 0.0,  # ε; the label's own class gets 1 - ε + ε/C, the others ε/C
     ) -> None:
         super().__init__()
         check_name("classifier head", head, ("linear", "cosine"))
@@ -103,13 +93,8 @@ class CenterTerm(Term):
     The centers follow by their own rule, not by the optimiser: after each batch
     `c_j ← c_j - rate · (2 / B) Σ_{i of class j} (c_j - f_i)`, gradient descent on the unweighted loss, so neither the
     term's weight nor the run's learning rate shrinks their steps. They are a buffer, drawn from N(0, 1), and stay as
-    they are in evaluation mode. With accumulated gradients each part of a batch moves them.
-
-    Args:
-        dim: length of the vectors.
-        n_classes: number of classes.
-        on: "pooled" (before the head, as in re-identification) or "embedding".
-        rate: step size of the centers.
+    they are in evaluation mode. With accumulated gradients each part of a batch moves them. Vectors are "pooled"
+    (before the head, as in re-identification) or the "embedding".
 
     Source: Wen et al., A Discriminative Feature Learning Approach for Deep Face Recognition, 2016, Eq. 2; Luo et al.,
     Bag of Tricks and a Strong Baseline for Deep Person Re-identification, 2019, §3.6 (the rule of the centers).
@@ -148,20 +133,11 @@ class CenterTerm(Term):
 def save_classifier(
     path: str | os.PathLike[str], classifier: HasClassWeights, class_names: Sequence[str], *, fingerprint: str
 ) -> None:
-    """Write the class weights of a trained objective into one `.safetensors` file, beside the encoder's.
+    """Write the class weights of an objective's `classifier` into one `.safetensors` file, beside the encoder's.
 
     Proxies become a linear or cosine classifier with the same logits, or, where they are compared by a distance, with
-    logits in the same order.
-
-    Args:
-        path: the file, replaced in one step.
-        classifier: an objective's `classifier`.
-        class_names: in the order of the class weights.
-        fingerprint: of the encoder that they belong to.
-
-    Raises:
-        InputError: a classifier that is no such thing, as one with several vectors per class.
-        WeightsError: the file cannot be written.
+    logits in the same order; one with several vectors per class is an InputError. Names are in the order of the class
+    weights, the fingerprint is that of their encoder. WeightsError if the file cannot be written.
     """
     plain = _plain(classifier)
     config = {
@@ -175,11 +151,7 @@ def save_classifier(
 
 
 def load_classifier(path: str | os.PathLike[str]) -> tuple[ClassifierTerm, list[str], str]:
-    """A classifier that `save_classifier` wrote, its class names, and the fingerprint of its encoder.
-
-    Raises:
-        WeightsError: no such file, damaged, or something else.
-    """
+    """A classifier that `save_classifier` wrote, its class names, and its encoder's fingerprint; or WeightsError."""
     config, tensors = read_checkpoint(path)
     if config.get("kind") != "classifier":
         raise WeightsError(f"{path}: holds no classifier; expected the file that training writes beside the encoder's")

@@ -116,26 +116,17 @@ def _reduced(raster: Tensor, attention: Tensor) -> Tensor:
 
 
 class AttentionMining(LateTerm):
-    """Attention mining and the losses of masks and boxes, whatever attention and recognition are.
-
-    Args:
-        start: an epoch, or "adaptive"; see `LateTerm`.
-        mining: weight of L_am; 0 saves the masked pass.
-        mask: weight of L_p.
-        box: weight of L_bbox.
-        sigma: σ, the threshold of the soft mask, in the attention's range [0, 1].
-        omega: ω, its steepness.
-    """
+    """Attention mining and the losses of masks and boxes, whatever attention and recognition are."""
 
     def __init__(
         self,
         *,
-        start: int | Literal["adaptive"] = 0,
-        mining: float = 1.0,
-        mask: float = 10.0,
-        box: float = 10.0,
-        sigma: float = 0.5,
-        omega: float = 10.0,
+        start: int | Literal["adaptive"] = 0,  # an epoch, or "adaptive"; see `LateTerm`
+        mining: float = 1.0,  # weight of L_am; 0 saves the masked pass
+        mask: float = 10.0,  # weight of L_p
+        box: float = 10.0,  # weight of L_bbox
+        sigma: float = 0.5,  # σ, the threshold of the soft mask, in the attention's range [0, 1]
+        omega: float = 10.0,  # ω, its steepness
     ) -> None:
         super().__init__(start)
         if min(mining, mask, box) < 0 or omega <= 0:
@@ -199,26 +190,22 @@ class Gain(AttentionMining):
 
     Without regions in the data it is GAIN-self; with some it is GAIN-ext.
 
-    Args:
-        score: s^c(I*); "auto" is softmax for one class per image and sigmoid for several.
-        evidence: s^c of the map: the class's "logit", as in the paper, or the "log_odds" of its probability, which is
-            the logit itself where images show several classes. The map of a logit is blind to what lowers the other
-            classes' logits, by which a background can still give the class away.
-        second_order: whether w^c is part of the gradient graph.
-        freeze_am: what the masked pass leaves untrained: "no", "classifier", or "all".
-        **mining: start, weights, and soft mask; see `AttentionMining`.
-
     Source: [GAIN] Eq. 1-10.
     """
 
     def __init__(
         self,
         *,
+        # s^c(I*); "auto" is softmax for one class per image and sigmoid for several
         score: Literal["auto", "softmax", "sigmoid", "logit"] = "auto",
+        # s^c of the map: the class's "logit", as in the paper, or the "log_odds" of its probability, which is the logit
+        # itself where images show several classes. The map of a logit is blind to what lowers the other classes'
+        # logits, by which a background can still give the class away.
         evidence: Literal["logit", "log_odds"] = "logit",
-        second_order: bool = False,
+        second_order: bool = False,  # whether w^c is part of the gradient graph
+        # what the masked pass leaves untrained: "no", "classifier", or "all"
         freeze_am: Literal["no", "classifier", "all"] = "no",
-        **mining: Any,
+        **mining: Any,  # start, weights, and soft mask; see `AttentionMining`
     ) -> None:
         super().__init__(**mining)
         check_name("score", score, ("auto", "softmax", "sigmoid", "logit"))
@@ -267,28 +254,20 @@ class MetricGain(AttentionMining):
     `momentum · old + (1 - momentum) · batch's mean`. It is a constant for the gradient; the image's own map is not.
     Prototypes are part of the state dict and stay as they are in evaluation mode. What is lowered is the cosine of the
     masked image's embedding and the prototype, as long as it is positive.
-
-    Args:
-        dim: length of the embedding.
-        n_classes: number of classes.
-        weighting: of the Dist-CAM map; see `distcam.explain.channel_weights`. The mean that two of them need is that of
-            the prototypes.
-        momentum: how much of a prototype a batch leaves as it was.
-        second_order: whether the channel weights are part of the gradient graph.
-        freeze_am: what the masked pass leaves untrained: "no" or "all".
-        **mining: start, weights, and soft mask; see `AttentionMining`.
     """
 
     def __init__(
         self,
-        dim: int,
-        n_classes: int,
+        dim: int,  # length of the embedding
+        n_classes: int,  # number of classes
         *,
+        # of the Dist-CAM map; see `distcam.explain.channel_weights`. The mean that two of them need is that of the
+        # prototypes.
         weighting: MetricWeighting = "dist",
-        momentum: float = 0.9,
-        second_order: bool = False,
-        freeze_am: Literal["no", "all"] = "no",
-        **mining: Any,
+        momentum: float = 0.9,  # how much of a prototype a batch leaves as it was
+        second_order: bool = False,  # whether the channel weights are part of the gradient graph
+        freeze_am: Literal["no", "all"] = "no",  # what the masked pass leaves untrained: "no" or "all"
+        **mining: Any,  # start, weights, and soft mask; see `AttentionMining`
     ) -> None:
         super().__init__(**mining)
         check_name("weighting", weighting, ("dist", "dist*s", "dist*excess", "dot", "dot_centered"))

@@ -5,6 +5,7 @@ Tasks bring terms of their own by passing a larger dictionary than `TERMS`; noth
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -114,24 +115,21 @@ def _metric(kind: str, options: Mapping[str, Any], context: TermContext) -> Term
     return metric_term(kind, dim=dim, n_classes=context.n_classes, options=options)
 
 
-def sized(kind: str, make: Callable[..., Term], *, on: str = "embedding") -> Builder:
-    """Builder of a term that takes the length of its vectors and the number of classes; `on` is the default space."""
+def made(kind: str, make: Callable[..., Term]) -> Builder:
+    """Builder of a term from its options, and from the context where its constructor asks for what is known there."""
+    names = inspect.signature(make).parameters
 
     def build(options: Mapping[str, Any], context: TermContext) -> Term:
-        dim = context.dim(str(options.get("on", on)))
-        return checked_term(kind, partial(make, dim, context.n_classes), options)
+        on = str(options.get("on", names["on"].default if "on" in names else "embedding"))
+        known = {
+            "dim": context.dim(on),
+            "n_classes": context.n_classes,
+            "multi_label": context.multi_label,
+            "transform": context.encoder.transform,
+        }
+        return checked_term(kind, make, options, **{name: known[name] for name in known if name in names})
 
     return build
-
-
-def plain(kind: str, make: Callable[..., Term]) -> Builder:
-    """Builder of a term that takes nothing but its options."""
-    return lambda options, _: checked_term(kind, make, options)
-
-
-def _cross_entropy(options: Mapping[str, Any], context: TermContext) -> Term:
-    make = partial(ClassifierTerm, context.dim(), context.n_classes)
-    return checked_term("cross_entropy", make, options, multi_label=context.multi_label)
 
 
 def _distillation(kind: str, make: Callable[..., Term], options: Mapping[str, Any], context: TermContext) -> Term:
@@ -151,13 +149,13 @@ def _distillation(kind: str, make: Callable[..., Term], options: Mapping[str, An
 
 TERMS: Mapping[str, Builder] = MappingProxyType(
     {
-        "cross_entropy": _cross_entropy,
-        "center": sized("center", CenterTerm, on="pooled"),
+        "cross_entropy": made("cross_entropy", ClassifierTerm),
+        "center": made("center", CenterTerm),
         **{kind: partial(_metric, kind) for kind in LOSSES},
-        "cam_loss": plain("cam_loss", CamLoss),
-        "negative_cam": plain("negative_cam", NegativeCam),
-        "gain": plain("gain", Gain),
-        "metric_gain": sized("metric_gain", MetricGain),
+        "cam_loss": made("cam_loss", CamLoss),
+        "negative_cam": made("negative_cam", NegativeCam),
+        "gain": made("gain", Gain),
+        "metric_gain": made("metric_gain", MetricGain),
         "ccm": partial(_distillation, "ccm", Ccm),
         "attention_transfer": partial(_distillation, "attention_transfer", AttentionTransfer),
         "kd": partial(_distillation, "kd", Kd),

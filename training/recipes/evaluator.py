@@ -19,8 +19,9 @@ from torch.nn.functional import normalize
 from ...encoders import Encoder, Encoding
 from ...encoders.layers import evaluating
 from ...errors import InputError
-from ...explain import dist_cam, fold, normalise, rectify, upsample
+from ...explain import dist_cam, fold, is_constant, rectify, upsample
 from ...metrics.distances import SearchSpec, cluster, normalised_mutual_information
+from ...metrics.localisation import energy_shares
 from ...metrics.ranking import Pairing, RankMeasures, measure_rankings
 from ..data.training_set import TrainingSet
 from ..engine.step import HasClassWeights, is_right
@@ -39,27 +40,20 @@ METRICS = (
 
 
 class EvaluationSettings(Table):
-    """Metrics of a finished run; while it lasts, only the one that `run.monitor` names.
+    """Metrics of a finished run; while it lasts, only the one that `run.monitor` names."""
 
-    Attributes:
-        metrics: from `METRICS`. `accuracy`: of the objective's classifier; with 0/1 labels, the share of the images
-            whose highest score is a class they show; a tie with another class is an error. `recall_at_k`: the nearest
-            k images of the split, itself excepted, hold one of the class. `map_at_r`, `r_precision`: over the images
-            that have another of their class. Equal distances count as `metrics.ranking` says. `nmi`: of k-means
-            clusters, as many as classes, with the classes.
-            `energy_MAP`: share of the map, scaled to [0, 1], that lies on the object's outline, beside `energy_chance`,
-            the share of its area; `peak_MAP`: share of the images whose highest pixel does. Maps: `caam`, the sum of
-            the channels; `cam` of the image's own class; `gradcam`, the same without its negative part; `dist_cam`
-            against the own class's prototype.
-        splits: which splits; all but "train" if empty.
-        distance: between embeddings, for neighbours and prototypes.
-        batch_size: images per forward pass.
-    """
-
+    # from `METRICS`. `accuracy`: of the objective's classifier; with 0/1 labels, the share of the images whose highest
+    # score is a class they show; a tie with another class is an error. `recall_at_k`: the nearest k images of the
+    # split, itself excepted, hold one of the class. `map_at_r`, `r_precision`: over the images that have another of
+    # their class. Equal distances count as `metrics.ranking` says. `nmi`: of k-means clusters, as many as classes, with
+    # the classes. `energy_MAP`: share of the map, scaled to [0, 1], that lies on the object's outline, beside
+    # `energy_chance`, the share of its area; `peak_MAP`: share of the images whose highest pixel does. Maps: `caam`,
+    # the sum of the channels; `cam` of the image's own class; `gradcam`, the same without its negative part; `dist_cam`
+    # against the own class's prototype.
     metrics: tuple[str, ...] = ("accuracy", "recall_at_1")
-    splits: tuple[str, ...] = ()
-    distance: Literal["cosine", "l2"] = "cosine"
-    batch_size: Count = 256
+    splits: tuple[str, ...] = ()  # which splits; all but "train" if empty
+    distance: Literal["cosine", "l2"] = "cosine"  # between embeddings, for neighbours and prototypes
+    batch_size: Count = 256  # images per forward pass
 
     @field_validator("metrics")
     @classmethod
@@ -251,13 +245,10 @@ def energy_in_raster(
     >>> energy_in_raster(torch.tensor([[[0.0, 1.0], [0.0, 3.0]]]), torch.tensor([[[0.0, 0.0], [0.0, 1.0]]]))
     (tensor([0.7500]), tensor([1.]))
     """
-    heat = normalise(upsample(maps, (raster.shape[-2], raster.shape[-1])))
-    total = heat.sum((1, 2))
-    is_flat = total == 0
-    shares = (heat * raster).sum((1, 2)) / total.where(~is_flat, 1)
+    heat = upsample(maps, (raster.shape[-2], raster.shape[-1]))
     best = heat.flatten(1).argmax(1, keepdim=True)
-    hits = raster.flatten(1).gather(1, best)[:, 0] * ~is_flat
-    return torch.where(is_flat, raster.mean((1, 2)), shares), hits
+    hits = raster.flatten(1).gather(1, best)[:, 0] * ~is_constant(heat)
+    return energy_shares(heat, raster).to(heat), hits
 
 
 def recall(ranked: RankMeasures, k: int) -> float:

@@ -1,19 +1,5 @@
 """Recipes: everything about a training run in one TOML file, its variants, and changes from the command line.
 
-```toml
-name = "what it shows"
-[data]            # DataSettings
-[encoder]         # EncoderSettings
-[[loss]]          # kind, weight, name, and the term's own options; see losses.registry.TERMS
-[sampler]         # SamplerSettings
-[augment]         # AugmentSettings
-[optimiser]       # OptimiserSettings
-[schedule]        # ScheduleSettings
-[run]             # Settings without the two
-[evaluation]      # EvaluationSettings
-[variants.NAME]   # what differs: tables are merged, lists replaced; [variants.NAME.loss.TERM] changes or adds one loss
-```
-
 A task (few-shot, re-identification, segmentation) is a subclass of `Recipe`: its fields are the tables that it adds,
 its `open` gives its images, losses, batches, and measures.
 """
@@ -47,25 +33,17 @@ from .tables import Table, check_name, checked_table, merged, parse, plain
 
 
 class EncoderSettings(Table):
-    """The encoder that is trained, and its first weights.
+    """The encoder that is trained, and its first weights."""
 
-    Attributes:
-        architecture: a torchvision name, "conv4", "resnet12", or a checkpoint of an earlier run.
-        weights: "random", "imagenet", or a file; relative to the recipe's folder, `$DISTCAM_DATA/…` is filled in.
-        layer: where the feature map is read; the last convolution if left out.
-        pooling: "gap" or "gem".
-        head: such as `{ type = "linear", out_dim = 128 }` or `{ type = "bnneck" }`; none if left out.
-        options: for the architecture, such as `{ width = 32 }`.
-        seed: of random weights; that of the run if left out.
-    """
-
-    architecture: str = "conv4"
+    architecture: str = "conv4"  # a torchvision name, "conv4", "resnet12", or a checkpoint of an earlier run
+    # "random", "imagenet", or a file; relative to the recipe's folder, `$DISTCAM_DATA/…` is filled in
     weights: str = "random"
-    layer: str | None = None
+    layer: str | None = None  # where the feature map is read; the last convolution if left out
     pooling: Literal["gap", "gem"] = "gap"
+    # such as `{ type = "linear", out_dim = 128 }` or `{ type = "bnneck" }`; none if left out
     head: Mapping[str, Any] | None = None
-    options: Mapping[str, Any] = {}
-    seed: int | None = None
+    options: Mapping[str, Any] = {}  # for the architecture, such as `{ width = 32 }`
+    seed: int | None = None  # of random weights; that of the run if left out
 
     def build(self, data: DataSettings, *, folder: Path, seed: int) -> Encoder:
         """The encoder, for images of the size that the data have."""
@@ -108,13 +86,13 @@ class Recipe(Table):
     kept_tables: ClassVar[tuple[str, ...]] = ()  # a task's own that a resumed run may not change
 
     data: DataSettings
-    loss: tuple[Mapping[str, Any], ...]
+    loss: tuple[Mapping[str, Any], ...]  # kind, weight, name, and the term's own options; see losses.registry.TERMS
     name: str = ""
     variant: str = ""
     encoder: EncoderSettings = EncoderSettings()
     sampler: SamplerSettings = SamplerSettings()
     augment: AugmentSettings = AugmentSettings()
-    run: Settings = Settings()
+    run: Settings = Settings()  # and the tables [optimiser] and [schedule]
     evaluation: EvaluationSettings = EvaluationSettings()
     folder: Path = Field(default=Path(), exclude=True)
 
@@ -188,7 +166,7 @@ class Recipe(Table):
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A recipe as its file says it, variants and all."""
+    """A recipe as its file says it, variants and all: [variants.NAME] holds what differs, see `tables.merged`."""
 
     table: Mapping[str, Any]
     folder: Path = Path()

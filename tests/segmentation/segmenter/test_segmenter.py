@@ -148,7 +148,9 @@ def test_an_encoder_that_was_trained_gives_its_backbone(tmp_path) -> None:
 def test_unknown_names_and_options_are_refused(tmp_path) -> None:
     with pytest.raises(InputError, match=r"no segmentation network 'deeplab'; nearest: .*deeplabv3_resnet"):
         build_segmenter("deeplab", ["a"], weights="random", transform=TRANSFORM)
-    with pytest.raises(InputError, match="unknown option 'width' of 'light'; there are encoder"):
+    with pytest.raises(
+        InputError, match="unknown option of light 'width', nearest is 'hidden'; there are dilation, encoder"
+    ):
         build_segmenter("light", ["a"], weights="random", transform=TRANSFORM, options={"width": 3})
     with pytest.raises(InputError, match="torchvision's lraspp_mobilenet_v3_large takes no options, got width"):
         build_segmenter("lraspp_mobilenet_v3_large", ["a"], weights="random", transform=TRANSFORM, options={"width": 3})

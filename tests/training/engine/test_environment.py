@@ -19,7 +19,7 @@ import torch
 from distcam.encoders import Encoder
 from distcam.errors import InputError
 from distcam.training import Settings, World, current_world, fit, load_classifier
-from distcam.training.engine.environment import average_gradients, gathered, shared, spread
+from distcam.training.engine.environment import average_gradients, gathered, spread
 from distcam.training.engine.outcome import read_state
 
 RUN = Path(__file__).parents[2] / "shared" / "tiny_run.py"
@@ -165,4 +165,3 @@ def test_a_process_alone_says_everything_to_itself() -> None:
     assert weight.grad.tolist() == [1, 1]
     spread([weight], World())
     assert gathered("a", World()) == ["a"]
-    assert shared(3, World()) == 3

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ...errors import InputError
-from ...files import replacing
-from ...remarks import counted
-from ..command import Commands, refuse_unused
-from ..console import print_json, progress_bar, require_images, require_model, say
-from ..options import AsJson, ReadsImages, Strict
-from ..train import segment_train
-from .inputs import DataLayout, is_model, mask_pairs, open_data, open_model
+from ..errors import InputError
+from ..files import replacing
+from ..remarks import counted
+from .command import Commands, refuse_unused
+from .console import print_json, progress_bar, require_images, require_model, say
+from .options import AsJson, Device, ReadsImages, Strict
+from .train import segment_train
 
 if TYPE_CHECKING:
-    from ...images.masks import Mask
+    from ..images.masks import Mask
+    from ..segmentation.data import MaskedImages
+    from ..segmentation.pseudo_masks.sources import ClassMapSource
+    from ..segmentation.segmenter.inference import InferenceSettings
+    from ..segmentation.segmenter.segmenter import Segmenter
 
+DataLayout = Literal["auto", "folder", "voc", "camvid", "table", "scenes"]
 app = Commands(help="Weakly supervised segmentation: masks from the classes that an image shows.")
 
 TRAIN_EXAMPLE = (
@@ -50,7 +54,6 @@ Base = Annotated[
     Literal["network", "image"], typer.Option(help="What scale 1 is: the network's input, or the image's own size.")
 ]
 Refined = Annotated[bool, typer.Option("--refined/--plain", help="The refined maps of a model that has any.")]
-SegmentDevice = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
 
 app.command("train", cls=ReadsImages, epilog=TRAIN_EXAMPLE)(segment_train)
@@ -88,19 +91,19 @@ def infer(
     show: Annotated[
         bool, typer.Option("--show", help="Also write images with the masks laid over: OUT/overlays.")
     ] = False,
-    device: SegmentDevice = "auto",
+    device: Device = "auto",
     strict: Strict = False,  # noqa: ARG001 - the command refuses notes
     as_json: AsJson = False,
 ) -> None:
     """Write a mask for every image. Several scales and mirrored by default; a trained network looks once."""
     require_model(model)
     require_images([images])
-    from ...datasets.masked_images import VocFolder, overlay_mask
-    from ...metrics.segmentation import evaluate_masks
-    from ...segmentation.pipeline import predicted_mask, say_trained_on
-    from ...segmentation.pseudo_masks.make import CueStage, MaskMaker
-    from ...segmentation.segmenter.inference import on_device, require_classes
-    from ...segmentation.segmenter.segmenter import Segmenter
+    from ..datasets.masked_images import VocFolder, overlay_mask
+    from ..metrics.segmentation import evaluate_masks
+    from ..segmentation.pipeline import predicted_mask, say_trained_on
+    from ..segmentation.pseudo_masks.make import CueStage, MaskMaker
+    from ..segmentation.segmenter.inference import on_device, require_classes
+    from ..segmentation.segmenter.segmenter import Segmenter
 
     of_maps = {"labels": labels, "background": background, "refine": refine, "refined": refined}
     loaded, settings = open_model(model, scales=scales, flip=flip, base=base, refined=refined, of_maps=of_maps)
@@ -127,11 +130,9 @@ def infer(
         for i, name in enumerate(data.names):
             if not written.has(name):
                 written.write(name, make(i))
-            if show:
-                target = written.folder / "overlays" / f"{name}.jpg"
-                if not target.is_file():
-                    with replacing(target) as aside:
-                        overlay_mask(data.image(i), written.read(name)).save(aside, quality=88)
+            if show and not (target := written.folder / "overlays" / f"{name}.jpg").is_file():
+                with replacing(target) as aside:
+                    overlay_mask(data.image(i), written.read(name)).save(aside, quality=88)
             progress(i + 1, len(data))
     written.finish(split or "all", data.names)
     content: dict[str, Any] = {"folder": str(folder), "masks": len(data), "settings": note}
@@ -166,14 +167,14 @@ def evaluate(
     flip: Flip = None,
     base: Base = "network",
     refined: Refined = True,
-    device: SegmentDevice = "auto",
+    device: Device = "auto",
     strict: Strict = False,  # noqa: ARG001 - the command refuses notes
     as_json: AsJson = False,
 ) -> None:
     """Compare masks, or a model's masks, with the truth: IoU of every class, mIoU, accuracy, confusion."""
-    from ...metrics.segmentation import BETAS, background_curve, evaluate_masks, remark_on_shift
+    from ..metrics.segmentation import BETAS, background_curve, evaluate_masks, remark_on_shift
 
-    if not is_model(found):
+    if not (found.suffix == ".safetensors" or (found.is_dir() and any(found.glob("*.safetensors")))):
         refuse_unused(
             "where masks are compared with masks", "curve", "background", "labels", "scales", "flip", "base", "refined",
             "device",
@@ -183,12 +184,12 @@ def evaluate(
         remark_on_shift(score)
         _print(score.to_dict(), score.table(), as_json=as_json)
         return
-    from ...segmentation.pipeline import say_trained_on, score_segmenter
-    from ...segmentation.segmenter.inference import on_device, score_images
-    from ...segmentation.segmenter.segmenter import Segmenter
+    from ..segmentation.pipeline import say_trained_on, score_segmenter
+    from ..segmentation.segmenter.inference import on_device, score_images
+    from ..segmentation.segmenter.segmenter import Segmenter
 
-    of_maps = ("curve", "background", "labels", "refined")
     data = open_data(truth, layout=layout, split=split, masks=masks, names=names, labels="known", class_names=None)
+    of_maps = ("curve", "background", "labels", "refined")
     model, settings = open_model(found, scales=scales, flip=flip, base=base, refined=refined, of_maps=of_maps)
     where = on_device(model, device)
     if not any(map(data.has_mask, range(len(data)))):
@@ -211,8 +212,139 @@ def evaluate(
     _print(content | {"trained_on": None if overlap is None else overlap.to_dict()}, text, as_json=as_json)
 
 
-def _print(content: dict[str, Any], text: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json(content)
+def open_model(
+    path: Path,
+    *,
+    scales: str | None,
+    flip: bool | None,
+    base: Literal["network", "image"],
+    refined: bool,
+    of_maps: Iterable[str],
+) -> tuple[ClassMapSource | Segmenter, InferenceSettings]:
+    """A model and the views of an image that it is asked about; `of_maps` are options that only class maps use."""
+    from ..encoders.checkpoint import read_checkpoint
+    from ..segmentation.pseudo_masks.sources import load_source
+    from ..segmentation.segmenter.inference import InferenceSettings
+    from ..segmentation.segmenter.segmenter import load_segmenter
+
+    whole = path / "segmenter.safetensors" if path.is_dir() else path
+    is_network = whole.is_file() and read_checkpoint(whole)[0].get("kind") == "segmenter"
+    model: ClassMapSource | Segmenter
+    if is_network:  # it looks once if nothing is said
+        model = load_segmenter(whole)
+        refuse_unused("by a segmentation network, which knows the classes and the background itself", *of_maps)
     else:
-        say(text)
+        model = load_source(path / "weak" if (path / "weak").is_dir() else path)
+        if refined and not getattr(model, "is_refined", False):
+            refuse_unused("by a model without refined maps", "refined")
+    chosen = (1.0,) if is_network else InferenceSettings().scales
+    if scales is not None:
+        try:
+            chosen = tuple(float(part) for part in scales.split(","))
+        except ValueError:
+            raise InputError(f"expected --scales as numbers such as 0.5,1,2; got {scales!r}") from None
+    is_flipped = not is_network if flip is None else flip
+    return model, InferenceSettings(scales=chosen, flip=is_flipped, base=base, refined=refined)
+
+
+def _settled(layout: DataLayout, source: str) -> DataLayout:
+    path = Path(source)
+    if layout != "auto":
+        return layout
+    if path.suffix.lower() == ".csv":
+        return "table"
+    if (path / "scenes.csv").is_file():
+        return "scenes"
+    if (path / "ImageSets").is_dir() or (path / "VOCdevkit").is_dir():
+        return "voc"
+    if any(path.glob("*_masks")) or any(path.glob("*annot")):
+        return "camvid"
+    return "folder"
+
+
+def open_data(
+    source: str,
+    *,
+    layout: DataLayout,
+    split: str | None,
+    masks: Path | None,
+    names: Path | None,
+    labels: str,
+    class_names: Sequence[str] | None,
+) -> MaskedImages:
+    """The images that the options name."""
+    from ..datasets.masked_images import VOC_CLASSES, read_names, splits_of_table
+    from ..remarks import remark
+    from ..segmentation.data import MaskedImages
+
+    layout = _settled(layout, source)
+    if layout != "folder":
+        refuse_unused(f"by the layout {layout}, which has its own", "masks")
+        if labels not in ("known", "predicted", "all"):
+            raise InputError(f"the layout {layout} says itself which classes an image shows; leave --labels FILE out")
+    if layout in ("scenes", "camvid"):
+        refuse_unused(f"by the layout {layout}, which has its own", "names")
+    own = None if names is None else read_names(names)
+    if layout == "scenes":
+        from ..synthetic.scene_set import SceneSet
+
+        return MaskedImages.from_scenes(SceneSet.read(source), split or "test")
+    if layout == "voc":
+        return MaskedImages.from_voc(source, split or "val", class_names=own)
+    if layout == "camvid":
+        return MaskedImages.from_camvid(source, split or "val")
+    if layout == "table":
+        if split is None and len(splits := splits_of_table(source)) > 1:
+            remark(f"{source}: the images of all its splits are used, {', '.join(splits)}; choose one with --split")
+        return MaskedImages.from_table(source, own or class_names, split=split)
+    refuse_unused("by a folder of images", "split", remedy="name the folder of the split, or --layout")
+    table = None if labels in ("known", "predicted", "all") else labels
+    return MaskedImages.from_folder(source, masks, own or class_names or VOC_CLASSES, labels=table)
+
+
+def mask_pairs(
+    found: Path, truth: str, *, layout: DataLayout, split: str | None, masks: Path | None, names: Path | None
+) -> tuple[Iterator[tuple[Mask, Mask]], tuple[str, ...]]:
+    """True and found masks by name, and the names of the numbers in them."""
+    from ..datasets.masked_images import VOC_CLASSES, read_names
+    from ..images.masks import read_class_numbers
+    from ..segmentation.label_maps import MaskIds
+
+    found, root = (
+        folder / "SegmentationClass" if (folder / "SegmentationClass").is_dir() else folder
+        for folder in (found, Path(truth))
+    )
+    if not found.is_dir():
+        raise InputError(f"expected a folder of masks or a model, and nothing is at {found}")
+    layout = _settled(layout, truth)
+    if layout != "folder" or masks is not None:
+        data = open_data(truth, layout=layout, split=split, masks=masks, names=names, labels="known", class_names=None)
+        own = data.with_masks(found)
+        both = ((data.mask(i), own.mask(i)) for i in range(len(data)))
+        return ((true, other) for true, other in both if true is not None and other is not None), data.mask_names
+    refuse_unused("by a folder of masks", "split", remedy="name the folder of the split, or --layout")
+    listed = names or next((p for p in (found.parent / "classes.txt", found / "classes.txt") if p.is_file()), None)
+    class_names = VOC_CLASSES if listed is None else read_names(listed)
+    files = sorted(root.rglob("*.png"))
+    if not files:
+        raise InputError(f"no mask (.png) in {root}")
+    ids = MaskIds()
+
+    def read() -> Iterator[tuple[Mask, Mask]]:
+        for file in files:
+            other = found / file.relative_to(root)
+            if not other.is_file():
+                raise InputError(f"{file.relative_to(root)} has no counterpart; expected {other}")
+            true, guess = (ids.renumbered(read_class_numbers(each), len(class_names), each) for each in (file, other))
+            if true.shape != guess.shape:
+                (height, width), (rows, columns) = true.shape, guess.shape
+                raise InputError(
+                    f"{other}: expected a mask of {width} x {height} pixels as {file}; got {columns} x {rows}"
+                )
+            yield true, guess
+
+    return read(), ("background", *class_names)
+
+
+def _print(content: dict[str, Any], text: str, *, as_json: bool) -> None:
+    print_json(content) if as_json else say(text)

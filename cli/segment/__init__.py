@@ -1,1 +1,0 @@
-"""The `distcam segment` commands."""
