@@ -140,7 +140,15 @@ class Fitting:
         if len(size) != 2 or min(size) < 1:
             raise InputError(f"expected size as a positive number or (height, width); got {self.size!r}")
         object.__setattr__(self, "size", size)
-        object.__setattr__(self, "resize", self._checked_resize())
+        if self.fit != "crop" and self.resize is not None:
+            raise InputError(
+                f'resize belongs to fit="crop"; got resize={self.resize} with fit="{self.fit}"; say fit="crop"'
+            )
+        if self.fit == "crop":
+            resize = round(max(size) * 256 / 224) if self.resize is None else self.resize
+            if resize < max(size):
+                raise InputError(f"expected resize of at least {max(size)}, the longer side of size; got {resize}")
+            object.__setattr__(self, "resize", resize)
         for name in ("mean", "std", "fill"):
             given = getattr(self, name)
             try:  # as Python's own numbers, which JSON can hold
@@ -151,19 +159,6 @@ class Fitting:
             if is_wrong or (name == "std" and min(values) <= 0):
                 raise InputError(f"expected three{' positive' * (name == 'std')} numbers for {name}; got {given!r}")
             object.__setattr__(self, name, values)
-
-    def _checked_resize(self) -> int | None:
-        longer = max(self.height, self.width)
-        if self.fit != "crop":
-            if self.resize is not None:
-                raise InputError(
-                    f'resize belongs to fit="crop"; got resize={self.resize} with fit="{self.fit}"; say fit="crop"'
-                )
-            return None
-        resize = round(longer * 256 / 224) if self.resize is None else self.resize
-        if resize < longer:
-            raise InputError(f"expected resize of at least {longer}, the longer side of size; got {resize}")
-        return resize
 
     @property
     def height(self) -> int:

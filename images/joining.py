@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Generic, Self, TypeVar
 from unicodedata import normalize
@@ -66,7 +67,9 @@ def near_file(root: Path, path: str) -> tuple[str, str] | None:
         place, why = root, "count from different folders" if start else "differ in upper and lower case"
         for depth, part in enumerate(parts[start:], start + 1):
             is_last = depth == len(parts)
-            names = _names_in(place)
+            names = []
+            with suppress(OSError):
+                names = sorted(entry.name for entry in place.iterdir())
             found = part if part in names else next((n for n in names if n.casefold() == part.casefold()), None)
             if found is None and is_last and not start:
                 stem = os.path.splitext(part)[0].casefold()  # noqa: PTH122  (plain text)
@@ -78,13 +81,6 @@ def near_file(root: Path, path: str) -> tuple[str, str] | None:
         else:
             return place.relative_to(root).as_posix(), why
     return None
-
-
-def _names_in(folder: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in folder.iterdir())
-    except OSError:
-        return []
 
 
 def beside(folder: Path, path: str | os.PathLike[str], suffix: str = ".png") -> Path:

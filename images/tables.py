@@ -99,7 +99,13 @@ def rows_of(
                 line = reader.line_num + form.skipped
                 if not any(cell.strip() for cell in cells):
                     continue
-                row, problem = _row(header, cells)
+                row, problem, extra = {}, "", cells[len(header) :]
+                if len(cells) < len(header) or any(cell.strip() for cell in extra):
+                    problem = f"expected {len(header)} cells; got {len(cells)}"
+                else:
+                    pairs = zip(header, cells, strict=False)
+                    row = {name: cell if name == "path" else cell.strip() for name, cell in pairs}
+                    problem = "" if row.get("path", "-").strip() else "expected a path; got an empty cell"
                 if not problem and once is not None:
                     first = seen.setdefault(key := once(row), line)
                     problem = "" if first == line else f"{key!r} is in line {first} already"
@@ -209,15 +215,6 @@ def _header(cells: Sequence[str]) -> list[str]:
     while names and not names[-1]:
         names.pop()
     return names
-
-
-def _row(header: Sequence[str], cells: Sequence[str]) -> tuple[dict[str, str], str]:
-    """The cells by column, and what is wrong with them."""
-    extra = cells[len(header) :]
-    if len(cells) < len(header) or any(cell.strip() for cell in extra):
-        return {}, f"expected {len(header)} cells; got {len(cells)}"
-    row = {name: cell if name == "path" else cell.strip() for name, cell in zip(header, cells, strict=False)}
-    return row, "" if row.get("path", "-").strip() else "expected a path; got an empty cell"
 
 
 def _check_header(header: Sequence[str], table: Path, needed: Sequence[str]) -> None:
