@@ -20,7 +20,7 @@ from ...encoders.heads import Identity
 from ...encoders.inference import Inference, whole_encoder
 from ...encoders.regions import MaskPooling, pooled_under
 from ...errors import FingerprintMismatchError, GalleryExistsError, InputError
-from ...files import Storage, WriterLock, after_commit, refusals_named
+from ...files import Storage, after_commit
 from ...images.listing import Listing, list_images
 from ...images.loading import read_image
 from ...images.masks import MaskFolder
@@ -28,7 +28,7 @@ from ...metrics.distances import METRICS, Metric, SearchSpec
 from ...progress import Progress
 from ..backends import (
     backend_entry,
-    existing_gallery,
+    locked_for_new,
     new_gallery_id,
     open_snapshot,
     require_index,
@@ -86,10 +86,7 @@ def opened_for_building(
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {metric!r}")
     require_index(SearchSpec(encoder.embedding_dim, metric), index, backend, store_maps=store_maps)
     storage = storage or Storage()
-    existing_gallery(folder, overwrite=overwrite)  # before a lock file gets into a folder of something else
-    storage.make_folder(folder)
-    with WriterLock(folder), refusals_named(folder):
-        old = existing_gallery(folder, overwrite=overwrite)
+    with locked_for_new(folder, overwrite=overwrite, storage=storage) as old:
         manifest = Manifest(
             spec=spec_of(encoder, metric),
             encoder=EncoderEntry(encoder.fingerprint, encoder.short_name, encoder.describe()),

@@ -20,6 +20,7 @@ import numpy as np
 from ...errors import GalleryError, ImageError, InputError, is_out_of_descriptors, too_many_files
 from ...images.listing import Listing
 from ...images.masks import MaskFolder
+from ...metrics import Metric
 from ...progress import Progress
 from ...remarks import Skipped
 from ..backends import open_snapshot
@@ -225,17 +226,11 @@ class _Intake:
             self.skipped.append(Skipped(offer.path, error.reason))
 
     def _accept(self, offers: Sequence[Offer], vectors: Vectors) -> None:
-        """Hand over to the writer what can be searched; a zero vector has no direction, NaN no distance."""
-        scales = np.zeros(len(offers)) if vectors.map_scale is None else vectors.map_scale
-        rows_of = (vectors.pooled, vectors.embedding, scales[:, None])
-        finite = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in rows_of])
-        usable = finite
-        if self.writer.manifest.spec.metric == "cosine":
-            usable = finite & (vectors.embedding != 0).any(axis=1)
-        for row in np.flatnonzero(~usable).tolist():
-            reason = "its embedding is zero, which no cosine compares" if finite[row] else "its vectors are not finite"
+        """Hand over to the writer what can be searched."""
+        refused = unusable(vectors, self.writer.manifest.spec.metric)
+        for row, reason in refused.items():
             self._refuse(offers[row], ImageError(offers[row].file, reason))
-        rows = np.flatnonzero(usable)
+        rows = np.delete(np.arange(len(offers)), list(refused))
         if not len(rows):
             return
         taken = [offers[row] for row in rows.tolist()]
@@ -245,6 +240,16 @@ class _Intake:
         )
         self.added += len(taken) - len(replaced)
         self.replaced += len(replaced)
+
+
+def unusable(vectors: Vectors, metric: Metric) -> dict[int, str]:
+    """The rows that no search can compare, with the reasons: a zero vector has no direction, NaN no distance."""
+    scales = np.zeros(len(vectors.pooled)) if vectors.map_scale is None else vectors.map_scale
+    parts = (vectors.pooled, vectors.embedding, scales[:, None])
+    finite = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in parts])
+    is_zero = (vectors.embedding == 0).all(axis=1) & (metric == "cosine")
+    reasons = ("its vectors are not finite", "its embedding is zero, which no cosine compares")
+    return {row: reasons[int(finite[row])] for row in np.flatnonzero(~finite | is_zero).tolist()}
 
 
 def skipped_before(writer: GalleryWriter) -> tuple[Skipped, ...]:
