@@ -37,11 +37,7 @@ def is_plain(name: str) -> bool:
 
 
 def spelled(root: Path, path: str) -> str:
-    r"""A path under a folder as the disk has it: with `\` as a separator, and accents composed or not.
-
-    A file of exactly that name comes first. What is nowhere stays as it was written; nothing is looked up where there
-    is only one way to read a path.
-    """
+    r"""A path under a folder as the disk has it: with `\` as a separator, and accents composed or not."""
     if is_plain(path) or os.path.lexists(root / path):
         return path
     for form in dict.fromkeys((path.strip(), path.replace("\\", "/"), path.replace("\\", "/").strip())):
@@ -58,10 +54,7 @@ def spelled(root: Path, path: str) -> str:
 
 
 def near_file(root: Path, path: str) -> tuple[str, str] | None:
-    r"""The file under a folder that a path which is nowhere probably means, and what keeps them apart.
-
-    Upper and lower case, another suffix, or other folders before it, as in `C:\photos\a\1.jpg`.
-    """
+    r"""The file under a folder that a path which is nowhere probably means, and what keeps them apart."""
     parts = [part for part in plain(path).split("/") if part not in ("", "..")]
     for start in range(len(parts)):
         place, why = root, "count from different folders" if start else "differ in upper and lower case"

@@ -1,8 +1,4 @@
-"""Listings of images with their labels, from folders, glob patterns, CSV tables and lists of files.
-
-A listing is a recipe, not a list: every pass walks the folder or reads the table again, one record at a time, in the
-same order, so that a tree of millions of images costs little more memory than the names in its largest folder.
-"""
+"""Listings of images with their labels, from folders, glob patterns, CSV tables and lists of files."""
 
 from __future__ import annotations
 

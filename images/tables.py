@@ -1,7 +1,4 @@
-"""Tables as people save them: CSV with any usual separator and encoding, read line by line.
-
-Separator and encoding are looked at, not asked for; anything but commas in UTF-8 is remarked on, since it was assumed.
-"""
+"""Tables as people save them: CSV with any usual separator and encoding, read line by line."""
 
 from __future__ import annotations
 

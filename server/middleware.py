@@ -1,7 +1,4 @@
-"""The middleware around every request: access, rates, sizes, time, HEAD, and the headers of every answer.
-
-Pure ASGI: the body is counted while it comes in, so that what is too large is refused before it is stored anywhere.
-"""
+"""The middleware around every request: access, rates, sizes, time, HEAD, and the headers of every answer."""
 
 from __future__ import annotations
 

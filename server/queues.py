@@ -1,8 +1,4 @@
-"""The queue to the network, whose requests share forward passes, and slots that clients share fairly.
-
-A batch starts as soon as the network is free. Only an idle network waits, a few milliseconds at most, for images that
-are being received or decoded. For slots, whoever has cost the server most of late waits longest.
-"""
+"""The queue to the network, whose requests share forward passes, and slots that clients share fairly."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The paint box behind the procedural scenes: inks, outlines, textured backgrounds and paper-cut shading.
-
-Everything is numpy and Pillow. Shapes are polygons drawn once, three times too large, into an index image: its
-middle sub-pixels say which layer owns a pixel, its averages give anti-aliased edges. Colours are floats in [0, 255].
-"""
+"""The paint box behind the procedural scenes: inks, outlines, textured backgrounds and paper-cut shading."""
 
 from __future__ import annotations
 
@@ -275,10 +271,7 @@ def _shadow(coverage: Image.Image, radius: float, light: Light) -> Float32[np.nd
 def compose(
     ground: Float32[np.ndarray, "h w 3"], layers: Sequence[Layer], *, light: Light, generator: np.random.Generator
 ) -> tuple[Image.Image, UInt8[np.ndarray, "h w"]]:
-    """The finished RGB image and, per pixel, the number of the visible layer (0 background, i + 1 layer i).
-
-    The layers lie on the ground like cut paper: anti-aliased, with lit edges and a soft shadow.
-    """
+    """The finished RGB image and, per pixel, the number of the visible layer (0 background, i + 1 layer i)."""
     height, width = ground.shape[:2]
     assert len(layers) <= MAX_LAYERS
     index = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))  # number of the layer at each sub-pixel

@@ -243,10 +243,7 @@ def _check_files(labels: Sequence[str], splits: Mapping[str, int], quality: int,
 
 @contextmanager
 def new_folder(folder: Path, *, otherwise: str) -> Iterator[Path]:
-    """A hidden folder beside `folder`, which takes that name when the block ends.
-
-    A run that was killed leaves `.NAME.partial`, which the next one replaces.
-    """
+    """A hidden folder beside `folder`, which takes that name when the block ends."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is taken; choose another folder{otherwise}")
     partial = folder.absolute().with_name(f".{folder.absolute().name}.partial")

@@ -1,8 +1,4 @@
-"""Boxes by image, and the images they were drawn on: exchanged sizes, turned photographs, boxes that lie outside.
-
-The meaning of a box follows from the size that its annotation gives and from the image's own header: a box that fits
-an image only as the camera stored it was drawn before the image was turned upright.
-"""
+"""Boxes by image, and the images they were drawn on: exchanged sizes, turned photographs, boxes that lie outside."""
 
 from __future__ import annotations
 

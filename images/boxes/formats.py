@@ -1,8 +1,4 @@
-"""Boxes that people drew, from the files they come in: a plain CSV, CUB-200-2011's tables, or ILSVRC's XML.
-
-A file of boxes is untrusted: sizes are limited, and XML with a document type or entities is refused before it is
-parsed.
-"""
+"""Boxes that people drew, from the files they come in: a plain CSV, CUB-200-2011's tables, or ILSVRC's XML."""
 
 from __future__ import annotations
 

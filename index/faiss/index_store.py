@@ -111,10 +111,7 @@ class IndexStore:
         return self._buffer is not None
 
     def fill(self, ids: Ids, source: VectorSource, *, factory: str, seed: int, coarse: Coarse | None = None) -> None:
-        """Train the empty index on a sample of what `source` reads, and store everything, block by block.
-
-        `coarse` are lists of an inverted file with as many, over the same ids; others are passed over.
-        """
+        """Train the empty index on a sample of what `source` reads, and store everything, block by block."""
         index = self.index
         if not (isinstance(index, faiss.IndexIVF) and coarse is not None and len(coarse.centroids) == index.nlist):
             coarse = None

@@ -1,8 +1,4 @@
-"""A gallery of vectors that other tools made: written by commits, as a build writes it, and as crash-safe.
-
-Only our own exports say which encoder made the vectors, and bring it along. Without it the gallery answers stored
-images and vectors only; an encoder that is named is checked on the images themselves.
-"""
+"""A gallery of vectors that other tools made: written by commits, as a build writes it, and as crash-safe."""
 
 from __future__ import annotations
 
