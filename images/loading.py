@@ -31,7 +31,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from ..errors import ImageError, InputError
 from ..progress import Progress
 from ..remarks import DistcamWarning, remark
-from .upright import as_rgb, bare, stored_orientation
+from .geometry import as_rgb, bare, stored_orientation
 from .work import gif_size, require_bounded, tiff_kind, without_text
 
 MAX_PIXELS: Final = 64_000_000  # under Pillow's own limit; a 48-megapixel phone photograph passes
