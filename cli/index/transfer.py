@@ -18,7 +18,7 @@ from ...errors import DistcamError, InputError
 from ...remarks import counted
 from ..command import refuse_unused
 from ..console import complain, err, note, print_json, progress_bar, require_file, resumable, say
-from ..options import AsJson, BatchSize, Device, GalleryPath, Labels, Metric, Strict, Workers
+from ..options import AsJson, BatchSize, Device, GalleryEncoder, GalleryPath, Index, Labels, Metric, Strict, Workers
 from .manage import note_what_is_due, report_skipped
 
 SYNC_EXAMPLE = (
@@ -33,7 +33,7 @@ RESTORE_EXAMPLE = "Example: `distcam index restore backup/photos.gallery photos.
 def sync(
     gallery: GalleryPath,
     folder: Annotated[Path, typer.Argument(help="The folder to follow; images elsewhere are left alone.")],
-    encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
+    encoder: GalleryEncoder = None,
     labels: Labels = None,
     checksum: Annotated[
         bool, typer.Option("--checksum", help="Read every file instead of trusting size and time of change.")
@@ -160,7 +160,7 @@ def import_(
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="The column with the classes. Default: `label`.")] = None,
     root: Annotated[Path | None, typer.Option(help="The folder that relative image paths refer to.")] = None,
-    index: Annotated[str, typer.Option(help="`auto` (by size), `flat` (exact), or a FAISS factory string.")] = "auto",
+    index: Index = "auto",
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a gallery at --out.")] = False,
     as_json: AsJson = False,

@@ -57,9 +57,7 @@ class LazyEncoder:
 
         source = self._given if self._given is not None else self._gallery.encoder_path
         if source is None:
-            raise InputError(
-                f"{self._gallery.folder} keeps no encoder, and there are new images; pass --encoder CHECKPOINT"
-            )
+            raise InputError(f"{self._gallery.folder} keeps no encoder for new images; pass --encoder CHECKPOINT")
         encoder = Encoder.load(source) if isinstance(source, (str, os.PathLike)) else whole_encoder(source)
         self._gallery.check_encoder(encoder)
         self._loaded = encoder
