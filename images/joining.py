@@ -173,7 +173,7 @@ class Join:
         message = "; ".join([*parts, *([self.cause] if self.cause else [])])
         if not self.fitting and is_needed:
             raise InputError(message)
-        remark(message, strict=strict, stacklevel=5)
+        remark(message, strict=strict)
 
 
 def likely_cause(

@@ -40,9 +40,6 @@ def split_name(name: str) -> SplitName | None:
     return None if found is None else _ALIASES[found["split"].lower()]
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
 def split_column(rows: Iterable[Mapping[str, str]], names: Sequence[str]) -> str | None:
     """The column that divides a table: `split` in any case, or another usual name if all its cells name splits."""
     by_name = {name.strip().lower(): name for name in reversed(names)}

@@ -63,7 +63,7 @@ class TableFormat(NamedTuple):
         if self.separator != ",":
             assumed.append(f"with {self.separator!r} between its cells")
         if assumed:
-            remark(f"{table.name} is read {' and '.join(assumed)}", stacklevel=4)
+            remark(f"{table.name} is read {' and '.join(assumed)}")
 
 
 def rows_of(
@@ -129,7 +129,7 @@ def remark_on_left_out(table: Path, left_out: Mapping[int, str], *, used: int, s
     if not used:
         raise InputError(first)
     count = f"{len(left_out):,} of {len(left_out) + used:,} lines of {table.name}"
-    remark(f"{count} cannot be used and are left out, the first: {first}", strict=strict, stacklevel=5)
+    remark(f"{count} cannot be used and are left out, the first: {first}", strict=strict)
 
 
 def header_of(table: Path) -> tuple[str, ...]:

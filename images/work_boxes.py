@@ -22,9 +22,6 @@ def too_much(name: str, what: str, limit: int) -> ImageError:
     return ImageError(name, f"{what}, the limit is {limit:,}: decoding it could take very long; save it anew")
 
 
-# --- JPEG 2000 --------------------------------------------------------------------------------------------------------
-
-
 def require_bounded_jpeg2000(stream: BinaryIO, name: str) -> None:
     """Count the packets that a codestream's headers promise."""
     stream.seek(0)
@@ -107,9 +104,6 @@ def _packets(size: tuple[int, int, int, int, int], worst: tuple[int, int, int]) 
         at_level = (max(1, across >> level), max(1, down >> level))
         precincts += math.prod(-(-side >> precinct) if side > 1 << precinct else 1 for side in at_level)
     return tiles * components * precincts * layers
-
-
-# --- AVIF -------------------------------------------------------------------------------------------------------------
 
 
 def require_bounded_avif(stream: BinaryIO, name: str) -> None:

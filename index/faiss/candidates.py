@@ -228,9 +228,6 @@ class Candidates:
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(distances, order, axis=1)
 
 
-# --- Recall -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class GroundTruth:
     """Stored vectors as queries: ids (q,), raw queries (q, d), rising distances (q, K) of the K nearest others."""

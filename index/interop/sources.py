@@ -57,9 +57,6 @@ def open_source(
     return _oml(place, embeddings, root=root, label_column=label_column)
 
 
-# --- Open Metric Learning ---------------------------------------------------------------------------------------------
-
-
 def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_column: str | None) -> ImportSource:
     """A table as `list_images` reads it, and a matrix or tensor with a row for each of its lines."""
     table = _only(place, "*.csv") if place.is_dir() else place
@@ -110,9 +107,6 @@ def _tensor(file: Path) -> Array:
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
     return checked_matrix(file, tensor.detach().numpy())
-
-
-# --- hloc -------------------------------------------------------------------------------------------------------------
 
 
 def _hloc(place: Path, root: Path) -> ImportSource:

@@ -136,9 +136,6 @@ def _numbers(values: Sequence[Any], kind: type[np.integer[Any]]) -> Array:
     return np.array(fitting, kind)
 
 
-# --- clip-retrieval ---------------------------------------------------------------------------------------------------
-
-
 def open_clip_retrieval(place: Path, *, root: Path | None, label_column: str | None) -> ImportSource:
     """`img_emb/img_emb_<n>.npy` and `metadata/metadata_<n>.parquet`, row by row; rows are numbered through."""
     about = _about(place)
