@@ -30,6 +30,7 @@ from .._version import __version__
 from ..errors import DistcamError, InputError
 from . import schemas
 from .middleware import Middleware, Traffic
+from .queues import take_one
 from .refusals import COOKIE, ApiError, api_error_of, client_key, cookie_of, is_token
 from .routes import gallery as showing
 from .routes import search as searching
@@ -195,9 +196,7 @@ class _Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.cancel()
-        self._counts[self._client_key] -= 1
-        if not self._counts[self._client_key]:
-            del self._counts[self._client_key]
+        take_one(self._counts, self._client_key)
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
