@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,16 +22,20 @@ class DistcamWarning(UserWarning):
     """
 
 
-def remark(message: str, *, strict: bool = False, stacklevel: int = 3) -> None:
-    """Warn with a `DistcamWarning`.
+def remark(message: str, *, strict: bool = False, stacklevel: int | None = None) -> None:
+    """Warn with a `DistcamWarning` in the name of the first line outside of this package.
 
     Args:
         message: what was left out, ignored or assumed; how much of it; one example.
         strict: raise instead.
-        stacklevel: as in `warnings.warn`; 3 names the line that called the caller.
+        stacklevel: as in `warnings.warn`, for another line.
     """
     if strict:
         raise InputError(message)
+    if stacklevel is None:
+        frames = enumerate(traceback.walk_stack(sys._getframe(1)), 2)
+        own = (f"{__package__}.", "functools", "contextlib")
+        stacklevel = next((n for n, (at, _) in frames if not at.f_globals.get("__name__", "").startswith(own)), 2)
     warnings.warn(message, DistcamWarning, stacklevel=stacklevel)
 
 
@@ -38,7 +44,7 @@ def remark_on_skipped(skipped: Mapping[str, str], count: int, consequence: str, 
     if skipped:
         name, reason = next(iter(skipped.items()))
         said = f"{len(skipped):,} of {count:,} images cannot be used and are left out, the first: {name}: {reason}"
-        remark(f"{said}; {consequence}", strict=strict, stacklevel=4)
+        remark(f"{said}; {consequence}", strict=strict)
 
 
 @contextmanager

@@ -135,8 +135,8 @@ def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     search, spec = gallery.searcher, SearchSpec(options.dim, options.metric)
     assert isinstance(search, FaissSearch)
     truth = ground_truth(spec, gallery.ids, gallery.embeddings, queries=options.queries, k=100, seed=options.seed + 1)
-    raw, queries, k = search._store.index, truth.queries, options.k
-    parameters = search._store.parameters()
+    raw, queries, k = search.store.index, truth.queries, options.k
+    parameters = search.store.parameters()
     answers = search.search(queries, k + 1)
     rows = raw.search(queries, k + 1, params=parameters)[1]
     singles = interleave(
@@ -197,7 +197,7 @@ def batch_check(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     vectors = np.concatenate([block for block, _ in clustered_blocks(small)])
     ids = np.arange(len(vectors), dtype=np.uint64)
     search = FaissSearch.build(SearchSpec(512, "cosine"), [(ids, vectors)], count=len(ids), factory="flat")
-    raw, queries = search._store.index, vectors[:200]
+    raw, queries = search.store.index, vectors[:200]
     seconds = interleave(
         {"raw": lambda: raw.search(queries, 10), "distcam": lambda: search.search(queries, 10)},
         rounds=options.rounds,

@@ -63,7 +63,7 @@ class Sides:
             device="cpu",
             source=lambda ids: vectors[ids.astype(np.int64)],
         )
-        self.raw = self.ours._store.index  # another copy would lie elsewhere in memory: up to a tenth of difference
+        self.raw = self.ours.store.index  # another copy would lie elsewhere in memory: up to a tenth of difference
 
     def prepared(self, vectors: np.ndarray) -> np.ndarray:
         """What a user of raw FAISS does for cosine."""

@@ -61,6 +61,8 @@ MaskClass = Annotated[
     int | None,
     typer.Option(min=0, max=255, help="The number that marks the object in the masks. Default: all that is not black."),
 ]
+GalleryEncoder = Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")]
+Index = Annotated[str, typer.Option(help="`auto` (by size), `flat` (exact), or a FAISS factory string.")]
 Layer = Annotated[str | None, typer.Option(help="Another layer for the feature map, e.g. `layer3`.")]
 Fit = Annotated[
     FitName | None,

@@ -121,8 +121,7 @@ def serve(
 
 def _run(settings: Settings, address: tuple[str, int], *, access_log: bool, on_ready: Callable[[str], None]) -> None:
     """Serve until the end, of this process too where a thread would keep it."""
-    from ..server.app import create_app
-    from ..server.running import bound_socket, run, url_of
+    from ..server.app import bound_socket, create_app, run, url_of
 
     with closing(bound_socket(*address)) as bound:  # before anything is loaded
         app, url = create_app(settings), url_of(bound)

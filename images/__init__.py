@@ -1,7 +1,4 @@
-"""From files to pixels: untrusted images, the network's input geometry, listings of folders and tables.
-
-`Transform` and the data sets are imported on first use, so that listing and reading files do not load torch.
-"""
+"""From files to pixels: untrusted images, the network's input geometry, listings of folders and tables."""
 
 from ..lazy import attach_stub
 

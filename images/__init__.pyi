@@ -1,11 +1,10 @@
 from ..datasets.layouts import DatasetRecord
 from ..datasets.retrieval import Dataset, dataset_layouts, load_dataset
-from .geometry import Box
+from .geometry import Box, as_rgb
 from .image_sources import ImageRecord
 from .listing import Listing, list_images
 from .loading import IMAGE_SUFFIXES, MAX_PIXELS, MIN_SIDE, image_size, pixel_limit, read_image, set_pixel_limit
 from .transform import Transform
-from .upright import as_rgb
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -9,6 +9,7 @@ network's pixels or a message.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import struct
@@ -43,7 +44,18 @@ def main(*, nice: int = 0) -> None:
         if len(data) < length:
             return
         _limit(max_pixels * _BYTES_PER_PIXEL + _OWN_BYTES + length, seconds)
-        outcome, size, payload = _decoded(data, fitting, max_pixels)
+        outcome, size, payload = DONE, (0, 0), b""
+        try:
+            size = image_size(data)
+            if math.prod(size) > max_pixels:
+                outcome = TOO_LARGE
+            else:
+                image = read_image(data, max_pixels=max_pixels, whole=True)
+                size, payload = image.size, fitting.levels(image).tobytes()
+        except ImageError as error:
+            outcome, payload = UNUSABLE, error.reason.encode("utf-8", "replace")
+        except MemoryError:
+            outcome = MEMORY
         sink.write(ANSWER.pack(outcome, *(min(side, 2**32 - 1) for side in size), len(payload)))
         sink.write(payload)
         sink.flush()
@@ -61,19 +73,6 @@ def _limit(memory: int, seconds: float) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
-
-
-def _decoded(data: bytes, fitting: Fitting, max_pixels: int) -> tuple[int, tuple[int, int], bytes]:
-    try:
-        width, height = image_size(data)
-        if width * height > max_pixels:
-            return TOO_LARGE, (width, height), b""
-        image = read_image(data, max_pixels=max_pixels, whole=True)
-        return DONE, image.size, fitting.levels(image).tobytes()
-    except ImageError as error:
-        return UNUSABLE, (0, 0), error.reason.encode("utf-8", "replace")
-    except MemoryError:
-        return MEMORY, (0, 0), b""
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Rectangles in pixels, and the geometry of `Transform` without torch: a process that only decodes starts at once."""
+"""Rectangles, upright RGB, and the geometry of `Transform`, without torch: a decoding process starts fast."""
 
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
@@ -11,8 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError
-from .upright import as_rgb
+from ..errors import ImageError, InputError
 
 
 class Box(NamedTuple):
@@ -93,6 +93,81 @@ class Box(NamedTuple):
         )
 
 
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def as_rgb(
+    image: Image.Image, *, background: tuple[int, int, int] = (255, 255, 255), name: str = "<image>"
+) -> Image.Image:
+    """Any Pillow image as mode "RGB" under the rules of `read_image`; an opaque RGB image comes back as it is.
+
+    Raises:
+        ImageError: the numbers of an integer or float image have no known range; `name` stands for the file.
+    """
+    if image.mode == "F" or image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image)  # `Image.convert` would saturate 16 bits and blacken [0, 1]
+        low, high = values.min(), values.max()
+        if image.mode == "F":
+            if not (low >= 0 and high <= 1):  # written so that NaN is refused too
+                raise ImageError(name, f"float values outside [0, 1] ({low:g} to {high:g}); scale them or save 8 bits")
+            return Image.fromarray(np.rint(values * 255).astype(np.uint8)).convert("RGB")
+        if low < 0 or high > 65535:
+            raise ImageError(name, f"integer values outside 0…65535 ({low} to {high}); save 8 or 16 bits")
+        tags = getattr(image, "tag_v2", {})
+        peak = (1 << tags.get(258, (16,))[0]) - 1 if image.mode != "I" else 65535  # tag 258: BitsPerSample
+        levels = (values.astype(np.uint32) * 255 + peak // 2) // peak
+        if tags.get(262) == 0:  # PhotometricInterpretation "white is zero", which Pillow leaves alone for 16 bits
+            levels = 255 - levels
+        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        flat = Image.new("RGB", image.size, background)
+        flat.paste(layers, mask=layers)
+        return flat
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def bare(image: Image.Image, orientation: int) -> Image.Image:
+    """The image turned upright, without the metadata that would let a second reader turn it again."""
+    upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    if upright is image and type(image) is not Image.Image:
+        upright = image.copy()  # lets go of the decoder and of the file's bytes
+    upright.info = {}
+    return upright
+
+
+def stored_orientation(info: dict[str | tuple[int, int], Any]) -> int:
+    """The orientation (tag 274) in the first directory of an EXIF block, 1 where there is none or it is damaged."""
+    block = info.get("exif") or b""
+    if profile := info.get("Raw profile type exif"):  # ImageMagick's PNGs: a name, a length, then hexadecimal lines
+        try:
+            block = bytes.fromhex("".join(profile.split("\n")[3:]))
+        except ValueError:
+            return 1
+    block = block.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(f"{order}I", block, 4)
+        (count,) = struct.unpack_from(f"{order}H", block, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", block, entry)
+            if tag == 274 and kind in (3, 4):  # SHORT by the standard, LONG by some writers
+                return int(struct.unpack_from(order + "HI"[kind - 3], block, entry + 8)[0])
+    except struct.error:
+        pass
+    return 1
+
+
 DEFAULT_FIT: Literal["pad"] = "pad"  # the one default of every command; `benchmarks/fits.py` measures it
 _CHOICES = {
     "fit": ("crop", "squash", "pad"),
@@ -140,7 +215,15 @@ class Fitting:
         if len(size) != 2 or min(size) < 1:
             raise InputError(f"expected size as a positive number or (height, width); got {self.size!r}")
         object.__setattr__(self, "size", size)
-        object.__setattr__(self, "resize", self._checked_resize())
+        if self.fit != "crop" and self.resize is not None:
+            raise InputError(
+                f'resize belongs to fit="crop"; got resize={self.resize} with fit="{self.fit}"; say fit="crop"'
+            )
+        if self.fit == "crop":
+            resize = round(max(size) * 256 / 224) if self.resize is None else self.resize
+            if resize < max(size):
+                raise InputError(f"expected resize of at least {max(size)}, the longer side of size; got {resize}")
+            object.__setattr__(self, "resize", resize)
         for name in ("mean", "std", "fill"):
             given = getattr(self, name)
             try:  # as Python's own numbers, which JSON can hold
@@ -151,19 +234,6 @@ class Fitting:
             if is_wrong or (name == "std" and min(values) <= 0):
                 raise InputError(f"expected three{' positive' * (name == 'std')} numbers for {name}; got {given!r}")
             object.__setattr__(self, name, values)
-
-    def _checked_resize(self) -> int | None:
-        longer = max(self.height, self.width)
-        if self.fit != "crop":
-            if self.resize is not None:
-                raise InputError(
-                    f'resize belongs to fit="crop"; got resize={self.resize} with fit="{self.fit}"; say fit="crop"'
-                )
-            return None
-        resize = round(longer * 256 / 224) if self.resize is None else self.resize
-        if resize < longer:
-            raise InputError(f"expected resize of at least {longer}, the longer side of size; got {resize}")
-        return resize
 
     @property
     def height(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Generic, Self, TypeVar
 from unicodedata import normalize
@@ -36,11 +37,7 @@ def is_plain(name: str) -> bool:
 
 
 def spelled(root: Path, path: str) -> str:
-    r"""A path under a folder as the disk has it: with `\` as a separator, and accents composed or not.
-
-    A file of exactly that name comes first. What is nowhere stays as it was written; nothing is looked up where there
-    is only one way to read a path.
-    """
+    r"""A path under a folder as the disk has it: with `\` as a separator, and accents composed or not."""
     if is_plain(path) or os.path.lexists(root / path):
         return path
     for form in dict.fromkeys((path.strip(), path.replace("\\", "/"), path.replace("\\", "/").strip())):
@@ -57,16 +54,15 @@ def spelled(root: Path, path: str) -> str:
 
 
 def near_file(root: Path, path: str) -> tuple[str, str] | None:
-    r"""The file under a folder that a path which is nowhere probably means, and what keeps them apart.
-
-    Upper and lower case, another suffix, or other folders before it, as in `C:\photos\a\1.jpg`.
-    """
+    r"""The file under a folder that a path which is nowhere probably means, and what keeps them apart."""
     parts = [part for part in plain(path).split("/") if part not in ("", "..")]
     for start in range(len(parts)):
         place, why = root, "count from different folders" if start else "differ in upper and lower case"
         for depth, part in enumerate(parts[start:], start + 1):
             is_last = depth == len(parts)
-            names = _names_in(place)
+            names = []
+            with suppress(OSError):
+                names = sorted(entry.name for entry in place.iterdir())
             found = part if part in names else next((n for n in names if n.casefold() == part.casefold()), None)
             if found is None and is_last and not start:
                 stem = os.path.splitext(part)[0].casefold()  # noqa: PTH122  (plain text)
@@ -78,13 +74,6 @@ def near_file(root: Path, path: str) -> tuple[str, str] | None:
         else:
             return place.relative_to(root).as_posix(), why
     return None
-
-
-def _names_in(folder: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in folder.iterdir())
-    except OSError:
-        return []
 
 
 def beside(folder: Path, path: str | os.PathLike[str], suffix: str = ".png") -> Path:
@@ -184,7 +173,7 @@ class Join:
         message = "; ".join([*parts, *([self.cause] if self.cause else [])])
         if not self.fitting and is_needed:
             raise InputError(message)
-        remark(message, strict=strict, stacklevel=5)
+        remark(message, strict=strict)
 
 
 def likely_cause(

@@ -64,7 +64,6 @@ def remark_on_placeholders(counts: Mapping[str, int], where: str, *, what: str =
         remark(
             f"{where}: {listed} looks like a placeholder rather than a {what}; its images count as one {what}",
             strict=strict,
-            stacklevel=5,
         )
 
 
@@ -97,7 +96,6 @@ def remark_on_twins(counts: Mapping[str, int], where: str, *, what: str = "class
             f"{where}: {len(found):,} labels differ from another in their spelling alone, such as {first} and "
             f"{second}; each counts as one {what}",
             strict=strict,
-            stacklevel=5,
         )
 
 
@@ -168,13 +166,13 @@ class Tally:
         for path in missing[:_GUESSED]:
             if (near := near_file(root, path)) is not None:
                 message = f"{len(missing):,} of the first {len(self.first):,} files in {table} are not there"
-                remark(f"{message}; {path} and {near[0]}, which is, {near[1]}", strict=strict, stacklevel=5)
+                remark(f"{message}; {path} and {near[0]}, which is, {near[1]}", strict=strict)
                 return
 
     def tell_boxes(self, *, strict: bool = False) -> None:
         """Say how many boxes are not cut out."""
         if self.boxed:
-            remark(uncut_boxes(self.boxed, self._boxes), strict=strict, stacklevel=5)
+            remark(uncut_boxes(self.boxed, self._boxes), strict=strict)
 
     def tell_labels(self, table: str, *, has_column: bool, strict: bool = False) -> None:
         """Say how many lines of a table have no label; of a table without any, which column looks like one."""
@@ -189,4 +187,4 @@ class Tally:
             )
         else:
             return
-        remark(message, strict=strict, stacklevel=5)
+        remark(message, strict=strict)

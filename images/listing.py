@@ -1,8 +1,4 @@
-"""Listings of images with their labels, from folders, glob patterns, CSV tables and lists of files.
-
-A listing is a recipe, not a list: every pass walks the folder or reads the table again, one record at a time, in the
-same order, so that a tree of millions of images costs little more memory than the names in its largest folder.
-"""
+"""Listings of images with their labels, from folders, glob patterns, CSV tables and lists of files."""
 
 from __future__ import annotations
 
@@ -98,11 +94,6 @@ class Listing:
             tally.add(record.path, record.label, record.columns)
             if self._labels.table is not None:
                 join.add(record.path, self._labels.key_of(record), is_empty=record.label is None)
-        self._remark(tally, join)
-        return tally.count, tuple(problems)
-
-    def _remark(self, tally: Tally, join: Join) -> None:
-        """Say what is left open, and what of a file of labels does not fit."""
         labels, strict = self._labels, self._strict
         table = self._source.table if isinstance(self._source, TableSource) else None
         if table is not None:
@@ -122,6 +113,7 @@ class Listing:
             where = self.root.name if table is None else table.name
             remark_on_placeholders(tally.labels, where, strict=strict)
             remark_on_twins(tally.labels, where, strict=strict)
+        return tally.count, tuple(problems)
 
 
 def list_images(

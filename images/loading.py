@@ -31,7 +31,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from ..errors import ImageError, InputError
 from ..progress import Progress
 from ..remarks import DistcamWarning, remark
-from .upright import as_rgb, bare, stored_orientation
+from .geometry import as_rgb, bare, stored_orientation
 from .work import gif_size, require_bounded, tiff_kind, without_text
 
 MAX_PIXELS: Final = 64_000_000  # under Pillow's own limit; a 48-megapixel phone photograph passes
@@ -188,8 +188,19 @@ def _reading(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[tupl
         )
     name = _name(source)
     try:
-        with _stream(source) as stream:
-            yield stream, name
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            yield io.BytesIO(source), name
+        elif isinstance(source, (str, os.PathLike)):
+            mode = os.stat(source).st_mode  # noqa: PTH116  (pathlib costs a twentieth of a small image)
+            if not stat.S_ISREG(mode):  # a pipe would block for ever, /dev/zero never ends
+                raise ImageError(name, "a folder" if stat.S_ISDIR(mode) else "not a regular file")
+            with open(source, "rb") as stream:  # noqa: PTH123
+                yield stream, name
+        elif source.seekable():
+            source.seek(0)
+            yield source, name
+        else:
+            yield io.BytesIO(source.read()), name
     except (ImageError, MemoryError, DistcamWarning):
         raise
     except Image.DecompressionBombError as error:  # WebP's decoder compares with Pillow's own, larger limit
@@ -288,23 +299,6 @@ def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
         )
     if min(size) < MIN_SIDE:
         raise ImageError(name, f"{width}x{height} pixels; the shorter side must have at least {MIN_SIDE}")
-
-
-@contextmanager
-def _stream(source: str | os.PathLike[str] | bytes | BinaryIO) -> Iterator[BinaryIO]:
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        yield io.BytesIO(source)
-    elif isinstance(source, (str, os.PathLike)):
-        mode = os.stat(source).st_mode  # noqa: PTH116  (pathlib costs a twentieth of a small image)
-        if not stat.S_ISREG(mode):  # a pipe would block for ever, /dev/zero never ends
-            raise ImageError(_name(source), "a folder" if stat.S_ISDIR(mode) else "not a regular file")
-        with open(source, "rb") as stream:  # noqa: PTH123
-            yield stream
-    elif source.seekable():
-        source.seek(0)
-        yield source
-    else:
-        yield io.BytesIO(source.read())
 
 
 def _name(source: object) -> str:

@@ -23,10 +23,7 @@ __all__ = ["VOID", "Mask", "MaskFolder", "read_class_numbers", "read_mask", "wro
 
 
 def read_mask(source: str | os.PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:
-    """An image as a mask: everything that is not black; or, with `category`, the pixels that hold this number.
-
-    Numbers are those of palette and 8-bit grey images, as segmentation masks have them.
-    """
+    """An image as a mask: everything that is not black; or, with `category`, the pixels that hold this number."""
     if category is None:
         return np.asarray(np.asarray(read_image(source)).any(-1))
     return np.asarray(read_class_numbers(source) == category)

@@ -1,8 +1,4 @@
-"""Splits (training, validation, test, query, gallery) by name, in the columns of tables and in folders.
-
-Names are compared without regard to case, each perhaps with a tail such as `_set` or `2017`, or with a head that data
-sets are known to have, as in `bounding_box_train`. Folders of splits are told from classes that are named like splits.
-"""
+"""Splits (training, validation, test, query, gallery) by name, in the columns of tables and in folders."""
 
 from __future__ import annotations
 
@@ -44,14 +40,8 @@ def split_name(name: str) -> SplitName | None:
     return None if found is None else _ALIASES[found["split"].lower()]
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
 def split_column(rows: Iterable[Mapping[str, str]], names: Sequence[str]) -> str | None:
-    """The column that divides a table: `split` in any case, or another usual name if all its cells name splits.
-
-    `rows` holds the cells of each row by column.
-    """
+    """The column that divides a table: `split` in any case, or another usual name if all its cells name splits."""
     by_name = {name.strip().lower(): name for name in reversed(names)}
     if _COLUMNS[0] in by_name:
         return by_name[_COLUMNS[0]]

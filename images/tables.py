@@ -1,7 +1,4 @@
-"""Tables as people save them: CSV with any usual separator and encoding, read line by line.
-
-Separator and encoding are looked at, not asked for; anything but commas in UTF-8 is remarked on, since it was assumed.
-"""
+"""Tables as people save them: CSV with any usual separator and encoding, read line by line."""
 
 from __future__ import annotations
 
@@ -66,7 +63,7 @@ class TableFormat(NamedTuple):
         if self.separator != ",":
             assumed.append(f"with {self.separator!r} between its cells")
         if assumed:
-            remark(f"{table.name} is read {' and '.join(assumed)}", stacklevel=4)
+            remark(f"{table.name} is read {' and '.join(assumed)}")
 
 
 def rows_of(
@@ -99,7 +96,13 @@ def rows_of(
                 line = reader.line_num + form.skipped
                 if not any(cell.strip() for cell in cells):
                     continue
-                row, problem = _row(header, cells)
+                row, problem, extra = {}, "", cells[len(header) :]
+                if len(cells) < len(header) or any(cell.strip() for cell in extra):
+                    problem = f"expected {len(header)} cells; got {len(cells)}"
+                else:
+                    pairs = zip(header, cells, strict=False)
+                    row = {name: cell if name == "path" else cell.strip() for name, cell in pairs}
+                    problem = "" if row.get("path", "-").strip() else "expected a path; got an empty cell"
                 if not problem and once is not None:
                     first = seen.setdefault(key := once(row), line)
                     problem = "" if first == line else f"{key!r} is in line {first} already"
@@ -126,7 +129,7 @@ def remark_on_left_out(table: Path, left_out: Mapping[int, str], *, used: int, s
     if not used:
         raise InputError(first)
     count = f"{len(left_out):,} of {len(left_out) + used:,} lines of {table.name}"
-    remark(f"{count} cannot be used and are left out, the first: {first}", strict=strict, stacklevel=5)
+    remark(f"{count} cannot be used and are left out, the first: {first}", strict=strict)
 
 
 def header_of(table: Path) -> tuple[str, ...]:
@@ -209,15 +212,6 @@ def _header(cells: Sequence[str]) -> list[str]:
     while names and not names[-1]:
         names.pop()
     return names
-
-
-def _row(header: Sequence[str], cells: Sequence[str]) -> tuple[dict[str, str], str]:
-    """The cells by column, and what is wrong with them."""
-    extra = cells[len(header) :]
-    if len(cells) < len(header) or any(cell.strip() for cell in extra):
-        return {}, f"expected {len(header)} cells; got {len(cells)}"
-    row = {name: cell if name == "path" else cell.strip() for name, cell in zip(header, cells, strict=False)}
-    return row, "" if row.get("path", "-").strip() else "expected a path; got an empty cell"
 
 
 def _check_header(header: Sequence[str], table: Path, needed: Sequence[str]) -> None:

@@ -56,9 +56,6 @@ def require_bounded(format_name: str, stream: BinaryIO, name: str) -> None:
         check(stream, name)
 
 
-# --- JPEG -------------------------------------------------------------------------------------------------------------
-
-
 def _require_bounded_jpeg(stream: BinaryIO, name: str) -> None:
     """Count the segments before the first scan, and all scans where there may be several over the same pixels."""
     stream.seek(2)
@@ -120,9 +117,6 @@ def _count_scans(data: bytes, name: str) -> None:
     raise too_much(name, f"more than {_MAX_SEGMENTS:,} segments between a JPEG's scans", _MAX_SEGMENTS)
 
 
-# --- PNG and WebP -----------------------------------------------------------------------------------------------------
-
-
 def _count_chunks(stream: BinaryIO, name: str, *, start: int, head: struct.Struct, tail: int) -> None:
     size = stream.seek(0, os.SEEK_END)
     limit = _FREE_CHUNKS + size // _CHUNK_BYTES
@@ -175,9 +169,6 @@ def _is_short(kind: bytes, payload: bytes) -> bool:
         return False
 
 
-# --- GIF --------------------------------------------------------------------------------------------------------------
-
-
 def gif_size(stream: BinaryIO, name: str) -> tuple[int, int]:
     """Width and height of a GIF's canvas, enlarged to hold the first frame; Pillow does the same, but warns."""
     stream.seek(0)
@@ -200,9 +191,6 @@ def gif_size(stream: BinaryIO, name: str) -> tuple[int, int]:
         if blocks > _MAX_GIF_BLOCKS:
             raise too_much(name, f"more than {_MAX_GIF_BLOCKS:,} blocks before a GIF's first frame", _MAX_GIF_BLOCKS)
     return width, height
-
-
-# --- BMP and PPM ------------------------------------------------------------------------------------------------------
 
 
 def _require_bounded_bmp(stream: BinaryIO, name: str) -> None:
@@ -234,9 +222,6 @@ def _require_bounded_ppm(stream: BinaryIO, name: str) -> None:
     if kind[:1] == b"P" and kind[1:].isdigit() and (is_plain or not is_quick) and samples > _MAX_SLOW_SAMPLES:
         what = "in plain text" if is_plain else f"up to {numbers[-1]}"
         raise too_much(name, f"a PPM of {samples:,} samples {what}", _MAX_SLOW_SAMPLES)
-
-
-# --- TIFF -------------------------------------------------------------------------------------------------------------
 
 
 def _require_bounded_tiff(stream: BinaryIO, name: str) -> None:

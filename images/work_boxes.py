@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import struct
@@ -20,9 +21,6 @@ _INSIDE = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"meta"}
 def too_much(name: str, what: str, limit: int) -> ImageError:
     """The refusal of a file whose count exceeds a limit."""
     return ImageError(name, f"{what}, the limit is {limit:,}: decoding it could take very long; save it anew")
-
-
-# --- JPEG 2000 --------------------------------------------------------------------------------------------------------
 
 
 def require_bounded_jpeg2000(stream: BinaryIO, name: str) -> None:
@@ -52,10 +50,14 @@ def require_bounded_jpeg2000(stream: BinaryIO, name: str) -> None:
             worst = _worse(worst, segment, is_default=marker == 0x52, has_wide_index=size[4] > 256)
         elif marker == 0x90 and len(segment) >= 8:
             parts += 1
-            following, worst = _after_tile_part(stream, segment, worst, size)
-            if following is None:
+            start, length = stream.tell() - 12, int.from_bytes(segment[2:6])
+            while len(head := stream.read(4)) == 4 and head[0] == 0xFF and head[1] != 0x93:  # its own coding style
+                own = stream.read(max(0, int.from_bytes(head[2:]) - 2))
+                if head[1] in (0x52, 0x53) and size is not None:
+                    worst = _worse(worst, own, is_default=head[1] == 0x52, has_wide_index=size[4] > 256)
+            if length < 14:  # the last
                 break
-            stream.seek(following)
+            stream.seek(start + length)
         elif marker == 0xD9:
             break
         if parts > _MAX_TILE_PARTS:
@@ -83,18 +85,6 @@ def _worse(
     return layers, max(levels, min(segment[at], 32)), precinct
 
 
-def _after_tile_part(
-    stream: BinaryIO, segment: bytes, worst: tuple[int, int, int], size: tuple[int, int, int, int, int] | None
-) -> tuple[int | None, tuple[int, int, int]]:
-    """Start of the next tile-part (None for the last), and the worst coding style with this one's own."""
-    start, length = stream.tell() - 12, int.from_bytes(segment[2:6])
-    while len(head := stream.read(4)) == 4 and head[0] == 0xFF and head[1] != 0x93:
-        own = stream.read(max(0, int.from_bytes(head[2:]) - 2))
-        if head[1] in (0x52, 0x53) and size is not None:
-            worst = _worse(worst, own, is_default=head[1] == 0x52, has_wide_index=size[4] > 256)
-    return (start + length if length >= 14 else None), worst
-
-
 def _packets(size: tuple[int, int, int, int, int], worst: tuple[int, int, int]) -> int:
     width, height, tile_across, tile_down, components = size
     layers, levels, precinct = worst
@@ -107,9 +97,6 @@ def _packets(size: tuple[int, int, int, int, int], worst: tuple[int, int, int]) 
         at_level = (max(1, across >> level), max(1, down >> level))
         precincts += math.prod(-(-side >> precinct) if side > 1 << precinct else 1 for side in at_level)
     return tiles * components * precincts * layers
-
-
-# --- AVIF -------------------------------------------------------------------------------------------------------------
 
 
 def require_bounded_avif(stream: BinaryIO, name: str) -> None:
@@ -158,20 +145,27 @@ def _items(stream: BinaryIO, boxes: list[tuple[bytes, int, int]], data: int) -> 
         if kind != b"iloc":
             continue
         stream.seek(start)
-        reader = _Numbers(stream.read(min(end - start, 1 << 20)))
-        version = reader.take(4) >> 24
-        sizes = reader.take(2)
+        reader, is_over = io.BytesIO(stream.read(min(end - start, 1 << 20))), False
+
+        def take(width: int, reader: io.BytesIO = reader) -> int:
+            nonlocal is_over
+            piece = reader.read(width)
+            is_over |= len(piece) < width
+            return int.from_bytes(piece)
+
+        version = take(4) >> 24
+        sizes = take(2)
         offset, length, base, index = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15, sizes & 15 if version else 0
-        for _ in range(min(reader.take(2 if version < 2 else 4), _MAX_ITEMS)):
-            reader.take(2 if version < 2 else 4)
-            method = reader.take(2) & 15 if version else 0
-            reader.take(2)
-            origin = reader.take(base) + (data if method == 1 else 0)
+        for _ in range(min(take(2 if version < 2 else 4), _MAX_ITEMS)):
+            take(2 if version < 2 else 4)
+            method = take(2) & 15 if version else 0
+            take(2)
+            origin = take(base) + (data if method == 1 else 0)
             extents = []
-            for _ in range(min(reader.take(2), _MAX_ITEMS)):
-                reader.take(index)
-                extents.append((origin + reader.take(offset), reader.take(length)))
-            if reader.at > len(reader.data):
+            for _ in range(min(take(2), _MAX_ITEMS)):
+                take(index)
+                extents.append((origin + take(offset), take(length)))
+            if is_over:
                 return
             yield extents
 
@@ -189,19 +183,6 @@ def _first_samples(stream: BinaryIO, boxes: list[tuple[bytes, int, int]]) -> Ite
                 same, _, own = struct.unpack(">III", stream.read(12))
                 length = same or own
             yield [(first, length)]
-
-
-class _Numbers:
-    """Big-endian numbers one after the other; zeros where the bytes end."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
-
-    def take(self, width: int) -> int:
-        value = int.from_bytes(self.data[self.at : self.at + width])
-        self.at += width
-        return value
 
 
 def _units(stream: BinaryIO, start: int, end: int) -> Iterator[bool]:

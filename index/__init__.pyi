@@ -11,12 +11,11 @@ from .interop.export import export_gallery
 from .interop.import_ import import_gallery
 from .prototypes import PrototypeStore
 from .rejection import Rejection
-from .reports import AddReport, Problem, VerifyReport
+from .reports import AddReport, Problem, SyncReport, VerifyReport
 from .search import Hits, Search
 from .storage.manifest import Tuning
 from .storage.restoring import restore_gallery
 from .storage.segments import Record
-from .sync.plan import SyncReport
 from .sync.sync import watch_folder
 
 __all__ = [

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CorruptGalleryError, GalleryError, GalleryExistsError, InputError, NotAGalleryError
-from ..files import LOCK_NAME, REMEDY, WriterLock, after_commit, refusals_named
+from ..files import LOCK_NAME, REMEDY, Storage, WriterLock, after_commit, refusals_named
 from ..metrics.distances import SearchSpec
 from .reports import VerifyReport
 from .storage.cache import user_secret
@@ -92,6 +92,15 @@ def existing_gallery(folder: Path, *, overwrite: bool, remedy: str = "choose ano
         if overwrite:
             return None
         raise
+
+
+@contextmanager
+def locked_for_new(folder: Path, *, overwrite: bool, storage: Storage) -> Iterator[Manifest | None]:
+    """A new gallery's folder under its lock, with the manifest of what lies there."""
+    existing_gallery(folder, overwrite=overwrite)  # before a lock file gets into a folder of something else
+    storage.make_folder(folder)
+    with WriterLock(folder), refusals_named(folder):
+        yield existing_gallery(folder, overwrite=overwrite)
 
 
 def new_gallery_id(root: str | None = None) -> str:

@@ -17,7 +17,7 @@ from .backends import newest_snapshot
 from .filters.tree import Filter
 from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold, nearest_of_both_kinds, own_probes, probes_of
-from .reports import AddReport
+from .reports import AddReport, SyncReport
 from .storage.hdf5 import Array
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # what encodes images imports torch, which searching does wit
     from .building.build import ImageFiles, Precision
     from .building.ray import RayEngine
     from .faiss.tuning import TuningReport
-    from .sync.plan import SyncReport
     from .sync.sync import LazyEncoder
 
 _PATIENCE = 60.0  # seconds that a finished tuning waits for another writer
@@ -304,8 +303,7 @@ class Gallery(GalleryReader):
             FingerprintMismatchError: another encoder built the gallery.
             GalleryLockedError: another process is writing to it.
         """
-        from .sync.folder import SyncFolder
-        from .sync.plan import SyncSettings
+        from .sync.plan import SyncFolder, SyncSettings
         from .sync.sync import LazyEncoder, plan_sync, sync_folder
 
         self.require_segments("sync")

@@ -95,17 +95,14 @@ UNKNOWN_FLOOR = float(np.finfo(np.float64).max)
 
 
 class Proposal(NamedTuple):
-    """An engine's candidates for one query.
+    """An engine's candidates for one query, in any order; repeats are dropped.
 
-    Attributes:
-        ids: candidates in any order; repeats are dropped.
-        vectors: theirs, `comparable`.
-        floor: no vector left out is nearer than this; +inf when none is left out. An engine that cannot know says
-            `UNKNOWN_FLOOR`: its candidates have to do if they are enough.
+    No vector left out is nearer than `floor`, +inf when none is left out. An engine that cannot know says
+    `UNKNOWN_FLOOR`: its candidates have to do if they are enough.
     """
 
     ids: Ids
-    vectors: Vectors
+    vectors: Vectors  # `comparable`
     floor: float
 
 

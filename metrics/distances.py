@@ -71,10 +71,7 @@ def lengths_of(vectors: Vectors) -> Distances:
 
 
 def comparable(spec: SearchSpec, vectors: Vectors, lengths: Distances | None = None) -> Vectors:
-    """The form in which vectors are stored in engines and compared: of unit length for cosine, else as they are.
-
-    A vector has one comparable form wherever it was stored, and parallel vectors nearly always share it.
-    """
+    """The form in which vectors are stored in engines and compared: of unit length for cosine, else as they are."""
     if spec.metric != "cosine":
         return vectors
     unit = np.empty_like(vectors)
@@ -105,15 +102,10 @@ def distances_to(spec: SearchSpec, query: Vectors, vectors: Vectors) -> Distance
 
 
 class Distinct(NamedTuple):
-    """The different vectors of a set, in an order that hangs on their numbers alone.
+    """The different vectors of a set, in an order that hangs on their numbers alone."""
 
-    Attributes:
-        first: a row of the set for each of them.
-        number: for each row of the set, which of them it is.
-    """
-
-    first: npt.NDArray[np.intp]
-    number: npt.NDArray[np.intp]
+    first: npt.NDArray[np.intp]  # a row of the set for each of them
+    number: npt.NDArray[np.intp]  # for each row of the set, which of them it is
 
     @classmethod
     def of(cls, vectors: npt.NDArray[Any]) -> Distinct:

@@ -1,8 +1,4 @@
-"""Bootstraps, and three intervals of a few-shot accuracy with the question that each answers.
-
-The usual ± is about other episodes of the same classes, and shrinks to nothing as episodes are added; the class
-jackknife is about other classes, and is usually several times wider.
-"""
+"""Bootstraps, and three intervals of a few-shot accuracy with the question that each answers."""
 
 from __future__ import annotations
 
@@ -67,10 +63,7 @@ class Intervals:
 
 
 def bootstrap_weights(n: int, *, samples: int, seed: int) -> Iterator[Float[Tensor, "s n"]]:
-    """The weight of each of n things in every bootstrap sample, float64, rows of sum 1, some samples at a time.
-
-    One seed gives one series of samples, so what is computed on the same n with the same seed is paired.
-    """
+    """The weight of each of n things in every bootstrap sample, float64, rows of sum 1, some samples at a time."""
     import torch
 
     generator, step = torch.Generator().manual_seed(seed), max(1, _DRAWS_AT_ONCE // n)
@@ -107,10 +100,7 @@ def usual_interval(values: Values) -> Interval:
 
 
 def bootstrap_interval(values: Values, *, n_resamples: int = 2000, seed: int = 0) -> Interval:
-    """The middle 95 % of the means of resampled episodes.
-
-    Accuracies take few different values, so a resample is one multinomial draw of how often each value occurs.
-    """
+    """The middle 95 % of the means of resampled episodes."""
     _check_values(values)
     distinct, count = np.unique(values, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(values), count / len(values), size=n_resamples)

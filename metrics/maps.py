@@ -132,8 +132,7 @@ def labelled(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
     """
     numbers = np.zeros(mask.shape, np.intp)
     runs = _Runs(mask[None])
-    _, number = np.unique(runs.component, return_inverse=True)  # a component is called after its first run
-    for own, row, start, stop in zip(number, runs.row, runs.start, runs.stop, strict=True):
+    for own, row, start, stop in zip(runs.component, runs.row, runs.start, runs.stop, strict=True):
         numbers[row, start:stop] = own + 1
     return numbers
 
@@ -191,7 +190,11 @@ class _Runs:
         count = np.maximum(last - first, 0)
         upper = np.repeat(np.arange(len(line)), count)
         lower = np.arange(count.sum()) - np.repeat(count.cumsum() - count, count) + np.repeat(first, count)
-        self.component = _connected(len(line), upper, lower)
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        touching = coo_array((np.ones(len(upper), bool), (upper, lower)), (len(line), len(line)))
+        self.component = connected_components(touching, directed=False)[1]  # numbered in the order of first runs
 
     def components(self, first_mask: int) -> Components:
         """Boxes and sizes of all regions; masks are numbered from `first_mask`."""
@@ -204,7 +207,7 @@ class _Runs:
         rows = self.row[order]
         box = np.stack([left, np.minimum.reduceat(rows, begin), right, np.maximum.reduceat(rows, begin) + 1], 1)
         size = np.add.reduceat((self.stop - self.start)[order], begin)
-        return Components(self.image[own[begin]] + first_mask, box.astype(np.float64), size)
+        return Components(self.image[order[begin]] + first_mask, box.astype(np.float64), size)
 
     def largest(self) -> list[NDArray[np.intp]]:
         """For each mask the indices of the runs of its largest component; the first one of several, none if empty."""
@@ -215,20 +218,6 @@ class _Runs:
             own = self.component[first:last]
             best.append(first + np.flatnonzero(own == own[size[own].argmax()]) if last > first else own)
         return best
-
-
-def _connected(n: int, a: NDArray[np.intp], b: NDArray[np.intp]) -> NDArray[np.intp]:
-    """For each of n nodes the smallest node it is joined with by the edges a-b: hooking and pointer jumping."""
-    parent = np.arange(n)
-    while True:
-        root_a, root_b = parent[a], parent[b]
-        low, high = np.minimum(root_a, root_b), np.maximum(root_a, root_b)
-        apart = low != high
-        if not apart.any():
-            return parent
-        np.minimum.at(parent, high[apart], low[apart])
-        while not np.array_equal(parent, jumped := parent[parent]):
-            parent = jumped
 
 
 def finite_array(maps: Tensor) -> NDArray[Any]:

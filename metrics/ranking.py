@@ -31,24 +31,17 @@ _COUNT_UP_TO = 64
 class RankMeasures(NamedTuple):
     """One value per query; NaN (and 0 for counts and ranks) where nothing is relevant.
 
-    Attributes:
-        n_relevant: R, the number of relevant gallery images.
-        first_rank: rank of the first of them, from 1, behind every wrong answer at the same distance.
-        r_precision: share of the relevant images that have a rank of at most R, in [0, 1].
-        map_at_r: sum of the precisions at those of them, over R, in [0, 1].
-        average_precision: mean of the precisions at all relevant ones, in (0, 1].
-        ap_trapezoid: the same with the mean of the precision before and at each, one by one in the order of ranks: the
-            original Market-1501 code.
-        inverse_penalty: R / rank of the last relevant one; its mean is mINP.
+    `ap_trapezoid` is `average_precision` with the mean of the precision before and at each, one by one in the order of
+    ranks: the original Market-1501 code.
     """
 
-    n_relevant: NDArray[np.intp]
-    first_rank: NDArray[np.intp]
-    r_precision: NDArray[np.float64]
-    map_at_r: NDArray[np.float64]
-    average_precision: NDArray[np.float64]
+    n_relevant: NDArray[np.intp]  # R, the number of relevant gallery images
+    first_rank: NDArray[np.intp]  # of the first of them, from 1, behind every wrong answer at the same distance
+    r_precision: NDArray[np.float64]  # share of the relevant images that have a rank of at most R, in [0, 1]
+    map_at_r: NDArray[np.float64]  # sum of the precisions at those of them, over R, in [0, 1]
+    average_precision: NDArray[np.float64]  # mean of the precisions at all relevant ones, in (0, 1]
     ap_trapezoid: NDArray[np.float64]
-    inverse_penalty: NDArray[np.float64]
+    inverse_penalty: NDArray[np.float64]  # R / rank of the last relevant one; its mean is mINP
 
 
 def rank_measures(query: ArrayLike, distance: ArrayLike, not_farther: ArrayLike, *, n_queries: int) -> RankMeasures:

@@ -1,7 +1,4 @@
-"""A gallery in service: a REST API that answers queries and explains them, and the page on top of it.
-
-Needs the extra `serve`; names load on first use, so that this package can be imported without it.
-"""
+"""A gallery in service: a REST API that answers queries and explains them, and the page on top of it."""
 
 from ..lazy import attach_stub
 

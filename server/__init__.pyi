@@ -1,5 +1,4 @@
-from .app import create_app
-from .running import run
+from .app import create_app, run
 from .settings import Settings
 
 __all__ = ["Settings", "create_app", "run"]

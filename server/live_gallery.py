@@ -34,22 +34,17 @@ class ReadWriteLock:
 
     def __init__(self) -> None:
         self._free = threading.Condition()
-        self._readers = 0
+        self._inside = 0  # readers; −1 for a writer
         self._writers_waiting = 0
-        self._is_writing = False
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Hold off writers."""
         with self._free:
-            self._free.wait_for(lambda: not self._is_writing and not self._writers_waiting)
-            self._readers += 1
-        try:
+            self._free.wait_for(lambda: self._inside >= 0 and not self._writers_waiting)
+            self._inside += 1
+        with self._leaving(-1):
             yield
-        finally:
-            with self._free:
-                self._readers -= 1
-                self._free.notify_all()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -57,15 +52,20 @@ class ReadWriteLock:
         with self._free:
             self._writers_waiting += 1
             try:
-                self._free.wait_for(lambda: not self._is_writing and not self._readers)
+                self._free.wait_for(lambda: not self._inside)
             finally:
                 self._writers_waiting -= 1
-            self._is_writing = True
+            self._inside = -1
+        with self._leaving(1):
+            yield
+
+    @contextmanager
+    def _leaving(self, change: int) -> Iterator[None]:
         try:
             yield
         finally:
             with self._free:
-                self._is_writing = False
+                self._inside += change
                 self._free.notify_all()
 
 

@@ -1,7 +1,4 @@
-"""The middleware around every request: access, rates, sizes, time, HEAD, and the headers of every answer.
-
-Pure ASGI: the body is counted while it comes in, so that what is too large is refused before it is stored anywhere.
-"""
+"""The middleware around every request: access, rates, sizes, time, HEAD, and the headers of every answer."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .queues import asking_client
+from .queues import asking_client, take_one
 from .refusals import ApiError, client_key, require_access
 from .service import Metrics
 from .settings import Settings
@@ -88,9 +85,7 @@ class Traffic:
         try:
             yield
         finally:
-            self.at_work[client] -= 1
-            if not self.at_work[client]:
-                del self.at_work[client]
+            take_one(self.at_work, client)
 
 
 class Middleware:

@@ -1,8 +1,4 @@
-"""The queue to the network, whose requests share forward passes, and slots that clients share fairly.
-
-A batch starts as soon as the network is free. Only an idle network waits, a few milliseconds at most, for images that
-are being received or decoded. For slots, whoever has cost the server most of late waits longest.
-"""
+"""The queue to the network, whose requests share forward passes, and slots that clients share fairly."""
 
 from __future__ import annotations
 
@@ -164,6 +160,13 @@ class Ledger:
             self._spent.popitem(last=False)
 
 
+def take_one(counts: Counter[str], client: str) -> None:
+    """Count one less for a client, and forget the client at 0."""
+    counts[client] -= 1
+    if not counts[client]:
+        del counts[client]
+
+
 @dataclass(frozen=True)
 class Slot:
     """A slot that a client holds since a time of the clock; `is_heavy` if the client had had much work by then."""
@@ -219,9 +222,7 @@ class FairSlots:
         """Give a slot back; called in the event loop."""
         self._free += 1
         self._heavy -= slot.is_heavy
-        self._held[slot.client] -= 1
-        if not self._held[slot.client]:
-            del self._held[slot.client]
+        take_one(self._held, slot.client)
         self._ledger.charge(slot.client, self._ledger.clock() - slot.since)
         self._hand_out()
 

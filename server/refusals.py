@@ -21,10 +21,7 @@ _MOST_HEADERS, _HEAD_BYTES = 100, 32 << 10
 
 
 class ApiError(DistcamError):
-    """A request that is answered with a status, one sentence, and perhaps the seconds after which to ask again.
-
-    `reason` is a word for the metrics.
-    """
+    """A request that is answered with a status, one sentence, and perhaps the seconds after which to ask again."""
 
     def __init__(self, status: int, detail: str, *, reason: str, retry_after: int | None = None) -> None:
         super().__init__(detail)

@@ -192,11 +192,7 @@ class _Threads:
 
 
 class Service:
-    """A gallery in service; `start` and `stop` are called by the application, in its event loop.
-
-    Raises:
-        DistcamError: the gallery or its encoder cannot be used.
-    """
+    """A gallery in service; `start` and `stop` are called by the application, in its event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -232,10 +228,7 @@ class Service:
         self.metrics.kept.set_function(lambda: self.queries.nbytes)
 
     async def stop(self) -> None:
-        """Finish what waits, and let go of everything; a thread that does not end by then is left behind.
-
-        Whoever runs the server looks at `has_hung_threads`: Python would wait for such a thread for ever.
-        """
+        """Finish what waits, and let go of everything; a thread that does not end by then is left behind."""
         await self._decoders.close()
         for pool in (self._searchers.pool, self._thumbnailers.pool, self._watcher):
             pool.shutdown(wait=False, cancel_futures=True)
@@ -254,10 +247,7 @@ class Service:
         return self._searchers.slots.held + self._thumbnailers.slots.held
 
     async def known(self) -> tuple[int, int]:
-        """Images and generation for `/health`: as they are if that can be told soon, else as they were last.
-
-        The look at the gallery has a thread of its own, and is left out while others have just looked.
-        """
+        """Images and generation for `/health`: as they are if that can be told soon, else as they were last."""
         if not self.live.is_fresh:
             if self._following is None or self._following.done():
                 self._following = asyncio.get_running_loop().run_in_executor(self._watcher, self.live.follow)

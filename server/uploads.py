@@ -38,11 +38,7 @@ _PIPE_BYTES = 1 << 20  # the most that Linux gives everybody
 
 
 def upload_suffix(data: bytes) -> str:
-    """`.jpg`, `.png` or `.webp`, by content: names and headers are whatever the client likes. Nothing else is decoded.
-
-    Raises:
-        ApiError: 415, it is none of these.
-    """
+    """`.jpg`, `.png` or `.webp`, by content, or 415: names and headers are whatever the client likes."""
     if data.startswith(b"\xff\xd8\xff"):
         return ".jpg"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):

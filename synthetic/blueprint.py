@@ -1,7 +1,4 @@
-"""Classes of procedural objects: a body and two to four attached parts, each with a shape, a colour and a place.
-
-There are as many classes as one asks for, all different, and some differ from a relative in one part only.
-"""
+"""Classes of procedural objects: a body and two to four attached parts, each with a shape, a colour and a place."""
 
 from __future__ import annotations
 

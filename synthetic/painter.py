@@ -1,8 +1,4 @@
-"""The paint box behind the procedural scenes: inks, outlines, textured backgrounds and paper-cut shading.
-
-Everything is numpy and Pillow. Shapes are polygons drawn once, three times too large, into an index image: its
-middle sub-pixels say which layer owns a pixel, its averages give anti-aliased edges. Colours are floats in [0, 255].
-"""
+"""The paint box behind the procedural scenes: inks, outlines, textured backgrounds and paper-cut shading."""
 
 from __future__ import annotations
 
@@ -257,28 +253,10 @@ class Light:
         return cls(angle, exposure, (1 + warmth, 1.0, 1 - warmth), fall_off, grain)
 
 
-def _relief(level: Image.Image, radius: float, light: Light) -> Float32[np.ndarray, "h w"]:
-    """Brightness added by edges that face the light (positive) or turn away (negative)."""
-    soft = np.pad(np.asarray(level.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32), 1, mode="edge")
-    right, down = soft[1:-1, 2:] - soft[1:-1, :-2], soft[2:, 1:-1] - soft[:-2, 1:-1]
-    slope = -np.float32(np.cos(light.angle)) * right - np.float32(np.sin(light.angle)) * down
-    return np.clip(slope * np.float32(radius / 110), -0.28, 0.28)  # a wider blur is flatter: the radius makes up for it
-
-
-def _shadow(coverage: Image.Image, radius: float, light: Light) -> Float32[np.ndarray, "h w"]:
-    """Share of light the background loses: the layers' silhouette, moved away from the light and blurred."""
-    shifted = Image.new("L", coverage.size)
-    shifted.paste(coverage, (round(-2 * radius * np.cos(light.angle)), round(-2 * radius * np.sin(light.angle))))
-    return np.asarray(shifted.filter(ImageFilter.GaussianBlur(1.6 * radius)), dtype=np.float32) * np.float32(0.42 / 255)
-
-
 def compose(
     ground: Float32[np.ndarray, "h w 3"], layers: Sequence[Layer], *, light: Light, generator: np.random.Generator
 ) -> tuple[Image.Image, UInt8[np.ndarray, "h w"]]:
-    """The finished RGB image and, per pixel, the number of the visible layer (0 background, i + 1 layer i).
-
-    The layers lie on the ground like cut paper: anti-aliased, with lit edges and a soft shadow.
-    """
+    """The finished RGB image and, per pixel, the number of the visible layer (0 background, i + 1 layer i)."""
     height, width = ground.shape[:2]
     assert len(layers) <= MAX_LAYERS
     index = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))  # number of the layer at each sub-pixel
@@ -290,15 +268,20 @@ def compose(
     for number, layer in enumerate(layers, start=1):
         table[number] = (*layer.colour, 255, round(80 * layer.level))
     red, green, blue, coverage, level = (index.point(column.tolist()).reduce(SUPERSAMPLING) for column in table.T)
-    radius = max(0.6, min(height, width) / 80)
-
+    radius, cos, sin = max(0.6, min(height, width) / 80), np.cos(light.angle), np.sin(light.angle)
+    # edges that face the light are brighter; a wider blur is flatter, for which the radius makes up
+    soft = np.pad(np.asarray(level.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32), 1, mode="edge")
+    right, down = soft[1:-1, 2:] - soft[1:-1, :-2], soft[2:, 1:-1] - soft[:-2, 1:-1]
+    relief = np.clip((-np.float32(cos) * right - np.float32(sin) * down) * np.float32(radius / 110), -0.28, 0.28)
+    shifted = Image.new("L", coverage.size)  # the layers' shadow, away from the light
+    shifted.paste(coverage, (round(-2 * radius * cos), round(-2 * radius * sin)))
+    shadow = np.asarray(shifted.filter(ImageFilter.GaussianBlur(1.6 * radius)), np.float32) * np.float32(0.42 / 255)
     covered = np.asarray(coverage, dtype=np.float32)[..., None] * np.float32(1 / 255)
     painted = np.stack([np.asarray(band, dtype=np.float32) for band in (red, green, blue)], axis=-1)
-    painted *= 1 + _relief(level, radius, light)[..., None]
-    shaded = ground * ((1 - covered) * (1 - _shadow(coverage, radius, light)[..., None])) + painted
-
+    painted *= 1 + relief[..., None]
+    shaded = ground * ((1 - covered) * (1 - shadow[..., None])) + painted
     y, x = np.ogrid[-0.5 : 0.5 : height * 1j, -0.5 : 0.5 : width * 1j]
-    even = light.exposure * (1 + light.fall_off * (np.cos(light.angle) * x + np.sin(light.angle) * y))
+    even = light.exposure * (1 + light.fall_off * (cos * x + sin * y))
     shaded *= even.astype(np.float32)[..., None] * np.asarray(light.tint, dtype=np.float32)
     shaded += np.float32(light.grain) * generator.standard_normal((height, width, 1), dtype=np.float32)
     middle = np.asarray(index)[SUPERSAMPLING // 2 :: SUPERSAMPLING, SUPERSAMPLING // 2 :: SUPERSAMPLING]

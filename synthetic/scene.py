@@ -1,7 +1,4 @@
-"""One procedural scene: toy-like objects of coloured parts on a textured background, with boxes, masks and parts known.
-
-The objects are turned, stretched, lit and placed at random among clutter, and never centred on purpose.
-"""
+"""One procedural scene: toy-like objects on a textured background, with boxes, masks and parts known."""
 
 from __future__ import annotations
 

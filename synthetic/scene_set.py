@@ -39,21 +39,9 @@ def draw_scenes(
     clutter: int | None = None,
     seed: int = 0,
 ) -> Iterator[Scene]:
-    """That many scenes of each class, class by class; drawn while being iterated over.
+    """That many scenes of each class, class by class, drawn while being iterated over; see `write_scenes`.
 
-    Scene i of a class depends on (seed, split, class, i) only; with a second object on `classes` too, since that one is
-    of another class among them.
-
-    Args:
-        classes: whose objects come first, and label the scenes.
-        per_class: scenes of each class.
-        split: scenes of another split are other scenes of the same classes.
-        size: as in `draw_scene`.
-        two_object_share: how often a scene shows a second object, in [0, 1]; needs two classes unless 0.
-        backgrounds: which backgrounds the scenes of a class may have, by its name; a class left out may have any. This
-            ties a class to a background, or keeps it off one.
-        clutter: as in `draw_scene`.
-        seed: another seed gives other scenes; not negative.
+    Scene i of a class depends on (seed, split, class, i) only; with a second object on `classes` too.
 
     >>> scene = next(draw_scenes(blueprints(60)[40:], per_class=8))
     >>> scene.image.size, scene.label == blueprints(60)[40].name
@@ -72,7 +60,13 @@ def draw_scenes(
         raise InputError(f"expected two_object_share in [0, 1], got {two_object_share}")
     if two_object_share > 0 and len(names) < 2:
         raise InputError("a second object needs a second class; pass more classes or two_object_share=0")
-    allowed = _checked_backgrounds(backgrounds or {}, names)
+    allowed = backgrounds or {}
+    for label, choices in allowed.items():
+        check_name("class in backgrounds", label, names)
+        if isinstance(choices, str) or not choices:
+            raise InputError(f"expected a list of one or more backgrounds for {label!r}, got {choices!r}")
+        for name in choices:
+            check_name("background", name, BACKGROUNDS)
 
     def drawn() -> Iterator[Scene]:
         for label, number in product(range(len(classes)), range(per_class)):
@@ -88,16 +82,6 @@ def draw_scenes(
             yield draw_scene(objects, generator=generator, size=size, background=background, clutter=clutter)
 
     return drawn()
-
-
-def _checked_backgrounds(backgrounds: Mapping[str, Sequence[str]], labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    for label, choices in backgrounds.items():
-        check_name("class in backgrounds", label, labels)
-        if isinstance(choices, str) or not choices:
-            raise InputError(f"expected a list of one or more backgrounds for {label!r}, got {choices!r}")
-        for name in choices:
-            check_name("background", name, BACKGROUNDS)
-    return {label: tuple(choices) for label, choices in backgrounds.items()}
 
 
 @dataclass(frozen=True)
@@ -185,18 +169,19 @@ def write_scenes(
 
     Args:
         folder: must not exist yet, or be empty.
-        classes: as in `draw_scenes`.
+        classes: whose objects come first, and label the scenes.
         splits: how many scenes of each class each split gets, such as `{"gallery": 12, "query": 4}`.
-        size: as in `draw_scene`.
-        two_object_share: as in `draw_scenes`.
-        backgrounds: as in `draw_scenes`.
-        seed: as in `draw_scenes`.
+        size: the side of a square image, or (height, width), in pixels, at least 32.
+        two_object_share: how often a scene shows a second object, in [0, 1]; needs two classes unless 0.
+        backgrounds: which backgrounds the scenes of a class may have, by its name; a class left out may have any. This
+            ties a class to a background, or keeps it off one.
+        seed: another seed gives other scenes; not negative.
         quality: of the JPEG files, 1 to 95.
         masks: also write class maps, `masks/SPLIT/LABEL/NUMBER.png`: palette images, 0 background, i + 1 class i.
         progress: called with (scenes written, scenes in all) after each scene.
 
     Raises:
-        InputError: as in `draw_scenes`, or the folder is taken, no split is given, or a split's name is no folder name.
+        InputError: an argument is out of range, the folder is taken, or a split's name is no folder name.
     """
     root, labels = Path(folder), [blueprint.name for blueprint in classes]
     _check_files(labels, splits, quality, masks=masks)
@@ -243,10 +228,7 @@ def _check_files(labels: Sequence[str], splits: Mapping[str, int], quality: int,
 
 @contextmanager
 def new_folder(folder: Path, *, otherwise: str) -> Iterator[Path]:
-    """A hidden folder beside `folder`, which takes that name when the block ends.
-
-    A run that was killed leaves `.NAME.partial`, which the next one replaces.
-    """
+    """A hidden folder beside `folder`, which takes that name when the block ends."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is taken; choose another folder{otherwise}")
     partial = folder.absolute().with_name(f".{folder.absolute().name}.partial")

@@ -1,14 +1,14 @@
 """The `distcam index` commands."""
 
 from ..options import ReadsImages
-from . import interop, manage, sync, tune
+from . import manage, transfer, tune
 
 __all__ = ["app"]
 
 app = manage.app
 app.command(name="tune", epilog=tune.TUNE_EXAMPLE)(tune.tune)
 app.command(name="calibrate", cls=ReadsImages, epilog=tune.CALIBRATE_EXAMPLE)(tune.calibrate)
-app.command(name="sync", cls=ReadsImages, epilog=sync.EXAMPLE)(sync.sync)
-app.command(name="import", epilog=interop.IMPORT_EXAMPLE)(interop.import_)
-app.command(name="export", epilog=interop.EXPORT_EXAMPLE)(interop.export)
-app.command(name="restore", epilog=interop.RESTORE_EXAMPLE)(interop.restore)
+app.command(name="sync", cls=ReadsImages, epilog=transfer.SYNC_EXAMPLE)(transfer.sync)
+app.command(name="import", epilog=transfer.IMPORT_EXAMPLE)(transfer.import_)
+app.command(name="export", epilog=transfer.EXPORT_EXAMPLE)(transfer.export)
+app.command(name="restore", epilog=transfer.RESTORE_EXAMPLE)(transfer.restore)

@@ -33,9 +33,11 @@ from ..options import (
     Device,
     EncoderName,
     Fit,
+    GalleryEncoder,
     GalleryPath,
     Images,
     ImageSize,
+    Index,
     Labels,
     Layer,
     MaskClass,
@@ -75,7 +77,7 @@ def build(
     batch_size: BatchSize = None,
     workers: Workers = None,
     device: Device = "auto",
-    index: Annotated[str, typer.Option(help="`auto` (by size), `flat` (exact), or a FAISS factory string.")] = "auto",
+    index: Index = "auto",
     backend: Annotated[
         str | None,
         typer.Option(
@@ -150,7 +152,7 @@ def build(
 def add(
     gallery: GalleryPath,
     images: Images,
-    encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
+    encoder: GalleryEncoder = None,
     labels: Labels = None,
     batch_size: BatchSize = None,
     workers: Workers = None,
@@ -164,15 +166,13 @@ def add(
     require_file(encoder, "--encoder")
     opened = Gallery.open(gallery)
     require_images([images])
-    source = encoder or opened.encoder_path
-    if source is None:
-        raise InputError(f"{gallery} keeps no encoder; pass --encoder CHECKPOINT")
-    from ...encoders import Encoder
+    from ...index.sync.sync import LazyEncoder
 
+    loaded = LazyEncoder(opened, encoder)()
     with progress_bar("adding") as progress, resumable():
         report = opened.add(
             images,
-            Encoder.load(source),
+            loaded,
             labels=labels,
             batch_size=batch_size,
             workers=workers,
@@ -183,10 +183,8 @@ def add(
     if as_json:
         print_json({"gallery": str(gallery), "images": len(opened), **report.to_dict()})
         return
-    say(
-        f"{report.added} added, {report.replaced} replaced, {report.unchanged} already there; "
-        f"now {counted(len(opened), 'image')}",
-    )
+    taken = f"{report.added} added, {report.replaced} replaced, {report.unchanged} already there"
+    say(f"{taken}; now {counted(len(opened), 'image')}")
     report_skipped(report.skipped)
     note_what_is_due(opened)
 

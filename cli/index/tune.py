@@ -14,7 +14,7 @@ from ...errors import InputError
 from ...remarks import counted, remark
 from ..command import refuse_unused
 from ..console import note, out, print_json, progress_bar, require_file, require_images, resumable, say
-from ..options import AsJson, Device, GalleryPath, Labels, Strict
+from ..options import AsJson, Device, GalleryEncoder, GalleryPath, Labels, Strict
 
 if TYPE_CHECKING:
     from ...index import Gallery, TuningReport
@@ -117,7 +117,7 @@ def calibrate(
         str | None, typer.Option(help="A column, e.g. `camera`: images of a query's class that share it do not count.")
     ] = None,
     labels: Labels = None,
-    encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
+    encoder: GalleryEncoder = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the draw among the gallery's own images.")] = 0,
     strict: Strict = False,
@@ -127,15 +127,8 @@ def calibrate(
     from ...index import Gallery
 
     if queries is None:
-        refuse_unused(
-            "by the gallery's own images",
-            "labels",
-            "encoder",
-            "device",
-            "strict",
-            "max_pixels",
-            remedy="add --queries IMAGES",
-        )
+        unused = ("labels", "encoder", "device", "strict", "max_pixels")
+        refuse_unused("by the gallery's own images", *unused, remedy="add --queries IMAGES")
     else:
         refuse_unused("with --queries, which all ask", "seed")
         require_file(encoder, "--encoder")
@@ -175,14 +168,11 @@ def _encoded_probes(
     """Labelled images, encoded as the gallery was, for `Gallery.calibrate`; those that cannot be used are left out."""
     import numpy as np
 
-    from ...encoders import Encoder, Inference
+    from ...encoders import Inference
     from ...images import list_images
+    from ...index.sync.sync import LazyEncoder
 
-    source = encoder or gallery.encoder_path
-    if source is None:
-        raise InputError(f"{gallery.folder} keeps no encoder; pass --encoder CHECKPOINT")
-    loaded = Encoder.load(source)
-    gallery.check_encoder(loaded)
+    loaded = LazyEncoder(gallery, encoder)()
     listing = list_images(queries, labels=labels)
     if column is not None and column not in listing.column_names:
         raise InputError(f"{queries} has no column {column!r}; it has {', '.join(listing.column_names) or 'none'}")

@@ -1,8 +1,4 @@
-"""Boxes by image, and the images they were drawn on: exchanged sizes, turned photographs, boxes that lie outside.
-
-The meaning of a box follows from the size that its annotation gives and from the image's own header: a box that fits
-an image only as the camera stored it was drawn before the image was turned upright.
-"""
+"""Boxes by image, and the images they were drawn on: exchanged sizes, turned photographs, boxes that lie outside."""
 
 from __future__ import annotations
 
@@ -203,7 +199,6 @@ def fitted(drawn: Sequence[Drawn], source: object, *, strict: bool = False) -> l
             f"{down:.0%} of its height, as boxes drawn on a smaller copy{percent} would; {example.path} has "
             f"{example.size[0]}x{example.size[1]} pixels",
             strict=strict,
-            stacklevel=4,
         )
     return results
 
@@ -311,11 +306,7 @@ class _Said:
 
     def tell(self) -> None:
         for kind, (count, example) in self.found.items():
-            remark(
-                _SENTENCES[kind].format(n=f"{count:,}", source=self.source, example=example),
-                strict=self.strict,
-                stacklevel=5,
-            )
+            remark(_SENTENCES[kind].format(n=f"{count:,}", source=self.source, example=example), strict=self.strict)
 
 
 _SENTENCES = {

@@ -1,8 +1,4 @@
-"""Boxes that people drew, from the files they come in: a plain CSV, CUB-200-2011's tables, or ILSVRC's XML.
-
-A file of boxes is untrusted: sizes are limited, and XML with a document type or entities is refused before it is
-parsed.
-"""
+"""Boxes that people drew, from the files they come in: a plain CSV, CUB-200-2011's tables, or ILSVRC's XML."""
 
 from __future__ import annotations
 
@@ -80,14 +76,13 @@ def usable(table: BoxTable, *, strict: bool = False) -> BoxTable:
         raise InputError(table.problems[0])
     if table.problems:
         message = f"{len(table.problems):,} boxes or annotations of {table.source} cannot be used and are left out, "
-        remark(f"{message}the first: {table.problems[0]}", strict=strict, stacklevel=4)
+        remark(f"{message}the first: {table.problems[0]}", strict=strict)
     if not boxes or not all(min(box) >= -0.01 and max(box) <= 1.01 for box in boxes):
         return table
     remark(
         f"all {len(boxes):,} boxes of {table.source} lie within 0 … 1, so they are read as shares of their image, "
         "not as pixels",
         strict=strict,
-        stacklevel=4,
     )
     files, stems = (
         {name: each._replace(size=SHARES) for name, each in side.items()} for side in (table.by_file, table.by_stem)
@@ -112,9 +107,6 @@ def read_synsets(path: str | os.PathLike[str]) -> dict[str, str]:
     return classes
 
 
-# --- CSV -------------------------------------------------------------------------------------------------------------
-
-
 def _read_csv(path: Path) -> BoxTable:
     _limit(path, MAX_TABLE)
     names = header_of(path)
@@ -126,8 +118,7 @@ def _read_csv(path: Path) -> BoxTable:
     if similar is not None:
         remark(
             f"{path}: the boxes have no class, for there is no column 'label'; {similar!r} looks like one, rename it "
-            "if it is",
-            stacklevel=4,
+            "if it is"
         )
     problems: dict[int, str] = {}
     boxes: dict[str, list[LabelledBox]] = {}
@@ -176,9 +167,6 @@ def _edges(cells: Sequence[str], *, has_size: bool) -> list[str]:
     return [str(x), str(y), str(x + width), str(y + height)]
 
 
-# --- CUB-200-2011 ----------------------------------------------------------------------------------------------------
-
-
 def _read_cub(folder: Path, split: Split) -> BoxTable:
     if split not in ("train", "test", "all"):
         raise InputError(f"split={split!r} is not known; choose train, test, or all")
@@ -221,9 +209,6 @@ def _numbered(path: Path, problems: list[str]) -> dict[str, str]:
         else:
             table[key] = value.strip()
     return table
-
-
-# --- ILSVRC ----------------------------------------------------------------------------------------------------------
 
 
 def _read_xml_folder(folder: Path) -> BoxTable:
@@ -276,9 +261,6 @@ def _read_xml(path: Path, problems: list[str]) -> Annotation:
         except InputError as error:
             problems.append(str(error))
     return Annotation(tuple(boxes), size)
-
-
-# --- Files -----------------------------------------------------------------------------------------------------------
 
 
 def _limit(path: Path, limit: int) -> None:

@@ -26,10 +26,7 @@ class BoxedImage:
     size: tuple[int, int] | None = None  # (width, height) of the image they were drawn on; None for the file's own
 
     def boxes_of(self, label: str, width: int, height: int) -> list[Box]:
-        """The boxes of a class in pixels of the image at this size; boxes without a class are of the image's own.
-
-        Empty if the class is not there.
-        """
+        """The boxes of a class in pixels of the image at this size; boxes without a class are of the image's own."""
         across, down = (1.0, 1.0) if self.size is None else (width / self.size[0], height / self.size[1])
         return [box.scaled(across, down) for box, own in self.boxes if (self.label if own is None else own) == label]
 

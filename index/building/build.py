@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,17 +19,16 @@ from ...encoders.encoding import Encoding
 from ...encoders.heads import Identity
 from ...encoders.inference import Inference, whole_encoder
 from ...encoders.regions import MaskPooling, pooled_under
-from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError
-from ...files import Storage, WriterLock, after_commit, refusals_named
+from ...errors import FingerprintMismatchError, GalleryExistsError, InputError
+from ...files import Storage, after_commit
 from ...images.listing import Listing, list_images
 from ...images.loading import read_image
 from ...images.masks import MaskFolder
 from ...metrics.distances import METRICS, Metric, SearchSpec
 from ...progress import Progress
-from ...remarks import Skipped
 from ..backends import (
     backend_entry,
-    existing_gallery,
+    locked_for_new,
     new_gallery_id,
     open_snapshot,
     require_index,
@@ -37,11 +36,11 @@ from ..backends import (
     write_encoder_copy,
     writer_of,
 )
-from ..reports import AddReport, read_skipped
+from ..reports import AddReport
 from ..storage.manifest import EncoderEntry, FileEntry, Manifest, MaskEntry, Spec
 from ..storage.segments import Vectors, pack_maps
 from ..storage.writer import CommitLimits, GalleryWriter
-from .ingest import Encoded, Offer, Stream, ingest, read_offer
+from .ingest import Encoded, Offer, Stream, ingest, new_skip_list, read_offer, skipped_before
 
 Precision = Literal["auto", "fp32", "bf16"]
 ImageFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Listing
@@ -87,10 +86,7 @@ def opened_for_building(
         raise InputError(f"expected a metric out of {', '.join(METRICS)}, got {metric!r}")
     require_index(SearchSpec(encoder.embedding_dim, metric), index, backend, store_maps=store_maps)
     storage = storage or Storage()
-    existing_gallery(folder, overwrite=overwrite)  # before a lock file gets into a folder of something else
-    storage.make_folder(folder)
-    with WriterLock(folder), refusals_named(folder):
-        old = existing_gallery(folder, overwrite=overwrite)
+    with locked_for_new(folder, overwrite=overwrite, storage=storage) as old:
         manifest = Manifest(
             spec=spec_of(encoder, metric),
             encoder=EncoderEntry(encoder.fingerprint, encoder.short_name, encoder.describe()),
@@ -215,18 +211,11 @@ def finish(writer: GalleryWriter, report: AddReport, *, complete: bool = False) 
     """Record what was skipped, and perhaps that the gallery is complete; merge segments that have become many."""
     changes: dict[str, Any] = {}
     with after_commit(writer.folder, "the list of images that could not be used"):
-        old = writer.manifest.skipped
-        before: tuple[Skipped, ...] = ()
-        if old is not None:
-            with suppress(GalleryError):  # nothing hangs on the old list
-                before = read_skipped(writer.folder / old.name)
+        before = skipped_before(writer)
         paths = [item.path for item in before]
         taken_in = open_snapshot(writer.folder, writer.manifest).places_by_path(paths) if paths else {}
-        merged = {item.path: item for item in before if item.path not in taken_in}
-        merged |= {item.path: item for item in report.skipped}
-        if tuple(merged.values()) != before:
-            lines = [item.to_json() for item in merged.values()]
-            changes["skipped"] = writer.write_skipped(lines) if lines else None
+        left = [item for item in before if item.path not in taken_in]
+        changes = new_skip_list(writer, before, (*left, *report.skipped))
         if not complete or writer.manifest.complete:
             writer.commit(**changes)
     if complete and not writer.manifest.complete:

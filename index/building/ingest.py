@@ -10,20 +10,21 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...errors import ImageError, InputError, is_out_of_descriptors, too_many_files
+from ...errors import GalleryError, ImageError, InputError, is_out_of_descriptors, too_many_files
 from ...images.listing import Listing
 from ...images.masks import MaskFolder
+from ...metrics import Metric
 from ...progress import Progress
 from ...remarks import Skipped
 from ..backends import open_snapshot
-from ..reports import AddReport
+from ..reports import AddReport, read_skipped
 from ..storage.segments import MASK_COLUMN, MAX_COLUMNS, NO_MASK, Entries, Vectors, stored_path
 from ..storage.snapshot import Snapshot
 from ..storage.writer import GalleryWriter
@@ -62,18 +63,32 @@ class _Unchanged(ImageError):
     """Not a failure: the file is the one that the gallery has, only younger."""
 
 
+def reason_of(error: OSError) -> str:
+    """The system's words for an error."""
+    return (error.strerror or str(error)).lower()
+
+
+def status_of(file: str | os.PathLike[str]) -> os.stat_result:
+    """Size and times of a regular file; ImageError for anything else."""
+    try:
+        status = os.stat(file)  # noqa: PTH116 (one call, no object)
+    except OSError as error:
+        raise ImageError(file, reason_of(error)) from error
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise ImageError(file, "not a regular file")
+    if status.st_size > MAX_FILE_BYTES:
+        raise ImageError(file, f"{status.st_size >> 20} MiB, more than {MAX_FILE_BYTES >> 20}")
+    return status
+
+
 def read_offer(offer: Offer) -> bytes:
     """The bytes of an offered file, read once; notes their checksum, their number, and the file's time of change."""
     try:
         offer.path.encode()
-        status = offer.file.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise ImageError(offer.file, "not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise ImageError(offer.file, f"{status.st_size >> 20} MiB, more than {MAX_FILE_BYTES >> 20}")
+        status = status_of(offer.file)
         data = offer.file.read_bytes()
     except OSError as error:
-        raise ImageError(offer.file, (error.strerror or str(error)).lower()) from error
+        raise ImageError(offer.file, reason_of(error)) from error
     except UnicodeEncodeError as error:
         raise ImageError(offer.file, "the name is not UTF-8, which galleries store; rename it") from error
     offer.sha256, offer.size, offer.mtime_ns = hashlib.sha256(data).digest(), len(data), status.st_mtime_ns
@@ -211,17 +226,11 @@ class _Intake:
             self.skipped.append(Skipped(offer.path, error.reason))
 
     def _accept(self, offers: Sequence[Offer], vectors: Vectors) -> None:
-        """Hand over to the writer what can be searched; a zero vector has no direction, NaN no distance."""
-        scales = np.zeros(len(offers)) if vectors.map_scale is None else vectors.map_scale
-        rows_of = (vectors.pooled, vectors.embedding, scales[:, None])
-        finite = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in rows_of])
-        usable = finite
-        if self.writer.manifest.spec.metric == "cosine":
-            usable = finite & (vectors.embedding != 0).any(axis=1)
-        for row in np.flatnonzero(~usable).tolist():
-            reason = "its embedding is zero, which no cosine compares" if finite[row] else "its vectors are not finite"
+        """Hand over to the writer what can be searched."""
+        refused = unusable(vectors, self.writer.manifest.spec.metric)
+        for row, reason in refused.items():
             self._refuse(offers[row], ImageError(offers[row].file, reason))
-        rows = np.flatnonzero(usable)
+        rows = np.delete(np.arange(len(offers)), list(refused))
         if not len(rows):
             return
         taken = [offers[row] for row in rows.tolist()]
@@ -231,6 +240,33 @@ class _Intake:
         )
         self.added += len(taken) - len(replaced)
         self.replaced += len(replaced)
+
+
+def unusable(vectors: Vectors, metric: Metric) -> dict[int, str]:
+    """The rows that no search can compare, with the reasons: a zero vector has no direction, NaN no distance."""
+    scales = np.zeros(len(vectors.pooled)) if vectors.map_scale is None else vectors.map_scale
+    parts = (vectors.pooled, vectors.embedding, scales[:, None])
+    finite = np.logical_and.reduce([np.isfinite(rows).all(axis=1) for rows in parts])
+    is_zero = (vectors.embedding == 0).all(axis=1) & (metric == "cosine")
+    reasons = ("its vectors are not finite", "its embedding is zero, which no cosine compares")
+    return {row: reasons[int(finite[row])] for row in np.flatnonzero(~finite | is_zero).tolist()}
+
+
+def skipped_before(writer: GalleryWriter) -> tuple[Skipped, ...]:
+    """The images that could not be used as of the last commit; nothing hangs on a list that is damaged."""
+    if writer.manifest.skipped is not None:
+        with suppress(GalleryError):
+            return read_skipped(writer.folder / writer.manifest.skipped.name)
+    return ()
+
+
+def new_skip_list(writer: GalleryWriter, before: Sequence[Skipped], now: Iterable[Skipped]) -> dict[str, Any]:
+    """The change of the manifest by a new list of images that could not be used, each path once; empty: none."""
+    merged = {item.path: item for item in now}
+    if merged == {item.path: item for item in before}:
+        return {}
+    lines = [item.to_json() for item in merged.values()]
+    return {"skipped": writer.write_skipped(lines) if lines else None}
 
 
 def _check_columns(writer: GalleryWriter, new: Iterable[str]) -> None:

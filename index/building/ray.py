@@ -107,9 +107,6 @@ def _checkpoint(encoder: Encoder) -> bytes:
         return file.read_bytes()
 
 
-# --- On the machine that writes ---------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Work:
     """The orders of every worker."""
@@ -206,9 +203,6 @@ def _failure(offer: Offer, reason: str) -> ImageError:
         except ImageError as error:
             return error
     return ImageError(offer.file, reason)
-
-
-# --- On the machines that encode --------------------------------------------------------------------------------------
 
 
 def _settled(settings: InferenceSettings) -> InferenceSettings:

@@ -112,10 +112,7 @@ class Candidates:
             yield self._read(rows[start : start + 512])
 
     def propose(self, queries: Vectors, k: int, n: int, /) -> Iterator[Proposal]:
-        """Of the first n candidates for each query, those that may be among its k nearest as far as FAISS can tell.
-
-        An approximate index gives more of them where it was measured to need that.
-        """
+        """Of the first n candidates for each query, those that may be among its k nearest as far as FAISS can tell."""
         store = self.store
         growth = n / first_fetch(k)  # above 1, what was asked for at first has not been enough
         if not store.is_native:
@@ -198,10 +195,7 @@ class Candidates:
         return "all" if share > (0.35 if self.store.is_flat else 0.2) else "mask"
 
     def _ask_index(self, queries: Vectors, n: int, *, way: Way, growth: float = 1.0) -> tuple[Rows, Any]:
-        """Rows from near to far (q, n), −1 where there is none, and FAISS's numbers for them.
-
-        An approximate index looks into more lists where a filter forbids most rows, or too few were found before.
-        """
+        """Rows from near to far (q, n), −1 where there is none, and FAISS's numbers for them."""
         store = self.store
         total = len(store.id_map)
         if way == "all" and self.rows is not None:
@@ -232,9 +226,6 @@ class Candidates:
         distances, rows = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
         order = np.argsort(-distances if store.is_product else distances, axis=1)[:, :n]
         return np.take_along_axis(rows, order, axis=1), np.take_along_axis(distances, order, axis=1)
-
-
-# --- Recall -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -292,10 +283,7 @@ def ground_truth(
 def measured_settings(
     store: IndexStore, source: VectorSource, truth: GroundTruth, *, target: float = RECALL_TARGET
 ) -> Iterator[SearchSettings]:
-    """Recall of each effort, from the least to the most, with the least over-fetch that it takes.
-
-    Stops after a setting that finds everything.
-    """
+    """Recall of each effort up to one that finds everything, with the least over-fetch that it takes."""
     k = min(10, truth.distances.shape[1])
     if k < 1:
         yield SearchSettings(None, 1.0, 0)

@@ -1,8 +1,4 @@
-"""Choice of a gallery's FAISS index, its memory, and its training.
-
-Exact indexes as long as they are quick enough: `Flat` (float32), then `SQfp16` (half the memory, over twice the speed).
-Beyond a million vectors an inverted file whose `nprobe` is measured on the gallery's own vectors (`candidates.py`).
-"""
+"""Choice of a gallery's FAISS index, its memory, and its training."""
 
 from __future__ import annotations
 

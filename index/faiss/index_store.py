@@ -14,6 +14,7 @@ import math
 import mmap
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, TypeAlias
 
@@ -25,6 +26,7 @@ from ...forking import ForkSafeLock
 from ...metrics.distances import SearchSpec, Vectors, check_vectors, comparable, lengths_of
 from ...remarks import counted
 from ..search import IdMap, Ids, Mask, Rows, VectorSource
+from ..storage.manifest import Tuning
 from .factory import Coarse, faiss_metric, inner_index, is_exact, refusals_of, search_parameters, train, training_size
 from .runtime import reconstructed, searched
 
@@ -74,6 +76,11 @@ class SearchSettings:
     queries: int
     overfetch: int = 1
 
+    @classmethod
+    def of(cls, tuning: Tuning) -> SearchSettings:
+        """Those of an index that was tuned."""
+        return cls(tuning.effort, tuning.recall_at_10, tuning.queries, tuning.overfetch)
+
 
 class IndexStore:
     """An index with the ids of its rows.
@@ -102,19 +109,11 @@ class IndexStore:
         self.is_exact = is_exact(index) and self.is_native
         self.is_product = spec.metric in ("cosine", "dot")  # FAISS's numbers fall
         self._view: Vectors | None = None
-        self._buffer = buffer
+        self.buffer = buffer
         self._own_copy = own_copy
 
-    @property
-    def is_mapped(self) -> bool:
-        """True while the index looks into the bytes it was read from."""
-        return self._buffer is not None
-
     def fill(self, ids: Ids, source: VectorSource, *, factory: str, seed: int, coarse: Coarse | None = None) -> None:
-        """Train the empty index on a sample of what `source` reads, and store everything, block by block.
-
-        `coarse` are lists of an inverted file with as many, over the same ids; others are passed over.
-        """
+        """Train the empty index on a sample of what `source` reads, and store everything, block by block."""
         index = self.index
         if not (isinstance(index, faiss.IndexIVF) and coarse is not None and len(coarse.centroids) == index.nlist):
             coarse = None
@@ -147,7 +146,7 @@ class IndexStore:
         """Store comparable vectors in new rows; of an inverted file into these lists, where they are known."""
         if self._own_copy is not None:  # FAISS ends the process when it is told to add to memory that is not its own
             self.index, self._own_copy = self._own_copy(), None
-            self._buffer = None
+            self.buffer = None
         start = len(self.id_map)
         self._view = None  # FAISS moves its memory as it grows
         if lists is None:
@@ -215,9 +214,6 @@ def row_selector(mask: Mask) -> tuple[Any, Any]:
     return faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits)), bits
 
 
-# --- Bytes ------------------------------------------------------------------------------------------------------------
-
-
 def write(store: IndexStore, file: BinaryIO, *, factory: str) -> None:
     """All of a store, without the raw vectors, into a file."""
     header = {
@@ -235,17 +231,19 @@ def write(store: IndexStore, file: BinaryIO, *, factory: str) -> None:
     faiss.write_index(store.index, faiss.PyCallbackIOWriter(file.write))
 
 
-def unpack(data: Buffer, spec: SearchSpec) -> tuple[IndexStore, str]:
-    """The store, which goes on looking into `data`, and its factory string."""
+@contextmanager
+def _damage_named() -> Iterator[None]:
     try:
-        return _unpack(data, spec)
+        yield
     except CorruptGalleryError:
         raise
     except Exception as error:  # FAISS raises RuntimeError and MemoryError, damaged headers nearly anything
         raise _corrupt(f"cannot be read ({type(error).__name__})") from error
 
 
-def _unpack(data: Buffer, spec: SearchSpec) -> tuple[IndexStore, str]:
+@_damage_named()
+def unpack(data: Buffer, spec: SearchSpec) -> tuple[IndexStore, str]:
+    """The store, which goes on looking into `data`, and its factory string."""
     if data[: len(_MAGIC)] != _MAGIC:
         raise _corrupt("is none of distcam's")
     (length,) = _LENGTH.unpack_from(data, len(_MAGIC))
@@ -290,7 +288,15 @@ def _read_index(part: Any, *, tables: int, copy: bool = False) -> Any:
     FAISS's limits belong to the process: they are tightened and put back.
     """
     if copy:
-        reader = faiss.PyCallbackIOReader(_Stream(part).read)
+        place = 0
+
+        def read(size: int) -> bytes:  # one piece after the other: memory is not copied as a whole
+            nonlocal place
+            place += size
+            piece: bytes = part[place - size : place].tobytes()
+            return piece
+
+        reader = faiss.PyCallbackIOReader(read)
     else:
         reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(part), len(part))
     with _limits_lock:
@@ -302,19 +308,6 @@ def _read_index(part: Any, *, tables: int, copy: bool = False) -> Any:
         finally:
             faiss.set_deserialization_vector_byte_limit(vector)
             faiss.set_deserialization_loop_limit(loop)
-
-
-class _Stream:
-    """Bytes read one piece after the other, out of memory that is not copied as a whole."""
-
-    def __init__(self, part: Any) -> None:
-        self.part, self.place = part, 0
-
-    def read(self, size: int) -> bytes:
-        """The next `size` bytes, fewer at the end."""
-        piece: bytes = self.part[self.place : self.place + size].tobytes()
-        self.place += len(piece)
-        return piece
 
 
 def structure_problems(index: Any, *, rows: int) -> list[str]:

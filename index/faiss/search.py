@@ -15,8 +15,8 @@ from ...errors import InputError
 from ...forking import make_forks_safe
 from ...metrics.distances import SearchSpec, Vectors, check_vectors, comparable, lengths_of
 from ..search import Hits, Ids, MemoryVectors, VectorSource, check_ids, search_exactly
-from .candidates import RECALL_TARGET, Candidates, GroundTruth, enough, ground_truth, measured_settings
-from .factory import Coarse, choose_factory, coarse_of, index_bytes, inner_index, new_index
+from .candidates import Candidates, enough, ground_truth, measured_settings
+from .factory import Coarse, choose_factory, index_bytes, inner_index, new_index
 from .gpu import GpuCopy
 from .index_store import Buffer, IndexStore, SearchSettings, check_range, structure_problems, unpack, write
 
@@ -35,7 +35,7 @@ class FaissSearch:
     ) -> None:
         self.spec = store.spec
         self.factory = factory
-        self._store = store
+        self.store = store
         self._source = source or MemoryVectors()
         self._gpu = GpuCopy(device)
         make_forks_safe()
@@ -100,7 +100,7 @@ class FaissSearch:
         `coarse` the lists of an inverted file with as many that was built before, over the same ids.
         """
         search = cls._empty(spec, len(ids), factory=factory, device=device, source=source)
-        store = search._store
+        store = search.store
         store.fill(ids, source, factory=search.factory, seed=seed, coarse=coarse)
         store.require_filters(search.factory)
         if search.is_exact:
@@ -108,7 +108,7 @@ class FaissSearch:
         if settings is None:
             stored = store.id_map.ids[store.id_map.ascending()]
             truth = ground_truth(spec, stored, source, queries=_MEASURED_QUERIES, k=10, seed=seed)
-            settings = enough(search.measured_settings(truth))
+            settings = enough(measured_settings(store, source, truth))
         search.use(settings)
         return search
 
@@ -117,44 +117,40 @@ class FaissSearch:
         wanted = {"auto": choose_factory(spec, count), "flat": "Flat"}.get(factory, factory)
         return cls(IndexStore(spec, new_index(spec, wanted)), factory=wanted, device=device, source=source)
 
-    def measured_settings(self, truth: GroundTruth, *, target: float = RECALL_TARGET) -> Iterator[SearchSettings]:
-        """Recall of each setting of an approximate index, from the least to the most effort."""
-        return measured_settings(self._store, self._source, truth, target=target)
-
     def read_from(self, source: VectorSource) -> None:
         """Read raw vectors there from now on."""
         self._source = source
 
     def use(self, settings: SearchSettings) -> None:
         """Search an approximate index this way from now on."""
-        self._store.settings = settings
+        self.store.settings = settings
         self._gpu.drop()
-        if isinstance(inner := inner_index(self._store.index), faiss.IndexIVF):
+        if isinstance(inner := inner_index(self.store.index), faiss.IndexIVF):
             inner.nprobe = settings.effort or inner.nprobe  # a copy on a GPU takes it from here
 
     @property
     def is_exact(self) -> bool:
         """No neighbour is missed, ties included; depends on the kind of index."""
-        return self._store.is_exact
+        return self.store.is_exact
 
     @property
     def description(self) -> dict[str, Any]:
         """Kind and measured recall, for people and manifests; JSON-able."""
         described: dict[str, Any] = {"factory": self.factory, "exact": self.is_exact}
-        if (settings := self._store.settings) is not None:
+        if (settings := self.store.settings) is not None:
             described["recall_at_10"] = round(settings.recall_at_10, 4)
             described["recall_queries"] = settings.queries
             if settings.overfetch > 1:
                 described["overfetch"] = settings.overfetch
             if settings.effort is not None:
-                is_ivf = isinstance(inner_index(self._store.index), faiss.IndexIVF)
+                is_ivf = isinstance(inner_index(self.store.index), faiss.IndexIVF)
                 described["nprobe" if is_ivf else "ef_search"] = settings.effort
         return described
 
     @property
     def is_worth_saving(self) -> bool:
         """Reading the index back saves training; exact kinds are rebuilt from the vectors as quickly."""
-        return not self._store.is_exact
+        return not self.store.is_exact
 
     def upsert(self, ids: npt.ArrayLike, vectors: npt.ArrayLike) -> None:
         """Add raw vectors, or replaces them by id.
@@ -171,7 +167,7 @@ class FaissSearch:
             return
         stored = comparable(self.spec, raw, lengths)
         check_range(self.factory, stored)
-        self._store.add(keys, stored)
+        self.store.add(keys, stored)
         self._gpu.drop()
         if isinstance(self._source, MemoryVectors):
             self._source.put(keys, raw)
@@ -179,7 +175,7 @@ class FaissSearch:
     def delete(self, ids: npt.ArrayLike) -> None:
         """Mask ids; unknown ones are no error. Their memory comes back with a rebuild."""
         keys = check_ids(ids)
-        self._store.id_map.drop(keys)
+        self.store.id_map.drop(keys)
         if isinstance(self._source, MemoryVectors):
             self._source.drop(keys)
 
@@ -190,7 +186,7 @@ class FaissSearch:
             InputError: an id that is not stored.
         """
         keys = check_ids(ids)
-        missing = keys[self._store.id_map.find(keys) < 0]
+        missing = keys[self.store.id_map.find(keys) < 0]
         if len(missing):
             raise InputError(f"expected stored ids, but {len(missing)} of {len(keys)} are not, such as {missing[0]}")
         return self._source(keys) if len(keys) else np.empty((0, self.spec.dim), np.float32)
@@ -201,27 +197,27 @@ class FaissSearch:
         Raises:
             ShapeError, InputError: queries that `check_vectors` refuses, or k below 1.
         """
-        book = self._store.id_map
+        book = self.store.id_map
         rows = book.all_live() if allowed is None else book.rows_of(check_ids(allowed))
         mask = book.live if allowed is None and rows is not None else None
-        gpu = self._gpu.of(self._store, factory=self.factory)
-        engine = Candidates(self._store, self._source, rows, gpu, mask)
+        gpu = self._gpu.of(self.store, factory=self.factory)
+        engine = Candidates(self.store, self._source, rows, gpu, mask)
         return search_exactly(self.spec, queries, k, engine=engine)
 
     def scan(self, batch_size: int = 1024) -> Iterator[tuple[Ids, Vectors]]:
         """Every (ids, raw vectors), ascending by id."""
-        ids = self._store.id_map.ids[self._store.id_map.ascending()]
+        ids = self.store.id_map.ids[self.store.id_map.ascending()]
         for start in range(0, len(ids), batch_size):
             batch = ids[start : start + batch_size]
             yield batch, self._source(batch)
 
     def count(self) -> int:
         """Number of ids stored."""
-        return self._store.id_map.live_count
+        return self.store.id_map.live_count
 
     def verify(self) -> list[str]:
         """Problems found: in row numbers, and for exact kinds any vector that is not the source's."""
-        store = self._store
+        store = self.store
         problems = structure_problems(store.index, rows=len(store.id_map))
         if problems or not store.is_exact:
             return problems
@@ -240,7 +236,7 @@ class FaissSearch:
 
     def close(self) -> None:
         """Free the index; what is left is empty."""
-        self._store, self.factory = IndexStore(self.spec, new_index(self.spec, "Flat")), "Flat"
+        self.store, self.factory = IndexStore(self.spec, new_index(self.spec, "Flat")), "Flat"
         self._gpu.drop()
         if isinstance(self._source, MemoryVectors):
             self._source = MemoryVectors()
@@ -251,31 +247,26 @@ class FaissSearch:
         return self._gpu.used
 
     @property
-    def coarse(self) -> Coarse | None:
-        """The lists of an inverted file, for building another with the same."""
-        return coarse_of(self._store.index)
-
-    @property
     def nbytes(self) -> int:
         """Memory of the index and of its ids, in bytes; mapped from a file or not."""
-        rows = len(self._store.id_map)
-        return index_bytes(self._store.index, rows) + 17 * rows  # id, live or not, and the row of each id
+        rows = len(self.store.id_map)
+        return index_bytes(self.store.index, rows) + 17 * rows  # id, live or not, and the row of each id
 
     @property
     def is_mapped(self) -> bool:
         """True while the index looks into the bytes it was read from, without a copy of its own."""
-        return self._store.is_mapped
+        return self.store.buffer is not None
 
     def serialise(self) -> bytes:
         """The index as bytes; the raw vectors stay where `source` reads them."""
         file = io.BytesIO()
-        write(self._store, file, factory=self.factory)
+        write(self.store, file, factory=self.factory)
         return file.getvalue()
 
     def save(self, path: Path) -> None:
         """Write the same to a file, without a second copy in memory."""
         with path.open("wb") as file:
-            write(self._store, file, factory=self.factory)
+            write(self.store, file, factory=self.factory)
 
     @classmethod
     def deserialise(cls, data: Buffer, *, spec: SearchSpec, source: VectorSource, device: str = "auto") -> FaissSearch:

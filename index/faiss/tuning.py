@@ -22,8 +22,8 @@ from ...progress import Progress
 from ...remarks import counted
 from ..search import Ids, Search, VectorSource
 from ..storage.manifest import Tuning
-from .candidates import GroundTruth, enough, ground_truth, has_levelled_off
-from .factory import Coarse, index_bytes, list_count, new_index
+from .candidates import GroundTruth, enough, ground_truth, has_levelled_off, measured_settings
+from .factory import Coarse, coarse_of, index_bytes, list_count, new_index
 from .index_store import SearchSettings
 from .runtime import machine
 from .search import FaissSearch
@@ -113,13 +113,6 @@ class TuningReport:
             f"{best.factory}: recall@10 {best.recall_at_10:.4f}, {best.latency_ms:.2f} ms a query, "
             f"{best.bytes_per_vector:.0f} bytes a vector, within {self.budget}{binding}"
         )
-
-
-def settings_of(tuning: Tuning | None) -> SearchSettings | None:
-    """Search settings of an index that was tuned."""
-    if tuning is None:
-        return None
-    return SearchSettings(tuning.effort, tuning.recall_at_10, tuning.queries, tuning.overfetch)
 
 
 def default_candidates(spec: SearchSpec, count: int, memory: int) -> tuple[str, ...]:
@@ -225,7 +218,7 @@ class _Bench:
         except InputError as error:
             return replace(trial, note=str(error)), None
         seconds = time.perf_counter() - start
-        if lists and (coarse := search.coarse) is not None:
+        if lists and (coarse := coarse_of(search.store.index)) is not None:
             self.coarse[lists] = coarse
         settings = SearchSettings(None, 1.0, len(truth))
         if not search.is_exact:
@@ -240,7 +233,7 @@ class _Bench:
         """The quickest settings that reach the recall: more lists, or more candidates from fewer lists."""
         seen: list[SearchSettings] = []
         good: list[SearchSettings] = []
-        for settings in search.measured_settings(truth, target=self.budget.recall):
+        for settings in measured_settings(search.store, self.source, truth, target=self.budget.recall):
             seen.append(settings)
             if settings.recall_at_10 >= self.budget.recall:
                 good.append(settings)

@@ -130,11 +130,7 @@ def matching(where: Filter, table: ColumnTable, verdicts: Verdicts | None = None
 
 
 def hints(where: Filter | str, table: ColumnTable) -> list[str]:
-    """One sentence for each value that a filter asks for and no image has, with the nearest one that some image has.
-
-    For messages to people: an empty answer to a misspelt label looks like an empty gallery. So does a range of a column
-    that holds no number. Values asked for by `!=`, by a pattern or by a range of numbers are not looked at.
-    """
+    """One sentence for each value that a filter asks for and no image has, with the nearest one that some image has."""
     said: dict[str, None] = {}
     for comparison in _comparisons(tree_of(where)):
         there = _column(comparison.column, table).values

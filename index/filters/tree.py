@@ -1,7 +1,4 @@
-"""Filters: comparisons of one column, how they are combined, and how both are written as text.
-
-Every value in a gallery is text. A number where text belongs would equal nothing, in silence, so it is refused.
-"""
+"""Filters: comparisons of one column, how they are combined, and how both are written as text."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""A gallery for other tools: vectors as NumPy arrays, records as Parquet tables, and an index that plain FAISS reads.
-
-The layout is clip-retrieval's: `img_emb/img_emb_<n>.npy` and `metadata/metadata_<n>.parquet`, row by row, and
-`image.index` whose ids are the row numbers. Everything is written into a folder aside, which gets its name when it is
-whole.
-"""
+"""A gallery for other tools: vectors as NumPy arrays, records as Parquet tables, an index that plain FAISS reads."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""A gallery of vectors that other tools made: written by commits, as a build writes it, and as crash-safe.
-
-Only our own exports say which encoder made the vectors, and bring it along. Without it the gallery answers stored
-images and vectors only; an encoder that is named is checked on the images themselves.
-"""
+"""A gallery of vectors that other tools made: written by commits, as a build writes it, and as crash-safe."""
 
 from __future__ import annotations
 
@@ -16,11 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import FingerprintMismatchError, GalleryError, GalleryExistsError, InputError, WeightsError
-from ...files import Storage, WriterLock
+from ...files import Storage
 from ...metrics.distances import METRICS, Metric, SearchSpec
 from ...progress import Progress
 from ...remarks import Skipped, remark
-from ..backends import existing_gallery, new_gallery_id, require_index, write_encoder_copy
+from ..backends import locked_for_new, new_gallery_id, require_index, write_encoder_copy
+from ..building.ingest import unusable
 from ..reports import AddReport
 from ..storage.hdf5 import Array
 from ..storage.manifest import EncoderEntry, Manifest, MaskEntry, Spec
@@ -108,11 +105,12 @@ def import_gallery(
     )
     require_index(SearchSpec(found.embedding_dim, chosen), index)
     folder, storage = Path(out), Storage()
-    _replaceable(folder, manifest, overwrite=overwrite)  # before a lock file gets into a folder of something else
-    storage.make_folder(folder)
-    with WriterLock(folder):
-        old = _replaceable(folder, manifest, overwrite=overwrite)
+    with locked_for_new(folder, overwrite=overwrite, storage=storage) as old:
         if old is not None:
+            if not overwrite and (old.complete or old.encoder.fingerprint != manifest.encoder.fingerprint):
+                raise GalleryExistsError(
+                    f"{folder}: holds a gallery; choose another --out, or replace it with --overwrite"
+                )
             manifest = dataclasses.replace(manifest, generation=old.generation + 1)
         writer = GalleryWriter(folder, manifest, on_disk=old, storage=storage)
         writer.delete_orphans()
@@ -134,17 +132,6 @@ def _entry(found: ImportSource, name: str, known: Encoder | None) -> EncoderEntr
     fingerprint = hashlib.sha256(f"imported:{name}".encode()).hexdigest()
     description = {"imported": name, "kind": found.kind, "source": str(found.place.absolute())}
     return EncoderEntry(fingerprint, f"imported/{fingerprint[:8]}", description)
-
-
-# --- Copying ----------------------------------------------------------------------------------------------------------
-
-
-def _replaceable(folder: Path, new: Manifest, *, overwrite: bool) -> Manifest | None:
-    """The gallery there that may be replaced; GalleryExistsError when it may not."""
-    old = existing_gallery(folder, overwrite=overwrite)
-    if old is not None and not overwrite and (old.complete or old.encoder.fingerprint != new.encoder.fingerprint):
-        raise GalleryExistsError(f"{folder}: holds a gallery; choose another --out, or replace it with --overwrite")
-    return old
 
 
 def _copy(writer: GalleryWriter, found: ImportSource, known: Encoder | None, progress: Progress | None) -> None:
@@ -175,19 +162,14 @@ def _copy(writer: GalleryWriter, found: ImportSource, known: Encoder | None, pro
 
 def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skipped: list[Skipped]) -> Array:
     """The rows that a gallery can hold; the others are noted with their reasons."""
-    finite = np.logical_and(np.isfinite(vectors.embedding).all(axis=1), np.isfinite(vectors.pooled).all(axis=1))
-    is_zero: Array = (vectors.embedding == 0).all(axis=1)
+    refused = unusable(vectors, spec.metric)
     rows = []
     for row, path in enumerate(entries.paths):
-        reason = ""
+        reason = refused.get(row, "")
         if not path or "\0" in path:
             reason = "has no path that a file could have"
         elif path in seen:
             reason = "its path occurs twice; the first is kept"
-        elif not finite[row]:
-            reason = "its vectors are not finite"
-        elif is_zero[row] and spec.metric == "cosine":
-            reason = "its embedding is zero, which no cosine compares"
         try:
             path.encode()
             located(path, Path("/"))
@@ -199,9 +181,6 @@ def _usable(entries: Entries, vectors: Vectors, spec: Spec, seen: set[str], skip
             seen.add(path)
             rows.append(row)
     return np.array(rows, np.int64)
-
-
-# --- Checking an encoder ----------------------------------------------------------------------------------------------
 
 
 def _brought_along(found: ImportSource) -> Path | None:

@@ -17,8 +17,7 @@ import numpy as np
 from ...errors import InputError
 from ...images.listing import quiet_listing
 from ..storage.hdf5 import Array
-from ..storage.segments import Entries, Vectors
-from .tables import BLOCK_ROWS, ImportSource, TableReader, checked_matrix, open_clip_retrieval, read_matrix
+from .tables import BLOCK_ROWS, Block, ImportSource, checked_matrix, open_clip_retrieval, read_matrix
 
 Kind = Literal["auto", "clip-retrieval", "oml", "hloc"]
 
@@ -58,9 +57,6 @@ def open_source(
     return _oml(place, embeddings, root=root, label_column=label_column)
 
 
-# --- Open Metric Learning ---------------------------------------------------------------------------------------------
-
-
 def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_column: str | None) -> ImportSource:
     """A table as `list_images` reads it, and a matrix or tensor with a row for each of its lines."""
     table = _only(place, "*.csv") if place.is_dir() else place
@@ -72,19 +68,17 @@ def _oml(place: Path, embeddings: Path | None, *, root: Path | None, label_colum
             f"{table} has {len(listing)} lines and {file.name} {len(matrix)} rows; they must have the same"
         )
     own_root = (root or listing.root).absolute()
-    reader = TableReader(own_root, label_column or "label")
 
-    def blocks() -> Iterator[tuple[Entries, Vectors]]:
+    def read() -> Iterator[Block]:
         records, start = iter(listing), 0
         while some := list(islice(records, BLOCK_ROWS)):
             rows: dict[str, list[Any]] = {"path": [record.path for record in some]}
             rows["label"] = [record.label for record in some]
             rows |= {name: [record.columns.get(name) for record in some] for name in listing.column_names}
-            embedding = np.array(matrix[start : start + len(some)], np.float32)
-            yield reader.entries(rows), Vectors(embedding, embedding)
+            yield Block(rows, matrix[start : start + len(some)])
             start += len(some)
 
-    return ImportSource("oml", table, own_root, len(matrix), matrix.shape[1], blocks)
+    return ImportSource("oml", table, own_root, len(matrix), matrix.shape[1], read, label_column or "label")
 
 
 def _only(folder: Path, *patterns: str) -> Path:
@@ -115,26 +109,21 @@ def _tensor(file: Path) -> Array:
     return checked_matrix(file, tensor.detach().numpy())
 
 
-# --- hloc -------------------------------------------------------------------------------------------------------------
-
-
 def _hloc(place: Path, root: Path) -> ImportSource:
     """A group for each image, named by its path, with a dataset `global_descriptor`."""
     names, dim = _with_hloc(place, _descriptors)
     if not names:
         raise InputError(f"{place}: no group in it holds a global_descriptor")
-    reader = TableReader(root.absolute(), "label")
 
     def stacked(file: Any, names: list[str]) -> Array:
         return np.stack([np.asarray(file[name]["global_descriptor"][:], np.float32) for name in names])
 
-    def blocks() -> Iterator[tuple[Entries, Vectors]]:
+    def read() -> Iterator[Block]:
         for start in range(0, len(names), BLOCK_ROWS):
             some = names[start : start + BLOCK_ROWS]
-            embedding = _with_hloc(place, stacked, some)
-            yield reader.entries({"path": list(some)}), Vectors(embedding, embedding)
+            yield Block({"path": list(some)}, _with_hloc(place, stacked, some))
 
-    return ImportSource("hloc", place, reader.root, len(names), dim, blocks)
+    return ImportSource("hloc", place, root.absolute(), len(names), dim, read)
 
 
 def _with_hloc(place: Path, read: Callable[..., Any], *names: list[str]) -> Any:

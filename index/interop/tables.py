@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import ModuleType, NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,24 +25,72 @@ _PATH_COLUMNS = ("image_path", "path", "file", "url", "key")
 _STATE_COLUMNS = ("id", "sha256", "size", "mtime_ns")  # in the tables of `distcam index export`
 
 
+class Block(NamedTuple):
+    """Some rows as columns, with their vectors; a row without a path is called `name` and its number from `start`."""
+
+    table: dict[str, list[Any]]
+    embedding: Array
+    pooled: Array | None = None
+    name: str = ""
+    start: int = 0
+
+
 @dataclass(frozen=True)
 class ImportSource:
-    """Rows of vectors that another tool wrote; relative image paths refer to `root`.
-
-    Attributes:
-        pooled_dim: None when there are embeddings only.
-        blocks: reads all rows from the first on, a bounded number at a time.
-        about: the description by `distcam index export`; empty for other tools.
-    """
+    """Rows of vectors that another tool wrote; relative image paths refer to `root`."""
 
     kind: str
     place: Path
     root: Path
     count: int
     embedding_dim: int
-    blocks: Callable[[], Iterator[tuple[Entries, Vectors]]]
-    pooled_dim: int | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
+    read: Callable[[], Iterator[Block]]  # all rows from the first on, a bounded number at a time
+    label: str = "label"  # the column of the classes
+    pooled_dim: int | None = None  # None when there are embeddings only
+    about: Mapping[str, Any] = field(default_factory=dict)  # by `distcam index export`; empty for other tools
+
+    def blocks(self) -> Iterator[tuple[Entries, Vectors]]:
+        """All rows as a gallery holds them."""
+        for block in self.read():
+            embedding = np.array(block.embedding, np.float32)
+            pooled = embedding if block.pooled is None else np.array(block.pooled, np.float32)
+            yield self._entries(block), Vectors(pooled, embedding)
+
+    def _entries(self, block: Block) -> Entries:
+        table, count = block.table, len(block.embedding)
+        empty = [None] * count
+        state: dict[str, list[Any]] = {}
+        own = next((name for name in _PATH_COLUMNS if name in table), "")
+        if self.about:
+            own = "path"
+            table.pop("image_path", None)
+            state = {name: table.pop(name) for name in _STATE_COLUMNS if name in table}
+        paths = [
+            f"{block.name}{block.start + row:08d}" if path is None else path
+            for row, path in enumerate(map(_text, table.pop(own, empty)))
+        ]
+        checksums = b"".join(
+            # zeros, which no file has, where there is none
+            bytes.fromhex(value) if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else bytes(32)
+            for value in state.get("sha256", empty)
+        )
+        columns = {"label": [_text(value) for value in table.pop(self.label, empty)]}
+        names = self.about.get("columns", {})  # the gallery's, of the columns of our own export
+        for name, values in table.items():
+            if name:
+                taken = f"{name}_" if name in ("path", "label") else name
+                columns[names.get(name, taken)] = [_text(value) for value in values]
+        return Entries(
+            ids=np.zeros(count, np.uint64),
+            paths=[  # addresses stay as they are
+                path if "://" in path or not path or "\0" in path else stored_path(self.root / path, self.root)
+                for path in paths
+            ],
+            sha256=np.frombuffer(checksums, np.uint8).reshape(count, 32),
+            size=_numbers(state.get("size", empty), np.uint64),
+            mtime_ns=_numbers(state.get("mtime_ns", empty), np.int64),
+            columns=columns,
+        )
 
 
 def parquet() -> tuple[ModuleType, ModuleType]:
@@ -71,51 +120,6 @@ def checked_matrix(file: Path, array: Any) -> Array:
     return array
 
 
-@dataclass(frozen=True)
-class TableReader:
-    """Turns rows of a table into entries; `columns` are the gallery's names of those of our own export, else None."""
-
-    root: Path
-    label: str
-    columns: Mapping[str, str] | None = None
-
-    def entries(self, table: dict[str, list[Any]], prefix: str = "", start: int = 0) -> Entries:
-        """Some rows, given as columns; those without a path are named by `prefix` and their number."""
-        count = len(next(iter(table.values())))
-        empty = [None] * count
-        state: dict[str, list[Any]] = {}
-        own = next((name for name in _PATH_COLUMNS if name in table), "")
-        if self.columns is not None:
-            own = "path"
-            table.pop("image_path", None)
-            state = {name: table.pop(name) for name in _STATE_COLUMNS if name in table}
-        paths = [
-            f"{prefix}{start + row:08d}" if path is None else path
-            for row, path in enumerate(map(_text, table.pop(own, empty)))
-        ]
-        checksums = b"".join(
-            # zeros, which no file has, where there is none
-            bytes.fromhex(value) if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else bytes(32)
-            for value in state.get("sha256", empty)
-        )
-        columns = {"label": [_text(value) for value in table.pop(self.label, empty)]}
-        for name, values in table.items():
-            if name:
-                taken = f"{name}_" if name in ("path", "label") else name
-                columns[(self.columns or {}).get(name, taken)] = [_text(value) for value in values]
-        return Entries(
-            ids=np.zeros(count, np.uint64),
-            paths=[  # addresses stay as they are
-                path if "://" in path or not path or "\0" in path else stored_path(self.root / path, self.root)
-                for path in paths
-            ],
-            sha256=np.frombuffer(checksums, np.uint8).reshape(count, 32),
-            size=_numbers(state.get("size", empty), np.uint64),
-            mtime_ns=_numbers(state.get("mtime_ns", empty), np.int64),
-            columns=columns,
-        )
-
-
 def _text(value: Any) -> str | None:
     """A cell as a gallery stores it: text, or nothing."""
     if value is None or value != value:  # NaN
@@ -130,9 +134,6 @@ def _numbers(values: Sequence[Any], kind: type[np.integer[Any]]) -> Array:
     limits = np.iinfo(kind)
     fitting = [value if isinstance(value, int) and limits.min <= value <= limits.max else 0 for value in values]
     return np.array(fitting, kind)
-
-
-# --- clip-retrieval ---------------------------------------------------------------------------------------------------
 
 
 def open_clip_retrieval(place: Path, *, root: Path | None, label_column: str | None) -> ImportSource:
@@ -156,16 +157,15 @@ def open_clip_retrieval(place: Path, *, root: Path | None, label_column: str | N
         raise InputError(f"{place}: its arrays have different widths, {sorted(map(str, dims))}")
     for shard in shards:
         shard.check()
-    own_root = Path(about["root"]) if "root" in about else place
-    reader = TableReader((root or own_root).absolute(), label_column or "label", about.get("columns"))
-
-    def blocks() -> Iterator[tuple[Entries, Vectors]]:
-        for shard in shards:
-            yield from shard.blocks(reader)
-
+    own_root = (root or (Path(about["root"]) if "root" in about else place)).absolute()
     (dim, pooled_dim) = dims.pop()
     count = sum(len(shard.embedding) for shard in shards)
-    return ImportSource("clip-retrieval", place, reader.root, count, dim, blocks, pooled_dim, about)
+
+    def read() -> Iterator[Block]:
+        return chain.from_iterable(shard.blocks() for shard in shards)
+
+    label = label_column or "label"
+    return ImportSource("clip-retrieval", place, own_root, count, dim, read, label, pooled_dim, about)
 
 
 def _about(place: Path) -> dict[str, Any]:
@@ -206,8 +206,7 @@ def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-@dataclass(frozen=True)
-class _Shard:
+class _Shard(NamedTuple):
     """One array of embeddings, and what belongs to it row by row."""
 
     embedding: Array
@@ -226,25 +225,23 @@ class _Shard:
         if len(rows) > 1:
             raise InputError(f"{self.file}: the files of this number have {sorted(rows)} rows; they must have the same")
 
-    def blocks(self, reader: TableReader) -> Iterator[tuple[Entries, Vectors]]:
-        start = 0
-        for table in self._tables():
-            stop = start + len(next(iter(table.values())))
-            embedding = np.array(self.embedding[start:stop], np.float32)
-            pooled = embedding if self.pooled is None else np.array(self.pooled[start:stop], np.float32)
-            yield reader.entries(table, f"{self.file.stem}/", start), Vectors(pooled, embedding)
-            start = stop
-
-    def _tables(self) -> Iterator[dict[str, list[Any]]]:
+    def blocks(self) -> Iterator[Block]:
         if self.table is None:
             for start in range(0, len(self.embedding), BLOCK_ROWS):
-                yield {"": [None] * min(BLOCK_ROWS, len(self.embedding) - start)}
+                yield self._block({}, start, start + BLOCK_ROWS)
             return
         _, pq = parquet()
+        start = 0
         try:
             with pq.ParquetFile(self.table) as file:
                 for batch in file.iter_batches(batch_size=BLOCK_ROWS):
                     names = map(str, batch.schema.names)
-                    yield {name: column.to_pylist() for name, column in zip(names, batch.columns, strict=True)}
+                    table = {name: column.to_pylist() for name, column in zip(names, batch.columns, strict=True)}
+                    yield self._block(table, start, start + batch.num_rows)
+                    start += batch.num_rows
         except (OSError, ValueError) as error:
             raise InputError(f"{self.table}: cannot be read as Parquet ({error})") from error
+
+    def _block(self, table: dict[str, list[Any]], start: int, stop: int) -> Block:
+        pooled = None if self.pooled is None else self.pooled[start:stop]
+        return Block(table, self.embedding[start:stop], pooled, f"{self.file.stem}/", start)

@@ -105,9 +105,6 @@ def _joined(parts: tuple[Filter, ...], word: str, nothing: str) -> str | None:
     return word.join(f"({text})" for text in inner) if inner else nothing
 
 
-# --- Indexes ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class IndexKind:
     """A kind of index by Milvus' name and parameters; FAISS factory strings outside."""

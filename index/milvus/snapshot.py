@@ -84,8 +84,6 @@ class MilvusSnapshot(Snapshot):
         assert self.manifest.backend is not None
         return len(removed_ids(self.folder, self.manifest.tombstones[self.manifest.backend.settled :]))
 
-    # --- Which images ------------------------------------------------------------------------------------------------
-
     def places(self, ids: Iterable[int] | Array) -> NDArray[np.int64]:
         """The places of ids in `self.ids`, without making that."""
         held = self._held(ids)
@@ -185,8 +183,6 @@ class MilvusSnapshot(Snapshot):
         """The filter for Milvus; None when only we can decide it. A column that is not there is refused."""
         matching(where, _NoRows(self.column_names))
         return compiled(where)
-
-    # --- Their vectors -----------------------------------------------------------------------------------------------
 
     def pooled(self, ids: Iterable[int] | Array) -> NDArray[np.float32]:
         """Raw pooled vectors, (n, K)."""

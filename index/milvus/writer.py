@@ -138,9 +138,6 @@ def _stored(entries: Entries, place: int) -> dict[str, Any]:
     }
 
 
-# --- Checking ---------------------------------------------------------------------------------------------------------
-
-
 class MilvusCheck(Check):
     """One pass over the folder's files and all rows."""
 

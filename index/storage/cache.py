@@ -98,17 +98,17 @@ class GalleryCache:
             return search
 
     def _search_of(self, factory: str) -> FaissSearch:
+        from ..faiss.index_store import SearchSettings
         from ..faiss.search import FaissSearch
-        from ..faiss.tuning import settings_of
 
-        manifest = self.snapshot.manifest
+        tuning = self.snapshot.manifest.tuning
         return FaissSearch.from_source(
             self.snapshot.search_spec,
             self.snapshot.ids,
             self._embeddings,
             factory=factory,
-            seed=0 if manifest.tuning is None else manifest.tuning.seed,
-            settings=settings_of(manifest.tuning),
+            seed=0 if tuning is None else tuning.seed,
+            settings=None if tuning is None else SearchSettings.of(tuning),
         )
 
     def _embeddings(self, ids: Ids | Array) -> NDArray[np.float32]:

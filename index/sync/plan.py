@@ -1,30 +1,31 @@
-"""Plan of a folder sync, and its report: new, changed, moved, doubled and missing files. Nothing encodes or writes.
+"""Plan of a folder sync: new, changed, moved, doubled and missing files. Nothing encodes or writes.
 
 Contents decide, by SHA-256; size and time of change only spare reading. Files that cannot be looked at are not gone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from ...errors import ImageError, InputError
 from ...images.image_sources import ImageRecord
-from ...images.listing import Listing
-from ...images.loading import read_image
+from ...images.listing import Listing, list_images
+from ...images.loading import IMAGE_SUFFIXES, read_image
+from ...images.splits import SPLIT_COLUMN, SplitFolders, find_split_folders
 from ...progress import Progress
-from ...remarks import Skipped, counted
-from ..building.ingest import Offer
-from ..storage.segments import Segment
+from ...remarks import Skipped
+from ..building.ingest import Offer, reason_of, status_of
+from ..reports import SyncKind
+from ..storage.segments import Segment, stored_path
 from ..storage.snapshot import Snapshot
-from .folder import SyncFolder, digest, list_folder, reason_of, status_of
-
-SyncKind = Literal["added", "changed", "moved", "duplicated", "relabelled", "removed"]
 
 
 @dataclass(frozen=True)
@@ -47,58 +48,73 @@ class SyncSettings:
             raise InputError(f"expected a share from 0 to 1 that may vanish, got {self.max_vanishing}")
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One image's change; `origin` is the path that its vectors come from when nothing was encoded."""
+class SyncFolder:
+    """The synced folder as the gallery sees it: stored paths under it, and the classes that their folders name."""
 
-    kind: SyncKind
-    path: str
-    origin: str | None = None
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder = Path(os.path.abspath(folder))  # noqa: PTH100 (no resolve(): names of links stay)
+        self.root = root
+        self._prefixes = tuple({f"{path.as_posix().rstrip('/')}/" for path in (self.folder, self.folder.resolve())})
+        self._roots = tuple({f"{path.as_posix().rstrip('/')}/" for path in (root, root.resolve())})
+        self._splits = cache(find_split_folders)
+        self._stored_prefix = None  # of the folder's files, where no link can lead to another name for them
+        if self.folder.is_relative_to(root):
+            self._stored_prefix = "" if self.folder == root else f"{self.folder.relative_to(root).as_posix()}/"
+
+    def stored(self, path: str) -> str:
+        """The path under which the gallery knows a file of the folder, given relative to the folder."""
+        if self._stored_prefix is not None:  # for millions of files: without an object for each
+            return self._stored_prefix + path
+        return stored_path(self.folder / path, self.root)
+
+    def holds(self, path: str) -> bool:
+        """True for a stored path that lies under the folder."""
+        return self._within(path) is not None
+
+    def _within(self, path: str) -> str | None:
+        if "://" in path:  # an address, which no folder holds
+            return None
+        for candidate in [path] if os.path.isabs(path) else [root + path for root in self._roots]:  # noqa: PTH117
+            for prefix in self._prefixes:
+                if candidate.startswith(prefix):
+                    return candidate[len(prefix) :]
+        return None
+
+    def label_of(self, path: str) -> str | None:
+        """The class that the first folder names, or that below the folder of a split.
+
+        It counts from the gallery's root, so that syncing a part of the images gives them the labels that syncing all
+        of them would; from the synced folder for files outside of that root.
+        """
+        relative, splits = self._relative(path)
+        if splits is not None and splits.names:
+            return splits.label_of(relative)
+        folder, slash, _ = relative.partition("/")
+        return folder if slash else None
+
+    def columns_of(self, path: str) -> dict[str, str]:
+        """The split, where the folders are those of splits."""
+        relative, splits = self._relative(path)
+        if splits is None or not splits.names:
+            return {}
+        return {SPLIT_COLUMN: splits.split_of(relative) or ""}
+
+    def _relative(self, path: str) -> tuple[str, SplitFolders | None]:
+        if os.path.isabs(path):  # noqa: PTH117 (asked for every image of the gallery)
+            return self._within(path) or path, self._splits(self.folder)
+        return path, self._splits(self.root)
 
 
-@dataclass(frozen=True)
-class SyncReport:
-    """The changes that a sync made, or would make.
-
-    Attributes:
-        changes: image by image.
-        unchanged: images that were as the gallery had them.
-        missing: paths whose files are gone and which stay in the gallery.
-        skipped: files that cannot be used; the images that the gallery had under their paths stay.
-        busy: files left for later because they are being written.
-        images: images in the gallery afterwards.
-        is_dry_run: nothing was done.
-        refusal: why it would be refused; None if it would not.
-    """
-
-    changes: tuple[Change, ...]
-    unchanged: int
-    images: int
-    missing: tuple[str, ...] = ()
-    skipped: tuple[Skipped, ...] = ()
-    busy: int = 0
-    is_dry_run: bool = False
-    refusal: str | None = None
-
-    @property
-    def counts(self) -> Counter[SyncKind]:
-        """Number of images added, changed, and so on."""
-        return Counter(change.kind for change in self.changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report for JSON."""
-        counts = self.counts
-        return {"counts": {kind: counts[kind] for kind in get_args(SyncKind)}, **asdict(self)}
-
-    def __str__(self) -> str:
-        counts = self.counts
-        parts = [f"{counts[kind]} {kind}" for kind in get_args(SyncKind) if counts[kind]]
-        parts += [f"{self.unchanged} unchanged"]
-        parts += [f"{len(self.missing)} missing but kept"] if self.missing else []
-        parts += [f"{self.busy} still being written"] if self.busy else []
-        parts += [f"{len(self.skipped)} skipped"] if self.skipped else []
-        would = "would be: " if self.is_dry_run else ""
-        return f"{would}{', '.join(parts)}; {counted(self.images, 'image')}"
+def list_folder(folder: Path, labels: str | os.PathLike[str] | None) -> Listing | None:
+    """The images of a folder; None when it is empty, as the place of a disk is that is not mounted."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder; is its disk mounted?")
+    try:
+        return list_images(folder, labels=labels)
+    except InputError:
+        if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for _, _, names in os.walk(folder) for name in names):
+            raise
+        return None
 
 
 class Row(NamedTuple):
@@ -138,27 +154,13 @@ class Carry(NamedTuple):
     origin: str
 
 
-@dataclass
-class SyncPlan:
-    """The work of a sync.
-
-    Attributes:
-        carries: rows that need no encoding.
-        offers: files that must be encoded.
-        twins: files with the contents of one of `offers`, given by its path; they follow when it is encoded.
-        removed: ids and paths of images whose files are gone; those of `missing` stay all the same.
-        inside: images of the gallery under the folder, before.
-    """
-
-    carries: list[Carry] = field(default_factory=list)
-    offers: list[Offer] = field(default_factory=list)
-    twins: list[tuple[Offer, str]] = field(default_factory=list)
-    removed: list[tuple[int, str]] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    unchanged: int = 0
-    busy: int = 0
-    inside: int = 0
+def _digest(file: Path) -> bytes:
+    """The SHA-256 of a file; ImageError if it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except OSError as error:
+        raise ImageError(file, reason_of(error)) from error
 
 
 def rows_of(snapshot: Snapshot) -> dict[str, Row]:
@@ -170,48 +172,51 @@ def rows_of(snapshot: Snapshot) -> dict[str, Row]:
     }
 
 
-def make_plan(
-    snapshot: Snapshot,
-    folder: SyncFolder,
-    settings: SyncSettings,
-    *,
-    doubtful: Collection[str] | None = None,
-    progress: Progress | None = None,
-) -> SyncPlan:
-    """Compare a folder with the gallery; files whose paths are `doubtful` (None: all new ones) are decoded now."""
-    if snapshot.manifest.masks is not None:
-        raise InputError(
-            f"{snapshot.folder} pools its images under masks, which a sync does not follow; "
-            "use `distcam index add` and `distcam index remove`"
-        )
-    comparison = _Comparison(snapshot, folder, settings)
-    comparison.look(list_folder(folder.folder, settings.labels), progress)
-    comparison.find_gone()
-    comparison.resolve(doubtful)
-    return comparison.plan
+class SyncPlan:
+    """The work of a sync: every file is unchanged, or wanted; every image without a file is gone.
 
+    Files whose paths are `doubtful` (None: all new ones) are decoded now.
+    """
 
-class _Comparison:
-    """A folder against a gallery: every file is unchanged, or wanted; every image without a file is gone."""
-
-    def __init__(self, snapshot: Snapshot, folder: SyncFolder, settings: SyncSettings) -> None:
-        self.folder = folder
-        self.settings = settings
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        folder: SyncFolder,
+        settings: SyncSettings,
+        *,
+        doubtful: Collection[str] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if snapshot.manifest.masks is not None:
+            raise InputError(
+                f"{snapshot.folder} pools its images under masks, which a sync does not follow; "
+                "use `distcam index add` and `distcam index remove`"
+            )
+        self.folder, self.settings = folder, settings
         self.known = rows_of(snapshot)
-        self.plan = SyncPlan()
+        self.carries: list[Carry] = []  # rows that need no encoding
+        self.offers: list[Offer] = []  # files that must be encoded
+        self.twins: list[tuple[Offer, str]] = []  # files with the contents of an offer, by its path: they follow it
+        self.removed: list[tuple[int, str]] = []  # ids and paths of images whose files are gone
+        self.missing: list[str] = []  # such images that stay all the same
+        self.skipped: list[Skipped] = []
+        self.unchanged = self.busy = 0
         self._keeps_labels = settings.labels is None
         self._has_labels = self._keeps_labels and bool((snapshot.column("label").codes >= 0).any())
         self._inside = {path for path in self.known if folder.holds(path)}
+        self.inside = len(self._inside)  # images of the gallery under the folder, before
         self._seen: set[str] = set()
         self._wanted: list[Offer] = []
         self._gone: dict[bytes, list[str]] = defaultdict(list)
-        self.plan.inside = len(self._inside)
+        self._look(list_folder(folder.folder, settings.labels), progress)
+        self._find_gone()
+        self._resolve(doubtful)
 
-    def look(self, listing: Listing | None, progress: Progress | None) -> None:
+    def _look(self, listing: Listing | None, progress: Progress | None) -> None:
         """Sort the files into unchanged ones and wanted ones."""
         for problem in () if listing is None else listing.problems:
             path, _, reason = problem.partition(": ")
-            self.plan.skipped.append(Skipped(self.folder.stored(path), reason))
+            self.skipped.append(Skipped(self.folder.stored(path), reason))
         for number, record in enumerate(listing or (), 1):
             path = self.folder.stored(record.path)
             if path in self._seen:  # one file under two names
@@ -220,7 +225,7 @@ class _Comparison:
             try:
                 self._compare(path, record)
             except ImageError as error:
-                self.plan.skipped.append(Skipped(path, error.reason))
+                self.skipped.append(Skipped(path, error.reason))
             if progress is not None:
                 progress(number, max(number, len(self._inside)))
 
@@ -229,15 +234,15 @@ class _Comparison:
         row = self.known.get(path)
         is_as_before = row is not None and row.state == (status.st_size, status.st_mtime_ns)
         if is_as_before and self._keeps_labels and not self.settings.checksum:
-            self.plan.unchanged += 1
+            self.unchanged += 1
             return
         if not is_as_before and abs(time.time() - status.st_mtime) < self.settings.settle:
-            self.plan.busy += 1
+            self.busy += 1
             return
         offer = Offer(self.folder.folder / record.path, path, record.label)
         offer.size, offer.mtime_ns = status.st_size, status.st_mtime_ns
         is_trusted = row is not None and is_as_before and not self.settings.checksum
-        offer.sha256 = row.sha256 if row is not None and is_trusted else digest(offer.file)
+        offer.sha256 = row.sha256 if row is not None and is_trusted else _digest(offer.file)
         if row is None:
             if self._keeps_labels:
                 offer.label = self.folder.label_of(path) if self._has_labels or not self.known else None
@@ -250,24 +255,24 @@ class _Comparison:
         if offer.sha256 != row.sha256:
             self._wanted.append(offer)
         elif offer.label != label:
-            self.plan.carries.append(Carry("relabelled", row, offer, offer.path))
+            self.carries.append(Carry("relabelled", row, offer, offer.path))
         else:
-            self.plan.unchanged += 1
+            self.unchanged += 1
 
-    def find_gone(self) -> None:
+    def _find_gone(self) -> None:
         """Images whose files are really not there any more; what cannot be looked at stays as it is."""
         for path in sorted(self._inside - self._seen):
             file = self.folder.root / path
             try:
                 file.stat()
-                self.plan.unchanged += 1  # there, but nothing that a walk lists: a hidden file, another suffix
+                self.unchanged += 1  # there, but nothing that a walk lists: a hidden file, another suffix
             except (FileNotFoundError, NotADirectoryError):
                 if not file.is_symlink():
                     self._gone[self.known[path].sha256].append(path)
             except OSError as error:
-                self.plan.skipped.append(Skipped(path, reason_of(error)))
+                self.skipped.append(Skipped(path, reason_of(error)))
 
-    def resolve(self, doubtful: Collection[str] | None) -> None:
+    def _resolve(self, doubtful: Collection[str] | None) -> None:
         """Find for every wanted file where its vectors come from; decide what becomes of the images that are gone."""
         wanted = {offer.sha256 for offer in self._wanted}
         sources = {row.sha256: path for path, row in self.known.items() if row.sha256 in wanted} if wanted else {}
@@ -277,22 +282,22 @@ class _Comparison:
                 continue
             if (origin := sources.get(offer.sha256)) is not None:
                 kind: SyncKind = "duplicated" if offer.replaces is None else "changed"
-                self.plan.carries.append(Carry(kind, self.known[origin], offer, origin))
+                self.carries.append(Carry(kind, self.known[origin], offer, origin))
             elif offer.sha256 in first:
-                self.plan.twins.append((offer, first[offer.sha256]))
+                self.twins.append((offer, first[offer.sha256]))
             else:
                 try:
                     if doubtful is None or offer.path in doubtful:
                         read_image(offer.file)
                     first[offer.sha256] = offer.path
-                    self.plan.offers.append(offer)
+                    self.offers.append(offer)
                 except ImageError as error:
-                    self.plan.skipped.append(Skipped(offer.path, error.reason))
+                    self.skipped.append(Skipped(offer.path, error.reason))
         gone = sorted(path for paths in self._gone.values() for path in paths)
         if self.settings.keep_missing:
-            self.plan.missing = gone
+            self.missing = gone
         else:
-            self.plan.removed = [(self.known[path].id, path) for path in gone]
+            self.removed = [(self.known[path].id, path) for path in gone]
 
     def _is_moved(self, offer: Offer) -> bool:
         """Carry over an image that is gone and had the same contents, if possible under the same name; False: none."""
@@ -312,5 +317,5 @@ class _Comparison:
         elif offer.label is None:
             offer.label = label
         offer.columns, offer.replaces = columns, row.id
-        self.plan.carries.append(Carry("moved", row, offer, old))
+        self.carries.append(Carry("moved", row, offer, old))
         return True

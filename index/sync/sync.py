@@ -10,7 +10,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -19,17 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import CorruptGalleryError, DistcamError, GalleryError, ImageError, InputError
+from ...errors import CorruptGalleryError, DistcamError, ImageError, InputError
 from ...files import after_commit
 from ...progress import Progress
 from ...remarks import Skipped, counted
-from ..building.ingest import Offer, entries_of, ingest_offers
-from ..reports import read_skipped
+from ..building.ingest import Offer, entries_of, ingest_offers, new_skip_list, skipped_before
+from ..reports import Change, SyncKind, SyncReport
 from ..storage.segments import BLOCK_BYTES
 from ..storage.snapshot import Snapshot
 from ..storage.writer import GalleryWriter
-from .folder import SyncFolder
-from .plan import Carry, Change, SyncKind, SyncPlan, SyncReport, SyncSettings, make_plan, rows_of
+from .plan import Carry, SyncFolder, SyncPlan, SyncSettings, rows_of
 
 if TYPE_CHECKING:  # a sync that finds nothing new does without torch
     from ...encoders import Encoder
@@ -59,9 +57,7 @@ class LazyEncoder:
 
         source = self._given if self._given is not None else self._gallery.encoder_path
         if source is None:
-            raise InputError(
-                f"{self._gallery.folder} keeps no encoder, and there are new images; pass --encoder CHECKPOINT"
-            )
+            raise InputError(f"{self._gallery.folder} keeps no encoder for new images; pass --encoder CHECKPOINT")
         encoder = Encoder.load(source) if isinstance(source, (str, os.PathLike)) else whole_encoder(source)
         self._gallery.check_encoder(encoder)
         self._loaded = encoder
@@ -72,14 +68,14 @@ def plan_sync(
     snapshot: Snapshot, folder: SyncFolder, settings: SyncSettings, *, progress: Progress | None
 ) -> SyncReport:
     """The report of a dry run. New files are decoded, to see which cannot be used, but not encoded."""
-    plan = make_plan(snapshot, folder, settings, progress=progress)
+    plan = SyncPlan(snapshot, folder, settings, progress=progress)
     changes = [*_carried(plan.carries), *(_change(offer) for offer in plan.offers)]
     changes += [_change(offer, first) for offer, first in plan.twins]
     changes += [Change("removed", path) for _, path in plan.removed]
     report = _report(plan, changes, plan.skipped, images=0)
     counts = report.counts
     images = len(snapshot) + counts["added"] + counts["duplicated"] - counts["removed"]
-    return dataclasses.replace(report, images=images, is_dry_run=True, refusal=_refusal(plan, folder, settings))
+    return dataclasses.replace(report, images=images, is_dry_run=True, refusal=_refusal(plan))
 
 
 def sync_folder(
@@ -92,13 +88,10 @@ def sync_folder(
 ) -> SyncReport:
     """Make a locked gallery hold what a folder holds; `progress` counts files looked at, and then files encoded."""
     before = Snapshot(writer.folder, writer.manifest, verify=False)
-    old_skipped: tuple[Skipped, ...] = ()
-    if writer.manifest.skipped is not None:
-        with suppress(GalleryError):  # nothing hangs on the old list
-            old_skipped = read_skipped(writer.folder / writer.manifest.skipped.name)
+    old_skipped = skipped_before(writer)
     doubtful = {item.path for item in old_skipped}
-    plan = make_plan(before, folder, settings, doubtful=doubtful, progress=progress)
-    if (refusal := _refusal(plan, folder, settings)) is not None:
+    plan = SyncPlan(before, folder, settings, doubtful=doubtful, progress=progress)
+    if (refusal := _refusal(plan)) is not None:
         raise InputError(refusal)
     skipped = list(plan.skipped)
     if settings.strict and skipped:
@@ -123,21 +116,18 @@ def sync_folder(
         writer.commit()
         changes += [Change("removed", path) for _, path in plan.removed]
     with after_commit(writer.folder, "the list of images that could not be used"):
-        merged = {item.path: item for item in old_skipped if not folder.holds(item.path)}  # of other folders
-        merged |= {item.path: item for item in skipped}
-        if {item.path: item for item in old_skipped} != merged:
-            lines = [item.to_json() for item in merged.values()]
-            writer.commit(skipped=writer.write_skipped(lines) if lines else None)
+        elsewhere = [item for item in old_skipped if not folder.holds(item.path)]
+        writer.commit(**new_skip_list(writer, old_skipped, (*elsewhere, *skipped)))
     writer.merge_small()
     return _report(plan, changes, skipped, images=len(Snapshot(writer.folder, writer.manifest, verify=False)))
 
 
-def _refusal(plan: SyncPlan, folder: SyncFolder, settings: SyncSettings) -> str | None:
-    leaving = len(plan.removed)
+def _refusal(plan: SyncPlan) -> str | None:
+    leaving, settings = len(plan.removed), plan.settings
     if settings.force or leaving <= settings.max_vanishing * plan.inside:
         return None
     return (
-        f"{leaving} of {counted(plan.inside, 'image')} under {folder.folder} are gone, more than "
+        f"{leaving} of {counted(plan.inside, 'image')} under {plan.folder.folder} are gone, more than "
         f"{settings.max_vanishing:.0%}; nothing was changed. Is the disk mounted? If they are meant to leave, "
         "use --force; if they are to stay, --keep-missing"
     )

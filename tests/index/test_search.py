@@ -418,4 +418,4 @@ def test_a_disk_that_fills_up_while_an_index_is_saved_is_an_os_error(tmp_path: P
 
     search = build(blobs(2000, 8), "l2", "IVF8,SQfp16")
     with pytest.raises(OSError, match="No space left"):
-        faiss_bytes.write(search._store, Full(), factory=search.factory)
+        faiss_bytes.write(search.store, Full(), factory=search.factory)

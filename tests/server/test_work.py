@@ -263,7 +263,7 @@ import sys, threading
 from pathlib import Path
 from distcam.server import service
 service._LAST_S = 0.3
-import distcam.server.running as running
+import distcam.server.app as running
 running._GRACE_S = 1
 import distcam.server.routes.gallery as showing
 showing._counts = lambda *_: threading.Event().wait()  # GET /labels never ends

@@ -35,7 +35,7 @@ def served(gallery: Path, **options):
 @contextmanager
 def running(gallery: Path, **options):
     """The address of a gallery served by uvicorn on a free port of this machine, in a thread."""
-    from distcam.server.running import bound_socket, server_of, url_of
+    from distcam.server.app import bound_socket, server_of, url_of
 
     app = create_app(Settings(Path(gallery), **{"rate": 0, **options}))
     bound, is_ready = bound_socket("127.0.0.1", 0), threading.Event()

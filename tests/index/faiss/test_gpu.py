@@ -183,7 +183,7 @@ def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_shards_of_half_precision_vectors_answer_as_the_whole(metric: Metric) -> None:
     search = build(blobs(1003, 16), metric, "SQfp16")
-    whole = search._store.index
+    whole = search.store.index
     shards = shards_of(whole, 3, lambda part, number: part)
     queries = blobs(20, 16, seed=3)
     for one, other in zip(whole.search(queries, 7), shards.search(queries, 7), strict=True):

@@ -20,7 +20,7 @@ from search_answers import assert_same, blobs, build, ids_of, true_hits
 from distcam.errors import CorruptGalleryError, InputError
 from distcam.index import Gallery
 from distcam.index.faiss.candidates import GroundTruth, enough, ground_truth
-from distcam.index.faiss.factory import index_bytes, new_index
+from distcam.index.faiss.factory import coarse_of, index_bytes, new_index
 from distcam.index.faiss.index_store import SearchSettings
 from distcam.index.faiss.search import FaissSearch
 from distcam.index.faiss.tuning import (
@@ -30,7 +30,6 @@ from distcam.index.faiss.tuning import (
     choose,
     default_candidates,
     readable,
-    settings_of,
     tune,
 )
 from distcam.index.search import Hits
@@ -189,7 +188,7 @@ def test_indexes_that_share_their_lists_are_those_that_were_trained_alone() -> N
         spec = SearchSpec(16, "cosine")
         alone = FaissSearch.from_source(spec, ids, lambda some: vectors[some.astype(int)], **options)
         shared = FaissSearch.from_source(
-            spec, ids, lambda some: vectors[some.astype(int)], coarse=first.coarse, **options
+            spec, ids, lambda some: vectors[some.astype(int)], coarse=coarse_of(first.store.index), **options
         )
         assert shared.serialise() == alone.serialise()
 
@@ -263,7 +262,7 @@ def test_a_graph_of_product_codes_spends_no_minutes_on_their_order() -> None:
 def test_the_size_is_known_before_an_index_is_built(factory: str) -> None:
     search = build(blobs(4000, 16), "cosine", factory)
     expected = index_bytes(new_index(SearchSpec(16, "cosine"), factory), 4000)
-    assert expected == pytest.approx(faiss.serialize_index(search._store.index).nbytes, rel=0.08)
+    assert expected == pytest.approx(faiss.serialize_index(search.store.index).nbytes, rel=0.08)
 
 
 def test_what_is_too_large_is_not_built_and_the_reason_is_told() -> None:
@@ -371,7 +370,7 @@ def test_an_index_that_is_lost_is_built_again_with_the_settings_that_were_tuned(
     again = Gallery.open(gallery.folder)
     assert not again.searcher.is_mapped
     assert again.searcher.serialise() == stored  # the same seed, sample and settings
-    assert settings_of(report.tuning) == again.searcher._store.settings
+    assert SearchSettings.of(report.tuning) == again.searcher.store.settings
 
 
 def test_another_reader_moves_on_to_the_tuned_index(gallery: Gallery) -> None:

@@ -18,7 +18,7 @@ from commands import distcam, fails
 from serving import image_bytes, running, upload
 
 from distcam.server import Settings, create_app
-from distcam.server.running import bound_socket, glibc, server_of, url_of
+from distcam.server.app import bound_socket, glibc, server_of, url_of
 
 
 def started(gallery, *options, environment=()):
@@ -129,7 +129,7 @@ def connected(url):
 
 
 def test_connections_on_which_nothing_happens_are_hung_up_on(small_gallery, monkeypatch, caplog):
-    monkeypatch.setattr("distcam.server.running._PATIENCE_S", 0.2)
+    monkeypatch.setattr("distcam.server.app._PATIENCE_S", 0.2)
     refused_at_once = b"POST /api/v1/images HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     with running(small_gallery.folder) as url:
         for start in (b"", b"GET /health HTTP/1.1\r\nHost: local"):
@@ -155,7 +155,7 @@ def test_connections_on_which_nothing_happens_are_hung_up_on(small_gallery, monk
 
 
 def test_one_client_cannot_have_all_connections(small_gallery, monkeypatch):
-    monkeypatch.setattr("distcam.server.running._CLIENT_CONNECTIONS", 2)
+    monkeypatch.setattr("distcam.server.app._CLIENT_CONNECTIONS", 2)
     with ExitStack() as stack:
         url = stack.enter_context(running(small_gallery.folder))
         connections = [stack.enter_context(connected(url)) for _ in range(3)]
@@ -164,8 +164,8 @@ def test_one_client_cannot_have_all_connections(small_gallery, monkeypatch):
 
 
 def test_some_clients_together_cannot_have_all_connections(small_gallery, monkeypatch):
-    monkeypatch.setattr("distcam.server.running._CONNECTIONS", 40)
-    monkeypatch.setattr("distcam.server.running._SPARE_CONNECTIONS", 1)
+    monkeypatch.setattr("distcam.server.app._CONNECTIONS", 40)
+    monkeypatch.setattr("distcam.server.app._SPARE_CONNECTIONS", 1)
     with ExitStack() as stack:
         url = stack.enter_context(running(small_gallery.folder))
         host, port = url.removeprefix("http://").split(":")
@@ -247,8 +247,8 @@ def test_a_missing_extra_names_the_command_that_installs_it(small_gallery, monke
 def test_free_memory_is_given_back_while_the_server_runs(small_gallery, monkeypatch):
     was_asked = threading.Event()
     library = SimpleNamespace(malloc_trim=lambda spare: was_asked.set() if spare == 0 else None)
-    monkeypatch.setattr("distcam.server.running.glibc", lambda: library)
-    monkeypatch.setattr("distcam.server.running._TICKS", 1)
+    monkeypatch.setattr("distcam.server.app.glibc", lambda: library)
+    monkeypatch.setattr("distcam.server.app._TICKS", 1)
     with running(small_gallery.folder):
         assert was_asked.wait(10)
 
