@@ -19,6 +19,9 @@ from torchvision.models.vision_transformer import VisionTransformer
 from ...errors import InputError, ShapeError
 from ..checkpoint import canonical_json
 from ..layers import closest, cut
+from ..libraries.models import build_model
+from ..names import library_of
+from ..readouts import read_out
 from .few_shot import Conv4, ResNet12, WideResNet
 from .resnet38 import RESNET38_SPARE, ResNet38
 
@@ -62,6 +65,9 @@ def build_backbone(
     ResNets also take the option `last_stride=1`: their fourth stage keeps the third's resolution, as the strong
     re-identification baseline does. ResNets and MobileNets take `output_stride`, see `dilate`.
     """
+    if library_of(name) is not None:
+        model = build_model(name, options).model
+        return Backbone(read_out(model, options.get("readout", "auto"), layer=layer or None), layer or "")
     require_architecture(name)
     if name in _OWN:
         network, spare = _construct(_OWN[name], name, options), _OWN_SPARE.get(name, frozenset())
