@@ -27,6 +27,9 @@ from ..layers import closest
 from ..names import LIBRARIES, library_of
 
 
+_BUILDERS = {"timm": "timms", "hf": "hugging_face", "open_clip": "open_clips"}
+
+
 @dataclass(frozen=True)
 class LibraryModel:
     """A network as its library builds it.
@@ -78,12 +81,11 @@ def build_model(name: str, options: Mapping[str, Any], *, pretrained: bool = Fal
     prefix = library_of(name)
     if prefix is None or name == f"{prefix}:":
         raise InputError(f"expected a name behind the colon, such as timm:resnet50, got {name!r}")
-    from . import hugging_face, open_clips, timms  # each needs this module
-
-    builders = {"timm": timms.build, "hf": hugging_face.build, "open_clip": open_clips.build}
+    module = import_module(f".{_BUILDERS[prefix]}", __package__)  # not at the top: each needs this module
     library(prefix)
     with _fetching(name):
-        return builders[prefix](name.removeprefix(f"{prefix}:"), dict(options), pretrained)
+        built: LibraryModel = module.build(name.removeprefix(f"{prefix}:"), dict(options), pretrained)
+    return built
 
 
 def require_known(prefix: str, name: str, names: list[str]) -> None:
