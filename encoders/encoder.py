@@ -17,7 +17,7 @@ from ..remarks import remark
 from .backbones.registry import build_backbone
 from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, write_checkpoint
 from .encoding import Encoding
-from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, pooling_from, width_behind
+from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, kept, pooling_from, width_behind
 from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
 from .libraries.models import build_model
 from .names import CHECKPOINT_SUFFIX, library_of
@@ -147,8 +147,9 @@ class Encoder(nn.Module):
                 ("timm:NAME", "hf:NAME" or "hf:FOLDER", "open_clip:NAME"); a file that `save` wrote; or a module.
             weights: of an architecture, which has none by itself: a file with a state_dict, "imagenet" (torchvision's),
                 "pretrained" (another library's, from its cache or downloaded), or "random" (drawn from `seed`; "conv4"
-                and kin, of which there are none, with a remark if left out). A module of your own keeps what it has, or takes a file's. What names in a file begin with is found by
-                what fits; tensors that nothing takes are a remark.
+                and kin, of which there are none, with a remark if left out). A module of your own keeps what it has, or
+                takes a file's. What names in a file begin with is found by what fits; tensors that nothing takes are a
+                remark.
             layer: where to read the feature map; the last convolution after its activation if left out. A module of
                 your own must return its feature map (b, k, h, w) unless a layer is named.
             pooling: "gap", "gem", or a `Pooling`.
@@ -218,9 +219,11 @@ class Encoder(nn.Module):
         if built.assumed and transform is None and None in colours.values():
             remark(f"{name}: {built.assumed}; say transform=, or mean= and std=, if that is wrong", stacklevel=4)
         network = read_out(built.model, readout, layer=layer)
-        kept = {**built.options, "readout": readout}
+        rebuilding = {**built.options, "readout": readout}
         transform = (transform or built.transform).adapted(**colours)
-        encoder = cls(network, architecture=built.name, layer=layer or "", options=kept, transform=transform, **parts)
+        encoder = cls(
+            network, architecture=built.name, layer=layer or "", options=rebuilding, transform=transform, **parts
+        )
         if state is not None:
             neck = parts["head"] is None
             encoder._fill(built.model, state, origin=f"{weights} for {name}", spare=built.spare, neck=neck)
@@ -303,7 +306,7 @@ class Encoder(nn.Module):
                 f"{self.architecture} is a network of your own, which no checkpoint can rebuild; save its state_dict() "
                 "and make the encoder again with Encoder.load(module, layer=…)"
             )
-        config = self.describe()
+        config = {**self.describe(), "head": kept(self.head)}
         for part in ("pooling", "head"):
             if config[part]["type"] == "custom":
                 name = type(getattr(self, part)).__name__

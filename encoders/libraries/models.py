@@ -26,7 +26,6 @@ from ...images.transform import Transform
 from ..layers import closest
 from ..names import LIBRARIES, library_of
 
-
 _BUILDERS = {"timm": "timms", "hf": "hugging_face", "open_clip": "open_clips"}
 
 
@@ -92,7 +91,7 @@ def require_known(prefix: str, name: str, names: list[str]) -> None:
     """Refuse a name that the library does not know, with the three nearest."""
     if name not in names:
         raise InputError(
-            f"{LIBRARIES[prefix]} knows no {name!r}; nearest: {closest(name, names)}; `distcam encoders WORD` lists names"
+            f"{LIBRARIES[prefix]} knows no {name!r}, nearest: {closest(name, names)}; `distcam encoders WORD` lists more"
         )
 
 
@@ -114,10 +113,12 @@ def _fetching(name: str) -> Iterator[None]:
         why = " ".join(str(error).split()).partition(". ")[0]
         if not isinstance(error, OSError | RuntimeError) and not constants.HF_HUB_OFFLINE:
             raise InputError(f"{name} cannot be built: {why or type(error).__name__}") from error
+        prefix = name.partition(":")[0] + ":"
         offline = " without a network" if constants.HF_HUB_OFFLINE else ""
         raise WeightsError(
-            f"{name}: not to be had{offline} ({why}); pass a file you have (--weights FILE), --weights random to try "
-            "things out, or fill the cache of huggingface_hub (HF_HOME) where there is a network: it is used offline too"
+            f"{name}: not to be had{offline} ({why}); name a folder or file that you have ({prefix}FOLDER, --weights "
+            "FILE), try things out with --weights random, or fill the cache of huggingface_hub (HF_HOME) where there is "
+            "a network: it is used without one, too"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = was
