@@ -19,15 +19,12 @@ from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, wr
 from .encoding import Encoding
 from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, kept, pooling_from, width_behind
 from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
-from .libraries.models import build_model
-from .names import CHECKPOINT_SUFFIX, library_of
-from .readouts import read_out
+from .names import CHECKPOINT_SUFFIX
 from .state_dicts import StateDict, load_state, neck_among, say_what_is_left, tensors_of
 from .trained_on import TrainedOn
 from .weight_files import (
     drawn_from,
     is_checkpoint,
-    library_weights,
     published,
     read_state_dict,
     require_parts,
@@ -174,7 +171,6 @@ class Encoder(nn.Module):
         """
         require_parts(head=head, transform=transform, options=options)
         colours: _Colours = {"mean": mean, "std": std}
-        parts: dict[str, Any]
         if isinstance(source, nn.Module):
             if options is not None:
                 raise InputError(f"options are for named architectures; {type(source).__name__} is built already")
@@ -183,50 +179,20 @@ class Encoder(nn.Module):
             if (weights, layer, pooling, head, options) != (None, None, "gap", None, None):
                 raise InputError(f"{source} brings its own weights, layer, pooling, head, and options; leave them out")
             return cls._restored(source, transform, colours)
-        if library_of(name := os.fspath(source)) is not None:
-            parts = {"layer": layer, "pooling": pooling, "head": head, "readout": readout}
-            return cls._of_library(name, weights, colours, transform=transform, options=options, seed=seed, **parts)
-        state, own_transform = published(name, weights)
-        transform = (transform or own_transform).adapted(**colours)
+        state, own_transform = published(name := os.fspath(source), weights)
+        if readout != "auto":
+            options = {**(options or {}), "readout": readout}
+        size = ((transform or own_transform).height, (transform or own_transform).width)
         with drawn_from(seed) if state is None else uninitialised():
-            size = (transform.height, transform.width)
-            built = build_backbone(name, layer=layer, image_size=size, options=options or {})
-        parts = {"transform": transform, "pooling": pooling, "head": head}
-        encoder = cls(built.network, architecture=name, layer=built.layer, options=options or {}, **parts)
-        if state is not None:
-            target = built.network.source if isinstance(built.network, Tap) else built.network
-            encoder._fill(target, state, origin=f"{weights} for {name}", spare=built.spare, neck=head is None)
-        return encoder.eval()
-
-    @classmethod
-    def _of_library(
-        cls,
-        name: str,
-        weights: str | os.PathLike[str] | None,
-        colours: _Colours,
-        *,
-        layer: str | None,
-        readout: str,
-        transform: Transform | None,
-        options: Mapping[str, Any] | None,
-        seed: int,
-        **parts: Any,
-    ) -> Encoder:
-        """An encoder of another library's network."""
-        state = library_weights(name, weights)
-        with drawn_from(seed) if state is None else uninitialised():
-            built = build_model(name, options or {}, pretrained=weights == "pretrained")
+            how: dict[str, Any] = {"layer": layer, "options": options or {}, "is_pretrained": weights == "pretrained"}
+            built = build_backbone(name, image_size=size, **how)
         if built.assumed and transform is None and None in colours.values():
-            remark(f"{name}: {built.assumed}; say transform=, or mean= and std=, if that is wrong", stacklevel=4)
-        network = read_out(built.model, readout, layer=layer)
-        rebuilding = {**built.options, "readout": readout}
-        transform = (transform or built.transform).adapted(**colours)
-        encoder = cls(
-            network, architecture=built.name, layer=layer or "", options=rebuilding, transform=transform, **parts
-        )
+            remark(f"{name}: {built.assumed}; say transform=, or mean= and std=, if that is wrong")
+        transform = (transform or built.transform or own_transform).adapted(**colours)
+        parts: dict[str, Any] = {"layer": built.layer, "transform": transform, "pooling": pooling, "head": head}
+        encoder = cls(built.network, architecture=built.name, options=built.options, **parts)
         if state is not None:
-            neck = parts["head"] is None
-            encoder._fill(built.model, state, origin=f"{weights} for {name}", spare=built.spare, neck=neck)
+            encoder._fill(built.source, state, origin=f"{weights} for {name}", spare=built.spare, neck=head is None)
         return encoder.eval()
 
     def _fill(
@@ -288,7 +254,7 @@ class Encoder(nn.Module):
                 built = build_backbone(name, layer=config["layer"], image_size=size, options=options)
                 pooling, head = pooling_from(config["pooling"]), head_from_dict(config["head"])
             parts: dict[str, Any] = {"transform": transform, "pooling": pooling, "head": head}
-            encoder = cls(built.network, architecture=name, layer=built.layer, options=options, **parts)
+            encoder = cls(built.network, architecture=name, layer=config["layer"], options=options, **parts)
             encoder.metadata = dict(config["metadata"])
             encoder.trained_on = TrainedOn.of_checkpoint(config, tensors)
         load_state(encoder, tensors, origin=str(path), exact=True)
