@@ -12,6 +12,10 @@ CHECKPOINT_SUFFIX = ".safetensors"
 OWN_ARCHITECTURES = ("conv4", "resnet12", "resnet38", "wrn28_10")
 """Built here, beside torchvision's; there are no weights of them to download."""
 
+WITH_TEXT = (
+    "encoders that do are open_clip:ViT-B-32, open_clip:ViT-B-16-SigLIP2, and hf: CLIP, SigLIP and SigLIP2 models "
+    "with their tokenizer"
+)
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle")
 
 
