@@ -42,7 +42,7 @@ export function controls(onChange) {
   byId("words").addEventListener("change", searchWords);
   byId("text-weight").addEventListener("input", () => showShare(byId("text-weight").value));
   byId("text-weight").addEventListener("change", () => onChange({ textWeight: byId("text-weight").valueAsNumber }, "push"));
-  const showShare = (share) => (byId("text-weight-value").textContent = `${share} %`);
+  const showShare = (share) => (byId("text-weight-value").textContent = `${share} %, image ${100 - share} %`);
 
   // --- How it is explained ---------------------------------------------------------------------------------------------
 
