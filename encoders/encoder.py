@@ -19,13 +19,16 @@ from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, wr
 from .encoding import Encoding
 from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, pooling_from, width_behind
 from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
-from .names import CHECKPOINT_SUFFIX, WITH_TEXT
+from .libraries.models import build_model
+from .names import CHECKPOINT_SUFFIX, WITH_TEXT, library_of
+from .readouts import read_out
 from .state_dicts import StateDict, load_state, neck_among, say_what_is_left, tensors_of
-from .text_tower import TextTower, require_texts
+from .text_tower import TextTower, require_texts, restored_tower, text_tower
 from .trained_on import TrainedOn
 from .weight_files import (
     drawn_from,
     is_checkpoint,
+    library_weights,
     published,
     read_state_dict,
     require_parts,
@@ -146,28 +149,32 @@ class Encoder(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         options: Mapping[str, Any] | None = None,
+        readout: str = "auto",
         seed: int = 0,
     ) -> Encoder:
         """An encoder in evaluation mode, from an architecture's name, a checkpoint, or a module of your own.
 
-        Nothing is downloaded unless `weights="imagenet"`, and no code in any file is run.
+        Nothing is downloaded unless `weights` is "imagenet" or "pretrained", and no code in any file is run.
 
         Args:
-            source: a torchvision classifier ("resnet50"), "conv4", "resnet12", "wrn28_10"; a file that `save` wrote; or
-                a module.
+            source: a torchvision classifier ("resnet50"), "conv4", "resnet12", "wrn28_10"; a network of another library
+                ("timm:NAME", "hf:NAME" or "hf:FOLDER", "open_clip:NAME"); a file that `save` wrote; or a module.
             weights: of an architecture, which has none by itself: a file with a state_dict, "imagenet" (torchvision's),
-                or "random" (drawn from `seed`; "conv4" and kin, of which there are none, with a remark if left out). A
-                module of your own keeps what it has, or takes a file's. What names in a file begin with is found by
+                "pretrained" (another library's, from its cache or downloaded), or "random" (drawn from `seed`; "conv4"
+                and kin, of which there are none, with a remark if left out). A module of your own keeps what it has, or takes a file's. What names in a file begin with is found by
                 what fits; tensors that nothing takes are a remark.
             layer: where to read the feature map; the last convolution after its activation if left out. A module of
                 your own must return its feature map (b, k, h, w) unless a layer is named.
             pooling: "gap", "gem", or a `Pooling`.
             head: from the pooled vector to the embedding. Left out, it is a batch-norm neck if the weights bring one.
-            transform: the published weights' colours and size if left out, those of a timm model, or ImageNet's; that
+            transform: the published weights' colours and size if left out, the configuration of another library's
+                network, or ImageNet's; that
                 a module of your own wants ImageNet's is a remark. Files for an architecture are taken for ImageNet's.
             mean: what the network's input is normalised with, in place of the transform's.
             std: likewise.
             options: for the architecture's constructor, such as `{"last_stride": 1}` for ResNets.
+            readout: of another library's network: one of `READOUTS`, the vector that is searched. By default what the
+                model's authors rank by.
             seed: of random weights; the global generator is left as it was.
 
         Raises:
@@ -180,6 +187,7 @@ class Encoder(nn.Module):
         """
         require_parts(head=head, transform=transform, options=options)
         colours: _Colours = {"mean": mean, "std": std}
+        parts: dict[str, Any]
         if isinstance(source, nn.Module):
             if options is not None:
                 raise InputError(f"options are for named architectures; {type(source).__name__} is built already")
@@ -188,16 +196,49 @@ class Encoder(nn.Module):
             if (weights, layer, pooling, head, options) != (None, None, "gap", None, None):
                 raise InputError(f"{source} brings its own weights, layer, pooling, head, and options; leave them out")
             return cls._restored(source, transform, colours)
-        state, own_transform = published(name := os.fspath(source), weights)
+        if library_of(name := os.fspath(source)) is not None:
+            parts = {"layer": layer, "pooling": pooling, "head": head, "readout": readout}
+            return cls._of_library(name, weights, colours, transform=transform, options=options, seed=seed, **parts)
+        state, own_transform = published(name, weights)
         transform = (transform or own_transform).adapted(**colours)
         with drawn_from(seed) if state is None else uninitialised():
             size = (transform.height, transform.width)
             built = build_backbone(name, layer=layer, image_size=size, options=options or {})
-        parts: dict[str, Any] = {"transform": transform, "pooling": pooling, "head": head}
+        parts = {"transform": transform, "pooling": pooling, "head": head}
         encoder = cls(built.network, architecture=name, layer=built.layer, options=options or {}, **parts)
         if state is not None:
             target = built.network.source if isinstance(built.network, Tap) else built.network
             encoder._fill(target, state, origin=f"{weights} for {name}", spare=built.spare, neck=head is None)
+        return encoder.eval()
+
+    @classmethod
+    def _of_library(
+        cls,
+        name: str,
+        weights: str | os.PathLike[str] | None,
+        colours: _Colours,
+        *,
+        layer: str | None,
+        readout: str,
+        transform: Transform | None,
+        options: Mapping[str, Any] | None,
+        seed: int,
+        **parts: Any,
+    ) -> Encoder:
+        """An encoder of another library's network."""
+        state = library_weights(name, weights)
+        with drawn_from(seed) if state is None else uninitialised():
+            built = build_model(name, options or {}, pretrained=weights == "pretrained")
+        if built.assumed and transform is None and None in colours.values():
+            remark(f"{name}: {built.assumed}; say transform=, or mean= and std=, if that is wrong", stacklevel=4)
+        network = read_out(built.model, readout, layer=layer)
+        kept = {**built.options, "readout": readout}
+        transform = (transform or built.transform).adapted(**colours)
+        encoder = cls(network, architecture=built.name, layer=layer or "", options=kept, transform=transform, **parts)
+        if state is not None:
+            neck = parts["head"] is None
+            encoder._fill(built.model, state, origin=f"{weights} for {name}", spare=built.spare, neck=neck)
+        encoder.text = None if built.whole is None else text_tower(built.whole, name, built.options, state=state)
         return encoder.eval()
 
     def _fill(
@@ -262,6 +303,7 @@ class Encoder(nn.Module):
             encoder = cls(built.network, architecture=name, layer=built.layer, options=options, **parts)
             encoder.metadata = dict(config["metadata"])
             encoder.trained_on = TrainedOn.of_checkpoint(config, tensors)
+            encoder.text = restored_tower(built.whole, name, options, tensors=tensors)
         load_state(encoder, tensors, origin=str(path), exact=True)
         return encoder.eval()
 

@@ -7,7 +7,7 @@ texts are taken in another process without the network.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, WeightsError
 from ..remarks import remark
+from .state_dicts import load_state
 
 _KEPT = "text_tokenizer."  # names of a tokenizer's files among a checkpoint's tensors
 _IMAGE_SIDES = ("visual", "vision_model", "visual_projection")
@@ -40,28 +41,6 @@ class TextTower(nn.Module):
             name: None if name in _IMAGE_SIDES else part for name, part in network._modules.items()
         }
         self.tokenizer = tokenizer
-
-    @classmethod
-    def of(cls, network: nn.Module, name: str, *, files: Mapping[str, bytes] | None = None) -> TextTower | None:
-        """The text tower of a model `open_clip:NAME` or `hf:NAME`; None where it has none, or no tokenizer to be had.
-
-        Args:
-            network: for images and texts.
-            name: of the model, or a folder's.
-            files: of the tokenizer, where a checkpoint brings them; else it comes from the library or its cache.
-        """
-        make = _tokenizers(network, name.partition(":")[2])
-        if make is None:
-            return None
-        try:
-            with TemporaryDirectory(prefix="distcam-tokenizer-") as folder:
-                for file, content in (files or {}).items():
-                    Path(folder, file).write_bytes(content)
-                return cls(network, make(folder if files else None))
-        except Exception as error:  # each library has its own for what it cannot fetch
-            why = " ".join(str(error).split()).partition(". ")[0]
-            remark(f"{name}: its tokenizer is not to be had ({why}), so the encoder takes no texts", stacklevel=5)
-            return None
 
     def forward(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Vectors of texts, as long as the library makes them."""
@@ -92,42 +71,66 @@ class TextTower(nn.Module):
             for file in sorted(Path(folder).iterdir()):
                 tensors[f"{_KEPT}{file.name}"] = torch.from_numpy(np.frombuffer(file.read_bytes(), np.uint8).copy())
 
-    @staticmethod
-    def kept_files(tensors: dict[str, Tensor]) -> dict[str, bytes]:
-        """Take the tokenizer's files out of a checkpoint's tensors.
 
-        Raises:
-            WeightsError: a name that is no plain file's.
-        """
-        files = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_KEPT)}
-        for name in files:
-            if not re.fullmatch(r"[\w-][\w.-]*\.(json|txt|model|jinja)", name.removeprefix(_KEPT)):
-                raise WeightsError(f"expected a tokenizer's file, got {name!r} in the checkpoint")
-        return {name.removeprefix(_KEPT): tensor.numpy().tobytes() for name, tensor in files.items()}
+def text_tower(
+    whole: nn.Module, name: str, options: Mapping[str, Any], *, state: Mapping[str, Tensor] | None = None
+) -> TextTower | None:
+    """The text tower of a model that its library has built; None, with a remark, without a tokenizer or weights.
+
+    Args:
+        whole: for images and texts.
+        name: `open_clip:NAME`, `hf:NAME` or `hf:FOLDER`: the place of the tokenizer.
+        options: of the encoder, the library's configuration among them.
+        state: tensors of a weights file, in place of those that the model has.
+    """
+    try:
+        tower = TextTower(whole, _tokenizer(whole, name.partition(":")[2], options))
+    except Exception as error:  # each library has its own for what it cannot fetch
+        why = " ".join(str(error).split()).partition(". ")[0]
+        remark(f"{name}: its tokenizer is not to be had ({why}), so this encoder takes no texts", stacklevel=5)
+        return None
+    if state is not None:
+        images = {each for each in whole.state_dict() if each.startswith(_IMAGE_SIDES)}
+        try:
+            load_state(tower.network, state, origin=name, spare=images)
+        except WeightsError:
+            remark(f"{name}: the weights are of its image side alone, so this encoder takes no texts", stacklevel=5)
+            return None
+    return tower
 
 
-def _tokenizers(network: nn.Module, name: str) -> Callable[[str | None], Any] | None:
-    """From a folder with a tokenizer's files (None: the library's own source) to the tokenizer of a model."""
-    if hasattr(network, "encode_text"):
-        import open_clip
+def restored_tower(
+    whole: nn.Module | None, name: str, options: Mapping[str, Any], *, tensors: dict[str, Tensor]
+) -> TextTower | None:
+    """The text tower of a checkpoint, whose weights are yet to be loaded; its tokenizer leaves the tensors.
 
-        def of_open_clip(folder: str | None) -> Any:
-            if folder is None:
-                return open_clip.get_tokenizer(name)
-            settings = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
-            return open_clip.tokenizer.HFTokenizer(
-                folder,
-                context_length=settings.get("context_length", 77),
-                tokenizer_mode=settings.get("tokenizer_mode"),
-                **settings.get("tokenizer_kwargs", {}),
-            )
+    Raises:
+        WeightsError: a tokenizer's file of a strange name.
+    """
+    files = {each.removeprefix(_KEPT): tensors.pop(each) for each in list(tensors) if each.startswith(_KEPT)}
+    if whole is None or not any(each.startswith("text.") for each in tensors):
+        return None
+    with TemporaryDirectory(prefix="distcam-tokenizer-") as folder:
+        for file, content in files.items():
+            if not re.fullmatch(r"[\w-][\w.-]*\.(json|txt|model|jinja)", file):
+                raise WeightsError(f"expected a tokenizer's file, got {file!r} in the checkpoint")
+            Path(folder, file).write_bytes(content.numpy().tobytes())
+        return TextTower(whole, _tokenizer(whole, name.partition(":")[2], options, folder=folder if files else None))
 
-        return of_open_clip
-    if hasattr(network, "get_text_features"):
+
+def _tokenizer(whole: nn.Module, name: str, options: Mapping[str, Any], *, folder: str | None = None) -> Any:
+    """The tokenizer of a model, from the files in a folder, else from the library or its cache."""
+    if hasattr(whole, "get_text_features"):
         from transformers import AutoTokenizer
 
-        return lambda folder: AutoTokenizer.from_pretrained(folder or name, trust_remote_code=False)
-    return None
+        return AutoTokenizer.from_pretrained(folder or name, trust_remote_code=False)
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    text = options["config"]["text_cfg"]
+    settings = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
+    if not text.get("hf_tokenizer_name"):
+        return SimpleTokenizer(**settings)
+    return HFTokenizer(folder or text["hf_tokenizer_name"], tokenizer_mode=text.get("tokenizer_mode"), **settings)
 
 
 def require_texts(texts: object) -> list[str]:

@@ -25,7 +25,8 @@ from ..files import is_file
 from ..images.transform import Transform
 from ..remarks import remark
 from .backbones.registry import available_architectures, require_architecture
-from .names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, needs_weights, refuse_weight_file
+from .libraries.timms import transform_of
+from .names import CHECKPOINT_SUFFIX, OWN_ARCHITECTURES, library_of, needs_weights, refuse_weight_file
 from .state_dicts import StateDict
 
 # Where training scripts keep a network, in the order in which one of several that fit is taken.
@@ -174,20 +175,6 @@ def _transform_of(name: str, preset: Any) -> Transform:
     )
 
 
-def transform_of_timm(config: Any) -> Transform | None:
-    """The transform that a timm model's `pretrained_cfg` asks for; None where it says no mean and deviation."""
-    values = config if isinstance(config, Mapping) else vars(config) if hasattr(config, "__dict__") else {}
-    mean, std, size = (values.get(name) for name in ("mean", "std", "input_size"))
-    if mean is None or std is None or not len(mean) == len(std) == 3:
-        return None
-    return Transform(
-        size=224 if size is None else (int(size[-2]), int(size[-1])),
-        mean=tuple(mean),
-        std=tuple(std),
-        interpolation="bicubic" if values.get("interpolation") == "bicubic" else "bilinear",
-    )
-
-
 @contextmanager
 def drawn_from(seed: int) -> Iterator[None]:
     """Modules built inside draw their weights from `seed`; torch's global generator is afterwards as before."""
@@ -221,7 +208,7 @@ def is_checkpoint(source: str | os.PathLike[str]) -> bool:
         raise InputError(
             f"expected an architecture's name, a checkpoint's path or a module, got {_shown(source)}{hint}"
         )
-    if isinstance(source, str) and source in available_architectures():
+    if isinstance(source, str) and (library_of(source) is not None or source in available_architectures()):
         return False
     name = os.fspath(source)
     refuse_weight_file(name)
@@ -247,6 +234,8 @@ def _shown(value: object) -> str:
 def published(name: str, weights: str | os.PathLike[str] | None) -> tuple[StateDict | None, Transform]:
     """Weights from outside, None for random ones, and the transform that goes with them."""
     require_architecture(name)
+    if weights == "pretrained":
+        raise InputError(f"'pretrained' is for names such as timm:{name}; {name} is torchvision's: say 'imagenet'")
     if weights is None:
         if name not in OWN_ARCHITECTURES:
             raise InputError(needs_weights(name))
@@ -262,10 +251,19 @@ def published(name: str, weights: str | os.PathLike[str] | None) -> tuple[StateD
     return None if weights == "random" else read_state_dict(weights), usual_transform(name)
 
 
+def library_weights(name: str, weights: str | os.PathLike[str] | None) -> StateDict | None:
+    """The tensors of a file for another library's network; None where its own or random ones are asked for."""
+    if weights is None:
+        raise InputError(needs_weights(name))
+    if weights == "imagenet":
+        raise InputError(f"'imagenet' is for torchvision's names; for {name} say 'pretrained', 'random' or a FILE")
+    return None if weights in ("pretrained", "random") else read_state_dict(weights)
+
+
 def transform_for(module: nn.Module, *, is_told: bool) -> Transform:
     """The transform that a module of the user's own asks for; without one, ImageNet's with a remark."""
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)  # timm's models have it
-    transform = None if config is None else transform_of_timm(config)
+    transform = None if config is None else transform_of(config)
     if transform is None and not is_told:
         remark(
             f"what mean and std {type(module).__name__} wants is not known, so ImageNet's are taken; say them with "

@@ -19,6 +19,9 @@ from torchvision.models.vision_transformer import VisionTransformer
 from ...errors import InputError, ShapeError
 from ..checkpoint import canonical_json
 from ..layers import closest, cut
+from ..libraries.models import build_model
+from ..names import library_of
+from ..readouts import read_out
 from .few_shot import Conv4, ResNet12, WideResNet
 from .resnet38 import RESNET38_SPARE, ResNet38
 
@@ -40,6 +43,7 @@ class Backbone:
     network: nn.Module
     layer: str
     spare: frozenset[str] = frozenset()
+    whole: nn.Module | None = None  # the model that the network is a part of, where it has a text tower too
 
 
 def available_architectures() -> list[str]:
@@ -62,6 +66,10 @@ def build_backbone(
     ResNets also take the option `last_stride=1`: their fourth stage keeps the third's resolution, as the strong
     re-identification baseline does. ResNets and MobileNets take `output_stride`, see `dilate`.
     """
+    if library_of(name) is not None:
+        built = build_model(name, options)
+        network = read_out(built.model, options.get("readout", "auto"), layer=layer or None)
+        return Backbone(network, layer or "", whole=built.whole)
     require_architecture(name)
     if name in _OWN:
         network, spare = _construct(_OWN[name], name, options), _OWN_SPARE.get(name, frozenset())
