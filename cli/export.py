@@ -9,7 +9,7 @@ import typer
 
 from ..errors import InputError
 from .console import load_encoder, print_json, say
-from .options import AsJson, Fit, ImageSize, Layer, Strict, Weights
+from .options import AsJson, Fit, ImageSize, Layer, Weights
 
 EXAMPLE = "Example: `distcam encoders export photos.gallery --onnx encoder.onnx --images photos/`"
 _CHECKED = 8  # images, at most
@@ -26,7 +26,6 @@ def export(
     images: Annotated[
         str | None, typer.Option(help="Check on up to eight of these images. Default: on three scenes drawn for it.")
     ] = None,
-    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Write an encoder with two outputs, embedding and response map, so that a service elsewhere can explain too."""
@@ -73,5 +72,7 @@ def _kept_by(folder: Path) -> str:
 
     with Gallery.open(folder) as gallery:
         if gallery.encoder_path is None:
-            raise InputError(f"{folder} keeps no copy of its encoder {gallery.manifest.encoder.short_name}; name a file")
+            raise InputError(
+                f"{folder} keeps no copy of its encoder {gallery.manifest.encoder.short_name}; name a file"
+            )
         return str(gallery.encoder_path)

@@ -17,18 +17,15 @@ from ..remarks import remark
 from .backbones.registry import build_backbone
 from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, write_checkpoint
 from .encoding import Encoding
-from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, pooling_from, width_behind
+from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, kept, pooling_from, width_behind
 from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
-from .libraries.models import build_model
-from .names import CHECKPOINT_SUFFIX, WITH_TEXT, library_of
-from .readouts import read_out
+from .names import CHECKPOINT_SUFFIX, WITH_TEXT
 from .state_dicts import StateDict, load_state, neck_among, say_what_is_left, tensors_of
 from .text_tower import TextTower, require_texts, restored_tower, text_tower
 from .trained_on import TrainedOn
 from .weight_files import (
     drawn_from,
     is_checkpoint,
-    library_weights,
     published,
     read_state_dict,
     require_parts,
@@ -161,8 +158,9 @@ class Encoder(nn.Module):
                 ("timm:NAME", "hf:NAME" or "hf:FOLDER", "open_clip:NAME"); a file that `save` wrote; or a module.
             weights: of an architecture, which has none by itself: a file with a state_dict, "imagenet" (torchvision's),
                 "pretrained" (another library's, from its cache or downloaded), or "random" (drawn from `seed`; "conv4"
-                and kin, of which there are none, with a remark if left out). A module of your own keeps what it has, or takes a file's. What names in a file begin with is found by
-                what fits; tensors that nothing takes are a remark.
+                and kin, of which there are none, with a remark if left out). A module of your own keeps what it has, or
+                takes a file's. What names in a file begin with is found by what fits; tensors that nothing takes are a
+                remark.
             layer: where to read the feature map; the last convolution after its activation if left out. A module of
                 your own must return its feature map (b, k, h, w) unless a layer is named.
             pooling: "gap", "gem", or a `Pooling`.
@@ -187,7 +185,6 @@ class Encoder(nn.Module):
         """
         require_parts(head=head, transform=transform, options=options)
         colours: _Colours = {"mean": mean, "std": std}
-        parts: dict[str, Any]
         if isinstance(source, nn.Module):
             if options is not None:
                 raise InputError(f"options are for named architectures; {type(source).__name__} is built already")
@@ -196,48 +193,20 @@ class Encoder(nn.Module):
             if (weights, layer, pooling, head, options) != (None, None, "gap", None, None):
                 raise InputError(f"{source} brings its own weights, layer, pooling, head, and options; leave them out")
             return cls._restored(source, transform, colours)
-        if library_of(name := os.fspath(source)) is not None:
-            parts = {"layer": layer, "pooling": pooling, "head": head, "readout": readout}
-            return cls._of_library(name, weights, colours, transform=transform, options=options, seed=seed, **parts)
-        state, own_transform = published(name, weights)
-        transform = (transform or own_transform).adapted(**colours)
+        state, own_transform = published(name := os.fspath(source), weights)
+        if readout != "auto":
+            options = {**(options or {}), "readout": readout}
+        size = ((transform or own_transform).height, (transform or own_transform).width)
         with drawn_from(seed) if state is None else uninitialised():
-            size = (transform.height, transform.width)
-            built = build_backbone(name, layer=layer, image_size=size, options=options or {})
-        parts = {"transform": transform, "pooling": pooling, "head": head}
-        encoder = cls(built.network, architecture=name, layer=built.layer, options=options or {}, **parts)
-        if state is not None:
-            target = built.network.source if isinstance(built.network, Tap) else built.network
-            encoder._fill(target, state, origin=f"{weights} for {name}", spare=built.spare, neck=head is None)
-        return encoder.eval()
-
-    @classmethod
-    def _of_library(
-        cls,
-        name: str,
-        weights: str | os.PathLike[str] | None,
-        colours: _Colours,
-        *,
-        layer: str | None,
-        readout: str,
-        transform: Transform | None,
-        options: Mapping[str, Any] | None,
-        seed: int,
-        **parts: Any,
-    ) -> Encoder:
-        """An encoder of another library's network."""
-        state = library_weights(name, weights)
-        with drawn_from(seed) if state is None else uninitialised():
-            built = build_model(name, options or {}, pretrained=weights == "pretrained")
+            how: dict[str, Any] = {"layer": layer, "options": options or {}, "is_pretrained": weights == "pretrained"}
+            built = build_backbone(name, image_size=size, **how)
         if built.assumed and transform is None and None in colours.values():
-            remark(f"{name}: {built.assumed}; say transform=, or mean= and std=, if that is wrong", stacklevel=4)
-        network = read_out(built.model, readout, layer=layer)
-        kept = {**built.options, "readout": readout}
-        transform = (transform or built.transform).adapted(**colours)
-        encoder = cls(network, architecture=built.name, layer=layer or "", options=kept, transform=transform, **parts)
+            remark(f"{name}: {built.assumed}; say transform=, or mean= and std=, if that is wrong")
+        transform = (transform or built.transform or own_transform).adapted(**colours)
+        parts: dict[str, Any] = {"layer": built.layer, "transform": transform, "pooling": pooling, "head": head}
+        encoder = cls(built.network, architecture=built.name, options=built.options, **parts)
         if state is not None:
-            neck = parts["head"] is None
-            encoder._fill(built.model, state, origin=f"{weights} for {name}", spare=built.spare, neck=neck)
+            encoder._fill(built.source, state, origin=f"{weights} for {name}", spare=built.spare, neck=head is None)
         encoder.text = None if built.whole is None else text_tower(built.whole, name, built.options, state=state)
         return encoder.eval()
 
@@ -300,7 +269,7 @@ class Encoder(nn.Module):
                 built = build_backbone(name, layer=config["layer"], image_size=size, options=options)
                 pooling, head = pooling_from(config["pooling"]), head_from_dict(config["head"])
             parts: dict[str, Any] = {"transform": transform, "pooling": pooling, "head": head}
-            encoder = cls(built.network, architecture=name, layer=built.layer, options=options, **parts)
+            encoder = cls(built.network, architecture=name, layer=config["layer"], options=options, **parts)
             encoder.metadata = dict(config["metadata"])
             encoder.trained_on = TrainedOn.of_checkpoint(config, tensors)
             encoder.text = restored_tower(built.whole, name, options, tensors=tensors)
@@ -319,7 +288,7 @@ class Encoder(nn.Module):
                 f"{self.architecture} is a network of your own, which no checkpoint can rebuild; save its state_dict() "
                 "and make the encoder again with Encoder.load(module, layer=…)"
             )
-        config = self.describe()
+        config = {**self.describe(), "head": kept(self.head)}
         for part in ("pooling", "head"):
             if config[part]["type"] == "custom":
                 name = type(getattr(self, part)).__name__

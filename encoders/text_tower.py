@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, WeightsError
 from ..remarks import remark
+from .libraries.models import fetching
 from .state_dicts import load_state
 
 _KEPT = "text_tokenizer."  # names of a tokenizer's files among a checkpoint's tensors
@@ -84,10 +85,10 @@ def text_tower(
         state: tensors of a weights file, in place of those that the model has.
     """
     try:
-        tower = TextTower(whole, _tokenizer(whole, name.partition(":")[2], options))
-    except Exception as error:  # each library has its own for what it cannot fetch
-        why = " ".join(str(error).split()).partition(". ")[0]
-        remark(f"{name}: its tokenizer is not to be had ({why}), so this encoder takes no texts", stacklevel=5)
+        with fetching(name):
+            tower = TextTower(whole, _tokenizer(whole, name.partition(":")[2], options))
+    except (InputError, WeightsError, ImportError) as error:
+        remark(f"no tokenizer, so this encoder takes no texts: {str(error).partition('; pass')[0]}")
         return None
     if state is not None:
         images = {each for each in whole.state_dict() if each.startswith(_IMAGE_SIDES)}

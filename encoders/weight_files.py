@@ -233,9 +233,12 @@ def _shown(value: object) -> str:
 
 def published(name: str, weights: str | os.PathLike[str] | None) -> tuple[StateDict | None, Transform]:
     """Weights from outside, None for random ones, and the transform that goes with them."""
-    require_architecture(name)
-    if weights == "pretrained":
-        raise InputError(f"'pretrained' is for names such as timm:{name}; {name} is torchvision's: say 'imagenet'")
+    is_elsewhere = library_of(name) is not None
+    if not is_elsewhere:
+        require_architecture(name)
+    if weights == ("imagenet" if is_elsewhere else "pretrained"):
+        other = "'pretrained'" if is_elsewhere else "'imagenet', or name a library's, such as timm:NAME"
+        raise InputError(f"there are no weights {weights!r} of {name}: say {other}")
     if weights is None:
         if name not in OWN_ARCHITECTURES:
             raise InputError(needs_weights(name))
@@ -248,16 +251,7 @@ def published(name: str, weights: str | os.PathLike[str] | None) -> tuple[StateD
     if weights == "imagenet":
         state, transform = fetch_imagenet(name)
         return StateDict(state), transform
-    return None if weights == "random" else read_state_dict(weights), usual_transform(name)
-
-
-def library_weights(name: str, weights: str | os.PathLike[str] | None) -> StateDict | None:
-    """The tensors of a file for another library's network; None where its own or random ones are asked for."""
-    if weights is None:
-        raise InputError(needs_weights(name))
-    if weights == "imagenet":
-        raise InputError(f"'imagenet' is for torchvision's names; for {name} say 'pretrained', 'random' or a FILE")
-    return None if weights in ("pretrained", "random") else read_state_dict(weights)
+    return None if weights in ("random", "pretrained") else read_state_dict(weights), usual_transform(name)
 
 
 def transform_for(module: nn.Module, *, is_told: bool) -> Transform:

@@ -118,7 +118,7 @@ def _described(encoder: Encoder, outputs: tuple[Tensor, Tensor]) -> dict[str, An
         "input": {"pixels": f"uint8, (batch, 3, {height}, {width}), RGB; mean and std are applied inside"},
         "outputs": {
             "embedding": f"float32, (batch, {dim}), not normalised",
-            "response_map": f"float32, (batch, {dim}, {rows}, {columns}); its mean over rows and columns is the embedding",
+            "response_map": f"float32, (batch, {dim}, {rows}, {columns}); its mean over places is the embedding",
         },
     }
 
@@ -151,7 +151,9 @@ def _write_onnx(traced: Any, path: Path, described: dict[str, Any]) -> None:
         import onnxscript  # noqa: F401 - torch's exporter wants it
     except ImportError as error:
         raise MissingExtraError(f"ONNX needs {error.name}, which is not here: pip install 'distcam[onnx]'") from error
-    exported = torch.onnx.export(traced, input_names=["pixels"], output_names=list(_OUTPUTS), dynamo=True, verbose=False)
+    exported = torch.onnx.export(
+        traced, input_names=["pixels"], output_names=list(_OUTPUTS), dynamo=True, verbose=False
+    )
     assert exported is not None
     model = exported.model_proto
     model.metadata_props.add(key="distcam", value=json.dumps(described))

@@ -15,7 +15,10 @@ from ...errors import InputError
 from ...images.transform import Transform
 from .models import LibraryModel, library
 
-_NOT_OF_THE_NETWORK = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "model_type")
+_NOT_OF_THE_NETWORK = (
+    *("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "model_type"),
+    *("id2label", "label2id", "problem_type"),
+)
 
 
 def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
@@ -48,7 +51,7 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     )
 
 
-def _seeing(transformers: Any, whole: nn.Module) -> nn.Module:
+def _seeing(transformers: Any, whole: Any) -> Any:
     """The part that images go through, up to the space that the texts share."""
     vision = getattr(whole, "vision_model", None)
     if not isinstance(vision, nn.Module):
@@ -56,10 +59,10 @@ def _seeing(transformers: Any, whole: nn.Module) -> nn.Module:
     if not hasattr(whole, "visual_projection"):
         return vision
     name = type(whole).__name__.removesuffix("Model") + "VisionModelWithProjection"
-    config = vision.config
+    config: Any = vision.config
     config.projection_dim = whole.visual_projection.out_features
     with torch.device("meta"):
-        part: nn.Module = getattr(transformers, name)(config)
+        part = getattr(transformers, name)(config)
     part.vision_model, part.visual_projection = vision, whole.visual_projection
     return part
 
@@ -84,7 +87,7 @@ def _transform_of(transformers: Any, name: str, config: Any) -> tuple[Transform,
     transform = Transform(
         sides,
         fit=fit,
-        resize=max(shorter, *sides) if fit == "crop" else None,
+        resize=max(shorter or 0, *sides) if fit == "crop" else None,
         mean=(0.0, 0.0, 0.0) if plain else tuple(found["image_mean"]),
         std=(1.0, 1.0, 1.0) if plain else tuple(found["image_std"]),
         interpolation="bilinear" if found.get("resample") == 2 else "bicubic",  # Pillow's numbers

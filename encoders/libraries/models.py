@@ -7,6 +7,7 @@ configuration in the encoder's options, so that a gallery opens without the netw
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -14,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,9 +24,9 @@ from torch import nn
 
 from ...errors import InputError, MissingExtraError, WeightsError
 from ...images.transform import Transform
+from ..checkpoint import canonical_json
 from ..layers import closest
 from ..names import LIBRARIES, library_of
-
 
 _BUILDERS = {"timm": "timms", "hf": "hugging_face", "open_clip": "open_clips"}
 
@@ -70,7 +71,7 @@ def library(prefix: str) -> Any:
         ) from error
 
 
-def build_model(name: str, options: Mapping[str, Any], *, pretrained: bool = False) -> LibraryModel:
+def build_model(name: str, options: Mapping[str, Any], *, is_pretrained: bool = False) -> LibraryModel:
     """The network that a name stands for, with the library's own weights or freshly drawn ones.
 
     Raises:
@@ -84,15 +85,17 @@ def build_model(name: str, options: Mapping[str, Any], *, pretrained: bool = Fal
     module = import_module(f".{_BUILDERS[prefix]}", __package__)  # not at the top: each needs this module
     library(prefix)
     with fetching(name):
-        built: LibraryModel = module.build(name.removeprefix(f"{prefix}:"), dict(options), pretrained)
-    return built
+        built: LibraryModel = module.build(name.removeprefix(f"{prefix}:"), dict(options), is_pretrained)
+    options = json.loads(canonical_json(built.options))  # what they become in a checkpoint, and so in the fingerprint
+    return replace(built, options=options)
 
 
 def require_known(prefix: str, name: str, names: list[str]) -> None:
     """Refuse a name that the library does not know, with the three nearest."""
     if name not in names:
         raise InputError(
-            f"{LIBRARIES[prefix]} knows no {name!r}; nearest: {closest(name, names)}; `distcam encoders WORD` lists names"
+            f"{LIBRARIES[prefix]} knows no {name!r}, nearest: {closest(name, names)}; "
+            "`distcam encoders WORD` lists more"
         )
 
 
@@ -114,10 +117,12 @@ def fetching(name: str) -> Iterator[None]:
         why = " ".join(str(error).split()).partition(". ")[0]
         if not isinstance(error, OSError | RuntimeError) and not constants.HF_HUB_OFFLINE:
             raise InputError(f"{name} cannot be built: {why or type(error).__name__}") from error
+        prefix = name.partition(":")[0] + ":"
         offline = " without a network" if constants.HF_HUB_OFFLINE else ""
         raise WeightsError(
-            f"{name}: not to be had{offline} ({why}); pass a file you have (--weights FILE), --weights random to try "
-            "things out, or fill the cache of huggingface_hub (HF_HOME) where there is a network: it is used offline too"
+            f"{name}: not to be had{offline} ({why}); name a folder or file that you have ({prefix}FOLDER, --weights "
+            "FILE), try things out with --weights random, or fill the cache of huggingface_hub (HF_HOME) where there "
+            "is a network: it is used without one, too"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = was

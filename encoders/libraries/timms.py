@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ...errors import InputError
 from ...images.transform import Transform
 from .models import LibraryModel, library, require_known
@@ -27,7 +25,7 @@ def build(name: str, options: dict[str, Any], pretrained: bool) -> LibraryModel:
     if not is_elsewhere or "architecture" in options:
         require_known("timm", source, [source] if timm.is_model(source.partition(".")[0]) else names())
     model = _created(source, own, pretrained)
-    config = model.pretrained_cfg
+    config: Mapping[str, Any] = model.pretrained_cfg
     if is_elsewhere:
         own = {"architecture": config["architecture"], **getattr(model, "_model_args", {}), **own}
     heads = config.get("classifier") or ()
@@ -47,18 +45,17 @@ def names() -> list[str]:
     return [*timm.list_models(), *timm.list_pretrained()]
 
 
-def _created(source: str, options: Mapping[str, Any], pretrained: bool) -> nn.Module:
+def _created(source: str, options: Mapping[str, Any], pretrained: bool) -> Any:
     """The network without its classifier; transformers take any size of image where timm lets them."""
     timm = library("timm")
     for more in ({"dynamic_img_size": True}, {}):
         try:
-            model: nn.Module = timm.create_model(source, pretrained=pretrained, num_classes=0, **{**options, **more})
+            return timm.create_model(source, pretrained=pretrained, num_classes=0, **{**options, **more})
         except TypeError as error:
             if more and "dynamic_img_size" in str(error):
                 continue
             given = ", ".join(f"{key}={value!r}" for key, value in options.items())
             raise InputError(f"timm:{source} cannot be built with {given or 'no options'}: {error}") from error
-        return model
     raise AssertionError
 
 

@@ -1,0 +1,121 @@
+"""Attentions of every library as sources of contributions: one row of weights, never the square matrix."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from .contributions import N_ROWS, Call, Contribution, Following, row_of
+
+
+def attended(
+    mode: Following, weights: Tensor, values: Tensor, output: Tensor, *, n_queries: int
+) -> Contribution | None:
+    """The contribution of places in an attention's output, heads one behind the other.
+
+    Args:
+        mode: the pass.
+        weights: (b, heads, rows, n) of the first rows, or a function that computes them.
+        values: (b, heads, n, d).
+        output: (b, heads, queries, d).
+        n_queries: how many tokens read.
+    """
+    grid = mode.grid_of(values.shape[-2])
+    if values.ndim != 4 or len(values) != mode.n_images or grid is None:
+        return None
+    first, places = values.shape[-2] - grid[0] * grid[1], grid[0] * grid[1]
+    is_self = n_queries == values.shape[-2]
+    mode.n_attentions += is_self
+    has_mean = mode.first_is_mean and first == 1
+
+    def of_row(row: int) -> Tensor:
+        shares = row_of(weights.flatten(0, 1), row).unflatten(0, weights.shape[:2])[:, :, 0].float()
+        own = shares[..., first:]
+        if has_mean:  # the value of the mean is the mean of the values, but for positions
+            own = own + shares[..., :1] / places
+        group = own.shape[1] // values.shape[1]
+        each = values[:, :, first:].float().repeat_interleave(group, 1) if group > 1 else values[:, :, first:].float()
+        return (each * own[..., None]).transpose(1, 2).flatten(2)
+
+    rows = output[:, :, :N_ROWS].transpose(1, 2).flatten(2).float().clone()
+    return Contribution(of_row, grid, n_followed=int(is_self), first_rows=rows)
+
+
+def scaled_dot_product(mode: Following, func: Call, args: Any, kwargs: Any) -> Tensor:
+    """The attention of timm and transformers."""
+    output: Tensor = func(*args, **kwargs)
+    given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False), **kwargs)
+    query, key, mask = given["query"], given["key"], given.get("attn_mask")
+    if output.ndim == 4 and len(output) == mode.n_images and not given.get("is_causal"):
+        weights = _first_weights(query, key, mask, given.get("scale"))
+        mode.mark(output, attended(mode, weights, given["value"], output, n_queries=query.shape[-2]))
+    return output
+
+
+def _first_weights(query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None) -> Float[Tensor, "b h r n"]:
+    """How much the first rows of an attention read of each token, never the square matrix."""
+    first, key = query[:, :, :N_ROWS].float(), key.float()
+    key = key.repeat_interleave(first.shape[1] // key.shape[1], 1) if key.shape[1] != first.shape[1] else key
+    scores = (first * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
+    if mask is not None:
+        mask = mask if mask.shape[-2] == 1 else mask[..., :N_ROWS, :]
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
+    return scores.softmax(-1)
+
+
+_PACKED = inspect.signature(functional.multi_head_attention_forward)
+
+
+def multi_head(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """`nn.MultiheadAttention`, whose inner attention no mode sees: computed here from the weights that it is given."""
+    bound = _PACKED.bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    plain = ("attn_mask", "key_padding_mask", "bias_k", "bias_v", "static_k", "static_v")
+    is_plain = all(given[name] is None for name in plain) and not (given["add_zero_attn"] or given["training"])
+    if not is_plain or given["query"].ndim != 3 or given["query"].shape[1] != mode.n_images:
+        return func(*args, **kwargs)
+    query, key, value = _projected(given)
+    output = functional.scaled_dot_product_attention(query, key, value)
+    merged = output.permute(2, 0, 1, 3).flatten(2)
+    weight = given["out_proj_weight"]
+    found = attended(mode, _first_weights(query, key, None, None), value, output, n_queries=query.shape[-2])
+    found = None if found is None else found.then(lambda parts, _: parts @ weight.float().mT)
+    if given["need_weights"]:
+        result, shares = func(*args, **kwargs)
+        return mode.mark(result, found), shares
+    return mode.mark(functional.linear(merged, weight, given["out_proj_bias"]), found), None
+
+
+def _projected(given: Mapping[str, Any]) -> list[Float[Tensor, "b heads n d"]]:
+    """Query, key and value of `nn.MultiheadAttention`, by head."""
+    packed, bias = given["in_proj_weight"], given["in_proj_bias"]
+    separate = [given[f"{name}_proj_weight"] for name in "qkv"]
+    weights = separate if given["use_separate_proj_weight"] else packed.chunk(3)
+    biases = [None] * 3 if bias is None else bias.chunk(3)
+    tokens = [given[name] for name in ("query", "key", "value")]
+    if not given["use_separate_proj_weight"] and tokens[0] is tokens[1] is tokens[2]:
+        each = functional.linear(tokens[0], packed, bias).chunk(3, -1)
+    else:
+        each = [functional.linear(*of) for of in zip(tokens, weights, biases, strict=True)]
+    return [part.unflatten(-1, (given["num_heads"], -1)).permute(1, 2, 0, 3) for part in each]
+
+
+def softmax(mode: Following, func: Call, args: Any, kwargs: Any) -> Tensor:
+    """Shares (b, heads, queries, n), which an attention written out multiplies with its values."""
+    output: Tensor = func(*args, **kwargs)
+    if output.ndim == 4 and len(output) == mode.n_images:
+        output._shares = (mode, output)  # type: ignore[attr-defined]
+    return output
+
+
+def shares_of(mode: Following, tensor: Any) -> Tensor | None:
+    """The tensor, if it is a softmax of this pass."""
+    owner, shares = getattr(tensor, "_shares", (None, None))
+    return shares if owner is mode else None

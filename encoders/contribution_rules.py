@@ -1,0 +1,321 @@
+"""Rules by which a contribution of places passes a function of torch; a function without one ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .attentions import attended, multi_head, scaled_dot_product, shares_of, softmax
+from .contributions import N_ROWS, Call, Contribution, Following, Rule, row_of
+
+
+def _same(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """Functions that move or copy values and keep a row's features in their order."""
+    output = func(*args, **kwargs)
+    if isinstance(output, Tensor) and isinstance(args[0], Tensor):
+        mode.mark(output, mode.of(args[0]))
+        if (shares := shares_of(mode, args[0])) is not None and output.shape == shares.shape:
+            output._shares = (mode, output)  # type: ignore[attr-defined]
+    return output
+
+
+def _property(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    is_view = getattr(getattr(func, "__self__", None), "__name__", "") in ("T", "mT", "data")
+    return _same(mode, func, args, kwargs) if is_view else func(*args, **kwargs)
+
+
+def _indexed(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """`x[:, 0]` and kin: the row of one token, or what leaves rows as they are."""
+    output = func(*args, **kwargs)
+    tensor, index = args[0], args[1] if isinstance(args[1], tuple) else (args[1],)
+    if mode.of(tensor) is None or not all(each in (None, Ellipsis) or type(each) in (int, slice) for each in index):
+        return output
+    steps = [each for each in index if each is not None]
+    if Ellipsis in steps:
+        at = steps.index(Ellipsis)
+        steps[at : at + 1] = [slice(None)] * (tensor.ndim - len(steps) + 1)
+    return mode.mark(output, _at(mode, tensor, steps))
+
+
+def _selected(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """`x.select(1, 0)`."""
+    output, tensor = func(*args, **kwargs), args[0]
+    if mode.of(tensor) is None or len(args) != 3:
+        return output
+    return mode.mark(output, _at(mode, tensor, [slice(None)] * (args[1] % tensor.ndim) + [args[2]]))
+
+
+def _at(mode: Following, tensor: Tensor, steps: list[Any]) -> Contribution | None:
+    """The contribution behind a step along each of the first axes; None if features or later tokens are cut out."""
+    found, row = mode.of(tensor), 0
+    assert found is not None
+    for axis, step in enumerate(steps):
+        length, is_token = tensor.shape[axis], tensor.ndim == 3 and axis == mode.token_axis(tensor)
+        if type(step) is int:
+            if not is_token and length > 1:
+                return None
+            row = row or step % length
+        elif step.indices(length) != (0, length, 1) and not (is_token and step.indices(length)[::2] == (0, 1)):
+            return None
+    if not row:
+        return found
+    of_row, first_rows = found.of_row, found.first_rows
+    first_rows = None if first_rows is None else first_rows[:, row:]
+    return replace(found, of_row=lambda _: of_row(row), first_rows=first_rows)
+
+
+def _linear(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    output = func(*args, **kwargs)
+    return mode.mark(output, _projected(mode, args[0], args[1] if len(args) > 1 else kwargs["weight"]))
+
+
+def _projected(mode: Following, tensor: Tensor, weight: Tensor) -> Contribution | None:
+    """The contribution behind a matrix (out, in); None if what enters is not the attention's output as it was read."""
+    found = mode.of(tensor)
+    if found is None:
+        return None
+    if found.first_rows is not None:
+        rows = mode.rows(tensor)[:, : found.first_rows.shape[1]]
+        expected = found.first_rows[:, : rows.shape[1]]
+        if rows.shape != expected.shape or not torch.allclose(rows, expected, rtol=1e-2, atol=1e-6):
+            return None
+    return found.then(lambda parts, _: parts @ weight.float().mT)
+
+
+def _convolved(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """A convolution: its map may be the grid of the tokens; of pooled values it is a matrix."""
+    output, weight = func(*args, **kwargs), args[1] if len(args) > 1 else kwargs["weight"]
+    if output.ndim == 4 and len(output) == mode.n_images:
+        mode.grids.append((output.shape[2], output.shape[3]))
+    is_matrix = weight[0, 0].numel() == 1 and weight.shape[1] == args[0].shape[1] and output[0, 0].numel() == 1
+    return mode.mark(output, _projected(mode, args[0], weight.flatten(1)) if is_matrix else None)
+
+
+def _multiplied(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """A matrix product: with a matrix of weights, or of an attention's shares with its values."""
+    left, right = args[:2]
+    shares, output = shares_of(mode, left), None
+    if shares is not None:
+        output = func(*args, **kwargs)
+        return mode.mark(output, attended(mode, shares[:, :, :N_ROWS], right, output, n_queries=left.shape[-2]))
+    found = _projected(mode, left, right.mT) if right.ndim == 2 and mode.of(right) is None else None
+    return mode.mark(func(*args, **kwargs), found)
+
+
+def _added(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """A sum or difference."""
+    left, right = args[:2]
+    sign = -1 if func.__name__.startswith("sub") else 1
+    one, other = (mode.of(each) if isinstance(each, Tensor) else None for each in (left, right))
+    output = func(*args, **kwargs)
+    if one is None and other is None:
+        return output
+    if kwargs.get("alpha", 1) != 1 or any(
+        found is not None and each.shape != output.shape for each, found in ((left, one), (right, other))
+    ):
+        return mode.mark(output, None)
+    if other is not None and sign < 0:
+        other = other.then(lambda parts, _: -parts)
+    if one is not None and other is not None:
+        return mode.mark(output, one.plus(other))
+    beside = right if other is None else left
+    is_bias = not isinstance(beside, Tensor) or beside.ndim <= 1
+    found = (one or other).then(lambda parts, _: parts)  # type: ignore[union-attr]
+    return mode.mark(output, replace(found, is_whole=found.is_whole and is_bias))
+
+
+def _scaled(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """A product or quotient with a number, one value for each feature, or one for each image."""
+    left, right = args[:2]
+    found = mode.of(left) if isinstance(left, Tensor) else None
+    tensor, factor = left, right
+    if found is None and isinstance(right, Tensor) and not func.__name__.startswith("div"):
+        found, tensor, factor = mode.of(right), right, left
+    if found is None:
+        return func(*args, **kwargs)
+    by = _factor(mode, tensor, factor)
+    output = func(*args, **kwargs)
+    if by is None or output.shape != tensor.shape or kwargs:
+        return mode.mark(output, None)
+    if func.__name__.startswith("div"):
+        by = 1 / by
+    return mode.mark(output, found.then(lambda parts, _: parts * by))
+
+
+def _factor(mode: Following, tensor: Tensor, factor: Any) -> Any:
+    """The factor as parts (b, places, d) take it; None if it is none, or differs from token to token."""
+    if not isinstance(factor, Tensor):
+        return float(factor)
+    width = tensor[0].numel() if tensor.ndim != 3 else tensor.shape[-1]
+    if mode.of(factor) is not None:
+        return None
+    if factor.numel() == 1:
+        return factor.detach().float().reshape(())
+    if factor.ndim == tensor.ndim and len(factor) == mode.n_images and factor[0].numel() == 1:
+        return factor.float().reshape(-1, 1, 1).clone()
+    return factor.float().reshape(-1) if factor.numel() == width else None
+
+
+def _layer_norm(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """A norm over the features of a token, its spread held; the mean is linear."""
+    given = dict(zip(("input", "normalized_shape", "weight", "bias", "eps"), args, strict=False), **kwargs)
+    if (found := mode.of(given["input"])) is None or len(given["normalized_shape"]) != 1:
+        return mode.mark(func(*args, **kwargs), None)
+    rows, weight, eps = mode.rows(given["input"]), given.get("weight"), given.get("eps", 1e-5)
+
+    def normed(parts: Tensor, row: int) -> Tensor:
+        scale = (row_of(rows, row).var(-1, correction=0, keepdim=True) + eps).rsqrt()
+        scale = scale if weight is None else scale * weight.float()
+        return (parts - parts.mean(-1, keepdim=True)) * scale
+
+    return mode.mark(func(*args, **kwargs), found.then(normed))
+
+
+def _rms_norm(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    given = dict(zip(("input", "normalized_shape", "weight", "eps"), args, strict=False), **kwargs)
+    if (found := mode.of(given["input"])) is None or len(given["normalized_shape"]) != 1:
+        return mode.mark(func(*args, **kwargs), None)
+    rows, weight, eps = mode.rows(given["input"]), given.get("weight"), given.get("eps")
+    eps = torch.finfo(given["input"].dtype).eps if eps is None else eps
+
+    def normed(parts: Tensor, row: int) -> Tensor:
+        scale = (row_of(rows, row).square().mean(-1, keepdim=True) + eps).rsqrt()
+        return parts * (scale if weight is None else scale * weight.float())
+
+    return mode.mark(func(*args, **kwargs), found.then(normed))
+
+
+def _batch_norm(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given = dict(zip(names, args, strict=False), **kwargs)
+    if (found := mode.of(given["input"])) is None or given.get("training") or given["running_var"] is None:
+        return mode.mark(func(*args, **kwargs), None)
+    scale = (given["running_var"].float() + given.get("eps", 1e-5)).rsqrt()
+    scale = scale if given.get("weight") is None else scale * given["weight"].float()
+    return mode.mark(func(*args, **kwargs), found.then(lambda parts, _: parts * scale))
+
+
+def _normalised(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """Vectors brought to length 1, the length held."""
+    if (found := mode.of(args[0])) is None or args[1:2] not in ((), (2,), (2.0,)):
+        return mode.mark(func(*args, **kwargs), None)
+    rows = mode.rows(args[0])
+
+    def shortened(parts: Tensor, row: int) -> Tensor:
+        return parts / torch.linalg.vector_norm(row_of(rows, row), dim=-1, keepdim=True).clamp(min=1e-12)
+
+    return mode.mark(func(*args, **kwargs), found.then(shortened))
+
+
+def _activated(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """An activation: it ends a contribution, or passes it on by its slope."""
+    found = mode.of(args[0]) if mode.tangent else None
+    if found is None:
+        return mode.mark(func(*args, **kwargs), None)
+    rows = mode.rows(args[0])
+    with torch.inference_mode(False), torch.enable_grad():
+        at = rows.clone().requires_grad_()
+        (slopes,) = torch.autograd.grad(func(at.clone(), *args[1:], **kwargs).sum(), at)
+    return mode.mark(func(*args, **kwargs), found.then(lambda parts, row: parts * row_of(slopes, row)))
+
+
+def _joined(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """Vectors one behind the other, or tokens of which the first keep their rows."""
+    output, parts = func(*args, **kwargs), args[0]
+    axis = (args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))) % output.ndim
+    found = [mode.of(part) for part in parts]
+    if output.ndim == 3 and axis == mode.token_axis(output):
+        return mode.mark(output, found[0])
+    known = [each for each in found if each is not None]
+    if axis != output.ndim - 1 or not known or len({each.shape for each in known}) > 1:
+        return mode.mark(output, None)
+    widths, places = [part.shape[-1] for part in parts], known[0].shape[0] * known[0].shape[1]
+
+    def of_row(row: int) -> Tensor:
+        zero = torch.zeros((), device=output.device).expand(mode.n_images, places, -1)
+        each = [
+            zero.expand(-1, -1, width) if one is None else one.of_row(row)
+            for one, width in zip(found, widths, strict=True)
+        ]
+        return torch.cat(each, -1)
+
+    is_whole = len(known) == len(found) and all(each.is_whole for each in known)
+    return mode.mark(output, Contribution(of_row, known[0].shape, is_whole, sum(each.n_followed for each in known)))
+
+
+def _mean(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """The mean over places, where threads begin anew: at the map or the tokens that it is taken of."""
+    output, tensor = func(*args, **kwargs), args[0]
+    axes = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
+    if axes is None or tensor.ndim not in (3, 4) or len(tensor) != mode.n_images:
+        return output
+    over = {axis % tensor.ndim for axis in ((axes,) if isinstance(axes, int) else axes)}
+    if over == {2, 3} and tensor.ndim == 4:
+        return mode.mark(output, _mean_of(tensor.flatten(2).mT, (tensor.shape[2], tensor.shape[3])))
+    if over == {1, 2} and tensor.ndim == 4:
+        return mode.mark(output, _mean_of(tensor.flatten(1, 2), (tensor.shape[1], tensor.shape[2])))
+    if over not in ({1}, {2}) or tensor.ndim != 3:
+        return output
+    tokens = tensor if over == {1} else tensor.mT
+    grid = mode.grid_of(tokens.shape[1])
+    if grid is None or (over == {2} and grid[0] * grid[1] != tokens.shape[1]):
+        return output
+    return mode.mark(output, _mean_of(tokens, grid))
+
+
+def _pooled(mode: Following, func: Call, args: Any, kwargs: Any) -> Any:
+    """Adaptive average pooling to a single place."""
+    output, tensor = func(*args, **kwargs), args[0]
+    if len(tensor) != mode.n_images or output.shape[2:].numel() != 1:
+        return output
+    tokens = tensor.flatten(2).mT
+    grid = (tensor.shape[2], tensor.shape[3]) if tensor.ndim == 4 else mode.grid_of(tokens.shape[1])
+    return mode.mark(output, None if grid is None else _mean_of(tokens, grid))
+
+
+def _mean_of(tokens: Tensor, grid: tuple[int, int]) -> Contribution:
+    """The mean of tokens (b, n, d), the last of which are the places; what stands before them is no place's."""
+    count, places = tokens.shape[1], grid[0] * grid[1]
+    held = tokens[:, count - places :]
+    is_whole = count == places
+    return Contribution(
+        lambda _: held.float() / count,
+        grid,
+        is_whole,
+        map=held.mT.unflatten(-1, grid) if is_whole else None,
+    )
+
+
+_MOVES = (
+    "contiguous clone reshape view view_as flatten unflatten transpose permute movedim swapaxes squeeze unsqueeze "
+    "expand to float half bfloat16 type_as detach dropout"
+)
+_ACTIVATIONS = "relu gelu silu hardswish tanh sigmoid leaky_relu elu hardtanh relu6 softplus mish hardsigmoid"
+
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(_MOVES.split(), _same),
+    **{name + ending: _activated for name in _ACTIVATIONS.split() for ending in ("", "_")},
+    **dict.fromkeys(("add", "add_", "sub", "sub_"), _added),
+    **dict.fromkeys(("mul", "mul_", "div", "div_"), _scaled),
+    "__get__": _property,
+    "__getitem__": _indexed,
+    "select": _selected,
+    "linear": _linear,
+    "conv2d": _convolved,
+    "matmul": _multiplied,
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "batch_norm": _batch_norm,
+    "normalize": _normalised,
+    "cat": _joined,
+    "mean": _mean,
+    "adaptive_avg_pool1d": _pooled,
+    "adaptive_avg_pool2d": _pooled,
+    "softmax": softmax,
+    "scaled_dot_product_attention": scaled_dot_product,
+    "multi_head_attention_forward": multi_head,
+}
