@@ -14,7 +14,8 @@ import typer
 from .._version import __version__
 from ..errors import DistcamError
 from ..index.faiss.runtime import fault_behind
-/tmp/one.txtfrom .command import Commands
+from . import demo, encode, encoders, env, evaluate, export, fewshot, index, localize, query, reid, segment, serve, train
+from .command import Commands, FirstByDefault
 from .console import complain, remarks
 from .explain import explain
 from .options import ReadsImages
@@ -38,7 +39,10 @@ app.command(name="evaluate", cls=ReadsImages, epilog=evaluate.EXAMPLE)(evaluate.
 app.command(name="localize", cls=ReadsImages, epilog=localize.EXAMPLE)(localize.localize)
 app.command(name="train", cls=ReadsImages, epilog=train.EXAMPLE)(train.train)
 app.command(name="serve", cls=ReadsImages, epilog=serve.EXAMPLE)(serve.serve)
-app.command(name="encoders", epilog=encoders.EXAMPLE)(encoders.encoders)
+networks = Commands(cls=FirstByDefault, help="Names for `--encoder`, and encoders for other runtimes.")
+networks.command(name="list", epilog=encoders.EXAMPLE)(encoders.encoders)
+networks.command(name="export", epilog=export.EXAMPLE)(export.export)
+app.add_typer(networks, name="encoders")
 app.command(name="demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command(name="env", epilog=env.EXAMPLE)(env.env)
 

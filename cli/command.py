@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import typer
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from ..errors import DistcamError, InputError
 from ..remarks import refusing
@@ -55,6 +55,17 @@ class Commands(typer.Typer):
     def command(self, *args: Any, **options: Any) -> Callable[[Function], Function]:
         """Register one."""
         return super().command(*args, **{"cls": Command, **options})
+
+
+class FirstByDefault(TyperGroup):
+    """A group whose first command is meant where none is named: `encoders dinov2` is `encoders list dinov2`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, with the command's name before them."""
+        names = list(self.commands)
+        if not args or (args[0] not in names and not {"-h", "--help"} & set(args[:1])):
+            args = [names[0], *args]
+        return super().parse_args(ctx, args)
 
 
 def _words(context: Any) -> str:

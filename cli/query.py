@@ -15,7 +15,7 @@ from .console import err, note, note_unfinished_build, out, print_json, progress
 from .options import AsJson, Device, read_box, read_point
 
 if TYPE_CHECKING:
-    from ..retrieval import Matches
+    from ..retrieval import Matches, Query
 
 EXAMPLE = "Example: `distcam query photos.gallery probe.jpg -k 5 --explain why.html`"
 _DRAWINGS = (".png", ".jpg", ".jpeg")
@@ -32,6 +32,15 @@ def query(
             show_default=False,
         ),
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ask with words (an encoder with a text tower); once with images or --id, else several times."
+        ),
+    ] = None,
+    text_weight: Annotated[
+        float, typer.Option(help="With images: the text's share in the mean of the two unit vectors.")
+    ] = 0.5,
     ids: Annotated[
         list[int] | None,
         typer.Option("--id", min=0, help="Ask with an image of the gallery instead; may be given several times."),
@@ -102,11 +111,12 @@ def query(
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest gallery images of each query, and explain every match."""
-    if bool(images) == bool(ids):
-        raise InputError("expected query images, or --id for images of the gallery; give one of both")
+    if bool(images) + bool(ids) != 1 and (images or not text):
+        raise InputError("expected query images, or --id for images of the gallery, or --text; give one of them")
+    words = _joined_text(text, is_joined=bool(images or ids), has_area=region is not None or mask is not None)
     if ids and mask is not None and mask.is_dir():
         raise InputError("--id asks with images of the gallery; give them one --mask FILE, not a folder")
-    _refuse_unused(ids, region, mask, explain, style=style, colours=colours)
+    _refuse_unused(ids, region, mask, explain, style=style, colours=colours, joined=words is not None)
     require_file(encoder, "--encoder")
     require_file(mask, "--mask", also=" or FOLDER")
     from ..index import Gallery
@@ -114,7 +124,7 @@ def query(
     opened = Gallery.open(gallery, root=root)
     probes = _listed(images or ())
     if explain is not None:
-        _require_place(explain, len(ids or probes))
+        _require_place(explain, len(ids or probes or text or ()))
     for hint in opened.filter_hints(where) if where is not None else ():
         note(hint)
     if not opened.manifest.complete:
@@ -124,7 +134,7 @@ def query(
         note("the gallery has changed since its threshold was chosen; `distcam index calibrate` renews it")
     from ..encoders import Encoder
     from ..retrieval import Retriever
-    from ..retrieval.retriever import UnknownInference
+    from ..retrieval.ranking import UnknownInference
 
     if ids and encoder is None and opened.encoder_path is None:
         unknown = UnknownInference(opened.manifest.encoder)
@@ -133,10 +143,14 @@ def query(
         retriever = Retriever(opened, None if encoder is None else Encoder.load(encoder), device=device)
     options: dict[str, Any] = {"k": k, "where": where, "reject": reject, "max_distance": max_distance}
     skipped: list[Path] = []
-    if ids:
+    if text and words is None:
+        results = retriever.query_text(text, **options)
+    elif ids:
         area = _area([], region, mask, mask_class)
+        options |= {"text": words, "text_weight": text_weight}
         results = [retriever.query_stored(image, region=area, **options) for image in ids]
     else:
+        options |= {"text": words, "text_weight": text_weight}
         try:
             results = retriever.query(list(map(str, probes)), region=_area(probes, region, mask, mask_class), **options)
         except ImageError:
@@ -161,6 +175,18 @@ def query(
         raise typer.Exit(1)
 
 
+def _joined_text(text: list[str] | None, *, is_joined: bool, has_area: bool) -> str | None:
+    """The text that images are joined with; None without one, or where texts are the queries."""
+    if is_joined and text:
+        if len(text) > 1:
+            raise InputError(f"images are joined with one --text, got {len(text)}")
+        return text[0]
+    refuse_unused("without an image to join with --text", "text_weight")
+    if text and has_area:
+        raise InputError("--region and --mask say which part of an image to search for, and --text is none")
+    return None
+
+
 def _refuse_unused(
     ids: list[int] | None,
     region: str | None,
@@ -169,6 +195,7 @@ def _refuse_unused(
     *,
     style: str,
     colours: str | None,
+    joined: bool,
 ) -> None:
     """Options that say how to explain without an explanation, how to draw without images, and the like."""
     if explain is None:
@@ -178,7 +205,7 @@ def _refuse_unused(
         )  # fmt: skip
         if not ids or (region is None and mask is None):
             refuse_unused("where no image of the gallery is opened", "root", remedy="add --explain, or leave it out")
-        if ids and region is None and mask is None:
+        if ids and region is None and mask is None and not joined:
             refuse_unused(
                 "where nothing is encoded: the gallery keeps the vectors of its images", "device", "max_pixels"
             )
@@ -260,6 +287,12 @@ def _area(images: list[Path], region: str | None, mask: Path | None, mask_class:
     return [region_of_file(file, category=mask_class) for file in files]
 
 
+def _file_stem(query: Query) -> str:
+    """The stem of an image's name; of a text its beginning without what file systems refuse."""
+    path = query.source if isinstance(query.source, str | Path) else query.name
+    return Path(path).stem if query.has_image else re.sub(r"[^\w-]+", "-", query.name)[:40].strip("-")
+
+
 def _write(
     results: list[Matches], target: Path, style: dict[str, Any], point: tuple[float, float] | None, **options: Any
 ) -> Path:
@@ -277,7 +310,7 @@ def _write(
         return explanations[0].save(target, DrawStyle(**style))
     target.mkdir(parents=True, exist_ok=True)
     for number, (matches, explanation) in enumerate(zip(results, explanations, strict=True), start=1):
-        name = f"{number:03d}-{Path(matches.query.name).stem}"
+        name = f"{number:03d}-{_file_stem(matches.query)}"
         explanation.save(target / f"{name}.png", DrawStyle(**style))
         explanation.save(target / f"{name}.npz")
         for match in matches if point is not None else ():

@@ -139,7 +139,7 @@ def _run(settings: Settings, address: tuple[str, int], *, access_log: bool, on_r
 
 def _introduce(service: Service, url: str, host: str) -> None:
     """Say what is served and where; note what cannot be asked for, and who can see it."""
-    from ..retrieval.retriever import UnknownInference
+    from ..retrieval.ranking import UnknownInference
 
     with service.live.reading() as retriever:
         images, manifest = len(retriever.gallery), retriever.gallery.manifest

@@ -19,8 +19,9 @@ from .checkpoint import FingerprintCache, built_from_header, read_checkpoint, wr
 from .encoding import Encoding
 from .heads import GAP, BNNeck, GeM, Identity, Pooling, described, head_from_dict, kept, pooling_from, width_behind
 from .layers import Tap, evaluating, find_layer, require_feature_map, require_usable, unwrapped
-from .names import CHECKPOINT_SUFFIX
+from .names import CHECKPOINT_SUFFIX, WITH_TEXT
 from .state_dicts import StateDict, load_state, neck_among, say_what_is_left, tensors_of
+from .text_tower import TextTower, require_texts, restored_tower, text_tower
 from .trained_on import TrainedOn
 from .weight_files import (
     drawn_from,
@@ -64,6 +65,8 @@ class Encoder(nn.Module):
     Attributes:
         metadata: free JSON-able notes (a training recipe, say); kept in checkpoints, no part of the fingerprint.
         trained_on: classes and images of its training, likewise; None where nothing is known.
+        text: the text tower, from a list of texts to vectors in the space of `pooled`; None without one. No part of
+            the fingerprint: what images become does not depend on it.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Encoder(nn.Module):
         self.options = None if options is None else dict(options)
         self.metadata: dict[str, Any] = {}
         self.trained_on: TrainedOn | None = None
+        self.text: nn.Module | None = None
         self._fingerprint = FingerprintCache()
         self._pooled_dim = 0
 
@@ -118,6 +122,16 @@ class Encoder(nn.Module):
         width_behind(self.head, pooled.shape[-1])  # a mismatch would end in an error about matrices
         embedding: Tensor = pooled if isinstance(self.head, Identity) else self.head(pooled.clone())
         return embedding
+
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """Vectors of texts in the space of image embeddings, with the length that the library gives them.
+
+        Raises:
+            InputError: an encoder without a text tower, no text, or an empty one.
+        """
+        if self.text is None:
+            raise InputError(f"{self.architecture} has no text tower, so it takes no text; {WITH_TEXT}")
+        return self.embed(self.text(require_texts(texts)))
 
     @classmethod
     def load(
@@ -193,6 +207,7 @@ class Encoder(nn.Module):
         encoder = cls(built.network, architecture=built.name, options=built.options, **parts)
         if state is not None:
             encoder._fill(built.source, state, origin=f"{weights} for {name}", spare=built.spare, neck=head is None)
+        encoder.text = None if built.whole is None else text_tower(built.whole, name, built.options, state=state)
         return encoder.eval()
 
     def _fill(
@@ -257,6 +272,7 @@ class Encoder(nn.Module):
             encoder = cls(built.network, architecture=name, layer=config["layer"], options=options, **parts)
             encoder.metadata = dict(config["metadata"])
             encoder.trained_on = TrainedOn.of_checkpoint(config, tensors)
+            encoder.text = restored_tower(built.whole, name, options, tensors=tensors)
         load_state(encoder, tensors, origin=str(path), exact=True)
         return encoder.eval()
 
@@ -280,6 +296,11 @@ class Encoder(nn.Module):
         if not os.fspath(path).endswith(CHECKPOINT_SUFFIX):
             raise InputError(f"expected a file name that ends in {CHECKPOINT_SUFFIX}, got {os.fspath(path)!r}")
         config, tensors = {**config, "metadata": self.metadata}, self.state_dict()
+        if isinstance(self.text, TextTower):
+            self.text.put(tensors)
+        elif self.text is not None:
+            remark(f"{path}: the text tower is a module of your own, so the checkpoint takes no texts", stacklevel=3)
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("text.")}
         if self.trained_on is not None:
             self.trained_on.put(config, tensors)
         write_checkpoint(path, config, tensors)
@@ -302,7 +323,8 @@ class Encoder(nn.Module):
 
         Mode, device, precision of storage, and metadata do not count.
         """
-        return self._fingerprint.get(self.describe(), tensors_of(self))
+        own = {name: tensor for name, tensor in tensors_of(self).items() if not name.startswith("text.")}
+        return self._fingerprint.get(self.describe(), own)
 
     @property
     @telling

@@ -15,6 +15,10 @@ OWN_ARCHITECTURES = ("conv4", "resnet12", "resnet38", "wrn28_10")
 LIBRARIES = {"timm": "timm", "hf": "transformers", "open_clip": "open_clip"}
 """What names of other libraries begin with, `timm:NAME`, and the library; its extra is called as it."""
 
+WITH_TEXT = (
+    "encoders that do are open_clip:ViT-B-32, open_clip:ViT-B-16-SigLIP2, and hf: CLIP, SigLIP and SigLIP2 models "
+    "with their tokenizer"
+)
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".pickle")
 
 

@@ -22,7 +22,7 @@ from ..errors import ImageError, InputError
 from ..explain.inputs import NEEDS_MEAN
 from ..images.masks import MaskFolder, read_mask
 from ..index.storage.segments import MASK_COLUMN, NO_MASK
-from .ranking import Match, Ranking
+from .ranking import Match, Ranking, TextEncoding
 
 if TYPE_CHECKING:
     from ..index import Gallery, Record
@@ -61,7 +61,14 @@ class Evidence:
     def query_response(self) -> Response:
         """The query's response map "1 d h w"; of a region query 0 outside the region."""
         query = self.ranking.query
-        return self._folded(query.encoding.feature_map, query.weights)
+        encoding = query.encoding
+        if not isinstance(encoding, TextEncoding):
+            return self._folded(encoding.feature_map, query.weights)
+        vector = self.query_vector[..., None, None]
+        if encoding.image is None:  # a map of one place
+            return Response(vector, is_exact=True)
+        folded = self._folded(encoding.feature_map, query.weights)
+        return Response(encoding.joined(folded.map), folded.is_exact)
 
     def match_response(self, ranks: tuple[int, ...]) -> Tensor:
         """The response maps "n d h w" of these matches; of a gallery that pools under masks 0 outside of them."""
@@ -128,6 +135,10 @@ class Evidence:
             chosen = ranking.matches if rank is None else (ranking.at_rank(rank),)
             found = tuple(Reference(match.path, match.label, match.distance, match) for match in chosen)
             return found, self._vectors([match.id for match in chosen])
+        if not ranking.query.has_image:
+            raise InputError(
+                "a text is explained on its matches, of which a prototype is none; explain against 'match'"
+            )
         distances = ranking.retriever.prototype_distances(ranking.query.encoding)
         if not distances:
             raise InputError(f"{gallery.folder} has no labels, so it has no class prototypes; explain against 'match'")

@@ -45,9 +45,10 @@ class Explanation:
         references: the n references, in the order of the maps.
         weighting: how channels are weighted.
         versus: what each of them is set against in a contrast ("why A and not B"), else None.
-        query_maps: Float "n h w", raw: neither rectified nor normalised, so maps of one query share one scale.
+        query_maps: Float "n h w", raw: neither rectified nor normalised, so maps of one query share one scale. A text
+            has "n 1 1"; its `reference_maps` show where it is answered.
         sensitivity: Spearman correlation of the first map with the map against an unrelated gallery image; 1 means that
-            the map does not depend on the match at all. None when the gallery holds no further image.
+            the map does not depend on the match at all. None when the gallery holds no further image, or of a text.
     """
 
     references: tuple[Reference, ...]
@@ -62,7 +63,8 @@ class Explanation:
     _norm: Norm = field(repr=False)
 
     def __post_init__(self) -> None:
-        unrelated = self._evidence.unrelated
+        has_image = self.matches.query.has_image
+        unrelated = self._evidence.unrelated if has_image else self._vectors[:0]
         maps = self._maps(self._evidence.query_response.map, torch.cat([self._vectors, unrelated])[None])[0]
         sensitivity = float(match_sensitivity(maps[[0, -1]])) if len(unrelated) else None
         object.__setattr__(self, "query_maps", maps[: len(self.references)])
@@ -185,9 +187,9 @@ class Explanation:
         images = [self.reference_image(index) for index in range(len(self))]
         against = "against it" if self.versus is None else f"for {self.versus.short_name}"
         return map_panel(
-            Tile(self.marked_query, title="query", caption=Path(self.matches.query.name).name),
+            Tile(self.marked_query, title="query", caption=self.matches.query.short_name),
             [self._tile(index, image) for index, image in enumerate(images)],
-            shown(self.query_maps),
+            shown(self.query_maps) if self.matches.query.has_image else None,
             None if answers is None else shown(answers),
             view=self.query_view,
             views=[None if image is None else self.view_of(image) for image in images],
@@ -301,7 +303,7 @@ def _query_data(explanation: Explanation, weightings: Sequence[Weighting], image
     query = explanation.matches.query
     variants = [explanation.weighted(weighting) for weighting in weightings]
     references = [_reference_data(variants, index, images) for index in range(len(explanation))]
-    if explanation.references[0].match is not None and explanation.matches.prototype is not None:
+    if explanation.references[0].match and query.has_image and explanation.matches.prototype is not None:
         against = explanation.against("prototype")
         references.insert(0, _reference_data([against.weighted(weighting) for weighting in weightings], 0, images))
     notes = []
@@ -315,7 +317,7 @@ def _query_data(explanation: Explanation, weightings: Sequence[Weighting], image
         correlation = f"rank correlation {explanation.sensitivity:.2f} with the one against an unrelated image"
         notes.append(f"{explanation.weighting}: the map {means} on the match ({correlation})")
     return {
-        "name": Path(query.name).name,
+        "name": query.short_name,
         "note": " · ".join(notes) or None,
         "image": images.add(f"query {len(images)}", explanation.marked_query),
         "shape": list(explanation.query_maps.shape[-2:]),
@@ -340,7 +342,9 @@ def _reference_data(variants: Sequence[Explanation], index: int, images: Thumbna
         "name": name,
         "similarity": f"{explanation.matches.retriever.similarity(reference.distance):.3f}",
         "image": None if image is None else images.add(f"gallery {number}", image),
-        "query_maps": {each.weighting: numbers(each.query_maps[index]) for each in variants},
+        "query_maps": {each.weighting: numbers(each.query_maps[index]) for each in variants}
+        if explanation.matches.query.has_image
+        else None,
         "maps": {name: numbers(each) for name, each in maps.items()} or None,
         "shape": list(next(iter(maps.values())).shape) if maps else None,
     }

@@ -24,7 +24,7 @@ from ..images import Box, read_image
 from ..metrics.maps import rectify
 from .evidence import Evidence, Space
 from .explanation import Explanation
-from .ranking import Match, Ranking
+from .ranking import Match, Ranking, TextEncoding
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -267,9 +267,10 @@ class Matches(Ranking):
 
     def to_dict(self) -> dict[str, Any]:
         """The ranking as JSON-able values."""
-        nearest = self.prototype
+        nearest, words = self.prototype, self.query.encoding
         return {
             "query": self.query.name,
+            **({"text": words.text, "text_weight": words.weight} if isinstance(words, TextEncoding) else {}),
             "metric": self.metric,
             **({} if self.max_distance is None else {"max_distance": self.max_distance, "is_known": self.is_known}),
             **({} if self.rejection is None else {"rejection": asdict(self.rejection)}),

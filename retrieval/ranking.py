@@ -6,20 +6,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..encoders import Encoder, Encoding
-from ..errors import InputError
+from ..errors import InputError, UnknownEncoderError
+from ..explain.drawing.rendering import draw_text
 from ..images import read_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..encoders.regions import Region
+    from ..index.storage.manifest import EncoderEntry
     from .retriever import Retriever
 
 
@@ -55,9 +58,51 @@ class BareVector:
     feature_map = pooled
 
 
+@dataclass(frozen=True, eq=False)
+class TextEncoding:
+    """A text in the space of image embeddings, alone or joined with the encoding of an image.
+
+    Attributes:
+        text: the words.
+        vector: theirs, as the text tower gives it.
+        image: the encoding that it is joined with.
+        weight: of the text in the mean of the two unit vectors; 1 without an image.
+    """
+
+    text: str
+    vector: Float[Tensor, "1 d"]
+    image: Encoding | StoredEncoding | None = None
+    weight: float = 1.0
+
+    @cached_property
+    def embedding(self) -> Float[Tensor, "1 d"]:
+        """The vector that is searched."""
+        if self.image is None:
+            return self.vector
+        return self.joined(self.image.embedding[..., None, None]).mean((-2, -1))
+
+    def joined(self, response: Float[Tensor, "1 d h w"]) -> Float[Tensor, "1 d h w"]:
+        """The response map of an image joined with the text, which is the same at every place."""
+        words = normalize(self.vector.to(response), dim=1)[..., None, None]
+        length = response.mean((-2, -1), keepdim=True).norm(dim=1, keepdim=True)
+        return self.weight * words + (1 - self.weight) * response / length.clamp(min=1e-12)
+
+    @property
+    def pooled(self) -> Tensor:
+        """Not known."""
+        raise InputError("a text has no features before the head; explain it in the space that ranks, space='metric'")
+
+    @property
+    def feature_map(self) -> Tensor:
+        """That of the image."""
+        if self.image is None:
+            raise InputError("a text has no feature map")
+        return self.image.feature_map
+
+
 @dataclass(frozen=True)
 class Query:
-    """The query image: its name, where it came from, and its encoding (a batch of one).
+    """The query, an image or a text: its name, where it came from, and its encoding (a batch of one).
 
     Attributes:
         source: a path, bytes or a Pillow image; None when only the encoding is left, or for a bare vector.
@@ -69,19 +114,33 @@ class Query:
 
     name: str
     source: Any = field(repr=False)
-    encoding: Encoding | StoredEncoding | BareVector = field(repr=False)
+    encoding: Encoding | StoredEncoding | BareVector | TextEncoding = field(repr=False)
     region: Region | None = field(default=None, repr=False, compare=False)
     weights: Tensor | None = field(default=None, repr=False, compare=False)
     known_size: tuple[int, int] | None = field(default=None, repr=False, compare=False)
 
     @property
+    def has_image(self) -> bool:
+        """False for a text alone, which is explained on the matches' side only."""
+        return not isinstance(self.encoding, TextEncoding) or self.encoding.image is not None
+
+    @property
+    def short_name(self) -> str:
+        """A file's name without its folders, or the text."""
+        return Path(self.name).name if self.has_image else self.name
+
+    @property
     def image(self) -> Image:
         """The image in RGB, read again from its source: rankings of thousands of queries hold no images.
+
+        Of a text alone its words on a card.
 
         Raises:
             InputError: the query has no image.
             ImageError: the file is gone or damaged.
         """
+        if not self.has_image:
+            return draw_text(self.name)
         if self.source is None:
             raise InputError(f"{self.name} has no image: only its encoding was given")
         return self.source if hasattr(self.source, "getbands") else read_image(self.source)
@@ -139,6 +198,36 @@ class Encodes(Protocol):
 
     def encode_images(self, images: Sequence[Any]) -> Encoding:
         """The encoding of files, bytes or Pillow images."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Vectors "n d" of texts beside the embeddings of images."""
+
+
+class UnknownInference:
+    """Stands in for an `Inference` of an encoder nobody has: a gallery's own images and vectors can be searched for."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, entry: EncoderEntry) -> None:
+        self.encoder = cast("Encoder", _UnknownEncoder(entry.fingerprint, entry.short_name))
+
+    def __call__(self, *_given: Any) -> NoReturn:
+        """Refused."""
+        raise UnknownEncoderError(
+            "the gallery's encoder is not at hand: its own images and vectors can be searched for, but no image can be "
+            "encoded or explained; --encoder CHECKPOINT names one"
+        )
+
+    transform = read = encode_images = encode_texts = __call__
+
+
+@dataclass(frozen=True)
+class _UnknownEncoder:
+    fingerprint: str
+    short_name: str
+
+    def __getattr__(self, name: str) -> NoReturn:
+        UnknownInference.__call__(cast(UnknownInference, self), name)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import NoneType
-from typing import Any, NoReturn, TypedDict, Unpack, cast, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -16,18 +16,18 @@ import torch
 from ..encoders import Encoder, Encoding, Inference
 from ..encoders.inference import whole_encoder
 from ..encoders.regions import Region, pool_region, weights_of
-from ..errors import GalleryError, InputError, UnknownEncoderError
+from ..errors import GalleryError, InputError
 from ..explain.places import visible_box
 from ..images import Box
 from ..index import Gallery
 from ..index.faiss.runtime import note_search_on_cpu
 from ..index.rejection import Rejection
 from ..index.search import Hits
-from ..index.storage.manifest import EncoderEntry
 from ..metrics.distances import SearchSpec, comparable, distances_to
 from .evidence import gallery_weights
 from .matches import Matches
-from .ranking import BareVector, Encodes, Match, Query, StoredEncoding
+from .ranking import BareVector, Encodes, Match, Query, StoredEncoding, TextEncoding
+from .texts import text_queries, with_text
 
 Regions = Region | Sequence[Region | None] | None
 _Prototypes = tuple[tuple[str, ...], np.ndarray[Any, np.dtype[np.float32]]]
@@ -47,6 +47,18 @@ class Ranked(TypedDict, total=False):
     where: str | None
     reject: bool
     max_distance: float | None
+
+
+class Asked(Ranked, total=False):
+    """Options of a query with images.
+
+    Attributes:
+        text: words to join each image with: what is searched is the weighted mean of the two unit vectors.
+        text_weight: of the text in that mean, by default 0.5; the image has the rest.
+    """
+
+    text: str | None
+    text_weight: float
 
 
 class Retriever:
@@ -104,21 +116,21 @@ class Retriever:
 
     @overload
     def query(
-        self, images: str | PathLike[str] | bytes, *, region: Region | None = None, **options: Unpack[Ranked]
+        self, images: str | PathLike[str] | bytes, *, region: Region | None = None, **options: Unpack[Asked]
     ) -> Matches: ...
     @overload
-    def query(self, images: Sequence[Any], *, region: Regions = None, **options: Unpack[Ranked]) -> list[Matches]: ...
+    def query(self, images: Sequence[Any], *, region: Regions = None, **options: Unpack[Asked]) -> list[Matches]: ...
     @overload
-    def query(self, images: Any, *, region: Region | None = None, **options: Unpack[Ranked]) -> Matches: ...
+    def query(self, images: Any, *, region: Region | None = None, **options: Unpack[Asked]) -> Matches: ...
 
-    def query(self, images: Any, *, region: Regions = None, **options: Unpack[Ranked]) -> Matches | list[Matches]:
+    def query(self, images: Any, *, region: Regions = None, **options: Unpack[Asked]) -> Matches | list[Matches]:
         """The k nearest gallery images of an image, or of each image of a sequence (encoded in batches).
 
         Args:
             images: a path, encoded bytes or a Pillow image; or a sequence of them, which gives a list.
             region: search for a part of the image only, and explain with that: a `Box` in pixels of the image, or
                 a boolean array of its size. For several images one for all, or a sequence with one (or None) for each.
-            options: `k`, `where`, `reject`, and `max_distance`, see `Ranked`.
+            options: `k`, `where`, `reject`, and `max_distance`, see `Ranked`; `text` and `text_weight`, see `Asked`.
 
         Raises:
             InputError: k < 1, an empty sequence, a filter that does not parse, a region that is empty or outside; two
@@ -144,11 +156,12 @@ class Retriever:
                 )
             parts = zip(queries, each, strict=True)
             queries = [query if part is None else self.focused(query, part, is_said=True) for query, part in parts]
+        queries = [with_text(self, query, **options) for query in queries]
         results = self.rank(queries, **options)
         return results if many else results[0]
 
     def query_stored(
-        self, image: int, *, region: Region | None = None, include_self: bool = False, **options: Unpack[Ranked]
+        self, image: int, *, region: Region | None = None, include_self: bool = False, **options: Unpack[Asked]
     ) -> Matches:
         """The k images nearest to one that the gallery holds: no forward pass, no file is opened.
 
@@ -158,7 +171,7 @@ class Retriever:
             image: its id.
             region: see `query`.
             include_self: let the image find itself.
-            options: see `Ranked`.
+            options: see `Asked`.
 
         Raises:
             InputError: no such image, or what `query` refuses.
@@ -168,7 +181,27 @@ class Retriever:
         query = self.stored(image)
         if region is not None:
             query = self.focused(query, region, is_said=True)
+        query = with_text(self, query, **options)
         return self.rank([query], without=None if include_self else image, **options)[0]
+
+    @overload
+    def query_text(self, texts: str, **options: Unpack[Ranked]) -> Matches: ...
+    @overload
+    def query_text(self, texts: Sequence[str], **options: Unpack[Ranked]) -> list[Matches]: ...
+
+    def query_text(self, texts: str | Sequence[str], **options: Unpack[Ranked]) -> Matches | list[Matches]:
+        """The k gallery images that answer a text best, or each text of a sequence; each match shows where it does.
+
+        Args:
+            texts: such as "a red mug on wood"; for an image with a text see `query`.
+            options: see `Ranked`.
+
+        Raises:
+            InputError: an encoder without a text tower, an empty text, or what `query` refuses.
+        """
+        self._rejection(**options)
+        results = self.rank(text_queries(self.inference, [texts] if isinstance(texts, str) else texts), **options)
+        return results[0] if isinstance(texts, str) else results
 
     def stored(self, image: int, *, known_size: tuple[int, int] | None = None) -> Query:
         """An image of the gallery, given by its id, as a query; InputError when it is not there."""
@@ -201,7 +234,7 @@ class Retriever:
         """
         rejection, k, where = self._rejection(**options), options.get("k", 10), options.get("where")
         limit = options.get("max_distance") if rejection is None else rejection.threshold
-        vectors = torch.cat([query.encoding.embedding for query in queries]).cpu().numpy()
+        vectors = torch.cat([query.encoding.embedding.cpu() for query in queries]).numpy()
         found = self.gallery.search(vectors, k if without is None else k + 1, where=where)
         ranked = []
         for query, hits in zip(queries, found, strict=True):
@@ -213,7 +246,7 @@ class Retriever:
         return ranked
 
     def _rejection(
-        self, k: int = 10, reject: bool = False, max_distance: float | None = None, **_: Any
+        self, *, k: int = 10, reject: bool = False, max_distance: float | None = None, **_: Any
     ) -> Rejection | None:
         """The gallery's threshold if it is asked for, after a look at what can be refused before any work."""
         if k < 1:
@@ -267,7 +300,7 @@ class Retriever:
         """Larger is more alike: the cosine or dot product itself, the negative distance for L1 and L2."""
         return (1.0 if self.gallery.metric == "cosine" else 0.0) - distance
 
-    def prototype_distances(self, encoding: Encoding | StoredEncoding | BareVector) -> dict[str, float]:
+    def prototype_distances(self, encoding: Encoding | StoredEncoding | BareVector | TextEncoding) -> dict[str, float]:
         """Distance of an encoding (batch of one) to every class prototype, nearest first; empty without labels."""
         manifest, kept = self.gallery.manifest, self._kept_prototypes
         state = (manifest.gallery_id, manifest.generation)
@@ -302,30 +335,3 @@ def _name(source: Any, position: int) -> str:
     if isinstance(source, (str, PathLike)):
         return str(Path(source))
     return getattr(source, "filename", "") or f"query {position + 1}"
-
-
-class UnknownInference:
-    """Stands in for an `Inference` of an encoder nobody has: a gallery's own images and vectors can be searched for."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, entry: EncoderEntry) -> None:
-        self.encoder = cast("Encoder", _UnknownEncoder(entry.fingerprint, entry.short_name))
-
-    def __call__(self, *_given: Any) -> NoReturn:
-        """Refused."""
-        raise UnknownEncoderError(
-            "the gallery's encoder is not at hand: its own images and vectors can be searched for, but no image can be "
-            "encoded or explained; --encoder CHECKPOINT names one"
-        )
-
-    transform = read = encode_images = __call__
-
-
-@dataclass(frozen=True)
-class _UnknownEncoder:
-    fingerprint: str
-    short_name: str
-
-    def __getattr__(self, name: str) -> NoReturn:
-        UnknownInference.__call__(cast(UnknownInference, self), name)

@@ -44,6 +44,7 @@ def gallery_answer(retriever: Retriever, settings: Settings) -> schemas.GalleryA
         fingerprint=gallery.manifest.encoder.fingerprint,
         writable=settings.is_writable,
         stores_maps=gallery.spec.map_shape is not None,
+        has_text=getattr(retriever.encoder, "text", None) is not None,
         weightings=[
             schemas.WeightingAnswer(name=name, description=WEIGHTING_HELP[name], is_signed=name in SIGNED)
             for name in WEIGHTINGS

@@ -71,6 +71,7 @@ class GalleryAnswer(Answer):
     fingerprint: str
     writable: bool
     stores_maps: bool
+    has_text: bool
     weightings: Sequence[WeightingAnswer]
     rejection: Rejection | None
     limits: Limits
@@ -127,6 +128,18 @@ class _RankingRequest(Request):
     where: Text | None = None
 
 
+Words = Annotated[
+    str | None, StringConstraints(min_length=1, max_length=1000), Field(description="A text, if `has_text`.")
+]
+
+
+class _Worded(Request):
+    text: Words = None
+    text_weight: Annotated[
+        float, Field(gt=0, lt=1, description="Of the text, where it is joined with an image; ignored without one.")
+    ] = 0.5
+
+
 class SearchRequest(_RankingRequest):
     """Options of every search."""
 
@@ -134,8 +147,8 @@ class SearchRequest(_RankingRequest):
     max_distance: FiniteFloat | None = None
 
 
-class StoredRequest(SearchRequest):
-    """Search for the images nearest to one of the gallery's."""
+class StoredRequest(SearchRequest, _Worded):
+    """Search for the images nearest to one of the gallery's; `text` is joined with it."""
 
     id: ImageId
     box: Box4 | None = None
@@ -148,8 +161,8 @@ class VectorRequest(SearchRequest):
     vector: Annotated[list[FiniteFloat], Field(min_length=1, max_length=65_536)]
 
 
-class SearchOptions(SearchRequest):
-    """Search with an uploaded image; all four edges make a region."""
+class SearchOptions(SearchRequest, _Worded):
+    """Search with an uploaded image, a text, or both joined; all four edges make a region."""
 
     left: FiniteFloat | None = None
     top: FiniteFloat | None = None
@@ -211,8 +224,8 @@ class SearchAnswer(Answer):
     timings_ms: Timings
 
 
-class ExplainRequest(_RankingRequest):
-    """Explain a query, named by the token of a search or by the id of an image; it is ranked anew."""
+class ExplainRequest(_RankingRequest, _Worded):
+    """Explain a query, named by the token of a search, by the id of an image or by its text; it is ranked anew."""
 
     token: Annotated[str, StringConstraints(max_length=100)] | None = None
     id: ImageId | None = None

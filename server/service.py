@@ -23,7 +23,7 @@ from ..deadlines import finish_by
 from ..encoders import Encoder, Encoding, Inference
 from ..index import Gallery
 from ..retrieval import Retriever
-from ..retrieval.retriever import UnknownInference
+from ..retrieval.ranking import UnknownInference
 from .live_gallery import LiveGallery
 from .queues import Batcher, Done, FairSlots, Ledger
 from .refusals import ApiError
@@ -164,6 +164,10 @@ class QueuedInference:
             pixels = [self._inference.read(image) for image in images[start : start + self._at_once]]
             done += asyncio.run_coroutine_threadsafe(all_of(pixels), self._loop).result()
         return Encoding.cat([one.result for one in done])
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts are short: their vectors are computed in the thread that asks."""
+        return self._inference.encode_texts(texts)
 
 
 class _Threads:

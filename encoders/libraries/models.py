@@ -84,7 +84,7 @@ def build_model(name: str, options: Mapping[str, Any], *, is_pretrained: bool = 
         raise InputError(f"expected a name behind the colon, such as timm:resnet50, got {name!r}")
     module = import_module(f".{_BUILDERS[prefix]}", __package__)  # not at the top: each needs this module
     library(prefix)
-    with _fetching(name):
+    with fetching(name):
         built: LibraryModel = module.build(name.removeprefix(f"{prefix}:"), dict(options), is_pretrained)
     options = json.loads(canonical_json(built.options))  # what they become in a checkpoint, and so in the fingerprint
     return replace(built, options=options)
@@ -100,7 +100,7 @@ def require_known(prefix: str, name: str, names: list[str]) -> None:
 
 
 @contextmanager
-def _fetching(name: str) -> Iterator[None]:
+def fetching(name: str) -> Iterator[None]:
     """While a library may download: without a network it looks into its cache at once, and what fails is one line."""
     from huggingface_hub import constants
 

@@ -247,7 +247,7 @@ def sheet(
 def map_panel(
     query: Tile,
     references: Sequence[Tile],
-    query_maps: Float[Tensor, "n h w"],
+    query_maps: Float[Tensor, "n h w"] | None,
     reference_maps: Float[Tensor, "n u v"] | None,
     *,
     view: Box,
@@ -255,20 +255,27 @@ def map_panel(
     look: DrawStyle,
     ends: tuple[str, str],
 ) -> Image.Image:
-    """A query with its n references, below each of them the query under its map, and then itself under its own."""
+    """A query with its n references, below each of them the query under its map, and then itself under its own.
+
+    A query that has no maps is a text.
+    """
     n, size = len(references), 196
-    if look.scale == "shared" or n == 1:
-        low, high = scaled(query_maps, look)[1][0]
+    first = reference_maps if query_maps is None else query_maps
+    if first is not None and (look.scale == "shared" or n == 1):
+        low, high = scaled(first, look)[1][0]
         ends = (f"{low:.3g}", f"{high:.3g}")
     bar = blank = Image.new("RGB", (size, 1), WHITE)
     if look.style == "overlay":
         bar = legend(size, colours=look.colours, low=ends[0], high=ends[1])
-    on_query = map_tiles([query.image] * n, query_maps, views=[view] * n, look=look)
-    rows = [[query, *references], [Tile(bar, caption="on the query"), *on_query]]
+    rows = [[query, *references]]
+    if query_maps is not None:
+        on_query = map_tiles([query.image] * n, query_maps, views=[view] * n, look=look)
+        rows.append([Tile(bar, caption="on the query"), *on_query])
+        bar = blank
     if reference_maps is not None:
         there = [index for index, seen in enumerate(views) if seen is not None]
         images, seen = [references[index].image for index in there], [each for each in views if each is not None]
         drawn = dict(zip(there, map_tiles(images, reference_maps[there], views=seen, look=look), strict=True))
         on_references = [drawn.get(index, Tile(MISSING)) for index in range(n)]
-        rows.append([Tile(blank, caption="on the match"), *on_references])
+        rows.append([Tile(bar, caption="on the match"), *on_references])
     return grid(rows, tile_size=size, gap_after_first=2 * GAP)

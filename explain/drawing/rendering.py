@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from functools import cache
+from textwrap import wrap
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -183,6 +184,20 @@ def draw_points(
         if len(points) > 1:
             draw.text((x, y), str(number), fill=SHADE, font=font, anchor="mm")
     return drawn
+
+
+def draw_text(text: str, *, side: int = 320) -> Image.Image:
+    """A square card with a text on it, as large as it fits in up to eight lines."""
+    card = Image.new("RGB", (side, side), WHITE)
+    draw = ImageDraw.Draw(card)
+    room = side - side // 8
+    for size in range(side // 8, side // 20, -2):
+        font = text_font(size)
+        lines = wrap(text, max(1, int(room / draw.textlength("n", font=font))), max_lines=8, placeholder=" …")
+        if len(lines) * 1.3 * size <= room and all(draw.textlength(line, font=font) <= room for line in lines):
+            break
+    draw.multiline_text((side / 2, side / 2), "\n".join(lines), fill=SHADE, font=font, anchor="mm", align="center")
+    return card
 
 
 def to_data_uri(image: Image.Image, kind: Literal["png", "jpeg", "webp"] = "png", *, quality: int = 88) -> str:

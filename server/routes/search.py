@@ -16,6 +16,7 @@ from ...images import Box
 from ...retrieval import Retriever
 from ...retrieval.ranking import BareVector
 from ...retrieval.ranking import Query as ImageQuery
+from ...retrieval.texts import text_queries, with_text
 from .. import schemas
 from ..answers import explanation_answer, search_answer, shown_path, upright_size
 from ..refusals import ApiError
@@ -57,17 +58,24 @@ async def search(
     request: Request,
     service: Serving,
     asked: Annotated[schemas.SearchOptions, Query()],
-    image: Annotated[UploadFile, File()],
+    image: Annotated[UploadFile | None, File()] = None,
 ) -> Response:
-    """Rank the images, nearest first; for a while, the token of the answer lets `/explain` say why."""
+    """Rank the images, nearest first; for a while, the token of the answer lets `/explain` say why.
+
+    `text` alone, with an empty form, ranks by the words; with an image, by the mean of the two unit vectors.
+    """
     start = time.perf_counter()
     if 0 < len(asked.edges) < 4:
         raise ApiError(422, "a region needs all of left, top, right and bottom", reason="input")
-    data = await image.read()
-    upload_suffix(data)
-    upload = await unless_gone(request, service.encode(data))
+    upload: EncodedUpload | None = None
+    if image is not None:
+        data = await image.read()
+        upload_suffix(data)
+        upload = await unless_gone(request, service.encode(data))
 
     def answer(retriever: Retriever) -> Response:
+        if upload is None:
+            return _Ranking(retriever, None, asked).answer(start)
         query = ImageQuery("the image", None, upload.done.result, known_size=upload.size)
         ranking = _Ranking(retriever, query, asked)
         return ranking.answer(start, upload=upload, token=service.queries.put(upload.done.result, upload.size))
@@ -116,16 +124,14 @@ async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Respo
 )
 async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
     """Dist-CAM maps of a query and its matches, raw: they are coloured and enlarged by whoever shows them."""
-    if (asked.token is None) == (asked.id is None):
-        raise ApiError(422, "name the query either by `token` or by `id`", reason="input")
+    if (asked.token is None) == (asked.id is None) and (asked.token is not None or asked.text is None):
+        raise ApiError(422, "name the query either by `token` or by `id`, or by its `text`", reason="input")
     cached = None if asked.token is None else service.queries.get(asked.token)
 
     def answer(retriever: Retriever) -> Response:
+        query = None if asked.id is None else _stored(retriever, asked.id)
         if cached is not None:
             query = ImageQuery("the image", None, cached.encoding, known_size=cached.size)
-        else:
-            assert asked.id is not None
-            query = _stored(retriever, asked.id)
         options = asked.model_dump(include={"against", "versus", "weighting", "space", "tau"})
         explanation = _Ranking(retriever, query, asked).matches.explain(**options)
         return json_answer(explanation_answer(explanation, both_sides=asked.both_sides))
@@ -136,13 +142,21 @@ async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
 class _Ranking:
     """The ranking that a request asks for; each kind of them has some of the options."""
 
-    def __init__(self, retriever: Retriever, query: ImageQuery, asked: Any) -> None:
+    def __init__(self, retriever: Retriever, query: ImageQuery | None, asked: Any) -> None:
         self._start = time.perf_counter()
         box = getattr(asked, "box", None) or getattr(asked, "edges", None)
         self._box = Box(*box) if box else None
         self._stored: int | None = getattr(asked, "id", None)
+        text = getattr(asked, "text", None)
+        if query is not None:
+            query = query if self._box is None else retriever.focused(query, self._box)
+            query = with_text(retriever, query, text=text, text_weight=getattr(asked, "text_weight", 0.5))
+        elif text is None or box:
+            raise ApiError(422, "send an image, or a `text` without a region, or both", reason="input")
+        else:
+            (query,) = text_queries(retriever.inference, [text])
         (self.matches,) = retriever.rank(
-            [query if self._box is None else retriever.focused(query, self._box)],
+            [query],
             k=asked.k,
             where=asked.where,
             reject=getattr(asked, "reject", False),

@@ -64,12 +64,12 @@ export const images = (query, signal) => ask(address("images", query), { signal 
 export const image = (id, signal) => ask(address(`images/${id}`), { signal });
 export const pictureUrl = (id, side) => address(`images/${id}/picture`, { side }).href;
 
-/** Search by an image of the user's; `question` holds k, where, box, reject, max_distance. */
+/** Search by an image of the user's, or by the text alone; `question` holds text, k, where, box, reject, max_distance. */
 export function searchUpload(blob, name, question, signal) {
   const { box, ...query } = question;
   if (box) [query.left, query.top, query.right, query.bottom] = box;
   const form = new FormData();
-  form.append("image", blob, name);
+  if (blob) form.append("image", blob, name);
   return ask(address("search", query), { method: "POST", body: form, signal });
 }
 

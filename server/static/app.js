@@ -22,7 +22,8 @@ const shown = { query: null, search: null, explanation: null }; // the questions
 let atWork = null; // aborts what is asked at the moment
 let tries = 0, timer = 0;
 
-const queryKey = (state) => (state.id !== null ? `id ${state.id}` : state.upload !== null ? `upload ${state.upload}` : null);
+const isText = (state) => state.id === null && state.upload === null && state.text !== "";
+const queryKey = (state) => (state.id !== null ? `id ${state.id}` : state.upload !== null ? `upload ${state.upload}` : isText(state) ? `text ${state.text}` : null);
 const searchKey = (state) => JSON.stringify([queryKey(state), searchQuestion(state)]);
 const explainKey = (state) => JSON.stringify([queryKey(state), explainQuestion(state)]);
 
@@ -55,7 +56,7 @@ function enter(state) {
   return refresh();
 }
 
-const takeQuery = (changes) => go({ id: null, upload: null, box: null, match: 1, ...changes });
+const takeQuery = (changes) => go({ id: null, upload: null, text: "", box: null, match: 1, ...changes });
 
 async function takeFile(file) {
   if (!view.gallery) return;
@@ -112,7 +113,9 @@ async function loadQuery(signal) {
   Object.assign(shown, { query: null, search: null, explanation: null });
   Object.assign(view, { query: null, search: null, explanation: null });
   forgetAnswer();
-  if (state.upload !== null) {
+  if (isText(state)) {
+    view.query = { name: state.text, label: null, picture: null, size: null, note: "" };
+  } else if (state.upload !== null) {
     const upload = uploads.get(state.upload);
     if (!upload) return awaitPicture();
     view.query = { ...upload, label: null };
@@ -139,7 +142,7 @@ async function search(signal) {
   status("Searching …");
   matches.wait();
   const upload = uploads.get(state.upload);
-  view.search = state.id !== null ? await api.searchStored(state.id, question, signal) : await api.searchUpload(upload.blob, upload.name, question, signal);
+  view.search = state.id !== null ? await api.searchStored(state.id, question, signal) : await api.searchUpload(upload?.blob, upload?.name, question, signal);
   view.query.size = view.search.query.size ?? view.query.size;
   view.explanation = null;
   Object.assign(shown, { search: searchKey(state), explanation: null });
@@ -150,7 +153,7 @@ async function explain(signal, isSecond = false) {
   const { state } = view;
   view.explanation = null;
   if (view.search.matches.length) {
-    const query = state.id !== null ? { id: state.id } : { token: view.search.query.token };
+    const query = isText(state) ? {} : state.id !== null ? { id: state.id } : { token: view.search.query.token };
     status("Explaining …");
     try {
       view.explanation = await api.explain({ ...query, ...explainQuestion(state) }, signal);
@@ -248,8 +251,8 @@ function showQuery() {
   const { query } = view;
   document.body.classList.remove("is-empty");
   byId("starters").hidden = true;
-  byId("query-title").textContent = query.label ?? "Your image";
-  byId("query-name").textContent = fileName(query.name);
+  byId("query-title").textContent = query.label ?? (isText(view.state) ? "Your words" : "Your image");
+  byId("query-name").textContent = isText(view.state) ? `“${query.name}”` : fileName(query.name);
   byId("query-name").title = query.name;
   byId("stage-figure").hidden = false;
   byId("stage").hidden = !query.picture;
@@ -362,6 +365,7 @@ byId("help").addEventListener("click", () => byId("help-dialog").showModal());
 
 const KEYS = {
   o: () => byId("choose").click(),
+  t: () => view.gallery?.has_text && byId("words").focus(),
   g: () => shelves.open(),
   b: () => view.query && box.toggle(),
   w: () => view.search && tools.nextWeighting(),

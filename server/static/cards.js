@@ -137,7 +137,7 @@ export function matchList(onSelect, onSearch) {
 
   function paintPair() {
     const card = chosen(), theirs = card?.large ?? card?.picture;
-    byId("pair-query").hidden = !view.query?.picture;
+    byId("pair-query").closest("figure").hidden = !view.query?.picture;
     if (view.query?.picture) draw(byId("pair-query"), view.query.picture, LARGE, heatOf(card.match, "query"));
     byId("pair-match").hidden = !theirs;
     if (theirs) draw(byId("pair-match"), theirs, LARGE, heatOf(card.match, "match"));

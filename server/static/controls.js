@@ -35,6 +35,15 @@ export function controls(onChange) {
   });
   const showLargest = () => (byId("max-distance-label").hidden = node.threshold.value !== "number");
 
+  // --- Words -------------------------------------------------------------------------------------------------------------
+
+  const searchWords = () => onChange({ text: byId("words").value.trim() }, "push");
+  byId("words-form").addEventListener("submit", (event) => (event.preventDefault(), searchWords()));
+  byId("words").addEventListener("change", searchWords);
+  byId("text-weight").addEventListener("input", () => showShare(byId("text-weight").value));
+  byId("text-weight").addEventListener("change", () => onChange({ textWeight: byId("text-weight").valueAsNumber }, "push"));
+  const showShare = (share) => (byId("text-weight-value").textContent = `${share} %, image ${100 - share} %`);
+
   // --- How it is explained ---------------------------------------------------------------------------------------------
 
   function explain() {
@@ -77,6 +86,7 @@ export function controls(onChange) {
     /** What the gallery offers. */
     offer(answer) {
       gallery = answer;
+      byId("words-form").hidden = !gallery.has_text;
       node.k.max = gallery.limits.k;
       node.weighting.replaceChildren(...gallery.weightings.map(({ name }) => make("option", { value: name, textContent: name })));
       const own = node.threshold.querySelector('[value="gallery"]'), { rejection } = gallery;
@@ -88,6 +98,12 @@ export function controls(onChange) {
     },
     /** Show a state. */
     show(state) {
+      const hasImage = state.id !== null || state.upload !== null;
+      byId("words").value = state.text;
+      byId("words-lead").textContent = hasImage ? "Join the image with words" : "Or say what to look for";
+      byId("share-of-text").hidden = !(state.text && hasImage);
+      byId("text-weight").value = state.textWeight;
+      showShare(state.textWeight);
       node.k.value = state.k;
       node.label.value = state.label;
       node.where.value = state.where;

@@ -3,6 +3,8 @@
 export const DEFAULTS = Object.freeze({
   id: null, // a stored image, or
   upload: null, // the key of an image of the user's, which lives in this tab only
+  text: "", // words, alone or joined with the image
+  textWeight: 50, // of them, in per cent
   k: 10,
   label: "",
   where: "",
@@ -49,9 +51,9 @@ function read(name, text) {
     return edges.length === 4 && edges.every((edge) => Number.isFinite(edge) && edge >= 0) ? edges : undefined;
   }
   if (name === "id") return /^\d{1,20}$/.test(text) ? Number(text) : undefined;
-  if (["k", "match", "opacity"].includes(name)) {
+  if (["k", "match", "opacity", "textWeight"].includes(name)) {
     const number = Number(text);
-    if (!/^\d{1,6}$/.test(text) || (name === "opacity" ? number > 100 : number < 1)) return undefined;
+    if (!/^\d{1,6}$/.test(text) || (name === "opacity" ? number > 100 : number < 1) || (name === "textWeight" && number > 99)) return undefined;
     return number;
   }
   if (name === "threshold") return text === "gallery" || Number.isFinite(Number(text)) ? text : undefined;
@@ -67,9 +69,13 @@ export function filterOf(state) {
   return parts.length ? parts.join(" and ") : null;
 }
 
+/** The words of a question, and their share where an image is joined with them. */
+const wordsOf = (state) => (state.text ? { text: state.text, text_weight: state.textWeight / 100 } : {});
+
 /** What a search is asked for. */
 export function searchQuestion(state) {
   return {
+    ...wordsOf(state),
     k: state.k,
     where: filterOf(state),
     box: state.box,
@@ -81,6 +87,7 @@ export function searchQuestion(state) {
 /** What an explanation is asked for, but for the query itself. */
 export function explainQuestion(state) {
   return {
+    ...wordsOf(state),
     k: state.k,
     where: filterOf(state),
     box: state.box,

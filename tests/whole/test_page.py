@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 import shutil
@@ -801,6 +802,40 @@ def test_a_phone_has_one_column_large_targets_and_draws_boxes_by_touch(visits: V
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     visit.page.wait_for_url("**box=**")
     visit.answered()
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_words_are_searched_by_and_joined_with_an_image(
+    chromium: Any, gallery_folder: Path, small_encoder: Any, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    import torch
+    from wordy import TinyTower
+
+    from distcam import Encoder, Gallery
+    from distcam.server.app import create_app
+    from distcam.server.settings import Settings
+
+    encoder = copy.deepcopy(small_encoder)
+    with Gallery.open(gallery_folder) as gallery:
+        encoder.text = TinyTower(torch.from_numpy(gallery.embeddings(gallery.ids)))
+    monkeypatch.setattr(Encoder, "load", lambda *_, **__: encoder)
+    with Served(create_app(Settings(gallery=gallery_folder, rate=0))) as served:
+        visits = Visits(chromium, served)
+        visit = visits(viewport={"width": width, "height": 800}).open()
+        visit.page.locator("#words").fill("image 7")
+        visit.page.locator("#words").press("Enter")
+        visit.answered()
+        assert visit.hash() == "text=image+7"
+        assert visit.matches()[0] == 7
+        assert visit.text("#query-title") == "Your words"
+        mapped = visit.pixels(".card canvas")
+        visit.set("#opacity", "0")
+        assert (visit.pixels(".card canvas") != mapped).any()
+        visit.ask(3, "text=image+7&textWeight=90")
+        assert visit.matches()[0] == 7
+        assert visit.text("#text-weight-value") == "90 %, image 10 %"
+        assert visit.page.evaluate("document.documentElement.scrollWidth") == width
+        visits.close()
 
 
 def test_the_page_itself_holds_to_its_rules() -> None:

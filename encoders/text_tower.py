@@ -1,0 +1,143 @@
+"""The text tower of a library's model, with its tokenizer: from texts to vectors in the space of image embeddings.
+
+The tower is the library's own network without its image side. Its tokenizer's files travel in the checkpoint, so that
+texts are taken in another process without the network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from copy import copy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import InputError, WeightsError
+from ..remarks import remark
+from .libraries.models import fetching
+from .state_dicts import load_state
+
+_KEPT = "text_tokenizer."  # names of a tokenizer's files among a checkpoint's tensors
+_IMAGE_SIDES = ("visual", "vision_model", "visual_projection")
+
+
+class TextTower(nn.Module):
+    """Texts to vectors, exactly as the library's own `encode_text` (open_clip) or `get_text_features` (transformers).
+
+    Args:
+        network: the library's model for images and texts; the image side is let go.
+        tokenizer: the model's own, as the library gives it.
+    """
+
+    def __init__(self, network: nn.Module, tokenizer: Any) -> None:
+        super().__init__()
+        self.network = copy(network)  # the image side stays where it is
+        self.network._modules = {
+            name: None if name in _IMAGE_SIDES else part for name, part in network._modules.items()
+        }
+        self.tokenizer = tokenizer
+
+    def forward(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """Vectors of texts, as long as the library makes them."""
+        device = next(self.parameters()).device
+        network: Any = self.network
+        if hasattr(network, "encode_text"):
+            vectors: Tensor = network.encode_text(self.tokenizer(list(texts)).to(device))
+            return vectors.float()
+        length = network.config.text_config.max_position_embeddings
+        padding = "longest" if network.config.model_type == "clip" else "max_length"  # as each was trained
+        tokens = self.tokenizer(
+            list(texts), padding=padding, truncation=True, max_length=length, return_tensors="pt"
+        ).to(device)
+        taken = {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
+        if network.config.model_type != "clip":
+            taken.pop("attention_mask", None)  # SigLIP attends to its padding
+        found = network.get_text_features(**taken)
+        features: Tensor = found if isinstance(found, Tensor) else found.pooler_output
+        return features.float()
+
+    def put(self, tensors: dict[str, Tensor]) -> None:
+        """Add what a checkpoint needs beside the weights: the tokenizer's files, as bytes."""
+        inner = getattr(self.tokenizer, "tokenizer", self.tokenizer)  # open_clip wraps those of transformers
+        if not hasattr(inner, "save_pretrained"):
+            return  # open_clip's own, which comes with the package
+        with TemporaryDirectory(prefix="distcam-tokenizer-") as folder:
+            inner.save_pretrained(folder)
+            for file in sorted(Path(folder).iterdir()):
+                tensors[f"{_KEPT}{file.name}"] = torch.from_numpy(np.frombuffer(file.read_bytes(), np.uint8).copy())
+
+
+def text_tower(
+    whole: nn.Module, name: str, options: Mapping[str, Any], *, state: Mapping[str, Tensor] | None = None
+) -> TextTower | None:
+    """The text tower of a model that its library has built; None, with a remark, without a tokenizer or weights.
+
+    Args:
+        whole: for images and texts.
+        name: `open_clip:NAME`, `hf:NAME` or `hf:FOLDER`: the place of the tokenizer.
+        options: of the encoder, the library's configuration among them.
+        state: tensors of a weights file, in place of those that the model has.
+    """
+    try:
+        with fetching(name):
+            tower = TextTower(whole, _tokenizer(whole, name.partition(":")[2], options))
+    except (InputError, WeightsError, ImportError) as error:
+        remark(f"no tokenizer, so this encoder takes no texts: {str(error).partition('; pass')[0]}")
+        return None
+    if state is not None:
+        images = {each for each in whole.state_dict() if each.startswith(_IMAGE_SIDES)}
+        try:
+            load_state(tower.network, state, origin=name, spare=images)
+        except WeightsError:
+            remark(f"{name}: the weights are of its image side alone, so this encoder takes no texts", stacklevel=5)
+            return None
+    return tower
+
+
+def restored_tower(
+    whole: nn.Module | None, name: str, options: Mapping[str, Any], *, tensors: dict[str, Tensor]
+) -> TextTower | None:
+    """The text tower of a checkpoint, whose weights are yet to be loaded; its tokenizer leaves the tensors.
+
+    Raises:
+        WeightsError: a tokenizer's file of a strange name.
+    """
+    files = {each.removeprefix(_KEPT): tensors.pop(each) for each in list(tensors) if each.startswith(_KEPT)}
+    if whole is None or not any(each.startswith("text.") for each in tensors):
+        return None
+    with TemporaryDirectory(prefix="distcam-tokenizer-") as folder:
+        for file, content in files.items():
+            if not re.fullmatch(r"[\w-][\w.-]*\.(json|txt|model|jinja)", file):
+                raise WeightsError(f"expected a tokenizer's file, got {file!r} in the checkpoint")
+            Path(folder, file).write_bytes(content.numpy().tobytes())
+        return TextTower(whole, _tokenizer(whole, name.partition(":")[2], options, folder=folder if files else None))
+
+
+def _tokenizer(whole: nn.Module, name: str, options: Mapping[str, Any], *, folder: str | None = None) -> Any:
+    """The tokenizer of a model, from the files in a folder, else from the library or its cache."""
+    if hasattr(whole, "get_text_features"):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder or name, trust_remote_code=False)
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    text = options["config"]["text_cfg"]
+    settings = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
+    if not text.get("hf_tokenizer_name"):
+        return SimpleTokenizer(**settings)
+    return HFTokenizer(folder or text["hf_tokenizer_name"], tokenizer_mode=text.get("tokenizer_mode"), **settings)
+
+
+def require_texts(texts: object) -> list[str]:
+    """The texts as a list; InputError for anything else, and for one that is empty."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
+        raise InputError(f"expected a list of texts, got {texts!r}")
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise InputError(f"expected texts that are not empty, got {list(texts)!r}")
+    return list(texts)

@@ -1,0 +1,42 @@
+"""Texts as queries, alone or joined with an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..encoders import Encoding
+from ..errors import InputError
+from .ranking import Encodes, Query, StoredEncoding, TextEncoding
+
+if TYPE_CHECKING:
+    from .retriever import Retriever
+
+
+def text_queries(inference: Encodes, texts: Sequence[str]) -> list[Query]:
+    """Texts as queries; InputError where the encoder takes none."""
+    vectors = inference.encode_texts(texts).cpu()
+    return [Query(text, None, TextEncoding(text, vectors[i : i + 1])) for i, text in enumerate(texts)]
+
+
+def with_text(
+    retriever: Retriever, query: Query, *, text: str | None = None, text_weight: float = 0.5, **_: Any
+) -> Query:
+    """An image's query joined with a text; itself without one. See `Asked`."""
+    if text is None:
+        return query
+    if not 0 < text_weight < 1:
+        raise InputError(f"expected the text's weight between 0 and 1, both excluded, got {text_weight}")
+    metric, image = retriever.gallery.metric, query.encoding
+    if metric in ("l1", "l2"):
+        raise InputError(
+            f"an image and a text are joined as unit vectors, which a gallery with metric {metric} does not compare; "
+            "build it with metric cosine or dot"
+        )
+    if not isinstance(image, (Encoding, StoredEncoding)):
+        raise InputError(f"{query.name} is no image that a text could be joined with")
+    (words,) = retriever.inference.encode_texts([text]).cpu().split(1)
+    joined = TextEncoding(text, words, image=image, weight=text_weight)
+    name = f"{query.name} ({1 - text_weight:.3g}) with {text!r} ({text_weight:.3g})"
+    return replace(query, name=name, encoding=joined)
