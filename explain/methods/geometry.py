@@ -62,7 +62,7 @@ def fit_similarity(
     ((1+0j), (1+0j), [True, True, True, False])
     """
     first, second = torch.triu_indices(len(points), len(points), 1, device=points.device)
-    z, w = (side.to(torch.float32) for side in (points, partners))
+    z, w = (side.to(torch.float64) for side in (points, partners))
     dz, dw = z[second] - z[first], w[second] - w[first]
     lengths = dz.square().sum(1), dw.square().sum(1)
     squared = lengths[0].clamp(min=1e-12)
@@ -75,11 +75,19 @@ def fit_similarity(
         return None
     a, size = a[kept], size[kept]
     b = w[first[kept]] - _turned(a, z[first[kept]])
-    off = torch.stack([a[:, :1] * z[:, 0] - a[:, 1:] * z[:, 1], a[:, 1:] * z[:, 0] + a[:, :1] * z[:, 1]])
-    off = (off + b.T[..., None] - w.T[:, None]).square().sum(0)
-    is_inlier = off <= (TOLERANCE * size.clamp(min=1)).square()[:, None] * (1 + 1e-5)  # a hypothesis fits its own two
+    is_inlier = _squared_errors(a, b, z, w) <= (TOLERANCE * size.clamp(min=1)).square()[:, None] * (1 + 1e-9)
     best = int((is_inlier.to(torch.float32) @ strength.to(torch.float32)).argmax())
     return SimilarityTransform(complex(*a[best].tolist()), complex(*b[best].tolist()), is_inlier[best])
+
+
+def _squared_errors(a: Tensor, b: Tensor, z: Tensor, w: Tensor) -> Float[Tensor, "m n"]:
+    """|a z + b - w|² of m transforms and n pairs, multiplied out: one matrix product."""
+    turned = torch.stack([a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1], a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]], 1)
+    ones = torch.ones(len(z), 1, dtype=z.dtype, device=z.device)
+    across = torch.stack([(z * w).sum(1), z[:, 0] * w[:, 1] - z[:, 1] * w[:, 0]], 1)
+    own = [a.square().sum(1, keepdim=True), b.square().sum(1, keepdim=True), torch.ones_like(a[:, :1])]
+    theirs = [z.square().sum(1, keepdim=True), ones, w.square().sum(1, keepdim=True)]
+    return torch.cat([*own, 2 * turned, -2 * a, -2 * b], 1) @ torch.cat([*theirs, z, across, w], 1).T
 
 
 def _turned(a: Tensor, z: Tensor) -> Tensor:

@@ -137,10 +137,14 @@ def _mutual_best(one: Tensor, other: Tensor, tau: float) -> tuple[Tensor, Tensor
     raised = (one @ other.T).div_(tau).exp_()  # at most e^(1/τ): no overflow down to τ = .012
     root = raised.sum(1).rsqrt_()[:, None] * raised  # √D but for the columns' part, in the order of D
     root *= raised.sum(0).rsqrt_()
-    best, partner = root.max(1)
-    own = torch.arange(len(one), device=one.device)
-    place = own[root.argmax(0)[partner] == own]
-    return place, partner[place], best[place].square()
+    best, best_back = root.amax(1), root.amax(0)
+    place, partner = ((root == best[:, None]) & (root == best_back)).nonzero(as_tuple=True)
+    for _ in range(2):  # of equals the first, on either side
+        is_first = torch.ones_like(place, dtype=torch.bool)
+        is_first[1:] = place[1:] != place[:-1]
+        order = partner[is_first].argsort(stable=True)
+        partner, place = place[is_first][order], partner[is_first][order]
+    return place, partner, best[place].square()
 
 
 def _grid(side: Places) -> tuple[int, int]:
