@@ -31,8 +31,6 @@ from PIL import Image
 from torch import Tensor
 
 from distcam.encoders import Encoder, Inference
-from distcam.encoders.fine import as_fine_map, fine_layer
-from distcam.encoders.layers import run_watched
 from distcam.explain import correspondence, fold
 from distcam.explain.methods.lines import Places, find_lines
 from distcam.images import Transform, read_image
@@ -97,18 +95,14 @@ class Eye:
         self.inference = Inference(encoder_of(name, weights), device="cpu", precision="fp32")
         transform = self.inference.transform
         self.size = (transform.height, transform.width)
-        self.layer = fine_layer(self.inference.encoder.backbone, self.size)
+        self.layer = self.inference.fine.read()
 
     @torch.no_grad()
     def look(self, images: list[Image.Image]) -> tuple[Tensor, Tensor]:
         """Fine maps and response maps of images."""
-        kept: list[Tensor] = []
-        encoder = self.inference.encoder
-        pixels = torch.stack([self.inference.transform(image) for image in images])
-        images_ = self.inference.transform.normalise(pixels).contiguous(memory_format=torch.channels_last)
-        encoding = run_watched(encoder, f"backbone.{self.layer}", images_, lambda o: kept.append(as_fine_map(o, self.size)))
-        response = fold(encoding.feature_map, pooling=encoder.pooling, head=encoder.head).map
-        return kept[0], response
+        encoder, encoding = self.inference.encoder, self.inference.encode_images(images)
+        assert encoding.fine is not None
+        return encoding.fine, fold(encoding.feature_map, pooling=encoder.pooling, head=encoder.head).map
 
 
 def interval(values: list[float], *, seed: int = 0) -> str:
@@ -123,7 +117,9 @@ def crops(folder: Path, count: int, seed: int) -> None:
     """The table of known crops."""
     files = photographs(folder, count, seed)
     print(f"known crops: 40 % of the area, ±10°, JPEG 60; {count} photographs, seed {seed}; lines within 16 px")
-    print("| encoder, fine layer | lines + transform | lines | mutual pairs of shares (n) | median px | inliers | pair ms | forward ms |")
+    print(
+        "| encoder, fine layer | lines + transform | lines | mutual pairs of shares (n) | median px | inliers | pair ms | forward ms |"
+    )
     print("|---|---|---|---|--:|--:|--:|--:|")
     for name in ENCODERS:
         eye, draw = Eye(name, folder / "weights"), random.Random(seed)
@@ -135,7 +131,9 @@ def crops(folder: Path, count: int, seed: int) -> None:
             fine, response = eye.look([crop, image])
             pairs.append((fine, response, back, (time.process_time() - start) / 2))
         mean = torch.stack([fine.mean((0, 2, 3)) for fine, *_ in pairs]).mean(0)
-        rows: dict[str, list[float]] = {key: [] for key in ("fit", "plain", "shares", "px", "inliers", "ms", "forward", "n")}
+        rows: dict[str, list[float]] = {
+            key: [] for key in ("fit", "plain", "shares", "px", "inliers", "ms", "forward", "n")
+        }
         for fine, response, back, seconds in pairs:
             start = time.process_time()
             one, other = (Places.of(f, r, mean) for f, r in zip(fine, response, strict=True))
@@ -148,7 +146,13 @@ def crops(folder: Path, count: int, seed: int) -> None:
                 if key == "fit":
                     rows["px"] += off.tolist()
             pairs_ = correspondence(response[0], response[1]).mutual_pairs(20)
-            off = errors(np.array([p.query for p in pairs_]), np.array([p.match for p in pairs_]), response.shape[-2:], back, eye.size)
+            off = errors(
+                np.array([p.query for p in pairs_]),
+                np.array([p.match for p in pairs_]),
+                response.shape[-2:],
+                back,
+                eye.size,
+            )
             rows["shares"].append(float((off <= 16).mean()))
             rows["n"].append(len(pairs_))
             rows["inliers"].append(found.inliers)
@@ -161,7 +165,10 @@ def crops(folder: Path, count: int, seed: int) -> None:
 
 
 def errors(
-    query: np.ndarray, match: np.ndarray, shape: tuple[int, ...], back: Callable[[np.ndarray], np.ndarray],
+    query: np.ndarray,
+    match: np.ndarray,
+    shape: tuple[int, ...],
+    back: Callable[[np.ndarray], np.ndarray],
     size: tuple[int, int],
 ) -> np.ndarray:
     """Pixels between each line's end and its true place, on a match of `size` (height, width)."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError, ShapeError
-from .layers import as_feature_map, closest, eagerly, evaluating, plain_name
+from .encoder import Encoder
+from .encoding import Encoding
+from .layers import as_feature_map, closest, eagerly, evaluating, plain_name, run_watched
 
 FINE_STRIDE = 8
 _WITHIN = 0.35  # octaves: valid convolutions make 35 rows of 299 where a stride of 8 would leave 38
@@ -86,6 +90,44 @@ def _octave(value: Any, size: tuple[int, int]) -> int | None:
     return None
 
 
-def as_fine_map(output: Tensor, size: tuple[int, int]) -> Tensor:
-    """A fine layer's output as a map (b, c, h, w), copied: what comes after may work in place."""
-    return as_feature_map(output, size, origin="the fine layer").clone()
+class FineTap:
+    """An encoder whose encodings bring the map of its fine layer, once they are asked to.
+
+    Attributes:
+        layer: the full name in the backbone; None where nothing is read, or nothing is finer than the last map.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._asked: str | None = None
+        self.layer: str | None = None
+
+    def read(self, layer: str = "auto") -> str:
+        """From now on read this layer of the backbone, by default `fine_layer`; its name, "" for the last map itself.
+
+        Raises:
+            InputError: there is no such layer.
+        """
+        if self._asked != layer:
+            backbone, transform = self._encoder.backbone, self._encoder.transform
+            if layer == "auto":
+                self.layer = fine_layer(backbone, (transform.height, transform.width))
+            else:
+                self.layer = named_fine_layer(backbone, layer) if layer else None
+            self._asked = layer
+        return self.layer or ""
+
+    def __call__(self, images: Float[Tensor, "b 3 rows columns"]) -> Encoding:
+        """The encoding of normalised images, from one forward pass."""
+        if self.layer is None:
+            encoding: Encoding = self._encoder(images)
+            return encoding if self._asked is None else replace(encoding, fine=encoding.feature_map)
+        kept: list[Tensor] = []
+
+        def keep(output: Any) -> None:
+            size = (images.shape[2], images.shape[3])
+            kept.append(as_feature_map(output, size, origin=f"layer {self.layer!r}").to(torch.float32, copy=True))
+
+        with eagerly(self._encoder):
+            encoding = run_watched(self._encoder, f"backbone.{self.layer}", images, keep)
+        return replace(encoding, fine=kept[0])  # copied: what comes after the layer may work in place
