@@ -68,6 +68,16 @@ class LineScale:
     pairs: int
     similarity: tuple[float, float]
 
+    @property
+    def is_measured(self) -> bool:
+        """False of a gallery that keeps fine maps whose scale nobody has asked for yet."""
+        return bool(self.mean)
+
+    @classmethod
+    def unmeasured(cls, layer: str) -> LineScale:
+        """The scale of a gallery of which only the layer is settled."""
+        return cls(layer, (), USUAL_NULL, 0, (0.0, 1.0))
+
 
 @dataclass(frozen=True)
 class Fusion:
@@ -87,6 +97,9 @@ class Fusion:
         """The mean of the two probabilities of "the same" for each pair, in [0, 1]."""
         scores = fusion_scores(similarities, inliers, scale)
         return np.asarray((self.similarity(scores[0]) + self.inliers(scores[1])) / 2)
+
+
+USUAL_FUSION = Fusion(Logistic(0.5, -2.0), Logistic(1.5, -2.0), "the usual pairs")
 
 
 @dataclass(frozen=True)
