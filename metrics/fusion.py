@@ -136,8 +136,8 @@ class Verification:
         words = {True: "helps", False: "does harm", None: "is not seen to help"}[self.helps]
         return (
             f"sorting the first {self.k} anew by lines {words} here: R@1 {self.before:.3f} → {self.after:.3f}, "
-            f"difference {self.after - self.before:+.3f} [{self.low:+.3f}, {self.high:+.3f}] on {self.queries:,} images "
-            "of its own, each without itself"
+            f"difference {self.after - self.before:+.3f} [{self.low:+.3f}, {self.high:+.3f}] on {self.queries:,} "
+            "images of its own, each without itself"
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import ImageError, InputError
 from ..explain.drawing.panels import Tile, grid
 from ..explain.drawing.rendering import draw_links
+from ..explain.methods.correspondence import pairwise_shares
 from ..explain.methods.lines import Lines, Places, find_lines
 from ..explain.verification import SAMPLE, count_inliers, measure_scale, parse_verify
 from ..files import replacing
@@ -79,10 +80,13 @@ class MatchLines:
 
     def show(self, *, tile_size: int = 480) -> Image:
         """Query and match side by side with their lines: as wide as they are strong, thin grey without geometry."""
+        return grid([[self.tile()]], tile_size=tile_size)
+
+    def tile(self) -> Tile:
+        """What `show` draws, for a grid of several."""
         query, match = self._ranking.query.image, read_image(self.match.file)
         joined = draw_links(query, match, self.lines, is_faint=not self.has_geometry)
-        title = f"query, and {self.match.rank} · {self.match.label or '–'}"
-        return grid([[Tile(joined, title=title, caption=self.caption)]], tile_size=tile_size)
+        return Tile(joined, title=f"query, and {self.match.rank} · {self.match.label or '–'}", caption=self.caption)
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write what `show` draws (`.png`, `.jpg`), or the lines as arrays (`.npz`).
@@ -113,14 +117,46 @@ class MatchLines:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The lines as JSON-able values, points in fractions of width and height of each image."""
+        """The lines and the shares of all pairs of positions as JSON-able values, in fractions of both images."""
+        evidence, retriever = Evidence(self._ranking, "metric"), self._ranking.retriever
+        answer = evidence.match_response((self.match.rank,))[0]
+        shares = pairwise_shares(evidence.query_response.map[0], answer, metric=retriever.lines.metric)
         sizes = self._ranking.query.size, read_image(self.match.file).size
-        lines = [
-            [*(round(p / s, 4) for point, size in zip(line[:2], sizes, strict=True) for p, s in zip(point, size, strict=True)),
-             round(line.strength / self.lines[0].strength, 4)]
-            for line in self.lines
-        ]  # fmt: skip
-        return {"lines": lines, "caption": self.caption, "has_geometry": self.has_geometry, "inliers": self.inliers}
+        views = [retriever.encoder.transform.view(*size) for size in sizes]
+        shapes = shares.shape[:2], shares.shape[2:]
+        shares = shares / shares.abs().amax().clamp(min=1e-30)
+        strongest = max((line.strength for line in self.lines), default=1.0)
+        return {
+            "caption": self.caption,
+            "has_geometry": self.has_geometry,
+            "inliers": self.inliers,
+            "candidates": self.candidates,
+            "null": list(self.scale.null),
+            "lines": [
+                [
+                    *_fractions(line.query, sizes[0]),
+                    *_fractions(line.match, sizes[1]),
+                    round(line.strength / strongest, 4),
+                ]
+                for line in self.lines
+            ],
+            "sizes": [list(size) for size in sizes],
+            "views": [list(view.scaled(1 / w, 1 / h)) for view, (w, h) in zip(views, sizes, strict=True)],
+            "shapes": [list(shape) for shape in shapes],
+            "shares": [float(f"{share:.3g}") for share in shares.flatten().tolist()],
+        }
+
+
+def _fractions(point: Point, size: tuple[int, int]) -> tuple[float, float]:
+    return round(point[0] / size[0], 4), round(point[1] / size[1], 4)
+
+
+def lines_sheet(matches: Sequence[MatchLines | None], *, tile_size: int = 480) -> Image:
+    """The lines of several matches, two beside one another."""
+    tiles = [each.tile() for each in matches if each is not None]
+    if not tiles:
+        raise InputError("there is no match whose image can be shown, so there are no lines")
+    return grid([tiles[start : start + 2] for start in range(0, len(tiles), 2)], tile_size=tile_size)
 
 
 def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:
@@ -134,11 +170,9 @@ def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:
     shown = found.strongest(k, inliers=found.inliers > least)
     transform = ranking.retriever.encoder.transform
     views = transform.view(*ranking.query.size), transform.view(*read_image(match.file).size)
-    points = [
-        _middles(cells, view, shape)
-        for cells, view, shape in zip((shown.query, shown.match), views, (found.query_shape, found.match_shape), strict=True)
-    ]  # fmt: skip
-    drawn = tuple(Line(*each) for each in zip(*points, shown.strength.tolist(), strict=True))
+    ours = _middles(shown.query, views[0], found.query_shape)
+    theirs = _middles(shown.match, views[1], found.match_shape)
+    drawn = tuple(Line(*each) for each in zip(ours, theirs, shown.strength.tolist(), strict=True))
     return MatchLines(match, drawn, found.inliers, len(found), finder.scale, found, ranking)
 
 
@@ -199,8 +233,8 @@ class LineFinder:
             assert encoding.fine is not None
             fine, maps = encoding.fine.cpu(), encoding.feature_map
             remark(
-                f"what lines are measured against is not kept with the gallery: measured on {counted(len(records), 'image')} "
-                "of it now; `distcam index calibrate --lines` keeps it",
+                "what lines are measured against is not kept with the gallery: measured on "
+                f"{counted(len(records), 'image')} of it now; `distcam index calibrate --lines` keeps it",
                 stacklevel=5,
             )
         weights = gallery_weights(gallery, self._retriever.encoder, records, shape=(maps.shape[-2], maps.shape[-1]))

@@ -160,9 +160,9 @@ class Matches(Ranking):
     def reordered(self, matches: Sequence[Match], order: Sequence[int], *, verify: str) -> Matches:
         """The same images in another order, with what was computed of them; `order` holds their places now."""
         new = replace(self, matches=tuple(matches), verify=verify)
+        rows = torch.tensor(order)
         for name in ("feature_maps", "fine_maps", "_encoded"):
             if (kept := self.__dict__.get(name)) is not None:
-                rows = torch.tensor(order)
                 new.__dict__[name] = kept[rows] if isinstance(kept, Tensor) else kept.changed(lambda part: part[rows])
         return new
 

@@ -35,7 +35,7 @@ LARGEST_GRID = 64 * 64  # cells; a finer map is averaged two by two, as the work
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """One image as lines see it: unit vectors of its fine cells, and the response map that its embedding is the mean of.
+    """One image as lines see it: unit vectors of its fine cells, and the map whose mean its embedding is.
 
     Attributes:
         cells: in reading order.
