@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,6 @@ from .methods.lines import Places, find_lines
 LEAST_SIMILAR = 3
 SAMPLE = 40
 """Images that a scale is measured on."""
-
-Counter = Callable[[Places, Places], int]  # from the places of two images to the number of places that lie alike
 
 
 def measure_scale(
@@ -56,9 +55,22 @@ def measure_scale(
     return LineScale(layer, tuple(mean.tolist()), null, len(inliers), (float(values.mean()), spread))
 
 
-def count_inliers(query: Places, matches: Sequence[Places], *, metric: Metric = "cosine") -> list[int]:
-    """The number of lines, of a hundred, that one transform explains, for each match."""
-    return [find_lines(query, match, metric=metric).inliers for match in matches]
+def count_alike(method: str, query: Any, matches: Sequence[Any], *, metric: Metric = "cosine") -> list[int]:
+    """The number of places that lie alike on a query and each match.
+
+    Args:
+        method: "lines" compares `Places`, one transform of a hundred lines; "lightglue" and "loftr" compare image files
+            or Pillow images by kornia's matchers, one homography of all their pairs.
+        query: one of them.
+        matches: several.
+        metric: as the gallery compares, for lines.
+    """
+    if method == "lines":
+        return [find_lines(query, match, metric=metric).inliers for match in matches]
+    from .kornia_matchers import matcher_of
+
+    matcher = matcher_of(method)
+    return [matcher(query, match) for match in matches]
 
 
 def parse_verify(value: int | str) -> tuple[str, int]:

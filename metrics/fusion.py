@@ -99,7 +99,7 @@ class Fusion:
         return np.asarray((self.similarity(scores[0]) + self.inliers(scores[1])) / 2)
 
 
-USUAL_FUSION = Fusion(Logistic(0.5, -2.0), Logistic(1.5, -2.0), "the usual pairs")
+USUAL_FUSION = Fusion(Logistic(0.1, -2.8), Logistic(0.91, -3.3), "the usual pairs")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..explain.drawing.panels import Tile, grid
 from ..explain.drawing.rendering import draw_links
 from ..explain.methods.correspondence import pairwise_shares
 from ..explain.methods.lines import Lines, Places, find_lines
-from ..explain.verification import SAMPLE, count_inliers, measure_scale, parse_verify
+from ..explain.verification import SAMPLE, count_alike, measure_scale, parse_verify
 from ..files import replacing
 from ..images import Box, read_image
 from ..metrics.distances import SearchSpec, comparable, distances_to
@@ -295,8 +295,6 @@ def inliers_of(matches: Ranking, count: int, name: str = "lines") -> list[int]:
     """How many places of the query lie alike on each of the first matches."""
     finder = matches.retriever.lines
     if name != "lines":
-        from .local_matchers import matched_inliers
-
-        return matched_inliers(name, matches.query.image, [read_image(match.file) for match in matches.matches[:count]])
+        return count_alike(name, matches.query.image, [match.file for match in matches.matches[:count]])
     query = finder.query_places(matches)
-    return count_inliers(query, finder.match_places(matches, range(1, count + 1)), metric=finder.metric)
+    return count_alike(name, query, finder.match_places(matches, range(1, count + 1)), metric=finder.metric)
