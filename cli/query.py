@@ -12,7 +12,7 @@ import typer
 from ..errors import ImageError, InputError
 from .command import refuse_unused
 from .console import err, note, note_unfinished_build, out, print_json, progress_bar, require_file, say
-from .options import AsJson, Device, read_box, read_point
+from .options import AsJson, Device, FineLayer, read_box, read_point
 
 if TYPE_CHECKING:
     from ..retrieval import Matches
@@ -104,9 +104,7 @@ def query(
             "classes: `20`, `lines:20`; `lightglue:20` and `loftr:20` by kornia's matchers."
         ),
     ] = None,
-    fine_layer: Annotated[
-        str, typer.Option(help="The layer that lines are read from. Default: the last block with stride 8.")
-    ] = "auto",
+    fine_layer: FineLayer = "auto",
     encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")] = None,
     device: Device = "auto",

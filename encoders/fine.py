@@ -65,18 +65,19 @@ def fine_layer(network: nn.Module, size: tuple[int, int]) -> str | None:
 
 
 def named_fine_layer(network: nn.Module, layer: str) -> str:
-    """The layer's full name in a network that may be wrapped: `layer2` also means `source.layer2`.
+    """The layer's full name in a network that may be wrapped: `layer2` also means `source.layer2`, and the reverse.
 
     Raises:
         InputError: there is no such layer; the message holds the three nearest names.
     """
     names = [name for name, _ in network.named_modules() if name]
-    alike = [name for name in names if plain_name(name) == layer or name.endswith(f".{layer}")]
+    within = [name for name in names if plain_name(name) == layer or name.endswith(f".{layer}")]
+    around = [name for name in names if layer.endswith(f".{name}")]
     if layer in names:
         return layer
-    if not alike:
+    if not within and not around:
         raise InputError(f"no layer {layer!r} to read fine features from; nearest: {closest(layer, names)}")
-    return min(alike, key=len)
+    return min(within, key=len) if within else max(around, key=len)
 
 
 def _octave(value: Any, size: tuple[int, int]) -> int | None:

@@ -205,18 +205,30 @@ class LineFinder:
     @cached_property
     def layer(self) -> str:
         """The layer that fine maps are read from; from now on encodings bring them."""
-        kept = self._retriever.gallery.manifest.lines
-        if kept is not None and self._wanted not in ("auto", kept.layer):
-            raise InputError(f"the gallery keeps fine maps of layer {kept.layer!r}, not of {self._wanted!r}")
+        gallery, kept = self._retriever.gallery, self._kept
+        if kept is None and gallery.spec.fine_shape is not None:
+            raise InputError(f"{gallery.folder} keeps fine maps of another layer than {self._wanted!r}")
         return self._retriever.inference.fine.read(self._wanted if kept is None else kept.layer)
+
+    @property
+    def _kept(self) -> LineScale | None:
+        """The scale that the gallery keeps, unless another layer was named."""
+        kept = self._retriever.gallery.manifest.lines
+        return kept if kept is not None and self._wanted in ("auto", kept.layer) else None
 
     @cached_property
     def scale(self) -> LineScale:
         """What lines are measured against: kept with the gallery, or measured on some of its images now."""
-        kept = self._retriever.gallery.manifest.lines
+        kept = self._kept
         return kept if kept is not None and kept.is_measured else self.measured()
 
-    def measured(self, most: int = SAMPLE) -> LineScale:
+    def keep(self) -> LineScale:
+        """Measure the scale now, and keep it with the gallery."""
+        self.__dict__["scale"] = scale = self.measured(is_said=False)
+        self._retriever.gallery.keep_lines(scale)
+        return scale
+
+    def measured(self, most: int = SAMPLE, *, is_said: bool = True) -> LineScale:
         """The scale of images spread evenly over the gallery; those whose files are gone are passed over."""
         gallery, layer = self._retriever.gallery, self.layer
         ids = gallery.ids[np.unique(np.linspace(0, len(gallery) - 1, min(most, len(gallery))).round().astype(int))]
@@ -232,6 +244,7 @@ class LineFinder:
             encoding = self._retriever.inference.encode_images([gallery.file(record) for record in records])
             assert encoding.fine is not None
             fine, maps = encoding.fine.cpu(), encoding.feature_map
+        if is_said:
             remark(
                 "what lines are measured against is not kept with the gallery: measured on "
                 f"{counted(len(records), 'image')} of it now; `distcam index calibrate --lines` keeps it",
