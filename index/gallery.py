@@ -74,8 +74,8 @@ class Gallery(GalleryReader):
             metric: `"cosine"`, `"l2"`, `"l1"` or `"dot"`.
             labels: `"folder"`, `"split"`, `"none"`, or a CSV; see `list_images`.
             store_maps: keep the feature maps, to explain the gallery's side of a match without the image.
-            store_lines: keep the feature maps and those of a finer layer, so that lines and `verify` need no image: True
-                for the last block with stride 8, or another layer of the backbone.
+            store_lines: keep the feature maps and those of a finer layer, for lines and `verify`: True for the last
+                block with stride 8, or a layer's name.
             masks: a folder with a PNG for each image under the same path: vectors are pooled under the masks, of images
                 without one over the whole image. The folder is remembered, for what is added later too; the column
                 `mask` says under which mask an image was pooled, and a changed mask counts as a changed image.

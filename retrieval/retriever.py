@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..encoders import Encoder, Encoding, Inference
+from ..encoders.fine import FineTap
 from ..encoders.inference import whole_encoder
 from ..encoders.regions import Region, pool_region, weights_of
 from ..errors import GalleryError, InputError, UnknownEncoderError
@@ -327,6 +328,7 @@ class UnknownInference:
 
     def __init__(self, entry: EncoderEntry) -> None:
         self.encoder = cast("Encoder", _UnknownEncoder(entry.fingerprint, entry.short_name))
+        self.fine = cast("FineTap", self.encoder)
 
     def __call__(self, *_given: Any) -> NoReturn:
         """Refused."""

@@ -58,7 +58,8 @@ def calibrate_verification(
     asking = [number for number, (label, _) in own.items() if label is not None and len(known[label]) > 1]
     if len({own[number][0] for number in asking}) < 4:
         raise InputError(
-            f"{gallery.folder}: {counted(len(asking), 'image')} of at least four classes with two images each are needed"
+            f"{gallery.folder}: images of four classes or more, each with another of its class, are needed; it has "
+            f"{counted(len(asking), 'image')} of {counted(len({own[number][0] for number in asking}), 'such class')}"
         )
     drawn = np.random.default_rng(seed).permutation(asking)[:most].tolist()
     rows = []
@@ -86,7 +87,9 @@ def _judged(rows: list[tuple[Any, Any, Any, Any]], retriever: Retriever, k: int)
     scale, source = retriever.lines.scale, f"{len(rows)} of its own images"
     before, after = np.zeros(len(rows)), np.zeros(len(rows))
     for half in (is_even, ~is_even):
-        pairs = [np.concatenate([row[part] for row, other in zip(rows, half, strict=True) if not other]) for part in range(3)]
+        pairs = [
+            np.concatenate([row[part] for row, other in zip(rows, half, strict=True) if not other]) for part in range(3)
+        ]
         fusion = fit_fusion(*pairs, scale=scale, source=source)
         for at in np.flatnonzero(half):
             similarity, alike, is_same, _ = rows[at]

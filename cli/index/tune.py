@@ -206,8 +206,8 @@ def _calibrate_lines(
         return
     median, _, highest = scale.null
     say(
-        f"lines from {scale.layer or 'the last map'}: on {scale.pairs} pairs of unrelated images of the gallery the median "
-        f"of places that lie alike is {median}, the 99 % quantile {highest}"
+        f"lines from {scale.layer or 'the last map'}: places that lie alike on {scale.pairs} pairs of unrelated images "
+        f"of the gallery: median {median}, 99 % quantile {highest}"
     )
     if found is not None:
         say(str(found))
