@@ -14,7 +14,22 @@ import typer
 from .._version import __version__
 from ..errors import DistcamError
 from ..index.faiss.runtime import fault_behind
-from . import demo, encode, encoders, env, evaluate, export, fewshot, index, localize, query, reid, segment, serve, train
+from . import (
+    demo,
+    encode,
+    encoders,
+    env,
+    evaluate,
+    export,
+    fewshot,
+    index,
+    localize,
+    query,
+    reid,
+    segment,
+    serve,
+    train,
+)
 from .command import Commands, FirstByDefault
 from .console import complain, remarks
 from .explain import explain

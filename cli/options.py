@@ -83,6 +83,17 @@ StoreMaps = Annotated[
         "--store-maps", help="Keep every feature map (half precision): maps on matches then cost no forward pass."
     ),
 ]
+StoreLines = Annotated[
+    bool,
+    typer.Option(
+        "--store-lines",
+        help="Keep fine maps too (half precision, 50-200 KB an image), and the maps of --store-maps: lines and "
+        "`query --verify` then encode nothing but the query.",
+    ),
+]
+FineLayer = Annotated[
+    str, typer.Option(help="The layer that lines are read from. Default: the last block with stride 8.")
+]
 
 
 class ReadsImages(Command):

@@ -12,7 +12,7 @@ import typer
 from ..errors import ImageError, InputError
 from .command import refuse_unused
 from .console import err, note, note_unfinished_build, out, print_json, progress_bar, require_file, say
-from .options import AsJson, Device, read_box, read_point
+from .options import AsJson, Device, FineLayer, read_box, read_point
 
 if TYPE_CHECKING:
     from ..retrieval import Matches, Query
@@ -102,6 +102,18 @@ def query(
         Literal["inferno", "viridis", "gray", "blue-orange"] | None,
         typer.Option(help="With a folder. `blue-orange` has 0 in the middle and is what --versus takes."),
     ] = None,
+    lines: Annotated[
+        bool,
+        typer.Option("--lines", help="With --explain: which place of the query answers which of each match, as lines."),
+    ] = False,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            help="Sort the first K matches anew by lines, for instances (the same individual, object, place), not for "
+            "classes: `20`, `lines:20`; `lightglue:20` and `loftr:20` by kornia's matchers."
+        ),
+    ] = None,
+    fine_layer: FineLayer = "auto",
     encoder: Annotated[str | None, typer.Option(help="Only for a gallery that keeps no encoder: a CHECKPOINT.")] = None,
     root: Annotated[Path | None, typer.Option(help="Where the gallery's images lie now, if they were moved.")] = None,
     device: Device = "auto",
@@ -117,6 +129,8 @@ def query(
     if ids and mask is not None and mask.is_dir():
         raise InputError("--id asks with images of the gallery; give them one --mask FILE, not a folder")
     _refuse_unused(ids, region, mask, explain, style=style, colours=colours, joined=words is not None)
+    if not lines and verify is None:
+        refuse_unused("without --lines or --verify", "fine_layer", remedy="add --lines, or leave it out")
     require_file(encoder, "--encoder")
     require_file(mask, "--mask", also=" or FOLDER")
     from ..index import Gallery
@@ -140,8 +154,12 @@ def query(
         unknown = UnknownInference(opened.manifest.encoder)
         retriever = Retriever(opened, unknown.encoder, inference=unknown)
     else:
-        retriever = Retriever(opened, None if encoder is None else Encoder.load(encoder), device=device)
+        own = None if encoder is None else Encoder.load(encoder)
+        retriever = Retriever(opened, own, device=device, fine_layer=fine_layer)
+        if lines:
+            _ = retriever.lines.layer  # read in the queries' own pass
     options: dict[str, Any] = {"k": k, "where": where, "reject": reject, "max_distance": max_distance}
+    options["verify"] = verify
     skipped: list[Path] = []
     if text and words is None:
         results = retriever.query_text(text, **options)
@@ -163,7 +181,8 @@ def query(
         asked = {"against": against, "versus": versus, "weighting": weighting, "space": space}
         style_options: dict[str, Any] = {"style": style, "scale": scale}
         style_options["colours"] = colours or ("inferno" if versus is None else "blue-orange")
-        written = _write(results, explain, style_options, None if point is None else read_point(point), **asked)
+        marked = None if point is None else read_point(point)
+        written = _write(results, explain, style_options, marked, lines=lines, **asked)
     if as_json:
         print_json([matches.to_dict() for matches in results])
     else:
@@ -201,7 +220,7 @@ def _refuse_unused(
     if explain is None:
         refuse_unused(
             "without --explain", "against", "versus", "weighting", "space", "point", "style", "scale", "colours",
-            remedy="add --explain OUT.html or a folder",
+            "lines", remedy="add --explain OUT.html or a folder",
         )  # fmt: skip
         if not ids or (region is None and mask is None):
             refuse_unused("where no image of the gallery is opened", "root", remedy="add --explain, or leave it out")
@@ -214,6 +233,8 @@ def _refuse_unused(
     elif explain.suffix:
         whom = "the report, which has its own switches" if explain.suffix.lower() == ".html" else "one file"
         drawn = () if explain.suffix.lower() in _DRAWINGS else ("style", "scale", "colours")
+        if explain.suffix.lower() == ".npz":
+            drawn = (*drawn, "lines")
         refuse_unused(f"by {whom}", "point", *drawn, remedy="give --explain a folder")
     if style != "overlay" and colours != "blue-orange":
         refuse_unused(f"by the style {style}, which draws lines", "colours")
@@ -294,7 +315,13 @@ def _file_stem(query: Query) -> str:
 
 
 def _write(
-    results: list[Matches], target: Path, style: dict[str, Any], point: tuple[float, float] | None, **options: Any
+    results: list[Matches],
+    target: Path,
+    style: dict[str, Any],
+    point: tuple[float, float] | None,
+    *,
+    lines: bool,
+    **options: Any,
 ) -> Path:
     from ..explain import DrawStyle
     from ..retrieval import write_report
@@ -305,13 +332,13 @@ def _write(
             explanations.append(matches.explain(**options))
             progress(len(explanations), len(results))
     if target.suffix.lower() == ".html":
-        return write_report(target, explanations)
+        return write_report(target, explanations, lines=lines)
     if target.suffix:
-        return explanations[0].save(target, DrawStyle(**style))
+        return explanations[0].save(target, DrawStyle(**style), lines=lines)
     target.mkdir(parents=True, exist_ok=True)
     for number, (matches, explanation) in enumerate(zip(results, explanations, strict=True), start=1):
         name = f"{number:03d}-{_file_stem(matches.query)}"
-        explanation.save(target / f"{name}.png", DrawStyle(**style))
+        explanation.save(target / f"{name}.png", DrawStyle(**style), lines=lines)
         explanation.save(target / f"{name}.npz")
         for match in matches if point is not None else ():
             pairs = matches.correspondence(match.rank, space=options["space"])

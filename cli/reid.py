@@ -137,6 +137,9 @@ def evaluate(
         str, typer.Option(help="Decisions that differ from the format's, e.g. `same_camera=keep,no_match=zero`.")
     ] = "",
     rerank: Annotated[str | None, typer.Option(help="k-reciprocal re-ranking: K1,K2,LAMBDA, e.g. `20,6,0.3`.")] = None,
+    verify: Annotated[
+        str | None, typer.Option(help="Sort the first K of each query anew by lines: `20`, `lines:20`, `lightglue:20`.")
+    ] = None,
     aqe: Annotated[str | None, typer.Option(help="Query expansion: NEIGHBOURS,ALPHA; alpha 0 is plain AQE.")] = None,
     camera_norm: Annotated[
         Literal["mean", "standard"] | None, typer.Option(help="Take out what images of one camera share.")
@@ -180,6 +183,8 @@ def evaluate(
             raise InputError(f"--rerank expects K1,K2,LAMBDA such as 20,6,0.3; got {rerank!r}")
         k1, k2, share = rerank.split(",")
         reranking = number_of(k1, "--rerank", int), number_of(k2, "--rerank", int), number_of(share, "--rerank", float)
+    if verify is not None and (rerank is not None or features is not None):
+        raise InputError("--verify looks at images in order of their distances; leave out --rerank and --features")
     refinement = Refinement(camera_norm, multi_query, expansion, reranking)
     rule = changed_protocol(read.protocol, protocol)
     remark_on_placeholders(read, rule)
@@ -215,6 +220,13 @@ def evaluate(
         import torch
 
         neighbours_on = device if device != "auto" else "cuda" if torch.cuda.is_available() else None
+    verified = None
+    if verify is not None:
+        from functools import partial
+
+        from ..reid.verifying import VerifiedDistances
+
+        verified = partial(VerifiedDistances, encoder=loaded, verify=verify, device=device)
     found = assess(
         read,
         vectors,
@@ -223,6 +235,7 @@ def evaluate(
         refinement=refinement,
         single_gallery_shot=single_gallery_shot,
         device=neighbours_on,
+        verified=verified,
     )
     if out is not None:
         results = found.to_dict(per_query=True)

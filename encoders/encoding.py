@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import SupportsIndex
 
 import torch
@@ -23,11 +23,13 @@ class Encoding:
         feature_map: the last convolution after its activation; what activation maps are drawn from.
         pooled: the feature map pooled over rows and columns (its mean, for GAP); what a reference must store.
         embedding: the head's output, or `pooled` itself without a head; what is searched.
+        fine: the map of an earlier layer with stride 8, where the inference reads one; what lines are drawn from.
     """
 
     feature_map: Float[Tensor, "b k h w"]
     pooled: Float[Tensor, "b k"]
     embedding: Float[Tensor, "b d"]
+    fine: Float[Tensor, "b c u v"] | None = None
 
     def __post_init__(self) -> None:
         ranks = (self.feature_map.ndim, self.pooled.ndim, self.embedding.ndim)
@@ -47,7 +49,7 @@ class Encoding:
             if not -len(self) <= index < len(self):
                 raise IndexError(f"image {index} of an encoding of {len(self)} images")
             which = slice(index, index + 1 or None)
-        return Encoding(self.feature_map[which], self.pooled[which], self.embedding[which])
+        return self.changed(lambda part: part[which])
 
     def __iter__(self) -> Iterator[Encoding]:
         """The images one by one, each a batch of one."""
@@ -59,11 +61,20 @@ class Encoding:
 
     def to(self, device: torch.device | str) -> Encoding:
         """The same values on another device."""
-        return Encoding(self.feature_map.to(device), self.pooled.to(device), self.embedding.to(device))
+        return self.changed(lambda part: part.to(device))
 
     def detach(self) -> Encoding:
         """The same values outside the gradient graph."""
-        return Encoding(self.feature_map.detach(), self.pooled.detach(), self.embedding.detach())
+        return self.changed(Tensor.detach)
+
+    def parts(self) -> list[Tensor]:
+        """The tensors that are there."""
+        return [part for field in fields(self) if (part := getattr(self, field.name)) is not None]
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Encoding:
+        """Every part, changed alike."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Encoding(**{name: None if part is None else change(part) for name, part in own.items()})
 
     @staticmethod
     def cat(encodings: Sequence[Encoding]) -> Encoding:
@@ -74,8 +85,5 @@ class Encoding:
         """
         if not encodings:
             raise InputError("expected at least one encoding to join, got none")
-        return Encoding(
-            torch.cat([e.feature_map for e in encodings]),
-            torch.cat([e.pooled for e in encodings]),
-            torch.cat([e.embedding for e in encodings]),
-        )
+        joined = {field.name: [getattr(each, field.name) for each in encodings] for field in fields(Encoding)}
+        return Encoding(**{name: None if None in parts else torch.cat(parts) for name, parts in joined.items()})

@@ -27,6 +27,7 @@ from ..images.loading import read_image
 from ..images.transform import Transform
 from .encoder import Encoder
 from .encoding import Encoding
+from .fine import FineTap
 from .layers import unwrapped
 
 T = TypeVar("T")
@@ -63,6 +64,7 @@ class Inference:
 
     Attributes:
         encoder: the copy; its backbone has other weights than the original's, since batch norms are absorbed.
+        fine: reads an earlier layer in the same passes, once its `read` was called.
         fingerprint: of the original.
     """
 
@@ -96,6 +98,7 @@ class Inference:
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         copy.backbone = fuse_batch_norms(copy.backbone, noise.to(self.device))
         self.encoder = copy.to(memory_format=torch.channels_last)
+        self.fine = FineTap(self.encoder)
         self._process = os.getpid()
         make_forks_safe()
 
@@ -193,10 +196,8 @@ class Inference:
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         images = self.transform.normalise(pixels.to(self.device)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            encoding = self.encoder(images)
-        return Encoding(
-            encoding.feature_map.contiguous(), encoding.pooled.contiguous(), encoding.embedding.contiguous()
-        )
+            encoding = self.fine(images)
+        return encoding.changed(Tensor.contiguous)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -6,7 +6,7 @@ A region is given in pixels of the image. The positions of the feature map divid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def pooled_under(encoder: Encoder, encoding: Encoding, weights: Sequence[Tensor 
         region = pool_region(encoding.feature_map[own], given, pooling=encoder.pooling)
         pooled, embedding = encoding.pooled.clone(), encoding.embedding.clone()
         pooled[own], embedding[own] = region, encoder.embed(region)
-    return Encoding(encoding.feature_map, pooled, embedding)
+    return replace(encoding, pooled=pooled, embedding=embedding)
 
 
 @dataclass(frozen=True, eq=False)

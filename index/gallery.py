@@ -23,6 +23,7 @@ from .storage.hdf5 import Array
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
     from ..images.masks import MaskFolder
+    from ..metrics.fusion import LineScale, Verification
     from ..progress import Progress
     from .building.build import ImageFiles, Precision
     from .building.ray import RayEngine
@@ -47,6 +48,7 @@ class Gallery(GalleryReader):
         metric: Metric = "cosine",
         labels: str | os.PathLike[str] | None = None,
         store_maps: bool = False,
+        store_lines: bool | str = False,
         masks: MaskFolder | str | os.PathLike[str] | None = None,
         mask_class: int | None = None,
         batch_size: int | None = None,
@@ -71,6 +73,8 @@ class Gallery(GalleryReader):
             metric: `"cosine"`, `"l2"`, `"l1"` or `"dot"`.
             labels: `"folder"`, `"split"`, `"none"`, or a CSV; see `list_images`.
             store_maps: keep the feature maps, to explain the gallery's side of a match without the image.
+            store_lines: keep the feature maps and those of a finer layer, for lines and `verify`: True for the last
+                block with stride 8, or a layer's name.
             masks: a folder with a PNG for each image under the same path: vectors are pooled under the masks, of images
                 without one over the whole image. The folder is remembered, for what is added later too; the column
                 `mask` says under which mask an image was pooled, and a changed mask counts as a changed image.
@@ -101,6 +105,8 @@ class Gallery(GalleryReader):
 
             encode = RayEngine.named(engine).stream
         listing = listing_of(source, labels, strict=strict)
+        store_maps = store_maps or bool(store_lines)
+        layer = store_lines if isinstance(store_lines, str) else "auto" if store_lines else None
         with opened_for_building(
             Path(out),
             listing,
@@ -108,6 +114,7 @@ class Gallery(GalleryReader):
             metric=metric,
             index=index,
             store_maps=store_maps,
+            store_lines=bool(store_lines),
             masks=given_masks(masks, mask_class),
             backend=backend,
             overwrite=overwrite,
@@ -116,7 +123,7 @@ class Gallery(GalleryReader):
                 writer,
                 listing,
                 encoder,
-                settings=InferenceSettings(batch_size, workers, device, precision),
+                settings=InferenceSettings(batch_size, workers, device, precision, layer),
                 store_maps=store_maps,
                 complete=True,
                 strict=strict,
@@ -171,6 +178,13 @@ class Gallery(GalleryReader):
             self._require_same_gallery(snapshot)
             writer.commit(rejection=rejection)
         return rejection
+
+    def keep_lines(self, scale: LineScale, verification: Verification | None = None) -> None:
+        """Keep what lines of this gallery are measured against, and whether verified matches are better."""
+        changes = {} if verification is None else {"verification": verification}
+        with self._writing() as writer:
+            self._require_same_gallery(self.snapshot)
+            writer.commit(lines=scale, **changes)
 
     def tune(
         self,

@@ -174,6 +174,10 @@ class GalleryReader:
         """Feature maps, (n, K, h, w), within half precision; InputError when the gallery keeps none."""
         return self.snapshot.maps(ids)
 
+    def fine_maps(self, ids: Iterable[int] | Array) -> NDArray[np.float32]:
+        """Fine maps, (n, c, u, v), that lines are drawn from; InputError when the gallery keeps none."""
+        return self.snapshot.fine_maps(ids)
+
     def ids_where(self, where: str | Filter) -> Ids:
         """The ids of the images that a filter keeps, ascending."""
         return self.snapshot.ids_where(tree_of(where))

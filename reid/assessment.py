@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ from .policies import Matching, labels_of, remark_on_placeholders
 from .refinement import Refinement, refined
 from .reranking import Reranking, rerank_features
 from .results import Evaluation
+from .verifying import VerifiedDistances
 
 Shared = tuple[tuple[ReidImage, float], ...]
 
@@ -262,6 +263,7 @@ def assess(
     false_accept_rates: Sequence[float] = FALSE_ACCEPT_RATES,
     single_gallery_shot: bool = False,
     device: str | None = None,
+    verified: Callable[..., VerifiedDistances] | None = None,
 ) -> Assessment:
     """Evaluate a data set's queries against its gallery.
 
@@ -280,6 +282,7 @@ def assess(
         false_accept_rates: targets of TAR@FAR and DIR@FAR.
         single_gallery_shot: also the CMC with one gallery image per identity, in expectation.
         device: where re-ranking looks for neighbours, see `rerank_features`.
+        verified: from distances, images, data and protocol to `VerifiedDistances`, if the first are sorted anew.
 
     Raises:
         InputError: features are missing or not finite, or the protocol does not fit the labels.
@@ -302,6 +305,8 @@ def assess(
         if metric not in ("cosine", "l2"):
             raise InputError(f"re-ranking knows the metrics cosine and l2, got {metric!r}")
         source = rerank_features(*sides, k1=k1, k2=k2, original_share=share, metric=metric, device=device)
+    elif verified is not None:
+        source = verified(plain, (queries, gallery), data, protocol=rule)
     options: dict[str, Any] = {
         "query": labels_of(queries),
         "gallery": labels_of(gallery),
@@ -320,4 +325,6 @@ def assess(
     before = None if source is plain else evaluate_distances(plain, metric=metric, **options)
     evaluation = replace(evaluation, counts=evaluation.counts | counts)
     about = dict(features.about)
+    if isinstance(source, VerifiedDistances):
+        about["verified"] = source.summary
     return Assessment(data, queries, gallery, evaluation, before, steps, about, _source=source, _not_reranked=plain)

@@ -22,7 +22,7 @@ from ..errors import ImageError, InputError
 from ..explain.inputs import NEEDS_MEAN
 from ..images.masks import MaskFolder, read_mask
 from ..index.storage.segments import MASK_COLUMN, NO_MASK
-from .ranking import Match, Ranking, TextEncoding
+from .ranking import Encodes, Match, Ranking, TextEncoding
 
 if TYPE_CHECKING:
     from ..index import Gallery, Record
@@ -83,11 +83,7 @@ class Evidence:
 
     def _folded(self, feature_maps: Tensor, weights: Tensor | None) -> Response:
         """The map "n d h w", on the CPU, whose spatial mean is what is compared."""
-        inference = self.ranking.retriever.inference
-        head = inference.encoder.head if self.space == "metric" else Identity()
-        feature_maps = feature_maps.to(inference.device, torch.float32)
-        folded = fold(feature_maps, pooling=inference.encoder.pooling, head=head, weights=weights)
-        return Response(folded.map.cpu(), folded.is_exact)
+        return folded(self.ranking.retriever.inference, feature_maps, weights, space=self.space)
 
     @cached_property
     def query_vector(self) -> Tensor:
@@ -156,6 +152,14 @@ class Evidence:
         """The stored vectors "n d" of gallery images."""
         gallery, rows = self.ranking.retriever.gallery, np.array(ids, dtype=np.uint64)
         return torch.from_numpy(gallery.embeddings(rows) if self.space == "metric" else gallery.pooled(rows))
+
+
+def folded(inference: Encodes, feature_maps: Tensor, weights: Tensor | None, *, space: Space = "metric") -> Response:
+    """The map "n d h w", on the CPU, whose spatial mean is what is compared in a space."""
+    head = inference.encoder.head if space == "metric" else Identity()
+    feature_maps = feature_maps.to(inference.device, torch.float32)
+    response = fold(feature_maps, pooling=inference.encoder.pooling, head=head, weights=weights)
+    return Response(response.map.cpu(), response.is_exact)
 
 
 def region_of_file(file: str | PathLike[str], *, category: int | None = None) -> Bool[NDArray[Any], "height width"]:

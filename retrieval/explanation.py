@@ -17,13 +17,14 @@ from ..encoders.regions import region_mask
 from ..errors import ImageError, InputError
 from ..explain import WEIGHTINGS, Norm, Weighting, contrast, dist_cam, match_sensitivity, rectify
 from ..explain.drawing.page import Thumbnails, numbers, write_html
-from ..explain.drawing.panels import MISSING, DrawStyle, Tile, map_panel
+from ..explain.drawing.panels import MISSING, DrawStyle, Tile, below, map_panel
 from ..explain.drawing.rendering import contour, draw_box
 from ..explain.inputs import NEEDS_MEAN, WORDS
 from ..files import replacing
 from ..images import Box, read_image
 from ..index.filters.tree import Eq
 from .evidence import Evidence, Reference, Space
+from .lines import MatchLines, lines_of, lines_sheet
 from .ranking import Ranking
 
 if TYPE_CHECKING:
@@ -175,8 +176,21 @@ class Explanation:
         except ImageError:
             return None
 
-    def show(self, look: DrawStyle | None = None) -> Image:
-        """The query, its references and the maps on both, as one image; `look` says on which scale and how drawn."""
+    def lines(self, index: int) -> MatchLines | None:
+        """The lines to a matched gallery image; None for a prototype, or where an image is gone or damaged."""
+        match = self.references[index].match
+        try:
+            return None if match is None else lines_of(self.matches, match.rank)
+        except ImageError:
+            return None
+
+    def show(self, look: DrawStyle | None = None, *, lines: bool = False) -> Image:
+        """The query, its references and the maps on both, as one image; `look` says on which scale and how drawn.
+
+        With `lines` the places that answer one another stand below, for each match.
+        """
+        if lines:
+            return below(self.show(look), lines_sheet([self.lines(index) for index in range(len(self))]))
         look = look or (DrawStyle() if self.versus is None else DrawStyle(colours="blue-orange"))
         has_middle = look.colours == "blue-orange"
 
@@ -211,7 +225,7 @@ class Explanation:
             member or MISSING, title=reference.name, caption=f"{caption}; its nearest member" if member else caption
         )
 
-    def save(self, path: str | PathLike[str], look: DrawStyle | None = None) -> Path:
+    def save(self, path: str | PathLike[str], look: DrawStyle | None = None, *, lines: bool = False) -> Path:
         """Write the explanation: `.png`/`.jpg` a panel, `.npz` the raw arrays, `.html` an interactive report.
 
         The report has its own switches for scale and opacity; `look` is for the panel.
@@ -222,14 +236,14 @@ class Explanation:
         path = Path(path)
         kind = path.suffix.lower()
         if kind == ".html":
-            return write_report(path, [self])
+            return write_report(path, [self], lines=lines)
         if kind not in {".png", ".jpg", ".jpeg", ".npz"}:
             raise InputError(f"{path.name}: an explanation is saved as .png, .jpg, .npz or .html")
         with replacing(path) as aside:
             if kind == ".npz":
                 np.savez_compressed(aside, allow_pickle=False, **self.to_arrays())
             else:
-                self.show(look).save(aside)
+                self.show(look, lines=lines).save(aside)
         return path
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -261,6 +275,7 @@ def write_report(
     title: str = "Which of these is this, and why",
     notes: Sequence[str] = (),
     labels: Sequence[str | None] | None = None,
+    lines: bool = False,
 ) -> Path:
     """Write explanations as one HTML file that needs nothing else: no network, no server, no further file.
 
@@ -273,6 +288,7 @@ def write_report(
         title: the page's heading.
         notes: lines under the heading, as plain text.
         labels: the true class of each query, to mark matches as same or other; None where it is not known.
+        lines: show as well which place of the query answers which place of each match.
 
     Raises:
         InputError: no explanation, or as many labels as there are not explanations.
@@ -289,13 +305,24 @@ def write_report(
         _query_data(each, weightings, images) | {"label": label}
         for each, label in zip(explanations, labels or [None] * len(explanations), strict=True)
     ]
+    for query, each in zip(queries, explanations, strict=True) if lines else ():
+        query["lines"] = [_lines_data(each, index) for index in range(len(each))]
     data = {
         "weightings": {name: WORDS[name] for name in weightings},
         "signed": [name for name in WEIGHTINGS if name in SIGNED or any(each.versus for each in explanations)],
         "queries": queries,
         "images": images,
     }
-    return write_html(path, "report.html", package=__package__, title=title, notes=notes, data=data)
+    return write_html(path, "report.html", package=__package__, title=title, notes=notes, data=data, lines=lines)
+
+
+def _lines_data(explanation: Explanation, index: int) -> dict[str, Any]:
+    """The lines of one reference with its title, and the name under which the report holds its image."""
+    reference, found = explanation.references[index], explanation.lines(index)
+    title = f"{reference.match.rank} · {reference.label or '–'}" if reference.match else reference.name
+    if found is None:
+        return {"title": title, "image": None, "caption": "no lines: there is no image, or no longer one"}
+    return {"title": title, "image": f"gallery {found.match.id}", **found.to_dict()}
 
 
 def _query_data(explanation: Explanation, weightings: Sequence[Weighting], images: Thumbnails) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +26,7 @@ from ..images import Box, read_image
 from ..metrics.maps import rectify
 from .evidence import Evidence, Space
 from .explanation import Explanation
+from .lines import MatchLines, lines_of
 from .ranking import Match, Ranking, TextEncoding
 
 if TYPE_CHECKING:
@@ -147,10 +150,27 @@ class Matches(Ranking):
     Attributes:
         max_distance: how far a match may be, if the query asked; farther images are still listed, but not accepted.
         rejection: the gallery's threshold, with its error rates, if `max_distance` is that.
+        verify: by what the first matches were sorted anew, such as "lines:20"; None if they are in order of distance.
     """
 
     max_distance: float | None = None
     rejection: Rejection | None = None
+    verify: str | None = None
+
+    def reordered(self, matches: Sequence[Match], order: Sequence[int], *, verify: str) -> Matches:
+        """The same images in another order, with what was computed of them; `order` holds their places now."""
+        new = replace(self, matches=tuple(matches), verify=verify)
+        rows = torch.tensor(order)
+        for name in ("feature_maps", "fine_maps", "_encoded"):
+            if (kept := self.__dict__.get(name)) is not None:
+                new.__dict__[name] = kept[rows] if isinstance(kept, Tensor) else kept.changed(lambda part: part[rows])
+        return new
+
+    def first(self, k: int) -> Matches:
+        """The first k matches."""
+        if k >= len(self):
+            return self
+        return self.reordered(self.matches[:k], range(k), verify=self.verify or "")
 
     def within(self, max_distance: float, *, rejection: Rejection | None = None) -> Matches:
         """The same ranking, whose matches are accepted up to a distance; `rejection` says where it is from.
@@ -179,7 +199,8 @@ class Matches(Ranking):
         title = Text(f"{self.query.name}: {len(self)} nearest by {self.metric}{among}")  # names may hold [brackets]
         table = Table(title=title, title_justify="left")
         judged = () if self.max_distance is None else ("distance",)  # what the threshold is about
-        for column in ("rank", "similarity", *judged):
+        lines = () if self.verify is None else ("alike",)  # places, by which the first were sorted
+        for column in ("rank", "similarity", *judged, *lines):
             table.add_column(column, justify="right")
         for column in ("label", "path"):
             table.add_column(column, overflow="fold")
@@ -189,7 +210,8 @@ class Matches(Ranking):
             judgement = () if match.is_accepted is None else ("yes" if match.is_accepted else "too far",)
             names = Text(match.label or "–"), Text(match.path)
             away = () if self.max_distance is None else (f"{match.distance:.4f}",)
-            table.add_row(str(match.rank), f"{match.similarity:.4f}", *away, *names, *judgement)
+            alike = () if self.verify is None else ("–" if match.inliers is None else str(match.inliers),)
+            table.add_row(str(match.rank), f"{match.similarity:.4f}", *away, *alike, *names, *judgement)
         console = console or Console()
         console.print(table)
         if self.max_distance is not None:
@@ -265,6 +287,21 @@ class Matches(Ranking):
             _ranking=self,
         )
 
+    def lines(self, rank: int = 1, k: int = 20) -> MatchLines:
+        """The places on a match that answer places on the query, as lines; they show likeness, not identity.
+
+        Read from a finer layer of the same forward pass, under the exact shares of the similarity; of them the k
+        strongest that follow one similarity transform, or that there is none: see `explain.methods.lines`.
+
+        Args:
+            rank: of the match, from 1.
+            k: how many lines at most.
+
+        Raises:
+            InputError: no such rank, or a query or match whose image is gone.
+        """
+        return lines_of(self, rank, k=k)
+
     def to_dict(self) -> dict[str, Any]:
         """The ranking as JSON-able values."""
         nearest, words = self.prototype, self.query.encoding
@@ -274,6 +311,7 @@ class Matches(Ranking):
             "metric": self.metric,
             **({} if self.max_distance is None else {"max_distance": self.max_distance, "is_known": self.is_known}),
             **({} if self.rejection is None else {"rejection": asdict(self.rejection)}),
+            **({} if self.verify is None else {"verify": self.verify}),
             "matches": [match.to_dict() for match in self.matches],
             "prototype": None if nearest is None else {"label": nearest[0], "distance": nearest[1]},
         }

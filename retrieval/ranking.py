@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..encoders import Encoder, Encoding
+from ..encoders.fine import FineTap
 from ..errors import InputError, UnknownEncoderError
 from ..explain.drawing.rendering import draw_text
 from ..images import read_image
@@ -33,6 +34,7 @@ class StoredEncoding:
     pooled: Float[Tensor, "1 k"]
     embedding: Float[Tensor, "1 d"]
     _fetch: Callable[[], Tensor] = field(repr=False)
+    fine: Float[Tensor, "1 c u v"] | None = None  # only from a gallery that keeps fine maps
 
     @cached_property
     def feature_map(self) -> Float[Tensor, "1 k h w"]:
@@ -41,7 +43,7 @@ class StoredEncoding:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as a plain `Encoding`: where the feature map would be fetched from is not known elsewhere."""
-        return Encoding, (self.feature_map, self.pooled, self.embedding)
+        return Encoding, (self.feature_map, self.pooled, self.embedding, self.fine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,7 @@ class BareVector:
         raise InputError("a bare vector has neither pooled features nor a feature map; query with an image to explain")
 
     feature_map = pooled
+    fine = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +171,8 @@ class Match:
 
     Attributes:
         is_accepted: whether it is as near as the query asked for; None if it asked for nothing.
+        inliers: places that lie alike on query and match; None unless matches were verified by lines.
+        same: the probability of "the same" by which it was then sorted, see `distcam.metrics.fusion`.
     """
 
     rank: int
@@ -179,13 +184,17 @@ class Match:
     similarity: float
     file: Path
     is_accepted: bool | None = None
+    inliers: int | None = None
+    same: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The match as JSON-able values."""
         names = ("rank", "id", "path", "label", "distance", "similarity")
         return {
             **{name: getattr(self, name) for name in names},
-            **({} if self.is_accepted is None else {"is_accepted": self.is_accepted}),
+            **{
+                name: value for name in ("is_accepted", "inliers", "same") if (value := getattr(self, name)) is not None
+            },
             **({"columns": dict(self.columns)} if self.columns else {}),
         }
 
@@ -195,6 +204,7 @@ class Encodes(Protocol):
 
     encoder: Encoder
     device: torch.device
+    fine: FineTap
 
     def encode_images(self, images: Sequence[Any]) -> Encoding:
         """The encoding of files, bytes or Pillow images."""
@@ -210,6 +220,7 @@ class UnknownInference:
 
     def __init__(self, entry: EncoderEntry) -> None:
         self.encoder = cast("Encoder", _UnknownEncoder(entry.fingerprint, entry.short_name))
+        self.fine = cast("FineTap", self.encoder)
 
     def __call__(self, *_given: Any) -> NoReturn:
         """Refused."""
@@ -271,7 +282,7 @@ class Ranking:
     @cached_property
     def feature_maps(self) -> Tensor:
         """Feature maps "n k h w" of the matched images: the gallery stores them, or one forward pass makes them."""
-        gallery, inference = self.retriever.gallery, self.retriever.inference
+        gallery = self.retriever.gallery
         if not self.has_feature_maps:
             gone = next((match.path for match in self.matches if not match.file.is_file()), "the match")
             raise InputError(
@@ -280,4 +291,28 @@ class Ranking:
             )
         if gallery.spec.map_shape is not None:
             return torch.from_numpy(gallery.maps([match.id for match in self.matches]))
-        return inference.encode_images([match.file for match in self.matches]).feature_map.cpu()
+        return self._encoded.feature_map.cpu()
+
+    @cached_property
+    def _encoded(self) -> Encoding:
+        """The matched images, encoded once."""
+        return self.retriever.inference.encode_images([match.file for match in self.matches])
+
+    @cached_property
+    def fine_maps(self) -> Tensor:
+        """Fine maps "n c u v" of the matched images: the gallery stores them, or a forward pass makes them."""
+        gallery = self.retriever.gallery
+        if gallery.spec.fine_shape is not None:
+            return torch.from_numpy(gallery.fine_maps([match.id for match in self.matches]))
+        gone = next((match.path for match in self.matches if not match.file.is_file()), None)
+        if gone is not None:
+            raise InputError(
+                f"{gone} is not in {gallery.root} any more, and the gallery stores no fine maps: build with "
+                "--store-lines, or say where the images lie now (--root, or Gallery.open(…, root=…))"
+            )
+        self.retriever.inference.fine.read(self.retriever.lines.layer)
+        if self.__dict__.get("_encoded") is not None and self._encoded.fine is None:
+            del self.__dict__["_encoded"]
+        fine = self._encoded.fine
+        assert fine is not None
+        return fine.cpu()

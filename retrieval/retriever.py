@@ -18,6 +18,7 @@ from ..encoders.inference import whole_encoder
 from ..encoders.regions import Region, pool_region, weights_of
 from ..errors import GalleryError, InputError
 from ..explain.places import visible_box
+from ..explain.verification import parse_verify
 from ..images import Box
 from ..index import Gallery
 from ..index.faiss.runtime import note_search_on_cpu
@@ -25,6 +26,7 @@ from ..index.rejection import Rejection
 from ..index.search import Hits
 from ..metrics.distances import SearchSpec, comparable, distances_to
 from .evidence import gallery_weights
+from .lines import LineFinder, sorted_by_lines
 from .matches import Matches
 from .ranking import BareVector, Encodes, Match, Query, StoredEncoding, TextEncoding
 from .texts import text_queries, with_text
@@ -41,12 +43,15 @@ class Ranked(TypedDict, total=False):
         where: a filter such as `label=cat` or `year>=2020 and camera!=3`.
         reject: accept only what is as near as the gallery's own threshold says, see `Gallery.calibrate`.
         max_distance: the same with a threshold of yours, in units of the gallery's metric.
+        verify: sort the first matches anew by lines, for instances (the same individual, object, place), not for
+            classes: how many (20), or a method with how many ("lines:20", "lightglue:10", "loftr").
     """
 
     k: int
     where: str | None
     reject: bool
     max_distance: float | None
+    verify: int | str | None
 
 
 class Asked(Ranked, total=False):
@@ -70,6 +75,7 @@ class Retriever:
         device: "auto", "cpu", "cuda", …
         precision: "fp32", "bf16", or "auto": the one the gallery was built with, so that an image finds itself at 0.
         inference: encodes in place of an `Inference` that would be made of the encoder by the last two.
+        fine_layer: of the backbone, for lines; "auto" is the gallery's, or the last block with stride 8.
 
     Raises:
         FingerprintMismatchError: the encoder is not the one that built the gallery.
@@ -84,6 +90,7 @@ class Retriever:
         device: str = "auto",
         precision: str = "auto",
         inference: Encodes | None = None,
+        fine_layer: str = "auto",
     ) -> None:
         self.gallery = gallery if isinstance(gallery, Gallery) else Gallery.open(gallery)
         if encoder is None and self.gallery.encoder_path is None:
@@ -98,7 +105,8 @@ class Retriever:
         if precision == "auto":
             precision = self.gallery.manifest.encoder.precision or "auto"
         self.inference: Encodes = inference or Inference(self.encoder, device=device, precision=precision)
-        self._given = (encoder, device, precision, inference is not None)
+        self._given = (encoder, device, precision, fine_layer, inference is not None)
+        self.lines = LineFinder(self, fine_layer)
         if inference is None and not self.gallery.snapshot.is_remote:
             note_search_on_cpu(device)
         self._kept_prototypes: tuple[tuple[str, int], _Prototypes] | None = None
@@ -106,13 +114,14 @@ class Retriever:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled and copied as its gallery's folder and its settings, with the encoder unless the gallery keeps it."""
-        encoder, device, precision, has_own_inference = self._given
+        encoder, device, precision, fine_layer, has_own_inference = self._given
         if has_own_inference:
             raise GalleryError(
                 "a retriever with an inference of its own stays in its process; in the other one, make a "
                 f"Retriever(Gallery.open({str(self.gallery.folder)!r})) with an inference of that process"
             )
-        return partial(Retriever, device=device, precision=precision), (self.gallery, encoder)
+        settings = {"device": device, "precision": precision, "fine_layer": fine_layer}
+        return partial(Retriever, **settings), (self.gallery, encoder)
 
     @overload
     def query(
@@ -142,6 +151,8 @@ class Retriever:
         if not sources:
             raise InputError("no query images were given")
         self._rejection(**options)
+        if options.get("verify"):
+            _ = self.lines.layer  # so that the queries' own pass brings their fine maps
         encoding = self.inference.encode_images(sources)
         queries = [Query(_name(source, i), source, encoding[i]) for i, source in enumerate(sources)]
         if region is not None:
@@ -218,7 +229,8 @@ class Retriever:
         (weights,) = gallery_weights(gallery, self.inference.encoder, [record]) or (None,)
         same = gallery.spec.embedding_is_pooled
         embedding = pooled if same else torch.from_numpy(gallery.embeddings([image]))
-        encoding = StoredEncoding(pooled, embedding, feature_map)
+        fine = None if gallery.spec.fine_shape is None else torch.from_numpy(gallery.fine_maps([image]))
+        encoding = StoredEncoding(pooled, embedding, feature_map, fine)
         return Query(record.path, file, encoding, weights=weights, known_size=known_size)
 
     def rank(self, queries: Sequence[Query], *, without: int | None = None, **options: Unpack[Ranked]) -> list[Matches]:
@@ -235,13 +247,17 @@ class Retriever:
         rejection, k, where = self._rejection(**options), options.get("k", 10), options.get("where")
         limit = options.get("max_distance") if rejection is None else rejection.threshold
         vectors = torch.cat([query.encoding.embedding.cpu() for query in queries]).numpy()
-        found = self.gallery.search(vectors, k if without is None else k + 1, where=where)
+        verify = options.get("verify") or None
+        wanted = k if verify is None else max(k, parse_verify(verify)[1])
+        found = self.gallery.search(vectors, wanted if without is None else wanted + 1, where=where)
         ranked = []
         for query, hits in zip(queries, found, strict=True):
             if without is not None:
-                others = np.flatnonzero(hits.ids != without)[:k]
+                others = np.flatnonzero(hits.ids != without)[:wanted]
                 hits = Hits(hits.ids[others], hits.distances[others])
             matches = Matches(query, self._matches(hits), self.gallery.metric, self, where=where)
+            if verify is not None:
+                matches = sorted_by_lines(matches, verify).first(k)
             ranked.append(matches if limit is None else matches.within(limit, rejection=rejection))
         return ranked
 
@@ -277,7 +293,7 @@ class Retriever:
         weights = weights_of(region, size=size, encoder=encoder, shape=(rows, columns)).to(feature_map.device)
         with torch.no_grad():
             pooled = pool_region(feature_map, weights, pooling=encoder.pooling)
-            encoding = Encoding(feature_map, pooled, encoder.embed(pooled))
+            encoding = Encoding(feature_map, pooled, encoder.embed(pooled), fine=query.encoding.fine)
         return replace(query, encoding=encoding, region=region, weights=weights)
 
     def _matches(self, hits: Hits) -> tuple[Match, ...]:

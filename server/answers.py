@@ -92,6 +92,7 @@ def search_answer(matches: Matches, query: schemas.QueryAnswer, timings: schemas
                 distance=match.distance,
                 similarity=match.similarity,
                 is_accepted=match.is_accepted,
+                inliers=match.inliers,
                 has_picture=is_file(match.file),
             )
             for match in matches

@@ -119,6 +119,7 @@ def _add_page(app: FastAPI, settings: Settings) -> None:
     async def favicon() -> Response:
         return _file(settings, "favicon.ico")
 
+    app.mount("/static/shared", StaticFiles(packages=[("distcam.explain.drawing", "shared")]), name="shared")
     app.mount("/static", StaticFiles(directory=settings.static, check_dir=False), name="static")
 
 

@@ -145,6 +145,7 @@ class SearchRequest(_RankingRequest):
 
     reject: bool = False
     max_distance: FiniteFloat | None = None
+    verify: Annotated[int, Field(ge=0, le=100)] = 0
 
 
 class StoredRequest(SearchRequest, _Worded):
@@ -192,6 +193,7 @@ class MatchAnswer(ImageAnswer):
     distance: float
     similarity: float
     is_accepted: bool | None
+    inliers: int | None
 
 
 class NearestPrototype(Answer):
@@ -237,6 +239,38 @@ class ExplainRequest(_RankingRequest, _Worded):
     tau: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     both_sides: bool = True
     include_self: bool = False
+
+
+class LinesRequest(_RankingRequest):
+    """Ask which place of a query answers which of one match; the query is named as for an explanation."""
+
+    token: Annotated[str, StringConstraints(max_length=100)] | None = None
+    id: ImageId | None = None
+    box: Box4 | None = None
+    rank: Annotated[int, Field(ge=1, le=MAX_K)] = 1
+    lines: Annotated[int, Field(ge=1, le=100)] = 20
+    verify: Annotated[int, Field(ge=0, le=100)] = 0
+    include_self: bool = False
+
+
+class LinesAnswer(Answer):
+    """Lines [x, y, x, y, strength] between query and match, in fractions of width and height, strongest first.
+
+    `inliers` of `candidates` follow one similarity transform; `null` is how many do so on unrelated images of the
+    gallery (median, 90 %, 99 %). `shares` divides the similarity among the positions of both maps, in fractions of the
+    largest: rows and columns of the query's map (`shapes`), then of the match's, each spread over its view.
+    """
+
+    caption: str
+    has_geometry: bool
+    inliers: int
+    candidates: int
+    null: tuple[int, int, int]
+    lines: Sequence[tuple[float, float, float, float, float]]
+    sizes: Sequence[tuple[int, int]]
+    views: Sequence[Box4]
+    shapes: Sequence[tuple[int, int]]
+    shares: Sequence[float]
 
 
 class MapAnswer(Answer):

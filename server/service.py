@@ -83,7 +83,7 @@ class CachedQuery:
     @property
     def nbytes(self) -> int:
         """Memory that goes with the query, in bytes: whole storages, however little of one its tensors show."""
-        parts = (self.encoding.feature_map, self.encoding.pooled, self.encoding.embedding)
+        parts = self.encoding.parts()
         storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
         return sum(storages.values()) + _OBJECT_BYTES
 
@@ -101,8 +101,7 @@ class QueryCache:
 
     def put(self, encoding: Encoding, size: tuple[int, int]) -> str:
         """Remember a query; its token. It is copied, so that the rest of its batch is let go."""
-        parts = (encoding.feature_map, encoding.pooled, encoding.embedding)
-        query = CachedQuery(Encoding(*(part.clone() for part in parts)), size, self._clock())
+        query = CachedQuery(encoding.changed(Tensor.clone), size, self._clock())
         token = secrets.token_urlsafe(18)
         with self._lock:
             self._queries[token] = query
@@ -148,6 +147,7 @@ class QueuedInference:
         self._inference = inference
         self.encoder = inference.encoder
         self.device = inference.device
+        self.fine = inference.fine
 
     def connect(self, encode: Callable[[Tensor], Awaitable[Done[Encoding]]]) -> None:
         """Use the queue of the running event loop."""
@@ -296,5 +296,8 @@ def _encoder_for(settings: Settings) -> tuple[Encoder, Inference | UnknownInfere
             return unknown.encoder, unknown
         encoder = Encoder.load(path)
         gallery.check_encoder(encoder)
+        kept = gallery.manifest.lines
     precision = entry.precision or "auto"
-    return encoder, Inference(encoder, device=settings.device, precision=precision, batch_size=settings.max_batch)
+    inference = Inference(encoder, device=settings.device, precision=precision, batch_size=settings.max_batch)
+    inference.fine.read("auto" if kept is None else kept.layer)  # of a kept query there is no image to read later
+    return encoder, inference

@@ -32,6 +32,7 @@ from ..options import (
     BatchSize,
     Device,
     EncoderName,
+    FineLayer,
     Fit,
     GalleryEncoder,
     GalleryPath,
@@ -44,6 +45,7 @@ from ..options import (
     Masks,
     Metric,
     ReadsImages,
+    StoreLines,
     StoreMaps,
     Strict,
     Weights,
@@ -71,6 +73,8 @@ def build(
     image_size: ImageSize = None,
     labels: Labels = None,
     store_maps: StoreMaps = False,
+    store_lines: StoreLines = False,
+    fine_layer: FineLayer = "auto",
     masks: Masks = None,
     mask_class: MaskClass = None,
     metric: Metric = "cosine",
@@ -108,6 +112,8 @@ def build(
         refuse_unused("by the local engine", "ray_address", "ray_workers", remedy="add --engine ray")
     if masks is None:
         refuse_unused("without --masks", "mask_class", remedy="add --masks FOLDER")
+    if not store_lines:
+        refuse_unused("without --store-lines", "fine_layer", remedy="add --store-lines")
     require_encoder(encoder, weights, layer)
     require_images([images])
     with resumable(), progress_bar("building") as progress:
@@ -119,6 +125,7 @@ def build(
             metric=metric,
             labels=labels,
             store_maps=store_maps,
+            store_lines=fine_layer if store_lines else False,
             masks=masks,
             mask_class=mask_class,
             batch_size=batch_size,
@@ -131,6 +138,10 @@ def build(
             progress=progress,
             engine=where,
         )
+        if store_lines:
+            from ...retrieval import Retriever
+
+            Retriever(gallery, loaded, device=device).lines.keep()
     if as_json:
         print_json({**gallery.info(), "skipped": [asdict(item) for item in gallery.skipped]})
         return

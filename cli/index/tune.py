@@ -116,6 +116,16 @@ def calibrate(
     exclude_same: Annotated[
         str | None, typer.Option(help="A column, e.g. `camera`: images of a query's class that share it do not count.")
     ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead measure on the gallery's labelled images whether `query --verify 20` helps, and keep the "
+            "calibration: `20`, `lines:20`."
+        ),
+    ] = None,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Instead keep what lines of this gallery are measured against.")
+    ] = False,
     labels: Labels = None,
     encoder: GalleryEncoder = None,
     device: Device = "auto",
@@ -126,6 +136,10 @@ def calibrate(
     """Choose from which distance on nothing is a match, and store it with its error rates in the gallery."""
     from ...index import Gallery
 
+    if verify is not None or lines:
+        refuse_unused("with --verify or --lines", "queries", "false_alarms", "labels", "strict", "max_pixels")
+        _calibrate_lines(Gallery.open(gallery), verify, exclude_same, encoder, device, seed=seed, as_json=as_json)
+        return
     if queries is None:
         unused = ("labels", "encoder", "device", "strict", "max_pixels")
         refuse_unused("by the gallery's own images", *unused, remedy="add --queries IMAGES")
@@ -153,6 +167,43 @@ def calibrate(
         )
     if not rejection.is_resolved:
         note(f"{rejection.n_unknown} unknown probes cannot tell {rejection.target:.2%} from none at all")
+
+
+def _calibrate_lines(
+    gallery: Gallery,
+    verify: str | None,
+    exclude_same: str | None,
+    encoder: str | None,
+    device: str,
+    *,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """The scale of the gallery's lines, and with `verify` whether sorting matches anew helps; both are kept."""
+    from ...encoders import Encoder
+    from ...retrieval import Retriever
+    from ...retrieval.verifying import calibrate_verification
+
+    require_file(encoder, "--encoder")
+    retriever = Retriever(gallery, None if encoder is None else Encoder.load(encoder), device=device)
+    with progress_bar("looking for lines") as progress:
+        scale = retriever.lines.keep()
+        found = None
+        if verify is not None:
+            found = calibrate_verification(
+                retriever, verify=verify, exclude_same=exclude_same, seed=seed, progress=progress
+            )
+    if as_json:
+        kept = {"layer": scale.layer, "null": scale.null, "pairs": scale.pairs}
+        print_json({**kept, **({} if found is None else asdict(found))})
+        return
+    median, _, highest = scale.null
+    say(
+        f"lines from {scale.layer or 'the last map'}: places that lie alike on {scale.pairs} pairs of unrelated images "
+        f"of the gallery: median {median}, 99 % quantile {highest}"
+    )
+    if found is not None:
+        say(str(found))
 
 
 def _encoded_probes(

@@ -64,6 +64,16 @@ def grid(rows: Sequence[Sequence[Tile | None]], *, tile_size: int = 196, gap_aft
     return sheet
 
 
+def below(*images: Image.Image) -> Image.Image:
+    """Images below one another on white."""
+    canvas = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), WHITE)
+    top = 0
+    for image in images:
+        canvas.paste(image, (0, top))
+        top += image.height
+    return canvas
+
+
 def legend(width: int = 196, *, colours: Colours = "inferno", low: str = "low", high: str = "high") -> Image.Image:
     """A bar that runs through the colours from `low` to `high`, with the two words below its ends, on white."""
     size = text_height(width)
@@ -80,8 +90,8 @@ def legend(width: int = 196, *, colours: Colours = "inferno", low: str = "low", 
 
 
 def text_height(tile_size: int) -> int:
-    """Size of the letters under a tile, in pixels."""
-    return max(11, round(tile_size / 14))
+    """Size of the letters under a tile, in pixels; of large tiles no larger than of middling ones."""
+    return max(11, round(min(tile_size, 240) / 14))
 
 
 def _fitted(image: Image.Image, tile_size: int) -> tuple[int, int]:

@@ -79,6 +79,8 @@ Colour = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)
 SHADE: Colour = (16, 18, 24)
 CYAN: Colour = (86, 208, 240)
+LINK_COLOURS: tuple[Colour, ...] = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167))
+"""Of Okabe and Ito: colours that colour-blind readers can tell apart."""
 UNSEEN = 0.4  # how bright the part of the image stays that the network did not see
 
 
@@ -198,6 +200,42 @@ def draw_text(text: str, *, side: int = 320) -> Image.Image:
             break
     draw.multiline_text((side / 2, side / 2), "\n".join(lines), fill=SHADE, font=font, anchor="mm", align="center")
     return card
+
+
+def draw_links(
+    left: Image.Image,
+    right: Image.Image,
+    links: Sequence[tuple[tuple[float, float], tuple[float, float], float]],
+    *,
+    side: int = 480,
+    is_faint: bool = False,
+) -> Image.Image:
+    """Two images side by side at one height, with lines between points (x, y) of both, as wide as they are strong.
+
+    A link is a point on the left image, one on the right, both in pixels, and its strength. Faint ones are thin and
+    grey; else each end has the line's colour, so that crossing lines can be told apart.
+    """
+    scales = [side / image.height for image in (left, right)]
+    shown = [
+        image.convert("RGB").resize((max(1, round(image.width * scale)), side), Image.Resampling.LANCZOS)
+        for image, scale in zip((left, right), scales, strict=True)
+    ]
+    gap = side // 24
+    canvas = Image.new("RGB", (shown[0].width + gap + shown[1].width, side), WHITE)
+    canvas.paste(shown[0], (0, 0))
+    canvas.paste(shown[1], (shown[0].width + gap, 0))
+    draw, strongest = ImageDraw.Draw(canvas), max((strength for *_, strength in links), default=1.0) or 1.0
+    for number, (one, other, strength) in reversed(list(enumerate(links))):
+        colour = (150, 150, 150) if is_faint else LINK_COLOURS[number % len(LINK_COLOURS)]
+        width = 1 if is_faint else max(1, round(side / 96 * (strength / strongest) ** 0.5))
+        start = (one[0] * scales[0], one[1] * scales[0])
+        end = (shown[0].width + gap + other[0] * scales[1], other[1] * scales[1])
+        for reach, paint in ((2, SHADE), (0, colour)):
+            draw.line((*start, *end), fill=paint, width=width + reach)
+            for x, y in (start, end):
+                radius = width + 1 + reach / 2
+                draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=paint)
+    return canvas
 
 
 def to_data_uri(image: Image.Image, kind: Literal["png", "jpeg", "webp"] = "png", *, quality: int = 88) -> str:

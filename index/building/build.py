@@ -26,6 +26,7 @@ from ...images.listing import Listing, list_images
 from ...images.loading import read_image
 from ...images.masks import MaskFolder
 from ...metrics.distances import METRICS, Metric, SearchSpec
+from ...metrics.fusion import LineScale
 from ...progress import Progress
 from ..backends import (
     backend_entry,
@@ -55,6 +56,7 @@ class InferenceSettings:
     workers: int | None = None
     device: str = "auto"
     precision: Precision = "auto"
+    fine_layer: str | None = None  # of a new gallery that keeps fine maps; "auto" is the last block with stride 8
 
 
 def listing_of(source: ImageFiles, labels: str | os.PathLike[str] | None, *, strict: bool = False) -> Listing:
@@ -75,6 +77,7 @@ def opened_for_building(
     metric: Metric,
     index: str = "auto",
     store_maps: bool = False,
+    store_lines: bool = False,
     masks: MaskFolder | None = None,
     backend: str | None = None,
     overwrite: bool = False,
@@ -99,7 +102,7 @@ def opened_for_building(
             gallery_id=new_gallery_id(str(listing.root.absolute())),
         )
         if old is not None and not overwrite:
-            _require_same(folder, old, manifest, store_maps=store_maps)
+            _require_same(folder, old, manifest, store_maps=store_maps, store_lines=store_lines)
             manifest = old
         with writer_of(folder, manifest, on_disk=old, storage=storage, limits=limits) as writer:
             yield writer
@@ -155,6 +158,10 @@ def encoding_stream(
         if precision == "auto" and writer.manifest.encoder.precision is not None:
             precision = writer.manifest.encoder.precision  # one gallery, one arithmetic
         inference = Inference(encoder, device=settings.device, precision=precision, batch_size=settings.batch_size)
+        kept = writer.manifest.lines
+        layer = settings.fine_layer if kept is None else kept.layer
+        if layer is not None and (writer.is_new or writer.manifest.spec.fine_shape is not None):
+            layer = inference.fine.read(layer)
         under = None if masks is None else MaskPooling.of(masks, inference.encoder, strict=strict)
         weights: dict[int, Tensor | None] = {}  # of the offers that are on their way
 
@@ -169,11 +176,13 @@ def encoding_stream(
             if batch.encoding is not None:
                 if writer.is_new and not writer.has_pending:
                     rows, columns = batch.encoding.feature_map.shape[2:]
+                    fine = batch.encoding.fine
                     begin(
                         writer,
                         precision=inference.precision,
                         map_shape=(rows, columns) if store_maps else None,
                         copy=write_encoder_copy(encoder, writer),
+                        fine=None if fine is None or layer is None else (layer, (fine.shape[1], *fine.shape[2:])),
                     )
                 own = [weights.pop(id(offer), None) for offer in batch.items]
                 encoding = pooled_under(inference.encoder, batch.encoding, own)
@@ -191,12 +200,14 @@ def begin(
     precision: Literal["fp32", "bf16"],
     map_shape: tuple[int, int] | None,
     copy: FileEntry | None,
+    fine: tuple[str, tuple[int, ...]] | None = None,
 ) -> None:
-    """Settle what waits for the first encoding: precision, shape of the maps, and the copy of the encoder."""
+    """Settle what waits for the first encoding: precision, shapes of the maps, and the copy of the encoder."""
     manifest = writer.manifest
-    spec = dataclasses.replace(manifest.spec, map_shape=map_shape)
+    lines = None if fine is None else LineScale.unmeasured(fine[0])
+    spec = dataclasses.replace(manifest.spec, map_shape=map_shape, fine_shape=None if fine is None else fine[1])
     entry = dataclasses.replace(manifest.encoder, precision=precision, file=copy)
-    writer.begin(dataclasses.replace(manifest, spec=spec, encoder=entry))
+    writer.begin(dataclasses.replace(manifest, spec=spec, encoder=entry, lines=lines))
 
 
 def given_masks(masks: MaskFolder | str | os.PathLike[str] | None, category: int | None = None) -> MaskFolder | None:
@@ -239,17 +250,20 @@ def to_vectors(encoding: Encoding, spec: Spec, encoder: Encoder) -> Vectors:
     if spec.metric == "cosine":  # of a zero vector, which is refused, it stays as it is
         length = np.linalg.norm(embedding, axis=1, keepdims=True)
         border = border / np.where(length > 0, length, 1)
-    if spec.map_shape is None:
-        return Vectors(pooled, embedding, border=border)
+    maps: dict[str, Any] = {}
     with np.errstate(invalid="ignore", over="ignore"):  # an image with NaN is refused by its scale
-        return Vectors(pooled, embedding, *pack_maps(_numpy(encoding.feature_map)), border)
+        if spec.map_shape is not None:
+            maps["maps"], maps["map_scale"] = pack_maps(_numpy(encoding.feature_map))
+        if spec.fine_shape is not None and encoding.fine is not None:
+            maps["fine"], maps["fine_scale"] = pack_maps(_numpy(encoding.fine))
+    return Vectors(pooled, embedding, border=border, **maps)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
     return tensor.detach().to("cpu", torch.float32).contiguous().numpy()
 
 
-def _require_same(folder: Path, old: Manifest, new: Manifest, *, store_maps: bool) -> None:
+def _require_same(folder: Path, old: Manifest, new: Manifest, *, store_maps: bool, store_lines: bool) -> None:
     if old.complete:
         raise GalleryExistsError(
             f"{folder}: is a complete gallery; add to it with `distcam index add`, or replace it with --overwrite"
@@ -264,6 +278,7 @@ def _require_same(folder: Path, old: Manifest, new: Manifest, *, store_maps: boo
         ("metric", old.spec.metric, new.spec.metric),
         ("index", old.index, new.index),
         ("stored maps", old.spec.map_shape is not None, store_maps),
+        ("stored lines", old.spec.fine_shape is not None, store_lines),
         ("masks", old.masks, new.masks),
         ("rows in", rows_in(old), rows_in(new)),
     ]

@@ -77,6 +77,8 @@ class RayEngine:
         """
         if masks is not None:
             raise InputError("masks are read by the local engine only; leave out --engine ray, or the masks")
+        if settings.fine_layer is not None or writer.manifest.spec.fine_shape is not None:
+            raise InputError("fine maps are kept by the local engine only; leave out --engine ray, or --store-lines")
         checkpoint = _checkpoint(encoder)
         maps = store_maps if writer.is_new else writer.manifest.spec.map_shape is not None
 

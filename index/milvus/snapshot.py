@@ -198,6 +198,8 @@ class MilvusSnapshot(Snapshot):
         """Refused: Milvus keeps none."""
         raise InputError(f"{self.folder} lies in Milvus, which keeps no feature maps")
 
+    fine_maps = maps
+
 
 @dataclass(frozen=True)
 class _NoRows:

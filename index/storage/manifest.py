@@ -18,6 +18,7 @@ from typing import Any, Literal, Self, Union, cast, get_args, get_origin, get_ty
 from ...errors import CorruptGalleryError, GalleryError, NotAGalleryError
 from ...files import REMEDY, Storage, is_file, read_file
 from ...metrics.distances import METRICS, Metric
+from ...metrics.fusion import LineScale, Verification
 from ..rejection import Rejection
 from .background import Background
 
@@ -41,11 +42,12 @@ class Spec:
     pooled_dim: int  # of the vectors that explain a match
     map_shape: tuple[int, int] | None = None  # rows and columns of the stored feature maps; None: not kept
     embedding_is_pooled: bool = False  # both vectors are the same, and stored once
+    fine_shape: tuple[int, int, int] | None = None  # channels, rows and columns of the stored fine maps
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise ValueError(f"metric {self.metric!r} is none of {', '.join(METRICS)}")
-        for size in (self.embedding_dim, self.pooled_dim, *(self.map_shape or ())):
+        for size in (self.embedding_dim, self.pooled_dim, *(self.map_shape or ()), *(self.fine_shape or ())):
             if not 1 <= size <= MAX_DIMENSION:
                 raise ValueError(f"dimension {size} is outside 1 … {MAX_DIMENSION}")
         if self.embedding_is_pooled and self.embedding_dim != self.pooled_dim:
@@ -175,6 +177,8 @@ class Manifest:
     backend: BackendEntry | None = None  # None when the rows are in segments
     masks: MaskEntry | None = None  # None when whole images were pooled
     tuning: Tuning | None = None  # the measurements by which `index` was chosen
+    lines: LineScale | None = None  # what lines are measured against; None where they are not kept, nor calibrated
+    verification: Verification | None = None  # None until somebody calibrates it
     background: Background | None = None  # None unless every image was measured when it came
     gallery_id: str = ""  # random: tells who has the gallery open that another lies in its place; in the file `birth`
 

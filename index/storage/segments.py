@@ -7,6 +7,7 @@ Arrays of a segment of n images (K = pooled, d = embedding, h × w = feature map
     path_*                    strings                     column_names_*               strings; the first is "label"
     column_<i>_codes i32 (n)  -1 is "no value"            column_<i>_values_*          strings
     maps f16 (n, K, h, w)     map_scale f32 (n)           both only when maps are kept
+    fine f16 (n, c, u, v)     fine_scale f32 (n)          both only when fine maps are kept
     about_*                   one string of JSON, only in files that stand alone (`encodings.py`)
 """
 
@@ -34,7 +35,7 @@ MASK_COLUMN, NO_MASK = "mask", "none"
 BLOCK_BYTES = 16 << 20
 MAX_COLUMNS = 512  # "path", which every table has, is one of them
 _KNOWN = re.compile(
-    r"id|pooled|embedding|maps|map_scale|sha256|size|mtime_ns|(path|about|column_names)_(blob|offsets)"
+    r"id|pooled|embedding|maps|map_scale|fine|fine_scale|sha256|size|mtime_ns|(path|about|column_names)_(blob|offsets)"
     r"|column_\d{1,3}_(codes|values_blob|values_offsets)"
 )
 _FILE_STATES: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -119,6 +120,8 @@ class Vectors:
     embedding: NDArray[np.float32]  # (n, d)
     maps: NDArray[np.float16] | None = None  # (n, K, h, w), each image divided by its map_scale
     map_scale: NDArray[np.float32] | None = None  # (n,)
+    fine: NDArray[np.float16] | None = None  # (n, c, u, v), likewise
+    fine_scale: NDArray[np.float32] | None = None  # (n,)
     border: NDArray[np.float32] | None = None  # (n, d) for the gallery's background; on their way in only, not stored
 
     def __len__(self) -> int:
@@ -128,7 +131,7 @@ class Vectors:
     def nbytes(self) -> int:
         """Memory that what is stored takes, in bytes."""
         own = self.pooled.nbytes + (0 if self.embedding is self.pooled else self.embedding.nbytes)
-        return own + (0 if self.maps is None else self.maps.nbytes)
+        return own + sum(maps.nbytes for maps in (self.maps, self.fine) if maps is not None)
 
     def take(self, rows: Array) -> Self:
         """The vectors of some rows, copied."""
@@ -138,6 +141,8 @@ class Vectors:
             embedding=pooled if self.embedding is self.pooled else self.embedding[rows],
             maps=None if self.maps is None else self.maps[rows],
             map_scale=None if self.map_scale is None else self.map_scale[rows],
+            fine=None if self.fine is None else self.fine[rows],
+            fine_scale=None if self.fine_scale is None else self.fine_scale[rows],
             border=None if self.border is None else self.border[rows],
         )
 
@@ -206,6 +211,9 @@ def write_segment(
     if spec.map_shape:
         layouts["maps"] = ArrayLayout("<f2", (count, spec.pooled_dim, *spec.map_shape))
         layouts["map_scale"] = ArrayLayout("<f4", (count,))
+    if spec.fine_shape:
+        layouts["fine"] = ArrayLayout("<f2", (count, *spec.fine_shape))
+        layouts["fine_scale"] = ArrayLayout("<f4", (count,))
     with hdf5.create(path, layouts) as datasets:
         for name, array in small.items():
             if array.size:
@@ -213,7 +221,7 @@ def write_segment(
         start = 0
         for block in vectors:
             stop = start + len(block)
-            for name in ("pooled", "embedding", "maps", "map_scale"):
+            for name in ("pooled", "embedding", "maps", "map_scale", "fine", "fine_scale"):
                 if name in datasets:
                     datasets[name][start:stop] = getattr(block, name)
             start = stop
@@ -239,6 +247,8 @@ class Segment:
         self.paths: Strings = file.strings("path", n)
         self._maps = file.array("maps", "<f2", (n, spec.pooled_dim, *spec.map_shape)) if spec.map_shape else None
         self._map_scale = file.array("map_scale", "<f4", (n,)) if spec.map_shape else None
+        self._fine = file.array("fine", "<f2", (n, *spec.fine_shape)) if spec.fine_shape else None
+        self._fine_scale = file.array("fine_scale", "<f4", (n,)) if spec.fine_shape else None
         for name, (dtype, width) in _FILE_STATES.items():
             file.array(name, dtype, (n, *width))
 
@@ -305,7 +315,7 @@ class Segment:
 
     def vectors(self, rows: Array) -> Vectors:
         """The vectors and packed maps of these rows, copied."""
-        stored: Any = (self.pooled, self.embedding, self._maps, self._map_scale)
+        stored: Any = (self.pooled, self.embedding, self._maps, self._map_scale, self._fine, self._fine_scale)
         return Vectors(*stored).take(rows)
 
     def maps(self, rows: Array) -> Array:
@@ -313,6 +323,12 @@ class Segment:
         assert self._maps is not None
         assert self._map_scale is not None
         return unpack_maps(self._maps[rows], self._map_scale[rows])
+
+    def fine_maps(self, rows: Array) -> Array:
+        """The fine maps of these rows, float32 (n, c, u, v); only for galleries that keep them."""
+        assert self._fine is not None
+        assert self._fine_scale is not None
+        return unpack_maps(self._fine[rows], self._fine_scale[rows])
 
     def blocks(self, rows: Array) -> Iterator[Vectors]:
         """The vectors and packed maps of these rows, a bounded number of bytes at a time."""

@@ -193,6 +193,14 @@ class Snapshot:
             out[at] = segment.maps(np.array([row]))[0]
         return out
 
+    def fine_maps(self, ids: Iterable[int] | Array) -> NDArray[np.float32]:
+        """Fine maps, (n, c, u, v), that lines are drawn from; InputError when the gallery does not keep them."""
+        if self.spec.fine_shape is None:
+            raise InputError(f"{self.folder} keeps no fine maps; build it with --store-lines")
+        places = self.places(ids)
+        found = [segment.fine_maps(np.array([row])) for segment, row in self._rows(places)]
+        return np.concatenate([np.empty((0, *self.spec.fine_shape), np.float32), *found])
+
     def _gather(self, arrays: Sequence[StoredArray], ids: Iterable[int] | Array, shape: tuple[int, ...]) -> Array:
         positions = self._positions[self.places(ids)]
         if len(arrays) == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -124,19 +124,50 @@ async def search_vector(service: Serving, asked: schemas.VectorRequest) -> Respo
 )
 async def explain(service: Serving, asked: schemas.ExplainRequest) -> Response:
     """Dist-CAM maps of a query and its matches, raw: they are coloured and enlarged by whoever shows them."""
-    if (asked.token is None) == (asked.id is None) and (asked.token is not None or asked.text is None):
-        raise ApiError(422, "name the query either by `token` or by `id`, or by its `text`", reason="input")
-    cached = None if asked.token is None else service.queries.get(asked.token)
+    query_of = _named(service, asked)
 
     def answer(retriever: Retriever) -> Response:
-        query = None if asked.id is None else _stored(retriever, asked.id)
-        if cached is not None:
-            query = ImageQuery("the image", None, cached.encoding, known_size=cached.size)
+        query = query_of(retriever)
         options = asked.model_dump(include={"against", "versus", "weighting", "space", "tau"})
         explanation = _Ranking(retriever, query, asked).matches.explain(**options)
         return json_answer(explanation_answer(explanation, both_sides=asked.both_sides))
 
     return await service.read(answer, step="explain")
+
+
+@router.post(
+    "/lines",
+    response_model=schemas.LinesAnswer,
+    responses=schemas.refusals(404, 409, 410),
+    summary="Which place of the query answers which place of a match",
+)
+async def lines(service: Serving, asked: schemas.LinesRequest) -> Response:
+    """Lines between a query and one match: they show likeness, not identity."""
+    query_of = _named(service, asked)
+
+    def answer(retriever: Retriever) -> Response:
+        found = _Ranking(retriever, query_of(retriever), asked).matches.lines(asked.rank, asked.lines)
+        return json_answer(schemas.LinesAnswer(**found.to_dict()))
+
+    return await service.read(answer, step="explain")
+
+
+def _named(
+    service: Service, asked: schemas.ExplainRequest | schemas.LinesRequest
+) -> Callable[[Retriever], ImageQuery | None]:
+    """The query that a request names by the token of a search or by the id of an image; None if by a text alone."""
+    by_text = isinstance(asked, schemas.ExplainRequest) and asked.text is not None
+    if (asked.token is None) == (asked.id is None) and (asked.token is not None or not by_text):
+        names = "`token` or by `id`" + (", or by its `text`" if isinstance(asked, schemas.ExplainRequest) else "")
+        raise ApiError(422, f"name the query either by {names}", reason="input")
+    cached = None if asked.token is None else service.queries.get(asked.token)
+
+    def query_of(retriever: Retriever) -> ImageQuery | None:
+        if cached is not None:
+            return ImageQuery("the image", None, cached.encoding, known_size=cached.size)
+        return None if asked.id is None else _stored(retriever, asked.id)
+
+    return query_of
 
 
 class _Ranking:
@@ -161,6 +192,7 @@ class _Ranking:
             where=asked.where,
             reject=getattr(asked, "reject", False),
             max_distance=getattr(asked, "max_distance", None),
+            verify=getattr(asked, "verify", 0),
             without=None if getattr(asked, "include_self", False) else self._stored,
         )
 

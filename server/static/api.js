@@ -74,4 +74,5 @@ export function searchUpload(blob, name, question, signal) {
 }
 
 export const searchStored = (id, question, signal) => post(address("search/stored"), { id, ...question }, signal);
+export const lines = (question, signal) => post(address("lines"), question, signal);
 export const explain = (question, signal) => post(address("explain"), question, signal);

@@ -1,8 +1,10 @@
 /** The matches: a listbox of cards, and the chosen one enlarged beside the query. */
 
+import { lines, pictureUrl } from "./api.js";
 import { byId, make, memory, say } from "./dom.js";
 import { draw } from "./maps.js";
 import { stored } from "./pictures.js";
+import { drawLines } from "./shared/lines.js";
 import { hasOneReference, heatOf, view } from "./view.js";
 import { digits, labelled } from "./words.js";
 
@@ -128,10 +130,28 @@ export function matchList(onSelect, onSearch) {
     byId("pair-query").setAttribute("aria-label", `The query with the map for match ${match.rank}`);
     byId("pair-facts").replaceChildren(...card.facts.cloneNode(true).childNodes);
     paintPair();
+    fillLines(match);
     if (match.has_picture) {
       const large = await stored(match.id, LARGE);
       if (large) card.large = large;
       paintPair();
+    }
+  }
+
+  /* Which place answers which, below the two maps; nothing where there is no image, or the query is not kept any more. */
+  async function fillLines(match) {
+    const place = byId("pair-lines"), picture = view.query?.picture;
+    place.hidden = true;
+    if (!match.has_picture || !picture) return;
+    try {
+      const found = await lines({ ...view.asked, rank: match.rank });
+      if (chosen()?.match !== match) return;
+      place.replaceChildren();
+      drawLines(place, [picture.src ?? picture.toDataURL("image/jpeg", 0.9), pictureUrl(match.id, SMALL)], found);
+      place.append(make("figcaption", { className: "soft", textContent: `${found.caption}. Lines show likeness, not identity.` }));
+      place.hidden = false;
+    } catch (error) {
+      if (error.status !== 0 && error.status !== 410 && error.status !== 422) say(error.message);
     }
   }
 

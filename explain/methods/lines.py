@@ -1,0 +1,162 @@
+"""Lines: the place on a match that answers each place on a query, from fine features of the same forward pass.
+
+Fine maps A (stride 8) say what lies at a place, the exact shares of the similarity (`pairwise_shares`, last map) say
+how much it counts. With F, G the unit vectors of A − μ, μ the gallery's channel mean:
+
+    D = softmax_j(F·G / τ) ∘ softmax_i(F·G / τ)        a place that many others resemble gets little
+    P = max(0, shares, enlarged bilinearly on both sides)
+    lines = mutual best pairs of D, of strength s = D · P, and one similarity transform with the largest Σ s of inliers
+
+Lines show likeness: a stranger in the same pose has many. How many unrelated images have is measured (`inliers_null`).
+
+Source: dual softmax: Rocco et al., Neighbourhood Consensus Networks, 2018; Sun et al., LoFTR, 2021, Eq. 2. Gate and
+exhaustive transform are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
+
+from ...errors import ShapeError
+from ..inputs import Metric
+from .correspondence import pairwise_shares
+from .geometry import SimilarityTransform, fit_similarity
+
+TAU = 0.05
+STRONGEST = 100
+LARGEST_GRID = 64 * 64  # cells; a finer map is averaged two by two, as the work grows with their square
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """One image as lines see it: unit vectors of its fine cells, and the map whose mean its embedding is.
+
+    Attributes:
+        cells: in reading order.
+        shape: rows and columns of the fine map.
+        response: see `fold`.
+    """
+
+    cells: Float[Tensor, "n c"]
+    shape: tuple[int, int]
+    response: Float[Tensor, "d h w"]
+
+    @classmethod
+    def of(
+        cls, fine: Float[Tensor, "c h w"], response: Float[Tensor, "d u v"], mean: Float[Tensor, " c"] | None = None
+    ) -> Places:
+        """The places of an image from its fine map, less the gallery's channel mean."""
+        while fine.shape[-2] * fine.shape[-1] > LARGEST_GRID:
+            fine = avg_pool2d(fine, 2, ceil_mode=True)
+        flat = fine.to(torch.float32).flatten(1).T
+        flat = flat if mean is None else flat - mean.to(flat)
+        length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+        return cls(flat / torch.where(length > 0, length, 1.0), (fine.shape[1], fine.shape[2]), response)
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """Pairs of places that answer one another, strongest first.
+
+    Attributes:
+        query: (row, column) of each line's cell on the query's fine map.
+        match: the same on the match's.
+        strength: D · P, at least 0.
+        transform: what most lines agree on, with its inliers; None where there is none.
+        query_shape: rows and columns of the query's fine map.
+        match_shape: of the match's.
+    """
+
+    query: Int[Tensor, "n 2"]
+    match: Int[Tensor, "n 2"]
+    strength: Float[Tensor, " n"]
+    transform: SimilarityTransform | None
+    query_shape: tuple[int, int]
+    match_shape: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.strength)
+
+    @property
+    def is_inlier(self) -> Bool[Tensor, " n"]:
+        """Of each line, whether it follows the transform."""
+        return torch.zeros(len(self), dtype=torch.bool) if self.transform is None else self.transform.is_inlier
+
+    @property
+    def inliers(self) -> int:
+        """The number of lines that follow the transform."""
+        return int(self.is_inlier.sum())
+
+    def strongest(self, limit: int = 20, *, inliers: bool = True) -> Lines:
+        """The strongest lines: those that follow the transform, or of all."""
+        chosen = (self.is_inlier if inliers else torch.ones_like(self.is_inlier)).nonzero()[:limit, 0]
+        transform = self.transform and replace(self.transform, is_inlier=self.is_inlier[chosen])
+        parts = self.query[chosen], self.match[chosen], self.strength[chosen]
+        return Lines(*parts, transform, self.query_shape, self.match_shape)
+
+
+def find_lines(
+    query: Places, match: Places, *, tau: float = TAU, strongest: int = STRONGEST, metric: Metric = "cosine"
+) -> Lines:
+    """The `strongest` lines between two images and the similarity transform that most of their strength agrees on.
+
+    Args:
+        query: its places.
+        match: its places, of the same channels; the grids may differ.
+        tau: of the dual softmax.
+        strongest: how many lines vote for a transform; the work grows with the square.
+        metric: "cosine", "dot" or "l2", as the gallery compares.
+
+    Raises:
+        ShapeError: the fine maps differ in channels.
+    """
+    if query.cells.shape[1] != match.cells.shape[1]:
+        raise ShapeError(
+            f"two fine maps of one layer have the same channels, got {query.cells.shape[1]} and {match.cells.shape[1]}"
+        )
+    place, partner, sharp = _mutual_best(query.cells, match.cells, tau)
+    shares = pairwise_shares(query.response, match.response, metric=metric).flatten(2).flatten(0, 1)
+    sides = zip((query, match), (place, partner), strict=True)
+    one, other = (_bilinear(_grid(side), side.shape).to(shares)[:, chosen].T for side, chosen in sides)
+    strength = sharp * ((one @ shares) * other).sum(1).clamp(min=0)
+    order = strength.argsort(descending=True, stable=True)[:strongest]
+    order = order[strength[order] > 0]
+    cells = [_row_column(chosen[order], side.shape[1]) for side, chosen in ((query, place), (match, partner))]
+    transform = fit_similarity(*(each.flip(1).float() for each in cells), strength[order])
+    return Lines(cells[0], cells[1], strength[order], transform, query.shape, match.shape)
+
+
+def _mutual_best(one: Tensor, other: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Cells that are each other's best in D, the first in reading order of equals, and D there."""
+    raised = (one @ other.T).div_(tau).exp_()  # at most e^(1/τ): no overflow down to τ = .012
+    root = raised.sum(1).rsqrt_()[:, None] * raised  # √D but for the columns' part, in the order of D
+    root *= raised.sum(0).rsqrt_()
+    best, best_back = root.amax(1), root.amax(0)
+    place, partner = ((root == best[:, None]) & (root == best_back)).nonzero(as_tuple=True)
+    for _ in range(2):  # of equals the first, on either side
+        is_first = torch.ones_like(place, dtype=torch.bool)
+        is_first[1:] = place[1:] != place[:-1]
+        order = partner[is_first].argsort(stable=True)
+        partner, place = place[is_first][order], partner[is_first][order]
+    return place, partner, best[place].square()
+
+
+def _grid(side: Places) -> tuple[int, int]:
+    return side.response.shape[-2], side.response.shape[-1]
+
+
+@lru_cache(maxsize=16)
+def _bilinear(coarse: tuple[int, int], fine: tuple[int, int]) -> Float[Tensor, "m n"]:
+    """The weights by which each of m coarse positions enters each of n fine ones."""
+    count = coarse[0] * coarse[1]
+    return interpolate(torch.eye(count).reshape(1, count, *coarse), fine, mode="bilinear")[0].flatten(1)
+
+
+def _row_column(cells: Tensor, columns: int) -> Tensor:
+    return torch.stack([cells.div(columns, rounding_mode="floor"), cells % columns], 1)

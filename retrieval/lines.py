@@ -1,0 +1,313 @@
+"""Lines between a query and its matches, and matches sorted anew by them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ImageError, InputError
+from ..explain.drawing.panels import Tile, grid
+from ..explain.drawing.rendering import draw_links
+from ..explain.methods.correspondence import pairwise_shares
+from ..explain.methods.lines import Lines, Places, find_lines
+from ..explain.verification import SAMPLE, count_alike, measure_scale, parse_verify
+from ..files import replacing
+from ..images import Box, read_image
+from ..metrics.distances import SearchSpec, comparable, distances_to
+from ..metrics.fusion import USUAL_FUSION, Fusion, LineScale
+from ..remarks import counted, remark
+from .evidence import Evidence, folded, gallery_weights
+from .ranking import Match, Ranking
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..explain.inputs import Metric
+    from .matches import Matches
+    from .retriever import Retriever
+
+Point = tuple[float, float]
+
+
+class Line(NamedTuple):
+    """A point (x, y) on the query and the place that answers it on the match, in pixels of each image."""
+
+    query: Point
+    match: Point
+    strength: float
+
+
+@dataclass(frozen=True, eq=False)
+class MatchLines:
+    """The lines between a query and one match, strongest first. They show likeness, not identity.
+
+    Attributes:
+        match: the gallery image.
+        lines: the strongest that follow one similarity transform; without one the strongest of all.
+        inliers: how many lines follow the transform.
+        candidates: out of how many.
+        scale: how many do so on unrelated images of the gallery.
+        found: every candidate, in cells of the fine maps.
+    """
+
+    match: Match
+    lines: tuple[Line, ...]
+    inliers: int
+    candidates: int
+    scale: LineScale
+    found: Lines = field(repr=False)
+    _ranking: Ranking = field(repr=False)
+
+    @property
+    def has_geometry(self) -> bool:
+        """True if more lines agree than on 99 of 100 unrelated pairs."""
+        return self.inliers > self.scale.null[2]
+
+    @property
+    def caption(self) -> str:
+        """The lines in words."""
+        usual = f"unrelated images: {self.scale.null[0]}"
+        alike = f"{self.inliers} of {counted(self.candidates, 'place')} lie alike; {usual}"
+        return alike if self.has_geometry else f"no common geometry ({alike})"
+
+    def show(self, *, tile_size: int = 480) -> Image:
+        """Query and match side by side with their lines: as wide as they are strong, thin grey without geometry."""
+        return grid([[self.tile()]], tile_size=tile_size)
+
+    def tile(self) -> Tile:
+        """What `show` draws, for a grid of several."""
+        query, match = self._ranking.query.image, read_image(self.match.file)
+        joined = draw_links(query, match, self.lines, is_faint=not self.has_geometry)
+        return Tile(joined, title=f"query, and {self.match.rank} · {self.match.label or '–'}", caption=self.caption)
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write what `show` draws (`.png`, `.jpg`), or the lines as arrays (`.npz`).
+
+        Raises:
+            InputError: any other ending.
+        """
+        path = Path(path)
+        kind = path.suffix.lower()
+        if kind not in (".png", ".jpg", ".jpeg", ".npz"):
+            raise InputError(f"{path.name}: lines are saved as .png, .jpg or .npz")
+        with replacing(path) as aside:
+            if kind == ".npz":
+                np.savez_compressed(aside, **self.to_arrays())
+            else:
+                self.show().save(aside)
+        return path
+
+    def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The lines as plain arrays."""
+        return {
+            "query_points": np.array([line.query for line in self.lines], float).reshape(-1, 2),
+            "match_points": np.array([line.match for line in self.lines], float).reshape(-1, 2),
+            "strengths": np.array([line.strength for line in self.lines], float),
+            "inliers": np.array(self.inliers),
+            "candidates": np.array(self.candidates),
+            "null": np.array(self.scale.null),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The lines and the shares of all pairs of positions as JSON-able values, in fractions of both images."""
+        evidence, retriever = Evidence(self._ranking, "metric"), self._ranking.retriever
+        answer = evidence.match_response((self.match.rank,))[0]
+        shares = pairwise_shares(evidence.query_response.map[0], answer, metric=retriever.lines.metric)
+        sizes = self._ranking.query.size, read_image(self.match.file).size
+        views = [retriever.encoder.transform.view(*size) for size in sizes]
+        shapes = shares.shape[:2], shares.shape[2:]
+        shares = shares / shares.abs().amax().clamp(min=1e-30)
+        strongest = max((line.strength for line in self.lines), default=1.0)
+        return {
+            "caption": self.caption,
+            "has_geometry": self.has_geometry,
+            "inliers": self.inliers,
+            "candidates": self.candidates,
+            "null": list(self.scale.null),
+            "lines": [
+                [
+                    *_fractions(line.query, sizes[0]),
+                    *_fractions(line.match, sizes[1]),
+                    round(line.strength / strongest, 4),
+                ]
+                for line in self.lines
+            ],
+            "sizes": [list(size) for size in sizes],
+            "views": [list(view.scaled(1 / w, 1 / h)) for view, (w, h) in zip(views, sizes, strict=True)],
+            "shapes": [list(shape) for shape in shapes],
+            "shares": [float(f"{share:.3g}") for share in shares.flatten().tolist()],
+        }
+
+
+def _fractions(point: Point, size: tuple[int, int]) -> tuple[float, float]:
+    return round(point[0] / size[0], 4), round(point[1] / size[1], 4)
+
+
+def lines_sheet(matches: Sequence[MatchLines | None], *, tile_size: int = 480) -> Image:
+    """The lines of several matches, two beside one another."""
+    tiles = [each.tile() for each in matches if each is not None]
+    if not tiles:
+        raise InputError("there is no match whose image can be shown, so there are no lines")
+    return grid([tiles[start : start + 2] for start in range(0, len(tiles), 2)], tile_size=tile_size)
+
+
+def lines_of(ranking: Ranking, rank: int, *, k: int = 20) -> MatchLines:
+    """The lines between a query and one of its matches, see `Matches.lines`."""
+    if k < 1:
+        raise InputError(f"k must be at least 1 line, got {k}")
+    match, finder = ranking.at_rank(rank), ranking.retriever.lines
+    query, (answer,) = finder.query_places(ranking), finder.match_places(ranking, (rank,))
+    found = find_lines(query, answer, metric=finder.metric)
+    least = finder.scale.null[2]
+    shown = found.strongest(k, inliers=found.inliers > least)
+    transform = ranking.retriever.encoder.transform
+    views = transform.view(*ranking.query.size), transform.view(*read_image(match.file).size)
+    ours = _middles(shown.query, views[0], found.query_shape)
+    theirs = _middles(shown.match, views[1], found.match_shape)
+    drawn = tuple(Line(*each) for each in zip(ours, theirs, shown.strength.tolist(), strict=True))
+    return MatchLines(match, drawn, found.inliers, len(found), finder.scale, found, ranking)
+
+
+def _middles(cells: Tensor, view: Box, shape: tuple[int, int]) -> list[Point]:
+    """The middles of cells (row, column) of a map that divides a view evenly."""
+    return [
+        (view.left + (column + 0.5) / shape[1] * view.width, view.top + (row + 0.5) / shape[0] * view.height)
+        for row, column in cells.tolist()
+    ]
+
+
+class LineFinder:
+    """The places of a retriever's images, and the scale of its gallery's lines; one belongs to each retriever.
+
+    Args:
+        retriever: whose images.
+        layer: to read fine maps from; by default the gallery's, or the last block with stride 8.
+    """
+
+    def __init__(self, retriever: Retriever, layer: str = "auto") -> None:
+        self._retriever = retriever
+        self._wanted = layer
+
+    @property
+    def metric(self) -> Metric:
+        """By which shares are divided: the gallery's, of l1 the cosine, as l1 does not divide."""
+        metric: Metric = self._retriever.gallery.metric
+        return "cosine" if metric == "l1" else metric
+
+    @cached_property
+    def layer(self) -> str:
+        """The layer that fine maps are read from; from now on encodings bring them."""
+        gallery, kept = self._retriever.gallery, self._kept
+        if kept is None and gallery.spec.fine_shape is not None:
+            raise InputError(f"{gallery.folder} keeps fine maps of another layer than {self._wanted!r}")
+        return self._retriever.inference.fine.read(self._wanted if kept is None else kept.layer)
+
+    @property
+    def _kept(self) -> LineScale | None:
+        """The scale that the gallery keeps, unless another layer was named."""
+        kept = self._retriever.gallery.manifest.lines
+        return kept if kept is not None and self._wanted in ("auto", kept.layer) else None
+
+    @cached_property
+    def scale(self) -> LineScale:
+        """What lines are measured against: kept with the gallery, or measured on some of its images now."""
+        kept = self._kept
+        return kept if kept is not None and kept.is_measured else self.measured()
+
+    def keep(self) -> LineScale:
+        """Measure the scale now, and keep it with the gallery."""
+        self.__dict__["scale"] = scale = self.measured(is_said=False)
+        self._retriever.gallery.keep_lines(scale)
+        return scale
+
+    def measured(self, most: int = SAMPLE, *, is_said: bool = True) -> LineScale:
+        """The scale of images spread evenly over the gallery; those whose files are gone are passed over."""
+        gallery, layer = self._retriever.gallery, self.layer
+        ids = gallery.ids[np.unique(np.linspace(0, len(gallery) - 1, min(most, len(gallery))).round().astype(int))]
+        records = gallery.records(ids)
+        if gallery.spec.fine_shape is None:
+            records = [record for record in records if gallery.file(record).is_file()]
+        if not records:
+            raise InputError(f"none of the images of {gallery.folder} is where it was, so lines cannot be measured")
+        numbers = np.array([record.id for record in records], np.uint64)
+        if gallery.spec.fine_shape is not None:
+            fine, maps = torch.from_numpy(gallery.fine_maps(numbers)), torch.from_numpy(gallery.maps(numbers))
+        else:
+            encoding = self._retriever.inference.encode_images([gallery.file(record) for record in records])
+            assert encoding.fine is not None
+            fine, maps = encoding.fine.cpu(), encoding.feature_map
+        if is_said:
+            remark(
+                "what lines are measured against is not kept with the gallery: measured on "
+                f"{counted(len(records), 'image')} of it now; `distcam index calibrate --lines` keeps it",
+                stacklevel=5,
+            )
+        weights = gallery_weights(gallery, self._retriever.encoder, records, shape=(maps.shape[-2], maps.shape[-1]))
+        response = folded(self._retriever.inference, maps, None if weights is None else torch.stack(weights)).map
+        vectors = gallery.embeddings(numbers)
+        spec = SearchSpec(vectors.shape[1], gallery.metric)
+        ready = comparable(spec, vectors)
+        distances = torch.tensor(np.stack([distances_to(spec, each, ready) for each in ready]))
+        similarity = self._retriever.similarity(0.0) - distances
+        return measure_scale(fine, response, similarity, layer=layer, metric=self.metric)
+
+    def query_places(self, ranking: Ranking) -> Places:
+        """The places of the query, whose fine map comes from its own forward pass if lines were asked for then."""
+        query, layer, scale = ranking.query, self.layer, self.scale
+        fine = query.encoding.fine
+        if fine is None:
+            if query.source is None:
+                raise InputError(f"{query.name} has no image: lines need one")
+            fine = self._retriever.inference.encode_images([query.source]).fine
+        assert fine is not None, layer
+        return Places.of(fine[0].cpu(), Evidence(ranking, "metric").query_response.map[0], torch.tensor(scale.mean))
+
+    def match_places(self, ranking: Ranking, ranks: Sequence[int]) -> list[Places]:
+        """The places of some matches: from the gallery, or of the matched images, which are encoded once."""
+        _, scale = self.layer, self.scale
+        fine = ranking.fine_maps[[rank - 1 for rank in ranks]]
+        response = Evidence(ranking, "metric").match_response(tuple(ranks))
+        mean = torch.tensor(scale.mean)
+        return [Places.of(one, other, mean) for one, other in zip(fine, response, strict=True)]
+
+
+def sorted_by_lines(matches: Matches, verify: int | str, *, fusion: Fusion | None = None) -> Matches:
+    """The same matches, the first of which are sorted anew by the mean of two probabilities of "the same".
+
+    One is calibrated on the similarity, one on the number of lines that agree. Matches whose images are gone stay where
+    they are, with a remark; those behind the first K too.
+    """
+    name, most = parse_verify(verify)
+    head = matches.matches[:most]
+    if len(head) < 2:
+        return matches
+    try:
+        counts = inliers_of(matches, len(head), name)
+    except (ImageError, InputError) as error:
+        remark(f"{matches.query.name}: not verified by {name}: {error}", stacklevel=4)
+        return matches
+    retriever = matches.retriever
+    kept = retriever.gallery.manifest.verification
+    fusion = fusion or (USUAL_FUSION if kept is None or name != "lines" else kept.fusion)
+    same = fusion([match.similarity for match in head], counts, retriever.lines.scale)
+    order = np.argsort(-same, kind="stable").tolist()
+    judged = [replace(head[place], inliers=counts[place], same=float(same[place])) for place in order]
+    ranked = [replace(match, rank=rank) for rank, match in enumerate([*judged, *matches.matches[most:]], start=1)]
+    return matches.reordered(ranked, [*order, *range(len(head), len(matches))], verify=f"{name}:{most}")
+
+
+def inliers_of(matches: Ranking, count: int, name: str = "lines") -> list[int]:
+    """How many places of the query lie alike on each of the first matches."""
+    finder = matches.retriever.lines
+    if name != "lines":
+        return count_alike(name, matches.query.image, [match.file for match in matches.matches[:count]])
+    query = finder.query_places(matches)
+    return count_alike(name, query, finder.match_places(matches, range(1, count + 1)), metric=finder.metric)
