@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...encoders import Encoder, Encoding
 from ...encoders.heads import Identity
 from ...encoders.layers import closest
-from ...errors import InputError
-from ...explain import METHODS, WEIGHTINGS, Similarity, Weighting, dist_cam, explain_image, fold
+from ...errors import InputError, MissingExtraError
+from ...explain import METHODS, WEIGHTINGS, Similarity, Weighting, channel_weights, dist_cam, explain_image, fold
+from ...explain.layer_runs import undisturbed
 from ...explain.methods.dist_cam import WeightOptions
 from ...metrics import Metric
 from .references import LinearClassifier, References, linear_probe
 
-Kind = Literal["weighting", "classifier", "probe", "gradient", "floor"]
+Kind = Literal["weighting", "shares", "classifier", "probe", "gradient", "torchcam", "floor"]
 
 DEFAULT_METHODS = (
     "cam",
@@ -38,7 +39,9 @@ DEFAULT_METHODS = (
     "hirescam",
 )
 FLOORS = ("caam", "random", "centre", "full")  # in every table, asked for or not
-_CLASSIFIERS: dict[str, Kind] = {"cam": "classifier", "cam_probe": "probe"}
+SHARES = "q*s"  # SFAM, arXiv:2506.01636: a channel weighs what it adds to the similarity
+_CLASSIFIERS: dict[str, Kind] = {"cam": "classifier", "cam_probe": "probe", SHARES: "shares"}
+_TORCHCAM = "torchcam:"  # a class of `torchcam.methods`, asked for the similarity
 _CLOSED = {"cam", "caam", "distcam"}  # methods of `explain_image` that have a row of their own
 
 
@@ -71,6 +74,8 @@ def parse_methods(names: Sequence[str]) -> tuple[MapMethod, ...]:
             methods.append(MapMethod(name, "weighting", {"tau": float(value)} if option else {}))
         elif name in kinds:
             methods.append(MapMethod(name, kinds[name]))
+        elif name.startswith(_TORCHCAM):
+            methods.append(MapMethod(name, "torchcam", {"extractor": _extractor(name.removeprefix(_TORCHCAM))}))
         else:
             nearest = closest(base, [*WEIGHTINGS, *kinds])
             raise InputError(f"no method {name!r}, nearest: {nearest}; a weighting may end in @tau=NUMBER")
@@ -124,27 +129,71 @@ class MapMaker:
                 options: WeightOptions = {"metric": self.metric, "weighting": weighting, "mean": self.mean}
                 made[method.name] = dist_cam(response, references, **options, **method.options)
             elif method.kind == "floor":
-                made[method.name] = self._floor(response, method.name, classes.shape[1])
+                made[method.name] = self._floor(response, method.name, classes.shape[1], pixels)
+            elif method.kind == "shares":
+                weights = channel_weights(response.mean((-2, -1)), references, metric=self.metric, weighting="dot")
+                made[method.name] = torch.einsum("bmk,bk,bkhw->bmhw", weights, response.mean((-2, -1)), response)
             elif method.kind == "gradient":
                 weight = next(self.encoder.parameters())
                 images = self.encoder.transform.normalise(pixels.to(weight.device))
                 target = Similarity(references.to(weight.device), metric=self.metric)
                 found = explain_image(self.encoder, images, target=target, method=method.name)
                 made[method.name] = found.maps.to(references.device)
+            elif method.kind == "torchcam":
+                made[method.name] = _torchcams(self.encoder, pixels, references, self.metric, **method.options)
             else:
                 weights = self.classifiers[method.kind].weight[classes]
                 made[method.name] = torch.einsum("bmk,bkhw->bmhw", weights, pooled)
         return made
 
-    def _floor(self, response: Tensor, name: str, questions: int) -> Tensor:
+    def _floor(self, response: Tensor, name: str, questions: int, pixels: Tensor) -> Tensor:
         b, _, height, width = response.shape
         if name == "caam":
             return dist_cam(response, response.mean((-2, -1))[:, None], weighting="caam").expand(-1, questions, -1, -1)
         if name == "random":  # another one for each question: it depends on nothing
             return torch.rand(b, questions, height, width, generator=self.generator).to(response.device)
-        size = (self.encoder.transform.height, self.encoder.transform.width)
+        size = (pixels.shape[-2], pixels.shape[-1])
         flat = torch.ones(size)
         if name == "centre":  # a pyramid, 1 in the middle: at threshold t its box is centred and has 1 - t of the sides
             rows, columns = (1 - (2 * (torch.arange(n) + 0.5) / n - 1).abs() for n in size)
             flat = torch.minimum(rows[:, None], columns)
         return flat.to(response.device).expand(b, questions, *size)
+
+
+def _extractor(name: str) -> Any:
+    """A class of torchcam by name."""
+    try:
+        from torchcam import methods
+    except ImportError as error:
+        raise MissingExtraError("maps of torchcam need the package torchcam: pip install 'distcam[bench]'") from error
+    found = getattr(methods, name, None)
+    if not isinstance(found, type):
+        raise InputError(f"torchcam has no {name!r}, nearest: {closest(name, [*methods.__all__])}")
+    return found
+
+
+class _Similarities(nn.Module):
+    """An encoder whose output are similarities to references, as a network that torchcam can ask for a class."""
+
+    def __init__(self, encoder: Encoder, references: Tensor, metric: Metric) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.target = Similarity(references, metric=metric)
+
+    def forward(self, images: Tensor) -> Tensor:
+        encoding = self.encoder(images)
+        return self.target.fix(encoding)(encoding, torch.arange(len(images)))
+
+
+def _torchcams(encoder: Encoder, pixels: Tensor, references: Tensor, metric: Metric, *, extractor: Any) -> Tensor:
+    """Maps (b, m, rows, columns) of torchcam."""
+    device = next(encoder.parameters()).device
+    made = []
+    with undisturbed(encoder), torch.enable_grad():
+        for image, own in zip(encoder.transform.normalise(pixels.to(device)), references.to(device), strict=True):
+            network = _Similarities(encoder, own[None], metric)
+            for question in range(len(own)):
+                with extractor(network, target_layer="encoder.backbone") as maps:
+                    scores = network(image[None].requires_grad_())
+                    made.append(maps(question, scores, normalized=False)[0][0].detach())
+    return torch.stack(made).reshape(*references.shape[:2], *made[0].shape).to(references.device)
