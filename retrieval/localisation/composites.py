@@ -58,7 +58,7 @@ def split_off(
 def draw_composites(
     images: Sequence[Photograph], n: int, grid: Grid, *, generator: torch.Generator
 ) -> list[tuple[Photograph, ...]]:
-    """n composites of photographs of different classes, classes and images taken in turn; none if there are too few."""
+    """N composites of photographs of different classes, classes and images taken in turn; none if there are too few."""
     by_class: dict[str, list[Photograph]] = {}
     for place in torch.randperm(len(images), generator=generator).tolist():
         by_class.setdefault(images[place].label, []).append(images[place])

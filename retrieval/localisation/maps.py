@@ -18,7 +18,7 @@ from ...explain import METHODS, WEIGHTINGS, Similarity, Weighting, channel_weigh
 from ...explain.layer_runs import undisturbed
 from ...explain.methods.dist_cam import WeightOptions
 from ...metrics import Metric
-from .references import LinearClassifier, References, linear_probe
+from .references import BACKGROUNDS, LinearClassifier, References, linear_probe
 
 Kind = Literal["weighting", "shares", "classifier", "probe", "gradient", "torchcam", "floor"]
 
@@ -57,7 +57,8 @@ class MapMethod:
 def parse_methods(names: Sequence[str]) -> tuple[MapMethod, ...]:
     """The methods of these names, each once, and the floors after them.
 
-    A weighting may carry its softness, as in "dist@tau=0.1"; "dist@tau=0" is the paper's formula to the letter.
+    A weighting may carry its softness, as in "dist@tau=0.1"; "dist@tau=0" is the paper's formula to the letter. What
+    `root_ratio` compares with stands behind it likewise: "root_ratio@mean=max", or gallery, border, half.
 
     >>> [method.name for method in parse_methods(["dist@tau=0", "hirescam"])]
     ['dist@tau=0', 'hirescam', 'caam', 'random', 'centre', 'full']
@@ -67,7 +68,9 @@ def parse_methods(names: Sequence[str]) -> tuple[MapMethod, ...]:
     methods = []
     for name in dict.fromkeys([*names, *FLOORS]):
         base, _, option = name.partition("@")
-        if base in WEIGHTINGS:
+        if base == "root_ratio" and option.removeprefix("mean=") in BACKGROUNDS:
+            methods.append(MapMethod(name, "weighting", {"mean": option.removeprefix("mean=")}))
+        elif base in WEIGHTINGS:
             key, _, value = option.partition("=")
             if option and (key != "tau" or not re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", value)):
                 raise InputError(f"method {name!r}: expected `@tau=NUMBER` with a number of 0 or more")
@@ -88,8 +91,7 @@ class MapMaker:
 
     encoder: Encoder
     methods: tuple[MapMethod, ...]
-    metric: Metric
-    mean: Tensor
+    references: References
     classifiers: Mapping[Kind, LinearClassifier]
     generator: torch.Generator
 
@@ -116,7 +118,7 @@ class MapMaker:
             classifiers["classifier"] = classifier.for_references(references)
         if "probe" in kinds:
             classifiers["probe"] = linear_probe(references)
-        return cls(encoder, methods, references.metric, references.mean, classifiers, generator)
+        return cls(encoder, methods, references, classifiers, generator)
 
     def maps(self, encoding: Encoding, pixels: Tensor, references: Tensor, classes: Tensor) -> dict[str, Tensor]:
         """Raw maps (b, m, rows, columns) by method, in the order of `methods`."""
@@ -125,26 +127,42 @@ class MapMaker:
         made = {}
         for method in self.methods:
             if method.kind == "weighting":
-                weighting = cast(Weighting, method.name.partition("@")[0])
-                options: WeightOptions = {"metric": self.metric, "weighting": weighting, "mean": self.mean}
-                made[method.name] = dist_cam(response, references, **options, **method.options)
+                made[method.name] = self._weighted(method, response, references)
             elif method.kind == "floor":
                 made[method.name] = self._floor(response, method.name, classes.shape[1], pixels)
             elif method.kind == "shares":
-                weights = channel_weights(response.mean((-2, -1)), references, metric=self.metric, weighting="dot")
+                weights = channel_weights(
+                    response.mean((-2, -1)), references, metric=self.references.metric, weighting="dot"
+                )
                 made[method.name] = torch.einsum("bmk,bk,bkhw->bmhw", weights, response.mean((-2, -1)), response)
             elif method.kind == "gradient":
                 weight = next(self.encoder.parameters())
                 images = self.encoder.transform.normalise(pixels.to(weight.device))
-                target = Similarity(references.to(weight.device), metric=self.metric)
+                target = Similarity(references.to(weight.device), metric=self.references.metric)
                 found = explain_image(self.encoder, images, target=target, method=method.name)
                 made[method.name] = found.maps.to(references.device)
             elif method.kind == "torchcam":
-                made[method.name] = _torchcams(self.encoder, pixels, references, self.metric, **method.options)
+                made[method.name] = _torchcams(
+                    self.encoder, pixels, references, self.references.metric, **method.options
+                )
             else:
                 weights = self.classifiers[method.kind].weight[classes]
                 made[method.name] = torch.einsum("bmk,bkhw->bmhw", weights, pooled)
         return made
+
+    def _weighted(self, method: MapMethod, response: Tensor, references: Tensor) -> Tensor:
+        weighting = cast(Weighting, method.name.partition("@")[0])
+        options: WeightOptions = {
+            "metric": self.references.metric,
+            "weighting": weighting,
+            "mean": self.references.mean,
+        }
+        if weighting == "root_ratio":
+            kind = method.options.get("mean", "gallery")
+            options["mean"], options["magnitude"] = self.references.background(kind)
+        else:
+            options["tau"] = method.options.get("tau", 1.0)
+        return dist_cam(response, references, **options)
 
     def _floor(self, response: Tensor, name: str, questions: int, pixels: Tensor) -> Tensor:
         b, _, height, width = response.shape

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from ...encoders import Inference
+from ...encoders import Encoder, Encoding, Inference
 from ...encoders.layers import plain_name
 from ...encoders.regions import MaskPooling, pooled_under
 from ...encoders.weight_files import fetch_imagenet, read_state_dict
 from ...errors import InputError
+from ...explain.folding import fold
 from ...explain.targets import distances
 from ...images import Listing, read_image
 from ...images.masks import MaskFolder
@@ -27,6 +28,7 @@ from ...progress import Progress
 from ...remarks import remark
 
 Reference = Literal["prototypes", "nearest"]
+BACKGROUNDS = ("gallery", "border", "max", "half")
 Images = Iterable[tuple[Path, str]]
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
 
@@ -39,6 +41,7 @@ class EncodedBothWays:
     whole: tuple[Tensor, Tensor]
     masked: tuple[Tensor, Tensor]
     has_mask: Bool[Tensor, " n"]
+    border: Float[Tensor, "n d"] | None = None
     skipped: tuple[str, ...] = ()
 
 
@@ -75,21 +78,33 @@ def encode_both_ways(
             own = [weights.pop(file) for file, _ in batch.items]
             found += [(file, each is not None) for (file, _), each in zip(batch.items, own, strict=True)]
             both = (batch.encoding, pooled_under(inference.encoder, batch.encoding, own))
-            vectors.append(tuple(each.cpu() for encoding in both for each in (encoding.pooled, encoding.embedding)))
+            whole = [each for encoding in both for each in (encoding.pooled, encoding.embedding)]
+            vectors.append(tuple(each.cpu() for each in (*whole, _borders(inference.encoder, batch.encoding))))
         if progress is not None:
             progress(len(found) + len(skipped))
     if under is not None:
         under.tell()
     if not found:
         raise InputError(f"none of the images could be used; the first: {[*skipped, 'there are none'][0]}")
-    pooled, embedding, pooled_masked, embedding_masked = (torch.cat(part) for part in zip(*vectors, strict=True))
+    pooled, embedding, pooled_masked, embedding_masked, border = (
+        torch.cat(part) for part in zip(*vectors, strict=True)
+    )
     return EncodedBothWays(
         files=tuple(file for file, _ in found),
         whole=(pooled, embedding),
         masked=(pooled_masked, embedding_masked),
         has_mask=torch.tensor([has_mask for _, has_mask in found]),
+        border=border,
         skipped=tuple(skipped),
     )
+
+
+def _borders(encoder: Encoder, encoding: Encoding) -> Tensor:
+    """The mean over the outermost places of each image's response map, (b, d)."""
+    response = fold(encoding.feature_map, pooling=encoder.pooling, head=encoder.head).map
+    edge = torch.ones(response.shape[-2:], dtype=torch.bool, device=response.device)
+    edge[1:-1, 1:-1] = False
+    return response[..., edge].mean(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +119,8 @@ class References:
         embeddings: (n, d), raw.
         prototypes: (c, d), in the space that ranks.
         mean: (d,), of all embeddings in the space that ranks.
+        magnitude: (d,), mean absolute value, likewise.
+        border: (d,), mean over the outermost places of the response maps, likewise; None where no map was at hand.
         metric: how embeddings are compared.
         skipped: images that could not be read, with the reason.
     """
@@ -115,7 +132,9 @@ class References:
     embeddings: Tensor
     prototypes: Tensor
     mean: Tensor
+    magnitude: Tensor
     metric: Metric
+    border: Tensor | None = None
     skipped: tuple[str, ...] = ()
 
     @classmethod
@@ -141,17 +160,45 @@ class References:
             bare = next(record.path for record in listing if record.label is None)
             message = f"{len(listing) - len(label_of):,} of {len(listing):,} references have no label and are left out"
             remark(f"{message}, such as {bare}", strict=strict)
+        return cls._encoded(label_of, images, inference, metric, masks=masks, strict=strict, progress=progress)
+
+    @classmethod
+    def of_photographs(
+        cls,
+        photographs: Iterable[tuple[Path, str]],
+        inference: Inference,
+        *,
+        metric: Metric = "cosine",
+        strict: bool = False,
+        progress: Progress | None = None,
+    ) -> References:
+        """References of files with a label each, one forward pass each; errors as of `encode`."""
+        label_of = dict(photographs)
+        images = [(file, str(file)) for file in label_of]
+        return cls._encoded(label_of, images, inference, metric, strict=strict, progress=progress)
+
+    @classmethod
+    def _encoded(
+        cls,
+        label_of: Mapping[Path, str | None],
+        images: Sequence[tuple[Path, str]],
+        inference: Inference,
+        metric: Metric,
+        *,
+        masks: MaskFolder | None = None,
+        strict: bool,
+        progress: Progress | None,
+    ) -> References:
         report = None if progress is None else lambda done: progress(done, len(images))
         found = encode_both_ways(images, inference, masks, strict=strict, progress=report)
         names = [label_of[file] or "" for file in found.files]
         if len(set(names)) < 2:
-            raise InputError(
-                f"the references in {listing.root} have {len(set(names))} classes; at least two are compared"
-            )
+            raise InputError(f"the references have {len(set(names))} classes; at least two are compared")
         if found.skipped:
             count = len(found.skipped)
             remark(f"{count:,} references cannot be used and are left out, the first: {found.skipped[0]}")
-        return cls.of(names, *found.masked, metric=metric, files=found.files, skipped=found.skipped)
+        given: dict[str, Any] = {"metric": metric, "files": found.files, "skipped": found.skipped}
+        return cls.of(names, *found.masked, border=found.border, **given)
 
     @classmethod
     def of(
@@ -161,10 +208,11 @@ class References:
         embeddings: Tensor,
         *,
         metric: Metric = "cosine",
+        border: Tensor | None = None,
         files: Sequence[Path] = (),
         skipped: Sequence[str] = (),
     ) -> References:
-        """References whose vectors are known: the label of each, its pooled vector, and its embedding."""
+        """References whose vectors are known: the label of each, its pooled vector, its embedding, and its border."""
         store = PrototypeStore(pooled_dim=pooled.shape[1], embedding_dim=embeddings.shape[1], metric=metric)
         store.add(list(names), pooled.numpy(), embeddings.numpy())
         place = {label: number for number, label in enumerate(store.labels)}
@@ -176,7 +224,9 @@ class References:
             embeddings=embeddings,
             prototypes=torch.from_numpy(store.all_embeddings()),
             mean=torch.from_numpy(store.mean_embedding()),
+            magnitude=_in_space(embeddings, embeddings, metric).abs().mean(0),
             metric=metric,
+            border=None if border is None else _in_space(border, embeddings, metric).mean(0),
             skipped=tuple(skipped),
         )
 
@@ -208,6 +258,33 @@ class References:
             if file in place:
                 found[row, place[file]] = torch.inf
         return found
+
+    def background(self, kind: str) -> tuple[Tensor, Tensor]:
+        """What `root_ratio` compares with: mean and magnitude of "gallery", "border", "max" (the larger), or "half".
+
+        Raises:
+            InputError: another kind, or the border where no map was at hand.
+        """
+        if kind == "gallery":
+            return self.mean, self.magnitude
+        if self.border is None or kind not in BACKGROUNDS:
+            raise InputError(
+                f"no background {kind!r} here; choose gallery, or with feature maps {', '.join(BACKGROUNDS)}"
+            )
+        size = self.border.abs()
+        if kind == "border":
+            return self.border, size
+        if kind == "half":
+            return (self.mean + self.border) / 2, (self.magnitude + size) / 2
+        return torch.where(self.mean.abs() >= size, self.mean, self.border), torch.maximum(self.magnitude, size)
+
+
+def _in_space(vectors: Tensor, embeddings: Tensor, metric: Metric) -> Tensor:
+    """Vectors of images in the space that ranks: for the cosine divided by the length of the image's embedding."""
+    if metric != "cosine":
+        return vectors
+    length = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
+    return vectors / torch.where(length > 0, length, 1.0)
 
 
 class LinearClassifier(NamedTuple):
