@@ -1,3 +1,4 @@
+from ..encoders.folding import fold
 from ..metrics.localisation import energy_in_box, peak_in_box
 from ..metrics.maps import is_constant, normalise, rectify, upsample
 from .checks.faithfulness import Faithfulness, measure_faithfulness
@@ -5,7 +6,6 @@ from .checks.sanity import match_sensitivity
 from .drawing.panels import DrawStyle, Tile, grid, map_tiles
 from .drawing.rendering import colourise, contour, draw_box, overlay
 from .engine import METHODS, ActivationMaps, explain_image
-from .folding import fold
 from .inputs import METRICS, NORMS, WEIGHTINGS, Norm, Weighting
 from .layer_runs import LayerRun, capture
 from .methods.correspondence import Correspondence, correspondence

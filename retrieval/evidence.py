@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..encoders import Encoder
+from ..encoders.folding import Response, fold
 from ..encoders.heads import Identity
 from ..encoders.regions import MaskPooling, weights_of
 from ..errors import ImageError, InputError
-from ..explain.folding import Response, fold
 from ..explain.inputs import NEEDS_MEAN
 from ..images.masks import MaskFolder, read_mask
 from ..index.storage.segments import MASK_COLUMN, NO_MASK

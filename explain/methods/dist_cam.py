@@ -35,9 +35,7 @@ from ..inputs import (
     refuse_non_finite,
 )
 
-LINEAR = frozenset(
-    {"root_ratio", "dot", "dot_centered", "gradcam_cos"}
-)  # their scale has a meaning, so `norm` leaves them alone
+LINEAR = frozenset({"root_ratio", "dot", "dot_centered", "gradcam_cos"})  # their scale has a meaning: no `norm`
 LITERAL_EPS = 1e-12
 ROUNDING = 1e-3  # of the mean magnitude: below this a D is the rounding of half precision, not a difference
 RARE = 0.1  # of the mean over channels: both ratios treat channels the gallery has less of as equally rare
@@ -69,7 +67,8 @@ def dist_cam(
 
     The scale of the map: with `norm="sum"` and non-negative features it is a weighted mean of the channels, comparable
     across references. `dot` sums over its positions to the dot product (to the cosine, for that metric),
-    `dot_centered` to the dot product with `references - mean`, `root_ratio` to that with its weights, `gradcam_cos` to 0.
+    `dot_centered` to the dot product with `references - mean`, `root_ratio` to that with its weights, and `gradcam_cos`
+    to 0.
 
     Args:
         response_map: channels of the query; leading dimensions are a batch, and references are given for each entry.
@@ -163,8 +162,8 @@ def channel_weights(
         norm: one of `NORMS`; it does not concern `root_ratio`, `dot`, `dot_centered` and `gradcam_cos`, whose scale has
             a meaning.
         mean: the gallery's mean vector, for "dist*excess", "log_ratio", and "dot_centered". With the cosine metric it
-            is the mean of the unit vectors, not scaled to length 1 itself. "root_ratio" takes the mean of the gallery's background, or both
-            together, as well.
+            is the mean of the unit vectors, not scaled to length 1 itself. "root_ratio" takes the mean of the
+            gallery's background, or both together, as well.
         magnitude: the mean size of each channel in the gallery's vectors, for "root_ratio"; None: that of `mean`.
         live: which channels of the query's map are not zero everywhere; by default those whose pooled value is not.
 
