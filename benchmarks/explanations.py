@@ -29,7 +29,12 @@ from distcam.images.boxes.joined import BoxedImages, boxed_images
 from distcam.metrics.intervals import bootstrap_weights
 from distcam.retrieval import References, localise, read_classifier
 from distcam.retrieval.localisation.composites import Photograph, split_off
-from distcam.retrieval.localisation.explanations import ExplanationTable, benchmark_explanations, default_methods
+from distcam.retrieval.localisation.explanations import (
+    DEFAULT,
+    ExplanationTable,
+    benchmark_explanations,
+    default_methods,
+)
 from distcam.retrieval.localisation.maps import FLOORS
 from distcam.retrieval.localisation.references import LinearClassifier
 from distcam.retrieval.localisation.results import MEASURES, Estimate, estimate
@@ -110,7 +115,8 @@ def measured(options: argparse.Namespace, write: Callable[[str], None]) -> dict[
             references = References.of_photographs(kept, Inference(encoder, precision="fp32"))
             own = classifier if name == "imagenette" else None
             for kind, cells in tables.items():
-                methods = [m for m in default_methods(has_classifier=own is not None, has_border=True) if ":" not in m]
+                found = default_methods(references, kind, has_classifier=own is not None)
+                methods = [m for m in found if ":" not in m]
                 table = benchmark_explanations(
                     asked,
                     encoder,
@@ -143,7 +149,8 @@ def measured(options: argparse.Namespace, write: Callable[[str], None]) -> dict[
 
 def pooled(cells: Cells, *, seed: int) -> str:
     """All cells as one table: CAM is the encoder's own classifier's where it has one, else a probe's."""
-    names = [n for n in cells[-1].values if n not in ("cam_probe", "random", "full")]
+    everywhere = set.intersection(*(set(cell.values) for cell in cells))
+    names = [n for n in cells[0].values if n in everywhere - {"cam_probe", "random", "full"}]
     lines = [
         "| map | right of two | its half | right of four | its quarter | sensitivity | insertion - deletion | "
         "right of two − CAM's | V2 | peak | V2 − CAM's |",
@@ -157,8 +164,7 @@ def pooled(cells: Cells, *, seed: int) -> str:
         boxed = [cell for cell in cells if cell.boxes is not None]
         v2, peak = (_boxed(boxed, name, None, measure, seed) for measure in ("max_box_acc_v2", "peak"))
         change = _boxed(boxed, name, "CAM", "max_box_acc_v2", seed)
-        own = "default" if all(name == cell.default for cell in cells) else ""
-        label = f"**`{name}`**" if own else f"`{name}`"
+        label = f"**`{name}`**" if name == DEFAULT else f"`{name}`"
         cells_ = [label, *row, str(lead), f"{v2.value:.3f}", f"{peak.value:.3f}", str(change)]
         lines.append(f"| {' | '.join(cells_)} |")
     return "\n".join(lines)

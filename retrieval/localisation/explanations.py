@@ -18,12 +18,13 @@ from ...explain import Similarity, Tile, rectify
 from ...explain.checks.faithfulness import insertion_deletion
 from ...explain.drawing.page import write_page
 from ...explain.drawing.panels import sheet
+from ...explain.methods.surroundings import MEANS
 from ...images import Box
 from ...metrics.maps import spearman
 from ...progress import Progress
 from ...remarks import remark
 from .composites import FOUR, TWO, Canvas, Grid, Photograph, draw_composites, pointing
-from .maps import DEFAULT_METHODS, SHARES, MapMaker
+from .maps import DEFAULT_METHODS, FLOORS, SHARES, MapMaker
 from .references import LinearClassifier, Reference, References
 from .results import Estimate, LocalisationTable, estimate
 
@@ -35,21 +36,25 @@ MEASURES = {  # measure: heading of its column
     "sensitivity": "sensitivity",
     "insertion_deletion": "insertion - deletion",
 }
-ROOTS = tuple(f"root_ratio@mean={kind}" for kind in ("max", "half", "border", "gallery"))
-SHOWN = 4  # composites of two, and of four, on the page
+DEFAULT = "root_ratio"  # what `Matches.explain` and `query --explain` show without options
+SHOWN = 3  # composites of two, and of four, on the page
 AT_ONCE = 8
 _GRADIENT = {"gradcam++", "layercam", "hirescam"}  # passes of their own for every question
-_NO_RIVALS = {"caam", "gradcam_cos"}  # blind, and worst wherever there is one object only
+_NO_RIVALS = {"gradcam_cos"}  # worst wherever there is one object only
 
 
-def default_methods(*, has_classifier: bool, has_border: bool) -> list[str]:
+def default_methods(references: References, reference: Reference, *, has_classifier: bool) -> list[str]:
     """All weightings, CAM, SFAM's shares, and torchcam where it is installed."""
     from importlib.util import find_spec
 
-    roots = ROOTS if has_border else ROOTS[-1:]
+    around = references.surroundings
+    chosen = around.settings(is_class=reference == "prototypes")[0].name
+    means = [
+        mean for mean in MEANS if mean not in ("auto", chosen) and (around.border is not None or mean == "gallery")
+    ]
     methods = [m for m in DEFAULT_METHODS if m not in _GRADIENT and (m != "cam" or has_classifier)]
     peers = ["torchcam:GradCAM", "torchcam:LayerCAM"] if find_spec("torchcam") else []
-    return [*roots, *methods, SHARES, *peers]
+    return [*methods, *(f"root_ratio@mean={mean}" for mean in means), SHARES, *peers]
 
 
 def benchmark_explanations(
@@ -102,10 +107,10 @@ def benchmark_explanations(
     if classifier is not None and methods is None:
         classifier = _usable(classifier, references)
     if methods is None:
-        methods = default_methods(has_classifier=classifier is not None, has_border=references.border is not None)
+        methods = default_methods(references, reference, has_classifier=classifier is not None)
     generator = torch.Generator().manual_seed(seed)
-    maker = MapMaker.of(encoder, methods, references, classifier, generator)
-    run = _Run(inference, maker, references, reference, generator, strict)
+    maker = MapMaker.of(encoder, methods, references, classifier, generator, reference=reference)
+    run = _Run(inference, maker, references, generator, strict)
     drawn = {grid: draw_composites(known, composites, grid, generator=generator) for grid in ((1, 1), TWO, FOUR)}
     if not drawn[TWO]:
         raise InputError(f"composites need images of two classes that have references; there are {len(known)} images")
@@ -121,7 +126,6 @@ def benchmark_explanations(
         remark(f"{len(run.skipped):,} composites have an image that cannot be read, the first: {run.skipped[0]}")
     return ExplanationTable(
         values={name: {m: torch.cat(parts) for m, parts in own.items()} for name, own in run.values.items()},
-        default=default_row(references, reference),
         encoder=encoder.short_name,
         seen_as=inference.seen_as,
         reference=reference,
@@ -132,16 +136,6 @@ def benchmark_explanations(
         n_samples=n_samples,
         seed=seed,
     )
-
-
-def default_row(references: References, reference: Reference) -> str:
-    """The row that `Matches.explain` and `query --explain` show without options."""
-    if references.border is None:
-        return "root_ratio@mean=gallery"
-    if reference == "prototypes":
-        return "root_ratio@mean=max"
-    is_signed = bool((references.embeddings < 0).any())
-    return f"root_ratio@mean={'gallery' if is_signed else 'half'}"
 
 
 def _usable(classifier: LinearClassifier, references: References) -> LinearClassifier | None:
@@ -170,11 +164,10 @@ class _Run:
         inference: Inference,
         maker: MapMaker,
         references: References,
-        reference: Reference,
         generator: torch.Generator,
         strict: bool,
     ) -> None:
-        self.inference, self.maker, self.references, self.reference = inference, maker, references, reference
+        self.inference, self.maker, self.references = inference, maker, references
         self.generator, self.strict = generator, strict
         self.canvas = Canvas.of(inference)
         self.values: dict[str, dict[str, list[Tensor]]] = {method.name: {} for method in maker.methods}
@@ -196,7 +189,7 @@ class _Run:
             step = torch.randint(1, len(labels), classes.shape, generator=self.generator)
             classes = torch.cat([classes, (classes + step) % len(labels)], 1)
         files = [each[0].file for each in used]
-        asked = self.references.of_classes(encoding.embedding, classes, reference=self.reference, files=files)
+        asked = self.references.of_classes(encoding.embedding, classes, reference=self.maker.reference, files=files)
         maps = self.maker.maps(encoding, pixels, asked, classes)
         if grid == (1, 1):
             self._singles(maps, pixels, asked, faithful)
@@ -249,7 +242,6 @@ class ExplanationTable:
 
     Attributes:
         values: by method and measure a number for each composite, or single image.
-        default: the method that explains matches without options.
         encoder: its short name.
         seen_as: what images became, and the precision of the arithmetic.
         reference: "prototypes" or "nearest".
@@ -263,7 +255,6 @@ class ExplanationTable:
     """
 
     values: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
-    default: str
     encoder: str
     seen_as: str
     reference: str
@@ -307,11 +298,10 @@ class ExplanationTable:
         leads = {
             name: lead
             for name in rivals
-            if name not in _NO_RIVALS | {self.default, "random", "centre", "full"}
-            and (lead := self.difference(name, self.default)).low > 0
+            if name not in {*_NO_RIVALS, *FLOORS, DEFAULT} and (lead := self.difference(name, DEFAULT)).low > 0
         }
         if not leads:
-            return self.default, None
+            return DEFAULT, None
         name = max(leads, key=lambda each: leads[each].value)
         return name, leads[name]
 
@@ -329,7 +319,7 @@ class ExplanationTable:
             "references": self.n_references,
             "classes": self.n_classes,
             "composites": self._counts(),
-            "default": self.default,
+            "default": DEFAULT,
             "best": best,
             "lead": None if lead is None else lead._asdict(),
             "seed": self.seed,
@@ -365,7 +355,7 @@ class ExplanationTable:
         for name in self.values:
             found = [self.estimate(name, measure) for measure in measures]
             own = [str(e) if m == "right_of_two" else f"{e.value:.3f}" for m, e in zip(measures, found, strict=True)]
-            lead = "default" if name == self.default else str(self.difference(name, self.default))
+            lead = "default" if name == DEFAULT else str(self.difference(name, DEFAULT))
             boxed = [value(name) for value in columns.values()]
             made.append([name, *own, lead, *("–" if v is None else f"{v:.3f}" for v in boxed)])
         return [*headings, *columns], made

@@ -16,15 +16,16 @@ from ...encoders.layers import closest
 from ...errors import InputError, MissingExtraError
 from ...explain import METHODS, WEIGHTINGS, Similarity, Weighting, channel_weights, dist_cam, explain_image, fold
 from ...explain.layer_runs import undisturbed
-from ...explain.methods.dist_cam import WeightOptions
+from ...explain.methods.surroundings import MEANS, ratio_maps
 from ...metrics import Metric
-from .references import BACKGROUNDS, LinearClassifier, References, linear_probe
+from .references import LinearClassifier, Reference, References, linear_probe
 
 Kind = Literal["weighting", "shares", "classifier", "probe", "gradient", "torchcam", "floor"]
 
 DEFAULT_METHODS = (
     "cam",
     "cam_probe",
+    "root_ratio",
     "dist@tau=0",
     "dist@tau=0.1",
     "dist",
@@ -58,7 +59,7 @@ def parse_methods(names: Sequence[str]) -> tuple[MapMethod, ...]:
     """The methods of these names, each once, and the floors after them.
 
     A weighting may carry its softness, as in "dist@tau=0.1"; "dist@tau=0" is the paper's formula to the letter. What
-    `root_ratio` compares with stands behind it likewise: "root_ratio@mean=max", or gallery, border, half.
+    `root_ratio` takes off stands behind it likewise, see `Surroundings`: "root_ratio@mean=max"; left out it is chosen.
 
     >>> [method.name for method in parse_methods(["dist@tau=0", "hirescam"])]
     ['dist@tau=0', 'hirescam', 'caam', 'random', 'centre', 'full']
@@ -68,7 +69,7 @@ def parse_methods(names: Sequence[str]) -> tuple[MapMethod, ...]:
     methods = []
     for name in dict.fromkeys([*names, *FLOORS]):
         base, _, option = name.partition("@")
-        if base == "root_ratio" and option.removeprefix("mean=") in BACKGROUNDS:
+        if base == "root_ratio" and option.removeprefix("mean=") in MEANS:
             methods.append(MapMethod(name, "weighting", {"mean": option.removeprefix("mean=")}))
         elif base in WEIGHTINGS:
             key, _, value = option.partition("=")
@@ -92,6 +93,7 @@ class MapMaker:
     encoder: Encoder
     methods: tuple[MapMethod, ...]
     references: References
+    reference: Reference
     classifiers: Mapping[Kind, LinearClassifier]
     generator: torch.Generator
 
@@ -103,6 +105,8 @@ class MapMaker:
         references: References,
         classifier: LinearClassifier | None,
         generator: torch.Generator,
+        *,
+        reference: Reference = "prototypes",
     ) -> MapMaker:
         """Of the methods named, or `DEFAULT_METHODS`; "cam" needs the network's own classifier."""
         if names is None:
@@ -118,7 +122,7 @@ class MapMaker:
             classifiers["classifier"] = classifier.for_references(references)
         if "probe" in kinds:
             classifiers["probe"] = linear_probe(references)
-        return cls(encoder, methods, references, classifiers, generator)
+        return cls(encoder, methods, references, reference, classifiers, generator)
 
     def maps(self, encoding: Encoding, pixels: Tensor, references: Tensor, classes: Tensor) -> dict[str, Tensor]:
         """Raw maps (b, m, rows, columns) by method, in the order of `methods`."""
@@ -131,10 +135,9 @@ class MapMaker:
             elif method.kind == "floor":
                 made[method.name] = self._floor(response, method.name, classes.shape[1], pixels)
             elif method.kind == "shares":
-                weights = channel_weights(
-                    response.mean((-2, -1)), references, metric=self.references.metric, weighting="dot"
-                )
-                made[method.name] = torch.einsum("bmk,bk,bkhw->bmhw", weights, response.mean((-2, -1)), response)
+                query = response.mean((-2, -1))
+                weights = channel_weights(query, references, metric=self.references.metric, weighting="dot")
+                made[method.name] = torch.einsum("bmk,bk,bkhw->bmhw", weights, query, response)
             elif method.kind == "gradient":
                 weight = next(self.encoder.parameters())
                 images = self.encoder.transform.normalise(pixels.to(weight.device))
@@ -151,18 +154,12 @@ class MapMaker:
         return made
 
     def _weighted(self, method: MapMethod, response: Tensor, references: Tensor) -> Tensor:
-        weighting = cast(Weighting, method.name.partition("@")[0])
-        options: WeightOptions = {
-            "metric": self.references.metric,
-            "weighting": weighting,
-            "mean": self.references.mean,
-        }
+        weighting, around = cast(Weighting, method.name.partition("@")[0]), self.references.surroundings
+        metric = self.references.metric
         if weighting == "root_ratio":
-            kind = method.options.get("mean", "gallery")
-            options["mean"], options["magnitude"] = self.references.background(kind)
-        else:
-            options["tau"] = method.options.get("tau", 1.0)
-        return dist_cam(response, references, **options)
+            is_class = self.reference == "prototypes"
+            return ratio_maps(response, references, around, metric=metric, is_class=is_class, **method.options).maps
+        return dist_cam(response, references, metric=metric, weighting=weighting, mean=around.mean, **method.options)
 
     def _floor(self, response: Tensor, name: str, questions: int, pixels: Tensor) -> Tensor:
         b, _, height, width = response.shape

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from ...encoders import Encoder, Encoding, Inference
+from ...encoders import Inference
+from ...encoders.folding import border_mean, fold
 from ...encoders.layers import plain_name
 from ...encoders.regions import MaskPooling, pooled_under
 from ...encoders.weight_files import fetch_imagenet, read_state_dict
 from ...errors import InputError
-from ...explain.folding import fold
+from ...explain.methods.surroundings import Surroundings
 from ...explain.targets import distances
 from ...images import Listing, read_image
 from ...images.masks import MaskFolder
@@ -28,7 +30,6 @@ from ...progress import Progress
 from ...remarks import remark
 
 Reference = Literal["prototypes", "nearest"]
-BACKGROUNDS = ("gallery", "border", "max", "half")
 Images = Iterable[tuple[Path, str]]
 _CLASSIFIERS = ("fc.", "classifier.", "head.", "heads.")
 
@@ -41,7 +42,7 @@ class EncodedBothWays:
     whole: tuple[Tensor, Tensor]
     masked: tuple[Tensor, Tensor]
     has_mask: Bool[Tensor, " n"]
-    border: Float[Tensor, "n d"] | None = None
+    border: Float[Tensor, "n d"]
     skipped: tuple[str, ...] = ()
 
 
@@ -78,8 +79,10 @@ def encode_both_ways(
             own = [weights.pop(file) for file, _ in batch.items]
             found += [(file, each is not None) for (file, _), each in zip(batch.items, own, strict=True)]
             both = (batch.encoding, pooled_under(inference.encoder, batch.encoding, own))
+            encoder, maps = inference.encoder, batch.encoding.feature_map
+            response = fold(maps, pooling=encoder.pooling, head=encoder.head)
             whole = [each for encoding in both for each in (encoding.pooled, encoding.embedding)]
-            vectors.append(tuple(each.cpu() for each in (*whole, _borders(inference.encoder, batch.encoding))))
+            vectors.append(tuple(each.cpu() for each in (*whole, border_mean(response.map))))
         if progress is not None:
             progress(len(found) + len(skipped))
     if under is not None:
@@ -99,14 +102,6 @@ def encode_both_ways(
     )
 
 
-def _borders(encoder: Encoder, encoding: Encoding) -> Tensor:
-    """The mean over the outermost places of each image's response map, (b, d)."""
-    response = fold(encoding.feature_map, pooling=encoder.pooling, head=encoder.head).map
-    edge = torch.ones(response.shape[-2:], dtype=torch.bool, device=response.device)
-    edge[1:-1, 1:-1] = False
-    return response[..., edge].mean(-1)
-
-
 @dataclass(frozen=True, eq=False)
 class References:
     """Labelled images by their vectors, and the prototypes of their classes.
@@ -118,9 +113,7 @@ class References:
         pooled: (n, k).
         embeddings: (n, d), raw.
         prototypes: (c, d), in the space that ranks.
-        mean: (d,), of all embeddings in the space that ranks.
-        magnitude: (d,), mean absolute value, likewise.
-        border: (d,), mean over the outermost places of the response maps, likewise; None where no map was at hand.
+        surroundings: the images on average, in the space that ranks; without a border where no map was at hand.
         metric: how embeddings are compared.
         skipped: images that could not be read, with the reason.
     """
@@ -131,10 +124,8 @@ class References:
     pooled: Tensor
     embeddings: Tensor
     prototypes: Tensor
-    mean: Tensor
-    magnitude: Tensor
+    surroundings: Surroundings
     metric: Metric
-    border: Tensor | None = None
     skipped: tuple[str, ...] = ()
 
     @classmethod
@@ -198,7 +189,10 @@ class References:
             count = len(found.skipped)
             remark(f"{count:,} references cannot be used and are left out, the first: {found.skipped[0]}")
         given: dict[str, Any] = {"metric": metric, "files": found.files, "skipped": found.skipped}
-        return cls.of(names, *found.masked, border=found.border, **given)
+        borders = found.border.numpy()
+        if metric == "cosine":
+            borders = borders / np.linalg.norm(found.masked[1].numpy(), axis=1, keepdims=True).clip(1e-12)
+        return cls.of(names, *found.masked, border=torch.from_numpy(borders).float().mean(0), **given)
 
     @classmethod
     def of(
@@ -212,7 +206,7 @@ class References:
         files: Sequence[Path] = (),
         skipped: Sequence[str] = (),
     ) -> References:
-        """References whose vectors are known: the label of each, its pooled vector, its embedding, and its border."""
+        """References whose vectors are known: of each label, pooled vector and embedding; of all the mean border."""
         store = PrototypeStore(pooled_dim=pooled.shape[1], embedding_dim=embeddings.shape[1], metric=metric)
         store.add(list(names), pooled.numpy(), embeddings.numpy())
         place = {label: number for number, label in enumerate(store.labels)}
@@ -223,10 +217,14 @@ class References:
             pooled=pooled,
             embeddings=embeddings,
             prototypes=torch.from_numpy(store.all_embeddings()),
-            mean=torch.from_numpy(store.mean_embedding()),
-            magnitude=_in_space(embeddings, embeddings, metric).abs().mean(0),
+            surroundings=Surroundings(
+                mean=torch.from_numpy(store.mean_embedding()),
+                magnitude=torch.from_numpy(store.mean_magnitude()),
+                border=border,
+                images=len(names),
+                classes=len(store.labels),
+            ),
             metric=metric,
-            border=None if border is None else _in_space(border, embeddings, metric).mean(0),
             skipped=tuple(skipped),
         )
 
@@ -258,33 +256,6 @@ class References:
             if file in place:
                 found[row, place[file]] = torch.inf
         return found
-
-    def background(self, kind: str) -> tuple[Tensor, Tensor]:
-        """What `root_ratio` compares with: mean and magnitude of "gallery", "border", "max" (the larger), or "half".
-
-        Raises:
-            InputError: another kind, or the border where no map was at hand.
-        """
-        if kind == "gallery":
-            return self.mean, self.magnitude
-        if self.border is None or kind not in BACKGROUNDS:
-            raise InputError(
-                f"no background {kind!r} here; choose gallery, or with feature maps {', '.join(BACKGROUNDS)}"
-            )
-        size = self.border.abs()
-        if kind == "border":
-            return self.border, size
-        if kind == "half":
-            return (self.mean + self.border) / 2, (self.magnitude + size) / 2
-        return torch.where(self.mean.abs() >= size, self.mean, self.border), torch.maximum(self.magnitude, size)
-
-
-def _in_space(vectors: Tensor, embeddings: Tensor, metric: Metric) -> Tensor:
-    """Vectors of images in the space that ranks: for the cosine divided by the length of the image's embedding."""
-    if metric != "cosine":
-        return vectors
-    length = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
-    return vectors / torch.where(length > 0, length, 1.0)
 
 
 class LinearClassifier(NamedTuple):

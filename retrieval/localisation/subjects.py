@@ -48,7 +48,8 @@ def from_gallery(
     rows = np.array([known[photograph].id for photograph in kept], np.uint64)
     pooled, embeddings = (torch.from_numpy(read(rows)) for read in (gallery.pooled, gallery.embeddings))
     names, files = [photograph.label for photograph in kept], [photograph.file for photograph in kept]
-    return asked, References.of(names, pooled, embeddings, metric=gallery.metric, files=files)
+    border = None if gallery.background is None else torch.from_numpy(gallery.background)
+    return asked, References.of(names, pooled, embeddings, metric=gallery.metric, border=border, files=files)
 
 
 def from_images(
