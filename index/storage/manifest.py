@@ -20,6 +20,7 @@ from ...files import REMEDY, Storage, is_file, read_file
 from ...metrics.distances import METRICS, Metric
 from ..rejection import Rejection
 from .background import Background
+from .map_choice import MapChoice
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "distcam-gallery"
@@ -176,6 +177,7 @@ class Manifest:
     masks: MaskEntry | None = None  # None when whole images were pooled
     tuning: Tuning | None = None  # the measurements by which `index` was chosen
     background: Background | None = None  # None unless every image was measured when it came
+    map_choice: MapChoice | None = None  # None: maps are distcam's default
     gallery_id: str = ""  # random: tells who has the gallery open that another lies in its place; in the file `birth`
 
     def __post_init__(self) -> None:

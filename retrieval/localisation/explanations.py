@@ -14,17 +14,18 @@ from torch import Tensor
 
 from ...encoders import Encoder, Inference
 from ...errors import ImageError, InputError
-from ...explain import Similarity, Tile, rectify
+from ...explain import WEIGHTINGS, Similarity, Tile, rectify
 from ...explain.checks.faithfulness import insertion_deletion
 from ...explain.drawing.page import write_page
 from ...explain.drawing.panels import sheet
 from ...explain.methods.surroundings import MEANS
 from ...images import Box
+from ...index.storage.map_choice import MapChoice
 from ...metrics.maps import spearman
 from ...progress import Progress
 from ...remarks import remark
 from .composites import FOUR, TWO, Canvas, Grid, Photograph, draw_composites, pointing
-from .maps import DEFAULT_METHODS, FLOORS, SHARES, MapMaker
+from .maps import DEFAULT_METHODS, SHARES, MapMaker
 from .references import LinearClassifier, Reference, References
 from .results import Estimate, LocalisationTable, estimate
 
@@ -40,7 +41,7 @@ DEFAULT = "root_ratio"  # what `Matches.explain` and `query --explain` show with
 SHOWN = 3  # composites of two, and of four, on the page
 AT_ONCE = 8
 _GRADIENT = {"gradcam++", "layercam", "hirescam"}  # passes of their own for every question
-_NO_RIVALS = {"gradcam_cos"}  # worst wherever there is one object only
+_UNFIT = {"caam", "gradcam_cos"}  # blind to the match, and worst wherever there is one object only
 
 
 def default_methods(references: References, reference: Reference, *, has_classifier: bool) -> list[str]:
@@ -55,6 +56,12 @@ def default_methods(references: References, reference: Reference, *, has_classif
     methods = [m for m in DEFAULT_METHODS if m not in _GRADIENT and (m != "cam" or has_classifier)]
     peers = ["torchcam:GradCAM", "torchcam:LayerCAM"] if find_spec("torchcam") else []
     return [*methods, *(f"root_ratio@mean={mean}" for mean in means), SHARES, *peers]
+
+
+def weightings_to_choose(references: References) -> list[str]:
+    """The rows of which a gallery can keep one: weightings that depend on the match, at their usual softness."""
+    own = default_methods(references, "prototypes", has_classifier=False)
+    return [name for name in own if name.partition("@")[0] in WEIGHTINGS and "tau" not in name and name not in _UNFIT]
 
 
 def benchmark_explanations(
@@ -294,16 +301,34 @@ class ExplanationTable:
         Another replaces the default only where it prefers the right photograph of two more often, with the whole
         paired interval above 0. Weightings that are blind to the match or fail on single objects do not stand.
         """
-        rivals = [name for name in self.values if ":" not in name and not name.startswith(("cam", SHARES))]
+        rivals = [name for name in self.values if name.partition("@")[0] in WEIGHTINGS]
         leads = {
             name: lead
             for name in rivals
-            if name not in {*_NO_RIVALS, *FLOORS, DEFAULT} and (lead := self.difference(name, DEFAULT)).low > 0
+            if name not in {*_UNFIT, DEFAULT} and (lead := self.difference(name, DEFAULT)).low > 0
         }
         if not leads:
             return DEFAULT, None
         name = max(leads, key=lambda each: leads[each].value)
         return name, leads[name]
+
+    def choice(self, *, generation: int) -> MapChoice | None:
+        """The weighting to be recommended with its numbers, for a gallery to keep; None for the default itself."""
+        name, lead = self.best()
+        if lead is None:
+            return None
+        weighting, _, option = name.partition("@")
+        key, _, value = option.partition("=")
+        return MapChoice(
+            weighting=weighting,
+            mean=value if key == "mean" else "auto",
+            right_of_two=self.estimate(name, "right_of_two").value,
+            default_right_of_two=self.estimate(DEFAULT, "right_of_two").value,
+            lead_low=lead.low,
+            lead_high=lead.high,
+            composites=len(self.values[name]["right_of_two"]),
+            generation=generation,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON can hold it."""
