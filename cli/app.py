@@ -15,6 +15,7 @@ from .._version import __version__
 from ..errors import DistcamError
 from ..index.faiss.runtime import fault_behind
 from . import (
+    benchmark,
     demo,
     encode,
     encoders,
@@ -47,6 +48,7 @@ app.add_typer(index.app, name="index")
 app.add_typer(fewshot.app, name="fewshot")
 app.add_typer(reid.app, name="reid")
 app.add_typer(segment.app, name="segment")
+app.add_typer(benchmark.app, name="benchmark")
 app.command(name="explain", cls=ReadsImages, epilog=explain.EXAMPLE)(explain.explain)
 app.command(name="query", cls=ReadsImages, epilog=query.EXAMPLE)(query.query)
 app.command(name="encode", cls=ReadsImages, epilog=encode.EXAMPLE)(encode.encode)

@@ -19,6 +19,7 @@ from .reader import GalleryReader
 from .rejection import Rejection, choose_threshold, nearest_of_both_kinds, own_probes, probes_of
 from .reports import AddReport, SyncReport
 from .storage.hdf5 import Array
+from .storage.map_choice import MapChoice
 
 if TYPE_CHECKING:  # what encodes images imports torch, which searching does without
     from ..encoders import Encoder
@@ -185,6 +186,11 @@ class Gallery(GalleryReader):
         with self._writing() as writer:
             self._require_same_gallery(self.snapshot)
             writer.commit(lines=scale, **changes)
+
+    def choose_maps(self, choice: MapChoice | None) -> None:
+        """Keep a weighting as the one that explains matches of this gallery; None goes back to distcam's default."""
+        with self._writing() as writer:
+            writer.commit(map_choice=choice)
 
     def tune(
         self,

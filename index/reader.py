@@ -28,6 +28,7 @@ from .search import Hits, Searcher
 from .storage.cache import GalleryCache
 from .storage.hdf5 import Array
 from .storage.manifest import FileEntry, Manifest, Spec
+from .storage.map_choice import MapChoice
 from .storage.segments import Record, located
 from .storage.snapshot import Ids, Snapshot, Verify, require_file
 from .storage.writer import GalleryWriter
@@ -199,6 +200,11 @@ class GalleryReader:
         """
         entry = self.manifest.background
         return None if entry is None else entry.vector
+
+    @property
+    def map_choice(self) -> MapChoice | None:
+        """The weighting that explains matches here, chosen by measuring; None: distcam's default."""
+        return self.manifest.map_choice
 
     @property
     def masks(self) -> MaskFolder | None:

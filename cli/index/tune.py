@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -128,6 +129,14 @@ def calibrate(
     ] = False,
     labels: Labels = None,
     encoder: GalleryEncoder = None,
+    explanations: Annotated[
+        bool,
+        typer.Option(
+            "--explanations",
+            help="Choose the weighting that explains matches instead, by composites as in `benchmark explanations`.",
+        ),
+    ] = False,
+    composites: Annotated[int, typer.Option(min=2, help="With --explanations: images of two photographs.")] = 100,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the draw among the gallery's own images.")] = 0,
     strict: Strict = False,
@@ -137,9 +146,19 @@ def calibrate(
     from ...index import Gallery
 
     if verify is not None or lines:
-        refuse_unused("with --verify or --lines", "queries", "false_alarms", "labels", "strict", "max_pixels")
+        unused = ("queries", "false_alarms", "labels", "strict", "max_pixels", "explanations", "composites")
+        refuse_unused("with --verify or --lines", *unused)
         _calibrate_lines(Gallery.open(gallery), verify, exclude_same, encoder, device, seed=seed, as_json=as_json)
         return
+    if explanations:
+        branch = "with --explanations"
+        refuse_unused(branch, "false_alarms", "exclude_same", "encoder")
+        _choose_maps(gallery, queries, labels, composites=composites, device=device, seed=seed, strict=strict)
+        choice = Gallery.open(gallery).map_choice
+        said = "nothing is better beyond chance than distcam's default, which explains matches of this gallery"
+        print_json({"map_choice": choice and asdict(choice)}) if as_json else say(str(choice or said))
+        return
+    refuse_unused("without --explanations", "composites")
     if queries is None:
         unused = ("labels", "encoder", "device", "strict", "max_pixels")
         refuse_unused("by the gallery's own images", *unused, remedy="add --queries IMAGES")
@@ -204,6 +223,35 @@ def _calibrate_lines(
     )
     if found is not None:
         say(str(found))
+
+
+def _choose_maps(
+    folder: Path, queries: str | None, labels: str | None, *, composites: int, device: str, seed: int, strict: bool
+) -> None:
+    """Keep in the gallery the weighting that leads distcam's default, or that there is none."""
+    from ...images import list_images
+    from ...index import Gallery
+    from ...retrieval.localisation.explanations import benchmark_explanations, weightings_to_choose
+    from ...retrieval.localisation.subjects import from_gallery, gallery_encoder
+
+    opened = Gallery.open(folder)
+    given = None if queries is None else list_images(queries, labels=labels)
+    asked, references = from_gallery(opened, given, 2 * composites, seed=seed)
+    with progress_bar("composites") as progress:
+        table = benchmark_explanations(
+            asked,
+            gallery_encoder(opened),
+            references,
+            composites=composites,
+            methods=weightings_to_choose(references),
+            faithful=0,
+            device=device,
+            precision=opened.manifest.encoder.precision or "auto",
+            seed=seed,
+            strict=strict,
+            progress=progress,
+        )
+    opened.choose_maps(table.choice(generation=opened.manifest.generation))
 
 
 def _encoded_probes(

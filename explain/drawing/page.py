@@ -75,8 +75,9 @@ def write_page(
     title: str,
     notes: Sequence[str] = (),
     has_unseen: bool = False,
+    table: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
 ) -> Path:
-    """The tiles of a `sheet` as one HTML file."""
+    """The tiles of a `sheet` as one HTML file; a table of headings and rows stands above them."""
     assert __package__ is not None
-    content: dict[str, Any] = {"rows": rows, "has_unseen": has_unseen, "uri": to_data_uri}
+    content: dict[str, Any] = {"rows": rows, "has_unseen": has_unseen, "uri": to_data_uri, "table": table}
     return write_html(path, "sheet.html", package=__package__, title=title, notes=notes, **content)

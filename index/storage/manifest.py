@@ -21,6 +21,7 @@ from ...metrics.distances import METRICS, Metric
 from ...metrics.fusion import LineScale, Verification
 from ..rejection import Rejection
 from .background import Background
+from .map_choice import MapChoice
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "distcam-gallery"
@@ -180,6 +181,7 @@ class Manifest:
     lines: LineScale | None = None  # what lines are measured against; None where they are not kept, nor calibrated
     verification: Verification | None = None  # None until somebody calibrates it
     background: Background | None = None  # None unless every image was measured when it came
+    map_choice: MapChoice | None = None  # None: maps are distcam's default
     gallery_id: str = ""  # random: tells who has the gallery open that another lies in its place; in the file `birth`
 
     def __post_init__(self) -> None:

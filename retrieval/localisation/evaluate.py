@@ -92,8 +92,8 @@ def localise(
         references = References.encode(references, inference, metric=metric, strict=strict)
     images = _with_references(images, references, strict=strict)
     generator = torch.Generator().manual_seed(seed)
-    maker = MapMaker.of(encoder, methods, references, classifier, generator)
-    judge = _Judge(maker, references, reference, tuple(thresholds), generator)
+    maker = MapMaker.of(encoder, methods, references, classifier, generator, reference=reference)
+    judge = _Judge(maker, references, tuple(thresholds), generator)
     parts, chances, skipped, done = [], [], [], 0
     measured: list[BoxedImage] = []
     astray: list[tuple[str, str]] = []
@@ -258,7 +258,6 @@ class _Judge:
 
     maker: MapMaker
     references: References
-    reference: Reference
     thresholds: tuple[float, ...]
     generator: torch.Generator
 
@@ -273,8 +272,8 @@ class _Judge:
         classes = self._questions(seen.images)
         files = [image.file for image in seen.images]
         embeddings = seen.encoding.embedding
-        asked = self.references.of_classes(embeddings, classes, reference=self.reference, files=files)
-        nearest = self.references.predicted(embeddings, reference=self.reference, files=files)
+        asked = self.references.of_classes(embeddings, classes, reference=self.maker.reference, files=files)
+        nearest = self.references.predicted(embeddings, reference=self.maker.reference, files=files)
         found = self.maker.maps(seen.encoding, seen.pixels, asked, classes)
         scores = {}
         for method in self.maker.methods:

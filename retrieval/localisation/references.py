@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
 from ...encoders import Inference
+from ...encoders.folding import border_mean, fold
 from ...encoders.layers import plain_name
 from ...encoders.regions import MaskPooling, pooled_under
 from ...encoders.weight_files import fetch_imagenet, read_state_dict
 from ...errors import InputError
+from ...explain.methods.surroundings import Surroundings
 from ...explain.targets import distances
 from ...images import Listing, read_image
 from ...images.masks import MaskFolder
@@ -39,6 +42,7 @@ class EncodedBothWays:
     whole: tuple[Tensor, Tensor]
     masked: tuple[Tensor, Tensor]
     has_mask: Bool[Tensor, " n"]
+    border: Float[Tensor, "n d"]
     skipped: tuple[str, ...] = ()
 
 
@@ -75,19 +79,25 @@ def encode_both_ways(
             own = [weights.pop(file) for file, _ in batch.items]
             found += [(file, each is not None) for (file, _), each in zip(batch.items, own, strict=True)]
             both = (batch.encoding, pooled_under(inference.encoder, batch.encoding, own))
-            vectors.append(tuple(each.cpu() for encoding in both for each in (encoding.pooled, encoding.embedding)))
+            encoder, maps = inference.encoder, batch.encoding.feature_map
+            response = fold(maps, pooling=encoder.pooling, head=encoder.head)
+            whole = [each for encoding in both for each in (encoding.pooled, encoding.embedding)]
+            vectors.append(tuple(each.cpu() for each in (*whole, border_mean(response.map))))
         if progress is not None:
             progress(len(found) + len(skipped))
     if under is not None:
         under.tell()
     if not found:
         raise InputError(f"none of the images could be used; the first: {[*skipped, 'there are none'][0]}")
-    pooled, embedding, pooled_masked, embedding_masked = (torch.cat(part) for part in zip(*vectors, strict=True))
+    pooled, embedding, pooled_masked, embedding_masked, border = (
+        torch.cat(part) for part in zip(*vectors, strict=True)
+    )
     return EncodedBothWays(
         files=tuple(file for file, _ in found),
         whole=(pooled, embedding),
         masked=(pooled_masked, embedding_masked),
         has_mask=torch.tensor([has_mask for _, has_mask in found]),
+        border=border,
         skipped=tuple(skipped),
     )
 
@@ -103,7 +113,7 @@ class References:
         pooled: (n, k).
         embeddings: (n, d), raw.
         prototypes: (c, d), in the space that ranks.
-        mean: (d,), of all embeddings in the space that ranks.
+        surroundings: the images on average, in the space that ranks; without a border where no map was at hand.
         metric: how embeddings are compared.
         skipped: images that could not be read, with the reason.
     """
@@ -114,7 +124,7 @@ class References:
     pooled: Tensor
     embeddings: Tensor
     prototypes: Tensor
-    mean: Tensor
+    surroundings: Surroundings
     metric: Metric
     skipped: tuple[str, ...] = ()
 
@@ -141,17 +151,48 @@ class References:
             bare = next(record.path for record in listing if record.label is None)
             message = f"{len(listing) - len(label_of):,} of {len(listing):,} references have no label and are left out"
             remark(f"{message}, such as {bare}", strict=strict)
+        return cls._encoded(label_of, images, inference, metric, masks=masks, strict=strict, progress=progress)
+
+    @classmethod
+    def of_photographs(
+        cls,
+        photographs: Iterable[tuple[Path, str]],
+        inference: Inference,
+        *,
+        metric: Metric = "cosine",
+        strict: bool = False,
+        progress: Progress | None = None,
+    ) -> References:
+        """References of files with a label each, one forward pass each; errors as of `encode`."""
+        label_of = dict(photographs)
+        images = [(file, str(file)) for file in label_of]
+        return cls._encoded(label_of, images, inference, metric, strict=strict, progress=progress)
+
+    @classmethod
+    def _encoded(
+        cls,
+        label_of: Mapping[Path, str | None],
+        images: Sequence[tuple[Path, str]],
+        inference: Inference,
+        metric: Metric,
+        *,
+        masks: MaskFolder | None = None,
+        strict: bool,
+        progress: Progress | None,
+    ) -> References:
         report = None if progress is None else lambda done: progress(done, len(images))
         found = encode_both_ways(images, inference, masks, strict=strict, progress=report)
         names = [label_of[file] or "" for file in found.files]
         if len(set(names)) < 2:
-            raise InputError(
-                f"the references in {listing.root} have {len(set(names))} classes; at least two are compared"
-            )
+            raise InputError(f"the references have {len(set(names))} classes; at least two are compared")
         if found.skipped:
             count = len(found.skipped)
             remark(f"{count:,} references cannot be used and are left out, the first: {found.skipped[0]}")
-        return cls.of(names, *found.masked, metric=metric, files=found.files, skipped=found.skipped)
+        given: dict[str, Any] = {"metric": metric, "files": found.files, "skipped": found.skipped}
+        borders = found.border.numpy()
+        if metric == "cosine":
+            borders = borders / np.linalg.norm(found.masked[1].numpy(), axis=1, keepdims=True).clip(1e-12)
+        return cls.of(names, *found.masked, border=torch.from_numpy(borders).float().mean(0), **given)
 
     @classmethod
     def of(
@@ -161,10 +202,11 @@ class References:
         embeddings: Tensor,
         *,
         metric: Metric = "cosine",
+        border: Tensor | None = None,
         files: Sequence[Path] = (),
         skipped: Sequence[str] = (),
     ) -> References:
-        """References whose vectors are known: the label of each, its pooled vector, and its embedding."""
+        """References whose vectors are known: of each label, pooled vector and embedding; of all the mean border."""
         store = PrototypeStore(pooled_dim=pooled.shape[1], embedding_dim=embeddings.shape[1], metric=metric)
         store.add(list(names), pooled.numpy(), embeddings.numpy())
         place = {label: number for number, label in enumerate(store.labels)}
@@ -175,7 +217,13 @@ class References:
             pooled=pooled,
             embeddings=embeddings,
             prototypes=torch.from_numpy(store.all_embeddings()),
-            mean=torch.from_numpy(store.mean_embedding()),
+            surroundings=Surroundings(
+                mean=torch.from_numpy(store.mean_embedding()),
+                magnitude=torch.from_numpy(store.mean_magnitude()),
+                border=border,
+                images=len(names),
+                classes=len(store.labels),
+            ),
             metric=metric,
             skipped=tuple(skipped),
         )

@@ -168,14 +168,7 @@ class LocalisationTable:
         )
 
     def _estimate(self, statistic: Callable[[Tensor], Tensor], n: int | None = None) -> Estimate:
-        """The statistic on all n images, and its 2.5 and 97.5 percentiles over bootstrap samples; weights sum to 1."""
-        n = len(self) if n is None else n
-        value = float(statistic(torch.full((1, n), 1 / n, dtype=torch.float64))[0])
-        if not self.n_samples:
-            return Estimate(value, value, value)
-        found = [statistic(weights) for weights in bootstrap_weights(n, samples=self.n_samples, seed=self.seed)]
-        low, high = torch.cat(found).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return Estimate(value, low, high)
+        return estimate(statistic, len(self) if n is None else n, n_samples=self.n_samples, seed=self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON can hold it."""
@@ -223,6 +216,16 @@ class LocalisationTable:
         )
         notes = self.notes if not self.trained_on else (*self.notes, f"Training: {self.trained_on}.")
         return "\n".join([heading, "", *lines, *(f"\n{note}" for note in notes)])
+
+
+def estimate(statistic: Callable[[Tensor], Tensor], n: int, *, n_samples: int, seed: int) -> Estimate:
+    """The statistic on all n images, and its 2.5 and 97.5 percentiles over bootstrap samples; weights sum to 1."""
+    value = float(statistic(torch.full((1, n), 1 / n, dtype=torch.float64))[0])
+    if not n_samples:
+        return Estimate(value, value, value)
+    found = [statistic(weights) for weights in bootstrap_weights(n, samples=n_samples, seed=seed)]
+    low, high = torch.cat(found).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Estimate(value, low, high)
 
 
 def _hits(scores: ImageScores) -> Tensor:

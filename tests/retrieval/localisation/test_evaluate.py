@@ -176,7 +176,7 @@ def test_references_by_hand() -> None:
     vectors = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]])
     references = References.of(["a", "a", "b"], vectors, vectors, metric="l2")
     torch.testing.assert_close(references.prototypes, torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
-    torch.testing.assert_close(references.mean, torch.tensor([4 / 3, 2 / 3]))
+    torch.testing.assert_close(references.surroundings.mean, torch.tensor([4 / 3, 2 / 3]))
     query = torch.tensor([[0.9, 1.0]])
     assert references.predicted(query, reference="prototypes").tolist() == [1]
     assert references.predicted(query, reference="nearest").tolist() == [0]
