@@ -91,6 +91,11 @@ class TextEncoding:
         return self.weight * words + (1 - self.weight) * response / length.clamp(min=1e-12)
 
     @property
+    def fine(self) -> Tensor | None:
+        """The fine map of the image."""
+        return None if self.image is None else self.image.fine
+
+    @property
     def pooled(self) -> Tensor:
         """Not known."""
         raise InputError("a text has no features before the head; explain it in the space that ranks, space='metric'")

@@ -211,6 +211,8 @@ class Retriever:
             InputError: an encoder without a text tower, an empty text, or what `query` refuses.
         """
         self._rejection(**options)
+        if options.get("verify"):
+            raise InputError("lines verify matches of images, and a text has no places; leave verify out")
         results = self.rank(text_queries(self.inference, [texts] if isinstance(texts, str) else texts), **options)
         return results[0] if isinstance(texts, str) else results
 

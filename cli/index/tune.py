@@ -160,8 +160,8 @@ def calibrate(
         return
     refuse_unused("without --explanations", "composites")
     if queries is None:
-        unused = ("labels", "encoder", "device", "strict", "max_pixels")
-        refuse_unused("by the gallery's own images", *unused, remedy="add --queries IMAGES")
+        by, others = "by the gallery's own images", ("labels", "encoder", "device", "strict", "max_pixels")
+        refuse_unused(by, *others, remedy="add --queries IMAGES")
     else:
         refuse_unused("with --queries, which all ask", "seed")
         require_file(encoder, "--encoder")
