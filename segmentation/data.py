@@ -86,12 +86,7 @@ class MaskedImages:
         return self._entries[i].mask is not None
 
     def mask(self, i: int) -> Mask | None:
-        """The mask of image i at its size; None if it has none.
-
-        Raises:
-            ImageError: the file is no readable mask.
-            InputError: it is not of the image's size, or holds a number that stands for nothing.
-        """
+        """The mask of image i; None if it has none, InputError if it has another size, or a number of no class."""
         entry = self._entries[i]
         if entry.mask is None:
             return None
@@ -221,14 +216,13 @@ class MaskedImages:
 
     @classmethod
     def from_camvid(cls, root: str | Path, split: str = "train") -> Self:
-        """Street scenes of CamVid with 11 classes and no background: `SPLIT/`, and `SPLIT_masks/` or `SPLITannot/`.
-
-        Raises:
-            InputError: a folder or mask is missing.
-        """
-        images, masks = layouts.in_camvid(Path(root), split)
+        """Street scenes of CamVid with 11 classes and no background: `SPLIT/`, and `SPLIT_masks/` or `SPLITannot/`."""
+        folder = Path(root)
+        masks = next((p for p in (folder / f"{split}_masks", folder / f"{split}annot") if p.is_dir()), None)
+        if masks is None or not (folder / split).is_dir():
+            raise InputError(f"{root}: expected the folders {split} and {split}_masks or {split}annot")
         ids = MaskIds(first=0, void=len(CAMVID_CLASSES))
-        return cls.from_folder(images, masks, CAMVID_CLASSES, ids=ids)
+        return cls.from_folder(folder / split, masks, CAMVID_CLASSES, ids=ids)
 
     @classmethod
     def from_folder(
@@ -267,11 +261,7 @@ class MaskedImages:
 
     @classmethod
     def from_scenes(cls, scenes: SceneSet, split: str = "train") -> Self:
-        """Drawn scenes of one split, written with `masks=True`; a scene shows the classes of all its objects.
-
-        Raises:
-            InputError: no such split, or the set was written without masks.
-        """
+        """Drawn scenes of one split, written with `masks=True`; a scene shows the classes of all its objects."""
         return cls(*layouts.in_scenes(scenes, split))
 
 

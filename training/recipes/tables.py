@@ -279,24 +279,18 @@ def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             result[key] = merged(old, value)
         elif isinstance(value, Mapping) and isinstance(old, list):
-            result[key] = _merged_by_name(key, old, value)
+            entries = result[key] = list(old)
+            names = [entry.get("name", entry.get("kind")) if isinstance(entry, Mapping) else None for entry in old]
+            places = {name: names.index(name) for name in names} | {str(place): place for place in range(len(old))}
+            for name, change in value.items():
+                if not isinstance(change, Mapping):
+                    raise InputError(f"{key}.{name}: expected a table with what changes, got {change!r}")
+                if name in places:
+                    entries[places[name]] = merged(old[places[name]], change)
+                elif "kind" in change:
+                    entries.append({**change, "name": name})
+                else:
+                    check_name(f"entry of [[{key}]]", name, [known for known in names if known])
         else:
             result[key] = value
-    return result
-
-
-def _merged_by_name(key: str, entries: list[Any], changes: Mapping[str, Any]) -> list[Any]:
-    result = list(entries)
-    names = [entry.get("name", entry.get("kind")) if isinstance(entry, Mapping) else None for entry in entries]
-    for name, change in changes.items():
-        if not isinstance(change, Mapping):
-            raise InputError(f"{key}.{name}: expected a table with what changes, got {change!r}")
-        if name.isdecimal() and int(name) < len(entries):
-            result[int(name)] = merged(entries[int(name)], change)
-        elif name in names:
-            result[names.index(name)] = merged(entries[names.index(name)], change)
-        elif "kind" in change:
-            result.append({**change, "name": name})
-        else:
-            check_name(f"entry of [[{key}]]", name, [known for known in names if known])
     return result
