@@ -107,11 +107,9 @@ _STAGES = {
 
 
 def affinity(embedded: Float[Tensor, "b d n"]) -> Float[Tensor, "b n n"]:
-    """J, how alike two positions are, in [0, 1]: ReLU of their cosine.
+    """J, how alike two positions are, in [0, 1]: ReLU of their cosine ([CPN] Eq. 10).
 
     A position whose embedding is 0 is like none.
-
-    Source: [CPN] Eq. 10.
 
     >>> affinity(torch.tensor([[[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]]])).tolist()
     [[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]
