@@ -39,13 +39,17 @@ def check_options(what: str, options: Iterable[str], known: Collection[str]) -> 
         check_name(f"option of {what}", option, known)
 
 
-def keyword_options(function: Callable[..., Any]) -> frozenset[str]:
-    """The names of the keyword-only parameters of a function, or of the constructors of a class and its bases."""
+def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters of a function, or of the constructors of a class and its bases."""
     made = getattr(function, "func", function)
     bases = made.__mro__ if isinstance(made, type) else ()
     makers = [vars(base)["__init__"] for base in bases if "__init__" in vars(base) and base is not object] or [made]
-    parameters = [p for each in makers for p in inspect.signature(each).parameters.values()]
-    return frozenset(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+    return [p for each in makers for p in inspect.signature(each).parameters.values()]
+
+
+def keyword_options(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of the keyword-only parameters among these."""
+    return frozenset(p.name for p in parameters_of(function) if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
