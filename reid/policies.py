@@ -88,15 +88,11 @@ def labels_of(images: Iterable[ReidImage]) -> Labels:
     [0, -1]
     """
     listed = list(images)
-    cameras = [image.camera for image in listed]
-    has_names = any(isinstance(camera, str) for camera in cameras)
+    has_names = any(isinstance(image.camera, str) for image in listed)
     unknown: Identity = "" if has_names else -1
-    known = [unknown if camera is None else camera for camera in cameras]
-    return Labels(
-        [image.identity for image in listed],
-        cameras=[str(camera) for camera in known] if has_names else known,
-        images=[image.path for image in listed],
-    )
+    cameras = [unknown if image.camera is None else image.camera for image in listed]
+    known = list(map(str, cameras)) if has_names else cameras
+    return Labels([image.identity for image in listed], known, [image.path for image in listed])
 
 
 class Matching:

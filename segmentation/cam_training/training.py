@@ -30,8 +30,7 @@ from ...training.losses.registry import TERMS, Builder
 from ...training.recipes.recipe import Recipe
 from ...training.recipes.runs import run_recipe as train
 from ...training.recipes.tables import Table, check_name
-from ..data import MaskedImages, all_readable
-from ..label_maps import label_map
+from ..data import MaskedImages, all_readable, label_map
 from ..pseudo_masks.sources import ClassMapSource, WeakSegmenter
 from ..segmenter.inference import ONE_LOOK, InferenceSettings, class_scores
 from .cpn import build_cpn

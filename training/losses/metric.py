@@ -176,7 +176,7 @@ class MetricTerm(Term):
     def forward(self, step: Step) -> Tensor:
         """The loss of the batch."""
         labels = single_labels(step.batch, self.name)
-        vectors = vectors_of(step, self.on)
+        vectors: Tensor = getattr(step.encoding, self.on)
         self.note(step, vectors)
         mix = step.batch.mix
         if mix is None:
@@ -235,11 +235,6 @@ class ProxyTerm(MetricTerm):
         if "accuracy" not in step.log:
             with torch.no_grad():
                 step.log["accuracy"] = accuracy(self.logits(vectors), step.batch)
-
-
-def vectors_of(step: Step, on: VectorSpace) -> Float[Tensor, "b d"]:
-    """The vectors of the batch in a space."""
-    return step.encoding.pooled if on == "pooled" else step.encoding.embedding
 
 
 def gather_vectors(vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
