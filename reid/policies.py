@@ -20,8 +20,7 @@ from ..images.labelling import is_placeholder, remark_on_twins
 from ..metrics.ranking import Groups
 from ..remarks import remark
 
-MISSING = -1
-"""Code of an unknown camera, here and in integer labels; in text labels it is the empty string."""
+MISSING = -1  # code of an unknown camera, here and in integer labels; in text labels it is the empty string
 
 
 def changed_protocol(protocol: Protocol, changes: str) -> Protocol:

@@ -94,8 +94,7 @@ class ReidRecipe(Recipe):
         say_left_out(skipped, of=len(data) + len(skipped), strict=self.data.strict)
         least = 2 if self.sampler.kind.startswith("pk") else 1
 
-        def measure(encoder: Encoder, objective: Objective, folder: Path | None) -> dict[str, float]:
-            del objective, folder
+        def measure(encoder: Encoder, _objective: Objective, _folder: Path | None) -> dict[str, float]:
             return measured(encoder, data, self.test)
 
         parts = {}  # where train and test number identities alike, those in both show

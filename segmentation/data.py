@@ -196,8 +196,6 @@ class MaskedImages:
         dealt = by_turns({i: self.labels(i)[0] for i in usable}, np.random.default_rng([0x5E6, seed]))
         return tuple(sorted(dealt[:count]))
 
-    # ---- for training
-
     def training_set(
         self,
         transform: Transform,
@@ -237,8 +235,6 @@ class MaskedImages:
             regions=regions,
             digests=file_digests(map(self.file, range(len(self)))),
         )
-
-    # ---- where images come from
 
     @classmethod
     def from_voc(cls, root: str | Path, split: str = "train", *, class_names: Sequence[str] | None = None) -> Self:

@@ -245,9 +245,6 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
-# --- what two stages of the network say -------------------------------------------------------------------------------
-
-
 @contextmanager
 def read_stages(encoder: Encoder, layers: Sequence[str]) -> Iterator[Callable[[], list[Tensor]]]:
     """Inside, a function gives these layers' outputs in the last forward pass, without gradients, in this order."""

@@ -201,9 +201,8 @@ class _Measured:
                 return WeakSegmenter(encoder, term.class_weights(), self._class_names)
         raise InputError("segmentation needs a loss with class weights on the feature map: multi_label, cpn or seam")
 
-    def quick(self, encoder: Encoder, objective: Objective, folder: Path | None) -> dict[str, float]:
+    def quick(self, encoder: Encoder, objective: Objective, _folder: Path | None) -> dict[str, float]:
         """One look at every split."""
-        del folder
         curves = self._curves(self.segmenter(encoder, objective), ONE_LOOK)
         return {f"{split}.miou": curve.best_score.mean_iou for split, curve in curves.items()}
 

@@ -151,9 +151,6 @@ class Average:
             average.copy_(kept)
 
 
-# --- training mode ----------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def training_mode(encoder: Encoder, objective: Objective, settings: Settings) -> Iterator[None]:
     """Encoder and objective in training mode, frozen parts frozen.
@@ -199,9 +196,6 @@ def _frozen_parts(encoder: Encoder, settings: Settings) -> list[nn.Module]:
         if name not in parts:
             raise InputError(f"run.freeze: the backbone has no part {name!r}; nearest: {closest(name, list(parts))}")
     return [parts[name] for name in settings.freeze]
-
-
-# --- learning rates ---------------------------------------------------------------------------------------------------
 
 
 def learning_rate_schedule(

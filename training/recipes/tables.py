@@ -52,9 +52,6 @@ def keyword_options(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(p.name for p in parameters_of(function) if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
-
-
 def limited(accepts: Callable[[float], bool], expected: str) -> AfterValidator:
     """The check of a number; `expected` says in words what it accepts."""
 
@@ -130,8 +127,6 @@ def checked_table(value: Any, where: str) -> Mapping[str, Any]:
         raise InputError(f"{where}: expected a table, got {value!r}")
     return value
 
-
-# --- messages ---------------------------------------------------------------------------------------------------------
 
 _EXPECTED = {
     "int": "a whole number",
@@ -210,9 +205,6 @@ def _fields(hint: Any) -> tuple[str, ...]:
         if isinstance(option, type) and dataclasses.is_dataclass(option):
             return tuple(field.name for field in dataclasses.fields(option) if field.init)
     return ()
-
-
-# --- plain values -----------------------------------------------------------------------------------------------------
 
 
 def plain(value: Any) -> Any:
