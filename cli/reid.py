@@ -70,10 +70,7 @@ def audit(
             near_bits=near,
             progress=progress,
         )
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        say(str(found))
+    print_json(found.to_dict()) if as_json else say(str(found))
 
 
 @app.command(epilog="Example: `distcam reid walkers walkers/ --identities 100 --cameras 4`")

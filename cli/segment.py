@@ -308,7 +308,7 @@ def mask_pairs(
     """True and found masks by name, and the names of the numbers in them."""
     from ..datasets.masked_images import VOC_CLASSES, read_names
     from ..images.masks import read_class_numbers
-    from ..segmentation.label_maps import MaskIds
+    from ..segmentation.data import MaskIds
 
     found, root = (
         folder / "SegmentationClass" if (folder / "SegmentationClass").is_dir() else folder

@@ -184,17 +184,9 @@ class EpisodeManifest(NamedItems):
 
     def describe(self) -> dict[str, Any]:
         """Settings, origin and hashes, enough to repeat the episodes; JSON-able."""
-        return {
-            "format": FORMAT,
-            "n_way": self.n_way,
-            "n_shot": self.n_shot,
-            "n_query": self.n_query,
-            "n_episodes": self.n_episodes,
-            "n_classes": len(self.class_names),
-            "origin": dict(self.origin),
-            "split_hash": self.split_hash,
-            "content_hash": self.content_hash,
-        }
+        sizes = {name: getattr(self, name) for name in ("n_way", "n_shot", "n_query", "n_episodes")}
+        hashes = {"split_hash": self.split_hash, "content_hash": self.content_hash}
+        return {"format": FORMAT, **sizes, "n_classes": len(self.class_names), "origin": dict(self.origin), **hashes}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the manifest as one HDF5 file; it appears complete or not at all."""

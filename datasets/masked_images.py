@@ -213,14 +213,6 @@ def in_voc(root: Path, split: str, class_names: Sequence[str] | None) -> Found:
     return entries, tuple(class_names)
 
 
-def in_camvid(root: Path, split: str) -> tuple[Path, Path]:
-    """The folders of a split's images and of its masks."""
-    masks = next((p for p in (root / f"{split}_masks", root / f"{split}annot") if p.is_dir()), None)
-    if masks is None or not (root / split).is_dir():
-        raise InputError(f"{root}: expected the folders {split} and {split}_masks or {split}annot")
-    return root / split, masks
-
-
 def in_folder(
     images: str | Path, masks: str | Path | None, names: str | Path | Sequence[str], labels: str | Path | None
 ) -> Found:

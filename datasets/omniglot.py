@@ -45,14 +45,12 @@ class _Drawing(NamedTuple):
 
 
 def omniglot(root: Path, split: str | None = None) -> FewShotData:
-    """Omniglot with one of `OMNIGLOT_SPLITS`.
+    """Omniglot with one of `OMNIGLOT_SPLITS` (Lake et al. 2015, Science 350; Vinyals et al. 2016, arXiv:1606.04080).
 
     The folder holds images_background and images_evaluation, both as .npz (n, 20, 105, 105), True where the paper is,
     with alphabets.csv, or both as .zip. For the Vinyals splits also the lists
     `splits_vinyals/{train,val,trainval,test}.txt` with lines such as `Greek/character01/rot090`; for the runs
     all_runs.zip.
-
-    Source: Lake et al. 2015, Science 350; Vinyals et al. 2016, arXiv:1606.04080.
     """
     if split not in OMNIGLOT_SPLITS:
         known = "; ".join(f"omniglot:{name} ({rule})" for name, rule in OMNIGLOT_SPLITS.items())

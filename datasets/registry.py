@@ -98,6 +98,8 @@ def read_data(source: str | os.PathLike[str], *, format: str = "auto", **options
     if not path.exists():
         raise InputError(f"{path}: no such folder or table; data sets are not downloaded, see docs/guides/reid.md")
     root, found = _recognised(path)
+    if format == "auto" and found is None and (splits := find_split_folders(path)) is not None and splits.names:
+        found = "folder"
     name = found if format == "auto" else next(name for name in _REID if name == format)
     if name is None:
         marks = ", ".join(f"{each.mark} ({name})" for name, each in _REID.items() if each.mark is not None)
@@ -113,7 +115,7 @@ def read_data(source: str | os.PathLike[str], *, format: str = "auto", **options
 
 
 def _recognised(path: Path) -> tuple[Path, FormatName | None]:
-    """The folder a data set lies in, which may be the only one inside, and its format."""
+    """The folder a data set lies in, which may be the only one inside, and its format, if it has a mark."""
     if path.is_file():
         return path, "csv"
     inside = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
@@ -121,5 +123,4 @@ def _recognised(path: Path) -> tuple[Path, FormatName | None]:
         for name, each in _REID.items():
             if each.mark is not None and next(root.glob(each.mark), None) is not None:
                 return root, name
-    splits = find_split_folders(path)
-    return path, "folder" if splits is not None and splits.names else None
+    return path, None

@@ -184,11 +184,14 @@ def _part(split: str) -> tuple[str, Role]:
 def _read_table(file: Path) -> Dataset:
     """A CSV file with `path` and `label`, and perhaps `split`, `is_query` and `is_gallery`; see `split_of_row`."""
     found = list(listing := quiet_listing(file, labels="column"))
-    require_labels(file, [record.path for record in found if record.label is None], count=len(found))
+    bare = [record.path for record in found if record.label is None]
+    if len(bare) == len(found):
+        require_labels(file, bare, count=len(found))
     column = split_column([record.columns for record in found], listing.column_names)
     records, boxed, boxes, spellings = [], 0, box_columns(listing.column_names), dict[str, str]()
     for record in found:
-        assert record.label is not None, "required above"
+        if record.label is None:
+            continue
         query, gallery = map(flags_of(record.columns, file).get, ("is_query", "is_gallery"))
         if not query and not gallery and (query, gallery) != (None, None):
             raise InputError(f"{file}: {record.path} is neither query nor gallery; leave its line out")
@@ -206,6 +209,8 @@ def _read_table(file: Path) -> Dataset:
     remark_on_placeholders(counts, file.name)
     remark_on_twins(counts, file.name)
     problems = [uncut_boxes(boxed, boxes)] if boxed else []
+    if bare:
+        problems.append(f"{len(bare):,} of {len(found):,} images have no label and are left out, such as {bare[0]}")
     problems += _of_no_split(records, found, listing.column_names, is_divided=column is not None)
     if column is None and len({record.split for record in records}) == 1:  # flags alone, on every row or on none
         records = [record._replace(split="all") for record in records]

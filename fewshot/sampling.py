@@ -7,13 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..datasets.episodes import EpisodeManifest, as_names, check_items
+from ..datasets.episodes import EpisodeManifest, Names, Numbers, as_names, check_items
 from ..errors import InputError
 
 GENERATOR = "pcg64-sequential/1"  # a new number whenever the same seed would give other episodes
 
-Names = NDArray[np.str_]
-Numbers = NDArray[np.int64]
 Unit = NDArray[np.float64]  # uniform in [0, 1)
 
 

@@ -254,9 +254,8 @@ class _Measure:
             classifier_of(method)
         self._pixels: dict[str, Tensor] = {}
 
-    def __call__(self, encoder: Encoder, objective: Objective, folder: Path | None) -> dict[str, float]:
+    def __call__(self, encoder: Encoder, _objective: Objective, _folder: Path | None) -> dict[str, float]:
         """Mean accuracy by name, in [0, 1]."""
-        del objective, folder
         device = str(next(encoder.parameters()).device)
         inference = Inference(encoder, device=device, batch_size=256)
         features: dict[str, Tensor] = {}

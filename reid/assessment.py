@@ -71,14 +71,9 @@ class Failure:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {
-            "query": _named(self.query),
-            "average_precision": self.average_precision,
-            "n_matches": self.n_matches,
-            "wrong": None if self.wrong is None else self.wrong.to_dict(),
-            "right": self.right.to_dict(),
-            "causes": list(self.causes),
-        }
+        answers = {"wrong": None if self.wrong is None else self.wrong.to_dict(), "right": self.right.to_dict()}
+        numbers = {"average_precision": self.average_precision, "n_matches": self.n_matches}
+        return {"query": _named(self.query), **numbers, **answers, "causes": list(self.causes)}
 
 
 @dataclass(frozen=True)

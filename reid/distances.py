@@ -15,8 +15,7 @@ from ..metrics.distances import Distinct, lengths_of
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
-BLOCK_BYTES = 16 << 20
-"""Size of a block of distances; one row is the least."""
+BLOCK_BYTES = 16 << 20  # size of a block of distances; one row is the least
 _TILE_BYTES = 4 << 20  # gallery rows that are gathered at a time
 
 

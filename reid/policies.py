@@ -20,8 +20,7 @@ from ..images.labelling import is_placeholder, remark_on_twins
 from ..metrics.ranking import Groups
 from ..remarks import remark
 
-MISSING = -1
-"""Code of an unknown camera, here and in integer labels; in text labels it is the empty string."""
+MISSING = -1  # code of an unknown camera, here and in integer labels; in text labels it is the empty string
 
 
 def changed_protocol(protocol: Protocol, changes: str) -> Protocol:
@@ -88,15 +87,11 @@ def labels_of(images: Iterable[ReidImage]) -> Labels:
     [0, -1]
     """
     listed = list(images)
-    cameras = [image.camera for image in listed]
-    has_names = any(isinstance(camera, str) for camera in cameras)
+    has_names = any(isinstance(image.camera, str) for image in listed)
     unknown: Identity = "" if has_names else -1
-    known = [unknown if camera is None else camera for camera in cameras]
-    return Labels(
-        [image.identity for image in listed],
-        cameras=[str(camera) for camera in known] if has_names else known,
-        images=[image.path for image in listed],
-    )
+    cameras = [unknown if image.camera is None else image.camera for image in listed]
+    known = list(map(str, cameras)) if has_names else cameras
+    return Labels([image.identity for image in listed], known, [image.path for image in listed])
 
 
 class Matching:

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 RerankMetric = Literal["cosine", "l2"]
-PASS_BYTES = 64 << 20
-"""Size of a block of distances."""
+PASS_BYTES = 64 << 20  # size of a block of distances
 
 
 def rerank_features(

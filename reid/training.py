@@ -94,12 +94,15 @@ class ReidRecipe(Recipe):
         say_left_out(skipped, of=len(data) + len(skipped), strict=self.data.strict)
         least = 2 if self.sampler.kind.startswith("pk") else 1
 
-        def measure(encoder: Encoder, objective: Objective, folder: Path | None) -> dict[str, float]:
-            del objective, folder
+        def measure(encoder: Encoder, _objective: Objective, _folder: Path | None) -> dict[str, float]:
             return measured(encoder, data, self.test)
 
+        parts = {}  # where train and test number identities alike, those in both show
+        for name, images in (("train", data.of("train")), ("query", data.queries), ("gallery", data.gallery)):
+            space = "" if data.has_common_identities or name == "train" else "test "
+            parts[name] = Part(len(images), frozenset(f"{space}{image.identity}" for image in images))
         train_set = training_set(data, transform, least=least)
-        return RunData({"train": train_set}, parts=_parts(data), left_out=skipped, measure=measure)
+        return RunData({"train": train_set}, parts=parts, left_out=skipped, measure=measure)
 
     def open_data(self, *, cache: Path) -> ReidData:
         """The data set that `[data]` names, drawn into `cache` if it is one of walkers."""
@@ -118,21 +121,6 @@ def readable(data: ReidData, *, progress: Progress | None = None) -> tuple[ReidD
     found = unreadable([data.file(image) for image in data.images], progress=progress)
     skipped = tuple(Skipped(data.images[i].path, reason) for i, reason in found.items())
     return replace(data, images=tuple(image for i, image in enumerate(data.images) if i not in found)), skipped
-
-
-def _parts(data: ReidData) -> dict[str, Part]:
-    """Training images, queries and gallery; where train and test number identities alike, those in both show."""
-    named = {"train": data.of("train"), "query": data.queries, "gallery": data.gallery}
-    return {
-        name: Part(
-            len(images),
-            frozenset(
-                f"{'' if data.has_common_identities or name == 'train' else 'test '}{image.identity}"
-                for image in images
-            ),
-        )
-        for name, images in named.items()
-    }
 
 
 def training_set(data: ReidData, transform: Transform, *, least: int = 1) -> TrainingSet:

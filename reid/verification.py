@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_EXACT_PAIRS = 1 << 22
-"""Up to so many pairs every distance is a threshold; beyond, `_N_BINS` thresholds."""
+_EXACT_PAIRS = 1 << 22  # up to so many pairs every distance is a threshold; beyond, `_N_BINS` thresholds
 _N_BINS = 1 << 20
 _CURVE_POINTS = 512
 _HISTOGRAM_BINS = 64

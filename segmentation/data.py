@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from PIL import Image
 
 from ..datasets import masked_images as layouts
@@ -25,13 +26,43 @@ from ..files import file_digests
 from ..images import Transform, read_image
 from ..images.loading import image_size
 from ..images.masks import VOID, Mask, MaskFolder, read_class_numbers, wrong_size
+from ..metrics.maps import components
 from ..remarks import Skipped
 from ..training.data.outlines import RegionTable, by_turns
 from ..training.data.training_set import TrainingSet, say_left_out
-from .label_maps import MaskIds, as_regions, boxes_around, label_map
 
 if TYPE_CHECKING:
     from ..synthetic.scene_set import SceneSet
+
+
+@dataclass(frozen=True)
+class MaskIds:
+    """Numbers of the classes in the mask files of a data set.
+
+    Attributes:
+        first: the number of the first class; the others follow. What lies below it is background.
+        void: the number that stands for no decision.
+    """
+
+    first: int = 1
+    void: int = VOID
+
+    def renumbered(self, values: Mask, n_classes: int, file: Path) -> Mask:
+        """The mask in this package's numbers; InputError for one that is neither background nor a class nor void."""
+        table = np.full(256, -1, dtype=np.int16)
+        table[: self.first] = 0
+        table[self.first : self.first + n_classes] = np.arange(1, n_classes + 1)
+        table[self.void] = VOID
+        found = table[values]
+        if found.min(initial=0) < 0:
+            unknown = int(values[found < 0][0])
+            background = f"0 to {self.first - 1} for the background, " if self.first else ""
+            raise InputError(
+                f"{file}: the mask holds the class number {unknown}, which stands for nothing; expected {background}"
+                f"{self.first} to {self.first + n_classes - 1} for the {n_classes} classes, and {self.void} for void"
+            )
+        mask: Mask = found.astype(np.uint8)
+        return mask
 
 
 class MaskedImages:
@@ -86,12 +117,7 @@ class MaskedImages:
         return self._entries[i].mask is not None
 
     def mask(self, i: int) -> Mask | None:
-        """The mask of image i at its size; None if it has none.
-
-        Raises:
-            ImageError: the file is no readable mask.
-            InputError: it is not of the image's size, or holds a number that stands for nothing.
-        """
+        """The mask of image i; None if it has none, InputError if it has another size, or a number of no class."""
         entry = self._entries[i]
         if entry.mask is None:
             return None
@@ -170,8 +196,6 @@ class MaskedImages:
         dealt = by_turns({i: self.labels(i)[0] for i in usable}, np.random.default_rng([0x5E6, seed]))
         return tuple(sorted(dealt[:count]))
 
-    # ---- for training
-
     def training_set(
         self,
         transform: Transform,
@@ -212,8 +236,6 @@ class MaskedImages:
             digests=file_digests(map(self.file, range(len(self)))),
         )
 
-    # ---- where images come from
-
     @classmethod
     def from_voc(cls, root: str | Path, split: str = "train", *, class_names: Sequence[str] | None = None) -> Self:
         """Images in the layout of PASCAL VOC, see `masked_images.in_voc`; InputError if a list or image is missing."""
@@ -221,14 +243,13 @@ class MaskedImages:
 
     @classmethod
     def from_camvid(cls, root: str | Path, split: str = "train") -> Self:
-        """Street scenes of CamVid with 11 classes and no background: `SPLIT/`, and `SPLIT_masks/` or `SPLITannot/`.
-
-        Raises:
-            InputError: a folder or mask is missing.
-        """
-        images, masks = layouts.in_camvid(Path(root), split)
+        """Street scenes of CamVid with 11 classes and no background: `SPLIT/`, and `SPLIT_masks/` or `SPLITannot/`."""
+        folder = Path(root)
+        masks = next((p for p in (folder / f"{split}_masks", folder / f"{split}annot") if p.is_dir()), None)
+        if masks is None or not (folder / split).is_dir():
+            raise InputError(f"{root}: expected the folders {split} and {split}_masks or {split}annot")
         ids = MaskIds(first=0, void=len(CAMVID_CLASSES))
-        return cls.from_folder(images, masks, CAMVID_CLASSES, ids=ids)
+        return cls.from_folder(folder / split, masks, CAMVID_CLASSES, ids=ids)
 
     @classmethod
     def from_folder(
@@ -267,11 +288,7 @@ class MaskedImages:
 
     @classmethod
     def from_scenes(cls, scenes: SceneSet, split: str = "train") -> Self:
-        """Drawn scenes of one split, written with `masks=True`; a scene shows the classes of all its objects.
-
-        Raises:
-            InputError: no such split, or the set was written without masks.
-        """
+        """Drawn scenes of one split, written with `masks=True`; a scene shows the classes of all its objects."""
         return cls(*layouts.in_scenes(scenes, split))
 
 
@@ -281,3 +298,37 @@ def all_readable(sets: Mapping[str, MaskedImages], *, strict: bool) -> dict[str,
     skipped = [item for _, own in found.values() for item in own]
     say_left_out(skipped, of=sum(map(len, sets.values())), strict=strict)
     return {name: images for name, (images, _) in found.items()}
+
+
+def label_map(mask: Mask, transform: Transform, *, outside: int = VOID) -> Mask:
+    """The mask in the pixels of the network's input: each takes the number of the pixel that its centre falls on.
+
+    What the input shows beyond the image (fit="pad") is `outside`.
+    """
+    height, width = mask.shape
+    view = transform.view(width, height)
+    rows = np.floor(view.top + (np.arange(transform.height) + 0.5) * view.height / transform.height).astype(int)
+    columns = np.floor(view.left + (np.arange(transform.width) + 0.5) * view.width / transform.width).astype(int)
+    seen = mask[np.clip(rows, 0, height - 1)[:, None], np.clip(columns, 0, width - 1)[None]]
+    inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))[None]
+    return np.where(inside, seen, np.uint8(outside))
+
+
+def boxes_around(marked: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The mask with each of its connected parts (corners touch) filled up to its box."""
+    filled = np.zeros_like(marked, dtype=bool)
+    for left, top, right, bottom in components(marked[None]).box.astype(int):
+        filled[top:bottom, left:right] = True
+    return filled
+
+
+def as_regions(found: Sequence[tuple[int, int, Mask]], transform: Transform, *, are_boxes: bool = False) -> RegionTable:
+    """Regions from (image, label, pixels of the network's input that belong to it)."""
+    rasters = [torch.from_numpy(raster) for *_, raster in found]
+    blank = torch.zeros(0, transform.height, transform.width, dtype=torch.uint8)
+    return RegionTable(
+        torch.tensor([image for image, *_ in found], dtype=torch.long),
+        torch.tensor([label for _, label, _ in found], dtype=torch.long),
+        torch.full((len(found),), are_boxes),
+        torch.stack(rasters) if rasters else blank,
+    )

@@ -14,7 +14,7 @@ from ..training.recipes.recipe import Recipe, RecipeFile, located
 from ..training.recipes.tables import Table, check_name, checked_table, parse, plain
 from .data import MaskedImages
 from .pseudo_masks.make import CueStage
-from .segmenter.inference import InferenceSettings
+from .segmenter.inference import ONE_LOOK, InferenceSettings
 
 _TABLES = ("name", "variant", "data", "weak", "cues", "segmenter", "seed")
 _TRAINING = ("loss", "sampler", "augment", "optimiser", "schedule", "run", "encoder")
@@ -107,7 +107,7 @@ class NetworkSettings(Table):
     architecture: str = "light"  # of torchvision's segmenters, or "light"
     weights: str = "random"  # "random", "imagenet", a file, or "weak": the encoder of the first stage ("light" only)
     options: Mapping[str, Any] = {}  # for the architecture
-    inference: InferenceSettings = InferenceSettings(scales=(1.0,), flip=False)  # how it looks at the test images
+    inference: InferenceSettings = ONE_LOOK  # how it looks at the test images
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
 from distcam.images.masks import VOID
 from distcam.metrics.maps import labelled
-from distcam.segmentation.data import MaskedImages
-from distcam.segmentation.label_maps import label_map
+from distcam.segmentation.data import MaskedImages, label_map
 
 
 @dataclass(frozen=True, eq=False)

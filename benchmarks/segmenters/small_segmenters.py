@@ -19,7 +19,7 @@ from distcam.errors import InputError
 from distcam.images import Transform
 from distcam.images.masks import VOID
 from distcam.metrics.segmentation import SegmentationScore, evaluate_masks
-from distcam.segmentation.label_maps import label_map
+from distcam.segmentation.data import label_map
 
 from .crowds import Crowd
 from .pixel_data import PixelData, predict

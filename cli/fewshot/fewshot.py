@@ -111,7 +111,10 @@ def evaluate(
         require_encoder(encoder, weights, layer)
     elif not data.endswith(".h5"):
         raise InputError(f"{data} holds images; say what makes their features: --encoder and --weights")
-    sources.require_place(data)
+    place = data if Path(data).exists() else data.partition("@")[2] or data
+    missing = next((part for part in place.split(",") if not Path(part).exists()), None)
+    if missing is not None and ("@" in data or data.partition(":")[0] == data):
+        raise InputError(f"--data {data}: nothing is at {missing}")
     require_file(episodes_file, "--episodes-file")
     from ... import fewshot
     from ...encoders.trained_on import say_overlap

@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 EPISODE_OPTIONS = ("n_way", "n_shot", "n_query", "episodes", "seed", "dirichlet")  # how episodes are drawn
 
 
-def require_place(spec: str) -> None:
-    """Refuse `--data` that names a folder or file which is not there."""
-    place = spec if Path(spec).exists() else spec.partition("@")[2] or spec
-    missing = next((part for part in place.split(",") if not Path(part).exists()), None)
-    if missing is not None and ("@" in spec or spec.partition(":")[0] == spec):
-        raise InputError(f"--data {spec}: nothing is at {missing}")
-
-
 def of_split(spec: str, split: str | None) -> str:
     """The data set's name when one of its splits is chosen."""
     if split is None:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...encoders import Encoder
-from ...encoders.layers import Tap, evaluating, require_layer, returned_by
+from ...encoders.layers import evaluating, require_layer, returned_by
 from ...errors import InputError
+from ...training.engine.optimisation import whole_backbone
 
 Scaling = Literal["max", "range"]
 _EPS = 1e-5
@@ -107,11 +108,9 @@ _STAGES = {
 
 
 def affinity(embedded: Float[Tensor, "b d n"]) -> Float[Tensor, "b n n"]:
-    """J, how alike two positions are, in [0, 1]: ReLU of their cosine.
+    """J, how alike two positions are, in [0, 1]: ReLU of their cosine ([CPN] Eq. 10).
 
     A position whose embedding is 0 is like none.
-
-    Source: [CPN] Eq. 10.
 
     >>> affinity(torch.tensor([[[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]]])).tolist()
     [[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]
@@ -246,13 +245,10 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
-# --- what two stages of the network say -------------------------------------------------------------------------------
-
-
 @contextmanager
 def read_stages(encoder: Encoder, layers: Sequence[str]) -> Iterator[Callable[[], list[Tensor]]]:
     """Inside, a function gives these layers' outputs in the last forward pass, without gradients, in this order."""
-    backbone = _source(encoder)
+    backbone = whole_backbone(encoder)
     outputs: dict[str, Tensor] = {}
 
     def keeper(layer: str) -> Callable[[nn.Module, object, object], None]:
@@ -281,7 +277,7 @@ def stage_layers(encoder: Encoder) -> tuple[str, str]:
     """The layers of stage 3 and stage 4: the last two resolutions or widths of the networks known by name."""
     if encoder.architecture in _STAGES:
         return _STAGES[encoder.architecture]
-    names = {name for name, _ in _source(encoder).named_children()}
+    names = {name for name, _ in whole_backbone(encoder).named_children()}
     if {"layer3", "layer4"} <= names:
         return ("layer3", "layer4")
     raise InputError(f'which layers of {encoder.architecture} are stages 3 and 4? Name them: stages = ["…", "…"]')
@@ -297,9 +293,3 @@ def stage_dims(encoder: Encoder, layers: Sequence[str]) -> tuple[int, int]:
         encoder(image)
     first, second = stages()
     return first.shape[1], second.shape[1]
-
-
-def _source(encoder: Encoder) -> nn.Module:
-    backbone = encoder.backbone.source if isinstance(encoder.backbone, Tap) else encoder.backbone
-    assert isinstance(backbone, nn.Module)
-    return backbone

@@ -220,7 +220,7 @@ class Cpn(MapTerm):
                 (pair[0], pair[1]),
                 (crossed[0], crossed[1]),
                 share=share,
-                hard_share=own.hardest_share,
+                hard_share=own.hard_share if own.ohem else None,
                 detach_minuend=own.detach_minuend,
                 one_hot=own.one_hot,
                 as_printed_in_paper=own.as_printed_in_paper,

@@ -55,11 +55,6 @@ class MapSettings(Table):
         if not 0 < self.hard_share <= 1 or self.start < 0:
             raise InputError("expected 0 < hard_share <= 1, and start of at least 0")
 
-    @property
-    def hardest_share(self) -> float | None:
-        """Share of the elements that count; None for all."""
-        return self.hard_share if self.ohem else None
-
 
 class MapTerm(Term):
     """Image-level labels alone, the plain CAM: the soft margin loss of class maps pooled over positions.
@@ -225,7 +220,7 @@ class Seam(MapTerm):
                 target = with_background(plain, power=own.power)
                 target = target.detach() if own.detach_plain else target
                 target = target * (target == target.amax(1, keepdim=True)) if own.one_hot else target
-                ecr = ecr + hardest((target - found).abs(), own.hardest_share)
+                ecr = ecr + hardest((target - found).abs(), own.hard_share if own.ohem else None)
             step.log["ecr"] = float(ecr.detach())
             total = total + ecr
         if own.min_pooling:

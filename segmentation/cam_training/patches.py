@@ -92,12 +92,10 @@ class Patches(ABC):
 
 
 class GridPatches(Patches):
-    """Squares of a grid that starts in the upper left corner; those at the far edges may be cut.
+    """Squares of a grid that starts in the upper left corner; those at the far edges may be cut ([CPN] §3.1, §4.3).
 
     Each image of a batch draws one of the `sizes`, in pixels or, between 0 and 1, as a share of the shorter side. The
     paper's best for images of 448 pixels are 56 and 112, an eighth and a quarter of the side.
-
-    Source: [CPN] §3.1, §4.3.
     """
 
     def __init__(

@@ -30,10 +30,9 @@ from ...training.losses.registry import TERMS, Builder
 from ...training.recipes.recipe import Recipe
 from ...training.recipes.runs import run_recipe as train
 from ...training.recipes.tables import Table, check_name
-from ..data import MaskedImages, all_readable
-from ..label_maps import label_map
+from ..data import MaskedImages, all_readable, label_map
 from ..pseudo_masks.sources import ClassMapSource, WeakSegmenter
-from ..segmenter.inference import InferenceSettings, class_scores
+from ..segmenter.inference import ONE_LOOK, InferenceSettings, class_scores
 from .cpn import build_cpn
 from .map_term import MapTerm, build_multi_label, build_seam
 
@@ -56,15 +55,10 @@ class MeasureSettings(Table):
             raise InputError("expected images from 0 on, one scale or more, and betas in [0, 1]")
 
     @property
-    def single(self) -> InferenceSettings:
-        """One look at scale 1."""
-        return InferenceSettings(scales=(1.0,), flip=False)
-
-    @property
     def multiple(self) -> InferenceSettings | None:
         """Several looks; None if there are none."""
         several = InferenceSettings(scales=self.scales, flip=self.flip)
-        return None if several == self.single else several
+        return None if several == ONE_LOOK else several
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,10 +201,9 @@ class _Measured:
                 return WeakSegmenter(encoder, term.class_weights(), self._class_names)
         raise InputError("segmentation needs a loss with class weights on the feature map: multi_label, cpn or seam")
 
-    def quick(self, encoder: Encoder, objective: Objective, folder: Path | None) -> dict[str, float]:
+    def quick(self, encoder: Encoder, objective: Objective, _folder: Path | None) -> dict[str, float]:
         """One look at every split."""
-        del folder
-        curves = self._curves(self.segmenter(encoder, objective), self._settings.single)
+        curves = self._curves(self.segmenter(encoder, objective), ONE_LOOK)
         return {f"{split}.miou": curve.best_score.mean_iou for split, curve in curves.items()}
 
     def _curves(self, segmenter: WeakSegmenter, settings: InferenceSettings) -> dict[str, BackgroundCurve]:
@@ -221,7 +214,7 @@ class _Measured:
     def __call__(self, encoder: Encoder, objective: Objective, folder: Path | None) -> dict[str, float]:
         """Every metric by name; with a folder also the segmenter, its classifier, and the curves."""
         segmenter = self.segmenter(encoder, objective)
-        looks = {"miou": self._settings.single}
+        looks = {"miou": ONE_LOOK}
         if self._settings.multiple is not None:
             looks["miou_multi_scale"] = self._settings.multiple
         if segmenter.is_refined:

@@ -150,9 +150,6 @@ def refine_by_walk(
     return refined
 
 
-# --- learnt affinities ------------------------------------------------------------------------------------------------
-
-
 class AffinitySettings(Table):
     """Options of the training of affinities."""
 

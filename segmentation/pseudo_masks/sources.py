@@ -53,13 +53,11 @@ class ClassMapSource(Protocol):
 
 
 class ClassifierMaps(nn.Module):
-    """The class maps of an encoder with a classifier.
+    """The class maps of an encoder with a classifier (Zhou et al. 2016, Eq. 2 (CAM); [GAIN] Eq. 1-2).
 
     "cam" weighs channels with the class's weights, "gradcam" with the gradient of its logit, summed over positions.
     Behind global average pooling and a linear classifier the two are one map; behind GeM pooling or a cosine classifier
     they are not.
-
-    Source: Zhou et al. 2016, Eq. 2 (CAM); [GAIN] Eq. 1-2.
     """
 
     def __init__(

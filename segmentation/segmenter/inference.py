@@ -58,6 +58,9 @@ class InferenceSettings(Table):
         return resized.normalise(resized(image)[None])
 
 
+ONE_LOOK = InferenceSettings(scales=(1.0,), flip=False)
+
+
 @contextmanager
 def taken_by_network(pixels: Tensor, scale: float) -> Iterator[None]:
     """Inside, a network that finds an input of a few pixels too small says so in one sentence."""

@@ -30,8 +30,7 @@ from ...training.data.training_set import TrainingSet
 from ...training.engine.step import Batch, Step, Term
 from ...training.losses.registry import Builder, made
 from ...training.recipes.tables import check_name
-from ..data import MaskedImages
-from ..label_maps import as_regions, label_map
+from ..data import MaskedImages, as_regions, label_map
 from ..pseudo_masks.crf import CrfSettings, dense_crf
 
 

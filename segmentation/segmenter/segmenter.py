@@ -31,7 +31,7 @@ from ...encoders.weight_files import drawn_from, read_state_dict, uninitialised
 from ...errors import InputError, WeightsError
 from ...images import Transform
 from ...training.recipes.tables import check_options
-from .inference import InferenceSettings, taken_by_network
+from .inference import ONE_LOOK, InferenceSettings, taken_by_network
 
 LIGHT = "light"
 _SUFFIX = ".safetensors"
@@ -258,7 +258,7 @@ def class_probabilities(
 
     The segmenter is in evaluation mode on `device`; it looks once, not mirrored, if no settings are given.
     """
-    settings = settings or InferenceSettings(scales=(1.0,), flip=False)
+    settings = settings or ONE_LOOK
     size = (image.height, image.width)
     views = []
     for scale in settings.scales:

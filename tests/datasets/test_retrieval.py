@@ -413,3 +413,13 @@ def test_lists_that_name_no_image_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "list_eval_partition.txt").write_text("0\nimage_name item_id evaluation_status\n")
     with pytest.raises(InputError, match="the lists of In-Shop Clothes Retrieval name no image"):
         load_dataset(tmp_path)
+
+
+def test_rows_without_a_label_are_listed_and_passed_over_and_refused_where_it_is_strict(tmp_path):
+    touch(tmp_path, "1.jpg", "2.jpg", "3.jpg")
+    (tmp_path / "t.csv").write_text("path,label\n1.jpg,ant\n2.jpg,\n3.jpg,bee\n")
+    dataset = load_dataset(tmp_path / "t.csv")
+    assert [record.path for record in dataset.records] == ["1.jpg", "3.jpg"]
+    assert dataset.problems == ("1 of 3 images have no label and are left out, such as 2.jpg",)
+    with pytest.raises(InputError, match="1 of 3 images have no label"):
+        load_dataset(tmp_path / "t.csv", strict=True)

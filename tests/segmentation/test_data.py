@@ -13,8 +13,7 @@ from distcam.datasets.masked_images import VOC_CLASSES, read_names
 from distcam.errors import ImageError, InputError
 from distcam.images import Transform
 from distcam.remarks import DistcamWarning
-from distcam.segmentation.data import MaskedImages
-from distcam.segmentation.label_maps import MaskIds, boxes_around, label_map
+from distcam.segmentation.data import MaskedImages, MaskIds, boxes_around, label_map
 from distcam.synthetic.blueprint import blueprints
 from distcam.synthetic.scene_set import write_scenes
 

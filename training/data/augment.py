@@ -74,8 +74,6 @@ class AugmentSettings(Table):
         return self.mixup > 0 or self.cutmix > 0
 
 
-# --- chance -----------------------------------------------------------------------------------------------------------
-
 _DRAWS = 20  # numbers per image; each change has its own, so switching one on leaves the others as they were
 _FLIP, _SHIFT, _CROP, _ROTATE, _COLOUR, _ERASE = 0, 1, 3, 7, 8, 13
 
@@ -97,9 +95,6 @@ def _hashed(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
-
-
-# --- one batch --------------------------------------------------------------------------------------------------------
 
 
 def augment(
@@ -233,9 +228,6 @@ def _rectangles(sides: Float[Tensor, "b 2"], place: Float[Tensor, "b 2"], height
     down = (rows >= start[:, :1]) & (rows < stop[:, :1])
     across = (columns >= start[:, 1:]) & (columns < stop[:, 1:])
     return down[:, :, None] & across[:, None, :]
-
-
-# --- images of one batch blended --------------------------------------------------------------------------------------
 
 
 def mix_images(

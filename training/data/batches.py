@@ -53,25 +53,12 @@ class TrainingBatches:
             raise InputError(f"expected a rank from 0 to {world_size - 1}, got {rank}")
         if workers is not None and workers < 1:
             raise InputError(f"expected one worker or more, got {workers}")
-        self.data = data
+        self.data, self.class_names, self.names = data, data.class_names, data.names
+        self.steps_per_epoch = sampler.steps_per_epoch
         self._sampler = sampler
         self._augment = AugmentSettings.none() if augment is None else augment
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._workers = workers or (1 if data.in_memory else min(os.cpu_count() or 1, 8))
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in every epoch."""
-        return self._sampler.steps_per_epoch
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """By class index."""
-        return self.data.class_names
-
-    def names(self, index: Sequence[int]) -> list[str]:
-        """Names of images, for messages."""
-        return self.data.names(index)
 
     def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch but the first `skip`, prepared by threads that end with the iterator."""

@@ -127,7 +127,13 @@ def divided(
     aside = [record for record in records if not novel.isdisjoint(shown_classes(record))]
     rest = [record for record in records if novel.isdisjoint(shown_classes(record))]
     if split.column:
-        own = [_part_of(record, split) for record in rest]
+        part_of = {value: name for name, value in split.parts.items()}
+        by_meaning = {split_name(str(value)) or value: name for value, name in part_of.items()}
+        own = []
+        for record in rest:  # the part whose value it has, as it is written or else as it is meant
+            cell, meaning = record.columns.get(split.column, ""), _value(record, split.column)
+            meant = by_meaning.get(meaning, by_meaning.get(_MEANT.get(meaning, ""), part_of.get(cell)))
+            own.append(part_of[cell] if cell in part_of and split.column != _FLAG else meant)
         outside = [record for record, name in zip(rest, own, strict=True) if name is None]
         if outside and not quiet:
             remark(
@@ -153,17 +159,6 @@ def shown_classes(record: ImageRecord) -> tuple[str, ...]:
     if "labels" in record.columns:
         return tuple(name for name in map(str.strip, record.columns["labels"].split(";")) if name)
     return () if record.label is None else (record.label,)
-
-
-def _part_of(record: ImageRecord, split: SplitSettings) -> str | None:
-    """The part whose value the image has, as it is written or else as it is meant."""
-    part_of = {value: name for name, value in split.parts.items()}
-    cell = record.columns.get(split.column, "")
-    if cell in part_of and split.column != _FLAG:
-        return part_of[cell]
-    meaning = _value(record, split.column)
-    by_meaning = {split_name(str(value)) or value: name for value, name in part_of.items()}
-    return by_meaning.get(meaning, by_meaning.get(_MEANT.get(meaning, ""), part_of.get(cell)))
 
 
 def _by_chance(

@@ -120,9 +120,6 @@ def boxes_from(source: str | Path, listing: Listing) -> dict[Path, list[Outline]
     }
 
 
-# --- rasters ----------------------------------------------------------------------------------------------------------
-
-
 def region_table(
     outlines: Outlines | None,
     settings: RegionSettings | None,

@@ -19,7 +19,7 @@ from ...images.masks import MaskFolder
 from ...progress import Progress
 from ...remarks import Skipped, remark
 from ..recipes.tables import Table, plain
-from .batches import Part
+from .batches import Part, RunData
 from .dividing import SplitSettings, divided, settled, shown_classes
 from .outlines import Outline, RegionSettings, boxes_from, outlines_of
 from .training_set import Cache, TrainingSet, say_left_out
@@ -123,7 +123,7 @@ def list_parts(settings: DataSettings, *, folder: Path) -> dict[str, Part]:
     if settings.scenes is not None:
         return {}
     listing, place = _listed(settings, folder)
-    parts = _parts(listing, settings, place, quiet=True)
+    _, parts = _divided(listing, settings, place, quiet=True)
     columns = settings.label_columns
     return {
         name: Part(len(own), frozenset(columns or (label for record in own for label in shown_classes(record))))
@@ -133,14 +133,14 @@ def list_parts(settings: DataSettings, *, folder: Path) -> dict[str, Part]:
 
 def load_splits(
     settings: DataSettings, transform: Transform, *, folder: Path, cache: Path, progress: Progress | None = None
-) -> dict[str, TrainingSet]:
-    """The images by split; "train" is always there, and other splits of its classes number them alike.
+) -> RunData:
+    """The images by split, listed once; "train" is always there, and other splits of its classes number them alike.
 
     Files that cannot be read are left out and named, all at once; every file is decoded once to know. Scenes are drawn
     into `cache`, once for all runs with the same ones. `progress` starts anew for each split.
     """
     if settings.scenes is not None:
-        return _drawn_splits(settings, settings.scenes, transform, cache, progress)
+        return RunData(_drawn_splits(settings, settings.scenes, transform, cache, progress), split=settings.split)
     listing, place = _listed(settings, folder)
     _, base = settings.source(folder)
     if not settings.split.column:
@@ -155,7 +155,7 @@ def load_splits(
         files = {listing.file(record): masks.file(record.path) for record in listing}
         outlines |= {file: [Outline(mask=mask)] for file, mask in files.items() if mask.is_file()}
     outlined = {kind for kind in ("mask", "box") for own in outlines.values() if getattr(own[0], kind) is not None}
-    parts = _parts(listing, settings, place)
+    split, parts = _divided(listing, settings, place)
     known = _class_names(parts["train"], settings)
     sets: dict[str, TrainingSet] = {}
     left_out: list[Skipped] = []
@@ -176,7 +176,7 @@ def load_splits(
             progress=progress,
         )
     say_left_out(left_out, of=sum(map(len, parts.values())), strict=settings.strict)
-    return sets
+    return RunData(sets, split=split)
 
 
 def _drawn_splits(
@@ -239,15 +239,15 @@ def _listed(settings: DataSettings, folder: Path) -> tuple[Listing, Path]:
     return quiet_listing(base / name, labels, strict=settings.strict), base / name
 
 
-def _parts(
+def _divided(
     listing: Listing, settings: DataSettings, place: Path, *, quiet: bool = False
-) -> dict[str, list[ImageRecord]]:
-    """The records of every part; images without a label teach nothing, and are left out of all but "train"."""
+) -> tuple[SplitSettings, dict[str, list[ImageRecord]]]:
+    """The settled division, and the records of every part; those without a label are left out of all but "train"."""
     records = list(listing)
     split = settled(settings.split, records, where=place, strict=settings.strict, quiet=quiet)
     parts = divided(records, split, where=place, strict=settings.strict, quiet=quiet)
     if settings.label_columns or "labels" in listing.column_names:
-        return parts
+        return split, parts
     for name in [name for name in parts if name != "train"]:
         labelled = [record for record in parts[name] if record.label is not None]
         if lost := len(parts[name]) - len(labelled):
@@ -256,7 +256,7 @@ def _parts(
                 said = f"{place}: {lost} images of the part {name} have no label and are left out, such as {first}"
                 remark(said, strict=settings.strict)
             parts[name] = labelled
-    return {name: own for name, own in parts.items() if own}
+    return split, {name: own for name, own in parts.items() if own}
 
 
 def _class_names(records: Sequence[ImageRecord], settings: DataSettings) -> tuple[str, ...]:

@@ -267,9 +267,6 @@ class TrainingSet:
         return cls(found.pixels, files, transform, labels, names, table, image_names=paths, digests=found.digests)
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------
-
-
 def _labels_of(record: ImageRecord, columns: Sequence[str]) -> tuple[str, ...]:
     """The names of the classes that an image shows, as its record says."""
     if columns:

@@ -10,8 +10,8 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -136,19 +136,14 @@ def choose_device(name: str) -> torch.device:
 def batch_on_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on the training device, its images with channels last in memory."""
 
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
+    def moved(value: Any) -> Any:
+        if isinstance(value, Batch | Regions | Mix):
+            return replace(value, **{each.name: moved(getattr(value, each.name)) for each in fields(value)})
+        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
-    regions, mix = batch.regions, batch.mix
-    return replace(
-        batch,
-        images=batch.images.to(device, memory_format=torch.channels_last, non_blocking=True),
-        labels=moved(batch.labels),
-        index=moved(batch.index),
-        regions=regions
-        and Regions(moved(regions.row), moved(regions.label), moved(regions.is_box), moved(regions.raster)),
-        mix=mix and Mix(moved(mix.partner), mix.share),
-    )
+    images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+    found: Batch = moved(replace(batch, images=images))
+    return found
 
 
 @contextmanager

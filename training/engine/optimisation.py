@@ -151,9 +151,6 @@ class Average:
             average.copy_(kept)
 
 
-# --- training mode ----------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def training_mode(encoder: Encoder, objective: Objective, settings: Settings) -> Iterator[None]:
     """Encoder and objective in training mode, frozen parts frozen.
@@ -185,18 +182,20 @@ def set_training(encoder: Encoder, objective: Objective, settings: Settings) -> 
                 part.eval()
 
 
-def _frozen_parts(encoder: Encoder, settings: Settings) -> list[nn.Module]:
-    """The modules of the backbone that `freeze` names."""
+def whole_backbone(encoder: Encoder) -> nn.Module:
+    """The backbone with the layers behind the one that is read."""
     backbone = encoder.backbone.source if isinstance(encoder.backbone, Tap) else encoder.backbone
     assert isinstance(backbone, nn.Module)
-    parts = {name or "backbone": part for name, part in backbone.named_modules()}
+    return backbone
+
+
+def _frozen_parts(encoder: Encoder, settings: Settings) -> list[nn.Module]:
+    """The modules of the backbone that `freeze` names."""
+    parts = {name or "backbone": part for name, part in whole_backbone(encoder).named_modules()}
     for name in settings.freeze:
         if name not in parts:
             raise InputError(f"run.freeze: the backbone has no part {name!r}; nearest: {closest(name, list(parts))}")
     return [parts[name] for name in settings.freeze]
-
-
-# --- learning rates ---------------------------------------------------------------------------------------------------
 
 
 def learning_rate_schedule(

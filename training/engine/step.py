@@ -119,11 +119,9 @@ class HasClassWeights(Protocol):
 
     def class_weights(self) -> Float[Tensor, "c d"]:
         """The vectors, inside the gradient graph."""
-        ...
 
     def logits(self, embedding: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
         """One score per class; the largest is the prediction."""
-        ...
 
 
 class Step:

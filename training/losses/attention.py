@@ -69,15 +69,13 @@ def gradient_weights(
     score: Literal["logit", "log_odds"] = "logit",
     second_order: bool = False,
 ) -> Float[Tensor, "t k"]:
-    """Grad-CAM's channel weights, `GAP(∂ s^c / ∂ f)`, for each pair of an image and a class.
+    """Grad-CAM's channel weights, `GAP(∂ s^c / ∂ f)`, for each pair of an image and a class ([GAIN] Eq. 1).
 
     Pooling and head are run once more, the head as in evaluation mode. The weights are constants, the "kernel" that
     the paper speaks of; with `second_order` they are part of the graph.
 
     `score` is s^c: the class's logit, or the log-odds of its softmax, `logit_c - log Σ_{j≠c} exp logit_j`, which is
     also raised by what speaks against the other classes.
-
-    Source: [GAIN] Eq. 1.
     """
     maps = targets.of(feature_map)
     is_mean = isinstance(encoder.pooling, GAP)

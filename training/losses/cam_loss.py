@@ -34,9 +34,7 @@ def cam_differences(
     norm: MapNorm = "l1",
     eps: float = 1e-8,
 ) -> Float[Tensor, " t"]:
-    """L_cam of each feature map with its own class's weights, in [0, 1].
-
-    Source: [CAM-loss] Eq. 1-4, Algorithm 1.
+    """L_cam of each feature map with its own class's weights, in [0, 1] ([CAM-loss] Eq. 1-4, Algorithm 1).
 
     >>> features = torch.tensor([[[[4.0, 0.0, 1.0]], [[0.0, 2.0, 1.0]]]])    # CAAM' = (1, 0, 0)
     >>> cam_differences(features, torch.tensor([[0.0, 1.0]])).item()         # CAM' = (0, 1, 0.5): 2.5 / 3

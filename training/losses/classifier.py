@@ -20,7 +20,7 @@ from ...encoders.checkpoint import built_from_header, read_checkpoint, write_che
 from ...errors import InputError, WeightsError
 from ..engine.step import HasClassWeights, Step, Term, accuracy, single_labels
 from ..recipes.tables import check_name
-from .metric import ProxyTerm, VectorSpace, gather_vectors, vectors_of
+from .metric import ProxyTerm, VectorSpace, gather_vectors
 
 
 class ClassifierTerm(Term):
@@ -112,7 +112,7 @@ class CenterTerm(Term):
     def forward(self, step: Step) -> Tensor:
         """The loss against the centers as they are before this batch moves them."""
         labels, mix = single_labels(step.batch, "center"), step.batch.mix
-        vectors = vectors_of(step, self.on)
+        vectors: Tensor = getattr(step.encoding, self.on)
         rows = [(labels, 1.0)] if mix is None else [(labels, mix.share), (labels[mix.partner], 1 - mix.share)]
         value = sum(share * (vectors - self.centers[row]).square().sum(1).mean() for row, share in rows)
         if self.training:
@@ -139,7 +139,7 @@ def save_classifier(
     logits in the same order; one with several vectors per class is an InputError. Names are in the order of the class
     weights, the fingerprint is that of their encoder. WeightsError if the file cannot be written.
     """
-    plain = _plain(classifier)
+    plain = classifier if isinstance(classifier, ClassifierTerm) else _plain(classifier)
     config = {
         "kind": "classifier",
         "head": plain.head,
@@ -169,8 +169,6 @@ def load_classifier(path: str | os.PathLike[str]) -> tuple[ClassifierTerm, list[
 
 @torch.no_grad()
 def _plain(classifier: HasClassWeights) -> ClassifierTerm:
-    if isinstance(classifier, ClassifierTerm):
-        return classifier
     form = _linear_form(classifier) if isinstance(classifier, ProxyTerm) else None
     if form is None:
         raise InputError(f"{getattr(classifier, 'name', type(classifier).__name__)} cannot be kept as a classifier")

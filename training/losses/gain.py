@@ -30,9 +30,7 @@ from .attention import LateTerm, gradient_weights, gradients_off, scaled, statis
 
 
 def attention_map(feature_map: Float[Tensor, "t k h w"], weights: Float[Tensor, "t k"]) -> Float[Tensor, "t h w"]:
-    """A^c, not negative, raw: Grad-CAM of given channel weights.
-
-    Source: [GAIN] Eq. 2.
+    """A^c, not negative, raw: Grad-CAM of given channel weights ([GAIN] Eq. 2).
 
     >>> attention_map(torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]]), torch.tensor([[1.0, -1.0]])).tolist()
     [[[0.0, 2.0]]]
@@ -54,10 +52,7 @@ def soft_mask(
 
 
 def hidden(images: Float[Tensor, "t 3 h w"], mask: Float[Tensor, "t h w"]) -> Float[Tensor, "t 3 h w"]:
-    """I*: normalised images in which what the mask covers has the mean colour.
-
-    Source: [GAIN] Eq. 3.
-    """
+    """I*: normalised images in which what the mask covers has the mean colour ([GAIN] Eq. 3)."""
     return images - mask.unsqueeze(1) * images
 
 
@@ -186,11 +181,9 @@ class AttentionMining(LateTerm):
 
 
 class Gain(AttentionMining):
-    """GAIN as a term, beside a classification loss; the module's text says what is settled how.
+    """GAIN as a term, beside a classification loss; the module's text says what is settled how ([GAIN] Eq. 1-10).
 
     Without regions in the data it is GAIN-self; with some it is GAIN-ext.
-
-    Source: [GAIN] Eq. 1-10.
     """
 
     def __init__(

@@ -5,7 +5,6 @@ They have a memory that a resumed run continues with, and are gathered over the 
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ..engine.step import Step, Term, accuracy, single_labels
-from ..recipes.tables import check_name, check_options
+from ..recipes.tables import check_name, check_options, parameters_of
 
 VectorSpace = Literal["embedding", "pooled"]
 Name = str | Mapping[str, Any]  # "batch_hard", or {kind = "triplet_margin", margin = 0.1}
@@ -126,7 +125,7 @@ def metric_term(name: str, *, dim: int, n_classes: int, options: Mapping[str, An
     """
     check_name("metric loss", name, LOSSES)
     given = dict(LOSSES[name].defaults) | dict(options or {})
-    check_options(name, given, _options_of(LOSSES[name].make) | {"on", "miner", "distance", "reducer", "memory"})
+    check_options(name, given, _settable(LOSSES[name].make) | {"on", "miner", "distance", "reducer", "memory"})
     on, memory = given.pop("on", "embedding"), given.pop("memory", 0)
     check_name("space", on, ("embedding", "pooled"))
     distance = _part("distance", given.pop("distance", None), _DISTANCES)
@@ -177,7 +176,7 @@ class MetricTerm(Term):
     def forward(self, step: Step) -> Tensor:
         """The loss of the batch."""
         labels = single_labels(step.batch, self.name)
-        vectors = vectors_of(step, self.on)
+        vectors: Tensor = getattr(step.encoding, self.on)
         self.note(step, vectors)
         mix = step.batch.mix
         if mix is None:
@@ -238,11 +237,6 @@ class ProxyTerm(MetricTerm):
                 step.log["accuracy"] = accuracy(self.logits(vectors), step.batch)
 
 
-def vectors_of(step: Step, on: VectorSpace) -> Float[Tensor, "b d"]:
-    """The vectors of the batch in a space."""
-    return step.encoding.pooled if on == "pooled" else step.encoding.embedding
-
-
 def gather_vectors(vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors and labels of all processes in the order of their ranks; as they are in a run of one process.
 
@@ -285,16 +279,12 @@ def _part(what: str, spec: Name | None, known: Mapping[str, Any], **given: Any) 
     kind = options.pop("kind", None)
     check_name(what, kind, known)
     make = known[str(kind)]
-    check_options(f"{what} {kind}", options, _options_of(make))
+    check_options(f"{what} {kind}", options, _settable(make))
     return _made(str(kind), make, given | options)
 
 
-def _options_of(make: Any) -> frozenset[str]:
-    """The parameters of a class of the library, its bases' included, that a recipe may set."""
-    make = getattr(make, "func", make)
-    constructors = [base.__init__ for base in make.__mro__ if "__init__" in vars(base) and base is not nn.Module]
-    names = {name for c in constructors if c is not object.__init__ for name in inspect.signature(c).parameters}
-    return frozenset(names) - _NOT_IN_A_RECIPE
+def _settable(make: Any) -> frozenset[str]:
+    return frozenset(parameter.name for parameter in parameters_of(make)) - _NOT_IN_A_RECIPE
 
 
 def _made(name: str, make: Any, options: Mapping[str, Any]) -> Any:

@@ -154,8 +154,7 @@ class Recipe(Table):
         """The images of the run, and what a task adds to them."""
         world = current_world()
         place = cache / "scenes" / (f"process-{world.rank}" if world.size > 1 else "")
-        sets = load_splits(self.data, transform, folder=self.folder, cache=place, progress=progress)
-        return RunData(sets, split=settled_split(self.data, folder=self.folder))
+        return load_splits(self.data, transform, folder=self.folder, cache=place, progress=progress)
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe with every default filled in, as JSON can hold it; `from_dict` restores it."""

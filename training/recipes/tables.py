@@ -39,16 +39,17 @@ def check_options(what: str, options: Iterable[str], known: Collection[str]) -> 
         check_name(f"option of {what}", option, known)
 
 
-def keyword_options(function: Callable[..., Any]) -> frozenset[str]:
-    """The names of the keyword-only parameters of a function, or of the constructors of a class and its bases."""
+def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters of a function, or of the constructors of a class and its bases."""
     made = getattr(function, "func", function)
     bases = made.__mro__ if isinstance(made, type) else ()
     makers = [vars(base)["__init__"] for base in bases if "__init__" in vars(base) and base is not object] or [made]
-    parameters = [p for each in makers for p in inspect.signature(each).parameters.values()]
-    return frozenset(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+    return [p for each in makers for p in inspect.signature(each).parameters.values()]
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
+def keyword_options(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of the keyword-only parameters among these."""
+    return frozenset(p.name for p in parameters_of(function) if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
 def limited(accepts: Callable[[float], bool], expected: str) -> AfterValidator:
@@ -126,8 +127,6 @@ def checked_table(value: Any, where: str) -> Mapping[str, Any]:
         raise InputError(f"{where}: expected a table, got {value!r}")
     return value
 
-
-# --- messages ---------------------------------------------------------------------------------------------------------
 
 _EXPECTED = {
     "int": "a whole number",
@@ -208,9 +207,6 @@ def _fields(hint: Any) -> tuple[str, ...]:
     return ()
 
 
-# --- plain values -----------------------------------------------------------------------------------------------------
-
-
 def plain(value: Any) -> Any:
     """The value as JSON and TOML hold it: tables, lists, strings, numbers."""
     if isinstance(value, BaseModel):
@@ -279,24 +275,18 @@ def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             result[key] = merged(old, value)
         elif isinstance(value, Mapping) and isinstance(old, list):
-            result[key] = _merged_by_name(key, old, value)
+            entries = result[key] = list(old)
+            names = [entry.get("name", entry.get("kind")) if isinstance(entry, Mapping) else None for entry in old]
+            places = {name: names.index(name) for name in names} | {str(place): place for place in range(len(old))}
+            for name, change in value.items():
+                if not isinstance(change, Mapping):
+                    raise InputError(f"{key}.{name}: expected a table with what changes, got {change!r}")
+                if name in places:
+                    entries[places[name]] = merged(old[places[name]], change)
+                elif "kind" in change:
+                    entries.append({**change, "name": name})
+                else:
+                    check_name(f"entry of [[{key}]]", name, [known for known in names if known])
         else:
             result[key] = value
-    return result
-
-
-def _merged_by_name(key: str, entries: list[Any], changes: Mapping[str, Any]) -> list[Any]:
-    result = list(entries)
-    names = [entry.get("name", entry.get("kind")) if isinstance(entry, Mapping) else None for entry in entries]
-    for name, change in changes.items():
-        if not isinstance(change, Mapping):
-            raise InputError(f"{key}.{name}: expected a table with what changes, got {change!r}")
-        if name.isdecimal() and int(name) < len(entries):
-            result[int(name)] = merged(entries[int(name)], change)
-        elif name in names:
-            result[names.index(name)] = merged(entries[names.index(name)], change)
-        elif "kind" in change:
-            result.append({**change, "name": name})
-        else:
-            check_name(f"entry of [[{key}]]", name, [known for known in names if known])
     return result

@@ -14,8 +14,7 @@ from distcam.datasets.masked_images import VocFolder
 from distcam.encoders import Encoder
 from distcam.errors import InputError, ShapeError
 from distcam.images import Transform
-from distcam.segmentation.data import MaskedImages
-from distcam.segmentation.label_maps import MaskIds
+from distcam.segmentation.data import MaskedImages, MaskIds
 from distcam.segmentation.pseudo_masks.make import (
     CueSettings,
     CueStage,

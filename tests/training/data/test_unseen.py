@@ -117,7 +117,7 @@ def test_training_on_a_table_that_says_its_splits_sees_no_test_image_and_no_test
     assert kept == describe(result.parts)
     assert kept["test"] == {"images": 8, "classes": 2, "classes_in_train": 0}
     resolved = json.loads((place / "run" / "recipe.json").read_text())
-    again = load_splits(Recipe.from_dict(resolved).data, TRANSFORM, folder=place, cache=place)
+    again = load_splits(Recipe.from_dict(resolved).data, TRANSFORM, folder=place, cache=place).sets
     assert again["train"].class_names == FOUR
     assert "test.recall_at_1" in result.metrics
     assert "test.accuracy" not in result.metrics  # there is none for unseen classes, and nobody asked for it
@@ -138,7 +138,7 @@ def test_training_on_folders_of_splits_sees_the_training_folder_alone(place: Pat
 
 def test_validation_is_a_part_of_its_own_and_the_rest_is_test(place: Path) -> None:
     table(place, "split", "train", "train", "valid", "test", "query", "gallery")
-    sets = load_splits(settings("t.csv"), TRANSFORM, folder=place, cache=place)
+    sets = load_splits(settings("t.csv"), TRANSFORM, folder=place, cache=place).sets
     assert {name: own.class_names for name, own in sets.items()} == {
         "train": CLASSES[:2], "val": CLASSES[2:3], "test": CLASSES[3:],
     }  # fmt: skip
@@ -147,13 +147,13 @@ def test_validation_is_a_part_of_its_own_and_the_rest_is_test(place: Path) -> No
 def test_what_is_of_no_part_or_has_no_label_is_left_out_and_named(place: Path) -> None:
     table(place, "split", "train", "train", "extra", "test", "test", "")
     with pytest.warns(DistcamWarning, match=r"8 images are of none of the parts train, test .* such as animals/cat/0"):
-        sets = load_splits(settings("t.csv"), TRANSFORM, folder=place, cache=place)
+        sets = load_splits(settings("t.csv"), TRANSFORM, folder=place, cache=place).sets
     assert {name: len(own) for name, own in sets.items()} == {"train": 8, "test": 8}
     for n in range(3):
         picture(place / "ds" / "train" / ("a" if n else "b") / f"{n}.png", n)
         picture(place / "ds" / "test" / f"{n}.png", n)
     with pytest.warns(DistcamWarning) as said:
-        sets = load_splits(settings("ds"), TRANSFORM, folder=place, cache=place)
+        sets = load_splits(settings("ds"), TRANSFORM, folder=place, cache=place).sets
     assert any("3 images of the part test have no label and are left out" in str(each.message) for each in said)
     assert list(sets) == ["train"]
 
@@ -162,7 +162,7 @@ def test_shares_that_a_recipe_asks_for_are_given_and_said_where_a_table_knows_be
     table(place, "split", *["train"] * 4, "test", "test")
     shares = settings("t.csv", parts={"train": 0.5, "test": 0.5})
     with pytest.warns(DistcamWarning, match=r"by chance although their column 'split' says .*\(train 16, test 8\)"):
-        sets = load_splits(shares, TRANSFORM, folder=place, cache=place)
+        sets = load_splits(shares, TRANSFORM, folder=place, cache=place).sets
     assert {name: len(own) for name, own in sets.items()} == {"train": 12, "test": 12}
     strict = DataSettings(images="t.csv", size=16, split=shares.split, strict=True)
     with pytest.raises(InputError, match="by chance although"):
@@ -182,7 +182,7 @@ def test_flags_without_training_images_are_refused_with_marks_that_divide(place:
     with pytest.raises(InputError, match=r"column 'is_query' says.* none of it is train") as refused:
         load_splits(settings("t.csv"), TRANSFORM, folder=place, cache=place)
     split = tomllib.loads(f"split = {{ {str(refused.value).partition('[data.split] ')[2].partition(', or give')[0]} }}")
-    sets = load_splits(settings("t.csv", **split["split"]), TRANSFORM, folder=place, cache=place)
+    sets = load_splits(settings("t.csv", **split["split"]), TRANSFORM, folder=place, cache=place).sets
     assert {name: len(own) for name, own in sets.items()} == {"train": 12, "test": 12}
 
 
@@ -190,7 +190,7 @@ def test_classes_that_are_partly_known_get_numbers_of_their_own(place: Path) -> 
     rows = [f"animals/{label}/{n}.png,{label},{'train' if n < 2 else 'test'}" for label in FOUR for n in range(4)]
     rows += [f"animals/{label}/{n}.png,{label},test" for label in TWO for n in range(4)]
     (place / "t.csv").write_text("\n".join(["path,label,split", *rows]))
-    sets = load_splits(settings("t.csv"), TRANSFORM, folder=place, cache=place)
+    sets = load_splits(settings("t.csv"), TRANSFORM, folder=place, cache=place).sets
     assert sets["test"].class_names == CLASSES
     assert describe(parts_of(sets))["test"]["classes_in_train"] == 4
 

@@ -234,9 +234,9 @@ SMALL = Transform(8, fit="squash")
 def test_scenes_are_drawn_once_and_backgrounds_are_as_asked(file, cache) -> None:
     recipe = file.recipe()
     transform = Transform(32, fit="squash")
-    sets = load_splits(recipe.data, transform, folder=cache, cache=cache / "scenes")
+    sets = load_splits(recipe.data, transform, folder=cache, cache=cache / "scenes").sets
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.jpg")}
-    again = load_splits(recipe.data, transform, folder=cache, cache=cache / "scenes")
+    again = load_splits(recipe.data, transform, folder=cache, cache=cache / "scenes").sets
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.jpg")} == before
     assert torch.equal(again["train"].pixels(torch.arange(4)), sets["train"].pixels(torch.arange(4)))
     assert {name: len(own) for name, own in sets.items()} == {"train": 24, "usual": 9, "unusual": 9, "novel": 6}
@@ -253,7 +253,7 @@ def test_scenes_are_drawn_once_and_backgrounds_are_as_asked(file, cache) -> None
 
 def test_a_folder_is_divided_class_by_class(tmp_path) -> None:
     table = {"images": str(images(tmp_path / "p")), "split": {"parts": {"train": 0.5, "validation": 0.2, "test": 0.3}}}
-    sets = load_splits(parse(DataSettings, table, "data"), SMALL, folder=tmp_path, cache=tmp_path)
+    sets = load_splits(parse(DataSettings, table, "data"), SMALL, folder=tmp_path, cache=tmp_path).sets
     assert {name: own.per_class().tolist() for name, own in sets.items()} == {
         "train": [5] * 6,
         "validation": [2] * 6,
@@ -266,7 +266,7 @@ def test_a_folder_is_divided_class_by_class(tmp_path) -> None:
 def test_novel_classes_are_put_aside(tmp_path) -> None:
     table = {"images": "p", "split": {"parts": {"train": 0.7, "test": 0.3}, "novel": 0.5}}
     images(tmp_path / "p")
-    sets = load_splits(parse(DataSettings, table, "data"), SMALL, folder=tmp_path, cache=tmp_path)
+    sets = load_splits(parse(DataSettings, table, "data"), SMALL, folder=tmp_path, cache=tmp_path).sets
     assert {name: len(own.class_names) for name, own in sets.items()} == {"train": 3, "test": 3, "novel": 3}
     assert not set(sets["novel"].class_names) & set(sets["train"].class_names)
     assert len(sets["novel"]) == 30
@@ -277,7 +277,7 @@ def test_a_table_is_divided_by_its_column_and_other_classes_get_numbers_of_their
     rows = [f"p/class{c}/{n}.png,{c},{'gallery' if c < 2 else 'query'}" for c in range(3) for n in range(2)]
     (tmp_path / "t.csv").write_text("\n".join(["path,label,part", *rows]))
     table = {"images": "t.csv", "split": {"column": "part", "parts": {"train": "gallery", "test": "query"}}}
-    sets = load_splits(parse(DataSettings, table, "data"), SMALL, folder=tmp_path, cache=tmp_path)
+    sets = load_splits(parse(DataSettings, table, "data"), SMALL, folder=tmp_path, cache=tmp_path).sets
     assert {name: own.class_names for name, own in sets.items()} == {"train": ("0", "1"), "test": ("2",)}
     table["split"]["column"] = "prat"
     with pytest.raises(InputError, match="expected a column 'prat' to divide it by; there are part"):
@@ -291,7 +291,7 @@ def test_photographs_need_to_be_somewhere(monkeypatch, tmp_path) -> None:
         load_splits(settings, SMALL, folder=tmp_path, cache=tmp_path)
     images(tmp_path / "caltech101")
     monkeypatch.setenv("DISTCAM_DATA", str(tmp_path))
-    assert len(load_splits(settings, SMALL, folder=tmp_path, cache=tmp_path)["train"]) == 42
+    assert len(load_splits(settings, SMALL, folder=tmp_path, cache=tmp_path).sets["train"]) == 42
 
 
 @pytest.mark.parametrize(
