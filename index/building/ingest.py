@@ -164,7 +164,8 @@ class _Intake:
         except BaseException:  # which may have come in the middle of that commit
             self.writer.commit()
             raise
-        return AddReport(self.added, self.replaced, self.unchanged, tuple(self.skipped))
+        precision = self.writer.manifest.encoder.precision
+        return AddReport(self.added, self.replaced, self.unchanged, tuple(self.skipped), precision)
 
     def _report_progress(self) -> None:
         if self._progress is not None:
