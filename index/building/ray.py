@@ -77,7 +77,10 @@ class RayEngine:
         """
         if masks is not None:
             raise InputError("masks are read by the local engine only; leave out --engine ray, or the masks")
-        checkpoint = _checkpoint(encoder)
+        with tempfile.TemporaryDirectory() as folder:  # InputError for a network of the user's own
+            file = Path(folder) / "encoder.safetensors"
+            encoder.save(file)
+            checkpoint = file.read_bytes()
         maps = store_maps if writer.is_new else writer.manifest.spec.map_shape is not None
 
         def stream(offers: Iterable[Offer]) -> Generator[Encoded, None, None]:
@@ -97,14 +100,6 @@ class RayEngine:
                     yield encoded
 
         return stream
-
-
-def _checkpoint(encoder: Encoder) -> bytes:
-    """The encoder as the bytes of its checkpoint; InputError for a network of the user's own."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "encoder.safetensors"
-        encoder.save(file)
-        return file.read_bytes()
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,8 @@ def matching(where: Filter, table: ColumnTable, verdicts: Verdicts | None = None
             return reduce(np.logical_or, (matching(part, table, known) for part in parts), np.zeros(len(table), bool))
         case Not(part):
             return ~matching(part, table, known)
-    column = _column(where.column, table)
+    require_columns(where, table.column_names)
+    column = table.column(where.column)
     mask = known.get(where, len(table))
     if mask is None:
         holds = _predicate(where)
@@ -132,8 +133,10 @@ def matching(where: Filter, table: ColumnTable, verdicts: Verdicts | None = None
 def hints(where: Filter | str, table: ColumnTable) -> list[str]:
     """One sentence for each value that a filter asks for and no image has, with the nearest one that some image has."""
     said: dict[str, None] = {}
-    for comparison in _comparisons(tree_of(where)):
-        there = _column(comparison.column, table).values
+    tree = tree_of(where)
+    require_columns(tree, table.column_names)
+    for comparison in _comparisons(tree):
+        there = table.column(comparison.column).values
         match comparison:
             case Eq(column, value):
                 said.update(_unknown(column, [value], there))
@@ -142,6 +145,15 @@ def hints(where: Filter | str, table: ColumnTable) -> list[str]:
             case Range(column) if all(number(value) is None for value in there):
                 said[f"no image has a number as its {column}, which a range is of{_examples(there)}"] = None
     return list(said)
+
+
+def require_columns(where: Filter, names: Sequence[str]) -> None:
+    """InputError for a column that a filter names and the gallery does not have."""
+    for comparison in _comparisons(where):
+        if (name := comparison.column) not in names:
+            nearest = difflib.get_close_matches(name, names, n=1)
+            hint = f", did you mean {nearest[0]!r}?" if nearest else ""
+            raise InputError(f"no column {name!r} in this gallery{hint}; there are {', '.join(names)}")
 
 
 def _comparisons(where: Filter) -> Iterator[Comparison]:
@@ -169,14 +181,6 @@ def _examples(values: Sequence[str], *, most: int = 5) -> str:
         return "; no image has any"
     rest = f" and {len(values) - most} others" if len(values) > most else ""
     return f"; there are {', '.join(values[:most])}{rest}"
-
-
-def _column(name: str, table: ColumnTable) -> Categorical:
-    if name not in table.column_names:
-        nearest = difflib.get_close_matches(name, table.column_names, n=1)
-        hint = f", did you mean {nearest[0]!r}?" if nearest else ""
-        raise InputError(f"no column {name!r} in this gallery{hint}; there are {', '.join(table.column_names)}")
-    return table.column(name)
 
 
 def _predicate(where: Eq | Ne | In | Glob | Range) -> Callable[[str], bool]:
