@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from ...deadlines import check_deadline
 from ...errors import InputError
 from ...forking import ForkSafeLock
 from .tree import And, Comparison, Eq, Filter, Glob, In, Ne, Not, Or, Range, number, tree_of
+
+if TYPE_CHECKING:
+    from ..storage.snapshot import Snapshot
 
 Mask: TypeAlias = NDArray[np.bool_]
 
@@ -61,19 +64,6 @@ class Categorical:
         return [known[code] for code in self.codes]
 
 
-class ColumnTable(Protocol):
-    """Columns of strings with one value, or none, per image; `"path"` and `"label"` are among them."""
-
-    @property
-    def column_names(self) -> tuple[str, ...]:
-        """Names of the columns."""
-
-    def column(self, name: str) -> Categorical:
-        """One of them."""
-
-    def __len__(self) -> int: ...
-
-
 class Verdicts:
     """Cache of the rows that each comparison selects in one table that does not change, in bounded memory."""
 
@@ -103,7 +93,7 @@ class Verdicts:
                 self.nbytes -= self._masks.popitem(last=False)[1].nbytes
 
 
-def matching(where: Filter, table: ColumnTable, verdicts: Verdicts | None = None) -> Mask:
+def matching(where: Filter, table: Snapshot, verdicts: Verdicts | None = None) -> Mask:
     """Mask of the table's rows that a filter selects; equal comparisons are evaluated once, cache or not."""
     check_deadline()
     known = Verdicts() if verdicts is None else verdicts
@@ -130,7 +120,7 @@ def matching(where: Filter, table: ColumnTable, verdicts: Verdicts | None = None
     return mask
 
 
-def hints(where: Filter | str, table: ColumnTable) -> list[str]:
+def hints(where: Filter | str, table: Snapshot) -> list[str]:
     """One sentence for each value that a filter asks for and no image has, with the nearest one that some image has."""
     said: dict[str, None] = {}
     tree = tree_of(where)

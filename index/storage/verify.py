@@ -123,6 +123,7 @@ class Check:
         snapshot = self._opened(self.manifest)
         self.images = len(snapshot)
         self._find_duplicates(snapshot)
+        assert self.duplicates is not None
         for path in list(snapshot.paths(snapshot.places(self.duplicates)))[:10]:
             self.problems.append(Problem(path, "is in the gallery twice", "repair keeps the newer one"))
         entry = self.manifest.prototype_cache

@@ -24,7 +24,7 @@ from ..refusals import ApiError, has_bearer
 from ..uploads import upload_suffix
 from .search import IMAGE_FORM, Serving, json_answer, require_image, unless_gone
 
-router = APIRouter(prefix="/api/v1")
+router = APIRouter(prefix="/api/v1", responses=schemas.refusals())
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Offset = Annotated[int, Query(ge=0, le=schemas.MAX_ID)]
 Prefix = Annotated[str, Query(max_length=300)]
@@ -37,34 +37,27 @@ _COLUMNS = TypeAdapter(dict[Annotated[str, _Printable], Annotated[str, _Printabl
 _MOST_COLUMNS = 32
 
 
-@router.get(
-    "/gallery", response_model=schemas.GalleryAnswer, responses=schemas.refusals(), summary="What is in the gallery"
-)
+@router.get("/gallery", response_model=schemas.GalleryAnswer, summary="What is in the gallery")
 async def gallery(service: Serving) -> Response:
     """Show numbers, settings, and what can be asked for."""
     return json_answer(await service.read(lambda retriever: gallery_answer(retriever, service.settings)))
 
 
-@router.get("/labels", response_model=schemas.LabelsAnswer, responses=schemas.refusals(), summary="The classes")
+@router.get("/labels", response_model=schemas.LabelsAnswer, summary="The classes")
 async def labels(service: Serving, prefix: Prefix = "", limit: Limit = 100) -> Response:
     """List classes in alphabetical order, those that start with `prefix`, whatever its case."""
     counts = await service.read(lambda retriever: _counts(retriever, prefix))
     return json_answer(schemas.LabelsAnswer(labels=counts[:limit], total=len(counts)))
 
 
-@router.get(
-    "/prototypes",
-    response_model=schemas.PrototypesAnswer,
-    responses=schemas.refusals(),
-    summary="The class prototypes",
-)
+@router.get("/prototypes", response_model=schemas.PrototypesAnswer, summary="The class prototypes")
 async def prototypes(service: Serving, prefix: Prefix = "", limit: Limit = 1000) -> Response:
     """List the names for `against: "label:…"`."""
     counts = await service.read(lambda retriever: _counts(retriever, prefix))
     return json_answer(schemas.PrototypesAnswer(prototypes=counts[:limit], total=len(counts)))
 
 
-@router.get("/images", response_model=schemas.ImagesAnswer, responses=schemas.refusals(), summary="The images")
+@router.get("/images", response_model=schemas.ImagesAnswer, summary="The images")
 async def images(
     service: Serving, offset: Offset = 0, limit: Limit = 100, where: Annotated[schemas.Text | None, Query()] = None
 ) -> Response:
