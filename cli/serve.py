@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -157,7 +157,10 @@ def _introduce(service: Service, url: str, host: str) -> None:
             "no images are shown: this gallery does not come from you on this machine, and could name any file here as "
             f"an image; if its images lie where others may look, name that folder (--root {manifest.root})"
         )
-    if not _is_loopback(host):
+    is_local = host == "localhost"
+    with suppress(ValueError):
+        is_local = ipaddress.ip_address(host).is_loopback
+    if not is_local:
         has_token = service.settings.read_token is not None
         whoever = "whoever has the read token and reaches" if has_token else "whoever reaches"
         remedy = "" if has_token else "; --read-token-file FILE asks for a token"
@@ -175,13 +178,6 @@ def _given_token(file: Path | None, variable: str) -> str | None:
         return file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: expected a file with the token ({error})") from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _cores() -> int:

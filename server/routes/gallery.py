@@ -167,7 +167,13 @@ async def add(
     label: Annotated[Label | None, Query()] = None,
 ) -> Response:
     """The image is kept as it was sent, under a name made of its contents; 409 if the gallery has it already."""
-    said = _columns(columns)
+    wanted = 'columns: expected a JSON object of short printable strings, such as {"camera": "3"}'
+    try:
+        said = _COLUMNS.validate_python(json.loads(columns))
+    except (ValueError, RecursionError, ValidationError) as error:
+        raise ApiError(422, wanted, reason="input") from error
+    if len(said) > _MOST_COLUMNS or said.keys() & {"path", "label"}:
+        raise ApiError(422, f"columns: at most {_MOST_COLUMNS}, and none of them called path or label", reason="input")
     data = await image.read()
     suffix = upload_suffix(data)
     done = (await unless_gone(request, service.encode(data))).done
@@ -209,15 +215,3 @@ async def remove(service: Serving, id: Annotated[int, Path(ge=0, le=schemas.MAX_
             raise ApiError(404, f"there is no image {id}; it may have been removed", reason="id")
         service.has_changed = True
     return Response(status_code=204)
-
-
-def _columns(text: str) -> dict[str, str]:
-    """The user's columns of a new image."""
-    try:
-        columns = _COLUMNS.validate_python(json.loads(text))
-    except (ValueError, RecursionError, ValidationError) as error:
-        wanted = 'columns: expected a JSON object of short printable strings, such as {"camera": "3"}'
-        raise ApiError(422, wanted, reason="input") from error
-    if len(columns) > _MOST_COLUMNS or columns.keys() & {"path", "label"}:
-        raise ApiError(422, f"columns: at most {_MOST_COLUMNS}, and none of them called path or label", reason="input")
-    return columns
