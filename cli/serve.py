@@ -181,7 +181,6 @@ def _given_token(file: Path | None, variable: str) -> str | None:
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

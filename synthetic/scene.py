@@ -142,7 +142,6 @@ def _arranged(
 
 
 def _corners(polygons: Sequence[tuple[Float[np.ndarray, "n 2"], ...]]) -> Float[np.ndarray, "2 2"]:
-    """Top left and bottom right corner of the box around all polygons."""
     points = np.concatenate([polygon for pair in polygons for polygon in pair])
     return np.stack([points.min(axis=0), points.max(axis=0)])
 

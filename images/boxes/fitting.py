@@ -46,7 +46,6 @@ class BoxTable:
     problems: tuple[str, ...] = ()  # boxes and annotations that cannot be used and are left out: place and reason
 
     def __len__(self) -> int:
-        """Number of images with boxes."""
         return len(self.by_file) + len(self.by_stem)
 
     def of(self, file: Path, *, relative: str = "") -> Annotation | None:
@@ -223,7 +222,6 @@ def _exceeds(box: Box, size: Size) -> bool:
 
 
 def _fit(frame: _Frame, said: _Said, is_stored: bool | None) -> Annotation:
-    """The annotation as `fitted` describes it."""
     boxes, given = frame.boxes, frame.given or frame.size
     if frame.orientation != 1 and boxes:
         if is_stored and given != SHARES:

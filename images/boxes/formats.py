@@ -132,7 +132,6 @@ def _read_csv(path: Path) -> BoxTable:
 
 
 def _columns(path: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """The four columns of a box."""
     columns = box_columns(names)
     if "path" in names and len(columns) == 4:
         return columns
@@ -289,7 +288,6 @@ def _limit(path: Path, limit: int) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, without the empty ones."""
     _limit(path, MAX_TABLE)
     lines = (line.strip() for line in text_of(path).splitlines())
     return ((number, line) for number, line in enumerate(lines, start=1) if line)

@@ -146,7 +146,6 @@ class _Intake:
         self._total = total
 
     def carry_through(self, stream: Stream, offers: Iterable[Offer], images: Listing | None = None) -> AddReport:
-        """Encode and commit, whatever happens on the way."""
         try:
             with closing(stream(offers)) as batches:  # its threads end before the last commit
                 for batch in batches:
@@ -227,7 +226,6 @@ class _Intake:
             self.skipped.append(Skipped(offer.path, error.reason))
 
     def _accept(self, offers: Sequence[Offer], vectors: Vectors) -> None:
-        """Hand over to the writer what can be searched."""
         refused = unusable(vectors, self.writer.manifest.spec.metric)
         for row, reason in refused.items():
             self._refuse(offers[row], ImageError(offers[row].file, reason))

@@ -104,8 +104,6 @@ class RayEngine:
 
 @dataclass(frozen=True)
 class _Work:
-    """The orders of every worker."""
-
     settings: InferenceSettings
     spec: Spec
     maps: bool
@@ -209,8 +207,6 @@ def _settled(settings: InferenceSettings) -> InferenceSettings:
 
 
 class _Worker:
-    """One encoder at work in a process of its own."""
-
     def __init__(self, checkpoint: bytes, work: _Work) -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "encoder.safetensors"

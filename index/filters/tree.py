@@ -87,8 +87,6 @@ class Range:
 
 @dataclass(frozen=True)
 class _Parts:
-    """Filters that are combined."""
-
     parts: tuple[Filter, ...]
     depth: int = field(init=False, repr=False, compare=False)
 
