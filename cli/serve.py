@@ -91,12 +91,13 @@ def serve(
         missing = f"the server needs {error.name}, which is not installed: pip install 'distcam[serve]'"
         raise MissingExtraError(missing) from error
     given = _given_token(token_file, TOKEN_VARIABLE) if writable else None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     settings = Settings(
         gallery=gallery,
         encoder=encoder,
         root=root,
         device=device,
-        threads=threads or _cores(),
+        threads=threads or cores,
         max_batch=max_batch,
         window_ms=window_ms,
         concurrency=concurrency,
@@ -178,9 +179,3 @@ def _given_token(file: Path | None, variable: str) -> str | None:
         return file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: expected a file with the token ({error})") from error
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

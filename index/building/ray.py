@@ -120,7 +120,21 @@ def _running(engine: RayEngine) -> Iterator[Any]:
         ) from error
     is_ours = not ray.is_initialized()
     if is_ours:
-        _start(ray, engine)
+        options: dict[str, Any] = {"address": engine.address}
+        if engine.address is None:
+            cores = max(os.cpu_count() or 1, (engine.workers or 1) + 1)
+            options = {"address": "local", "include_dashboard": False, "num_cpus": cores}
+        name = "RAY_USAGE_STATS_ENABLED"
+        before = os.environ.get(name)
+        os.environ[name] = before or "0"  # Ray reports its use to its makers unless this says no while it starts
+        try:
+            ray.init(log_to_driver=False, logging_level="error", **options)
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            where = engine.address or "this machine"
+            raise GalleryError(f"Ray cannot be reached or started at {where}: {_last_line(error)}") from error
+        finally:
+            if before is None:
+                del os.environ[name]
     try:
         yield ray
     except ray.exceptions.RayError as error:
@@ -128,24 +142,6 @@ def _running(engine: RayEngine) -> Iterator[Any]:
     finally:
         if is_ours:
             ray.shutdown()
-
-
-def _start(ray: Any, engine: RayEngine) -> None:
-    options: dict[str, Any] = {"address": engine.address}
-    if engine.address is None:
-        cores = os.cpu_count() or 1
-        options = {"address": "local", "include_dashboard": False, "num_cpus": max(cores, (engine.workers or 1) + 1)}
-    name = "RAY_USAGE_STATS_ENABLED"
-    before = os.environ.get(name)
-    os.environ[name] = before or "0"  # Ray reports its use to its makers unless this says no while it starts
-    try:
-        ray.init(log_to_driver=False, logging_level="error", **options)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        where = engine.address or "this machine"
-        raise GalleryError(f"Ray cannot be reached or started at {where}: {_last_line(error)}") from error
-    finally:
-        if before is None:
-            del os.environ[name]
 
 
 def _last_line(error: BaseException) -> str:
